@@ -1,0 +1,40 @@
+# Needs Python 3.10 or newer and make; everything else goes into .venv.
+PYTHON ?= python3
+# PyTorch for Linux on PyPI is the CUDA build (several GB). For the small one:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+BIN := .venv/bin
+LENET := models/lenet5-mnist
+
+.PHONY: demo test lint benchmarks clean
+
+demo: .venv/ready
+	@if $(BIN)/python -c "import tensorrt_rtx" 2>/dev/null; then \
+	  $(BIN)/optimize $(LENET)/model.onnx --recipe $(LENET)/recipe.toml --out build/lenet5; \
+	else \
+	  echo "TensorRT-RTX has no package for this platform: the demo leaves its engine out"; \
+	  $(BIN)/optimize $(LENET)/model.onnx --recipe $(LENET)/recipe.toml --out build/lenet5 --target onnx; \
+	fi
+
+test: .venv/ready lint
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Lathe needs Python 3.10 or newer: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@if [ -n "$(TORCH_INDEX)" ]; then $(BIN)/pip install -q -c constraints.txt torch --index-url $(TORCH_INDEX); fi
+	$(BIN)/pip install -q -c constraints.txt -e ".[train,rtx,dev]"
+	@touch $@
+
+benchmarks: .venv/ready
+	$(BIN)/python benchmarks/kmeans.py
+	$(BIN)/python benchmarks/vgg16.py
+	$(BIN)/python benchmarks/resnet20_int8.py
+
+clean:
+	rm -rf .venv build

@@ -1,0 +1,1 @@
+"""The driver: reads the request, runs the pipeline, judges the result."""

@@ -1,0 +1,87 @@
+"""Checkpoints of a run: `steps/02-prune.onnx` after each pass, and `steps/run.json`, which says what they are made of.
+
+A run resumes from its last step whose file is intact, and only if recipe, model, data and version are those of the first run.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lathe import UsageError
+from optimizer.report.record import StepRecord, _plain, step_from_json
+
+STATE = "run.json"
+
+
+class Checkpoints:
+    """The `steps` folder of one output folder. `identity` maps the name of an ingredient to its fingerprint."""
+
+    def __init__(self, out: Path, identity: Mapping[str, str]) -> None:
+        self.folder = out / "steps"
+        self.identity = dict(identity)
+        self.done: list[tuple[StepRecord, str]] = []
+
+    def path(self, number: int, name: str) -> Path:
+        return self.folder / f"{number:02d}-{name}.onnx"
+
+    def start(self) -> None:
+        """Forgets an earlier run: its checkpoints go, other files in the folder stay."""
+        for name in _state_files(self.folder):
+            (self.folder / name).unlink(missing_ok=True)
+            (self.folder / f"{name}.data").unlink(missing_ok=True)
+        (self.folder / STATE).unlink(missing_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write()
+
+    def resume(self) -> list[StepRecord]:
+        """The records of the steps that need not run again. Raises UsageError if there is no earlier run, or it was another one."""
+        state = _read_state(self.folder)
+        if state is None:
+            raise UsageError(f"{self.folder.parent}: no earlier run to resume; run without --resume")
+        for key in self.identity.keys() | state["identity"].keys():
+            if self.identity.get(key) != state["identity"].get(key):
+                raise UsageError(f"{self.folder.parent}: cannot resume, the {key} changed since; run without --resume to start again")
+        for entry in state["steps"]:
+            record = step_from_json(entry["record"])
+            path = self.folder.parent / record.file
+            if not path.is_file() or file_hash(path) != entry["sha256"]:
+                break
+            self.done.append((record, entry["sha256"]))
+        self._write()
+        return [record for record, _ in self.done]
+
+    def add(self, record: StepRecord, path: Path) -> None:
+        self.done.append((record, file_hash(path)))
+        self._write()
+
+    def _write(self) -> None:
+        steps = [{"record": _plain(vars(record)), "sha256": digest} for record, digest in self.done]
+        partial = self.folder / f"{STATE}.part"
+        partial.write_text(json.dumps({"identity": self.identity, "steps": steps}, indent=1) + "\n", encoding="utf-8")
+        partial.replace(self.folder / STATE)
+
+
+def _read_state(folder: Path) -> dict[str, Any] | None:
+    try:
+        state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return state if {"identity", "steps"} <= state.keys() else None
+
+
+def _state_files(folder: Path) -> list[str]:
+    state = _read_state(folder)
+    return [Path(entry["record"]["file"]).name for entry in state["steps"]] if state else []
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of the file and of its external data file, if it has one."""
+    digest = hashlib.sha256()
+    for part in (path, path.with_name(path.name + ".data")):
+        if part.is_file():
+            with part.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,40 @@
+"""Judges one finished model against another on the same data: the `gate` command."""
+
+from pathlib import Path
+
+from lathe import UsageError
+from optimizer.gate import parse_gates
+from optimizer.inspect import measure
+from optimizer.pipeline import judge, sample_feeds
+from optimizer.recipe import Recipe
+from optimizer.report.record import GateRecord
+from optimizer.services import open_roles
+from optimizer.ui import Ui
+from runtime import model_file, ort
+from runtime.evaluate import evaluate, reference
+
+
+def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> list[GateRecord]:
+    """A verdict per gate of the recipe. `data` is evaluation data here: nothing is trained.
+
+    Raises UsageError if a gate asks for what cannot be measured, and ModelError or DataError as loading does.
+    """
+    gates = parse_gates(recipe.gates)
+    models = [model_file.load(base), model_file.load(candidate)]
+    as_evaluation = Recipe(eval=recipe.eval or recipe.data, preprocess=recipe.preprocess)
+    data = open_roles(as_evaluation, models[0]).evaluation
+    sessions = [ort.session(base), ort.session(candidate)]
+    found: list[dict[str, float]] = []
+    for path, one in zip((base, candidate), models, strict=True):
+        found.append(measure(one).as_metrics() | {"size": float(model_file.inspect_file(path).size_bytes)})
+    if data is not None:
+        original = reference(sessions[0], data, ui.status)
+        found[0] |= original.metrics
+        found[1] |= evaluate(sessions[1], data, original, ui.status)
+    if any(gate.metric == "latency" for gate in gates):
+        feeds = sample_feeds(data, sessions[0], 1)
+        found[0]["latency"], found[1]["latency"] = ort.latency_pair(sessions[0], sessions[1], feeds)
+    for gate in gates:
+        if reason := gate.missing(set(found[1])):
+            raise UsageError(reason)
+    return judge(gates, found[0], found[1], "model")

@@ -1,0 +1,119 @@
+"""Per-layer table of a model: shape, parameters, multiply-accumulates (MACs), and the bytes that its weights take in the file."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from passes.contract import runtime_inputs, skeleton
+from passes.graph import Constant
+from passes.graph.layers import stored_in, weights
+from passes.graph.model import import_model
+
+Shape = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer with a weight. `macs` is per sample, None where a shape is not known before the model runs."""
+
+    node: str
+    op: str
+    weight_shape: Shape
+    output_shape: Shape | None
+    parameters: int
+    zeros: int
+    weight_bytes: int
+    macs: int | None
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model weighs, without running it."""
+
+    parameters: int
+    weight_bytes: int
+    sparsity: float
+    macs: int | None
+
+    def as_metrics(self) -> dict[str, float]:
+        found: dict[str, float] = {"weights": self.weight_bytes, "sparsity": self.sparsity, "parameters": self.parameters}
+        if self.macs is not None:
+            found["macs"] = self.macs
+        return found
+
+
+def layer_rows(model: onnx.ModelProto) -> list[LayerRow]:
+    """One row per layer in graph order; a shared weight is counted in its first row only."""
+    shapes = _shapes(model)
+    rows = []
+    for weight in weights(import_model(model), lambda node, reason: None):
+        zeros, size = weight.zeros()
+        stored = sum(_stored_bytes(leaf) for leaf in {leaf.name: leaf for leaf in stored_in(weight.tensor)}.values())
+        shape: Shape = tuple(weight.tensor.shape) if weight.is_initializer else shapes.get(weight.name) or (size,)
+        for index, node in enumerate(weight.nodes):
+            output = shapes.get(node.outputs[0].name)
+            first = index == 0
+            macs = _macs(node, size, shapes.get(node.inputs[0].name), output)
+            rows.append(LayerRow(node.name, node.op, shape, output, first * size, first * zeros, first * stored, macs))
+    return rows
+
+
+def measure(model: onnx.ModelProto, rows: list[LayerRow] | None = None) -> Size:
+    """Parameters are the layers' weights; weight bytes are all initializers as stored; sparsity is the share of zeros of those weights."""
+    rows = layer_rows(model) if rows is None else rows
+    parameters = sum(row.parameters for row in rows)
+    macs = [row.macs for row in rows]
+    return Size(
+        parameters=parameters,
+        weight_bytes=sum(_proto_bytes(tensor) for tensor in model.graph.initializer),
+        sparsity=sum(row.zeros for row in rows) / parameters if parameters else 0.0,
+        macs=None if any(value is None for value in macs) else sum(value for value in macs if value is not None),
+    )
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Shapes by shape inference at batch 1: an unknown first dimension of an input is taken as 1."""
+    light = skeleton(model)
+    fed = {value.name for value in runtime_inputs(model)}
+    for value in light.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name in fed and dims and not dims[0].dim_value:
+            dims[0].dim_value = 1
+    for value in light.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        return {}
+    found = {}
+    for value in [*light.graph.input, *light.graph.value_info, *light.graph.output]:
+        if value.type.tensor_type.HasField("shape"):
+            found[value.name] = tuple(dim.dim_value or dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim)
+    return found | {tensor.name: tuple(tensor.dims) for tensor in light.graph.initializer}
+
+
+def _macs(node: Any, weight_size: int, source: Shape | None, output: Shape | None) -> int | None:
+    """Conv: weight size times output positions; ConvTranspose: times input positions; Gemm and MatMul: times rows."""
+    shape = source if node.op == "ConvTranspose" else output
+    if shape is None or not all(isinstance(dim, int) for dim in shape):
+        return None
+    repeats = (shape[0], *shape[2:]) if node.op in ("Conv", "ConvTranspose") else shape[:-1]
+    return weight_size * math.prod(int(dim) for dim in repeats)
+
+
+def _stored_bytes(leaf: Constant) -> int:
+    bits = onnx_bits(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(leaf.dtype)))
+    return -(-int(np.prod(leaf.shape, dtype=np.int64)) * bits // 8)
+
+
+def _proto_bytes(tensor: onnx.TensorProto) -> int:
+    return -(-int(np.prod(tensor.dims, dtype=np.int64)) * onnx_bits(tensor.data_type) // 8)
+
+
+def onnx_bits(data_type: int) -> int:
+    """Bits per element of an ONNX element type as packed raw data."""
+    four = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1)
+    return 4 if data_type in four else 8 * onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize

@@ -1,0 +1,249 @@
+"""What the user asks for, from the command line or a TOML file -> a frozen, validated Recipe.
+
+fold, prune(sparsity=0.9, layers={"conv*": 0.5}), retrain(epochs=2), codebook(bits=4), retrain, int8
+
+[[pass]]                      gate = ["top1 drop <= 0.5%"]
+name = "prune"                target = ["onnx", "tensorrt-rtx(compute=sm86)"]
+sparsity = 0.9                [data]
+                              train = "digits.npz:train"
+"""
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lathe import UsageError, nearest
+from passes.base import Pass, configure
+from passes.registry import find
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DATA_ROLES = ("data", "train", "calibration", "eval")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A name with options, as written: `prune(sparsity=0.9)`."""
+
+    name: str
+    options: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        inside = ", ".join(f"{key}={_written(value)}" for key, value in self.options.items())
+        return f"{self.name}({inside})" if inside else self.name
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole request but for the model and the output folder. Paths are absolute or relative to the working directory."""
+
+    steps: tuple[Call, ...] = ()
+    gates: tuple[str, ...] = ()
+    targets: tuple[Call, ...] = (Call("onnx", {}),)
+    data: str | None = None
+    train: str | None = None
+    calibration: str | None = None
+    eval: str | None = None
+    preprocess: str | None = None
+    retrain: str | None = None
+    seed: int = 0
+
+    def passes(self) -> list[Pass]:
+        """A fresh, configured instance per step. Raises UsageError for an unknown pass or option, a bad value or a bad order."""
+        instances = [configure(find(step.name), step.options) for step in self.steps]
+        _check_order(instances)
+        return instances
+
+
+def _check_order(instances: Sequence[Pass]) -> None:
+    names = [instance.name for instance in instances]
+    for index, instance in enumerate(instances):
+        for other, reason in instance.before.items():
+            if other in names[:index]:
+                raise UsageError(f"pass '{instance.name}' must come before '{other}': {reason}")
+        for other, reason in instance.after.items():
+            if other in names and other not in names[:index]:
+                raise UsageError(f"pass '{instance.name}' must come after '{other}': {reason}")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Reads a TOML recipe; its paths are relative to its own folder. Raises UsageError naming the file and the key."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot read the recipe ({getattr(error, 'strerror', None) or error})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from error
+    _known(path, "", table, ("passes", "pass", "gate", "target", "retrain", "seed", "data"))
+    data = _typed(path, "data", table.get("data", {}), dict)
+    _known(path, "data.", data, (*DATA_ROLES, "preprocess"))
+    fields: dict[str, Any] = {key: _typed(path, f"data.{key}", value, str) for key, value in data.items()}
+    for role in DATA_ROLES:
+        if role in fields:
+            fields[role] = _beside(path, fields[role])
+    if "retrain" in table:
+        fields["retrain"] = _beside(path, _typed(path, "retrain", table["retrain"], str))
+    if "seed" in table:
+        fields["seed"] = _typed(path, "seed", table["seed"], int)
+    if "gate" in table:
+        fields["gates"] = tuple(_strings(path, "gate", table["gate"]))
+    if "target" in table:
+        fields["targets"] = tuple(call for text in _strings(path, "target", table["target"]) for call in parse_calls(text, "target"))
+    if "pass" in table and "passes" in table:
+        raise UsageError(f"{path}: has both 'passes' and [[pass]]; keep one")
+    if "passes" in table:
+        fields["steps"] = parse_calls(_typed(path, "passes", table["passes"], str), "passes")
+    else:
+        fields["steps"] = tuple(_step(path, entry) for entry in _typed(path, "pass", table.get("pass", []), list))
+    return Recipe(**fields)
+
+
+def _step(path: Path, entry: Any) -> Call:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise UsageError(f'{path}: every [[pass]] needs a name, such as name = "prune"')
+    return Call(entry["name"], {key: value for key, value in entry.items() if key != "name"})
+
+
+def override(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with every change that is not None."""
+    return dataclasses.replace(recipe, **{key: value for key, value in changes.items() if value is not None})
+
+
+def _beside(recipe: Path, spec: str) -> str:
+    """A path in a recipe is meant from the recipe's folder; `file.npz:part` and `file.py:function` keep what follows the colon."""
+    return spec if Path(spec).is_absolute() else os.path.normpath(recipe.parent / spec)
+
+
+def _known(path: Path, prefix: str, table: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    for key in table:
+        if key not in allowed:
+            hint = nearest(key, allowed) or f"; known are {', '.join(allowed)}"
+            raise UsageError(f"{path}: unknown key '{prefix}{key}'{hint}")
+
+
+def _typed(path: Path, key: str, value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise UsageError(f"{path}: '{key}' takes {kind.__name__}, not {value!r}")
+    return value
+
+
+def _strings(path: Path, key: str, value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    return [_typed(path, key, item, str) for item in values]
+
+
+_TOKEN = re.compile(r"""\s*(?:(?P<quoted>"[^"]*"|'[^']*')|(?P<mark>[(){}=,:])|(?P<word>[^\s(){}=,:"']+(?::[^\s(){}=,:"']+)*))""")
+
+
+def parse_calls(text: str, what: str) -> tuple[Call, ...]:
+    """Parses `name, name(key=value, ...)`. Values: numbers, 90%, true, false, none, words, quoted text, {pattern: value}.
+
+    Raises UsageError that shows the place. `what` names the option in the message.
+    """
+    reader = _Reader(text, what)
+    calls = []
+    while not reader.done():
+        name = reader.word("a name")
+        options: dict[str, Any] = {}
+        if reader.accept("("):
+            while not reader.accept(")"):
+                key = reader.word(f"an option of '{name}' or ')'")
+                reader.expect("=", f"behind '{key}'")
+                if key in options:
+                    raise UsageError(f"{what}: '{name}' has '{key}' twice")
+                options[key] = reader.value()
+                if not reader.accept(","):
+                    reader.expect(")", f"behind the options of '{name}'")
+                    break
+        calls.append(Call(name, options))
+        if not reader.done():
+            reader.expect(",", f"behind '{name}'")
+    return tuple(calls)
+
+
+class _Reader:
+    def __init__(self, text: str, what: str) -> None:
+        self.what = what
+        self.text = text
+        self.tokens = list(self._split(text))
+        self.at = 0
+
+    def _split(self, text: str) -> Iterator[tuple[str, str]]:
+        position = 0
+        while text[position:].strip():
+            match = _TOKEN.match(text, position)
+            if match is None:
+                raise UsageError(f"{self.what}: cannot read '{text[position:].strip()}'; a quote is not closed")
+            position = match.end()
+            kind = str(match.lastgroup)
+            yield kind, match.group(kind)
+
+    def done(self) -> bool:
+        return self.at >= len(self.tokens)
+
+    def _next(self) -> tuple[str, str]:
+        return ("end", "the end") if self.done() else self.tokens[self.at]
+
+    def accept(self, mark: str) -> bool:
+        found = self._next() == ("mark", mark)
+        self.at += found
+        return found
+
+    def expect(self, mark: str, where: str) -> None:
+        if not self.accept(mark):
+            raise UsageError(f"{self.what}: expected '{mark}' {where}, found '{self._next()[1]}' in: {self.text}")
+
+    def word(self, wanted: str) -> str:
+        kind, text = self._next()
+        if kind != "word":
+            raise UsageError(f"{self.what}: expected {wanted}, found '{text}' in: {self.text}")
+        self.at += 1
+        return text
+
+    def value(self) -> Any:
+        if self.accept("{"):
+            table = {}
+            while not self.accept("}"):
+                kind, key = self._next()
+                if kind not in ("word", "quoted"):
+                    raise UsageError(f"{self.what}: expected a name pattern, found '{key}' in: {self.text}")
+                self.at += 1
+                self.expect(":", f"behind '{key}'")
+                table[key.strip("\"'")] = self.value()
+                if not self.accept(","):
+                    self.expect("}", "behind the table")
+                    break
+            return table
+        kind, text = self._next()
+        if kind == "quoted":
+            self.at += 1
+            return text[1:-1]
+        return _literal(self.word("a value"))
+
+
+def _literal(word: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if word.lower() in words:
+        return words[word.lower()]
+    if re.fullmatch(r"[-+]?\d+", word):
+        return int(word)
+    try:
+        return float(word[:-1]) / 100 if word.endswith("%") else float(word)
+    except ValueError:
+        return word
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f'"{key}": {_written(item)}' for key, item in value.items()) + "}"
+    return str(value)

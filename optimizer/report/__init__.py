@@ -1,0 +1,1 @@
+"""The run record, and how it is shown."""

@@ -1,0 +1,129 @@
+"""The run record as tables on a terminal (or as plain text, when the output is not one)."""
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from optimizer.report.record import RunRecord, StepRecord
+
+SKIPS_SHOWN = 8
+FILE_WIDTH = 140
+"""Of the output when it is not a terminal."""
+
+COLUMNS = (
+    ("top1", "top-1"),
+    ("agreement", "agrees"),
+    ("sqnr", "SQNR"),
+    ("sparsity", "zeros"),
+    ("size", "file"),
+    ("weights", "weights"),
+    ("macs", "MACs"),
+    ("latency", "latency"),
+)
+
+
+DROPPED_FIRST = ("weights", "macs", "sqnr", "agreement")
+"""Columns that go when the terminal is narrow, in this order; report.json has everything."""
+
+
+def show(record: RunRecord, console: Console) -> None:
+    """Prints what was done and measured, worst news included."""
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    table = _steps_table(record, ())
+    unbounded = console.options.update(max_width=1000)
+    for count_dropped in range(1, len(DROPPED_FIRST) + 1):
+        if Measurement.get(console, unbounded, table).maximum <= console.width:
+            break
+        table = _steps_table(record, DROPPED_FIRST[:count_dropped])
+    console.print(table)
+    for step in record.steps:
+        _show_step(step, console)
+    for target in record.targets:
+        if target.error:
+            console.print(f"target {target.name}: FAILED: {target.error}", markup=False)
+            continue
+        quality = ", ".join(f"{title} {shown(key, target.quality[key])}" for key, title in COLUMNS[:3] if key in target.quality)
+        files = ", ".join(target.files)
+        console.print(
+            f"target {target.name}: {files} ({size(target.size_bytes)})" + (f"; as lowered: {quality}" if quality else ""), markup=False
+        )
+        _show_skips(target.skips, console)
+    for verdict in record.gates:
+        style = "green" if verdict.passed else "bold red"
+        console.print(f"[{style}]gate {'passed' if verdict.passed else 'FAILED'}[/] ({verdict.subject})  ", end="")
+        console.print(verdict.message, markup=False)
+    for note in record.data:
+        console.print(f"data  {note}", markup=False)
+    console.print(f"{record.outcome} in {record.seconds:.0f} s", markup=False)
+
+
+def _steps_table(record: RunRecord, dropped: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    table.add_column("after", no_wrap=True)
+    rows = [record.baseline, *(step.quality for step in record.steps)]
+    used = [(key, title) for key, title in COLUMNS if key not in dropped and any(key in row for row in rows)]
+    for _, title in used:
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_row("(original)", *(shown(key, record.baseline.get(key), record.baseline.get(key)) for key, _ in used), "")
+    for step in record.steps:
+        name = f"{step.number} {step.name}" + ("" if step.changed else " (nothing to do)")
+        cells = [shown(key, step.quality.get(key), _base(record, step, key)) for key, _ in used]
+        table.add_row(name, *cells, f"{step.seconds:.1f} s")
+    return table
+
+
+def _base(record: RunRecord, step: StepRecord, key: str) -> float | None:
+    return step.quality.get("base_latency") if key == "latency" else record.baseline.get(key)
+
+
+def _show_step(step: StepRecord, console: Console) -> None:
+    console.print(f"[bold]{step.number} {step.name}[/]  ", end="")
+    found = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in step.metrics.items())
+    console.print(found or ("" if step.changed else "nothing to do"), markup=False)
+    for edit in step.edits[:SKIPS_SHOWN]:
+        console.print(f"    {edit['node']}: {edit['what']}", markup=False)
+    if len(step.edits) > SKIPS_SHOWN:
+        console.print(f"    and {len(step.edits) - SKIPS_SHOWN} more; report.json has them all", markup=False)
+    _show_skips(step.skips, console)
+    if step.worse:
+        console.print(f"    made worse: {', '.join(sorted(step.worse))}", markup=False)
+
+
+def _show_skips(skips: list[dict[str, str]], console: Console) -> None:
+    for skip in skips[:SKIPS_SHOWN]:
+        console.print(f"    skipped {skip['node']}: {skip['reason']}", markup=False)
+    if len(skips) > SKIPS_SHOWN:
+        console.print(f"    and {len(skips) - SKIPS_SHOWN} more skipped; report.json has them all", markup=False)
+
+
+def shown(key: str, value: float | None, base: float | None = None) -> str:
+    """A metric with its unit; sizes and times also as a ratio to `base`."""
+    if value is None:
+        return "-"
+    if key in ("top1", "top5", "agreement", "sparsity"):
+        return f"{100 * value:.2f} %"
+    if key == "sqnr":
+        return "equal" if math.isinf(value) else f"{value:.1f} dB"
+    ratio = f" ({base / value:.1f}x)" if base and value and base != value else ""
+    if key in ("size", "weights"):
+        return size(value) + ratio
+    if key == "latency":
+        return f"{value:.2f} ms{ratio}"
+    return count(value)
+
+
+def size(value: float) -> str:
+    """Bytes in decimal units: 1.72 MB."""
+    return f"{count(value)}B" if value >= 1000 else f"{value:.0f} B"
+
+
+def count(value: float) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:.0f}"

@@ -1,0 +1,97 @@
+"""What the pipeline gives to passes: data in its roles, the calibrator, the trainer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from lathe import DataError, UsageError
+from optimizer.recipe import Recipe
+from passes.base import Context, Pass
+from runtime.calibration import StreamingCalibrator
+from runtime.data import DataSource, model_classes, model_inputs, open_source, overlap, split, take
+from runtime.training import TorchTrainer, require_torch
+
+CALIBRATION_SAMPLES = 512
+
+
+@dataclass
+class Roles:
+    """Data by role. `notes` are sentences for the report that say where each comes from."""
+
+    train: DataSource | None = None
+    calibration: DataSource | None = None
+    evaluation: DataSource | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def fingerprints(self) -> dict[str, str]:
+        roles = {"training data": self.train, "calibration data": self.calibration, "evaluation data": self.evaluation}
+        return {name: source.fingerprint for name, source in roles.items() if source is not None}
+
+
+def open_roles(recipe: Recipe, model: onnx.ModelProto) -> Roles:
+    """Opens the data that the recipe names and splits `data` among the roles without data of their own.
+
+    Evaluation data is never trained on: the same data in both roles is refused. Raises DataError or UsageError.
+    """
+    inputs, classes = model_inputs(model), model_classes(model)
+
+    def source(spec: str | None) -> DataSource | None:
+        return None if spec is None else open_source(spec, inputs, recipe.preprocess, classes)
+
+    roles = Roles(source(recipe.train), source(recipe.calibration), source(recipe.eval))
+    for role, spec in (("training", recipe.train), ("calibration", recipe.calibration), ("evaluation", recipe.eval)):
+        if spec is not None:
+            roles.notes.append(f"{role}: {spec}")
+    if recipe.data is not None:
+        _split_data(recipe.data, open_source(recipe.data, inputs, recipe.preprocess, classes), roles, recipe.seed)
+    if roles.calibration is None and roles.train is not None:
+        roles.calibration = take(roles.train, CALIBRATION_SAMPLES)
+        roles.notes.append(f"calibration: {roles.calibration.count or CALIBRATION_SAMPLES} of the training samples, evenly spread")
+    if roles.train is not None and roles.evaluation is not None and (shared := overlap(roles.train, roles.evaluation)):
+        raise UsageError(
+            f"{shared} evaluation samples are in the training data too; name different ones with --train and --eval, "
+            "or give --data alone to split it"
+        )
+    return roles
+
+
+def _split_data(spec: str, whole: DataSource, roles: Roles, seed: int) -> None:
+    if roles.evaluation is None:
+        parts = split(whole, seed=seed)
+        roles.train = roles.train or parts.train
+        roles.calibration = roles.calibration or parts.calibration
+        roles.evaluation = parts.evaluation
+        roles.notes.append(f"{spec}: {parts.description}")
+    elif roles.train is None:
+        roles.train = whole
+        roles.notes.append(f"training: {spec}")
+    else:
+        raise UsageError("--data is given, but --train and --eval already name all the data; leave --data out")
+
+
+def check_needs(passes: list[Pass], roles: Roles) -> None:
+    """Raises before anything runs if a pass lacks its data, or PyTorch. DataError or UsageError name the pass and the option."""
+    for instance in passes:
+        if "calibrator" in instance.needs and roles.calibration is None:
+            raise DataError(f"pass '{instance.name}' needs calibration data; give --data, --train or --calibration")
+        if "trainer" in instance.needs:
+            if roles.train is None:
+                raise DataError(f"pass '{instance.name}' needs training data; give --data or --train")
+            require_torch()
+
+
+def make_context(
+    recipe: Recipe,
+    roles: Roles,
+    teacher: onnx.ModelProto | None,
+    log: Path,
+    status: Callable[[str], None],
+) -> Context:
+    """The services that the data allows. `teacher` is the original model, for a recipe that retrains."""
+    calibrator = None if roles.calibration is None else StreamingCalibrator(roles.calibration)
+    trainer = None
+    if roles.train is not None:
+        trainer = TorchTrainer(roles.train, teacher, hook=recipe.retrain, log=log, progress=status)
+    return Context(calibrator=calibrator, trainer=trainer, progress=status)

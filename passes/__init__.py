@@ -1,0 +1,1 @@
+"""Passes: graph -> graph. One pass per file; a file in this folder that registers a Pass is found by `passes.registry`."""

@@ -1,0 +1,191 @@
+"""What a pass is: a class with a frozen Config, ordering constraints as data, and `apply(graph, context) -> PassReport`.
+
+The pipeline, not the pass, checks the contract (passes/contract.py), stamps created nodes and writes checkpoints.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Any, ClassVar, Protocol, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import onnx
+
+from lathe import PassError, UsageError, nearest
+from passes.graph import Graph
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A node that a pass left alone, and why. A reason is a phrase without the node's name: "its weight is computed at run time"."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A node that a pass changed, and how, in a phrase: "61 of 64 zeros"."""
+
+    node: str
+    what: str
+
+
+@dataclass
+class PassReport:
+    """What a pass did. An empty report means that there was nothing to do."""
+
+    edits: list[Edit] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def edit(self, node: str, what: str) -> None:
+        self.edits.append(Edit(node, what))
+
+    def skip(self, node: str, reason: str) -> None:
+        self.skips.append(Skip(node, reason))
+
+
+class TensorStatistics(Protocol):
+    """Streamed statistics of one activation tensor over the calibration data."""
+
+    minimum: float
+    maximum: float
+
+    def percentile(self, percent: float) -> tuple[float, float]:
+        """Range (low, high) that holds the central `percent` of the values, from a histogram; never outside minimum..maximum."""
+
+
+class Calibrator(Protocol):
+    """Runs a model over the calibration data once, in bounded memory."""
+
+    def statistics(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Mapping[str, TensorStatistics]: ...
+
+
+class TrainResult(Protocol):
+    """New values of initializers by name (same dtype and shape as before), and what the training measured."""
+
+    @property
+    def values(self) -> Mapping[str, np.ndarray]: ...
+
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+
+
+class Trainer(Protocol):
+    """Retrains a model on the training data. `settings` are the retrain step's options."""
+
+    def train(self, model: onnx.ModelProto, settings: Mapping[str, Any]) -> TrainResult: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the pipeline gives a pass. A service is None when the request has no data for it."""
+
+    calibrator: Calibrator | None = None
+    trainer: Trainer | None = None
+    progress: Callable[[str], None] = lambda message: None
+
+    def need_calibrator(self) -> Calibrator:
+        if self.calibrator is None:
+            raise PassError("this pass needs calibration data; give --data or --calibration")
+        return self.calibrator
+
+    def need_trainer(self) -> Trainer:
+        if self.trainer is None:
+            raise PassError("this pass needs training data; give --data or --train")
+        return self.trainer
+
+
+class Pass:
+    """Base of every pass. A fresh instance runs once, with the options of its own occurrence in the recipe."""
+
+    name: ClassVar[str]
+    lossless: ClassVar[bool] = False
+    tolerance: ClassVar[float] = 1e-5
+    """For a lossless pass: largest difference of an output, relative to that output's largest magnitude."""
+    needs: tuple[str, ...] = ()
+    """Services without which the pass cannot run: "calibrator", "trainer". An instance whose options ask for less may need less."""
+    after: ClassVar[Mapping[str, str]] = {}
+    """Name of another pass -> reason: if the recipe has it, one occurrence of it must come before this."""
+    before: ClassVar[Mapping[str, str]] = {}
+    """Name of another pass -> reason: no occurrence of it may come before this."""
+
+    @dataclass(frozen=True)
+    class Config:
+        pass
+
+    def __init__(self, config: Any = None) -> None:
+        self.config: Any = self.Config() if config is None else config
+
+    def apply(self, graph: Graph, context: Context) -> PassReport:
+        raise NotImplementedError
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: Sequence[str] = (),
+) -> Any:
+    """A field of a Config: default, one line of help, unit, closed bounds for a number, allowed words for a string."""
+    metadata = {"help": help, "unit": unit, "low": low, "high": high, "choices": tuple(choices)}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def configure(pass_class: type[Pass], options: Mapping[str, Any]) -> Pass:
+    """An instance with validated options. Raises UsageError naming the pass, the option and what it takes."""
+    return pass_class(make_config(pass_class.Config, options, "pass", pass_class.name, f"optimize passes {pass_class.name}"))
+
+
+def make_config(config_class: type[Any], options: Mapping[str, Any], kind: str, name: str, see: str) -> Any:
+    """A frozen Config from options as written. Raises UsageError naming the owner (`kind`, `name`), the option and what it takes."""
+    fields = {f.name: f for f in dataclasses.fields(config_class)}
+    hints = get_type_hints(config_class)
+    values = {}
+    for key, value in options.items():
+        if key not in fields:
+            raise UsageError(f"{kind} '{name}' has no option '{key}'{nearest(key, fields)}; see: {see}")
+        values[key] = _checked(f"{name}({key}=...)", fields[key], hints[key], value)
+    return config_class(**values)
+
+
+def type_name(hint: Any) -> str:
+    """How the type of an option is shown: int, float, bool, str, `float or none`, `table of float`."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join("none" if part is type(None) else type_name(part) for part in get_args(hint))
+    if get_origin(hint) is dict:
+        return f"table of {type_name(get_args(hint)[1])}"
+    return str(hint.__name__)
+
+
+def _checked(where: str, spec: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
+    if get_origin(hint) is dict:
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{where} takes a table of name pattern -> value, not {value!r}")
+        return {str(key): _checked(f"{where} for '{key}'", spec, get_args(hint)[1], item) for key, item in value.items()}
+    allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if value is None and type(None) in allowed:
+        return None
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
+        raise UsageError(f"{where} takes {type_name(hint)}, not {value!r}")
+    low, high, choices = spec.metadata.get("low"), spec.metadata.get("high"), spec.metadata.get("choices")
+    if isinstance(value, int | float) and not isinstance(value, bool) and not _within(value, low, high):
+        bounds = f"{low} to {high}" if None not in (low, high) else f"at least {low}" if high is None else f"at most {high}"
+        raise UsageError(f"{where} must be {bounds}, not {value}")
+    if isinstance(value, str) and choices and value not in choices:
+        raise UsageError(f"{where} must be one of {', '.join(choices)}, not '{value}'")
+    return value
+
+
+def _within(value: float, low: float | None, high: float | None) -> bool:
+    return (low is None or value >= low) and (high is None or value <= high)

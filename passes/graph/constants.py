@@ -1,0 +1,126 @@
+"""Constant nodes to initializers, and nodes that can be computed now because all they read is constant."""
+
+import math
+from collections.abc import Collection
+
+import numpy as np
+import onnx
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from passes.graph import Constant, Graph, Node, Tensor
+from passes.graph.evaluate import evaluate
+
+_FOLDABLE = """
+Abs Add And Cast CastLike Ceil Concat ConstantOfShape Cos Div Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gemm
+Greater GreaterOrEqual Less LessOrEqual Log MatMul Max Mean Min Mod Mul Neg NonZero Not Or Pow Range Reciprocal ReduceMax ReduceMean
+ReduceMin ReduceProd ReduceSum Reshape Round ScatterND Shape Sigmoid Sign Sin Size Slice Split Sqrt Squeeze Sub Sum Tanh Tile Transpose
+Unsqueeze Where Xor
+"""
+
+FOLDABLE = frozenset(_FOLDABLE.split())
+"""Deterministic operators whose reference implementation agrees with ONNX Runtime (tests compare each). DequantizeLinear and
+QuantizeLinear are not among them: folding them would undo or hide compressed storage."""
+
+LOWEST_OPSET = 7
+"""Broadcasting of older opsets is an attribute, which the reference implementation does not know."""
+
+PLAIN = "biuf"
+"""Kinds of NumPy's own types: no bfloat16, 8-bit floats, 4-bit integers or strings."""
+
+_REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What the reference implementation raises for arrays that do not fit, or a variant that it lacks."""
+
+
+def constant_to_initializer(node: Node) -> bool:
+    """Turns the output of a Constant node into an initializer, bit for bit. False for a form without a dense tensor."""
+    proto = _constant_proto(node)
+    if proto is None:
+        return False
+    tensor = node.outputs[0]
+    node.outputs.clear()
+    tensor.to_constant(LazyValues(proto))
+    return True
+
+
+def _constant_proto(node: Node) -> onnx.TensorProto | None:
+    for name, element in (
+        ("value_float", onnx.TensorProto.FLOAT),
+        ("value_int", onnx.TensorProto.INT64),
+        ("value_string", onnx.TensorProto.STRING),
+    ):
+        if name in node.attrs:
+            return onnx.helper.make_tensor("", element, [], [node.attrs[name]])
+        if name + "s" in node.attrs:
+            return onnx.helper.make_tensor("", element, [len(node.attrs[name + "s"])], node.attrs[name + "s"])
+    value = node.attrs.get("value")
+    if isinstance(value, Constant):
+        return value._values.tensor if isinstance(value._values, LazyValues) else onnx.numpy_helper.from_array(value.values)
+    return None
+
+
+def is_foldable(graph: Graph, node: Node, sparse: Collection[str]) -> bool:
+    """Whether the node may be computed now: deterministic, all inputs constant and of a plain type, and not a decoder of stored weights.
+
+    A tensor named in `sparse` keeps its place, because the name says whose zeros must stay.
+    """
+    if node.op not in FOLDABLE or node.domain or graph.opset < LOWEST_OPSET:
+        return False
+    inputs = [tensor for tensor in node.inputs if not tensor.is_empty()]
+    if not inputs or not all(isinstance(t, Constant) and is_plain(t) and t.name not in sparse for t in inputs):
+        return False
+    return not decodes_storage(node)
+
+
+def decodes_storage(node: Node) -> bool:
+    """Whether a node of constants expands what is stored small: a narrow type, or one value (or a tile) for a whole float tensor.
+
+    ONNX Runtime computes these when it loads a model, so only the file would change: it would grow.
+    """
+    if node.op in ("Cast", "CastLike"):
+        dtype = np.dtype(node.inputs[0].dtype)
+        return dtype != np.bool_ and dtype.itemsize < 4 and math.prod(node.inputs[0].shape) > 1
+    if node.op == "ConstantOfShape":
+        return "value" not in node.attrs or not is_plain(node.attrs["value"]) or np.dtype(node.attrs["value"].dtype).kind == "f"
+    return node.op in ("Expand", "Tile") and np.dtype(node.inputs[0].dtype).kind == "f"
+
+
+def is_plain(tensor: Constant) -> bool:
+    """Whether NumPy computes with the element type."""
+    return isinstance(tensor.dtype, np.dtype | type) and np.dtype(tensor.dtype).kind in PLAIN
+
+
+def compute(node: Node, opset: int) -> list[np.ndarray] | str:
+    """The node's outputs, or why they cannot be computed."""
+    try:
+        with np.errstate(all="ignore"):
+            values = evaluate(node, [None if t.is_empty() else t.values for t in node.inputs], opset)
+    except _REFUSALS as error:
+        return f"it cannot be computed: {' '.join(str(error).split())}"
+    for tensor, value in zip(node.outputs, values, strict=True):
+        declared = tensor.dtype
+        if value.dtype.kind not in PLAIN or (declared is not None and (isinstance(declared, int) or np.dtype(declared) != value.dtype)):
+            return f"the reference implementation computes {value.dtype}, which is not what the model declares"
+    return values
+
+
+def freed_bytes(graph: Graph, node: Node) -> int:
+    """Size of the initializers that nobody reads once this node is gone."""
+    sources = {id(t): t for t in node.inputs if isinstance(t, Constant)}
+    outputs = {id(t) for t in graph.outputs}
+    return sum(
+        size_bytes(tensor) for key, tensor in sources.items() if key not in outputs and all(reader is node for reader in tensor.outputs)
+    )
+
+
+def size_bytes(tensor: Constant) -> int:
+    """Size of the values in memory, without loading them."""
+    return int(tensor._values.nbytes)
+
+
+def store(node: Node, values: list[np.ndarray]) -> None:
+    """The node's outputs become initializers of the same names; the node is disconnected."""
+    outputs: list[Tensor] = list(node.outputs)
+    node.inputs.clear()
+    node.outputs.clear()
+    for tensor, value in zip(outputs, values, strict=True):
+        tensor.to_constant(np.ascontiguousarray(value).reshape(value.shape))

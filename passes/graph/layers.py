@@ -1,0 +1,145 @@
+"""Layers with weights: Conv, ConvTranspose, Gemm and MatMul, and where each weight comes from.
+
+The float tensor that a layer reads keeps its name when a pass changes how it is stored: a codebook weight's Gather writes the tensor that
+was the initializer. So `lathe.sparse` and per-layer options go on naming the same thing.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from passes.graph import Constant, Graph, Node, Tensor
+
+WEIGHT_INPUT = 1
+LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+NOT_CONSTANT = "its weight is computed at run time"
+
+
+@dataclass
+class Weight:
+    """One weight tensor and every layer that reads it.
+
+    `tensor` is what the layers read, `axis` its output-channel axis (of the first layer's view).
+    """
+
+    tensor: Tensor
+    nodes: list[Node]
+    axis: int
+
+    @property
+    def name(self) -> str:
+        return str(self.tensor.name)
+
+    @property
+    def is_initializer(self) -> bool:
+        return isinstance(self.tensor, Constant)
+
+    def zeros(self) -> tuple[int, int]:
+        """How many of the decoded values are zero, and how many there are."""
+        codes = codebook_of(self.tensor)
+        if codes is None:
+            value = constant_value(self.tensor)
+            return value.size - int(np.count_nonzero(value)), value.size
+        codebook, indices = codes
+        zero = np.flatnonzero(codebook == 0)
+        return sum(int(np.count_nonzero(indices == code)) for code in zero), indices.size
+
+
+def is_layer(node: Node) -> bool:
+    return node.op in LAYER_OPS and not node.domain and len(node.inputs) > WEIGHT_INPUT
+
+
+def output_axis(node: Node, rank: int) -> int:
+    """Output-channel axis of the layer's weight: Conv [O, I, ...] 0, ConvTranspose [I, O, ...] 1, Gemm by transB, MatMul last."""
+    if node.op == "Conv" or (node.op == "Gemm" and node.attrs.get("transB", 0)):
+        return 0
+    return rank - 1 if node.op == "MatMul" else 1
+
+
+def weights(graph: Graph, refuse: Callable[[str, str], None]) -> Iterator[Weight]:
+    """Every float32 weight that is constant (initializer, or decoded from initializers), once, in graph order.
+
+    `refuse(node name, reason)` hears of each layer whose weight cannot be used. A MatMul of two activations is not a layer.
+    """
+    found: dict[str, Weight] = {}
+    for node in graph.nodes:
+        if not is_layer(node):
+            continue
+        tensor = node.inputs[WEIGHT_INPUT]
+        if tensor.name in found:
+            found[tensor.name].nodes.append(node)
+            continue
+        reason = _unusable(tensor)
+        if reason is None:
+            rank = len(tensor.shape) if tensor.shape is not None else len(constant_shape(tensor))
+            found[tensor.name] = Weight(tensor, [node], output_axis(node, rank))
+        elif node.op != "MatMul" or reason != NOT_CONSTANT:
+            refuse(node.name, reason)
+    yield from found.values()
+
+
+def _unusable(tensor: Tensor) -> str | None:
+    if not is_constant(tensor):
+        return NOT_CONSTANT
+    if isinstance(tensor, Constant):
+        if tensor.dtype != np.float32:
+            return f"its weight is {tensor.dtype}, not float32"
+        if len(tensor.shape) < 2:
+            return "its weight is a vector"
+        if 0 in tensor.shape:
+            return "its weight is empty"
+    return None
+
+
+# Operators through which a stored weight is decoded; each is a pure function of constants in the canonical forms.
+_DECODERS = ("Gather", "Cast", "Reshape", "Transpose", "Identity", "DequantizeLinear", "QuantizeLinear", "Unsqueeze", "Squeeze")
+
+
+def is_constant(tensor: Tensor) -> bool:
+    """Whether the tensor is an initializer or decoded from initializers by the operators of the canonical forms."""
+    if isinstance(tensor, Constant):
+        return True
+    if not tensor.inputs or tensor.inputs[0].op not in _DECODERS or tensor.inputs[0].domain:
+        return False
+    return all(is_constant(source) for source in tensor.inputs[0].inputs if not source.is_empty())
+
+
+def stored_in(tensor: Tensor) -> list[Constant]:
+    """The initializers that a constant tensor is decoded from (itself, if it is one)."""
+    if isinstance(tensor, Constant):
+        return [tensor]
+    return [leaf for source in tensor.inputs[0].inputs if not source.is_empty() for leaf in stored_in(source)]
+
+
+def constant_value(tensor: Tensor) -> np.ndarray:
+    """The decoded values of a tensor for which `is_constant` holds. An initializer's own array is returned: do not write into it."""
+    if isinstance(tensor, Constant):
+        values: np.ndarray = tensor.values
+        return values
+    from passes.graph.evaluate import evaluate
+
+    return evaluate(tensor.inputs[0], [None if t.is_empty() else constant_value(t) for t in tensor.inputs[0].inputs])[
+        tensor.inputs[0].outputs.index(tensor)
+    ]
+
+
+def codebook_of(tensor: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+    """Codebook [K] and indices (shaped like the weight) of a tensor in the codebook form; None for any other tensor.
+
+    A quantization of the decoded weight (QuantizeLinear -> DequantizeLinear) is looked through: it keeps zeros zero.
+    """
+    while tensor.inputs and tensor.inputs[0].op in ("DequantizeLinear", "QuantizeLinear", "Reshape") and is_constant(tensor):
+        tensor = tensor.inputs[0].inputs[0]
+    if not tensor.inputs or tensor.inputs[0].op != "Gather":
+        return None
+    codebook, indices = tensor.inputs[0].inputs
+    if indices.inputs and indices.inputs[0].op == "Cast":
+        indices = indices.inputs[0].inputs[0]
+    if not isinstance(codebook, Constant) or not isinstance(indices, Constant) or len(codebook.shape) != 1:
+        return None
+    return codebook.values, indices.values
+
+
+def constant_shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(constant_value(tensor).shape)

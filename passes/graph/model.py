@@ -1,0 +1,136 @@
+"""ModelProto <-> onnx-graphsurgeon graph, keeping what graphsurgeon itself drops or writes wrongly.
+
+onnx-graphsurgeon 0.6 loses metadata (of the model and of nodes) and node doc strings, writes a 4-bit tensor as one byte per element, and
+leaves initializers that are also inputs (IR version 3) as initializers alone, which is not valid at that version.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+from onnx_graphsurgeon.logger import G_LOGGER
+
+import lathe
+from passes.graph import Constant, Graph, Node
+
+G_LOGGER.severity = G_LOGGER.ERROR  # its warnings speak of graphsurgeon's internals
+
+BIG_BYTES = 1 << 14
+FOUR_BIT = (np.dtype(ml_dtypes.uint4), np.dtype(ml_dtypes.int4))
+
+
+def import_model(model: onnx.ModelProto) -> Graph:
+    """A graph whose tensors read the model's lazily: nothing is copied until a pass asks for values.
+
+    Every node gets a unique name, so that a report can name it. `graph.metadata` and `node.metadata` are dicts of strings.
+    """
+    graph = gs.import_onnx(model)
+    graph.metadata = {entry.key: entry.value for entry in model.metadata_props}
+    taken = {node.name for node in model.graph.node if node.name}
+    seen: set[str] = set()
+    for index, (node, proto) in enumerate(zip(graph.nodes, model.graph.node, strict=True)):
+        node.metadata = {entry.key: entry.value for entry in proto.metadata_props}
+        node.doc_string = proto.doc_string
+        for value in node.attrs.values():
+            if isinstance(value, Constant) and isinstance(value._values, LazyValues):
+                value.values = LazyValues(_copy(value._values.tensor))  # its export writes a name into the tensor that it was read from
+        if not node.name or node.name in seen:
+            node.name = unused_name(f"{node.name or node.op}_{index}", taken)
+            taken.add(node.name)
+        seen.add(node.name)
+    return graph
+
+
+def export_model(graph: Graph) -> onnx.ModelProto:
+    """The graph as a ModelProto, nodes in topological order. Tensors never read are the imported ones, unchanged."""
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, Constant) and not isinstance(tensor._values, LazyValues) and tensor.dtype in FOUR_BIT:
+            tensor.values = LazyValues(onnx.numpy_helper.from_array(tensor.values, tensor.name))
+    graph.toposort()
+    with _data_withheld(graph) as held:
+        model = gs.export_onnx(graph, do_type_check=False)
+    for part in _graphs(model.graph):
+        for proto in part.initializer:
+            if proto.name in held:
+                proto.CopyFrom(OnnxExporter.export_tensor_proto(held[proto.name]))
+    model.ir_version = max(model.ir_version, 4)
+    for key, value in getattr(graph, "metadata", {}).items():
+        model.metadata_props.add(key=key, value=value)
+    for node, proto in zip(graph.nodes, model.graph.node, strict=True):
+        proto.doc_string = getattr(node, "doc_string", "")
+        for key, value in node_metadata(node).items():
+            proto.metadata_props.add(key=key, value=value)
+    return model
+
+
+def _copy(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
+    return copy
+
+
+@contextmanager
+def _data_withheld(graph: Graph) -> Iterator[dict[str, Constant]]:
+    """For as long as it lasts, big initializers have no data: onnx-graphsurgeon copies the whole model three times as it writes it."""
+    held = {
+        name: tensor
+        for name, tensor in graph.tensors().items()
+        if isinstance(tensor, Constant) and not isinstance(tensor._values, SparseValues) and tensor._values.nbytes >= BIG_BYTES
+    }
+    values = {name: tensor._values for name, tensor in held.items()}
+    try:
+        for name, tensor in held.items():
+            header = onnx.TensorProto(name=name, dims=tensor.shape, data_type=dtype_to_onnx(tensor.export_dtype))
+            tensor._values = LazyValues(header)
+        yield held
+    finally:
+        for name, tensor in held.items():
+            tensor._values = values[name]
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and all that its nodes carry: an initializer that a body of If or Loop captures is written into that body too."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _graphs(body)
+
+
+def node_metadata(node: Node) -> dict[str, str]:
+    """The node's metadata, to read or to write; empty for a node just created."""
+    if not hasattr(node, "metadata"):
+        node.metadata = {}
+    metadata: dict[str, str] = node.metadata
+    return metadata
+
+
+def sparse_tensors(graph: Graph) -> dict[str, str]:
+    """Tensor name -> pattern of the tensors whose zeros must stay."""
+    text = graph.metadata.get(lathe.SPARSE)
+    return lathe.parse_sparse(text) if text else {}
+
+
+def set_sparse_tensors(graph: Graph, tensors: dict[str, str]) -> None:
+    if tensors:
+        graph.metadata[lathe.SPARSE] = lathe.format_sparse(tensors)
+    else:
+        graph.metadata.pop(lathe.SPARSE, None)
+
+
+def free_name(graph: Graph, wanted: str) -> str:
+    """`wanted`, or it with the first free number behind, among the graph's tensors and nodes."""
+    return unused_name(wanted, set(graph.tensors()) | {node.name for node in graph.nodes})
+
+
+def unused_name(wanted: str, taken: set[str]) -> str:
+    """`wanted`, or it with the first free number behind, among `taken`."""
+    name, number = wanted, 1
+    while name in taken:
+        name, number = f"{wanted}_{number}", number + 1
+    return name

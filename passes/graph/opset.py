@@ -1,0 +1,48 @@
+"""Raises a graph's opset in place, with the converter of the ONNX project."""
+
+import onnx
+from onnx import version_converter
+
+from passes.contract import signature, skeleton
+from passes.graph import Constant, Graph
+from passes.graph.constants import constant_to_initializer
+from passes.graph.model import export_model, import_model, node_metadata
+
+
+def raise_opset(graph: Graph, wanted: int) -> str | None:
+    """The same graph at opset `wanted`. Returns why it cannot be raised, with nothing changed.
+
+    All nodes and tensors are new objects afterwards; nodes keep their names and metadata, big initializers are not copied.
+    """
+    if graph.functions or any(True for _ in graph.subgraphs()):
+        return "it has subgraphs or local functions"
+    original = export_model(graph)
+    light = skeleton(original)
+    try:
+        converted = version_converter.convert_version(light, wanted)
+        onnx.checker.check_model(converted)
+    except (RuntimeError, version_converter.ConvertError, onnx.checker.ValidationError) as error:
+        return " ".join(str(error).split())
+    if signature(converted) != signature(light):
+        return "the converter changed its inputs or outputs"
+    _adopt(graph, import_model(converted))
+    return None
+
+
+def _adopt(graph: Graph, converted: Graph) -> None:
+    """`graph` takes the nodes of `converted`, whose big initializers are inputs."""
+    metadata = {node.name: node_metadata(node) for node in graph.nodes}
+    stored = {name: tensor for name, tensor in graph.tensors().items() if isinstance(tensor, Constant)}
+    inputs = {tensor.name for tensor in graph.inputs}
+    for tensor in converted.inputs:
+        if tensor.name not in inputs:
+            tensor.to_constant(stored[tensor.name]._values)
+    for node in converted.nodes:
+        node.metadata = metadata.get(node.name, {})
+        if node.op == "Constant" and node.name not in metadata:  # an attribute that became an input
+            constant_to_initializer(node)
+    graph.inputs = [tensor for tensor in converted.inputs if tensor.name in inputs]
+    graph.outputs = converted.outputs
+    graph.nodes = [node for node in converted.nodes if node.outputs]
+    graph.opset = converted.opset
+    graph.import_domains = converted.import_domains

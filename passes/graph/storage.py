@@ -1,0 +1,37 @@
+"""Values of initializers without a second copy of the model: onnx-graphsurgeon keeps whatever array it was asked for once."""
+
+import numpy as np
+import onnx
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+
+from passes.graph import Constant, Tensor
+from passes.graph.layers import codebook_of, stored_in
+
+
+def read(tensor: Constant) -> np.ndarray:
+    """The initializer's values, not kept in the graph. The array is read-only, or the graph's own: do not write into it."""
+    stored = tensor._values
+    if isinstance(stored, SparseValues):
+        return np.asarray(stored.load(), dtype=tensor.dtype)
+    values: np.ndarray = onnx.numpy_helper.to_array(stored.tensor) if isinstance(stored, LazyValues) else stored
+    return values
+
+
+def write_float(tensor: Constant, data: bytes) -> None:
+    """Makes `data`, as many float32 values in C order as before, the initializer's values. The model it was imported from keeps its own.
+
+    Bytes, because a caller can let go of its array before this copies them.
+    """
+    tensor.values = LazyValues(onnx.helper.make_tensor(tensor.name, onnx.TensorProto.FLOAT, tuple(tensor.shape), data, raw=True))
+    tensor.data_location = None
+
+
+def not_float(tensor: Tensor, pass_name: str) -> str | None:
+    """Why a pass on float32 initializers must leave this constant weight alone; None if it is such an initializer."""
+    if isinstance(tensor, Constant):
+        return None
+    if codebook_of(tensor) is not None:
+        return f"its weight is stored as a codebook; {pass_name} before codebook"
+    if tensor.inputs[0].op == "DequantizeLinear":
+        return f"its weight is stored as {stored_in(tensor)[0].dtype}; {pass_name} before int8"
+    return f"its weight is computed by {tensor.inputs[0].op}; fold before {pass_name}"

@@ -1,0 +1,11 @@
+"""Lowerings: passes that turn the canonical form into what one runtime wants. A target names its own; a recipe cannot."""
+
+import importlib
+
+from passes.base import Pass
+
+
+def find_lowering(name: str) -> type[Pass]:
+    """The class `Lowering` of the module of that name in this folder. Raises ModuleNotFoundError: targets name only what is here."""
+    lowering: type[Pass] = importlib.import_module(f"passes.lowering.{name}").Lowering
+    return lowering

@@ -1,0 +1,1 @@
+"""Pure NumPy kernels: no graph, no file."""

@@ -1,0 +1,1 @@
+"""Everything that runs or builds a model. Only reads graphs; rewriting lives in `passes`."""

@@ -1,0 +1,59 @@
+"""Data for a model, in batches that are ready to feed.
+
+    file.npz              arrays named as the model's inputs, and `labels` (int [N]) if there are any
+    file.npz:train        the arrays train/<input> and train/labels
+    folder                pictures; in class folders, whose sorted names are the labels, or flat and then without labels
+    loader.py:function    function() yields batches: {input: array}, an array for a model with one input, or (either, labels)
+
+The path of an existing file wins over the part behind a colon, and `C:/data.npz` is a path.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from lathe import DataError
+from runtime.data.arrays import open_arrays
+from runtime.data.functions import open_function
+from runtime.data.images import open_images
+from runtime.data.source import Batch, DataSource, Split, overlap, split, take
+from runtime.preprocess import is_float, parse
+from runtime.signature import InputSpec, model_classes, model_inputs
+
+__all__ = ["Batch", "DataSource", "InputSpec", "Split", "model_classes", "model_inputs", "open_source", "overlap", "split", "take"]
+
+
+def open_source(spec: str, inputs: Sequence[InputSpec], preprocess: str | None = None, classes: int | None = None) -> DataSource:
+    """Opens data for a model with these inputs; `preprocess` is the --preprocess text, `classes` bounds the labels.
+
+    Everything that can be known is checked now. Raises DataError (UsageError for `preprocess`) naming file, array and what is wanted.
+    """
+    options = parse(preprocess)
+    for one in inputs:
+        if not one.shape:
+            raise DataError(f"the model's input '{one.name}' is a single number and has no batch axis; make it an initializer of the model")
+    if not inputs:
+        raise DataError(f"{spec}: the model has no inputs that data could be fed to")
+    if options.scales and not any(is_float(one.dtype) for one in inputs):
+        raise DataError(
+            f"--preprocess scales pixels for a float input, but the model takes {inputs[0].dtype}; leave scale, mean and std out"
+        )
+    path, part = _locate(spec)
+    if path.is_dir() and part is None:
+        return open_images(path, inputs, options, classes)
+    if path.suffix.lower() == ".npz":
+        return open_arrays(path, part, inputs, options, classes)
+    if path.suffix.lower() == ".py":
+        return open_function(path, part, inputs, options, classes)
+    if not path.exists():
+        raise DataError(f"{spec}: no such file or folder")
+    raise DataError(f"{spec}: data is a .npz file, a folder of pictures, or file.py:function")
+
+
+def _locate(spec: str) -> tuple[Path, str | None]:
+    """(path, what stands behind the colon). A drive letter's colon is part of the path."""
+    whole = Path(spec).expanduser()
+    head, colon, tail = spec.rpartition(":")
+    if not colon or whole.exists() or (re.fullmatch(r"[A-Za-z]", head) and tail[:1] in ("\\", "/")):
+        return whole, None
+    return Path(head).expanduser(), tail

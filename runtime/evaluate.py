@@ -1,0 +1,114 @@
+"""Quality of a model on evaluation data: accuracy against labels, and closeness to the original model's outputs.
+
+Metrics are fractions 0..1 (`top1`, `top5`, `agreement`) or decibels (`sqnr`). What the data cannot tell is left out of the result.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnxruntime
+
+from runtime import ort
+from runtime.data import DataSource
+
+BATCH = 250
+KEPT_BYTES = 256 << 20
+"""The original's outputs are kept up to this size, so that it runs once; samples beyond it are compared by labels alone."""
+
+
+@dataclass
+class Reference:
+    """The original's first output on the evaluation data, batch by batch (None where it was not kept)."""
+
+    metrics: dict[str, float]
+    outputs: list[np.ndarray | None] = field(default_factory=list)
+
+
+def reference(session: onnxruntime.InferenceSession, data: DataSource, progress: Callable[[str], None]) -> Reference:
+    """Evaluates the original and keeps its outputs for `evaluate`."""
+    kept: list[np.ndarray | None] = []
+    total = 0
+    score = _Score()
+    for output, labels in _outputs(session, data, progress):
+        score.add(output, labels, output)
+        total += output.nbytes
+        kept.append(output if total <= KEPT_BYTES else None)
+    return Reference(score.metrics(), kept)
+
+
+def evaluate(
+    session: onnxruntime.InferenceSession, data: DataSource, original: Reference, progress: Callable[[str], None]
+) -> dict[str, float]:
+    """Metrics of a candidate on the same data. `sqnr` is infinite when every kept output is equal."""
+    score = _Score()
+    for index, (output, labels) in enumerate(_outputs(session, data, progress)):
+        score.add(output, labels, original.outputs[index])
+    return score.metrics()
+
+
+def _outputs(
+    session: onnxruntime.InferenceSession, data: DataSource, progress: Callable[[str], None]
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    seen = 0
+    for batch in data.batches(BATCH):
+        for inputs, labels, count in _pieces(session, batch.inputs, batch.labels):
+            output = next(iter(ort.run(session, inputs).values()))
+            output = output[:count] if output.ndim and len(output) > count else output
+            seen += count
+            progress(f"evaluating: {seen} samples" if data.count is None else f"evaluating: {seen} of {data.count} samples")
+            yield output, labels
+
+
+def _pieces(
+    session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray], labels: np.ndarray | None
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray | None, int]]:
+    """(inputs, labels, samples that count). A model with a fixed batch gets just that size, the last one filled with repeats."""
+    count = len(next(iter(inputs.values())))
+    fixed = {value.shape[0] for value in session.get_inputs() if value.shape and isinstance(value.shape[0], int)}
+    if len(fixed) != 1:
+        yield inputs, labels, count
+        return
+    size = fixed.pop()
+    for start in range(0, count, size):
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        real = min(size, count - start)
+        yield {name: array[rows] for name, array in inputs.items()}, None if labels is None else labels[start : start + real], real
+
+
+class _Score:
+    def __init__(self) -> None:
+        self.labelled = self.compared = 0
+        self.top1 = self.top5 = self.agreeing = 0
+        self.classes = 0
+        self.signal = self.noise = 0.0
+
+    def add(self, output: np.ndarray, labels: np.ndarray | None, original: np.ndarray | None) -> None:
+        classifier = output.ndim == 2 and output.shape[1] > 1 and np.issubdtype(output.dtype, np.floating)
+        if classifier:
+            self.classes = output.shape[1]
+        if classifier and labels is not None:
+            self.labelled += len(labels)
+            self.top1 += int((output.argmax(1) == labels).sum())
+            if self.classes > 5:
+                best = np.argpartition(-output, 5, axis=1)[:, :5]
+                self.top5 += int((best == labels[:, None]).any(1).sum())
+        if original is None or not np.issubdtype(output.dtype, np.floating) or original.shape != output.shape:
+            return
+        self.signal += float(np.square(original, dtype=np.float64).sum())
+        self.noise += float(np.square(original.astype(np.float64) - output).sum())
+        if classifier:
+            self.compared += len(output)
+            self.agreeing += int((output.argmax(1) == original.argmax(1)).sum())
+
+    def metrics(self) -> dict[str, float]:
+        found = {}
+        if self.labelled:
+            found["top1"] = self.top1 / self.labelled
+            if self.classes > 5:
+                found["top5"] = self.top5 / self.labelled
+        if self.compared:
+            found["agreement"] = self.agreeing / self.compared
+        if self.signal > 0 and np.isfinite(self.noise):
+            found["sqnr"] = float("inf") if self.noise == 0 else 10 * float(np.log10(self.signal / self.noise))
+        return found

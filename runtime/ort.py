@@ -1,0 +1,115 @@
+"""ONNX Runtime on the CPU: sessions, outputs, and latency that can be compared."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from lathe import ModelError
+
+onnxruntime.set_default_logger_severity(3)  # its warnings are about its own optimizer
+
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+_REFUSALS = tuple(
+    getattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
+    for name in (
+        *("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "ModelLoaded", "NoModel", "NoSuchFile", "NotImplemented"),
+        "RuntimeException",
+    )
+    if hasattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
+)
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    try:
+        yield
+    except _REFUSALS as error:
+        raise ModelError(f"ONNX Runtime cannot {what}: {' '.join(str(error).split())}") from error
+
+
+def session(
+    model: onnx.ModelProto | str | Path, threads: int = 0, optimized: bool = True, lean: bool = False
+) -> onnxruntime.InferenceSession:
+    """A CPU session. `threads` 0 means one per core. Prefer a path for a large model: a ModelProto is copied once more.
+
+    `lean` loads in two thirds of the memory, and runs slower: weights are not packed for the processor.
+
+    Raises ModelError with ONNX Runtime's reason if it cannot load the model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if lean:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    with _refusing("load the model" if isinstance(model, onnx.ModelProto) else f"load {model}"):
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def run(open_session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs by name. Raises ModelError with ONNX Runtime's reason if it cannot run the feeds."""
+    names = [output.name for output in open_session.get_outputs()]
+    with _refusing("run the model"):
+        return dict(zip(names, open_session.run(names, dict(feeds)), strict=True))
+
+
+def random_feeds(open_session: onnxruntime.InferenceSession, batch: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
+    """Standard normal values (zeros for integers) for every input; unknown first dimensions are `batch`, others 1.
+
+    Raises ModelError for an input that is not a plain tensor.
+    """
+    generator = np.random.default_rng(seed)
+    feeds: dict[str, np.ndarray] = {}
+    for value in open_session.get_inputs():
+        if value.type not in DTYPES:
+            raise ModelError(f"input '{value.name}' is {value.type}; give data for it with --data")
+        shape = [dim if isinstance(dim, int) and dim > 0 else batch if axis == 0 else 1 for axis, dim in enumerate(value.shape)]
+        dtype = DTYPES[value.type]
+        feeds[value.name] = generator.standard_normal(shape).astype(dtype) if np.issubdtype(dtype, np.floating) else np.zeros(shape, dtype)
+    return feeds
+
+
+def latency_pair(
+    base: onnxruntime.InferenceSession,
+    candidate: onnxruntime.InferenceSession,
+    feeds: Mapping[str, np.ndarray],
+    *,
+    budget_s: float = 1.0,
+    least: int = 5,
+    most: int = 200,
+) -> tuple[float, float]:
+    """Median milliseconds of (base, candidate) on the same feeds, run in turn A B A B so that both see the same machine.
+
+    Stops after `budget_s` seconds once `least` rounds are in, and after `most` rounds; the first round is not counted.
+    """
+    rounds: list[tuple[float, float]] = []
+    sessions = (base, candidate)
+    names = [[output.name for output in one.get_outputs()] for one in sessions]
+    started = time.perf_counter()
+    while len(rounds) <= most and (len(rounds) <= least or time.perf_counter() - started < budget_s):
+        times = []
+        for one, outputs in zip(sessions, names, strict=True):
+            begin = time.perf_counter()
+            with _refusing("run the model"):
+                one.run(outputs, dict(feeds))
+            times.append(1e3 * (time.perf_counter() - begin))
+        rounds.append((times[0], times[1]))
+    medians = np.median(np.array(rounds[1:]), axis=0)
+    return float(medians[0]), float(medians[1])

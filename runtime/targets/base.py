@@ -1,0 +1,80 @@
+"""What a target is: it says whether it can build here, what it will not take of a model, and builds."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx
+
+from lathe import UsageError, nearest
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a build wrote. The first path is what the device loads; `details` are plain data for the report."""
+
+    paths: tuple[Path, ...]
+    size_bytes: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Target:
+    """Base of every target. An instance keeps no state: options come with each call of `build`."""
+
+    name: ClassVar[str]
+    help: ClassVar[str]
+    """One line: what is written, for which device."""
+    lowering: ClassVar[str | None] = None
+    """Module in passes/lowering/ whose pass the driver runs on a copy of the model, just before `check` and `build`."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options. Every field's metadata has `help` and `unit`; values are checked on construction, which raises UsageError."""
+
+    def available(self) -> str | None:
+        """None if the target can build on this machine, else one line: why not, and what to install."""
+        return None
+
+    def check(self, model: onnx.ModelProto) -> list[tuple[str, str]]:
+        """(node, reason) for what the target will refuse, or run in float though it is quantized. `model` is the lowered model."""
+        return []
+
+    def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
+        """Builds the lowered model file into `directory`, which exists. Files appear whole or not at all.
+
+        Raises TargetError if the target is not available or the build fails, UsageError for options that do not fit the model.
+        """
+        raise NotImplementedError
+
+
+_REGISTERED: dict[str, type[Target]] = {}
+
+
+def register(target: type[Target]) -> type[Target]:
+    """Class decorator: makes the target known under its `name`."""
+    if _REGISTERED.setdefault(target.name, target) is not target:
+        raise ValueError(f"two targets are named '{target.name}'")
+    return target
+
+
+@cache
+def targets() -> dict[str, type[Target]]:
+    """Every target by name, sorted."""
+    package = importlib.import_module("runtime.targets")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"runtime.targets.{module.name}")
+    return dict(sorted(_REGISTERED.items()))
+
+
+def find(name: str) -> type[Target]:
+    """The target of that name. Raises UsageError with the nearest right name."""
+    known = targets()
+    if name not in known:
+        raise UsageError(f"there is no target '{name}'{nearest(name, known)}; see: optimize targets")
+    return known[name]

@@ -1,0 +1,180 @@
+"""The module: an ONNX graph whose float weights are `torch.nn.Parameter`s."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from lathe import SPARSE, ModelError, read_sparse
+from runtime.torch_bridge.arrays import HALVES, to_numpy, to_torch, torch_type
+from runtime.torch_bridge.parameters import trainable
+from runtime.torch_bridge.plan import Step, inlined, make_plan
+
+
+class _Weight(NamedTuple):
+    """A trained initializer: the attribute that holds its Parameter, the slot that it is read from, and its type in the file."""
+
+    attribute: str
+    slot: int
+    dtype: np.dtype
+    half: torch.dtype | None
+
+
+class GraphModule(nn.Module):
+    """Runs the graph's own nodes as ONNX defines them for inference: batch normalization uses its stored statistics, dropout is off.
+
+    model: ModelProto with all data loaded, opset 11 to 24. Called with one tensor per graph input, by position or name; returns one
+    tensor, or a tuple in the order of the graph's outputs. Initializers that `parameters.py` lists are Parameters, one per initializer
+    however often it is used; half-precision ones are trained in float32 and rounded where the graph reads them. Zeros of a tensor that
+    `lathe.sparse` names stay zero under any optimizer, whether it is an initializer or decoded from one.
+
+    Raises ModelError naming all nodes without PyTorch counterpart, or a `lathe.sparse` entry that names no weight.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        super().__init__()
+        model = inlined(model)
+        graph = model.graph
+        wanted = trainable(graph)
+        plan = make_plan(model, wanted)
+        if plan.refused:
+            raise ModelError(f"PyTorch cannot run {len(plan.refused)} of the model's nodes: {', '.join(map(str, plan.refused))}")
+        initializers = {tensor.name for tensor in graph.initializer}
+        producers = {name: node for node in graph.node for name in node.output}
+        self.inputs = tuple(value.name for value in graph.input if value.name not in initializers)
+        self.outputs = tuple(value.name for value in graph.output)
+        self.output_ops = tuple(_source(name, producers) for name in self.outputs)
+        """Operator that computes each output, "" if none does: tells logits from probabilities."""
+        self.fixed_batch: int | None = None
+        """If set, more or fewer samples than these are run so many at a time: for a graph whose own shapes hold its batch size."""
+        self._plan = plan
+        self._results = tuple((plan.slot(value.name), torch_type(value.type.tensor_type.elem_type)) for value in graph.output)
+        self._weights: dict[str, _Weight] = {}
+        for tensor in graph.initializer:
+            if tensor.name in wanted:
+                self._add_weight(tensor)
+        for slot, constant in plan.constants.items():
+            self.register_buffer(f"constant_{slot}", constant)
+        self._hold_zeros(read_sparse(model.metadata_props))
+
+    def _add_weight(self, tensor: onnx.TensorProto) -> None:
+        array = onnx.numpy_helper.to_array(tensor)
+        value = to_torch(array)
+        half = value.dtype if value.dtype in HALVES else None
+        attribute = f"weight_{len(self._weights)}"
+        self.register_parameter(attribute, nn.Parameter(value.float() if half else value))
+        self.register_buffer(f"{attribute}_keep", None)
+        self._weights[tensor.name] = _Weight(attribute, self._plan.slot(tensor.name), array.dtype, half)
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Initializer name -> its Parameter."""
+        return {name: self.get_parameter(weight.attribute) for name, weight in self._weights.items()}
+
+    def values(self) -> dict[str, np.ndarray]:
+        """Initializer name -> its value now, in the initializer's own dtype and shape; without training, bit for bit what it was."""
+        return {name: to_numpy(self._read(weight), weight.dtype) for name, weight in self._weights.items()}
+
+    def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> Any:
+        feeds = self._feeds(inputs, named)
+        results = self._compute(feeds) if self.fixed_batch is None else self._piecewise(feeds, self.fixed_batch)
+        return results[0] if len(results) == 1 else results
+
+    def _compute(self, feeds: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        values = self._start(feeds)
+        for step in self._plan.steps:
+            _run(step, values)
+            for slot in step.release:
+                values[slot] = None
+        return tuple(values[slot] if values[slot].dtype == dtype else values[slot].to(dtype) for slot, dtype in self._results)
+
+    def _piecewise(self, feeds: Mapping[str, torch.Tensor], size: int) -> tuple[torch.Tensor, ...]:
+        """The outputs of pieces of `size` samples, joined; the last piece is filled up by repeating its last sample."""
+        count = len(next(iter(feeds.values())))
+        rows = torch.arange(-(-count // size) * size).clamp(max=count - 1).split(size)
+        parts = [self._compute({name: tensor[row.to(tensor.device)] for name, tensor in feeds.items()}) for row in rows]
+        return tuple(torch.cat(outputs)[:count] for outputs in zip(*parts, strict=True))
+
+    def trace(self, **named: torch.Tensor) -> Iterator[tuple[onnx.NodeProto, str, torch.Tensor]]:
+        """Runs node by node: (node, name of an output, its value), to look for the first that is wrong."""
+        values = self._start(self._feeds((), named))
+        for step in self._plan.steps:
+            _run(step, values)
+            for name, slot in zip(step.node.output, step.outputs, strict=True):
+                if values[slot] is not None:
+                    yield step.node, name, values[slot]
+
+    def _feeds(self, inputs: tuple[torch.Tensor, ...], named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        feeds = {**dict(zip(self.inputs, inputs, strict=False)), **named}
+        if len(inputs) + len(named) != len(self.inputs) or len(feeds) != len(self.inputs) or not feeds.keys() <= set(self.inputs):
+            given = [*(f"number {index + 1}" for index in range(len(inputs))), *named]
+            raise TypeError(f"the model's inputs are {', '.join(self.inputs)}; given were {', '.join(given) or 'none'}")
+        return feeds
+
+    def _start(self, feeds: Mapping[str, torch.Tensor]) -> list[Any]:
+        """All slots as they are before the first step."""
+        values: list[Any] = [None] * len(self._plan.slots)
+        for slot, number in self._plan.numbers.items():
+            values[slot] = number
+        for slot in self._plan.constants:
+            values[slot] = getattr(self, f"constant_{slot}")
+        for weight in self._weights.values():
+            value = self._read(weight)
+            values[weight.slot] = value if weight.half is None else value.to(weight.half)
+        for name, tensor in feeds.items():
+            values[self._plan.slot(name)] = tensor
+        return values
+
+    def _read(self, weight: _Weight) -> torch.Tensor:
+        value: torch.Tensor = getattr(self, weight.attribute)
+        keep: torch.Tensor | None = getattr(self, f"{weight.attribute}_keep")
+        return value if keep is None else value * keep
+
+    def _hold_zeros(self, sparse: Iterable[str]) -> None:
+        """Multiply by 0, wherever it is read, every parameter element that makes a zero of a `sparse` tensor.
+
+        The gradient of the sum over a tensor's zeros tells which elements those are: its own zeros for an initializer, the zero centroid
+        for a codebook weight. The factor holds back their gradient, and whatever else an optimizer does to them. A parameter that makes
+        a zero out of elements that are not zero is not trained.
+        """
+        named = [name for name in sparse if self._is_trained_constant(name)]
+        if not named:
+            return
+        values = self._start({})
+        for step in self._plan.steps:
+            if step.static:
+                _run(step, values)
+        tensors = [values[self._plan.slots[name]] for name in named]
+        zeros = sum((tensor[tensor == 0].sum() for tensor in tensors), torch.zeros(()))
+        parameters = self.weights()
+        gradients = torch.autograd.grad(zeros, list(parameters.values()), allow_unused=True)
+        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+            if gradient is None or not gradient.any():
+                continue
+            if parameter.detach()[gradient != 0].any():
+                parameter.requires_grad_(False)
+            else:
+                setattr(self, f"{self._weights[name].attribute}_keep", (gradient == 0).to(parameter.dtype))
+
+    def _is_trained_constant(self, name: str) -> bool:
+        if name not in self._plan.static:
+            raise ModelError(f"metadata {SPARSE} names '{name}', which is not a weight of this model; remove the entry")
+        return name in self._weights or any(step.static and name in step.node.output for step in self._plan.steps)
+
+
+def _source(name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
+    node = producers.get(name)
+    while node is not None and node.op_type in ("Identity", "Cast", "Reshape", "Flatten", "Squeeze"):
+        node = producers.get(node.input[0])
+    return "" if node is None else str(node.op_type)
+
+
+def _run(step: Step, values: list[Any]) -> None:
+    result = step.run(*[values[slot] for slot in step.inputs])
+    if isinstance(result, tuple):
+        for slot, value in zip(step.outputs, result, strict=False):
+            values[slot] = value
+    else:
+        values[step.outputs[0]] = result

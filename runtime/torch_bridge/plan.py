@@ -1,0 +1,202 @@
+"""A graph as a list of steps over numbered slots, made once, so that running it costs little more than the operators themselves.
+
+Initializers that are not trained, and everything computed from them alone (decoded indices, dequantized weights), are constants:
+evaluated here and not at every step. What is computed from shapes alone stays on the CPU ("host"), where the next step reads it as
+numbers.
+"""
+
+from collections.abc import Collection, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+import torch
+from onnx import inliner
+
+from runtime.torch_bridge.arrays import to_torch
+from runtime.torch_bridge.parameters import trainable
+from runtime.torch_bridge.registry import Function, Node, RefusedError, Unsupported, find
+
+NOTHING, DISCARDED = 0, 1
+"""The slot of an omitted input, always None, and of an omitted output."""
+
+
+@dataclass
+class Step:
+    """One node: `run(*values[inputs])` gives `values[outputs]`; `release` are the slots that no later step reads."""
+
+    run: Function
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    node: onnx.NodeProto
+    static: bool
+    """Whether it depends on parameters alone, not on the model's inputs."""
+    release: tuple[int, ...] = ()
+
+
+@dataclass
+class Plan:
+    slots: dict[Hashable, int] = field(default_factory=lambda: {"": NOTHING, None: DISCARDED})
+    """Slot of a tensor by its name (other keys: the same constant in another form)."""
+    steps: list[Step] = field(default_factory=list)
+    constants: dict[int, torch.Tensor] = field(default_factory=dict)
+    """By slot: what steps on the device read."""
+    numbers: dict[int, Any] = field(default_factory=dict)
+    """By slot: Python numbers, and the CPU tensors that steps on the host read."""
+    static: set[str] = field(default_factory=set)
+    """Names of the tensors that do not depend on the model's inputs."""
+    refused: list[Unsupported] = field(default_factory=list)
+
+    def slot(self, key: Hashable) -> int:
+        return self.slots.setdefault(key, len(self.slots))
+
+
+def unsupported(model: onnx.ModelProto) -> list[Unsupported]:
+    """Every node that has no PyTorch counterpart, in graph order; empty if `GraphModule(model)` can be built."""
+    model = inlined(model)
+    return make_plan(model, trainable(model.graph)).refused
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its own functions expanded into operators; the same object if it has none."""
+    expanded: onnx.ModelProto = inliner.inline_local_functions(model) if model.functions else model
+    return expanded
+
+
+def make_plan(model: onnx.ModelProto, parameters: Collection[str]) -> Plan:
+    """The plan of a model in which the initializers `parameters` are trained. If `refused` lists nodes, it cannot run."""
+    planner = _Planner(model, parameters)
+    for index, node in enumerate(_needed(model.graph)):
+        planner.add(node, node.name or f"{node.op_type}_{index}")
+    return planner.finish()
+
+
+def _needed(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes that some output depends on, in graph order."""
+    wanted = {value.name for value in graph.output}
+    nodes = []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            nodes.append(node)
+    return nodes[::-1]
+
+
+class _Planner:
+    def __init__(self, model: onnx.ModelProto, parameters: Collection[str]) -> None:
+        graph = model.graph
+        self.plan = Plan()
+        self.opsets = {_domain(entry): entry.version for entry in model.opset_import}
+        self.outputs = [value.name for value in graph.output]
+        self.read = {name for node in graph.node for name in node.input} | set(self.outputs)
+        self.plan.static.update(tensor.name for tensor in graph.initializer)
+        self.host: set[str] = set()
+        self.known: dict[str, torch.Tensor] = {}
+        self.elements = {tensor.name: tensor.data_type for tensor in graph.initializer}
+        self.elements.update(
+            (node.output[0], attribute.t.data_type)
+            for node in graph.node if node.op_type == "Constant" for attribute in node.attribute if attribute.name == "value"
+        )  # fmt: skip
+        self.unreadable = {sparse.values.name: "a sparse initializer" for sparse in graph.sparse_initializer}
+        for tensor in graph.initializer:
+            if tensor.name not in parameters:
+                try:
+                    self.known[tensor.name] = to_torch(onnx.numpy_helper.to_array(tensor))
+                except RefusedError as refusal:
+                    self.unreadable[tensor.name] = str(refusal)
+
+    def add(self, node: onnx.NodeProto, name: str) -> None:
+        domain = _domain(node)
+        opset = self.opsets.get(domain, 0)
+        try:
+            self.lower(node, domain, Node(
+                node.op_type, opset,
+                {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute},
+                [self.known.get(source) for source in node.input],
+                node.input,
+                [self.elements.get(source, 0) for source in node.input],
+                len(node.output),
+                max((index + 1 for index, output in enumerate(node.output) if output in self.read), default=0),
+            ))  # fmt: skip
+        except RefusedError as refusal:
+            self.plan.refused.append(Unsupported(name, f"{node.op_type} {refusal}".rstrip(), opset, domain))
+
+    def lower(self, node: onnx.NodeProto, domain: str, described: Node) -> None:
+        found = find(domain, described.op, described.opset)
+        if found is None:
+            raise RefusedError
+        for source in node.input:
+            if source in self.unreadable:
+                raise RefusedError(f"of {self.unreadable[source]}")
+        run = found.build(described)
+        sources = [source for source in node.input if source]
+        static = self.plan.static.issuperset(sources)
+        if static:
+            self.plan.static.update(node.output)
+        if all(source in self.known for source in sources):
+            self.fold(run, node, found.numbers)
+            return
+        on_host = all(source in self.known or source in self.host for source in sources)
+        if on_host or node.op_type in ("Shape", "Size"):
+            self.host.update(node.output)
+        inputs = tuple(self.argument(source, position in found.numbers, on_host) for position, source in enumerate(node.input))
+        outputs = tuple(self.plan.slot(output or None) for output in node.output)
+        run = self.adapted(run, node, found.numbers, on_host)
+        self.plan.steps.append(Step(run, inputs, outputs, node, static))
+
+    def fold(self, run: Function, node: onnx.NodeProto, numbers: tuple[int, ...]) -> None:
+        arguments = [self.known.get(source) for source in node.input]
+        with torch.no_grad():
+            result = run(*[_numbers(value) if position in numbers else value for position, value in enumerate(arguments)])
+        self.known.update(zip(node.output, result if isinstance(result, tuple) else (result,), strict=False))
+
+    def argument(self, source: str, as_numbers: bool, on_host: bool) -> int:
+        """The slot that an input is read from; a constant gets one for each form that it is read in."""
+        if source not in self.known:
+            return self.plan.slot(source)
+        if as_numbers or on_host:
+            slot = self.plan.slot((source, as_numbers))
+            self.plan.numbers[slot] = _numbers(self.known[source]) if as_numbers else self.known[source]
+        else:
+            slot = self.plan.slot(source)
+            self.plan.constants[slot] = self.known[source]
+        return slot
+
+    def adapted(self, run: Function, node: onnx.NodeProto, numbers: tuple[int, ...], on_host: bool) -> Function:
+        """`run`, after turning inputs computed at run time into numbers where it wants those, and moving host tensors to its device."""
+        late = [position for position in numbers if position < len(node.input) and node.input[position] not in self.known]
+        moved = [] if on_host else [p for p, source in enumerate(node.input) if source in self.host and p not in late]
+        if not late and not moved:
+            return run
+        anchor = next((p for p, source in enumerate(node.input) if source not in self.known and source not in self.host), 0)
+
+        def with_adapted_inputs(*arguments: Any) -> Any:
+            values = list(arguments)
+            for position in late:
+                values[position] = _numbers(values[position])
+            for position in moved:
+                values[position] = values[position].to(values[anchor].device)
+            return run(*values)
+
+        return with_adapted_inputs
+
+    def finish(self) -> Plan:
+        for name in self.outputs:
+            if name in self.known:
+                self.plan.constants[self.plan.slot(name)] = self.known[name]
+        last_reader: dict[int, Step] = {}
+        for step in self.plan.steps:
+            last_reader.update(dict.fromkeys(step.outputs + step.inputs, step))
+        kept = {NOTHING, *map(self.plan.slot, self.outputs)}
+        for slot, step in last_reader.items():
+            if slot not in kept:
+                step.release += (slot,)
+        return self.plan
+
+
+def _domain(entry: onnx.NodeProto | onnx.OperatorSetIdProto) -> str:
+    return "" if entry.domain == "ai.onnx" else entry.domain
+
+
+def _numbers(value: torch.Tensor | None) -> Any:
+    return None if value is None else value.tolist()

@@ -1,0 +1,9 @@
+"""Retraining: the built-in hook, the user's hook, and the trainer that a pass calls.
+
+PyTorch is imported when training begins, not with this package.
+"""
+
+from runtime.training.job import RetrainJob
+from runtime.training.trainer import TorchTrainer, require_torch
+
+__all__ = ["RetrainJob", "TorchTrainer", "require_torch"]

@@ -1,0 +1,38 @@
+"""What a retraining hook is given."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from runtime.data import DataSource
+
+if TYPE_CHECKING:
+    import torch
+
+    from runtime.torch_bridge import GraphModule
+
+
+@dataclass(frozen=True)
+class RetrainJob:
+    """One retraining of one model; `retrain(module, job)` trains `module` in place. Module and teacher are on `device`.
+
+    A batch of `data` holds arrays; `module(**{name: torch.from_numpy(array).to(job.device)})` runs it. Outputs of module and teacher
+    are alike: one tensor, or a tuple of them.
+    """
+
+    data: DataSource
+    validation: DataSource | None
+    """Other data than `data`, to choose the best epoch by; without it the last epoch's weights are kept."""
+    teacher: "GraphModule | None"
+    """The original model, its weights frozen."""
+    epochs: int
+    device: "torch.device"
+    step: str
+    """Which step of the recipe this is."""
+    settings: Mapping[str, Any]
+    """Options of the retrain step by name: rate, batch, temperature, ... (see: optimize passes retrain)."""
+    seed: int
+    """PyTorch's generators are seeded with it already; for the order of the data, use `seed + epoch`."""
+    progress: Callable[[str], None]
+    metrics: dict[str, float] = field(default_factory=dict)
+    """A hook may put numbers here for the report."""

@@ -1,0 +1,80 @@
+"""One training: modules are built and checked, the hook runs seeded on the chosen device, and its weights are checked."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+
+from lathe import PassError, UsageError
+from runtime.torch_bridge import GraphModule
+from runtime.training import agreement
+from runtime.training.builtin import retrain
+from runtime.training.hooks import guarded, load_hook
+from runtime.training.job import RetrainJob
+
+if TYPE_CHECKING:
+    from runtime.training.trainer import TorchTrainer
+
+
+def train(trainer: "TorchTrainer", model: onnx.ModelProto, settings: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """(values of the trained initializers, metrics). See TorchTrainer.train."""
+    hook = None if trainer.hook is None else load_hook(trainer.hook, trainer.log)
+    device = _device(trainer.device)
+    trainer.progress("comparing PyTorch with ONNX Runtime")
+    module = _module(model, trainer)
+    teacher = None if trainer.teacher is None else _module(trainer.teacher, trainer).requires_grad_(False)
+    before = module.values()
+    job = RetrainJob(
+        data=trainer.data,
+        validation=trainer.validation,
+        teacher=None if teacher is None else teacher.to(device),
+        epochs=settings["epochs"],
+        device=device,
+        step="retrain",
+        settings=settings,
+        seed=settings["seed"],
+        progress=trainer.progress,
+    )
+    started = time.perf_counter()
+    with _reproducible(job.seed, device):
+        if hook is None:
+            retrain(module.to(device), job)
+        else:
+            with guarded(f"retraining hook '{trainer.hook}' failed", trainer.log):
+                hook(module.to(device), job)
+    values = module.values()
+    for name, value in values.items():
+        if not np.isfinite(value).all() and np.isfinite(before[name]).all():
+            raise PassError(f"training made weight '{name}' NaN or infinite; the model is left as it was; give retrain a smaller rate=")
+    return values, {"epochs": float(job.epochs), "seconds": time.perf_counter() - started} | job.metrics
+
+
+def _module(model: onnx.ModelProto, trainer: "TorchTrainer") -> GraphModule:
+    module = GraphModule(model)
+    agreement.check(model, module, trainer.data)
+    return module
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"there is no device '{name}'; give cpu, cuda or cuda:1") from error
+
+
+@contextmanager
+def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
+    """The same seed gives the same weights, on one kind of device; the caller's random state comes back afterwards."""
+    cudnn = torch.backends.cudnn
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True),
+    ):
+        torch.manual_seed(seed)
+        yield

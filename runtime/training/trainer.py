@@ -1,0 +1,66 @@
+"""What a pass calls to have a model retrained. PyTorch is needed, and imported, only when training begins."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from lathe import UsageError
+from runtime.data import DataSource
+from runtime.training.hooks import hook_place
+
+
+def require_torch() -> None:
+    """Raises UsageError if PyTorch is not installed."""
+    if find_spec("torch") is None:
+        raise UsageError("retrain needs PyTorch; pip install 'onnx-lathe[train]'")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """New values of initializers by name, in their old dtype and shape, and what the training measured."""
+
+    values: Mapping[str, np.ndarray]
+    metrics: Mapping[str, float]
+
+
+class TorchTrainer:
+    """Trains models on one source of data. Implements passes.base.Trainer.
+
+    `teacher` is the original model, for distillation. `hook` is a user's `file.py:function` instead of the built-in hook; `log` the file
+    for the traceback if it fails. `validation` (never the data that judges the result) chooses the best epoch; without it the last one is
+    kept. `device`: "auto" is the GPU if there is one.
+
+    Raises UsageError at once if `hook` names no file.
+    """
+
+    def __init__(
+        self,
+        data: DataSource,
+        teacher: onnx.ModelProto | None,
+        hook: str | None = None,
+        validation: DataSource | None = None,
+        log: Path | None = None,
+        progress: Callable[[str], None] = lambda message: None,
+        device: str = "auto",
+    ) -> None:
+        if hook is not None:
+            hook_place(hook)
+        self.data, self.teacher, self.hook, self.validation = data, teacher, hook, validation
+        self.log, self.progress, self.device = log, progress, device
+
+    def train(self, model: onnx.ModelProto, settings: Mapping[str, Any]) -> TrainResult:
+        """Trains a copy of the model's float weights; `settings` are the retrain pass's options.
+
+        metrics: epochs, seconds, and what the hook reports (the built-in one: first_loss, last_loss, samples, best_epoch).
+        Raises ModelError for a model that PyTorch cannot run, PassError if training fails, DataError for unusable data.
+        """
+        require_torch()
+        from runtime.training.session import train
+
+        values, metrics = train(self, model, settings)
+        return TrainResult(values, metrics)

@@ -1,0 +1,209 @@
+"""The command as a user types it: results, exit codes, one-line messages, nothing half-written."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from optimizer.cli import main
+from passes.registry import all_passes
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def small_mnist(tmp_path_factory: pytest.TempPathFactory, mnist: Path) -> Path:
+    """300 training and 400 test images, so that a whole run takes seconds."""
+    path = tmp_path_factory.mktemp("data") / "mnist.npz"
+    with np.load(mnist) as arrays:
+        train = {f"train/{key}": arrays[f"train/{key}"][:300] for key in ("image", "labels")}
+        test = {f"test/{key}": arrays[f"test/{key}"][:400] for key in ("image", "labels")}
+    np.savez(path, **train, **test)
+    return path
+
+
+def data_arguments(data: Path) -> list[str]:
+    return ["--train", f"{data}:train", "--eval", f"{data}:test", "--preprocess", "scale=1/255", "--quiet"]
+
+
+def compile_lenet(lenet5: Path, data: Path, out: Path, *more: str, passes: str = "fold,prune(sparsity=0.8),codebook,int8") -> int:
+    return main([str(lenet5), "--passes", passes, *data_arguments(data), "--out", str(out), "--no-latency", *more])
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int = 2) -> str:
+    """The one line that the refusal prints."""
+    assert main(arguments) == code
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("optimize: ")
+    assert "Traceback" not in captured.err
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, lenet5: Path, small_mnist: Path) -> Path:
+    out = tmp_path_factory.mktemp("run") / "out"
+    passes = "fold,prune(sparsity=0.8),retrain(epochs=1),codebook(bits=4),int8"
+    gates = ["--gate", "top1 drop <= 5%", "--gate", "size ratio >= 7"]
+    arguments = [str(lenet5), "--passes", passes, *data_arguments(small_mnist), *gates, "--out", str(out)]
+    assert main(arguments) == 0
+    return out
+
+
+def test_report_follows_its_schema(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    jsonschema.validate(report, json.loads((ROOT / "docs" / "report.schema.json").read_text()))
+    assert [step["name"] for step in report["steps"]] == ["fold", "prune", "retrain", "codebook", "int8"]
+    assert report["outcome"] == "done"
+    assert all(gate["passed"] for gate in report["gates"])
+    assert report["baseline"]["top1"] > 0.97
+    assert report["steps"][1]["quality"]["sparsity"] == pytest.approx(0.8, abs=0.01)
+    assert report["steps"][-1]["quality"]["latency"] > 0
+
+
+def test_every_checkpoint_is_a_model_that_runs(finished: Path) -> None:
+    files = sorted((finished / "steps").glob("*.onnx"))
+    assert [path.stem for path in files] == ["01-fold", "02-prune", "03-retrain", "04-codebook", "05-int8"]
+    for path in [*files, finished / "model.onnx"]:
+        onnx.checker.check_model(str(path), full_check=True)
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        assert session.run(None, {"image": np.zeros((3, 1, 28, 28), np.float32)})[0].shape == (3, 10)
+
+
+def test_zeros_and_centroids_survive_to_the_end(finished: Path) -> None:
+    model = onnx.load(finished / "model.onnx")
+    codebooks = [tensor for tensor in model.graph.initializer if tensor.dims and tensor.dims[0] <= 16 and "codebook" in tensor.name]
+    assert len(codebooks) >= 3
+    for tensor in codebooks:
+        values = onnx.numpy_helper.to_array(tensor)
+        assert np.count_nonzero(values == 0) == 1, f"{tensor.name} must hold exactly one zero"
+    assert {node.op_type for node in model.graph.node} >= {"QuantizeLinear", "DequantizeLinear", "Gather"}
+
+
+def test_a_failed_gate_is_exit_code_3_and_leaves_no_artifact(
+    lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compile_lenet(lenet5, small_mnist, tmp_path, passes="fold") == 0
+    assert (tmp_path / "model.onnx").exists()
+    assert compile_lenet(lenet5, small_mnist, tmp_path, "--gate", "top1 drop <= 0.1%", passes="prune(sparsity=0.99)") == 3
+    assert not (tmp_path / "model.onnx").exists()
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["outcome"] == "gate failed"
+    assert not report["gates"][0]["passed"]
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_resume_continues_and_gives_the_same_model(lenet5: Path, small_mnist: Path, tmp_path: Path) -> None:
+    assert compile_lenet(lenet5, small_mnist, tmp_path) == 0
+    whole = (tmp_path / "model.onnx").read_bytes()
+    (tmp_path / "steps" / "03-codebook.onnx").write_bytes(b"broken")
+    (tmp_path / "steps" / "04-int8.onnx").unlink()
+    before = (tmp_path / "steps" / "02-prune.onnx").stat().st_mtime_ns
+    assert compile_lenet(lenet5, small_mnist, tmp_path, "--resume") == 0
+    assert (tmp_path / "steps" / "02-prune.onnx").stat().st_mtime_ns == before
+    assert (tmp_path / "model.onnx").read_bytes() == whole
+
+
+def test_resume_refuses_another_recipe(lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compile_lenet(lenet5, small_mnist, tmp_path, passes="prune(sparsity=0.5)") == 0
+    capsys.readouterr()
+    arguments = [str(lenet5), "--passes", "prune(sparsity=0.6)", *data_arguments(small_mnist), "--out", str(tmp_path), "--resume"]
+    assert "cannot resume, the recipe changed since" in refused(capsys, arguments)
+
+
+def test_resume_without_an_earlier_run(lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, [str(lenet5), "--passes", "fold", "--out", str(tmp_path / "new"), "--resume", "--quiet"])
+    assert "no earlier run to resume" in line
+    assert not (tmp_path / "new" / "model.onnx").exists()
+
+
+def test_interrupted_run_resumes(
+    lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(all_passes()["codebook"], "apply", interrupt)
+        assert compile_lenet(lenet5, small_mnist, tmp_path) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "steps").glob("*.onnx")) == ["01-fold.onnx", "02-prune.onnx"]
+    assert not (tmp_path / "model.onnx").exists()
+    assert compile_lenet(lenet5, small_mnist, tmp_path, "--resume") == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nowhere.onnx", "--passes", "fold"], "nowhere.onnx"),
+        (["{lenet}", "--passes", "prnue"], "there is no pass 'prnue'; did you mean 'prune'?"),
+        (["{lenet}", "--passes", "prune(sparsty=0.9)"], "did you mean 'sparsity'?"),
+        (["{lenet}", "--passes", "int8"], "pass 'int8' needs calibration data"),
+        (["{lenet}", "--passes", "retrain"], "pass 'retrain' needs training data"),
+        (["{lenet}", "--passes", "fold", "--target", "onxx"], "there is no target 'onxx'; did you mean 'onnx'?"),
+        (["{lenet}", "--passes", "fold", "--gate", "top1 drop <= 1%"], "top1"),
+        (["{lenet}", "--passes", "fold", "--gate", "topp1 >= 1%"], "topp1"),
+        (["{lenet}", "--passes", "fold", "--traget", "onnx"], "unknown argument '--traget'; did you mean '--target'?"),
+        (["{lenet}"], "nothing to do"),
+        ([], "required"),
+        (["{lenet}", "--recipe", "none.toml"], "none.toml: cannot read the recipe"),
+        (["{lenet}", "--passes", "fold", "--eval", "none.npz"], "none.npz"),
+        (["passes", "prnue"], "did you mean 'prune'?"),
+        (["inspect", "nowhere.onnx"], "nowhere.onnx"),
+        (["gate", "{lenet}", "nowhere.onnx", "--gate", "size ratio >= 1"], "nowhere.onnx"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    arguments: list[str], message: str, lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, [text.format(lenet=lenet5) for text in arguments])
+    assert not (tmp_path / "build" / "model.onnx").exists()
+
+
+def test_unwritable_output_folder(lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    line = refused(capsys, [str(lenet5), "--passes", "fold", "--out", str(tmp_path / "file" / "out")])
+    assert "cannot write there" in line
+
+
+def test_the_same_data_for_training_and_evaluation_is_refused(
+    lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = ["--train", f"{small_mnist}:test", "--eval", f"{small_mnist}:test", "--preprocess", "scale=1/255"]
+    line = refused(capsys, [str(lenet5), "--passes", "fold", *same, "--out", str(tmp_path)])
+    assert "400 evaluation samples are in the training data too" in line
+
+
+def test_passes_command_documents_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["passes"]) == 0
+    listed = capsys.readouterr().out
+    for name in all_passes():
+        assert name in listed
+        assert main(["passes", name]) == 0
+        page = capsys.readouterr().out
+        for option in all_passes()[name].Config.__dataclass_fields__:
+            assert option in page
+
+
+def test_inspect_counts_lenet5(lenet5: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(lenet5)]) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.split()[:2] == ["all", "430"] or "430 k" in last  # 430,500 weights and 580 biases
+    assert "2.29 M" in last  # 288,000 + 1,600,000 + 400,000 + 5,000 MACs
+
+
+def test_gate_command_judges_two_files(finished: Path, lenet5: Path, small_mnist: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["gate", str(lenet5), str(finished / "model.onnx"), "--data", f"{small_mnist}:test", "--preprocess", "scale=1/255"]
+    assert main([*common, "--gate", "top1 drop <= 5%", "--gate", "size ratio >= 7"]) == 0
+    assert main([*common, "--gate", "size ratio >= 1000"]) == 3
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_json_prints_the_record_alone(lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(lenet5), "--passes", "fold", "--json", "--quiet", "--out", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "report.json").read_text())

@@ -1,0 +1,119 @@
+"""What TensorRT-RTX itself makes of lowered models: which layers run in INT8, and in how many bits weights are stored."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from passes.base import Context, configure
+from passes.graph.model import export_model, import_model
+from passes.registry import find
+from runtime.targets.tensorrt import TensorRTRTX
+from tests import quantized, tensorrt_log
+from tests.quantized import IMAGES, assert_equal, assert_same, lower, node, run, stored
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
+
+
+def build(model: onnx.ModelProto, folder: Path, **options) -> Path:
+    """Builds with TensorRT-RTX and returns the verbose log."""
+    onnx.save(model, folder / "lowered.onnx")
+    artifact = TensorRTRTX().build(folder / "lowered.onnx", folder, TensorRTRTX.Config(log=True, **options), lambda text: None)
+    return artifact.paths[2]
+
+
+class Ranges:
+    """A calibrator on random images."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.minimum, self.maximum = float(values.min()), float(values.max())
+
+    def percentile(self, percent: float) -> tuple[float, float]:
+        return self.minimum, self.maximum
+
+    @staticmethod
+    def statistics(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, "Ranges"]:
+        probe = onnx.ModelProto()
+        probe.CopyFrom(model)
+        wanted = [name for name in tensors if name not in IMAGES]
+        probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+        found = dict(zip([output.name for output in probe.graph.output], run(probe, IMAGES), strict=True)) | IMAGES
+        return {name: Ranges(found[name]) for name in tensors}
+
+
+def test_the_trained_lenet_with_codebook_and_int8(lenet5: Path, tmp_path: Path) -> None:
+    model = onnx.load(lenet5)
+    for name, options in (("fold", {}), ("codebook", {"bits": 4}), ("int8", {})):
+        graph = import_model(model)
+        configure(find(name), options).apply(graph, Context(calibrator=Ranges))
+        model = export_model(graph)
+    lowered, report = lower(model)
+    assert len(report.edits) == 4
+    assert not report.skips
+    assert_same(model, lowered, IMAGES)
+    layers = [node.name for node in lowered.graph.node if node.op_type in ("Conv", "Gemm")]
+    log = build(lowered, tmp_path)
+    kernels = tensorrt_log.kernels(log)
+    assert {name: kernels[name] for name in layers} == dict.fromkeys(layers, "Int8")
+    floats = sum(np.prod(tensor.dims) * 4 for tensor in onnx.load(lenet5).graph.initializer)
+    assert tensorrt_log.weight_bytes(log) < 0.27 * floats
+
+
+@pytest.mark.parametrize("codebook", [False, True])
+def test_tensorrt_runs_int8_layers_in_int8(codebook: bool, tmp_path: Path) -> None:
+    log = build(lower(quantized.lenet(codebook=codebook))[0], tmp_path)
+    kernels = tensorrt_log.kernels(log)
+    assert {name: kernels[name] for name in ("conv1", "conv2", "fc")} == dict.fromkeys(("conv1", "conv2", "fc"), "Int8")
+    assert tensorrt_log.stored(log, "Int8") >= {576, 3920}  # w1 is padded
+    assert not tensorrt_log.stored(log, "Float") & {72, 576, 3920}
+
+
+def test_tensorrt_stores_a_float_codebook_in_4_bits(tmp_path: Path) -> None:
+    log = build(lower(quantized.lenet(int8=False))[0], tmp_path)
+    assert tensorrt_log.kernels(log)["conv2"] == "Float"
+    assert tensorrt_log.stored(log, "Int4") == {72, 576, 3920}
+    assert tensorrt_log.weight_bytes(log) < 4 * (72 + 576 + 3920) / 4
+
+
+def test_another_tools_quantization_builds_in_int8(tmp_path: Path) -> None:
+    """UINT8 around 128 on a weight and an activation, and an INT32 bias."""
+    model = quantized.lenet(codebook=False)
+    tensors = stored(model)
+    for name, array in {
+        "p1_zero": np.array(128, np.uint8),
+        "w2_q": (numpy_helper.to_array(tensors["w2_q"]).astype(int) + 128).astype(np.uint8),
+        "w2_zero": np.full(8, 128, np.uint8),
+        "b1": np.arange(8, dtype=np.int32),
+    }.items():
+        tensors[name].CopyFrom(numpy_helper.from_array(array, name))
+    tensors["b1"].name = "b1_codes"
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["b1_codes", "p1_scale"], ["b1"], "b1_DQ"))
+    onnx.checker.check_model(model, full_check=True)
+    lowered, report = lower(model)
+    assert {edit.node for edit in report.edits} == {"p1_Q", "w2_DQ", "b1_DQ"}
+    assert_equal(model, lowered, IMAGES)
+    kernels = tensorrt_log.kernels(build(lowered, tmp_path))
+    assert {kernels[name] for name in ("conv1", "conv2", "fc")} == {"Int8"}
+
+
+def test_a_scale_of_shape_1_would_cost_int8(tmp_path: Path) -> None:
+    model = quantized.lenet(codebook=False)
+    scale = next(tensor for tensor in model.graph.initializer if tensor.name == "p1_scale")
+    scale.dims.append(1)
+    zero = next(tensor for tensor in model.graph.initializer if tensor.name == "p1_zero")
+    zero.dims.append(1)
+    for name in ("p1_Q", "p1_DQ"):  # of the one channel axis that has a single element there is none: per tensor is meant
+        node(model, name).attribute.append(helper.make_attribute("axis", 0))
+    assert tensorrt_log.kernels(build(model, tmp_path))["conv2"] == "Float"
+    assert tensorrt_log.kernels(build(lower(model)[0], tmp_path))["conv2"] == "Int8"
+
+
+def test_dimensions_of_no_name_build(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["y"], "relu")]
+    model = quantized.model(nodes, {"x": ["?", "?"]}, {"y": ["?", "?"]}, {})
+    log = build(lower(model)[0], tmp_path, shapes={"x": "1x3:1x4:2x8"})
+    assert log.exists()

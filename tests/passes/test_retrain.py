@@ -1,0 +1,141 @@
+"""The pass: values are written back, and nothing else changes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from lathe import PassError, UsageError
+from passes.base import Context, PassReport, configure
+from passes.graph.model import export_model, import_model
+from passes.retrain import Retrain, relative_change
+from tests import quantized
+from tests.builders import build, random
+
+
+@dataclass
+class Stub:
+    """A trainer that returns given values and notes what it was asked."""
+
+    values: Mapping[str, np.ndarray]
+    metrics: Mapping[str, float] = field(default_factory=lambda: {"epochs": 2.0, "last_loss": 0.5})
+
+    def train(self, model: onnx.ModelProto, settings: Mapping[str, Any]) -> "Stub":
+        self.asked, self.settings = model, settings
+        return self
+
+
+def apply(model: onnx.ModelProto, trainer: Stub | None, **options: Any) -> tuple[onnx.ModelProto, PassReport]:
+    graph = import_model(model)
+    report = configure(Retrain, options).apply(graph, Context(trainer=trainer))
+    return export_model(graph), report
+
+
+W = random(4, 5)
+MODEL = build("(float[n, 4] x) => (float[n, 5] y) { [fc] y = Gemm(x, w, b) }", w=W, b=np.zeros(5, np.float32))
+
+
+def test_changed_values_are_written_and_reported() -> None:
+    w, b = (W * np.float32(1.1)).astype(np.float32), np.ones(5, np.float32)
+    after, report = apply(MODEL, Stub({"w": w, "b": b}))
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in after.graph.initializer}
+    np.testing.assert_array_equal(stored["w"], w)
+    np.testing.assert_array_equal(stored["b"], b)
+    assert [(edit.node, edit.what) for edit in report.edits] == [("fc", "w changed by 10 %"), ("fc", "b changed by 224 %")]
+    assert report.metrics == {"epochs": 2.0, "last_loss": 0.5}
+    assert len(after.graph.node) == 1
+    assert (list(after.graph.node[0].input), list(after.graph.node[0].output)) == (["x", "w", "b"], ["y"])
+    x = random(3, 4)
+    np.testing.assert_allclose(quantized.run(after, {"x": x})[0], x @ w + b, atol=1e-5)
+
+
+def test_equal_values_are_no_edit() -> None:
+    after, report = apply(MODEL, Stub({"w": W.copy()}))
+    assert report.edits == []
+    assert numpy_helper.to_array(after.graph.initializer[0]).tobytes() == W.tobytes()
+
+
+def test_the_trainer_gets_the_graph_and_all_options() -> None:
+    trainer = Stub({})
+    apply(MODEL, trainer, epochs=5, rate=0.25, optimizer="sgd")
+    assert trainer.asked.graph.node[0].op_type == "Gemm"
+    assert trainer.settings.items() >= {"epochs": 5, "rate": 0.25, "optimizer": "sgd"}.items()
+    assert trainer.settings.keys() == {
+        "epochs", "rate", "optimizer", "batch", "weight_decay", "momentum", "distill", "temperature", "label_smoothing", "warmup", "clip",
+        "seed",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param({"w": np.zeros((4, 5), np.float64)}, id="dtype"),
+        pytest.param({"w": np.zeros((5, 4), np.float32)}, id="shape"),
+        pytest.param({"y": np.zeros(5, np.float32)}, id="computed"),
+        pytest.param({"no": np.zeros(1, np.float32)}, id="unknown"),
+    ],
+)
+def test_values_that_fit_no_initializer_are_refused(values: dict[str, np.ndarray]) -> None:
+    with pytest.raises(PassError, match=f"retraining returned '{next(iter(values))}' as .* which is no initializer of the model"):
+        apply(MODEL, Stub(values))
+
+
+def test_training_data_is_needed() -> None:
+    with pytest.raises(PassError, match="needs training data; give --data or --train"):
+        apply(MODEL, None)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"epochs": 0}, "must be at least 1"),
+        ({"distill": 1.5}, "must be 0.0 to 1.0"),
+        ({"optimizer": "lion"}, "must be one of adamw, sgd"),
+        ({"temperature": 0.0}, "must be at least 0.1"),
+        ({"epoch": 3}, "no option 'epoch'; did you mean 'epochs'"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        configure(Retrain, options)
+
+
+def test_relative_change() -> None:
+    assert relative_change(np.array([3.0, 4.0], np.float32), np.array([3.0, 4.5], np.float32)) == pytest.approx(0.1)
+    assert relative_change(np.zeros(2, np.float32), np.array([3, 4], np.float32)) == pytest.approx(5)
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("codebook, rate", [(False, 0.001), (True, 0.01)])
+def test_a_network_is_retrained_for_real(codebook: bool, rate: float) -> None:
+    pytest.importorskip("torch")
+    from runtime.data import Batch
+    from runtime.training import TorchTrainer
+
+    class Images:
+        labelled, count, fingerprint, description = False, 4, "images", "images"
+
+        def batches(self, size: int, shuffle_seed: int | None = None):
+            yield Batch(dict(quantized.IMAGES))
+
+    original = quantized.lenet(codebook=False, int8=False)
+    start = quantized.lenet(codebook=codebook, int8=False)
+    for tensor in start.graph.initializer:
+        if tensor.name == "b1":  # damage that training has to mend
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.3), "b1"))
+    trainer = TorchTrainer(Images(), original)  # type: ignore[arg-type]
+    after, report = apply(start, trainer, epochs=20, rate=rate)  # type: ignore[arg-type]
+    onnx.checker.check_model(after, full_check=True)
+    assert report.metrics["last_loss"] < 0.3 * report.metrics["first_loss"]
+    want, before, now = (probabilities(quantized.run(model, quantized.IMAGES)[0]) for model in (original, start, after))
+    assert np.abs(now - want).mean() < 0.5 * np.abs(before - want).mean()
+    indices = [tensor for tensor in after.graph.initializer if tensor.name.endswith("_indices")]
+    assert [t.SerializeToString() for t in indices] == [quantized.stored(start)[t.name].SerializeToString() for t in indices]

@@ -1,0 +1,92 @@
+"""Quality metrics on outputs known by hand, and latency measured in turn."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import pytest
+
+from lathe import ModelError
+from runtime import ort
+from runtime.data import Batch, DataSource
+from runtime.evaluate import evaluate, reference
+
+
+def scaling(weight: np.ndarray, batch: int | str = "n") -> onnx.ModelProto:
+    """y = x @ weight, weight [4, 4]."""
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"], name="mm")
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [node],
+        "g",
+        [value("x", 1, [batch, 4])],
+        [value("y", 1, [batch, 4])],
+        [onnx.numpy_helper.from_array(weight.astype(np.float32), "w")],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
+class Rows(DataSource):
+    """Each sample is one row of `values`."""
+
+    fingerprint = description = "rows"
+
+    def __init__(self, values: np.ndarray, labels: np.ndarray | None = None) -> None:
+        self.values, self.labels, self.count = values.astype(np.float32), labels, len(values)
+        self.labelled = labels is not None
+
+    def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
+        for start in range(0, self.count, 3):
+            part = slice(start, start + 3)
+            yield Batch(inputs={"x": self.values[part]}, labels=None if self.labels is None else self.labels[part])
+
+
+def measured(base: np.ndarray, candidate: np.ndarray, data: Rows, batch: int | str = "n") -> tuple[dict[str, float], dict[str, float]]:
+    original = reference(ort.session(scaling(base, batch)), data, lambda text: None)
+    return original.metrics, evaluate(ort.session(scaling(candidate, batch)), data, original, lambda text: None)
+
+
+def test_accuracy_and_agreement() -> None:
+    swapped = np.eye(4)[[1, 0, 2, 3]]
+    base, found = measured(np.eye(4), swapped, Rows(np.eye(4), np.array([0, 1, 2, 0])))
+    assert base["top1"] == 0.75
+    assert base["agreement"] == 1.0
+    assert found["top1"] == 0.25
+    assert found["agreement"] == 0.5
+
+
+def test_sqnr_in_decibels() -> None:
+    base, found = measured(np.eye(4), 1.1 * np.eye(4), Rows(np.eye(4)))
+    assert math.isinf(base["sqnr"])
+    assert found["sqnr"] == pytest.approx(20.0, abs=1e-4)
+    assert "top1" not in found
+
+
+def test_a_fixed_batch_counts_every_sample_once() -> None:
+    base, found = measured(np.eye(4), np.eye(4), Rows(np.eye(4)[[0, 1, 2, 3, 0]], np.array([0, 1, 2, 3, 1])), batch=2)
+    assert base["top1"] == found["top1"] == 0.8
+
+
+def test_an_output_that_is_not_finite_has_no_sqnr() -> None:
+    _, found = measured(np.eye(4), np.full((4, 4), np.inf), Rows(np.eye(4) + 1))
+    assert "sqnr" not in found
+
+
+def test_latency_is_measured_in_turn() -> None:
+    small, large = ort.session(scaling(np.eye(4)), threads=1), ort.session(scaling(np.eye(4)), threads=1)
+    one, other = ort.latency_pair(small, large, {"x": np.zeros((1, 4), np.float32)}, budget_s=0.05)
+    assert 0 < one < 50
+    assert 0 < other < 50
+
+
+def test_a_model_that_does_not_load_says_why() -> None:
+    broken = scaling(np.eye(4))
+    broken.graph.node[0].op_type = "Nope"
+    with pytest.raises(ModelError, match=r"cannot load the model: .*Nope"):
+        ort.session(broken)
+
+
+def test_feeds_that_do_not_fit_say_why() -> None:
+    with pytest.raises(ModelError, match="cannot run the model"):
+        ort.run(ort.session(scaling(np.eye(4))), {"x": np.zeros((1, 5), np.float32)})

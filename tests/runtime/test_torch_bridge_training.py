@@ -1,0 +1,258 @@
+"""What moves when a module is trained, and how: roles of initializers, zeros, centroids, straight-through rounding, gradients."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from lathe import SPARSE, ModelError, format_sparse
+from tests import quantized
+from tests.builders import build, random
+
+torch = pytest.importorskip("torch")
+from runtime.torch_bridge import GraphModule  # noqa: E402
+
+OPTIMIZERS = {
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.5),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.5),
+}
+Optimizer = Callable[..., torch.optim.Optimizer]
+
+
+def mark_sparse(model: onnx.ModelProto, *names: str) -> onnx.ModelProto:
+    model.metadata_props.add(key=SPARSE, value=format_sparse(dict.fromkeys(names, "unstructured")))
+    return model
+
+
+def train(module: GraphModule, optimizer: Optimizer, *inputs: np.ndarray, steps: int = 5) -> None:
+    stepper = optimizer(module.parameters())
+    for _ in range(steps):
+        stepper.zero_grad()
+        (module(*map(torch.from_numpy, inputs)) - 1).square().mean().backward()
+        stepper.step()
+
+
+def run(model: onnx.ModelProto, values: dict[str, np.ndarray], **feeds: np.ndarray) -> np.ndarray:
+    """ONNX Runtime's first output with new values in the initializers."""
+    for tensor in model.graph.initializer:
+        if tensor.name in values:
+            tensor.CopyFrom(numpy_helper.from_array(values[tensor.name], tensor.name))
+    return quantized.run(model, feeds)[0]
+
+
+W, B, V = random(4, 4), random(4), random(1, 4, 1, 1)
+IMAGE = "float[n, 4, 5, 5]"
+ROLES = [
+    ("y = Conv(x, w, b)", IMAGE, {"w": random(4, 4, 1, 1), "b": B}, "w b"),
+    ("y = ConvTranspose(x, w, b)", IMAGE, {"w": random(4, 4, 1, 1), "b": B}, "w b"),
+    ("y = BatchNormalization(x, s, b, m, v)", IMAGE, {"s": B, "b": B, "m": B, "v": B**2}, "s b"),
+    ("y = InstanceNormalization(x, s, b)", IMAGE, {"s": B, "b": B}, "s b"),
+    ("y = LayerNormalization(x, s, b)", "float[n, 4]", {"s": B, "b": B}, "s b"),
+    ("y = PRelu(x, s)", IMAGE, {"s": random(4, 1, 1)}, "s"),
+    ("y = Gemm(x, w, b)", "float[n, 4]", {"w": W, "b": B}, "w b"),
+    ("t = Transpose(w)  y = MatMul(x, t)", "float[n, 4]", {"w": W}, "w"),
+    ("m = MatMul(x, w)  y = Add(b, m)", "float[n, 4]", {"w": W, "b": B}, "w b"),
+    ("m = Neg(x)  a = Mul(m, g)  y = Add(a, b)", IMAGE, {"g": V, "b": V}, "g b"),
+    ("c = Sub(x, mean)  y = Div(c, std)", IMAGE, {"mean": V, "std": V}, ""),
+    ("a = Mul(x, std)  y = Add(a, mean)", IMAGE, {"mean": V, "std": V}, "mean"),
+    ("y = Mul(x, std)", IMAGE, {"std": V}, ""),
+    ("m = Neg(x)  y = Add(m, grid)", IMAGE, {"grid": random(1, 1, 5, 5)}, ""),
+    ("m = Neg(x)  a = Add(m, e)  y = Mul(a, k)", IMAGE, {"e": np.float32(1e-5), "k": np.ones(1, np.float32)}, ""),
+    ("m = Neg(x)  y = Add(m, b)", "float[n, 1]", {"b": np.ones(1, np.float32)}, "b"),
+    ("y = Clip(x, low, high)", IMAGE, {"low": np.float32(0), "high": np.float32(6)}, ""),
+    ("y = Pow(x, e)", IMAGE, {"e": np.float32(2)}, ""),
+    ("y = Pad(x, p, v)", IMAGE, {"p": np.zeros(8, np.int64), "v": np.float32(1)}, ""),
+    ("y = Resize(x, none, s)", IMAGE, {"none": np.zeros(0, np.float32), "s": np.ones(4, np.float32)}, ""),
+    ("y = Gather(table, x)", "int64[n]", {"table": W}, "table"),
+    ("w = Gather(book, i)  y = MatMul(x, w)", "float[n, 4]", {"book": B, "i": np.arange(16).reshape(4, 4) % 4}, "book"),
+    ("w = Gather(book, i)  y = Sub(x, w)", "float[n, 4]", {"book": B, "i": np.arange(4)}, ""),
+    ("q = QuantizeLinear(w, s, z)  d = DequantizeLinear(q, s, z)  y = MatMul(x, d)", "float[n, 4]",
+     {"w": W, "s": np.float32(0.1), "z": np.int8(0)}, "w"),
+    ("a = Mul(w, s)  y = MatMul(x, a)", "float[n, 4]", {"w": W, "s": random(1, 4)}, "w s"),
+    ("m = MatMul(x, w)  y = Sub(m, w)", "float[4, 4]", {"w": W}, ""),
+    ("m = MatMul(x, w)  n = Shape(w)  y = Reshape(m, n)", "float[4, 4]", {"w": W}, "w"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body, shape, stored, trained", ROLES, ids=[role[0] for role in ROLES])
+def test_use_decides_what_is_trained(body: str, shape: str, stored: dict[str, np.ndarray], trained: str) -> None:
+    dims = "n" if shape.startswith("int64") else shape[shape.index("[") + 1 : -1]
+    model = build(f"({shape} x) => (float[{'n, 4' if dims == 'n' else dims}] y) {{ {body} }}", 17, **stored)
+    assert set(GraphModule(model).weights()) == set(trained.split())
+
+
+def test_an_output_of_the_model_is_not_trained() -> None:
+    model = build("(float[n, 4] x) => (float[n, 4] y, float[4, 4] w) { y = MatMul(x, w) }", w=W)
+    assert GraphModule(model).weights() == {}
+
+
+def test_a_shared_weight_is_one_parameter() -> None:
+    model = build("(float[n, 4] x) => (float[n, 4] y) { a = MatMul(x, w)  y = MatMul(a, w) }", w=W)
+    module = GraphModule(model)
+    assert len(list(module.parameters())) == 1
+    x = random(3, 4)
+    module(torch.from_numpy(x)).sum().backward()
+    w = torch.from_numpy(W).requires_grad_()
+    (torch.from_numpy(x) @ w @ w).sum().backward()
+    torch.testing.assert_close(module.weights()["w"].grad, w.grad)
+
+
+def test_the_gradient_of_a_centroid_sums_over_its_weights() -> None:
+    indices = np.arange(12).reshape(3, 4) % 3
+    model = build("(float[n, 3] x) => (float[n, 4] y) { w = Gather(book, i)  y = MatMul(x, w) }", book=random(3), i=indices)
+    module = GraphModule(model)
+    x = random(5, 3)
+    module(torch.from_numpy(x)).sum().backward()
+    of_weight = np.tile(x.sum(0)[:, None], (1, 4))
+    want = [of_weight[indices == centroid].sum() for centroid in range(3)]
+    np.testing.assert_allclose(module.weights()["book"].grad.numpy(), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_codebooks_train_and_stay_shared(int8: bool) -> None:
+    model = quantized.lenet(codebook=True, int8=int8)
+    module = GraphModule(model)
+    assert set(module.weights()) == {"b1", "w1_codebook", "w2_codebook", "w3_codebook"}
+    before = module.values()
+    train(module, OPTIMIZERS["sgd"], quantized.IMAGES["image"])
+    after = module.values()
+    for name in ("w1_codebook", "w2_codebook", "w3_codebook"):
+        assert np.abs(after[name] - before[name]).max() > 1e-4
+        assert len(np.unique(after[name])) == 16
+    indices = numpy_helper.to_array(quantized.stored(model)["w2_indices"])
+    decoded = next(value for _, name, value in module.trace(image=torch.zeros(1, 1, 28, 28)) if name == "w2")
+    np.testing.assert_array_equal(decoded.numpy(force=True), after["w2_codebook"][indices.astype(int)])
+
+
+def test_int8_weights_are_never_trained() -> None:
+    module = GraphModule(quantized.lenet(codebook=False, int8=True))
+    assert set(module.weights()) == {"b1"}
+    train(module, OPTIMIZERS["adamw"], quantized.IMAGES["image"])
+    assert set(module.values()) == {"b1"}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_zeros_of_a_sparse_weight_stay_zero(optimizer: Optimizer) -> None:
+    pruned = np.where(np.abs(W) < 0.7, 0, W).astype(np.float32)
+    text = "(float[n, 4] x) => (float[n, 4] y) { a = MatMul(x, w)  r = Tanh(a)  y = MatMul(r, v) }"
+    module = GraphModule(mark_sparse(build(text, w=pruned, v=pruned), "w"))
+    train(module, optimizer, random(8, 4))
+    values = module.values()
+    assert np.array_equal(values["w"] == 0, pruned == 0)
+    assert (values["w"] != pruned)[pruned != 0].all()
+    assert (values["v"] != 0).all()  # not named: its zeros are ordinary weights
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_zeros_of_a_sparse_codebook_weight_stay_zero(optimizer: Optimizer) -> None:
+    book = np.array([-0.5, 0.0, 0.5, 1.0], np.float32)
+    text = """(float[n, 4] x) => (float[n, 4] y) {
+        w = Gather(book, i)  v = Gather(book, j)  a = MatMul(x, w)  r = Tanh(a)  y = MatMul(r, v)
+    }"""
+    indices = np.arange(16).reshape(4, 4)
+    model = mark_sparse(build(text, book=book, i=indices % 4, j=indices // 4), "w")  # v, dense, shares w's codebook
+    module = GraphModule(model)
+    x = random(8, 4)
+    train(module, optimizer, x)
+    values = module.values()["book"]
+    assert values[1] == 0
+    assert (values != book)[[0, 2, 3]].all()
+    result = module(torch.from_numpy(x)).numpy(force=True)
+    np.testing.assert_allclose(run(model, {"book": values}, x=x), result, atol=1e-5)
+
+
+def test_a_sparse_weight_may_be_quantized_behind_its_codebook() -> None:
+    model = quantized.lenet(codebook=True, int8=True)
+    for tensor in model.graph.initializer:
+        if tensor.name == "w3_codebook":
+            book = numpy_helper.to_array(tensor).copy()
+            book[7] = 0
+            tensor.CopyFrom(numpy_helper.from_array(book, tensor.name))
+    module = GraphModule(mark_sparse(model, "w3"))
+    train(module, OPTIMIZERS["sgd"], quantized.IMAGES["image"])
+    trained = module.values()["w3_codebook"]
+    assert trained[7] == 0
+    assert (trained != book).sum() >= 14
+
+
+def test_even_an_optimizer_that_moves_everything_leaves_zeros() -> None:
+    pruned = np.where(np.abs(W) < 0.7, 0, W).astype(np.float32)
+    module = GraphModule(mark_sparse(build("(float[n, 4] x) => (float[n, 4] y) { y = MatMul(x, w) }", w=pruned), "w"))
+    with torch.no_grad():
+        module.weights()["w"].add_(1)
+    assert np.array_equal(module.values()["w"] == 0, pruned == 0)
+    assert torch.equal(module(torch.eye(4)) == 0, torch.from_numpy(pruned == 0))
+
+
+def test_zeros_made_of_other_values_freeze_their_parameters() -> None:
+    text = "(float[n, 4] x) => (float[n, 4] y) { s = Add(w, v)  y = MatMul(x, s) }"
+    module = GraphModule(mark_sparse(build(text, w=W, v=-W), "s"))
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", ["nowhere", "y", "x"])
+def test_a_sparse_entry_that_names_no_weight_is_refused(name: str) -> None:
+    model = mark_sparse(build("(float[n, 4] x) => (float[n, 4] y) { y = MatMul(x, w) }", w=W), name)
+    with pytest.raises(ModelError, match=f"lathe.sparse names '{name}', which is not a weight"):
+        GraphModule(model)
+
+
+@pytest.mark.parametrize("zero, scale, axis", [(0, 0.1, None), (3, 0.1, None), (0, [0.1, 0.2], 1), (-5, [0.1, 0.2], 1)])
+def test_rounding_is_straight_through_and_cutting_off_is_not(zero: int, scale: float | list[float], axis: int | None) -> None:
+    text = f"""(float[n, 2] x) => (float[n, 2] y) {{
+        q = QuantizeLinear <axis = {axis or 1}> (x, s, z)  d = DequantizeLinear <axis = {axis or 1}> (q, s, z)  y = Mul(d, two)
+    }}"""
+    scales = np.array(scale, np.float32)
+    model = build(text, s=scales, z=np.full(scales.shape, zero, np.int8), two=np.float32(2))
+    x = torch.tensor([[0.3, 0.34], [-50.0, 50.0], [9.0, -9.0], [12.4, 24.5]], requires_grad=True)
+    result = GraphModule(model)(x)
+    np.testing.assert_allclose(result.numpy(force=True), quantized.run(model, {"x": x.numpy(force=True)})[0], atol=1e-5)
+    result.sum().backward()
+    whole = np.round(x.numpy(force=True) / scales) + zero
+    np.testing.assert_allclose(x.grad.numpy(), np.where((whole >= -128) & (whole <= 127), 2.0, 0.0), atol=1e-6)
+
+
+def test_gradients_equal_finite_differences() -> None:
+    text = """(double[n, 3, 7, 6] x) => (double[n, 4] y) {
+        c = Conv <pads = [0, 1, 2, 0], strides = [2, 1], dilations = [1, 2]> (x, w1, b1)
+        s = BatchNormalization(c, gamma, beta, mean, variance)
+        p = PRelu(s, slope)
+        u = ConvTranspose <strides = [2, 2], pads = [1, 0, 0, 1]> (p, w2)
+        r = Resize <mode = "linear"> (u, none, scales)
+        a = AveragePool <kernel_shape = [3, 3], strides = [2, 2], pads = [0, 1, 1, 0], ceil_mode = 1> (r)
+        g = ReduceMean <axes = [2, 3], keepdims = 0> (a)
+        m = Gather(book, i)
+        h = MatMul(g, m)
+        n = LayerNormalization(h, scale, shift)
+        y = Gemm <alpha = 0.5, transB = 1> (n, w3, b3)
+    }"""
+    weights = {
+        "w1": random(4, 3, 3, 2), "b1": random(4), "gamma": random(4), "beta": random(4), "slope": random(4, 1, 1),
+        "w2": random(4, 2, 3, 3), "book": random(4), "scale": random(5), "shift": random(5), "w3": random(4, 5), "b3": random(4),
+    }  # fmt: skip
+    fixed = {"mean": random(4), "variance": random(4) ** 2 + 0.5}
+    stored = {name: value.astype(np.float64) for name, value in (weights | fixed).items()}
+    stored |= {"none": np.zeros(0, np.float32), "scales": np.array([1, 1, 1.5, 2], np.float32), "i": np.arange(10).reshape(2, 5) % 4}
+    module = GraphModule(build(text, **stored))
+    parameters = module.weights()
+    assert set(parameters) == set(weights)
+    x = torch.from_numpy(random(2, 3, 7, 6).astype(np.float64))
+    pull = torch.from_numpy(random(2, 4).astype(np.float64))
+
+    def loss() -> torch.Tensor:
+        return (module(x) * pull).sum()
+
+    loss().backward()
+    for name, parameter in parameters.items():
+        for element in {0, parameter.numel() // 2, parameter.numel() - 1}:
+            around = []
+            for step in (1e-6, -1e-6):
+                with torch.no_grad():
+                    kept = parameter.view(-1)[element].item()
+                    parameter.view(-1)[element] = kept + step
+                    around.append(loss().item())
+                    parameter.view(-1)[element] = kept
+            estimate = (around[0] - around[1]) / 2e-6
+            assert parameter.grad.view(-1)[element].item() == pytest.approx(estimate, rel=1e-5, abs=1e-7), (name, element)
