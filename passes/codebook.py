@@ -18,10 +18,10 @@ import onnx
 
 from passes.base import Context, Pass, PassReport, option
 from passes.graph import Constant, Graph, Node, Variable
-from passes.graph.layers import Weight, codebook_of, weights
+from passes.graph.layers import Weight, codebook_of, read, weights
 from passes.graph.model import sparse_tensors, unused_name
 from passes.graph.patterns import by_weight
-from passes.graph.storage import not_float, read
+from passes.graph.storage import not_float
 from passes.numerics.kmeans import distinct_values, kmeans_1d, signal_and_noise
 from passes.registry import register
 

@@ -22,7 +22,6 @@ from passes.graph.model import export_model
 from passes.graph.opset import raise_opset
 from passes.graph.patterns import by_weight
 from passes.graph.shapes import TensorType, infer_types
-from passes.graph.storage import read
 from passes.numerics import affine
 from passes.registry import register
 
@@ -153,14 +152,10 @@ def _refusal(graph: Graph, weight: Weight) -> str | None:
     other = next((node for node in weight.tensor.outputs if id(node) not in known), None)
     if other is not None:
         return f"its weight is also read by {other.name or other.op}"
-    values = _values(weight)
+    values = constant_value(weight.tensor)
     if values.dtype != np.float32:
         return f"its weight is {values.dtype}, not float32"
     return None if np.isfinite(values).all() else "its weight holds NaN or infinity"
-
-
-def _values(weight: Weight) -> np.ndarray:
-    return read(weight.tensor) if isinstance(weight.tensor, Constant) else constant_value(weight.tensor)
 
 
 def _residual_operands(graph: Graph, layers: Sequence[Node]) -> list[Operand]:
@@ -211,7 +206,7 @@ def _quantize_operand(
 
 
 def _quantize_weight(writer: quantized.Writer, weight: Weight, report: PassReport) -> None:
-    values = _values(weight)
+    values = constant_value(weight.tensor)
     scale = affine.channel_scale(values, weight.axis)
     restored = affine.dequantize(affine.quantize(values, scale, weight.axis), scale, weight.axis)
     writer.weight(weight, values, scale)

@@ -15,10 +15,10 @@ import numpy as np
 from lathe import UsageError
 from passes.base import Context, Pass, PassReport, option
 from passes.graph import Graph
-from passes.graph.layers import Weight, weights
+from passes.graph.layers import Weight, read, weights
 from passes.graph.model import set_sparse_tensors, sparse_tensors
 from passes.graph.patterns import by_weight
-from passes.graph.storage import not_float, read, write_float
+from passes.graph.storage import not_float, write_float
 from passes.numerics.magnitude import smallest, with_zeros
 from passes.registry import register
 

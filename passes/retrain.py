@@ -14,8 +14,8 @@ import numpy as np
 from lathe import PassError
 from passes.base import Context, Pass, PassReport, option
 from passes.graph import Constant, Graph
+from passes.graph.layers import read
 from passes.graph.model import export_model
-from passes.graph.storage import read
 from passes.registry import register
 
 

@@ -68,15 +68,14 @@ class Histogram:
         """Range (low, high) of the central `percent` of the values, to one bin's width; never outside minimum..maximum."""
         if percent >= 100.0:
             return self.minimum, self.maximum
-        outside = (100.0 - percent) / 200.0
-        return self._quantile(outside), self._quantile(1.0 - outside)
-
-    def _quantile(self, fraction: float) -> float:
         below = np.concatenate([[0], np.cumsum(self.counts)])
         edges = np.linspace(-self.limit, self.limit, BINS + 1)
-        used = slice(int(np.argmax(below > 0)) - 1, int(np.argmax(below == below[-1])) + 1)
-        value = float(np.interp(fraction * below[-1], below[used], edges[used]))
-        return min(max(value, self.minimum), self.maximum)
+        first, last = int(np.argmax(below > 0)) - 1, int(np.argmax(below == below[-1])) - 1  # outermost bins in use
+        used = slice(first, last + 2)
+        outside = (100.0 - percent) / 200.0
+        low, high = np.interp([outside * below[-1], (1.0 - outside) * below[-1]], below[used], edges[used])
+        # Inside an outermost bin nothing is known but the extreme: the many zeros behind a ReLU are zero, not a little more.
+        return self.minimum if low < edges[first + 1] else float(low), self.maximum if high > edges[last] else float(high)
 
 
 class StreamingCalibrator:

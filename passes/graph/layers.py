@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from passes.graph import Constant, Graph, Node, Tensor
 
@@ -112,11 +114,19 @@ def stored_in(tensor: Tensor) -> list[Constant]:
     return [leaf for source in tensor.inputs[0].inputs if not source.is_empty() for leaf in stored_in(source)]
 
 
+def read(tensor: Constant) -> np.ndarray:
+    """The initializer's values, not kept in the graph. The array is read-only, or the graph's own: do not write into it."""
+    stored = tensor._values
+    if isinstance(stored, SparseValues):
+        return np.asarray(stored.load(), dtype=tensor.dtype)
+    values: np.ndarray = onnx.numpy_helper.to_array(stored.tensor) if isinstance(stored, LazyValues) else stored
+    return values
+
+
 def constant_value(tensor: Tensor) -> np.ndarray:
-    """The decoded values of a tensor for which `is_constant` holds. An initializer's own array is returned: do not write into it."""
+    """The decoded values of a tensor for which `is_constant` holds. As with `read`, do not write into them."""
     if isinstance(tensor, Constant):
-        values: np.ndarray = tensor.values
-        return values
+        return read(tensor)
     from passes.graph.evaluate import evaluate
 
     return evaluate(tensor.inputs[0], [None if t.is_empty() else constant_value(t) for t in tensor.inputs[0].inputs])[
@@ -138,7 +148,7 @@ def codebook_of(tensor: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
         indices = indices.inputs[0].inputs[0]
     if not isinstance(codebook, Constant) or not isinstance(indices, Constant) or len(codebook.shape) != 1:
         return None
-    return codebook.values, indices.values
+    return read(codebook), read(indices)
 
 
 def constant_shape(tensor: Tensor) -> tuple[int, ...]:

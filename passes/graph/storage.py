@@ -1,20 +1,10 @@
 """Values of initializers without a second copy of the model: onnx-graphsurgeon keeps whatever array it was asked for once."""
 
-import numpy as np
 import onnx
-from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.graph import Constant, Tensor
 from passes.graph.layers import codebook_of, stored_in
-
-
-def read(tensor: Constant) -> np.ndarray:
-    """The initializer's values, not kept in the graph. The array is read-only, or the graph's own: do not write into it."""
-    stored = tensor._values
-    if isinstance(stored, SparseValues):
-        return np.asarray(stored.load(), dtype=tensor.dtype)
-    values: np.ndarray = onnx.numpy_helper.to_array(stored.tensor) if isinstance(stored, LazyValues) else stored
-    return values
 
 
 def write_float(tensor: Constant, data: bytes) -> None:

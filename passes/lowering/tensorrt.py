@@ -22,10 +22,9 @@ from passes.base import Context, Pass, PassReport
 from passes.graph import Constant, Graph, Node, Tensor, Variable
 from passes.graph.constants import constant_to_initializer
 from passes.graph.evaluate import evaluate
-from passes.graph.layers import constant_value, is_constant, is_layer
+from passes.graph.layers import constant_value, is_constant, is_layer, read
 from passes.graph.model import FOUR_BIT, free_name
 from passes.graph.rewire import captured_names, disconnect, is_output, replace_input, sweep
-from passes.graph.storage import read
 
 INT4_OPSET = 21
 INT4_IR_VERSION = 10

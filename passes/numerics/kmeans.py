@@ -1,9 +1,9 @@
 """k-means of scalars: Lloyd's algorithm on sorted points, for tensors from a handful of weights to hundreds of millions.
 
 On a line a cluster is an interval, so one iteration is K searches in the sorted points and K differences of prefix sums: O(K log n), no
-n x K distances. Up to 65,536 values are the points themselves. More are first counted into as many bins, each replaced by its exact mean;
-a bin is at most 1/1024 of its distance from the median wide, fine beside a cluster even where one outlier stretches the range. The final
-assignment is exact for every value. Sums are float64, in a fixed order: the same input gives the same bits.
+n x K distances. Up to 65,536 values are the points themselves. More are first gathered in as many bins, their counts and sums exact; a bin
+is no wider than 1/1024 of its distance from the median, which is fine beside a cluster even where one outlier stretches the range. The
+final assignment is exact for every value. Sums are float64, in a fixed order: the same input gives the same bits.
 
 The start is linear: K centroids evenly over [min, max]. Large weights are few and matter most, and unlike a random or a density start
 this gives them centroids. Source: Han, Mao and Dally, "Deep Compression", ICLR 2016, section 3.2.

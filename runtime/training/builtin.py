@@ -168,7 +168,7 @@ def _optimizer(parameters: Sequence[nn.Parameter], settings: Settings) -> torch.
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.peak_rate, momentum=settings.momentum, nesterov=settings.momentum > 0)
-    return torch.optim.AdamW(groups, lr=settings.peak_rate, betas=(settings.momentum, float(__import__("os").environ.get("B2", "0.999"))))
+    return torch.optim.AdamW(groups, lr=settings.peak_rate, betas=(settings.momentum, 0.999))
 
 
 def _count(data: DataSource, size: int) -> int:

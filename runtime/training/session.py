@@ -27,7 +27,7 @@ def train(trainer: "TorchTrainer", model: onnx.ModelProto, settings: Mapping[str
     trainer.progress("comparing PyTorch with ONNX Runtime")
     module = _module(model, trainer)
     teacher = None if trainer.teacher is None else _module(trainer.teacher, trainer).requires_grad_(False)
-    before = module.values()
+    broken = {name for name, weight in module.weights().items() if not torch.isfinite(weight).all()}
     job = RetrainJob(
         data=trainer.data,
         validation=trainer.validation,
@@ -48,7 +48,7 @@ def train(trainer: "TorchTrainer", model: onnx.ModelProto, settings: Mapping[str
                 hook(module.to(device), job)
     values = module.values()
     for name, value in values.items():
-        if not np.isfinite(value).all() and np.isfinite(before[name]).all():
+        if name not in broken and not np.isfinite(value.astype(np.float64)).all():
             raise PassError(f"training made weight '{name}' NaN or infinite; the model is left as it was; give retrain a smaller rate=")
     return values, {"epochs": float(job.epochs), "seconds": time.perf_counter() - started} | job.metrics
 

@@ -208,6 +208,14 @@ def test_percentiles_of_a_known_distribution() -> None:
     assert histogram.percentile(100.0) == (-1.0, 3.0)
 
 
+def test_the_zeros_behind_a_relu_are_the_lower_end() -> None:
+    histogram = Histogram()
+    histogram.add(np.maximum(np.random.default_rng(0).standard_normal(10_000), 0).astype(np.float32))
+    low, high = histogram.percentile(99.0)
+    assert low == 0.0
+    assert 2.4 < high < 2.75  # 0.5 % of all values lie above 2.576
+
+
 def test_zeros_before_small_values_do_not_spoil_the_resolution() -> None:
     histogram = Histogram()
     histogram.add(np.zeros(100, np.float32))
