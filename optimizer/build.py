@@ -7,9 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
-
-from lathe import LatheError, TargetError
+from lathe import LatheError, TargetError, UsageError
 from optimizer.recipe import Call
 from optimizer.report.record import TargetRecord
 from passes.base import make_config
@@ -29,8 +27,14 @@ OpenTarget = tuple[Target, Any]
 
 def open_targets(calls: Sequence[Call]) -> list[OpenTarget]:
     """The targets with their options. Raises UsageError for a wrong name or option, TargetError if one is not available here."""
-    opened = []
+    if not calls:
+        raise UsageError("no target is named; leave --target out for onnx, or see: optimize targets")
+    opened: list[OpenTarget] = []
     for call in calls:
+        if call.name in [target.name for target, _ in opened]:
+            raise UsageError(
+                f"target '{call.name}' is named twice; its files would overwrite each other: run once for each, with another --out"
+            )
         target = find(call.name)()
         config = make_config(target.Config, call.options, "target", call.name, "optimize targets")
         if reason := target.available():
@@ -39,52 +43,54 @@ def open_targets(calls: Sequence[Call]) -> list[OpenTarget]:
     return opened
 
 
-def clear(out: Path) -> None:
-    """Removes what an earlier run built, so that nothing of it can pass for the result of this one."""
-    for pattern in ("model.onnx", "model.onnx.data", "*.engine", "*.engine.json", "*.engine.log", "report.json"):
-        for path in out.glob(pattern):
-            path.unlink()
-
-
 def build_all(run: "Run", targets: Sequence[OpenTarget]) -> None:
-    """Builds every target. A failure is recorded, and the others are built all the same; sets the record's exit code and outcome."""
-    record = run.record
-    for target, config in targets:
-        found = TargetRecord(target.name)
-        record.targets.append(found)
-        run.ui.status(f"building {target.name}")
-        try:
-            _build(run, target, config, found)
-        except LatheError as error:
-            found.error = str(error)
-    if any(not verdict.passed for verdict in record.gates):
-        record.exit_code, record.outcome = 3, "gate failed"
-    elif any(found.error for found in record.targets):
+    """Lowers and judges for every target, then builds. Sets the record's exit code and outcome.
+
+    Nothing is built when a gate fails for one of them. A failed build is recorded, and the others are built all the same. Files appear in
+    the output folder together, at the end.
+    """
+    record, out = run.record, run.request.out
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as scratch:
+        lowered = [(target, config, *_lower(run, target, Path(scratch))) for target, config in targets]
+        if any(not verdict.passed for verdict in record.gates):
+            record.exit_code, record.outcome = 3, "gate failed"
+            return
+        results = Path(scratch) / "results"
+        results.mkdir()
+        for target, config, model, found in lowered:
+            record.targets.append(found)
+            run.ui.status(f"building {target.name}")
+            try:
+                _build(run, target, config, model, results, found)
+            except LatheError as error:
+                found.error = str(error)
+        for path in results.iterdir():
+            path.replace(out / path.name)
+    if any(found.error for found in record.targets):
         record.exit_code, record.outcome = TargetError.exit_code, "target failed"
 
 
-def _build(run: "Run", target: Target, config: Any, found: TargetRecord) -> None:
+def _lower(run: "Run", target: Target, scratch: Path) -> tuple[Path, TargetRecord]:
+    """The model as this target wants it, in a file, measured and judged by the accuracy gates."""
     from optimizer.pipeline import apply_pass, judge
 
-    out, model = run.request.out, run.model
-    with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
-        lowered = Path(scratch) / "model.onnx"
-        if target.lowering is not None:
-            copy = onnx.ModelProto()
-            copy.CopyFrom(model)
-            model, report = apply_pass(find_lowering(target.lowering)(), copy, run.context)
-            found.skips = [asdict(skip) for skip in report.skips]
-        model_file.save(model, lowered)
-        if target.lowering is not None and run.original is not None and run.roles.evaluation is not None:
-            quality = evaluate(ort.session(lowered), run.roles.evaluation, run.original, run.ui.status)
-            found.quality = {key: quality[key] for key in QUALITY if key in quality}
-            verdicts = judge(run.gates, run.record.baseline, found.quality, target.name, only=lambda metric: metric in QUALITY)
-            run.record.gates.extend(verdicts)
-            if any(not verdict.passed for verdict in verdicts):
-                raise TargetError("not built: its lowered model fails a gate")
-        found.skips += [{"node": node, "reason": reason} for node, reason in target.check(model)]
-        _check_space(lowered, out)
-        artifact = target.build(lowered, out, config, run.ui.status)
+    found, path, model = TargetRecord(target.name), scratch / target.name / "model.onnx", run.model
+    path.parent.mkdir()
+    if target.lowering is not None:
+        model, report = apply_pass(find_lowering(target.lowering)(), model, run.context)
+        found.skips = [asdict(skip) for skip in report.skips]
+    model_file.save(model, path)
+    if target.lowering is not None and run.original is not None and run.roles.evaluation is not None:
+        quality = evaluate(ort.session(path), run.roles.evaluation, run.original, run.ui.status)
+        found.quality = {key: quality[key] for key in QUALITY if key in quality}
+        run.record.gates.extend(judge(run.gates, run.record.baseline, found.quality, target.name, only=lambda metric: metric in QUALITY))
+    found.skips += [{"node": node, "reason": reason} for node, reason in target.check(model)]
+    return path, found
+
+
+def _build(run: "Run", target: Target, config: Any, model: Path, results: Path, found: TargetRecord) -> None:
+    _check_space(model, results)
+    artifact = target.build(model, results, config, run.ui.status)
     found.files = [path.name for path in artifact.paths]
     found.size_bytes = artifact.size_bytes
     found.details = dict(artifact.details)

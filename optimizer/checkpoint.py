@@ -27,11 +27,11 @@ class Checkpoints:
         return self.folder / f"{number:02d}-{name}.onnx"
 
     def start(self) -> None:
-        """Forgets an earlier run: its checkpoints go, other files in the folder stay."""
-        for name in _state_files(self.folder):
+        """Forgets an earlier run but for the steps that `resume` found: its checkpoints go, other files in the folder stay."""
+        kept = {Path(record.file).name for record, _ in self.done}
+        for name in set(_state_files(self.folder)) - kept:
             (self.folder / name).unlink(missing_ok=True)
             (self.folder / f"{name}.data").unlink(missing_ok=True)
-        (self.folder / STATE).unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write()
 
@@ -49,7 +49,6 @@ class Checkpoints:
             if not path.is_file() or file_hash(path) != entry["sha256"]:
                 break
             self.done.append((record, entry["sha256"]))
-        self._write()
         return [record for record, _ in self.done]
 
     def add(self, record: StepRecord, path: Path) -> None:
@@ -68,7 +67,7 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
         state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return state if {"identity", "steps"} <= state.keys() else None
+    return state if isinstance(state, dict) and {"identity", "steps"} <= state.keys() else None
 
 
 def _state_files(folder: Path) -> list[str]:

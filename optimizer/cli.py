@@ -5,7 +5,9 @@ build failed, 130 interrupted.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -40,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        _complain("interrupted; finished steps are kept, the same command with --resume continues")
+        compiling = not arguments or arguments[0] not in COMMANDS
+        _complain("interrupted" + ("; finished steps are kept, the same command with --resume continues" if compiling else ""))
         return 130
     except BrokenPipeError:  # `optimize ... | head`
         sys.stderr.close()
@@ -59,6 +62,9 @@ def _dispatch(arguments: list[str]) -> int:
     command = COMMANDS.get(arguments[0]) if arguments else None
     if command is not None:
         return command(arguments[1:])
+    first = arguments[0] if arguments else "-"
+    if not first.startswith("-") and not Path(first).exists() and (hint := nearest(first, COMMANDS)):
+        raise UsageError(f"{first}: there is no such file or command{hint}")
     return _compile(arguments)
 
 
@@ -99,12 +105,17 @@ def _compile(arguments: list[str]) -> int:
     if options.passes is None and options.recipe is None:
         raise UsageError("nothing to do; name passes with --passes, or a --recipe (optimize passes lists them)")
     request = pipeline.Request(options.model, recipe, options.out, options.resume, not options.no_latency)
-    record = pipeline.run(request, Ui(quiet=options.quiet))
+    with contextlib.redirect_stdout(sys.stderr):  # a hook's or a loader's print must not get into the report
+        record = pipeline.run(request, Ui(quiet=options.quiet))
     record.write(options.out / "report.json")
-    if options.json:
-        print(json.dumps(record.as_json(), indent=1))
-    else:
-        terminal.show(record, Console(highlight=False, soft_wrap=True))
+    try:
+        if options.json:
+            print(json.dumps(record.as_json(), indent=1))
+        else:
+            terminal.show(record, Console(highlight=False, soft_wrap=True))
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # `optimize ... | head`: rich exits with 1 there, but the gate's verdict is what counts
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's own flush at exit
     return record.exit_code
 
 
@@ -161,7 +172,7 @@ def _build(arguments: list[str]) -> int:
     parser = _Parser(prog="optimize build", description="Build a finished model for targets.", allow_abbrev=False)
     parser.add_argument("model", type=Path)
     parser.add_argument("--target", required=True, metavar="T")
-    parser.add_argument("--out", type=Path, default=Path("build"), metavar="DIR")
+    parser.add_argument("--out", type=Path, default=Path("build/targets"), metavar="DIR", help="folder for results (default build/targets)")
     options = parser.parse_args(arguments)
     return _compile([str(options.model), "--passes", "", "--target", options.target, "--out", str(options.out), "--no-latency"])
 

@@ -26,8 +26,8 @@ Kind = Literal["fraction", "decibel", "bytes", "time", "count", "ratio"]
 TOLERANCE = 1e-9
 """Slack against rounding, relative above 1: a drop from 0.995 to 0.99 meets "<= 0.5%"."""
 
-LARGEST_PLAIN_DROP = 0.2
-"""A drop above this without "%" was meant as percent: nobody allows fifty points, many write 0.5 for 0.5 %."""
+LARGEST_PLAIN_DROP = 0.0
+"""A drop needs "%": without it 0.1 could be a tenth of a point or ten points."""
 
 
 @dataclass(frozen=True)

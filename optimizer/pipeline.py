@@ -13,7 +13,7 @@ import onnx
 
 import lathe
 from lathe import DataError, LatheError, ModelError, UsageError
-from optimizer import build, services
+from optimizer import artifacts, build, services
 from optimizer.checkpoint import Checkpoints, file_hash
 from optimizer.gate import Gate, parse_gates
 from optimizer.inspect import measure
@@ -27,6 +27,8 @@ from passes.graph.model import export_model, import_model, node_metadata
 from runtime import model_file, ort
 from runtime.data import DataSource
 from runtime.evaluate import Reference, evaluate, reference
+from runtime.training import TorchTrainer
+from runtime.training.hooks import hook_place
 
 SAMPLE_BATCH = 8
 LATENCY_BUDGET_S = 1.0
@@ -68,6 +70,11 @@ class Run:
         return bool(self.record.model["size_bytes"] > LARGE_BYTES)
 
     @property
+    def file(self) -> Path:
+        """Where `model` is on disk."""
+        return self.request.out / self.record.steps[-1].file if self.record.steps else self.request.model
+
+    @property
     def titles(self) -> list[str]:
         return [f"{number}/{len(self.passes)} {step}" for number, step in enumerate(self.request.recipe.steps, 1)]
 
@@ -75,7 +82,8 @@ class Run:
 def run(request: Request, ui: Ui) -> RunRecord:
     """Compiles the model and returns the record, its exit code set: 0, 3 when a gate failed, 4 when a target failed.
 
-    Raises LatheError for a request that cannot run; nothing is written then but finished checkpoints.
+    Raises LatheError for a request that cannot run: what an earlier run left in the folder is untouched then. A step that fails leaves the
+    checkpoints of those before it.
     """
     started = time.perf_counter()
     passes = request.recipe.passes()
@@ -83,10 +91,12 @@ def run(request: Request, ui: Ui) -> RunRecord:
     targets = build.open_targets(request.recipe.targets)
     state = _open(request, ui, passes, gates)
     record = state.record
-    done = _begin(state)
+    artifacts.check(request.out, request.model)
+    done = state.checkpoints.resume() if request.resume else []
     ui.start(len(passes))
     try:
         _baseline(state)
+        _begin(state, done)
         _steps(state, done)
         if request.measure_latency:
             _latencies(state)
@@ -103,7 +113,7 @@ def _open(request: Request, ui: Ui, passes: list[Pass], gates: Sequence[Gate]) -
     """Reads model and data, and checks that every pass has what it needs."""
     model = model_file.load(request.model)
     roles = services.open_roles(request.recipe, model)
-    services.check_needs(passes, roles)
+    services.check_needs(passes, roles, request.recipe.retrain)
     record = RunRecord(version=VERSION, command=sys.argv[1:], model=_describe(request.model, model), data=roles.notes)
     record.warnings = model_file.warnings(model)
     for warning in record.warnings:
@@ -122,23 +132,22 @@ def _identity(request: Request, passes: list[Pass], roles: services.Roles) -> di
     recipe = [(instance.name, sorted(asdict(instance.config).items(), key=str)) for instance in passes]
     identity = {"recipe": repr(recipe), "model": model_file.inspect_file(request.model).sha256, "version": VERSION}
     if request.recipe.retrain is not None:
-        identity["retraining hook"] = file_hash(Path(request.recipe.retrain.rpartition(":")[0]))
+        path, function = hook_place(request.recipe.retrain)
+        identity["retraining hook"] = f"{file_hash(path)} {function}"
     return identity | roles.fingerprints()
 
 
-def _begin(state: Run) -> list[StepRecord]:
+def _begin(state: Run, done: list[StepRecord]) -> None:
+    """From here on the earlier run's results are gone: the request has passed every check."""
     folder = state.request.out
-    build.clear(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if state.request.resume:
-            done = state.checkpoints.resume()
-            state.ui.note(f"resuming: {len(done)} of {len(state.passes)} steps are done")
-            return done
+        artifacts.clear(folder)
         state.checkpoints.start()
     except OSError as error:
         raise UsageError(f"{folder}: cannot write there ({error.strerror}); give another --out") from error
-    return []
+    if state.request.resume:
+        state.ui.note(f"resuming: {len(done)} of {len(state.passes)} steps are done")
 
 
 def _baseline(state: Run) -> None:
@@ -189,7 +198,9 @@ def _steps(state: Run, done: list[StepRecord]) -> None:
 def _step(state: Run, index: int) -> None:
     instance, call = state.passes[index], state.request.recipe.steps[index]
     started = time.perf_counter()
-    expected = ort.run(ort.session(state.model), state.feeds) if instance.lossless else {}
+    if isinstance(state.context.trainer, TorchTrainer):
+        state.context.trainer.step = state.titles[index]
+    expected = ort.run(ort.session(state.file), state.feeds) if instance.lossless else {}
     try:
         after, report = apply_pass(instance, state.model, state.context)
     except LatheError as error:

@@ -56,6 +56,10 @@ class Recipe:
     retrain: str | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UsageError(f"seed {self.seed}: give 0 or more")
+
     def passes(self) -> list[Pass]:
         """A fresh, configured instance per step. Raises UsageError for an unknown pass or option, a bad value or a bad order."""
         instances = [configure(find(step.name), step.options) for step in self.steps]

@@ -12,8 +12,11 @@ from passes.base import Context, Pass
 from runtime.calibration import StreamingCalibrator
 from runtime.data import DataSource, model_classes, model_inputs, open_source, overlap, split, take
 from runtime.training import TorchTrainer, require_torch
+from runtime.training.hooks import hook_place
 
 CALIBRATION_SAMPLES = 512
+NATURAL_REPEATS = 0.01
+"""Share of equal samples up to which two sets count as different: large public sets have a few pictures twice."""
 
 
 @dataclass
@@ -48,22 +51,39 @@ def open_roles(recipe: Recipe, model: onnx.ModelProto) -> Roles:
         _split_data(recipe.data, open_source(recipe.data, inputs, recipe.preprocess, classes), roles, recipe.seed)
     if roles.calibration is None and roles.train is not None:
         roles.calibration = take(roles.train, CALIBRATION_SAMPLES)
-        roles.notes.append(f"calibration: {roles.calibration.count or CALIBRATION_SAMPLES} of the training samples, evenly spread")
-    if roles.train is not None and roles.evaluation is not None and (shared := overlap(roles.train, roles.evaluation)):
-        raise UsageError(
-            f"{shared} evaluation samples are in the training data too; name different ones with --train and --eval, "
-            "or give --data alone to split it"
-        )
+        which = "the first" if roles.train.count is None else "evenly spread"
+        roles.notes.append(f"calibration: at most {CALIBRATION_SAMPLES} of the training samples, {which}")
+    _check_apart(recipe, roles)
     return roles
+
+
+def _check_apart(recipe: Recipe, roles: Roles) -> None:
+    """Refuses evaluation data that is trained on or calibrated with. A few equal samples, as real data has, are only noted."""
+    if roles.evaluation is None:
+        return
+    for role, source in (("training", roles.train), ("calibration", roles.calibration)):
+        shared = 0 if source is None else overlap(source, roles.evaluation)
+        if shared == 0:
+            continue
+        count = roles.evaluation.count
+        if count is None or shared > NATURAL_REPEATS * count:
+            advice = f"name different ones with --{'train' if role == 'training' else role} and --eval"
+            raise UsageError(f"{shared} evaluation samples are in the {role} data too; {advice}, or give --data alone to split it")
+        roles.notes.append(f"{shared} of {count:,} evaluation samples are in the {role} data too")
 
 
 def _split_data(spec: str, whole: DataSource, roles: Roles, seed: int) -> None:
     if roles.evaluation is None:
         parts = split(whole, seed=seed)
-        roles.train = roles.train or parts.train
-        roles.calibration = roles.calibration or parts.calibration
         roles.evaluation = parts.evaluation
-        roles.notes.append(f"{spec}: {parts.description}")
+        if roles.train is None and roles.calibration is None:
+            roles.train, roles.calibration = parts.train, parts.calibration
+            roles.notes.append(f"{spec}: {parts.description}")
+            return
+        roles.notes.append(f"{spec}: split at random (seed {seed}); {parts.evaluation.count:,} samples evaluate")
+        if roles.train is None:
+            roles.train = parts.train
+            roles.notes.append(f"{spec}: {parts.train.count:,} others train")
     elif roles.train is None:
         roles.train = whole
         roles.notes.append(f"training: {spec}")
@@ -71,8 +91,12 @@ def _split_data(spec: str, whole: DataSource, roles: Roles, seed: int) -> None:
         raise UsageError("--data is given, but --train and --eval already name all the data; leave --data out")
 
 
-def check_needs(passes: list[Pass], roles: Roles) -> None:
+def check_needs(passes: list[Pass], roles: Roles, retrain: str | None) -> None:
     """Raises before anything runs if a pass lacks its data, or PyTorch. DataError or UsageError name the pass and the option."""
+    if retrain is not None:
+        hook_place(retrain)
+        if not any("trainer" in instance.needs for instance in passes):
+            raise UsageError(f"--retrain {retrain}: no pass of the recipe retrains; add retrain to --passes, or leave --retrain out")
     for instance in passes:
         if "calibrator" in instance.needs and roles.calibration is None:
             raise DataError(f"pass '{instance.name}' needs calibration data; give --data, --train or --calibration")
@@ -90,7 +114,7 @@ def make_context(
     status: Callable[[str], None],
 ) -> Context:
     """The services that the data allows. `teacher` is the original model, for a recipe that retrains."""
-    calibrator = None if roles.calibration is None else StreamingCalibrator(roles.calibration)
+    calibrator = None if roles.calibration is None else StreamingCalibrator(roles.calibration, limit=CALIBRATION_SAMPLES, progress=status)
     trainer = None
     if roles.train is not None:
         trainer = TorchTrainer(roles.train, teacher, hook=recipe.retrain, log=log, progress=status)

@@ -18,15 +18,13 @@ import onnx
 
 from passes.base import Context, Pass, PassReport, option
 from passes.graph import Constant, Graph, Node, Variable
-from passes.graph.layers import Weight, codebook_of, read, weights
-from passes.graph.model import sparse_tensors, unused_name
+from passes.graph.layers import Weight, codebook_of, other_use, read, weights
+from passes.graph.model import FOUR_BIT_IR_VERSION, FOUR_BIT_OPSET, sparse_tensors, taken_names, unused_name
 from passes.graph.patterns import by_weight
 from passes.graph.storage import not_float
 from passes.numerics.kmeans import distinct_values, kmeans_1d, signal_and_noise
 from passes.registry import register
 
-UINT4_OPSET = 21
-UINT4_IR_VERSION = 10
 OVERHEAD_BYTES = 220
 OVERHEAD_NAMES = 9
 """What a codebook adds to the file besides its numbers: two nodes and an initializer, in which the weight's name appears nine times."""
@@ -53,13 +51,13 @@ class Codebook(Pass):
         report = PassReport()
         found = list(weights(graph, refuse=report.skip))
         bits = by_weight(self.config.layers, found, [skip.node for skip in report.skips], "codebook(layers=...)")
-        sparse, taken = sparse_tensors(graph), set(graph.tensors()) | {node.name for node in graph.nodes}
+        sparse, taken = sparse_tensors(graph), taken_names(graph)
         signal = noise = 0.0
         for weight in found:
             context.progress(f"clustering {weight.name}")
             own_bits = bits.get(weight.name)
             k = (self.config.centroids or 2**self.config.bits) if own_bits is None else own_bits and 2**own_bits
-            shared = self._refusal(weight, k) or self._share(graph, weight.tensor, k, weight.name in sparse, taken)
+            shared = self._refusal(graph, weight, k) or self._share(graph, weight.tensor, k, weight.name in sparse, taken)
             if isinstance(shared, str):
                 report.skip(weight.nodes[0].name, shared)
                 continue
@@ -69,7 +67,7 @@ class Codebook(Pass):
             report.metrics["weight_sqnr_db"] = 10 * math.log10(signal / noise)
         return report
 
-    def _refusal(self, weight: Weight, k: int) -> str | None:
+    def _refusal(self, graph: Graph, weight: Weight, k: int) -> str | None:
         if codebook_of(weight.tensor) is not None:
             return "its weight is a codebook already"
         if reason := not_float(weight.tensor, self.name):
@@ -79,7 +77,7 @@ class Codebook(Pass):
             return f"its weight has {size} elements, fewer than min_size={self.config.min_size}"
         if k == 0:
             return "its bits are set to 0"
-        return None
+        return other_use(graph, weight)
 
     def _share(self, graph: Graph, tensor: Constant, k: int, keep_zero: bool, taken: set[str]) -> "_Shared | str":
         """Puts the codebook into the graph, its names into `taken`; or says why not."""
@@ -89,7 +87,7 @@ class Codebook(Pass):
         if keep_zero and k < 3 and distinct_values(values, k) is None:
             return "its zeros must stay, and negative, zero and positive weights need at least 3 values; give it 2 bits"
         centroids, indices = kmeans_1d(values, k, iterations=self.config.iterations, keep_zero=keep_zero)
-        narrow = centroids.size <= 16 and graph.opset >= UINT4_OPSET
+        narrow = centroids.size <= 16 and graph.opset >= FOUR_BIT_OPSET
         shared = _Shared(centroids.size, 4 if narrow else 8, *signal_and_noise(values, centroids, indices))
         stored = -(-indices.size * shared.bits // 8) + centroids.nbytes + OVERHEAD_BYTES + OVERHEAD_NAMES * len(tensor.name)
         if stored >= values.nbytes:
@@ -127,4 +125,4 @@ def _replace(graph: Graph, tensor: Constant, centroids: np.ndarray, indices: np.
     gather.outputs.append(tensor)
     graph.nodes.extend([cast, gather])
     if indices.dtype == ml_dtypes.uint4:
-        graph.ir_version = max(graph.ir_version or 0, UINT4_IR_VERSION)
+        graph.ir_version = max(graph.ir_version or 0, FOUR_BIT_IR_VERSION)

@@ -3,8 +3,8 @@
     x -> Conv(W)   becomes   x -> QuantizeLinear -> DequantizeLinear -> Conv(DequantizeLinear(W_int8))
 
 Conv, Gemm and MatMul with a constant weight. Depthwise and transposed convolutions stay float: INT8 makes them slower on TensorRT, or is
-not there. Bias stays float. A residual Add behind a quantized convolution reads its other operand quantized, so that TensorRT joins the
-two. The form is in passes/graph/quantized.py.
+not there; the option layers can ask for a depthwise one. Bias stays float. A residual Add behind a quantized convolution reads its other
+operand quantized, so that TensorRT joins the two. The form is in passes/graph/quantized.py.
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018; Wu et
 al., "Integer Quantization for Deep Learning Inference: Principles and Empirical Evaluation", 2020, sections 3 and 5.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from passes.base import Context, Pass, PassReport, TensorStatistics, option
 from passes.graph import Constant, Graph, Node, Tensor, quantized, rewire
-from passes.graph.layers import Weight, constant_shape, constant_value, is_constant, output_axis, weights
+from passes.graph.layers import Weight, constant_shape, constant_value, is_constant, other_use, output_axis, weights
 from passes.graph.model import export_model
 from passes.graph.opset import raise_opset
 from passes.graph.patterns import by_weight
@@ -27,6 +27,8 @@ from passes.registry import register
 
 Operand = tuple[Node, int]
 """An input of a node, by position."""
+
+WEIGHT_ONLY = "its weight is INT8 already; run int8 with activations on the float model"
 
 
 @register
@@ -76,12 +78,40 @@ class Int8(Pass):
         wanted = by_weight(self.config.layers, found, [skip.node for skip in report.skips], "int8(layers=...)")
         chosen = []
         for weight in found:
-            reason = _refusal(graph, weight) if wanted.get(weight.name, True) else "the option layers leaves it in float"
+            explicit = wanted.get(weight.name)
+            reason = "the option layers leaves it in float" if explicit is False else self._refusal(graph, weight, explicit is True)
             if reason is None:
                 chosen.append(weight)
             else:
                 _skip(weight, reason, report)
         return chosen
+
+    def _refusal(self, graph: Graph, weight: Weight, explicit: bool) -> str | None:
+        """Why the layers of this weight stay float; `explicit`: the option layers asks for them to be quantized."""
+        shape = tuple(weight.tensor.shape) if isinstance(weight.tensor, Constant) else constant_shape(weight.tensor, graph.opset)
+        for node in weight.nodes:
+            if node.op == "ConvTranspose":
+                return "a transposed convolution stays float"
+            if not explicit and node.op == "Conv" and node.attrs.get("group", 1) > 1 and shape[1] == 1:
+                return "a depthwise convolution stays float"
+            if quantized.is_dequantized(node.inputs[0]):
+                return "already quantized"
+            if is_constant(node.inputs[0]):
+                return "its input is constant"
+        if "DequantizeLinear" in quantized.decoders(weight.tensor):
+            return WEIGHT_ONLY if self.config.activations else "already quantized"
+        if len(shape) < 2:
+            return "its weight is a vector"
+        if len(shape) > 2 and any(node.op == "MatMul" for node in weight.nodes):
+            return "its weight is a batch of matrices, for which ONNX Runtime has no scale per channel"
+        if len({output_axis(node, len(shape)) for node in weight.nodes}) > 1:
+            return "its weight is shared with a layer that has its output channels on another axis"
+        if reason := other_use(graph, weight):
+            return reason
+        values = constant_value(weight.tensor, weight.opset)
+        if values.dtype != np.float32:
+            return f"its weight is {values.dtype}, not float32"
+        return None if np.isfinite(values).all() else "its weight holds NaN or infinity"
 
     def _quantize_activations(self, writer: quantized.Writer, chosen: list[Weight], context: Context, report: PassReport) -> list[Weight]:
         """Puts Q/DQ pairs in front of the layers and of residual Adds behind them. Returns the weights whose layers have them."""
@@ -124,38 +154,6 @@ def _layers(chosen: Sequence[Weight]) -> list[Node]:
 def _skip(weight: Weight, reason: str, report: PassReport) -> None:
     for node in weight.nodes:
         report.skip(node.name, reason)
-
-
-def _refusal(graph: Graph, weight: Weight) -> str | None:
-    """Why the layers of this weight stay float."""
-    shape = tuple(weight.tensor.shape) if isinstance(weight.tensor, Constant) else constant_shape(weight.tensor)
-    for node in weight.nodes:
-        if node.op == "ConvTranspose":
-            return "a transposed convolution stays float"
-        if node.op == "Conv" and node.attrs.get("group", 1) > 1 and shape[1] == 1:
-            return "a depthwise convolution stays float"
-        if quantized.is_dequantized(node.inputs[0]):
-            return "already quantized"
-        if is_constant(node.inputs[0]):
-            return "its input is constant"
-    if "DequantizeLinear" in quantized.decoders(weight.tensor):
-        return "already quantized"
-    if len(shape) < 2:
-        return "its weight is a vector"
-    if len(shape) > 2 and any(node.op == "MatMul" for node in weight.nodes):
-        return "its weight is a batch of matrices, for which ONNX Runtime has no scale per channel"
-    if len({output_axis(node, len(shape)) for node in weight.nodes}) > 1:
-        return "its weight is shared with a layer that has its output channels on another axis"
-    if rewire.is_output(graph, weight.tensor):
-        return "its weight is an output of the model"
-    known = {id(node) for node in weight.nodes}
-    other = next((node for node in weight.tensor.outputs if id(node) not in known), None)
-    if other is not None:
-        return f"its weight is also read by {other.name or other.op}"
-    values = constant_value(weight.tensor)
-    if values.dtype != np.float32:
-        return f"its weight is {values.dtype}, not float32"
-    return None if np.isfinite(values).all() else "its weight holds NaN or infinity"
 
 
 def _residual_operands(graph: Graph, layers: Sequence[Node]) -> list[Operand]:
@@ -206,7 +204,7 @@ def _quantize_operand(
 
 
 def _quantize_weight(writer: quantized.Writer, weight: Weight, report: PassReport) -> None:
-    values = constant_value(weight.tensor)
+    values = constant_value(weight.tensor, weight.opset)
     scale = affine.channel_scale(values, weight.axis)
     restored = affine.dequantize(affine.quantize(values, scale, weight.axis), scale, weight.axis)
     writer.weight(weight, values, scale)

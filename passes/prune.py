@@ -15,7 +15,7 @@ import numpy as np
 from lathe import UsageError
 from passes.base import Context, Pass, PassReport, option
 from passes.graph import Graph
-from passes.graph.layers import Weight, read, weights
+from passes.graph.layers import Weight, other_use, read, weights
 from passes.graph.model import set_sparse_tensors, sparse_tensors
 from passes.graph.patterns import by_weight
 from passes.graph.storage import not_float, write_float
@@ -53,7 +53,7 @@ class Prune(Pass):
         groups: dict[str, tuple[float, list[Weight]]] = {}
         for weight in found:
             sparsity = single.get(weight.name, self.config.sparsity)
-            if reason := self._refusal(weight, sparsity):
+            if reason := self._refusal(graph, weight, sparsity):
                 report.skip(weight.nodes[0].name, reason)
             else:
                 pool = "" if self.config.scope == "global" and weight.name not in single else weight.name
@@ -76,7 +76,7 @@ class Prune(Pass):
             report.metrics["sparsity"] = zeros / size
         return report
 
-    def _refusal(self, weight: Weight, sparsity: float) -> str | None:
+    def _refusal(self, graph: Graph, weight: Weight, sparsity: float) -> str | None:
         if reason := not_float(weight.tensor, self.name):
             return reason
         size = int(np.prod(weight.tensor.shape))
@@ -84,6 +84,8 @@ class Prune(Pass):
             return f"its weight has {size} elements, fewer than min_size={self.config.min_size}"
         if sparsity == 0:
             return "its sparsity is set to 0"
+        if reason := other_use(graph, weight):
+            return reason
         values = read(weight.tensor)
         return None if np.isfinite([values.min(), values.max()]).all() else "its weight has NaN or infinite elements"
 

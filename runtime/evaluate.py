@@ -3,12 +3,14 @@
 Metrics are fractions 0..1 (`top1`, `top5`, `agreement`) or decibels (`sqnr`). What the data cannot tell is left out of the result.
 """
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnxruntime
 
+from lathe import DataError
 from runtime import ort
 from runtime.data import DataSource
 
@@ -23,33 +25,46 @@ class Reference:
 
     metrics: dict[str, float]
     outputs: list[np.ndarray | None] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    """Fingerprint of each batch: data that is not the same when it is read again would judge two models on different samples."""
 
 
 def reference(session: onnxruntime.InferenceSession, data: DataSource, progress: Callable[[str], None]) -> Reference:
     """Evaluates the original and keeps its outputs for `evaluate`."""
     kept: list[np.ndarray | None] = []
+    batches: list[int] = []
     total = 0
     score = _Score()
-    for output, labels in _outputs(session, data, progress):
+    for output, labels, fingerprint in _outputs(session, data, progress):
+        batches.append(fingerprint)
         score.add(output, labels, output)
         total += output.nbytes
         kept.append(output if total <= KEPT_BYTES else None)
-    return Reference(score.metrics(), kept)
+    return Reference(score.metrics(), kept, batches)
 
 
 def evaluate(
     session: onnxruntime.InferenceSession, data: DataSource, original: Reference, progress: Callable[[str], None]
 ) -> dict[str, float]:
-    """Metrics of a candidate on the same data. `sqnr` is infinite when every kept output is equal."""
+    """Metrics of a candidate on the same data. `sqnr` is infinite when every kept output is equal.
+
+    Raises DataError if the data is not the same as it was for the original.
+    """
     score = _Score()
-    for index, (output, labels) in enumerate(_outputs(session, data, progress)):
-        score.add(output, labels, original.outputs[index])
+    seen = 0
+    for output, labels, fingerprint in _outputs(session, data, progress):
+        if seen == len(original.batches) or original.batches[seen] != fingerprint:
+            raise DataError(f"{data.description}: evaluation data differs from one reading to the next; it must yield the same each time")
+        score.add(output, labels, original.outputs[seen])
+        seen += 1
+    if seen < len(original.batches):
+        raise DataError(f"{data.description}: evaluation data ended early when it was read again; it must yield the same each time")
     return score.metrics()
 
 
 def _outputs(
     session: onnxruntime.InferenceSession, data: DataSource, progress: Callable[[str], None]
-) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
     seen = 0
     for batch in data.batches(BATCH):
         for inputs, labels, count in _pieces(session, batch.inputs, batch.labels):
@@ -57,7 +72,12 @@ def _outputs(
             output = output[:count] if output.ndim and len(output) > count else output
             seen += count
             progress(f"evaluating: {seen} samples" if data.count is None else f"evaluating: {seen} of {data.count} samples")
-            yield output, labels
+            yield output, labels, _fingerprint(inputs, labels)
+
+
+def _fingerprint(inputs: dict[str, np.ndarray], labels: np.ndarray | None) -> int:
+    arrays = [*inputs.values(), *([] if labels is None else [labels])]
+    return zlib.crc32(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
 
 
 def _pieces(

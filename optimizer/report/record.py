@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lathe import UsageError
+
 SCHEMA_VERSION = 1
 
 
@@ -73,9 +75,13 @@ class RunRecord:
         return _plain(dataclasses.asdict(self))
 
     def write(self, path: Path) -> None:
+        """Raises UsageError if the file cannot be written."""
         partial = path.with_suffix(".json.part")
-        partial.write_text(json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        try:
+            partial.write_text(json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            raise UsageError(f"{path}: cannot write the report ({error.strerror})") from error
 
 
 def step_from_json(table: dict[str, Any]) -> StepRecord:

@@ -8,7 +8,7 @@ import onnx
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.graph import Constant, Graph, Node, Tensor
-from passes.graph.evaluate import evaluate
+from passes.graph.evaluate import REFUSALS, evaluate
 
 _FOLDABLE = """
 Abs Add And Cast CastLike Ceil Concat ConstantOfShape Cos Div Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gemm
@@ -26,9 +26,6 @@ LOWEST_OPSET = 7
 
 PLAIN = "biuf"
 """Kinds of NumPy's own types: no bfloat16, 8-bit floats, 4-bit integers or strings."""
-
-_REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What the reference implementation raises for arrays that do not fit, or a variant that it lacks."""
 
 
 def constant_to_initializer(node: Node) -> bool:
@@ -94,7 +91,7 @@ def compute(node: Node, opset: int) -> list[np.ndarray] | str:
     try:
         with np.errstate(all="ignore"):
             values = evaluate(node, [None if t.is_empty() else t.values for t in node.inputs], opset)
-    except _REFUSALS as error:
+    except REFUSALS as error:
         return f"it cannot be computed: {' '.join(str(error).split())}"
     for tensor, value in zip(node.outputs, values, strict=True):
         declared = tensor.dtype

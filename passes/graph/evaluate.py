@@ -9,11 +9,17 @@ from onnx.reference import ReferenceEvaluator
 
 from passes.graph import Node
 
+REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What the reference implementation raises for arrays that do not fit, or a variant that it lacks."""
 
-def evaluate(node: Node, arrays: Sequence[np.ndarray | None], opset: int = 21) -> list[np.ndarray]:
-    """The node's outputs, given one array per input (None for an omitted one).
+_GREW = {"DequantizeLinear": 21, "QuantizeLinear": 21}
+"""Operators that the reference implementation has from an opset on only, and whose older versions are all part of that one."""
 
-    Raises whatever the reference implementation raises when it lacks the operator or the arrays do not fit.
+
+def evaluate(node: Node, arrays: Sequence[np.ndarray | None], opset: int) -> list[np.ndarray]:
+    """The node's outputs, given one array per input (None for an omitted one), by the rules of that opset.
+
+    Raises one of REFUSALS when the reference implementation lacks the operator or the arrays do not fit.
     """
     names = ["" if array is None else f"input_{index}" for index, array in enumerate(arrays)]
     outputs = [f"output_{index}" for index in range(len(node.outputs))]
@@ -27,6 +33,6 @@ def evaluate(node: Node, arrays: Sequence[np.ndarray | None], opset: int = 21) -
         if array is not None
     ]
     graph = onnx.helper.make_graph([proto], "node", typed, [onnx.ValueInfoProto(name=name) for name in outputs])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", max(opset, _GREW.get(node.op, 1)))])
     feeds = {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
     return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, feeds)]

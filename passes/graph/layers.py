@@ -4,7 +4,7 @@ The float tensor that a layer reads keeps its name when a pass changes how it is
 was the initializer. So `lathe.sparse` and per-layer options go on naming the same thing.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +22,13 @@ NOT_CONSTANT = "its weight is computed at run time"
 class Weight:
     """One weight tensor and every layer that reads it.
 
-    `tensor` is what the layers read, `axis` its output-channel axis (of the first layer's view).
+    `tensor` is what the layers read, `axis` its output-channel axis (of the first layer's view), `opset` that of the graph.
     """
 
     tensor: Tensor
     nodes: list[Node]
     axis: int
+    opset: int
 
     @property
     def name(self) -> str:
@@ -41,7 +42,7 @@ class Weight:
         """How many of the decoded values are zero, and how many there are."""
         codes = codebook_of(self.tensor)
         if codes is None:
-            value = constant_value(self.tensor)
+            value = constant_value(self.tensor, self.opset)
             return value.size - int(np.count_nonzero(value)), value.size
         codebook, indices = codes
         zero = np.flatnonzero(codebook == 0)
@@ -72,17 +73,31 @@ def weights(graph: Graph, refuse: Callable[[str, str], None]) -> Iterator[Weight
         if tensor.name in found:
             found[tensor.name].nodes.append(node)
             continue
-        reason = _unusable(tensor)
+        reason = _unusable(node) or _uncomputable(tensor, graph.opset)
         if reason is None:
-            rank = len(tensor.shape) if tensor.shape is not None else len(constant_shape(tensor))
-            found[tensor.name] = Weight(tensor, [node], output_axis(node, rank))
+            rank = len(tensor.shape) if tensor.shape is not None else len(constant_shape(tensor, graph.opset))
+            found[tensor.name] = Weight(tensor, [node], output_axis(node, rank), graph.opset)
         elif node.op != "MatMul" or reason != NOT_CONSTANT:
             refuse(node.name, reason)
     yield from found.values()
 
 
-def _unusable(tensor: Tensor) -> str | None:
+def other_use(graph: Graph, weight: Weight) -> str | None:
+    """Why a changed weight would change more than its layers: it is an output of the model, or another node reads it too."""
+    if any(weight.tensor is output for output in graph.outputs):
+        return "its weight is an output of the model"
+    known = {id(node) for node in weight.nodes}
+    other = next((node for node in weight.tensor.outputs if id(node) not in known), None)
+    return None if other is None else f"its weight is also read by {other.name or other.op}"
+
+
+def _unusable(node: Node) -> str | None:
+    tensor = node.inputs[WEIGHT_INPUT]
     if not is_constant(tensor):
+        if is_constant(tensor, _UNFOLDED):
+            return "its weight is a Constant node; fold first"
+        if node.op == "MatMul" and is_constant(node.inputs[0], _UNFOLDED):
+            return "its weight is the left operand"
         return NOT_CONSTANT
     if isinstance(tensor, Constant):
         if tensor.dtype != np.float32:
@@ -94,17 +109,31 @@ def _unusable(tensor: Tensor) -> str | None:
     return None
 
 
+def _uncomputable(tensor: Tensor, opset: int) -> str | None:
+    """Why a decoded weight cannot be decoded here; a codebook of known shape is not tried, to save the time."""
+    if isinstance(tensor, Constant) or (tensor.shape is not None and codebook_of(tensor) is not None):
+        return None
+    from passes.graph.evaluate import REFUSALS
+
+    try:
+        constant_value(tensor, opset)
+    except REFUSALS as error:
+        return f"its weight cannot be computed: {' '.join(str(error).split())}"
+    return None
+
+
 # Operators through which a stored weight is decoded; each is a pure function of constants in the canonical forms.
 _DECODERS = ("Gather", "Cast", "Reshape", "Transpose", "Identity", "DequantizeLinear", "QuantizeLinear", "Unsqueeze", "Squeeze")
+_UNFOLDED = (*_DECODERS, "Constant")
 
 
-def is_constant(tensor: Tensor) -> bool:
-    """Whether the tensor is an initializer or decoded from initializers by the operators of the canonical forms."""
+def is_constant(tensor: Tensor, decoders: Collection[str] = _DECODERS) -> bool:
+    """Whether the tensor is an initializer or decoded from initializers by `decoders`, the operators of the canonical forms."""
     if isinstance(tensor, Constant):
         return True
-    if not tensor.inputs or tensor.inputs[0].op not in _DECODERS or tensor.inputs[0].domain:
+    if not tensor.inputs or tensor.inputs[0].op not in decoders or tensor.inputs[0].domain:
         return False
-    return all(is_constant(source) for source in tensor.inputs[0].inputs if not source.is_empty())
+    return all(is_constant(source, decoders) for source in tensor.inputs[0].inputs if not source.is_empty())
 
 
 def stored_in(tensor: Tensor) -> list[Constant]:
@@ -123,15 +152,18 @@ def read(tensor: Constant) -> np.ndarray:
     return values
 
 
-def constant_value(tensor: Tensor) -> np.ndarray:
-    """The decoded values of a tensor for which `is_constant` holds. As with `read`, do not write into them."""
+def constant_value(tensor: Tensor, opset: int) -> np.ndarray:
+    """The decoded values of a tensor for which `is_constant` holds, at the graph's opset. As with `read`, do not write into them.
+
+    Raises one of evaluate.REFUSALS if the reference implementation cannot decode it.
+    """
     if isinstance(tensor, Constant):
         return read(tensor)
     from passes.graph.evaluate import evaluate
 
-    return evaluate(tensor.inputs[0], [None if t.is_empty() else constant_value(t) for t in tensor.inputs[0].inputs])[
-        tensor.inputs[0].outputs.index(tensor)
-    ]
+    node = tensor.inputs[0]
+    values = evaluate(node, [None if source.is_empty() else constant_value(source, opset) for source in node.inputs], opset)
+    return values[next(index for index, output in enumerate(node.outputs) if output is tensor)]
 
 
 def codebook_of(tensor: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
@@ -151,5 +183,5 @@ def codebook_of(tensor: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
     return read(codebook), read(indices)
 
 
-def constant_shape(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(constant_value(tensor).shape)
+def constant_shape(tensor: Tensor, opset: int) -> tuple[int, ...]:
+    return tuple(constant_value(tensor, opset).shape)

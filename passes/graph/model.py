@@ -22,6 +22,9 @@ G_LOGGER.severity = G_LOGGER.ERROR  # its warnings speak of graphsurgeon's inter
 
 BIG_BYTES = 1 << 14
 FOUR_BIT = (np.dtype(ml_dtypes.uint4), np.dtype(ml_dtypes.int4))
+FOUR_BIT_OPSET = 21
+"""The first opset whose Cast and DequantizeLinear take 4-bit integers."""
+FOUR_BIT_IR_VERSION = 10
 
 
 def import_model(model: onnx.ModelProto) -> Graph:
@@ -125,7 +128,14 @@ def set_sparse_tensors(graph: Graph, tensors: dict[str, str]) -> None:
 
 def free_name(graph: Graph, wanted: str) -> str:
     """`wanted`, or it with the first free number behind, among the graph's tensors and nodes."""
-    return unused_name(wanted, set(graph.tensors()) | {node.name for node in graph.nodes})
+    return unused_name(wanted, taken_names(graph))
+
+
+def taken_names(graph: Graph) -> set[str]:
+    """Names of tensors and nodes, those inside subgraphs included: a body must not name a tensor like one of the graph around it."""
+    parts = [graph, *graph.subgraphs(recursive=True)]
+    ends = {tensor.name for part in parts for tensor in [*part.inputs, *part.outputs]}
+    return ends.union(*(part.tensors() for part in parts), (node.name for part in parts for node in part.nodes))
 
 
 def unused_name(wanted: str, taken: set[str]) -> str:

@@ -4,7 +4,7 @@ import onnx
 from onnx import version_converter
 
 from passes.contract import signature, skeleton
-from passes.graph import Constant, Graph
+from passes.graph import Constant, Graph, Variable
 from passes.graph.constants import constant_to_initializer
 from passes.graph.model import export_model, import_model, node_metadata
 
@@ -23,10 +23,15 @@ def raise_opset(graph: Graph, wanted: int) -> str | None:
         onnx.checker.check_model(converted)
     except (RuntimeError, version_converter.ConvertError, onnx.checker.ValidationError) as error:
         return " ".join(str(error).split())
-    if signature(converted) != signature(light):
+    if _ranks(converted) != _ranks(light):
         return "the converter changed its inputs or outputs"
     _adopt(graph, import_model(converted))
     return None
+
+
+def _ranks(model: onnx.ModelProto) -> dict[str, tuple[str, int, int]]:
+    """What a caller sees, but for sizes: the converter infers those that the model leaves open."""
+    return {key: (name, element, len(shape)) for key, (_, name, element, shape) in signature(model).items()}
 
 
 def _adopt(graph: Graph, converted: Graph) -> None:
@@ -41,8 +46,13 @@ def _adopt(graph: Graph, converted: Graph) -> None:
         node.metadata = metadata.get(node.name, {})
         if node.op == "Constant" and node.name not in metadata:  # an attribute that became an input
             constant_to_initializer(node)
+    shapes = [{tensor.name: tensor.shape for tensor in side} for side in (graph.inputs, graph.outputs)]
     graph.inputs = [tensor for tensor in converted.inputs if tensor.name in inputs]
     graph.outputs = converted.outputs
+    for side, known in zip((graph.inputs, graph.outputs), shapes, strict=True):
+        for tensor in side:
+            if isinstance(tensor, Variable):
+                tensor.shape = known[tensor.name]
     graph.nodes = [node for node in converted.nodes if node.outputs]
     graph.opset = converted.opset
     graph.import_domains = converted.import_domains

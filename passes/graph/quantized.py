@@ -14,7 +14,7 @@ import numpy as np
 import lathe
 from passes.graph import Constant, Graph, Node, Tensor, Variable, rewire
 from passes.graph.layers import Weight
-from passes.graph.model import node_metadata, unused_name
+from passes.graph.model import node_metadata, taken_names, unused_name
 from passes.numerics import affine
 
 LOWEST_OPSET = 13
@@ -48,7 +48,7 @@ class Writer:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.taken = set(graph.tensors()) | {node.name for node in graph.nodes}
+        self.taken = taken_names(graph)
 
     def weight(self, weight: Weight, values: np.ndarray, scale: np.ndarray) -> None:
         """Stores the weight as INT8, or puts a Q/DQ pair behind a codebook, whose indices are smaller still. `scale` is float32 [O].

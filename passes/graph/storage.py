@@ -1,5 +1,6 @@
 """Values of initializers without a second copy of the model: onnx-graphsurgeon keeps whatever array it was asked for once."""
 
+import numpy as np
 import onnx
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
@@ -13,6 +14,12 @@ def write_float(tensor: Constant, data: bytes) -> None:
     Bytes, because a caller can let go of its array before this copies them.
     """
     tensor.values = LazyValues(onnx.helper.make_tensor(tensor.name, onnx.TensorProto.FLOAT, tuple(tensor.shape), data, raw=True))
+    tensor.data_location = None
+
+
+def write(tensor: Constant, values: np.ndarray) -> None:
+    """Makes `values`, of the type and shape as before, the initializer's; of a type that NumPy lacks (bfloat16) as a tensor of ONNX."""
+    tensor.values = LazyValues(onnx.numpy_helper.from_array(values, tensor.name)) if isinstance(tensor.dtype, int) else values
     tensor.data_location = None
 
 

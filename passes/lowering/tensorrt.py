@@ -21,13 +21,10 @@ import onnx
 from passes.base import Context, Pass, PassReport
 from passes.graph import Constant, Graph, Node, Tensor, Variable
 from passes.graph.constants import constant_to_initializer
-from passes.graph.evaluate import evaluate
 from passes.graph.layers import constant_value, is_constant, is_layer, read
-from passes.graph.model import FOUR_BIT, free_name
+from passes.graph.model import FOUR_BIT, FOUR_BIT_IR_VERSION, FOUR_BIT_OPSET, free_name
 from passes.graph.rewire import captured_names, disconnect, is_output, replace_input, sweep
 
-INT4_OPSET = 21
-INT4_IR_VERSION = 10
 WANTED = "TensorRT takes INT8 with zero-point 0 only; quantize the float model with 'int8'"
 _BYTES = (np.dtype(np.int8), np.dtype(np.uint8))
 _TO_FLOAT = (np.dtype(np.int16), np.dtype(np.uint16), np.dtype(np.int32))
@@ -95,7 +92,7 @@ class _Work:
         source, zero = node.inputs[0], _zero_point(node)
         if isinstance(source, Constant) and not np.any(zero) and self._is_fine(node, source.dtype, tuple(source.shape)):
             return
-        codes = read(source) if isinstance(source, Constant) else constant_value(source)
+        codes = read(source) if isinstance(source, Constant) else constant_value(source, self.graph.opset)
         if _values(node.inputs[1]) is None or codes.size == 0 or codes.dtype not in (*_BYTES, *FOUR_BIT, *_TO_FLOAT):
             return
         centred = codes.astype(np.int32) - _along(node, zero, codes.shape)
@@ -119,7 +116,7 @@ class _Work:
         """An INT4 constant needs an even last dimension and is for layers with a float input: INT4 and INT8 do not multiply."""
         layers = [reader for reader in node.outputs[0].outputs if is_layer(reader)]
         in_int8 = any(layer.inputs[0].inputs and layer.inputs[0].inputs[0].op == "DequantizeLinear" for layer in layers)
-        return self.graph.opset >= INT4_OPSET and bool(shape) and shape[-1] % 2 == 0 and not in_int8
+        return self.graph.opset >= FOUR_BIT_OPSET and bool(shape) and shape[-1] % 2 == 0 and not in_int8
 
     def _stored(self, node: Node, dtype: np.dtype, centred: np.ndarray) -> np.ndarray | None:
         """The integers in the smallest type that TensorRT takes, None if none holds them. `dtype` is what they were stored as."""
@@ -129,7 +126,7 @@ class _Work:
         return centred.astype(np.int8) if low >= -128 and high <= 127 else None
 
     def _int4(self, values: np.ndarray) -> np.ndarray:
-        self.graph.ir_version = max(self.graph.ir_version or 0, INT4_IR_VERSION)
+        self.graph.ir_version = max(self.graph.ir_version or 0, FOUR_BIT_IR_VERSION)
         return values.astype(ml_dtypes.int4)
 
     def _to_float(self, node: Node) -> None:
@@ -137,7 +134,7 @@ class _Work:
         if is_output(self.graph, result):
             self.report.skip(node.name, "TensorRT does not take its integer type, and its result is an output of the graph")
             return
-        values = evaluate(node, [None if tensor.is_empty() else constant_value(tensor) for tensor in node.inputs])[0]
+        values = constant_value(result, self.graph.opset)
         disconnect(node)
         decoded = Constant(result.name, values)
         for reader in list(result.outputs):
@@ -192,7 +189,7 @@ class _Work:
             return
         codes = read(indices).astype(np.int32)
         codes = np.where(codes < 0, codes + table.shape[0], codes)
-        packed = self.graph.opset >= INT4_OPSET and codes.size % 2 == 0 and int(codes.max()) < 16
+        packed = self.graph.opset >= FOUR_BIT_OPSET and codes.size % 2 == 0 and int(codes.max()) < 16
         offset, shape = (8, _even(codes.shape)) if packed else (128, codes.shape)
         centred = (codes - offset).reshape(shape)
         values = self._int4(centred) if packed else centred.astype(np.int8)

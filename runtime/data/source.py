@@ -127,7 +127,13 @@ def split(source: DataSource, seed: int = 0) -> Split:
     if source.count < LEAST_SAMPLES:
         raise DataError(f"{source.description}: too few to split, at least {LEAST_SAMPLES} are needed; give more, or --train and --eval")
     order = np.random.default_rng(seed).permutation(source.count)
-    held = max(1, int(source.count * EVALUATION_SHARE))
+    wanted = max(1, int(source.count * EVALUATION_SHARE))
+    # Equal samples go to one side, or what is judged would have been trained on: all of those that the first `wanted` rows repeat.
+    identities = source.identities(order)
+    order = order[np.argsort(~np.isin(identities, identities[:wanted]), kind="stable")]
+    held = int(np.isin(identities, identities[:wanted]).sum())
+    if held == source.count:
+        raise DataError(f"{source.description}: nearly all samples are equal, it cannot be split; give --train and --eval")
     evaluation, train = Subset(source, order[:held]), Subset(source, order[held:])
     calibration = Subset(source, order[held : held + CALIBRATION_SAMPLES])
     return Split(

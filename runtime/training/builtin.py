@@ -18,6 +18,9 @@ from runtime.training.settings import Settings
 LOOK_EVERY = 20
 """Steps between two looks at the loss: reading it waits for the device."""
 
+NO_MEMORY = ("can't allocate memory", "not enough memory")
+"""What PyTorch's allocator for CPUs says, in a plain RuntimeError."""
+
 Score = tuple[int, float]
 """Correct answers (0 without labels) and negative loss on the validation data: larger is better."""
 
@@ -32,7 +35,9 @@ def retrain(module: GraphModule, job: RetrainJob) -> None:
     settings = Settings.read(job.settings)
     try:
         _Loop(module, job, settings).run()
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in NO_MEMORY):
+            raise
         raise PassError(f"not enough memory to train {settings.batch} samples at once; give retrain a smaller batch=") from error
 
 
@@ -41,9 +46,7 @@ class _Loop:
         self.module, self.job, self.settings = module, job, settings
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if not self.parameters:
-            raise PassError(
-                "there is nothing to train: no weight of the model is a float initializer; retrain before int8, fold before that"
-            )
+            raise PassError("there is nothing to train: no weight of the model is a float initializer")
         # Convolution and pooling on a CPU are faster so, by a fifth for ResNet-20; numbers are the same.
         for network in (module, job.teacher):
             for weight in () if network is None else network.parameters():
@@ -168,7 +171,7 @@ def _optimizer(parameters: Sequence[nn.Parameter], settings: Settings) -> torch.
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.peak_rate, momentum=settings.momentum, nesterov=settings.momentum > 0)
-    return torch.optim.AdamW(groups, lr=settings.peak_rate, betas=(settings.momentum, 0.999))
+    return torch.optim.AdamW(groups, lr=settings.peak_rate, betas=(settings.momentum, 0.999), fused=True)
 
 
 def _count(data: DataSource, size: int) -> int:

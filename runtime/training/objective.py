@@ -34,12 +34,16 @@ def _log(output: Tensor) -> Tensor:
 class Objective:
     """The loss of a batch. `sample` are the module's outputs, to see their shapes; `operators` what computes each of them.
 
-    Raises PassError if neither labels nor a teacher give anything to learn from.
+    Raises PassError if no output has a gradient, or if neither labels nor a teacher give anything to learn from.
     """
 
     def __init__(self, operators: Sequence[str], sample: Sequence[Tensor], labelled: bool, taught: bool, settings: Settings) -> None:
         self.temperature, self.smoothing = settings.temperature, settings.label_smoothing
         self.floats = [index for index, output in enumerate(sample) if output.is_floating_point()]
+        if not self.floats:
+            raise PassError(
+                "there is nothing to learn from: no output is floating point; cut off the ArgMax (or what else makes integers of scores)"
+            )
         self.scores: dict[int, Callable[[Tensor], Tensor]] = {
             index: _log if operators[index] == "Softmax" else _unchanged
             for index in self.floats

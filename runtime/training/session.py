@@ -34,7 +34,7 @@ def train(trainer: "TorchTrainer", model: onnx.ModelProto, settings: Mapping[str
         teacher=None if teacher is None else teacher.to(device),
         epochs=settings["epochs"],
         device=device,
-        step="retrain",
+        step=trainer.step,
         settings=settings,
         seed=settings["seed"],
         progress=trainer.progress,
@@ -70,7 +70,10 @@ def _device(name: str) -> torch.device:
 
 @contextmanager
 def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
-    """The same seed gives the same weights, on one kind of device; the caller's random state comes back afterwards."""
+    """The same seed gives the same weights on a CPU; the caller's random state comes back afterwards.
+
+    On CUDA the gradient of a codebook is summed in any order, so that the last bits may differ.
+    """
     cudnn = torch.backends.cudnn
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),

@@ -6,7 +6,7 @@ from typing import Any
 
 from lathe import UsageError
 
-RATES = {"adamw": 1e-3, "sgd": 1e-2}
+RATES = {"adamw": 2e-3, "sgd": 5e-2}
 """Learning rate where the option is none."""
 
 

@@ -52,6 +52,8 @@ class TorchTrainer:
             hook_place(hook)
         self.data, self.teacher, self.hook, self.validation = data, teacher, hook, validation
         self.log, self.progress, self.device = log, progress, device
+        self.step = "retrain"
+        """What the job is told of its place in the recipe, such as "3/6 retrain(epochs=4)"; the pipeline sets it before each step."""
 
     def train(self, model: onnx.ModelProto, settings: Mapping[str, Any]) -> TrainResult:
         """Trains a copy of the model's float weights; `settings` are the retrain pass's options.

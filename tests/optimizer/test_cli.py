@@ -1,6 +1,8 @@
 """The command as a user types it: results, exit codes, one-line messages, nothing half-written."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -9,8 +11,10 @@ import onnx
 import onnxruntime
 import pytest
 
+from optimizer import build
 from optimizer.cli import main
 from passes.registry import all_passes
+from runtime.targets.base import find as find_target
 from tests.conftest import ROOT
 
 
@@ -154,6 +158,7 @@ def test_interrupted_run_resumes(
         (["{lenet}", "--passes", "fold", "--eval", "none.npz"], "none.npz"),
         (["passes", "prnue"], "did you mean 'prune'?"),
         (["inspect", "nowhere.onnx"], "nowhere.onnx"),
+        (["inspct", "{lenet}"], "inspct: there is no such file or command; did you mean 'inspect'?"),
         (["gate", "{lenet}", "nowhere.onnx", "--gate", "size ratio >= 1"], "nowhere.onnx"),
     ],
 )
@@ -163,6 +168,77 @@ def test_wrong_use_is_one_line(
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, [text.format(lenet=lenet5) for text in arguments])
     assert not (tmp_path / "build" / "model.onnx").exists()
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (["--passes", "prune(sparsity=0.6)", "--resume"], "cannot resume, the recipe changed since"),
+        (["--passes", "fold", "--gate", "agreement >= 99%"], "agreement needs"),
+        (["--passes", "fold", "--retrain", "hook.py:train"], "there is no file hook.py"),
+        (["--passes", "fold", "--target", "onnx,onnx"], "named twice"),
+        (["--passes", "fold", "--target", ""], "no target is named"),
+        (["--passes", "fold", "--seed", "-1"], "give 0 or more"),
+    ],
+)
+def test_a_refused_request_leaves_the_earlier_result(
+    changed: list[str], message: str, lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = [str(lenet5), "--out", str(tmp_path), "--no-latency", "--quiet"]
+    assert main([*common, "--passes", "prune(sparsity=0.5)"]) == 0
+    capsys.readouterr()
+    before = snapshot(tmp_path)
+    assert message in refused(capsys, [*common, *changed])
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", [".", "steps"])
+def test_the_model_itself_is_never_overwritten(place: str, lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / place).mkdir(exist_ok=True)
+    model = tmp_path / place / "model.onnx"
+    model.write_bytes(lenet5.read_bytes())
+    assert "lies in the output folder" in refused(capsys, [str(model), "--passes", "fold", "--out", str(tmp_path)])
+    assert model.read_bytes() == lenet5.read_bytes()
+
+
+def test_files_of_the_user_are_never_overwritten(lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.onnx").write_text("mine")
+    assert "not from an earlier run" in refused(capsys, [str(lenet5), "--passes", "fold", "--out", str(tmp_path)])
+    assert (tmp_path / "model.onnx").read_text() == "mine"
+
+
+def test_a_gate_that_a_lowered_model_fails_builds_nothing(
+    lenet5: Path, small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find_target("tensorrt-rtx"), "available", lambda self: None)
+    monkeypatch.setattr(build, "evaluate", lambda *_: {"top1": 0.1})
+    targets = ["--target", "onnx,tensorrt-rtx", "--gate", "top1 drop <= 5%"]
+    assert compile_lenet(lenet5, small_mnist, tmp_path, *targets, passes="fold,codebook") == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "steps"]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [(gate["subject"], gate["passed"]) for gate in report["gates"]] == [("model", True), ("tensorrt-rtx", False)]
+
+
+def test_a_broken_pipe_keeps_the_exit_code(lenet5: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "optimizer", str(lenet5), "--passes", "fold", "--gate", "size ratio >= 99", "--out", str(tmp_path)]
+    for more in ([], ["--json"]):
+        process = subprocess.Popen([*command, *more, "--quiet"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.close()
+        process.communicate()
+        assert process.returncode == 3
+
+
+def test_calibrating_with_evaluation_data_is_refused(
+    lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = ["--calibration", f"{small_mnist}:test", "--eval", f"{small_mnist}:test", "--preprocess", "scale=1/255"]
+    line = refused(capsys, [str(lenet5), "--passes", "fold", *same, "--out", str(tmp_path)])
+    assert "400 evaluation samples are in the calibration data too" in line
 
 
 def test_unwritable_output_folder(lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,6 +184,40 @@ def test_an_opset_that_cannot_be_raised_is_a_reason() -> None:
     assert Form(result).ops() == ["If", "MatMul"]
 
 
+def test_an_open_output_size_that_the_converter_infers_stays_open() -> None:
+    model = build("(float[N, 4, 8, 8] x) => (float[M, K, 6, 6] y) { y = Conv (x, w) }", 12, w=random(6, 4, 3, 3))
+    result, report = quantize(model)
+    assert report.edits
+    assert result.graph.output[0] == model.graph.output[0]
+    assert result.graph.input[0] == model.graph.input[0]
+
+
+def test_names_inside_a_branch_are_not_used_again() -> None:
+    text = """(float[N, 4] x, bool b) => (float[N, 6] y) {
+        c = MatMul (x, w)
+        y = If (b) <
+            then_branch = t () => (float[N, 6] u) { x_int8 = Relu (c) w_int8 = Neg (x_int8) u = Neg (w_int8) },
+            else_branch = e () => (float[N, 6] v) { v = Neg (c) }
+        > }"""
+    result, _ = quantize(build(text, w=random(4, 6)))
+    assert {"x_int8_1", "w_int8_1"} <= {name for node in result.graph.node for name in [*node.input, *node.output]}
+    run(result, {"x": random(2, 4), "b": np.array(True)})
+
+
+def test_a_depthwise_convolution_is_quantized_on_request() -> None:
+    text = "(float[N, 4, 8, 8] x) => (float[N, 4, 6, 6] y, float[N, 6, 6, 6] z) { y = Conv <group = 4> (x, d)  z = ConvTranspose (y, t) }"
+    model = build(text.replace("float[N, 6, 6, 6] z", "float[N, 6, 8, 8] z"), **ODD)
+    _, report = quantize(model, layers={"*": True})
+    assert [skip.reason for skip in report.skips] == ["a transposed convolution stays float"]
+    assert {edit.node for edit in report.edits} == {"Conv_0"}
+
+
+def test_activations_are_not_added_to_weights_that_are_int8() -> None:
+    weights_only, _ = quantize(build(CONV.format(nodes="y = Conv (x, w)"), w=random(6, 4, 3, 3)), activations=False)
+    _, report = quantize(weights_only)
+    assert [skip.reason for skip in report.skips] == ["its weight is INT8 already; run int8 with activations on the float model"]
+
+
 class Measured:
     """Statistics of a model on the given feeds."""
 

@@ -227,6 +227,21 @@ def test_a_weight_that_is_computed_is_refused_until_it_is_folded() -> None:
     assert [(skip.node, skip.reason) for skip in report.skips] == [("MatMul_1", "its weight is computed by Transpose; fold before prune")]
 
 
+@pytest.mark.parametrize(
+    "outputs, nodes, reason",
+    [
+        (", float[8, 8] w", "", "its weight is an output of the model"),
+        (", float[K, 8] e", "e = Gather (w, token)", "its weight is also read by Gather_1"),
+    ],
+)
+def test_a_weight_with_another_use_is_refused(outputs: str, nodes: str, reason: str) -> None:
+    text = f"(float[N, 8] x, int64[K] token) => (float[N, 8] y{outputs}) {{ y = MatMul (x, w) {nodes} }}"
+    weight = random(8, 8)
+    after, report = prune(build(text, w=weight))
+    assert [(skip.node, skip.reason) for skip in report.skips] == [("MatMul_0", reason)]
+    np.testing.assert_array_equal(constants(after)["w"], weight)
+
+
 def test_an_entry_with_a_pattern_stays() -> None:
     graph = import_model(two_layers())
     set_sparse_tensors(graph, {"a": "2:4"})

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -102,6 +103,27 @@ def test_training_data_is_needed() -> None:
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         configure(Retrain, options)
+
+
+def test_bfloat16_values_are_written() -> None:
+    old = random(4, 5).astype(ml_dtypes.bfloat16)
+    model = build("(bfloat16[n, 4] x) => (bfloat16[n, 5] y) { [fc] y = MatMul(x, w) }", w=old)
+    new = (old * ml_dtypes.bfloat16(2)).astype(ml_dtypes.bfloat16)
+    after, report = apply(model, Stub({"w": new}))
+    assert [(edit.node, edit.what) for edit in report.edits] == [("fc", "w changed by 100 %")]
+    assert after.graph.initializer[0].data_type == onnx.TensorProto.BFLOAT16
+    assert numpy_helper.to_array(after.graph.initializer[0]).tobytes() == new.tobytes()
+    onnx.checker.check_model(after, full_check=True)
+
+
+def test_layers_with_integer_weights_are_skipped() -> None:
+    text = "(float[n, 4] x) => (float[n, 5] y) { w = DequantizeLinear(q, s)  [fc] a = Gemm(x, w, b)  [next] y = MatMul(a, v) }"
+    model = build(text, q=np.ones((4, 5), np.int8), s=np.float32(0.1), b=np.zeros(5, np.float32), v=random(5, 5))
+    _, report = apply(model, Stub({"b": np.ones(5, np.float32)}))
+    assert [(skip.node, skip.reason) for skip in report.skips] == [
+        ("fc", "its weight is stored as int8, which does not train; retrain before int8")
+    ]
+    assert len(report.edits) == 1
 
 
 def test_relative_change() -> None:

@@ -357,12 +357,21 @@ def test_split_is_reproducible_and_apart(tmp_path: Path) -> None:
     assert overlap(source, parts.evaluation) == 200
 
 
+def test_equal_samples_go_to_one_side_of_a_split(tmp_path: Path) -> None:
+    values = np.repeat(np.arange(100, dtype=np.float32), 2)[:, None]
+    parts = split(open_source(archive(tmp_path, x=values), [InputSpec("x", FLOAT, (None, 1))]))
+    assert overlap(parts.train, parts.evaluation) == 0
+    assert parts.train.count + parts.evaluation.count == 200
+
+
 def test_split_refusals(tmp_path: Path) -> None:
     inputs = [InputSpec("x", FLOAT, (None, 1))]
     with pytest.raises(DataError, match="too few to split, at least 5"):
         split(open_source(archive(tmp_path, x=np.zeros((4, 1), np.float32)), inputs))
-    five = split(open_source(archive(tmp_path, x=np.zeros((5, 1), np.float32)), inputs))
+    five = split(open_source(archive(tmp_path, x=np.arange(5, dtype=np.float32)[:, None]), inputs))
     assert (five.train.count, five.evaluation.count) == (4, 1)
+    with pytest.raises(DataError, match="nearly all samples are equal"):
+        split(open_source(archive(tmp_path, x=np.zeros((5, 1), np.float32)), inputs))
     function = open_source(loader(tmp_path, "def batches(): yield np.zeros((9, 1), 'f')\n"), inputs)
     with pytest.raises(DataError, match="cannot be split; name data for each role with --train, --calibration and --eval"):
         split(function)

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from lathe import ModelError
+from lathe import DataError, ModelError
 from runtime import ort
 from runtime.data import Batch, DataSource
 from runtime.evaluate import evaluate, reference
@@ -66,6 +66,14 @@ def test_sqnr_in_decibels() -> None:
 def test_a_fixed_batch_counts_every_sample_once() -> None:
     base, found = measured(np.eye(4), np.eye(4), Rows(np.eye(4)[[0, 1, 2, 3, 0]], np.array([0, 1, 2, 3, 1])), batch=2)
     assert base["top1"] == found["top1"] == 0.8
+
+
+def test_data_that_changes_between_readings_is_refused() -> None:
+    data = Rows(np.eye(4), np.array([0, 1, 2, 3]))
+    original = reference(ort.session(scaling(np.eye(4))), data, lambda text: None)
+    for changed in (Rows(np.eye(4)[:3]), Rows(np.eye(4), np.array([0, 1, 2, 2])), Rows(np.eye(4)[[0, 1, 2, 3, 0, 1, 2]])):
+        with pytest.raises(DataError, match="must yield the same each time"):
+            evaluate(ort.session(scaling(np.eye(4))), changed, original, lambda text: None)
 
 
 def test_an_output_that_is_not_finite_has_no_sqnr() -> None:

@@ -234,7 +234,7 @@ def test_images_train_through_a_quantized_codebook() -> None:
 
     start = quantized.lenet()
     original = quantized.lenet(codebook=False, int8=False)
-    trained = TorchTrainer(Images(4), original).train(start, options(epochs=30, rate=0.03))
+    trained = TorchTrainer(Images(4), original).train(start, options(epochs=30, rate=0.03, distill=0.5, temperature=2.0))
     assert trained.metrics["last_loss"] < 0.5 * trained.metrics["first_loss"]
     onnx.checker.check_model(updated(start, trained.values), full_check=True)
 
@@ -268,6 +268,21 @@ def test_nothing_to_train_is_refused() -> None:
     bare = build("(float[n, 6] x) => (float[n, 6] y) { y = Relu(x) }")
     with pytest.raises(PassError, match="nothing to train: no weight of the model is a float initializer"):
         TorchTrainer(Points(), bare).train(bare, options())
+
+
+def test_outputs_of_integers_alone_are_refused() -> None:
+    start = build("(float[n, 6] x) => (int64[n] y) { z = MatMul(x, w)  y = ArgMax <axis = 1, keepdims = 0> (z) }", w=CENTRES.T.copy())
+    with pytest.raises(PassError, match="no output is floating point; cut off the ArgMax"):
+        TorchTrainer(Points(), start).train(start, options())
+
+
+def test_a_failed_allocation_on_a_cpu_says_what_to_do(teacher: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **more: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10000 bytes. Error code 12")
+
+    monkeypatch.setattr(Objective, "__call__", fail)
+    with pytest.raises(PassError, match="not enough memory to train 32 samples at once; give retrain a smaller batch="):
+        TorchTrainer(Points(), None).train(teacher, options(batch=32))
 
 
 def test_data_that_does_not_fit_is_refused(teacher: onnx.ModelProto) -> None:

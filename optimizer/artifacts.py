@@ -1,0 +1,45 @@
+"""The results in an output folder: what an earlier run left there, and what must never be overwritten.
+
+Only files that an earlier run's `report.json` lists are removed or replaced; anything else in the folder is the user's.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from lathe import UsageError
+
+REPORT = "report.json"
+RESULTS = ("model.onnx", "model.onnx.data", REPORT)
+ENGINES = "model.*.engine*"
+
+
+def check(out: Path, model: Path) -> None:
+    """Raises UsageError if the run would overwrite the user's own files: its input, or results that no earlier run lists."""
+    folder = out.resolve()
+    if model.resolve().parent in (folder, folder / "steps"):
+        raise UsageError(f"{model}: lies in the output folder {out}, where results go; give another --out")
+    ours = _listed(out)
+    for path in _results(out):
+        if path.name not in ours:
+            raise UsageError(f"{path}: is there already and not from an earlier run; give another --out")
+
+
+def clear(out: Path) -> None:
+    """Removes what an earlier run built, so that nothing of it can pass for the result of this one."""
+    for name in _listed(out):
+        (out / name).unlink(missing_ok=True)
+
+
+def _results(out: Path) -> Iterable[Path]:
+    return [path for path in (*(out / name for name in RESULTS), *sorted(out.glob(ENGINES))) if path.exists()]
+
+
+def _listed(out: Path) -> set[str]:
+    """Names of the files that the earlier run in this folder made; empty without its report."""
+    try:
+        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        files = {Path(name).name for target in report["targets"] for name in target["files"]}
+        return {REPORT, *files} if "schema" in report else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
