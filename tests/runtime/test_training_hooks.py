@@ -33,16 +33,20 @@ def retrain(module, job):
     assert module(**inputs).shape == job.teacher(**inputs).shape == (3, 4)
     assert not any(parameter.requires_grad for parameter in job.teacher.parameters())
     job.metrics.update(epochs_asked=job.epochs, seed=job.seed, batch=job.settings["batch"], noise=float(torch.rand(())))
-    job.progress("from the hook")
+    job.progress(f"from the hook: {job.step}")
 """)  # fmt: skip
     lines: list[str] = []
     start = model()
     trainer = TorchTrainer(Points(), start, hook=hook, progress=lines.append)
-    results = [trainer.train(start, options(epochs=3, seed=9)) for _ in range(2)]
+    trainer.step = "3/6 retrain"
+    results = []
+    for _ in range(2):
+        torch.rand(1)  # what the caller's generator is at does not matter
+        results.append(trainer.train(start, options(epochs=3, seed=9)))
     np.testing.assert_array_equal(results[0].values["w"], 2 * np.frombuffer(_raw(start, "w"), np.float32).reshape(6, 8))
     assert results[0].metrics.items() >= {"epochs_asked": 3, "seed": 9, "batch": options()["batch"]}.items()
     assert results[0].metrics["noise"] == results[1].metrics["noise"]
-    assert "from the hook" in lines
+    assert "from the hook: 3/6 retrain" in lines
 
 
 def _raw(proto, name: str) -> bytes:
