@@ -64,6 +64,8 @@ def build_all(run: "Run", targets: Sequence[OpenTarget]) -> None:
                 _build(run, target, config, model, results, found)
             except LatheError as error:
                 found.error = str(error)
+            listed = {name for one in record.targets for name in one.files}
+            found.files += sorted(path.name for path in results.iterdir() if path.name not in listed)  # such as a failed build's log
         for path in results.iterdir():
             path.replace(out / path.name)
     if any(found.error for found in record.targets):

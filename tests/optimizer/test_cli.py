@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from lathe import TargetError
 from optimizer import build
 from optimizer.cli import main
 from passes.registry import all_passes
@@ -221,6 +222,21 @@ def test_a_gate_that_a_lowered_model_fails_builds_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "steps"]
     report = json.loads((tmp_path / "report.json").read_text())
     assert [(gate["subject"], gate["passed"]) for gate in report["gates"]] == [("model", True), ("tensorrt-rtx", False)]
+
+
+def test_what_a_failed_build_leaves_is_listed_and_the_next_run_works(lenet5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object, model: Path, directory: Path, *_: object) -> None:
+        (directory / "model.tensorrt-rtx.engine.log").write_text("why")
+        raise TargetError("no")
+
+    monkeypatch.setattr(find_target("tensorrt-rtx"), "available", lambda self: None)
+    monkeypatch.setattr(find_target("tensorrt-rtx"), "build", fail)
+    command = [str(lenet5), "--passes", "fold", "--out", str(tmp_path), "--no-latency", "--quiet"]
+    assert main([*command, "--target", "tensorrt-rtx"]) == 4
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["targets"][0]["files"] == ["model.tensorrt-rtx.engine.log"]
+    assert main(command) == 0
+    assert not (tmp_path / "model.tensorrt-rtx.engine.log").exists()
 
 
 def test_a_broken_pipe_keeps_the_exit_code(lenet5: Path, tmp_path: Path) -> None:
