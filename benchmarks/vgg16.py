@@ -9,6 +9,7 @@ Floors for the passes: at most 20 s on two cores, at most 3.5 times the size of 
 """
 
 import argparse
+import gc
 import os
 import subprocess
 import sys
@@ -123,6 +124,8 @@ def run_passes(source: Path, result: Path) -> None:
         configure(find(name), settings).apply(graph, Context())
         lap(name)
         model = export_model(graph)
+        del graph
+        gc.collect()  # as the pipeline does: onnx-graphsurgeon's graphs are reference cycles
         lap("  export")
     model_file.save(model, result)
     lap(f"save {result.stat().st_size / 1e6:.0f} MB")

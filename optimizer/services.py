@@ -1,4 +1,4 @@
-"""What the pipeline gives to passes: data in its roles, the calibrator, the trainer."""
+"""What the pipeline gives to passes: data in its roles, the calibrator, the trainer, the runner."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from optimizer.recipe import Recipe
 from passes.base import Context, Pass
 from runtime.calibration import StreamingCalibrator
 from runtime.data import DataSource, model_classes, model_inputs, open_source, overlap, split, take
+from runtime.evaluate import OutputComparer
 from runtime.training import TorchTrainer, require_torch
 from runtime.training.hooks import hook_place
 
@@ -98,7 +99,7 @@ def check_needs(passes: list[Pass], roles: Roles, retrain: str | None) -> None:
         if not any("trainer" in instance.needs for instance in passes):
             raise UsageError(f"--retrain {retrain}: no pass of the recipe retrains; add retrain to --passes, or leave --retrain out")
     for instance in passes:
-        if "calibrator" in instance.needs and roles.calibration is None:
+        if {"calibrator", "runner"} & {*instance.needs} and roles.calibration is None:
             raise DataError(f"pass '{instance.name}' needs calibration data; give --data, --train or --calibration")
         if "trainer" in instance.needs:
             if roles.train is None:
@@ -114,8 +115,10 @@ def make_context(
     status: Callable[[str], None],
 ) -> Context:
     """The services that the data allows. `teacher` is the original model, for a recipe that retrains."""
-    calibrator = None if roles.calibration is None else StreamingCalibrator(roles.calibration, limit=CALIBRATION_SAMPLES, progress=status)
-    trainer = None
+    calibrator = runner = trainer = None
+    if roles.calibration is not None:
+        calibrator = StreamingCalibrator(roles.calibration, limit=CALIBRATION_SAMPLES, progress=status)
+        runner = OutputComparer(roles.calibration, limit=CALIBRATION_SAMPLES, progress=status)
     if roles.train is not None:
         trainer = TorchTrainer(roles.train, teacher, hook=recipe.retrain, log=log, progress=status)
-    return Context(calibrator=calibrator, trainer=trainer, progress=status)
+    return Context(calibrator=calibrator, trainer=trainer, runner=runner, progress=status)

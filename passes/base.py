@@ -74,10 +74,35 @@ class TrainResult(Protocol):
     def metrics(self) -> Mapping[str, float]: ...
 
 
-class Trainer(Protocol):
-    """Retrains a model on the training data. `settings` are the retrain step's options."""
+class Shaping(Protocol):
+    """What a pass does while training runs: it says what the network computes with in place of the weights that are trained.
 
-    def train(self, model: onnx.ModelProto, settings: Mapping[str, Any]) -> TrainResult: ...
+    The trained weights stay as they are underneath and get the gradient of what stands in for them (straight-through), so a weight that
+    reads as zero now may come back later. What stands in at the end is what training returns.
+    """
+
+    every: int
+    """Optimizer steps between two calls; there is one before the first step and one after the last, too."""
+
+    def __call__(self, done: float, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """`done`: share of the training that is over, 0 to 1. `weights`: trained values by initializer name; not to be written to.
+
+        Returns, by name, for the weights to be shaped: bool (weight where true, zero elsewhere, while the weight goes on changing), or
+        float (these values until the next call); both shaped like the weight. A name left out goes unshaped.
+        """
+
+
+class Trainer(Protocol):
+    """Retrains a model on the training data. `settings` are the options of passes/training.py."""
+
+    def train(self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None) -> TrainResult: ...
+
+
+class Runner(Protocol):
+    """Runs models on the calibration data."""
+
+    def compare(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> Mapping[str, float]:
+        """How near the candidate's outputs are to the base's: `sqnr` in dB (inf when equal) and, for classifiers, `agreement` 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +111,7 @@ class Context:
 
     calibrator: Calibrator | None = None
     trainer: Trainer | None = None
+    runner: Runner | None = None
     progress: Callable[[str], None] = lambda message: None
 
     def need_calibrator(self) -> Calibrator:
@@ -98,6 +124,11 @@ class Context:
             raise PassError("this pass needs training data; give --data or --train")
         return self.trainer
 
+    def need_runner(self) -> Runner:
+        if self.runner is None:
+            raise PassError("this pass needs calibration data to compare outputs on; give --data or --calibration")
+        return self.runner
+
 
 class Pass:
     """Base of every pass. A fresh instance runs once, with the options of its own occurrence in the recipe."""
@@ -107,7 +138,7 @@ class Pass:
     tolerance: ClassVar[float] = 1e-5
     """For a lossless pass: largest difference of an output, relative to that output's largest magnitude."""
     needs: tuple[str, ...] = ()
-    """Services without which the pass cannot run: "calibrator", "trainer". An instance whose options ask for less may need less."""
+    """Services without which the pass cannot run: "calibrator", "trainer", "runner". What options do without, an instance may leave out."""
     after: ClassVar[Mapping[str, str]] = {}
     """Name of another pass -> reason: if the recipe has it, one occurrence of it must come before this."""
     before: ClassVar[Mapping[str, str]] = {}

@@ -1,31 +1,59 @@
-"""Magnitude pruning: the weights of smallest magnitude become zero, and `lathe.sparse` says that their zeros must stay.
+"""Pruning: the least important weights become zero, at once or while the model is retrained, and `lathe.sparse` says that zeros must stay.
 
-    Conv(x, W)   becomes   Conv(x, W')   with W' = W, but 0 for the round(sparsity * n) smallest |w|
+    Conv(x, W)   becomes   Conv(x, W')   with W' = W, but 0 for the round(sparsity * n) least important w
 
-scope=layer takes that fraction of every weight tensor; scope=global takes it of all of them together, by one threshold, so that layers
-with many small weights give most. Zeros that are there already are the smallest of all: they count, and they stay. Ties go by position.
+scope=layer takes that fraction of every weight tensor; scope=global takes it of all of them together, by one threshold: of magnitudes, so
+that layers with many small weights give most, or of scores that make layers comparable (passes/numerics/lamp.py). Zeros that are there
+already are the least important: they count, and they stay. Next are the weights of hidden units that nothing reads. Ties go by position.
+With epochs, zeros grow in number while the model is trained, and which weights they are may change (passes/numerics/gradual.py).
 Source: Han, Pool, Tran and Dally, "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015, section 3.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
 from lathe import UsageError
 from passes.base import Context, Pass, PassReport, option
-from passes.graph import Graph
+from passes.graph import Constant, Graph
+from passes.graph.chains import find_links
 from passes.graph.layers import Weight, other_use, read, weights
-from passes.graph.model import set_sparse_tensors, sparse_tensors
+from passes.graph.model import export_model, import_model, set_sparse_tensors, sparse_tensors
 from passes.graph.patterns import by_weight
-from passes.graph.storage import not_float, write_float
-from passes.numerics.magnitude import smallest, with_zeros
+from passes.graph.storage import not_float, write, write_float
+from passes.numerics.gradual import SCHEDULES, Gradual
+from passes.numerics.selection import SCORES, Choice, Pool, choose
+from passes.numerics.units import Link
 from passes.registry import register
+from passes.training import TrainingOptions, take_over
+
+
+@dataclass(frozen=True)
+class _What:
+    sparsity: float = option(0.5, "fraction of zeros, below 1", low=0.0, high=1.0)
+    scope: str = option("layer", "what has that fraction of zeros: every layer, or all together", choices=("layer", "global"))
+    score: str = option("magnitude", "what is compared; lamp makes layers comparable, for scope=global", choices=tuple(SCORES))
+    layers: dict[str, float] = option({}, "fraction for weights or layers by name pattern; 0 leaves one as it is", low=0.0, high=1.0)
+    # What zeros save in 64 weights (256 bytes) is about what naming the tensor in lathe.sparse costs.
+    min_size: int = option(64, "smaller weights are left as they are", unit="elements", low=1)
+    clean: bool = option(True, "weights of hidden units that nothing reads become zero first")
+    sensitivity: bool = option(False, "measure what the zeros of each layer alone do to the outputs")
+
+
+@dataclass(frozen=True)
+class _When:
+    schedule: str = option("cubic", "with epochs: how the number of zeros grows", choices=tuple(SCHEDULES))
+    rounds: int = option(50, "with epochs: how many times zeros are chosen until there are enough", low=1)
+    until: float = option(0.6, "with epochs: share of the training after which there are enough zeros", low=0.01, high=1.0)
+    settle: float = option(0.8, "with epochs: share of the training after which zeros stay where they are", low=0.0, high=1.0)
+    regrow: bool = option(True, "with epochs: what reads as zero is trained on, and comes back when it outgrows others")
 
 
 @register
 class Prune(Pass):
-    """Sets the weights of smallest magnitude to zero."""
+    """Sets the least important weights to zero, at once or while the model is retrained."""
 
     name = "prune"
     after = {"fold": "a folded batch normalization changes the magnitudes that are compared"}
@@ -35,48 +63,67 @@ class Prune(Pass):
     }
 
     @dataclass(frozen=True)
-    class Config:
-        sparsity: float = option(0.5, "fraction of zeros, below 1", low=0.0, high=1.0)
-        scope: str = option("layer", "what has that fraction of zeros: every layer, or all together", choices=("layer", "global"))
-        layers: dict[str, float] = option({}, "fraction for weights or layers by name pattern; 0 leaves one as it is", low=0.0, high=1.0)
-        # What zeros save in 64 weights (256 bytes) is about what naming the tensor in lathe.sparse costs.
-        min_size: int = option(64, "smaller weights are left as they are", unit="elements", low=1)
+    class Config(TrainingOptions, _When, _What):
+        epochs: int = option(0, "passes over the training data while zeros grow; 0: all at once, without training", low=0)
 
         def __post_init__(self) -> None:
             if max(self.sparsity, *self.layers.values(), 0.0) >= 1:
                 raise UsageError("prune: a sparsity must be below 1; a layer of nothing but zeros computes nothing")
+            if self.score == "lamp" and self.scope == "layer":
+                raise UsageError("prune: score=lamp compares weights of different layers; give scope=global with it")
+            idle = [] if self.epochs else [*fields(TrainingOptions), *fields(_When)]
+            for given in idle:
+                if getattr(self, given.name) != given.default and given.name != "epochs":
+                    raise UsageError(f"prune: {given.name} is about training, and there is none; give epochs as well, or leave it out")
+
+    def __init__(self, config: "Prune.Config | None" = None) -> None:
+        super().__init__(config)
+        self.needs = ("trainer",) * (self.config.epochs > 0) + ("runner",) * self.config.sensitivity
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
-        found = list(weights(graph, refuse=report.skip))
-        single = by_weight(self.config.layers, found, [skip.node for skip in report.skips], "prune(layers=...)")
-        groups: dict[str, tuple[float, list[Weight]]] = {}
-        for weight in found:
-            sparsity = single.get(weight.name, self.config.sparsity)
-            if reason := self._refusal(graph, weight, sparsity):
-                report.skip(weight.nodes[0].name, reason)
-            else:
-                pool = "" if self.config.scope == "global" and weight.name not in single else weight.name
-                groups.setdefault(pool, (sparsity, []))[1].append(weight)
-        sparse = sparse_tensors(graph)
-        zeros = size = 0
-        for sparsity, group in groups.values():
-            for weight, before, after, of in _zero_smallest(group, sparsity):
-                context.progress(f"pruned {weight.name}")
-                zeros, size = zeros + after, size + of
-                if after == 0:
-                    report.skip(weight.nodes[0].name, "none of its weights is among the smallest")
-                elif after == before and weight.name in sparse:
-                    report.skip(weight.nodes[0].name, f"{after:,} of its {of:,} weights are zero already")
-                else:
-                    sparse.setdefault(weight.name, "unstructured")  # another pattern still holds: zeros have only been added
-                    report.edit(weight.nodes[0].name, f"{after:,} of {of:,} weights are zero ({100 * after / of:.1f} %), {before:,} before")
-        set_sparse_tensors(graph, sparse)
-        if size:
-            report.metrics["sparsity"] = zeros / size
+        pools, members = self._pools(graph, report)
+        if not members:
+            return report
+        links = find_links(graph, members) if self.config.clean else []
+        tensors = graph.tensors()
+        alone: Mapping[str, str] = {}
+        if self.config.sensitivity or not self.config.epochs:
+            choice = choose(pools, lambda name: read(tensors[name]), links, self.config.score)
+            if self.config.sensitivity:
+                alone = _sensitivity(graph, choice, context, report)
+        if self.config.epochs:
+            been_zero = self._train(graph, context, pools, members, links, report)
+            survivors = {name: read(member.weight.tensor) != 0 for name, member in members.items()}
+            after = {name: _After(kept.size - int(kept.sum()), int((kept & been_zero[name]).sum())) for name, kept in survivors.items()}
+            unread = [~link.read(read(tensors[link.second])) for link in links]
+        else:
+            after, unread = _zero(members, choice, context), choice.unread
+        _record(graph, members, after, alone, report)
+        _silence(graph, links, unread, report)
         return report
 
-    def _refusal(self, graph: Graph, weight: Weight, sparsity: float) -> str | None:
+    def _pools(self, graph: Graph, report: PassReport) -> tuple[list[Pool], "dict[str, _Member]"]:
+        """The weights to be pruned, and which of them compete."""
+        found = list(weights(graph, refuse=report.skip))
+        single = by_weight(self.config.layers, found, [skip.node for skip in report.skips], "prune(layers=...)")
+        groups: dict[str, tuple[float, list[_Member]]] = {}
+        for weight in found:
+            sparsity = single.get(weight.name, self.config.sparsity)
+            member = self._member(graph, weight, sparsity)
+            if isinstance(member, str):
+                report.skip(weight.nodes[0].name, member)
+            else:
+                pool = "" if self.config.scope == "global" and weight.name not in single else weight.name
+                groups.setdefault(pool, (sparsity, []))[1].append(member)
+        pools = [
+            Pool(tuple(member.weight.name for member in group), round(sparsity * sum(member.size for member in group)))
+            for sparsity, group in groups.values()
+        ]
+        return pools, {member.weight.name: member for _, group in groups.values() for member in group}
+
+    def _member(self, graph: Graph, weight: Weight, sparsity: float) -> "_Member | str":
+        """A weight to be pruned, or why not."""
         if reason := not_float(weight.tensor, self.name):
             return reason
         size = int(np.prod(weight.tensor.shape))
@@ -87,30 +134,114 @@ class Prune(Pass):
         if reason := other_use(graph, weight):
             return reason
         values = read(weight.tensor)
-        return None if np.isfinite([values.min(), values.max()]).all() else "its weight has NaN or infinite elements"
+        if not np.isfinite([values.min(), values.max()]).all():
+            return "its weight has NaN or infinite elements"
+        return _Member(weight, size, size - int(np.count_nonzero(values)))
 
-
-def _zero_smallest(group: list[Weight], sparsity: float) -> Iterator[tuple[Weight, int, int, int]]:
-    """Prunes the weights as one. Yields each with its zeros before and after, and its size; at any time one of them is in memory."""
-    size = sum(int(np.prod(weight.tensor.shape)) for weight in group)
-    arrays = [read(group[0].tensor)] if len(group) == 1 else _Stored(group)
-    threshold = smallest(arrays, round(sparsity * size))
-    for weight in group:
-        values = arrays.pop() if isinstance(arrays, list) else read(weight.tensor)
-        size, before = values.size, values.size - int(np.count_nonzero(values))
-        data, threshold = with_zeros(values, threshold)
-        del values
-        after = size - int(np.count_nonzero(np.frombuffer(data, np.float32)))
-        if after > before:
-            write_float(weight.tensor, data)
-        yield weight, before, after, size
+    def _train(
+        self,
+        graph: Graph,
+        context: Context,
+        pools: Sequence[Pool],
+        members: "Mapping[str, _Member]",
+        links: Sequence[Link],
+        report: PassReport,
+    ) -> Mapping[str, np.ndarray]:
+        """Retrains with growing zeros. Returns, by weight name, what was zero at some time."""
+        config, start = self.config, [sum(members[name].zeros for name in pool.names) for pool in pools]
+        pools = [Pool(pool.names, max(pool.count, zeros)) for pool, zeros in zip(pools, start, strict=True)]
+        shaping = Gradual(
+            pools, start, links, config.score, config.schedule, config.rounds, config.until, max(config.settle, config.until), config.regrow
+        )
+        result = context.need_trainer().train(export_model(graph), asdict(config), shaping)
+        tensors = graph.tensors()
+        for name, change in take_over(graph, result).items():
+            if name not in members:
+                report.edit(tensors[name].outputs[0].name, f"{name} changed by {100 * change:.3g} %")
+        report.metrics.update(result.metrics)
+        return shaping.been_zero
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """The arrays of a group, read one by one every time they are gone through."""
+class _Member:
+    """A weight to be pruned, and its zeros before."""
 
-    group: list[Weight]
+    weight: Weight
+    size: int
+    zeros: int
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (read(weight.tensor) for weight in self.group)
+
+@dataclass(frozen=True)
+class _After:
+    """Zeros of a weight afterwards; with training, how many others were zero at some time."""
+
+    zeros: int
+    returned: int | None = None
+
+
+def _zero(members: Mapping[str, _Member], choice: Choice, context: Context) -> dict[str, _After]:
+    """Sets to zero what was chosen; at any time one weight is in memory."""
+    after = {}
+    for name, member in members.items():
+        data = choice.zeroed(name, read(member.weight.tensor))
+        after[name] = _After(member.size - int(np.count_nonzero(np.frombuffer(data, np.float32))))
+        if after[name].zeros > member.zeros:
+            write_float(member.weight.tensor, data)
+        context.progress(f"pruned {name}")
+    return after
+
+
+def _sensitivity(graph: Graph, choice: Choice, context: Context, report: PassReport) -> Mapping[str, str]:
+    """Prunes one weight at a time and compares outputs. Returns a phrase for each; the metrics list the most sensitive first."""
+    runner, base = context.need_runner(), export_model(graph)
+    measured = {}
+    for name in choice.thresholds:
+        context.progress(f"measuring {name} pruned alone")
+        candidate = import_model(base)
+        tensor = candidate.tensors()[name]
+        write_float(tensor, choice.zeroed(name, read(tensor)))
+        measured[name] = runner.compare(base, export_model(candidate))
+    ranked = sorted(measured, key=lambda name: measured[name]["sqnr"])
+    phrases = {}
+    for rank, name in enumerate(ranked, 1):
+        sqnr = measured[name]["sqnr"]
+        if math.isfinite(sqnr):
+            report.metrics[f"sensitivity/{name}"] = sqnr
+        phrases[name] = f"; alone {sqnr:.1f} dB, sensitivity rank {rank} of {len(ranked)}"
+    return phrases
+
+
+def _record(
+    graph: Graph, members: Mapping[str, _Member], after: Mapping[str, _After], alone: Mapping[str, str], report: PassReport
+) -> None:
+    """Says in the model whose zeros must stay, and in the report what became of each weight."""
+    sparse, size = sparse_tensors(graph), sum(member.size for member in members.values())
+    for name, member in members.items():
+        zeros, returned, node = after[name].zeros, after[name].returned, member.weight.nodes[0].name
+        if zeros == 0 and returned is None:
+            report.skip(node, "none of its weights is among the smallest")
+        elif zeros == member.zeros and name in sparse and returned is None:
+            report.skip(node, f"{zeros:,} of its {member.size:,} weights are zero already")
+        else:
+            if zeros:
+                sparse.setdefault(name, "unstructured")  # another pattern still holds: zeros have only been added
+            what = f"{zeros:,} of {member.size:,} weights are zero ({100 * zeros / member.size:.1f} %), {member.zeros:,} before"
+            report.edit(node, what + ("" if returned is None else f", {returned:,} came back") + alone.get(name, ""))
+    set_sparse_tensors(graph, sparse)
+    report.metrics["sparsity"] = sum(one.zeros for one in after.values()) / size
+    back = [one.returned for one in after.values() if one.returned is not None]
+    if back:
+        report.metrics["returned"] = sum(back) / max(size - sum(one.zeros for one in after.values()), 1)
+
+
+def _silence(graph: Graph, links: Sequence[Link], unread: Sequence[np.ndarray], report: PassReport) -> None:
+    """Hidden units that nothing reads lose their bias, too. That changes no output: every weight that reads them is zero."""
+    tensors = graph.tensors()
+    for link, units in zip(links, unread, strict=True):
+        bias = None if link.bias is None else tensors[link.bias]
+        if isinstance(bias, Constant) and np.any(read(bias).reshape(-1)[units]):
+            write(bias, np.where(units.reshape(read(bias).shape), np.float32(0), read(bias)))
+            report.edit(bias.outputs[0].name, f"{link.bias} is zero for {int(units.sum())} of {link.units} units, which nothing reads")
+    total = sum(int(units.sum()) for units in unread)
+    if total:
+        report.metrics["dead_units"] = float(total)

@@ -3,16 +3,18 @@
 Metrics are fractions 0..1 (`top1`, `top5`, `agreement`) or decibels (`sqnr`). What the data cannot tell is left out of the result.
 """
 
+import hashlib
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from lathe import DataError
 from runtime import ort
-from runtime.data import DataSource
+from runtime.data import DataSource, take
 
 BATCH = 250
 KEPT_BYTES = 256 << 20
@@ -60,6 +62,36 @@ def evaluate(
     if seen < len(original.batches):
         raise DataError(f"{data.description}: evaluation data ended early when it was read again; it must yield the same each time")
     return score.metrics()
+
+
+class OutputComparer:
+    """Compares models on at most `limit` samples of one source. Implements passes.base.Runner.
+
+    The outputs of a base are kept until another one comes, so that comparing many candidates with it runs it once.
+    """
+
+    def __init__(self, data: DataSource, limit: int, progress: Callable[[str], None] = lambda text: None) -> None:
+        self.data, self.progress = take(data, limit), progress
+        self._known: tuple[bytes, Reference] | None = None
+
+    def compare(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> dict[str, float]:
+        """`sqnr` of the first output in dB (inf when equal, -inf when nothing of the base is left) and, for classifiers, `agreement`.
+
+        Raises DataError if there is no data, or if the first output holds no floats.
+        """
+        digest = hashlib.blake2b(base.SerializeToString()).digest()
+        if self._known is None or self._known[0] != digest:
+            self._known = None
+            self._known = digest, reference(ort.session(base), self.data, self.progress)
+        original = self._known[1]
+        if not original.outputs:
+            raise DataError(f"{self.data.description}: there are no samples to compare outputs on")
+        if not any(output is not None and np.issubdtype(output.dtype, np.floating) for output in original.outputs):
+            raise DataError(
+                "outputs cannot be compared: the model's first output holds no floats; cut off the ArgMax (or what else makes integers)"
+            )
+        found = evaluate(ort.session(candidate), self.data, original, self.progress)
+        return {"sqnr": float("-inf")} | {name: found[name] for name in ("sqnr", "agreement") if name in found}
 
 
 def _outputs(

@@ -4,7 +4,7 @@ The float tensor that a layer reads keeps its name when a pass changes how it is
 was the initializer. So `lathe.sparse` and per-layer options go on naming the same thing.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,7 +123,7 @@ def _uncomputable(tensor: Tensor, opset: int) -> str | None:
 
 
 # Operators through which a stored weight is decoded; each is a pure function of constants in the canonical forms.
-_DECODERS = ("Gather", "Cast", "Reshape", "Transpose", "Identity", "DequantizeLinear", "QuantizeLinear", "Unsqueeze", "Squeeze")
+_DECODERS = ("Gather", "Cast", "Concat", "Reshape", "Transpose", "Identity", "DequantizeLinear", "QuantizeLinear", "Unsqueeze", "Squeeze")
 _UNFOLDED = (*_DECODERS, "Constant")
 
 
@@ -169,10 +169,14 @@ def constant_value(tensor: Tensor, opset: int) -> np.ndarray:
 def codebook_of(tensor: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
     """Codebook [K] and indices (shaped like the weight) of a tensor in the codebook form; None for any other tensor.
 
-    A quantization of the decoded weight (QuantizeLinear -> DequantizeLinear) is looked through: it keeps zeros zero.
+    Groups of channels with a codebook each (a Concat of such tensors) come as one long codebook. A quantization of the decoded weight
+    (QuantizeLinear -> DequantizeLinear) is looked through: it keeps zeros zero.
     """
     while tensor.inputs and tensor.inputs[0].op in ("DequantizeLinear", "QuantizeLinear", "Reshape") and is_constant(tensor):
         tensor = tensor.inputs[0].inputs[0]
+    if tensor.inputs and tensor.inputs[0].op == "Concat":
+        parts = [codebook_of(source) for source in tensor.inputs[0].inputs]
+        return None if None in parts else _joined([part for part in parts if part is not None], tensor.inputs[0].attrs["axis"])
     if not tensor.inputs or tensor.inputs[0].op != "Gather":
         return None
     codebook, indices = tensor.inputs[0].inputs
@@ -181,6 +185,12 @@ def codebook_of(tensor: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
     if not isinstance(codebook, Constant) or not isinstance(indices, Constant) or len(codebook.shape) != 1:
         return None
     return read(codebook), read(indices)
+
+
+def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray]], axis: int) -> tuple[np.ndarray, np.ndarray]:
+    first = np.cumsum([0, *(codebook.size for codebook, _ in parts)])
+    indices = [index.astype(np.int32) + offset for (_, index), offset in zip(parts, first[:-1], strict=True)]
+    return np.concatenate([codebook for codebook, _ in parts]), np.concatenate(indices, axis)
 
 
 def constant_shape(tensor: Tensor, opset: int) -> tuple[int, ...]:

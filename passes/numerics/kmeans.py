@@ -1,63 +1,144 @@
-"""k-means of scalars: Lloyd's algorithm on sorted points, for tensors from a handful of weights to hundreds of millions.
+"""k-means of scalars, for tensors from a handful of weights to hundreds of millions: Lloyd's algorithm on sorted points or bins, then an
+exact assignment of every value.
 
-On a line a cluster is an interval, so one iteration is K searches in the sorted points and K differences of prefix sums: O(K log n), no
-n x K distances. Up to 65,536 values are the points themselves. More are first gathered in as many bins, their counts and sums exact; a bin
-is no wider than 1/1024 of its distance from the median, which is fine beside a cluster even where one outlier stretches the range. The
-final assignment is exact for every value. Sums are float64, in a fixed order: the same input gives the same bits.
-
-The start is linear: K centroids evenly over [min, max]. Large weights are few and matter most, and unlike a random or a density start
-this gives them centroids. Source: Han, Mao and Dally, "Deep Compression", ICLR 2016, section 3.2.
+The default start is linear: K centroids evenly over [min, max]. Large weights are few and matter most, and unlike a density start (the same
+number of weights to every centroid) or a random one this gives them centroids, which Lloyd's algorithm then leaves there. Source: Han, Mao
+and Dally, "Deep Compression", ICLR 2016, section 3.2. k-means++: Arthur and Vassilvitskii, SODA 2007.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
-_BINS = 1 << 16
-_CHUNK = 1 << 17  # values worked on at a time: their temporaries stay in the second-level cache
-_DROPPED_BITS = 13  # a bin's key keeps 10 bits of mantissa; 32 powers of two on either side of the median have bins
-_HALF = _BINS // 2
-_SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
+from passes.numerics.line import CHUNK, Cells, Points, chunks, gather
+from passes.numerics.mantissa import round_mantissa
+from passes.numerics.rate import cheapest, entropy_constrained
+from passes.numerics.segmentation import optimal_centroids
+
+STARTS = ("linear", "density", "kmeans++")
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How shared values are chosen.
+
+    start: one of STARTS; exact: the optimum by dynamic programming too, if it is better; tradeoff: relative squared error that one bit of a
+    value's code is worth (passes/numerics/rate.py), relative to the mean square of the nonzero values; mantissa: bits that centroids keep.
+    """
+
+    start: str = "linear"
+    exact: bool = False
+    tradeoff: float = 0.0
+    iterations: int = 300
+    seed: int = 0
+    mantissa: int | None = None
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """Centroids [K], float32 ascending, and the lowest value [K - 1] that belongs to the upper one of two neighbours.
+
+    `nearest_counts` is how many values each shared value would stand for at a tradeoff of 0 (zeros not counted where they are kept apart).
+    """
+
+    centroids: np.ndarray
+    boundaries: np.ndarray
+    nearest_counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Values as centroids [K] and uint8 indices shaped like each of the arrays; every centroid is used. `nearest_counts`: see Quantizer."""
+
+    centroids: np.ndarray
+    indices: list[np.ndarray]
+    nearest_counts: np.ndarray
+
+    def counts(self) -> np.ndarray:
+        """Values that each centroid stands for."""
+        return np.sum([np.bincount(part, minlength=self.centroids.size) for part in chunks([i.reshape(-1) for i in self.indices])], axis=0)
 
 
 def kmeans_1d(values: np.ndarray, k: int, *, iterations: int = 300, keep_zero: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Centroids [K], float32 ascending, and the index of each value's nearest one, uint8, shaped like `values` (float32, finite).
 
-    K <= k <= 256: a centroid that no value uses is dropped. Values with at most k distinct ones are encoded without loss. With `keep_zero`,
-    zeros and only zeros decode to 0.0 (a pruned weight stays pruned, a surviving one stays trainable): negative and positive values are
-    clustered apart, which takes k >= 3. A value midway between two centroids goes to the upper one.
+    By Lloyd's algorithm from the linear start; `encode` tells the rest.
+    """
+    encoded = encode([values], k, Rule(iterations=iterations), keep_zero)
+    return encoded.centroids, encoded.indices[0]
+
+
+def encode(arrays: Sequence[np.ndarray], k: int, rule: Rule, keep_zero: bool = False, start: np.ndarray | None = None) -> Encoded:
+    """The values of all arrays (float32, finite) by the centroids of one codebook. `start`: see make_quantizer.
+
+    K <= k <= 256: a centroid that no value uses is dropped. Without a tradeoff at most k distinct values are encoded without loss, and a
+    value midway between two centroids goes to the upper one. With `keep_zero`, zeros and only zeros decode to 0.0 (a pruned weight stays
+    pruned, a surviving one stays trainable): negative and positive values are clustered apart, which takes k >= 3.
     Raises ValueError for k out of range and for values that are empty or not finite.
+    """
+    flat = [np.ascontiguousarray(array, np.float32).reshape(-1) for array in arrays]
+    quantizer = make_quantizer(flat, k, rule, keep_zero, start)
+    centroids, boundaries = quantizer.centroids, quantizer.boundaries
+    assigned = [assign(part, boundaries) for part in flat]
+    indices, used = [index for index, _ in assigned], reduce(np.logical_or, (part for _, part in assigned))
+    if not used.all():
+        centroids, renumbered = centroids[used], (np.cumsum(used) - 1).clip(0).astype(np.uint8)
+        for index in chunks(indices):  # take() needs eight bytes per index for the time it runs
+            index[:] = renumbered.take(index)
+    shaped = [index.reshape(np.shape(array)) for index, array in zip(indices, arrays, strict=True)]
+    return Encoded(centroids, shaped, quantizer.nearest_counts)
+
+
+def make_quantizer(flat: Sequence[np.ndarray], k: int, rule: Rule, keep_zero: bool, start: np.ndarray | None = None) -> Quantizer:
+    """The centroids for flat float32 arrays. `start`: those of a similar task, from which few steps are left; instead of the rule's start.
+
+    Raises ValueError as `encode` does.
     """
     if not 1 <= k <= 256:
         raise ValueError(f"k must be 1 to 256, not {k}")
-    flat = np.ascontiguousarray(values, np.float32).reshape(-1)
-    if flat.size == 0 or not np.isfinite([flat.min(), flat.max()]).all():
+    filled = [part for part in flat if part.size]
+    if not filled or not np.isfinite([(part.min(), part.max()) for part in filled]).all():
         raise ValueError("values must be finite, and at least one")
-    centroids = distinct_values(flat, k)
-    if centroids is not None:
-        indices, _ = _assign(flat, centroids[1:])
-        return centroids, indices.reshape(values.shape)
+    distinct = distinct_values(filled, k)
+    if distinct is not None and (rule.tradeoff == 0 or distinct.size <= 2):
+        centroids = np.unique(round_mantissa(distinct, rule.mantissa))
+        return Quantizer(centroids, _lowest_above(_middles(centroids), centroids, keep_zero), np.empty(0))
     if keep_zero and k < 3:
         raise ValueError("negative, zero and positive values need k of at least 3")
-    found = _lloyd(_points(flat, drop_zeros=keep_zero), k - keep_zero, iterations)
-    centroids = np.unique(np.append(found, [0.0] * keep_zero).astype(np.float32))
-    indices, used = _assign(flat, _boundaries(centroids, keep_zero))
-    if not used.all():
-        centroids, renumbered = centroids[used], (np.cumsum(used) - 1).clip(0).astype(np.uint8)
-        for start in range(0, flat.size, _CHUNK):  # take() needs eight bytes per index for the time it runs
-            indices[start : start + _CHUNK] = renumbered.take(indices[start : start + _CHUNK])
-    return centroids, indices.reshape(values.shape)
+    points = gather(filled, drop_zeros=keep_zero)
+    price = rule.tradeoff * mean_square(filled) if rule.tradeoff else 0.0
+    found, prices, counts = _centroids(points, k - keep_zero, rule, price, start)
+    centroids, kept = np.unique(round_mantissa(found.astype(np.float32), rule.mantissa), return_index=True)
+    edges = _middles(centroids)
+    if price:
+        live, edges = cheapest(centroids.astype(np.float64), prices[kept], signed=keep_zero)
+        centroids = centroids[live]
+    if keep_zero:
+        negative = int(np.searchsorted(centroids, np.float32(0)))
+        centroids, edges = np.insert(centroids, negative, 0), np.insert(edges, max(negative - 1, 0), 0)
+    return Quantizer(centroids, _lowest_above(edges, centroids, keep_zero), counts)
 
 
-def distinct_values(values: np.ndarray, limit: int) -> np.ndarray | None:
+def mean_square(flat: Sequence[np.ndarray]) -> float:
+    """Of the values that are not zero; 0 without one."""
+    square = count = 0.0
+    for part in chunks(flat):
+        square += float(np.square(part, dtype=np.float64).sum())
+        count += np.count_nonzero(part)
+    return square / count if count else 0.0
+
+
+def distinct_values(arrays: Sequence[np.ndarray], limit: int) -> np.ndarray | None:
     """The distinct values, ascending (0.0 for both zeros), or None if they are more than `limit` <= 256; the first few mostly tell."""
-    flat = values.reshape(-1)
-    known = np.unique(flat[:4096])
-    for start in range(0, flat.size, _CHUNK):
+    flat = [array.reshape(-1) for array in arrays]
+    known = np.unique(np.concatenate([part[:4096] for part in flat]))
+    for part in chunks(flat):
         if known.size > limit:
             return None
-        part = flat[start : start + _CHUNK]
-        indices, _ = _assign(part, known[1:])
+        indices, _ = assign(part, known[1:])
         known = np.union1d(known, part[part != known[indices]])
     return known + np.float32(0) if known.size <= limit else None  # adding zero turns -0.0 into 0.0
 
@@ -66,122 +147,82 @@ def signal_and_noise(values: np.ndarray, centroids: np.ndarray, indices: np.ndar
     """Sum of value^2 and sum of (value - centroid)^2, in float64, without a decoded copy."""
     flat, index = values.reshape(-1), indices.reshape(-1)
     signal = noise = 0.0
-    for start in range(0, flat.size, _CHUNK):
-        part = flat[start : start + _CHUNK].astype(np.float64)
+    for start in range(0, flat.size, CHUNK):
+        part = flat[start : start + CHUNK].astype(np.float64)
         signal += float(np.square(part).sum())
-        noise += float(np.square(part - centroids[index[start : start + _CHUNK]]).sum())
+        noise += float(np.square(part - centroids[index[start : start + CHUNK]]).sum())
     return signal, noise
 
 
-class _Points:
-    """Points or bins on a line [P], ascending: their ends low <= high, count and mean, float64. `signed`: no cluster reaches across zero.
+def _centroids(points: Points, k: int, rule: Rule, price: float, start: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ascending centroids, the price of each one's code, and how many points are nearest to each without a price; float64.
 
-    Moments are taken about the median and summed up from there to both sides, so that no digits are lost beside an outlier or an offset.
+    With a price, steps end in the nearest of many optima, where all codes may be equally long: so fewer centroids are started from, too.
     """
-
-    def __init__(self, low: np.ndarray, high: np.ndarray, count: np.ndarray, mean: np.ndarray, signed: bool) -> None:
-        self.low, self.high, self.mean, self.signed = low, high, mean, signed
-        middle = int(np.searchsorted(np.cumsum(count), count.sum() / 2))
-        self.median = mean[middle]
-        moments = np.stack([count, count * (mean - self.median), count * (mean - self.median) ** 2])
-        left, right = np.cumsum(moments[:, :middle][:, ::-1], axis=1)[:, ::-1], np.cumsum(moments[:, middle:], axis=1)
-        self.cumulative = np.concatenate([-left, np.zeros((3, 1)), right], axis=1)
-        self.knots = None if low is high else np.stack([low, high], axis=1).reshape(-1)
-        self.below_knots = np.repeat(self.cumulative, 2, axis=1)[:, 1:-1]
-
-    def nearest(self, centroids: np.ndarray) -> "_Cells":
-        """The clusters of what is nearest to each of the ascending centroids."""
-        middle = (centroids[:-1] + centroids[1:]) / 2
-        if self.signed:
-            middle[(centroids[:-1] < 0) & (centroids[1:] >= 0)] = 0.0
-        return self.cells(np.concatenate([self.low[:1], middle, self.high[-1:]]))
-
-    def cells(self, edges: np.ndarray) -> "_Cells":
-        """The clusters between neighbouring edges, from the first point to the last.
-
-        A bin that an edge cuts is shared out by interpolation; counted as a whole, it would halt Lloyd's algorithm, whose late steps are
-        smaller than a bin.
-        """
-        if self.knots is None:
-            below = self.cumulative[:, np.searchsorted(self.mean, edges)]
-        else:
-            below = np.array([np.interp(edges, self.knots, row) for row in self.below_knots])
-        below[:, 0], below[:, -1] = self.cumulative[:, 0], self.cumulative[:, -1]
-        count, total, square = below[:, 1:] - below[:, :-1]
-        offset = total / np.maximum(count, 0.5)
-        low, high = edges[:-1], edges[1:]
-        if self.signed:  # rounding must not turn a mean into zero, which says "pruned"
-            low, high = np.where(low == 0, _SMALLEST, low), np.where(high == 0, -_SMALLEST, high)
-        error = square - offset * total
-        error[error < 1e-14 * square] = 0.0  # that of a single point is nothing but rounding
-        return _Cells(edges, (self.median + offset).clip(low, high), error, used=count >= 0.5)
+    first = _start(points, k, rule) if start is None else _of_both_signs(points, start, k)
+    starts = [first, optimal_centroids(points, k)] if rule.exact else [first]
+    plain = min((_lloyd(points, k, rule.iterations, one) for one in starts), key=_error)
+    if not price:
+        return plain.means(), np.zeros(np.count_nonzero(plain.used)), plain.counts()
+    starts = [first, plain.means()]
+    if start is None:
+        starts += [_start(points, k >> halved, rule) for halved in range(1, k.bit_length() - points.signed)]
+    if rule.exact:
+        starts.append(optimal_centroids(points, k, price))
+    best = min((entropy_constrained(points, one, price, rule.iterations) for one in starts), key=lambda coded: coded.cost)
+    return best.centroids, best.prices, plain.counts()
 
 
-@dataclass(frozen=True)
-class _Cells:
-    """Clusters: their edges [K+1], the mean and the squared error [K] of their points, and which have at least half a point."""
-
-    edges: np.ndarray
-    mean: np.ndarray
-    error: np.ndarray
-    used: np.ndarray
-
-    def means(self) -> np.ndarray:
-        """Of the clusters that have points, ascending."""
-        mean: np.ndarray = self.mean[self.used]
-        return mean
-
-    def more_edges(self, number: int) -> np.ndarray:
-        """The edges, and `number` more through the means of the clusters of largest error."""
-        return np.union1d(self.edges, self.mean[np.argsort(-self.error, kind="stable")[:number]])
+def _error(cells: Cells) -> float:
+    return float(cells.error.sum())
 
 
-def _points(flat: np.ndarray, drop_zeros: bool) -> _Points:
-    if flat.size <= _BINS:
-        value, count = np.unique(flat[flat != 0] if drop_zeros else flat, return_counts=True)
-        position = value.astype(np.float64)
-        return _Points(position, position, count.astype(np.float64), position, drop_zeros)
-    centre = np.float32(0) if drop_zeros else np.median(flat[:: flat.size // 1024])
-    ends = np.array([flat.min(), flat.max()])
-    first_key = int(_distance_key(ends, centre)[0].max()) - (_HALF - 1)
-    counts, sums = np.zeros(_BINS), np.zeros(_BINS)
-    for start in range(0, flat.size, _CHUNK):
-        part = flat[start : start + _CHUNK]
-        if drop_zeros:
-            part = part[part != 0]
-        key, negative = _distance_key(part, centre)
-        number = np.maximum(key - first_key, 0) + negative
-        counts += np.bincount(number, minlength=_BINS)
-        sums += np.bincount(number, weights=part, minlength=_BINS)
-    ascending = np.concatenate([np.arange(_BINS - 1, _HALF - 1, -1), np.arange(_HALF)])
-    filled = ascending[counts[ascending] > 0]
-    near, far = (_ends_of_bins(filled, first_key, end, centre).clip(*ends) for end in (0, 1))
-    return _Points(np.minimum(near, far), np.maximum(near, far), counts[filled], sums[filled] / counts[filled], drop_zeros)
+def _start(points: Points, k: int, rule: Rule) -> np.ndarray:
+    """At most k ascending centroids to begin with, float64; of both signs if signed points are, for which k is at least 2."""
+    if points.mean.size <= k:
+        return points.mean
+    if rule.start == "linear":
+        return np.linspace(points.low[0], points.high[-1], k)
+    if rule.start == "density":
+        summed = np.cumsum(points.count)
+        return _of_both_signs(points, np.unique(points.mean[np.searchsorted(summed, summed[-1] * (np.arange(k) + 0.5) / k)]), k)
+    return _of_both_signs(points, _far_apart(points, k, rule.seed), k)
 
 
-def _distance_key(part: np.ndarray, centre: np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """Exponent and upper mantissa bits of each value's distance from the centre (halved: no overflow), and _HALF where below."""
-    bits = (part * np.float32(0.5) - centre * np.float32(0.5)).view(np.int32)
-    return (bits & 0x7FFFFFFF) >> _DROPPED_BITS, (bits >> 31) & _HALF
+def _far_apart(points: Points, k: int, seed: int) -> np.ndarray:
+    """k-means++: one point after another by chance, in proportion to its squared distance from those chosen so far."""
+    summed = np.cumsum(points.count)
+    generator = np.random.default_rng(seed)
+    centroids = points.mean[[np.searchsorted(summed, generator.random() * summed[-1], side="right")]]
+    distance = np.square(points.mean - centroids[0])
+    while centroids.size < k:
+        summed = np.cumsum(points.count * distance)
+        if summed[-1] == 0:
+            break
+        chosen = points.mean[np.searchsorted(summed, generator.random() * summed[-1], side="right")]
+        centroids = np.append(centroids, chosen)
+        distance = np.minimum(distance, np.square(points.mean - chosen))
+    return np.unique(centroids)
 
 
-def _ends_of_bins(numbers: np.ndarray, first_key: int, end: int, centre: np.float32) -> np.ndarray:
-    """The end of each bin that is nearer (0) or farther (1) from the centre, float64. Bin 0 on either side reaches down to the centre."""
-    number = numbers % _HALF
-    bits = np.where(number + end > 0, (number + first_key + end) << _DROPPED_BITS, 0).astype(np.int32)
-    distance = 2 * bits.view(np.float32).astype(np.float64)
-    return np.where(numbers < _HALF, centre + distance, centre - distance)
+def _of_both_signs(points: Points, centroids: np.ndarray, k: int) -> np.ndarray:
+    """The centroids, one of them moved where signed points of one sign had none: a cluster must not reach across zero."""
+    if points.signed and points.mean[0] < 0 < centroids[0]:
+        return np.append(points.mean[0], centroids[1 - k :])
+    if points.signed and centroids[-1] < 0 < points.mean[-1]:
+        return np.append(centroids[: k - 1], points.mean[-1])
+    return centroids
 
 
-def _lloyd(points: _Points, k: int, iterations: int) -> np.ndarray:
-    """Ascending centroids, at most k, float64, after `iterations` or when the error hardly falls any more.
+def _lloyd(points: Points, k: int, iterations: int, start: np.ndarray) -> Cells:
+    """Clusters of at most k centroids, after `iterations` or when the error hardly falls any more.
 
     Lloyd's step, each centroid to the mean of its cluster, takes some K^2 iterations to carry centroids along the line. So a longer step in
     the same direction is tried too, and taken where its error is lower: the error falls as surely, and many times faster.
     """
     if points.mean.size <= k:
-        return points.mean
-    centroids = np.linspace(points.low[0], points.high[-1], k)
+        return points.nearest(points.mean)
+    centroids = start
     cells, reach = points.nearest(centroids), 1.0
     for _ in range(iterations):
         moved = cells.means()
@@ -189,32 +230,41 @@ def _lloyd(points: _Points, k: int, iterations: int) -> np.ndarray:
             centroids = points.cells(cells.more_edges(k - moved.size)).means()
             cells = points.nearest(centroids)
             continue
-        error, cells = float(cells.error.sum()), points.nearest(moved)
+        error, cells = _error(cells), points.nearest(moved)
         further = moved + reach * (moved - centroids)
         centroids, reach, tried = moved, 2 * reach, points.nearest(further)
         in_order = (np.diff(further) > 0).all() and not (points.signed and ((further < 0) != (moved < 0)).any())
-        if in_order and tried.error.sum() < cells.error.sum():
+        if in_order and _error(tried) < _error(cells):
             centroids, cells = further, tried
         else:
             reach = 1.0
-        if error - cells.error.sum() <= 1e-8 * error:
+        if error - _error(cells) <= 1e-8 * error:
             break
-    return cells.means()
+    return cells
 
 
-def _boundaries(centroids: np.ndarray, keep_zero: bool) -> np.ndarray:
-    """Lowest float32 value [K-1] that belongs to the upper of two neighbours."""
-    middle = (centroids[:-1].astype(np.float64) + centroids[1:]) / 2
-    boundary = middle.astype(np.float32)
-    boundary = np.where(boundary < middle, np.nextafter(boundary, np.float32(np.inf)), boundary)
-    if keep_zero:
-        zero = int(np.searchsorted(centroids, np.float32(0)))
+def _middles(centroids: np.ndarray) -> np.ndarray:
+    exact = centroids.astype(np.float64)
+    middles: np.ndarray = (exact[:-1] + exact[1:]) / 2
+    return middles
+
+
+def _lowest_above(edges: np.ndarray, centroids: np.ndarray, keep_zero: bool) -> np.ndarray:
+    """The edges [K - 1] between ascending centroids as the lowest float32 values that are not below them.
+
+    With `keep_zero` the interval of the zero among the centroids, if it is there, is zero alone; if not, edges are as without it.
+    """
+    boundary = edges.clip(-_LARGEST, _LARGEST).astype(np.float32)
+    boundary = np.where(boundary < edges, np.nextafter(boundary, np.float32(np.inf)), boundary)
+    zero, least = int(np.searchsorted(centroids, np.float32(0))), np.nextafter(np.float32(0), np.float32(1))
+    if keep_zero and zero < centroids.size and centroids[zero] == 0:
         boundary[max(zero - 1, 0) : zero] = 0.0
-        boundary[zero : zero + 1] = np.nextafter(np.float32(0), np.float32(1))
+        boundary[zero : zero + 1] = least
+        boundary[zero:] = np.maximum(boundary[zero:], least)
     return boundary
 
 
-def _assign(flat: np.ndarray, boundaries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def assign(flat: np.ndarray, boundaries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Index of each value, uint8, and which of the K indices occur, bool [K].
 
     An index is the count of boundaries at or below the value. Counting beats a binary search here even for 255 boundaries: vector
@@ -222,9 +272,9 @@ def _assign(flat: np.ndarray, boundaries: np.ndarray) -> tuple[np.ndarray, np.nd
     """
     indices = np.zeros(flat.size, np.uint8)
     used = np.zeros(boundaries.size + 1, np.bool_)
-    buffer = np.empty(_CHUNK, np.bool_)
-    for start in range(0, flat.size, _CHUNK):
-        part, index = flat[start : start + _CHUNK], indices[start : start + _CHUNK]
+    buffer = np.empty(CHUNK, np.bool_)
+    for start in range(0, flat.size, CHUNK):
+        part, index = flat[start : start + CHUNK], indices[start : start + CHUNK]
         above = buffer[: part.size]
         for boundary in boundaries:
             np.greater_equal(part, boundary, out=above)

@@ -8,7 +8,7 @@ import onnx
 import torch
 from torch import nn
 
-from lathe import SPARSE, ModelError, read_sparse
+from lathe import SPARSE, ModelError, PassError, read_sparse
 from runtime.torch_bridge.arrays import HALVES, to_numpy, to_torch, torch_type
 from runtime.torch_bridge.parameters import trainable
 from runtime.torch_bridge.plan import Step, inlined, make_plan
@@ -21,6 +21,29 @@ class _Weight(NamedTuple):
     slot: int
     dtype: np.dtype
     half: torch.dtype | None
+
+
+class _StandIn(NamedTuple):
+    """What is read instead of a weight: `given` by the caller, and as a tensor like the weight: its values, or 1 and 0 if it is a mask."""
+
+    given: np.ndarray
+    tensor: torch.Tensor
+    is_mask: bool
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Reads the stand-in instead of the value (of a mask: their product), and gives the value the whole gradient.
+
+    Source: Bengio, Leonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013, section 2.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, stand_in: _StandIn) -> torch.Tensor:
+        return value * stand_in.tensor if stand_in.is_mask else stand_in.tensor.view_as(stand_in.tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return gradients[0], None
 
 
 class GraphModule(nn.Module):
@@ -53,6 +76,8 @@ class GraphModule(nn.Module):
         self._plan = plan
         self._results = tuple((plan.slot(value.name), torch_type(value.type.tensor_type.elem_type)) for value in graph.output)
         self._weights: dict[str, _Weight] = {}
+        self._stand_ins: dict[str, _StandIn] = {}
+        """By attribute of the weight."""
         for tensor in graph.initializer:
             if tensor.name in wanted:
                 self._add_weight(tensor)
@@ -75,7 +100,41 @@ class GraphModule(nn.Module):
 
     def values(self) -> dict[str, np.ndarray]:
         """Initializer name -> its value now, in the initializer's own dtype and shape; without training, bit for bit what it was."""
-        return {name: to_numpy(self._read(weight), weight.dtype) for name, weight in self._weights.items()}
+        values = {name: to_numpy(self._read(weight), weight.dtype) for name, weight in self._weights.items()}
+        for name, weight in self._weights.items():
+            if weight.attribute in self._stand_ins:
+                values[name] += 0  # a negative weight times 0 is -0.0
+        return values
+
+    def trained(self) -> dict[str, np.ndarray]:
+        """Initializer name -> the value underneath that an optimizer moves; read-only, and on a CPU a view that moves with it."""
+        arrays = {name: parameter.detach().cpu().numpy() for name, parameter in self.weights().items()}
+        for array in arrays.values():
+            array.flags.writeable = False
+        return arrays
+
+    def impose(self, stand_ins: Mapping[str, np.ndarray]) -> None:
+        """From now on the graph reads `stand_ins` in place of the weights of these names, and the other weights as they are.
+
+        bool: the weight where true, 0 elsewhere; float: these values. The weight itself still gets the whole gradient. A read-only array
+        given again is taken to be unchanged. Zeros that `lathe.sparse` holds stay. Raises PassError for what fits no weight.
+        """
+        imposed = {}
+        for name, array in stand_ins.items():
+            weight = self._weights.get(name)
+            if weight is None:
+                raise PassError(f"shaping names '{name}', which is no trained weight of the model")
+            parameter = self.get_parameter(weight.attribute)
+            if array.shape != parameter.shape or array.dtype.kind not in "bf":
+                raise PassError(
+                    f"shaping gives {array.dtype} {list(array.shape)} for {name}; wanted is bool or float {list(parameter.shape)}"
+                )
+            known = self._stand_ins.get(weight.attribute)
+            if known is None or known.given is not array or array.flags.writeable:
+                tensor = torch.empty_like(parameter, requires_grad=False).copy_(to_torch(array))
+                known = _StandIn(array, tensor, array.dtype == bool)
+            imposed[weight.attribute] = known
+        self._stand_ins = imposed
 
     def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> Any:
         feeds = self._feeds(inputs, named)
@@ -130,7 +189,13 @@ class GraphModule(nn.Module):
     def _read(self, weight: _Weight) -> torch.Tensor:
         value: torch.Tensor = getattr(self, weight.attribute)
         keep: torch.Tensor | None = getattr(self, f"{weight.attribute}_keep")
-        return value if keep is None else value * keep
+        stand_in = self._stand_ins.get(weight.attribute)
+        if keep is not None:
+            value = value * keep
+        if stand_in is None:
+            return value
+        read: torch.Tensor = _StraightThrough.apply(value, stand_in)
+        return read if keep is None or stand_in.is_mask else read * keep
 
     def _hold_zeros(self, sparse: Iterable[str]) -> None:
         """Multiply by 0, wherever it is read, every parameter element that makes a zero of a `sparse` tensor.

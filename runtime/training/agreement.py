@@ -51,7 +51,7 @@ def check(model: onnx.ModelProto, module: GraphModule, data: DataSource) -> None
         if comparison.agree(_results(module, batch.inputs), wanted):
             return
     culprit = comparison.culprit(module, _piece(batch.inputs, 0, fixed or batch.count))
-    raise PassError(f"PyTorch computes something else than ONNX Runtime: {culprit}; leave retrain out, and report it")
+    raise PassError(f"PyTorch computes something else than ONNX Runtime: {culprit}; leave training out, and report it")
 
 
 class _Comparison:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,12 +12,16 @@ from lathe import DataError, PassError
 from runtime.data import Batch, DataSource
 from runtime.torch_bridge import GraphModule
 from runtime.torch_bridge.arrays import to_torch
+from runtime.training.augment import Augmentation
 from runtime.training.job import RetrainJob
 from runtime.training.objective import Objective
 from runtime.training.settings import Settings
 
 LOOK_EVERY = 20
 """Steps between two looks at the loss: reading it waits for the device."""
+
+AUGMENTATION = 1
+"""Beside the seed: random numbers of the augmentation are others than those that order the data."""
 
 NO_MEMORY = ("can't allocate memory", "not enough memory")
 """What PyTorch's allocator for CPUs says, in a plain RuntimeError."""
@@ -28,6 +33,8 @@ Score = tuple[int, float]
 def retrain(module: GraphModule, job: RetrainJob) -> None:
     """Trains the module in place. Keeps the last epoch's weights, or with validation data the best epoch's (0 is: before training).
 
+    A job that is `shaped` keeps the last epoch's in any case. Images are augmented alike for the module and its teacher.
+
     Puts first_loss, last_loss (means over a twentieth of the steps), samples and, with validation data, best_epoch into `job.metrics`.
     Raises PassError if the loss is no longer finite, if there is nothing to train or to learn from, or if memory is short; DataError for
     a label that the model has no class for.
@@ -36,9 +43,13 @@ def retrain(module: GraphModule, job: RetrainJob) -> None:
     try:
         _Loop(module, job, settings).run()
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in NO_MEMORY):
+        if not _no_memory(error):
             raise
-        raise PassError(f"not enough memory to train {settings.batch} samples at once; give retrain a smaller batch=") from error
+        raise PassError(f"not enough memory to train {settings.batch} samples at once; give a smaller batch=") from error
+
+
+def _no_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 class _Loop:
@@ -56,21 +67,33 @@ class _Loop:
         if first is None:
             raise DataError("the training data has no samples")
         with torch.no_grad():
-            sample = self._run(module, first)
+            sample = self._sample(first)
+        self.augment = Augmentation(settings.shift, settings.flip, np.random.default_rng((job.seed, AUGMENTATION)))
+        self.augment.check(first)
         self.objective = Objective(module.output_ops, sample, job.data.labelled, job.teacher is not None, settings)
         self.teacher = job.teacher if self.objective.distill > 0 else None
         self.optimizer = _optimizer(self.parameters, settings)
         self.samples = _count(job.data, settings.batch)
         self.losses: list[float] = []
 
+    def _sample(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Raises PassError for an operator that PyTorch refuses in bfloat16, such as one that wants all its inputs of one type."""
+        feeds = self._feeds(batch)
+        try:
+            return self._run(self.module, feeds)
+        except RuntimeError as error:
+            if self.settings.precision == "float32" or _no_memory(error):
+                raise
+            raise PassError(f"PyTorch cannot run the model in {self.settings.precision}; leave precision out: {error}") from error
+
     def run(self) -> None:
         job, started = self.job, time.perf_counter()
-        best, score = None, self._score()
+        best, score = None, None if job.shaped else self._score()
         if score is not None:
             best, job.metrics["best_epoch"] = self._copy(), 0.0
         for epoch in range(job.epochs):
             self._epoch(epoch, started)
-            fresh = self._score()
+            fresh = None if score is None else self._score()
             if score is not None and fresh is not None and fresh > score:
                 score, best, job.metrics["best_epoch"] = fresh, self._copy(), epoch + 1.0
         if best is not None:
@@ -89,6 +112,7 @@ class _Loop:
             rate = self.settings.peak_rate * schedule((seen + batch.count / 2) / total, self.settings.warmup)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
+            self.job.shape(min(seen / total, 1.0))
             pending.append(self._step(batch))
             seen += batch.count
             if len(pending) == LOOK_EVERY or seen >= (epoch + 1) * self.samples:
@@ -97,11 +121,11 @@ class _Loop:
             self._look(pending, epoch, seen / total, started)
 
     def _step(self, batch: Batch) -> Tensor:
-        taught = None
+        taught, feeds = None, self._feeds(self.augment(batch))
         if self.teacher is not None:
             with torch.no_grad():
-                taught = self._run(self.teacher, batch)
-        loss = self.objective(self._run(self.module, batch), taught, self._labels(batch))
+                taught = self._run(self.teacher, feeds)
+        loss = self.objective(self._run(self.module, feeds), taught, self._labels(batch))
         self.optimizer.zero_grad()
         loss.backward()
         if self.settings.clip > 0:
@@ -116,7 +140,7 @@ class _Loop:
         mean = sum(fresh) / len(fresh)
         if not math.isfinite(mean):
             raise PassError(
-                f"the loss became {mean} in epoch {epoch + 1}; the model is left as it was; give retrain a smaller rate= "
+                f"the loss became {mean} in epoch {epoch + 1}; the model is left as it was; give a smaller rate= "
                 f"(it was {self.settings.peak_rate:g})"
             )
         left = (time.perf_counter() - started) * (1 / min(done, 1.0) - 1)
@@ -128,19 +152,22 @@ class _Loop:
         correct, loss = 0, 0.0
         with torch.no_grad():
             for batch in self.job.validation.batches(self.settings.batch):
-                student, labels = self._run(self.module, batch), self._labels(batch)
-                taught = None if self.teacher is None else self._run(self.teacher, batch)
+                feeds, labels = self._feeds(batch), self._labels(batch)
+                student = self._run(self.module, feeds)
+                taught = None if self.teacher is None else self._run(self.teacher, feeds)
                 loss += batch.count * float(self.objective(student, taught, labels))
                 if labels is not None:
                     correct += self.objective.correct(student, labels)
         return correct, -loss
 
-    def _run(self, network: GraphModule, batch: Batch) -> tuple[Tensor, ...]:
-        feeds = {}
-        for name, array in batch.inputs.items():
-            tensor = to_torch(array).to(self.job.device)
-            feeds[name] = tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-        outputs = network(**feeds)
+    def _feeds(self, batch: Batch) -> dict[str, Tensor]:
+        feeds = {name: to_torch(array).to(self.job.device) for name, array in batch.inputs.items()}
+        return {name: feed.to(memory_format=torch.channels_last) if feed.dim() == 4 else feed for name, feed in feeds.items()}
+
+    def _run(self, network: GraphModule, feeds: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Outputs in the types that the graph declares, whatever the precision inside."""
+        with torch.autocast(self.job.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            outputs = network(**feeds)
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def _labels(self, batch: Batch) -> Tensor | None:

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from runtime.data import DataSource
 
@@ -10,6 +12,14 @@ if TYPE_CHECKING:
     import torch
 
     from runtime.torch_bridge import GraphModule
+
+
+class Shaping(Protocol):
+    """What a pass does while training runs; see passes.base.Shaping, which it is."""
+
+    every: int
+
+    def __call__(self, done: float, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -30,9 +40,18 @@ class RetrainJob:
     step: str
     """Which step of the recipe this is."""
     settings: Mapping[str, Any]
-    """Options of the retrain step by name: rate, batch, temperature, ... (see: optimize passes retrain)."""
+    """Options of the training pass by name: rate, batch, temperature, ... (see: optimize passes retrain)."""
     seed: int
     """PyTorch's generators are seeded with it already; for the order of the data, use `seed + epoch`."""
     progress: Callable[[str], None]
+    shaped: bool
+    """Whether the pass acts while training runs, as gradual pruning does. If so, the weights after the last step are the result: those of
+    an earlier epoch would be of another sparsity."""
+    shape: Callable[[float], None]
+    """To be called before every optimizer step, with the share of the training that is over, 0 to 1; does nothing unless `shaped`.
+
+    The pass then chooses what the graph reads in place of weights that go on being trained underneath. After the hook it is called once
+    more, with 1.0.
+    """
     metrics: dict[str, float] = field(default_factory=dict)
     """A hook may put numbers here for the report."""

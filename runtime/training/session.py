@@ -14,19 +14,22 @@ from runtime.torch_bridge import GraphModule
 from runtime.training import agreement
 from runtime.training.builtin import retrain
 from runtime.training.hooks import guarded, load_hook
-from runtime.training.job import RetrainJob
+from runtime.training.job import RetrainJob, Shaping
 
 if TYPE_CHECKING:
     from runtime.training.trainer import TorchTrainer
 
 
-def train(trainer: "TorchTrainer", model: onnx.ModelProto, settings: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+def train(
+    trainer: "TorchTrainer", model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """(values of the trained initializers, metrics). See TorchTrainer.train."""
     hook = None if trainer.hook is None else load_hook(trainer.hook, trainer.log)
     device = _device(trainer.device)
     trainer.progress("comparing PyTorch with ONNX Runtime")
     module = _module(model, trainer)
     teacher = None if trainer.teacher is None else _module(trainer.teacher, trainer).requires_grad_(False)
+    shape = _Shape(module, shaping)
     broken = {name for name, weight in module.weights().items() if not torch.isfinite(weight).all()}
     job = RetrainJob(
         data=trainer.data,
@@ -38,6 +41,8 @@ def train(trainer: "TorchTrainer", model: onnx.ModelProto, settings: Mapping[str
         settings=settings,
         seed=settings["seed"],
         progress=trainer.progress,
+        shaped=shaping is not None,
+        shape=shape,
     )
     started = time.perf_counter()
     with _reproducible(job.seed, device):
@@ -46,11 +51,26 @@ def train(trainer: "TorchTrainer", model: onnx.ModelProto, settings: Mapping[str
         else:
             with guarded(f"retraining hook '{trainer.hook}' failed", trainer.log):
                 hook(module.to(device), job)
+        shape(1.0)
     values = module.values()
     for name, value in values.items():
         if name not in broken and not np.isfinite(value.astype(np.float64)).all():
-            raise PassError(f"training made weight '{name}' NaN or infinite; the model is left as it was; give retrain a smaller rate=")
+            raise PassError(f"training made weight '{name}' NaN or infinite; the model is left as it was; give a smaller rate=")
     return values, {"epochs": float(job.epochs), "seconds": time.perf_counter() - started} | job.metrics
+
+
+class _Shape:
+    """`RetrainJob.shape`: lets every so many calls through to the pass, the first and one with 1.0 always."""
+
+    def __init__(self, module: GraphModule, shaping: Shaping | None) -> None:
+        self.module, self.shaping, self.calls = module, shaping, 0
+
+    def __call__(self, done: float) -> None:
+        if self.shaping is None:
+            return
+        if done >= 1 or self.calls % self.shaping.every == 0:
+            self.module.impose(self.shaping(done, self.module.trained()))
+        self.calls += 1
 
 
 def _module(model: onnx.ModelProto, trainer: "TorchTrainer") -> GraphModule:

@@ -1,4 +1,4 @@
-"""The options of the retrain pass as the built-in hook reads them. Their defaults and bounds are the pass's."""
+"""The options of a training pass (passes/training.py) as the built-in hook reads them. Their defaults and bounds are the pass's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -23,6 +23,9 @@ class Settings:
     label_smoothing: float
     warmup: float
     clip: float
+    shift: int
+    flip: bool
+    precision: str
     seed: int
 
     @property

@@ -12,6 +12,7 @@ import onnx
 from lathe import UsageError
 from runtime.data import DataSource
 from runtime.training.hooks import hook_place
+from runtime.training.job import Shaping
 
 
 def require_torch() -> None:
@@ -55,8 +56,11 @@ class TorchTrainer:
         self.step = "retrain"
         """What the job is told of its place in the recipe, such as "3/6 retrain(epochs=4)"; the pipeline sets it before each step."""
 
-    def train(self, model: onnx.ModelProto, settings: Mapping[str, Any]) -> TrainResult:
-        """Trains a copy of the model's float weights; `settings` are the retrain pass's options.
+    def train(self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None) -> TrainResult:
+        """Trains a copy of the model's float weights; `settings` are the options of passes/training.py.
+
+        With `shaping`, what stands in for the weights after the last step is the result: `validation` then chooses no epoch, because
+        an earlier one would be of another sparsity.
 
         metrics: epochs, seconds, and what the hook reports (the built-in one: first_loss, last_loss, samples, best_epoch).
         Raises ModelError for a model that PyTorch cannot run, PassError if training fails, DataError for unusable data.
@@ -64,5 +68,5 @@ class TorchTrainer:
         require_torch()
         from runtime.training.session import train
 
-        values, metrics = train(self, model, settings)
+        values, metrics = train(self, model, settings, shaping)
         return TrainResult(values, metrics)

@@ -2,48 +2,18 @@
 
 import ml_dtypes
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto
 
 from lathe import UsageError
-from passes.base import Context, PassReport, configure
+from passes.base import Context, configure
 from passes.codebook import Codebook
-from passes.graph.model import export_model, import_model, set_sparse_tensors
+from passes.graph.model import import_model, set_sparse_tensors
 from passes.prune import Prune
-from runtime import ort
 from tests.builders import build, random, run
+from tests.codebooks import constants, decoded, share, two_layers
 
 LAYER = "(float[N, 40] x) => (float[N, 50] y) { y = MatMul (x, w) }"
-TWO_LAYERS = "(float[N, 40] x) => (float[N, 20] y) { h = MatMul (x, a) r = Relu (h) y = Gemm <transB = 1> (r, b, bias) }"
-
-
-def share(model: onnx.ModelProto, *passes: tuple[type, dict[str, object]], **options: object) -> tuple[onnx.ModelProto, PassReport]:
-    """The model after `passes` and codebook, and codebook's report."""
-    graph = import_model(model)
-    for pass_class, settings in [*passes, (Codebook, options)]:
-        report = configure(pass_class, settings).apply(graph, Context())
-    shared = export_model(graph)
-    onnx.checker.check_model(shared, full_check=True)
-    return shared, report
-
-
-def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-
-
-def decoded(model: onnx.ModelProto, weight: str) -> np.ndarray:
-    """The weight as ONNX Runtime decodes it."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    del probe.graph.output[:]
-    probe.graph.output.append(onnx.helper.make_empty_tensor_value_info(weight))
-    session = ort.session(probe, threads=1)
-    return run(probe, ort.random_feeds(session, batch=1))[weight]
-
-
-def two_layers(opset: int = 21) -> onnx.ModelProto:
-    return build(TWO_LAYERS, opset, a=random(40, 50), b=random(20, 50), bias=random(20))
 
 
 @pytest.mark.parametrize("opset, bits, kind", [(21, 1, "UINT4"), (21, 4, "UINT4"), (21, 5, "UINT8"), (21, 8, "UINT8"), (17, 4, "UINT8")])

@@ -1,4 +1,4 @@
-"""prune: exactly which weights become zero, what is recorded, and what is refused."""
+"""prune at once: exactly which weights become zero, what is recorded, and what is refused."""
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ TWO_LAYERS = "(float[N, 8] x) => (float[N, 4] y) { h = MatMul (x, a) r = Relu (h
 
 def prune(model: onnx.ModelProto, **options: object) -> tuple[onnx.ModelProto, PassReport]:
     graph = import_model(model)
-    report = configure(Prune, {"min_size": 1} | options).apply(graph, Context())
+    report = configure(Prune, {"min_size": 1, "clean": False} | options).apply(graph, Context())
     pruned = export_model(graph)
     onnx.checker.check_model(pruned, full_check=True)
     return pruned, report
@@ -71,6 +71,23 @@ def test_global_scope_leaves_a_layer_of_large_weights_whole() -> None:
     after, report = prune(model, sparsity=0.3, scope="global")
     assert [(skip.node, skip.reason) for skip in report.skips] == [("Gemm_2", "none of its weights is among the smallest")]
     assert recorded(after) == {"a": "unstructured"}
+
+
+def test_lamp_makes_layers_comparable() -> None:
+    """A layer of weights a hundred times smaller loses as large a share, where one magnitude for all would take it whole."""
+    a, b = random(8, 16), random(4, 16)
+    model = build(TWO_LAYERS, a=a, b=b / 100)
+    after, report = prune(model, sparsity=0.5, scope="global", score="lamp")
+    plain, _ = prune(model, sparsity=0.5, scope="global")
+    assert int((constants(plain)["b"] == 0).sum()) == 64
+    scored = []
+    for weight in (a, b / 100):
+        squares = weight.astype(np.float64) ** 2
+        scored.append(np.array([square / squares[squares >= square].sum() for square in squares.reshape(-1)]).reshape(weight.shape))
+    least = np.sort(np.concatenate([one.reshape(-1) for one in scored]))[96]
+    for name, one in zip("ab", scored, strict=True):
+        np.testing.assert_array_equal(constants(after)[name], np.where(one >= least, constants(model)[name], 0))
+    assert report.metrics == {"sparsity": 0.5}
 
 
 def test_ties_go_by_position() -> None:
@@ -172,6 +189,23 @@ def test_a_pattern_may_name_a_layer_that_is_skipped() -> None:
 def test_nothing_but_zeros_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="must be below 1"):
         prune(two_layers(), **options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"score": "lamp"}, "prune: score=lamp compares weights of different layers; give scope=global with it"),
+        ({"rounds": 3}, "prune: rounds is about training, and there is none; give epochs as well, or leave it out"),
+        ({"rate": 0.1}, "prune: rate is about training, and there is none; give epochs as well, or leave it out"),
+        ({"regrow": False}, "prune: regrow is about training"),
+        ({"epochs": -1}, r"prune\(epochs=...\) must be at least 0"),
+        ({"schedule": "cubick"}, "must be one of cubic, linear, once"),
+        ({"until": 0.0}, "must be 0.01 to 1.0"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        configure(Prune, options)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

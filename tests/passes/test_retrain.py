@@ -11,9 +11,10 @@ import pytest
 from onnx import numpy_helper
 
 from lathe import PassError, UsageError
-from passes.base import Context, PassReport, configure
+from passes.base import Context, PassReport, Shaping, configure
 from passes.graph.model import export_model, import_model
-from passes.retrain import Retrain, relative_change
+from passes.retrain import Retrain
+from passes.training import relative_change
 from tests import quantized
 from tests.builders import build, random
 
@@ -25,7 +26,7 @@ class Stub:
     values: Mapping[str, np.ndarray]
     metrics: Mapping[str, float] = field(default_factory=lambda: {"epochs": 2.0, "last_loss": 0.5})
 
-    def train(self, model: onnx.ModelProto, settings: Mapping[str, Any]) -> "Stub":
+    def train(self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None) -> "Stub":
         self.asked, self.settings = model, settings
         return self
 
@@ -67,7 +68,7 @@ def test_the_trainer_gets_the_graph_and_all_options() -> None:
     assert trainer.settings.items() >= {"epochs": 5, "rate": 0.25, "optimizer": "sgd"}.items()
     assert trainer.settings.keys() == {
         "epochs", "rate", "optimizer", "batch", "weight_decay", "momentum", "distill", "temperature", "label_smoothing", "warmup", "clip",
-        "seed",
+        "shift", "flip", "precision", "seed",
     }  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def run(model: onnx.ModelProto, values: dict[str, np.ndarray], **feeds: np.ndarr
     return quantized.run(model, feeds)[0]
 
 
-W, B, V = random(4, 4), random(4), random(1, 4, 1, 1)
+W, B, V = (np.random.default_rng(seed).standard_normal(shape).astype(np.float32) for seed, shape in enumerate(((4, 4), (4,), (1, 4, 1, 1))))
 IMAGE = "float[n, 4, 5, 5]"
 ROLES = [
     ("y = Conv(x, w, b)", IMAGE, {"w": random(4, 4, 1, 1), "b": B}, "w b"),

@@ -240,7 +240,7 @@ def test_images_train_through_a_quantized_codebook() -> None:
 
 
 def test_a_diverging_training_is_refused(teacher: onnx.ModelProto) -> None:
-    with pytest.raises(PassError, match=r"the loss became (nan|inf) in epoch 1; the model is left as it was; give retrain a smaller rate="):
+    with pytest.raises(PassError, match=r"the loss became (nan|inf) in epoch 1; the model is left as it was; give a smaller rate="):
         TorchTrainer(Points(), None).train(teacher, options(rate=1e30, optimizer="sgd"))
 
 
@@ -281,7 +281,7 @@ def test_a_failed_allocation_on_a_cpu_says_what_to_do(teacher: onnx.ModelProto, 
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10000 bytes. Error code 12")
 
     monkeypatch.setattr(Objective, "__call__", fail)
-    with pytest.raises(PassError, match="not enough memory to train 32 samples at once; give retrain a smaller batch="):
+    with pytest.raises(PassError, match="not enough memory to train 32 samples at once; give a smaller batch="):
         TorchTrainer(Points(), None).train(teacher, options(batch=32))
 
 
