@@ -23,6 +23,9 @@ def arguments(description: str, epochs: int, start: bool = False) -> argparse.Na
     if start:
         parser.add_argument("--start", help="model.onnx of an earlier run, to go on from")
     parser.add_argument("--data-dir", help="directory with the data set's files (default: download the public originals)")
+    parser.add_argument(
+        "--holdout", type=int, default=0, help="judge on the last N training images, not trained on, in place of the test set"
+    )
     parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="file to write (default: model.onnx beside the script)")
@@ -94,6 +97,16 @@ def error_percent(network: nn.Module, images: torch.Tensor, labels: torch.Tensor
     with torch.no_grad():
         wrong = sum(int((network(x).argmax(1) != y).sum()) for x, y in zip(images.split(1000), labels.split(1000), strict=True))
     return 100.0 * wrong / len(labels)
+
+
+def parts(
+    load: Callable[[str, str | None], tuple[torch.Tensor, torch.Tensor]], options: argparse.Namespace
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(images, labels) to train on, and to judge by."""
+    if not options.holdout:
+        return [load(split, options.data_dir) for split in ("train", "test")]
+    images, labels = load("train", options.data_dir)
+    return [(images[rows], labels[rows]) for rows in (slice(None, -options.holdout), slice(-options.holdout, None))]
 
 
 def mnist(split: str, directory: str | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,13 +33,14 @@ def main() -> None:
     options = trainer.arguments(__doc__ or "", epochs=20)
     torch.manual_seed(options.seed)
     network = lenet5()
+    train, test = trainer.parts(trainer.mnist, options)
     trainer.fit(
-        network, *trainer.mnist("train", options.data_dir), epochs=options.epochs, batch=128, rate=0.05, weight_decay=5e-4,
+        network, *train, epochs=options.epochs, batch=128, rate=0.05, weight_decay=5e-4,
         augment=trainer.shift(1), seed=options.seed,
     )  # fmt: skip
-    error = trainer.error_percent(network, *trainer.mnist("test", options.data_dir))
+    error = trainer.error_percent(network, *test)
     path = trainer.export(network, (1, 28, 28), __file__, options.out)
-    print(f"{path}: error {error:.2f} % on {10_000:,} test images")
+    print(f"{path}: error {error:.2f} % on {len(test[0]):,} images")
 
 
 if __name__ == "__main__":

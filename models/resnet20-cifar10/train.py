@@ -90,7 +90,7 @@ def main() -> None:
     options = trainer.arguments(__doc__ or "", epochs=40, start=True)
     torch.manual_seed(options.seed)
     network = resnet20().to(memory_format=torch.channels_last)
-    images, labels = cifar10("train", options.data_dir)
+    (images, labels), test = trainer.parts(cifar10, options)
     if options.start:
         load_folded(network, options.start, images[:2000])
     trainer.fit(
@@ -98,9 +98,9 @@ def main() -> None:
         augment=trainer.shift(4, flip=True), seed=options.seed, half=True, warmup=0.05 if options.start else 0.2,
     )  # fmt: skip
     network.to(memory_format=torch.contiguous_format)
-    error = trainer.error_percent(network, *cifar10("test", options.data_dir))
+    error = trainer.error_percent(network, *test)
     path = trainer.export(network, (3, 32, 32), __file__, options.out)
-    print(f"{path}: top-1 {100 - error:.2f} % on {10_000:,} test images")
+    print(f"{path}: top-1 {100 - error:.2f} % on {len(test[0]):,} images")
 
 
 if __name__ == "__main__":
