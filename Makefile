@@ -35,6 +35,8 @@ benchmarks: .venv/ready
 	$(BIN)/python benchmarks/kmeans.py
 	$(BIN)/python benchmarks/vgg16.py
 	$(BIN)/python benchmarks/resnet20_int8.py
+	$(BIN)/python benchmarks/deep_compression.py
+	$(BIN)/python benchmarks/pack.py
 
 clean:
 	rm -rf .venv build

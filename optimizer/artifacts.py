@@ -10,7 +10,7 @@ from pathlib import Path
 from lathe import UsageError
 
 REPORT = "report.json"
-RESULTS = ("model.onnx", "model.onnx.data", REPORT)
+RESULTS = ("model.onnx", "model.onnx.data", "model.lathe", REPORT)
 ENGINES = "model.*.engine*"
 
 

@@ -12,6 +12,7 @@ from optimizer.services import open_roles
 from optimizer.ui import Ui
 from runtime import model_file, ort
 from runtime.evaluate import evaluate, reference
+from runtime.pack.files import onnx_bytes, packed_bytes
 
 
 def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> list[GateRecord]:
@@ -34,6 +35,8 @@ def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> list[GateRec
     if any(gate.metric == "latency" for gate in gates):
         feeds = sample_feeds(data, sessions[0], 1)
         found[0]["latency"], found[1]["latency"] = ort.latency_pair(sessions[0], sessions[1], feeds)
+    if any(gate.metric == "packed" for gate in gates):
+        found[0]["packed"], found[1]["packed"] = float(onnx_bytes(base)), float(packed_bytes(candidate))
     for gate in gates:
         if reason := gate.missing(set(found[1])):
             raise UsageError(reason)

@@ -3,6 +3,7 @@
     top1 drop <= 0.5%      accuracy lost, base - candidate, in percentage points
     top1 >= 98%            the candidate's own value; 0.98 is the same
     size ratio >= 10       how many times smaller, base / candidate
+    packed ratio >= 50     the same of the file that `optimize pack` makes, against the original ONNX file as it is
     sqnr >= 20             decibels
 
     gate   = metric [ "drop" | "ratio" ] ( "<=" | "<" | ">=" | ">" ) number [ unit ]
@@ -47,6 +48,7 @@ METRICS: Mapping[str, Metric] = {
     "sqnr": Metric("decibel", True, ("value",), "evaluation data (--data or --eval) and a model with float outputs"),
     "sparsity": Metric("fraction", True, ("value",), "a model with weights"),
     "size": Metric("bytes", False, ("value", "ratio"), "the file"),
+    "packed": Metric("bytes", False, ("value", "ratio"), "the file"),
     "weights": Metric("bytes", False, ("value", "ratio"), "a model with weights"),
     "parameters": Metric("count", False, ("value", "ratio"), "a model with weights"),
     "macs": Metric("count", False, ("value", "ratio"), "a model whose shapes are known"),

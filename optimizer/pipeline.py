@@ -27,6 +27,7 @@ from passes.graph.model import export_model, import_model, node_metadata
 from runtime import model_file, ort
 from runtime.data import DataSource
 from runtime.evaluate import Reference, evaluate, reference
+from runtime.pack.files import onnx_bytes, packed_bytes
 from runtime.training import TorchTrainer
 from runtime.training.hooks import hook_place
 
@@ -167,7 +168,7 @@ def _baseline(state: Run) -> None:
 
 def _available(state: Run) -> set[str]:
     latency = {"latency"} if state.request.measure_latency else set()
-    return set(state.record.baseline) | latency
+    return set(state.record.baseline) | latency | {"packed"}
 
 
 def sample_feeds(source: DataSource | None, session: Any, batch: int) -> Mapping[str, np.ndarray]:
@@ -283,8 +284,13 @@ def _latencies(state: Run) -> None:
 
 def _judge(state: Run) -> None:
     record = state.record
+    if any(gate.metric == "packed" for gate in state.gates):
+        state.ui.status("packing")
+        record.final()["packed"] = float(packed_bytes(state.file))
     base = dict(record.baseline)
     final = record.final()
+    if "packed" in final:
+        base["packed"] = float(onnx_bytes(state.request.model))
     if "base_latency" in final:
         base["latency"] = final["base_latency"]  # the one measured in turn with the final model
     record.gates = judge(state.gates, base, final, "model")

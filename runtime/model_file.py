@@ -4,24 +4,22 @@ What is read is checked before it is believed: sizes come from the shapes, and e
 initializers are never copied for a check, so that a model of half a gigabyte needs little more than its own size.
 """
 
-import errno
 import hashlib
 import math
-import os
 import re
-import secrets
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError, Message
 from onnx import ModelProto, TensorProto
 
-from lathe import LatheError, ModelError
+from lathe import ModelError
+from runtime.pack import is_packed, unpack
+from runtime.writing import replacing
 
 OPSETS = (11, 24)
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
@@ -52,13 +50,15 @@ class FileFacts:
 
 
 def load(path: str | Path) -> ModelProto:
-    """The model, external data read into it, checked by onnx.checker.
+    """The model, external data read into it, checked by onnx.checker. The file may be packed (runtime/pack).
 
     Raises ModelError: unreadable or not ONNX, opset outside 11..24, invalid structure, external data missing, too short or elsewhere.
     """
     path = Path(path)
     with _naming(path):
-        model = _parse(_content(path))
+        content = _content(path)
+        model = _parse(unpack(content, PROTOBUF_LIMIT_BYTES) if is_packed(content) else content)
+        del content
         _check_opset(model)
         for tensor in _tensors(model):
             if tensor.data_location == TensorProto.EXTERNAL:
@@ -75,6 +75,8 @@ def inspect_file(path: str | Path) -> FileFacts:
     with _naming(path):
         content = _content(path)
         digest, size = hashlib.sha256(content), len(content)
+        if is_packed(content):
+            return FileFacts(size, digest.hexdigest())
         model = _parse(content)
         del content
         external = [tensor for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
@@ -84,6 +86,18 @@ def inspect_file(path: str | Path) -> FileFacts:
                     size += len(chunk)
                     digest.update(chunk)
     return FileFacts(size, digest.hexdigest())
+
+
+def externals(path: str | Path) -> tuple[ModelProto, list[tuple[TensorProto, Path, int, int]]]:
+    """The model without its external data, and for each tensor that has some: the tensor, file, offset and size, all checked.
+
+    Raises ModelError as `load` does, but for the opset and structure, which are not looked at.
+    """
+    path = Path(path)
+    with _naming(path):
+        model = _parse(_content(path))
+        outside = [tensor for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
+        return model, [(tensor, *_locate(path.parent, tensor)) for tensor in outside]
 
 
 def warnings(model: ModelProto) -> list[str]:
@@ -131,36 +145,6 @@ def save(model: ModelProto, path: str | Path) -> None:
                 data.write(tensor.raw_data or onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data)
     except EncodeError as error:
         raise ModelError(f"{path}: more than 2 GB outside the initializers cannot be saved; turn constants into initializers") from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes `path`'s place when the block ends well and vanishes otherwise. Raises LatheError for what the disk refuses."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        if path.exists() and not path.is_file():
-            raise LatheError(f"{path}: is a {'folder' if path.is_dir() else 'device'}, not a file; choose another name")
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _unwritable(path, error) from error
-        raise
-
-
-def _unwritable(path: Path, error: OSError) -> LatheError:
-    advice = {
-        errno.ENOENT: "its folder does not exist; create it or choose another",
-        errno.ENOTDIR: "its folder is not a folder; choose another",
-        errno.ENOSPC: "the disk is full; free some space or choose another folder",
-        errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
-    }.get(error.errno or 0, f"{error.strerror or error}; choose another place or change its permissions")
-    return LatheError(f"{path}: cannot be written: {advice}")
 
 
 @contextmanager
@@ -248,9 +232,14 @@ def _check_text(message: Message) -> None:
                 raise ModelError(_NOT_TEXT)
 
 
+def _main_graphs(model: ModelProto) -> list[onnx.GraphProto]:
+    """The graph, and those that train it."""
+    return [model.graph, *(graph for training in model.training_info for graph in (training.initialization, training.algorithm))]
+
+
 def _nodes(model: ModelProto) -> Iterator[onnx.NodeProto]:
     """Every node, those of subgraphs and functions too."""
-    pending = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    pending = [node for part in (*_main_graphs(model), *model.functions) for node in part.node]
     for node in pending:
         yield node
         for attribute in node.attribute:
@@ -260,12 +249,15 @@ def _nodes(model: ModelProto) -> Iterator[onnx.NodeProto]:
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Every stored tensor: initializers of the graph and of subgraphs, sparse ones, and attributes."""
-    graphs = [model.graph]
+    graphs = _main_graphs(model)
     for node in _nodes(model):
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+            for sparse in (*attribute.sparse_tensors, *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else [])):
+                yield sparse.values
+                yield sparse.indices
             graphs.extend(attribute.graphs)
             if attribute.HasField("g"):
                 graphs.append(attribute.g)
@@ -309,8 +301,8 @@ def _external_path(folder: Path, tensor: TensorProto) -> Path:
     return file
 
 
-def _read_external(folder: Path, tensor: TensorProto) -> None:
-    """Reads the data into the tensor and makes it an ordinary one."""
+def _locate(folder: Path, tensor: TensorProto) -> tuple[Path, int, int]:
+    """File, offset and size of a tensor's external data."""
     file, needed = _external_path(folder, tensor), _data_size(tensor)
     where = {entry.key: entry.value for entry in tensor.external_data}
     named = f"external data of tensor '{tensor.name}'"
@@ -320,10 +312,17 @@ def _read_external(folder: Path, tensor: TensorProto) -> None:
         raise ModelError(f"{named} has an offset or length that is no number; export the model again") from error
     if offset < 0 or length != needed:
         raise ModelError(f"{named} is {length} bytes at {offset}, but its shape asks for {needed}; export the model again")
+    with _reading(f"external data {file}: "):
+        held = file.stat().st_size
+    if offset + length > held:
+        raise ModelError(f"{named}: {file.name} is too short, {held} bytes of at least {offset + length}; copy it again")
+    return file, offset, length
+
+
+def _read_external(folder: Path, tensor: TensorProto) -> None:
+    """Reads the data into the tensor and makes it an ordinary one."""
+    file, offset, length = _locate(folder, tensor)
     with _reading(f"external data {file}: "), open(file, "rb") as stream:
-        held = os.fstat(stream.fileno()).st_size
-        if offset + length > held:
-            raise ModelError(f"{named}: {file.name} is too short, {held} bytes of at least {offset + length}; copy it again")
         stream.seek(offset)
         tensor.raw_data = stream.read(length)
     del tensor.external_data[:]

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 
 from lathe import ModelError
+from runtime.pack import MAGIC, is_packed, unpack
 
 onnxruntime.set_default_logger_severity(3)  # its warnings are about its own optimizer
 
@@ -23,6 +24,9 @@ DTYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
 }
+
+SERIALIZED_LIMIT_BYTES = 2**31 - 1
+"""Of a model that is given as bytes; protobuf's limit."""
 
 _REFUSALS = tuple(
     getattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
@@ -43,13 +47,14 @@ def _refusing(what: str) -> Iterator[None]:
 
 
 def session(
-    model: onnx.ModelProto | str | Path, threads: int = 0, optimized: bool = True, lean: bool = False
+    model: onnx.ModelProto | bytes | str | Path, threads: int = 0, optimized: bool = True, lean: bool = False
 ) -> onnxruntime.InferenceSession:
     """A CPU session. `threads` 0 means one per core. Prefer a path for a large model: a ModelProto is copied once more.
 
-    `lean` loads in two thirds of the memory, and runs slower: weights are not packed for the processor.
+    A packed file (runtime/pack), its path or its content, is decoded in memory. `lean` loads in two thirds of the memory, and runs slower:
+    weights are not packed for the processor.
 
-    Raises ModelError with ONNX Runtime's reason if it cannot load the model.
+    Raises ModelError with ONNX Runtime's reason if it cannot load the model; for a packed file that is damaged, or unpacks to over 2 GB.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -58,9 +63,27 @@ def session(
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if lean:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
-    with _refusing("load the model" if isinstance(model, onnx.ModelProto) else f"load {model}"):
+    named = f"load {model}" if isinstance(model, str | Path) else "load the model"
+    source = _source(model)
+    with _refusing(named):
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def _source(model: onnx.ModelProto | bytes | str | Path) -> bytes | str:
+    """What ONNX Runtime takes: the bytes of an ONNX file, or the path of one."""
+    if isinstance(model, onnx.ModelProto):
+        return model.SerializeToString()
+    if isinstance(model, bytes):
+        return unpack(model, SERIALIZED_LIMIT_BYTES) if is_packed(model) else model
+    try:
+        with open(model, "rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                return str(model)
+        return unpack(Path(model).read_bytes(), SERIALIZED_LIMIT_BYTES)
+    except OSError:  # ONNX Runtime has the reason
+        return str(model)
+    except ModelError as error:
+        raise ModelError(f"{model}: {error}") from error
 
 
 def run(open_session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,0 +1,179 @@
+"""The packed file: header, head (skeleton and plans), one stream for all small tensors, checks, blobs, and a CRC-32 at the end.
+
+docs/pack-format.md is the whole format, for who wants to decode it elsewhere.
+"""
+
+import zlib
+from collections.abc import Mapping
+from io import BytesIO
+
+import numpy as np
+
+from lathe import ModelError
+from runtime.pack import blocks, elements, head, plans, small, varint, wire
+from runtime.pack.adaptive import Memory
+from runtime.pack.arithmetic import Decoder, Encoder
+from runtime.pack.plans import Plan
+
+MAGIC = b"\x89LTH"
+VERSION = 1
+LIMIT_BYTES = 4_000_000_000
+"""A file that would unpack to more is refused, unless the caller allows it."""
+MOST_HEAD_BYTES = 1 << 31
+"""protobuf's own limit: the skeleton is a message."""
+ADAPTIVE_BUDGET, ADAPTIVE_BUDGET_BIG, BIG = 1 << 21, 1 << 18, 1 << 22
+"""Elements that `pack` codes adaptively, the smallest tensors first, and that of a model of more than BIG elements: it takes some
+microseconds for each to find the best layout."""
+
+
+def is_packed(content: bytes) -> bool:
+    return content[: len(MAGIC)] == MAGIC
+
+
+def pack(content: bytes, elsewhere: Mapping[bytes, np.ndarray] | None = None) -> bytes:
+    """A packed file of the ONNX file `content`. Raises ModelError for what is not protobuf.
+
+    `elsewhere`: uint8 arrays by the bytes that stand for them in `content` as raw_data: external data, not loaded.
+    """
+    elsewhere = elsewhere or {}
+    skeleton, found = wire.split(content, lambda data: data.nbytes >= wire.CUT_BYTES)
+    data = [elsewhere.get(bytes(piece)) if piece.nbytes < 64 else None for _, piece in found]
+    arrays = [np.frombuffer(piece, np.uint8) if own is None else own for own, (_, piece) in zip(data, found, strict=True)]
+    forms = [(plans.form_of(site), array) for array, (site, _) in zip(arrays, found, strict=True)]
+    adaptive = _within_budget([array.size if form is None or not elements.fits(form, array) else form.count for form, array in forms])
+    memory, encoder = Memory(), Encoder()
+    chosen: list[Plan] = []
+    blobs: list[bytes] = []
+    checks = b""
+    known: dict[tuple[int, int], int] = {}
+    for number, ((site, _), array) in enumerate(zip(found, arrays, strict=True)):
+        check = zlib.crc32(array.data)
+        plan, blob = _plan(number, site, array, arrays, known.setdefault((check, array.size), number), memory, encoder, adaptive[number])
+        checks += check.to_bytes(4, "little")[: plan.check_bytes]
+        chosen.append(plan)
+        blobs.append(blob)
+    stream = encoder.finish()
+    inside = varint.write(len(skeleton)) + skeleton + b"".join(plan.write() for plan in chosen)
+    coder, packed = head.compress(inside)
+    whole = wire.size_of(wire.layout(skeleton, [array.size for array in arrays]))
+    out = MAGIC + bytes([VERSION]) + varint.write(whole) + bytes([coder]) + varint.write(len(inside)) + varint.write(len(packed)) + packed
+    out = b"".join([out, varint.write(len(stream)), stream, checks, *blobs])
+    out += zlib.crc32(out).to_bytes(4, "little")
+    if (elsewhere or whole == len(content)) and Unpacker(out, whole).size_bytes == whole:
+        return out
+    raise ModelError("cannot be packed without loss; save it again with onnx.save")
+
+
+def _plan(
+    number: int, site: wire.Site, array: np.ndarray, arrays: list[np.ndarray], same: int, memory: Memory, encoder: Encoder, adaptive: bool
+) -> tuple[Plan, bytes]:
+    form = plans.form_of(site)
+    if not array.size:
+        return Plan(plans.EMPTY, elements.as_bytes(0)), b""
+    if same < number and np.array_equal(arrays[same], array):
+        explicit = form is None or form.size_bytes != array.size
+        return Plan(plans.COPY, elements.as_bytes(array.size) if form is None or explicit else form, explicit, source=same), b""
+    return plans.choose(site, array, memory, encoder, adaptive)
+
+
+def _within_budget(counts: list[int]) -> list[bool]:
+    chosen, left = [False] * len(counts), ADAPTIVE_BUDGET if sum(counts) <= BIG else ADAPTIVE_BUDGET_BIG
+    for number in sorted(range(len(counts)), key=lambda number: counts[number]):
+        if counts[number] <= min(left, small.MOST_ELEMENTS):
+            chosen[number], left = True, left - counts[number]
+    return chosen
+
+
+class Unpacker:
+    """An opened packed file. Opening checks the file and every size, and decodes the head; tensors are decoded one after the other."""
+
+    def __init__(self, content: bytes, limit_bytes: int = LIMIT_BYTES) -> None:
+        """Raises ModelError: not packed, another version, damaged, or more than `limit_bytes` unpacked."""
+        if not is_packed(content):
+            raise ModelError("is not a packed file")
+        if len(content) < 12:
+            raise ModelError("is truncated; copy it again")
+        if content[4] != VERSION:
+            raise ModelError(f"is of version {content[4]} of the packed format, and this Lathe knows version {VERSION}; update Lathe")
+        if zlib.crc32(memoryview(content)[:-4]) != int.from_bytes(content[-4:], "little"):
+            raise ModelError("is damaged or truncated: its checksum does not match; copy it again")
+        reader = varint.Reader(content, 5, len(content) - 4)
+        self.size_bytes = reader.varint()
+        if self.size_bytes > limit_bytes:
+            raise ModelError(
+                f"unpacks to {self.size_bytes / 1e9:.3g} GB, more than the {limit_bytes / 1e9:.3g} GB allowed here; "
+                "unpack it to a file: optimize unpack FILE --limit GB"
+            )
+        coder, size = reader.byte(), reader.varint()
+        if size > min(5 * self.size_bytes, MOST_HEAD_BYTES) + 64:
+            raise ModelError("is damaged: its head is larger than itself; copy it again")
+        inside = varint.Reader(head.decompress(coder, bytes(reader.take(reader.varint())), size))
+        self.skeleton = bytes(inside.take(inside.varint()))
+        self.sites = wire.sites(self.skeleton)
+        self.plans = [plans.read(inside, site, number, limit_bytes) for number, site in enumerate(self.sites)]
+        self._check_sizes()
+        self._stream = Decoder(bytes(reader.take(reader.varint())))
+        self._checks = [bytes(reader.take(plan.check_bytes)) for plan in self.plans]
+        self._blobs = [reader.take(plan.blob) for plan in self.plans]
+        if reader.at != reader.end or inside.at != inside.end:
+            raise ModelError("is damaged: it is longer than its parts; copy it again")
+        self._memory = Memory()
+        self._kept: dict[int, np.ndarray] = {}
+        self._sources = {plan.source for plan in self.plans if plan.mode == plans.COPY}
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of the data of each tensor."""
+        return [plan.form.size_bytes for plan in self.plans]
+
+    def _check_sizes(self) -> None:
+        if wire.size_of(wire.layout(self.skeleton, self.sizes)) != self.size_bytes:
+            raise ModelError("is damaged: its tensors do not have the size that it says; copy it again")
+        if sum(plan.form.count for plan in self.plans if plan.mode == plans.ADAPTIVE) > plans.MOST_ADAPTIVE:
+            raise ModelError("is damaged: it has more small tensors than may be; copy it again")
+        for plan in self.plans:
+            if plan.mode == plans.COPY and self.plans[plan.source].form.size_bytes != plan.form.size_bytes:
+                raise ModelError("is damaged: a tensor is a copy of one of another size; copy the file again")
+
+    def decode(self, number: int, out: np.ndarray) -> None:
+        """Fills `out`, uint8 [size of tensor `number`]. Tensors are asked for in order, each once. Raises ModelError for damage."""
+        plan, blob = self.plans[number], self._blobs[number]
+        if plan.mode == plans.COPY:
+            out[:] = self._kept[plan.source]
+        elif plan.mode == plans.ADAPTIVE and plan.layout is not None:
+            elements.write(plan.form, small.code(self._stream, self._memory, plan.form, plan.layout, None), out)
+        elif plan.mode == plans.BLOCKS:
+            blocks.decode(plan.form, blob, out)
+        elif plan.mode != plans.EMPTY:
+            plans.decode_general(plan, blob, out)
+        if zlib.crc32(out.data).to_bytes(4, "little")[: plan.check_bytes] != self._checks[number]:
+            raise ModelError("is damaged: the checksum of a tensor does not match; copy it again")
+        if number in self._sources:
+            self._kept[number] = out
+
+    def whole(self) -> bytes:
+        """The ONNX file."""
+        if not self.size_bytes:
+            return b""
+        buffer = BytesIO()
+        buffer.seek(self.size_bytes - 1)
+        buffer.write(b"\0")  # then the buffer is filled in place, and handed out without a copy
+        with buffer.getbuffer() as view:
+            self._fill(view)
+            self._kept.clear()
+        return buffer.getvalue()
+
+    def _fill(self, view: memoryview) -> None:
+        at = number = 0
+        for piece in wire.layout(self.skeleton, self.sizes):
+            if isinstance(piece, wire.Gap):
+                self.decode(number, np.frombuffer(view[at : at + piece.nbytes], np.uint8))
+                number, at = number + 1, at + piece.nbytes
+            else:
+                view[at : at + len(piece)] = piece
+                at += len(piece)
+
+
+def unpack(content: bytes, limit_bytes: int = LIMIT_BYTES) -> bytes:
+    """The ONNX file in a packed file. Raises ModelError as Unpacker does."""
+    return Unpacker(content, limit_bytes).whole()

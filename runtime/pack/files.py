@@ -1,0 +1,146 @@
+"""Packs and unpacks files, external data included."""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+
+from lathe import ModelError
+from runtime import model_file
+from runtime.model_file import ALIGNMENT, BIG_BYTES
+from runtime.pack import wire
+from runtime.pack.container import LIMIT_BYTES, MAGIC, Unpacker, is_packed, pack
+from runtime.writing import replacing
+
+SUFFIX = ".lathe"
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of the ONNX file, external data included, and of the packed one."""
+
+    onnx: int
+    packed: int
+
+    @property
+    def ratio(self) -> float:
+        return self.onnx / max(1, self.packed)
+
+
+def require(path: Path, packed: bool) -> None:
+    """Raises ModelError if a file that shall be packed already is, or one that shall be unpacked is not."""
+    if _is_packed_file(path) == packed:
+        return
+    if not packed:
+        raise ModelError(f"{path}: is packed already; every command takes it as it is")
+    model_file.externals(path)  # says what is wrong with it, if it is not an ONNX file either
+    raise ModelError(f"{path}: is a plain ONNX file, not a packed one; there is nothing to unpack")
+
+
+def packed_file(path: str | Path) -> bytes:
+    """The model file `path` packed. Raises ModelError for what is not a model, or is packed already."""
+    path = Path(path)
+    require(path, packed=False)
+    model, outside = model_file.externals(path)
+    if not outside:
+        del model, outside
+        return _naming(path, lambda: pack(path.read_bytes()))
+    token = secrets.token_bytes(24)
+    elsewhere = {}
+    for number, (tensor, file, offset, size) in enumerate(outside):
+        name = token + number.to_bytes(8, "little")
+        elsewhere[name] = np.memmap(file, np.uint8, "r", offset, (size,)) if size else np.zeros(0, np.uint8)
+        tensor.raw_data = name
+        del tensor.external_data[:]
+        tensor.ClearField("data_location")
+    return _naming(path, lambda: pack(model.SerializeToString(), elsewhere))
+
+
+def pack_file(source: str | Path, target: str | Path) -> Sizes:
+    """Packs a model file into another. Raises ModelError as `packed_file`, LatheError for what the disk refuses."""
+    content = packed_file(source)
+    with replacing(Path(target)) as file:
+        file.write(content)
+    return Sizes(model_file.inspect_file(source).size_bytes, len(content))
+
+
+def unpack_file(source: str | Path, target: str | Path, limit_bytes: int = LIMIT_BYTES) -> Sizes:
+    """Writes the model in a packed file, above 1.9 GB with `<name>.data` beside it, as model_file.save does.
+
+    Raises ModelError: not packed, damaged, or more than `limit_bytes` unpacked; LatheError for what the disk refuses.
+    """
+    source, target = Path(source), Path(target)
+    require(source, packed=True)
+    content = source.read_bytes()
+
+    def write() -> None:
+        opened = Unpacker(content, limit_bytes)
+        if opened.size_bytes <= model_file.INLINE_LIMIT_BYTES:
+            whole = opened.whole()
+            with replacing(target) as file:
+                file.write(whole)
+            return
+        beside = target.with_name(target.name + ".data")
+        with replacing(target) as file, replacing(beside) as data:
+            _write_apart(opened, beside.name, file, data)
+
+    _naming(source, write)
+    return Sizes(onnx_bytes(source), len(content))
+
+
+def onnx_bytes(path: str | Path) -> int:
+    """Bytes of a model as an ONNX file, external data included, whether it is packed or not. Raises ModelError."""
+    path = Path(path)
+    if _is_packed_file(path):
+        return _naming(path, lambda: Unpacker(path.read_bytes(), 1 << 63).size_bytes)
+    return model_file.inspect_file(path).size_bytes
+
+
+def packed_bytes(path: str | Path) -> int:
+    """Bytes of a model when packed, whether it is already or not. Raises ModelError."""
+    path = Path(path)
+    return model_file.inspect_file(path).size_bytes if _is_packed_file(path) else len(packed_file(path))
+
+
+def _naming(path: Path, work: Callable[[], _Result]) -> _Result:
+    """Puts the file's name before the reason."""
+    try:
+        return work()
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def _is_packed_file(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return is_packed(file.read(len(MAGIC)))
+    except OSError:
+        return False  # who opens it next has the reason
+
+
+def _write_apart(opened: Unpacker, location: str, file: BinaryIO, data: BinaryIO) -> None:
+    """Writes the model into `file` with its big raw data in `data`, a file of the name `location` beside it."""
+    end = 0
+    inside: list[np.ndarray] = []
+    places: dict[int, int] = {}
+    for number, (site, size) in enumerate(zip(opened.sites, opened.sizes, strict=True)):
+        out = np.empty(size, np.uint8)
+        opened.decode(number, out)
+        if site.field != wire.RAW_DATA or size < BIG_BYTES:
+            inside.append(out)
+            continue
+        places[number] = -(-end // ALIGNMENT) * ALIGNMENT
+        data.write(b"\0" * (places[number] - end))
+        data.write(out.data)
+        end = places[number] + size
+
+    def refer(number: int, site: wire.Site, size: int) -> bytes | None:
+        return wire.external_data(location, places[number], size) if number in places else None
+
+    following = iter(inside)
+    for piece in wire.layout(opened.skeleton, opened.sizes, refer):
+        file.write(next(following).data if isinstance(piece, wire.Gap) else piece)

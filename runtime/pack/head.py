@@ -1,0 +1,47 @@
+"""The head of a packed file, skeleton and plans, made small: zstd with a dictionary of typical ONNX files, or LZMA for a long one."""
+
+import lzma
+from functools import cache
+from importlib.resources import files
+
+import zstandard
+
+from lathe import ModelError
+from runtime.pack.general import lzma_filters, unlzma, unzstd
+
+STORED, ZSTD, LZMA = 0, 1, 2
+DICTIONARY = "dictionary-1.bin"
+"""Part of the format: version 1 of it always has this one."""
+LZMA_BYTES = 1 << 24
+
+
+@cache
+def _dictionary() -> zstandard.ZstdCompressionDict:
+    content = files("runtime.pack").joinpath(DICTIONARY).read_bytes()
+    return zstandard.ZstdCompressionDict(content, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+
+
+def compress(content: bytes) -> tuple[int, bytes]:
+    """Which coder did best, and what it made."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        22, source_size=len(content), dict_size=len(_dictionary()), format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        write_content_size=False, write_checksum=False, write_dict_id=False,
+    )  # fmt: skip
+    made = {
+        STORED: content,
+        ZSTD: zstandard.ZstdCompressor(dict_data=_dictionary(), compression_params=parameters).compress(content),
+        LZMA: lzma.compress(content, lzma.FORMAT_RAW, filters=lzma_filters(LZMA_BYTES, 9 | lzma.PRESET_EXTREME)),
+    }
+    coder = min(made, key=lambda kind: (len(made[kind]), kind))
+    return coder, made[coder]
+
+
+def decompress(coder: int, content: bytes, size: int) -> bytes:
+    """`size` bytes. Raises ModelError if it does not decode to just so many; memory stays within that size."""
+    if coder == ZSTD:
+        return unzstd(content, size, _dictionary(), zstandard.FORMAT_ZSTD1_MAGICLESS)
+    if coder == LZMA:
+        return unlzma(content, size, LZMA_BYTES)
+    if coder != STORED or len(content) != size:
+        raise ModelError("is damaged: its head does not decode; copy it again")
+    return content

@@ -1,0 +1,127 @@
+"""What was decided for each tensor: how it is coded, and its data size if the shape does not say it."""
+
+import lzma
+from dataclasses import dataclass
+
+import numpy as np
+import zstandard
+
+from lathe import ModelError
+from runtime.pack import blocks, elements, small, varint
+from runtime.pack.adaptive import Memory
+from runtime.pack.arithmetic import Encoder
+from runtime.pack.elements import Form
+from runtime.pack.general import lzma_filters, unlzma, unzstd
+from runtime.pack.wire import DOUBLE_DATA, RAW_DATA, Site
+
+EMPTY, STORED, ZSTD, LZMA, COPY, ADAPTIVE, BLOCKS = range(7)
+EXPLICIT = 128
+"""Bit of a mode: the size in bytes follows, and the elements are bytes."""
+MOST_ADAPTIVE = 1 << 24
+"""Elements of all adaptively coded tensors of a file; a decoder refuses more."""
+GENERAL_BYTES = 1 << 20
+"""Data up to this size is tried with zstd and LZMA; of larger data a sample tells whether it pays."""
+SAMPLE_BYTES = 1 << 18
+LZMA_BYTES = 1 << 23
+WHOLE_CHECK_BYTES = 1 << 16
+"""Data from this size on has a CRC-32 of its own; smaller data the lowest byte of one."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`blob`: bytes of the tensor's own in the file; `source`: number of the equal tensor before it, for COPY."""
+
+    mode: int
+    form: Form
+    explicit: bool = False
+    blob: int = 0
+    source: int = 0
+    layout: small.Plan | None = None
+
+    def write(self) -> bytes:
+        out = bytes([self.mode | (EXPLICIT if self.explicit else 0)])
+        out += varint.write(self.form.size_bytes) if self.explicit else b""
+        out += varint.write(self.blob) if self.mode in (ZSTD, LZMA, BLOCKS) else b""
+        out += varint.write(self.source) if self.mode == COPY else b""
+        return out + (self.layout.write() if self.layout else b"")
+
+    @property
+    def check_bytes(self) -> int:
+        return 0 if self.mode == EMPTY else 4 if self.form.size_bytes >= WHOLE_CHECK_BYTES else 1
+
+
+def form_of(site: Site) -> Form | None:
+    """What the shape of a tensor says of its data; None if nothing."""
+    found = elements.form_of(site.data_type, site.dims)
+    if site.field == RAW_DATA or found is None:
+        return found
+    per_element = found.count // max(1, int(np.prod(site.dims, dtype=object)))
+    width, exponent = (64, 11) if site.field == DOUBLE_DATA else (32, 8)
+    return Form(found.count, width, exponent, (*site.dims, 2) if per_element == 2 else site.dims)
+
+
+def read(reader: varint.Reader, site: Site, number: int, limit: int) -> Plan:
+    """The plan of tensor `number`. Raises ModelError for what cannot be, and for more than `limit` bytes."""
+    byte = reader.byte()
+    mode = byte & ~EXPLICIT
+    if mode > BLOCKS:
+        raise ModelError("is damaged: a tensor is coded in an unknown way; copy it again")
+    if mode == EMPTY:
+        return Plan(EMPTY, elements.as_bytes(0))
+    form = elements.as_bytes(reader.varint()) if byte & EXPLICIT else form_of(site)
+    if form is None or form.size_bytes > limit:
+        raise ModelError(f"is damaged, or a tensor of it takes more than {limit / 1e9:.3g} GB; copy it again, or raise --limit")
+    blob = reader.varint() if mode in (ZSTD, LZMA, BLOCKS) else form.size_bytes if mode == STORED else 0
+    source = reader.varint() if mode == COPY else 0
+    if mode == COPY and source >= number:
+        raise ModelError("is damaged: a tensor is a copy of none; copy the file again")
+    return Plan(mode, form, bool(byte & EXPLICIT), blob, source, small.Plan.read(reader) if mode == ADAPTIVE else None)
+
+
+def choose(site: Site, content: np.ndarray, memory: Memory, encoder: Encoder, adaptive: bool) -> tuple[Plan, bytes]:
+    """The plan for the data of a tensor, and its blob; what is adaptive goes into `encoder` at once."""
+    form = form_of(site)
+    explicit = form is None or not elements.fits(form, content)
+    if form is None or explicit:
+        form = elements.as_bytes(content.size)
+    size, mode = float(content.size), STORED
+    blob = b""
+    best = small.best(memory, form, elements.read(form, content)) if adaptive else None
+    if best is not None and best[1] < size:
+        size, mode = best[1], ADAPTIVE
+    if best is None and (own := blocks.encode(form, content)) is not None and len(own) < size:
+        size, mode, blob = len(own), BLOCKS, own
+    for kind, made in _general(content, size):
+        if len(made) < size:
+            size, mode, blob = len(made), kind, made
+    if mode == ADAPTIVE and best is not None:
+        small.code(encoder, memory, form, best[0], elements.read(form, content))
+        return Plan(ADAPTIVE, form, explicit, layout=best[0]), b""
+    if mode == STORED:
+        blob = content.tobytes()
+    return Plan(mode, form, explicit, len(blob)), blob
+
+
+def _general(content: np.ndarray, size: float) -> list[tuple[int, bytes]]:
+    """What general compressors make of the data, those that may come below `size` bytes."""
+    if content.size > GENERAL_BYTES:
+        step = content.size // 4
+        sample = b"".join(content[place * step : place * step + SAMPLE_BYTES // 4].tobytes() for place in range(4))
+        if len(zstandard.ZstdCompressor(level=3).compress(sample)) / len(sample) > 0.9 * size / content.size:
+            return []
+        level = 19 if content.size < 8 * GENERAL_BYTES else 6
+        return [(ZSTD, zstandard.ZstdCompressor(level=level, write_checksum=False).compress(content.data))]
+    quick = zstandard.ZstdCompressor(level=19, write_checksum=False).compress(content.tobytes())
+    if len(quick) > 1.25 * size:
+        return []
+    return [(ZSTD, quick), (LZMA, lzma.compress(content.tobytes(), lzma.FORMAT_RAW, filters=lzma_filters(LZMA_BYTES)))]
+
+
+def decode_general(plan: Plan, blob: memoryview, out: np.ndarray) -> None:
+    """Fills `out` from a blob of STORED, ZSTD or LZMA."""
+    size = plan.form.size_bytes
+    if plan.mode == STORED:
+        out[:] = np.frombuffer(blob, np.uint8)
+        return
+    made = unzstd(bytes(blob), size) if plan.mode == ZSTD else unlzma(bytes(blob), size, LZMA_BYTES)
+    out[:] = np.frombuffer(made, np.uint8)
