@@ -326,3 +326,18 @@ def test_signature() -> None:
     model.graph.input.append(helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None))
     with pytest.raises(ModelError, match="input 's' is not a numeric tensor"):
         model_inputs(model)
+
+
+def test_external_data_of_a_sparse_attribute_is_read(tmp_path: Path) -> None:
+    values = np.array([1.5, -2.5], np.float32)
+    (tmp_path / "values.bin").write_bytes(values.tobytes())
+    external = TensorProto(name="v", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "values.bin"), ("offset", "0"), ("length", "8")):
+        external.external_data.add(key=key, value=value)
+    sparse = onnx.SparseTensorProto(values=external, indices=onnx.numpy_helper.from_array(np.array([0, 2])), dims=[3])
+    constant = helper.make_node("Constant", [], ["y"], sparse_value=sparse)
+    graph = helper.make_graph([constant], "g", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3])])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "model.onnx")
+    loaded = model_file.load(tmp_path / "model.onnx").graph.node[0].attribute[0].sparse_tensor.values
+    assert loaded.data_location == TensorProto.DEFAULT
+    assert np.array_equal(onnx.numpy_helper.to_array(loaded), values)
