@@ -75,7 +75,9 @@ class Histogram:
         outside = (100.0 - percent) / 200.0
         low, high = np.interp([outside * below[-1], (1.0 - outside) * below[-1]], below[used], edges[used])
         # Inside an outermost bin nothing is known but the extreme: the many zeros behind a ReLU are zero, not a little more.
-        return self.minimum if low < edges[first + 1] else float(low), self.maximum if high > edges[last] else float(high)
+        low = self.minimum if low < edges[first + 1] else low
+        high = self.maximum if high > edges[last] else high
+        return float(min(low, self.maximum)), float(max(high, self.minimum))  # interpolation may leave a bin that is not used to its end
 
 
 class StreamingCalibrator:

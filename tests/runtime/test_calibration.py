@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
@@ -182,6 +182,7 @@ def test_growing_the_range_loses_nothing(batches: list[list[float]]) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(BATCHES, st.floats(50, 100))
+@example([[0.0, 0.0, 0.0, 0.0, -1.0]], 50.0)
 def test_a_percentile_is_within_one_bin(batches: list[list[float]], percent: float) -> None:
     histogram = Histogram()
     for batch in batches:
