@@ -8,7 +8,7 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 
-from lathe import ModelError
+from lathe import ModelError, UsageError
 from runtime import model_file
 from runtime.model_file import ALIGNMENT, BIG_BYTES
 from runtime.pack import wire
@@ -71,25 +71,28 @@ def pack_file(source: str | Path, target: str | Path) -> Sizes:
 def unpack_file(source: str | Path, target: str | Path, limit_bytes: int = LIMIT_BYTES) -> Sizes:
     """Writes the model in a packed file, above 1.9 GB with `<name>.data` beside it, as model_file.save does.
 
-    Raises ModelError: not packed, damaged, or more than `limit_bytes` unpacked; LatheError for what the disk refuses.
+    Raises ModelError: not packed, damaged, or more than `limit_bytes` unpacked; UsageError: the data would replace a file of something
+    else; LatheError for what the disk refuses.
     """
     source, target = Path(source), Path(target)
     require(source, packed=True)
     content = source.read_bytes()
 
-    def write() -> None:
+    def write() -> int:
         opened = Unpacker(content, limit_bytes)
         if opened.size_bytes <= model_file.INLINE_LIMIT_BYTES:
             whole = opened.whole()
             with replacing(target) as file:
                 file.write(whole)
-            return
+            return opened.size_bytes
         beside = target.with_name(target.name + ".data")
+        if beside.exists() and not target.exists():  # it belongs to something else
+            raise UsageError(f"{beside}: is there already, and the model's data would go there; name another file with -o")
         with replacing(target) as file, replacing(beside) as data:
             _write_apart(opened, beside.name, file, data)
+        return opened.size_bytes
 
-    _naming(source, write)
-    return Sizes(onnx_bytes(source), len(content))
+    return Sizes(_naming(source, write), len(content))
 
 
 def onnx_bytes(path: str | Path) -> int:

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from lathe import LatheError, ModelError
+from lathe import LatheError, ModelError, UsageError
 from optimizer.cli import main
 from runtime import model_file, ort
 from runtime.pack import LIMIT_BYTES, files, pack, unpack
@@ -117,6 +117,17 @@ def test_a_big_model_is_unpacked_with_external_data(apart: Path, tmp_path: Path,
         assert (now.name, now.dims, now.raw_data, now.float_data) == (then.name, then.dims, then.raw_data, then.float_data)
     pack_file(back, tmp_path / "again.lathe")
     assert onnx.load_from_string(unpack((tmp_path / "again.lathe").read_bytes())) == loaded
+
+
+def test_data_of_another_model_is_not_replaced(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, other = tmp_path / "p.lathe", tmp_path / "back.onnx.data"
+    pack_file(small, packed)
+    other.write_bytes(b"another model's")
+    monkeypatch.setattr(model_file, "INLINE_LIMIT_BYTES", 1)
+    with pytest.raises(UsageError, match=r"back\.onnx\.data: is there already"):
+        unpack_file(packed, tmp_path / "back.onnx")
+    assert other.read_bytes() == b"another model's"
+    assert not (tmp_path / "back.onnx").exists()
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
