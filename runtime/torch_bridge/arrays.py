@@ -28,8 +28,15 @@ _TORCH: dict[int, torch.dtype] = {
     _T.UINT32: torch.int64,
     _T.UINT64: torch.int64,
 }
+WIDENED = (_T.UINT4, _T.INT4, _T.UINT16, _T.UINT32, _T.UINT64)
+"""Carried in another type than their own: arithmetic that leaves their range does not wrap around as theirs would."""
 FLOATS = (_T.FLOAT, _T.DOUBLE, _T.FLOAT16, _T.BFLOAT16)
 HALVES = (torch.float16, torch.bfloat16)
+
+
+def carried(element: int) -> bool:
+    """Whether PyTorch can carry an ONNX element type."""
+    return element in _TORCH
 
 
 def torch_type(element: int) -> torch.dtype:
@@ -41,10 +48,10 @@ def torch_type(element: int) -> torch.dtype:
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
     """A tensor of its own with the array's shape and values. Raises RefusedError for an element type that PyTorch cannot carry."""
-    carried = torch_type(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+    kept = torch_type(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(array.astype(_numpy(carried), order="C")).reshape(array.shape)
+    return torch.from_numpy(array.astype(_numpy(kept), order="C")).reshape(array.shape)
 
 
 def to_numpy(tensor: torch.Tensor, dtype: np.dtype) -> np.ndarray:

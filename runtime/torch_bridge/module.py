@@ -1,7 +1,7 @@
 """The module: an ONNX graph whose float weights are `torch.nn.Parameter`s."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import onnx
@@ -10,12 +10,18 @@ from torch import nn
 
 from lathe import SPARSE, ModelError, PassError, read_sparse
 from runtime.torch_bridge.arrays import HALVES, to_numpy, to_torch, torch_type
-from runtime.torch_bridge.parameters import trainable
-from runtime.torch_bridge.plan import Step, inlined, make_plan
+from runtime.torch_bridge.operators.batch_norm import Observed
+from runtime.torch_bridge.parameters import statistics, trainable
+from runtime.torch_bridge.plan import NOTHING, Plan, inlined, make_plan
+from runtime.torch_bridge.scales import LearnedScale, Scales, learnable
+from runtime.torch_bridge.segments import Segments, run_step
+
+_OBSERVED = ("statistics of the batch",)
+"""Key of the slot where batch normalization puts them."""
 
 
 class _Weight(NamedTuple):
-    """A trained initializer: the attribute that holds its Parameter, the slot that it is read from, and its type in the file."""
+    """An initializer that changes: the attribute that holds its value, the slot that it is read from, and its type in the file."""
 
     attribute: str
     slot: int
@@ -47,22 +53,29 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class GraphModule(nn.Module):
-    """Runs the graph's own nodes as ONNX defines them for inference: batch normalization uses its stored statistics, dropout is off.
+    """Runs the graph's own nodes as ONNX defines them for inference: dropout is off, batch normalization uses its stored statistics.
 
     model: ModelProto with all data loaded, opset 11 to 24. Called with one tensor per graph input, by position or name; returns one
     tensor, or a tuple in the order of the graph's outputs. Initializers that `parameters.py` lists are Parameters, one per initializer
     however often it is used; half-precision ones are trained in float32 and rounded where the graph reads them. Zeros of a tensor that
-    `lathe.sparse` names stay zero under any optimizer, whether it is an initializer or decoded from one.
+    `lathe.sparse` names, whatever its pattern, stay zero under any optimizer, whether it is an initializer or decoded from one.
+
+    learn_scales: the scales that `scales.py` lists are trained, too. train_normalization: while the module is in training mode, batch
+    normalization uses the statistics of the batch, and keeps its running ones up to date. It stays frozen in a node whose mean and variance
+    are not initializers of its own, for a batch that has one value per channel only, and for one that is run in pieces.
 
     Raises ModelError naming all nodes without PyTorch counterpart, or a `lathe.sparse` entry that names no weight.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, learn_scales: bool = False, train_normalization: bool = False) -> None:
         super().__init__()
         model = inlined(model)
         graph = model.graph
         wanted = trainable(graph)
-        plan = make_plan(model, wanted)
+        scales = learnable(graph) if learn_scales else Scales()
+        running = statistics(graph) if train_normalization else {}
+        kept = {name for pair in running.values() for name in pair}
+        plan = make_plan(model, wanted | scales.steps | scales.factors | kept)
         if plan.refused:
             raise ModelError(f"PyTorch cannot run {len(plan.refused)} of the model's nodes: {', '.join(map(str, plan.refused))}")
         initializers = {tensor.name for tensor in graph.initializer}
@@ -73,37 +86,76 @@ class GraphModule(nn.Module):
         """Operator that computes each output, "" if none does: tells logits from probabilities."""
         self.fixed_batch: int | None = None
         """If set, more or fewer samples than these are run so many at a time: for a graph whose own shapes hold its batch size."""
-        self._plan = plan
+        self._plan = _extended(plan, scales, running)
         self._results = tuple((plan.slot(value.name), torch_type(value.type.tensor_type.elem_type)) for value in graph.output)
+        self.checkpoint()
         self._weights: dict[str, _Weight] = {}
         self._stand_ins: dict[str, _StandIn] = {}
         """By attribute of the weight."""
+        self._scales: dict[str, _Weight] = {}
+        self._statistics: dict[str, _Weight] = {}
+        self._observed: Observed | None = None
+        """What batch normalization has seen in the forward pass that runs; None: it uses what is stored."""
+        self._not_numbers: dict[str, np.ndarray] = {}
+        """Initializers that held NaN: arithmetic does not keep all bits of one."""
         for tensor in graph.initializer:
             if tensor.name in wanted:
                 self._add_weight(tensor)
+            elif tensor.name in scales.steps or tensor.name in scales.factors:
+                self._add_scale(tensor, tensor.name in scales.steps)
+            elif tensor.name in kept:
+                self._add_statistic(tensor)
         for slot, constant in plan.constants.items():
             self.register_buffer(f"constant_{slot}", constant)
         self._hold_zeros(read_sparse(model.metadata_props))
+        read = {slot for step in plan.steps for slot in step.inputs}
+        for name, parameter in (self.weights() | self.scales()).items():
+            if plan.slot(name) not in read:
+                parameter.requires_grad_(False)  # distributed training would wait for its gradient
 
     def _add_weight(self, tensor: onnx.TensorProto) -> None:
+        weight, value = self._changing(tensor, f"weight_{len(self._weights)}")
+        self.register_parameter(weight.attribute, nn.Parameter(value))
+        self.register_buffer(f"{weight.attribute}_keep", None)
+        self._weights[tensor.name] = weight
+
+    def _add_scale(self, tensor: onnx.TensorProto, is_step: bool) -> None:
+        scale, value = self._changing(tensor, f"scale_{len(self._scales)}")
+        self.add_module(scale.attribute, LearnedScale(value, scale.half or value.dtype, is_step))
+        self._scales[tensor.name] = scale
+
+    def _add_statistic(self, tensor: onnx.TensorProto) -> None:
+        statistic, value = self._changing(tensor, f"statistic_{len(self._statistics)}")
+        self.register_buffer(statistic.attribute, value)
+        self._statistics[tensor.name] = statistic
+
+    def _changing(self, tensor: onnx.TensorProto, attribute: str) -> tuple[_Weight, torch.Tensor]:
+        """What to keep of an initializer, and its value; of a half-precision one in float32."""
         array = onnx.numpy_helper.to_array(tensor)
         value = to_torch(array)
+        if value.isnan().any():
+            self._not_numbers[tensor.name] = array
         half = value.dtype if value.dtype in HALVES else None
-        attribute = f"weight_{len(self._weights)}"
-        self.register_parameter(attribute, nn.Parameter(value.float() if half else value))
-        self.register_buffer(f"{attribute}_keep", None)
-        self._weights[tensor.name] = _Weight(attribute, self._plan.slot(tensor.name), array.dtype, half)
+        return _Weight(attribute, self._plan.slot(tensor.name), array.dtype, half), value.float() if half else value
 
     def weights(self) -> dict[str, nn.Parameter]:
-        """Initializer name -> its Parameter."""
+        """Initializer name -> its Parameter, scales left out."""
         return {name: self.get_parameter(weight.attribute) for name, weight in self._weights.items()}
+
+    def scales(self) -> dict[str, nn.Parameter]:
+        """Name of a learned scale -> its Parameter: by which share the scale has changed since the module was made."""
+        return {name: self.get_parameter(f"{scale.attribute}.change") for name, scale in self._scales.items()}
 
     def values(self) -> dict[str, np.ndarray]:
         """Initializer name -> its value now, in the initializer's own dtype and shape; without training, bit for bit what it was."""
-        values = {name: to_numpy(self._read(weight), weight.dtype) for name, weight in self._weights.items()}
+        values = {name: to_numpy(self._read(changing), changing.dtype) for name, changing in self._all().items()}
         for name, weight in self._weights.items():
             if weight.attribute in self._stand_ins:
                 values[name] += 0  # a negative weight times 0 is -0.0
+        for name, original in self._not_numbers.items():
+            with np.errstate(invalid="ignore"):
+                same = np.isnan(original) & np.isnan(values[name])
+            values[name][same] = original[same]
         return values
 
     def trained(self) -> dict[str, np.ndarray]:
@@ -136,17 +188,39 @@ class GraphModule(nn.Module):
             imposed[weight.attribute] = known
         self._stand_ins = imposed
 
+    def imposed(self) -> dict[str, np.ndarray]:
+        """What `impose` was given last, by name."""
+        names = {weight.attribute: name for name, weight in self._weights.items()}
+        return {names[attribute]: stand_in.given for attribute, stand_in in self._stand_ins.items()}
+
+    def checkpoint(self, cuts: Collection[int] = (), offload: bool = False) -> None:
+        """From now on training keeps less in memory and computes it again, between `cuts` of the graph's steps; see segments.Segments."""
+        self.segments = Segments(self._plan, [slot for slot, _ in self._results], cuts, offload)
+
     def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> Any:
         feeds = self._feeds(inputs, named)
-        results = self._compute(feeds) if self.fixed_batch is None else self._piecewise(feeds, self.fixed_batch)
+        results = self._observing(feeds) if self.fixed_batch is None else self._piecewise(feeds, self.fixed_batch)
         return results[0] if len(results) == 1 else results
+
+    def _observing(self, feeds: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The outputs. Running statistics are updated after them, so that a step that is computed again for its gradient counts once."""
+        if not self.training or not self._statistics:
+            return self._compute(feeds)
+        observed: Observed = {}
+        self._observed = observed
+        try:
+            results = self._compute(feeds)
+        finally:
+            self._observed = None
+        with torch.no_grad():
+            for name, seen in observed.items():
+                statistic = self.get_buffer(self._statistics[name].attribute)
+                statistic.lerp_(seen.value.to(statistic.dtype), seen.share)
+        return results
 
     def _compute(self, feeds: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         values = self._start(feeds)
-        for step in self._plan.steps:
-            _run(step, values)
-            for slot in step.release:
-                values[slot] = None
+        self.segments.run(values)
         return tuple(values[slot] if values[slot].dtype == dtype else values[slot].to(dtype) for slot, dtype in self._results)
 
     def _piecewise(self, feeds: Mapping[str, torch.Tensor], size: int) -> tuple[torch.Tensor, ...]:
@@ -160,7 +234,7 @@ class GraphModule(nn.Module):
         """Runs node by node: (node, name of an output, its value), to look for the first that is wrong."""
         values = self._start(self._feeds((), named))
         for step in self._plan.steps:
-            _run(step, values)
+            run_step(step, values)
             for name, slot in zip(step.node.output, step.outputs, strict=True):
                 if values[slot] is not None:
                     yield step.node, name, values[slot]
@@ -179,21 +253,30 @@ class GraphModule(nn.Module):
             values[slot] = number
         for slot in self._plan.constants:
             values[slot] = getattr(self, f"constant_{slot}")
-        for weight in self._weights.values():
-            value = self._read(weight)
-            values[weight.slot] = value if weight.half is None else value.to(weight.half)
+        for changing in self._all().values():
+            value = self._read(changing)
+            values[changing.slot] = value if changing.half is None else value.to(changing.half)
+        if self._observed is not None:
+            values[self._plan.slot(_OBSERVED)] = self._observed
+            for statistic in self._statistics.values():  # updated in place before the backward pass reads what was used
+                values[statistic.slot] = values[statistic.slot].clone()
         for name, tensor in feeds.items():
             values[self._plan.slot(name)] = tensor
         return values
 
+    def _all(self) -> dict[str, _Weight]:
+        return {**self._weights, **self._scales, **self._statistics}
+
     def _read(self, weight: _Weight) -> torch.Tensor:
-        value: torch.Tensor = getattr(self, weight.attribute)
-        keep: torch.Tensor | None = getattr(self, f"{weight.attribute}_keep")
+        value: Any = getattr(self, weight.attribute)
+        if isinstance(value, LearnedScale):
+            return value()
+        keep: torch.Tensor | None = getattr(self, f"{weight.attribute}_keep", None)
         stand_in = self._stand_ins.get(weight.attribute)
         if keep is not None:
             value = value * keep
         if stand_in is None:
-            return value
+            return cast(torch.Tensor, value)
         read: torch.Tensor = _StraightThrough.apply(value, stand_in)
         return read if keep is None or stand_in.is_mask else read * keep
 
@@ -210,10 +293,10 @@ class GraphModule(nn.Module):
         values = self._start({})
         for step in self._plan.steps:
             if step.static:
-                _run(step, values)
+                run_step(step, values)
         tensors = [values[self._plan.slots[name]] for name in named]
         zeros = sum((tensor[tensor == 0].sum() for tensor in tensors), torch.zeros(()))
-        parameters = self.weights()
+        parameters = self.weights() | self.scales()
         gradients = torch.autograd.grad(zeros, list(parameters.values()), allow_unused=True)
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
             if gradient is None or not gradient.any():
@@ -236,10 +319,14 @@ def _source(name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
     return "" if node is None else str(node.op_type)
 
 
-def _run(step: Step, values: list[Any]) -> None:
-    result = step.run(*[values[slot] for slot in step.inputs])
-    if isinstance(result, tuple):
-        for slot, value in zip(step.outputs, result, strict=False):
-            values[slot] = value
-    else:
-        values[step.outputs[0]] = result
+def _extended(plan: Plan, scales: Scales, running: Collection[str]) -> Plan:
+    """Gives steps one input more: to Q and DQ the pace of a learned scale, to batch normalization a place for what it observes."""
+    for step in plan.steps:
+        output = step.node.output[0]
+        if output in scales.paces:
+            slot = plan.slot((output, "pace"))
+            plan.numbers[slot] = scales.paces[output]
+            step.inputs += (NOTHING,) * (3 - len(step.inputs)) + (slot,)
+        elif output in running:
+            step.inputs += (plan.slot(_OBSERVED),)
+    return plan

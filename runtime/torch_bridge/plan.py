@@ -5,7 +5,7 @@ evaluated here and not at every step. What is computed from shapes alone stays o
 numbers.
 """
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import onnx
 import torch
 from onnx import inliner
 
-from runtime.torch_bridge.arrays import to_torch
+from runtime.torch_bridge.arrays import to_torch, torch_type
 from runtime.torch_bridge.parameters import trainable
 from runtime.torch_bridge.registry import Function, Node, RefusedError, Unsupported, find
 
@@ -66,8 +66,12 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
 def make_plan(model: onnx.ModelProto, parameters: Collection[str]) -> Plan:
     """The plan of a model in which the initializers `parameters` are trained. If `refused` lists nodes, it cannot run."""
     planner = _Planner(model, parameters)
+    for value in model.graph.input:
+        planner.plan.slot(value.name)  # also if nothing reads it
     for index, node in enumerate(_needed(model.graph)):
         planner.add(node, node.name or f"{node.op_type}_{index}")
+    for value in model.graph.output:
+        planner.check_output(value)
     return planner.finish()
 
 
@@ -77,9 +81,31 @@ def _needed(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     nodes = []
     for node in reversed(graph.node):
         if wanted.intersection(node.output):
-            wanted.update(node.input)
+            wanted.update(_read(node))
             nodes.append(node)
     return nodes[::-1]
+
+
+def _read(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors that a node reads, those that its subgraphs take from outside included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from _read(inner)
+            yield from (value.name for value in graph.output)
+
+
+def _uncarried(value: onnx.ValueInfoProto) -> str | None:
+    """Why PyTorch cannot carry an input or output of the model; None if it can."""
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        return kind.removesuffix("_type").replace("_", " ") if kind else "no declared type"
+    try:
+        torch_type(value.type.tensor_type.elem_type)
+    except RefusedError as refusal:
+        return "no declared type" if str(refusal) == "UNDEFINED" else str(refusal)
+    return None
 
 
 class _Planner:
@@ -92,12 +118,17 @@ class _Planner:
         self.plan.static.update(tensor.name for tensor in graph.initializer)
         self.host: set[str] = set()
         self.known: dict[str, torch.Tensor] = {}
-        self.elements = {tensor.name: tensor.data_type for tensor in graph.initializer}
+        self.elements = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
+        self.ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.value_info)}
+        self.elements.update((tensor.name, tensor.data_type) for tensor in graph.initializer)
+        self.ranks.update((tensor.name, len(tensor.dims)) for tensor in graph.initializer)
         self.elements.update(
             (node.output[0], attribute.t.data_type)
             for node in graph.node if node.op_type == "Constant" for attribute in node.attribute if attribute.name == "value"
         )  # fmt: skip
         self.unreadable = {sparse.values.name: "a sparse initializer" for sparse in graph.sparse_initializer}
+        self.unreadable.update((value.name, reason) for value in graph.input if (reason := _uncarried(value)))
+        self.producers: dict[str, tuple[onnx.NodeProto, str]] = {}
         for tensor in graph.initializer:
             if tensor.name not in parameters:
                 try:
@@ -108,6 +139,7 @@ class _Planner:
     def add(self, node: onnx.NodeProto, name: str) -> None:
         domain = _domain(node)
         opset = self.opsets.get(domain, 0)
+        self.producers.update(dict.fromkeys(node.output, (node, name)))
         try:
             self.lower(node, domain, Node(
                 node.op_type, opset,
@@ -115,11 +147,20 @@ class _Planner:
                 [self.known.get(source) for source in node.input],
                 node.input,
                 [self.elements.get(source, 0) for source in node.input],
+                [self.ranks.get(source, 0) for source in node.input],
                 len(node.output),
                 max((index + 1 for index, output in enumerate(node.output) if output in self.read), default=0),
             ))  # fmt: skip
         except RefusedError as refusal:
             self.plan.refused.append(Unsupported(name, f"{node.op_type} {refusal}".rstrip(), opset, domain))
+
+    def check_output(self, value: onnx.ValueInfoProto) -> None:
+        """Refuse the node that gives an output of a type that PyTorch lacks, unless it is refused already."""
+        reason = _uncarried(value)
+        node, name = self.producers.get(value.name, (onnx.NodeProto(op_type="output"), value.name))
+        if reason is not None and name not in {refused.node for refused in self.plan.refused}:
+            domain = _domain(node)
+            self.plan.refused.append(Unsupported(name, f"{node.op_type} giving {reason}", self.opsets.get(domain, 0), domain))
 
     def lower(self, node: onnx.NodeProto, domain: str, described: Node) -> None:
         found = find(domain, described.op, described.opset)

@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 import onnx
 import torch
 
-NEWEST_OPSET = 24
+from runtime.torch_bridge.scope import REASONS
+
+NEWEST_OPSET = 28
 """A change of an operator after this opset has not been read; such a node is unsupported rather than wrong."""
 
 
@@ -39,7 +41,8 @@ class Unsupported(NamedTuple):
     domain: str
 
     def __str__(self) -> str:
-        return f"{self.node} ({self.domain + '.' if self.domain else ''}{self.op}, opset {self.opset})"
+        reason = "" if self.domain else REASONS.get(self.op, "")
+        return f"{self.node} ({self.domain + '.' if self.domain else ''}{self.op}, opset {self.opset}{reason and ': ' + reason})"
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ class Node:
     constants: Sequence[torch.Tensor | None]
     names: Sequence[str]
     elements: Sequence[int]
-    """ONNX element type of each input that is stored in the model, else 0: tells UINT4 from UINT8, which are carried alike."""
+    """ONNX element type of each input, 0 if the model does not say: tells UINT4 from UINT8, which are carried alike."""
+    ranks: Sequence[int]
+    """Number of dimensions of each input, 0 if it has none or the model does not say."""
     outputs: int
     """How many outputs it declares."""
     used: int
@@ -104,6 +109,12 @@ def operator(name: str, since: int, numbers: tuple[int, ...] = (), domain: str =
         return builder
 
     return register
+
+
+def operators() -> Mapping[tuple[str, str], Mapping[int, Operator]]:
+    """All of them: (domain, name) -> by the opset from which each builder serves."""
+    _load()
+    return _TABLE
 
 
 def find(domain: str, name: str, opset: int) -> Operator | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -21,9 +22,16 @@ OPTIMIZERS = {
 Optimizer = Callable[..., torch.optim.Optimizer]
 
 
-def mark_sparse(model: onnx.ModelProto, *names: str) -> onnx.ModelProto:
-    model.metadata_props.add(key=SPARSE, value=format_sparse(dict.fromkeys(names, "unstructured")))
+def mark_sparse(model: onnx.ModelProto, *names: str, pattern: str = "unstructured") -> onnx.ModelProto:
+    model.metadata_props.add(key=SPARSE, value=format_sparse(dict.fromkeys(names, pattern)))
     return model
+
+
+def in_groups(weight: np.ndarray, zeros: int, of: int) -> np.ndarray:
+    """The weight [..., N] with the smallest `zeros` of every `of` neighbours on its last axis set to zero."""
+    groups = weight.reshape(-1, of).copy()
+    np.put_along_axis(groups, np.argsort(np.abs(groups), axis=1)[:, :zeros], 0, axis=1)
+    return groups.reshape(weight.shape)
 
 
 def train(module: GraphModule, optimizer: Optimizer, *inputs: np.ndarray, steps: int = 5) -> None:
@@ -56,8 +64,14 @@ ROLES = [
     ("m = MatMul(x, w)  y = Add(b, m)", "float[n, 4]", {"w": W, "b": B}, "w b"),
     ("m = Neg(x)  a = Mul(m, g)  y = Add(a, b)", IMAGE, {"g": V, "b": V}, "g b"),
     ("c = Sub(x, mean)  y = Div(c, std)", IMAGE, {"mean": V, "std": V}, ""),
-    ("a = Mul(x, std)  y = Add(a, mean)", IMAGE, {"mean": V, "std": V}, "mean"),
+    ("a = Mul(x, std)  y = Add(a, mean)", IMAGE, {"mean": V, "std": V}, ""),
+    ("c = Cast <to = 1> (x)  d = Div(c, k)  a = Mul(d, std)  y = Add(a, mean)", IMAGE, {"k": np.float32(255), "mean": V, "std": V}, ""),
     ("y = Mul(x, std)", IMAGE, {"std": V}, ""),
+    ("m = Neg(x)  a = Mul(m, strides)  y = Add(a, places)", IMAGE,
+     {"strides": np.float32([8, 8, 16, 16, 32]), "places": np.float32(range(5))}, ""),
+    ("m = Neg(x)  y = Mul(m, untrained)", IMAGE, {"untrained": np.ones((4, 1, 1), np.float32)}, "untrained"),
+    ("s = Shape(x)  f = Cast <to = 1> (s)  a = Mul(f, table)  b = MatMul(a, w)  y = Mul(x, b)", "float[4, 4]",
+     {"table": random(2), "w": random(2, 1)}, ""),
     ("m = Neg(x)  y = Add(m, grid)", IMAGE, {"grid": random(1, 1, 5, 5)}, ""),
     ("m = Neg(x)  a = Add(m, e)  y = Mul(a, k)", IMAGE, {"e": np.float32(1e-5), "k": np.ones(1, np.float32)}, ""),
     ("m = Neg(x)  y = Add(m, b)", "float[n, 1]", {"b": np.ones(1, np.float32)}, "b"),
@@ -81,6 +95,59 @@ def test_use_decides_what_is_trained(body: str, shape: str, stored: dict[str, np
     dims = "n" if shape.startswith("int64") else shape[shape.index("[") + 1 : -1]
     model = build(f"({shape} x) => (float[{'n, 4' if dims == 'n' else dims}] y) {{ {body} }}", 17, **stored)
     assert set(GraphModule(model).weights()) == set(trained.split())
+
+
+TOKENS = """(float[n, 3, 8, 8] x) => (float[n, 5, 6] y) {{
+    c = Conv <strides = [4, 4]> (x, w)  r = Reshape(c, flat)  t = Transpose <perm = [0, 2, 1]> (r)
+    s = Shape(x)  n = Slice(s, zero, one)  size = Concat <axis = 0> (n, one, width)
+    e = Expand(token, size)  j = Concat <axis = 1> (e, t)  p = Add(j, table)  {}
+}}"""
+INTEGERS = {name: np.array(value) for name, value in {"flat": [0, 6, -1], "zero": [0], "one": [1], "width": [6]}.items()}
+LAYER = "y = LayerNormalization(p, g, b)"
+WRITTEN_OUT = """m = ReduceMean <axes = [-1]> (p)  d = Sub(p, m)  q = Mul(d, d)  v = ReduceMean <axes = [-1]> (q)
+    o = Sqrt(v)  z = Div(d, o)  h = Mul(z, g)  y = Add(h, b)"""
+ANGLES = np.arange(5)[:, None] / 10.0 ** np.arange(3)
+EMBEDDINGS = {
+    "layer normalization": (LAYER, {}, "token table"),
+    "written out": (WRITTEN_OUT, {}, "token table"),
+    "a product": ("a = Identity(p)  h = MatMul(a, g2)  y = Add(h, b)", {}, "token table"),
+    "attention first": ("h = Transpose <perm = [1, 0, 2]> (p)  k = MatMul(h, g2)  f = Transpose <perm = [1, 0, 2]> (k)  y = Add(p, f)", {},
+                        "token table"),
+    "a softmax": ("h = Softmax(p)  y = LayerNormalization(h, g, b)", {}, ""),
+    "normalized over another axis": (
+        "h = Transpose <perm = [0, 2, 1]> (p)  k = LayerNormalization(h, g5, g5)  y = Transpose <perm = [0, 2, 1]> (k)", {}, ""),
+    "an output": ("y = Identity(p)", {}, ""),
+    "a causal mask": (LAYER, {"table": np.triu(np.full((1, 5, 6), -np.inf), 1)}, "token"),
+    "a mask of hundreds": (LAYER, {"table": -100 * random(1, 5, 6) ** 2 - 50}, "token"),
+    "a mask of two values": (LAYER, {"table": np.where(random(1, 5, 6) > 0, 0, -9.5)}, "token"),
+    "coordinates": (LAYER, {"table": np.arange(30).reshape(5, 6)}, "token"),
+    "sines and cosines": (LAYER, {"table": np.concatenate([np.sin(ANGLES), np.cos(ANGLES)], 1)[None]}, "token"),
+    "a table for heads": ("u = Reshape(p, four)  h = Add(u, bias)  k = Reshape(h, three)  y = LayerNormalization(k, g, b)",
+                          {"four": np.array([0, 1, 5, 6]), "three": np.array([0, 5, 6]), "bias": random(1, 1, 5, 6)}, ""),
+    "zeros": (LAYER, {"token": np.zeros((1, 1, 6))}, "table"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body, stored, wanted", EMBEDDINGS.values(), ids=EMBEDDINGS)
+def test_a_class_token_and_positions_are_trained_and_masks_are_not(body: str, stored: dict[str, np.ndarray], wanted: str) -> None:
+    values = {"token": random(1, 1, 6), "table": random(1, 5, 6), "w": random(6, 3, 4, 4), "g": random(6), "b": random(6)}
+    values |= {"g2": random(6, 6), "g5": random(5)} | stored
+    typed = {
+        name: value if value.dtype == np.int64 and name in ("four", "three") else value.astype(np.float32) for name, value in values.items()
+    }
+    module = GraphModule(build(TOKENS.format(body), 17, **INTEGERS, **typed))
+    assert set(module.weights()) & {"token", "table", "bias"} == set(wanted.split())
+    if wanted == "token table":
+        before = module.values()
+        train(module, OPTIMIZERS["sgd"], random(3, 3, 8, 8))
+        assert all((module.values()[name] != before[name]).all() for name in ("token", "table"))
+
+
+def test_what_is_joined_to_the_input_itself_is_not_trained() -> None:
+    model = build("(float[n, 4, 6] x) => (float[n, 5, 6] y) { j = Concat <axis = 1> (x, pad)  y = LayerNormalization(j, g, g) }", 17,
+                  pad=random(1, 1, 6), g=random(6))  # fmt: skip
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    assert set(GraphModule(model).weights()) == {"g"}
 
 
 def test_an_output_of_the_model_is_not_trained() -> None:
@@ -126,6 +193,26 @@ def test_codebooks_train_and_stay_shared(int8: bool) -> None:
     np.testing.assert_array_equal(decoded.numpy(force=True), after["w2_codebook"][indices.astype(int)])
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, ml_dtypes.int4, ml_dtypes.uint4])
+@pytest.mark.parametrize("learn_scales", [False, True])
+def test_stored_integers_stay_what_they_are(kind: type, learn_scales: bool) -> None:
+    levels = (np.arange(16).reshape(4, 4) % 8).astype(kind)
+    text = """(float[n, 4] x) => (float[n, 4] y) {
+        d = DequantizeLinear <axis = 1> (w, s, z)  a = MatMul(x, d)  t = Add(a, b)  y = MatMul(t, d)
+    }"""
+    scales = np.full(4, 0.1, np.float32)
+    model = build(text, 21, w=levels, s=scales, z=np.full(4, 3).astype(kind), b=B)
+    module = GraphModule(model, learn_scales)
+    train(module, OPTIMIZERS["adamw"], random(8, 4))
+    values = module.values()
+    assert set(values) == ({"b", "s"} if learn_scales else {"b"})
+    assert all(not value.dtype.name.endswith(("int4", "int8")) for value in values.values())
+    weight = next((value for _, name, value in module.trace(x=torch.zeros(1, 4)) if name == "d"), None)
+    assert (weight is not None) == learn_scales  # else it is a constant
+    if weight is not None:
+        np.testing.assert_allclose(weight.numpy(force=True), (levels.astype(np.float32) - 3) * values["s"], rtol=1e-6)
+
+
 def test_int8_weights_are_never_trained() -> None:
     module = GraphModule(quantized.lenet(codebook=False, int8=True))
     assert set(module.weights()) == {"b1"}
@@ -143,6 +230,48 @@ def test_zeros_of_a_sparse_weight_stay_zero(optimizer: Optimizer) -> None:
     assert np.array_equal(values["w"] == 0, pruned == 0)
     assert (values["w"] != pruned)[pruned != 0].all()
     assert (values["v"] != 0).all()  # not named: its zeros are ordinary weights
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "4:8"])
+def test_a_pattern_of_zeros_holds(pattern: str, optimizer: Optimizer) -> None:
+    """Of a matrix, of a convolution, and of one that is shared: every group keeps its zeros where they were, and the rest moves."""
+    kept, size = map(int, pattern.split(":"))
+    w, k = in_groups(random(8, 8), size - kept, size), in_groups(random(4, 2, 8), size - kept, size).reshape(4, 2, 2, 4)
+    text = """(float[n, 2, 4, 6] x) => (float[n, 8] y) {
+        c = Conv <pads = [1, 1, 0, 2]> (x, k)  t = Tanh(c)  f = Flatten(t)
+        m = MatMul(f, v)  a = MatMul(m, w)  b = Tanh(a)  y = MatMul(b, w)
+    }"""
+    model = mark_sparse(build(text, w=w, k=k, v=0.1 * random(96, 8)), "w", "k", pattern=pattern)
+    module = GraphModule(model)
+    train(module, optimizer, random(8, 2, 4, 6))
+    values = module.values()
+    for name, before in (("w", w), ("k", k)):
+        np.testing.assert_array_equal(values[name] == 0, before == 0)
+        assert (values[name] != before)[before != 0].mean() > 0.95
+        assert ((values[name].reshape(-1, size) != 0).sum(1) == kept).all()
+
+
+def test_a_pattern_holds_behind_a_codebook_and_int8() -> None:
+    """A weight that is pruned 2:4, then shared, then quantized: three constraints at once, all read from the graph."""
+    weight = in_groups(np.where(random(4, 8) > 0, 1.0, -1.0) * np.arange(1, 33).reshape(4, 8), 2, 4)
+    book, indices = np.unique(np.sign(weight) * (1 + np.abs(weight) // 8), return_inverse=True)
+    book = (book / 4).astype(np.float32)
+    text = """(float[n, 8] x) => (float[n, 4] y) {
+        w = Gather(book, i)  q = QuantizeLinear <axis = 0> (w, s, z)  d = DequantizeLinear <axis = 0> (q, s, z)
+        y = Gemm <transB = 1> (x, d)
+    }"""
+    constants = {"book": book, "i": indices.reshape(4, 8), "s": np.linspace(0.01, 0.02, 4, dtype=np.float32), "z": np.zeros(4, np.int8)}
+    model = mark_sparse(build(text, **constants), "w", pattern="2:4")
+    for learn_scales in (False, True):
+        module = GraphModule(model, learn_scales)
+        train(module, OPTIMIZERS["adamw"], random(16, 8))
+        assert set(module.values()) == {"book"} | ({"s"} if learn_scales else set())
+        trained = module.values()["book"]
+        np.testing.assert_array_equal(trained == 0, book == 0)
+        assert (trained != book)[book != 0].all()
+        decoded = next(value for _, name, value in module.trace(x=torch.zeros(1, 8)) if name == "d").numpy(force=True)
+        assert ((decoded.reshape(-1, 4) == 0).sum(1) >= 2).all()
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -256,3 +385,54 @@ def test_gradients_equal_finite_differences() -> None:
                     parameter.view(-1)[element] = kept
             estimate = (around[0] - around[1]) / 2e-6
             assert parameter.grad.view(-1)[element].item() == pytest.approx(estimate, rel=1e-5, abs=1e-7), (name, element)
+
+
+LOOPS = {
+    "If": """[choose] y = If <then_branch = one () => (float[n, 4] p) { p = MatMul(x, w) },
+                              else_branch = two () => (float[n, 4] q) { q = Neg(x) }> (c)""",
+    "Loop": """[choose] y = Loop <body = body (int64 i, bool go, float[n, 4] v) => (bool on, float[n, 4] u) {
+                   on = Identity(go)  u = MatMul(v, w) }> (count, c, x)""",
+}
+
+
+@pytest.mark.parametrize("op", LOOPS)
+@pytest.mark.parametrize("choices", [{}, {"learn_scales": True, "train_normalization": True}], ids=["frozen", "all"])
+def test_branches_and_loops_are_refused(op: str, choices: dict[str, bool]) -> None:
+    text = f"(float[n, 4] x, bool c, int64 count) => (float[n, 4] y) {{ {LOOPS[op]} }}"
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 17]> g {text}')
+    model.graph.initializer.append(numpy_helper.from_array(W, "w"))
+    with pytest.raises(ModelError, match=rf"PyTorch cannot run 1 of the model's nodes: choose \({op}, opset 17: control flow"):
+        GraphModule(model, **choices)
+
+
+@pytest.mark.parametrize("choices", [{}, {"learn_scales": True, "train_normalization": True}], ids=["frozen", "all"])
+def test_any_batch_size_trains(choices: dict[str, bool]) -> None:
+    """One module, one batch after another of other sizes; the shape is computed in the graph."""
+    text = """(float[n, 2, 3, 4] x) => (float[n, 5] y) {
+        q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)  c = Conv(d, k)  t = BatchNormalization(c, g, b, m, v)
+        shape = Shape(t)  rows = Slice(shape, zero, one)  whole = Concat <axis = 0> (rows, rest)  f = Reshape(t, whole)  y = MatMul(f, w)
+    }"""
+    integers = {"zero": np.array([0]), "one": np.array([1]), "rest": np.array([-1]), "z": np.int8(0)}
+    floats = {"s": np.float32(0.03), "k": random(3, 2, 1, 1), "w": random(36, 5), "g": random(3), "b": random(3), "m": random(3)}
+    module = GraphModule(build(text, **integers, **floats, v=random(3) ** 2 + 1), **choices)
+    optimizer = torch.optim.SGD(module.parameters(), 1e-3)
+    before = module.values()
+    for batch in (5, 1, 8, 2):
+        optimizer.zero_grad()
+        result = module(torch.from_numpy(random(batch, 2, 3, 4)))
+        assert tuple(result.shape) == (batch, 5)
+        result.square().sum().backward()
+        optimizer.step()
+    after = module.values()
+    assert set(after) == ({"k", "w", "g", "b"} | ({"s", "m", "v"} if choices else set()))
+    assert all(np.abs(after[name] - before[name]).max() > 0 for name in after)
+
+
+def test_a_weight_that_nothing_needs_waits_for_no_gradient() -> None:
+    pruned = np.where(np.abs(W) < 0.7, 0, W).astype(np.float32)
+    model = build("(float[n, 4] x) => (float[n, 4] y) { y = MatMul(x, w)  z = MatMul(x, v)  u = MatMul(x, t) }", w=W, v=W, t=pruned)
+    module = GraphModule(mark_sparse(model, "t"))
+    assert {name: parameter.requires_grad for name, parameter in module.weights().items()} == {"w": True, "v": False, "t": False}
+    train(module, OPTIMIZERS["adamw"], random(8, 4))
+    assert module.values()["v"].tobytes() == W.tobytes()
+    assert (module.values()["w"] != W).all()

@@ -9,18 +9,18 @@ from torch import Tensor
 from runtime.torch_bridge.registry import Function, Node, operator, scalar
 
 
-@operator("Relu", since=6)
+@operator("Relu", since=1)
 def relu(node: Node) -> Function:
     return torch.relu
 
 
-@operator("LeakyRelu", since=6)
+@operator("LeakyRelu", since=1)
 def leaky_relu(node: Node) -> Function:
     alpha = node.number("alpha", 0.01)
     return lambda x: F.leaky_relu(x, alpha)
 
 
-@operator("PRelu", since=9)
+@operator("PRelu", since=7)
 def prelu(node: Node) -> Function:
     return lambda x, slope: torch.where(x < 0, x * slope, x)
 
@@ -31,13 +31,13 @@ def thresholded_relu(node: Node) -> Function:
     return lambda x: F.threshold(x, alpha, 0.0)
 
 
-@operator("Elu", since=6)
+@operator("Elu", since=1)
 def elu(node: Node) -> Function:
     alpha = node.number("alpha", 1.0)
     return lambda x: F.elu(x, alpha)
 
 
-@operator("Selu", since=6)
+@operator("Selu", since=1)
 def selu(node: Node) -> Function:
     alpha, gamma = node.number("alpha", 1.67326319217681884765625), node.number("gamma", 1.05070102214813232421875)
     return lambda x: gamma * F.elu(x, alpha)
@@ -49,7 +49,7 @@ def celu(node: Node) -> Function:
     return lambda x: F.celu(x, alpha)
 
 
-@operator("HardSigmoid", since=6)
+@operator("HardSigmoid", since=1)
 def hard_sigmoid(node: Node) -> Function:
     alpha, beta = node.number("alpha", 0.2), node.number("beta", 0.5)
     return lambda x: (alpha * x + beta).clamp(0.0, 1.0)
@@ -87,6 +87,34 @@ def swish(node: Node) -> Function:
     return lambda x: x * torch.sigmoid(alpha * x)
 
 
+@operator("PRelu", since=1)
+def prelu_1(node: Node) -> Function:
+    """Before opset 7 a vector of slopes is one per channel."""
+
+    def run(x: Tensor, slope: Tensor) -> Tensor:
+        return torch.where(x < 0, x * (slope if slope.numel() == 1 else slope.reshape([-1] + [1] * (x.dim() - 2))), x)
+
+    return run
+
+
+@operator("Shrink", since=9)
+def shrink(node: Node) -> Function:
+    bias, limit = node.number("bias", 0.0), node.number("lambd", 0.5)
+    return lambda x: torch.where(x < -limit, x + bias, torch.where(x > limit, x - bias, torch.zeros_like(x)))
+
+
+@operator("SwiGLU", since=28)
+def swiglu(node: Node) -> Function:
+    alpha = node.number("alpha", 1.0)
+    return lambda gate, value: gate * torch.sigmoid(alpha * gate) * value
+
+
+@operator("Clip", since=1)
+def clip_1(node: Node) -> Function:
+    low, high = node.attributes.get("min"), node.attributes.get("max")
+    return lambda x: x if low is None and high is None else torch.clamp(x, low, high)
+
+
 @operator("Clip", since=11, numbers=(1, 2))
 def clip(node: Node) -> Function:
     def run(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
@@ -113,6 +141,11 @@ def _along_axis(softmax: Callable[[Tensor, int], Tensor]) -> Callable[[Node], Fu
     return build
 
 
-for _name, _softmax in {"Softmax": torch.softmax, "LogSoftmax": torch.log_softmax}.items():
+def _hardmax(x: Tensor, axis: int) -> Tensor:
+    return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1)
+
+
+_ALONG_AXIS: dict[str, Callable[[Tensor, int], Tensor]] = {"Hardmax": _hardmax, "LogSoftmax": torch.log_softmax, "Softmax": torch.softmax}
+for _name, _softmax in _ALONG_AXIS.items():
     operator(_name, since=1)(_flattened(_softmax))
     operator(_name, since=13)(_along_axis(_softmax))

@@ -46,9 +46,15 @@ def size_of(node: Node) -> Function:
 
 @operator("Range", since=11, numbers=(0, 1, 2))
 def range_(node: Node) -> Function:
-    known = next((value for value in node.constants if value is not None), None)
-    dtype = torch.int64 if known is None else known.dtype
-    return lambda start, limit, delta: torch.arange(scalar(start), scalar(limit), scalar(delta), dtype=dtype)
+    element = next((element for element in node.elements if element), 0)
+    declared = torch_type(element) if element else next((value.dtype for value in node.constants if value is not None), None)
+
+    def run(start: Any, limit: Any, delta: Any) -> Tensor:
+        start, limit, delta = scalar(start), scalar(limit), scalar(delta)
+        fallback = torch.float32 if isinstance(start, float) else torch.int64
+        return torch.arange(start, max(start, limit) if delta > 0 else min(start, limit), delta, dtype=declared or fallback)
+
+    return run
 
 
 @operator("Cast", since=6)

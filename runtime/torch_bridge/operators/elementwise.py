@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.torch_bridge.registry import Function, Node, RefusedError, operator, scalar
+from runtime.torch_bridge.arrays import WIDENED
+from runtime.torch_bridge.registry import Builder, Function, Node, RefusedError, operator, scalar
 
 _ONE_ARGUMENT: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs,
@@ -17,7 +18,6 @@ _ONE_ARGUMENT: dict[str, Callable[[Tensor], Tensor]] = {
     "Asinh": torch.asinh,
     "Atan": torch.atan,
     "Atanh": torch.atanh,
-    "BitwiseNot": torch.bitwise_not,
     "Ceil": torch.ceil,
     "Cos": torch.cos,
     "Cosh": torch.cosh,
@@ -42,6 +42,9 @@ _ONE_ARGUMENT: dict[str, Callable[[Tensor], Tensor]] = {
 _TWO_ARGUMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Add": torch.add,
     "And": torch.logical_and,
+    "BitwiseAnd": torch.bitwise_and,
+    "BitwiseOr": torch.bitwise_or,
+    "BitwiseXor": torch.bitwise_xor,
     "Equal": torch.eq,
     "Greater": torch.gt,
     "GreaterOrEqual": torch.ge,
@@ -63,13 +66,28 @@ def _folded(function: Callable[[Tensor, Tensor], Tensor]) -> Function:
     return lambda *tensors: functools.reduce(function, tensors)
 
 
-for _name, _function in {**_ONE_ARGUMENT, **_TWO_ARGUMENTS}.items():
-    operator(_name, since=7)(_always(_function))
-for _name, _function in _ANY_NUMBER.items():
-    operator(_name, since=8)(_always(_folded(_function)))
+def _aligned(build: Builder) -> Builder:
+    """Before opset 7: the dimensions of the second operand are those of the first from `axis` on."""
+
+    def aligned(node: Node) -> Function:
+        function, axis = build(node), node.attributes.get("axis")
+        if axis is None:
+            return function
+        return lambda a, b: function(a, b.reshape(b.shape + (1,) * (a.dim() - axis % a.dim() - b.dim())))
+
+    return aligned
 
 
-@operator("Mean", since=8)
+for _name, _one in _ONE_ARGUMENT.items():
+    operator(_name, since=1)(_always(_one))
+for _name, _two in _TWO_ARGUMENTS.items():
+    operator(_name, since=1)(_aligned(_always(_two)))
+    operator(_name, since=7)(_always(_two))
+for _name, _two in _ANY_NUMBER.items():
+    operator(_name, since=1)(_always(_folded(_two)))
+
+
+@operator("Mean", since=1)
 def mean(node: Node) -> Function:
     return lambda *tensors: functools.reduce(torch.add, tensors) / len(tensors)
 
@@ -82,6 +100,13 @@ def div(node: Node) -> Function:
 @operator("Mod", since=10)
 def mod(node: Node) -> Function:
     return torch.fmod if node.integer("fmod") else torch.remainder
+
+
+@operator("BitwiseNot", since=18)
+def bitwise_not(node: Node) -> Function:
+    if not node.elements[0] or node.elements[0] in WIDENED:
+        raise RefusedError("of a type that PyTorch lacks or that the model does not declare")
+    return torch.bitwise_not
 
 
 @operator("Pow", since=7)
@@ -106,8 +131,31 @@ def where(node: Node) -> Function:
     return torch.where
 
 
+for _name, _build in {"Div": div, "Pow": power}.items():
+    operator(_name, since=1)(_aligned(_build))
+
+
+def _cumulative(node: Node, function: Callable[..., Tensor], neutral: float) -> Function:
+    exclusive, reverse = node.integer("exclusive"), node.integer("reverse")
+
+    def run(x: Tensor, axis: Any) -> Tensor:
+        where = scalar(axis)
+        if reverse:
+            x = x.flip(where)
+        result = function(x, where, dtype=x.dtype)
+        if exclusive:
+            first = torch.full_like(x.narrow(where, 0, min(1, x.shape[where])), neutral)
+            result = torch.cat([first, result.narrow(where, 0, max(x.shape[where] - 1, 0))], where)
+        return result.flip(where) if reverse else result
+
+    return run
+
+
 @operator("CumSum", since=11, numbers=(1,))
 def cumsum(node: Node) -> Function:
-    if node.integer("exclusive") or node.integer("reverse"):
-        raise RefusedError("with exclusive or reverse")
-    return lambda x, axis: torch.cumsum(x, scalar(axis))
+    return _cumulative(node, torch.cumsum, 0)
+
+
+@operator("CumProd", since=26, numbers=(1,))
+def cumprod(node: Node) -> Function:
+    return _cumulative(node, torch.cumprod, 1)

@@ -12,7 +12,7 @@ def matmul(node: Node) -> Function:
     return torch.matmul
 
 
-@operator("Gemm", since=7)
+@operator("Gemm", since=1)
 def gemm(node: Node) -> Function:
     alpha, beta = node.number("alpha", 1.0), node.number("beta", 1.0)
     transpose_a, transpose_b = node.integer("transA"), node.integer("transB")
@@ -27,6 +27,11 @@ def gemm(node: Node) -> Function:
         return alpha * (a @ b) if c is None else torch.addmm(c, a, b, beta=beta, alpha=alpha)
 
     return run
+
+
+@operator("Det", since=11)
+def det(node: Node) -> Function:
+    return torch.linalg.det
 
 
 @operator("Einsum", since=12)

@@ -1,37 +1,28 @@
 """Normalization layers, as at inference, and Dropout, which does nothing then."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from runtime.torch_bridge.arrays import HALVES
 from runtime.torch_bridge.registry import Function, Node, RefusedError, operator
 
 
-@operator("BatchNormalization", since=9)
-def batch_normalization(node: Node) -> Function:
-    if node.used > 1 or node.integer("training_mode"):
-        raise RefusedError("in training mode")
-    epsilon = node.number("epsilon", 1e-5)
-
-    def run(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
-
-    return run
-
-
-@operator("InstanceNormalization", since=6)
+@operator("InstanceNormalization", since=1)
 def instance_normalization(node: Node) -> Function:
     epsilon = node.number("epsilon", 1e-5)
-    return lambda x, scale, bias: F.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
+    return lambda x, scale, bias: _group_norm(x, x.shape[1], scale, bias, epsilon)  # one group per channel
 
 
 @operator("LayerNormalization", since=17)
 def layer_normalization(node: Node) -> Function:
-    if node.used > 1:
-        raise RefusedError("with mean or deviation as outputs")
     axis, epsilon = node.integer("axis", -1), node.number("epsilon", 1e-5)
 
-    def run(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    def run(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Any:
+        if node.used > 1:
+            return _with_statistics(x, scale, bias, tuple(range(axis % x.dim(), x.dim())), epsilon)
         shape = x.shape[axis:]
         if scale.shape == shape and (bias is None or bias.shape == shape):
             return F.layer_norm(x, shape, scale, bias, epsilon)
@@ -41,13 +32,41 @@ def layer_normalization(node: Node) -> Function:
     return run
 
 
+def _group_norm(x: Tensor, groups: int, scale: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    """Not torch.nn.functional's, which refuses groups of a single value.
+
+    The backward pass of PyTorch 2.13 crashes for channels-last input that needs no gradient itself.
+    """
+    return torch.group_norm(x if x.requires_grad else x.contiguous(), groups, scale, bias, epsilon)
+
+
+def _with_statistics(x: Tensor, scale: Tensor, bias: Tensor | None, axes: tuple[int, ...], epsilon: float) -> tuple[Tensor, ...]:
+    """LayerNormalization's three outputs: the result, the mean, and one over the deviation."""
+    wide = x.float() if x.dtype in HALVES else x
+    variance, mean = torch.var_mean(wide, axes, correction=0, keepdim=True)
+    inverse = torch.rsqrt(variance + epsilon)
+    result = ((wide - mean) * inverse).to(x.dtype) * scale
+    return result if bias is None else result + bias, mean, inverse
+
+
+@operator("MeanVarianceNormalization", since=9)
+def mean_variance_normalization(node: Node) -> Function:
+    axes = tuple(node.integers("axes") or (0, 2, 3))
+
+    def run(x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+        return (x - mean) / (variance.sqrt() + 1e-9)
+
+    return run
+
+
 @operator("RMSNormalization", since=23)
 def rms_normalization(node: Node) -> Function:
     axis, epsilon = node.integer("axis", -1), node.number("epsilon", 1e-5)
 
     def run(x: Tensor, scale: Tensor) -> Tensor:
-        axes = tuple(range(axis % x.dim(), x.dim()))
-        return x * torch.rsqrt(x.square().mean(axes, keepdim=True) + epsilon) * scale
+        axes, wide = tuple(range(axis % x.dim(), x.dim())), x.float() if x.dtype in HALVES else x  # squares leave the range of float16
+        return (wide * torch.rsqrt(wide.square().mean(axes, keepdim=True) + epsilon)).to(x.dtype) * scale
 
     return run
 
@@ -59,7 +78,7 @@ def _grouped(node: Node, per_group: bool) -> Function:
         if per_group:
             channels = x.shape[1] // groups
             scale, bias = scale.repeat_interleave(channels), bias.repeat_interleave(channels)
-        return F.group_norm(x, groups, scale, bias, epsilon)
+        return _group_norm(x, groups, scale, bias, epsilon)
 
     return run
 
@@ -90,6 +109,13 @@ def local_response_normalization(node: Node) -> Function:
 def lp_normalization(node: Node) -> Function:
     axis, order = node.integer("axis", -1), node.integer("p", 2)
     return lambda x: F.normalize(x, p=order, dim=axis)
+
+
+@operator("Dropout", since=1)
+def dropout_1(node: Node) -> Function:
+    if node.opset < 7 and not node.integer("is_test"):
+        raise RefusedError("in training mode")
+    return dropout(node)
 
 
 @operator("Dropout", since=7)

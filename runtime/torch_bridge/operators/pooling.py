@@ -1,5 +1,6 @@
 """MaxPool, AveragePool and the global pools, in one, two or three dimensions."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,32 +28,101 @@ def _padded(x: Tensor, shape: Window, value: float) -> Tensor:
 
 @operator("MaxPool", since=1)
 def max_pool(node: Node) -> Function:
-    if node.used > 1:
-        raise RefusedError("with indices")
-    shape = window(node, node.integers("kernel_shape") or [])
+    shape = _pool_window(node)
     pool = _MAX[len(shape.kernel)]
+    if node.used > 1:
+        return _with_indices(node, shape, pool)
     if _native(shape):
         return lambda x: pool(x, shape.kernel, shape.strides, shape.before, shape.dilations)
-    return lambda x: pool(_padded(x, shape, -torch.inf), shape.kernel, shape.strides, 0, shape.dilations)
+    return lambda x: pool(_padded(x, shape, _lowest(x)), shape.kernel, shape.strides, 0, shape.dilations)
 
 
-@operator("AveragePool", since=7)
+def _lowest(x: Tensor) -> float:
+    return -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
+
+
+def _with_indices(node: Node, shape: Window, pool: Any) -> Function:
+    """The maxima, and where each is in the flattened input: ONNX counts over the whole tensor, PyTorch over one padded channel."""
+    column_major = node.integer("storage_order")
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        padded = _padded(x, shape, _lowest(x))
+        result, found = pool(padded, shape.kernel, shape.strides, 0, shape.dilations, return_indices=True)
+        sizes, place = list(x.shape[2:]), torch.zeros_like(found)
+        steps = [math.prod(sizes[:axis] if column_major else sizes[axis + 1 :]) for axis in range(len(sizes))]
+        for axis in reversed(range(len(sizes))):
+            place += (found % padded.shape[axis + 2] - shape.padding(axis, sizes[axis])[0]) * steps[axis]
+            found = found // padded.shape[axis + 2]
+        planes = torch.arange(math.prod(x.shape[:2]), device=x.device).reshape(list(x.shape[:2]) + [1] * len(sizes))
+        return result, place + planes * math.prod(sizes)
+
+    return run
+
+
+@operator("MaxUnpool", since=9, numbers=(2,))
+def max_unpool(node: Node) -> Function:
+    shape = _pool_window(node)
+    pads = shape.pads or []
+
+    def run(x: Tensor, indices: Tensor, wanted: list[int] | None = None) -> Tensor:
+        full = list(x.shape[:2])
+        for axis, size in enumerate(x.shape[2:]):
+            full.append((size - 1) * shape.strides[axis] + shape.kernel[axis] - pads[axis] - pads[axis + len(shape.kernel)])
+        result = x.new_zeros(math.prod(full)).scatter(0, indices.flatten(), x.flatten()).reshape(full)
+        behind = [] if wanted is None else [(0, want - have) for want, have in zip(wanted, full, strict=True)]
+        return F.pad(result, torch_padding(behind)) if behind else result
+
+    return run
+
+
+def _pool_window(node: Node) -> Window:
+    kernel = node.integers("kernel_shape") or []
+    if len(kernel) not in _MAX:
+        raise RefusedError(f"in {len(kernel)} dimensions")
+    return window(node, kernel)
+
+
+@operator("AveragePool", since=1)
 def average_pool(node: Node) -> Function:
-    shape = window(node, node.integers("kernel_shape") or [])
+    shape = _pool_window(node)
     pool = _AVERAGE[len(shape.kernel)]
     with_padding = bool(node.integer("count_include_pad"))
     if _native(shape) and set(shape.dilations) == {1}:
         return lambda x: pool(x, shape.kernel, shape.strides, shape.before, False, with_padding)
 
     def run(x: Tensor) -> Tensor:
-        total = _padded(x, shape, 0.0)
+        total = _window_sums(x, shape)
         for axis, size in enumerate(x.shape[2:]):
-            total = _sum_of_taps(total, axis, shape, shape.count(axis, size))
             taps = x.new_tensor(_tap_counts(shape, axis, size, with_padding))
             total = total / taps.reshape([-1] + [1] * (len(shape.kernel) - axis - 1))
         return total
 
     return run
+
+
+@operator("LpPool", since=2)
+def lp_pool(node: Node) -> Function:
+    shape, order = _pool_window(node), node.integer("p", 2)
+    return lambda x: _root(_window_sums(x.abs() ** order, shape), order)
+
+
+@operator("GlobalLpPool", since=2)
+def global_lp_pool(node: Node) -> Function:
+    order = node.integer("p", 2)
+    return lambda x: torch.linalg.vector_norm(x, order, tuple(range(2, x.dim())), keepdim=True)
+
+
+def _root(x: Tensor, order: int) -> Tensor:
+    """The root, with gradient 0 instead of infinity at 0."""
+    return torch.where(x > 0, torch.where(x > 0, x, 1) ** (1 / order), 0)
+
+
+def _window_sums(x: Tensor, shape: Window) -> Tensor:
+    """The sum over each window, zeros outside the input."""
+    total = _padded(x, shape, 0.0)
+    for axis, size in enumerate(x.shape[2:]):
+        total = _sum_of_taps(total, axis, shape, shape.count(axis, size))
+    return total
 
 
 def _sum_of_taps(x: Tensor, axis: int, shape: Window, count: int) -> Tensor:

@@ -1,11 +1,18 @@
 """QuantizeLinear and DequantizeLinear, trained straight through.
 
 QuantizeLinear gives whole numbers in a float tensor, so that a gradient can pass: that of x / scale where the result is within the
-type's range, 0 where it was cut off (straight-through estimator; Jacob et al., CVPR 2018, section 3). Scales and zero-points are
-not trained.
+type's range, 0 where it was cut off (straight-through estimator; Jacob et al., CVPR 2018, section 3). Zero-points are not trained.
+
+A scale is trained if the module gives the node a `Pace` (`learn_scales`): Esser et al., "Learned Step Size Quantization", ICLR 2020. The
+two nodes of a pair have these gradients of their results q and y, whose sum for y is the paper's equation 3, and 5 for x:
+
+    dq/dscale = -x / scale^2 inside the range, else 0       dy/dscale = q - zero-point       dq/dx = 1 / scale inside, else 0
+
+both times 1 / sqrt(N Q), N being the values of one sample that share the scale, and Q the largest whole number (section 2.2).
 """
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import onnx
 import torch
@@ -24,6 +31,36 @@ _RANGES: dict[int, Bounds] = {
     _T.INT16: (-32768, 32767),
     _T.UINT16: (0, 65535),
 }
+
+
+class Pace(NamedTuple):
+    """How a scale learns: the largest whole number, and whether the first axis of what is quantized counts samples."""
+
+    largest: int
+    batched: bool
+
+    def __call__(self, spread: Tensor, x: Tensor, scales: int) -> Tensor:
+        """The `scales` that are spread over x, with their gradient times 1 / sqrt(N Q)."""
+        samples = x.shape[0] if self.batched and x.dim() else 1
+        values = x.numel() / max(samples * scales, 1)
+        paced: Tensor = _Paced.apply(spread, 1 / math.sqrt(max(values, 1) * self.largest))
+        return paced
+
+
+def largest(element: int) -> int:
+    """The largest whole number of an ONNX element type to quantize to; of UINT8, the default, for a type that is not known."""
+    return _RANGES.get(element, _RANGES[_T.UINT8])[1]
+
+
+class _Paced(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return scale.view_as(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0] * ctx.factor, None
 
 
 class _Quantize(torch.autograd.Function):
@@ -48,6 +85,28 @@ class _Quantize(torch.autograd.Function):
             whole = (x / scale).round_() + (0 if zero is None else zero)
             inside = gradients[0] * ((whole >= low) & (whole <= high))
         return inside / scale, None, None, None, None
+
+
+class _Learned(torch.autograd.Function):
+    """The same with a gradient for the scale. Inside the range is what lies between its ends before it is rounded, as in the paper."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor | None, bounds: Bounds) -> Tensor:
+        ctx.save_for_backward(x, scale, zero)
+        ctx.bounds = bounds
+        whole = (x / scale).round_()
+        if zero is not None:
+            whole.add_(zero)
+        return whole.clamp_(*bounds)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        x, scale, zero = ctx.saved_tensors
+        low, high = ctx.bounds
+        ratio = x / scale
+        place = ratio if zero is None else ratio + zero
+        inside = torch.where((place > low) & (place < high), gradients[0], 0) / scale
+        return inside, -(inside * ratio).sum_to_size(scale.shape), None, None
 
 
 def _spread(parameter: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
@@ -79,10 +138,15 @@ def quantize_linear(node: Node) -> Function:
     if scale_constant is not None and scale_constant.numel() == 1 and centred:
         cut = (low - 0.5) * scale_constant.item(), (high + 0.5) * scale_constant.item()
 
-    def run(x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    def run(x: Tensor, scale: Tensor, zero: Tensor | None = None, pace: Pace | None = None) -> Tensor:
         wide = x.dtype if x.dtype == torch.float64 else torch.float32
         shift = None if centred or zero is None else _spread(zero, x, axis, block).to(wide)
-        whole: Tensor = _Quantize.apply(x.to(wide), _spread(scale, x, axis, block).to(wide), shift, (low, high), cut)
+        step = _spread(scale, x, axis, block).to(wide)
+        whole: Tensor
+        if pace is None:
+            whole = _Quantize.apply(x.to(wide), step, shift, (low, high), cut)
+        else:
+            whole = _Learned.apply(x.to(wide), pace(step, x, scale.numel()), shift, (low, high))
         return whole
 
     return run
@@ -93,11 +157,14 @@ def dequantize_linear(node: Node) -> Function:
     axis, block, centred = node.integer("axis", 1), node.integer("block_size"), _none_if_zero(node)
     dtype = torch_type(node.integer("output_dtype")) if node.integer("output_dtype") else None
 
-    def run(x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    def run(x: Tensor, scale: Tensor, zero: Tensor | None = None, pace: Pace | None = None) -> Tensor:
         wide = scale.dtype if scale.dtype == torch.float64 else torch.float32
         whole = x.to(wide)
         if not centred and zero is not None:
             whole = whole - _spread(zero, x, axis, block).to(wide)
-        return (whole * _spread(scale, x, axis, block)).to(dtype or scale.dtype)
+        step = _spread(scale, x, axis, block)
+        if pace is not None:
+            step = pace(step.to(wide), x, scale.numel())
+        return (whole * step).to(dtype or scale.dtype)
 
     return run

@@ -1,6 +1,8 @@
 """Reductions over axes given as an attribute, or from some opset on as an input."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,18 +18,47 @@ def _product(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     return x
 
 
+def _extreme(function: Reduce, highest: bool) -> Reduce:
+    """`function`, which PyTorch does not define on no elements, where ONNX gives the least or greatest value of the type."""
+
+    def run(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
+        if x.numel():
+            return function(x, axes, keep)
+        if x.dtype.is_floating_point:
+            value: Any = torch.inf if highest else -torch.inf
+        elif x.dtype == torch.bool:
+            value = highest
+        else:
+            value = torch.iinfo(x.dtype).max if highest else torch.iinfo(x.dtype).min
+        return torch.full_like(_sum(x, axes, keep), value)
+
+    return run
+
+
+def _mean(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
+    if x.is_floating_point():
+        return x.mean(axes, keepdim=keep)
+    return torch.div(_sum(x, axes, keep), math.prod(x.shape[axis] for axis in axes), rounding_mode="trunc")
+
+
+def _norm(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
+    if x.is_floating_point():
+        return torch.linalg.vector_norm(x, 2, axes, keep)  # its gradient at zero is 0, that of a square root is infinite
+    return _sum(x.square(), axes, keep).sqrt().to(x.dtype)
+
+
 def _sum(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     return x.sum(axes, keepdim=keep, dtype=x.dtype)
 
 
 _REDUCTIONS: dict[str, Reduce] = {
-    "ReduceMean": lambda x, axes, keep: x.mean(axes, keepdim=keep),
+    "ReduceMean": _mean,
     "ReduceSum": _sum,
-    "ReduceMax": lambda x, axes, keep: x.amax(axes, keepdim=keep),
-    "ReduceMin": lambda x, axes, keep: x.amin(axes, keepdim=keep),
+    "ReduceMax": _extreme(lambda x, axes, keep: x.amax(axes, keepdim=keep), highest=False),
+    "ReduceMin": _extreme(lambda x, axes, keep: x.amin(axes, keepdim=keep), highest=True),
     "ReduceProd": _product,
     "ReduceL1": lambda x, axes, keep: _sum(x.abs(), axes, keep),
-    "ReduceL2": lambda x, axes, keep: _sum(x.square(), axes, keep).sqrt(),
+    "ReduceL2": _norm,
     "ReduceSumSquare": lambda x, axes, keep: _sum(x.square(), axes, keep),
     "ReduceLogSum": lambda x, axes, keep: _sum(x, axes, keep).log(),
     "ReduceLogSumExp": lambda x, axes, keep: torch.logsumexp(x, axes, keepdim=keep),
@@ -48,7 +79,7 @@ def _with_axes_as_input(reduce: Reduce) -> Callable[[Node], Function]:
 
         def run(x: Tensor, axes: list[int] | None = None) -> Tensor:
             if not axes and unless_given:
-                return x
+                return reduce(x.unsqueeze(-1), (-1,), False)  # over sets of one value
             return reduce(x, tuple(axes or range(x.dim())), keep)
 
         return run

@@ -11,6 +11,12 @@ from runtime.torch_bridge.operators.window import torch_padding
 from runtime.torch_bridge.registry import Function, Node, operator, scalar
 
 
+@operator("Reshape", since=1)
+def reshape_1(node: Node) -> Function:
+    run, shape = reshape(node), node.integers("shape")
+    return lambda x: run(x, shape)
+
+
 @operator("Reshape", since=5, numbers=(1,))
 def reshape(node: Node) -> Function:
     copy_zeros = not node.integer("allowzero")
@@ -72,9 +78,9 @@ def unsqueeze(node: Node) -> Function:
     return _unsqueezed
 
 
-@operator("Concat", since=4)
+@operator("Concat", since=1)
 def concat(node: Node) -> Function:
-    axis = node.integer("axis")
+    axis = node.integer("axis", 1)
     return lambda *tensors: torch.cat(tensors, axis)
 
 
@@ -98,19 +104,33 @@ def split(node: Node) -> Function:
     return run
 
 
+@operator("Slice", since=1)
+def slice_1(node: Node) -> Function:
+    run, starts, ends, axes = slice_(node), node.integers("starts"), node.integers("ends"), node.integers("axes")
+    return lambda x: run(x, starts, ends, axes)
+
+
 @operator("Slice", since=10, numbers=(1, 2, 3, 4))
 def slice_(node: Node) -> Function:
     def run(x: Tensor, starts: list[int], ends: list[int], axes: list[int] | None = None, steps: list[int] | None = None) -> Tensor:
         ranges = zip(starts, ends, axes or range(len(starts)), steps or [1] * len(starts), strict=True)
         for start, end, axis, step in ranges:
             if step > 0:
-                x = x[(slice(None),) * (axis % x.dim()) + (slice(start, end, step),)]
+                size = x.shape[axis]  # exporters write "to the end" as the largest integer, of which PyTorch warns
+                x = x[(slice(None),) * (axis % x.dim()) + (slice(max(start, -size), min(end, size), step),)]
             else:
                 chosen = range(*slice(start, end, step).indices(x.shape[axis]))
                 x = x.index_select(axis, torch.tensor(list(chosen), dtype=torch.int64, device=x.device))
         return x
 
     return run
+
+
+@operator("Pad", since=1)
+def pad_1(node: Node) -> Function:
+    run, value = pad(node), node.number("value", 0.0)
+    pads = node.integers("pads") or node.integers("paddings")
+    return lambda x: run(x, pads, value)
 
 
 @operator("Pad", since=11, numbers=(1, 2, 3))
@@ -146,6 +166,21 @@ def _blocks(x: Tensor, sizes: list[int], order: tuple[int, ...], result: list[in
     return x.reshape(sizes).permute(order).reshape(result)
 
 
+@operator("CenterCropPad", since=18, numbers=(1,))
+def center_crop_pad(node: Node) -> Function:
+    given = node.integers("axes")
+
+    def run(x: Tensor, shape: list[int]) -> Tensor:
+        sides = [(0, 0)] * x.dim()
+        for axis, want in zip(range(x.dim()) if given is None else given, shape, strict=True):
+            missing = abs(want - x.shape[axis])
+            side = missing // 2, missing - missing // 2
+            sides[axis] = side if want > x.shape[axis] else (-side[0], -side[1])
+        return F.pad(x, torch_padding(sides))
+
+    return run
+
+
 @operator("DepthToSpace", since=1)
 def depth_to_space(node: Node) -> Function:
     block = node.integer("blocksize")
@@ -164,10 +199,13 @@ def depth_to_space(node: Node) -> Function:
 @operator("SpaceToDepth", since=1)
 def space_to_depth(node: Node) -> Function:
     block = node.integer("blocksize")
+    column_first = node.text("mode", "DCR") == "CRD"
 
     def run(x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         h, w = h // block, w // block
+        if column_first:
+            return _blocks(x, [n, c, h, block, w, block], (0, 1, 3, 5, 2, 4), [n, c * block * block, h, w])
         return _blocks(x, [n, c, h, block, w, block], (0, 3, 5, 1, 2, 4), [n, c * block * block, h, w])
 
     return run
