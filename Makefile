@@ -37,6 +37,9 @@ benchmarks: .venv/ready
 	$(BIN)/python benchmarks/resnet20_int8.py
 	$(BIN)/python benchmarks/deep_compression.py
 	$(BIN)/python benchmarks/pack.py
+	$(BIN)/python benchmarks/bridge_coverage.py
+	$(BIN)/python benchmarks/checkpointing.py
+	$(BIN)/python benchmarks/retrain.py
 
 clean:
 	rm -rf .venv build

@@ -7,29 +7,22 @@ Trains on the whole training set and reports the 10,000 test images. Settings we
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "models")]
-import datasets
+from sets import ROOT, data_file, optimize, seeded
 
 from optimizer.recipe import Recipe, load_recipe
-from passes.registry import find
 
-SCALES = {"mnist": "scale=1/255", "cifar10": "mean=125.3,123.0,113.9 std=63.0,62.1,66.7"}
 FLOORS = {
     "lenet300-mnist": "at least 110x, error at most 1.60 %",
     "lenet5-mnist": "at least 200x, error at most 0.80 %",
     "resnet20-cifar10": "at least 20x, error at most 0.50 points more",
 }
-GATE_FAILED = 3
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for network in options.networks:
-        data = _data(network.split("-")[1], options)
+        data = data_file(network.split("-")[1], options.out, options.data_dir, options.holdout)
         recipe = load_recipe(options.recipe or ROOT / "models" / network / "smallest.toml")
         model = options.model or ROOT / "models" / network / "model.onnx"
         results = [_run(model, recipe, data, seed, options.out / f"{network}-{seed}") for seed in options.seeds]
@@ -70,40 +63,10 @@ def main() -> None:
     print("\n".join(rows))
 
 
-def _data(name: str, options: argparse.Namespace) -> Path:
-    """An .npz with parts `train` and `eval`, images uint8 [N, C, H, W], written once."""
-    path = Path(options.out / f"{name}-{options.holdout}.npz")
-    if path.exists():
-        return path
-    images, labels = datasets.load(name, "train", options.data_dir)
-    if options.holdout:
-        held, held_labels = images[-options.holdout :], labels[-options.holdout :]
-        images, labels = images[: -options.holdout], labels[: -options.holdout]
-    else:
-        held, held_labels = datasets.load(name, "test", options.data_dir)
-    arrays = {"train/image": _planes(images), "train/labels": labels, "eval/image": _planes(held), "eval/labels": held_labels}
-    np.savez(path, **arrays)
-    return path
-
-
-def _planes(images: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2))
-
-
 def _run(model: Path, recipe: Recipe, data: Path, seed: int, out: Path) -> Result:
     """One `optimize` command; every step that takes a seed gets this one."""
-    steps = [
-        replace(step, options={**step.options, "seed": seed}) if hasattr(find(step.name).Config, "seed") else step for step in recipe.steps
-    ]
-    command = [sys.executable, "-m", "optimizer", str(model), "--passes", ", ".join(map(str, steps)), "--target", "onnx,pack"]
-    command += ["--train", f"{data}:train", "--eval", f"{data}:eval", "--preprocess", SCALES[data.stem.split("-")[0]]]
-    for gate in recipe.gates:
-        command += ["--gate", gate]
     started = time.perf_counter()
-    run = subprocess.run([*command, "--no-latency", "--json", "--out", str(out)], cwd=ROOT, stdout=subprocess.PIPE, check=False)
-    if run.returncode not in (0, GATE_FAILED):
-        raise SystemExit(f"{out.name}: optimize ended with exit code {run.returncode}")
-    record = json.loads(run.stdout)
+    record = optimize(model, seeded(recipe, seed), data, out, "--target", "onnx,pack", gates=recipe.gates)
     last = out / record["steps"][-1]["file"]
     packed = out / "packed.lathe"
     subprocess.run([sys.executable, "-m", "optimizer", "pack", str(last), "-o", str(packed)], cwd=ROOT, check=True)

@@ -13,6 +13,8 @@ from lathe import UsageError
 from optimizer.report.record import StepRecord, _plain, step_from_json
 
 STATE = "run.json"
+TRAINING = "training.state"
+"""What a training step saves after every epoch (runtime/training/state.py)."""
 
 
 class Checkpoints:
@@ -22,6 +24,8 @@ class Checkpoints:
         self.folder = out / "steps"
         self.identity = dict(identity)
         self.done: list[tuple[StepRecord, str]] = []
+        self.resumed = False
+        self.training = self.folder / TRAINING
 
     def path(self, number: int, name: str) -> Path:
         return self.folder / f"{number:02d}-{name}.onnx"
@@ -29,6 +33,10 @@ class Checkpoints:
     def start(self) -> None:
         """Forgets an earlier run but for the steps that `resume` found: its checkpoints go, other files in the folder stay."""
         kept = {Path(record.file).name for record, _ in self.done}
+        if not self.resumed:
+            self.training.unlink(missing_ok=True)
+        for cut_off in self.folder.glob(f".{TRAINING}.*.tmp"):  # of a worker that was killed while it wrote
+            cut_off.unlink(missing_ok=True)
         for name in set(_state_files(self.folder)) - kept:
             (self.folder / name).unlink(missing_ok=True)
             (self.folder / f"{name}.data").unlink(missing_ok=True)
@@ -49,11 +57,13 @@ class Checkpoints:
             if not path.is_file() or file_hash(path) != entry["sha256"]:
                 break
             self.done.append((record, entry["sha256"]))
+        self.resumed = True
         return [record for record, _ in self.done]
 
     def add(self, record: StepRecord, path: Path) -> None:
         self.done.append((record, file_hash(path)))
         self._write()
+        self.training.unlink(missing_ok=True)
 
     def _write(self) -> None:
         steps = [{"record": _plain(vars(record)), "sha256": digest} for record, digest in self.done]

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         compiling = not arguments or arguments[0] not in COMMANDS
-        _complain("interrupted" + ("; finished steps are kept, the same command with --resume continues" if compiling else ""))
+        _complain("interrupted" + ("; finished steps and epochs are kept, the same command with --resume continues" if compiling else ""))
         return 130
     except BrokenPipeError:  # `optimize ... | head`
         sys.stderr.close()
@@ -77,6 +77,8 @@ def _compile(arguments: list[str]) -> int:
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="TOML file with passes, data, gates and targets; options override it")
     _add_data_options(parser)
     parser.add_argument("--retrain", metavar="FILE.py:FUNCTION", help="your own training code for the retrain pass")
+    parser.add_argument("--memory", metavar="SIZE", help="what activations may take in training, such as 2GiB; the rest is computed again")
+    parser.add_argument("--launch", metavar="ARGS", help='train in several processes or machines, by torchrun: "--nproc-per-node=2"')
     parser.add_argument("--gate", action="append", metavar="G", help='such as "top1 drop <= 0.5%%" or "size ratio >= 10"; may be repeated')
     parser.add_argument("--target", metavar="T", help="what to build, such as onnx,tensorrt-rtx (default onnx); see: optimize targets")
     parser.add_argument("--out", type=Path, default=Path("build"), metavar="DIR", help="folder for results (default build)")
@@ -86,11 +88,12 @@ def _compile(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the run record as JSON instead of tables")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--version", action="version", version=f"optimize {VERSION}")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(_attached(arguments, "--launch"))
 
     from optimizer import pipeline
     from optimizer.recipe import Recipe, load_recipe, override, parse_calls
     from optimizer.report import terminal
+    from optimizer.sizes import parse_bytes
     from optimizer.ui import Ui
 
     recipe = load_recipe(options.recipe) if options.recipe else Recipe()
@@ -100,6 +103,8 @@ def _compile(arguments: list[str]) -> int:
         gates=None if options.gate is None else tuple(options.gate),
         targets=None if options.target is None else parse_calls(options.target, "--target"),
         retrain=options.retrain,
+        launch=options.launch,
+        memory=None if options.memory is None else parse_bytes(options.memory, "--memory"),
         seed=options.seed,
         **_data_options(options),
     )
@@ -118,6 +123,15 @@ def _compile(arguments: list[str]) -> int:
     except (BrokenPipeError, SystemExit):  # `optimize ... | head`: rich exits with 1 there, but the gate's verdict is what counts
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's own flush at exit
     return record.exit_code
+
+
+def _attached(arguments: Sequence[str], name: str) -> list[str]:
+    """The arguments with `name VALUE` as `name=VALUE`: argparse would take a value that begins with - for an option."""
+    words = list(arguments)
+    while name in words[:-1]:
+        at = words.index(name)
+        words[at : at + 2] = [f"{name}={words[at + 1]}"]
+    return words
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:

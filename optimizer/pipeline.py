@@ -114,7 +114,7 @@ def _open(request: Request, ui: Ui, passes: list[Pass], gates: Sequence[Gate]) -
     """Reads model and data, and checks that every pass has what it needs."""
     model = model_file.load(request.model)
     roles = services.open_roles(request.recipe, model)
-    services.check_needs(passes, roles, request.recipe.retrain)
+    services.check_needs(passes, roles, request.recipe)
     record = RunRecord(version=VERSION, command=sys.argv[1:], model=_describe(request.model, model), data=roles.notes)
     record.warnings = model_file.warnings(model)
     for warning in record.warnings:
@@ -201,6 +201,7 @@ def _step(state: Run, index: int) -> None:
     started = time.perf_counter()
     if isinstance(state.context.trainer, TorchTrainer):
         state.context.trainer.step = state.titles[index]
+        state.context.trainer.state = state.checkpoints.training
     expected = ort.run(ort.session(state.file), state.feeds) if instance.lossless else {}
     try:
         after, report = apply_pass(instance, state.model, state.context)

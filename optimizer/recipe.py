@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lathe import UsageError, nearest
+from optimizer.sizes import parse_bytes
 from passes.base import Pass, configure
 from passes.registry import find
 
@@ -54,6 +55,10 @@ class Recipe:
     eval: str | None = None
     preprocess: str | None = None
     retrain: str | None = None
+    memory: int | None = None
+    """Bytes that activations may take in training."""
+    launch: str | None = None
+    """torchrun's arguments, if several processes train."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,7 +91,7 @@ def load_recipe(path: Path) -> Recipe:
         raise UsageError(f"{path}: cannot read the recipe ({getattr(error, 'strerror', None) or error})") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from error
-    _known(path, "", table, ("passes", "pass", "gate", "target", "retrain", "seed", "data"))
+    _known(path, "", table, ("passes", "pass", "gate", "target", "retrain", "memory", "launch", "seed", "data"))
     data = _typed(path, "data", table.get("data", {}), dict)
     _known(path, "data.", data, (*DATA_ROLES, "preprocess"))
     fields: dict[str, Any] = {key: _typed(path, f"data.{key}", value, str) for key, value in data.items()}
@@ -95,6 +100,10 @@ def load_recipe(path: Path) -> Recipe:
             fields[role] = _beside(path, fields[role])
     if "retrain" in table:
         fields["retrain"] = _beside(path, _typed(path, "retrain", table["retrain"], str))
+    if "memory" in table:
+        fields["memory"] = parse_bytes(_typed(path, "memory", table["memory"], str), f"{path}: memory")
+    if "launch" in table:
+        fields["launch"] = _typed(path, "launch", table["launch"], str)
     if "seed" in table:
         fields["seed"] = _typed(path, "seed", table["seed"], int)
     if "gate" in table:

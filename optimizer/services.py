@@ -14,6 +14,7 @@ from runtime.data import DataSource, model_classes, model_inputs, open_source, o
 from runtime.evaluate import OutputComparer
 from runtime.training import TorchTrainer, require_torch
 from runtime.training.hooks import hook_place
+from runtime.training.launch import parse_launch
 
 CALIBRATION_SAMPLES = 512
 NATURAL_REPEATS = 0.01
@@ -92,12 +93,14 @@ def _split_data(spec: str, whole: DataSource, roles: Roles, seed: int) -> None:
         raise UsageError("--data is given, but --train and --eval already name all the data; leave --data out")
 
 
-def check_needs(passes: list[Pass], roles: Roles, retrain: str | None) -> None:
+def check_needs(passes: list[Pass], roles: Roles, recipe: Recipe) -> None:
     """Raises before anything runs if a pass lacks its data, or PyTorch. DataError or UsageError name the pass and the option."""
-    if retrain is not None:
-        hook_place(retrain)
-        if not any("trainer" in instance.needs for instance in passes):
-            raise UsageError(f"--retrain {retrain}: no pass of the recipe retrains; add retrain to --passes, or leave --retrain out")
+    if recipe.retrain is not None:
+        hook_place(recipe.retrain)
+    if not any("trainer" in instance.needs for instance in passes):
+        for option, value in (("--retrain", recipe.retrain), ("--memory", recipe.memory), ("--launch", recipe.launch)):
+            if value is not None:
+                raise UsageError(f"{option} {value}: no pass of the recipe retrains; add retrain to --passes, or leave {option} out")
     for instance in passes:
         if {"calibrator", "runner"} & {*instance.needs} and roles.calibration is None:
             raise DataError(f"pass '{instance.name}' needs calibration data; give --data, --train or --calibration")
@@ -105,6 +108,8 @@ def check_needs(passes: list[Pass], roles: Roles, retrain: str | None) -> None:
             if roles.train is None:
                 raise DataError(f"pass '{instance.name}' needs training data; give --data or --train")
             require_torch()
+    if recipe.launch is not None:
+        parse_launch(recipe.launch)
 
 
 def make_context(
@@ -120,5 +125,6 @@ def make_context(
         calibrator = StreamingCalibrator(roles.calibration, limit=CALIBRATION_SAMPLES, progress=status)
         runner = OutputComparer(roles.calibration, limit=CALIBRATION_SAMPLES, progress=status)
     if roles.train is not None:
-        trainer = TorchTrainer(roles.train, teacher, hook=recipe.retrain, log=log, progress=status)
+        launch = None if recipe.launch is None else parse_launch(recipe.launch)
+        trainer = TorchTrainer(roles.train, teacher, hook=recipe.retrain, log=log, progress=status, memory=recipe.memory, launch=launch)
     return Context(calibrator=calibrator, trainer=trainer, runner=runner, progress=status)

@@ -5,7 +5,7 @@ The pipeline, not the pass, checks the contract (passes/contract.py), stamps cre
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, ClassVar, Protocol, Union, get_args, get_origin, get_type_hints
@@ -63,6 +63,9 @@ class Calibrator(Protocol):
 
     def statistics(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Mapping[str, TensorStatistics]: ...
 
+    def observe(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
+        """The values of these tensors, batch by batch, the same samples in the same order at every call."""
+
 
 class TrainResult(Protocol):
     """New values of initializers by name (same dtype and shape as before), and what the training measured."""
@@ -90,6 +93,11 @@ class Shaping(Protocol):
         Returns, by name, for the weights to be shaped: bool (weight where true, zero elsewhere, while the weight goes on changing), or
         float (these values until the next call); both shaped like the weight. A name left out goes unshaped.
         """
+
+    def state(self) -> Mapping[str, np.ndarray]:
+        """All that it has chosen so far: `restore` of it makes another instance go on alike."""
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None: ...
 
 
 class Trainer(Protocol):

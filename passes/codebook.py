@@ -36,7 +36,7 @@ from passes.numerics.mantissa import round_mantissa
 from passes.numerics.pools import Clustered, Pool
 from passes.numerics.rate import entropy_bits
 from passes.registry import register
-from passes.training import TrainingOptions, take_over
+from passes.training import TrainingOptions, check_shaped, take_over
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Sharing:
     biases: int = option(0, "each bias has 2^bits distinct values too, in place; 0: they stay; use after the last training", low=0, high=8)
     # With 256 weights, a codebook and the two nodes that decode it still cost half of what 4-bit indices save.
     min_size: int = option(256, "smaller weights are left as they are", unit="elements", low=1)
-    every: int = option(10, "optimizer steps between two clusterings, with epochs", low=1)
+    every: int = option(1, "with epochs: optimizer steps between two clusterings, for which the network computes with old values", low=1)
     freeze: float = option(0.8, "share of the training after which weights keep their centroids, which still train", low=0.0, high=1.0)
 
 
@@ -80,6 +80,8 @@ class Codebook(Pass):
         seed: int = option(0, "seed of the order of the data and of init=kmeans++", low=0)
 
         def __post_init__(self) -> None:
+            super().__post_init__()
+            check_shaped(self, "codebook")
             if self.epochs and self.min_sqnr is not None:
                 raise UsageError("codebook: min_sqnr bounds what sharing alone does; train without it, or in a retrain step of its own")
 

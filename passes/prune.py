@@ -27,7 +27,7 @@ from passes.numerics.gradual import SCHEDULES, Gradual
 from passes.numerics.selection import SCORES, Choice, Pool, choose
 from passes.numerics.units import Link
 from passes.registry import register
-from passes.training import TrainingOptions, take_over
+from passes.training import TrainingOptions, check_shaped, take_over
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class Prune(Pass):
         epochs: int = option(0, "passes over the training data while zeros grow; 0: all at once, without training", low=0)
 
         def __post_init__(self) -> None:
+            super().__post_init__()
+            check_shaped(self, "prune")
             if max(self.sparsity, *self.layers.values(), 0.0) >= 1:
                 raise UsageError("prune: a sparsity must be below 1; a layer of nothing but zeros computes nothing")
             if self.score == "lamp" and self.scope == "layer":

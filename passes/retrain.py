@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from passes.base import Context, Pass, PassReport
+from passes.base import Context, Pass, PassReport, option
 from passes.graph import Constant, Graph
 from passes.graph.layers import stored_in, weights
-from passes.graph.model import FOUR_BIT, export_model
+from passes.graph.model import FOUR_BIT, export_model, set_sparse_tensors, sparse_tensors
 from passes.registry import register
 from passes.training import TrainingOptions, take_over
 
@@ -29,21 +29,40 @@ class Retrain(Pass):
 
     @dataclass(frozen=True)
     class Config(TrainingOptions):
-        pass
+        dense: bool = option(False, "first lift the sparsity: zeros are trained again, as in dense-sparse-dense")
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
+        if self.config.dense:
+            _lift(graph, report)
+        operators = {node.op for node in graph.nodes}
+        if self.config.normalization == "train" and "BatchNormalization" not in operators:
+            report.skip("model", "it has no batch normalization; normalization=train changes nothing")
+        if self.config.learn_scales and not operators & {"QuantizeLinear", "DequantizeLinear"}:
+            report.skip("model", "it has no Q/DQ pairs; learn_scales=true changes nothing")
         for weight in weights(graph, refuse=lambda node, reason: None):
             stored = stored_in(weight.tensor)[0]
             if _is_integer(stored):
+                advice = "only its scales do" if self.config.learn_scales else "retrain before int8"
                 for node in weight.nodes:
-                    report.skip(node.name, f"its weight is stored as {stored.dtype}, which does not train; retrain before int8")
+                    report.skip(node.name, f"its weight is stored as {stored.dtype}, which does not train; {advice}")
         result = context.need_trainer().train(export_model(graph), asdict(self.config))
         tensors = graph.tensors()
         for name, change in take_over(graph, result).items():
             report.edit(tensors[name].outputs[0].name, f"{name} changed by {100 * change:.3g} %")
         report.metrics.update(result.metrics)
         return report
+
+
+def _lift(graph: Graph, report: PassReport) -> None:
+    """No zero need stay any more. Source: Han et al., "DSD: Dense-Sparse-Dense Training for Deep Neural Networks", ICLR 2017, section 2."""
+    sparse, tensors = sparse_tensors(graph), graph.tensors()
+    for name in sparse:
+        node = tensors[name].outputs[0].name if name in tensors and tensors[name].outputs else name
+        report.edit(node, f"the zeros of {name} may change again")
+    if not sparse:
+        report.skip("model", "no weight has zeros that must stay; dense=true changes nothing")
+    set_sparse_tensors(graph, {})
 
 
 def _is_integer(tensor: Constant) -> bool:

@@ -102,23 +102,37 @@ class StreamingCalibrator:
         found = {name: Histogram() for name in tensors}
         if not found:
             return found
-        with _session(model, tensors) as session:
-            samples = 0
-            for feeds, count in self._feeds(session):
-                outputs = ort.run(session, feeds)
-                for name, histogram in found.items():
-                    values = feeds[name] if name in feeds else outputs[name]
-                    if not histogram.add(values):
-                        raise DataError(
-                            f"tensor '{name}' holds NaN or infinity on calibration samples {samples} to {samples + count - 1}; "
-                            "check the scale of the data and the model's weights"
-                        )
-                samples += count
-                self.progress(f"calibrating: {samples} of at most {self.limit} samples")
+        samples = 0
+        for values, count in self._values(model, tensors):
+            for name, histogram in found.items():
+                if not histogram.add(values[name]):
+                    raise DataError(
+                        f"tensor '{name}' holds NaN or infinity on calibration samples {samples} to {samples + count - 1}; "
+                        "check the scale of the data and the model's weights"
+                    )
+            samples += count
         unseen = [name for name, histogram in found.items() if histogram.minimum > histogram.maximum]
         if unseen:
             raise DataError(f"tensor '{unseen[0]}' has no elements on the calibration data; check the data's shape")
         return found
+
+    def observe(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
+        """The values of the named float tensors of the main graph, batch by batch; every call gives the same samples in the same order.
+
+        Raises as `statistics` does, but does not look for NaN.
+        """
+        for values, _ in self._values(model, tensors):
+            yield values
+
+    def _values(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        """(values of the tensors, samples)."""
+        with _session(model, tensors) as session:
+            samples = 0
+            for feeds, count in self._feeds(session):
+                outputs = ort.run(session, feeds)
+                yield {name: feeds[name] if name in feeds else outputs[name] for name in tensors}, count
+                samples += count
+                self.progress(f"calibrating: {samples} of at most {self.limit} samples")
 
     def _feeds(self, session: onnxruntime.InferenceSession) -> Iterator[tuple[dict[str, np.ndarray], int]]:
         """(inputs, samples), `limit` samples in all; at least one batch."""

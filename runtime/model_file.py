@@ -173,7 +173,9 @@ def _content(path: Path) -> bytes:
         raise ModelError("is a folder; name the .onnx file in it")
     with _reading(""):
         if path.stat().st_size > PROTOBUF_LIMIT_BYTES:
-            raise ModelError("is larger than 2 GB, so not one ONNX file; save the weights as external data")
+            raise ModelError(
+                "is larger than 2 GB, so not one ONNX file; save the weights as external data, or if it is packed, run optimize unpack"
+            )
         return path.read_bytes()
 
 

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -126,9 +127,9 @@ def _arrangement(spec: InputSpec, sample: Sample, layout: str | None, where: str
         if wanted is not False:
             moves.append((_as_stored, sample))
         if wanted is not True and (spec.shape[axis + 1] is not None or wanted is False):
-            moves.append((lambda batch: np.moveaxis(batch, source, target), height_first))
+            moves.append((partial(np.moveaxis, source=source, destination=target), height_first))
     elif axis is not None and len(sample) == 2:
-        moves.append((lambda batch: np.expand_dims(batch, axis + 1), (1, *sample) if axis == 0 else (*sample, 1)))
+        moves.append((partial(np.expand_dims, axis=axis + 1), (1, *sample) if axis == 0 else (*sample, 1)))
     else:
         moves.append((_as_stored, sample))
     fitting = [(move, shape) for move, shape in moves if fits(shape, spec.shape[1:])]

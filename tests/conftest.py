@@ -53,3 +53,14 @@ def load_foreign(path: Path) -> onnx.ModelProto:
         model.graph.initializer.append(onnx.numpy_helper.from_array(values, node.output[0]))
         model.graph.node.remove(node)
     return model
+
+
+@pytest.fixture(scope="session")
+def small_mnist(tmp_path_factory: pytest.TempPathFactory, mnist: Path) -> Path:
+    """300 training and 400 test images, so that a whole run takes seconds."""
+    path = tmp_path_factory.mktemp("data") / "mnist.npz"
+    with np.load(mnist) as arrays:
+        train = {f"train/{key}": arrays[f"train/{key}"][:300] for key in ("image", "labels")}
+        test = {f"test/{key}": arrays[f"test/{key}"][:400] for key in ("image", "labels")}
+    np.savez(path, **train, **test)
+    return path

@@ -83,7 +83,7 @@ def _base(record: RunRecord, step: StepRecord, key: str) -> float | None:
 
 def _show_step(step: StepRecord, console: Console) -> None:
     console.print(f"[bold]{step.number} {step.name}[/]  ", end="")
-    found = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in step.metrics.items())
+    found = ", ".join(_metric(key, value) for key, value in step.metrics.items())
     console.print(found or ("" if step.changed else "nothing to do"), markup=False)
     for edit in step.edits[:SKIPS_SHOWN]:
         console.print(f"    {edit['node']}: {edit['what']}", markup=False)
@@ -92,6 +92,13 @@ def _show_step(step: StepRecord, console: Console) -> None:
     _show_skips(step.skips, console)
     if step.worse:
         console.print(f"    made worse: {', '.join(sorted(step.worse))}", markup=False)
+
+
+def _metric(name: str, value: float) -> str:
+    words = name.replace("_", " ")
+    if name.endswith("_bytes"):
+        return f"{words.removesuffix(' bytes')} {size(value)}"
+    return f"{words} {value:,.0f}" if value >= 1000 and value == round(value) else f"{words} {value:.4g}"
 
 
 def _show_skips(skips: list[dict[str, str]], console: Console) -> None:

@@ -67,6 +67,18 @@ class Gradual:
             self._choose(SCHEDULES[self.schedule](min(1.0, turn / self.rounds)), weights)
         return self.masks
 
+    def state(self) -> dict[str, np.ndarray]:
+        chosen = {"turn": np.array(self._turn)} | {f"mask/{name}": mask for name, mask in self.masks.items()}
+        return chosen | {f"zero/{name}": zero for name, zero in self.been_zero.items()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        self._turn = int(state["turn"])
+        for kind, arrays in (("mask/", self.masks), ("zero/", self.been_zero)):
+            arrays.clear()
+            arrays.update({name.removeprefix(kind): array for name, array in state.items() if name.startswith(kind)})
+        for mask in self.masks.values():
+            mask.flags.writeable = False
+
     def _choose(self, share: float, weights: Mapping[str, np.ndarray]) -> None:
         missing = [name for pool in self.pools for name in pool.names if name not in weights]
         if missing:

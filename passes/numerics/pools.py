@@ -10,8 +10,8 @@ from lathe import PassError
 from passes.numerics.kmeans import Encoded, Rule, encode
 from passes.numerics.mantissa import round_mantissa
 
-WARM_ITERATIONS = 20
-"""Steps of k-means from the centroids of some training steps ago, which are nearly right."""
+WARM_ITERATIONS = 2
+"""Steps of k-means from earlier centroids, which are nearly right, for each optimizer step since."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,27 @@ class Clustered:
 
     def __init__(self, pools: Iterable[tuple[Pool, Rule]], every: int, freeze: float) -> None:
         self.every, self.freeze = every, freeze
-        self.shares = [_Share(pool, rule) for pool, rule in pools]
+        self.shares = [_Share(pool, rule, WARM_ITERATIONS * every) for pool, rule in pools]
 
     def __call__(self, done: float, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         trained = [share for share in self.shares if all(piece.tensor in weights for piece in share.pool.pieces)]
         return decoded(weights, [(share.pool, share.encoded(weights, done >= self.freeze)) for share in trained])
 
+    def state(self) -> dict[str, np.ndarray]:
+        return {f"{number}/{name}": array for number, share in enumerate(self.shares) for name, array in share.state().items()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        for number, share in enumerate(self.shares):
+            own = f"{number}/"
+            share.restore({name.removeprefix(own): array for name, array in state.items() if name.startswith(own)})
+
 
 class _Share:
     """One pool through a training."""
 
-    def __init__(self, pool: Pool, rule: Rule) -> None:
+    def __init__(self, pool: Pool, rule: Rule, iterations: int) -> None:
         self.pool, self.rule = pool, rule
+        self.warm = replace(rule, iterations=min(rule.iterations, iterations), exact=False)
         self.zeros: list[np.ndarray] | None = None
         self.centroids: np.ndarray | None = None
         self.frozen: Encoded | None = None
@@ -99,10 +108,25 @@ class _Share:
             self.frozen = result
         return result
 
+    def state(self) -> dict[str, np.ndarray]:
+        arrays = {} if self.centroids is None else {"centroids": self.centroids}
+        arrays |= {f"zeros{position}": zero for position, zero in enumerate(self.zeros or [])}
+        if self.frozen is not None:
+            arrays |= {"frozen": self.frozen.centroids, "nearest": self.frozen.nearest_counts}
+            arrays |= {f"indices{position}": indices for position, indices in enumerate(self.frozen.indices)}
+        return arrays
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        pieces = range(len(self.pool.pieces))
+        self.centroids = state.get("centroids")
+        self.zeros = [state[f"zeros{position}"] for position in pieces] if "zeros0" in state else None
+        if "frozen" in state:
+            self.frozen = Encoded(state["frozen"], [state[f"indices{position}"] for position in pieces], state["nearest"])
+        else:
+            self.frozen = None
+
     def _clustered(self, arrays: list[np.ndarray]) -> Encoded:
-        rule = self.rule
-        if self.centroids is not None:
-            rule = replace(rule, iterations=min(rule.iterations, WARM_ITERATIONS), exact=False)
+        rule = self.rule if self.centroids is None else self.warm
         try:
             result = encode(arrays, self.pool.k, rule, self.pool.keep_zero, self.centroids)
         except ValueError as error:

@@ -43,6 +43,10 @@ class FunctionSource(DataSource):
         if self.last is not None and not inspect.isgeneratorfunction(function):
             self._open()  # an iterator made once and returned again would be found empty in the middle of the run
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as what it was opened with: the function's file is imported again."""
+        return open_function, (self.guard.path, self.guard.name, self.inputs, self.options, self.classes)
+
     def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
         held: list[Batch] = []
         for batch in self._stored():
@@ -136,7 +140,7 @@ class UserCode:
     """Turns whatever the user's code raises in the `with` block into one line with its type and place."""
 
     def __init__(self, path: Path, name: str) -> None:
-        self.path, self.where = path, f"{path}:{name}"
+        self.path, self.name, self.where = path, name, f"{path}:{name}"
 
     def __enter__(self) -> None:
         pass

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,16 +18,46 @@ LEAST_SAMPLES = 5
 _CHUNK = 1024
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where one worker's samples stand in a batch that several share: `mine` samples, from number `first` of `total` on."""
+
+    first: int
+    mine: int
+    total: int
+    workers: int
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Inputs of `count` samples by name, each [n, ...] and ready to feed; labels int64 [n], or None."""
+    """Inputs of `count` samples by name, each [n, ...] and ready to feed; labels int64 [n], or None.
+
+    `place` is set where the batch is one worker's part of a larger one. A worker for which no sample is left gets one that does not
+    count, so that all workers take the same number of steps.
+    """
 
     inputs: dict[str, np.ndarray]
     labels: np.ndarray | None = None
+    place: Place | None = None
 
     @property
     def count(self) -> int:
         return len(next(iter(self.inputs.values())))
+
+    @property
+    def mine(self) -> int:
+        """Samples that count: all, or none."""
+        return self.count if self.place is None else self.place.mine
+
+    @property
+    def total(self) -> int:
+        """Samples that all workers have of this batch."""
+        return self.count if self.place is None else self.place.total
+
+    @property
+    def weight(self) -> float:
+        """What a mean over these samples is multiplied by, so that its mean over all workers is the mean over all samples."""
+        return 1.0 if self.place is None else self.place.workers * self.place.mine / self.place.total
 
     def __getitem__(self, rows: slice) -> "Batch":
         return Batch({name: array[rows] for name, array in self.inputs.items()}, None if self.labels is None else self.labels[rows])
@@ -43,6 +73,11 @@ class DataSource(ABC):
     count: int | None
     fingerprint: str
     description: str
+
+    @property
+    def total(self) -> int | None:
+        """Samples of all workers."""
+        return self.count
 
     @abstractmethod
     def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
@@ -66,11 +101,15 @@ class IndexedSource(DataSource):
         """uint64 [n], equal for equal samples: a hash of the content, or of the file's place."""
 
     def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
+        return map(self.read, self.row_batches(size, shuffle_seed))
+
+    def row_batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[np.ndarray]:
+        """The numbers of the samples of each batch."""
         order = np.arange(self.count)
         if shuffle_seed is not None:
             np.random.default_rng(shuffle_seed).shuffle(order)
         for start in range(0, self.count, size):
-            yield self.read(order[start : start + size])
+            yield order[start : start + size]
 
 
 class Subset(IndexedSource):
@@ -105,6 +144,50 @@ class First(DataSource):
             left -= batch.count
             if left <= 0:
                 return
+
+
+class Share(DataSource):
+    """One worker's part: its batches of B are the `rank`-th part of each batch of `workers` * B of the whole, which is divided evenly.
+
+    Data that does not know its count might end sooner in one process than in another; for such data all workers call `alike` before each
+    batch, with the number of its samples or 0 at the end, and it returns whether they all gave the same number.
+    """
+
+    def __init__(self, whole: DataSource, rank: int, workers: int, alike: Callable[[int], bool]) -> None:
+        self.whole, self.rank, self.workers, self.alike = whole, rank, workers, alike
+        self.labelled = whole.labelled
+        self.count = None if whole.count is None else -(-whole.count // workers)
+        self.fingerprint = fingerprint(whole.fingerprint.encode(), f"{rank} of {workers}".encode())
+        self.description = f"one of {workers} parts of {whole.description}"
+
+    @property
+    def total(self) -> int | None:
+        return self.whole.count
+
+    def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
+        if isinstance(self.whole, IndexedSource):
+            for rows in self.whole.row_batches(size * self.workers, shuffle_seed):
+                place, mine = self._place(len(rows))
+                batch = self.whole.read(rows[mine])
+                yield Batch(batch.inputs, batch.labels, place)
+            return
+        whole = self.whole.batches(size * self.workers, shuffle_seed)
+        while True:
+            found = next(whole, None)
+            if not self.alike(0 if found is None else found.count):
+                raise DataError(f"{self.whole.description}: differ from worker to worker; seed what is random in them")
+            if found is None:
+                return
+            place, mine = self._place(found.count)
+            part = found[mine]
+            yield Batch(part.inputs, part.labels, place)
+
+    def _place(self, count: int) -> tuple[Place, slice]:
+        """Of this worker's samples among `count`; if there are none, of the first one."""
+        first, end = (count * rank // self.workers for rank in (self.rank, self.rank + 1))
+        if first == end:
+            return Place(0, 0, count, self.workers), slice(0, 1)
+        return Place(first, end - first, count, self.workers), slice(first, end)
 
 
 @dataclass(frozen=True)

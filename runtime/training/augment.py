@@ -4,7 +4,7 @@ Source: Krizhevsky, Sutskever and Hinton, "ImageNet Classification with Deep Con
 zeros outside: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,10 +28,13 @@ class Augmentation:
     def __call__(self, batch: Batch) -> Batch:
         if not self.shift and not self.flip:
             return batch
-        places = self.random.integers(0, 2 * self.shift, (2, batch.count), endpoint=True)
-        mirrored = self.random.random(batch.count) < (0.5 if self.flip else 0.0)
+        # Drawn for the samples of all workers, so that they are moved as one worker would move them.
+        first = 0 if batch.place is None else batch.place.first
+        mine = slice(first, first + batch.count)
+        places = self.random.integers(0, 2 * self.shift, (2, batch.total), endpoint=True)[:, mine]
+        mirrored = self.random.random(batch.total)[mine] < (0.5 if self.flip else 0.0)
         inputs = {name: self._move(array, places, mirrored) if array.ndim == 4 else array for name, array in batch.inputs.items()}
-        return Batch(inputs, batch.labels)
+        return replace(batch, inputs=inputs)
 
     def check(self, batch: Batch) -> None:
         """Raises PassError if no input is an image, or if a shift would move one out of sight."""

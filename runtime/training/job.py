@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
 
     from runtime.torch_bridge import GraphModule
+    from runtime.training.distributed import Workers
+    from runtime.training.state import JobState
 
 
 class Shaping(Protocol):
@@ -20,6 +22,10 @@ class Shaping(Protocol):
     every: int
 
     def __call__(self, done: float, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]: ...
+
+    def state(self) -> Mapping[str, np.ndarray]: ...
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -53,5 +59,11 @@ class RetrainJob:
     The pass then chooses what the graph reads in place of weights that go on being trained underneath. After the hook it is called once
     more, with 1.0.
     """
+    workers: "Workers"
+    """The processes that train together; a single one without `--launch`. `data` is this one's share, `validation` is whole."""
+    memory: int | None = None
+    """Bytes that activations may take, None: any number."""
+    state: "JobState | None" = None
+    """Where to save what makes the next epochs, and where to look for what an interrupted run has saved; None: nowhere."""
     metrics: dict[str, float] = field(default_factory=dict)
     """A hook may put numbers here for the report."""

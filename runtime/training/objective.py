@@ -59,10 +59,17 @@ class Objective:
         self.distill = 1.0 if self.labelled is None else settings.distill if taught else 0.0
         """Weight of distillation; the rest is that of the labels."""
 
-    def __call__(self, student: Sequence[Tensor], teacher: Sequence[Tensor] | None, labels: Tensor | None) -> Tensor:
+    def __call__(
+        self,
+        student: Sequence[Tensor],
+        teacher: Sequence[Tensor] | None,
+        labels: Tensor | None,
+        mean: Callable[[Tensor], Tensor] = _unchanged,
+    ) -> Tensor:
+        """The mean over the samples. `mean`: of a mean over these samples, over those of all workers."""
         terms: list[Tensor] = []
         if teacher is not None and self.distill > 0:
-            terms.extend(self.distill * self._difference(index, student[index], teacher[index]) for index in self.floats)
+            terms.extend(self.distill * self._difference(index, student[index], teacher[index], mean) for index in self.floats)
         if self.labelled is not None and labels is not None and self.distill < 1:
             scores = self.scores[self.labelled](student[self.labelled])
             terms.append((1 - self.distill) * F.cross_entropy(scores, labels, label_smoothing=self.smoothing))
@@ -72,9 +79,9 @@ class Objective:
         """How many samples have their label as the highest score; needs `labelled`."""
         return int((student[self.labelled or 0].argmax(1) == labels).sum())
 
-    def _difference(self, index: int, student: Tensor, teacher: Tensor) -> Tensor:
+    def _difference(self, index: int, student: Tensor, teacher: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
         if index not in self.scores:
-            return F.mse_loss(student, teacher) / teacher.square().mean().clamp_min(SMALLEST)
+            return F.mse_loss(student, teacher) / mean(teacher.square().mean()).clamp_min(SMALLEST)
         wanted = F.log_softmax(self.scores[index](teacher) / self.temperature, 1)
         given = F.log_softmax(self.scores[index](student) / self.temperature, 1)
         return self.temperature**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)

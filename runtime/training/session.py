@@ -1,5 +1,6 @@
 """One training: modules are built and checked, the hook runs seeded on the chosen device, and its weights are checked."""
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,30 +11,41 @@ import onnx
 import torch
 
 from lathe import PassError, UsageError
+from runtime.data import DataSource
 from runtime.torch_bridge import GraphModule
-from runtime.training import agreement
+from runtime.training import agreement, memory
 from runtime.training.builtin import retrain
+from runtime.training.distributed import Workers
+from runtime.training.holdout import held_out
 from runtime.training.hooks import guarded, load_hook
 from runtime.training.job import RetrainJob, Shaping
+from runtime.training.state import JobState
 
 if TYPE_CHECKING:
     from runtime.training.trainer import TorchTrainer
 
 
 def train(
-    trainer: "TorchTrainer", model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None
+    trainer: "TorchTrainer",
+    model: onnx.ModelProto,
+    settings: Mapping[str, Any],
+    shaping: Shaping | None = None,
+    workers: Workers | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """(values of the trained initializers, metrics). See TorchTrainer.train."""
     hook = None if trainer.hook is None else load_hook(trainer.hook, trainer.log)
-    device = _device(trainer.device)
+    workers = Workers() if workers is None else workers
+    device = _device(workers.device(trainer.device))
     trainer.progress("comparing PyTorch with ONNX Runtime")
-    module = _module(model, trainer)
-    teacher = None if trainer.teacher is None else _module(trainer.teacher, trainer).requires_grad_(False)
+    module = _module(model, trainer, learn_scales=settings["learn_scales"], train_normalization=settings["normalization"] == "train")
+    teacher = None if trainer.teacher is None else _module(trainer.teacher, trainer).requires_grad_(False).eval()
     shape = _Shape(module, shaping)
-    broken = {name for name, weight in module.weights().items() if not torch.isfinite(weight).all()}
+    data, validation = _hold_out(trainer, settings)
+    workers.begin(model, settings, data.count, list(module.parameters()))
+    broken = {name for name, value in module.values().items() if not _is_finite(value)}
     job = RetrainJob(
-        data=trainer.data,
-        validation=trainer.validation,
+        data=workers.share(data),
+        validation=validation,
         teacher=None if teacher is None else teacher.to(device),
         epochs=settings["epochs"],
         device=device,
@@ -43,6 +55,9 @@ def train(
         progress=trainer.progress,
         shaped=shaping is not None,
         shape=shape,
+        workers=workers,
+        memory=trainer.memory,
+        state=None if trainer.state is None else workers.state(JobState(trainer.state, _identity(trainer, model, settings), shape)),
     )
     started = time.perf_counter()
     with _reproducible(job.seed, device):
@@ -52,11 +67,27 @@ def train(
             with guarded(f"retraining hook '{trainer.hook}' failed", trainer.log):
                 hook(module.to(device), job)
         shape(1.0)
-    values = module.values()
+    values = workers.agreed(module.values())
     for name, value in values.items():
-        if name not in broken and not np.isfinite(value.astype(np.float64)).all():
+        if name not in broken and not _is_finite(value):
             raise PassError(f"training made weight '{name}' NaN or infinite; the model is left as it was; give a smaller rate=")
-    return values, {"epochs": float(job.epochs), "seconds": time.perf_counter() - started} | job.metrics
+    metrics = {"epochs": float(job.epochs), "seconds": time.perf_counter() - started} | _numbers(job) | workers.metrics()
+    return values, metrics | memory.job_peak(device)
+
+
+def _numbers(job: RetrainJob) -> dict[str, float]:
+    """The job's metrics, whatever type of number a hook gave. What is no number is left out, and said: a training is not lost for it."""
+    numbers = {}
+    for name, value in job.metrics.items():
+        try:
+            numbers[str(name)] = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            job.progress(f"job.metrics['{name}'] is no number, so the report is without it")
+    return numbers
+
+
+def _is_finite(value: np.ndarray) -> bool:
+    return bool(np.isfinite(value.astype(np.float64)).all())
 
 
 class _Shape:
@@ -72,11 +103,47 @@ class _Shape:
             self.module.impose(self.shaping(done, self.module.trained()))
         self.calls += 1
 
+    def state(self) -> dict[str, Any]:
+        """For JobState: what the pass has chosen, and what the module reads by now."""
+        if self.shaping is None:
+            return {}
+        return {"calls": self.calls, "chosen": _tensors(self.shaping.state()), "imposed": _tensors(self.module.imposed())}
 
-def _module(model: onnx.ModelProto, trainer: "TorchTrainer") -> GraphModule:
-    module = GraphModule(model)
-    agreement.check(model, module, trainer.data)
-    return module
+    def restore(self, state: Mapping[str, Any]) -> None:
+        if self.shaping is not None:
+            self.calls = state["calls"]
+            self.shaping.restore({name: tensor.numpy() for name, tensor in state["chosen"].items()})
+            self.module.impose({name: tensor.numpy() for name, tensor in state["imposed"].items()})
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(array) for name, array in arrays.items()}
+
+
+def _module(model: onnx.ModelProto, trainer: "TorchTrainer", **choices: bool) -> GraphModule:
+    module = GraphModule(model, **{name: choice for name, choice in choices.items() if choice})
+    agreement.check(model, module.eval(), trainer.data)
+    return module.train()
+
+
+def _hold_out(trainer: "TorchTrainer", settings: Mapping[str, Any]) -> tuple[DataSource, DataSource | None]:
+    """(data to train on, data to choose the epoch by)."""
+    if not settings["holdout"]:
+        return trainer.data, trainer.validation
+    return held_out(trainer.data, settings["holdout"], settings["seed"])
+
+
+def _identity(trainer: "TorchTrainer", model: onnx.ModelProto, settings: Mapping[str, Any]) -> str:
+    """A hash of all that the result depends on."""
+    digest = hashlib.blake2b(digest_size=16)
+    for network in (model, trainer.teacher):
+        if network is not None:
+            for tensor in network.graph.initializer:
+                digest.update(tensor.SerializeToString(deterministic=True))
+            for part in [*network.graph.node, *network.metadata_props]:
+                digest.update(part.SerializeToString(deterministic=True))
+    digest.update(f"{sorted(settings.items())} {trainer.data.fingerprint} {trainer.hook} {trainer.device}".encode())
+    return digest.hexdigest()
 
 
 def _device(name: str) -> torch.device:

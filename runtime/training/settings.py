@@ -21,11 +21,19 @@ class Settings:
     distill: float
     temperature: float
     label_smoothing: float
-    warmup: float
+    decay: str
+    warmup: float | None
     clip: float
     shift: int
     flip: bool
     precision: str
+    holdout: float
+    patience: int
+    learn_scales: bool
+    normalization: str
+    gradients: str
+    gradient_rank: int
+    gradient_threshold: float
     seed: int
 
     @property

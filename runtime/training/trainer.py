@@ -13,6 +13,7 @@ from lathe import UsageError
 from runtime.data import DataSource
 from runtime.training.hooks import hook_place
 from runtime.training.job import Shaping
+from runtime.training.launch import Launch, train_launched
 
 
 def require_torch() -> None:
@@ -34,7 +35,7 @@ class TorchTrainer:
 
     `teacher` is the original model, for distillation. `hook` is a user's `file.py:function` instead of the built-in hook; `log` the file
     for the traceback if it fails. `validation` (never the data that judges the result) chooses the best epoch; without it the last one is
-    kept. `device`: "auto" is the GPU if there is one.
+    kept. `device`: "auto" is the GPU if there is one. `launch`: train in processes of their own, under torchrun.
 
     Raises UsageError at once if `hook` names no file.
     """
@@ -48,11 +49,15 @@ class TorchTrainer:
         log: Path | None = None,
         progress: Callable[[str], None] = lambda message: None,
         device: str = "auto",
+        memory: int | None = None,
+        launch: Launch | None = None,
     ) -> None:
         if hook is not None:
             hook_place(hook)
         self.data, self.teacher, self.hook, self.validation = data, teacher, hook, validation
-        self.log, self.progress, self.device = log, progress, device
+        self.log, self.progress, self.device, self.memory, self.launch = log, progress, device, memory, launch
+        self.state: Path | None = None
+        """File from which an interrupted training goes on after its last whole epoch; the pipeline sets it before each step."""
         self.step = "retrain"
         """What the job is told of its place in the recipe, such as "3/6 retrain(epochs=4)"; the pipeline sets it before each step."""
 
@@ -66,7 +71,10 @@ class TorchTrainer:
         Raises ModelError for a model that PyTorch cannot run, PassError if training fails, DataError for unusable data.
         """
         require_torch()
-        from runtime.training.session import train
+        if self.launch is None:
+            from runtime.training.session import train
 
-        values, metrics = train(self, model, settings, shaping)
+            values, metrics = train(self, model, settings, shaping)
+        else:
+            values, metrics = train_launched(self.launch, self, model, settings, shaping)
         return TrainResult(values, metrics)

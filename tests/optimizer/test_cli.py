@@ -19,17 +19,6 @@ from runtime.targets.base import find as find_target
 from tests.conftest import ROOT
 
 
-@pytest.fixture(scope="module")
-def small_mnist(tmp_path_factory: pytest.TempPathFactory, mnist: Path) -> Path:
-    """300 training and 400 test images, so that a whole run takes seconds."""
-    path = tmp_path_factory.mktemp("data") / "mnist.npz"
-    with np.load(mnist) as arrays:
-        train = {f"train/{key}": arrays[f"train/{key}"][:300] for key in ("image", "labels")}
-        test = {f"test/{key}": arrays[f"test/{key}"][:400] for key in ("image", "labels")}
-    np.savez(path, **train, **test)
-    return path
-
-
 def data_arguments(data: Path) -> list[str]:
     return ["--train", f"{data}:train", "--eval", f"{data}:test", "--preprocess", "scale=1/255", "--quiet"]
 

@@ -1,6 +1,6 @@
 """The pass: values are written back, and nothing else changes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,13 @@ from onnx import numpy_helper
 
 from lathe import PassError, UsageError
 from passes.base import Context, PassReport, Shaping, configure
-from passes.graph.model import export_model, import_model
+from passes.graph import Graph
+from passes.graph.layers import read
+from passes.graph.model import export_model, import_model, set_sparse_tensors, sparse_tensors
 from passes.retrain import Retrain
 from passes.training import relative_change
+from runtime.data import Batch, DataSource
+from runtime.training import TorchTrainer
 from tests import quantized
 from tests.builders import build, random
 
@@ -68,7 +72,8 @@ def test_the_trainer_gets_the_graph_and_all_options() -> None:
     assert trainer.settings.items() >= {"epochs": 5, "rate": 0.25, "optimizer": "sgd"}.items()
     assert trainer.settings.keys() == {
         "epochs", "rate", "optimizer", "batch", "weight_decay", "momentum", "distill", "temperature", "label_smoothing", "warmup", "clip",
-        "shift", "flip", "precision", "seed",
+        "shift", "flip", "precision", "seed", "decay", "holdout", "patience", "learn_scales", "normalization", "gradients", "gradient_rank",
+        "gradient_threshold", "dense",
     }  # fmt: skip
 
 
@@ -143,7 +148,7 @@ def test_a_network_is_retrained_for_real(codebook: bool, rate: float) -> None:
     from runtime.data import Batch
     from runtime.training import TorchTrainer
 
-    class Images:
+    class Images(DataSource):
         labelled, count, fingerprint, description = False, 4, "images", "images"
 
         def batches(self, size: int, shuffle_seed: int | None = None):
@@ -162,3 +167,63 @@ def test_a_network_is_retrained_for_real(codebook: bool, rate: float) -> None:
     assert np.abs(now - want).mean() < 0.5 * np.abs(before - want).mean()
     indices = [tensor for tensor in after.graph.initializer if tensor.name.endswith("_indices")]
     assert [t.SerializeToString() for t in indices] == [quantized.stored(start)[t.name].SerializeToString() for t in indices]
+
+
+class Noise(DataSource):
+    labelled, count, fingerprint, description = False, 64, "noise", "noise"
+
+    def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
+        images = np.random.default_rng(1).standard_normal((64, 4)).astype(np.float32)
+        yield from (Batch({"x": images[start : start + size]}) for start in range(0, 64, size))
+
+
+def test_lifting_the_sparsity_lets_zeros_change_again() -> None:
+    start = build(
+        "(float[n, 4] x) => (float[n, 3] y) { y = MatMul(x, w) }",
+        w=np.float32([[0, 1, 0], [2, 0, 0], [0, 0, 3], [1, 0, 1]]),
+    )
+    sparse = import_model(start)
+    set_sparse_tensors(sparse, {"w": "unstructured"})
+    sparse = export_model(sparse)
+    teacher = build("(float[n, 4] x) => (float[n, 3] y) { y = MatMul(x, w) }", w=np.ones((4, 3), np.float32))
+
+    def after(**options) -> tuple[np.ndarray, Graph, PassReport]:
+        graph = import_model(sparse)
+        trainer = TorchTrainer(Noise(), teacher)
+        report = configure(Retrain, {"epochs": 3, "rate": 0.05, "batch": 16} | options).apply(graph, Context(trainer=trainer))
+        return read(graph.tensors()["w"]), graph, report
+
+    weight, graph, _ = after()
+    assert np.count_nonzero(weight) == 5
+    assert sparse_tensors(graph) == {"w": "unstructured"}
+    weight, graph, report = after(dense=True)
+    assert np.count_nonzero(weight) == 12
+    assert sparse_tensors(graph) == {}
+    assert "the zeros of w may change again" in {edit.what for edit in report.edits}
+    dense = import_model(start)
+    report = configure(Retrain, {"epochs": 1, "dense": True}).apply(dense, Context(trainer=TorchTrainer(Noise(), teacher)))
+    assert ("model", "no weight has zeros that must stay; dense=true changes nothing") in {
+        (skip.node, skip.reason) for skip in report.skips
+    }
+
+
+def test_options_that_find_nothing_to_do_are_told() -> None:
+    _, report = apply(MODEL, Stub({"w": W + 1}), normalization="train", learn_scales=True)
+    assert {(skip.node, skip.reason) for skip in report.skips} == {
+        ("model", "it has no batch normalization; normalization=train changes nothing"),
+        ("model", "it has no Q/DQ pairs; learn_scales=true changes nothing"),
+    }
+
+
+def test_signs_of_gradients_are_for_sgd() -> None:
+    with pytest.raises(UsageError, match="give optimizer=sgd too"):
+        configure(Retrain, {"gradients": "threshold"})
+    assert configure(Retrain, {"gradients": "threshold", "optimizer": "sgd"}).config.gradient_threshold == 1e-3
+
+
+def test_what_stays_not_a_number_does_not_hide_a_change() -> None:
+    start = build("(float[n, 2] x) => (float[n, 2] y) { [fc] y = Mul(x, w) }", w=np.float32([np.nan, 2]))
+    after, report = apply(start, Stub({"w": np.float32([np.nan, 3])}))
+    assert [edit.what for edit in report.edits] == ["w changed by 50 %"]
+    np.testing.assert_array_equal(numpy_helper.to_array(after.graph.initializer[0]), [np.nan, 3])
+    assert apply(start, Stub({"w": np.float32([np.nan, 2])}))[1].edits == []

@@ -234,3 +234,16 @@ def test_a_large_tensor_is_sampled_but_its_extremes_are_seen(monkeypatch: pytest
     assert (histogram.minimum, histogram.maximum) == (-3.0, 7.0)
     assert 500 < histogram.counts.sum() < 2000
     assert histogram.percentile(90.0)[1] == pytest.approx(0.95, abs=0.03)
+
+
+def test_observed_values_come_batch_by_batch_in_one_order() -> None:
+    calibrator = StreamingCalibrator(Arrays(x=SAMPLES), limit=30, batch=8)
+    first, second = (list(calibrator.observe(mlp(), ["x", "h"])) for _ in range(2))
+    assert [len(values["x"]) for values in first] == [8, 8, 8, 6]
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == {"x", "h"}
+        np.testing.assert_array_equal(one["x"], other["x"])
+        np.testing.assert_allclose(one["h"], one["x"] @ WEIGHT, atol=1e-5)
+    assert len(np.unique(np.concatenate([values["x"] for values in first]), axis=0)) == 30
+    with pytest.raises(ModelError, match="'none' cannot be calibrated"):
+        next(iter(calibrator.observe(mlp(), ["none"])))

@@ -49,6 +49,18 @@ def retrain(module, job):
     assert "from the hook: 3/6 retrain" in lines
 
 
+def test_any_type_of_number_is_a_metric(tmp_path: Path) -> None:
+    text = "import numpy, torch\ndef retrain(module, job):\n"
+    text += "    job.metrics.update(a=numpy.float32(1.5), b=torch.tensor([2.5]), c=3, d='high', e=torch.ones(2))\n"
+    lines: list[str] = []
+    metrics = TorchTrainer(Points(), None, hook=write(tmp_path, text), progress=lines.append).train(model(), options()).metrics
+    assert [(metrics[name], type(metrics[name])) for name in "abc"] == [(1.5, float), (2.5, float), (3.0, float)]
+    assert not {"d", "e"} & metrics.keys()
+    assert [line for line in lines if "is no number" in line] == [
+        f"job.metrics['{name}'] is no number, so the report is without it" for name in "de"
+    ]
+
+
 def _raw(proto, name: str) -> bytes:
     return next(tensor.raw_data for tensor in proto.graph.initializer if tensor.name == name)
 
