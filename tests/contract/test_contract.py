@@ -32,7 +32,7 @@ SMALL = [
     for path in shipped_with_onnx("pytorch-converted/*/model.onnx")[::6] + shipped_with_onnx("pytorch-operator/*/model.onnx")[::8]
     if "PReLU" not in path.parent.name
 ]
-FAST = {"retrain": {"epochs": 1, "batch": 2}, "prune": {"min_size": 1}}
+FAST = {"retrain": {"epochs": 1, "batch": 2}, "prune": {"min_size": 1}, "svd": {"rounds": 2, "positions": 200}}
 
 
 class RandomData(DataSource):
