@@ -5,6 +5,7 @@
 scope=layer takes that fraction of every weight tensor; scope=global takes it of all of them together, by one threshold: of magnitudes, so
 that layers with many small weights give most, or of scores that make layers comparable (passes/numerics/lamp.py). Zeros that are there
 already are the least important: they count, and they stay. Next are the weights of hidden units that nothing reads. Ties go by position.
+pattern=channels removes whole channels (prune_channels.py), pattern=2:4 makes groups of neighbours alike (prune_nm.py).
 With epochs, zeros grow in number while the model is trained, and which weights they are may change (passes/numerics/gradual.py).
 Source: Han, Pool, Tran and Dally, "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015, section 3.
 """
@@ -17,6 +18,7 @@ import numpy as np
 
 from lathe import UsageError
 from passes.base import Context, Pass, PassReport, option
+from passes.channel_importance import IMPORTANCES
 from passes.graph import Constant, Graph
 from passes.graph.chains import find_links
 from passes.graph.layers import Weight, other_use, read, weights
@@ -26,20 +28,38 @@ from passes.graph.storage import not_float, write, write_float
 from passes.numerics.gradual import SCHEDULES, Gradual
 from passes.numerics.selection import SCORES, Choice, Pool, choose
 from passes.numerics.units import Link
+from passes.prune_channels import Amount, prune_channels
+from passes.prune_nm import prune_nm
 from passes.registry import register
 from passes.training import TrainingOptions, check_shaped, take_over
 
 
 @dataclass(frozen=True)
 class _What:
-    sparsity: float = option(0.5, "fraction of zeros, below 1", low=0.0, high=1.0)
-    scope: str = option("layer", "what has that fraction of zeros: every layer, or all together", choices=("layer", "global"))
+    sparsity: float = option(0.5, "fraction of zeros, or of channels with pattern=channels; below 1", low=0.0, high=1.0)
+    scope: str = option("layer", "what loses that fraction: every layer, or all together", choices=("layer", "global"))
     score: str = option("magnitude", "what is compared; lamp makes layers comparable, for scope=global", choices=tuple(SCORES))
     layers: dict[str, float] = option({}, "fraction for weights or layers by name pattern; 0 leaves one as it is", low=0.0, high=1.0)
     # What zeros save in 64 weights (256 bytes) is about what naming the tensor in lathe.sparse costs.
     min_size: int = option(64, "smaller weights are left as they are", unit="elements", low=1)
     clean: bool = option(True, "weights of hidden units that nothing reads become zero first")
     sensitivity: bool = option(False, "measure what the zeros of each layer alone do to the outputs")
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    pattern: str = option(
+        "unstructured", "what goes: single weights (unstructured), whole channels, or all but N of M neighbours, such as 2:4"
+    )
+    importance: str = option("l2", "with channels: how they are compared; activation and taylor ask the data", choices=tuple(IMPORTANCES))
+    keep_multiple: int = option(1, "with channels: the number left is rounded up to a multiple of it, or nothing goes", low=1)
+    macs: float | None = option(None, "with channels: share of the network's MACs to be left, instead of sparsity", low=0.01, high=1.0)
+
+    @property
+    def neighbours(self) -> tuple[int, int] | None:
+        """(N, M) of the pattern N:M."""
+        n, colon, m = self.pattern.partition(":")
+        return (int(n), int(m)) if colon and n.isdecimal() and m.isdecimal() and 0 < int(n) < int(m) else None
 
 
 @dataclass(frozen=True)
@@ -53,7 +73,7 @@ class _When:
 
 @register
 class Prune(Pass):
-    """Sets the least important weights to zero, at once or while the model is retrained."""
+    """Sets the least important weights to zero, at once or while the model is retrained, or removes whole channels."""
 
     name = "prune"
     after = {"fold": "a folded batch normalization changes the magnitudes that are compared"}
@@ -63,14 +83,16 @@ class Prune(Pass):
     }
 
     @dataclass(frozen=True)
-    class Config(TrainingOptions, _When, _What):
+    class Config(TrainingOptions, _When, _Pattern, _What):
         epochs: int = option(0, "passes over the training data while zeros grow; 0: all at once, without training", low=0)
 
         def __post_init__(self) -> None:
             super().__post_init__()
             check_shaped(self, "prune")
+            self._check_pattern()
             if max(self.sparsity, *self.layers.values(), 0.0) >= 1:
-                raise UsageError("prune: a sparsity must be below 1; a layer of nothing but zeros computes nothing")
+                lost = "without channels" if self.pattern == "channels" else "of nothing but zeros"
+                raise UsageError(f"prune: a sparsity must be below 1; a layer {lost} computes nothing")
             if self.score == "lamp" and self.scope == "layer":
                 raise UsageError("prune: score=lamp compares weights of different layers; give scope=global with it")
             idle = [] if self.epochs else [*fields(TrainingOptions), *fields(_When)]
@@ -78,11 +100,39 @@ class Prune(Pass):
                 if getattr(self, given.name) != given.default and given.name != "epochs":
                     raise UsageError(f"prune: {given.name} is about training, and there is none; give epochs as well, or leave it out")
 
+        def _check_pattern(self) -> None:
+            """Raises UsageError for an option that is about another pattern."""
+            if self.pattern not in ("unstructured", "channels") and self.neighbours is None:
+                raise UsageError(
+                    f"prune(pattern=...) must be unstructured, channels or N:M such as 2:4, with N below M, not '{self.pattern}'"
+                )
+            if self.pattern == "unstructured":
+                foreign = ["importance", "keep_multiple", "macs"]
+            elif self.pattern == "channels":
+                foreign = ["score", "clean", "min_size", "sensitivity"] + ["sparsity", "scope"] * (self.macs is not None)
+            else:
+                foreign = ["score", "clean", "sensitivity", "sparsity", "scope", "importance", "keep_multiple", "macs"]
+            defaults = {given.name: given.default for given in fields(self)}
+            for name in foreign:
+                if getattr(self, name) != defaults[name]:
+                    beside = f"pattern={self.pattern}" + (" and macs" if name in ("sparsity", "scope") and self.macs is not None else "")
+                    raise UsageError(f"prune: {name} says nothing with {beside}; leave it out")
+            if self.epochs and self.pattern != "unstructured":
+                raise UsageError(f"prune: pattern={self.pattern} is made at once; leave epochs out, and let a retrain step follow")
+
     def __init__(self, config: "Prune.Config | None" = None) -> None:
         super().__init__(config)
-        self.needs = ("trainer",) * (self.config.epochs > 0) + ("runner",) * self.config.sensitivity
+        by_data = {"activation": ("calibrator",), "taylor": ("trainer",)}.get(self.config.importance, ())
+        self.needs = ("trainer",) * (self.config.epochs > 0) + ("runner",) * self.config.sensitivity + by_data
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
+        config = self.config
+        if config.pattern == "channels":
+            amount = Amount(config.sparsity, config.scope, config.layers, config.macs, config.keep_multiple)
+            return prune_channels(graph, context, config.importance, amount)
+        if config.neighbours is not None:
+            n, m = config.neighbours
+            return prune_nm(graph, context, n, m, config.layers, config.min_size)
         report = PassReport()
         pools, members = self._pools(graph, report)
         if not members:

@@ -1,0 +1,48 @@
+"""Takes units out of a graph: shorter initializers, and nodes and shapes that say so."""
+
+import numpy as np
+
+from passes.graph import Constant, Graph
+from passes.graph.coupling import Coupling, Kept
+from passes.graph.layers import read
+
+
+def remove(graph: Graph, coupling: Coupling, removed: np.ndarray) -> list[str]:
+    """Removes every channel of the units in `removed`, bool by root; ties must be final. Returns the names of shortened initializers."""
+    roots = coupling.units.roots(np.arange(len(coupling.units)))
+    stays = ~removed[roots]
+
+    def kept(units: np.ndarray) -> np.ndarray:
+        return stays[units]
+
+    for adapt in coupling.adapts:
+        adapt(kept)
+    shortened = _shorten(coupling, kept)
+    for name, tensor in graph.tensors().items():
+        found = coupling.channels.get(name)
+        if found is not None and not isinstance(tensor, Constant) and tensor.shape is not None and found.axis < len(tensor.shape):
+            size = int(kept(found.units).sum())
+            tensor.shape = [size if axis == found.axis else dim for axis, dim in enumerate(tensor.shape)]
+    return shortened
+
+
+def _shorten(coupling: Coupling, kept: Kept) -> list[str]:
+    by_name: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for (name, axis), slot in coupling.slots.items():
+        stays = kept(slot.units)
+        if not stays.all():
+            by_name.setdefault(name, []).append((axis, stays))
+    for name, axes in by_name.items():
+        tensor = coupling.slots[name, axes[0][0]].tensor
+        values = read(tensor)
+        for axis, stays in sorted(axes, key=lambda one: -one[1].ndim):  # blocks of rows first, while all rows are there
+            values = np.compress(stays, values, axis) if stays.ndim == 1 else _in_blocks(values, stays)
+        tensor.values = np.ascontiguousarray(values)
+        tensor.data_location = None
+    return list(by_name)
+
+
+def _in_blocks(values: np.ndarray, stays: np.ndarray) -> np.ndarray:
+    """[rows, n, ...] -> [rows, n', ...]: each of the equal blocks of rows keeps its own n' of n; `stays` is bool [blocks, n]."""
+    blocks = np.split(values, len(stays))
+    return np.concatenate([np.compress(one, block, 1) for one, block in zip(stays, blocks, strict=True)])

@@ -1,0 +1,50 @@
+"""What tests of channel pruning share: the pass on a model, and the same network with the removed channels' readers at zero."""
+
+import numpy as np
+import onnx
+
+from passes import contract
+from passes.base import Context, PassReport, configure
+from passes.graph.coupling import READ
+from passes.graph.layers import read
+from passes.graph.model import export_model, import_model
+from passes.prune import Prune
+from passes.prune_channels import Amount, plan_channels
+from runtime import ort
+
+
+def prune_channels(model: onnx.ModelProto, context: Context | None = None, **options: object) -> tuple[onnx.ModelProto, PassReport]:
+    graph = import_model(model)
+    report = configure(Prune, {"pattern": "channels"} | options).apply(graph, context or Context())
+    pruned = export_model(graph)
+    contract.check_model(pruned)
+    return pruned, report
+
+
+def zeroed(model: onnx.ModelProto, sparsity: float = 0.3) -> onnx.ModelProto:
+    """The whole network, in which every weight that reads a channel that would be removed is zero: what pruning has to compute."""
+    graph = import_model(model)
+    plan = plan_channels(graph, Context(), "l2", Amount(sparsity, "layer", {}, None, 1), PassReport())
+    roots = plan.coupling.units.roots(np.arange(len(plan.coupling.units)))
+    for slot in plan.coupling.slots.values():
+        if slot.role != READ:
+            continue
+        values, gone = np.array(read(slot.tensor)), plan.removed[roots[slot.units]]
+        for block, rows in zip(np.atleast_2d(gone), np.split(values, len(np.atleast_2d(gone))), strict=True):
+            np.moveaxis(rows, slot.axis, 0)[block] = 0
+        slot.tensor.values = values
+    return export_model(graph)
+
+
+def assert_same_outputs(first: onnx.ModelProto, second: onnx.ModelProto, tolerance: float = 1e-4, batch: int = 2) -> None:
+    """Outputs are equal within `tolerance`, relative to the largest magnitude of each."""
+    session = ort.session(first, threads=1)
+    feeds = ort.random_feeds(session, batch=batch, seed=0)
+    wanted, found = ort.run(session, feeds), ort.run(ort.session(second, threads=1), feeds)
+    for name, values in wanted.items():
+        assert values.shape == found[name].shape
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=tolerance * np.abs(values).max())
+
+
+def shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    return {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
