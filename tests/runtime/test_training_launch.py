@@ -141,7 +141,7 @@ def test_interrupting_leaves_no_process_and_no_file(tmp_path: Path, hook: Path) 
         while not all(file.exists() and file.read_text() for file in files) and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=180)  # a loaded machine takes its time
     assert process.returncode == 130
     assert said.strip().splitlines()[-1].startswith("optimize: interrupted")
     assert "Traceback" not in said
