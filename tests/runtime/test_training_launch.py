@@ -135,7 +135,11 @@ def test_interrupting_leaves_no_process_and_no_file(tmp_path: Path, hook: Path) 
     command = [sys.executable, "-m", "optimizer", str(MODELS / "lenet5-mnist" / "model.onnx"), "--passes", "retrain(epochs=1)"]
     command += ["--train", f"{MODELS / 'mnist.npz'}:test", "--preprocess", "scale=1/255", "--out", str(tmp_path / "out")]
     command += ["--retrain", f"{hook}:sleeps", "--launch", "--nproc-per-node=2"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job, and all that it starts, would ignore it
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process:
         files = [hook.parent / f"pid{rank}" for rank in (0, 1)]
         deadline = time.monotonic() + 180
         while not all(file.exists() and file.read_text() for file in files) and time.monotonic() < deadline:
