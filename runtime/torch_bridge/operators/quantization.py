@@ -63,6 +63,13 @@ class _Paced(torch.autograd.Function):
         return gradients[0] * ctx.factor, None
 
 
+def _whole(x: Tensor, scale: Tensor, zero: Tensor | None, bounds: Bounds) -> Tensor:
+    whole = (x / scale).round_()
+    if zero is not None:
+        whole.add_(zero)
+    return whole.clamp_(*bounds)
+
+
 class _Quantize(torch.autograd.Function):
     """clamp(round(x / scale) + zero). `cut` is the range of x outside which the gradient is 0, if it is one range for all of x."""
 
@@ -70,10 +77,7 @@ class _Quantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor | None, bounds: Bounds, cut: tuple[float, float] | None) -> Tensor:
         ctx.save_for_backward(x, scale, zero)
         ctx.bounds, ctx.cut = bounds, cut
-        whole = (x / scale).round_()
-        if zero is not None:
-            whole.add_(zero)
-        return whole.clamp_(*bounds)
+        return _whole(x, scale, zero, bounds)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -94,10 +98,7 @@ class _Learned(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor | None, bounds: Bounds) -> Tensor:
         ctx.save_for_backward(x, scale, zero)
         ctx.bounds = bounds
-        whole = (x / scale).round_()
-        if zero is not None:
-            whole.add_(zero)
-        return whole.clamp_(*bounds)
+        return _whole(x, scale, zero, bounds)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
