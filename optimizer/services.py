@@ -104,6 +104,11 @@ def check_needs(passes: list[Pass], roles: Roles, recipe: Recipe) -> None:
     for instance in passes:
         if {"calibrator", "runner"} & {*instance.needs} and roles.calibration is None:
             raise DataError(f"pass '{instance.name}' needs calibration data; give --data, --train or --calibration")
+        if "gradients" in instance.needs and recipe.retrain is not None:
+            raise UsageError(
+                f"--retrain {recipe.retrain}: pass '{instance.name}' measures gradients by the built-in training, not by a hook; "
+                "leave --retrain out, or give another importance="
+            )
         if "trainer" in instance.needs:
             if roles.train is None:
                 raise DataError(f"pass '{instance.name}' needs training data; give --data or --train")

@@ -146,7 +146,8 @@ class Pass:
     tolerance: ClassVar[float] = 1e-5
     """For a lossless pass: largest difference of an output, relative to that output's largest magnitude."""
     needs: tuple[str, ...] = ()
-    """Services without which the pass cannot run: "calibrator", "trainer", "runner". What options do without, an instance may leave out."""
+    """Services without which the pass cannot run: "calibrator", "trainer", "runner", and "gradients" of the
+    built-in training, which a user's hook need not follow. What options do without, an instance may leave out."""
     after: ClassVar[Mapping[str, str]] = {}
     """Name of another pass -> reason: if the recipe has it, one occurrence of it must come before this."""
     before: ClassVar[Mapping[str, str]] = {}

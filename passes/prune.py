@@ -122,7 +122,7 @@ class Prune(Pass):
 
     def __init__(self, config: "Prune.Config | None" = None) -> None:
         super().__init__(config)
-        by_data = {"activation": ("calibrator",), "taylor": ("trainer",)}.get(self.config.importance, ())
+        by_data = {"activation": ("calibrator",), "taylor": ("trainer", "gradients")}.get(self.config.importance, ())
         self.needs = ("trainer",) * (self.config.epochs > 0) + ("runner",) * self.config.sensitivity + by_data
 
     def apply(self, graph: Graph, context: Context) -> PassReport:

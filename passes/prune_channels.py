@@ -181,7 +181,7 @@ def _thin(
         if reached > goal:
             left = 100 * savings.macs() / before
             raise PassError(
-                f"prune(macs={amount.macs:g}) cannot be reached: {left:.0f} % of the MACs are left when no more may go; give more"
+                f"prune(macs={amount.macs:g}) cannot be reached: {left:.3g} % of the MACs are left when no more may go; give more"
             )
         goal = reached - (savings.macs() - wanted_macs)
 

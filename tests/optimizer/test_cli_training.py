@@ -104,6 +104,16 @@ def test_options_that_do_not_fit_are_refused(
     assert message in refused(capsys, [str(lenet5), "--passes", passes, *data, "--out", str(tmp_path)])
 
 
+def test_gradients_are_not_measured_by_a_hook(lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hook = tmp_path / "mine.py"
+    hook.write_text("def retrain(module, job):\n    pass\n", encoding="utf-8")
+    data = ["--train", f"{small_mnist}:train", "--preprocess", "scale=1/255", "--quiet", "--out", str(tmp_path / "out")]
+    passes = "prune(pattern=channels, importance=taylor)"
+    line = refused(capsys, [str(lenet5), "--passes", passes, *data, "--retrain", f"{hook}:retrain"])
+    assert "pass 'prune' measures gradients by the built-in training" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_dense_sparse_dense_recipe(lenet5: Path, small_mnist: Path, tmp_path: Path) -> None:
     passes = "fold, prune(sparsity=0.5), retrain(epochs=1), retrain(dense=true, epochs=1, rate=0.0003)"
     assert compile_lenet(lenet5, small_mnist, tmp_path, passes=passes) == 0

@@ -213,7 +213,7 @@ def test_taylor_of_a_weight_that_is_not_trained_is_refused() -> None:
         prune_channels(three(), Context(trainer=Other()), importance="taylor")
 
 
-@pytest.mark.parametrize(("importance", "needs"), [("l2", ()), ("activation", ("calibrator",)), ("taylor", ("trainer",))])
+@pytest.mark.parametrize(("importance", "needs"), [("l2", ()), ("activation", ("calibrator",)), ("taylor", ("trainer", "gradients"))])
 def test_what_the_pass_needs_follows_from_importance(importance: str, needs: tuple[str, ...]) -> None:
     assert configure(Prune, {"pattern": "channels", "importance": importance}).needs == needs
 
