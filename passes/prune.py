@@ -117,6 +117,8 @@ class Prune(Pass):
                 if getattr(self, name) != defaults[name]:
                     beside = f"pattern={self.pattern}" + (" and macs" if name in ("sparsity", "scope") and self.macs is not None else "")
                     raise UsageError(f"prune: {name} says nothing with {beside}; leave it out")
+            if self.neighbours and any(self.layers.values()):
+                raise UsageError(f"prune: with pattern={self.pattern} a value in layers can only be 0, which leaves a layer as it is")
             if self.epochs and self.pattern != "unstructured":
                 raise UsageError(f"prune: pattern={self.pattern} is made at once; leave epochs out, and let a retrain step follow")
 

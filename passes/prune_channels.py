@@ -11,7 +11,7 @@ CVPR 2023, sections 3.3 and 3.4.
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,7 +27,7 @@ from passes.graph.layers import WEIGHT_INPUT, is_constant, is_layer, weights
 from passes.graph.model import set_sparse_tensors, sparse_tensors
 from passes.graph.patterns import by_weight
 from passes.graph.removal import remove
-from passes.numerics.thinning import Cost, Savings, Shares, Thinning, round_up, thin_groups, thin_together
+from passes.numerics.thinning import MOST, Cost, Savings, Shares, Thinning, round_up, thin_groups, thin_together
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def prune_channels(graph: Graph, context: Context, importance: str, amount: Amou
     report = PassReport()
     plan = plan_channels(graph, context, importance, amount, report)
     if plan.removed.any():
-        shortened = remove(graph, plan.coupling, plan.removed)
-        _forget_patterns(graph, plan.coupling, shortened)
+        remove(graph, plan.coupling, plan.removed)
+        _forget_patterns(graph, plan)
     _record(plan, report)
     return report
 
@@ -122,25 +122,35 @@ def _free(coupling: Coupling, groups: _Groups, shares: Mapping[int, float | None
         locks = {int(unit): coupling.units.lock_of(int(unit)) for unit in members}
         if shares[group] == 0:
             report.skip(layers[0][0].name, "its sparsity is set to 0")
+        elif None not in locks.values():
+            report.skip(layers[0][0].name, f"its channels stay: {next(iter(locks.values()))}")
         elif members.size == 1:
-            report.skip(layers[0][0].name, "its channels are coupled so that they could only go all together")
+            alone = all(written.size == 1 for _, written in layers)
+            reason = "it has one channel" if alone else "its channels are coupled so that they could only go all together"
+            report.skip(layers[0][0].name, reason)
         else:
             free[[unit for unit, lock in locks.items() if lock is None]] = True
-            first = next((lock for lock in locks.values() if lock is not None), None)
-            if first is not None and not free[members].any():
-                report.skip(layers[0][0].name, f"its channels stay: {first}")
     return free
 
 
 def _leave_unknown(groups: _Groups, free: np.ndarray, parts: Sequence[tuple[np.ndarray, np.ndarray]], report: PassReport) -> None:
-    known = np.zeros(free.size, bool)
-    for units, _ in parts:
+    """Groups of which no importance is known, or one is not a number, stay."""
+    known, broken = np.zeros(free.size, bool), np.zeros(free.size, bool)
+    for units, values in parts:
         known[units] = True
+        broken[units[~np.isfinite(values)]] = True
+        values[~np.isfinite(values)] = 0
     for group, layers in groups.layers.items():
-        mine = (groups.of == group) & free
-        if mine.any() and not known[mine].any():
-            free[mine] = False
+        mine = groups.of == group
+        if not (mine & free).any():
+            continue
+        if broken[mine].any():
+            report.skip(layers[0][0].name, "its channels cannot be compared: weights or activations have NaN or infinite elements")
+        elif not known[mine & free].any():
             report.skip(layers[0][0].name, "nothing says how important its channels are; give importance=l2")
+        else:
+            continue
+        free[mine] = False
 
 
 def _thin(
@@ -168,7 +178,7 @@ def _thin(
     if savings is None:
         widths = groups.widths() * members
         wanted = round(amount.sparsity * int(widths.sum()))
-        thin_together(state, importance, lambda: int(widths[state.removed].sum()) >= wanted)
+        thin_together(state, importance, lambda: int(widths[state.removed].sum()) >= wanted, max(MOST, amount.sparsity))
         round_up(state, views, amount.keep_multiple)
         return
     goal = wanted_macs = (amount.macs or 0.0) * before
@@ -208,11 +218,11 @@ def _costs(coupling: Coupling, state: Thinning, roots: np.ndarray) -> Iterator[C
         yield Cost(times * math.prod(int(size or 0) for size in shape) / math.prod(slot.units.size for slot in slots), views)
 
 
-def _forget_patterns(graph: Graph, coupling: Coupling, shortened: Collection[str]) -> None:
+def _forget_patterns(graph: Graph, plan: Plan) -> None:
     """A weight that lost inputs may no longer be N:M along them; its zeros stay."""
-    sparse = sparse_tensors(graph)
-    for name, axis in coupling.slots:
-        if name in shortened and name in sparse and coupling.slots[name, axis].role != WRITTEN:
+    sparse, roots = sparse_tensors(graph), plan.coupling.units.roots(np.arange(len(plan.coupling.units)))
+    for (name, _), slot in plan.coupling.slots.items():
+        if name in sparse and slot.role != WRITTEN and plan.removed[roots[slot.units]].any():
             sparse[name] = "unstructured"
     set_sparse_tensors(graph, sparse)
 

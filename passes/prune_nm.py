@@ -65,9 +65,11 @@ def _axis(graph: Graph, weight: Weight, m: int, left: Collection[str], min_size:
     if len(axes) > 1:
         return "layers that share its weight read it along different axes"
     axis = axes.pop()
-    inputs = int(weight.tensor.shape[axis])
-    if inputs % m:
-        return f"its {inputs} inputs{' per group' if weight.nodes[0].attrs.get('group', 1) != 1 else ''} do not make groups of {m}"
+    for node in weight.nodes:
+        groups = int(node.attrs.get("group", 1))
+        inputs = int(weight.tensor.shape[axis]) // (groups if node.op == "ConvTranspose" else 1)
+        if inputs % m:
+            return f"its {inputs} inputs{' per group' if groups != 1 else ''} do not make groups of {m}"
     if not np.isfinite(read(weight.tensor)).all():
         return "its weight has NaN or infinite elements"
     return axis

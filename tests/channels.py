@@ -1,4 +1,4 @@
-"""What tests of channel pruning share: the pass on a model, and the same network with the removed channels' readers at zero."""
+"""What tests of channel pruning share: the pass on a model, and the same network with the removed channels' readers or writers at zero."""
 
 import numpy as np
 import onnx
@@ -21,13 +21,17 @@ def prune_channels(model: onnx.ModelProto, context: Context | None = None, **opt
     return pruned, report
 
 
-def zeroed(model: onnx.ModelProto, sparsity: float = 0.3) -> onnx.ModelProto:
-    """The whole network, in which every weight that reads a channel that would be removed is zero: what pruning has to compute."""
+def zeroed(model: onnx.ModelProto, sparsity: float = 0.3, by_writers: bool = False) -> onnx.ModelProto:
+    """The whole network, in which every weight that reads a channel that would be removed is zero: what pruning has to compute.
+
+    `by_writers`: the weights, biases and other parameters that write such a channel are zero instead, and what reads it is as it was. That
+    is the same where activations are 0 at 0 and no operator looks at several channels.
+    """
     graph = import_model(model)
     plan = plan_channels(graph, Context(), "l2", Amount(sparsity, "layer", {}, None, 1), PassReport())
     roots = plan.coupling.units.roots(np.arange(len(plan.coupling.units)))
     for slot in plan.coupling.slots.values():
-        if slot.role != READ:
+        if (slot.role == READ) == by_writers:
             continue
         values, gone = np.array(read(slot.tensor)), plan.removed[roots[slot.units]]
         for block, rows in zip(np.atleast_2d(gone), np.split(values, len(np.atleast_2d(gone))), strict=True):

@@ -8,6 +8,10 @@ import onnx
 import onnx.version_converter
 import pytest
 
+from passes.base import Context
+from passes.fold import Fold
+from passes.graph.model import export_model, import_model
+
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "models"
 MATERIALIZED_PARAMETERS = 10_000_000
@@ -53,6 +57,25 @@ def load_foreign(path: Path) -> onnx.ModelProto:
         model.graph.initializer.append(onnx.numpy_helper.from_array(values, node.output[0]))
         model.graph.node.remove(node)
     return model
+
+
+@pytest.fixture
+def light(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
+    """A `light_*` model (the parameter: its path) with all its weights stored, folded as a recipe would do it.
+
+    Hidden layers of 4096, hundreds of megabytes, are of 256 here.
+    """
+    model = onnx.load(request.param)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT64 and 4096 in (sizes := onnx.numpy_helper.to_array(tensor)):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.where(sizes == 4096, 256, sizes), tensor.name))
+    for value in model.graph.value_info:
+        value.type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "model.onnx")
+    monkeypatch.setattr(f"{__name__}.MATERIALIZED_PARAMETERS", 30_000_000)
+    graph = import_model(load_foreign(tmp_path / "model.onnx"))
+    Fold().apply(graph, Context())
+    return export_model(graph)
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from passes.graph import Constant, Node
-from passes.graph.coupling import READ, SCALE, WRITTEN, Channels, Coupling, Kept, LayerUse
+from passes.graph import Constant, Node, Tensor
+from passes.graph.coupling import OTHER, READ, SCALE, WRITTEN, Channels, Coupling, Kept, LayerUse
 from passes.graph.coupling_shapes import flatten, pad, reshape, resize, slice_, split, squeeze, transpose, unsqueeze
 from passes.graph.layers import NOT_CONSTANT, WEIGHT_INPUT, is_constant
 from passes.graph.storage import not_float
 
 BIAS_INPUT = 2
 NOT_WRITTEN = "it is not written by a layer"
+UNFOLDED = "a Constant node; fold first"
 
 Rule = Callable[[Coupling, Node], str | None]
 
@@ -32,8 +33,7 @@ def layer(coupling: Coupling, node: Node) -> str | None:
         read_axis = 1 if node.op == "Gemm" and node.attrs.get("transB", 0) else 0
         axis, written = -1, coupling.units.fresh(shape[1 - read_axis])
         coupling.slot(node, WEIGHT_INPUT, 1 - read_axis, written, WRITTEN)
-        if source is not None:
-            coupling.slot(node, WEIGHT_INPUT, read_axis, source.units, READ)
+        coupling.slot(node, WEIGHT_INPUT, read_axis, _read(coupling, node, source, shape[read_axis]), READ)
     if len(node.inputs) > BIAS_INPUT and not node.inputs[BIAS_INPUT].is_empty():
         _bias(coupling, node, written)
     output = coupling.shape(node.outputs[0])
@@ -49,7 +49,10 @@ def layer(coupling: Coupling, node: Node) -> str | None:
 def _unusable(coupling: Coupling, node: Node, source: Channels | None) -> str | None:
     weight = node.inputs[WEIGHT_INPUT]
     if not isinstance(weight, Constant):
-        return f"{node.name} reads it, and {not_float(weight, 'prune') if is_constant(weight) else NOT_CONSTANT}"
+        reason = f"its weight is {UNFOLDED}" if _is_unfolded(weight) else NOT_CONSTANT
+        if is_constant(weight):
+            reason = not_float(weight, "prune") or reason
+        return f"{node.name} reads it, and {reason}"
     if weight.dtype != np.float32:
         return f"{node.name} reads it, and its weight is {weight.dtype}, not float32"
     if len(weight.shape) < 2 or 0 in weight.shape or (node.op in ("Gemm", "MatMul") and len(weight.shape) != 2):
@@ -63,6 +66,17 @@ def _unusable(coupling: Coupling, node: Node, source: Channels | None) -> str | 
     return None if source.axis == wanted else f"{node.name} does not read channels on axis {source.axis}"
 
 
+def _read(coupling: Coupling, node: Node, source: Channels | None, count: int) -> np.ndarray:
+    """Units of what a layer reads. Another layer that shares its weight may read channels that would go, so the weight must know."""
+    if source is not None:
+        return source.units
+    return coupling.fixed(count, f"{node.name} applies {node.inputs[WEIGHT_INPUT].name} to channels that cannot go")
+
+
+def _is_unfolded(tensor: Tensor) -> bool:
+    return bool(tensor.inputs) and tensor.inputs[0].op == "Constant"
+
+
 def _convolution(coupling: Coupling, node: Node, source: Channels | None, shape: tuple[int, ...]) -> np.ndarray:
     """Ties the weight with what the layer reads and writes. Returns the units of its output."""
     groups, units = int(node.attrs.get("group", 1)), coupling.units
@@ -71,9 +85,9 @@ def _convolution(coupling: Coupling, node: Node, source: Channels | None, shape:
     outputs = shape[0] if node.op == "Conv" else shape[1] * groups
     if groups > 1 and inputs == groups:
         return _depthwise(coupling, node, source, outputs // groups)
+    reads = _read(coupling, node, source, inputs)
     if groups == 1:
-        if source is not None:
-            coupling.slot(node, WEIGHT_INPUT, read, source.units, READ)
+        coupling.slot(node, WEIGHT_INPUT, read, reads, READ)
         written = units.fresh(outputs)
         coupling.slot(node, WEIGHT_INPUT, write, written, WRITTEN)
         return written
@@ -84,17 +98,16 @@ def _convolution(coupling: Coupling, node: Node, source: Channels | None, shape:
         written = units.fresh(outputs)
         coupling.slot(node, WEIGHT_INPUT, 0, written, WRITTEN)
         coupling.balances.append((node, written.reshape(groups, -1)))
-    if source is not None:
-        blocks = source.units.reshape(groups, -1)
-        coupling.slot(node, WEIGHT_INPUT, read, blocks if node.op == "Conv" else source.units, READ)
-        coupling.balances.append((node, blocks))
+    blocks = reads.reshape(groups, -1)
+    coupling.slot(node, WEIGHT_INPUT, read, blocks if node.op == "Conv" else reads, READ)
+    coupling.balances.append((node, blocks))
     return written
 
 
 def _depthwise(coupling: Coupling, node: Node, source: Channels | None, multiplier: int) -> np.ndarray:
     """Each group reads one channel, and goes with it."""
     groups = int(node.attrs["group"])
-    units = coupling.fixed(groups, "it reads channels that cannot go") if source is None else source.units
+    units = _read(coupling, node, source, groups)
     written = np.repeat(units, multiplier)
     coupling.slot(node, WEIGHT_INPUT, 0, written if node.op == "Conv" else units, WRITTEN)
 
@@ -109,6 +122,7 @@ def _bias(coupling: Coupling, node: Node, written: np.ndarray) -> None:
     bias = node.inputs[BIAS_INPUT]
     if not isinstance(bias, Constant):
         coupling.units.lock(written, "its bias is computed at run time")
+        coupling.lock([bias], f"{node.name} adds it as its bias")
     elif bias.shape and bias.shape[-1] == written.size and (written.size > 1 or node.op != "Gemm"):
         coupling.slot(node, BIAS_INPUT, len(bias.shape) - 1, written)
 
@@ -158,7 +172,7 @@ def _normalization(coupling: Coupling, node: Node) -> str | None:
     if not all(isinstance(tensor, Constant) for tensor in node.inputs[1:]):
         return f"{node.name} has parameters that are computed at run time; fold first"
     for index in range(1, len(node.inputs)):
-        coupling.slot(node, index, 0, source.units, SCALE if index == 1 else "other")
+        coupling.slot(node, index, 0, source.units, SCALE if index == 1 else OTHER)
     coupling.put(node.outputs[:1], 1, source.units)
     return None
 
@@ -182,6 +196,8 @@ def _elementwise(coupling: Coupling, node: Node) -> str | None:
         shape = shapes[tensor.name] or ()
         size = shape[ranks[tensor.name] - distance]
         if size != 1 and not isinstance(tensor, Constant):
+            if _is_unfolded(tensor):
+                return f"{node.name} joins it with {tensor.name}, which is {UNFOLDED}"
             return f"{node.name} joins it with {tensor.name}, whose channels cannot go"
         if size != 1 and size != units.size:
             return f"{node.name} spreads it over {size} channels"

@@ -34,6 +34,9 @@ def reshape(coupling: Coupling, node: Node) -> str | None:
     target = _resolved(shape, stated, bool(node.attrs.get("allowzero", 0)))
     if target is None:
         return f"{node.name} reshapes it in a way that depends on sizes that are not known"
+    source = coupling.of(node.inputs[0])
+    if source is not None and source.axis < len(stated) and stated[source.axis] == 0:
+        stated[source.axis] = int(target[source.axis] or 0)  # it would copy the number of channels that are left
     return _regroup(coupling, node, shape, None, target, stated)
 
 
@@ -113,11 +116,11 @@ def _regroup(
     coupling.units.tie(np.repeat(rows[:, 0], rows.shape[1] - 1), rows[:, 1:])
     axis, units = new[part], np.ascontiguousarray(rows[:, 0])
     coupling.put(node.outputs, axis, units)
-    if stated and stated[axis] != -1:
+    if stated:
 
         def adapt(kept: Kept) -> None:
             count = int(kept(units).sum())
-            _store(coupling, node, 1, [count if index == axis else size for index, size in enumerate(stated)])
+            _store(coupling, node, 1, [count if index == axis and size != -1 else size for index, size in enumerate(stated)])
 
         coupling.adapts.append(adapt)
     return None
@@ -269,6 +272,7 @@ def resize(coupling: Coupling, node: Node) -> str | None:
         source is None
         or shape is None
         or node.attrs.get("axes")
+        or node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch"
         or node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
     ):
         return f"{node.name} resizes axes that are not known"
@@ -298,6 +302,8 @@ def _numbers(node: Node, index: int) -> list[int] | None:
 def _store(coupling: Coupling, node: Node, index: int, values: Sequence[int]) -> None:
     """A new initializer for the node alone: others may read the one that it had."""
     old = node.inputs[index] if index < len(node.inputs) else None
+    if isinstance(old, Constant) and np.array_equal(old.values, values):
+        return
     name = free_name(coupling.graph, f"{node.name}_sizes" if old is None or old.is_empty() else old.name)
     new = Constant(name, np.asarray(values, np.int64 if not isinstance(old, Constant) else old.values.dtype))
     if index < len(node.inputs):

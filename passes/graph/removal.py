@@ -7,8 +7,8 @@ from passes.graph.coupling import Coupling, Kept
 from passes.graph.layers import read
 
 
-def remove(graph: Graph, coupling: Coupling, removed: np.ndarray) -> list[str]:
-    """Removes every channel of the units in `removed`, bool by root; ties must be final. Returns the names of shortened initializers."""
+def remove(graph: Graph, coupling: Coupling, removed: np.ndarray) -> None:
+    """Removes every channel of the units in `removed`, bool by root; ties must be final."""
     roots = coupling.units.roots(np.arange(len(coupling.units)))
     stays = ~removed[roots]
 
@@ -17,16 +17,17 @@ def remove(graph: Graph, coupling: Coupling, removed: np.ndarray) -> list[str]:
 
     for adapt in coupling.adapts:
         adapt(kept)
-    shortened = _shorten(coupling, kept)
+    _shorten(coupling, kept)
     for name, tensor in graph.tensors().items():
         found = coupling.channels.get(name)
-        if found is not None and not isinstance(tensor, Constant) and tensor.shape is not None and found.axis < len(tensor.shape):
-            size = int(kept(found.units).sum())
+        if found is None or isinstance(tensor, Constant) or tensor.shape is None or found.axis >= len(tensor.shape):
+            continue
+        size = int(kept(found.units).sum())
+        if size < found.units.size:  # an output of the model, which loses none, may name the size
             tensor.shape = [size if axis == found.axis else dim for axis, dim in enumerate(tensor.shape)]
-    return shortened
 
 
-def _shorten(coupling: Coupling, kept: Kept) -> list[str]:
+def _shorten(coupling: Coupling, kept: Kept) -> None:
     by_name: dict[str, list[tuple[int, np.ndarray]]] = {}
     for (name, axis), slot in coupling.slots.items():
         stays = kept(slot.units)
@@ -39,7 +40,6 @@ def _shorten(coupling: Coupling, kept: Kept) -> list[str]:
             values = np.compress(stays, values, axis) if stays.ndim == 1 else _in_blocks(values, stays)
         tensor.values = np.ascontiguousarray(values)
         tensor.data_location = None
-    return list(by_name)
 
 
 def _in_blocks(values: np.ndarray, stays: np.ndarray) -> np.ndarray:

@@ -68,19 +68,22 @@ class Thinning:
 
 
 def thin_groups(state: Thinning, scores: np.ndarray, widths: np.ndarray, sparsity: Mapping[int, float]) -> None:
-    """Removes that share of each group's channels, the least important units first; ties go by position. `widths`: channels per unit."""
+    """Removes that share of each group's channels, those of least importance per channel first; ties go by position.
+
+    `widths`: channels of each unit, int [units].
+    """
     for group, share in sparsity.items():
         members = np.flatnonzero(state.groups == group)
         total, gone = float(widths[members].sum()), 0.0
         candidates = members[state.free[members]]
-        for unit in candidates[np.argsort(scores[candidates], kind="stable")]:
+        for unit in candidates[np.argsort(scores[candidates] / np.maximum(widths[candidates], 1), kind="stable")]:
             nearer = gone + widths[unit] / 2 <= share * total
             if nearer and gone + widths[unit] <= (share + SLACK) * total and state.remove(int(unit)):
                 gone += widths[unit]
 
 
-def thin_together(state: Thinning, ranks: Callable[[], np.ndarray], enough: Callable[[], bool]) -> None:
-    """Removes units over all groups, those of lowest rank first, until there are `enough`.
+def thin_together(state: Thinning, ranks: Callable[[], np.ndarray], enough: Callable[[], bool], most: float = MOST) -> None:
+    """Removes units over all groups, those of lowest rank first, until there are `enough`; of no group more than the share `most`.
 
     `ranks()`, float [units], may change as units go; it is asked again after every few hundredth of them.
     """
@@ -92,7 +95,7 @@ def thin_together(state: Thinning, ranks: Callable[[], np.ndarray], enough: Call
         ranked = candidates[np.argsort(ranks()[candidates], kind="stable")]
         for unit in ranked[:at_once]:
             group = state.groups[unit]
-            if gone[group] + 1 <= MOST * sizes[group] and state.remove(int(unit)):
+            if gone[group] + 1 <= most * sizes[group] and state.remove(int(unit)):
                 gone[group] += 1
             if enough():
                 return

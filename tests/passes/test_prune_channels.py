@@ -4,7 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
-from passes.base import Context, configure
+from passes import contract
+from passes.base import Context, Skip, configure
 from passes.graph.model import export_model, import_model
 from passes.int8 import Int8
 from tests.builders import build, random
@@ -221,6 +222,101 @@ def test_a_parameter_with_another_reader_keeps_its_size() -> None:
     )
     _, report = prune_channels(model)
     assert report.skips[0].reason == "its channels stay: its parameter c is also read by Neg_2"
+
+
+@pytest.mark.parametrize("layer", ["Conv", "MatMul"])
+def test_a_weight_that_also_reads_the_input_keeps_its_inputs(layer: str) -> None:
+    more = (1, 1) if layer == "Conv" else ()
+    x, y = ("float[N, 10, 4, 4]", "float[N, C, H, W]") if layer == "Conv" else ("float[N, 10]", "float[N, C]")
+    model = build(
+        f"({x} x) => ({y} y) {{ a = {layer} (x, w) b = Relu (a) d = {layer} (b, w) y = {layer} (d, v) }}",
+        w=random(10, 10, *more),
+        v=random(10, 10, *more),
+    )
+    _, report = prune_channels(model)
+    assert not report.edits
+    assert report.skips[0].reason == f"its channels stay: {layer}_0 applies w to channels that cannot go"
+
+
+def test_a_bias_that_a_layer_writes_keeps_its_channels() -> None:
+    model = build(
+        "(float[N, 8] x) => (float[N, 4] y) { a = Gemm (x, u) b = Gemm (x, w, a) y = Gemm (b, v) }",
+        u=random(8, 10),
+        w=random(8, 10),
+        v=random(10, 4),
+    )
+    _, report = prune_channels(model)
+    assert [(skip.node, skip.reason) for skip in report.skips[:2]] == [
+        ("Gemm_0", "its channels stay: Gemm_1 adds it as its bias"),
+        ("Gemm_1", "its channels stay: its bias is computed at run time"),
+    ]
+
+
+def test_a_reshape_that_copies_the_number_of_channels_to_another_axis() -> None:
+    model = build(
+        "(float[1, 3, 2, 2] x) => (float[1, 5] y) { a = Conv (x, u) b = Reshape (a, q) d = Reshape (b, p) e = Relu (d) "
+        "f = Reshape (e, z) y = MatMul (f, v) }",
+        u=random(4, 3, 1, 1),
+        v=random(16, 5),
+        q=np.array([1, 4, 4]),
+        p=np.array([4, 0, -1]),
+        z=np.array([1, 16]),
+    )
+    after, _ = prune_channels(model, sparsity=0.25)
+    assert shapes(after)["v"] == [12, 5]
+    assert_same_outputs(zeroed(model, 0.25), after, 1e-5, batch=1)
+
+
+def test_a_resize_that_keeps_the_aspect_ratio_keeps_its_channels() -> None:
+    model = build(
+        "(float[1, 3, 8, 8] x) => (float[1, 5, H, W] y) { a = Conv (x, u) "
+        'b = Resize <keep_aspect_ratio_policy = "not_larger"> (a, , , z) y = Conv (b, v) }',
+        opset=18,
+        u=random(10, 3, 1, 1),
+        v=random(5, 10, 1, 1),
+        z=np.array([1, 10, 16, 16]),
+    )
+    _, report = prune_channels(model)
+    assert report.skips[0].reason == "its channels stay: Resize_1 resizes axes that are not known"
+
+
+def test_an_output_whose_channels_have_a_name_keeps_it() -> None:
+    model = build(
+        "(float[N, 3, 4, 4] x) => (float[N, C, H, W] z, float[N, 5, H, W] y) { z = Conv (x, u) a = Conv (x, w) y = Conv (a, v) }",
+        u=random(10, 3, 1, 1),
+        w=random(10, 3, 1, 1),
+        v=random(5, 10, 1, 1),
+    )
+    after, report = prune_channels(model)
+    assert report.edits
+    contract.check_structure(model, after, "prune")
+
+
+def test_one_class_is_an_output_all_the_same() -> None:
+    _, report = prune_channels(
+        build("(float[N, 8] x) => (float[N, 1] y) { a = MatMul (x, u) y = MatMul (a, v) }", u=random(8, 10), v=random(10, 1))
+    )
+    assert [skip.reason for skip in report.skips] == ["its channels stay: it writes the model's output 'y'"]
+
+
+def test_constants_that_are_nodes_are_to_be_folded() -> None:
+    ones = ", ".join(["1"] * 10)
+    model = build(
+        f"{IMAGE} {{ a = Conv (x, u) k = Constant <value = float[10, 1, 1] {{{ones}}}> () b = Mul (a, k) y = Conv (b, v) }}",
+        u=random(10, 3, 1, 1),
+        v=random(5, 10, 1, 1),
+    )
+    _, report = prune_channels(model)
+    assert report.skips[0].reason == "its channels stay: Mul_2 joins it with k, which is a Constant node; fold first"
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_channels_that_cannot_be_compared_stay(wrong: float) -> None:
+    u = random(10, 3, 3, 3)
+    u[2, 1] = wrong
+    _, report = prune_channels(build(CHAIN, u=u, c=random(10), v=random(5, 10, 1, 1)))
+    assert not report.edits
+    assert report.skips[-1] == Skip("Conv_0", "its channels cannot be compared: weights or activations have NaN or infinite elements")
 
 
 def test_what_a_body_reads_keeps_its_channels() -> None:

@@ -62,6 +62,12 @@ def test_global_scope_takes_the_share_of_all_together() -> None:
     assert report.metrics["channels_removed"] == pytest.approx(0.4)
 
 
+def test_global_scope_takes_more_than_nine_tenths_if_asked() -> None:
+    model = build(THREE, u=random(8, 100), v=random(100, 100), w=random(100, 4))
+    _, report = prune_channels(model, sparsity=0.95, scope="global")
+    assert report.metrics == {"channels_removed": 0.95}
+
+
 @pytest.mark.parametrize("share", [0.75, 0.5, 0.25])
 def test_macs_reach_what_was_asked_for(share: float) -> None:
     model = three()
@@ -234,6 +240,14 @@ def test_lost_inputs_make_a_pattern_unstructured() -> None:
     assert lathe.read_sparse(after.metadata_props) == {"u": "2:4", "v": "unstructured", "w": "unstructured"}
 
 
+def test_lost_outputs_leave_a_pattern_as_it_is() -> None:
+    graph = import_model(three())
+    set_sparse_tensors(graph, {"v": "2:4"})
+    after, _ = prune_channels(export_model(graph), sparsity=0.25, layers={"u": 0.0})
+    assert widths(after) == (40, 15)
+    assert lathe.read_sparse(after.metadata_props) == {"v": "2:4"}
+
+
 CONTRADICTIONS = {
     r"pattern=\.\.\.\) must be unstructured, channels or N:M such as 2:4, with N below M, not 'rows'": {"pattern": "rows"},
     r"with N below M, not '4:2'": {"pattern": "4:2"},
@@ -242,6 +256,7 @@ CONTRADICTIONS = {
     "score says nothing with pattern=channels; leave it out": {"pattern": "channels", "score": "lamp", "scope": "global"},
     "sparsity says nothing with pattern=channels and macs; leave it out": {"pattern": "channels", "sparsity": 0.3, "macs": 0.5},
     "sparsity says nothing with pattern=2:4; leave it out": {"pattern": "2:4", "sparsity": 0.3},
+    "with pattern=2:4 a value in layers can only be 0, which leaves a layer as it is": {"pattern": "2:4", "layers": {"u": 0.9}},
     "macs says nothing with pattern=unstructured; leave it out": {"macs": 0.5},
     "a sparsity must be below 1; a layer without channels computes nothing": {"pattern": "channels", "sparsity": 1.0},
 }

@@ -1,4 +1,7 @@
-"""prune(pattern=channels) on models that this project did not write: 30 % of the channels go, and what is left runs and is right."""
+"""prune(pattern=channels) on models that this project did not write: 30 % of the channels go, and what is left runs and is right.
+
+What is right: the whole network with the removed channels' weights and biases at zero, and the one with the weights that read them at zero.
+"""
 
 from pathlib import Path
 
@@ -7,45 +10,66 @@ import onnx
 import pytest
 
 from passes import contract
-from passes.base import Context
-from passes.fold import Fold
-from passes.graph.model import export_model, import_model
-from runtime import model_file
+from runtime import model_file, ort
 from tests import conftest
-from tests.channels import assert_same_outputs, prune_channels, zeroed
+from tests.channels import assert_same_outputs, prune_channels, shapes, zeroed
 
 LIGHT = conftest.shipped_with_onnx("light/light_*.onnx")
 # The PReLU cases are not valid at a later opset: its slope broadcasts differently since opset 7.
 SMALL = [path for path in conftest.shipped_with_onnx("pytorch-converted/*/model.onnx")[::2] if "PReLU" not in path.parent.name]
 
-RESPONSE_NORMALIZED = ("light_bvlc_alexnet", "light_inception_v1", "light_zfnet512")
-"""Local response normalization divides by neighbours, which are others afterwards: these run, and compute something else."""
+
+def written(model: onnx.ModelProto) -> dict[str, int]:
+    """Layer -> how many channels its weight writes, counted in the file: every Conv, and the Gemm of classifiers."""
+    found = shapes(model)
+    return {
+        node.name: found[node.input[1]][0 if node.op_type == "Conv" or _transposed(node) else 1]
+        for node in model.graph.node
+        if node.op_type in ("Conv", "Gemm")
+    }
 
 
-@pytest.fixture
-def light(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
-    """With all its weights stored, folded as a recipe would do it. Hidden layers of 4096, hundreds of megabytes, are of 256 here."""
-    model = onnx.load(request.param)
-    for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.INT64 and 4096 in (sizes := onnx.numpy_helper.to_array(tensor)):
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.where(sizes == 4096, 256, sizes), tensor.name))
-    for value in model.graph.value_info:
-        value.type.tensor_type.ClearField("shape")
-    onnx.save(model, tmp_path / "model.onnx")
-    monkeypatch.setattr(conftest, "MATERIALIZED_PARAMETERS", 30_000_000)
-    graph = import_model(conftest.load_foreign(tmp_path / "model.onnx"))
-    Fold().apply(graph, Context())
-    return export_model(graph)
+def _transposed(node: onnx.NodeProto) -> bool:
+    return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+
+
+def comparable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without local response normalization, which divides by neighbours, others once channels are gone, and with what the softmax reads."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    for node in changed.graph.node:
+        if node.op_type in ("LRN", "Softmax"):
+            node.op_type = "Identity"
+            del node.attribute[:]
+    return changed
+
+
+def assert_right(model: onnx.ModelProto, after: onnx.ModelProto, sparsity: float, batch: int = 2) -> None:
+    with pytest.raises(AssertionError):
+        assert_same_outputs(model, after, 1e-2, batch)  # else any network would pass
+    for by_writers in (False, True):
+        assert_same_outputs(zeroed(model, sparsity, by_writers), after, 1e-4, batch)
 
 
 @pytest.mark.parametrize("light", LIGHT, ids=lambda path: path.stem, indirect=True)
-def test_every_light_model_can_lose_thirty_percent(light: onnx.ModelProto, request: pytest.FixtureRequest) -> None:
-    after, report = prune_channels(light, sparsity=0.3)
-    contract.check_structure(light, after, "prune")
-    assert report.metrics["channels_removed"] == pytest.approx(0.3, abs=0.015)
-    assert all("Softmax" in skip.reason or "output" in skip.reason for skip in report.skips), "only the classes stay"
-    normalized = any(name in request.node.name for name in RESPONSE_NORMALIZED)
-    assert_same_outputs(after if normalized else zeroed(light), after, 1e-4, batch=1)
+def test_every_light_model_can_lose_thirty_percent(light: onnx.ModelProto) -> None:
+    """Thirty percent of the channels that layers write, all layers together, but for the last layer's, which are the classes.
+
+    A little more is asked for, because counts are rounded in each group. No layer is left out: trunks of residual additions, branches of
+    concatenations and the shuffled channels between grouped convolutions lose theirs.
+    """
+    after, report = prune_channels(light, sparsity=0.32)
+    contract.check_structure(light, after, "prune")  # the checker, with shape inference
+    before, left = written(light), written(after)
+    classes = list(before)[-1]
+    assert [skip.node for skip in report.skips] == [classes]
+    assert left.pop(classes) == before.pop(classes)
+    assert all(left[layer] < count for layer, count in before.items())
+    assert 0.65 <= sum(left.values()) / sum(before.values()) <= 0.7
+    session = ort.session(after, threads=1)
+    outputs = ort.run(session, ort.random_feeds(session, batch=1, seed=0))
+    assert all(np.isfinite(values).all() for values in outputs.values())
+    assert_right(comparable(light), comparable(after), 0.32, batch=1)
 
 
 @pytest.mark.parametrize("path", SMALL, ids=lambda path: path.parent.name)
@@ -62,4 +86,4 @@ def test_own_models(name: str) -> None:
     after, report = prune_channels(model, sparsity=0.3)
     contract.check_structure(model, after, "prune")
     assert report.metrics["channels_removed"] == pytest.approx(0.3, abs=0.02)
-    assert_same_outputs(zeroed(model), after, 1e-4)
+    assert_right(model, after, 0.3)

@@ -109,6 +109,15 @@ def test_what_does_not_fit_is_left_with_the_reason() -> None:
     assert lathe.read_sparse(after.metadata_props) == {"w": "2:4", "r": "2:4"}
 
 
+@pytest.mark.parametrize(("groups", "shape", "inputs"), [(16, (16, 1, 2, 2), 1), (2, (12, 3, 2, 2), 6)])
+def test_inputs_of_a_grouped_transposed_convolution_are_counted_in_each_group(groups: int, shape: tuple[int, ...], inputs: int) -> None:
+    model = build(
+        f"(float[N, {shape[0]}, 4, 4] x) => (float[N, C, H, W] y) {{ y = ConvTranspose <group = {groups}> (x, w) }}", w=random(*shape)
+    )
+    _, report = prune(model)
+    assert [skip.reason for skip in report.skips] == [f"its {inputs} inputs per group do not make groups of 4"]
+
+
 def test_small_and_shared_weights() -> None:
     model = build(
         "(float[N, 4] x) => (float[N, 4] y) { a = Gemm (x, w) b = Gemm <transB = 1> (a, w) d = Gemm (b, v) y = Gemm (d, v) }",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from passes.numerics.balancing import balanced_sets
+from passes.numerics.balancing import balanced_sets, nonnegative_least_squares
 from passes.numerics.thinning import Cost, Savings, Shares, Thinning, round_up, thin_groups, thin_together
 
 
@@ -45,6 +45,27 @@ def test_a_shuffle_between_two_grouped_convolutions() -> None:
     assert [len(members) for members in sets] == [3, 3, 4]
 
 
+def test_a_trunk_of_concatenations_between_grouped_convolutions() -> None:
+    """ShuffleNet's: 24 + 112 channels, then as many again, twice. Each block of the reading convolution takes from several writing ones."""
+    stem, first, second, third = np.split(np.arange(544), [24, 136, 272])
+    trunks = [np.arange(136), np.arange(272), np.arange(544)]
+    constraints = [part.reshape(4, -1) for part in (stem, first, second, third, *trunks)]
+    sets, left = balanced_sets(constraints, np.ones(544, bool))
+    assert_balanced(constraints, sets)
+    assert left == []
+    assert sorted(len(members) for members in sets) == [16] * 10 + [64] * 6
+
+
+def test_nonnegative_least_squares_leaves_out_what_would_be_negative() -> None:
+    matrix = np.array([[1.0, 1, 0], [0, 1, 1], [1, 0, 1]])
+    np.testing.assert_allclose(nonnegative_least_squares(matrix, matrix @ [1.0, 2, 3]), [1, 2, 3])
+    found = nonnegative_least_squares(matrix, matrix @ [1.0, -2, 3])
+    slope = matrix.T @ (matrix @ [1.0, -2, 3] - matrix @ found)
+    assert (found >= 0).all()
+    assert (slope <= 1e-9).all()
+    np.testing.assert_allclose(slope * found, 0, atol=1e-9)
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_sets_are_balanced_for_any_constraints(seed: int) -> None:
     generator = np.random.default_rng(seed)
@@ -70,6 +91,12 @@ def test_wide_units_count_for_what_they_are() -> None:
     state = Thinning(4, [np.array([0, 0, 0, 1, 2, 3])], np.zeros(4, np.int64), np.ones(4, bool))
     thin_groups(state, np.array([1.0, 2, 3, 4]), np.array([3.0, 1, 1, 1]), {0: 0.34})
     assert state.removed.tolist() == [False, True, True, False], "three of six are more than was asked for by half of them"
+
+
+def test_a_wide_unit_goes_when_each_of_its_channels_is_least() -> None:
+    state = Thinning(4, [np.array([0, 0, 0, 1, 2, 3])], np.zeros(4, np.int64), np.ones(4, bool))
+    thin_groups(state, np.array([3.0, 2, 3, 4]), np.array([3.0, 1, 1, 1]), {0: 0.5})
+    assert state.removed.tolist() == [True, False, False, False]
 
 
 def test_rounding_gives_back_the_most_important() -> None:
