@@ -1,4 +1,4 @@
-"""The few words that passes and runtime share: the exceptions, their hint, and the names of Lathe's model metadata.
+"""The few words that passes and runtime share: the exceptions, their hint, the names of Lathe's metadata, and what a target runs in INT8.
 
 `passes` and `runtime` import neither each other nor `optimizer`, yet both raise errors of one root and both read
 `lathe.sparse`; so these stand in a leaf module that imports neither.
@@ -7,6 +7,7 @@
 import difflib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 PASS = "lathe.pass"
@@ -20,6 +21,46 @@ RANGE = "lathe.range"
 
 CONV_ALGORITHM = "lathe.conv_algorithm"
 """Conv metadata: direct, winograd23, winograd43 or winograd63."""
+
+INT8 = "lathe.int8"
+"""Layer metadata: "asked" if a user's option named the layer for INT8; no lowering then takes it for one that others wanted."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a target runs in INT8. As it stands it is TensorRT's, the canonical form's; a target declares its own.
+
+    A layer reads its first input quantized, and a weight quantized per output channel.
+    """
+
+    layers: frozenset[str] = frozenset({"Conv", "Gemm", "MatMul"})
+    """Operators with weights that have an INT8 kernel which pays."""
+    depthwise: bool = False
+    joins: bool = True
+    """Whether an addition behind a convolution becomes part of it when its other operand is quantized, and that one alone."""
+    operators: frozenset[str] = frozenset()
+    """Operators without weights that compute on integers, when all that they read and write is quantized."""
+    passed: frozenset[str] = frozenset()
+    """Operators that hand quantized values on, if what they write has the scale of what they read."""
+    results: frozenset[str] = frozenset()
+    """Operators among `layers` that compute in INT8 only if their result is quantized too."""
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={sorted(value) if isinstance(value, frozenset) else value}" for name, value in vars(self).items())
+
+    def __or__(self, other: "Placement") -> "Placement":
+        """What one of two targets runs in INT8. An addition that one wants quantized whole is not joined."""
+        return Placement(
+            self.layers | other.layers,
+            self.depthwise or other.depthwise,
+            self.joins or other.joins,
+            self.operators | other.operators,
+            self.passed | other.passed,
+            self.results | other.results,
+        )
+
+
+CANONICAL = Placement()
 
 
 class LatheError(Exception):

@@ -1,4 +1,4 @@
-"""What the pipeline gives to passes: data in its roles, the calibrator, the trainer, the runner."""
+"""What the pipeline gives to passes: data in its roles, the calibrator, the trainer, the runner, the timer, the rounder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +12,8 @@ from passes.base import Context, Pass
 from runtime.calibration import StreamingCalibrator
 from runtime.data import DataSource, model_classes, model_inputs, open_source, overlap, split, take
 from runtime.evaluate import OutputComparer
-from runtime.training import TorchTrainer, require_torch
+from runtime.ort import PairTimer
+from runtime.training import TorchRounder, TorchTrainer, require_torch
 from runtime.training.hooks import hook_place
 from runtime.training.launch import parse_launch
 
@@ -113,6 +114,8 @@ def check_needs(passes: list[Pass], roles: Roles, recipe: Recipe) -> None:
             if roles.train is None:
                 raise DataError(f"pass '{instance.name}' needs training data; give --data or --train")
             require_torch()
+        if "rounder" in instance.needs:
+            require_torch(f"{instance.name}(rounding=adaptive)")
     if recipe.launch is not None:
         parse_launch(recipe.launch)
 
@@ -132,4 +135,5 @@ def make_context(
     if roles.train is not None:
         launch = None if recipe.launch is None else parse_launch(recipe.launch)
         trainer = TorchTrainer(roles.train, teacher, hook=recipe.retrain, log=log, progress=status, memory=recipe.memory, launch=launch)
-    return Context(calibrator=calibrator, trainer=trainer, runner=runner, progress=status)
+    rounder = TorchRounder(recipe.seed, status)
+    return Context(calibrator=calibrator, trainer=trainer, runner=runner, timer=PairTimer(), rounder=rounder, progress=status)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, Union, get_args, get_origin, get_typ
 import numpy as np
 import onnx
 
-from lathe import PassError, UsageError, nearest
+from lathe import CANONICAL, PassError, Placement, UsageError, nearest
 from passes.graph import Graph
 
 
@@ -57,11 +57,15 @@ class TensorStatistics(Protocol):
     def percentile(self, percent: float) -> tuple[float, float]:
         """Range (low, high) that holds the central `percent` of the values, from a histogram; never outside minimum..maximum."""
 
+    def distribution(self) -> tuple[np.ndarray, np.ndarray]:
+        """(edges [B + 1], ascending, counts [B]) of a histogram; the bins differ in width, and zero has one to itself."""
+
 
 class Calibrator(Protocol):
     """Runs a model over the calibration data once, in bounded memory."""
 
-    def statistics(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Mapping[str, TensorStatistics]: ...
+    def statistics(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Mapping[str, TensorStatistics]:
+        """Statistics by tensor name. What was asked of the same model before is answered without another run."""
 
     def observe(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
         """The values of these tensors, batch by batch, the same samples in the same order at every call."""
@@ -113,13 +117,61 @@ class Runner(Protocol):
         """How near the candidate's outputs are to the base's: `sqnr` in dB (inf when equal) and, for classifiers, `agreement` 0 to 1."""
 
 
+class Rounded(Protocol):
+    """What a rounder found for one layer. `before` and `after`: signal to noise of what the layer computes, in dB, with the nearest levels
+    and with those found, on samples on which they were not chosen.
+    """
+
+    @property
+    def levels(self) -> np.ndarray | None:
+        """INT8 levels; None if the nearest are as good."""
+
+    @property
+    def before(self) -> float: ...
+
+    @property
+    def after(self) -> float: ...
+
+
+class Rounder(Protocol):
+    """Chooses, for each weight of a layer, between the two levels next to it."""
+
+    def round(
+        self,
+        layer: onnx.ModelProto,
+        weight: str,
+        exact: np.ndarray,
+        low: np.ndarray,
+        high: np.ndarray,
+        step: np.ndarray,
+        inputs: Mapping[str, np.ndarray],
+        target: np.ndarray,
+        steps: int,
+    ) -> Rounded:
+        """Levels with which `layer`, fed `inputs` and, as its input `weight`, levels * step, computes nearly `target`.
+
+        `exact` is the weight before rounding, in steps, `low` and `high` are the INT8 levels to choose from. Takes `steps` of an optimizer.
+        """
+
+
+class Timer(Protocol):
+    """Times models whose inputs have known sizes."""
+
+    def latencies(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> tuple[float, float]:
+        """Median milliseconds of (base, candidate), run in turn on the same random input."""
+
+
 @dataclass(frozen=True)
 class Context:
-    """What the pipeline gives a pass. A service is None when the request has no data for it."""
+    """What the pipeline gives a pass. A service is None when the request has no data for it; the timer and the rounder need none."""
 
     calibrator: Calibrator | None = None
     trainer: Trainer | None = None
     runner: Runner | None = None
+    timer: Timer | None = None
+    rounder: Rounder | None = None
+    placement: Placement = CANONICAL
+    """What the targets of the request run in INT8; for a lowering, what its own target does."""
     progress: Callable[[str], None] = lambda message: None
 
     def need_calibrator(self) -> Calibrator:
@@ -137,16 +189,27 @@ class Context:
             raise PassError("this pass needs calibration data to compare outputs on; give --data or --calibration")
         return self.runner
 
+    def need_rounder(self) -> Rounder:
+        if self.rounder is None:
+            raise PassError("adaptive rounding needs PyTorch's rounder, and there is none; give rounding=nearest")
+        return self.rounder
+
+    def need_timer(self) -> Timer:
+        if self.timer is None:
+            raise PassError("this pass times layers, and there is nothing to time them with")
+        return self.timer
+
 
 class Pass:
     """Base of every pass. A fresh instance runs once, with the options of its own occurrence in the recipe."""
 
     name: ClassVar[str]
-    lossless: ClassVar[bool] = False
+    lossless: bool = False
+    """Whether the network computes the same afterwards; an instance may be less than its class, by its options."""
     tolerance: ClassVar[float] = 1e-5
     """For a lossless pass: largest difference of an output, relative to that output's largest magnitude."""
     needs: tuple[str, ...] = ()
-    """Services without which the pass cannot run: "calibrator", "trainer", "runner", and "gradients" of the
+    """Services without which the pass cannot run: "calibrator", "trainer", "runner", "rounder", and "gradients" of the
     built-in training, which a user's hook need not follow. What options do without, an instance may leave out."""
     after: ClassVar[Mapping[str, str]] = {}
     """Name of another pass -> reason: if the recipe has it, one occurrence of it must come before this."""

@@ -47,12 +47,12 @@ def _refusing(what: str) -> Iterator[None]:
 
 
 def session(
-    model: onnx.ModelProto | bytes | str | Path, threads: int = 0, optimized: bool = True, lean: bool = False
+    model: onnx.ModelProto | bytes | str | Path, threads: int = 0, optimized: bool = True, lean: bool = False, integer: bool = True
 ) -> onnxruntime.InferenceSession:
     """A CPU session. `threads` 0 means one per core. Prefer a path for a large model: a ModelProto is copied once more.
 
     A packed file (runtime/pack), its path or its content, is decoded in memory. `lean` loads in two thirds of the memory, and runs slower:
-    weights are not packed for the processor.
+    weights are not packed for the processor. Without `integer`, layers between Q/DQ pairs compute in float, as the graph says.
 
     Raises ModelError with ONNX Runtime's reason if it cannot load the model; for a packed file that is damaged, or unpacks to over 2 GB.
     """
@@ -61,12 +61,29 @@ def session(
     options.log_severity_level = 3
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not integer:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if lean:
         options.add_session_config_entry("session.disable_prepacking", "1")
     named = f"load {model}" if isinstance(model, str | Path) else "load the model"
     source = _source(model)
     with _refusing(named):
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def write_optimized(model: Path, path: Path, portable: bool = False) -> None:
+    """Writes the graph that ONNX Runtime would compute: operators fused, in ONNX Runtime's own domains, without execution.
+
+    `portable` leaves out what is chosen for this processor, such as the order of channels; nodes then keep their names.
+    Raises ModelError with ONNX Runtime's reason if it cannot load the model, or not write its graph, which must be below 2 GB.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(path)
+    if portable:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    with _refusing(f"optimize {model}"):
+        onnxruntime.InferenceSession(_source(model), options, providers=["CPUExecutionProvider"])
 
 
 def _source(model: onnx.ModelProto | bytes | str | Path) -> bytes | str:
@@ -136,3 +153,14 @@ def latency_pair(
         rounds.append((times[0], times[1]))
     medians = np.median(np.array(rounds[1:]), axis=0)
     return float(medians[0]), float(medians[1])
+
+
+class PairTimer:
+    """Times two models on random input for at most `budget_s` seconds, or longer for a few rounds. Implements passes.base.Timer."""
+
+    def __init__(self, budget_s: float = 0.5) -> None:
+        self.budget_s = budget_s
+
+    def latencies(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> tuple[float, float]:
+        one, other = session(base), session(candidate)
+        return latency_pair(one, other, random_feeds(one), budget_s=self.budget_s)

@@ -1,4 +1,4 @@
-"""Symmetric INT8 quantization: level = round(value / scale), value = level * scale, zero-point 0.
+"""Symmetric INT8 quantization: level = round(value / scale), value = level * scale, zero-point 0. And the scale of asymmetric UINT8.
 
 The arithmetic is that of ONNX QuantizeLinear and DequantizeLinear: float32 division, rounding half to even, saturation.
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018,
@@ -9,6 +9,9 @@ import numpy as np
 
 LEVELS = 127
 """Largest level of a scale's own range. -128 is left to saturation, so that the range is symmetric."""
+
+UNSIGNED_LEVELS = 255
+"""Largest level of UINT8."""
 
 SMALLEST_SCALE = np.float32(1e-8)
 """A channel of zeros gets this scale: TensorRT refuses a scale of zero."""
@@ -24,6 +27,13 @@ def channel_scale(weight: np.ndarray, axis: int) -> np.ndarray:
     others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
     largest: np.ndarray = np.abs(weight).max(axis=others).astype(np.float32)
     return np.maximum(largest / np.float32(LEVELS), SMALLEST_SCALE)
+
+
+def unsigned_scale(low: float, high: float) -> tuple[np.float32, np.uint8]:
+    """(scale, zero-point) at which low..high, widened to hold 0, are the levels 0 to 255; 0 is a level exactly."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = np.maximum(np.float32((high - low) / UNSIGNED_LEVELS), SMALLEST_SCALE)
+    return scale, np.uint8(np.clip(np.rint(-low / scale), 0, UNSIGNED_LEVELS))
 
 
 def quantize(values: np.ndarray, scale: np.ndarray | np.float32, axis: int | None = None) -> np.ndarray:

@@ -16,10 +16,10 @@ from runtime.training.job import Shaping
 from runtime.training.launch import Launch, train_launched
 
 
-def require_torch() -> None:
+def require_torch(needed_by: str = "retrain") -> None:
     """Raises UsageError if PyTorch is not installed."""
     if find_spec("torch") is None:
-        raise UsageError("retrain needs PyTorch; pip install 'onnx-lathe[train]'")
+        raise UsageError(f"{needed_by} needs PyTorch; pip install 'onnx-lathe[train]'")
 
 
 @dataclass(frozen=True)
