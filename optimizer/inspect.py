@@ -1,18 +1,16 @@
 """Per-layer table of a model: shape, parameters, multiply-accumulates (MACs), and the bytes that its weights take in the file."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
 
-from passes.contract import runtime_inputs, skeleton
-from passes.graph import Constant
+from passes.graph import Constant, Node
 from passes.graph.layers import stored_in, weights
+from passes.graph.macs import OpenShape, open_shapes, repeats
 from passes.graph.model import import_model
-
-Shape = tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -21,8 +19,8 @@ class LayerRow:
 
     node: str
     op: str
-    weight_shape: Shape
-    output_shape: Shape | None
+    weight_shape: OpenShape
+    output_shape: OpenShape | None
     parameters: int
     zeros: int
     weight_bytes: int
@@ -47,17 +45,16 @@ class Size:
 
 def layer_rows(model: onnx.ModelProto) -> list[LayerRow]:
     """One row per layer in graph order; a shared weight is counted in its first row only."""
-    shapes = _shapes(model)
+    shapes = open_shapes(model, {})
     rows = []
     for weight in weights(import_model(model), lambda node, reason: None):
         zeros, size = weight.zeros()
         stored = sum(_stored_bytes(leaf) for leaf in {leaf.name: leaf for leaf in stored_in(weight.tensor)}.values())
-        shape: Shape = tuple(weight.tensor.shape) if weight.is_initializer else shapes.get(weight.name) or (size,)
+        shape: OpenShape = tuple(weight.tensor.shape) if weight.is_initializer else shapes.get(weight.name) or (size,)
         for index, node in enumerate(weight.nodes):
             output = shapes.get(node.outputs[0].name)
             first = index == 0
-            macs = _macs(node, size, shapes.get(node.inputs[0].name), output)
-            rows.append(LayerRow(node.name, node.op, shape, output, first * size, first * zeros, first * stored, macs))
+            rows.append(LayerRow(node.name, node.op, shape, output, first * size, first * zeros, first * stored, _macs(node, size, shapes)))
     return rows
 
 
@@ -74,34 +71,11 @@ def measure(model: onnx.ModelProto, rows: list[LayerRow] | None = None) -> Size:
     )
 
 
-def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
-    """Shapes by shape inference at batch 1: an unknown first dimension of an input is taken as 1."""
-    light = skeleton(model)
-    fed = {value.name for value in runtime_inputs(model)}
-    for value in light.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if value.name in fed and dims and not dims[0].dim_value:
-            dims[0].dim_value = 1
-    for value in light.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    try:
-        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
-    except onnx.shape_inference.InferenceError:
-        return {}
-    found = {}
-    for value in [*light.graph.input, *light.graph.value_info, *light.graph.output]:
-        if value.type.tensor_type.HasField("shape"):
-            found[value.name] = tuple(dim.dim_value or dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim)
-    return found | {tensor.name: tuple(tensor.dims) for tensor in light.graph.initializer}
-
-
-def _macs(node: Any, weight_size: int, source: Shape | None, output: Shape | None) -> int | None:
-    """Conv: weight size times output positions; ConvTranspose: times input positions; Gemm and MatMul: times rows."""
-    shape = source if node.op == "ConvTranspose" else output
-    if shape is None or not all(isinstance(dim, int) for dim in shape):
-        return None
-    repeats = (shape[0], *shape[2:]) if node.op in ("Conv", "ConvTranspose") else shape[:-1]
-    return weight_size * math.prod(int(dim) for dim in repeats)
+def _macs(node: Node, weight_size: int, shapes: Mapping[str, OpenShape]) -> int | None:
+    """The whole weight, as often as the layer uses it."""
+    sizes = repeats(node, shapes)
+    known = [size for size in sizes or () if isinstance(size, int)]
+    return None if sizes is None or len(known) < len(sizes) else weight_size * math.prod(known)
 
 
 def _stored_bytes(leaf: Constant) -> int:

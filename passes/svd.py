@@ -20,7 +20,7 @@ import onnx
 
 import lathe
 from lathe import UsageError
-from passes.base import Calibrator, Context, Pass, PassReport, option
+from passes.base import Calibrator, Context, Pass, PassReport, Timer, option
 from passes.contract import runtime_inputs
 from passes.graph import Graph
 from passes.graph.ancestors import model_up_to
@@ -29,7 +29,7 @@ from passes.graph.macs import Shape, network_macs, sized_shapes
 from passes.graph.model import export_model, node_metadata, sparse_tensors
 from passes.graph.patterns import by_weight
 from passes.graph.rewire import captured_names
-from passes.graph.splitting import Layer, describe, not_spatial, split, split_macs
+from passes.graph.splitting import Layer, alone, describe, not_spatial, split, split_macs
 from passes.graph.storage import not_float
 from passes.numerics.low_rank import balanced, fit, fit_relu, truncated, weight_spectrum
 from passes.numerics.ranks import Ladder, rank_for_energy, saving_ranks, within_budget
@@ -57,6 +57,7 @@ class _Ranks:
     multiple: int = option(8, "energy= and macs= choose ranks that are multiples of this", low=1)
     least: float = option(0.1, "macs= chooses no rank below this share of a layer's full rank", low=0.0, high=1.0)
     always: bool = option(False, "split even where that saves no MACs; to see what splitting alone does")
+    timed: bool = option(False, "time each layer alone in ONNX Runtime, whole and split, and leave it whole where that is faster")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class Svd(Pass):
                 raise UsageError(f"svd: {given[0]} must be above 0")
             if self.always and not (self.rank or self.energy or self.layers):
                 raise UsageError("svd: always splits what rank=, energy= or layers= choose, and macs= chooses only what saves MACs")
+            if self.always and self.timed:
+                raise UsageError("svd: always splits whatever that costs, and timed only what gets faster; give one of them")
             for idle in fields(_Fitting) if self.method != "response" else ():
                 if getattr(self, idle.name) != idle.default:
                     raise UsageError(f"svd: {idle.name} is about method=response, and the method is {self.method}; leave one of them out")
@@ -133,7 +136,7 @@ class Svd(Pass):
                 report.skip(layer.name, MET)
             return report
         plans = [self._plan(layer, energies, shapes) for layer, energies in self._energies(layers, original, context, report)]
-        chosen = self._choose(plans, own, now, whole, report)
+        chosen = self._choose_timed(graph, plans, own, (now, whole), shapes, context, report)
         if self.by_response:
             self._split_by_response(graph, original, chosen, context, report)
         else:
@@ -188,10 +191,60 @@ class Svd(Pass):
         ranks = saving_ranks(len(energies), whole, per_rank, self.config.multiple, self.config.least)
         return _Plan(layer, Ladder(energies, whole, per_rank, ranks))
 
+    def _choose_timed(
+        self,
+        graph: Graph,
+        plans: "Sequence[_Plan]",
+        own: Mapping[str, int],
+        macs: tuple[int, int],
+        shapes: Mapping[str, Shape],
+        context: Context,
+        report: PassReport,
+    ) -> "list[_Plan]":
+        """As `_choose`. If `timed`, a layer that is slower when split stays whole, and ranks are chosen again for the others."""
+        known: dict[tuple[str, int], tuple[float, float] | None] = {}
+        while True:
+            trial = PassReport()
+            chosen = self._choose(plans, own, *macs, trial)
+            slow: dict[str, str] = {}
+            for plan in chosen if self.config.timed else ():
+                context.progress(f"timing {plan.layer.weight.name}")
+                key = plan.layer.weight.name, plan.chosen
+                if key not in known:
+                    known[key] = self._latencies(graph, plan, shapes, context.need_timer())
+                plan.latencies = known[key]
+                if plan.latencies is None:
+                    slow[plan.layer.name] = "the size of its input is not known, so that it cannot be timed"
+                elif plan.latencies[1] > plan.latencies[0]:
+                    slow[plan.layer.name] = f"slower when timed: {plan.latencies[1]:.3g} ms against {plan.latencies[0]:.3g} ms"
+            if not slow:
+                report.skips += trial.skips
+                return chosen
+            for name, reason in slow.items():
+                report.skip(name, reason)
+            plans = [plan for plan in plans if plan.layer.name not in slow]
+
+    def _latencies(self, graph: Graph, plan: "_Plan", shapes: Mapping[str, Shape], timer: Timer) -> tuple[float, float] | None:
+        """Milliseconds of the layer (whole, split), with random factors; None if the size of its input is not known."""
+        parts = [alone(plan.layer, shapes, graph.opset) for _ in range(2)]
+        if parts[0] is None or parts[1] is None:
+            return None
+        layer = describe(parts[1], next(weights(parts[1], refuse=lambda node, reason: None)), ())
+        if not isinstance(layer, Layer):
+            return None
+        spatial, generator = self.config.method == "spatial", np.random.default_rng(0)
+        rows, columns = (layer.plane() if spatial else layer.matrix()).shape
+        left, right = generator.standard_normal((rows, plan.chosen)), generator.standard_normal((plan.chosen, columns))
+        has_bias = self.by_response or (layer.bias is not None and not layer.adds)
+        factors = layer.spatial_factors(left, right) if spatial else layer.factors(left, right)
+        split(parts[1], layer, factors, np.zeros(layer.channels) if has_bias else None)
+        return timer.latencies(export_model(parts[0]), export_model(parts[1]))
+
     def _choose(self, plans: "Sequence[_Plan]", own: Mapping[str, int], now: int, whole: int, report: PassReport) -> "list[_Plan]":
         """The plans with a rank, in order; a skip for each without. `now`, `whole`: the network's MACs, and those without splits."""
         config, free = self.config, []
         for plan in plans:
+            plan.rank = None
             energies, rank = plan.ladder.energies, own.get(plan.layer.weight.name, config.rank)
             if rank is None and self.by_budget:
                 free.append(plan)
@@ -248,6 +301,8 @@ class _Plan:
     layer: Layer
     ladder: Ladder
     rank: int | None = None
+    latencies: tuple[float, float] | None = None
+    """Milliseconds whole and split, if they were timed."""
 
     @property
     def chosen(self) -> int:
@@ -260,19 +315,25 @@ class _Plan:
 
     def summary(self) -> str:
         ladder = self.ladder
+        timed = "" if self.latencies is None else f", {self.latencies[0]:.3g} ms became {self.latencies[1]:.3g} ms"
         return (
             f"rank {self.rank} of {len(ladder.energies)}, {self.saved:,.0f} of {ladder.whole:,.0f} MACs saved "
-            f"({100 * self.saved / ladder.whole:.3g} %), {100 * ladder.kept(self.rank):.4g} % of energy kept"
+            f"({100 * self.saved / ladder.whole:.3g} %), {100 * ladder.kept(self.rank):.4g} % of energy kept{timed}"
         )
 
 
 def _input_sizes(model: onnx.ModelProto, calibrator: Calibrator | None) -> Mapping[str, Shape]:
-    """Shapes of the first batch of data, if the model leaves more than the batch open; of float inputs alone can they be seen."""
+    """Shapes of a sample of data, if the model leaves more than the batch open; of float inputs alone can they be seen."""
     inputs = [value for value in runtime_inputs(model) if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
     if calibrator is None or not inputs or all(dim.dim_value for value in inputs for dim in value.type.tensor_type.shape.dim[1:]):
         return {}
     batch = next(calibrator.observe(model, [value.name for value in inputs]))
-    return {name: values.shape for name, values in batch.items()}
+    dims = {value.name: value.type.tensor_type.shape.dim for value in inputs}
+    return {
+        name: (dims[name][0].dim_value or 1, *values.shape[1:])
+        for name, values in batch.items()
+        if 0 < len(dims[name]) == values.ndim  # an input of no stated shape has none
+    }
 
 
 def _groups(layers: Sequence[Layer], most: int) -> Iterator[list[Layer]]:

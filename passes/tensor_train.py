@@ -26,7 +26,7 @@ from passes.graph.patterns import by_weight
 from passes.graph.shapes import TensorType, infer_types
 from passes.graph.storage import not_float
 from passes.graph.tensor_trains import BIAS_INPUT, Writer
-from passes.numerics.tensor_train import Modes, balanced, largest_rank, ranks_of, relative_error, tt_svd
+from passes.numerics.tensor_train import Modes, balanced, largest_rank, norm, ranks_of, relative_error, tt_svd
 from passes.registry import register
 
 _FACTORS = re.compile(r"[1-9]\d*(x[1-9]\d*)*:[1-9]\d*(x[1-9]\d*)*")
@@ -141,7 +141,7 @@ class TensorTrain(Pass):
             modes,
             ranks,
             tuple(_positions(node, types) for node in weight.nodes),
-            float(np.linalg.norm(tensor)),
+            norm(tensor),
             relative_error(tensor, cores),
         )
         train = writer.train(weight.tensor, modes, cores)

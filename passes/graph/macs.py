@@ -12,10 +12,12 @@ from passes.graph.layers import Weight, output_axis, weights
 from passes.graph.model import node_metadata
 
 Shape = tuple[int, ...]
+OpenShape = tuple[int | str, ...]
+"""A size that is not known before the model runs is its name, or "?"."""
 
 
-def sized_shapes(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
-    """Tensor name -> shape, where the inputs have the sizes given, or else a batch of 1. A size that stays unknown counts as 1.
+def open_shapes(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> dict[str, OpenShape]:
+    """Tensor name -> shape by shape inference, where the inputs have the sizes given, or else a batch of 1 if they leave the batch open.
 
     Empty if shapes do not fit each other.
     """
@@ -23,31 +25,43 @@ def sized_shapes(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) ->
     fed = {value.name for value in runtime_inputs(model)}
     for value in [value for value in light.graph.input if value.name in fed]:
         dims = value.type.tensor_type.shape.dim
-        known = inputs.get(value.name, [dim.dim_value or (1 if place == 0 else 0) for place, dim in enumerate(dims)])
-        for dim, size in zip(dims, known, strict=True):
-            if size:
-                dim.dim_value = size
+        for place, (dim, size) in enumerate(zip(dims, inputs.get(value.name, [0] * len(dims)), strict=True)):
+            if size or (place == 0 and not dim.dim_value):
+                dim.dim_value = size or 1
     for value in light.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:
-        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
     except onnx.shape_inference.InferenceError:
         return {}
-    values = [*inferred.input, *inferred.value_info, *inferred.output]
-    return {
-        value.name: tuple(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
+    values = [*light.graph.input, *light.graph.value_info, *light.graph.output]
+    found: dict[str, OpenShape] = {
+        value.name: tuple(dim.dim_value or dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim)
         for value in values
         if value.type.tensor_type.HasField("shape")
     }
+    return found | {tensor.name: tuple(tensor.dims) for tensor in light.graph.initializer}
+
+
+def sized_shapes(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
+    """As `open_shapes`, with 1 for every size that stays unknown."""
+    return {name: tuple(size if isinstance(size, int) else 1 for size in shape) for name, shape in open_shapes(model, inputs).items()}
+
+
+def repeats(node: Node, shapes: Mapping[str, OpenShape]) -> OpenShape | None:
+    """The sizes whose product is how often the layer uses its whole weight: per output position, but per input position for ConvTranspose.
+
+    None for a shape that is not known.
+    """
+    shape = shapes.get((node.inputs[0] if node.op == "ConvTranspose" else node.outputs[0]).name)
+    if shape is None:
+        return None
+    return (*shape[:1], *shape[2:]) if node.op in ("Conv", "ConvTranspose") else shape[:-1]
 
 
 def positions(node: Node, shapes: Mapping[str, Shape]) -> int:
-    """How many times the layer uses its whole weight: per output position, but per input position for ConvTranspose.
-
-    1 for a shape that is not known.
-    """
-    shape = shapes.get((node.inputs[0] if node.op == "ConvTranspose" else node.outputs[0]).name, ())
-    return math.prod((shape[:1] + shape[2:]) if node.op in ("Conv", "ConvTranspose") else shape[:-1])
+    """The product of `repeats`; 1 for a shape that is not known."""
+    return math.prod(size for size in repeats(node, shapes) or () if isinstance(size, int))
 
 
 def network_macs(graph: Graph, shapes: Mapping[str, Shape], splitter: str) -> tuple[int, int]:
@@ -63,15 +77,16 @@ def network_macs(graph: Graph, shapes: Mapping[str, Shape], splitter: str) -> tu
             continue
         size, macs = math.prod(sizes[id(node)]), positions(node, shapes) * math.prod(sizes[id(node)])
         now += macs
+        own = node_metadata(node).get(lathe.PASS) == splitter
         first = first_halves.pop(node.inputs[0].name, None)
-        if first is not None:
+        if own and first is not None:
             shape = sizes[id(first)]
             rank = shape[output_axis(first, len(shape))]
             times = positions(first if first.op == "ConvTranspose" else node, shapes)
             whole += times * (math.prod(shape) // rank) * (size // rank) - positions(first, shapes) * math.prod(shape)
         else:
             whole += macs
-            if node_metadata(node).get(lathe.PASS) == splitter:
+            if own:
                 first_halves[node.outputs[0].name] = node
     return now, whole
 

@@ -8,6 +8,7 @@ Source: Zhang et al., TPAMI 2016, section 3.4: there, too, the product of energi
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -21,10 +22,16 @@ class Ladder:
     per_rank: float
     ranks: tuple[int, ...]
 
+    @cached_property
+    def _sums(self) -> np.ndarray:
+        """Energy of the first 0, 1, ... directions."""
+        return np.concatenate([[0.0], np.cumsum(self.energies)])
+
     def kept(self, rank: int | None) -> float:
         """Share of the energy that a rank keeps; of a layer that is left as it is (None), all. Of no energy, nothing can be lost."""
-        total = float(self.energies.sum())
-        return 1.0 if rank is None or total <= 0 else float(self.energies[:rank].sum()) / total
+        if rank is None or self._sums[-1] <= 0:
+            return 1.0
+        return float(self._sums[rank] / self._sums[-1])
 
     def macs(self, rank: int | None) -> float:
         return self.whole if rank is None else rank * self.per_rank
@@ -53,35 +60,34 @@ def rank_for_energy(energies: np.ndarray, energy: float, multiple: int) -> int:
 def within_budget(ladders: Sequence[Ladder], budget: float) -> list[int | None]:
     """A rank for each ladder, None to leave the layer, so that MACs sum to at most `budget`; the fewest there are if they cannot."""
     options: list[list[int | None]] = [[None, *reversed(ladder.ranks)] for ladder in ladders]
+    macs = [np.array([ladder.macs(rank) for rank in own]) for ladder, own in zip(ladders, options, strict=True)]
+    lost = [np.array([ladder.lost(rank) for rank in own]) for ladder, own in zip(ladders, options, strict=True)]
     at = [0] * len(ladders)
     total = sum(ladder.whole for ladder in ladders)
-
-    def saved(number: int, to: int) -> float:
-        return ladders[number].macs(options[number][at[number]]) - ladders[number].macs(options[number][to])
-
-    def lost(number: int, to: int) -> float:
-        return ladders[number].lost(options[number][to]) - ladders[number].lost(options[number][at[number]])
-
+    steps = [_cheapest(macs[number], lost[number], 0) for number in range(len(ladders))]
     while total > budget:
-        steps = [
-            (lost(number, to) / saved(number, to), number, to)
-            for number in range(len(ladders))
-            for to in range(at[number] + 1, len(options[number]))
-        ]
-        if not steps:
+        ratio, number = min(((step[0], number) for number, step in enumerate(steps)), default=(math.inf, 0))
+        if ratio == math.inf:
             break
-        _, number, to = min(steps)
-        total -= saved(number, to)
+        to = steps[number][1]
+        total -= macs[number][at[number]] - macs[number][to]
         at[number] = to
+        steps[number] = _cheapest(macs[number], lost[number], to)
     while True:  # the last steps may have saved more than was asked for
-        back = [
-            (lost(number, to), number, to)
-            for number in range(len(ladders))
-            for to in range(at[number])
-            if total - saved(number, to) <= budget
-        ]
-        if not back or min(back)[0] >= 0:
+        gain, number, to = 0.0, 0, 0
+        for other, (own_macs, own_lost, now) in enumerate(zip(macs, lost, at, strict=True)):
+            gains = np.where(total - (own_macs[now] - own_macs[:now]) <= budget, own_lost[:now] - own_lost[now], 0.0)
+            if gains.size and gains.min() < gain:
+                gain, number, to = float(gains.min()), other, int(gains.argmin())
+        if gain == 0:
             return [option[place] for option, place in zip(options, at, strict=True)]
-        _, number, to = min(back)
-        total -= saved(number, to)
+        total -= macs[number][at[number]] - macs[number][to]
         at[number] = to
+
+
+def _cheapest(macs: np.ndarray, lost: np.ndarray, at: int) -> tuple[float, int]:
+    """(least energy lost per MAC saved by a step from `at` on, where it leads); infinite where there is no further step."""
+    if at + 1 == len(macs):
+        return math.inf, at
+    ratios = (lost[at + 1 :] - lost[at]) / (macs[at] - macs[at + 1 :])
+    return float(ratios.min()), at + 1 + int(ratios.argmin())

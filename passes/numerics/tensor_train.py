@@ -109,8 +109,13 @@ def full(cores: Sequence[np.ndarray]) -> np.ndarray:
 
 def relative_error(tensor: np.ndarray, cores: Sequence[np.ndarray]) -> float:
     """Of a train whose cores are rounded to float32, by the Frobenius norm; 0 for a tensor of zeros."""
-    difference = full([core.astype(np.float32) for core in cores]) - tensor
-    return float(np.linalg.norm(difference) / (np.linalg.norm(tensor) or 1.0))
+    difference = full([core.astype(np.float32).astype(np.float64) for core in cores]) - tensor
+    return float(np.linalg.norm(difference) / (norm(tensor) or 1.0))
+
+
+def norm(tensor: np.ndarray) -> float:
+    """Frobenius norm in float64: in float32, squares of elements beyond 1e19 are infinite, and of those below 1e-23 zero."""
+    return float(np.linalg.norm(tensor.astype(np.float64)))
 
 
 def ranks_of(cores: Sequence[np.ndarray]) -> tuple[int, ...]:

@@ -12,9 +12,11 @@ from optimizer.inspect import measure
 from optimizer.pipeline import apply_pass
 from passes.base import Context, PassReport, configure
 from passes.graph.ancestors import model_up_to
+from passes.graph.macs import network_macs, sized_shapes
 from passes.graph.model import export_model, import_model, set_sparse_tensors
 from passes.int8 import Int8
 from passes.svd import Svd
+from passes.tensor_train import TensorTrain
 from runtime.calibration import StreamingCalibrator
 from runtime.data import Batch, DataSource
 from runtime.torch_bridge.parameters import trainable
@@ -290,6 +292,7 @@ def test_sizes_that_the_model_leaves_open_are_those_of_the_data() -> None:
     first, second = 16 * 27 * 100, 16 * 144 * 64
     _, report = svd(model, data, layers={"w": 4, "v": 0}, rank=1)
     assert report.metrics["macs_kept"] == pytest.approx((first + second * (4 * 144 + 4 * 16) / (16 * 144)) / (first + second))
+    assert f" of {second:,} MACs saved" in report.edits[0].what  # per sample, as everywhere
 
 
 @pytest.mark.parametrize(
@@ -336,6 +339,16 @@ def test_responses_behind_a_branch_are_seen_without_what_comes_later() -> None:
     after, report = svd(model, data, rank=2)
     assert [edit.node for edit in report.edits] == ["MatMul_0", "MatMul_4"]
     assert deviation(model, after, data) < 1e-4
+
+
+def test_half_of_a_split_layer_whose_other_half_is_gone_counts_for_itself() -> None:
+    """tensor_train takes the first half; what is left of the layer is followed by another one, with no activation in between."""
+    model = build("(float[N, 64] x) => (float[N, 16] y) { a = MatMul (x, v)  y = MatMul (a, w) }", v=random(64, 64), w=random(64, 16))
+    halves, _ = svd(model, method="weight", layers={"v": 16, "w": 0})
+    train, report = apply_pass(configure(TensorTrain, {"min_size": 1, "rank": 2, "layers": {"*second": 0, "w": 0}}), halves, Context())
+    assert [edit.node for edit in report.edits] == ["MatMul_0_first"]
+    graph = import_model(train)
+    assert network_macs(graph, sized_shapes(train, {}), "svd") == (measure(train).macs,) * 2
 
 
 def test_a_model_that_was_split_is_trained_and_quantized_like_any_other() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from passes.numerics.tensor_train import Modes, balanced, bounded, full, largest_rank, ranks_of, relative_error, truncated, tt_svd
+from passes.numerics.tensor_train import Modes, balanced, bounded, full, largest_rank, norm, ranks_of, relative_error, truncated, tt_svd
 
 ANY_TIME = settings(deadline=None, max_examples=30)  # a busy machine may take any time
 SIZES = st.lists(st.integers(1, 5), min_size=2, max_size=5).map(tuple)
@@ -159,3 +159,13 @@ def test_the_largest_rank_that_fits(sizes: tuple[int, ...], budget: int) -> None
     found = largest_rank(sizes, fits)
     assert (found is None) == (not every)
     assert found is None or bounded(sizes, found) == bounded(sizes, max(every))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e25])
+def test_the_relative_error_does_not_depend_on_the_scale(scale: float) -> None:
+    tensor = np.random.default_rng(1).standard_normal((6, 8)).astype(np.float32)
+    expected = relative_error(tensor, tt_svd(tensor, rank=2))
+    scaled = tensor * np.float32(scale)
+    assert 0.1 < expected < 1
+    assert relative_error(scaled, tt_svd(scaled, rank=2)) == pytest.approx(expected, rel=1e-3)
+    assert norm(scaled) == pytest.approx(scale * norm(tensor), rel=1e-5)
