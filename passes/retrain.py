@@ -26,6 +26,7 @@ class Retrain(Pass):
 
     name = "retrain"
     needs = ("trainer",)
+    before = {"float16": "training a float16 graph is slow and made the network worse where it was tried; train first"}
 
     @dataclass(frozen=True)
     class Config(TrainingOptions):

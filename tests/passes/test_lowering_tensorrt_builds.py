@@ -13,10 +13,17 @@ from passes.base import Context, configure
 from passes.graph.model import export_model, import_model
 from passes.registry import find
 from runtime.targets.tensorrt import TensorRTRTX
-from tests import quantized, tensorrt_log
+from tests import builders, quantized, tensorrt_log
 from tests.quantized import IMAGES, assert_equal, assert_same, lower, node, run, stored
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
+
+
+INT4_FORMS = {
+    "(float[2, 64] x) => (float[2, 32] y) { y = MatMul (x, w) }": (64, 32),
+    "(float[2, 64] x) => (float[2, 32] y) { y = Gemm <transB = 1> (x, w) }": (32, 64),
+    "(float[2, 16, 6, 6] x) => (float[2, 16, 4, 4] y) { y = Conv (x, w) }": (16, 16, 3, 3),
+}
 
 
 def build(model: onnx.ModelProto, folder: Path, **options) -> Path:
@@ -117,3 +124,23 @@ def test_dimensions_of_no_name_build(tmp_path: Path) -> None:
     model = quantized.model(nodes, {"x": ["?", "?"]}, {"y": ["?", "?"]}, {})
     log = build(lower(model)[0], tmp_path, shapes={"x": "1x3:1x4:2x8"})
     assert log.exists()
+
+
+@pytest.mark.parametrize("text", list(INT4_FORMS))
+@pytest.mark.parametrize(("options", "kind"), [({}, "Int4"), ({"group": 0}, "Int4"), ({"zero_points": True}, "Int8")])
+def test_int4_weights_stay_small(text: str, options: dict[str, object], kind: str, tmp_path: Path) -> None:
+    """What becomes INT4 of a MatMul, a Gemm and a convolution, in groups and by channels; with zero-points it is INT8."""
+    weight = builders.random(*INT4_FORMS[text])
+    graph = import_model(builders.build(text, 21, w=weight))
+    configure(find("int4"), options).apply(graph, Context())
+    log = build(lower(export_model(graph))[0], tmp_path)
+    assert weight.size in tensorrt_log.stored(log, kind)
+    assert weight.size not in tensorrt_log.stored(log, "Float")
+
+
+def test_float16_builds_in_float16(lenet5: Path, tmp_path: Path) -> None:
+    graph = import_model(onnx.load(lenet5))
+    configure(find("float16"), {}).apply(graph, Context())
+    log = build(lower(export_model(graph))[0], tmp_path)
+    floats = sum(np.prod(tensor.dims) * 4 for tensor in onnx.load(lenet5).graph.initializer)
+    assert tensorrt_log.weight_bytes(log) < 0.52 * floats

@@ -1,0 +1,170 @@
+"""Weight-only INT4: groups of a layer's inputs share a scale, and the weight takes 4 bits plus its share of that.
+
+    MatMul, Gemm:  W f32[K, N]        becomes   DequantizeLinear(W INT4 [K, N], scale [K/group, N], block_size=group) -> W
+    Conv:          W f32[O, C, R, S]  becomes   DequantizeLinear(W INT4 [O, C*R*S], scale [O, C*R*S/group]) -> Reshape -> W
+
+A group never crosses output channels. Its size is the divisor of the number of inputs next to the option group: TensorRT takes whole
+blocks only. Activations stay float: the file gets small, and what decodes weights as it goes (ONNX Runtime's MatMulNBits, TensorRT) reads
+less memory. Source: Frantar et al., "GPTQ", ICLR 2023, section 4, for groups; passes/numerics/int4.py for the search of scales.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from passes.base import Context, Pass, PassReport, option
+from passes.graph import Constant, Graph, Node, Tensor, Variable, quantized, rewire
+from passes.graph.layers import Weight, constant_shape, constant_value, other_use, output_axis, weights
+from passes.graph.model import FOUR_BIT_IR_VERSION, FOUR_BIT_OPSET, sparse_tensors, taken_names, unused_name
+from passes.graph.opset import raise_opset
+from passes.graph.patterns import by_weight
+from passes.graph.storage import not_float
+from passes.numerics import affine, int4
+from passes.registry import register
+
+_NODE_BYTES = 250
+_RESHAPE_BYTES = 180
+"""What a DequantizeLinear, and a Reshape with its shape, add to the file, names included."""
+
+
+@register
+class Int4(Pass):
+    """Stores the weights of layers in 4 bits, with a scale for each group of inputs; activations stay float."""
+
+    name = "int4"
+    after = {
+        "fold": "batch normalization must be part of the weights before they are quantized",
+        "prune": "pruning compares float weights",
+        "svd": "factors are computed from float weights",
+        "tensor_train": "factors are computed from float weights",
+        "equalize": "weights are equalized before they are quantized",
+    }
+    before = {"int8": "INT8 multiplies INT8 alone; give int4 the layers that int8 leaves in float by its option layers, and run it first"}
+
+    @dataclass(frozen=True)
+    class Config:
+        group: int = option(32, "inputs of an output channel that share a scale; 0: all of them", low=0, high=4096)
+        zero_points: bool = option(False, "UINT4 with a zero-point per group; TensorRT then stores it as INT8")
+        scales: str = option("mse", "a group's scale: least squared error, or its largest value is the last level", choices=("mse", "max"))
+        layers: dict[str, bool] = option({}, "quantize (true) or leave in float (false) single layers, by pattern")
+        min_size: int = option(1024, "smaller weights are left as they are", unit="elements", low=1)
+
+    def apply(self, graph: Graph, context: Context) -> PassReport:
+        report = PassReport()
+        chosen = self._choose(graph, report)
+        if chosen and graph.opset < FOUR_BIT_OPSET:
+            opset, reason = graph.opset, raise_opset(graph, FOUR_BIT_OPSET)
+            if reason is not None:
+                for node in [node for weight in chosen for node in weight.nodes]:
+                    report.skip(node.name, f"opset {opset} has no 4-bit weights and cannot be raised: {reason}; export at 21 or later")
+                return report
+            chosen = self._choose(graph, report := PassReport())
+        writer, signal, noise = _Writer(graph), 0.0, 0.0
+        for weight in chosen:
+            context.progress(f"quantizing {weight.name}")
+            more = self._quantize(writer, weight, report)
+            signal, noise = signal + more[0], noise + more[1]
+        if chosen:
+            rewire.sweep(graph)
+        report.metrics["layers"] = float(sum(len(weight.nodes) for weight in chosen))
+        if noise:
+            report.metrics["weight_sqnr_db"] = float(10 * np.log10(signal / noise))
+        return report
+
+    def _choose(self, graph: Graph, report: PassReport) -> list[Weight]:
+        found = list(weights(graph, refuse=report.skip))
+        wanted = by_weight(self.config.layers, found, [skip.node for skip in report.skips], "int4(layers=...)")
+        chosen = []
+        for weight in found:
+            explicit = wanted.get(weight.name)
+            reason = "the option layers leaves it in float" if explicit is False else self._refusal(graph, weight, explicit is True)
+            if reason is None:
+                chosen.append(weight)
+                continue
+            for node in weight.nodes:
+                report.skip(node.name, reason)
+        return chosen
+
+    def _refusal(self, graph: Graph, weight: Weight, explicit: bool) -> str | None:
+        """Why this weight stays as it is; `explicit`: the option layers asks for it."""
+        if reason := not_float(weight.tensor, self.name):
+            return reason
+        shape = constant_shape(weight.tensor, graph.opset)
+        size = int(np.prod(shape))
+        if len({output_axis(node, len(shape)) for node in weight.nodes}) > 1 or len({node.op == "Conv" for node in weight.nodes}) > 1:
+            return "its weight is shared with a layer that has its output channels on another axis"
+        for node in weight.nodes:
+            if node.op == "ConvTranspose":
+                return "a transposed convolution stays float"
+            if quantized.is_dequantized(node.inputs[0]):
+                return "its input is INT8, which does not multiply with INT4"
+        if len(shape) > 2 and weight.nodes[0].op == "MatMul":
+            return "its weight is a batch of matrices, which TensorRT takes in no blocks"
+        if size < self.config.min_size and not explicit:
+            return f"its weight has {size} elements, fewer than min_size={self.config.min_size}"
+        inputs = size // shape[weight.axis]
+        stored = size / 2 + size / self._group(inputs) * (4.5 if self.config.zero_points else 4)
+        if stored + _NODE_BYTES + (_RESHAPE_BYTES if len(shape) > 2 else 0) >= 4 * size:
+            return f"its {4 * size} bytes would not become fewer, with one scale for {self._group(inputs)} inputs"
+        if reason := other_use(graph, weight):
+            return reason
+        return None if np.isfinite(constant_value(weight.tensor, weight.opset)).all() else "its weight holds NaN or infinity"
+
+    def _group(self, inputs: int) -> int:
+        """How many of the inputs of an output channel share a scale."""
+        wanted = self.config.group
+        return inputs if wanted == 0 or inputs <= wanted else int4.divisor_near(inputs, wanted) or inputs
+
+    def _quantize(self, writer: "_Writer", weight: Weight, report: PassReport) -> tuple[float, float]:
+        """Puts the 4-bit form in place of the weight. Returns the energy of the weight, and of what it loses."""
+        values = constant_value(weight.tensor, weight.opset)
+        rows = values.T if weight.axis == 1 else values.reshape(len(values), -1)
+        group = self._group(rows.shape[1])
+        encoded = int4.encode(rows, group, not self.config.zero_points, self.config.scales == "mse")
+        restored = encoded.restored()
+        fell = int(np.count_nonzero((restored == 0) & (rows != 0)))
+        quality = f"{affine.signal_to_noise_db(rows, restored):.1f} dB signal to noise"
+        what = f"weight is {encoded.levels.dtype.name.upper()}, a scale for {group} inputs: {quality}"
+        if weight.name in sparse_tensors(writer.graph):
+            what += f"; {fell} small values became zero beside those that must stay"
+        writer.replace(weight, encoded, group)
+        for node in weight.nodes:
+            report.edit(node.name, what)
+        return float(np.square(rows, dtype=np.float64).sum()), float(np.square(rows.astype(np.float64) - restored).sum())
+
+
+class _Writer:
+    """Writes the form into one graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.taken = taken_names(graph)
+
+    def replace(self, weight: Weight, encoded: int4.Levels, group: int) -> None:
+        """Makes the weight, under its own name, the decoded 4-bit form."""
+        self.graph.ir_version = max(self.graph.ir_version or 0, FOUR_BIT_IR_VERSION)
+        name, shape, turned = weight.name, list(weight.tensor.shape), weight.axis == 1
+        parts = {"int4": encoded.levels, "scale": encoded.scale, "zero_point": encoded.zeros}
+        stored: list[Tensor] = [
+            Constant(self._name(f"{name}_{part}"), np.ascontiguousarray(array.T if turned else array))
+            for part, array in parts.items()
+            if array is not None
+        ]
+        attrs = {"axis": 0 if turned else 1, "block_size": group}
+        if encoded.scale.shape[1] == 1:  # one group is one output channel
+            attrs = {"axis": 1 if turned else 0}
+            for tensor in stored[1:]:
+                tensor.values = tensor.values.reshape(-1)
+        result = Variable(name, np.float32, shape)
+        flat = result if len(shape) == 2 else Variable(self._name(f"{name}_matrix"), np.float32, encoded.levels.shape)
+        self.graph.nodes.append(Node("DequantizeLinear", self._name(f"{name}_DequantizeLinear"), attrs, stored, [flat]))
+        if flat is not result:
+            target = Constant(self._name(f"{name}_shape"), np.array(shape, np.int64))
+            self.graph.nodes.append(Node("Reshape", self._name(f"{name}_Reshape"), {}, [flat, target], [result]))
+        for node in weight.nodes:
+            rewire.replace_input(node, weight.tensor, result)
+
+    def _name(self, wanted: str) -> str:
+        name = unused_name(wanted, self.taken)
+        self.taken.add(name)
+        return name
