@@ -11,7 +11,7 @@ from lathe import UsageError
 
 REPORT = "report.json"
 RESULTS = ("model.onnx", "model.onnx.data", "model.lathe", REPORT)
-ENGINES = "model.*.engine*"
+OF_TARGETS = ("model.*.engine*", "model.ort.*")
 
 
 def check(out: Path, model: Path) -> None:
@@ -32,7 +32,8 @@ def clear(out: Path) -> None:
 
 
 def _results(out: Path) -> Iterable[Path]:
-    return [path for path in (*(out / name for name in RESULTS), *sorted(out.glob(ENGINES))) if path.exists()]
+    built = sorted(path for pattern in OF_TARGETS for path in out.glob(pattern))
+    return [path for path in (*(out / name for name in RESULTS), *built) if path.exists()]
 
 
 def _listed(out: Path) -> set[str]:

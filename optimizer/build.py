@@ -3,14 +3,18 @@
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lathe import LatheError, TargetError, UsageError
+import onnx
+
+from lathe import CANONICAL, LatheError, Placement, TargetError, UsageError
 from optimizer.recipe import Call
 from optimizer.report.record import TargetRecord
-from passes.base import make_config
+from passes.base import Context, PassReport, configure, make_config
 from passes.lowering import find_lowering
 from runtime import model_file, ort
 from runtime.evaluate import evaluate
@@ -43,6 +47,22 @@ def open_targets(calls: Sequence[Call]) -> list[OpenTarget]:
     return opened
 
 
+def placement(targets: Sequence[OpenTarget]) -> Placement:
+    """What any of the targets runs in INT8; the canonical form's without one that runs a model."""
+    found = [target.placement for target, _ in targets if target.placement is not None]
+    return reduce(or_, found) if found else CANONICAL
+
+
+def lower(target: Target, config: Any, model: onnx.ModelProto, context: Context) -> tuple[onnx.ModelProto, PassReport]:
+    """The model as the target wants it. `config`: the target's options."""
+    from optimizer.pipeline import apply_pass
+
+    if target.lowering is None:
+        return model, PassReport()
+    instance = configure(find_lowering(target.lowering), target.lowering_options(config))
+    return apply_pass(instance, model, replace(context, placement=target.placement or CANONICAL))
+
+
 def build_all(run: "Run", targets: Sequence[OpenTarget]) -> None:
     """Lowers and judges for every target, then builds. Sets the record's exit code and outcome.
 
@@ -51,7 +71,7 @@ def build_all(run: "Run", targets: Sequence[OpenTarget]) -> None:
     """
     record, out = run.record, run.request.out
     with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as scratch:
-        lowered = [(target, config, *_lower(run, target, Path(scratch))) for target, config in targets]
+        lowered = [(target, config, *_lower(run, target, config, Path(scratch))) for target, config in targets]
         if any(not verdict.passed for verdict in record.gates):
             record.exit_code, record.outcome = 3, "gate failed"
             return
@@ -72,15 +92,14 @@ def build_all(run: "Run", targets: Sequence[OpenTarget]) -> None:
         record.exit_code, record.outcome = TargetError.exit_code, "target failed"
 
 
-def _lower(run: "Run", target: Target, scratch: Path) -> tuple[Path, TargetRecord]:
+def _lower(run: "Run", target: Target, config: Any, scratch: Path) -> tuple[Path, TargetRecord]:
     """The model as this target wants it, in a file, measured and judged by the accuracy gates."""
-    from optimizer.pipeline import apply_pass, judge
+    from optimizer.pipeline import judge
 
-    found, path, model = TargetRecord(target.name), scratch / target.name / "model.onnx", run.model
+    found, path = TargetRecord(target.name), scratch / target.name / "model.onnx"
     path.parent.mkdir()
-    if target.lowering is not None:
-        model, report = apply_pass(find_lowering(target.lowering)(), model, run.context)
-        found.skips = [asdict(skip) for skip in report.skips]
+    model, report = lower(target, config, run.model, run.context)
+    found.skips = [asdict(skip) for skip in report.skips]
     model_file.save(model, path)
     if target.lowering is not None and run.original is not None and run.roles.evaluation is not None:
         quality = evaluate(ort.session(path), run.roles.evaluation, run.original, run.ui.status)

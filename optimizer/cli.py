@@ -21,7 +21,7 @@ from optimizer.version import VERSION
 
 COMPILE_EPILOG = """\
 other commands: optimize inspect MODEL | gate BASE CANDIDATE | build MODEL --target T
-                | pack FILE | unpack FILE | passes [NAME] | targets
+                | check MODEL --target T | pack FILE | unpack FILE | passes [NAME] | targets
 exit codes: 0 done and gates passed, 1 a defect of Lathe, 2 wrong use or bad input, 3 a gate failed, 4 a target failed, 130 interrupted"""
 
 
@@ -211,6 +211,29 @@ def _gate(arguments: list[str]) -> int:
     return 0 if all(verdict.passed for verdict in verdicts) else 3
 
 
+def _check(arguments: list[str]) -> int:
+    parser = _Parser(prog="optimize check", description="Which layers really run in INT8 on a target, and why the others do not.",
+                     allow_abbrev=False)  # fmt: skip
+    parser.add_argument("model", type=Path, help="the ONNX file, such as the model.onnx of an earlier run")
+    parser.add_argument("--target", required=True, metavar="T", help="such as ort or tensorrt-rtx; several with a comma between")
+    parser.add_argument("--json", action="store_true", help="print the verdicts as JSON instead of tables")
+    options = parser.parse_args(arguments)
+
+    from optimizer import check
+    from optimizer.recipe import parse_calls
+    from optimizer.report import reference
+
+    calls = parse_calls(options.target, "--target")
+    if not calls:
+        raise UsageError("--target names no target; see: optimize targets")
+    found = check.check(options.model, calls)
+    if options.json:
+        print(json.dumps([one.as_json() for one in found], indent=1))
+    else:
+        reference.show_checks(found, Console(highlight=False))
+    return 0
+
+
 def _pack(arguments: list[str]) -> int:
     parser = _Parser(prog="optimize pack", description="Compress a model file without loss; every command takes the result as MODEL.",
                      allow_abbrev=False)  # fmt: skip
@@ -261,6 +284,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "inspect": _inspect,
     "build": _build,
     "gate": _gate,
+    "check": _check,
     "pack": _pack,
     "unpack": _unpack,
 }

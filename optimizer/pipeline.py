@@ -4,7 +4,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ class Run:
     gates: Sequence[Gate]
     roles: services.Roles
     checkpoints: Checkpoints
+    placement: lathe.Placement
+    """What the targets run in INT8."""
     model: onnx.ModelProto
     """The model after the last step done. Held here alone: a large one must not be kept alive by a caller's variable."""
     context: Context = field(default_factory=Context)
@@ -90,7 +92,7 @@ def run(request: Request, ui: Ui) -> RunRecord:
     passes = request.recipe.passes()
     gates = parse_gates(request.recipe.gates)
     targets = build.open_targets(request.recipe.targets)
-    state = _open(request, ui, passes, gates)
+    state = _open(request, ui, passes, gates, build.placement(targets))
     record = state.record
     artifacts.check(request.out, request.model)
     done = state.checkpoints.resume() if request.resume else []
@@ -110,7 +112,7 @@ def run(request: Request, ui: Ui) -> RunRecord:
     return record
 
 
-def _open(request: Request, ui: Ui, passes: list[Pass], gates: Sequence[Gate]) -> Run:
+def _open(request: Request, ui: Ui, passes: list[Pass], gates: Sequence[Gate], placement: lathe.Placement) -> Run:
     """Reads model and data, and checks that every pass has what it needs."""
     model = model_file.load(request.model)
     roles = services.open_roles(request.recipe, model)
@@ -119,7 +121,8 @@ def _open(request: Request, ui: Ui, passes: list[Pass], gates: Sequence[Gate]) -
     record.warnings = model_file.warnings(model)
     for warning in record.warnings:
         ui.note(f"warning: {warning}")
-    return Run(request, ui, record, passes, gates, roles, Checkpoints(request.out, _identity(request, passes, roles)), model)
+    identity = _identity(request, passes, roles) | {"placement of INT8 by the targets": str(placement)}
+    return Run(request, ui, record, passes, gates, roles, Checkpoints(request.out, identity), placement, model)
 
 
 def _describe(path: Path, model: onnx.ModelProto) -> dict[str, Any]:
@@ -188,6 +191,7 @@ def _steps(state: Run, done: list[StepRecord]) -> None:
     state.context = services.make_context(
         state.request.recipe, state.roles, state.model if trains else None, state.request.out / "retrain.log", state.ui.status
     )
+    state.context = replace(state.context, placement=state.placement)
     if done:
         state.record.steps.extend(done)
         state.model = model_file.load(state.request.out / done[-1].file)

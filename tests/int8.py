@@ -1,13 +1,15 @@
 """What the tests of int8 share: statistics without data, and a view of the quantized model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from passes.base import Context, PassReport, configure
 from passes.graph.model import export_model, import_model
 from passes.int8 import Int8
+from runtime.data import Batch, DataSource
 
 LOW, HIGH = -1.0, 3.0
 CONV = "(float[N, 4, 8, 8] x) => (float[N, 6, 6, 6] y) {{ {nodes} }}"
@@ -36,9 +38,23 @@ class FixedCalibrator:
         return {name: self.special.get(name, Fixed()) for name in tensors}
 
 
+class Rows(DataSource):
+    """Samples in memory, without labels."""
+
+    labelled, fingerprint, description = False, "rows", "rows"
+
+    def __init__(self, **feeds: np.ndarray) -> None:
+        self.feeds, self.count = feeds, len(next(iter(feeds.values())))
+
+    def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
+        for start in range(0, len(next(iter(self.feeds.values()))), size):
+            yield Batch({name: values[start : start + size] for name, values in self.feeds.items()})
+
+
 def quantize(model: onnx.ModelProto, calibrator: object = None, **options: object) -> tuple[onnx.ModelProto, PassReport]:
     graph = import_model(model)
-    report = configure(Int8, {"method": "minmax"} | options).apply(graph, Context(calibrator=calibrator or FixedCalibrator()))
+    instance = configure(Int8, {"method": "minmax", "bias_correction": False} | options)
+    report = instance.apply(graph, Context(calibrator=calibrator or FixedCalibrator()))
     result = export_model(graph)
     onnx.checker.check_model(result, full_check=True)
     return result, report

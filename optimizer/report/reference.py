@@ -1,6 +1,7 @@
 """Tables that explain: the passes and their options, the targets, the layers of a model."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, get_type_hints
 
 import onnx
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from optimizer.check import Check
 from optimizer.inspect import layer_rows, measure
 from optimizer.report.terminal import count, size
 from passes.base import Pass, type_name
@@ -84,6 +86,17 @@ def show_targets(console: Console) -> None:
         if missing:
             table.add_row("", "", escape(missing))
     console.print(table)
+
+
+def show_checks(checks: Sequence[Check], console: Console) -> None:
+    """Per target, the layers with the kernel's type and the reason, and how many run in INT8."""
+    for check in checks:
+        table = _table("layer", "op", "runs in", "why")
+        for layer in check.layers:
+            table.add_row(escape(layer.node), layer.op, "INT8" if layer.int8 else "float", escape(layer.reason))
+        if table.row_count:
+            console.print(table)
+        console.print(f"{check.target}: {check.int8} of {len(check.layers)} layers run in INT8", markup=False)
 
 
 def show_layers(model: onnx.ModelProto, console: Console) -> None:

@@ -1,5 +1,6 @@
 """Canonical form -> what TensorRT builds, with the same outputs.
 
+    what int8 quantized for another target alone  float
     decoded weight -> Q -> DQ                     INT8 initializer -> DQ
     Gather(codebook, Cast(UINT4 or UINT8))        Gather(codebook, Cast(DQ(INT4 or INT8) + 8 or 128))
     UINT8, UINT4 or zero-point not 0 -> DQ        INT8 or INT4 initializer, zero-point 0 -> DQ
@@ -24,6 +25,7 @@ from passes.graph.constants import constant_to_initializer
 from passes.graph.layers import constant_value, is_constant, is_layer, read
 from passes.graph.model import FOUR_BIT, FOUR_BIT_IR_VERSION, FOUR_BIT_OPSET, free_name
 from passes.graph.rewire import captured_names, disconnect, is_output, replace_input, sweep
+from passes.lowering.restoring import restore_canonical
 
 WANTED = "TensorRT takes INT8 with zero-point 0 only; quantize the float model with 'int8'"
 _BYTES = (np.dtype(np.int8), np.dtype(np.uint8))
@@ -40,6 +42,7 @@ class Lowering(Pass):
         for node in graph.nodes:
             if node.op == "Constant" and not is_output(graph, node.outputs[0]) and node.outputs[0].name not in work.captured:
                 constant_to_initializer(node)
+        restore_canonical(graph, context.placement, work.report)
         quantizers = [node for node in graph.nodes if node.op in ("QuantizeLinear", "DequantizeLinear") and not node.domain]
         for node in quantizers:
             work.scalar_scale(node)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import onnx
 
-from lathe import UsageError, nearest
+from lathe import Placement, UsageError, nearest
 
 Progress = Callable[[str], None]
 
@@ -24,6 +24,20 @@ class Artifact:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+NOT_QUANTIZED = "it is not quantized"
+
+
+@dataclass(frozen=True)
+class LayerVerdict:
+    """Whether a target runs one layer with a weight in INT8. `reason`: why it does not."""
+
+    node: str
+    op: str
+    int8: bool
+    reason: str = ""
+
+
 class Target:
     """Base of every target. An instance keeps no state: options come with each call of `build`."""
 
@@ -32,6 +46,8 @@ class Target:
     """One line: what is written, for which device."""
     lowering: ClassVar[str | None] = None
     """Module in passes/lowering/ whose pass the driver runs on a copy of the model, just before `check` and `build`."""
+    placement: ClassVar[Placement | None] = None
+    """What the target runs in INT8; None if it only writes a file."""
 
     @dataclass(frozen=True)
     class Config:
@@ -45,12 +61,32 @@ class Target:
         """(node, reason) for what the target will refuse, or run in float though it is quantized. `model` is the lowered model."""
         return []
 
+    def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
+        """A verdict per layer, in graph order; empty for a target that only writes a file. `model` is the lowered model."""
+        return []
+
+    def lowering_options(self, options: Any) -> Mapping[str, Any]:
+        """Options of the lowering's Config that follow from the target's."""
+        return {}
+
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
         """Builds the lowered model file into `directory`, which exists. Files appear whole or not at all.
 
         Raises TargetError if the target is not available or the build fails, UsageError for options that do not fit the model.
         """
         raise NotImplementedError
+
+
+def layers_of(model: onnx.ModelProto) -> dict[int, onnx.NodeProto]:
+    """Position -> node, of the layers of the main graph with a weight that does not depend on the inputs."""
+    computed = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
+    found = {}
+    for index, node in enumerate(model.graph.node):
+        if node.op_type in LAYERS and not node.domain and node.input[1] not in computed:
+            found[index] = node
+        if computed.intersection(node.input) or node.op_type in ("If", "Loop", "Scan"):
+            computed.update(node.output)
+    return found
 
 
 _REGISTERED: dict[str, type[Target]] = {}

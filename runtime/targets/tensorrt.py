@@ -21,8 +21,8 @@ import lathe
 from lathe import TargetError, UsageError
 from runtime import model_file
 from runtime.targets import tensorrt_process
-from runtime.targets.base import Artifact, Progress, Target, register
-from runtime.targets.tensorrt_check import concerns
+from runtime.targets.base import Artifact, LayerVerdict, Progress, Target, register
+from runtime.targets.tensorrt_check import concerns, verdicts
 from runtime.targets.tensorrt_shapes import parse_batch, parse_shapes, profiles
 
 
@@ -59,6 +59,7 @@ class TensorRTBase(Target):
     """What the two families share. An engine of one cannot be loaded by the other."""
 
     lowering = "tensorrt"
+    placement = lathe.CANONICAL
     title: ClassVar[str]
     library: ClassVar[str]
     missing: ClassVar[str]
@@ -81,6 +82,9 @@ class TensorRTBase(Target):
 
     def check(self, model: onnx.ModelProto) -> list[tuple[str, str]]:
         return [(concern.node, concern.reason) for concern in concerns(model)]
+
+    def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
+        return verdicts(model)
 
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
         """Writes `model.NAME.engine` and `.engine.json` beside it; with `log` also `.engine.log`, which a failed build leaves too."""

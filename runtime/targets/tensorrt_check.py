@@ -10,10 +10,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from runtime.targets.base import NOT_QUANTIZED, LayerVerdict, layers_of
+
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 UNSUPPORTED = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
 PASSED_THROUGH = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity")
 IN_FLOAT = "the layer runs in float"
+PADDED = "a depthwise convolution in INT8 is padded and grows; leave it in float"
 
 
 class Concern(NamedTuple):
@@ -33,6 +36,12 @@ def concerns(model: onnx.ModelProto) -> Iterator[Concern]:
             yield from (Concern(node.name, reason, fatal) for reason, fatal in reader.quantizer(node))
         elif node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             yield from (Concern(node.name, reason, False) for reason in reader.layer(node))
+
+
+def verdicts(model: onnx.ModelProto) -> list[LayerVerdict]:
+    """One per layer of the main graph, in graph order, by the rules above: no engine is built."""
+    reader = _Reader(model.graph)
+    return [reader.verdict(node, node.name or f"{node.op_type}_{index}") for index, node in layers_of(model).items()]
 
 
 class _Reader:
@@ -75,6 +84,14 @@ class _Reader:
         producer = self.producers.get(node.input[0])
         return producer is not None and producer.op_type == "QuantizeLinear" and producer.input[0] in self.constants
 
+    def verdict(self, node: onnx.NodeProto, name: str) -> LayerVerdict:
+        pairs = [pair for pair in map(self._dequantizer, node.input[:2]) if pair is not None]
+        if not pairs:
+            return LayerVerdict(name, node.op_type, False, NOT_QUANTIZED)
+        reasons = [*self.layer(node), *(reason for pair in pairs for reason, _ in self.quantizer(pair))]
+        int8 = not any(reason != PADDED for reason in reasons)
+        return LayerVerdict(name, node.op_type, int8, "; ".join(reasons))
+
     def layer(self, node: onnx.NodeProto) -> Iterator[str]:
         activation, weight = self._dequantizer(node.input[0]), self._dequantizer(node.input[1])
         if activation is None and weight is None:
@@ -86,7 +103,7 @@ class _Reader:
         elif node.op_type == "ConvTranspose":
             yield f"TensorRT-RTX has no INT8 transposed convolution: {IN_FLOAT}"
         elif node.op_type == "Conv" and self._depthwise(node):
-            yield "a depthwise convolution in INT8 is padded and grows; leave it in float"
+            yield PADDED
         elif self._wrong_axis(node, weight):
             yield f"its weight is not quantized per output channel: {IN_FLOAT}"
 

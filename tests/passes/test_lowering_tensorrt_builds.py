@@ -1,7 +1,6 @@
 """What TensorRT-RTX itself makes of lowered models: which layers run in INT8, and in how many bits weights are stored."""
 
 import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,11 @@ from onnx import helper, numpy_helper
 from passes.base import Context, configure
 from passes.graph.model import export_model, import_model
 from passes.registry import find
+from runtime.calibration import StreamingCalibrator
 from runtime.targets.tensorrt import TensorRTRTX
 from tests import builders, quantized, tensorrt_log
-from tests.quantized import IMAGES, assert_equal, assert_same, lower, node, run, stored
+from tests.int8 import Rows
+from tests.quantized import IMAGES, assert_equal, assert_same, lower, node, stored
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 
@@ -33,30 +34,11 @@ def build(model: onnx.ModelProto, folder: Path, **options) -> Path:
     return artifact.paths[2]
 
 
-class Ranges:
-    """A calibrator on random images."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.minimum, self.maximum = float(values.min()), float(values.max())
-
-    def percentile(self, percent: float) -> tuple[float, float]:
-        return self.minimum, self.maximum
-
-    @staticmethod
-    def statistics(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, "Ranges"]:
-        probe = onnx.ModelProto()
-        probe.CopyFrom(model)
-        wanted = [name for name in tensors if name not in IMAGES]
-        probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-        found = dict(zip([output.name for output in probe.graph.output], run(probe, IMAGES), strict=True)) | IMAGES
-        return {name: Ranges(found[name]) for name in tensors}
-
-
 def test_the_trained_lenet_with_codebook_and_int8(lenet5: Path, tmp_path: Path) -> None:
     model = onnx.load(lenet5)
     for name, options in (("fold", {}), ("codebook", {"bits": 4}), ("int8", {})):
         graph = import_model(model)
-        configure(find(name), options).apply(graph, Context(calibrator=Ranges))
+        configure(find(name), options).apply(graph, Context(calibrator=StreamingCalibrator(Rows(**IMAGES))))
         model = export_model(graph)
     lowered, report = lower(model)
     assert len(report.edits) == 4

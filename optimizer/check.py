@@ -1,0 +1,53 @@
+"""Which layers of a model really run in INT8 on a target, and why the others do not."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lathe import UsageError
+from optimizer.build import lower
+from optimizer.recipe import Call
+from passes.base import Context, make_config
+from runtime import model_file
+from runtime.targets.base import LayerVerdict, find, targets
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one target makes of the model."""
+
+    target: str
+    layers: Sequence[LayerVerdict]
+
+    @property
+    def int8(self) -> int:
+        return sum(layer.int8 for layer in self.layers)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"target": self.target, "int8_layers": self.int8, "layers": [asdict(layer) for layer in self.layers]}
+
+
+def check(path: Path, calls: Sequence[Call]) -> list[Check]:
+    """Lowers the model for each target and asks it about every layer. The targets need not be available here.
+
+    A reason that the lowering gives, such as a layer that it left in float, comes before the target's own.
+    Raises ModelError for a file that cannot be read, UsageError for a target that is unknown or only writes a file.
+    """
+    opened = [(find(call.name)(), call) for call in calls]
+    for target, _ in opened:
+        if target.placement is None:
+            able = ", ".join(name for name, known in targets().items() if known.placement is not None)
+            raise UsageError(f"target '{target.name}' writes a file and runs nothing; name what will run it: {able}")
+    configs = [make_config(target.Config, call.options, "target", call.name, "optimize targets") for target, call in opened]
+    model = model_file.load(path)
+    found = []
+    for (target, _), config in zip(opened, configs, strict=True):
+        lowered, report = lower(target, config, model, Context())
+        reasons = {skip.node: skip.reason for skip in report.skips}
+        layers = [
+            layer if layer.int8 or layer.node not in reasons else LayerVerdict(layer.node, layer.op, False, reasons[layer.node])
+            for layer in target.layers(lowered)
+        ]
+        found.append(Check(target.name, layers))
+    return found

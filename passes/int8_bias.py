@@ -1,0 +1,206 @@
+"""Bias correction: gives each quantized layer back the mean of its output, which quantization shifts.
+
+    b  becomes  b + E[W x] - E[W_int8 x_int8]      per output channel; x is what the layer gets in the quantized network
+
+Both means come from one run of the calibration data through the quantized network, with a float copy beside each layer: each layer makes
+up for its own error alone. Differences to the float network, which hold the errors of all layers before as well, would be made up for
+several times over unless the data is run once for each layer. A convolution or Gemm without a bias gets one; a MatMul has the constant that
+is added behind it, if there is one. The outputs of the network are compared before and after: where the correction brings them no nearer to
+the float ones, the biases stay what they were.
+Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2, with calibration
+data for the expectations.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from passes.base import Calibrator, PassReport
+from passes.graph import Constant, Graph, Node, Tensor, quantized
+from passes.graph.ancestors import model_up_to
+from passes.graph.biases import BIAS_INPUT
+from passes.graph.layers import WEIGHT_INPUT, constant_value, read, weights
+from passes.graph.model import export_model, import_model, sparse_tensors, taken_names, unused_name
+from passes.graph.rewire import is_output
+
+SAMPLES = 128
+"""Samples that are run, or a few more. Both means are of the same inputs, so that their difference has little noise."""
+KEPT_BYTES = 1 << 26
+"""Outputs of the float network that are kept, to be compared with."""
+
+
+@dataclass
+class _Place:
+    """Where a layer's correction goes: `adder` adds its input `index` to the layer's result, `factor` times.
+
+    `axis`: that of the channels in the layer's result, `response`.
+    """
+
+    layer: Node
+    adder: Node
+    index: int
+    factor: float
+    axis: int
+
+    @property
+    def response(self) -> str:
+        return str(self.layer.outputs[0].name)
+
+    @property
+    def tensor(self) -> Tensor | None:
+        return self.adder.inputs[self.index] if self.index < len(self.adder.inputs) else None
+
+    def set(self, tensor: Tensor | None) -> None:
+        if tensor is None:
+            self.adder.inputs.pop()
+        elif self.index < len(self.adder.inputs):
+            self.adder.inputs[self.index] = tensor
+        else:
+            self.adder.inputs.append(tensor)
+
+
+class BiasCorrection:
+    """Corrects quantized copies of one float network."""
+
+    def __init__(self, original: onnx.ModelProto, calibrator: Calibrator) -> None:
+        self.original = original
+        self.calibrator = calibrator
+        self.weights = {weight.name: weight for weight in weights(import_model(original), refuse=lambda node, reason: None)}
+        self.outputs: list[Mapping[str, np.ndarray]] = []
+        """Of the float network, batch by batch, as far as KEPT_BYTES allow."""
+
+    def apply(self, graph: Graph, layers: Sequence[Node], report: PassReport) -> None:
+        """Corrects the biases of the quantized `layers`; the metrics get what the network's outputs gain by it, in dB of their error."""
+        places = [place for node in layers if (place := _place(graph, node)) is not None]
+        if not places:
+            return
+        computed = [tensor.name for tensor in graph.outputs if tensor.dtype == np.float32 and tensor.inputs]
+        judged = computed or [places[-1].response]
+        self._keep_outputs(judged)
+        saved, taken = [place.tensor for place in places], taken_names(graph)
+        beside = export_model(graph)
+        floats = [self._add_float_layer(beside, place, taken) for place in places]
+        means = {name: _Mean(place.axis) for place, other in zip(places, floats, strict=True) for name in (place.response, other)}
+        before = self._measure(beside, means, judged)
+        off = {}
+        for place, other in zip(places, floats, strict=True):
+            wanted = means[other].value
+            change = wanted - means[place.response].value
+            if np.isfinite(change).all():
+                off[place.response] = float(np.abs(change).sum() / max(np.abs(wanted).sum(), 1e-30))
+                place.set(_moved(place, change, taken))
+        after = self._measure(export_model(graph), {}, judged)
+        report.metrics["bias_correction_gain_db"] = 10 * math.log10(before / after) if 0 < after < before else 0.0
+        for place, tensor in zip(places, saved, strict=True):
+            if not after < before:
+                place.set(tensor)
+            elif (share := off.get(place.response)) is not None:
+                report.edit(place.layer.name, f"bias corrected: the means of its channels were off by {100 * share:.2g} %")
+
+    def _add_float_layer(self, model: onnx.ModelProto, place: _Place, taken: set[str]) -> str:
+        """Adds the layer in float beside the quantized one: the same bias, what it reads before quantization. Returns its result's name."""
+        weight = self.weights[_weight_name(place.layer, self.weights)]
+        result, stored = (unused_name(f"{name}_float", taken) for name in (place.response, weight.name))
+        taken.update((result, stored))
+        source, inputs = place.layer.inputs[0], [tensor.name for tensor in place.layer.inputs]
+        if quantized.is_dequantized(source) and source.inputs[0].inputs[0].inputs:
+            source = source.inputs[0].inputs[0].inputs[0].inputs[0]
+        copy = model.graph.node.add()
+        copy.CopyFrom(next(node for node in model.graph.node if place.response in node.output))
+        copy.name = result
+        del copy.input[:], copy.output[:]
+        copy.input.extend([source.name, stored, *inputs[2:]])
+        copy.output.append(result)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(constant_value(weight.tensor, weight.opset), stored))
+        return result
+
+    def _keep_outputs(self, judged: Sequence[str]) -> None:
+        if self.outputs and self.outputs[0].keys() == {*judged}:
+            return
+        self.outputs, size = [], 0
+        for batch in self._batches(self.original, judged):
+            size += sum(batch[name].nbytes for name in judged)
+            if self.outputs and size > KEPT_BYTES:
+                return
+            self.outputs.append({name: batch[name].copy() for name in judged})
+
+    def _measure(self, model: onnx.ModelProto, means: "Mapping[str, _Mean]", judged: Sequence[str]) -> float:
+        """Adds to the means; returns the error's energy over that of the float network's outputs, summed over the outputs `judged`."""
+        signal, noise = dict.fromkeys(judged, 0.0), dict.fromkeys(judged, 0.0)
+        for index, batch in enumerate(self._batches(model, [*means, *judged])):
+            for name, mean in means.items():
+                mean.add(batch[name])
+            for name in judged if index < len(self.outputs) else ():
+                wanted = self.outputs[index][name].astype(np.float64)
+                signal[name] += float(np.square(wanted).sum())
+                noise[name] += float(np.square(wanted - batch[name]).sum())
+        return sum(noise[name] / max(signal[name], 1e-30) for name in judged)
+
+    def _batches(self, model: onnx.ModelProto, names: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
+        """The first batches of the data, SAMPLES samples or a few more."""
+        samples, unique = 0, list(dict.fromkeys(names))
+        for batch in self.calibrator.observe(model_up_to(model, unique), unique):
+            yield batch
+            samples += len(batch[names[-1]]) if batch[names[-1]].ndim else 1
+            if samples >= SAMPLES:
+                return
+
+
+class _Mean:
+    """Mean per channel, float64 [channels], of a tensor with the channels on `axis`."""
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self.sum: np.ndarray | float = 0.0
+        self.count = 0
+
+    def add(self, values: np.ndarray) -> None:
+        moved = np.moveaxis(values, self.axis, -1)
+        rows = moved.reshape(-1, moved.shape[-1])
+        self.sum = self.sum + rows.sum(axis=0, dtype=np.float64)
+        self.count += len(rows)
+
+    @property
+    def value(self) -> np.ndarray:
+        return np.asarray(self.sum) / max(self.count, 1)
+
+
+def _place(graph: Graph, layer: Node) -> _Place | None:
+    """None if the layer's result has no place for a correction."""
+    if layer.op in ("Conv", "Gemm"):
+        place = _Place(layer, layer, BIAS_INPUT, layer.attrs.get("beta", 1.0), 1)
+        tensor = place.tensor
+        if tensor is None or tensor.is_empty():
+            return place if place.factor == 1 else None
+        return place if place.factor and _is_plain(graph, tensor) else None
+    readers = layer.outputs[0].outputs
+    if len(readers) != 1 or readers[0].op != "Add" or readers[0].domain or is_output(graph, layer.outputs[0]):
+        return None
+    place = _Place(layer, readers[0], 1 - next(i for i, tensor in enumerate(readers[0].inputs) if tensor is layer.outputs[0]), 1.0, -1)
+    tensor = readers[0].inputs[place.index]
+    return place if _is_plain(graph, tensor) and all(size == 1 for size in tensor.shape[:-1]) else None
+
+
+def _is_plain(graph: Graph, tensor: Tensor) -> bool:
+    """Whether the tensor is a float initializer that need not keep its zeros."""
+    return isinstance(tensor, Constant) and tensor.dtype == np.float32 and tensor.name not in sparse_tensors(graph)
+
+
+def _moved(place: _Place, change: np.ndarray, taken: set[str]) -> Constant:
+    """The bias plus the change, as the layer's own: other readers keep the old one."""
+    old = place.tensor
+    values = (np.float64(0) if old is None or old.is_empty() else read(old).astype(np.float64)) + change / place.factor
+    name = unused_name(f"{place.layer.inputs[WEIGHT_INPUT].name}_bias" if old is None or old.is_empty() else f"{old.name}_corrected", taken)
+    taken.add(name)
+    return Constant(name, values.astype(np.float32))
+
+
+def _weight_name(layer: Node, known: Collection[str]) -> str:
+    """Of the float tensor that the layer's weight was before: a codebook, which keeps its name, has a pair behind it."""
+    tensor = layer.inputs[WEIGHT_INPUT]
+    while tensor.name not in known:
+        tensor = tensor.inputs[0].inputs[0]
+    return str(tensor.name)

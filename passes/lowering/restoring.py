@@ -1,0 +1,86 @@
+"""Back to float, for a target, of what int8 quantized for another target of the same request."""
+
+import numpy as np
+
+import lathe
+from lathe import Placement
+from passes.base import PassReport
+from passes.graph import Constant, Graph, Node, Tensor
+from passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant
+from passes.graph.model import free_name, node_metadata
+from passes.graph.quantized import is_dequantized
+from passes.int8_placement import float_reason, quantized_layers, residual_operands
+
+
+def restore_weight(graph: Graph, node: Node) -> None:
+    """Gives the layer the float values of its quantized weight."""
+    tensor = node.inputs[WEIGHT_INPUT]
+    values = np.asarray(constant_value(tensor, graph.opset), np.float32)
+    node.inputs[WEIGHT_INPUT] = Constant(free_name(graph, f"{tensor.name}_float"), values)
+
+
+def restore_canonical(graph: Graph, placement: Placement, report: PassReport) -> None:
+    """Takes out what the canonical form has not: layers that the placement leaves in float, and the pairs of int8 that serve no layer.
+
+    A pair serves a layer that reads it, if need be behind a Reshape and the like, and the other operand of a residual addition.
+    """
+    for node in quantized_layers(graph):
+        if not is_constant(node.inputs[WEIGHT_INPUT]):
+            continue
+        if reason := float_reason(node, constant_value(node.inputs[WEIGHT_INPUT], graph.opset).shape, placement):
+            restore_weight(graph, node)
+            report.skip(node.name, reason)
+            report.edit(node.name, "its weight is float again")
+    layers = quantized_layers(graph)
+    known = {id(node) for node in layers}
+    taken: dict[tuple[int, int], Tensor] = {}
+    for node in graph.nodes:
+        for index, tensor in enumerate(node.inputs):
+            if _is_ours(tensor) and not (id(node) in known and index == 0) and not _serves(node, known):
+                taken[id(node), index] = tensor
+                node.inputs[index] = tensor.inputs[0].inputs[0].inputs[0].inputs[0]
+    unread = {id(tensor): tensor for tensor in taken.values() if not tensor.outputs}
+    sources = {key: _detach(graph, tensor) for key, tensor in unread.items()}  # only then is a convolution's result read by one addition
+    for node, index in residual_operands(graph, layers) if taken else ():
+        if (id(node), index) in taken:
+            tensor = taken.pop((id(node), index))
+            if id(tensor) in sources:
+                _attach(graph, tensor, sources.pop(id(tensor)))
+            node.inputs[index] = tensor
+    for node in graph.nodes:
+        for index in range(len(node.inputs)):
+            if (id(node), index) in taken:
+                report.edit(node.name, f"reads {node.inputs[index].name} in float again")
+
+
+def _detach(graph: Graph, tensor: Tensor) -> Tensor:
+    """Takes the pair that writes `tensor` out of the graph. Returns what it read."""
+    dequantize = tensor.inputs[0]
+    graph.nodes.remove(dequantize)
+    quantize = dequantize.inputs[0].inputs[0]
+    source: Tensor = quantize.inputs[0]
+    quantize.inputs.pop(0)
+    graph.nodes.remove(quantize)
+    return source
+
+
+def _attach(graph: Graph, tensor: Tensor, source: Tensor) -> None:
+    dequantize = tensor.inputs[0]
+    quantize = dequantize.inputs[0].inputs[0]
+    quantize.inputs.insert(0, source)
+    graph.nodes += [quantize, dequantize]
+
+
+def _is_ours(tensor: Tensor) -> bool:
+    """Whether int8 put the pair there that the tensor comes from."""
+    if not is_dequantized(tensor) or not tensor.inputs[0].inputs[0].inputs:
+        return False
+    quantize = tensor.inputs[0].inputs[0].inputs[0]
+    return lathe.RANGE in node_metadata(quantize) and len(quantize.outputs[0].outputs) == 1
+
+
+def _serves(node: Node, layers: set[int]) -> bool:
+    """Whether the node is between a pair and a layer: it moves values and computes nothing."""
+    if node.op not in ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Flatten") or node.domain:
+        return False
+    return any(id(reader) in layers or _serves(reader, layers) for reader in node.outputs[0].outputs)

@@ -1,0 +1,289 @@
+"""int8(rounding=adaptive): which layers are rounded, on what, and what becomes of the levels."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import pytest
+
+import lathe
+from lathe import PassError
+from passes import int8_rounding
+from passes.base import Context, PassReport, configure
+from passes.graph.model import export_model, import_model
+from passes.int8 import Int8
+from passes.numerics.affine import signal_to_noise_db
+from runtime.calibration import StreamingCalibrator
+from runtime.data import Batch, DataSource
+from runtime.training import TorchRounder
+from tests.builders import build, random, run
+from tests.int8 import Form
+
+OPTIONS = {"method": "minmax", "bias_correction": False}
+
+
+class Samples(DataSource):
+    labelled, fingerprint, description = False, "samples", "samples"
+
+    def __init__(self, *shape: int, bad: float | None = None) -> None:
+        self.x = random(*shape)
+        self.count = len(self.x)
+        if bad is not None:
+            self.x.flat[0] = bad
+
+    def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
+        for start in range(0, self.count, size):
+            yield Batch({"x": self.x[start : start + size]})
+
+
+@dataclass
+class Result:
+    levels: np.ndarray | None
+    before: float = 20.0
+    after: float = 30.0
+
+
+@dataclass
+class Recorder:
+    """A rounder that takes the level above everywhere, and keeps what it was given."""
+
+    finds: bool = True
+    calls: list[dict] = field(default_factory=list)
+
+    def round(self, layer, weight, exact, low, high, step, inputs, target, steps) -> Result:
+        self.calls.append({name: value for name, value in locals().items() if name != "self"})
+        return Result(high if self.finds else None)
+
+
+def adapt(model: onnx.ModelProto, data: DataSource, rounder: object = None, **options: object) -> tuple[onnx.ModelProto, PassReport]:
+    graph = import_model(model)
+    context = Context(calibrator=StreamingCalibrator(data), rounder=rounder)
+    report = configure(Int8, OPTIONS | ({"rounding": "adaptive"} if rounder else {}) | options).apply(graph, context)
+    result = export_model(graph)
+    onnx.checker.check_model(result, full_check=True)
+    return result, report
+
+
+def replayed(call: Mapping, levels: np.ndarray) -> np.ndarray:
+    """What ONNX Runtime computes with the model that the rounder was given."""
+    feeds = {**call["inputs"], call["weight"]: (levels * call["step"]).astype(np.float32)}
+    model = onnx.ModelProto()
+    model.CopyFrom(call["layer"])
+    model.ir_version = 9
+    return next(iter(run(model, feeds).values()))
+
+
+IMAGE, ROWS = "(float[N, 4, 9, 9] x) => (float[N, O, P, Q] y) {{ {} }}", "(float[N, 4] x) => (float[N, 6] y) {{ {} }}"
+LAYERS = {
+    "Conv": (IMAGE, "c = Conv <pads = [1, 1, 1, 1]> (x, w, b)  y = Relu (c)", (6, 4, 3, 3)),
+    "uneven padding": (IMAGE, "y = Conv <pads = [2, 0, 1, 3], strides = [2, 1]> (x, w, b)", (6, 4, 3, 2)),
+    "padding by name": (IMAGE, 'y = Conv <auto_pad = "SAME_LOWER", strides = [2, 2]> (x, w)', (6, 4, 4, 4)),
+    "no padding by name": (IMAGE, 'y = Conv <auto_pad = "VALID", dilations = [2, 2]> (x, w)', (6, 4, 3, 3)),
+    "groups": (IMAGE, "c = Conv <group = 2> (x, w, b)  y = LeakyRelu (c)", (6, 2, 3, 3)),
+    "large image": ("(float[N, 4, 30, 30] x) => (float[N, O, P, Q] y) {{ {} }}", "y = Conv <pads = [1, 1, 1, 1]> (x, w, b)", (6, 4, 3, 3)),
+    "one dimension": ("(float[N, 4, 20] x) => (float[N, O, P] y) {{ {} }}", "y = Conv <pads = [1, 1]> (x, w, b)", (6, 4, 3)),
+    "normalization": (IMAGE, "c = Conv (x, w)  n = BatchNormalization (c, b, b, b, v)  y = Relu (n)", (6, 4, 3, 3)),
+    "skip": (IMAGE, "c = Conv <pads = [1, 1, 1, 1]> (x, w)  s = Add (c, x)  y = Relu (s)", (4, 4, 3, 3)),
+    "two before": (IMAGE, "c = Conv (x, w)  a = Add (c, e)  m = Mul (f, a)  y = Clip (m, zero, f)", (6, 4, 3, 3)),
+    "PRelu": (IMAGE, "c = Conv (x, w)  y = PRelu (c, e)", (6, 4, 3, 3)),
+    "Gemm": (ROWS, "c = Gemm <alpha = 0.5, beta = 2.0> (x, w, b)  y = Relu (c)", (4, 6)),
+    "Gemm, transposed": (ROWS, "y = Gemm <transB = 1> (x, w)", (6, 4)),
+    "MatMul": ("(float[N, 5, 4] x) => (float[N, 5, 6] y) {{ {} }}", "c = MatMul (x, w)  a = Add (g, c)  y = Sigmoid (a)", (4, 6)),
+}
+
+
+@pytest.mark.parametrize("text, nodes, shape", LAYERS.values(), ids=LAYERS)
+def test_the_layer_alone_computes_what_it_computes_in_the_network(text: str, nodes: str, shape: tuple[int, ...]) -> None:
+    constants = {
+        "w": random(*shape),
+        "b": random(6),
+        "v": random(6) ** 2 + 1,
+        "e": random(6, 1, 1),
+        "f": np.float32(2),
+        "g": random(1, 1, 6),
+    }
+    text = text.format(nodes)
+    model = build(text, zero=np.float32(0), **constants)
+    dims = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]]
+    recorder = Recorder()
+    result, report = adapt(model, Samples(6, *dims), recorder, activations=False, rounding_steps=7)
+    (call,) = recorder.calls
+    assert call["steps"] == 7
+    np.testing.assert_allclose(call["exact"] * call["step"], constants["w"], rtol=1e-6, atol=1e-6)
+    assert [node.op_type for node in call["layer"].graph.node] == [node.op_type for node in model.graph.node]
+    assert len(call["target"]) == (30 if nodes.startswith("c = MatMul") else 6)
+    assert all(size <= int8_rounding.EDGE for size in call["target"].shape[2:])
+    np.testing.assert_allclose(replayed(call, call["exact"]), call["target"], rtol=0, atol=2e-5 * np.abs(call["target"]).max())
+    form = Form(result)
+    np.testing.assert_array_equal(form.constants["w_int8"], call["high"])
+    assert report.edits[-1].what.endswith("levels are not the nearest: 20.0 -> 30.0 dB signal to noise behind the layer")
+
+
+def test_a_layer_sees_what_the_layers_rounded_before_it_give() -> None:
+    model = build(IMAGE.format("c = Conv (x, v)  r = Relu (c)  y = Conv (r, w)"), v=random(5, 4, 1, 1), w=random(6, 5, 1, 1))
+    data, recorder = Samples(3, 4, 9, 9), Recorder()
+    result, _ = adapt(model, data, recorder, activations=False)
+    first, second = recorder.calls
+    (seen,) = second["inputs"].values()
+    given = np.maximum(np.einsum("oihw,nixy->noxy", first["high"] * first["step"], data.x), 0)
+    for window, image in zip(seen, given, strict=True):
+        places = [image[:, row : row + 8, column : column + 8] for row in range(2) for column in range(2)]
+        assert min(np.abs(window - place).max() for place in places) < 1e-4
+    np.testing.assert_array_equal(Form(result).constants["v_int8"], first["high"])
+
+
+def test_inputs_are_quantized_and_targets_are_not() -> None:
+    model, data, recorder = build(ROWS.format("y = MatMul (x, w)"), w=random(4, 6)), Samples(40, 4), Recorder()
+    result, _ = adapt(model, data, recorder)
+    (call,) = recorder.calls
+    (seen,) = call["inputs"].values()
+    scale = Form(result).constants["x_scale"]
+    np.testing.assert_allclose(seen, np.rint(data.x / scale) * scale, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(call["target"], run(model, {"x": data.x})["y"])
+
+
+def test_nothing_but_the_levels_differs_from_rounding_to_nearest() -> None:
+    weight = random(6, 4, 3, 3)
+    weight[np.abs(weight) < 0.5] = 0
+    model = build(IMAGE.format("c = Conv (x, w, b)  y = Relu (c)"), w=weight, b=random(6))
+    model.metadata_props.add(key=lathe.SPARSE, value=lathe.format_sparse({"w": "unstructured"}))
+    data = Samples(8, 4, 9, 9)
+    nearest, adapted = adapt(model, data)[0], adapt(model, data, Recorder())[0]
+    levels, changed = (Form(one).constants["w_int8"].astype(int) for one in (nearest, adapted))
+    assert set(np.unique(changed - levels)) == {0, 1}
+    assert not changed[weight == 0].any()
+    for one in (nearest, adapted):
+        (stored,) = [tensor for tensor in one.graph.initializer if tensor.name == "w_int8"]
+        stored.raw_data = b""
+    assert nearest == adapted
+
+
+STOPS = {
+    "an output": "(float[N, 4, 9, 9] x) => (float[N, O, P, Q] c, float[N, O, P, Q] y) { c = Conv (x, w)  y = Relu (c) }",
+    "two readers": IMAGE.format("c = Conv (x, w)  r = Relu (c)  t = Tanh (c)  y = Add (r, t)"),
+    "another operator": IMAGE.format("c = Conv (x, w)  p = MaxPool <kernel_shape = [2, 2]> (c)  y = Relu (p)"),
+    "a broadcast addition": IMAGE.format("g = GlobalMaxPool (x)  c = Conv (x, w)  s = Add (c, g)  y = Relu (s)"),
+    "a constant per position": IMAGE.format("c = Conv (x, w)  s = Add (c, row)  y = Relu (s)"),
+    "no activation": IMAGE.format("c = Conv (x, w)  y = Add (c, e)"),
+    "a body that reads it": """(float[N, 4, 9, 9] x) => (float[N, O, P, Q] y) {
+        c = Conv (x, w)  r = Relu (c)  y = If (f) <then_branch = a () => (float[N, O, P, Q] z) { z = Add (c, r) },
+        else_branch = b () => (float[N, O, P, Q] z) { z = Identity (r) }> }""",
+}
+
+
+@pytest.mark.parametrize("text", STOPS.values(), ids=STOPS)
+def test_where_no_activation_follows_the_layer_is_matched_itself(text: str) -> None:
+    model, recorder = build(text, w=random(4, 4, 1, 1), e=random(4, 1, 1), row=random(9), f=np.array(True)), Recorder()
+    adapt(model, Samples(4, 4, 9, 9), recorder)
+    assert [[node.op_type for node in call["layer"].graph.node] for call in recorder.calls] == [["Conv"]]
+
+
+def test_the_activation_is_found_behind_a_quantized_addition() -> None:
+    """Where a target adds in INT8, pairs stand between the layer and its activation."""
+    nodes = "c = Conv (x, w)  q = QuantizeLinear (c, s, z)  d = DequantizeLinear (q, s, z)  a = Add (d, x)  y = Relu (a)"
+    model = build(IMAGE.format(nodes), w=random(4, 4, 1, 1), s=np.float32(0.05), z=np.int8(0))
+    recorder = Recorder()
+    adapt(model, Samples(4, 4, 9, 9), recorder)
+    assert [node.op_type for node in recorder.calls[0]["layer"].graph.node][-2:] == ["Add", "Relu"]
+    assert len(recorder.calls[0]["inputs"]) == 2
+
+
+CODES = {"k": np.random.default_rng(0).integers(0, 16, (4, 4, 1, 1)).astype(np.uint8), "book": random(16)}
+REFUSED = {
+    "shared": (IMAGE.format("c = Conv (x, w)  y = Conv (c, w)"), "it is shared by several layers"),
+    "codebook": (IMAGE.format("i = Cast <to = 6> (k)  u = Gather <axis = 0> (book, i)  y = Conv (x, u)"), "it is stored as a codebook"),
+    "computed bias": (
+        IMAGE.format("m = ReduceMax <keepdims = 0, axes = [0, 2, 3]> (x)  y = Conv (x, w, m)"),
+        "its bias is computed at run time",
+    ),
+    "transposed": ("(float[4, N] x) => (float[N, 6] y) { y = Gemm <transA = 1> (x, v) }", "its input is transposed"),
+    "bias per row": ("(float[8, 4] x) => (float[8, 6] y) { y = Gemm (x, v, rows) }", "its bias differs from row to row"),
+}
+
+
+@pytest.mark.parametrize("text, reason", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_adapted_is_rounded_to_nearest_and_said(text: str, reason: str) -> None:
+    model = build(text, w=random(4, 4, 1, 1), v=random(4, 6), rows=random(8, 6), **CODES)
+    data, recorder = Samples(*((8, 4, 9, 9) if "9, 9" in text else (4, 8) if "transA" in text else (8, 4))), Recorder()
+    result, report = adapt(model, data, recorder)
+    assert not recorder.calls
+    layers = [node.name for node in import_model(model).nodes if node.op in ("Conv", "Gemm")]
+    assert [(skip.node, skip.reason) for skip in report.skips] == [(node, f"its weight is rounded to nearest: {reason}") for node in layers]
+    assert result == adapt(model, data)[0]
+
+
+def test_where_nothing_better_is_found_nearest_is_kept_and_said() -> None:
+    model, data = build(IMAGE.format("y = Conv (x, w)"), w=random(4, 4, 1, 1)), Samples(8, 4, 9, 9)
+    result, report = adapt(model, data, Recorder(finds=False))
+    assert [skip.reason for skip in report.skips] == [
+        "its weight is rounded to nearest: nothing better was found (20.0 dB signal to noise behind the layer)"
+    ]
+    assert result == adapt(model, data)[0]
+
+
+def test_a_layer_that_computes_nan_is_rounded_to_nearest() -> None:
+    model = build(ROWS.format("y = MatMul (x, w)"), w=random(4, 6))
+    _, report = adapt(model, Samples(8, 4, bad=np.nan), Recorder(), activations=False)
+    assert [skip.reason for skip in report.skips] == [
+        "its weight is rounded to nearest: the layer computes NaN or infinity on calibration data"
+    ]
+
+
+def test_samples_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_rounding, "SAMPLE_BYTES", 10_000)
+    nodes = "c = Conv (x, v)  r = Relu (c)  y = Conv (r, w)"
+    recorder = Recorder()
+    adapt(build(IMAGE.format(nodes), v=random(5, 4, 1, 1), w=random(6, 5, 1, 1)), Samples(200, 4, 9, 9), recorder)
+    sizes = [sum(array.nbytes for array in (*call["inputs"].values(), call["target"])) for call in recorder.calls]
+    assert all(5_000 < size <= 10_000 for size in sizes)
+
+
+def test_many_layers_are_sampled_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_rounding, "ROUNDS", 2)
+    runs = []
+    monkeypatch.setattr(
+        StreamingCalibrator, "observe", lambda self, *call, was=StreamingCalibrator.observe: (runs.append(1), was(self, *call))[1]
+    )
+    text = ROWS.format("a = MatMul (x, u)  b = MatMul (a, v)  y = MatMul (b, w)")
+    recorder = Recorder()
+    adapt(build(text, u=random(4, 3), v=random(3, 5), w=random(5, 6)), Samples(8, 4), recorder)
+    assert [call["weight"] for call in recorder.calls] == ["u", "v", "w"]
+    assert len(runs) == 4  # two groups, two networks
+
+
+def test_without_a_rounder_it_says_what_to_do() -> None:
+    graph = import_model(build(ROWS.format("y = MatMul (x, w)"), w=random(4, 6)))
+    with pytest.raises(PassError, match="adaptive rounding needs PyTorch's rounder, and there is none; give rounding=nearest"):
+        configure(Int8, {"rounding": "adaptive"}).apply(graph, Context(calibrator=StreamingCalibrator(Samples(8, 4))))
+
+
+def test_it_needs_data_even_for_weights_alone() -> None:
+    assert set(configure(Int8, {"rounding": "adaptive", "activations": False}).needs) == {"calibrator", "rounder"}
+    assert set(configure(Int8, {}).needs) == {"calibrator"}
+
+
+@pytest.mark.parametrize("opset", [11, 21])
+def test_a_network_comes_nearer_to_the_float_one(opset: int) -> None:
+    """End to end, with PyTorch and ONNX Runtime, on samples that nothing was chosen on."""
+    generator = np.random.default_rng(5)
+    mixing = generator.standard_normal((4, 4)).astype(np.float32)  # channels alike, so that errors of weights can cancel
+    data, unseen = Samples(128, 4, 9, 9), random(32, 4, 9, 9)
+    mixing[:, 0] += 3
+    data.x = np.einsum("oi,nixy->noxy", mixing, data.x)
+    unseen = np.einsum("oi,nixy->noxy", mixing, unseen)
+    nodes = "c = Conv <pads = [1, 1, 1, 1]> (x, v, b)  r = Relu (c)  d = Conv (r, w)  y = Relu (d)"
+    weights = {
+        name: generator.standard_normal(shape).astype(np.float32) for name, shape in (("v", (8, 4, 3, 3)), ("w", (6, 8, 3, 3)), ("b", 8))
+    }
+    model = build(IMAGE.format(nodes), opset=opset, **weights)
+    rounder = TorchRounder()
+    nearest, (adapted, report) = (
+        adapt(model, data, activations=False)[0],
+        adapt(model, data, rounder, activations=False, rounding_steps=150),
+    )
+    expected = run(model, {"x": unseen})["y"]
+    before, after = (signal_to_noise_db(expected, run(one, {"x": unseen})["y"]) for one in (nearest, adapted))
+    assert after > before + 1.5
+    assert not report.skips
+    assert adapted == adapt(model, data, rounder, activations=False, rounding_steps=150)[0]

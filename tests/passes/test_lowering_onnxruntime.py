@@ -1,0 +1,240 @@
+"""The ONNX Runtime lowering: that integers are computed with, counted in ONNX Runtime's own graph, and how near the outputs stay."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+
+import lathe
+from optimizer.pipeline import apply_pass
+from passes.base import Context, configure
+from passes.int8 import Int8
+from passes.lowering.onnxruntime import OUTPUT_RESULT, UNQUANTIZED_RESULT
+from runtime.targets.onnxruntime import PLACEMENT
+from tests.builders import build, random
+from tests.int8 import FixedCalibrator, Form
+from tests.placement import CONSTANTS, IMAGES, MOBILE, RESIDUAL, kernels, lowered, network, output, quantized, relative
+
+NEAR = 0.06
+"""Relative error that 8 bits cost these networks, which have 8 channels and random weights."""
+
+
+@pytest.mark.parametrize("opset", [13, 17, 21, 24])
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        (RESIDUAL, {"QLinearConv": 3, "QLinearAdd": 1, "QLinearGlobalAveragePool": 1, "QGemm": 1}),
+        (
+            MOBILE,
+            {"QLinearConv": 7, "QLinearAdd": 1, "QLinearMul": 2, "QLinearSigmoid": 2, "QLinearGlobalAveragePool": 2, "QLinearConcat": 1},
+        ),
+    ],
+    ids=["residual", "mobile"],
+)  # fmt: skip
+def test_every_layer_and_all_between_them_is_computed_on_integers(text: str, found: dict[str, int], opset: int) -> None:
+    model = network(text, opset)
+    result, report = lowered(quantized(model)[0])
+    assert not report.skips
+    counts = kernels(result)
+    assert {op: counts[op] for op in found} == found
+    assert (counts["QuantizeLinear"], counts["DequantizeLinear"]) == (1, 0)  # one at the input; the Gemm writes float
+    assert not {"Conv", "FusedConv", "Gemm", "Add", "Mul", "Relu", "Clip"} & set(counts)
+    assert relative(output(model), output(result)) < NEAR
+
+
+def test_the_canonical_form_as_it_is_would_run_in_float() -> None:
+    counts = kernels(quantized(network(RESIDUAL), lathe.CANONICAL)[0])
+    assert (counts["QLinearConv"], counts["DequantizeLinear->Conv"] + counts["DequantizeLinear->FusedConv"]) == (0, 3)
+
+
+def test_a_relu_becomes_the_zero_point_and_twice_the_resolution() -> None:
+    canonical = quantized(network(RESIDUAL))[0]
+    before, after = Form(canonical), Form(lowered(canonical)[0])
+    relu = next(node for node in before.nodes if node.op_type == "QuantizeLinear" and node.input[0] == "cr")
+    folded = next(node for node in after.nodes if node.op_type == "QuantizeLinear" and node.input[0] == "c")
+    low, high = json.loads(next(entry.value for entry in relu.metadata_props if entry.key == lathe.RANGE))
+    assert low == 0
+    assert after.constants[folded.input[1]] == pytest.approx(high / 255)
+    zero = after.constants[folded.input[2]]
+    assert (zero.dtype, int(zero)) == (np.uint8, 0)
+    assert "Relu" not in after.ops()
+
+
+def test_a_clip_caps_the_range() -> None:
+    body = "a = Conv <pads = [1, 1, 1, 1]> (x, stem)  r = Clip (a, zero, six)  y = Conv (r, w)"
+    text = f"(float[N, 3, 12, 12] x) => (float[N, 5, 12, 12] y) {{ {body} }}"
+    model = build(text, stem=20 * CONSTANTS["stem"], w=random(5, 8, 1, 1), zero=np.float32(0), six=np.float32(6))
+    canonical, _ = quantized(model)
+    for node in canonical.graph.node:
+        for entry in node.metadata_props:
+            if entry.key == lathe.RANGE and node.input[0] == "r":
+                entry.value = "[0.0, 6.4]"  # such as a range rounded up to the end of a histogram's bin
+    form = Form(lowered(canonical)[0])
+    quantizer = next(node for node in form.nodes if node.op_type == "QuantizeLinear" and node.input[0] == "a")
+    assert form.constants[quantizer.input[1]] == pytest.approx(6 / 255, rel=1e-5)
+    assert "Clip" not in form.ops()
+
+
+def test_an_asymmetric_range_gets_a_zero_point() -> None:
+    canonical, _ = quantized(network(RESIDUAL), data=IMAGES * 0.5 + 1)
+    form = Form(lowered(canonical)[0])
+    quantizer = next(node for node in form.nodes if node.op_type == "QuantizeLinear" and node.input[0] == "x")
+    scale, zero = (form.constants[name] for name in quantizer.input[1:])
+    values = IMAGES * 0.5 + 1
+    assert scale == pytest.approx((values.max() - values.min()) / 255, rel=1e-5)
+    assert zero == np.rint(-values.min() / scale)
+
+
+def test_a_trained_scale_widens_the_range() -> None:
+    canonical, _ = quantized(network(RESIDUAL))
+    before = Form(lowered(canonical)[0])
+    name = next(node.input[1] for node in canonical.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "cr")
+    scale = next(tensor for tensor in canonical.graph.initializer if tensor.name == name)
+    scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(1.5), name))
+    after = Form(lowered(canonical)[0])
+
+    def found(form: Form) -> float:
+        return float(
+            form.constants[next(node for node in form.nodes if node.op_type == "QuantizeLinear" and node.input[0] == "c").input[1]]
+        )
+
+    assert found(after) == pytest.approx(1.5 * found(before), rel=1e-5)
+
+
+def pair(name: str, kind: type = np.int8, zero: int = 0) -> tuple[str, dict[str, np.ndarray]]:
+    text = f"{name}_q = QuantizeLinear ({name}, {name}_s, {name}_z)  {name}_d = DequantizeLinear ({name}_q, {name}_s, {name}_z)"
+    return text, {f"{name}_s": np.float32(0.02), f"{name}_z": kind(zero)}
+
+
+@pytest.mark.parametrize("middle, zero", [("a = Neg (x)", 128), ("a = Relu (x)", 0)])
+def test_pairs_without_a_range_keep_their_scale(middle: str, zero: int) -> None:
+    text, constants = pair("a")
+    model = build(f"(float[4] x) => (float[4] y) {{ {middle}  {text}  y = Abs (a_d) }}", **constants)
+    result, report = lowered(model)
+    form = Form(result)
+    quantizer = form.layer("QuantizeLinear")
+    assert form.constants[quantizer.input[1]] == np.float32(0.02)
+    assert (form.constants[quantizer.input[2]].dtype, int(form.constants[quantizer.input[2]])) == (np.uint8, zero)
+    assert [edit.node for edit in report.edits] == ["QuantizeLinear_1"]
+    x = np.array([-2.0, -0.03, 0.015, 2.4], np.float32)
+    np.testing.assert_allclose(output(result, x), output(model, x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "tail, reason",
+    [
+        ("y = Conv (x, w)", OUTPUT_RESULT),
+        ("c = Conv (x, w)  y = HardSwish (c)", UNQUANTIZED_RESULT),
+    ],
+)
+def test_a_convolution_that_would_run_in_float_is_float_again(tail: str, reason: str) -> None:
+    model = build(f"(float[N, 3, 12, 12] x) => (float[N, 5, 12, 12] y) {{ {tail} }}", w=random(5, 3, 1, 1))
+    canonical, _ = quantized(model, lathe.CANONICAL)
+    result, report = lowered(canonical)
+    assert [(skip.node, skip.reason) for skip in report.skips] == [("Conv_0", reason)]
+    assert not {"QuantizeLinear", "DequantizeLinear"} & set(Form(result).ops())
+    assert relative(output(model), output(result)) < 0.02  # the weight's rounding stays
+
+
+def test_what_only_a_float_operator_reads_is_computed_on_integers_too() -> None:
+    model = build("(float[N, 3, 12, 12] x) => (float[N, 5, 12, 12] y) { c = Conv (x, w)  y = HardSwish (c) }", w=random(5, 3, 1, 1))
+    result, report = lowered(quantized(model)[0])
+    assert not report.skips
+    assert kernels(result)["QLinearConv"] == 1
+
+
+MATRICES = {"m": random(4, 7), "b": random(7), "n": random(7, 7)}
+INTEGER = ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
+
+
+@pytest.mark.parametrize(
+    "text, names",
+    [
+        ("y = MatMul (x, m)", "m"),
+        ("a = MatMul (x, m)  y = Add (a, b)", "mb"),
+        ("a = MatMul (x, m)  y = Add (b, a)", "mb"),
+        ("a = MatMul (x, m)  r = Relu (a)  y = MatMul (r, n)", "mn"),
+    ],
+)
+@pytest.mark.parametrize("middle", ["", "3, "], ids=["2-D", "3-D"])
+def test_matrix_products_are_computed_on_integers(text: str, names: str, middle: str) -> None:
+    constants = {name: MATRICES[name] for name in names}
+    model = build(f"(float[N, {middle}4] x) => (float[N, {middle}7] y) {{ {text} }}", **constants)
+    rows = random(6, 3, 4) if middle else random(6, 4)
+    result, _ = lowered(quantized(model, data=rows)[0])
+    counts = kernels(result)
+    assert sum(counts[op] for op in INTEGER) == text.count("MatMul")
+    assert not {"MatMul", "Gemm", "FusedMatMul", "FusedGemm"} & set(counts)
+    assert relative(output(model, rows), output(result, rows)) < 0.03
+
+
+@pytest.mark.parametrize("attributes", ["alpha = 2.0", "beta = 0.5"])
+def test_a_scaled_bias_stays_float(attributes: str) -> None:
+    model = build(f"(float[N, 4] x) => (float[N, 7] y) {{ y = Gemm <{attributes}> (x, m, b) }}", m=random(4, 7), b=random(7))
+    rows = random(6, 4)
+    result, _ = lowered(quantized(model, data=rows)[0])
+    assert not any(tensor.data_type == onnx.TensorProto.INT32 for tensor in result.graph.initializer)
+    assert relative(output(model, rows), output(result, rows)) < 0.03
+
+
+def test_a_bias_beyond_32_bits_stays_float() -> None:
+    model = build(
+        "(float[N, 4] x) => (float[N, 7] y) { y = Gemm (x, m, b) }", m=random(4, 7) * np.float32(1e-6), b=random(7) * np.float32(1e4)
+    )
+    result, _ = lowered(quantized(model, data=random(6, 4) * np.float32(1e-3))[0])
+    assert not any(tensor.data_type == onnx.TensorProto.INT32 for tensor in result.graph.initializer)
+
+
+def test_a_codebook_weight_becomes_an_int8_initializer() -> None:
+    table, indices = np.sort(random(16)), np.random.default_rng(3).integers(0, 16, (8, 3, 3, 3))
+    text = (
+        "(float[N, 3, 12, 12] x) => (float[N, 5, 10, 10] y) { index = Cast <to = 6> (codes)  w = Gather <axis = 0> (table, index) "
+        "a = Conv (x, w)  r = Relu (a)  y = Conv (r, v) }"
+    )
+    model = build(text, 21, table=table, codes=indices.astype(ml_dtypes.uint4), v=random(5, 8, 1, 1))
+    result, _ = lowered(quantized(model)[0])
+    assert not {"Gather", "Cast"} & set(Form(result).ops())
+    assert kernels(result)["QLinearConv"] == 1
+    assert relative(output(model), output(result)) < NEAR
+
+
+def test_reduce_range_keeps_weights_within_7_bits() -> None:
+    model = network(RESIDUAL)
+    canonical, _ = quantized(model)
+    result, report = lowered(canonical, reduce_range=True)
+    stored = [onnx.numpy_helper.to_array(t) for t in result.graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1]
+    assert len(stored) == 4
+    assert all(np.abs(values.astype(int)).max() <= 64 for values in stored)
+    assert sum(edit.what == "weight has 7 bits" for edit in report.edits) == 4
+    assert kernels(result)["QLinearConv"] == 3
+    assert relative(output(model), output(result)) < 2 * NEAR
+
+
+def test_a_shared_weight_is_reduced_once() -> None:
+    canonical, _ = quantized(network(MOBILE))
+    plain, reduced = (Form(lowered(canonical, reduce_range=flag)[0]) for flag in (False, True))
+    name = next(node.input[1] for node in reduced.nodes if node.op_type == "DequantizeLinear" and node.output[0] == "point")
+    before = next(node.input[1] for node in plain.nodes if node.op_type == "DequantizeLinear" and node.output[0] == "point")
+    np.testing.assert_allclose(reduced.constants[name], 2 * plain.constants[before])
+
+
+def test_a_tensor_that_a_body_reads_stays_float() -> None:
+    text = """(float[N, 3, 12, 12] x, bool c) => (float[N, 5, 12, 12] y, float[N, 5, 12, 12] z) {
+        a = Conv (x, w)  r = Relu (a)  y = Conv (r, v)
+        z = If (c) <then_branch = g1 () => (float[N, 5, 12, 12] t) { t = Neg (r) },
+            else_branch = g2 () => (float[N, 5, 12, 12] e) { e = Abs (r) }> }"""
+    model = build(text, w=random(5, 3, 1, 1), v=random(5, 5, 1, 1))
+    options = {"method": "minmax", "bias_correction": False}
+    canonical, _ = apply_pass(configure(Int8, options), model, Context(calibrator=FixedCalibrator(), placement=PLACEMENT))
+    result, report = lowered(canonical)
+    assert "Conv_0" in {skip.node for skip in report.skips}
+    assert "Relu" in Form(result).ops()
+
+
+def test_lowering_twice_changes_nothing_more() -> None:
+    once, _ = lowered(quantized(network(MOBILE))[0])
+    twice, report = lowered(once)
+    np.testing.assert_array_equal(output(twice), output(once))
+    assert not report.skips
