@@ -48,9 +48,15 @@ def seeded(recipe: Recipe, seed: int) -> str:
     return ", ".join(map(str, steps))
 
 
-def optimize(model: Path, passes: str, data: Path, out: Path, *more: str, gates: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The run record of one command on the parts of `data`; ends the benchmark if it fails, but not if a gate does."""
-    command = [sys.executable, "-m", "optimizer", str(model), "--passes", passes, "--train", f"{data}:train", "--eval", f"{data}:eval"]
+def optimize(
+    model: Path, passes: str, data: Path, out: Path, *more: str, gates: tuple[str, ...] = (), judge: Path | None = None
+) -> dict[str, Any]:
+    """The run record of one command on the parts of `data`; ends the benchmark if it fails, but not if a gate does.
+
+    `judge`: the file whose part `eval` judges, if it is another one.
+    """
+    command = [sys.executable, "-m", "optimizer", str(model), "--passes", passes]
+    command += ["--train", f"{data}:train", "--eval", f"{judge or data}:eval"]
     command += ["--preprocess", SCALES[data.stem.split("-")[0]], "--no-latency", "--json", "--out", str(out), *more]
     for gate in gates:
         command += ["--gate", gate]
