@@ -188,7 +188,8 @@ class _Work:
 
     def _copy(self, pair: _Pair, tensor: Tensor) -> _Pair:
         """A pair behind `tensor` like another, which nobody reads yet."""
-        codes = Variable(self._name(f"{tensor.name}_codes"), np.int8, tensor.shape)
+        kind = self._parameters(pair.quantize)[1].dtype  # UINT8 in a model that was lowered before
+        codes = Variable(self._name(f"{tensor.name}_codes"), kind, tensor.shape)
         result = Variable(self._name(f"{tensor.name}_handed_on"), np.float32, tensor.shape)
         parameters = list(pair.quantize.inputs[1:])
         quantize = Node("QuantizeLinear", self._name(f"{tensor.name}_Q"), dict(pair.quantize.attrs), [tensor, *parameters], [codes])

@@ -238,3 +238,12 @@ def test_lowering_twice_changes_nothing_more() -> None:
     twice, report = lowered(once)
     np.testing.assert_array_equal(output(twice), output(once))
     assert not report.skips
+
+
+def test_a_uint8_pair_of_another_tool_is_handed_on_as_uint8() -> None:
+    text, constants = pair("a", np.uint8, 7)
+    model = build(f"(float[N, 2, 4] x) => (float[N, 8] y) {{ b = Neg (x)  a = Flatten (b)  {text}  y = Abs (a_d) }}", **constants)
+    result, report = lowered(model)
+    assert [edit.what for edit in report.edits] == ["b is quantized before Flatten_1"]
+    x = np.linspace(-2, 2, 16, dtype=np.float32).reshape(2, 2, 4)
+    np.testing.assert_array_equal(output(result, x), output(model, x))
