@@ -140,7 +140,8 @@ class _Work:
         for pair in self.pairs():
             writer = self._writer(pair.source)
             written = writer is not None and id(writer) in kernels
-            if lathe.RANGE in node_metadata(pair.quantize) and not written and not self._feeds(pair.quantize, kernels):
+            seen = any(self.is_seen(node.outputs[0]) for node in pair.dequantize)
+            if lathe.RANGE in node_metadata(pair.quantize) and not (written or seen or self._feeds(pair.quantize, kernels)):
                 self._drop(pair)
 
     def _writer(self, tensor: Tensor) -> Node | None:
@@ -167,11 +168,14 @@ class _Work:
             disconnect(node)
 
     def hand_on(self) -> None:
-        """Puts pairs in front of operators that hand integers on. All of a chain get the scale of the first, if it had a pair already."""
+        """Puts pairs in front of operators that hand integers on. All of a chain get the scale of the first, if it had a pair already.
+
+        A tensor that others read too stays as it is: the range of one reader would clip what the others get.
+        """
         pairs = {id(pair.source): pair for pair in self.pairs()}
-        for pair in list(pairs.values()):
+        for pair in pairs.values():
             below, tensor = pair, pair.source
-            while tensor.inputs and hands_on(tensor.inputs[0], self.placement) and not self.is_seen(tensor):
+            while tensor.inputs and hands_on(tensor.inputs[0], self.placement) and not self.is_seen(tensor) and len(tensor.outputs) == 1:
                 node = tensor.inputs[0]
                 tensor = node.inputs[0]
                 if is_dequantized(tensor):
@@ -181,7 +185,7 @@ class _Work:
                     node.inputs[0] = pairs[id(tensor)].dequantize[0].outputs[0]
                     self.followed[id(below.quantize)] = pairs[id(tensor)].quantize
                     break
-                above = pairs[id(tensor)] = self._copy(pair, tensor)
+                above = self._copy(pair, tensor)
                 node.inputs[0] = above.dequantize[0].outputs[0]
                 self.followed[id(below.quantize)] = above.quantize
                 below = above
@@ -203,24 +207,33 @@ class _Work:
         """UINT8 with a zero-point, over the range; without a range the scale stays."""
         above = self.followed.get(id(pair.quantize))
         if above is not None:
-            self._write(pair, list(above.inputs[1:]))
+            self._write(pair, self._explicit(above))
             return
         scale, zero = self._parameters(pair.quantize)
         if zero.dtype != np.int8:
             return
         floor = self._floor(pair)
         ends = self._range(pair, scale) if zero == 0 else None
+        if ends is None and zero == 0 and floor is not None:
+            ends = 0.0, affine.LEVELS * float(scale)  # what the codes could hold
         if ends is not None:
             low, high = (0.0, min(ends[1], floor)) if floor is not None else ends
             scale, middle = affine.unsigned_scale(low, high)
         else:
-            middle = np.uint8(0 if floor is not None and zero == 0 else int(zero) + _MIDDLE)
-        if middle == 0 and floor is not None:
+            middle = np.uint8(int(zero) + _MIDDLE)
+        if middle == 0 and floor is not None and 255 * float(scale) <= floor * (1 + 1e-6):
             self._take_floor(pair)
         name = pair.source.name
         stored: dict[str, np.ndarray] = {f"{name}_scale": np.asarray(scale, np.float32), f"{name}_zero": np.asarray(middle)}
         self._write(pair, [self._constant(key, values) for key, values in stored.items()])
         self.report.edit(pair.quantize.name, f"{name} is UINT8: scale {float(scale):.3g}, zero-point {middle}")
+
+    def _explicit(self, node: Node) -> list[Tensor]:
+        """Scale and zero-point of a Q or DQ; the zero-point of one that leaves it out has the type of its integers."""
+        if len(node.inputs) > 2:
+            return list(node.inputs[1:])
+        kind = node.inputs[0].dtype if node.op == "DequantizeLinear" else self._parameters(node)[1].dtype
+        return [node.inputs[1], self._constant(f"{node.inputs[1].name}_zero", np.zeros(node.inputs[1].shape, kind))]
 
     def _parameters(self, node: Node) -> tuple[np.float32, np.generic]:
         """(scale, zero-point) of a Q per tensor."""
@@ -271,7 +284,10 @@ class _Work:
             values = values.astype(np.int8) if values.dtype == ml_dtypes.int4 else values
             self._store(node, values)
             self.report.edit(node.name, "weight stored as INT8")
-        if reduce_range and values.dtype == np.int8 and node.name not in self.reduced:
+        centred = len(node.inputs) < 3 or not np.any(constant_value(node.inputs[2], self.graph.opset))
+        if reduce_range and not centred:
+            self.report.skip(layer.name, "the zero-point of its weight is not 0, and its weight keeps 8 bits")
+        elif reduce_range and values.dtype == np.int8 and node.name not in self.reduced:
             self.reduced.add(node.name)
             self._store(node, np.rint(values / 2).astype(np.int8))
             node.inputs[1] = self._constant(node.inputs[1].name, node.inputs[1].values * np.float32(2))
@@ -284,6 +300,8 @@ class _Work:
             return
         node, index = place
         source, decoder = (tensor.inputs[0] for tensor in layer.inputs[:2])
+        if decoder.attrs.get("block_size", 0):
+            return
         scale = constant_value(decoder.inputs[1], self.graph.opset) * constant_value(source.inputs[1], self.graph.opset)
         values = constant_value(node.inputs[index], self.graph.opset).reshape(-1)
         units = np.rint(values.astype(np.float64) / scale)
@@ -307,6 +325,8 @@ class _Work:
         else:
             return None
         bias = place[0].inputs[place[1]]
+        if not is_constant(layer.inputs[WEIGHT_INPUT]):
+            return None
         columns = constant_value(layer.inputs[WEIGHT_INPUT].inputs[0].inputs[0], self.graph.opset).shape[output_axis(layer, 2)]
         return place if isinstance(bias, Constant) and tuple(bias.shape) in ((columns,), (1, columns)) else None
 

@@ -9,6 +9,7 @@ from passes.graph import Constant, Graph, Node, Tensor
 from passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant
 from passes.graph.model import free_name, node_metadata
 from passes.graph.quantized import is_dequantized
+from passes.graph.rewire import captured_names, is_output
 from passes.int8_placement import float_reason, quantized_layers, residual_operands
 
 
@@ -39,7 +40,8 @@ def restore_canonical(graph: Graph, placement: Placement, report: PassReport) ->
             if _is_ours(tensor) and not (id(node) in known and index == 0) and not _serves(node, known):
                 taken[id(node), index] = tensor
                 node.inputs[index] = tensor.inputs[0].inputs[0].inputs[0].inputs[0]
-    unread = {id(tensor): tensor for tensor in taken.values() if not tensor.outputs}
+    seen = captured_names(graph)
+    unread = {id(tensor): tensor for tensor in taken.values() if not (tensor.outputs or is_output(graph, tensor) or tensor.name in seen)}
     sources = {key: _detach(graph, tensor) for key, tensor in unread.items()}  # only then is a convolution's result read by one addition
     for node, index in residual_operands(graph, layers) if taken else ():
         if (id(node), index) in taken:

@@ -12,6 +12,7 @@ from optimizer.pipeline import apply_pass
 from passes.base import Context, configure
 from passes.int8 import Int8
 from passes.lowering.onnxruntime import OUTPUT_RESULT, UNQUANTIZED_RESULT
+from runtime import ort
 from runtime.targets.onnxruntime import PLACEMENT
 from tests.builders import build, random
 from tests.int8 import FixedCalibrator, Form
@@ -108,18 +109,73 @@ def pair(name: str, kind: type = np.int8, zero: int = 0) -> tuple[str, dict[str,
     return text, {f"{name}_s": np.float32(0.02), f"{name}_z": kind(zero)}
 
 
-@pytest.mark.parametrize("middle, zero", [("a = Neg (x)", 128), ("a = Relu (x)", 0)])
-def test_pairs_without_a_range_keep_their_scale(middle: str, zero: int) -> None:
+def test_pairs_without_a_range_keep_their_scale() -> None:
     text, constants = pair("a")
-    model = build(f"(float[4] x) => (float[4] y) {{ {middle}  {text}  y = Abs (a_d) }}", **constants)
+    model = build(f"(float[4] x) => (float[4] y) {{ a = Neg (x)  {text}  y = Abs (a_d) }}", **constants)
     result, report = lowered(model)
     form = Form(result)
     quantizer = form.layer("QuantizeLinear")
     assert form.constants[quantizer.input[1]] == np.float32(0.02)
-    assert (form.constants[quantizer.input[2]].dtype, int(form.constants[quantizer.input[2]])) == (np.uint8, zero)
+    assert (form.constants[quantizer.input[2]].dtype, int(form.constants[quantizer.input[2]])) == (np.uint8, 128)
     assert [edit.node for edit in report.edits] == ["QuantizeLinear_1"]
     x = np.array([-2.0, -0.03, 0.015, 2.4], np.float32)
     np.testing.assert_allclose(output(result, x), output(model, x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "middle, zero, scale, left",
+    [
+        ("a = Relu (x)", 0, 0.02, False),
+        ("a = Clip (x, zero, six)", 0, 6 / 127, False),
+        ("a = Clip (x, zero, six)", -128, 12 / 255, True),
+    ],
+)
+def test_saturation_stays_where_it_was_without_a_range(middle: str, zero: int, scale: float, left: bool) -> None:
+    text, constants = pair("a", zero=zero)
+    constants |= {"a_s": np.float32(scale)} | ({"zero": np.float32(0), "six": np.float32(6)} if "six" in middle else {})
+    model = build(f"(float[6] x) => (float[6] y) {{ {middle}  {text}  y = Neg (a_d) }}", **constants)
+    result, _ = lowered(model)
+    assert bool({"Relu", "Clip"} & set(Form(result).ops())) is left
+    x = np.array([-2.0, 0.03, 1.5, 2.5, 5.9, 50.0], np.float32)
+    np.testing.assert_allclose(output(result, x), output(model, x), atol=0.8 * scale)
+
+
+@pytest.mark.parametrize("other, size", [("z = Exp (p)", "2, 2, 2"), ("f = Flatten (x)  {pair}  z = Neg (f_d)", "32")])
+def test_a_range_is_not_handed_to_what_others_read(other: str, size: str) -> None:
+    """Another reader of the pooled tensor, and another chain with a range of its own from the tensor before."""
+    (first, constants), (second, more) = pair("p"), pair("f")
+    if "pair" in other:
+        constants |= more | {"f_s": np.float32(0.1)}
+    body = f"x = Neg (x0)  p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x)  {first}  y = Abs (p_d)  {other.format(pair=second)}"
+    model = build(f"(float[N, 2, 4, 4] x0) => (float[N, 2, 2, 2] y, float[N, {size}] z) {{ {body} }}", **constants)
+    result, _ = lowered(model)
+    x = np.linspace(-9, 9, 64, dtype=np.float32).reshape(2, 2, 4, 4)
+    for mine, right in zip(*(ort.run(ort.session(one), {"x0": x}).values() for one in (result, model)), strict=True):
+        np.testing.assert_allclose(mine, right, rtol=1e-5, atol=1e-5)
+
+
+def test_reduce_range_leaves_a_weight_with_a_zero_point() -> None:
+    text, constants = pair("x", np.uint8, 128)
+    weight = "w = DequantizeLinear <axis = 0> (w_q, w_s, w_z)  y = Gemm <transB = 1> (x_d, w)"
+    constants |= {
+        "w_q": np.arange(-12, 12, dtype=np.int8).reshape(6, 4),
+        "w_s": np.full(6, 0.1, np.float32),
+        "w_z": np.full(6, 40, np.int8),
+    }
+    model = build(f"(float[N, 4] x) => (float[N, 6] y) {{ {text}  {weight} }}", **constants)
+    result, report = lowered(model, reduce_range=True)
+    assert "the zero-point of its weight is not 0, and its weight keeps 8 bits" in {skip.reason for skip in report.skips}
+    x = random(3, 4)
+    np.testing.assert_allclose(output(result, x), output(model, x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_product_of_two_activations_has_no_bias_to_store() -> None:
+    texts, constants = zip(*(pair(name, np.uint8, 128) for name in ("a", "b")), strict=True)
+    body = f"a = Neg (x)  b = Transpose <perm = [1, 0]> (x)  {texts[0]}  {texts[1]}  m = MatMul (a_d, b_d)  y = Add (m, c)"
+    model = build(f"(float[4, 4] x) => (float[4, 4] y) {{ {body} }}", **constants[0], **constants[1], c=random(4))
+    result, _ = lowered(model)
+    x = random(4, 4)
+    np.testing.assert_allclose(output(result, x), output(model, x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -247,3 +303,15 @@ def test_a_uint8_pair_of_another_tool_is_handed_on_as_uint8() -> None:
     assert [edit.what for edit in report.edits] == ["b is quantized before Flatten_1"]
     x = np.linspace(-2, 2, 16, dtype=np.float32).reshape(2, 2, 4)
     np.testing.assert_array_equal(output(result, x), output(model, x))
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_a_decoded_tensor_that_is_an_output_stays(target: str) -> None:
+    text, constants = pair("s")
+    model = build(f"(float[N, 4] x) => (float[N, 4] s_d, float[N, 4] z) {{ s = Softmax (x)  {text}  z = Neg (s_d) }}", **constants)
+    quantizer = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    quantizer.metadata_props.add(key=lathe.RANGE, value="[0.0, 1.0]")
+    result, _ = lowered(model, target, PLACEMENT if target == "onnxruntime" else lathe.CANONICAL)
+    x = random(3, 4)
+    for mine, right in zip(*(ort.run(ort.session(one), {"x": x}).values() for one in (result, model)), strict=True):
+        np.testing.assert_allclose(mine, right, atol=0.02)
