@@ -85,7 +85,8 @@ class Histogram:
         low, high = np.interp([outside * below[-1], (1.0 - outside) * below[-1]], below, edges)
         # Inside an outermost bin nothing is known but the extreme: the many zeros behind a ReLU are zero, not a little more.
         low, high = (edges[0] if low < edges[1] else low), (edges[-1] if high > edges[-2] else high)
-        return _rounded(low), _rounded(high)
+        low, high = (min(max(_rounded(end), self.minimum), self.maximum) for end in (low, high))
+        return low, high
 
 
 _LARGEST = float(np.finfo(np.float32).max)

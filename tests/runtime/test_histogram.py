@@ -72,6 +72,7 @@ def test_nothing_is_added_by_nothing() -> None:
 @settings(max_examples=100, deadline=None)
 @given(BATCHES, st.floats(50, 100))
 @example([[0.0, 0.0, 0.0, 0.0, -1.0]], 50.0)
+@example([[5.605193857299268e-45]], 50.0)
 def test_a_percentile_is_within_one_bin(batches: list[list[float]], percent: float) -> None:
     found = histogram(*batches)
     values = np.sort(np.concatenate([np.array(batch, np.float32) for batch in batches]).astype(np.float64))
