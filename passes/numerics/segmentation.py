@@ -42,6 +42,7 @@ class _Part:
 
     def __init__(self, points: Points, low: int, high: int, k: int, price: float, limit: int) -> None:
         self.median = points.median
+        self.ends = points.mean[low], points.mean[high - 1]
         self.sums = points.cumulative[:, _joined(points, low, high, limit)]
         self.price, self.total = price, float(points.count.sum())
         size = self.sums.shape[1]
@@ -62,7 +63,7 @@ class _Part:
         for starts in reversed(self.starts[:k]):
             edges.append(int(starts[edges[-1]]))
         count, total, _ = np.diff(self.sums[:, np.unique(edges)], axis=1)
-        return self.median + total / count
+        return (self.median + total / count).clip(*self.ends)  # a tiny mean is rounded away by the median, and with it its sign
 
     def _cost(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         """Of the interval of points start to end, infinite where that is negative."""

@@ -1,7 +1,7 @@
 """Properties of what chooses shared values, on any finite values."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -29,6 +29,7 @@ def values_of(elements: st.SearchStrategy[float], most: int = 60) -> st.SearchSt
 
 @settings(max_examples=300, deadline=None)
 @given(values_of(st.one_of(ANY, st.just(0.0))), st.integers(3, 20), RULES, st.booleans())
+@example(np.array([0.0, -1.5e-18, 4.0, 1.0], np.float32), 3, Rule(exact=True, iterations=1), True)
 def test_at_most_k_values_all_used_and_zeros_kept(values: np.ndarray, k: int, rule: Rule, keep_zero: bool) -> None:
     encoded = encode([values], k, rule, keep_zero)
     assert encoded.centroids.size <= k
