@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from int8_networks import Network, networks
 from int8_peers import SETTINGS
-from sets import ROOT
+from sets import ROOT, parser_of, run_sections
 
 from lathe import ModelError
 from passes.numerics.affine import signal_to_noise_db
@@ -32,20 +32,13 @@ BATCH = 20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sections = {"accuracy": accuracy, "calibration": calibration}
-    parser.add_argument("sections", nargs="*", default=list(sections), choices=[[], *sections], metavar="SECTION")
+    parser = parser_of(__doc__, sections, "int8")
     parser.add_argument("--peers", type=Path, help="Python of the peers' environment")
     parser.add_argument("--only", nargs="+", help="networks to measure")
     rows = [*SETTINGS, *OURS]
     parser.add_argument("--settings", nargs="+", default=rows, choices=rows, metavar="S", help="rows to measure")
-    parser.add_argument("--data-dir", help="directory with the data sets' files (default: download the public originals)")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "int8", help="folder for networks, data and results")
-    options = parser.parse_args()
-    for name in options.sections:
-        started = time.perf_counter()
-        sections[name](options)
-        print(f"{name}: {time.perf_counter() - started:.0f} s\n", flush=True)
+    run_sections(parser, sections)
 
 
 def accuracy(options: argparse.Namespace) -> None:

@@ -21,9 +21,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from PIL import Image, ImageDraw, ImageFont
-from sets import ROOT, SCALES, data_file
-
-from runtime import preprocess
+from sets import ROOT, data_file, scaled
 
 CALIBRATION = 100
 """Samples: one peer keeps every activation of every one of them, 7 GB for EfficientNet-Lite0."""
@@ -56,14 +54,9 @@ def _own(name: str, folder: str, out: Path, data_dir: str | None) -> Network:
     if not path.exists():
         with np.load(data_file(kind, out, data_dir)) as arrays:
             train, test, labels = arrays["train/image"], arrays["eval/image"], arrays["eval/labels"]
-        scaled = [_scaled(images, SCALES[kind]) for images in (train[:CALIBRATION], test)]
-        _save(path, "image", {"calibration": scaled[0], "evaluation": scaled[1], "labels": labels})
+        parts = {"calibration": scaled(train[:CALIBRATION], kind), "evaluation": scaled(test, kind), "labels": labels}
+        _save(path, "image", parts)
     return Network(name, ROOT / "models" / folder / "model.onnx", path, "image")
-
-
-def _scaled(images: np.ndarray, text: str) -> np.ndarray:
-    scaling = preprocess.parse(text)
-    return ((images - np.reshape(scaling.mean, (-1, 1, 1))) / np.reshape(scaling.std, (-1, 1, 1))).astype(np.float32)
 
 
 def _foreign(name: str, out: Path, data_dir: str | None) -> Network:

@@ -15,13 +15,12 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from sets import ROOT, data_file, optimize, seeded
+from sets import ROOT, data_file, optimize, parser_of, percent, points_lost, run_sections, seeded
 from torch import nn
 
 from optimizer.recipe import load_recipe
@@ -34,16 +33,9 @@ STEPS, BATCH = 40, 128
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sections = {"step": step, "prune": prune, "unlabelled": unlabelled, "strom": strom, "dsd": dsd}
-    parser.add_argument("sections", nargs="*", default=list(sections), choices=[[], *sections], metavar="SECTION")
-    parser.add_argument("--data-dir", help="directory with the data sets' files (default: download the public originals)")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "retrain", help="folder for data and results")
-    options = parser.parse_args()
-    for name in options.sections:
-        started = time.perf_counter()
-        sections[name](options)
-        print(f"{name}: {time.perf_counter() - started:.0f} s\n", flush=True)
+    parser = parser_of(__doc__, sections, "retrain")
+    run_sections(parser, sections)
 
 
 def step(options: argparse.Namespace) -> None:
@@ -119,10 +111,10 @@ def prune(options: argparse.Namespace) -> None:
     before, (_, pruned, shared) = record["baseline"], [entry["quality"] for entry in record["steps"]]
     print("| ResNet-20 | top-1 | points lost | floor |")
     print("|---|---|---|---|")
-    print(f"| original | {_percent(before)} | | |")
-    print(f"| 80 % zeros, 15 epochs | {_percent(pruned)} | {_lost(before, pruned):.2f} | at most 0.50 |")
+    print(f"| original | {percent(before)} | | |")
+    print(f"| 80 % zeros, 15 epochs | {percent(pruned)} | {points_lost(before, pruned):.2f} | at most 0.50 |")
     print(
-        f"| then 16 shared values per layer, 4 epochs | {_percent(shared)} | {_lost(pruned, shared):.2f} more | at most 0.50 more |",
+        f"| then 16 shared values per layer, 4 epochs | {percent(shared)} | {points_lost(pruned, shared):.2f} more | at most 0.50 more |",
         flush=True,
     )
 
@@ -135,8 +127,8 @@ def unlabelled(options: argparse.Namespace) -> None:
     before, (_, pruned, after) = record["baseline"], [entry["quality"] for entry in record["steps"]]
     print("| LeNet-5, 95 % zeros | original | pruned | retrained without labels | points lost | floor |")
     print("|---|---|---|---|---|---|")
-    row = " | ".join(map(_percent, (before, pruned, after)))
-    print(f"| top-1 | {row} | {_lost(before, after):.2f} | at most 0.30 |", flush=True)
+    row = " | ".join(map(percent, (before, pruned, after)))
+    print(f"| top-1 | {row} | {points_lost(before, after):.2f} | at most 0.30 |", flush=True)
 
 
 def strom(options: argparse.Namespace) -> None:
@@ -151,9 +143,10 @@ def strom(options: argparse.Namespace) -> None:
         last = record["steps"][-1]
         quality, measured = last["quality"], last["metrics"]
         whole = whole or quality
+        floor = "at least 100 times fewer, at most 0.20 points" if gradients == "threshold" else ""
         print(
-            f"| {gradients} | {measured['bytes_per_step']:,.0f} | {measured['gradient_ratio']:.0f} | {_percent(quality)} "
-            f"| {_lost(whole, quality):.2f} | {'at least 100 times fewer, at most 0.20 points' if gradients == 'threshold' else ''} |",
+            f"| {gradients} | {measured['bytes_per_step']:,.0f} | {measured['gradient_ratio']:.0f} | {percent(quality)} "
+            f"| {points_lost(whole, quality):.2f} | {floor} |",
             flush=True,
         )
 
@@ -167,16 +160,8 @@ def dsd(options: argparse.Namespace) -> None:
         record = optimize(RESNET / "model.onnx", seeded(recipe, seed), data, options.out / f"dsd-{seed}")
         before, sparse, after = record["baseline"], record["steps"][-2]["quality"], record["steps"][-1]["quality"]
         ends.append(100 * after["top1"])
-        print(f"| seed {seed} | {_percent(before)} | {_percent(sparse)} | {_percent(after)} |", flush=True)
-    print(f"| mean | {_percent(before)} | | {statistics.mean(ends):.2f} %, floor: at least the first |", flush=True)
-
-
-def _percent(quality: dict[str, float]) -> str:
-    return f"{100 * quality['top1']:.2f} %"
-
-
-def _lost(before: dict[str, float], after: dict[str, float]) -> float:
-    return 100 * (before["top1"] - after["top1"])
+        print(f"| seed {seed} | {percent(before)} | {percent(sparse)} | {percent(after)} |", flush=True)
+    print(f"| mean | {percent(before)} | | {statistics.mean(ends):.2f} %, floor: at least the first |", flush=True)
 
 
 if __name__ == "__main__":

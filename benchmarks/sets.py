@@ -1,8 +1,11 @@
-"""What benchmarks share: the data sets as files, and one `optimize` command run on them."""
+"""What benchmarks share: their command line, the data sets as files, and one `optimize` command run on them."""
 
+import argparse
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,46 @@ sys.path[:0] = [str(ROOT), str(ROOT / "models")]
 import datasets
 
 from optimizer.recipe import Recipe
+from runtime import preprocess
 
 SCALES = {"mnist": "scale=1/255", "cifar10": "mean=125.3,123.0,113.9 std=63.0,62.1,66.7"}
 GATE_FAILED = 3
+
+
+Section = Callable[[argparse.Namespace], None]
+
+
+def parser_of(description: str | None, sections: Mapping[str, Section], name: str) -> argparse.ArgumentParser:
+    """A command line for a benchmark in sections, of which all are run if none is named. `name`: its folder in build/."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", default=list(sections), choices=[[], *sections], metavar="SECTION")
+    parser.add_argument("--data-dir", help="directory with the data sets' files (default: download the public originals)")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / name, help="folder for data and results")
+    return parser
+
+
+def run_sections(parser: argparse.ArgumentParser, sections: Mapping[str, Section]) -> None:
+    options = parser.parse_args()
+    for name in options.sections:
+        started = time.perf_counter()
+        sections[name](options)
+        print(f"{name}: {time.perf_counter() - started:.0f} s\n", flush=True)
+
+
+def percent(quality: Mapping[str, float]) -> str:
+    return f"{100 * quality['top1']:.2f} %"
+
+
+def points_lost(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    return 100 * (before["top1"] - after["top1"])
+
+
+def scaled(images: np.ndarray, name: str) -> np.ndarray:
+    """uint8 [N, C, H, W] of a data set -> float32, as its networks take them."""
+    scaling = preprocess.parse(SCALES[name])
+    mean, std = (np.reshape(np.float32(values), (-1, 1, 1)) for values in (scaling.mean, scaling.std))
+    result: np.ndarray = (images.astype(np.float32) - mean) / std
+    return result
 
 
 def data_file(name: str, out: Path, directory: str | None = None, holdout: int = 0, labelled: bool = True) -> Path:

@@ -1,27 +1,26 @@
 """Fewer multiply-accumulates (MACs): what svd, tensor_train and prune(pattern=channels) keep of the accuracy; floors beside each figure.
 
-    python benchmarks/smaller_layers.py [split vgg channels train full] [--held-out] [--data-dir DIR] [--out DIR]
+    python benchmarks/smaller_layers.py [split vgg channels tensor_train full] [--held-out] [--data-dir DIR] [--out DIR]
 
-split     VGG-style network at half the MACs without retraining: plain SVD of the weights against the layers' responses
-vgg       VGG-style network at half and at a third of the MACs, 5 epochs of retraining; latency in ONNX Runtime
-channels  ResNet-20 at half the MACs by removing channels, 15 epochs of retraining
-train     tensor train in the first layer of LeNet-300-100
-full      splitting at full rank, which should change nothing, on every model here
+split         VGG-style network at half the MACs without retraining: plain SVD of the weights against the layers' responses
+vgg           VGG-style network at half and at a third of the MACs, 5 epochs of retraining; latency in ONNX Runtime
+channels      ResNet-20 at half the MACs by removing channels, 15 epochs of retraining
+tensor_train  tensor train in the first layer of LeNet-300-100
+full          splitting at full rank, which should change nothing, on every model here
 
 The VGG-style network is trained first, unless it is in --out. --held-out judges it by training images that were kept out of all training
 in place of the test set: settings were chosen so.
 """
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sets import ROOT, SCALES, data_file, optimize
+from sets import ROOT, data_file, optimize, parser_of, percent, points_lost, run_sections, scaled
 from vgg_cifar10 import HELD_OUT, trained
 
-from runtime import ort, preprocess
+from runtime import ort
 
 RESNET = ROOT / "models" / "resnet20-cifar10" / "model.onnx"
 LENET300 = ROOT / "models" / "lenet300-mnist" / "model.onnx"
@@ -32,17 +31,10 @@ THRICE = f"svd(macs=0.3333), retrain(epochs=5, rate=0.001, {CIFAR})"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sections = {"split": split, "vgg": vgg, "channels": channels, "train": train, "full": full}
-    parser.add_argument("sections", nargs="*", default=list(sections), choices=[[], *sections], metavar="SECTION")
-    parser.add_argument("--data-dir", help="directory with the data sets' files (default: download the public originals)")
+    sections = {"split": split, "vgg": vgg, "channels": channels, "tensor_train": tensor_train, "full": full}
+    parser = parser_of(__doc__, sections, "smaller_layers")
     parser.add_argument("--held-out", action="store_true", help="judge the VGG-style network by held-out training images")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "smaller_layers", help="folder for data, network and results")
-    options = parser.parse_args()
-    for name in options.sections:
-        started = time.perf_counter()
-        sections[name](options)
-        print(f"{name}: {time.perf_counter() - started:.0f} s\n", flush=True)
+    run_sections(parser, sections)
 
 
 def on_vgg(options: argparse.Namespace, passes: str, name: str) -> dict[str, Any]:
@@ -64,7 +56,7 @@ def split(options: argparse.Namespace) -> None:
     for name, setting in settings.items():
         record = on_vgg(options, f"fold, svd(macs=0.5, {setting})", f"split-{len(name)}")
         before, after = record["baseline"], record["steps"][-1]["quality"]
-        print(f"| {name} | {_ratio(before, after, 'macs'):.3f} | {_percent(after)} | {_lost(before, after):.2f} |", flush=True)
+        print(f"| {name} | {_ratio(before, after, 'macs'):.3f} | {percent(after)} | {points_lost(before, after):.2f} |", flush=True)
 
 
 def vgg(options: argparse.Namespace) -> None:
@@ -76,8 +68,8 @@ def vgg(options: argparse.Namespace) -> None:
         shrunk = passes.partition(", retrain")[0]
         gain = speedup(options.out / "vgg.onnx", options.out / name / "model.onnx")
         print(
-            f"| `{shrunk}` | {1 / _ratio(before, after, 'macs'):.2f} | {_percent(before)} | {_percent(changed)} | {_percent(after)} "
-            f"| {_lost(before, after):.2f} | at most {most} | {gain} | at least {faster} |",
+            f"| `{shrunk}` | {1 / _ratio(before, after, 'macs'):.2f} | {percent(before)} | {percent(changed)} | {percent(after)} "
+            f"| {points_lost(before, after):.2f} | at most {most} | {gain} | at least {faster} |",
             flush=True,
         )
 
@@ -99,21 +91,21 @@ def channels(options: argparse.Namespace) -> None:
     before, pruned, after = record["baseline"], record["steps"][-2]["quality"], record["steps"][-1]["quality"]
     print("| ResNet-20, whole channels | MACs left | top-1 before | pruned | retrained | points lost | floor |")
     print("|---|---|---|---|---|---|---|")
-    row = " | ".join(map(_percent, (before, pruned, after)))
-    print(f"| | {_ratio(before, after, 'macs'):.3f} | {row} | {_lost(before, after):.2f} | at most 1.50 |", flush=True)
+    row = " | ".join(map(percent, (before, pruned, after)))
+    print(f"| | {_ratio(before, after, 'macs'):.3f} | {row} | {points_lost(before, after):.2f} | at most 1.50 |", flush=True)
 
 
-def train(options: argparse.Namespace) -> None:
+def tensor_train(options: argparse.Namespace) -> None:
     """784 x 300 as a TT-matrix; the report's parameters are the cores', the bias is not among them."""
     data = data_file("mnist", options.out, options.data_dir)
     passes = "fold, tensor_train(layers={'*': 0, node_linear: 9}, factors={node_linear: '28x28:20x15'}), "
     passes += "retrain(epochs=20, rate=0.003, batch=128, shift=1)"
-    record = optimize(LENET300, passes, data, options.out / "train")
+    record = optimize(LENET300, passes, data, options.out / "tensor_train")
     before, split_up, after = record["baseline"], record["steps"][-2], record["steps"][-1]["quality"]
     print("| LeNet-300-100, first layer | top-1 before | as a train | retrained | points lost | floor |")
     print("|---|---|---|---|---|---|")
-    row = " | ".join(map(_percent, (before, split_up["quality"], after)))
-    print(f"| {split_up['edits'][0]['what']} | {row} | {_lost(before, after):.2f} | at most 0.30 |", flush=True)
+    row = " | ".join(map(percent, (before, split_up["quality"], after)))
+    print(f"| {split_up['edits'][0]['what']} | {row} | {points_lost(before, after):.2f} | at most 0.30 |", flush=True)
 
 
 def full(options: argparse.Namespace) -> None:
@@ -122,27 +114,19 @@ def full(options: argparse.Namespace) -> None:
     networks = {LENET5: "mnist", LENET300: "mnist", RESNET: "cifar10", trained(options.out, options.data_dir): "cifar10"}
     for path, name in networks.items():
         data = data_file(name, options.out, options.data_dir)
-        folder = options.out / f"full-{path.parent.name}"
+        title = "VGG-style" if path.stem == "vgg" else path.parent.name
+        folder = options.out / f"full-{title}"
         record = optimize(path, "svd(rank=100000, always=true)", data, folder)
         with np.load(data) as arrays:
             images = arrays["eval/image"][:500]
-        scaling = preprocess.parse(SCALES[name])
-        feeds = {"image": ((images - np.reshape(scaling.mean, (-1, 1, 1))) / np.reshape(scaling.std, (-1, 1, 1))).astype(np.float32)}
+        feeds = {"image": scaled(images, name)}
         before, after = (ort.run(ort.session(file), feeds)["logits"] for file in (path, folder / "model.onnx"))
         change = np.abs(before - after).max() / np.abs(before).max()
-        print(f"| {path.parent.name} | {len(record['steps'][-1]['edits'])} | {change:.1e} | below 1e-4 |", flush=True)
+        print(f"| {title} | {len(record['steps'][-1]['edits'])} | {change:.1e} | below 1e-4 |", flush=True)
 
 
 def _ratio(before: dict[str, float], after: dict[str, float], key: str) -> float:
     return after[key] / before[key]
-
-
-def _percent(quality: dict[str, float]) -> str:
-    return f"{100 * quality['top1']:.2f} %"
-
-
-def _lost(before: dict[str, float], after: dict[str, float]) -> float:
-    return 100 * (before["top1"] - after["top1"])
 
 
 if __name__ == "__main__":

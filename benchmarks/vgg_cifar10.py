@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sets import ROOT, data_file
+from sets import ROOT, data_file, scaled
 from torch import nn
 
 import trainer  # isort: skip  sets puts models/ on the path
 
 WIDTHS = (32, 32, 0, 64, 64, 64, 0, 128, 128, 128)
 HELD_OUT = 5000
-MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 
 
 def vgg() -> nn.Module:
@@ -37,12 +36,10 @@ def trained(out: Path, data_dir: str | None, epochs: int = 24) -> Path:
         return path
     with np.load(data_file("cifar10", out, data_dir, HELD_OUT)) as arrays:
         images, labels = arrays["train/image"], torch.from_numpy(arrays["train/labels"])
-    scaled = (images.astype(np.float32) - np.float32(MEAN)[:, None, None]) / np.float32(STD)[:, None, None]
+    inputs = torch.from_numpy(scaled(images, "cifar10"))
     torch.manual_seed(0)
     network = vgg().to(memory_format=torch.channels_last)
     augment = trainer.shift(4, flip=True)
-    trainer.fit(
-        network, torch.from_numpy(scaled), labels, epochs=epochs, batch=128, rate=0.2, weight_decay=5e-4, augment=augment, seed=0, half=True
-    )
+    trainer.fit(network, inputs, labels, epochs=epochs, batch=128, rate=0.2, weight_decay=5e-4, augment=augment, seed=0, half=True)
     network.to(memory_format=torch.contiguous_format)
     return trainer.export(network, (3, 32, 32), str(ROOT), str(path))

@@ -24,7 +24,7 @@ Rule = Callable[[Coupling, Node], str | None]
 def layer(coupling: Coupling, node: Node) -> str | None:
     """A new unit for each output channel. Groups of a convolution have to stay of one size."""
     source, weight = coupling.of(node.inputs[0]), node.inputs[WEIGHT_INPUT]
-    if reason := _unusable(coupling, node, source):
+    if reason := unusable(coupling, node, source):
         return reason
     shape = tuple(int(size) for size in weight.shape)
     if node.op in ("Conv", "ConvTranspose"):
@@ -35,7 +35,7 @@ def layer(coupling: Coupling, node: Node) -> str | None:
         coupling.slot(node, WEIGHT_INPUT, 1 - read_axis, written, WRITTEN)
         coupling.slot(node, WEIGHT_INPUT, read_axis, _read(coupling, node, source, shape[read_axis]), READ)
     if len(node.inputs) > BIAS_INPUT and not node.inputs[BIAS_INPUT].is_empty():
-        _bias(coupling, node, written)
+        bias_of_layer(coupling, node, written)
     output = coupling.shape(node.outputs[0])
     if output is None:
         coupling.units.lock(written, "the rank of its output is not known")
@@ -46,7 +46,7 @@ def layer(coupling: Coupling, node: Node) -> str | None:
     return None
 
 
-def _unusable(coupling: Coupling, node: Node, source: Channels | None) -> str | None:
+def unusable(coupling: Coupling, node: Node, source: Channels | None) -> str | None:
     weight = node.inputs[WEIGHT_INPUT]
     if not isinstance(weight, Constant):
         reason = f"its weight is {UNFOLDED}" if _is_unfolded(weight) else NOT_CONSTANT
@@ -118,7 +118,7 @@ def _depthwise(coupling: Coupling, node: Node, source: Channels | None, multipli
     return written
 
 
-def _bias(coupling: Coupling, node: Node, written: np.ndarray) -> None:
+def bias_of_layer(coupling: Coupling, node: Node, written: np.ndarray) -> None:
     bias = node.inputs[BIAS_INPUT]
     if not isinstance(bias, Constant):
         coupling.units.lock(written, "its bias is computed at run time")
@@ -137,7 +137,7 @@ def positions(coupling: Coupling, node: Node) -> int | None:
     return (first if isinstance(first, int) else 1) * math.prod(sizes) if len(sizes) == len(rest) else None
 
 
-def _same(coupling: Coupling, node: Node) -> str | None:
+def same(coupling: Coupling, node: Node) -> str | None:
     """Element by element on the first input; other inputs have no channels."""
     source = coupling.of(node.inputs[0])
     if source is None or any(coupling.of(tensor) is not None for tensor in node.inputs[1:]):
@@ -150,7 +150,7 @@ def _per_tensor(coupling: Coupling, node: Node) -> str | None:
     """Quantization with one scale."""
     if any(not isinstance(tensor, Constant) or math.prod(tensor.shape) != 1 for tensor in node.inputs[1:] if not tensor.is_empty()):
         return f"{node.name} scales channels apart"
-    return _same(coupling, node)
+    return same(coupling, node)
 
 
 def _pool(coupling: Coupling, node: Node) -> str | None:
@@ -159,7 +159,7 @@ def _pool(coupling: Coupling, node: Node) -> str | None:
         return f"{node.name} pools over its channels"
     if any(tensor.outputs for tensor in node.outputs[1:]):
         return f"{node.name} also gives positions, which count channels"
-    return _same(coupling, node)
+    return same(coupling, node)
 
 
 def _normalization(coupling: Coupling, node: Node) -> str | None:
@@ -177,7 +177,7 @@ def _normalization(coupling: Coupling, node: Node) -> str | None:
     return None
 
 
-def _elementwise(coupling: Coupling, node: Node) -> str | None:
+def elementwise(coupling: Coupling, node: Node) -> str | None:
     """Any number of inputs, broadcast: those that have channels have them on one axis, counted from the last."""
     output = coupling.shape(node.outputs[0])
     found = [(tensor, channels) for tensor in node.inputs if (channels := coupling.of(tensor)) is not None]
@@ -252,7 +252,7 @@ def _softmax(coupling: Coupling, node: Node) -> str | None:
     source, shape = coupling.of(node.inputs[0]), coupling.shape(node.inputs[0])
     if source is None or shape is None or coupling.graph.opset < 13 or int(node.attrs.get("axis", -1)) % len(shape) == source.axis:
         return f"{node.op} compares its channels"
-    return _same(coupling, node)
+    return same(coupling, node)
 
 
 _SAME = """
@@ -266,9 +266,9 @@ _JOINS = "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min
 _REDUCTIONS = "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare"
 
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(_SAME.split(), _same),
+    **dict.fromkeys(_SAME.split(), same),
     **dict.fromkeys(_POOLS.split(), _pool),
-    **dict.fromkeys(_JOINS.split(), _elementwise),
+    **dict.fromkeys(_JOINS.split(), elementwise),
     **dict.fromkeys(_REDUCTIONS.split(), _reduce),
     **dict.fromkeys(("BatchNormalization", "InstanceNormalization"), _normalization),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _per_tensor),

@@ -139,7 +139,7 @@ def _layer(scaling: Scaling, node: Node) -> str | None:
         return f"{node.name} reads it, and {reason}"
     groups = int(node.attrs.get("group", 1))
     if groups > 1 and isinstance(weight, Constant) and groups == (weight.shape[1] * groups if node.op == "Conv" else weight.shape[0]):
-        if reason := rules._unusable(scaling, node, source):
+        if reason := rules.unusable(scaling, node, source):
             return reason
         _depthwise(scaling, node, groups, weight.shape)
     elif reason := rules.layer(scaling, node):
@@ -161,7 +161,7 @@ def _depthwise(scaling: Scaling, node: Node, groups: int, shape: Sequence[int]) 
         scaling.factor(node, WEIGHT_INPUT, 0, np.repeat(source.units, shape[0] // groups), TIMES)
     written = born if node.op == "Conv" else np.repeat(born, shape[1])
     if len(node.inputs) > rules.BIAS_INPUT and not node.inputs[rules.BIAS_INPUT].is_empty():
-        rules._bias(scaling, node, written)
+        rules.bias_of_layer(scaling, node, written)
     scaling.put(node.outputs, 1, written)
     scaling.births.append((node, written))
     scaling.layers.append(LayerUse(node, source))
@@ -223,7 +223,7 @@ def _product(scaling: Scaling, node: Node) -> str | None:
 
 def _sum(scaling: Scaling, node: Node) -> str | None:
     """Addition, maximum and the like: all operands are scaled alike, so each needs an element per channel, or is zero."""
-    joined = rules._elementwise(scaling, node)
+    joined = rules.elementwise(scaling, node)
     if joined is not None:
         return joined
     result, shape = scaling.of(node.outputs[0]), scaling.shape(node.outputs[0]) or ()
@@ -254,7 +254,7 @@ def _clip(scaling: Scaling, node: Node) -> str | None:
             bounds[index] = math.copysign(math.inf, bound) if abs(bound) > UNBOUNDED else bound
     low, high = bounds
     if low in (-math.inf, 0) and high in (0, math.inf):
-        return rules._same(scaling, node)
+        return rules.same(scaling, node)
     if scaling.clip == KEEP:
         return f"{node.name} clips all channels at {low:g} and {high:g}; give clip=channels or clip=drop"
     if scaling.clip == DROP and (low != 0 or high == math.inf):
@@ -263,7 +263,7 @@ def _clip(scaling: Scaling, node: Node) -> str | None:
     if source is None or shape is None:
         return f"the rank of what {node.name} clips is not known"
     scaling.clips.append(Bounds(node, low, high, source.units, len(shape) - 1 - source.axis))
-    return rules._same(scaling, node)
+    return rules.same(scaling, node)
 
 
 _HOMOGENEOUS = """
@@ -277,7 +277,7 @@ _BIRTHS = ("BatchNormalization", *_NORMALIZATIONS)
 
 _RULES: Mapping[str, Callable[[Scaling, Node], str | None]] = {
     **{op: rules.RULES[op] for op in _HOMOGENEOUS.split()},
-    "PRelu": rules._same,
+    "PRelu": rules.same,
     **dict.fromkeys(_SUMS, _sum),
     **dict.fromkeys(("Mul", "Div"), _product),
     **dict.fromkeys(_NORMALIZATIONS, _normalization),

@@ -7,7 +7,7 @@
     a layer that would run in float              float weight, and no pairs around it that serve nothing else
 
 Why: ONNX Runtime makes a QLinearConv only of DQ -> Conv -> Q with nothing in between; saturation of UINT8 at zero-point 0 is the ReLU. What
-does not become such a kernel runs in float behind DequantizeLinear nodes, slower than the float model. docs/targets.md has the figures.
+does not become such a kernel runs in float behind DequantizeLinear nodes, slower than the float model.
 
 An INT8 weight times a UINT8 activation is summed in pairs in 16 bits on x86-64 processors with AVX2 or AVX-512 but without VNNI, and
 saturates there: `reduce_range` stores weights in 7 bits, of which no pair can. Source: ONNX Runtime's documentation, "Quantize ONNX
