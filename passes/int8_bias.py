@@ -2,11 +2,11 @@
 
     b  becomes  b + E[W x] - E[W_int8 x_int8]      per output channel; x is what the layer gets in the quantized network
 
-Both means come from one run of the calibration data through the quantized network, with a float copy beside each layer: each layer makes
-up for its own error alone. Differences to the float network, which hold the errors of all layers before as well, would be made up for
-several times over unless the data is run once for each layer. A convolution or Gemm without a bias gets one; a MatMul has the constant that
-is added behind it, if there is one. The outputs of the network are compared before and after: where the correction brings them no nearer to
-the float ones, the biases stay what they were.
+Both means come from one run of the calibration data through the quantized network, with a float copy beside each layer: each layer makes up
+for its own error alone. The network computes the means itself, so that no layer's output is held. Differences to the float network, which
+hold the errors of all layers before as well, would be made up for several times over unless the data is run once for each layer. A
+convolution or Gemm without a bias gets one; a MatMul has the constant that is added behind it, if there is one. The outputs of the network
+are compared before and after: where the correction brings them no nearer to the float ones, the biases stay what they were.
 Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2, with calibration
 data for the expectations.
 """
@@ -22,28 +22,26 @@ from passes.base import Calibrator, PassReport
 from passes.graph import Constant, Graph, Node, Tensor, quantized
 from passes.graph.ancestors import model_up_to
 from passes.graph.biases import BIAS_INPUT
-from passes.graph.layers import WEIGHT_INPUT, constant_value, read, weights
+from passes.graph.layers import WEIGHT_INPUT, constant_shape, constant_value, read, weights
 from passes.graph.model import export_model, import_model, sparse_tensors, taken_names, unused_name
 from passes.graph.rewire import is_output
 
 SAMPLES = 128
 """Samples that are run, or a few more. Both means are of the same inputs, so that their difference has little noise."""
+AXES_ARE_INPUT = 18
+"""From this opset on, ReduceMean has its axes as an input."""
 KEPT_BYTES = 1 << 26
 """Outputs of the float network that are kept, to be compared with."""
 
 
 @dataclass
 class _Place:
-    """Where a layer's correction goes: `adder` adds its input `index` to the layer's result, `factor` times.
-
-    `axis`: that of the channels in the layer's result, `response`.
-    """
+    """Where a layer's correction goes: `adder` adds its input `index` to the layer's result, `factor` times."""
 
     layer: Node
     adder: Node
     index: int
     factor: float
-    axis: int
 
     @property
     def response(self) -> str:
@@ -82,17 +80,19 @@ class BiasCorrection:
         self._keep_outputs(judged)
         saved, taken = [place.tensor for place in places], taken_names(graph)
         beside = export_model(graph)
-        floats = [self._add_float_layer(beside, place, taken) for place in places]
-        means = {name: _Mean(place.axis) for place, other in zip(places, floats, strict=True) for name in (place.response, other)}
-        before = self._measure(beside, means, judged)
+        pairs = {}
+        for place in reversed(places):  # the order in which ONNX Runtime then runs the nodes lets go of each layer's output early
+            other = self._add_float_layer(beside, place, taken)
+            pairs[place.response] = [_add_mean(beside, place, name, self._channels(place.layer), taken) for name in (place.response, other)]
+        means, before = self._measure(beside, [name for pair in pairs.values() for name in pair], judged)
         off = {}
-        for place, other in zip(places, floats, strict=True):
-            wanted = means[other].value
-            change = wanted - means[place.response].value
+        for place in places:
+            mean, wanted = (means[name] for name in pairs[place.response])
+            change = wanted - mean
             if np.isfinite(change).all():
                 off[place.response] = float(np.abs(change).sum() / max(np.abs(wanted).sum(), 1e-30))
                 place.set(_moved(place, change, taken))
-        after = self._measure(export_model(graph), {}, judged)
+        _, after = self._measure(export_model(graph), [], judged)
         report.metrics["bias_correction_gain_db"] = 10 * math.log10(before / after) if 0 < after < before else 0.0
         for place, tensor in zip(places, saved, strict=True):
             if not after < before:
@@ -117,6 +117,10 @@ class BiasCorrection:
         model.graph.initializer.append(onnx.numpy_helper.from_array(constant_value(weight.tensor, weight.opset), stored))
         return result
 
+    def _channels(self, layer: Node) -> int:
+        weight = self.weights[_weight_name(layer, self.weights)]
+        return int(constant_shape(weight.tensor, weight.opset)[weight.axis])
+
     def _keep_outputs(self, judged: Sequence[str]) -> None:
         if self.outputs and self.outputs[0].keys() == {*judged}:
             return
@@ -127,51 +131,59 @@ class BiasCorrection:
                 return
             self.outputs.append({name: batch[name].copy() for name in judged})
 
-    def _measure(self, model: onnx.ModelProto, means: "Mapping[str, _Mean]", judged: Sequence[str]) -> float:
-        """Adds to the means; returns the error's energy over that of the float network's outputs, summed over the outputs `judged`."""
+    def _measure(self, model: onnx.ModelProto, means: Sequence[str], judged: Sequence[str]) -> tuple[dict[str, np.ndarray], float]:
+        """(means over all batches, error's energy over that of the float network's outputs, summed over those `judged`)."""
         signal, noise = dict.fromkeys(judged, 0.0), dict.fromkeys(judged, 0.0)
+        totals: dict[str, np.ndarray] = {}
+        samples = 0
         for index, batch in enumerate(self._batches(model, [*means, *judged])):
-            for name, mean in means.items():
-                mean.add(batch[name])
+            count = _samples(batch[judged[-1]])
+            samples += count
+            for name in means:
+                totals[name] = totals.get(name, 0.0) + count * batch[name].astype(np.float64)
             for name in judged if index < len(self.outputs) else ():
                 wanted = self.outputs[index][name].astype(np.float64)
                 signal[name] += float(np.square(wanted).sum())
                 noise[name] += float(np.square(wanted - batch[name]).sum())
-        return sum(noise[name] / max(signal[name], 1e-30) for name in judged)
+        return {name: total / samples for name, total in totals.items()}, sum(noise[name] / max(signal[name], 1e-30) for name in judged)
 
     def _batches(self, model: onnx.ModelProto, names: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
         """The first batches of the data, SAMPLES samples or a few more."""
         samples, unique = 0, list(dict.fromkeys(names))
         for batch in self.calibrator.observe(model_up_to(model, unique), unique):
             yield batch
-            samples += len(batch[names[-1]]) if batch[names[-1]].ndim else 1
+            samples += _samples(batch[names[-1]])
             if samples >= SAMPLES:
                 return
 
 
-class _Mean:
-    """Mean per channel, float64 [channels], of a tensor with the channels on `axis`."""
+def _samples(values: np.ndarray) -> int:
+    return len(values) if values.ndim else 1
 
-    def __init__(self, axis: int) -> None:
-        self.axis = axis
-        self.sum: np.ndarray | float = 0.0
-        self.count = 0
 
-    def add(self, values: np.ndarray) -> None:
-        moved = np.moveaxis(values, self.axis, -1)
-        rows = moved.reshape(-1, moved.shape[-1])
-        self.sum = self.sum + rows.sum(axis=0, dtype=np.float64)
-        self.count += len(rows)
-
-    @property
-    def value(self) -> np.ndarray:
-        return np.asarray(self.sum) / max(self.count, 1)
+def _add_mean(model: onnx.ModelProto, place: _Place, tensor: str, channels: int, taken: set[str]) -> str:
+    """Adds the mean per channel, float32 [channels], of a tensor that is like the layer's result. Returns its name."""
+    names = []
+    for what in ("rows", "shape", "axes", "mean"):
+        names.append(unused_name(f"{tensor}_{what}", taken))
+        taken.add(names[-1])
+    rows, shape, axes, mean = names
+    sizes, reduced = ([0, channels, -1], [0, 2]) if place.layer.op == "Conv" else ([-1, channels], [0])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(sizes, np.int64), shape))
+    model.graph.node.append(onnx.helper.make_node("Reshape", [tensor, shape], [rows], rows))
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    if opset >= AXES_ARE_INPUT:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(reduced, np.int64), axes))
+        model.graph.node.append(onnx.helper.make_node("ReduceMean", [rows, axes], [mean], mean, keepdims=0))
+    else:
+        model.graph.node.append(onnx.helper.make_node("ReduceMean", [rows], [mean], mean, keepdims=0, axes=reduced))
+    return mean
 
 
 def _place(graph: Graph, layer: Node) -> _Place | None:
     """None if the layer's result has no place for a correction."""
     if layer.op in ("Conv", "Gemm"):
-        place = _Place(layer, layer, BIAS_INPUT, layer.attrs.get("beta", 1.0), 1)
+        place = _Place(layer, layer, BIAS_INPUT, layer.attrs.get("beta", 1.0))
         tensor = place.tensor
         if tensor is None or tensor.is_empty():
             return place if place.factor == 1 else None
@@ -179,7 +191,7 @@ def _place(graph: Graph, layer: Node) -> _Place | None:
     readers = layer.outputs[0].outputs
     if len(readers) != 1 or readers[0].op != "Add" or readers[0].domain or is_output(graph, layer.outputs[0]):
         return None
-    place = _Place(layer, readers[0], 1 - next(i for i, tensor in enumerate(readers[0].inputs) if tensor is layer.outputs[0]), 1.0, -1)
+    place = _Place(layer, readers[0], 1 - next(i for i, tensor in enumerate(readers[0].inputs) if tensor is layer.outputs[0]), 1.0)
     tensor = readers[0].inputs[place.index]
     return place if _is_plain(graph, tensor) and all(size == 1 for size in tensor.shape[:-1]) else None
 

@@ -1,6 +1,6 @@
 """int8(bias_correction=true): layers keep the means of their outputs, and no network's outputs get worse by it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -150,3 +150,27 @@ def test_training_goes_on_from_corrected_biases() -> None:
     assert {"x_scale", "r_scale", "v_scale", "w_scale"} <= changed
     assert {name: values.dtype for name, values in after.constants.items()} == {name: values.dtype for name, values in before.items()}
     assert affine.signal_to_noise_db(run(model, {"x": X})["y"], run(result, {"x": X})["y"]) > 25
+
+
+class Watched(StreamingCalibrator):
+    """Remembers the sizes of what it hands out."""
+
+    sizes: dict[str, int]
+
+    def observe(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
+        for batch in super().observe(model, tensors):
+            self.sizes |= {name: values.size for name, values in batch.items()}
+            yield batch
+
+
+@pytest.mark.parametrize("opset", [13, 21])
+def test_no_activation_leaves_the_network_but_its_outputs(opset: int) -> None:
+    text = "(float[N, 3, 6, 6] x) => (float[N, 4, H, W] y) { h = Conv (x, a)  r = Relu (h)  y = Conv (r, b, c) }"
+    calibrator = Watched(Rows(x=IMAGES))
+    calibrator.sizes = {}
+    model = build(text, opset, a=coarse(5, 3, 3, 3), b=coarse(4, 5, 3, 3), c=np.ones(4, np.float32))
+    _, report = quantize(model, calibrator, method="minmax", bias_correction=True)
+    assert report.metrics["bias_correction_gain_db"] > 1
+    outputs = calibrator.sizes.pop("y")
+    assert outputs > 5
+    assert sorted(calibrator.sizes.values()) == [4, 4, 5, 5]
