@@ -3,6 +3,7 @@
     Shape -> Gather -> Concat of constants         becomes  an initializer
     Conv(W, b) -> BatchNormalization | Mul | Add   becomes  Conv(W', b'), see passes/graph/channel_affine.py
     x -> Identity | Dropout | Reshape to the same  becomes  x
+    y * Clip(x + 3, 0, 6) / 6                      becomes  y * HardSigmoid(x), see passes/graph/gates.py
 
 Compressed storage stays as it is: a Cast that widens stored weights, a ConstantOfShape, DequantizeLinear, and all that follows them.
 Whatever is not touched keeps its bits.
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from passes.base import Context, Pass, PassReport, option
-from passes.graph import Constant, Graph, Node, channel_affine, constants, noops, rewire
+from passes.graph import Constant, Graph, Node, Tensor, channel_affine, constants, noops, rewire
+from passes.graph.gates import fuse_hard_sigmoid
 from passes.graph.model import sparse_tensors
 from passes.graph.shapes import TensorType, infer_types
 from passes.registry import register
@@ -65,7 +67,9 @@ class _Run:
             nodes = list(self.graph.nodes)
             self.types = infer_types(self.graph) if any(map(self._needs_types, nodes)) else {}
             self.sparse = sparse_tensors(self.graph)
-            changed = sum(step(node) for node in nodes for step in (self._remove, self._compute, self._merge)) > 0
+            # Gates first: merged into the layer in front, the addition of a gate could not be told any more.
+            gates = [node for node in nodes if self._fuse(node)]
+            changed = sum(step(node) for node in nodes for step in (self._remove, self._compute, self._merge)) > 0 or bool(gates)
 
     def _needs_types(self, node: Node) -> bool:
         return node.op in noops.NEEDS_TYPES or node.op == "Shape" or constants.is_foldable(self.graph, node, ())
@@ -75,6 +79,18 @@ class _Run:
         if any(rewire.is_output(self.graph, tensor) for tensor in node.outputs):
             return "it computes an output of the model"
         return "a subgraph reads its output" if any(tensor.name in self.captured for tensor in node.outputs) else None
+
+    def _fuse(self, node: Node) -> bool:
+        """Writes the gate that ends at the node as HardSigmoid."""
+        found = fuse_hard_sigmoid(self.graph, node, self.captured, self._rank) if node.outputs else None
+        if found is not None:
+            self.report.edit(found.name, "became a HardSigmoid, with the addition and the division around it")
+        return found is not None
+
+    def _rank(self, tensor: Tensor) -> int | None:
+        self.types = self.types or infer_types(self.graph)
+        known = self.types.get(tensor.name)
+        return None if known is None or known.shape is None else len(known.shape)
 
     def _remove(self, node: Node) -> bool:
         """Takes out a node that returns its input."""
