@@ -44,12 +44,16 @@ class Placement:
     """Operators that hand quantized values on, if what they write has the scale of what they read."""
     results: frozenset[str] = frozenset()
     """Operators among `layers` that compute in INT8 only if their result is quantized too."""
+    unsigned: bool = False
+    """Whether activations are UINT8 over their range, with a zero-point, instead of INT8 with zero-point 0."""
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={sorted(value) if isinstance(value, frozenset) else value}" for name, value in vars(self).items())
 
     def __or__(self, other: "Placement") -> "Placement":
-        """What one of two targets runs in INT8. An addition that one wants quantized whole is not joined."""
+        """What one of two targets runs in INT8. An addition that one wants quantized whole is not joined; what they store is canonical
+        unless both want it otherwise.
+        """
         return Placement(
             self.layers | other.layers,
             self.depthwise or other.depthwise,
@@ -57,6 +61,7 @@ class Placement:
             self.operators | other.operators,
             self.passed | other.passed,
             self.results | other.results,
+            self.unsigned and other.unsigned,
         )
 
 

@@ -24,11 +24,12 @@ from passes.graph.model import export_model, node_metadata
 from passes.graph.opset import raise_opset
 from passes.graph.patterns import by_weight
 from passes.int8_existing import CHOICES, treat_existing
-from passes.int8_placement import float_reason
+from passes.int8_placement import float_reason, split_gates
 from passes.int8_quantization import Quantization, layers_of, skip
 from passes.int8_ranges import METHODS
 from passes.int8_rounding import adapt_rounding
 from passes.int8_sensitivity import Goal, Sensitivity
+from passes.int8_simulation import as_computed
 from passes.registry import register
 
 WEIGHT_ONLY = "its weight is quantized already; existing=complete quantizes what it reads, too"
@@ -86,6 +87,8 @@ class Int8(Pass):
                 return report
             chosen = self._choose(graph, context, choice := PassReport())
         report.skips += choice.skips
+        if chosen and self.config.activations:
+            split_gates(graph, context.placement, report)
         measures = self.config.activations or self.searches or self.adapts or context.calibrator is not None
         base = export_model(graph) if chosen and measures else None
         quantization = Quantization(base, self.config, context)
@@ -97,7 +100,7 @@ class Int8(Pass):
         quantization.correct(graph, written, report)
         rewire.sweep(graph)
         if base is not None and self.searches:
-            found = context.need_runner().compare(base, export_model(graph))
+            found = context.need_runner().compare(base, as_computed(export_model(graph), context.placement))
             report.metrics |= {f"calibration_{name}": value for name, value in found.items() if math.isfinite(value)}
         report.metrics["layers"] = len(layers_of(written))
         return report

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from lathe import Placement
 from passes.base import Calibrator, PassReport
 from passes.graph import Constant, Graph, Node, Tensor, quantized
 from passes.graph.ancestors import model_up_to
@@ -25,6 +26,7 @@ from passes.graph.biases import BIAS_INPUT
 from passes.graph.layers import WEIGHT_INPUT, constant_shape, constant_value, read, weights
 from passes.graph.model import export_model, import_model, sparse_tensors, taken_names, unused_name
 from passes.graph.rewire import is_output
+from passes.int8_simulation import as_computed
 
 SAMPLES = 128
 """Samples that are run, or a few more. Both means are of the same inputs, so that their difference has little noise."""
@@ -63,9 +65,10 @@ class _Place:
 class BiasCorrection:
     """Corrects quantized copies of one float network."""
 
-    def __init__(self, original: onnx.ModelProto, calibrator: Calibrator) -> None:
+    def __init__(self, original: onnx.ModelProto, calibrator: Calibrator, placement: Placement) -> None:
         self.original = original
         self.calibrator = calibrator
+        self.placement = placement
         self.weights = {weight.name: weight for weight in weights(import_model(original), refuse=lambda node, reason: None)}
         self.outputs: list[Mapping[str, np.ndarray]] = []
         """Of the float network, batch by batch, as far as KEPT_BYTES allow."""
@@ -79,7 +82,7 @@ class BiasCorrection:
         judged = computed or [places[-1].response]
         self._keep_outputs(judged)
         saved, taken = [place.tensor for place in places], taken_names(graph)
-        beside = export_model(graph)
+        beside = as_computed(export_model(graph), self.placement)
         pairs = {}
         for place in reversed(places):  # the order in which ONNX Runtime then runs the nodes lets go of each layer's output early
             other = self._add_float_layer(beside, place, taken)
@@ -92,7 +95,7 @@ class BiasCorrection:
             if np.isfinite(change).all():
                 off[place.response] = float(np.abs(change).sum() / max(np.abs(wanted).sum(), 1e-30))
                 place.set(_moved(place, change, taken))
-        _, after = self._measure(export_model(graph), [], judged)
+        _, after = self._measure(as_computed(export_model(graph), self.placement), [], judged)
         report.metrics["bias_correction_gain_db"] = 10 * math.log10(before / after) if 0 < after < before else 0.0
         for place, tensor in zip(places, saved, strict=True):
             if not after < before:

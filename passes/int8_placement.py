@@ -7,12 +7,12 @@ lies between two convolutions is integers too, and a ReLU or a Clip at 0 is the 
 
 from collections.abc import Collection, Iterator, Sequence
 
-import numpy as np
-
 import lathe
 from lathe import Placement
-from passes.graph import Constant, Graph, Node, Tensor, quantized, rewire
-from passes.graph.layers import is_constant, is_layer, read
+from passes.base import PassReport
+from passes.graph import Graph, Node, Tensor, quantized, rewire
+from passes.graph.gates import clip_range, split_hard_swish
+from passes.graph.layers import is_constant, is_layer
 from passes.graph.model import node_metadata
 from passes.graph.shapes import TensorType, infer_types
 
@@ -33,6 +33,16 @@ def float_reason(node: Node, weight_shape: Sequence[int], placement: Placement) 
 
 def is_depthwise(node: Node, weight_shape: Sequence[int]) -> bool:
     return bool(node.op == "Conv" and node.attrs.get("group", 1) > 1 and weight_shape[1] == 1)
+
+
+def split_gates(graph: Graph, placement: Placement, report: PassReport) -> None:
+    """Splits HardSwish where a target computes its two parts on integers, and not the whole."""
+    if not {"HardSigmoid", "Mul"} <= placement.operators or "HardSwish" in placement.operators:
+        return
+    for node in list(graph.nodes):
+        if node.op == "HardSwish" and not node.domain:
+            split_hard_swish(graph, node)
+            report.edit(node.name, "HardSwish written as a product with a HardSigmoid")
 
 
 def operands(graph: Graph, layers: Sequence[Node], placement: Placement) -> list[Operand]:
@@ -127,18 +137,6 @@ def hands_on(node: Node, placement: Placement) -> bool:
 def is_floor(node: Node) -> bool:
     """Whether the node is a ReLU or a Clip from 0 up to a constant or to no end."""
     return not node.domain and (node.op == "Relu" or (node.op == "Clip" and clip_range(node)[0] == 0))
-
-
-def clip_range(node: Node) -> tuple[float | None, float | None]:
-    """Constant (minimum, maximum) of a Clip; None for an end that is computed at run time."""
-    return _clip_end(node, 1, "min", -np.inf), _clip_end(node, 2, "max", np.inf)
-
-
-def _clip_end(node: Node, index: int, attribute: str, default: float) -> float | None:
-    if len(node.inputs) <= index or node.inputs[index].is_empty():
-        return float(node.attrs.get(attribute, default))
-    end = node.inputs[index]
-    return float(read(end).item()) if isinstance(end, Constant) and read(end).size == 1 else None
 
 
 def residual_operands(graph: Graph, layers: Sequence[Node]) -> list[Operand]:

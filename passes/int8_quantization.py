@@ -15,6 +15,7 @@ from passes.graph.model import export_model, import_model
 from passes.int8_bias import BiasCorrection
 from passes.int8_placement import operands
 from passes.int8_ranges import choose_range
+from passes.int8_simulation import as_computed
 from passes.numerics import affine
 from passes.numerics.scale_search import crushed_channels, least_error_scale
 
@@ -31,7 +32,7 @@ class Quantization:
         self._ranges: dict[str, tuple[float, float]] = {}
         self._correction: BiasCorrection | None = None
         if config.bias_correction and base is not None and context.calibrator is not None:
-            self._correction = BiasCorrection(base, context.calibrator)
+            self._correction = BiasCorrection(base, context.calibrator, context.placement)
 
     @property
     def base(self) -> onnx.ModelProto:
@@ -41,12 +42,12 @@ class Quantization:
         return self._base
 
     def copy(self, names: Collection[str], corrected: bool = True) -> onnx.ModelProto:
-        """The network before, with the layers of these weights quantized."""
+        """The network before, with the layers of these weights quantized, as the targets compute it."""
         graph, unread = import_model(self.base), PassReport()
         written = self.apply(graph, names, unread)
         if corrected:
             self.correct(graph, written, unread)
-        return export_model(graph)
+        return as_computed(export_model(graph), self.context.placement)
 
     def apply(self, graph: Graph, names: Collection[str], report: PassReport) -> list[Weight]:
         """Quantizes the layers of the named weights in place. Returns the weights whose layers it could quantize."""

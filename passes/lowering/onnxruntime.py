@@ -27,11 +27,12 @@ import lathe
 from passes.base import Context, Pass, PassReport, option
 from passes.graph import Constant, Graph, Node, Tensor, Variable
 from passes.graph.constants import constant_to_initializer
+from passes.graph.gates import clip_range
 from passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant, output_axis
 from passes.graph.model import node_metadata, taken_names, unused_name
 from passes.graph.quantized import is_dequantized
 from passes.graph.rewire import captured_names, disconnect, is_output, replace_input, sweep
-from passes.int8_placement import clip_range, float_reason, hands_on, is_floor, quantized_layers
+from passes.int8_placement import float_reason, hands_on, is_floor, quantized_layers
 from passes.lowering.restoring import restore_weight
 from passes.numerics import affine
 
@@ -61,6 +62,9 @@ class Lowering(Pass):
         for node in quantized_layers(graph):
             work.weight(node, self.config.reduce_range)
             work.bias(node)
+        for node in list(graph.nodes):
+            if node.op == "HardSigmoid" and not node.domain and node.outputs:
+                work.gate(node)
         sweep(graph)
         return work.report
 
@@ -102,9 +106,15 @@ class _Work:
             pair = _Pair(node, list(node.outputs[0].outputs))
             known = all(isinstance(tensor, Constant) and tensor.values.size == 1 for part in pair.nodes for tensor in part.inputs[1:])
             alone = all(part.op == "DequantizeLinear" and not part.domain for part in pair.dequantize)
-            if known and alone and pair.dequantize and not self.is_seen(node.outputs[0]):
+            if known and alone and pair.dequantize and self._gives_back(pair) and not self.is_seen(node.outputs[0]):
                 found.append(pair)
         return found
+
+    def _gives_back(self, pair: _Pair) -> bool:
+        """Whether the pair returns what it was given, as far as its steps allow."""
+        scales = {float(node.inputs[1].values.item()) for node in pair.nodes}
+        zeros = {int(node.inputs[2].values.item()) if len(node.inputs) > 2 else 0 for node in pair.nodes}
+        return len(scales) == len(zeros) == 1
 
     def restore_layers(self) -> None:
         for node in quantized_layers(self.graph):
@@ -272,6 +282,32 @@ class _Work:
             node.attrs.pop("axis", None)
             node.attrs.pop("output_dtype", None)
         pair.quantize.outputs[0].dtype = parameters[1].dtype if len(parameters) > 1 else np.dtype(np.uint8)
+
+    def gate(self, node: Node) -> None:
+        """A HardSigmoid between integers becomes an addition, which there is a kernel for.
+
+        HardSigmoid(x) = alpha * Clip(x + beta / alpha, 0, 1 / alpha): UINT8 at zero-point 0 clips, and reading it by alpha times the
+        scale that wrote it is the product.
+        """
+        result, alpha, beta = node.outputs[0], node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5)
+        if len(result.outputs) != 1 or self.is_seen(result) or not is_dequantized(node.inputs[0]) or alpha <= 0:
+            return
+        pair = next((pair for pair in self.pairs() if pair.source is result), None)
+        if pair is None:
+            return
+        scale, zero = self._parameters(pair.quantize)
+        if zero != 0 or zero.dtype != np.uint8 or 255 * float(scale) > 1 + 1e-6:
+            return
+        shift = beta / alpha
+        step = np.asarray(abs(shift) / 255 or 1.0, np.float32)
+        code, middle = (np.asarray(255 * value, np.uint8) for value in (shift > 0, shift < 0))
+        constants = [self._constant(f"{node.name}_{what}", value) for what, value in (("shift", code), ("scale", step), ("zero", middle))]
+        decoded = Variable(self._name(f"{node.name}_shift_dequantized"), np.float32, [])
+        self.graph.nodes.append(Node("DequantizeLinear", self._name(f"{node.name}_shift_DQ"), {}, constants, [decoded]))
+        node.op, node.attrs, node.inputs = "Add", {}, [node.inputs[0], decoded]
+        pair.quantize.inputs[1] = self._constant(f"{pair.quantize.inputs[1].name}_sum", np.asarray(scale / alpha, np.float32))
+        node_metadata(pair.quantize).pop(lathe.RANGE, None)
+        self.report.edit(node.name, "HardSigmoid computed as an addition that saturates")
 
     def weight(self, layer: Node, reduce_range: bool) -> None:
         """The layer's weight as an INT8 initializer, whatever decodes its integers."""

@@ -16,9 +16,10 @@ from runtime.writing import replacing
 PLACEMENT = lathe.Placement(
     depthwise=True,
     joins=False,
-    operators=frozenset({"Add", "Mul", "GlobalAveragePool", "AveragePool", "Concat", "Sigmoid", "LeakyRelu"}),
+    operators=frozenset({"Add", "Mul", "GlobalAveragePool", "AveragePool", "Concat", "Sigmoid", "HardSigmoid", "LeakyRelu"}),
     passed=frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Resize"}),
     results=frozenset({"Conv"}),
+    unsigned=True,
 )
 
 

@@ -1,0 +1,38 @@
+"""The canonical form as the targets of the request compute it, to be measured: what they make of a range differs.
+
+The canonical form has INT8 with zero-point 0. A target with `Placement.unsigned` stores the same calibrated range as UINT8, with a
+zero-point where the range lies: behind a ReLU its steps are half as wide. What makes up for the errors of one form is wrong for the other.
+"""
+
+import json
+
+import numpy as np
+import onnx
+
+import lathe
+from lathe import Placement
+from passes.numerics import affine
+
+
+def as_computed(model: onnx.ModelProto, placement: Placement) -> onnx.ModelProto:
+    """The model, changed in place: pairs that int8 put around activations quantize as the targets do."""
+    if not placement.unsigned:
+        return model
+    parameters: dict[str, list[str]] = {}
+    """Names of the scale and the zero-point, by that of the integers."""
+    for node in model.graph.node:
+        text = next((entry.value for entry in node.metadata_props if entry.key == lathe.RANGE), None)
+        if node.op_type == "QuantizeLinear" and text is not None:
+            scale, middle = affine.unsigned_scale(*json.loads(text))
+            names = [f"{node.output[0]}_unsigned_{what}" for what in ("scale", "zero_point")]
+            for name, value in zip(names, (scale, middle), strict=True):
+                model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+            parameters[node.output[0]] = names
+            node.input[1:] = names
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in parameters:
+            node.input[1:] = parameters[node.input[0]]
+    for value in model.graph.value_info:
+        if value.name in parameters:
+            value.type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    return model

@@ -1,0 +1,77 @@
+"""What int8 measures, it measures as the targets of the request compute it."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import pytest
+
+import lathe
+from optimizer.pipeline import apply_pass
+from passes.base import Context, configure
+from passes.int8 import Int8
+from passes.int8_simulation import as_computed
+from passes.numerics.affine import signal_to_noise_db
+from runtime import ort
+from runtime.calibration import StreamingCalibrator
+from runtime.targets.onnxruntime import PLACEMENT
+from tests.int8 import Form, Rows
+from tests.placement import IMAGES, MOBILE, lowered, network, quantized
+
+
+def output(model: onnx.ModelProto) -> np.ndarray:
+    return ort.run(ort.session(model, integer=False), {"x": IMAGES})["y"]
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    return onnx.ModelProto.FromString(model.SerializeToString())
+
+
+def test_the_simulation_computes_what_the_lowered_network_does() -> None:
+    canonical, _ = quantized(network(MOBILE))
+    simulated, wanted = as_computed(copied(canonical), PLACEMENT), output(lowered(canonical)[0])
+    onnx.checker.check_model(simulated, full_check=True)
+    assert signal_to_noise_db(wanted, output(simulated)) > 80
+    assert signal_to_noise_db(wanted, output(canonical)) < 45
+
+
+def test_for_the_canonical_form_nothing_changes() -> None:
+    canonical, _ = quantized(network(MOBILE))
+    before = canonical.SerializeToString()
+    assert as_computed(canonical, lathe.CANONICAL).SerializeToString() == before
+    assert as_computed(canonical, PLACEMENT | lathe.CANONICAL).SerializeToString() == before
+
+
+@pytest.mark.parametrize("unsigned", [True, False])
+def test_biases_make_up_for_the_errors_of_the_form_that_is_computed(unsigned: bool) -> None:
+    """The gain that the report promises is the one in the lowered network if, and only if, the lowering's form was measured."""
+    model, placement = network(MOBILE), dataclasses.replace(PLACEMENT, unsigned=unsigned)
+    plain, corrected = (quantized(model, placement, bias_correction=on) for on in (False, True))
+    before, after = (signal_to_noise_db(output(model), output(lowered(one)[0])) for one, _ in (plain, corrected))
+    promised = corrected[1].metrics["bias_correction_gain_db"]
+    assert (abs(after - before - promised) < 0.3) == unsigned
+
+
+class Recorder:
+    """Remembers the element types of what QuantizeLinear writes in the candidates."""
+
+    def __init__(self) -> None:
+        self.found: list[set[np.dtype]] = []
+
+    def compare(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> Mapping[str, float]:
+        form = Form(candidate)
+        self.found.append({form.constants[node.input[2]].dtype for node in form.nodes if node.op_type == "QuantizeLinear"})
+        return {"sqnr": 30.0}
+
+
+@pytest.mark.parametrize("placement, kind", [(PLACEMENT, np.uint8), (lathe.CANONICAL, np.int8)])
+def test_layers_are_compared_in_the_form_that_is_computed(placement: lathe.Placement, kind: type) -> None:
+    runner = Recorder()
+    context = Context(calibrator=StreamingCalibrator(Rows(x=IMAGES)), runner=runner, placement=placement)
+    canonical, _ = apply_pass(configure(Int8, {"sensitivity": True, "min_sqnr": 20.0}), network(MOBILE), context)
+    assert len(runner.found) > 5
+    assert all(types == {np.dtype(kind)} for types in runner.found)
+    assert {np.dtype(np.int8)} == {
+        Form(canonical).constants[node.input[2]].dtype for node in Form(canonical).nodes if node.op_type == "QuantizeLinear"
+    }
