@@ -16,9 +16,13 @@ from typing import Any
 
 import numpy as np
 
+SCALES_PER_CHANNEL = 13
+"""Opset since which Q/DQ has them."""
+
 
 def onnxruntime_setting(method: str, symmetric: bool) -> Callable[[Path, np.ndarray, str, Path], None]:
     def quantize(model: Path, images: np.ndarray, source: str, out: Path) -> None:
+        import onnx
         from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -31,8 +35,12 @@ def onnxruntime_setting(method: str, symmetric: bool) -> Callable[[Path, np.ndar
                 return None if image is None else {source: image[None]}
 
         with tempfile.TemporaryDirectory() as folder:
-            prepared = Path(folder) / "prepared.onnx"
-            quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+            raised, prepared = Path(folder) / "raised.onnx", Path(folder) / "prepared.onnx"
+            proto = onnx.load(model)
+            if next(entry.version for entry in proto.opset_import if not entry.domain) < SCALES_PER_CHANNEL:
+                proto = onnx.version_converter.convert_version(proto, SCALES_PER_CHANNEL)  # else the file is refused
+            onnx.save(proto, raised)
+            quant_pre_process(str(raised), str(prepared), skip_symbolic_shape=True)
             quantize_static(
                 str(prepared), str(out), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, weight_type=QuantType.QInt8,
                 activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8, calibrate_method=CalibrationMethod[method],

@@ -49,7 +49,8 @@ def open_roles(recipe: Recipe, model: onnx.ModelProto) -> Roles:
     roles = Roles(source(recipe.train), source(recipe.calibration), source(recipe.eval))
     for role, spec in (("training", recipe.train), ("calibration", recipe.calibration), ("evaluation", recipe.eval)):
         if spec is not None:
-            roles.notes.append(f"{role}: {spec}")
+            used = _part_used(roles.calibration) if role == "calibration" and roles.calibration is not None else ""
+            roles.notes.append(f"{role}: {spec}{used}")
     if recipe.data is not None:
         _split_data(recipe.data, open_source(recipe.data, inputs, recipe.preprocess, classes), roles, recipe.seed)
     if roles.calibration is None and roles.train is not None:
@@ -58,6 +59,13 @@ def open_roles(recipe: Recipe, model: onnx.ModelProto) -> Roles:
         roles.notes.append(f"calibration: at most {CALIBRATION_SAMPLES} of the training samples, {which}")
     _check_apart(recipe, roles)
     return roles
+
+
+def _part_used(calibration: DataSource) -> str:
+    """What to add where the calibration data is named, if it may not be used whole."""
+    if calibration.count is None:
+        return f", the first {CALIBRATION_SAMPLES} samples at most"
+    return f", {CALIBRATION_SAMPLES} of its {calibration.count:,} samples, at random" if calibration.count > CALIBRATION_SAMPLES else ""
 
 
 def _check_apart(recipe: Recipe, roles: Roles) -> None:

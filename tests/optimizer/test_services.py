@@ -1,0 +1,31 @@
+"""Which data plays which role, and what the report says of it."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from optimizer.recipe import Recipe
+from optimizer.services import CALIBRATION_SAMPLES, open_roles
+from tests.builders import build
+
+
+def model() -> onnx.ModelProto:
+    return build("(float[N, 2] x) => (float[N, 2] y) { y = Relu (x) }")
+
+
+@pytest.mark.parametrize(
+    "count, more", [(CALIBRATION_SAMPLES, ""), (CALIBRATION_SAMPLES + 500, f", {CALIBRATION_SAMPLES} of its 1,012 samples, at random")]
+)
+def test_calibration_data_that_is_not_used_whole_is_said_to_be(count: int, more: str, tmp_path: Path) -> None:
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.random.default_rng(0).standard_normal((count, 2)).astype(np.float32))
+    assert open_roles(Recipe(calibration=str(data)), model()).notes == [f"calibration: {data}{more}"]
+
+
+def test_a_function_calibrates_with_its_first_samples(tmp_path: Path) -> None:
+    data = tmp_path / "data.py"
+    data.write_text("import numpy as np\ndef batches():\n    while True:\n        yield {'x': np.ones((4, 2), np.float32)}\n")
+    notes = open_roles(Recipe(calibration=f"{data}:batches"), model()).notes
+    assert notes == [f"calibration: {data}:batches, the first {CALIBRATION_SAMPLES} samples at most"]
