@@ -125,7 +125,7 @@ def run_lathe(network: Network, passes: str, out: Path, *more: str) -> tuple[dic
     run = subprocess.run([sys.executable, "-c", PROBE, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
     if run.returncode:
         raise SystemExit(f"{network.name}: optimize ended with exit code {run.returncode}: {run.stderr[-500:]}")
-    return json.loads(run.stdout), (_kilobytes(run.stderr) - _kilobytes(before.stderr.decode())) / 1024
+    return json.loads(run.stdout), (kilobytes(run.stderr) - kilobytes(before.stderr.decode())) / 1024
 
 
 PROBE = """
@@ -136,7 +136,7 @@ sys.exit(code)
 """
 
 
-def _kilobytes(text: str) -> float:
+def kilobytes(text: str) -> float:
     return float(next(line.split()[1] for line in reversed(text.splitlines()) if line.startswith("peak ")))
 
 

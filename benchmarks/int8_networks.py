@@ -111,10 +111,12 @@ def _enlarged(out: Path, data_dir: str | None) -> dict[str, np.ndarray]:
     with np.load(data_file("cifar10", out, data_dir)) as arrays:
         parts = {"calibration": arrays["train/image"][:CALIBRATION], "evaluation": arrays["eval/image"][:500]}
 
-    def enlarge(image: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(image.transpose(1, 2, 0)).resize((224, 224), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    return {name: (np.stack([enlarged(image) for image in images]).astype(np.float32) - 127) / 128 for name, images in parts.items()}
 
-    return {name: (np.stack([enlarge(image) for image in images]).astype(np.float32) - 127) / 128 for name, images in parts.items()}
+
+def enlarged(image: np.ndarray) -> np.ndarray:
+    """uint8 [3, 224, 224]."""
+    return np.asarray(Image.fromarray(image.transpose(1, 2, 0)).resize((224, 224), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
 def _sentence(generator: np.random.Generator, words: int) -> str:

@@ -1,0 +1,28 @@
+"""One calibration in a process of its own, for its peak memory; started by int8_large.py. Prints the seconds that int8 took.
+
+python benchmarks/int8_calibrate.py MODEL DATA.npz METHOD SAMPLES
+"""
+
+import sys
+import time
+
+import onnx
+
+from passes.base import Context, configure
+from passes.fold import Fold
+from passes.graph.model import import_model
+from passes.int8 import Int8
+from runtime.calibration import StreamingCalibrator
+from runtime.data import open_source
+from runtime.signature import model_inputs
+from runtime.targets.onnxruntime import PLACEMENT
+
+path, data, method, samples = sys.argv[1:]
+model = onnx.load(path)
+source = open_source(data, model_inputs(model), "mean=127 std=128")
+context = Context(calibrator=StreamingCalibrator(source, limit=int(samples)), placement=PLACEMENT)
+graph = import_model(model)
+Fold().apply(graph, context)
+started = time.perf_counter()
+configure(Int8, {"method": method}).apply(graph, context)
+print(time.perf_counter() - started)
