@@ -59,7 +59,7 @@ def absorb(graph: Graph, context: Context, report: PassReport) -> None:
         else:
             report.skip(node.name, f"its bias stays: {found}")
     for pair, least in zip(pairs, _least(graph, pairs, context), strict=True):
-        moved = np.where(np.isfinite(least), np.maximum(least, 0), 0)
+        moved = _alike(scaling, pair.channels, np.where(np.isfinite(least), np.maximum(least, 0), 0))
         if moved.any():
             _move(scaling, pair, moved)
             report.edit(pair.first.name, f"biases of {np.count_nonzero(moved)} channels moved on, by at most {moved.max():.3g}")
@@ -76,7 +76,9 @@ def _relu(node: Node) -> Node | None:
 def _pair(scaling: Scaling, node: Node, relu: Node) -> _Pair | str:
     channels = scaling.of(node.outputs[0])
     bias = node.inputs[BIAS_INPUT]
-    if channels is None or bias.dtype != np.float32 or tuple(bias.shape)[-1:] != (channels.units.size,) or node.attrs.get("beta", 1.0) == 0:
+    if channels is None:
+        return "its weight is no float32 initializer, or the rank of its output is not known"
+    if bias.dtype != np.float32 or tuple(bias.shape)[-1:] != (channels.units.size,) or node.attrs.get("beta", 1.0) == 0:
         return "it has no element per channel"
     readers, waiting = [], [node.outputs[0], relu.outputs[0]]
     while waiting:
@@ -120,6 +122,15 @@ def _least(graph: Graph, pairs: list[_Pair], context: Context) -> list[np.ndarra
                 axes = tuple(axis for axis in range(values[name].ndim) if axis != pair.channels.axis)
                 least[index] = np.minimum(least[index], values[name].min(axis=axes, initial=np.inf))
     return least
+
+
+def _alike(scaling: Scaling, channels: Channels, moved: np.ndarray) -> np.ndarray:
+    """What can leave each channel: those that a Reshape on the way makes one unit, the readers cannot tell apart."""
+    units = scaling.units.roots(channels.units)
+    least = np.full(len(scaling.units), np.inf)
+    np.minimum.at(least, units, moved)
+    shared: np.ndarray = least[units]
+    return shared
 
 
 def _move(scaling: Scaling, pair: _Pair, moved: np.ndarray) -> None:

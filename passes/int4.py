@@ -4,8 +4,10 @@
     Conv:          W f32[O, C, R, S]  becomes   DequantizeLinear(W INT4 [O, C*R*S], scale [O, C*R*S/group]) -> Reshape -> W
 
 A group never crosses output channels. Its size is the divisor of the number of inputs next to the option group: TensorRT takes whole
-blocks only. Activations stay float: the file gets small, and what decodes weights as it goes (ONNX Runtime's MatMulNBits, TensorRT) reads
-less memory. Source: Frantar et al., "GPTQ", ICLR 2023, section 4, for groups; passes/numerics/int4.py for the search of scales.
+blocks only. What decodes weights as it goes reads less memory: TensorRT, and
+ONNX Runtime for a MatMul whose groups are a power of 2 or all inputs (MatMulNBits, which rounds activations to INT8 unless the session's
+qdq_matmulnbits_accuracy_level is 1). Of a Gemm or Conv ONNX Runtime decodes the whole weight at every run, and is slower than with float.
+Source: Frantar et al., "GPTQ", ICLR 2023, section 4, for groups; passes/numerics/int4.py for the search of scales.
 """
 
 from dataclasses import dataclass

@@ -24,7 +24,10 @@ from passes.graph.storage import not_float
 
 KEEP, CHANNELS, DROP = "keep", "channels", "drop"
 CLIPS = (KEEP, CHANNELS, DROP)
-"""What becomes of a Clip with bounds: its channels keep their scale, it gets bounds per channel, or it loses the upper one."""
+"""What becomes of a Clip with bounds: its channels keep their scale, it gets bounds per channel, or it loses a rarely met upper one."""
+
+RARE = 1e-4
+"""Largest share of values above an upper bound with which a network hardly notices that the bound is gone."""
 
 UNBOUNDED = 3.4e38
 TIMES, OVER = 1, -1
@@ -70,6 +73,8 @@ class Scaling(Coupling):
     """What the analysis found. A unit without a lock can take any scale."""
 
     clip: str = KEEP
+    above: Mapping[str, float] = field(default_factory=dict)
+    """Name of a Clip -> share of the calibration values that are above its upper bound."""
     blocks: list[Block] = field(default_factory=list)
     clips: list[Bounds] = field(default_factory=list)
     parameters: dict[str, tuple[Constant, list[Factor]]] = field(default_factory=dict)
@@ -112,9 +117,9 @@ def _forms(factors: list[Factor]) -> list[tuple[int, int, tuple[int, ...]]]:
     return [(one.axis, one.power, one.units.shape) for one in factors]
 
 
-def find_scaling(graph: Graph, clip: str) -> Scaling:
-    """The units of the main graph that can be scaled. Nothing is changed. `clip` is one of CLIPS."""
-    scaling = Scaling(graph, infer_types(graph), clip=clip)
+def find_scaling(graph: Graph, clip: str, above: Mapping[str, float] | None = None) -> Scaling:
+    """The units of the main graph that can be scaled. Nothing is changed. `clip` is one of CLIPS, `above` as in Scaling."""
+    scaling = Scaling(graph, infer_types(graph), clip=clip, above=above or {})
     for node in graph.nodes:
         channels = any(scaling.of(tensor) is not None for tensor in node.inputs)
         rule = None if node.domain else _RULES.get(node.op)
@@ -259,6 +264,8 @@ def _clip(scaling: Scaling, node: Node) -> str | None:
         return f"{node.name} clips all channels at {low:g} and {high:g}; give clip=channels or clip=drop"
     if scaling.clip == DROP and (low != 0 or high == math.inf):
         return f"{node.name} does not become a Relu without its upper bound"
+    if scaling.above.get(node.name, 0.0) > RARE:
+        return f"{node.name} keeps its upper bound, {high:g}: {scaling.above[node.name]:.2%} of the calibration values are above"
     source, shape = scaling.of(node.inputs[0]), scaling.shape(node.inputs[0])
     if source is None or shape is None:
         return f"the rank of what {node.name} clips is not known"

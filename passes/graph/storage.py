@@ -6,6 +6,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from passes.graph import Constant, Tensor
 from passes.graph.layers import codebook_of, stored_in
+from passes.graph.model import FOUR_BIT
 
 
 def write_float(tensor: Constant, data: bytes) -> None:
@@ -30,5 +31,7 @@ def not_float(tensor: Tensor, pass_name: str) -> str | None:
     if codebook_of(tensor) is not None:
         return f"its weight is stored as a codebook; {pass_name} before codebook"
     if tensor.inputs[0].op == "DequantizeLinear":
-        return f"its weight is stored as {stored_in(tensor)[0].dtype}; {pass_name} before int8"
+        stored = stored_in(tensor)[0].dtype
+        maker = "int4" if stored in FOUR_BIT else "int8"
+        return f"its weight is stored as {stored}{' already' if pass_name == maker else f'; {pass_name} before {maker}'}"
     return f"its weight is computed by {tensor.inputs[0].op}; fold before {pass_name}"

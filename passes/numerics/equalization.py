@@ -15,6 +15,9 @@ import numpy as np
 CONVERGED = 0.01
 """Rounds end when no scale changes by more than this, in octaves."""
 
+NEGLIGIBLE = 20.0
+"""A channel that contributes less than the largest of its group by this many octaves is scaled with them, but not what they go by."""
+
 
 @dataclass(frozen=True)
 class Matrices:
@@ -42,7 +45,7 @@ class Matrices:
 class Rule:
     """`alpha` 0 to 1: 0 makes the reading weights' ranges alike, 1 the channels. `max_scale`: largest s and 1 / s. `rounds`: most sweeps.
 
-    A group stays as it is if no channel of it would change by more than the factor `min_scale`.
+    A group stays as it is if no channel of it that is not negligible would change by more than the factor `min_scale`.
     """
 
     alpha: float
@@ -60,18 +63,20 @@ def balance(
     the channels are before scaling; None: as the weights that write them. A channel that nothing writes or reads, or
     that is zero or not finite, gets 1.
     """
-    scale, rounds = _sweep(weights, group, free, sizes, rule)
-    changed = np.unique(group[np.abs(np.log2(scale)) > math.log2(rule.min_scale)])
+    scale, live, rounds = _sweep(weights, group, free, sizes, rule)
+    changed = np.unique(group[live & (np.abs(np.log2(scale)) > math.log2(rule.min_scale))])
     if changed.size == np.unique(group[free]).size:
         return scale, rounds
-    scale, more = _sweep(weights, group, free & np.isin(group, changed), sizes, rule)
+    scale, _, more = _sweep(weights, group, free & np.isin(group, changed), sizes, rule)
     return scale, rounds + more
 
 
 def _sweep(
     weights: Sequence[Matrices], group: np.ndarray, free: np.ndarray, sizes: np.ndarray | None, rule: Rule
-) -> tuple[np.ndarray, int]:
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """(scale, which channels are not negligible, rounds)."""
     count = group.size
+    live = np.zeros(count, bool)
     order = {int(one): np.flatnonzero(group == one) for one in np.unique(group[free])}
     touched = [({*group[w.written[w.written >= 0]].tolist()}, {*group[w.read[w.read >= 0]].tolist()}) for w in weights]
     writers = {one: [w for w, (written, _) in zip(weights, touched, strict=True) if one in written] for one in order}
@@ -89,19 +94,22 @@ def _sweep(
             else:
                 for weight in writers[one]:
                     np.maximum.at(produced, weight.written, weight.row_ranges(scale))
-            new = _group_scale(produced[members], consumed[members], free[members], rule)
+            new, live[members] = _group_scale(produced[members], consumed[members], free[members], rule)
             change = max(change, float(np.abs(np.log2(new / scale[members])).max()))
             scale[members] = new
-    return scale[:count], done
+    return scale[:count], live, done
 
 
-def _group_scale(produced: np.ndarray, consumed: np.ndarray, free: np.ndarray, rule: Rule) -> np.ndarray:
+def _group_scale(produced: np.ndarray, consumed: np.ndarray, free: np.ndarray, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, which channels are not negligible) of the channels of one group."""
     known = (produced > 0) & (consumed > 0) & np.isfinite(produced + consumed)
     if not (known & free).any():
-        return np.ones(free.size)
-    octaves = np.zeros(free.size)
-    octaves[known] = rule.alpha * np.log2(produced[known]) - (1 - rule.alpha) * np.log2(consumed[known])
-    anchors = known & ~free
-    octaves -= octaves[anchors if anchors.any() else known].mean()
+        return np.ones(free.size), known
+    first, second = (np.log2(ranges, out=np.zeros(free.size), where=known) for ranges in (produced, consumed))
+    octaves = rule.alpha * first - (1 - rule.alpha) * second
+    contribution = first + second  # the same at every scale
+    live = known & (contribution > contribution[known].max() - NEGLIGIBLE)
+    anchors = live & ~free
+    octaves -= octaves[anchors if anchors.any() else live].mean()
     limit = math.log2(rule.max_scale)
-    return np.where(known & free, np.exp2(np.clip(octaves, -limit, limit)), 1.0)
+    return np.where(known & free, np.exp2(np.clip(octaves, -limit, limit)), 1.0), live

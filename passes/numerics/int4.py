@@ -50,12 +50,14 @@ def encode(matrix: np.ndarray, group: int, symmetric: bool, search: bool) -> Lev
     """
     rows, columns = matrix.shape
     values = matrix.astype(np.float32).reshape(rows, columns // group, group)
-    tried = SHARES if search else SHARES[:1]
+    exponent = np.frexp(np.abs(values).max(2))[1]
+    values = np.ldexp(values, -exponent[..., None])  # a group's largest is 0.5 to 1 or all are 0, so that no square overflows or vanishes
     low, high = np.minimum(values.min(2), 0), np.maximum(values.max(2), 0)
+    span = np.maximum(np.maximum(-low, high) / 7 if symmetric else (high - low) / 15, SMALLEST_SCALE)
     best = np.full(low.shape, np.inf, np.float32)
     scale, zeros, levels = np.empty_like(low), np.zeros_like(low), np.empty_like(values)
     for share in SHARES if search else SHARES[:1]:
-        step = np.maximum(share * (np.maximum(-low, high) / 7 if symmetric else (high - low) / 15), SMALLEST_SCALE)
+        step = share * span
         zero = np.zeros_like(step) if symmetric else np.clip(np.rint(-share * low / step), 0, 15)
         tried = np.clip(np.rint(values / step[..., None]) + zero[..., None], *((-8, 7) if symmetric else (0, 15)))
         centred = tried - zero[..., None]
@@ -68,4 +70,5 @@ def encode(matrix: np.ndarray, group: int, symmetric: bool, search: bool) -> Lev
         levels = np.where(better[..., None], tried, levels)
     kind = ml_dtypes.int4 if symmetric else ml_dtypes.uint4
     stored = levels.reshape(rows, columns).astype(np.int8).astype(kind)
-    return Levels(stored, np.maximum(scale, SMALLEST_SCALE), None if symmetric else zeros.astype(np.int8).astype(kind))
+    scale = np.maximum(np.ldexp(scale, exponent), np.finfo(np.float32).tiny)
+    return Levels(stored, scale, None if symmetric else zeros.astype(np.int8).astype(kind))

@@ -197,12 +197,33 @@ def test_dead_channels_and_locked_ones_keep_their_scale() -> None:
     assert np.exp(np.log(ratio).mean()) == pytest.approx(np.exp(np.log(locked).mean()), rel=0.01), "made like those that stay"
 
 
+@pytest.mark.parametrize("side", ["u", "v"])
+def test_channels_that_hardly_count_do_not_decide_about_the_others(side: str) -> None:
+    """Seven channels of ten are all but zero: were all to be centred around their mean, the three others would meet max_scale together."""
+    values = layers()
+    nearly = np.ones(10, np.float32)
+    nearly[3:] = 1e-18
+    values[side] = values[side] * nearly.reshape((-1, 1, 1, 1) if side == "u" else (1, -1, 1, 1))
+    model = build(CHAIN.format(between="b = Relu (a)"), **values)
+    result, report = equalize(model)
+    after = constants(result)
+    assert spread((ranges(after["u"], 0) / ranges(after["v"], 1))[:3]) < 1.001
+    assert difference(model, result) < 1e-5
+    values = layers() | {"u": random(10, 3, 3, 3)}
+    values[side] = values[side] * nearly.reshape((-1, 1, 1, 1) if side == "u" else (1, -1, 1, 1))
+    _, report = equalize(build(CHAIN.format(between="b = Relu (a)"), **values), min_scale=4.0)
+    assert not report.edits, "those that count are alike"
+
+
 def test_channels_that_are_alike_stay_and_scales_are_bounded() -> None:
     values = layers() | {"u": random(10, 3, 3, 3)}
     model = build(CHAIN.format(between="b = Relu (a)"), **values)
     _, report = equalize(model, min_scale=4.0)
     assert not report.edits
     assert report.metrics["channels"] == 0
+    assert [skip.reason for skip in report.skips if skip.node == "Conv_0"] == [
+        "its channels are alike: none would change by more than min_scale=4"
+    ]
     _, report = equalize(build(CHAIN.format(between="b = Relu (a)"), **layers()), max_scale=2.0)
     assert report.metrics["largest_scale"] == pytest.approx(2)
 
@@ -249,5 +270,6 @@ def test_what_is_lossless_and_what_needs_data() -> None:
     assert Equalize().needs == ()
     assert configure(Equalize, {"clip": "channels"}).lossless
     assert not configure(Equalize, {"clip": "drop"}).lossless
+    assert configure(Equalize, {"clip": "drop"}).needs == ("calibrator",)
     assert not configure(Equalize, {"absorb": True}).lossless
     assert configure(Equalize, {"activations": True}).needs == ("calibrator",)

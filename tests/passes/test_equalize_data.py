@@ -54,14 +54,28 @@ def test_a_clip_gets_bounds_per_channel(low: float, high: float, ops: list[str])
 
 
 def test_a_clip_loses_its_upper_bound_where_it_may() -> None:
-    model = build(CLIP, **layers(), **bounds(0, 6))
-    result, _ = equalize(model, clip="drop")
+    model = build(CLIP, **layers(), **bounds(0, 1e4))
+    calibrator = Observed(random(2, 3, 8, 8))
+    result, _ = equalize(model, calibrator, clip="drop")
     assert [node.op_type for node in result.graph.node] == ["Conv", "Relu", "Conv"]
     unbounded = build(CLIP, **constants(model) | bounds(0, np.inf))
     assert difference(unbounded, result) < 1e-5
-    _, report = equalize(build(CLIP, **layers(), **bounds(-1, 1)), clip="drop")
+    _, report = equalize(build(CLIP, **layers(), **bounds(-1, 1)), calibrator, clip="drop")
     assert not report.edits
     assert "Clip_1 does not become a Relu without its upper bound" in report.skips[0].reason
+
+
+def test_a_clip_keeps_an_upper_bound_that_the_data_meets() -> None:
+    model = build(CLIP, **layers(), **bounds(0, 6))
+    calibrator = Observed(random(2, 3, 8, 8), random(1, 3, 8, 8))
+    values = np.concatenate([batch["a"] for batch in calibrator.observe(model, ["a"])])
+    share = np.mean(values > 6)
+    result, report = equalize(model, calibrator, clip="drop")
+    assert share > 1e-4
+    assert [node.op_type for node in result.graph.node] == ["Conv", "Clip", "Conv"]
+    assert {skip.node: skip.reason for skip in report.skips}["Conv_0"] == (
+        f"its channels keep their scale: Clip_1 keeps its upper bound, 6: {share:.2%} of the calibration values are above"
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,6 +128,20 @@ def test_a_shared_bias_is_not_written_into() -> None:
     result, report = equalize(model, Observed(data), absorb=True, min_scale=1e4)
     assert [edit.node for edit in report.edits] == ["Conv_0"]
     np.testing.assert_array_equal(constants(result)["c"], constants(model)["c"])
+    before, after = run(model, {"x": data})["y"], run(result, {"x": data})["y"]
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())
+
+
+def test_channels_that_a_reshape_makes_one_unit_move_by_what_all_of_them_can_spare() -> None:
+    """Channels i and i + 5 lie side by side behind the Reshape, so the reader sees one unit; the biases of both move by the lesser."""
+    shuffle = "d = Reshape (b, p) e = Transpose <perm = [0, 2, 1, 3, 4]> (d) f = Reshape (e, q) y = Conv (f, v)"
+    values = {"u": random(10, 3, 3, 3), "v": random(5, 10, 1, 1), "p": np.array([-1, 2, 5, 6, 6]), "q": np.array([-1, 10, 6, 6])}
+    model = build(ABSORB.format(behind=shuffle), c=np.linspace(30, 80, 10, dtype=np.float32), **values)
+    data = np.clip(random(4, 3, 8, 8), -2, 2)
+    result, report = equalize(model, Observed(data), absorb=True, min_scale=1e4)
+    moved = constants(model)["c"] - constants(result)["c"]
+    assert report.edits
+    np.testing.assert_allclose(moved[:5], moved[5:], rtol=1e-4)
     before, after = run(model, {"x": data})["y"], run(result, {"x": data})["y"]
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())
 

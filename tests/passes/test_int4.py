@@ -130,6 +130,13 @@ def test_integers_do_not_train(lenet5: Path) -> None:
     assert "fc1.bias" in trainable(after.graph)
 
 
+def test_what_is_stored_in_4_bits_is_not_said_to_be_of_int8() -> None:
+    once, _ = quantize(build(LINEAR, 21, w=random(64, 32)))
+    for name, reason in (("int4", "its weight is stored as int4 already"), ("svd", "its weight is stored as int4; svd before int4")):
+        _, report = apply_pass(configure(find(name), {}), once, Context())
+        assert [skip.reason for skip in report.skips] == [reason]
+
+
 def test_float16_halves_the_scales() -> None:
     model = build("(float[N, 256] x) => (float[N, 64] y) { y = MatMul (x, w) }", 21, w=random(256, 64))
     after, _ = quantize(model)
@@ -163,6 +170,16 @@ def test_numbers_on_the_grid_come_back_exactly() -> None:
     encoded = int4.encode((levels * 0.25).astype(np.float32), 32, symmetric=True, search=False)
     assert encoded.levels.dtype == ml_dtypes.int4
     np.testing.assert_array_equal(encoded.restored(), levels * 0.25)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("size", [1e-30, 1e-9, 1e20, 1e37])
+def test_levels_do_not_depend_on_how_large_the_weights_are(symmetric: bool, size: float) -> None:
+    matrix = random(8, 64) / 8
+    power = np.float32(2.0 ** np.floor(np.log2(size)))
+    plain, scaled = (int4.encode(values, 32, symmetric, search=True) for values in (matrix, matrix * power))
+    np.testing.assert_array_equal(scaled.levels.astype(int), plain.levels.astype(int))
+    np.testing.assert_array_equal(scaled.scale, plain.scale * power)
 
 
 def test_a_group_of_zeros_has_a_positive_scale() -> None:
