@@ -93,8 +93,8 @@ class Quantization:
         if missing:
             self.context.progress("calibrating")
             statistics = self.context.need_calibrator().statistics(self.base, missing)
-            config = self.config
-            self._ranges |= {name: choose_range(statistics[name], config.method, config.percentile) for name in missing}
+            options = self.config.method, self.config.percentile, self.context.placement.unsigned
+            self._ranges |= {name: choose_range(statistics[name], *options) for name in missing}
 
     def _operand(self, writer: quantized.Writer, node: Node, index: int, report: PassReport) -> None:
         """Makes the node read its operand quantized, by the pair that there is or by a new one."""

@@ -73,7 +73,10 @@ class Sensitivity:
         return phrases
 
     def to_leave(self, goal: Goal) -> dict[str, str]:
-        """The fewest of the weights to leave in float for the goal to be met, each with the reason."""
+        """The fewest of the weights to leave in float for the goal to be met, each with the reason.
+
+        Raises PassError if the goal says nothing about this model.
+        """
 
         def met_without(left: Collection[str]) -> bool:
             self.progress(f"measuring with {len(left)} of {len(self.names)} in float")
@@ -81,6 +84,11 @@ class Sensitivity:
 
         if met_without(()):
             return {}
+        if not goal.is_met(self._compare(self.quantization.base)):
+            raise PassError(
+                f"int8({goal}): the model's first output holds NaN or infinity, or nothing but zeros, on the calibration data, so that its "
+                "signal to noise cannot be measured; check the scale of the data and the model's weights"
+            )
         ranked = list(self.alone)
         too_few, enough = 0, len(ranked)
         while enough - too_few > 1:

@@ -22,10 +22,10 @@ from runtime.data.source import fingerprint
 from runtime.histogram import Histogram
 
 SAMPLED_VALUES = 1 << 20
-"""Of each tensor over all batches, at least; minimum and maximum see every value. Ten of them lie beyond the percentile 99.999."""
+"""About as many of each tensor over all batches; minimum and maximum see every value. Ten of them lie beyond the percentile 99.999."""
 
 SAMPLED_PER_SAMPLE = 1 << 10
-"""Of each tensor and each sample of the data, at least."""
+"""About as many of each tensor and each sample of the data, where that is more."""
 
 OUTPUT_BYTES = 1 << 28
 """Of the wanted tensors, at most this much is held at once, or what one sample takes."""

@@ -148,7 +148,8 @@ class _Score:
         if original is None or not np.issubdtype(output.dtype, np.floating) or original.shape != output.shape:
             return
         self.signal += float(np.square(original, dtype=np.float64).sum())
-        self.noise += float(np.square(original.astype(np.float64) - output).sum())
+        with np.errstate(invalid="ignore"):  # of two infinities; there is no signal to noise then
+            self.noise += float(np.square(original.astype(np.float64) - output).sum())
         if classifier:
             self.compared += len(output)
             self.agreeing += int((output.argmax(1) == original.argmax(1)).sum())

@@ -1,15 +1,36 @@
 """Ranges of activations: thresholds near the true optimum, and sane for tensors of every kind."""
 
-from dataclasses import dataclass
+import json
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lathe
+from lathe import CANONICAL
+from passes.base import Context, configure
+from passes.graph.model import export_model, import_model
+from passes.int8 import Int8
 from passes.int8_ranges import METHODS, choose_range
-from passes.numerics import affine
-from passes.numerics.calibration import BINS, FARTHEST, entropy_threshold, squared_error, squared_error_threshold
+from passes.numerics import calibration
+from passes.numerics.calibration import (
+    BINS,
+    FARTHEST,
+    MOST_ERROR,
+    Levels,
+    LevelsOf,
+    entropy_threshold,
+    squared_error,
+    squared_error_threshold,
+    symmetric_levels,
+    unsigned_levels,
+)
+from runtime.calibration import StreamingCalibrator
+from tests.builders import build
+from tests.int8 import Rows
 
 COUNT = 200_000
 RANDOM = np.random.default_rng(0)
@@ -49,10 +70,13 @@ class Even:
         return edges[used[0] : used[-1] + 2].clip(self.minimum, self.maximum), counts[used[0] : used[-1] + 1]
 
 
-def error(values: np.ndarray, threshold: float, steps: int = affine.LEVELS) -> float:
+def error(values: np.ndarray, levels: Levels) -> float:
     """Mean squared error of rounding the values themselves."""
-    scale = threshold / steps
-    return float(np.mean((np.rint(values / scale).clip(-steps, steps) * scale - values) ** 2))
+    return float(np.mean((np.rint(values / levels.scale).clip(levels.first, levels.last) * levels.scale - values) ** 2))
+
+
+def error_of_range(values: np.ndarray, low: float, high: float, unsigned: bool) -> float:
+    return error(values, (unsigned_levels if unsigned else symmetric_levels)(low, high))
 
 
 def migacz(values: np.ndarray, largest: float, levels: int) -> float:
@@ -80,35 +104,60 @@ def migacz(values: np.ndarray, largest: float, levels: int) -> float:
     return largest * found / BINS
 
 
-@pytest.mark.parametrize("steps", [127, 255, 7])
+def seven_levels(low: float, high: float) -> Levels:
+    return Levels(max(-low, high) / 7, -7, 7)
+
+
+@pytest.mark.parametrize("levels_of", [symmetric_levels, unsigned_levels, seven_levels])
 @pytest.mark.parametrize(
     "values", [NORMAL, np.maximum(NORMAL, 0), RANDOM.laplace(size=COUNT), NORMAL / (1 + np.exp(-NORMAL)), RANDOM.random(COUNT) - 0.1]
 )
-def test_no_threshold_has_a_smaller_squared_error(values: np.ndarray, steps: int) -> None:
-    threshold = squared_error_threshold(*Even(values).distribution(), steps)
-    least = min(error(values, other, steps) for other in np.abs(values).max() * np.geomspace(1 / 16, 1, 60))
-    assert error(values, threshold, steps) <= 1.05 * least
+def test_no_threshold_has_a_smaller_squared_error(values: np.ndarray, levels_of: LevelsOf) -> None:
+    def error_of(threshold: float) -> float:
+        return error(values, levels_of(max(values.min(), -threshold), min(values.max(), threshold)))
+
+    threshold = squared_error_threshold(*Even(values).distribution(), levels_of)
+    least = min(map(error_of, np.abs(values).max() * np.geomspace(1 / 16, 1, 60)))
+    assert error_of(threshold) <= 1.05 * least
 
 
 @pytest.mark.parametrize("threshold", [0.3, 1.0, 2.5, 40.0])
-def test_the_expected_squared_error_is_that_of_rounding(threshold: float) -> None:
-    values = Even(NORMAL)
-    assert squared_error(*values.distribution(), threshold, 127) == pytest.approx(error(NORMAL, threshold), rel=0.02)
+@pytest.mark.parametrize("levels_of", [symmetric_levels, unsigned_levels])
+def test_the_expected_squared_error_is_that_of_rounding(threshold: float, levels_of: LevelsOf) -> None:
+    levels = levels_of(-threshold / 3, threshold)
+    assert squared_error(*Even(NORMAL).distribution(), levels) == pytest.approx(error(NORMAL, levels), rel=0.02)
 
 
 def test_the_error_of_a_bin_without_width_is_that_of_a_point() -> None:
-    edges = np.array([0.3, 0.3])
-    assert squared_error(edges, np.array([5.0]), 1.0, 2) == pytest.approx(0.04)  # the levels are 0, 0.5 and 1
-    assert squared_error(-edges, np.array([5.0]), 1.0, 2) == pytest.approx(0.04)
-    assert squared_error(edges + 1, np.array([5.0]), 1.0, 2) == pytest.approx(0.09)
+    edges, levels = np.array([0.3, 0.3]), Levels(0.5, -2, 2)
+    assert squared_error(edges, np.array([5.0]), levels) == pytest.approx(0.04)
+    assert squared_error(-edges, np.array([5.0]), levels) == pytest.approx(0.04)
+    assert squared_error(edges + 1, np.array([5.0]), levels) == pytest.approx(0.09)
+
+
+@pytest.mark.parametrize("values", [np.maximum(NORMAL, 0), np.maximum(RANDOM.laplace(size=COUNT), 0), -np.abs(NORMAL)])
+def test_levels_of_a_target_with_a_zero_point_are_those_it_has(values: np.ndarray) -> None:
+    """Behind a ReLU the steps are half as wide: less is clipped."""
+    signed, unsigned = (choose_range(Even(values), "mse", 0, unsigned) for unsigned in (False, True))
+    assert max(-unsigned[0], unsigned[1]) > 1.02 * max(-signed[0], signed[1])
+    assert error_of_range(values, *unsigned, True) < error_of_range(values, *signed, True)
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_a_narrow_peak_does_not_move_the_entropy_threshold_far(unsigned: bool) -> None:
+    """What a hard swish or a constant background makes: the measure alone would spend the levels on it."""
+    values = np.append(np.abs(NORMAL), RANDOM.normal(-0.05, 0.004, 20 * COUNT))
+    entropy, mse = (choose_range(Even(values), method, 0, unsigned) for method in THRESHOLDS)
+    assert error_of_range(values, *entropy, unsigned) <= 1.05 * MOST_ERROR * error_of_range(values, *mse, unsigned)
 
 
 @pytest.mark.parametrize("values", [NORMAL, np.maximum(NORMAL, 0), RANDOM.laplace(size=COUNT), RANDOM.standard_t(4, COUNT)])
-def test_the_entropy_threshold_is_that_of_migacz(values: np.ndarray) -> None:
+def test_the_entropy_threshold_is_that_of_migacz(values: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     largest = float(np.quantile(np.abs(values), 1 - FARTHEST))
     counts, edges = np.histogram(np.abs(values), 16 * BINS, (0, largest))
     counts[-1] += (np.abs(values) > largest).sum()
-    assert entropy_threshold(edges, counts, 127) == pytest.approx(migacz(values, largest, 128), rel=0.05)
+    monkeypatch.setattr(calibration, "MOST_ERROR", math.inf)
+    assert entropy_threshold(edges, counts, symmetric_levels) == pytest.approx(migacz(values, largest, 128), rel=0.05)
 
 
 def test_zeros_behind_a_relu_do_not_move_the_entropy_threshold() -> None:
@@ -166,9 +215,25 @@ def test_the_smaller_side_ends_where_its_values_end(method: str) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=30), st.sampled_from(METHODS), st.floats(50, 100))
-def test_any_range_is_between_the_extremes_and_holds_zero(values: list[float], method: str, percent: float) -> None:
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=30), st.sampled_from(METHODS), st.floats(50, 100), st.booleans())
+def test_any_range_is_between_the_extremes_and_holds_zero(values: list[float], method: str, percent: float, unsigned: bool) -> None:
     statistics = Even(np.array(values))
-    low, high = choose_range(statistics, method, percent)
+    low, high = choose_range(statistics, method, percent, unsigned)
     assert min(statistics.minimum, 0) <= low <= 0 <= high <= max(statistics.maximum, 0)
     assert low < high or not np.any(values)
+
+
+def test_int8_has_the_levels_of_its_targets_in_mind() -> None:
+    """A MatMul behind a ReLU: the range for a target with a zero-point clips less than the canonical one."""
+    x = RANDOM.laplace(size=(4000, 8)).astype(np.float32)
+    weight = RANDOM.standard_normal((8, 4)).astype(np.float32)
+    model = build("(float[N, 8] x) => (float[N, 4] y) { r = Relu (x)  y = MatMul (r, w) }", w=weight)
+    ends = []
+    for unsigned in (False, True):
+        graph = import_model(model)
+        context = Context(calibrator=StreamingCalibrator(Rows(x=x), limit=4000), placement=replace(CANONICAL, unsigned=unsigned))
+        configure(Int8, {"method": "mse", "bias_correction": False}).apply(graph, context)
+        entries = {entry.key: entry.value for node in export_model(graph).graph.node for entry in node.metadata_props}
+        ends.append(json.loads(entries[lathe.RANGE]))
+    assert ends[0][0] == ends[1][0] == 0
+    assert ends[1][1] > 1.02 * ends[0][1]
