@@ -47,7 +47,7 @@ def layer_rows(model: onnx.ModelProto) -> list[LayerRow]:
     """One row per layer in graph order; a shared weight is counted in its first row only."""
     shapes = open_shapes(model, {})
     rows = []
-    for weight in weights(import_model(model), lambda node, reason: None):
+    for weight in weights(import_model(model), lambda node, reason: None, halves=True):
         zeros, size = weight.zeros()
         stored = sum(_stored_bytes(leaf) for leaf in {leaf.name: leaf for leaf in stored_in(weight.tensor)}.values())
         shape: OpenShape = tuple(weight.tensor.shape) if weight.is_initializer else shapes.get(weight.name) or (size,)

@@ -77,7 +77,7 @@ class Choice:
             if asked.get(node.name, False):
                 self.keep(node, "the option keep leaves it in float32")
             elif node.op in SENSITIVE and node.name not in asked:
-                self.keep(node, f"{node.op} sums or grows fast and stays in float32; keep={{{node.op}=false}} puts it in float16")
+                self.keep(node, f"{node.op} sums or grows fast and stays in float32; keep={{{node.op}: false}} puts it in float16")
 
     def by_whole_numbers(self) -> None:
         """What computes shapes and positions, which float16 counts one by one only up to 2048."""

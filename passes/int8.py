@@ -23,6 +23,7 @@ from passes.graph.layers import Weight, constant_shape, constant_value, is_const
 from passes.graph.model import export_model, node_metadata
 from passes.graph.opset import raise_opset
 from passes.graph.patterns import by_weight
+from passes.graph.quantized_pairs import is_blocked
 from passes.int8_existing import CHOICES, treat_existing
 from passes.int8_placement import float_reason, split_gates
 from passes.int8_quantization import Quantization, layers_of, skip
@@ -33,6 +34,7 @@ from passes.int8_simulation import as_computed
 from passes.registry import register
 
 WEIGHT_ONLY = "its weight is quantized already; existing=complete quantizes what it reads, too"
+IN_BLOCKS = "its weight is quantized in blocks, which runtimes do not multiply with INT8 activations"
 INPUT_ONLY = "what it reads is quantized already; existing=complete quantizes its weight, too"
 
 
@@ -164,6 +166,8 @@ class Int8(Pass):
         reads = [quantized.is_dequantized(node.inputs[0]) for node in weight.nodes]
         if stored and (all(reads) or not self.config.activations):
             return "already quantized"
+        if is_blocked(weight.tensor):
+            return IN_BLOCKS
         if self.config.existing != "complete":
             return WEIGHT_ONLY if stored else INPUT_ONLY if any(reads) else None
         return "" if stored else None

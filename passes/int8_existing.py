@@ -36,7 +36,8 @@ def _keep(graph: Graph, report: PassReport) -> None:
         if node.op == "QuantizeLinear" and not is_constant(node.inputs[0]):
             found = parameters(node)
             if found is not None and (found.dtype != np.int8 or found.zero_point.any()):
-                report.skip(node.name, f"kept as {found}; TensorRT takes INT8 with zero-point 0 only, which existing=complete makes of it")
+                remedy = ", which existing=complete makes of it" if found.per_tensor_byte else ""
+                report.skip(node.name, f"kept as {found}; TensorRT takes INT8 with zero-point 0 only{remedy}")
 
 
 def _strip(graph: Graph, pairs: Pairs, report: PassReport) -> None:

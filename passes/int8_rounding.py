@@ -1,9 +1,10 @@
 """Adaptive rounding: an INT8 weight goes to the level below or above it, whichever lets its layer go on answering as in the float network.
 
-    x' -> Conv(W_int8) -> Relu   in the network quantized so far   answers nearly as   x -> Conv(W) -> Relu   in the float network
+    x' -> Conv(W_int8) -> Relu   in the network whose weights are rounded   answers nearly as   x -> Conv(W) -> Relu   in the float network
 
-From the input on, layer by layer, on a bounded sample of inputs and targets; without labels. Where what was found is no better than
-rounding to nearest, on samples that it was not chosen on, nearest is kept.
+From the input on, layer by layer, on a bounded sample of inputs and targets; without labels. Activations are float on both sides, as in the
+paper: how much INT8 takes of them differs from target to target, and weights chosen to make up for one target's noise harm on another.
+Where what was found is no better than rounding to nearest, on samples that it was not chosen on, nearest is kept.
 Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020, sections 3.3 to 3.5.
 """
 
@@ -17,10 +18,10 @@ from passes.base import Calibrator, Context, PassReport, Rounder
 from passes.graph import Constant, Graph, Node
 from passes.graph.ancestors import model_up_to
 from passes.graph.layer_model import LayerModel, layer_model
-from passes.graph.layers import WEIGHT_INPUT, Weight, constant_value, read, weights
+from passes.graph.layers import WEIGHT_INPUT, Weight, constant_value, is_constant, read, weights
 from passes.graph.model import export_model, import_model
 from passes.graph.quantized import decoders
-from passes.graph.rewire import captured_names
+from passes.graph.rewire import captured_names, replace_input, sweep
 from passes.graph.shapes import infer_types
 from passes.graph.storage import write
 from passes.numerics.rounding import Axis, Reservoir, crops, neighbours
@@ -44,7 +45,8 @@ class _Layer:
     """A quantized layer: where its levels are, and the float weight that they stand for."""
 
     model: LayerModel
-    levels: Constant
+    levels: Sequence[Constant]
+    """In the graph of the pass, and in the one that is run."""
     step: np.ndarray
     """Scales, shaped to be multiplied with levels."""
     original: Weight
@@ -64,12 +66,13 @@ def adapt_rounding(
     Raises PassError if the context has no calibration data or no rounder.
     """
     calibrator, rounder = context.need_calibrator(), context.need_rounder()
-    layers = list(_layers(graph, original, quantized, report))
+    run = _without_pairs(graph, original)
+    layers = list(_layers(graph, run, original, quantized, report))
     size = max(-(-len(layers) // ROUNDS), 1)
     for start in range(0, len(layers), size):
         group = layers[start : start + size]
         context.progress(f"rounding {', '.join(layer.model.weight for layer in group)}")
-        for layer, sample in zip(group, _collect(calibrator, original, export_model(graph), group), strict=True):
+        for layer, sample in zip(group, _collect(calibrator, original, export_model(run), group), strict=True):
             reason = _round(rounder, layer, sample, steps, report)
             if reason is not None:
                 report.skip(layer.name, NEAREST.format(reason))
@@ -87,19 +90,33 @@ def _round(rounder: Rounder, layer: _Layer, sample: Sequence[np.ndarray], steps:
     found = rounder.round(layer.model.model, layer.model.weight, exact, low, high, layer.step, feeds, target, steps)
     if found.levels is None:
         return f"nothing better was found ({found.before:.1f} dB signal to noise behind the layer)"
-    moved = int(np.count_nonzero(found.levels != read(layer.levels)))
-    write(layer.levels, found.levels)
+    moved = int(np.count_nonzero(found.levels != read(layer.levels[0])))
+    for levels in layer.levels:
+        write(levels, found.levels)
     summary = f"{moved:,} of {exact.size:,} levels are not the nearest"
     report.edit(layer.name, f"{summary}: {found.before:.1f} -> {found.after:.1f} dB signal to noise behind the layer")
     return None
 
 
-def _layers(graph: Graph, original: onnx.ModelProto, quantized: Sequence[Weight], report: PassReport) -> Iterator[_Layer]:
-    """The layers whose levels can be chosen; the others are skipped with a reason."""
+def _without_pairs(graph: Graph, original: onnx.ModelProto) -> Graph:
+    """A copy without the pairs that quantize activations, but for those that `original` has."""
+    copy, before = import_model(export_model(graph)), {name for node in original.graph.node for name in node.output}
+    for node in copy.nodes:
+        if node.op == "QuantizeLinear" and node.outputs[0].name not in before and not is_constant(node.inputs[0]):
+            for decoder in list(node.outputs[0].outputs):
+                for reader in list(decoder.outputs[0].outputs):
+                    replace_input(reader, decoder.outputs[0], node.inputs[0])
+    sweep(copy)
+    return copy
+
+
+def _layers(graph: Graph, run: Graph, original: onnx.ModelProto, quantized: Sequence[Weight], report: PassReport) -> Iterator[_Layer]:
+    """The layers whose levels can be chosen; the others are skipped with a reason. `run`: the graph without pairs of activations."""
     floats = {weight.name: weight for weight in weights(import_model(original), refuse=lambda node, reason: None)}
-    types, captured = infer_types(graph), captured_names(graph)
+    types, captured = infer_types(run), captured_names(run)
+    nodes, tensors = {node.name: node for node in run.nodes}, graph.tensors()
     for weight in quantized:
-        node = weight.nodes[0]
+        node = nodes[weight.nodes[0].name]
         decoder = node.inputs[WEIGHT_INPUT].inputs[0]
         levels = decoder.inputs[0]
         if "DequantizeLinear" in decoders(floats[weight.name].tensor):
@@ -109,14 +126,16 @@ def _layers(graph: Graph, original: onnx.ModelProto, quantized: Sequence[Weight]
         elif len(weight.nodes) > 1:
             reason = "it is shared by several layers"
         else:
-            reason = layer_model(graph, node, levels.shape, types, captured)
+            reason = layer_model(run, node, levels.shape, types, captured)
         if isinstance(reason, str):
             for one in weight.nodes:
                 report.skip(one.name, NEAREST.format(reason))
             continue
         rank = len(levels.shape)
         step = np.expand_dims(read(decoder.inputs[1]), [axis for axis in range(rank) if axis != weight.axis % rank])
-        yield _Layer(reason, levels, step, floats[weight.name], _axes(node, levels.shape[2:]) if node.op == "Conv" else ())
+        yield _Layer(
+            reason, (tensors[levels.name], levels), step, floats[weight.name], _axes(node, levels.shape[2:]) if node.op == "Conv" else ()
+        )
 
 
 def _axes(node: Node, kernel: Sequence[int]) -> tuple[Axis, ...]:
@@ -128,7 +147,7 @@ def _axes(node: Node, kernel: Sequence[int]) -> tuple[Axis, ...]:
 def _collect(
     calibrator: Calibrator, original: onnx.ModelProto, quantized: onnx.ModelProto, group: Sequence[_Layer]
 ) -> Iterator[list[np.ndarray]]:
-    """For each layer, a sample of its inputs in the quantized model, one array each, and of what it gives in the original."""
+    """For each layer, a sample of its inputs with quantized weights, one array each, and of what it gives in the original."""
     limit = min(SAMPLE_BYTES, GROUP_BYTES // len(group))
     reservoirs = [Reservoir(limit, MOST_UNITS, SEED) for _ in group]
     generator = np.random.default_rng(SEED)

@@ -60,8 +60,8 @@ def output_axis(node: Node, rank: int) -> int:
     return rank - 1 if node.op == "MatMul" else 1
 
 
-def weights(graph: Graph, refuse: Callable[[str, str], None]) -> Iterator[Weight]:
-    """Every float32 weight that is constant (initializer, or decoded from initializers), once, in graph order.
+def weights(graph: Graph, refuse: Callable[[str, str], None], halves: bool = False) -> Iterator[Weight]:
+    """Every float32 weight that is constant (initializer, or decoded from initializers), once, in graph order; float16 ones if `halves`.
 
     `refuse(node name, reason)` hears of each layer whose weight cannot be used. A MatMul of two activations is not a layer.
     """
@@ -73,7 +73,7 @@ def weights(graph: Graph, refuse: Callable[[str, str], None]) -> Iterator[Weight
         if tensor.name in found:
             found[tensor.name].nodes.append(node)
             continue
-        reason = _unusable(node) or _uncomputable(tensor, graph.opset)
+        reason = _unusable(node, halves) or _uncomputable(tensor, graph.opset)
         if reason is None:
             rank = len(tensor.shape) if tensor.shape is not None else len(constant_shape(tensor, graph.opset))
             found[tensor.name] = Weight(tensor, [node], output_axis(node, rank), graph.opset)
@@ -91,7 +91,7 @@ def other_use(graph: Graph, weight: Weight) -> str | None:
     return None if other is None else f"its weight is also read by {other.name or other.op}"
 
 
-def _unusable(node: Node) -> str | None:
+def _unusable(node: Node, halves: bool) -> str | None:
     tensor = node.inputs[WEIGHT_INPUT]
     if not is_constant(tensor):
         if is_constant(tensor, _UNFOLDED):
@@ -100,7 +100,7 @@ def _unusable(node: Node) -> str | None:
             return "its weight is the left operand"
         return NOT_CONSTANT
     if isinstance(tensor, Constant):
-        if tensor.dtype != np.float32:
+        if tensor.dtype != np.float32 and not (halves and tensor.dtype == np.float16):
             return f"its weight is {tensor.dtype}, not float32"
         if len(tensor.shape) < 2:
             return "its weight is a vector"

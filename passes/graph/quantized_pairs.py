@@ -22,6 +22,9 @@ from passes.numerics import affine
 
 _DOMAINS = (None, "", "ai.onnx", "com.microsoft")
 _BYTES = (np.dtype(np.int8), np.dtype(np.uint8))
+_INTEGERS = (*_BYTES, np.dtype(np.int16), np.dtype(np.uint16))
+CLIP_TOLERANCE = 6e-3
+"""A range that ends so near to 6 comes from a ReLU6: a float16 scale is off by as much as 2^-11."""
 _POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Abs")
 _PASSED_ON = (
     *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
@@ -51,6 +54,11 @@ class Parameters:
         return self.dtype in _BYTES and self.scale.size == 1
 
     @property
+    def cuts_negatives(self) -> bool:
+        """Whether it has one scale, and 0 as its lowest value."""
+        return self.dtype in _INTEGERS and self.scale.size == 1 and self.range[0] == 0
+
+    @property
     def range(self) -> tuple[float, float]:
         """The lowest and the highest value, of a scale per tensor."""
         limits, zero, scale = np.iinfo(self.dtype), int(self.zero_point.reshape(-1)[0]), float(self.scale.reshape(-1)[0])
@@ -78,10 +86,21 @@ def parameters(node: Node) -> Parameters | None:
     if len(stored) > 1:
         return Parameters(np.dtype(stored[1].dtype), scale, read(stored[1]))
     if node.op == "DequantizeLinear":
-        dtype = node.inputs[0].dtype
+        source = node.inputs[0]
+        quantizer = source.inputs[0] if source.inputs and is_node(source.inputs[0], "QuantizeLinear") else None
+        given = None if quantizer is None else parameters(quantizer)
+        dtype = source.dtype if given is None else given.dtype
     else:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(node.attrs.get("output_dtype", 0) or onnx.TensorProto.UINT8)
     return None if dtype is None else Parameters(np.dtype(dtype), scale, np.zeros(scale.shape, dtype))
+
+
+def is_blocked(tensor: Tensor) -> bool:
+    """Whether a constant tensor is decoded from integers with a scale per block."""
+    if isinstance(tensor, Constant) or not tensor.inputs:
+        return False
+    node = tensor.inputs[0]
+    return bool(node.op == "DequantizeLinear" and node.attrs.get("block_size", 0)) or is_blocked(node.inputs[0])
 
 
 def is_node(node: Node, op: str) -> bool:
@@ -145,16 +164,17 @@ class Pairs:
     def clipped(self, quantizer: Node) -> Tensor:
         """What the pair was given, with values below 0 clipped if the pair did that."""
         tensor, found = quantizer.inputs[0], parameters(quantizer)
-        if found is None or not found.per_tensor_byte or found.range[0] != 0 or not tensor.inputs or self.is_positive(tensor):
+        if found is None or not found.cuts_negatives or self.is_positive(tensor):
             return tensor
         if id(tensor) not in self._clipped:
             high = found.range[1]
             result = Variable(self.name(f"{tensor.name}_relu"), tensor.dtype, tensor.shape)
             bounds = [
-                Constant(self.name(f"{tensor.name}_{end}"), np.asarray(value, np.float32)) for end, value in (("low", 0), ("high", 6))
+                Constant(self.name(f"{tensor.name}_{end}"), np.asarray(value, found.scale.dtype))
+                for end, value in (("low", 0), ("high", 6))
             ]
             node = Node("Relu", self.name(f"{tensor.name}_Relu"), {}, [tensor], [result])
-            if abs(high - 6) < 1e-3:
+            if abs(high - 6) < CLIP_TOLERANCE:
                 node.op = "Clip"
                 node.inputs.extend(bounds)
             self.graph.nodes.append(node)
@@ -183,6 +203,8 @@ class Pairs:
         codes, found = quantizer.outputs[0], parameters(quantizer)
         if found is None:
             return "its scale or zero-point is computed at run time"
+        if not (found.scale > 0).all():
+            return "its scale is not positive"
         if is_output(self.graph, codes) or codes.name in self.captured:
             return "its integers are read elsewhere too"
         for reader in codes.outputs:
@@ -198,8 +220,8 @@ class Pairs:
         if before is None or not before.per_tensor_byte:
             raise ValueError(f"{quantizer.name} is no pair of bytes per tensor")
         low, high = before.range
-        old = np.float32(before.scale.reshape(-1)[0])
-        scale = old if before.is_centred else affine.range_scale(low, high)
+        old = before.scale.reshape(-1)[0]
+        scale = old if before.is_centred else affine.range_scale(low, high).astype(old.dtype)
         source = self.clipped(quantizer)
         stored = [
             Constant(self.name(f"{source.name}_scale"), np.asarray(scale)),

@@ -1,5 +1,6 @@
 """float16: what becomes float16, what stays float32 and why, and that the numbers stay near."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from lathe import UsageError
+from optimizer.inspect import measure
 from optimizer.pipeline import apply_pass
 from optimizer.recipe import Recipe, parse_calls
 from passes import contract
@@ -91,6 +93,12 @@ def test_trained_networks_take_half_the_bytes(name: str, lenet5: Path) -> None:
     assert error(model, after, **{model.graph.input[0].name: random(*shape)}) < TOLERANCE
 
 
+def test_what_the_report_counts_does_not_depend_on_the_precision(lenet5: Path) -> None:
+    model = model_file.load(lenet5)
+    before, after = measure(model), measure(halve(model)[0])
+    assert (after.parameters, after.macs) == (before.parameters, before.macs)
+
+
 def test_a_network_built_to_overflow() -> None:
     """Activations reach 1e6 in the middle; the layers on both sides of it stay in float32, the others do not."""
     model = build(
@@ -163,7 +171,7 @@ def test_softmax_stays_unless_asked() -> None:
     model = chain("s = Softmax (r)  y = MatMul (s, v)", v=random(64, 64))
     after, report = halve(model)
     assert ops(after) == ["Cast", "MatMul", "Relu", "Cast", "Softmax", "Cast", "MatMul", "Cast"]
-    assert "keep={Softmax=false}" in reason(report, "Softmax_2")
+    assert "keep={Softmax: false}" in reason(report, "Softmax_2")
     assert ops(halve(model, keep={"Softmax": False})[0]) == ["Cast", "MatMul", "Relu", "Softmax", "MatMul", "Cast"]
     assert kinds(halve(model, keep={"MatMul_3": True})[0]) == {"w": HALF, "v": FLOAT}
     with pytest.raises(UsageError, match=r"float16\(keep=\.\.\.\): no node, operator or tensor is named 'Matmul_3'; did you mean"):
@@ -239,3 +247,12 @@ def test_what_must_come_first(recipe: str) -> None:
 def test_rounding_counts() -> None:
     found = half.rounding(np.array([0, 1, 7e4, 1e-9, -1e-5, np.inf], np.float32))
     assert (found.overflows, found.zeros, found.subnormals, found.worst) == (1, 1, 1, 1.0)
+
+
+def test_the_option_that_a_reason_names_can_be_given_as_it_stands() -> None:
+    model = chain("s = Softmax (r)  y = MatMul (s, v)", v=random(64, 64))
+    advice = re.search(r"keep=\{.*\}", reason(halve(model)[1], "Softmax_2"))
+    assert advice is not None
+    (step,) = Recipe(steps=parse_calls(f"float16({advice.group()})", "pass")).passes()
+    _, report = apply_pass(step, model, Context())
+    assert not report.skips

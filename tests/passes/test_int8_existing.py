@@ -209,6 +209,25 @@ def test_a_zero_point_becomes_a_relu_only_where_it_clips(producer: str, relus: i
     np.testing.assert_allclose(run(result, feeds)["y"], run(model, feeds)["y"], atol=0.02)
 
 
+def test_beside_a_weight_in_blocks_activations_stay_float() -> None:
+    """ONNX Runtime makes of an INT8 one and a pair a node that it cannot run."""
+    text = "(float[N, 8] x) => (float[N, 8] y) { w = DequantizeLinear <axis = 0, block_size = 4> (w_q, s)  y = MatMul (x, w) }"
+    model = build(text, 21, w_q=GENERATOR.integers(-127, 128, (8, 8)).astype(np.int8), s=np.full((2, 8), 0.01, np.float32))
+    result, report = quantize(model, existing="complete")
+    reason = "its weight is quantized in blocks, which runtimes do not multiply with INT8 activations"
+    assert [skip.reason for skip in report.skips] == [reason]
+    feeds = {"x": random(3, 8)}
+    np.testing.assert_array_equal(run(result, feeds)["y"], run(model, feeds)["y"])
+
+
+@pytest.mark.parametrize("existing", ["strip", "complete"])
+def test_a_zero_point_clips_the_models_input_too(existing: str) -> None:
+    text = "(float[N, 4] x) => (float[N, 4] y) { q = QuantizeLinear (x, s, z)  d = DequantizeLinear (q, s, z)  y = Neg (d) }"
+    model, feeds = build(text, s=np.float32(0.02), z=np.uint8(0)), {"x": random(8, 4)}
+    result, _ = quantize(model, existing=existing)
+    np.testing.assert_allclose(run(result, feeds)["y"], run(model, feeds)["y"], atol=0.04)
+
+
 def test_a_range_of_six_becomes_a_clip() -> None:
     text = """(float[N, 4] x) => (float[N, 4] y) {
         c = MatMul (x, w)  q = QuantizeLinear (c, s, z)  d = DequantizeLinear (q, s, z)  y = Neg (d) }"""
@@ -217,6 +236,49 @@ def test_a_range_of_six_becomes_a_clip() -> None:
     assert Form(result).ops() == ["Clip", "MatMul", "Neg"]
     feeds = {"x": random(16, 4)}
     np.testing.assert_allclose(run(result, feeds)["y"], run(model, feeds)["y"], atol=6 / 255)
+
+
+@pytest.mark.parametrize("scale", [0.05, 6 / 255])
+@pytest.mark.parametrize("options", [STRIP, {"existing": "complete"}])
+def test_pairs_in_float16(scale: float, options: dict[str, object]) -> None:
+    text = """(float16[N, 4] x) => (float16[N, 4] y) {
+        c = MatMul (x, w)  q = QuantizeLinear (c, s, z)  d = DequantizeLinear (q, s, z)  y = MatMul (d, w) }"""
+    model = build(text, 21, w=random(4, 4).astype(np.float16), s=np.float16(scale), z=np.uint8(0))
+    result, _ = quantize(model, **options)
+    assert ("Clip" if scale < 0.03 else "Relu") in Form(result).ops()
+    feeds = {"x": random(16, 4).astype(np.float16)}
+    expected, found = run(model, feeds)["y"], run(result, feeds)["y"]
+    assert affine.signal_to_noise_db(expected.astype(np.float32), found) > 25
+
+
+@pytest.mark.parametrize("options", [STRIP, {"existing": "complete"}])
+def test_a_pair_without_zero_points(options: dict[str, object]) -> None:
+    """Both are UINT8 with zero-point 0 then, and the DequantizeLinear does not say so."""
+    text = """(float[N, 4] x) => (float[N, 4] y) {
+        c = MatMul (x, w)  q = QuantizeLinear (c, s)  d = DequantizeLinear (q, s)  y = Neg (d) }"""
+    model = build(text, w=random(4, 4), s=np.float32(0.05))
+    result, report = quantize(model, layers={"*": False}, **{key: value for key, value in options.items() if key != "layers"})
+    assert "Relu" in Form(result).ops()
+    assert len(report.edits) == 1
+    feeds = {"x": random(16, 4)}
+    np.testing.assert_allclose(run(result, feeds)["y"], run(model, feeds)["y"], atol=0.08)
+
+
+def test_sixteen_bits_clip_as_eight_do() -> None:
+    text = """(float[N, 4] x) => (float[N, 4] y) {
+        c = MatMul (x, w)  q = QuantizeLinear (c, s, z)  d = DequantizeLinear (q, s, z)  y = Neg (d) }"""
+    model = build(text, 21, w=random(4, 4), s=np.float32(0.0005), z=np.uint16(0))
+    result, _ = quantize(model, **STRIP)
+    feeds = {"x": random(16, 4)}
+    np.testing.assert_allclose(run(result, feeds)["y"], run(model, feeds)["y"], atol=1e-3)
+    kept = quantize(model, layers={"*": False})[1]
+    assert kept.skips[0].reason == "kept as UINT16 with zero-point 0; TensorRT takes INT8 with zero-point 0 only"
+
+
+def test_a_scale_of_zero_is_left_alone() -> None:
+    text = "(float[N, 4] x) => (float[N, 4] y) { q = QuantizeLinear (x, s, z)  d = DequantizeLinear (q, s, z)  y = Neg (d) }"
+    _, report = quantize(build(text, s=np.float32(0), z=np.uint8(0)), existing="complete")
+    assert [skip.reason for skip in report.skips] == ["kept: its scale is not positive"]
 
 
 def test_a_pair_at_the_output_leaves_its_name() -> None:

@@ -133,14 +133,42 @@ def test_a_layer_sees_what_the_layers_rounded_before_it_give() -> None:
     np.testing.assert_array_equal(Form(result).constants["v_int8"], first["high"])
 
 
-def test_inputs_are_quantized_and_targets_are_not() -> None:
-    model, data, recorder = build(ROWS.format("y = MatMul (x, w)"), w=random(4, 6)), Samples(40, 4), Recorder()
+def test_activations_are_float_on_both_sides() -> None:
+    """Weights that make up for one target's activations would harm on another, which has them asymmetric."""
+    model, data, recorder = (
+        build(ROWS.format("h = MatMul (x, v)  y = MatMul (h, w)"), v=random(4, 4), w=random(4, 6)),
+        Samples(40, 4),
+        Recorder(),
+    )
     result, _ = adapt(model, data, recorder)
-    (call,) = recorder.calls
-    (seen,) = call["inputs"].values()
-    scale = Form(result).constants["x_scale"]
-    np.testing.assert_allclose(seen, np.rint(data.x / scale) * scale, rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(call["target"], run(model, {"x": data.x})["y"])
+    assert Form(result).ops().count("QuantizeLinear") == 2
+    first, second = recorder.calls
+    np.testing.assert_array_equal(next(iter(first["inputs"].values())), data.x)
+    np.testing.assert_allclose(next(iter(second["inputs"].values())), data.x @ (first["high"] * first["step"]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(second["target"], run(model, {"x": data.x})["y"])
+
+
+def test_pairs_that_the_model_had_stay_on_both_sides() -> None:
+    nodes = "q = QuantizeLinear (x, s, z)  d = DequantizeLinear (q, s, z)  h = MatMul (d, v)  y = MatMul (h, w)"
+    model = build(ROWS.format(nodes), v=random(4, 4), w=random(4, 6), s=np.float32(0.1), z=np.int8(0))
+    data, recorder = Samples(40, 4), Recorder()
+    adapt(model, data, recorder, existing="complete")
+    first = next(iter(recorder.calls[0]["inputs"].values()))
+    np.testing.assert_allclose(first, np.rint(data.x / np.float32(0.1)) * np.float32(0.1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("group", [1, 8])
+def test_a_wide_range_of_activations_does_not_move_levels(group: int) -> None:
+    """Of these activations INT8 keeps little, because of one outlier: no reason to round weights otherwise than for the float network."""
+    data = Samples(64, 8, 6, 6)
+    data.x[0, 0, 0, 0] = 200
+    nodes = f"c = Conv <pads = [1, 1, 1, 1], group = {group}> (x, w)  y = Relu (c)"
+    model = build("(float[N, 8, 6, 6] x) => (float[N, O, P, Q] y) { " + nodes + " }", w=random(8, 8 // group, 3, 3))
+    layers = {"layers": {"*": True}}
+    with_pairs, without = (
+        Form(adapt(model, data, TorchRounder(), rounding_steps=60, activations=on, **layers)[0]).constants["w_int8"] for on in (True, False)
+    )
+    np.testing.assert_array_equal(with_pairs, without)
 
 
 def test_nothing_but_the_levels_differs_from_rounding_to_nearest() -> None:
