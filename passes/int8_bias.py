@@ -5,8 +5,9 @@
 Both means come from one run of the calibration data through the quantized network, with a float copy beside each layer: each layer makes up
 for its own error alone. The network computes the means itself, so that no layer's output is held. Differences to the float network, which
 hold the errors of all layers before as well, would be made up for several times over unless the data is run once for each layer. A
-convolution or Gemm without a bias gets one; a MatMul has the constant that is added behind it, if there is one. The outputs of the network
-are compared before and after: where the correction brings them no nearer to the float ones, the biases stay what they were.
+convolution or Gemm without a bias gets one; a MatMul has the constant that is added behind it, if there is one. The outputs of the network,
+or what its last Softmax reads, are compared before and after: where the correction brings them no nearer to the float ones, the biases stay
+what they were.
 Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2, with calibration
 data for the expectations.
 """
@@ -78,8 +79,8 @@ class BiasCorrection:
         places = [place for node in layers if (place := _place(graph, node)) is not None]
         if not places:
             return
-        computed = [tensor.name for tensor in graph.outputs if tensor.dtype == np.float32 and tensor.inputs]
-        judged = computed or [places[-1].response]
+        computed = [_scores(tensor) for tensor in graph.outputs if tensor.dtype == np.float32 and tensor.inputs]
+        judged = list(dict.fromkeys(computed)) or [places[-1].response]
         self._keep_outputs(judged)
         saved, taken = [place.tensor for place in places], taken_names(graph)
         beside = as_computed(export_model(graph), self.placement)
@@ -158,6 +159,19 @@ class BiasCorrection:
             samples += _samples(batch[names[-1]])
             if samples >= SAMPLES:
                 return
+
+
+def _scores(tensor: Tensor) -> str:
+    """What a Softmax or Sigmoid at the end of the network reads, or the output itself.
+
+    Of probabilities, the few that are near no 0 and no 1 decide alone which of two networks is nearer.
+    """
+    name = str(tensor.name)
+    while tensor.inputs and tensor.inputs[0].op in ("Softmax", "LogSoftmax", "Sigmoid", "Identity") and not tensor.inputs[0].domain:
+        tensor = tensor.inputs[0].inputs[0]
+        if not quantized.is_dequantized(tensor) and tensor.inputs:
+            name = str(tensor.name)
+    return name
 
 
 def _samples(values: np.ndarray) -> int:

@@ -174,3 +174,15 @@ def test_no_activation_leaves_the_network_but_its_outputs(opset: int) -> None:
     outputs = calibrator.sizes.pop("y")
     assert outputs > 5
     assert sorted(calibrator.sizes.values()) == [4, 4, 5, 5]
+
+
+@pytest.mark.parametrize("tail", ["s = Softmax (h)  y = Identity (s)", "y = Sigmoid (h)", "y = LogSoftmax (h)"])
+def test_a_classifier_is_judged_by_its_scores(tail: str) -> None:
+    """Not by probabilities, most of which are 0 or 1 whatever the error."""
+    calibrator = Watched(Rows(x=X))
+    calibrator.sizes = {}
+    model = build(f"(float[N, 4] x) => (float[N, 6] y) {{ h = Gemm (x, a, b)  {tail} }}", a=coarse(4, 6, axis=1), b=np.ones(6, np.float32))
+    _, report = quantize(model, calibrator, bias_correction=True)
+    assert report.metrics["bias_correction_gain_db"] > 1
+    assert "h" in calibrator.sizes
+    assert not {"s", "y"} & set(calibrator.sizes)
