@@ -1,6 +1,7 @@
-"""One calibration in a process of its own, for its peak memory; started by int8_large.py. Prints the seconds that int8 took.
+"""One calibration in a process of its own, for its peak memory; started by int8_large.py. Prints the seconds that int8 took. CORRECT: true or
+false, whether biases are corrected besides.
 
-python benchmarks/int8_calibrate.py MODEL DATA.npz METHOD SAMPLES
+python benchmarks/int8_calibrate.py MODEL DATA.npz METHOD SAMPLES CORRECT
 """
 
 import sys
@@ -17,12 +18,12 @@ from runtime.data import open_source
 from runtime.signature import model_inputs
 from runtime.targets.onnxruntime import PLACEMENT
 
-path, data, method, samples = sys.argv[1:]
+path, data, method, samples, correct = sys.argv[1:]
 model = onnx.load(path)
 source = open_source(data, model_inputs(model), "mean=127 std=128")
 context = Context(calibrator=StreamingCalibrator(source, limit=int(samples)), placement=PLACEMENT)
 graph = import_model(model)
 Fold().apply(graph, context)
 started = time.perf_counter()
-configure(Int8, {"method": method}).apply(graph, context)
+configure(Int8, {"method": method, "bias_correction": correct == "true"}).apply(graph, context)
 print(time.perf_counter() - started)

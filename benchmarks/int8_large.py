@@ -156,11 +156,12 @@ def memory(options: argparse.Namespace) -> None:
     print(f"| running the float network, batches of 4 | {plain:.1f} | | |", flush=True)
     probe = [sys.executable, "-c", PROBE]
     before = subprocess.run([*probe, "-c", "import optimizer.pipeline"], cwd=ROOT, capture_output=True, check=True, text=True)
-    for method in METHODS:
-        command = [*probe, str(ROOT / "benchmarks" / "int8_calibrate.py"), str(network.model), str(data), method, str(IMAGES)]
+    for method, correct in [*((method, "false") for method in METHODS), ("percentile", "true")]:
+        command = [*probe, str(ROOT / "benchmarks" / "int8_calibrate.py"), str(network.model), str(data), method, str(IMAGES), correct]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True)
         peak = (kilobytes(run.stderr) - kilobytes(before.stderr)) / 1024
-        print(f"| int8(method={method}) | {float(run.stdout):.1f} | {2 * plain + 2:.1f} | {peak:.0f} MB |", flush=True)
+        name = "int8, with bias correction" if correct == "true" else f"int8(method={method}, bias_correction=false)"
+        print(f"| {name} | {float(run.stdout):.1f} | {2 * plain + 2:.1f} | {peak:.0f} MB |", flush=True)
 
 
 def small(options: argparse.Namespace) -> None:
