@@ -1,7 +1,8 @@
-"""One calibration in a process of its own, for its peak memory; started by int8_large.py. Prints the seconds that int8 took. CORRECT: true or
-false, whether biases are corrected besides.
+"""One calibration in a process of its own, for its peak memory; started by int8_large.py. Prints the seconds that int8 took.
 
-python benchmarks/int8_calibrate.py MODEL DATA.npz METHOD SAMPLES CORRECT
+    python benchmarks/int8_calibrate.py MODEL DATA.npz METHOD SAMPLES CORRECT
+
+CORRECT: true or false, whether biases are corrected besides.
 """
 
 import sys

@@ -77,7 +77,22 @@ class Flow:
                 result = self.result(node)
                 if not self.is_seen(result):
                     found += [(reader, i) for reader in result.outputs for i, t in enumerate(reader.inputs) if t is result]
+        for node in self.kernels.values():
+            found += self._between(node)
         return [(node, index) for node, index in found if node.op != "QuantizeLinear"]
+
+    def _between(self, node: Node) -> list[Operand]:
+        """What operators that hand values on read, where several lie between two kernels.
+
+        A target would quantize there itself, and from opset 21 on ONNX Runtime fails at it: it writes INT8 as the type of UINT8 integers.
+        """
+        chain = []
+        for tensor in node.inputs[:1] if node.op not in self.placement.operators else node.inputs:
+            above = list(handing_on(tensor, self.placement))
+            top = above[-1].inputs[0] if above else tensor
+            if len(above) > 1 and self._source(top) in self.kernels and not any(self.is_seen(one.outputs[0]) for one in above):
+                chain += above
+        return [(one, 0) for one in chain]
 
     def result(self, node: Node) -> Tensor:
         """What the kernel writes: its output, or that of the ReLU behind it if nothing else reads the output."""
@@ -132,6 +147,13 @@ def quantized_layers(graph: Graph) -> list[Node]:
 def hands_on(node: Node, placement: Placement) -> bool:
     """Whether the node's result holds values of its first input, or averages of neighbours, and no others."""
     return node.op in placement.passed and not node.domain and len(node.outputs) == 1 and node.attrs.get("mode", "nearest") != "cubic"
+
+
+def handing_on(tensor: Tensor, placement: Placement) -> Iterator[Node]:
+    """The operators above the tensor that hand values on, from it upwards."""
+    while tensor.inputs and hands_on(tensor.inputs[0], placement):
+        yield tensor.inputs[0]
+        tensor = tensor.inputs[0].inputs[0]
 
 
 def is_floor(node: Node) -> bool:

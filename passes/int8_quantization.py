@@ -9,11 +9,11 @@ from typing import Any
 import onnx
 
 from passes.base import Context, PassReport
-from passes.graph import Graph, Node, quantized, rewire
+from passes.graph import Graph, Node, Tensor, quantized, rewire
 from passes.graph.layers import Weight, constant_value, weights
 from passes.graph.model import export_model, import_model
 from passes.int8_bias import BiasCorrection
-from passes.int8_placement import operands
+from passes.int8_placement import handing_on, operands
 from passes.int8_ranges import choose_range
 from passes.int8_simulation import as_computed
 from passes.numerics import affine
@@ -72,6 +72,7 @@ class Quantization:
         graph, placement = writer.graph, self.context.placement
         places = operands(graph, layers_of(chosen), placement)
         self._calibrate([node.inputs[index].name for node, index in places if quantized.twin(node.inputs[index]) is None])
+        self._hand_ranges_on([node.inputs[index] for node, index in places])
         silent = {name for name, (low, high) in self._ranges.items() if low == high == 0}
         alive = []
         for weight in chosen:
@@ -95,6 +96,14 @@ class Quantization:
             statistics = self.context.need_calibrator().statistics(self.base, missing)
             options = self.config.method, self.config.percentile, self.context.placement.unsigned
             self._ranges |= {name: choose_range(statistics[name], *options) for name in missing}
+
+    def _hand_ranges_on(self, tensors: Sequence[Tensor]) -> None:
+        """Gives values that are handed on between two pairs one range, that of the upper one: rounded twice alike, they stay the same."""
+        for tensor in tensors:
+            above = [node.inputs[0].name for node in handing_on(tensor, self.context.placement)]
+            known = next((name for name in reversed(above) if name in self._ranges), None)
+            if known is not None and tensor.name in self._ranges:
+                self._ranges[tensor.name] = self._ranges[known]
 
     def _operand(self, writer: quantized.Writer, node: Node, index: int, report: PassReport) -> None:
         """Makes the node read its operand quantized, by the pair that there is or by a new one."""

@@ -5,6 +5,7 @@ import onnx
 import pytest
 
 import lathe
+from runtime import ort
 from runtime.targets.onnxruntime import PLACEMENT
 from tests.builders import build, random
 from tests.int8 import Form
@@ -89,3 +90,17 @@ def test_a_depthwise_layer_that_was_asked_for_survives_the_lowering() -> None:
 def test_no_number_changes_but_by_rounding() -> None:
     model = network(MOBILE)
     assert relative(output(model), output(quantized(model)[0], IMAGES)) < 0.1
+
+
+@pytest.mark.parametrize("opset", [17, 21, 24])
+def test_values_handed_on_twice_have_one_scale_and_load(opset: int) -> None:
+    """ONNX Runtime would quantize between the two, and fails at it from opset 21 on."""
+    text = """(float[N, 3, 12, 12] x) => (float[N, 5] y) { c = Conv (x, stem)  r = Relu (c)
+        p = MaxPool <kernel_shape = [10, 10]> (r)  f = Flatten (p)  y = Gemm <transB = 1> (f, head, b5) }"""
+    model = network(text, opset)
+    canonical, _ = quantized(model, method="percentile", percentile=95.0)
+    ort.session(canonical)
+    form = Form(canonical)
+    scales = {float(form.constants[node.input[1]]) for node in form.nodes if node.op_type == "QuantizeLinear" and node.input[0] in "rpf"}
+    assert len(scales) == 1
+    assert kernels(lowered(canonical)[0])["QLinearConv"] == 1
