@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 
+from lathe import ModelError
 from runtime import model_file, ort
 from runtime.targets.base import NOT_QUANTIZED, LayerVerdict, layers_of
 
@@ -44,9 +45,12 @@ def verdicts(model: onnx.ModelProto) -> list[LayerVerdict]:
 def _kernels(model: onnx.ModelProto) -> dict[int, set[str]]:
     """Index of a layer -> operators that ONNX Runtime computes it with."""
     with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
-        written = Path(scratch) / "optimized.onnx"
-        model_file.save(model, Path(scratch) / "model.onnx")
-        ort.write_optimized(Path(scratch) / "model.onnx", written, portable=True)
+        source, written = Path(scratch) / "model.onnx", Path(scratch) / "optimized.onnx"
+        model_file.save(model, source)
+        try:
+            ort.write_optimized(source, written, portable=True)
+        except ModelError as error:
+            raise ModelError(str(error).replace(str(source), "the model")) from error
         optimized = onnx.load(written)
     kernels: dict[int, set[str]] = {}
     for node in optimized.graph.node:

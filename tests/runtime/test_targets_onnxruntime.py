@@ -88,3 +88,11 @@ def test_tensorrt_answers_by_its_rules() -> None:
     assert not found["Conv_2"].int8
     assert found["Conv_2"].reason == "it is not quantized"
     assert sum(layer.int8 for layer in found.values()) == len(found) - 1
+
+
+def test_a_model_that_does_not_load_is_named_without_a_temporary_path() -> None:
+    model = build("(float[N, 4] x) => (float[N, 4] y) { h = MatMul (x, w)  y = Relu (h) }", w=random(4, 4))
+    model.graph.node[-1].op_type = "Unknown"
+    with pytest.raises(lathe.ModelError, match="cannot optimize the model: ") as caught:
+        TARGET.layers(model)
+    assert "lathe-" not in str(caught.value)
