@@ -211,6 +211,9 @@ def _step(state: Run, index: int) -> None:
         after, report = apply_pass(instance, state.model, state.context)
     except LatheError as error:
         raise type(error)(f"step {index + 1}, {call.name}: {error}") from error
+    for warning in report.warnings:
+        state.record.warnings.append(f"step {index + 1}, {call.name}: {warning}")
+        state.ui.note(f"warning: {state.record.warnings[-1]}")
     if after is not state.model:
         contract.check_structure(state.model, after, instance.name)
     state.model = after

@@ -40,6 +40,8 @@ class PassReport:
     edits: list[Edit] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    """What the user should know of the result as a whole, and what to do about it."""
 
     def edit(self, node: str, what: str) -> None:
         self.edits.append(Edit(node, what))

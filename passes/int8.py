@@ -24,6 +24,7 @@ from passes.graph.model import export_model, node_metadata
 from passes.graph.opset import raise_opset
 from passes.graph.patterns import by_weight
 from passes.graph.quantized_pairs import is_blocked
+from passes.int8_bias import OUTPUTS
 from passes.int8_existing import CHOICES, treat_existing
 from passes.int8_placement import float_reason, split_gates
 from passes.int8_quantization import Quantization, layers_of, skip
@@ -36,6 +37,12 @@ from passes.registry import register
 WEIGHT_ONLY = "its weight is quantized already; existing=complete quantizes what it reads, too"
 IN_BLOCKS = "its weight is quantized in blocks, which runtimes do not multiply with INT8 activations"
 INPUT_ONLY = "what it reads is quantized already; existing=complete quantizes its weight, too"
+
+LEAST_SQNR = 12.0
+"""In dB: below, an error of the outputs is a quarter of their size and more."""
+COLLAPSED = (
+    "INT8 leaves the outputs at {:.1f} dB signal to noise on calibration data; min_sqnr=20 finds the fewest layers to leave in float"
+)
 
 
 @register
@@ -100,6 +107,8 @@ class Int8(Pass):
         if base is not None and self.adapts:
             adapt_rounding(graph, base, written, context, self.config.rounding_steps, report)
         quantization.correct(graph, written, report)
+        if report.metrics.get(OUTPUTS, LEAST_SQNR) < LEAST_SQNR:
+            report.warnings.append(COLLAPSED.format(report.metrics[OUTPUTS]))
         rewire.sweep(graph)
         if base is not None and self.searches:
             found = context.need_runner().compare(base, as_computed(export_model(graph), context.placement))

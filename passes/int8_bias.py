@@ -33,6 +33,8 @@ SAMPLES = 128
 """Samples that are run, or a few more. Both means are of the same inputs, so that their difference has little noise."""
 AXES_ARE_INPUT = 18
 """From this opset on, ReduceMean has its axes as an input."""
+OUTPUTS = "outputs_sqnr"
+"""Metric: how near the outputs, or what the last Softmax reads, are to those of the float network on these samples, in dB."""
 KEPT_BYTES = 1 << 26
 """Outputs of the float network that are kept, to be compared with."""
 
@@ -98,6 +100,8 @@ class BiasCorrection:
                 place.set(_moved(place, change, taken))
         _, after = self._measure(as_computed(export_model(graph), self.placement), [], judged)
         report.metrics["bias_correction_gain_db"] = 10 * math.log10(before / after) if 0 < after < before else 0.0
+        if 0 < min(before, after) < math.inf:
+            report.metrics[OUTPUTS] = -10 * math.log10(min(before, after) / len(judged))
         for place, tensor in zip(places, saved, strict=True):
             if not after < before:
                 place.set(tensor)

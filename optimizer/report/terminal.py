@@ -41,7 +41,8 @@ def show(record: RunRecord, console: Console) -> None:
         table = _steps_table(record, DROPPED_FIRST[:count_dropped])
     console.print(table)
     for step in record.steps:
-        _show_step(step, console)
+        start = f"step {step.number}, {step.name}: "
+        _show_step(step, [text.removeprefix(start) for text in record.warnings if text.startswith(start)], console)
     for target in record.targets:
         if target.error:
             console.print(f"target {target.name}: FAILED: {target.error}", markup=False)
@@ -81,7 +82,7 @@ def _base(record: RunRecord, step: StepRecord, key: str) -> float | None:
     return step.quality.get("base_latency") if key == "latency" else record.baseline.get(key)
 
 
-def _show_step(step: StepRecord, console: Console) -> None:
+def _show_step(step: StepRecord, warnings: Sequence[str], console: Console) -> None:
     console.print(f"[bold]{step.number} {step.name}[/]  ", end="")
     found = ", ".join(_metric(key, value) for key, value in step.metrics.items())
     console.print(found or ("" if step.changed else "nothing to do"), markup=False)
@@ -90,6 +91,8 @@ def _show_step(step: StepRecord, console: Console) -> None:
     if len(step.edits) > SKIPS_SHOWN:
         console.print(f"    and {len(step.edits) - SKIPS_SHOWN} more; report.json has them all", markup=False)
     _show_skips(step.skips, console)
+    for warning in warnings:
+        console.print(f"    warning: {warning}", markup=False)
     if step.worse:
         console.print(f"    made worse: {', '.join(sorted(step.worse))}", markup=False)
 

@@ -186,3 +186,20 @@ def test_a_classifier_is_judged_by_its_scores(tail: str) -> None:
     assert report.metrics["bias_correction_gain_db"] > 1
     assert "h" in calibrator.sizes
     assert not {"s", "y"} & set(calibrator.sizes)
+
+
+def test_outputs_that_collapse_are_warned_of() -> None:
+    """Beside 127, which meets zeros alone, a weight of 0.4 is rounded to none."""
+    weight, x = np.full((4, 6), 0.4, np.float32), X.copy()
+    weight[0], x[:, 0] = 127, 0
+    fine, broken = (
+        quantize(
+            build("(float[N, 4] x) => (float[N, 6] y) { y = Gemm (x, a) }", a=values), StreamingCalibrator(Rows(x=x)), bias_correction=True
+        )[1]
+        for values in (weight.clip(0, 1), weight)
+    )
+    assert not fine.warnings
+    assert fine.metrics["outputs_sqnr"] > 30
+    (warning,) = broken.warnings
+    assert f"at {broken.metrics['outputs_sqnr']:.1f} dB" in warning
+    assert "min_sqnr=20" in warning
