@@ -26,7 +26,12 @@ from lathe import ModelError
 from passes.numerics.affine import signal_to_noise_db
 from runtime import ort
 
-OURS = {"Lathe": "fold, int8", "Lathe, adaptive rounding": "fold, int8(rounding=adaptive)"}
+OURS = {
+    "Lathe": "fold, int8",
+    "Lathe, equalized": "fold, equalize, int8",
+    "Lathe, min_sqnr=20": "fold, int8(min_sqnr=20)",
+    "Lathe, adaptive rounding": "fold, int8(rounding=adaptive)",
+}
 METHODS = ("minmax", "percentile", "entropy", "mse")
 BATCH = 20
 
