@@ -17,6 +17,8 @@ from runtime import ort
 from runtime.data import DataSource, take
 
 BATCH = 250
+PIECE_BYTES = 2 << 20
+"""Inputs that are run at once: activations take many times as much."""
 KEPT_BYTES = 256 << 20
 """The original's outputs are kept up to this size, so that it runs once; samples beyond it are compared by labels alone."""
 
@@ -119,7 +121,11 @@ def _pieces(
     count = len(next(iter(inputs.values())))
     fixed = {value.shape[0] for value in session.get_inputs() if value.shape and isinstance(value.shape[0], int)}
     if len(fixed) != 1:
-        yield inputs, labels, count
+        size = max(PIECE_BYTES * count // max(sum(array.nbytes for array in inputs.values()), 1), 1)
+        for start in range(0, count, size):
+            part = slice(start, start + size)
+            taken = None if labels is None else labels[part]
+            yield {name: array[part] for name, array in inputs.items()}, taken, min(size, count - start)
         return
     size = fixed.pop()
     for start in range(0, count, size):

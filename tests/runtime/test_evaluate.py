@@ -98,3 +98,16 @@ def test_a_model_that_does_not_load_says_why() -> None:
 def test_feeds_that_do_not_fit_say_why() -> None:
     with pytest.raises(ModelError, match="cannot run the model"):
         ort.run(ort.session(scaling(np.eye(4))), {"x": np.zeros((1, 5), np.float32)})
+
+
+def test_large_samples_are_run_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sample counts once, whatever the pieces."""
+    values, labels = np.random.default_rng(0).standard_normal((7, 4)), np.array([0, 1, 2, 3, 0, 1, 2])
+    whole = measured(np.eye(4), np.roll(np.eye(4), 1, axis=1), Rows(values, labels))
+    seen: list[int] = []
+    run = ort.run
+    monkeypatch.setattr(ort, "run", lambda session, feeds: seen.append(len(feeds["x"])) or run(session, feeds))
+    monkeypatch.setattr("runtime.evaluate.PIECE_BYTES", 2 * 16)
+    for found, expected in zip(measured(np.eye(4), np.roll(np.eye(4), 1, axis=1), Rows(values, labels)), whole, strict=True):
+        assert found == pytest.approx(expected)
+    assert seen == [2, 1, 2, 1, 1] * 2
