@@ -194,6 +194,7 @@ def _bound(graph: Graph, bounds: Bounds, scale: np.ndarray, clip: str) -> str:
     node = bounds.node
     while len(node.inputs) > 1:
         node.inputs.pop()
+    node.attrs.clear()  # opset 10 and below have the bounds there
     if clip == DROP:
         node.op = "Relu"
         return f"became a Relu: its upper bound {bounds.high:g} is gone"

@@ -6,8 +6,8 @@ Both means come from one run of the calibration data through the quantized netwo
 for its own error alone. The network computes the means itself, so that no layer's output is held. Differences to the float network, which
 hold the errors of all layers before as well, would be made up for several times over unless the data is run once for each layer. A
 convolution or Gemm without a bias gets one; a MatMul has the constant that is added behind it, if there is one. The outputs of the network,
-or what its last Softmax reads, are compared before and after: where the correction brings them no nearer to the float ones, the biases stay
-what they were.
+or what its last Softmax reads, are compared before and after; the result of the last layer, if they are infinite or hold as many values as
+there are objects. Where the correction brings them no nearer to the float ones, the biases stay what they were.
 Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2, with calibration
 data for the expectations.
 """
@@ -90,7 +90,13 @@ class BiasCorrection:
         for place in reversed(places):  # the order in which ONNX Runtime then runs the nodes lets go of each layer's output early
             other = self._add_float_layer(beside, place, taken)
             pairs[place.response] = [_add_mean(beside, place, name, self._channels(place.layer), taken) for name in (place.response, other)]
-        means, before = self._measure(beside, [name for pair in pairs.values() for name in pair], judged)
+        means, errors = self._measure(beside, [name for pair in pairs.values() for name in pair], judged)
+        judged = [name for name in judged if math.isfinite(errors[name])]
+        if not judged:
+            judged = [places[-1].response]
+            self._keep_outputs(judged)
+            _, errors = self._measure(as_computed(export_model(graph), self.placement), [], judged)
+        before = sum(errors[name] for name in judged)
         off = {}
         for place in places:
             mean, wanted = (means[name] for name in pairs[place.response])
@@ -98,7 +104,8 @@ class BiasCorrection:
             if np.isfinite(change).all():
                 off[place.response] = float(np.abs(change).sum() / max(np.abs(wanted).sum(), 1e-30))
                 place.set(_moved(place, change, taken))
-        _, after = self._measure(as_computed(export_model(graph), self.placement), [], judged)
+        _, errors = self._measure(as_computed(export_model(graph), self.placement), [], judged)
+        after = sum(errors.values())
         report.metrics["bias_correction_gain_db"] = 10 * math.log10(before / after) if 0 < after < before else 0.0
         if 0 < min(before, after) < math.inf:
             report.metrics[OUTPUTS] = -10 * math.log10(min(before, after) / len(judged))
@@ -114,8 +121,9 @@ class BiasCorrection:
         result, stored = (unused_name(f"{name}_float", taken) for name in (place.response, weight.name))
         taken.update((result, stored))
         source, inputs = place.layer.inputs[0], [tensor.name for tensor in place.layer.inputs]
-        if quantized.is_dequantized(source) and source.inputs[0].inputs[0].inputs:
-            source = source.inputs[0].inputs[0].inputs[0].inputs[0]
+        writers = source.inputs[0].inputs[0].inputs if quantized.is_dequantized(source) else []
+        if writers and writers[0].op == "QuantizeLinear":  # a model's own pairs may have a MaxPool on integers between them
+            source = writers[0].inputs[0]
         copy = model.graph.node.add()
         copy.CopyFrom(next(node for node in model.graph.node if place.response in node.output))
         copy.name = result
@@ -133,34 +141,44 @@ class BiasCorrection:
         if self.outputs and self.outputs[0].keys() == {*judged}:
             return
         self.outputs, size = [], 0
-        for batch in self._batches(self.original, judged):
+        for batch, _ in self._batches(self.original, judged):
             size += sum(batch[name].nbytes for name in judged)
             if self.outputs and size > KEPT_BYTES:
                 return
             self.outputs.append({name: batch[name].copy() for name in judged})
 
-    def _measure(self, model: onnx.ModelProto, means: Sequence[str], judged: Sequence[str]) -> tuple[dict[str, np.ndarray], float]:
-        """(means over all batches, error's energy over that of the float network's outputs, summed over those `judged`)."""
+    def _measure(
+        self, model: onnx.ModelProto, means: Sequence[str], judged: Sequence[str]
+    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """(means over all batches, error's energy over that of the float network's outputs, of each that is `judged`).
+
+        NaN of an output that cannot be compared: it is infinite, or how many values it has depends on others.
+        """
         signal, noise = dict.fromkeys(judged, 0.0), dict.fromkeys(judged, 0.0)
         totals: dict[str, np.ndarray] = {}
         samples = 0
-        for index, batch in enumerate(self._batches(model, [*means, *judged])):
-            count = _samples(batch[judged[-1]])
+        for index, (batch, count) in enumerate(self._batches(model, [*means, *judged])):
             samples += count
             for name in means:
                 totals[name] = totals.get(name, 0.0) + count * batch[name].astype(np.float64)
             for name in judged if index < len(self.outputs) else ():
                 wanted = self.outputs[index][name].astype(np.float64)
                 signal[name] += float(np.square(wanted).sum())
-                noise[name] += float(np.square(wanted - batch[name]).sum())
-        return {name: total / samples for name, total in totals.items()}, sum(noise[name] / max(signal[name], 1e-30) for name in judged)
+                with np.errstate(invalid="ignore"):  # of two infinities
+                    noise[name] += float(np.square(wanted - batch[name]).sum()) if wanted.shape == batch[name].shape else math.nan
+        return {name: total / samples for name, total in totals.items()}, {name: noise[name] / max(signal[name], 1e-30) for name in judged}
 
-    def _batches(self, model: onnx.ModelProto, names: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
-        """The first batches of the data, SAMPLES samples or a few more."""
+    def _batches(self, model: onnx.ModelProto, names: Sequence[str]) -> Iterator[tuple[Mapping[str, np.ndarray], int]]:
+        """(values, samples) of the first batches of the data, SAMPLES samples or a few more."""
         samples, unique = 0, list(dict.fromkeys(names))
-        for batch in self.calibrator.observe(model_up_to(model, unique), unique):
-            yield batch
-            samples += _samples(batch[names[-1]])
+        part = model_up_to(model, unique)
+        constants = {tensor.name for tensor in part.graph.initializer}
+        floats = (value.name for value in part.graph.input if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT)
+        counted = next((name for name in floats if name not in constants), names[-1])  # an output may have a row per object
+        for batch in self.calibrator.observe(part, list(dict.fromkeys([*unique, counted]))):
+            count = _samples(batch[counted])
+            yield batch, count
+            samples += count
             if samples >= SAMPLES:
                 return
 

@@ -18,12 +18,15 @@ def as_computed(model: onnx.ModelProto, placement: Placement) -> onnx.ModelProto
     """The model, changed in place: pairs that int8 put around activations quantize as the targets do."""
     if not placement.unsigned:
         return model
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
     parameters: dict[str, list[str]] = {}
     """Names of the scale and the zero-point, by that of the integers."""
     for node in model.graph.node:
         text = next((entry.value for entry in node.metadata_props if entry.key == lathe.RANGE), None)
-        if node.op_type == "QuantizeLinear" and text is not None:
-            scale, middle = affine.unsigned_scale(*json.loads(text))
+        given = [constants[name] for name in node.input[1:] if name in constants]
+        if text is not None and len(given) == 2 and given[1].data_type == onnx.TensorProto.INT8:
+            written = np.float32(onnx.numpy_helper.to_array(given[0]).item())
+            scale, middle = affine.unsigned_scale(*affine.trained_range(written, *json.loads(text)))
             names = [f"{node.output[0]}_unsigned_{what}" for what in ("scale", "zero_point")]
             for name, value in zip(names, (scale, middle), strict=True):
                 model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))

@@ -17,6 +17,7 @@ import numpy as np
 from passes.graph import Constant, Graph, Node
 from passes.graph import coupling_rules as rules
 from passes.graph.coupling import OTHER, READ, Coupling, LayerUse
+from passes.graph.gates import clip_range
 from passes.graph.layers import WEIGHT_INPUT, is_constant, is_layer, read
 from passes.graph.rewire import captured_names
 from passes.graph.shapes import infer_types
@@ -30,6 +31,9 @@ RARE = 1e-4
 """Largest share of values above an upper bound with which a network hardly notices that the bound is gone."""
 
 UNBOUNDED = 3.4e38
+BROADCASTING = 8
+"""The first opset whose Max and Min take bounds per channel."""
+
 TIMES, OVER = 1, -1
 
 
@@ -250,18 +254,16 @@ def _pad(scaling: Scaling, node: Node) -> str | None:
 
 
 def _clip(scaling: Scaling, node: Node) -> str | None:
-    bounds = [-math.inf, math.inf]
-    for index, tensor in enumerate(node.inputs[1:3]):
-        if not tensor.is_empty() and not isinstance(tensor, Constant):
-            return f"{node.name} clips it at a bound that is computed at run time"
-        if not tensor.is_empty():
-            bound = float(read(tensor).reshape(-1)[0])
-            bounds[index] = math.copysign(math.inf, bound) if abs(bound) > UNBOUNDED else bound
-    low, high = bounds
+    first, last = clip_range(node)
+    if first is None or last is None:
+        return f"{node.name} clips it at a bound that is computed at run time"
+    low, high = (math.copysign(math.inf, bound) if abs(bound) > UNBOUNDED else bound for bound in (first, last))
     if low in (-math.inf, 0) and high in (0, math.inf):
         return rules.same(scaling, node)
     if scaling.clip == KEEP:
         return f"{node.name} clips all channels at {low:g} and {high:g}; give clip=channels or clip=drop"
+    if scaling.clip == CHANNELS and scaling.graph.opset < BROADCASTING:
+        return f"{node.name} cannot get bounds per channel below opset {BROADCASTING}; give clip=drop"
     if scaling.clip == DROP and (low != 0 or high == math.inf):
         return f"{node.name} does not become a Relu without its upper bound"
     if scaling.above.get(node.name, 0.0) > RARE:

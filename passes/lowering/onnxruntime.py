@@ -258,9 +258,7 @@ class _Work:
         text = node_metadata(pair.quantize).get(lathe.RANGE)
         if text is None:
             return None
-        low, high = json.loads(text)
-        trained = float(scale / affine.range_scale(low, high))
-        return trained * low, trained * high
+        return affine.trained_range(scale, *json.loads(text))
 
     def _floor(self, pair: _Pair) -> float | None:
         """The upper end of the ReLU or Clip in front of the pair, if nothing else reads it; None without one."""

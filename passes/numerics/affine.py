@@ -22,6 +22,12 @@ def range_scale(low: float, high: float) -> np.float32:
     return np.maximum(np.float32(max(abs(low), abs(high)) / LEVELS), SMALLEST_SCALE)
 
 
+def trained_range(scale: np.float32, low: float, high: float) -> tuple[float, float]:
+    """The range low..high, as much wider or narrower as training has made `scale`, which was its scale."""
+    trained = float(scale / range_scale(low, high))
+    return trained * low, trained * high
+
+
 def channel_scale(weight: np.ndarray, axis: int) -> np.ndarray:
     """Scale per channel, float32 [weight.shape[axis]]: the channel's largest magnitude is level 127."""
     others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)

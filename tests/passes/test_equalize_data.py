@@ -53,6 +53,24 @@ def test_a_clip_gets_bounds_per_channel(low: float, high: float, ops: list[str])
     assert difference(model, again) < 1e-5
 
 
+@pytest.mark.parametrize("opset", [7, 10])
+def test_a_clip_with_its_bounds_in_attributes(opset: int) -> None:
+    model = build(f"{IMAGE} {{ a = Conv (x, u, c) b = Clip <min = 0.0, max = 6.0> (a) y = Conv (b, v) }}", opset, **layers())
+    result, report = equalize(model)
+    assert not report.edits
+    assert report.skips[0].reason.endswith("Clip_1 clips all channels at 0 and 6; give clip=channels or clip=drop")
+    result, report = equalize(model, clip="channels")
+    if opset < 8:  # Max and Min do not broadcast
+        assert report.skips[0].reason.endswith("Clip_1 cannot get bounds per channel below opset 8; give clip=drop")
+    else:
+        assert [node.op_type for node in result.graph.node] == ["Conv", "Relu", "Min", "Conv"]
+    assert difference(model, result) < 1e-5
+    wide = build(f"{IMAGE} {{ a = Conv (x, u, c) b = Clip <min = 0.0, max = 10000.0> (a) y = Conv (b, v) }}", opset, **layers())
+    result, _ = equalize(wide, Observed(random(2, 3, 8, 8)), clip="drop")
+    assert [node.op_type for node in result.graph.node] == ["Conv", "Relu", "Conv"]
+    assert difference(wide, result) < 1e-5
+
+
 def test_a_clip_loses_its_upper_bound_where_it_may() -> None:
     model = build(CLIP, **layers(), **bounds(0, 1e4))
     calibrator = Observed(random(2, 3, 8, 8))

@@ -172,6 +172,7 @@ def test_no_activation_leaves_the_network_but_its_outputs(opset: int) -> None:
     _, report = quantize(model, calibrator, method="minmax", bias_correction=True)
     assert report.metrics["bias_correction_gain_db"] > 1
     outputs = calibrator.sizes.pop("y")
+    del calibrator.sizes["x"]
     assert outputs > 5
     assert sorted(calibrator.sizes.values()) == [4, 4, 5, 5]
 
@@ -203,3 +204,38 @@ def test_outputs_that_collapse_are_warned_of() -> None:
     (warning,) = broken.warnings
     assert f"at {broken.metrics['outputs_sqnr']:.1f} dB" in warning
     assert "min_sqnr=20" in warning
+
+
+OBJECTS = """(float[N, 3, 6, 6] x) => (float[M] y) { a = Conv (x, v)  r = Relu (a)  h = Conv (r, w, b)
+    g = Greater (h, some)  f = Reshape (h, flat)  k = Reshape (g, flat)  y = Compress <axis = 0> (f, k) }"""
+
+
+def test_outputs_with_a_value_per_object_are_not_compared() -> None:
+    """How many there are differs from the float network; all samples count, however many they are."""
+    constants = {"v": GENERATOR.standard_normal((5, 3, 3, 3)).astype(np.float32), "w": coarse(4, 5, 3, 3), "b": np.ones(4, np.float32)}
+    response = "(float[N, 3, 6, 6] x) => (float[N, 4, 2, 2] h) { a = Conv (x, v)  r = Relu (a)  h = Conv (r, w, b) }"
+    some = np.median(run(build(response, **constants), {"x": IMAGES})["h"])
+    calibrator = Watched(Rows(x=IMAGES))
+    calibrator.sizes = {}
+    model = build(OBJECTS, **constants, some=some, flat=np.array([-1]))
+    found, wanted = (quantize(one, calibrator, bias_correction=True) for one in (model, build(response, **constants)))
+    assert found[1].metrics["bias_correction_gain_db"] == pytest.approx(wanted[1].metrics["bias_correction_gain_db"], rel=1e-3)
+    first, second = (Form(result).constants[Form(result).layer("Conv", 1).input[2]] for result, _ in (found, wanted))
+    np.testing.assert_allclose(first, second, rtol=1e-5)
+
+
+def test_infinite_outputs_are_not_compared() -> None:
+    text = "(float[N, 4] x) => (float[N, 6] y) { h = Gemm (x, a, b)  g = Greater (h, zero)  y = Where (g, h, never) }"
+    constants = {"a": coarse(4, 6, axis=1), "b": np.ones(6, np.float32), "zero": np.float32(80), "never": np.float32(-np.inf)}
+    _, report = quantize(build(text, **constants), StreamingCalibrator(Rows(x=X)), bias_correction=True)
+    assert report.metrics["bias_correction_gain_db"] > 1
+
+
+def test_the_float_copy_reads_floats_where_a_pair_has_operators_on_integers_inside() -> None:
+    text = """(float[N, 3, 6, 6] x) => (float[N, 4, 1, 1] y) { h = Conv (x, v)  r = Relu (h)  q = QuantizeLinear (r, s, z)
+        p = MaxPool <kernel_shape = [2, 2]> (q)  d = DequantizeLinear (p, s, z)  y = Conv (d, w, b) }"""
+    constants = {"v": coarse(5, 3, 3, 3), "w": coarse(4, 5, 3, 3), "b": np.ones(4, np.float32)}
+    model = build(text, **constants, s=np.float32(4), z=np.int8(0))
+    _, report = quantize(model, StreamingCalibrator(Rows(x=IMAGES)), bias_correction=True, existing="complete")
+    assert report.metrics["layers"] == 2
+    assert report.metrics["bias_correction_gain_db"] > 1

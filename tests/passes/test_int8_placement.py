@@ -9,7 +9,7 @@ from runtime import ort
 from runtime.targets.onnxruntime import PLACEMENT
 from tests.builders import build, random
 from tests.int8 import Form
-from tests.placement import IMAGES, MOBILE, RESIDUAL, kernels, lowered, network, output, quantized, relative
+from tests.placement import CONSTANTS, IMAGES, MOBILE, RESIDUAL, kernels, lowered, network, output, quantized, relative
 
 
 def sources(model: onnx.ModelProto) -> set[str]:
@@ -85,6 +85,19 @@ def test_a_depthwise_layer_that_was_asked_for_survives_the_lowering() -> None:
     assert not report.skips
     form = Form(result)
     assert form.producers[form.layer("Conv", 1).input[1]].op_type == "DequantizeLinear"
+
+
+@pytest.mark.parametrize("opset", [17, 21, 24])
+@pytest.mark.parametrize("tail", ["y = Softmax (e)", "y = Identity (e)", "t = Transpose (e)  y = Relu (t)"])
+def test_a_head_that_reshapes_at_the_end_loads(opset: int, tail: str) -> None:
+    """ONNX Runtime would quantize behind the Reshape, and fails at INT8 from opset 21 on."""
+    text = f"""(float[N, 3, 12, 12] x) => (float[A, B, C] y) {{ c = Conv <pads = [1, 1, 1, 1]> (x, stem)  r = Relu (c)
+        q = Conv (r, point, b8)  e = Reshape (q, shape)  {tail} }}"""
+    constants = {name: CONSTANTS[name] for name in ("stem", "point", "b8")}
+    model = build(text, opset, **constants, shape=np.array([0, 8, 144]))
+    canonical, _ = quantized(model)
+    assert relative(output(model), output(canonical)) < 0.1
+    assert kernels(lowered(canonical)[0])["QLinearConv"] == 2
 
 
 def test_no_number_changes_but_by_rounding() -> None:

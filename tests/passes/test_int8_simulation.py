@@ -36,6 +36,21 @@ def test_the_simulation_computes_what_the_lowered_network_does() -> None:
     assert signal_to_noise_db(wanted, output(canonical)) < 45
 
 
+def test_scales_that_training_has_changed_are_simulated_as_the_lowering_writes_them() -> None:
+    canonical, _ = quantized(network(MOBILE))
+    scales = {node.input[1] for node in canonical.graph.node if node.op_type == "QuantizeLinear"}
+    for tensor in canonical.graph.initializer:
+        if tensor.name in scales:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.float32(0.7) * onnx.numpy_helper.to_array(tensor), tensor.name))
+    simulated, wanted = as_computed(copied(canonical), PLACEMENT), output(lowered(canonical)[0])
+    assert signal_to_noise_db(wanted, output(simulated)) > 80
+
+
+def test_what_was_lowered_before_stays() -> None:
+    before, _ = lowered(quantized(network(MOBILE))[0])
+    assert as_computed(copied(before), PLACEMENT) == before
+
+
 def test_for_the_canonical_form_nothing_changes() -> None:
     canonical, _ = quantized(network(MOBILE))
     before = canonical.SerializeToString()
