@@ -29,6 +29,7 @@ from runtime import ort
 OURS = {
     "Lathe": "fold, int8",
     "Lathe, equalized": "fold, equalize, int8",
+    "Lathe, mse": "fold, int8(method=mse)",
     "Lathe, min_sqnr=20": "fold, int8(min_sqnr=20)",
     "Lathe, adaptive rounding": "fold, int8(rounding=adaptive)",
 }
