@@ -94,7 +94,7 @@ def build_all(run: "Run", targets: Sequence[OpenTarget]) -> None:
 
 def _lower(run: "Run", target: Target, config: Any, scratch: Path) -> tuple[Path, TargetRecord]:
     """The model as this target wants it, in a file, measured and judged by the accuracy gates."""
-    from optimizer.pipeline import judge
+    from optimizer.pipeline import judge, time_pair
 
     found, path = TargetRecord(target.name), scratch / target.name / "model.onnx"
     path.parent.mkdir()
@@ -104,7 +104,12 @@ def _lower(run: "Run", target: Target, config: Any, scratch: Path) -> tuple[Path
     if target.lowering is not None and run.original is not None and run.roles.evaluation is not None:
         quality = evaluate(ort.session(path), run.roles.evaluation, run.original, run.ui.status)
         found.quality = {key: quality[key] for key in QUALITY if key in quality}
-        run.record.gates.extend(judge(run.gates, run.record.baseline, found.quality, target.name, only=lambda metric: metric in QUALITY))
+    base = dict(run.record.baseline)
+    if target.timed and run.request.measure_latency:
+        run.ui.status(f"timing {target.name}")
+        base["latency"], found.quality["latency"] = time_pair(run, ort.session(run.request.model), path)
+        found.quality["base_latency"] = base["latency"]
+    run.record.gates.extend(judge(run.gates, base, found.quality, target.name, only=lambda metric: metric in found.quality))
     found.skips += [{"node": node, "reason": reason} for node, reason in target.check(model)]
     return path, found
 

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"optimize: {message}", markup=False)
+    Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"optimize: {message}", markup=False)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -118,7 +118,7 @@ def _compile(arguments: list[str]) -> int:
         if options.json:
             print(json.dumps(record.as_json(), indent=1))
         else:
-            terminal.show(record, Console(highlight=False, soft_wrap=True))
+            terminal.show(record, Console(highlight=False, emoji=False, soft_wrap=True))
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # `optimize ... | head`: rich exits with 1 there, but the gate's verdict is what counts
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's own flush at exit
@@ -158,7 +158,7 @@ def _passes(arguments: list[str]) -> int:
 
     from optimizer.report import reference
 
-    reference.show_passes(options.name, Console(highlight=False))
+    reference.show_passes(options.name, Console(highlight=False, emoji=False))
     return 0
 
 
@@ -167,7 +167,7 @@ def _targets(arguments: list[str]) -> int:
 
     from optimizer.report import reference
 
-    reference.show_targets(Console(highlight=False))
+    reference.show_targets(Console(highlight=False, emoji=False))
     return 0
 
 
@@ -179,7 +179,7 @@ def _inspect(arguments: list[str]) -> int:
     from optimizer.report import reference
     from runtime import model_file
 
-    reference.show_layers(model_file.load(options.model), Console(highlight=False))
+    reference.show_layers(model_file.load(options.model), Console(highlight=False, emoji=False))
     return 0
 
 
@@ -230,7 +230,7 @@ def _check(arguments: list[str]) -> int:
     if options.json:
         print(json.dumps([one.as_json() for one in found], indent=1))
     else:
-        reference.show_checks(found, Console(highlight=False))
+        reference.show_checks(found, Console(highlight=False, emoji=False))
     return 0
 
 

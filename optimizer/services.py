@@ -18,6 +18,8 @@ from runtime.training.hooks import hook_place
 from runtime.training.launch import parse_launch
 
 CALIBRATION_SAMPLES = 512
+FEW_SAMPLES = 16
+"""With fewer, a pass that calibrates warns."""
 NATURAL_REPEATS = 0.01
 """Share of equal samples up to which two sets count as different: large public sets have a few pictures twice."""
 
@@ -126,6 +128,15 @@ def check_needs(passes: list[Pass], roles: Roles, recipe: Recipe) -> None:
             require_torch(f"{instance.name}(rounding=adaptive)")
     if recipe.launch is not None:
         parse_launch(recipe.launch)
+
+
+def warnings(passes: list[Pass], roles: Roles) -> list[str]:
+    """What the data allows, but will hardly bring what was hoped for."""
+    count = None if roles.calibration is None else roles.calibration.count
+    if count is None or count >= FEW_SAMPLES:
+        return []
+    few = f"{count} calibration sample{'' if count == 1 else 's'}: what is measured on so few hardly holds for others; give 100 to 500"
+    return [few] if any({"calibrator", "runner"} & {*instance.needs} for instance in passes) else []
 
 
 def make_context(

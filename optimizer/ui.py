@@ -17,7 +17,7 @@ class Ui:
     """
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
-        self.console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self.console = Console(file=stream or sys.stderr, highlight=False, emoji=False, soft_wrap=True)
         self.quiet = quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from lathe import DataError, ModelError
 from runtime import model_file, ort
 from runtime.data import DataSource
-from runtime.data.source import fingerprint
+from runtime.data.source import IndexedSource, fingerprint
 from runtime.histogram import Histogram
 
 SAMPLED_VALUES = 1 << 20
@@ -90,7 +90,7 @@ class StreamingCalibrator:
                     if not histogram.add(values.pop(name), sampled * (end - start)):  # popped: memory for the next run
                         first, last = samples + min(start, count - 1), samples + min(end, count) - 1
                         raise DataError(
-                            f"tensor '{name}' holds NaN or infinity on calibration sample{f's {first} to' if first < last else ''} {last}; "
+                            f"tensor '{name}' holds NaN or infinity on {self._samples(first, last)}; "
                             "check the scale of the data and the model's weights"
                         )
                 start = end
@@ -113,6 +113,14 @@ class StreamingCalibrator:
             yield {name: feeds[name] if name in feeds else outputs[name] for name in tensors}
             samples += count
             self._tell(samples)
+
+    def _samples(self, first: int, last: int) -> str:
+        """A phrase for the samples that a run took from the `first` to the `last` place, as the data numbers them."""
+        if not isinstance(self.data, IndexedSource):
+            return f"calibration sample{f's {first} to' if first < last else ''} {last}"
+        order = next(self.data.row_batches(self.data.count, shuffle_seed=0))
+        found = [str(number) for number in sorted(self.data.numbers(order[first : last + 1]))]
+        return f"calibration sample{'' if len(found) == 1 else 's'} {' or '.join(filter(None, [', '.join(found[:-1]), found[-1]]))}"
 
     def _tell(self, samples: int) -> None:
         self.progress(f"calibrating: {samples} of at most {self.limit} samples")

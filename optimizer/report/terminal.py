@@ -47,7 +47,8 @@ def show(record: RunRecord, console: Console) -> None:
         if target.error:
             console.print(f"target {target.name}: FAILED: {target.error}", markup=False)
             continue
-        quality = ", ".join(f"{title} {shown(key, target.quality[key])}" for key, title in COLUMNS[:3] if key in target.quality)
+        timed = target.quality.get("base_latency")
+        quality = ", ".join(f"{title} {shown(key, target.quality[key], timed)}" for key, title in COLUMNS if key in target.quality)
         files = ", ".join(target.files)
         console.print(
             f"target {target.name}: {files} ({size(target.size_bytes)})" + (f"; as lowered: {quality}" if quality else ""), markup=False

@@ -100,6 +100,10 @@ class IndexedSource(DataSource):
     def identities(self, rows: np.ndarray) -> np.ndarray:
         """uint64 [n], equal for equal samples: a hash of the content, or of the file's place."""
 
+    def numbers(self, rows: np.ndarray) -> np.ndarray:
+        """What these samples are numbered, from 0, in the file or folder that they come from."""
+        return rows
+
     def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
         return map(self.read, self.row_batches(size, shuffle_seed))
 
@@ -126,6 +130,9 @@ class Subset(IndexedSource):
 
     def identities(self, rows: np.ndarray) -> np.ndarray:
         return self.whole.identities(self.rows[rows])
+
+    def numbers(self, rows: np.ndarray) -> np.ndarray:
+        return self.whole.numbers(self.rows[rows])
 
 
 class First(DataSource):

@@ -48,6 +48,8 @@ class Target:
     """Module in passes/lowering/ whose pass the driver runs on a copy of the model, just before `check` and `build`."""
     placement: ClassVar[Placement | None] = None
     """What the target runs in INT8; None if it only writes a file."""
+    timed: ClassVar[bool] = False
+    """ONNX Runtime on this CPU is what the lowered model is for: the latency to report and to judge is its, not the canonical form's."""
 
     @dataclass(frozen=True)
     class Config:

@@ -33,6 +33,7 @@ class OnnxRuntime(Target):
     help = "the model in the form that ONNX Runtime computes in INT8, for CPUs"
     lowering = "onnxruntime"
     placement = PLACEMENT
+    timed = True
 
     @dataclass(frozen=True)
     class Config(Target.Config):

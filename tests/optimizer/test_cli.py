@@ -285,6 +285,41 @@ def test_gate_command_judges_two_files(finished: Path, lenet5: Path, small_mnist
     assert "FAILED" in capsys.readouterr().out
 
 
+def test_what_onnx_runtime_runs_is_timed_and_judged_in_its_own_form(
+    lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(lenet5), "--passes", "fold,int8", *data_arguments(small_mnist), "--target", "ort", "--out", str(tmp_path)]
+    assert main([*arguments, "--gate", "latency ratio >= 0.0001"]) == 0
+    printed = capsys.readouterr().out
+    assert "gate passed (ort)  latency ratio" in printed
+    assert "gate passed (model)" not in printed
+    report = json.loads((tmp_path / "report.json").read_text())
+    jsonschema.validate(report, json.loads((ROOT / "docs" / "report.schema.json").read_text()))
+    quality = report["targets"][0]["quality"]
+    assert f"latency {quality['latency']:.2f} ms" in printed
+    assert main([*arguments, "--gate", "latency ratio >= 1000"]) == 3
+    assert "gate FAILED (ort)" in capsys.readouterr().out
+
+
+def test_names_between_colons_are_printed_as_they_are(
+    lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", f"{small_mnist}:train", "--preprocess", "scale=1/255"]
+    assert main([str(lenet5), "--passes", "fold", *data, "--quiet", "--no-latency", "--out", str(tmp_path)]) == 0
+    assert f"{small_mnist}:train: split at random" in capsys.readouterr().out
+
+
+def test_an_operator_that_onnx_runtime_lacks_is_told_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("Frobnicate", ["x"], ["y"], domain="com.acme")
+    graph = onnx.helper.make_graph([node], "g", [value("x", 1, ["n", 4])], [value("y", 1, ["n", 4])])
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.acme", 1)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "model.onnx")
+    line = refused(capsys, [str(tmp_path / "model.onnx"), "--passes", "fold", "--quiet", "--out", str(tmp_path / "out")])
+    assert "com.acme:Frobnicate" in line
+    assert line.endswith("export the model with operators of the ONNX standard")
+
+
 def test_json_prints_the_record_alone(lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(lenet5), "--passes", "fold", "--json", "--quiet", "--out", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "report.json").read_text())

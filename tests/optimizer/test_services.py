@@ -7,7 +7,8 @@ import onnx
 import pytest
 
 from optimizer.recipe import Recipe
-from optimizer.services import CALIBRATION_SAMPLES, open_roles
+from optimizer.services import CALIBRATION_SAMPLES, open_roles, warnings
+from passes.registry import all_passes
 from tests.builders import build
 
 
@@ -29,3 +30,13 @@ def test_a_function_calibrates_with_its_first_samples(tmp_path: Path) -> None:
     data.write_text("import numpy as np\ndef batches():\n    while True:\n        yield {'x': np.ones((4, 2), np.float32)}\n")
     notes = open_roles(Recipe(calibration=f"{data}:batches"), model()).notes
     assert notes == [f"calibration: {data}:batches, the first {CALIBRATION_SAMPLES} samples at most"]
+
+
+@pytest.mark.parametrize("count, told", [(1, "1 calibration sample:"), (15, "15 calibration samples:"), (16, "")])
+def test_few_calibration_samples_are_warned_of_where_they_are_needed(count: int, told: str, tmp_path: Path) -> None:
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.random.default_rng(0).standard_normal((count, 2)).astype(np.float32))
+    roles = open_roles(Recipe(calibration=str(data)), model())
+    passes = all_passes()
+    assert [line.startswith(told) for line in warnings([passes["int8"]()], roles)] == [True] * bool(told)
+    assert warnings([passes["fold"]()], roles) == []

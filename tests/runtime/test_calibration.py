@@ -1,6 +1,7 @@
 """Streamed statistics: equal to those of all values at once, of the right tensors, or refused with a reason."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,7 +11,8 @@ from onnx.reference import ReferenceEvaluator
 from lathe import DataError, ModelError
 from runtime import calibration, model_file, ort
 from runtime.calibration import REMEMBERED_MODELS, StreamingCalibrator
-from runtime.data import Batch, DataSource
+from runtime.data import Batch, DataSource, model_inputs, open_source
+from runtime.data.source import IndexedSource, Subset
 
 
 class Arrays(DataSource):
@@ -260,6 +262,20 @@ def test_a_late_infinity_is_told_with_its_samples() -> None:
     ordered.arrays["x"][place] = np.nan
     with pytest.raises(DataError, match="calibration samples 8 to 11;"):
         StreamingCalibrator(ordered).statistics(mlp(), ["h"])
+
+
+def test_an_infinity_is_told_with_the_numbers_that_its_samples_have_in_the_file(tmp_path: Path) -> None:
+    order = np.random.default_rng(0).permutation(12)
+    samples, place = SAMPLES[:12].copy(), order[9]
+    samples[place] = np.inf
+    np.savez(tmp_path / "data.npz", x=samples)
+    whole = open_source(str(tmp_path / "data.npz"), model_inputs(mlp()), None, None)
+    assert isinstance(whole, IndexedSource)
+    *first, last = map(str, sorted(order[8:]))
+    with pytest.raises(DataError, match=f"on calibration samples {', '.join(first)} or {last};"):
+        StreamingCalibrator(whole).statistics(mlp(), ["h"])
+    with pytest.raises(DataError, match=f"on calibration sample {place};"):
+        StreamingCalibrator(Subset(whole, np.array([place]))).statistics(mlp(), ["h"])
 
 
 def test_outputs_held_at_once_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
