@@ -128,6 +128,8 @@ class Int8(Pass):
                 skip(weight, left[weight.name], report)
         if self.goal:
             report.metrics["left_in_float"] = len(left)
+            if chosen and len(left) == len(chosen):
+                report.warnings.append(f"no layer can be INT8 at {self.goal}: all stay in float")
         return [weight for weight in chosen if weight.name not in left]
 
     def _choose(self, graph: Graph, context: Context, report: PassReport) -> list[Weight]:

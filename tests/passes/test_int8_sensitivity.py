@@ -105,6 +105,7 @@ def test_a_goal_in_decibels() -> None:
 
 def test_a_goal_that_int8_cannot_meet_leaves_everything() -> None:
     result, report = apply(build(NET, **BAD), min_sqnr=150)
+    assert report.warnings == ["no layer can be INT8 at min_sqnr=150: all stay in float"]
     assert report.metrics["left_in_float"] == 4
     assert "QuantizeLinear" not in Form(result).ops()
     assert not report.edits
