@@ -26,7 +26,7 @@ class Retrain(Pass):
 
     name = "retrain"
     needs = ("trainer",)
-    before = {"float16": "PyTorch trains float16 5 to 12 times slower on a CPU, to no better a network; put float16 last"}
+    before = {"float16": "PyTorch trains float16 far slower on a CPU, to no better a network; put float16 last"}
 
     @dataclass(frozen=True)
     class Config(TrainingOptions):
