@@ -211,9 +211,6 @@ def _step(state: Run, index: int) -> None:
         after, report = apply_pass(instance, state.model, state.context)
     except LatheError as error:
         raise type(error)(f"step {index + 1}, {call.name}: {error}") from error
-    for warning in report.warnings:
-        state.record.warnings.append(f"step {index + 1}, {call.name}: {warning}")
-        state.ui.note(f"warning: {state.record.warnings[-1]}")
     if after is not state.model:
         contract.check_structure(state.model, after, instance.name)
     state.model = after
@@ -222,12 +219,17 @@ def _step(state: Run, index: int) -> None:
     model_file.save(state.model, path)
     try:
         session = ort.session(path, lean=state.large and state.roles.evaluation is None)
+        if ort.is_helped(session):
+            report.warnings.append(ort.HELPED)
         outputs = ort.run(session, state.feeds)
         if instance.lossless:
             contract.check_outputs(expected, outputs, type(instance))
     except (ModelError, lathe.ContractError) as error:
         path.unlink()
         raise lathe.ContractError(f"step {index + 1}, {call.name}: {error}") from error
+    for warning in report.warnings:
+        state.record.warnings.append(f"step {index + 1}, {call.name}: {warning}")
+        state.ui.note(f"warning: {state.record.warnings[-1]}")
     size = model_file.inspect_file(path).size_bytes
     quality = measure(state.model).as_metrics() | {"size": float(size)}
     if state.roles.evaluation is not None and state.original is not None:

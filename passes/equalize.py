@@ -7,7 +7,7 @@ A scale runs through all that commutes with it, and to every reader: pooling, re
 grouped convolutions, normalizations (passes/graph/equalizable.py). s = P^alpha / R^(1 - alpha), where R is the range of the weights that
 read the channel, and P that of the weights that write it, or with activations=true the channel's own on the calibration data.
 With clip=drop a Clip becomes a Relu if at most 1 in 10,000 calibration values are above its upper bound: a network that uses its bounds
-computes something else without them. clip=channels wants activations=true: by weights alone, channels that a ReLU6 has made alike come apart.
+computes something else without them. clip=channels wants activations=true: by weights alone, channels that ReLU6 has made alike come apart.
 Sources: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, sections 4.1 and 5.1.1 (for
 clip=drop); Xiao et al., "SmoothQuant", ICML 2023, section 4.
 """

@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU: sessions, outputs, and latency that can be compared."""
 
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,13 @@ DTYPES = {
 
 SERIALIZED_LIMIT_BYTES = 2**31 - 1
 """Of a model that is given as bytes; protobuf's limit."""
+
+_HELPED: "weakref.WeakSet[onnxruntime.InferenceSession]" = weakref.WeakSet()
+
+HELPED = (
+    "ONNX Runtime loads this model only without its QDQPropagationTransformer (disabled_optimizers=[...] of InferenceSession), "
+    "which breaks INT8 pairs at opset 21 and above; what the target ort builds loads as it is"
+)
 
 _BROKEN_PAIR = "output_dtype INT8 does not match y_zero_point type UINT8"
 
@@ -92,6 +100,11 @@ def write_optimized(model: Path, path: Path, portable: bool = False) -> None:
         _open(_source(model), options)
 
 
+def is_helped(session: onnxruntime.InferenceSession) -> bool:
+    """Whether ONNX Runtime by itself would have refused the session's model; HELPED says why."""
+    return session in _HELPED
+
+
 def _open(source: bytes | str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     """Without ONNX Runtime's moving of pairs where that breaks: beyond a Reshape, from opset 21 on, it gives INT8 a zero-point of UINT8."""
     try:
@@ -99,9 +112,11 @@ def _open(source: bytes | str, options: onnxruntime.SessionOptions) -> onnxrunti
     except _REFUSALS as error:
         if _BROKEN_PAIR not in str(error):
             raise
-        return onnxruntime.InferenceSession(
+        opened = onnxruntime.InferenceSession(
             source, options, providers=["CPUExecutionProvider"], disabled_optimizers=["QDQPropagationTransformer"]
         )
+        _HELPED.add(opened)
+        return opened
 
 
 def _source(model: onnx.ModelProto | bytes | str | Path) -> bytes | str:
