@@ -1,10 +1,12 @@
-"""How much of ONNX the PyTorch bridge runs: the cases and models that the onnx package ships, and Lathe's own models.
+"""How much of ONNX the PyTorch bridge runs: the cases and models that the onnx package ships, and Lathe's
+own models.
 
     python benchmarks/bridge_coverage.py [--no-models]
 
-Writes docs/operators.md. A case passes if shape and element type are those of the reference and every value is within 1e-4 of the largest
-magnitude of the reference tensor (float16 and bfloat16: one unit in the last place, 9.8e-4 and 7.8e-3). A float case has a tensor of
-float32, float64, float16 or bfloat16 among its inputs and outputs, and none of a type that PyTorch lacks.
+Writes docs/operators.md. A case passes if shape and element type are those of the reference and every value
+is within 1e-4 of the largest magnitude of the reference tensor (float16 and bfloat16: one unit in the last
+place, 9.8e-4 and 7.8e-3). A float case has a tensor of float32, float64, float16 or bfloat16 among its
+inputs and outputs, and none of a type that PyTorch lacks.
 """
 
 import argparse
@@ -25,12 +27,12 @@ from onnx.backend.test.case.node import collect_testcases
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from runtime import ort
-from runtime.model_file import OPSETS
-from runtime.torch_bridge import GraphModule, unsupported
-from runtime.torch_bridge.arrays import FLOATS, carried, to_numpy, to_torch
-from runtime.torch_bridge.registry import NEWEST_OPSET, operators
-from runtime.torch_bridge.scope import LIMITS, REASONS
+from onnx_lathe.runtime.files.model_file import OPSETS
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.torch_bridge import GraphModule, unsupported
+from onnx_lathe.runtime.torch_bridge.arrays import FLOATS, carried, to_numpy, to_torch
+from onnx_lathe.runtime.torch_bridge.registry import NEWEST_OPSET, operators
+from onnx_lathe.runtime.torch_bridge.scope import LIMITS, REASONS
 
 DOCUMENT = ROOT / "docs" / "operators.md"
 DATA = Path(onnx.__file__).parent / "backend" / "test" / "data"
@@ -59,7 +61,10 @@ BEYOND_FLOOR = ("attention", "loss", "quantization")
 """Families that convolution networks, perceptrons and plain vision transformers do without."""
 DIFFERENT = {
     **dict.fromkeys(
-        ("test_resize_downsample_scales_cubic_align_corners", "test_resize_downsample_scales_linear_align_corners"),
+        (
+            "test_resize_downsample_scales_cubic_align_corners",
+            "test_resize_downsample_scales_linear_align_corners",
+        ),
         "the reference divides by scale x length - 1; here, as in ONNX Runtime, by the real length of the output - 1",
     ),
     **dict.fromkeys(
@@ -87,19 +92,29 @@ class Result(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--no-models", action="store_true", help="leave the models' part of the document as it is")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--no-models", action="store_true", help="leave the models' part of the document as it is"
+    )
     options = parser.parse_args()
     results = node_cases()
     before = DOCUMENT.read_text(encoding="utf-8").partition("## Models")[2] if DOCUMENT.exists() else ""
     models = f"## Models{before}" if options.no_models else model_part()
     DOCUMENT.write_text(operator_part(results) + models, encoding="utf-8")
-    print(f"{DOCUMENT.relative_to(ROOT)}: {share(under_floor(results))} float cases of the families that the floor covers pass")
+    print(
+        f"{DOCUMENT.relative_to(ROOT)}: {share(under_floor(results))} float cases of the families that the floor covers pass"
+    )
 
 
 def under_floor(results: Iterable[Result]) -> list[Result]:
     """The float cases of the families that the floor covers."""
-    return [result for result in results if result.is_float and result.family and result.family not in BEYOND_FLOOR]
+    return [
+        result
+        for result in results
+        if result.is_float and result.family and result.family not in BEYOND_FLOOR
+    ]
 
 
 def share(results: Sequence[Result]) -> str:
@@ -116,7 +131,9 @@ def collected() -> list[Any]:
 
 @cache
 def node_cases(expanded: bool = False) -> list[Result]:
-    """Every single-operator case of the onnx package; or those in which an operator is written as a graph of others ("expanded")."""
+    """Every single-operator case of the onnx package; or those in which an operator is written as a graph
+    of others ("expanded").
+    """
     return [measure(case) for case in collected() if ("_expanded" in case.name) == expanded]
 
 
@@ -126,7 +143,11 @@ def measure(case: Any) -> Result:
     family = next((operator.build.__module__.rpartition(".")[2] for operator in builders.values()), "")
     tensors = [value for inputs, outputs in case.data_sets for value in (*inputs, *outputs)]
     refused = ", ".join(dict.fromkeys(str(item.op) for item in unsupported(case.model)))
-    wrong = "" if refused else next(filter(None, (compare(case.model, *map(arrays, pair)) for pair in case.data_sets)), "")
+    wrong = (
+        ""
+        if refused
+        else next(filter(None, (compare(case.model, *map(arrays, pair)) for pair in case.data_sets)), "")
+    )
     return Result(case.name, node.op_type, family, is_float(tensors), refused, wrong)
 
 
@@ -145,7 +166,10 @@ def element_type(tensor: Any) -> int:
 
 
 def arrays(values: Iterable[Any]) -> list[np.ndarray]:
-    return [numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value) for value in values]
+    return [
+        numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value)
+        for value in values
+    ]
 
 
 def compare(model: onnx.ModelProto, inputs: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> str:
@@ -153,7 +177,9 @@ def compare(model: onnx.ModelProto, inputs: Sequence[np.ndarray], wanted: Sequen
     with torch.no_grad():
         results = GraphModule(model)(*map(to_torch, inputs))
     results = results if isinstance(results, tuple) else (results,)
-    return next(filter(None, (difference(result, want) for result, want in zip(results, wanted, strict=True))), "")
+    return next(
+        filter(None, (difference(result, want) for result, want in zip(results, wanted, strict=True))), ""
+    )
 
 
 def difference(result: torch.Tensor, want: np.ndarray) -> str:
@@ -167,8 +193,14 @@ def difference(result: torch.Tensor, want: np.ndarray) -> str:
     finite = np.isfinite(target)
     if not np.array_equal(got[~finite], target[~finite], equal_nan=True):
         return "other infinities or NaNs"
-    error = np.abs(got[finite] - target[finite]).max(initial=0) / max(np.abs(target[finite]).max(initial=0), 1e-3)
-    allowed = max(TOLERANCE, torch.finfo(result.dtype).eps) if result.dtype in (torch.float16, torch.bfloat16) else TOLERANCE
+    error = np.abs(got[finite] - target[finite]).max(initial=0) / max(
+        np.abs(target[finite]).max(initial=0), 1e-3
+    )
+    allowed = (
+        max(TOLERANCE, torch.finfo(result.dtype).eps)
+        if result.dtype in (torch.float16, torch.bfloat16)
+        else TOLERANCE
+    )
     return "" if error <= allowed else f"relative error {error:.1e}"
 
 
@@ -211,7 +243,11 @@ def operator_part(results: Sequence[Result]) -> str:
 
 def table(header: str, rows: Iterable[Sequence[object]]) -> list[str]:
     titles = header.split("|")
-    return [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles), *(f"| {' | '.join(map(str, row))} |" for row in rows)]
+    return [
+        f"| {' | '.join(titles)} |",
+        "|" + "---|" * len(titles),
+        *(f"| {' | '.join(map(str, row))} |" for row in rows),
+    ]
 
 
 def members() -> dict[str, list[str]]:
@@ -225,7 +261,9 @@ def members() -> dict[str, list[str]]:
 def family_rows(by_op: dict[str, list[Result]]) -> Iterator[Sequence[object]]:
     for family, names in members().items():
         results = [result for name in names for result in by_op[name]]
-        counts = [share([result for result in results if result.is_float == is_float]) for is_float in (True, False)]
+        counts = [
+            share([result for result in results if result.is_float == is_float]) for is_float in (True, False)
+        ]
         yield FAMILIES[family], len(names), *counts
 
 
@@ -234,7 +272,12 @@ def operator_tables(by_op: dict[str, list[Result]]) -> Iterator[str]:
         yield f"## {FAMILIES[family][0].upper()}{FAMILIES[family][1:]}"
         yield ""
         rows = [
-            (name, versions(name), *(share([r for r in by_op[name] if r.is_float == kind]) for kind in (True, False)), LIMITS.get(name, ""))
+            (
+                name,
+                versions(name),
+                *(share([r for r in by_op[name] if r.is_float == kind]) for kind in (True, False)),
+                LIMITS.get(name, ""),
+            )
             for name in names
         ]
         yield from table("operator|versions (opset)|float cases|other cases|refused", rows)
@@ -245,7 +288,9 @@ def versions(name: str) -> str:
     """The operator's versions in the standard that the bridge runs."""
     first = min(operators()["", name])
     every = {
-        schema.since_version: schema for schema in onnx.defs.get_all_schemas_with_history() if (schema.domain, schema.name) == ("", name)
+        schema.since_version: schema
+        for schema in onnx.defs.get_all_schemas_with_history()
+        if (schema.domain, schema.name) == ("", name)
     }
     known = [since for since in sorted(every) if since <= NEWEST_OPSET and not every[since].deprecated]
     return ", ".join(str(since) for since in known if since >= first)
@@ -262,14 +307,18 @@ def failure_rows(results: Sequence[Result]) -> Iterator[Sequence[object]]:
     groups: dict[str, list[str]] = defaultdict(list)
     for result in results:
         if result.family and not result.passed:
-            groups[f"refused: {result.refused}" if result.refused else DIFFERENT.get(result.case, result.wrong)].append(result.case)
+            groups[
+                f"refused: {result.refused}" if result.refused else DIFFERENT.get(result.case, result.wrong)
+            ].append(result.case)
     return ((", ".join(cases), why) for why, cases in sorted(groups.items()))
 
 
 def model_part() -> str:
     rows = [stored(folder) for folder in ("pytorch-converted", "pytorch-operator", "simple")]
     rows += [against_runtime(path, random_weights(path)) for path in sorted((DATA / "light").glob("*.onnx"))]
-    rows += [against_runtime(path, onnx.load(path)) for path in sorted((ROOT / "models").glob("*/model.onnx"))]
+    rows += [
+        against_runtime(path, onnx.load(path)) for path in sorted((ROOT / "models").glob("*/model.onnx"))
+    ]
     lines = [
         "## Models",
         "",
@@ -290,7 +339,9 @@ def stored(folder: str) -> tuple[str, str, str]:
         if refused:
             failed.append(f"{path.parent.name.removeprefix('test_')} ({', '.join(refused)})")
             continue
-        wrong = compare(model, *(read_tensors(path.parent / "test_data_set_0", kind) for kind in ("input", "output")))
+        wrong = compare(
+            model, *(read_tensors(path.parent / "test_data_set_0", kind) for kind in ("input", "output"))
+        )
         if wrong:
             failed.append(f"{path.parent.name} ({wrong})")
     return folder, f"{len(paths) - len(failed)} of {len(paths)}", ", ".join(failed)
@@ -302,12 +353,16 @@ def read_tensors(folder: Path, kind: str) -> list[np.ndarray]:
 
 
 def random_weights(path: Path) -> onnx.ModelProto:
-    """The model with random weights, scaled by how many values each sum has, for those that it computes as constants of a shape."""
+    """The model with random weights, scaled by how many values each sum has, for those that it computes as
+    constants of a shape.
+    """
     model, generator = onnx.load(path), np.random.default_rng(0)
     shapes = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for node in [node for node in model.graph.node if node.op_type == "ConstantOfShape"]:
         shape = shapes[node.input[0]]
-        weight = generator.standard_normal(shape, np.float32) * np.float32(np.sqrt(2 / max(np.prod(shape[1:]), 1)))
+        weight = generator.standard_normal(shape, np.float32) * np.float32(
+            np.sqrt(2 / max(np.prod(shape[1:]), 1))
+        )
         model.graph.initializer.append(numpy_helper.from_array(weight, node.output[0]))
         model.graph.node.remove(node)
     return model

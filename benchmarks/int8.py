@@ -1,11 +1,13 @@
-"""Post-training INT8 against its peers: the same calibration data, the same runtime (ONNX Runtime on the CPU, one thread).
+"""Post-training INT8 against its peers: the same calibration data, the same runtime (ONNX Runtime on the
+CPU, one thread).
 
     python benchmarks/int8.py [accuracy calibration] --peers PEERS/bin/python [--only NETWORK ...] [--data-dir DIR] [--out DIR]
 
 accuracy     seven networks, as each peer's settings quantize them and as Lathe does by default: what is lost, how much faster, what it took
 calibration  time and memory of calibrating an EfficientNet-Lite0, by every method, against running the float network over the same data
 
---peers is the Python of an environment with int8_peers.txt; without it the peers are left out. Files that are there are not made again.
+--peers is the Python of an environment with int8_peers.txt; without it the peers are left out. Files that
+are there are not made again.
 """
 
 import argparse
@@ -22,9 +24,9 @@ from int8_networks import Network, networks
 from int8_peers import SETTINGS
 from sets import ROOT, parser_of, run_sections
 
-from lathe import ModelError
-from passes.numerics.affine import signal_to_noise_db
-from runtime import ort
+from onnx_lathe.errors import ModelError
+from onnx_lathe.passes.numerics.quantization.affine import signal_to_noise_db
+from onnx_lathe.runtime.running import ort
 
 OURS = {
     "Lathe": "fold, int8",
@@ -43,7 +45,9 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, help="Python of the peers' environment")
     parser.add_argument("--only", nargs="+", help="networks to measure")
     rows = [*SETTINGS, *OURS]
-    parser.add_argument("--settings", nargs="+", default=rows, choices=rows, metavar="S", help="rows to measure")
+    parser.add_argument(
+        "--settings", nargs="+", default=rows, choices=rows, metavar="S", help="rows to measure"
+    )
     run_sections(parser, sections)
 
 
@@ -57,27 +61,53 @@ def accuracy(options: argparse.Namespace) -> None:
             images = arrays[f"evaluation/{network.input}"]
             labels = arrays.get("evaluation/labels")
         reference = outputs(network.model, network.input, images)
-        original = "" if labels is None else f", top-1 {100 * np.mean(reference.argmax(-1) == labels):.2f} % in float"
+        original = (
+            ""
+            if labels is None
+            else f", top-1 {100 * np.mean(reference.argmax(-1) == labels):.2f} % in float"
+        )
         print(f"\n{network.name}{original}, {len(images):,} samples\n")
-        print("| | points lost | agreement | SQNR | latency of float's | file of float's | seconds | peak memory |")
+        print(
+            "| | points lost | agreement | SQNR | latency of float's | file of float's | seconds | peak memory |"
+        )
         print("|---|---|---|---|---|---|---|---|", flush=True)
         for name in options.settings:
             if name in SETTINGS and not options.peers:
                 continue
-            made = by_peer(options.peers, name, network, folder) if name in SETTINGS else by_lathe(name, network, folder)
-            cells = judged(made, network, images, labels, reference) if "file" in made else [made["failed"], *[""] * 6]
+            made = (
+                by_peer(options.peers, name, network, folder)
+                if name in SETTINGS
+                else by_lathe(name, network, folder)
+            )
+            cells = (
+                judged(made, network, images, labels, reference)
+                if "file" in made
+                else [made["failed"], *[""] * 6]
+            )
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def judged(made: dict[str, Any], network: Network, images: np.ndarray, labels: np.ndarray | None, reference: np.ndarray) -> list[str]:
+def judged(
+    made: dict[str, Any],
+    network: Network,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    reference: np.ndarray,
+) -> list[str]:
     try:
         found = outputs(made["file"], network.input, images)
     except ModelError as error:  # a peer's file that ONNX Runtime refuses is a result
         return [f"{str(error)[:120]}", *[""] * 6]
-    lost = 100 * (np.mean(reference.argmax(-1) == labels) - np.mean(found.argmax(-1) == labels)) if labels is not None else None
+    lost = (
+        100 * (np.mean(reference.argmax(-1) == labels) - np.mean(found.argmax(-1) == labels))
+        if labels is not None
+        else None
+    )
     quality = signal_to_noise_db(reference, found)
     sessions = [ort.session(path, threads=1) for path in (network.model, made["file"])]
-    slow, fast = ort.latency_pair(sessions[0], sessions[1], {network.input: images[:1]}, budget_s=4.0, most=2000)
+    slow, fast = ort.latency_pair(
+        sessions[0], sessions[1], {network.input: images[:1]}, budget_s=4.0, most=2000
+    )
     return [
         "" if lost is None else f"{lost:.2f}",
         f"{100 * np.mean(reference.argmax(-1) == found.argmax(-1)):.2f} %",
@@ -93,7 +123,9 @@ def outputs(model: Path, source: str, images: np.ndarray) -> np.ndarray:
     """The first output over all images."""
     session = ort.session(model, threads=1)
     name = session.get_outputs()[0].name
-    return np.concatenate([ort.run(session, {source: images[i : i + BATCH]})[name] for i in range(0, len(images), BATCH)])
+    return np.concatenate(
+        [ort.run(session, {source: images[i : i + BATCH]})[name] for i in range(0, len(images), BATCH)]
+    )
 
 
 def by_peer(python: Path, setting: str, network: Network, folder: Path) -> dict[str, Any]:
@@ -102,11 +134,25 @@ def by_peer(python: Path, setting: str, network: Network, folder: Path) -> dict[
     note, file = folder / f"{stem}.json", folder / f"{stem}.onnx"
     if not note.exists():
         script = Path(__file__).with_name("int8_peers.py")
-        command = [str(python), str(script), setting, str(network.model), str(network.data), network.input, str(file)]
+        command = [
+            str(python),
+            str(script),
+            setting,
+            str(network.model),
+            str(network.data),
+            network.input,
+            str(file),
+        ]
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
-        lines = (run.stdout if run.returncode == 0 else run.stderr).strip().splitlines() or [f"exit code {run.returncode}"]
-        note.write_text(lines[-1] if run.returncode == 0 else json.dumps({"failed": f"failed: {lines[-1][:120]}"}))
+        run = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=folder, env=environment
+        )
+        lines = (run.stdout if run.returncode == 0 else run.stderr).strip().splitlines() or [
+            f"exit code {run.returncode}"
+        ]
+        note.write_text(
+            lines[-1] if run.returncode == 0 else json.dumps({"failed": f"failed: {lines[-1][:120]}"})
+        )
     result: dict[str, Any] = json.loads(note.read_text())
     return result if "failed" in result else {**result, "file": file}
 
@@ -117,7 +163,9 @@ def by_lathe(name: str, network: Network, folder: Path) -> dict[str, Any]:
     record, peak = run_lathe(network, passes, out, "--target", "ort")
     note = out / "took.json"
     if record is not None:
-        note.write_text(json.dumps({"seconds": sum(step["seconds"] for step in record["steps"]), "peak_mb": peak}))
+        note.write_text(
+            json.dumps({"seconds": sum(step["seconds"] for step in record["steps"]), "peak_mb": peak})
+        )
     return {**json.loads(note.read_text()), "file": out / "model.ort.onnx"}
 
 
@@ -126,11 +174,29 @@ def run_lathe(network: Network, passes: str, out: Path, *more: str) -> tuple[dic
     if (out / "took.json").exists():
         return None, 0.0
     command = [sys.executable, "-m", "optimizer", str(network.model), "--passes", passes]
-    command += ["--calibration", f"{network.data}:calibration", "--no-latency", "--json", "--quiet", "--out", str(out), *more]
-    before = subprocess.run([sys.executable, "-c", PROBE, "-c", "import optimizer.pipeline"], cwd=ROOT, capture_output=True, check=True)
-    run = subprocess.run([sys.executable, "-c", PROBE, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    command += [
+        "--calibration",
+        f"{network.data}:calibration",
+        "--no-latency",
+        "--json",
+        "--quiet",
+        "--out",
+        str(out),
+        *more,
+    ]
+    before = subprocess.run(
+        [sys.executable, "-c", PROBE, "-c", "import onnx_lathe.optimizer.pipeline"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", PROBE, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if run.returncode:
-        raise SystemExit(f"{network.name}: optimize ended with exit code {run.returncode}: {run.stderr[-500:]}")
+        raise SystemExit(
+            f"{network.name}: optimize ended with exit code {run.returncode}: {run.stderr[-500:]}"
+        )
     return json.loads(run.stdout), (kilobytes(run.stderr) - kilobytes(before.stderr.decode())) / 1024
 
 
@@ -155,7 +221,9 @@ def calibration(options: argparse.Namespace) -> None:
     for index in range(0, len(images), 4):
         session.run(None, {network.input: images[index : index + 4]})
     plain = time.perf_counter() - started
-    print(f"| EfficientNet-Lite0, {len(images)} images of 224 x 224 | seconds | times the float run | peak memory | floor |")
+    print(
+        f"| EfficientNet-Lite0, {len(images)} images of 224 x 224 | seconds | times the float run | peak memory | floor |"
+    )
     print("|---|---|---|---|---|")
     print(f"| running the float network, batches of 4 | {plain:.1f} | 1 | | |")
     for method in METHODS:
@@ -164,7 +232,10 @@ def calibration(options: argparse.Namespace) -> None:
         record, peak = run_lathe(network, f"fold, int8(method={method}, bias_correction=false)", out)
         assert record is not None
         taken = record["steps"][-1]["seconds"]
-        print(f"| int8(method={method}) | {taken:.1f} | {taken / plain:.2f} | {peak:.0f} MB | 2 times and 2 s; 1 GB |", flush=True)
+        print(
+            f"| int8(method={method}) | {taken:.1f} | {taken / plain:.2f} | {peak:.0f} MB | 2 times and 2 s; 1 GB |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""One calibration in a process of its own, for its peak memory; started by int8_large.py. Prints the seconds that int8 took.
+"""One calibration in a process of its own, for its peak memory; started by int8_large.py. Prints the
+seconds that int8 took.
 
     python benchmarks/int8_calibrate.py MODEL DATA.npz METHOD SAMPLES CORRECT
 
@@ -10,14 +11,15 @@ import time
 
 import onnx
 
-from passes.base import Context, configure
-from passes.fold import Fold
-from passes.graph.model import import_model
-from passes.int8 import Int8
-from runtime.calibration import StreamingCalibrator
-from runtime.data import open_source
-from runtime.signature import model_inputs
-from runtime.targets.onnxruntime import PLACEMENT
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.fold.fold import Fold
+from onnx_lathe.passes.graph.model import import_model
+from onnx_lathe.passes.int8.int8 import Int8
+from onnx_lathe.runtime.data import open_source
+from onnx_lathe.runtime.files.signature import model_inputs
+from onnx_lathe.runtime.running.calibration import StreamingCalibrator
+from onnx_lathe.runtime.targets.ort.ort import PLACEMENT
 
 path, data, method, samples, correct = sys.argv[1:]
 model = onnx.load(path)

@@ -1,4 +1,5 @@
-"""The networks that int8.py measures: three of this repository, and four pretrained ones that packages on PyPI carry.
+"""The networks that int8.py measures: three of this repository, and four pretrained ones that packages on
+PyPI carry.
 
 | network | from | evaluated by |
 |---|---|---|
@@ -30,7 +31,9 @@ WORDS = "the quick brown fox jumps over lazy dogs while seven wizards brew potio
 
 @dataclass(frozen=True)
 class Network:
-    """Files: the ONNX model, and .npz with parts `calibration` and `evaluation`: images as the model takes them and, if known, `labels`."""
+    """Files: the ONNX model, and .npz with parts `calibration` and `evaluation`: images as the model takes
+    them and, if known, `labels`.
+    """
 
     name: str
     model: Path
@@ -54,7 +57,11 @@ def _own(name: str, folder: str, out: Path, data_dir: str | None) -> Network:
     if not path.exists():
         with np.load(data_file(kind, out, data_dir)) as arrays:
             train, test, labels = arrays["train/image"], arrays["eval/image"], arrays["eval/labels"]
-        parts = {"calibration": scaled(train[:CALIBRATION], kind), "evaluation": scaled(test, kind), "labels": labels}
+        parts = {
+            "calibration": scaled(train[:CALIBRATION], kind),
+            "evaluation": scaled(test, kind),
+            "labels": labels,
+        }
         _save(path, "image", parts)
     return Network(name, ROOT / "models" / folder / "model.onnx", path, "image")
 
@@ -85,7 +92,17 @@ def _wheel(requirement: str, out: Path) -> Path:
     stem = requirement.replace("==", "-").replace("-", "_")
     folder = out / stem
     if not folder.exists():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            str(folder),
+            requirement,
+        ]
         subprocess.run(command, check=True)
     return next(folder.glob("*.whl"))
 
@@ -111,12 +128,17 @@ def _enlarged(out: Path, data_dir: str | None) -> dict[str, np.ndarray]:
     with np.load(data_file("cifar10", out, data_dir)) as arrays:
         parts = {"calibration": arrays["train/image"][:CALIBRATION], "evaluation": arrays["eval/image"][:500]}
 
-    return {name: (np.stack([enlarged(image) for image in images]).astype(np.float32) - 127) / 128 for name, images in parts.items()}
+    return {
+        name: (np.stack([enlarged(image) for image in images]).astype(np.float32) - 127) / 128
+        for name, images in parts.items()
+    }
 
 
 def enlarged(image: np.ndarray) -> np.ndarray:
     """uint8 [3, 224, 224]."""
-    return np.asarray(Image.fromarray(image.transpose(1, 2, 0)).resize((224, 224), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    return np.asarray(
+        Image.fromarray(image.transpose(1, 2, 0)).resize((224, 224), Image.Resampling.BICUBIC)
+    ).transpose(2, 0, 1)
 
 
 def _sentence(generator: np.random.Generator, words: int) -> str:
@@ -131,15 +153,23 @@ def _written(generator: np.random.Generator, size: tuple[int, int], lines: int, 
     for line in range(lines):
         place = (int(generator.integers(2, 12)), int((line + 0.15) * size[1] / lines))
         draw.text(place, _sentence(generator, 12), fill=tuple(map(int, ink)), font=font)
-    noisy = np.asarray(image).astype(np.float32) + generator.normal(0, generator.uniform(0, 25), (size[1], size[0], 3))
+    noisy = np.asarray(image).astype(np.float32) + generator.normal(
+        0, generator.uniform(0, 25), (size[1], size[0], 3)
+    )
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
-def _labelled(draw: Callable[[np.random.Generator, int], np.ndarray], classes: int, count: int) -> dict[str, np.ndarray]:
+def _labelled(
+    draw: Callable[[np.random.Generator, int], np.ndarray], classes: int, count: int
+) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
     labels = generator.integers(0, classes, CALIBRATION + count)
     images = np.stack([draw(generator, int(label)) for label in labels])
-    return {"calibration": images[:CALIBRATION], "evaluation": images[CALIBRATION:], "labels": labels[CALIBRATION:]}
+    return {
+        "calibration": images[:CALIBRATION],
+        "evaluation": images[CALIBRATION:],
+        "labels": labels[CALIBRATION:],
+    }
 
 
 def _pages(out: Path, data_dir: str | None) -> dict[str, np.ndarray]:
@@ -155,7 +185,9 @@ def _pages(out: Path, data_dir: str | None) -> dict[str, np.ndarray]:
 
 def _lines(out: Path, data_dir: str | None) -> dict[str, np.ndarray]:
     def line(generator: np.random.Generator, half_turns: int) -> np.ndarray:
-        image = np.rot90(np.asarray(_written(generator, (192, 48), 1, int(generator.integers(16, 32)))), 2 * half_turns)
+        image = np.rot90(
+            np.asarray(_written(generator, (192, 48), 1, int(generator.integers(16, 32)))), 2 * half_turns
+        )
         return (image.transpose(2, 0, 1).astype(np.float32) / 255 - 0.5) / 0.5
 
     return _labelled(line, 2, 1000)
@@ -170,7 +202,9 @@ def _chords(out: Path, data_dir: str | None) -> dict[str, np.ndarray]:
         for _ in range(generator.integers(1, 5)):
             pitch, start = 440 * 2 ** ((generator.integers(40, 90) - 69) / 12), generator.uniform(0, 1.5)
             envelope = np.where(time > start, np.exp(-(time - start) * generator.uniform(1, 6)), 0)
-            sound += envelope * sum(np.sin(2 * np.pi * pitch * overtone * time) / overtone**1.5 for overtone in range(1, 6))
+            sound += envelope * sum(
+                np.sin(2 * np.pi * pitch * overtone * time) / overtone**1.5 for overtone in range(1, 6)
+            )
         return (sound / max(1, np.abs(sound).max()))[:, None].astype(np.float32)
 
     sounds = np.stack([chord() for _ in range(CALIBRATION + 200)])

@@ -2,7 +2,8 @@
 
     python int8_peers.py SETTING MODEL DATA.npz INPUT OUT.onnx
 
-DATA.npz holds `calibration/INPUT`. Prints as JSON what quantization took: seconds, and peak memory in MB beyond what imports take.
+DATA.npz holds `calibration/INPUT`. Prints as JSON what quantization took: seconds, and peak memory in MB
+beyond what imports take.
 """
 
 import json
@@ -23,7 +24,13 @@ SCALES_PER_CHANNEL = 13
 def onnxruntime_setting(method: str, symmetric: bool) -> Callable[[Path, np.ndarray, str, Path], None]:
     def quantize(model: Path, images: np.ndarray, source: str, out: Path) -> None:
         import onnx
-        from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization import (
+            CalibrationDataReader,
+            CalibrationMethod,
+            QuantFormat,
+            QuantType,
+            quantize_static,
+        )
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         class Reader(CalibrationDataReader):
@@ -38,7 +45,8 @@ def onnxruntime_setting(method: str, symmetric: bool) -> Callable[[Path, np.ndar
             raised, prepared = Path(folder) / "raised.onnx", Path(folder) / "prepared.onnx"
             proto = onnx.load(model)
             if next(entry.version for entry in proto.opset_import if not entry.domain) < SCALES_PER_CHANNEL:
-                proto = onnx.version_converter.convert_version(proto, SCALES_PER_CHANNEL)  # else the file is refused
+                # else the file is refused
+                proto = onnx.version_converter.convert_version(proto, SCALES_PER_CHANNEL)
             onnx.save(proto, raised)
             quant_pre_process(str(raised), str(prepared), skip_symbolic_shape=True)
             quantize_static(
@@ -57,7 +65,9 @@ def nncf_setting(mixed: bool) -> Callable[[Path, np.ndarray, str, Path], None]:
 
         data = nncf.Dataset([image[None] for image in images], lambda image: {source: image})
         preset = nncf.QuantizationPreset.MIXED if mixed else nncf.QuantizationPreset.PERFORMANCE
-        quantized = nncf.quantize(onnx.load(model), data, preset=preset, subset_size=len(images), fast_bias_correction=True)
+        quantized = nncf.quantize(
+            onnx.load(model), data, preset=preset, subset_size=len(images), fast_bias_correction=True
+        )
         onnx.save(quantized, out)
 
     return quantize

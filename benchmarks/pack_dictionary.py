@@ -1,9 +1,11 @@
-"""How runtime/pack/dictionary-1.bin was made: skeletons of small networks, exported by PyTorch and compiled by Lathe, without repetitions.
+"""How runtime/pack/dictionary-1.bin was made: skeletons of small networks, exported by PyTorch and compiled
+by Lathe, without repetitions.
 
     python benchmarks/pack_dictionary.py OUT
 
-The file is part of the packed format and never changes; a better one needs a new name and a new version of the format. None of the
-networks is one that the benchmarks measure. Folders in the exporter's stack traces were then renamed, byte for byte as long.
+The file is part of the packed format and never changes; a better one needs a new name and a new version of
+the format. None of the networks is one that the benchmarks measure. Folders in the exporter's stack traces
+were then renamed, byte for byte as long.
 """
 
 import sys
@@ -16,8 +18,8 @@ import torch
 import zstandard
 from torch import nn
 
-from optimizer.cli import main as optimize
-from runtime.pack import wire
+from onnx_lathe.optimizer.cli import main as optimize
+from onnx_lathe.runtime.pack import wire
 
 LIMIT_BYTES = 1 << 14
 NOVEL = 0.30
@@ -32,7 +34,9 @@ class Residual(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(2 * channels)
-        self.downsample = nn.Sequential(nn.Conv2d(channels, 2 * channels, 1, stride=2), nn.BatchNorm2d(2 * channels))
+        self.downsample = nn.Sequential(
+            nn.Conv2d(channels, 2 * channels, 1, stride=2), nn.BatchNorm2d(2 * channels)
+        )
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         out = torch.relu(self.bn1(self.conv1(image)))
@@ -47,7 +51,9 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(64, 10)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(self.layer2(self.layer1(image)), 1), 1))
+        return self.fc(
+            torch.flatten(nn.functional.adaptive_avg_pool2d(self.layer2(self.layer1(image)), 1), 1)
+        )
 
 
 class Mobile(nn.Module):
@@ -57,7 +63,9 @@ class Mobile(nn.Module):
             *(nn.Conv2d(8, 32, 1), nn.ReLU6(), nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Hardswish()),
             *(nn.Conv2d(32, 16, 1), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
         )
-        self.classifier = nn.Sequential(nn.Linear(16, 24), nn.LeakyReLU(), nn.Dropout(), nn.Linear(24, 5), nn.Softmax(1))
+        self.classifier = nn.Sequential(
+            nn.Linear(16, 24), nn.LeakyReLU(), nn.Dropout(), nn.Linear(24, 5), nn.Softmax(1)
+        )
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(image))
@@ -78,7 +86,11 @@ class Block(nn.Module):
 class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.pool, self.conv2 = nn.Conv2d(8, 6, 3), nn.AvgPool2d(2), nn.Conv2d(6, 12, 3, padding=1)
+        self.conv1, self.pool, self.conv2 = (
+            nn.Conv2d(8, 6, 3),
+            nn.AvgPool2d(2),
+            nn.Conv2d(6, 12, 3, padding=1),
+        )
         self.fc1, self.fc2, self.fc3 = nn.Linear(12 * 25, 40), nn.Linear(40, 30), nn.Linear(30, 7)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -103,7 +115,22 @@ def skeletons(folder: Path) -> list[bytes]:
         found.append(path.read_bytes())
         for number, passes in enumerate(PASSES):
             out = folder / f"{network.__name__}{number}"
-            if optimize([str(path), "--passes", passes, "--calibration", str(data), "--out", str(out), "--no-latency", "--quiet"]) == 0:
+            if (
+                optimize(
+                    [
+                        str(path),
+                        "--passes",
+                        passes,
+                        "--calibration",
+                        str(data),
+                        "--out",
+                        str(out),
+                        "--no-latency",
+                        "--quiet",
+                    ]
+                )
+                == 0
+            ):
                 found.append((out / "model.onnx").read_bytes())
     return [wire.split(content, lambda piece: piece.nbytes >= wire.CUT_BYTES)[0] for content in found]
 
@@ -127,8 +154,17 @@ def main() -> None:
         # The most telling comes last, where a dictionary is nearest: so the selection runs from the end.
         for skeleton in reversed(skeletons(Path(folder))):
             for message in reversed(messages(skeleton)):
-                known = zstandard.ZstdCompressionDict(b"".join(reversed(kept)) + bytes(8), dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-                packed = len(zstandard.ZstdCompressor(level=19, dict_data=known, write_content_size=False).compress(message)) - 8
+                known = zstandard.ZstdCompressionDict(
+                    b"".join(reversed(kept)) + bytes(8), dict_type=zstandard.DICT_TYPE_RAWCONTENT
+                )
+                packed = (
+                    len(
+                        zstandard.ZstdCompressor(
+                            level=19, dict_data=known, write_content_size=False
+                        ).compress(message)
+                    )
+                    - 8
+                )
                 if packed >= NOVEL * len(message) and sum(map(len, kept)) + len(message) <= LIMIT_BYTES:
                     kept.append(message)
         Path(sys.argv[1]).write_bytes(b"".join(reversed(kept)))

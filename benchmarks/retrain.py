@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from sets import ROOT, data_file, optimize, parser_of, percent, points_lost, run_sections, seeded
 from torch import nn
 
-from optimizer.recipe import load_recipe
-from runtime.torch_bridge import GraphModule
+from onnx_lathe.optimizer.recipe import load_recipe
+from onnx_lathe.runtime.torch_bridge import GraphModule
 
 RESNET = ROOT / "models" / "resnet20-cifar10"
 LENET = ROOT / "models" / "lenet5-mnist" / "model.onnx"
@@ -60,7 +60,10 @@ def step(options: argparse.Namespace) -> None:
     by_hand, ours = (1000 * statistics.median(taken) for taken in times)
     print("| ResNet-20, batch 128 | by hand | bridge | ratio | floor | largest difference of the outputs |")
     print("|---|---|---|---|---|---|")
-    print(f"| one training step | {by_hand:.0f} ms | {ours:.0f} ms | {ratio:.2f} | at most 1.15 | {largest:.1e} |", flush=True)
+    print(
+        f"| one training step | {by_hand:.0f} ms | {ours:.0f} ms | {ratio:.2f} | at most 1.15 | {largest:.1e} |",
+        flush=True,
+    )
 
 
 def _stepper(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
@@ -78,7 +81,10 @@ def _stepper(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> 
 class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(inputs, outputs, 3, stride, 1), nn.Conv2d(outputs, outputs, 3, 1, 1)
+        self.conv1, self.conv2 = (
+            nn.Conv2d(inputs, outputs, 3, stride, 1),
+            nn.Conv2d(outputs, outputs, 3, 1, 1),
+        )
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -89,11 +95,20 @@ def _by_hand(graph: onnx.ModelProto) -> nn.Module:
     """ResNet-20 with the exported weights, batch normalization folded as there."""
     sizes = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2 + [(32, 64, 2)] + [(64, 64, 1)] * 2
     blocks = [Block(*size) for size in sizes]
-    network = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1), nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1),
+        nn.ReLU(),
+        *blocks,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     stored = [node for node in graph.graph.node if node.op_type in ("Conv", "Gemm")]
     parts = ("conv1", "conv2", "shortcut")
-    by_name = {f"{index}.{part}": getattr(block, part) for index, block in enumerate(blocks, 3) for part in parts}
+    by_name = {
+        f"{index}.{part}": getattr(block, part) for index, block in enumerate(blocks, 3) for part in parts
+    }
     first, last = network[0], network[-1]
     for node in stored:
         name = node.input[1].removesuffix(".weight").removesuffix(".0")
@@ -122,7 +137,10 @@ def prune(options: argparse.Namespace) -> None:
 def unlabelled(options: argparse.Namespace) -> None:
     data = data_file("mnist", options.out, options.data_dir, labelled=False)
     record = optimize(
-        LENET, "fold, prune(sparsity=0.95, scope=global, score=lamp), retrain(epochs=3, batch=128)", data, options.out / "unlabelled"
+        LENET,
+        "fold, prune(sparsity=0.95, scope=global, score=lamp), retrain(epochs=3, batch=128)",
+        data,
+        options.out / "unlabelled",
     )
     before, (_, pruned, after) = record["baseline"], [entry["quality"] for entry in record["steps"]]
     print("| LeNet-5, 95 % zeros | original | pruned | retrained without labels | points lost | floor |")
@@ -133,13 +151,17 @@ def unlabelled(options: argparse.Namespace) -> None:
 
 def strom(options: argparse.Namespace) -> None:
     data = data_file("mnist", options.out, options.data_dir)
-    print("| LeNet-5, 90 % zeros, two workers | bytes per step | ratio | top-1 | points below whole gradients | floor |")
+    print(
+        "| LeNet-5, 90 % zeros, two workers | bytes per step | ratio | top-1 | points below whole gradients | floor |"
+    )
     print("|---|---|---|---|---|---|")
     whole = None
     for gradients in ("full", "threshold"):
         exchange = f"gradients={gradients}, gradient_threshold=0.03"
         passes = f"fold, prune(sparsity=0.9, scope=global, score=lamp), retrain(epochs=3, batch=64, optimizer=sgd, {exchange})"
-        record = optimize(LENET, passes, data, options.out / f"strom-{gradients}", "--launch", "--nproc-per-node=2")
+        record = optimize(
+            LENET, passes, data, options.out / f"strom-{gradients}", "--launch", "--nproc-per-node=2"
+        )
         last = record["steps"][-1]
         quality, measured = last["quality"], last["metrics"]
         whole = whole or quality
@@ -158,10 +180,17 @@ def dsd(options: argparse.Namespace) -> None:
     recipe, ends = load_recipe(RESNET / "dsd.toml"), []
     for seed in range(3):
         record = optimize(RESNET / "model.onnx", seeded(recipe, seed), data, options.out / f"dsd-{seed}")
-        before, sparse, after = record["baseline"], record["steps"][-2]["quality"], record["steps"][-1]["quality"]
+        before, sparse, after = (
+            record["baseline"],
+            record["steps"][-2]["quality"],
+            record["steps"][-1]["quality"],
+        )
         ends.append(100 * after["top1"])
         print(f"| seed {seed} | {percent(before)} | {percent(sparse)} | {percent(after)} |", flush=True)
-    print(f"| mean | {percent(before)} | | {statistics.mean(ends):.2f} %, floor: at least the first |", flush=True)
+    print(
+        f"| mean | {percent(before)} | | {statistics.mean(ends):.2f} %, floor: at least the first |",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What benchmarks share: their command line, the data sets as files, and one `optimize` command run on them."""
+"""What benchmarks share: their command line, the data sets as files, and one `optimize` command run on
+them.
+"""
 
 import argparse
 import json
@@ -16,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "models")]
 import datasets
 
-from optimizer.recipe import Recipe
-from runtime import preprocess
+from onnx_lathe.optimizer.recipe import Recipe
+from onnx_lathe.runtime.data import preprocess
 
 SCALES = {"mnist": "scale=1/255", "cifar10": "mean=125.3,123.0,113.9 std=63.0,62.1,66.7"}
 GATE_FAILED = 3
@@ -27,10 +29,18 @@ Section = Callable[[argparse.Namespace], None]
 
 
 def parser_of(description: str | None, sections: Mapping[str, Section], name: str) -> argparse.ArgumentParser:
-    """A command line for a benchmark in sections, of which all are run if none is named. `name`: its folder in build/."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", default=list(sections), choices=[[], *sections], metavar="SECTION")
-    parser.add_argument("--data-dir", help="directory with the data sets' files (default: download the public originals)")
+    """A command line for a benchmark in sections, of which all are run if none is named. `name`: its folder
+    in build/.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "sections", nargs="*", default=list(sections), choices=[[], *sections], metavar="SECTION"
+    )
+    parser.add_argument(
+        "--data-dir", help="directory with the data sets' files (default: download the public originals)"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "build" / name, help="folder for data and results")
     return parser
 
@@ -59,10 +69,13 @@ def scaled(images: np.ndarray, name: str) -> np.ndarray:
     return result
 
 
-def data_file(name: str, out: Path, directory: str | None = None, holdout: int = 0, labelled: bool = True) -> Path:
+def data_file(
+    name: str, out: Path, directory: str | None = None, holdout: int = 0, labelled: bool = True
+) -> Path:
     """An .npz with parts `train` and `eval`, images uint8 [N, C, H, W], written once.
 
-    With `holdout`, the last so many training images are `eval` in place of the test set; without `labelled`, `train` has no labels.
+    With `holdout`, the last so many training images are `eval` in place of the test set; without
+    `labelled`, `train` has no labels.
     """
     path = out / f"{name}-{holdout}{'' if labelled else '-unlabelled'}.npz"
     if path.exists():
@@ -82,22 +95,39 @@ def data_file(name: str, out: Path, directory: str | None = None, holdout: int =
 def seeded(recipe: Recipe, seed: int) -> str:
     """Its passes, every one that trains with this seed."""
     steps = [
-        replace(step, options={**step.options, "seed": seed}) if step.name == "retrain" or "epochs" in step.options else step
+        replace(step, options={**step.options, "seed": seed})
+        if step.name == "retrain" or "epochs" in step.options
+        else step
         for step in recipe.steps
     ]
     return ", ".join(map(str, steps))
 
 
 def optimize(
-    model: Path, passes: str, data: Path, out: Path, *more: str, gates: tuple[str, ...] = (), judge: Path | None = None
+    model: Path,
+    passes: str,
+    data: Path,
+    out: Path,
+    *more: str,
+    gates: tuple[str, ...] = (),
+    judge: Path | None = None,
 ) -> dict[str, Any]:
-    """The run record of one command on the parts of `data`; ends the benchmark if it fails, but not if a gate does.
+    """The run record of one command on the parts of `data`; ends the benchmark if it fails, but not if a
+    gate does.
 
     `judge`: the file whose part `eval` judges, if it is another one.
     """
     command = [sys.executable, "-m", "optimizer", str(model), "--passes", passes]
     command += ["--train", f"{data}:train", "--eval", f"{judge or data}:eval"]
-    command += ["--preprocess", SCALES[data.stem.split("-")[0]], "--no-latency", "--json", "--out", str(out), *more]
+    command += [
+        "--preprocess",
+        SCALES[data.stem.split("-")[0]],
+        "--no-latency",
+        "--json",
+        "--out",
+        str(out),
+        *more,
+    ]
     for gate in gates:
         command += ["--gate", gate]
     run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False)

@@ -1,11 +1,12 @@
-"""Time and memory of prune and codebook on a model of VGG-16's size: 138 million random weights (He-scaled normal), 553 MB.
+"""Time and memory of prune and codebook on a model of VGG-16's size: 138 million random weights (He-scaled
+normal), 553 MB.
 
     python benchmarks/vgg16.py [--only passes|command]
 
-passes: import, prune(sparsity=0.9), export, import, codebook(bits=4), export, save, in one process after loading.
-command: `optimize MODEL --passes "prune(sparsity=0.9),codebook(bits=4)"`, with all its checks and measurements.
-Each runs in a fresh process, whose highest resident memory is read when it ends.
-Floors for the passes: at most 20 s on two cores, at most 3.5 times the size of the model file.
+passes: import, prune(sparsity=0.9), export, import, codebook(bits=4), export, save, in one process after
+loading. command: `optimize MODEL --passes "prune(sparsity=0.9),codebook(bits=4)"`, with all its checks and
+measurements. Each runs in a fresh process, whose highest resident memory is read when it ends. Floors for
+the passes: at most 20 s on two cores, at most 3.5 times the size of the model file.
 """
 
 import argparse
@@ -25,12 +26,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 PASSES = "prune(sparsity=0.9),codebook(bits=4)"
-CONVOLUTIONS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)  # output channels; 0 is a MaxPool
+# output channels; 0 is a MaxPool
+CONVOLUTIONS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
 DENSE = (4096, 4096, 1000)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=("passes", "command"))
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -43,7 +47,16 @@ def main() -> None:
         measure([__file__, "--worker", "make", str(model)])
         commands = {
             "passes": [__file__, "--worker", "passes", str(model), str(result)],
-            "command": ["-m", "optimizer", str(model), "--passes", PASSES, "--quiet", "--out", str(Path(scratch, "out"))],
+            "command": [
+                "-m",
+                "optimizer",
+                str(model),
+                "--passes",
+                PASSES,
+                "--quiet",
+                "--out",
+                str(Path(scratch, "out")),
+            ],
         }
         size = model.stat().st_size
         for name in [options.only] if options.only else commands:
@@ -57,7 +70,8 @@ def measure(arguments: list[str]) -> tuple[float, int]:
     """Seconds and highest resident memory in bytes of a fresh Python process with the arguments."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT)
-    _, status, usage = os.wait4(process.pid, 0)  # of this child alone; getrusage keeps the largest of all children
+    # of this child alone; getrusage keeps the largest of all children
+    _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"exit code {process.returncode}: {' '.join(arguments)}")
@@ -74,9 +88,15 @@ def make_model(path: Path) -> None:
         name = f"layer{sum(node.op_type in ('Conv', 'Gemm') for node in nodes) + 1}"
         scale = np.float32(np.sqrt(2 / np.prod(shape[1:])))
         weight = generator.standard_normal(shape, dtype=np.float32) * scale
-        tensors.append(helper.make_tensor(f"{name}.weight", TensorProto.FLOAT, shape, weight.tobytes(), raw=True))
-        tensors.append(helper.make_tensor(f"{name}.bias", TensorProto.FLOAT, shape[:1], np.zeros(shape[0], np.float32)))
-        nodes.append(helper.make_node(op, [top, f"{name}.weight", f"{name}.bias"], [f"{name}.out"], name, **attributes))
+        tensors.append(
+            helper.make_tensor(f"{name}.weight", TensorProto.FLOAT, shape, weight.tobytes(), raw=True)
+        )
+        tensors.append(
+            helper.make_tensor(f"{name}.bias", TensorProto.FLOAT, shape[:1], np.zeros(shape[0], np.float32))
+        )
+        nodes.append(
+            helper.make_node(op, [top, f"{name}.weight", f"{name}.bias"], [f"{name}.out"], name, **attributes)
+        )
         top = f"{name}.out"
 
     def step(op: str, **attributes: object) -> None:
@@ -99,15 +119,22 @@ def make_model(path: Path) -> None:
         if number < len(DENSE):
             step("Relu")
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 224, 224])
-    graph = helper.make_graph(nodes, "vgg16", [image], [helper.make_tensor_value_info(top, TensorProto.FLOAT, ["batch", width])], tensors)
+    graph = helper.make_graph(
+        nodes,
+        "vgg16",
+        [image],
+        [helper.make_tensor_value_info(top, TensorProto.FLOAT, ["batch", width])],
+        tensors,
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
 
 
 def run_passes(source: Path, result: Path) -> None:
-    from passes.base import Context, configure
-    from passes.graph.model import export_model, import_model
-    from passes.registry import find
-    from runtime import model_file
+    from onnx_lathe.passes.core.options import configure
+    from onnx_lathe.passes.core.registry import find
+    from onnx_lathe.passes.core.services import Context
+    from onnx_lathe.passes.graph.model import export_model, import_model
+    from onnx_lathe.runtime.files import model_file
 
     model = model_file.load(source)
     started = last = time.perf_counter()
@@ -129,7 +156,9 @@ def run_passes(source: Path, result: Path) -> None:
         lap("  export")
     model_file.save(model, result)
     lap(f"save {result.stat().st_size / 1e6:.0f} MB")
-    print(f"{'together':<24}{last - started:6.1f} s, of which {time.process_time() - busy:.1f} s on the processor")
+    print(
+        f"{'together':<24}{last - started:6.1f} s, of which {time.process_time() - busy:.1f} s on the processor"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""A VGG-style network for the benchmarks (Simonyan and Zisserman, ICLR 2015): 3x3 convolutions only, CIFAR-10, 57.6 million MACs.
+"""A VGG-style network for the benchmarks (Simonyan and Zisserman, ICLR 2015): 3x3 convolutions only,
+CIFAR-10, 57.6 million MACs.
 
-Trained on 45,000 training images; the other 5,000 (`held out`) choose settings, and the 10,000 test images only give figures.
+Trained on 45,000 training images; the other 5,000 (`held out`) choose settings, and the 10,000 test images
+only give figures.
 """
 
 from pathlib import Path
@@ -40,6 +42,17 @@ def trained(out: Path, data_dir: str | None, epochs: int = 24) -> Path:
     torch.manual_seed(0)
     network = vgg().to(memory_format=torch.channels_last)
     augment = trainer.shift(4, flip=True)
-    trainer.fit(network, inputs, labels, epochs=epochs, batch=128, rate=0.2, weight_decay=5e-4, augment=augment, seed=0, half=True)
+    trainer.fit(
+        network,
+        inputs,
+        labels,
+        epochs=epochs,
+        batch=128,
+        rate=0.2,
+        weight_decay=5e-4,
+        augment=augment,
+        seed=0,
+        half=True,
+    )
     network.to(memory_format=torch.contiguous_format)
     return trainer.export(network, (3, 32, 32), str(ROOT), str(path))

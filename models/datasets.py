@@ -1,11 +1,13 @@
-"""MNIST and CIFAR-10, complete: downloaded once with a checksum, or read from a directory that the user names.
+"""MNIST and CIFAR-10, complete: downloaded once with a checksum, or read from a directory that the user
+names.
 
     images, labels = load("mnist", "train")             # uint8 [60000, 28, 28], int64 [60000]
     images, labels = load("cifar10", "test", directory) # uint8 [10000, 32, 32, 3], int64 [10000]
 
-A directory may hold the public originals (the four MNIST `*-ubyte.gz` files, `cifar-10-binary.tar.gz`) or one archive of arrays:
-`mnist.npz` (`x_train`, `y_train`, `x_test`, `y_test`) or `cifar10_jpeg.npz` (`train_jpeg` holds the files end to end, `train_offsets`
-where each begins, `y_train`; the same for `test`).
+A directory may hold the public originals (the four MNIST `*-ubyte.gz` files, `cifar-10-binary.tar.gz`) or
+one archive of arrays: `mnist.npz` (`x_train`, `y_train`, `x_test`, `y_test`) or `cifar10_jpeg.npz`
+(`train_jpeg` holds the files end to end, `train_offsets` where each begins, `y_train`; the same for
+`test`).
 """
 
 import gzip
@@ -44,7 +46,9 @@ def load(name: str, split: str, directory: str | Path | None = None) -> tuple[np
     Raises DatasetError for an unknown name, a missing file, a failed download or a wrong checksum.
     """
     if name not in DATASETS or split not in SPLITS:
-        raise DatasetError(f"no data set '{name}' / '{split}'; there are {', '.join(DATASETS)} with {' and '.join(SPLITS)}")
+        raise DatasetError(
+            f"no data set '{name}' / '{split}'; there are {', '.join(DATASETS)} with {' and '.join(SPLITS)}"
+        )
     if directory is not None and not Path(directory).is_dir():
         raise DatasetError(f"{directory}: not a directory; name the one that holds the {name} files")
     return _mnist(split, directory) if name == "mnist" else _cifar10(split, directory)
@@ -78,13 +82,18 @@ def _cifar10(split: str, directory: str | Path | None) -> tuple[np.ndarray, np.n
 
 
 def load_jpeg_archive(path: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, H, W, 3] and labels int64 [N] of an archive whose images are JPEG files laid end to end."""
+    """Images uint8 [N, H, W, 3] and labels int64 [N] of an archive whose images are JPEG files laid end to
+    end.
+    """
     from PIL import Image
 
     with np.load(path) as arrays:
         data, offsets = arrays[f"{split}_jpeg"], arrays[f"{split}_offsets"]
         labels = arrays[f"y_{split}"].astype(np.int64)
-    images = [np.asarray(Image.open(io.BytesIO(data[a:b].tobytes())).convert("RGB")) for a, b in itertools.pairwise(offsets)]
+    images = [
+        np.asarray(Image.open(io.BytesIO(data[a:b].tobytes())).convert("RGB"))
+        for a, b in itertools.pairwise(offsets)
+    ]
     return np.stack(images), labels
 
 
@@ -105,10 +114,14 @@ def _file(name: str, url: str, directory: str | Path | None) -> Path:
             urllib.request.urlretrieve(url + name, partial)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise DatasetError(f"{url}{name}: download failed ({error}); fetch it by hand and name its directory") from error
+            raise DatasetError(
+                f"{url}{name}: download failed ({error}); fetch it by hand and name its directory"
+            ) from error
         found = hashlib.md5(partial.read_bytes()).hexdigest()
         if found != CHECKSUMS[name]:
             partial.unlink()
-            raise DatasetError(f"{url}{name}: checksum {found}, expected {CHECKSUMS[name]}; fetch it by hand and name its directory")
+            raise DatasetError(
+                f"{url}{name}: checksum {found}, expected {CHECKSUMS[name]}; fetch it by hand and name its directory"
+            )
         partial.replace(path)
     return path

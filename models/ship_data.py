@@ -40,7 +40,9 @@ def _jpeg_files(split: str, directory: str | None) -> tuple[list[bytes], np.ndar
     if directory is not None and archive.exists():  # already JPEG: coding it a second time would lose more
         with np.load(archive) as arrays:
             data, offsets = arrays[f"{split}_jpeg"], arrays[f"{split}_offsets"]
-            return [data[offsets[i] : offsets[i + 1]].tobytes() for i in range(CIFAR10_EACH)], arrays[f"y_{split}"][:CIFAR10_EACH]
+            return [data[offsets[i] : offsets[i + 1]].tobytes() for i in range(CIFAR10_EACH)], arrays[
+                f"y_{split}"
+            ][:CIFAR10_EACH]
     images, labels = datasets.load("cifar10", split, directory)
     files = []
     for image in images[:CIFAR10_EACH]:
@@ -51,7 +53,9 @@ def _jpeg_files(split: str, directory: str | None) -> tuple[list[bytes], np.ndar
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-dir", help="directory with the complete data sets (default: download them)")
     options = parser.parse_args()
     mnist(options.data_dir)

@@ -1,6 +1,8 @@
-"""What the three `train.py` scripts share: a seeded training loop, the test-set error, and the export to ONNX.
+"""What the three `train.py` scripts share: a seeded training loop, the test-set error, and the export to
+ONNX.
 
-Settings are fixed in each script beforehand; the last epoch's weights are kept. The test set is read once, at the end.
+Settings are fixed in each script beforehand; the last epoch's weights are kept. The test set is read once,
+at the end.
 """
 
 import argparse
@@ -22,9 +24,14 @@ def arguments(description: str, epochs: int, start: bool = False) -> argparse.Na
     parser = argparse.ArgumentParser(description=description)
     if start:
         parser.add_argument("--start", help="model.onnx of an earlier run, to go on from")
-    parser.add_argument("--data-dir", help="directory with the data set's files (default: download the public originals)")
     parser.add_argument(
-        "--holdout", type=int, default=0, help="judge on the last N training images, not trained on, in place of the test set"
+        "--data-dir", help="directory with the data set's files (default: download the public originals)"
+    )
+    parser.add_argument(
+        "--holdout",
+        type=int,
+        default=0,
+        help="judge on the last N training images, not trained on, in place of the test set",
     )
     parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--seed", type=int, default=0)
@@ -48,13 +55,17 @@ def fit(
 ) -> None:
     """Train in place by SGD with Nesterov momentum 0.9 under a one-cycle schedule.
 
-    images: float32 [N, C, H, W]; labels: int64 [N]. `half` runs forward and backward in bfloat16 over float32 weights; `warmup` is the
-    share of the steps during which the learning rate rises to `rate`.
+    images: float32 [N, C, H, W]; labels: int64 [N]. `half` runs forward and backward in bfloat16 over
+    float32 weights; `warmup` is the share of the steps during which the learning rate rises to `rate`.
     """
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=weight_decay
+    )
     steps = epochs * (len(images) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=steps, pct_start=warmup)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=rate, total_steps=steps, pct_start=warmup
+    )
     loss_of = nn.CrossEntropyLoss()
     for epoch in range(epochs):
         network.train()
@@ -70,11 +81,16 @@ def fit(
             optimizer.step()
             schedule.step()
             total += loss.item() * batch
-        print(f"epoch {epoch + 1}/{epochs}: loss {total / len(images):.4f}, {time.perf_counter() - started:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{epochs}: loss {total / len(images):.4f}, {time.perf_counter() - started:.0f} s",
+            flush=True,
+        )
 
 
 def shift(pixels: int, flip: bool = False) -> Augment:
-    """Random translation by up to `pixels` in both directions, zeros outside; with `flip`, also a mirror image half of the time."""
+    """Random translation by up to `pixels` in both directions, zeros outside; with `flip`, also a mirror
+    image half of the time.
+    """
 
     def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         count, channels, height, width = images.shape
@@ -95,7 +111,10 @@ def shift(pixels: int, flip: bool = False) -> Augment:
 def error_percent(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     network.eval()
     with torch.no_grad():
-        wrong = sum(int((network(x).argmax(1) != y).sum()) for x, y in zip(images.split(1000), labels.split(1000), strict=True))
+        wrong = sum(
+            int((network(x).argmax(1) != y).sum())
+            for x, y in zip(images.split(1000), labels.split(1000), strict=True)
+        )
     return 100.0 * wrong / len(labels)
 
 
@@ -106,7 +125,10 @@ def parts(
     if not options.holdout:
         return [load(split, options.data_dir) for split in ("train", "test")]
     images, labels = load("train", options.data_dir)
-    return [(images[rows], labels[rows]) for rows in (slice(None, -options.holdout), slice(-options.holdout, None))]
+    return [
+        (images[rows], labels[rows])
+        for rows in (slice(None, -options.holdout), slice(-options.holdout, None))
+    ]
 
 
 def mnist(split: str, directory: str | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,7 +138,9 @@ def mnist(split: str, directory: str | None) -> tuple[torch.Tensor, torch.Tensor
 
 
 def export(network: nn.Module, shape: tuple[int, ...], script: str, out: str | None) -> Path:
-    """Write `model.onnx` beside `script` (or to `out`): one input `image` [N, *shape], one output `logits`, dynamic batch."""
+    """Write `model.onnx` beside `script` (or to `out`): one input `image` [N, *shape], one output `logits`,
+    dynamic batch.
+    """
     path = Path(out) if out else Path(script).resolve().parent / "model.onnx"
     network.eval()
     torch.onnx.export(
@@ -133,7 +157,13 @@ def export(network: nn.Module, shape: tuple[int, ...], script: str, out: str | N
     )
     model = onnx.load(path)
     del model.metadata_props[:], model.graph.metadata_props[:]
-    for item in [*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer]:
+    for item in [
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.initializer,
+    ]:
         del item.metadata_props[:]  # the exporter's stack traces: paths of the machine that trained
         item.doc_string = ""
     onnx.save(model, path)

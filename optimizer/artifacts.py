@@ -1,13 +1,14 @@
 """The results in an output folder: what an earlier run left there, and what must never be overwritten.
 
-Only files that an earlier run's `report.json` lists are removed or replaced; anything else in the folder is the user's.
+Only files that an earlier run's `report.json` lists are removed or replaced; anything else in the folder is
+the user's.
 """
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from lathe import UsageError
+from onnx_lathe.errors import UsageError
 
 REPORT = "report.json"
 RESULTS = ("model.onnx", "model.onnx.data", "model.lathe", REPORT)
@@ -15,7 +16,9 @@ OF_TARGETS = ("model.*.engine*", "model.ort.*")
 
 
 def check(out: Path, model: Path) -> None:
-    """Raises UsageError if the run would overwrite the user's own files: its input, or results that no earlier run lists."""
+    """Raises UsageError if the run would overwrite the user's own files: its input, or results that no
+    earlier run lists.
+    """
     folder = out.resolve()
     if model.resolve().parent in (folder, folder / "steps"):
         raise UsageError(f"{model}: lies in the output folder {out}, where results go; give another --out")

@@ -11,17 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from lathe import CANONICAL, LatheError, Placement, TargetError, UsageError
-from optimizer.recipe import Call
-from optimizer.report.record import TargetRecord
-from passes.base import Context, PassReport, configure, make_config
-from passes.lowering import find_lowering
-from runtime import model_file, ort
-from runtime.evaluate import evaluate
-from runtime.targets.base import Target, find
+from onnx_lathe.errors import LatheError, TargetError, UsageError
+from onnx_lathe.optimizer.recipe import Call
+from onnx_lathe.optimizer.report.record import TargetRecord
+from onnx_lathe.passes.core.options import configure, make_config
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.lowering import find_lowering
+from onnx_lathe.placement import CANONICAL, Placement
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.evaluate import evaluate
+from onnx_lathe.runtime.targets.core.base import Target
+from onnx_lathe.runtime.targets.core.registry import find
 
 if TYPE_CHECKING:
-    from optimizer.pipeline import Run
+    from onnx_lathe.optimizer.pipeline import Run
 
 QUALITY = ("top1", "top5", "agreement", "sqnr")
 """What is measured, and judged, on the lowered model of a target too."""
@@ -30,7 +35,9 @@ OpenTarget = tuple[Target, Any]
 
 
 def open_targets(calls: Sequence[Call]) -> list[OpenTarget]:
-    """The targets with their options. Raises UsageError for a wrong name or option, TargetError if one is not available here."""
+    """The targets with their options. Raises UsageError for a wrong name or option, TargetError if one is
+    not available here.
+    """
     if not calls:
         raise UsageError("no target is named; leave --target out for onnx, or see: optimize targets")
     opened: list[OpenTarget] = []
@@ -53,9 +60,11 @@ def placement(targets: Sequence[OpenTarget]) -> Placement:
     return reduce(or_, found) if found else CANONICAL
 
 
-def lower(target: Target, config: Any, model: onnx.ModelProto, context: Context) -> tuple[onnx.ModelProto, PassReport]:
+def lower(
+    target: Target, config: Any, model: onnx.ModelProto, context: Context
+) -> tuple[onnx.ModelProto, PassReport]:
     """The model as the target wants it. `config`: the target's options."""
-    from optimizer.pipeline import apply_pass
+    from onnx_lathe.optimizer.pipeline import apply_pass
 
     if target.lowering is None:
         return model, PassReport()
@@ -66,12 +75,14 @@ def lower(target: Target, config: Any, model: onnx.ModelProto, context: Context)
 def build_all(run: "Run", targets: Sequence[OpenTarget]) -> None:
     """Lowers and judges for every target, then builds. Sets the record's exit code and outcome.
 
-    Nothing is built when a gate fails for one of them. A failed build is recorded, and the others are built all the same. Files appear in
-    the output folder together, at the end.
+    Nothing is built when a gate fails for one of them. A failed build is recorded, and the others are built
+    all the same. Files appear in the output folder together, at the end.
     """
     record, out = run.record, run.request.out
     with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as scratch:
-        lowered = [(target, config, *_lower(run, target, config, Path(scratch))) for target, config in targets]
+        lowered = [
+            (target, config, *_lower(run, target, config, Path(scratch))) for target, config in targets
+        ]
         if any(not verdict.passed for verdict in record.gates):
             record.exit_code, record.outcome = 3, "gate failed"
             return
@@ -85,7 +96,8 @@ def build_all(run: "Run", targets: Sequence[OpenTarget]) -> None:
             except LatheError as error:
                 found.error = str(error)
             listed = {name for one in record.targets for name in one.files}
-            found.files += sorted(path.name for path in results.iterdir() if path.name not in listed)  # such as a failed build's log
+            # such as a failed build's log
+            found.files += sorted(path.name for path in results.iterdir() if path.name not in listed)
         for path in results.iterdir():
             path.replace(out / path.name)
     if any(found.error for found in record.targets):
@@ -94,7 +106,7 @@ def build_all(run: "Run", targets: Sequence[OpenTarget]) -> None:
 
 def _lower(run: "Run", target: Target, config: Any, scratch: Path) -> tuple[Path, TargetRecord]:
     """The model as this target wants it, in a file, measured and judged by the accuracy gates."""
-    from optimizer.pipeline import judge, time_pair
+    from onnx_lathe.optimizer.pipeline import judge, time_pair
 
     found, path = TargetRecord(target.name), scratch / target.name / "model.onnx"
     path.parent.mkdir()
@@ -109,7 +121,9 @@ def _lower(run: "Run", target: Target, config: Any, scratch: Path) -> tuple[Path
         run.ui.status(f"timing {target.name}")
         base["latency"], found.quality["latency"] = time_pair(run, ort.session(run.request.model), path)
         found.quality["base_latency"] = base["latency"]
-    run.record.gates.extend(judge(run.gates, base, found.quality, target.name, only=lambda metric: metric in found.quality))
+    run.record.gates.extend(
+        judge(run.gates, base, found.quality, target.name, only=lambda metric: metric in found.quality)
+    )
     found.skips += [{"node": node, "reason": reason} for node, reason in target.check(model)]
     return path, found
 

@@ -5,12 +5,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lathe import UsageError
-from optimizer.build import lower
-from optimizer.recipe import Call
-from passes.base import Context, make_config
-from runtime import model_file
-from runtime.targets.base import LayerVerdict, find, targets
+from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer.build import lower
+from onnx_lathe.optimizer.recipe import Call
+from onnx_lathe.passes.core.options import make_config
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.targets.core.base import LayerVerdict
+from onnx_lathe.runtime.targets.core.registry import find, targets
 
 
 @dataclass(frozen=True)
@@ -25,28 +27,40 @@ class Check:
         return sum(layer.int8 for layer in self.layers)
 
     def as_json(self) -> dict[str, Any]:
-        return {"target": self.target, "int8_layers": self.int8, "layers": [asdict(layer) for layer in self.layers]}
+        return {
+            "target": self.target,
+            "int8_layers": self.int8,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
 
 
 def check(path: Path, calls: Sequence[Call]) -> list[Check]:
     """Lowers the model for each target and asks it about every layer. The targets need not be available here.
 
     A reason that the lowering gives, such as a layer that it left in float, comes before the target's own.
-    Raises ModelError for a file that cannot be read, UsageError for a target that is unknown or only writes a file.
+    Raises ModelError for a file that cannot be read, UsageError for a target that is unknown or only writes
+    a file.
     """
     opened = [(find(call.name)(), call) for call in calls]
     for target, _ in opened:
         if target.placement is None:
             able = ", ".join(name for name, known in targets().items() if known.placement is not None)
-            raise UsageError(f"target '{target.name}' writes a file and runs nothing; name what will run it: {able}")
-    configs = [make_config(target.Config, call.options, "target", call.name, "optimize targets") for target, call in opened]
+            raise UsageError(
+                f"target '{target.name}' writes a file and runs nothing; name what will run it: {able}"
+            )
+    configs = [
+        make_config(target.Config, call.options, "target", call.name, "optimize targets")
+        for target, call in opened
+    ]
     model = model_file.load(path)
     found = []
     for (target, _), config in zip(opened, configs, strict=True):
         lowered, report = lower(target, config, model, Context())
         reasons = {skip.node: skip.reason for skip in report.skips}
         layers = [
-            layer if layer.int8 or layer.node not in reasons else LayerVerdict(layer.node, layer.op, False, reasons[layer.node])
+            layer
+            if layer.int8 or layer.node not in reasons
+            else LayerVerdict(layer.node, layer.op, False, reasons[layer.node])
             for layer in target.layers(lowered)
         ]
         found.append(Check(target.name, layers))

@@ -1,6 +1,8 @@
-"""Checkpoints of a run: `steps/02-prune.onnx` after each pass, and `steps/run.json`, which says what they are made of.
+"""Checkpoints of a run: `steps/02-prune.onnx` after each pass, and `steps/run.json`, which says what they
+are made of.
 
-A run resumes from its last step whose file is intact, and only if recipe, model, data and version are those of the first run.
+A run resumes from its last step whose file is intact, and only if recipe, model, data and version are those
+of the first run.
 """
 
 import hashlib
@@ -9,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lathe import UsageError
-from optimizer.report.record import StepRecord, _plain, step_from_json
+from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer.report.record import StepRecord, _plain, step_from_json
 
 STATE = "run.json"
 TRAINING = "training.state"
@@ -18,7 +20,9 @@ TRAINING = "training.state"
 
 
 class Checkpoints:
-    """The `steps` folder of one output folder. `identity` maps the name of an ingredient to its fingerprint."""
+    """The `steps` folder of one output folder. `identity` maps the name of an ingredient to its
+    fingerprint.
+    """
 
     def __init__(self, out: Path, identity: Mapping[str, str]) -> None:
         self.folder = out / "steps"
@@ -31,7 +35,9 @@ class Checkpoints:
         return self.folder / f"{number:02d}-{name}.onnx"
 
     def start(self) -> None:
-        """Forgets an earlier run but for the steps that `resume` found: its checkpoints go, other files in the folder stay."""
+        """Forgets an earlier run but for the steps that `resume` found: its checkpoints go, other files in
+        the folder stay.
+        """
         kept = {Path(record.file).name for record, _ in self.done}
         if not self.resumed:
             self.training.unlink(missing_ok=True)
@@ -44,13 +50,17 @@ class Checkpoints:
         self._write()
 
     def resume(self) -> list[StepRecord]:
-        """The records of the steps that need not run again. Raises UsageError if there is no earlier run, or it was another one."""
+        """The records of the steps that need not run again. Raises UsageError if there is no earlier run,
+        or it was another one.
+        """
         state = _read_state(self.folder)
         if state is None:
             raise UsageError(f"{self.folder.parent}: no earlier run to resume; run without --resume")
         for key in self.identity.keys() | state["identity"].keys():
             if self.identity.get(key) != state["identity"].get(key):
-                raise UsageError(f"{self.folder.parent}: cannot resume, the {key} changed since; run without --resume to start again")
+                raise UsageError(
+                    f"{self.folder.parent}: cannot resume, the {key} changed since; run without --resume to start again"
+                )
         for entry in state["steps"]:
             record = step_from_json(entry["record"])
             path = self.folder.parent / record.file
@@ -68,7 +78,9 @@ class Checkpoints:
     def _write(self) -> None:
         steps = [{"record": _plain(vars(record)), "sha256": digest} for record, digest in self.done]
         partial = self.folder / f"{STATE}.part"
-        partial.write_text(json.dumps({"identity": self.identity, "steps": steps}, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(
+            json.dumps({"identity": self.identity, "steps": steps}, indent=1) + "\n", encoding="utf-8"
+        )
         partial.replace(self.folder / STATE)
 
 

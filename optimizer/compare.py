@@ -2,17 +2,18 @@
 
 from pathlib import Path
 
-from lathe import UsageError
-from optimizer.gate import parse_gates
-from optimizer.inspect import measure
-from optimizer.pipeline import judge, sample_feeds
-from optimizer.recipe import Recipe
-from optimizer.report.record import GateRecord
-from optimizer.services import open_roles
-from optimizer.ui import Ui
-from runtime import model_file, ort
-from runtime.evaluate import evaluate, reference
-from runtime.pack.files import onnx_bytes, packed_bytes
+from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer.gate import parse_gates
+from onnx_lathe.optimizer.inspect import measure
+from onnx_lathe.optimizer.pipeline import judge, sample_feeds
+from onnx_lathe.optimizer.recipe import Recipe
+from onnx_lathe.optimizer.report.record import GateRecord
+from onnx_lathe.optimizer.services import open_roles
+from onnx_lathe.optimizer.ui import Ui
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.pack.files import onnx_bytes, packed_bytes
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.evaluate import evaluate, reference
 
 
 def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> list[GateRecord]:

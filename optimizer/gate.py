@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
-from lathe import UsageError, nearest
+from onnx_lathe.errors import UsageError, nearest
 
 Form = Literal["value", "drop", "ratio"]
 Kind = Literal["fraction", "decibel", "bytes", "time", "count", "ratio"]
@@ -42,10 +42,18 @@ class Metric:
 
 
 METRICS: Mapping[str, Metric] = {
-    "top1": Metric("fraction", True, ("value", "drop"), "evaluation data with labels and a model that classifies"),
-    "top5": Metric("fraction", True, ("value", "drop"), "evaluation data with labels and a model of more than 5 classes"),
-    "agreement": Metric("fraction", True, ("value",), "evaluation data (--data or --eval) and a model that classifies"),
-    "sqnr": Metric("decibel", True, ("value",), "evaluation data (--data or --eval) and a model with float outputs"),
+    "top1": Metric(
+        "fraction", True, ("value", "drop"), "evaluation data with labels and a model that classifies"
+    ),
+    "top5": Metric(
+        "fraction", True, ("value", "drop"), "evaluation data with labels and a model of more than 5 classes"
+    ),
+    "agreement": Metric(
+        "fraction", True, ("value",), "evaluation data (--data or --eval) and a model that classifies"
+    ),
+    "sqnr": Metric(
+        "decibel", True, ("value",), "evaluation data (--data or --eval) and a model with float outputs"
+    ),
     "sparsity": Metric("fraction", True, ("value",), "a model with weights"),
     "size": Metric("bytes", False, ("value", "ratio"), "the file"),
     "packed": Metric("bytes", False, ("value", "ratio"), "the file"),
@@ -77,7 +85,9 @@ _SYNTAX = re.compile(
 
 @dataclass(frozen=True)
 class Verdict:
-    """`measured` and `margin` (positive: room to spare) are in the metric's stored unit; None when there is no number to judge."""
+    """`measured` and `margin` (positive: room to spare) are in the metric's stored unit; None when there is
+    no number to judge.
+    """
 
     gate: str
     passed: bool
@@ -89,7 +99,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Gate:
-    """One condition. `bound` is in the stored unit: fraction 0..1, dB, bytes, ms, count, or times for a ratio."""
+    """One condition. `bound` is in the stored unit: fraction 0..1, dB, bytes, ms, count, or times for a
+    ratio.
+    """
 
     metric: str
     form: str
@@ -107,18 +119,30 @@ class Gate:
             raise UsageError(f"{gate} is not 'metric [drop|ratio] <= number'; write one {_EXAMPLE}")
         name, op = match["metric"].lower(), match["op"]
         if name not in METRICS:
-            known = f"; did you mean '{_OTHER_NAMES[name]}'?" if name in _OTHER_NAMES else nearest(name, METRICS)
-            raise UsageError(f"{gate}: there is no metric '{match['metric']}'{known or '; there are ' + ', '.join(METRICS)}")
+            known = (
+                f"; did you mean '{_OTHER_NAMES[name]}'?" if name in _OTHER_NAMES else nearest(name, METRICS)
+            )
+            raise UsageError(
+                f"{gate}: there is no metric '{match['metric']}'{known or '; there are ' + ', '.join(METRICS)}"
+            )
         metric, form = METRICS[name], (match["form"] or "value").lower()
         if form not in metric.forms or (match["form"] and form == "value"):
-            allowed = " or ".join(f"'{name}'" if one == "value" else f"'{name} {one}'" for one in metric.forms)
-            raise UsageError(f"{gate}: '{name} {match['form'] or ''}".rstrip() + f"' cannot be judged; write {allowed}")
+            allowed = " or ".join(
+                f"'{name}'" if one == "value" else f"'{name} {one}'" for one in metric.forms
+            )
+            raise UsageError(
+                f"{gate}: '{name} {match['form'] or ''}".rstrip() + f"' cannot be judged; write {allowed}"
+            )
         upper = form == "drop" or (form == "value" and not metric.higher_is_better)
         if op[0] != ("<" if upper else ">"):
             right = "<=" if upper else ">="
-            worse = "would pass the more, the worse the model is" if op[0] != "=" else "asks for an exact value"
+            worse = (
+                "would pass the more, the worse the model is" if op[0] != "=" else "asks for an exact value"
+            )
             raise UsageError(f"{gate} {worse}; write '{right}'")
-        bound = _bound(gate, "ratio" if form == "ratio" else metric.kind, form, match["number"], match["unit"])
+        bound = _bound(
+            gate, "ratio" if form == "ratio" else metric.kind, form, match["number"], match["unit"]
+        )
         return cls(name, form, op, bound)
 
     def __str__(self) -> str:
@@ -128,21 +152,38 @@ class Gate:
         return f"{metric} {self.op} {number}"
 
     def missing(self, available: Collection[str]) -> str | None:
-        """Why the gate cannot be judged with these metrics, in one line; None if it can. Unmeasured is never passed."""
+        """Why the gate cannot be judged with these metrics, in one line; None if it can. Unmeasured is
+        never passed.
+        """
         if self.metric in available:
             return None
         return f"gate '{self}' cannot be judged: {self.metric} needs {METRICS[self.metric].needs}"
 
     def judge(self, base: Mapping[str, float], candidate: Mapping[str, float]) -> Verdict:
-        """The verdict on a candidate's metrics. A metric that was not measured, or is not a number, fails the gate."""
+        """The verdict on a candidate's metrics. A metric that was not measured, or is not a number, fails
+        the gate.
+        """
         if reason := self._unjudged(base, candidate):
             return Verdict(str(self), False, None, self.bound, None, reason)
         new = candidate[self.metric]
-        measured = new if self.form == "value" else base[self.metric] - new if self.form == "drop" else base[self.metric] / new
+        measured = (
+            new
+            if self.form == "value"
+            else base[self.metric] - new
+            if self.form == "drop"
+            else base[self.metric] / new
+        )
         margin = measured - self.bound if self.op[0] == ">" else self.bound - measured
         slack = TOLERANCE * max(1.0, abs(self.bound))
         passed = margin >= -slack if "=" in self.op else margin > slack
-        return Verdict(str(self), passed, measured, self.bound, margin, self._message(base, candidate, measured, margin, passed))
+        return Verdict(
+            str(self),
+            passed,
+            measured,
+            self.bound,
+            margin,
+            self._message(base, candidate, measured, margin, passed),
+        )
 
     @property
     def _kind(self) -> Kind:
@@ -151,18 +192,31 @@ class Gate:
     def _unjudged(self, base: Mapping[str, float], candidate: Mapping[str, float]) -> str | None:
         if reason := self.missing(candidate):
             return reason
-        compared = {"the model": candidate} if self.form == "value" else {"the original": base, "the model": candidate}
+        compared = (
+            {"the model": candidate}
+            if self.form == "value"
+            else {"the original": base, "the model": candidate}
+        )
         for whose, metrics in compared.items():
             if self.metric not in metrics:
                 return f"gate '{self}' cannot be judged: {self.metric} of {whose} was not measured"
             value = metrics[self.metric]
-            if math.isnan(value) or (math.isinf(value) and self._kind != "decibel"):  # equal outputs have no noise: inf dB
+            if math.isnan(value) or (
+                math.isinf(value) and self._kind != "decibel"
+            ):  # equal outputs have no noise: inf dB
                 return f"gate '{self}' failed: {self.metric} of {whose} is {value}, not a number to judge"
         if self.form == "ratio" and min(base[self.metric], candidate[self.metric]) <= 0:
             return f"gate '{self}' failed: {self.metric} is not above zero, so there is no ratio"
         return None
 
-    def _message(self, base: Mapping[str, float], candidate: Mapping[str, float], measured: float, margin: float, passed: bool) -> str:
+    def _message(
+        self,
+        base: Mapping[str, float],
+        candidate: Mapping[str, float],
+        measured: float,
+        margin: float,
+        passed: bool,
+    ) -> str:
         shown = _shown(measured, self._kind, difference=self.form == "drop")
         if self.form != "value":
             kind = METRICS[self.metric].kind
@@ -172,7 +226,9 @@ class Gate:
 
 
 def parse_gates(texts: Iterable[str]) -> tuple[Gate, ...]:
-    """Gates of every text; a text may hold several, joined by ";" or ",". Raises UsageError for a wrong or an empty one."""
+    """Gates of every text; a text may hold several, joined by ";" or ",". Raises UsageError for a wrong or
+    an empty one.
+    """
     gates: list[Gate] = []
     for text in texts:
         pieces = [piece.strip() for piece in re.split("[;,]", text)]
@@ -207,7 +263,9 @@ def _shown(value: float, kind: Kind, difference: bool = False) -> str:
     if kind == "fraction":
         return f"{_short(100 * value)} points" if difference else f"{_short(100 * value)} %"
     if kind == "bytes":
-        unit, power = [(unit, power) for unit, power in _UNITS["bytes"].items() if power == 0 or abs(value) >= 10**power][-1]
+        unit, power = [
+            (unit, power) for unit, power in _UNITS["bytes"].items() if power == 0 or abs(value) >= 10**power
+        ][-1]
         return f"{_short(value / 10**power)} {unit}"
     if kind == "count":
         return f"{value:,.0f}"

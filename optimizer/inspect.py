@@ -1,4 +1,6 @@
-"""Per-layer table of a model: shape, parameters, multiply-accumulates (MACs), and the bytes that its weights take in the file."""
+"""Per-layer table of a model: shape, parameters, multiply-accumulates (MACs), and the bytes that its
+weights take in the file.
+"""
 
 import math
 from collections.abc import Mapping
@@ -7,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from passes.graph import Constant, Node
-from passes.graph.layers import stored_in, weights
-from passes.graph.macs import OpenShape, open_shapes, repeats
-from passes.graph.model import import_model
+from onnx_lathe.passes.graph import Constant, Node
+from onnx_lathe.passes.graph.layers import stored_in, weights
+from onnx_lathe.passes.graph.macs import OpenShape, open_shapes, repeats
+from onnx_lathe.passes.graph.model import import_model
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,11 @@ class Size:
     macs: int | None
 
     def as_metrics(self) -> dict[str, float]:
-        found: dict[str, float] = {"weights": self.weight_bytes, "sparsity": self.sparsity, "parameters": self.parameters}
+        found: dict[str, float] = {
+            "weights": self.weight_bytes,
+            "sparsity": self.sparsity,
+            "parameters": self.parameters,
+        }
         if self.macs is not None:
             found["macs"] = self.macs
         return found
@@ -49,17 +55,34 @@ def layer_rows(model: onnx.ModelProto) -> list[LayerRow]:
     rows = []
     for weight in weights(import_model(model), lambda node, reason: None, halves=True):
         zeros, size = weight.zeros()
-        stored = sum(_stored_bytes(leaf) for leaf in {leaf.name: leaf for leaf in stored_in(weight.tensor)}.values())
-        shape: OpenShape = tuple(weight.tensor.shape) if weight.is_initializer else shapes.get(weight.name) or (size,)
+        stored = sum(
+            _stored_bytes(leaf) for leaf in {leaf.name: leaf for leaf in stored_in(weight.tensor)}.values()
+        )
+        shape: OpenShape = (
+            tuple(weight.tensor.shape) if weight.is_initializer else shapes.get(weight.name) or (size,)
+        )
         for index, node in enumerate(weight.nodes):
             output = shapes.get(node.outputs[0].name)
             first = index == 0
-            rows.append(LayerRow(node.name, node.op, shape, output, first * size, first * zeros, first * stored, _macs(node, size, shapes)))
+            rows.append(
+                LayerRow(
+                    node.name,
+                    node.op,
+                    shape,
+                    output,
+                    first * size,
+                    first * zeros,
+                    first * stored,
+                    _macs(node, size, shapes),
+                )
+            )
     return rows
 
 
 def measure(model: onnx.ModelProto, rows: list[LayerRow] | None = None) -> Size:
-    """Parameters are the layers' weights; weight bytes are all initializers as stored; sparsity is the share of zeros of those weights."""
+    """Parameters are the layers' weights; weight bytes are all initializers as stored; sparsity is the
+    share of zeros of those weights.
+    """
     rows = layer_rows(model) if rows is None else rows
     parameters = sum(row.parameters for row in rows)
     macs = [row.macs for row in rows]
@@ -67,7 +90,9 @@ def measure(model: onnx.ModelProto, rows: list[LayerRow] | None = None) -> Size:
         parameters=parameters,
         weight_bytes=sum(_proto_bytes(tensor) for tensor in model.graph.initializer),
         sparsity=sum(row.zeros for row in rows) / parameters if parameters else 0.0,
-        macs=None if any(value is None for value in macs) else sum(value for value in macs if value is not None),
+        macs=None
+        if any(value is None for value in macs)
+        else sum(value for value in macs if value is not None),
     )
 
 

@@ -1,4 +1,6 @@
-"""Runs a recipe: load, check, then per step pass -> contract -> checkpoint -> measure; at the end gates, targets, report."""
+"""Runs a recipe: load, check, then per step pass -> contract -> checkpoint -> measure; at the end gates,
+targets, report.
+"""
 
 import gc
 import sys
@@ -11,25 +13,29 @@ from typing import Any
 import numpy as np
 import onnx
 
-import lathe
-from lathe import DataError, LatheError, ModelError, UsageError
-from optimizer import artifacts, build, services
-from optimizer.checkpoint import Checkpoints, file_hash
-from optimizer.gate import Gate, parse_gates
-from optimizer.inspect import measure
-from optimizer.recipe import Recipe
-from optimizer.report.record import GateRecord, RunRecord, StepRecord
-from optimizer.ui import Ui
-from optimizer.version import VERSION
-from passes import contract
-from passes.base import Context, Pass, PassReport
-from passes.graph.model import export_model, import_model, node_metadata
-from runtime import model_file, ort
-from runtime.data import DataSource
-from runtime.evaluate import Reference, evaluate, reference
-from runtime.pack.files import onnx_bytes, packed_bytes
-from runtime.training import TorchTrainer
-from runtime.training.hooks import hook_place
+from onnx_lathe import metadata
+from onnx_lathe.errors import ContractError, DataError, LatheError, ModelError, UsageError
+from onnx_lathe.optimizer import artifacts, build, services
+from onnx_lathe.optimizer.checkpoint import Checkpoints, file_hash
+from onnx_lathe.optimizer.gate import Gate, parse_gates
+from onnx_lathe.optimizer.inspect import measure
+from onnx_lathe.optimizer.recipe import Recipe
+from onnx_lathe.optimizer.report.record import GateRecord, RunRecord, StepRecord
+from onnx_lathe.optimizer.ui import Ui
+from onnx_lathe.passes.core import contract
+from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.model import export_model, import_model, node_metadata
+from onnx_lathe.placement import Placement
+from onnx_lathe.runtime.data import DataSource
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.pack.files import onnx_bytes, packed_bytes
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.evaluate import Reference, evaluate, reference
+from onnx_lathe.runtime.training import TorchTrainer
+from onnx_lathe.runtime.training.hooks import hook_place
+from onnx_lathe.version import VERSION
 
 SAMPLE_BATCH = 8
 LATENCY_BUDGET_S = 1.0
@@ -60,10 +66,12 @@ class Run:
     gates: Sequence[Gate]
     roles: services.Roles
     checkpoints: Checkpoints
-    placement: lathe.Placement
+    placement: Placement
     """What the targets run in INT8."""
     model: onnx.ModelProto
-    """The model after the last step done. Held here alone: a large one must not be kept alive by a caller's variable."""
+    """The model after the last step done. Held here alone: a large one must not be kept alive by a caller's
+    variable.
+    """
     context: Context = field(default_factory=Context)
     feeds: Mapping[str, np.ndarray] = field(default_factory=dict)
     original: Reference | None = None
@@ -79,14 +87,17 @@ class Run:
 
     @property
     def titles(self) -> list[str]:
-        return [f"{number}/{len(self.passes)} {step}" for number, step in enumerate(self.request.recipe.steps, 1)]
+        return [
+            f"{number}/{len(self.passes)} {step}" for number, step in enumerate(self.request.recipe.steps, 1)
+        ]
 
 
 def run(request: Request, ui: Ui) -> RunRecord:
-    """Compiles the model and returns the record, its exit code set: 0, 3 when a gate failed, 4 when a target failed.
+    """Compiles the model and returns the record, its exit code set: 0, 3 when a gate failed, 4 when a
+    target failed.
 
-    Raises LatheError for a request that cannot run: what an earlier run left in the folder is untouched then. A step that fails leaves the
-    checkpoints of those before it.
+    Raises LatheError for a request that cannot run: what an earlier run left in the folder is untouched
+    then. A step that fails leaves the checkpoints of those before it.
     """
     started = time.perf_counter()
     passes = request.recipe.passes()
@@ -112,29 +123,43 @@ def run(request: Request, ui: Ui) -> RunRecord:
     return record
 
 
-def _open(request: Request, ui: Ui, passes: list[Pass], gates: Sequence[Gate], placement: lathe.Placement) -> Run:
+def _open(request: Request, ui: Ui, passes: list[Pass], gates: Sequence[Gate], placement: Placement) -> Run:
     """Reads model and data, and checks that every pass has what it needs."""
     model = model_file.load(request.model)
     roles = services.open_roles(request.recipe, model)
     services.check_needs(passes, roles, request.recipe)
-    record = RunRecord(version=VERSION, command=sys.argv[1:], model=_describe(request.model, model), data=roles.notes)
+    record = RunRecord(
+        version=VERSION, command=sys.argv[1:], model=_describe(request.model, model), data=roles.notes
+    )
     record.warnings = model_file.warnings(model) + services.warnings(passes, roles)
     for warning in record.warnings:
         ui.note(f"warning: {warning}")
     identity = _identity(request, passes, roles) | {"placement of INT8 by the targets": str(placement)}
-    return Run(request, ui, record, passes, gates, roles, Checkpoints(request.out, identity), placement, model)
+    return Run(
+        request, ui, record, passes, gates, roles, Checkpoints(request.out, identity), placement, model
+    )
 
 
 def _describe(path: Path, model: onnx.ModelProto) -> dict[str, Any]:
     facts = model_file.inspect_file(path)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    return {"path": str(path), "sha256": facts.sha256, "size_bytes": facts.size_bytes, "opset": opset, "nodes": len(model.graph.node)}
+    return {
+        "path": str(path),
+        "sha256": facts.sha256,
+        "size_bytes": facts.size_bytes,
+        "opset": opset,
+        "nodes": len(model.graph.node),
+    }
 
 
 def _identity(request: Request, passes: list[Pass], roles: services.Roles) -> dict[str, str]:
     """Ingredients that a resumed run must share with the first one."""
     recipe = [(instance.name, sorted(asdict(instance.config).items(), key=str)) for instance in passes]
-    identity = {"recipe": repr(recipe), "model": model_file.inspect_file(request.model).sha256, "version": VERSION}
+    identity = {
+        "recipe": repr(recipe),
+        "model": model_file.inspect_file(request.model).sha256,
+        "version": VERSION,
+    }
     if request.recipe.retrain is not None:
         path, function = hook_place(request.recipe.retrain)
         identity["retraining hook"] = f"{file_hash(path)} {function}"
@@ -175,13 +200,17 @@ def _available(state: Run) -> set[str]:
 
 
 def sample_feeds(source: DataSource | None, session: Any, batch: int) -> Mapping[str, np.ndarray]:
-    """The first samples of the data, or random values without data; as many as the model's fixed batch, if it has one."""
+    """The first samples of the data, or random values without data; as many as the model's fixed batch, if
+    it has one.
+    """
     if source is None:
         return ort.random_feeds(session, batch)
     first = next(iter(source.batches(batch)), None)
     if first is None:
         raise DataError("the data has no samples")
-    fixed = {value.shape[0] for value in session.get_inputs() if value.shape and isinstance(value.shape[0], int)}
+    fixed = {
+        value.shape[0] for value in session.get_inputs() if value.shape and isinstance(value.shape[0], int)
+    }
     count = fixed.pop() if len(fixed) == 1 else batch
     return {name: np.resize(array, (count, *array.shape[1:])) for name, array in first.inputs.items()}
 
@@ -189,7 +218,11 @@ def sample_feeds(source: DataSource | None, session: Any, batch: int) -> Mapping
 def _steps(state: Run, done: list[StepRecord]) -> None:
     trains = any("trainer" in instance.needs for instance in state.passes[len(done) :])
     state.context = services.make_context(
-        state.request.recipe, state.roles, state.model if trains else None, state.request.out / "retrain.log", state.ui.status
+        state.request.recipe,
+        state.roles,
+        state.model if trains else None,
+        state.request.out / "retrain.log",
+        state.ui.status,
     )
     state.context = replace(state.context, placement=state.placement)
     if done:
@@ -224,9 +257,9 @@ def _step(state: Run, index: int) -> None:
         outputs = ort.run(session, state.feeds)
         if instance.lossless:
             contract.check_outputs(expected, outputs, type(instance))
-    except (ModelError, lathe.ContractError) as error:
+    except (ModelError, ContractError) as error:
         path.unlink()
-        raise lathe.ContractError(f"step {index + 1}, {call.name}: {error}") from error
+        raise ContractError(f"step {index + 1}, {call.name}: {error}") from error
     for warning in report.warnings:
         state.record.warnings.append(f"step {index + 1}, {call.name}: {warning}")
         state.ui.note(f"warning: {state.record.warnings[-1]}")
@@ -252,8 +285,12 @@ def _step(state: Run, index: int) -> None:
     state.checkpoints.add(record, path)
 
 
-def apply_pass(instance: Pass, model: onnx.ModelProto, context: Context) -> tuple[onnx.ModelProto, PassReport]:
-    """Runs one pass on a graph of the model and stamps the nodes that it made. Without edits the very same model comes back."""
+def apply_pass(
+    instance: Pass, model: onnx.ModelProto, context: Context
+) -> tuple[onnx.ModelProto, PassReport]:
+    """Runs one pass on a graph of the model and stamps the nodes that it made. Without edits the very same
+    model comes back.
+    """
     graph = import_model(model)
     known = {node.name for node in graph.nodes}
     report = instance.apply(graph, context)
@@ -261,7 +298,7 @@ def apply_pass(instance: Pass, model: onnx.ModelProto, context: Context) -> tupl
         return model, report
     for node in graph.nodes:
         if node.name not in known:
-            node_metadata(node)[lathe.PASS] = instance.name
+            node_metadata(node)[metadata.PASS] = instance.name
     after = export_model(graph)
     del graph
     gc.collect()  # onnx-graphsurgeon's graphs are reference cycles, and hold the weights until someone looks
@@ -272,13 +309,19 @@ def _worse(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]
     """Metrics that a step made worse; the report says so."""
 
     def falls(name: str) -> bool:
-        return after[name] > GROWTH_NOTED * before[name] if name in LOWER_IS_BETTER else after[name] < before[name]
+        return (
+            after[name] > GROWTH_NOTED * before[name]
+            if name in LOWER_IS_BETTER
+            else after[name] < before[name]
+        )
 
     return [name for name in before.keys() & after.keys() if name != "sqnr" and falls(name)]
 
 
 def _latencies(state: Run) -> None:
-    """Latency of each step's model and of the original, in turn on the same feeds; on large models of the last step alone."""
+    """Latency of each step's model and of the original, in turn on the same feeds; on large models of the
+    last step alone.
+    """
     steps = state.record.steps[-1:] if state.large else state.record.steps
     base = ort.session(state.request.model)
     for step in steps:
@@ -297,7 +340,9 @@ def time_pair(state: Run, base: Any, candidate: Path) -> tuple[float, float]:
 
 
 def _judge(state: Run, timed_later: bool) -> None:
-    """The gates on the model itself; with `timed_later`, those on latency judge a target's lowered model in its place."""
+    """The gates on the model itself; with `timed_later`, those on latency judge a target's lowered model in
+    its place.
+    """
     record = state.record
     if any(gate.metric == "packed" for gate in state.gates):
         state.ui.status("packing")
@@ -308,7 +353,9 @@ def _judge(state: Run, timed_later: bool) -> None:
         base["packed"] = float(onnx_bytes(state.request.model))
     if "base_latency" in final:
         base["latency"] = final["base_latency"]  # the one measured in turn with the final model
-    record.gates = judge(state.gates, base, final, "model", only=lambda metric: not (timed_later and metric == "latency"))
+    record.gates = judge(
+        state.gates, base, final, "model", only=lambda metric: not (timed_later and metric == "latency")
+    )
     failed = any(not verdict.passed for verdict in record.gates)
     record.exit_code, record.outcome = (3, "gate failed") if failed else (0, "done")
 
@@ -320,7 +367,9 @@ def judge(
     subject: str,
     only: Callable[[str], bool] = lambda metric: True,
 ) -> list[GateRecord]:
-    """A verdict per gate whose metric `only` admits. `subject` is what is judged: the model, or a target's lowered model."""
+    """A verdict per gate whose metric `only` admits. `subject` is what is judged: the model, or a target's
+    lowered model.
+    """
     verdicts = []
     for gate in gates:
         if only(gate.metric):

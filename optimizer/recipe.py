@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lathe import UsageError, nearest
-from optimizer.sizes import parse_bytes
-from passes.base import Pass, configure
-from passes.registry import find
+from onnx_lathe.errors import UsageError, nearest
+from onnx_lathe.optimizer.sizes import parse_bytes
+from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.registry import find
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,7 +45,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole request but for the model and the output folder. Paths are absolute or relative to the working directory."""
+    """A whole request but for the model and the output folder. Paths are absolute or relative to the
+    working directory.
+    """
 
     steps: tuple[Call, ...] = ()
     gates: tuple[str, ...] = ()
@@ -66,7 +69,9 @@ class Recipe:
             raise UsageError(f"seed {self.seed}: give 0 or more")
 
     def passes(self) -> list[Pass]:
-        """A fresh, configured instance per step. Raises UsageError for an unknown pass or option, a bad value or a bad order."""
+        """A fresh, configured instance per step. Raises UsageError for an unknown pass or option, a bad
+        value or a bad order.
+        """
         instances = [configure(find(step.name), step.options) for step in self.steps]
         _check_order(instances)
         return instances
@@ -84,14 +89,20 @@ def _check_order(instances: Sequence[Pass]) -> None:
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Reads a TOML recipe; its paths are relative to its own folder. Raises UsageError naming the file and the key."""
+    """Reads a TOML recipe; its paths are relative to its own folder. Raises UsageError naming the file and
+    the key.
+    """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot read the recipe ({getattr(error, 'strerror', None) or error})") from error
+        raise UsageError(
+            f"{path}: cannot read the recipe ({getattr(error, 'strerror', None) or error})"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from error
-    _known(path, "", table, ("passes", "pass", "gate", "target", "retrain", "memory", "launch", "seed", "data"))
+    _known(
+        path, "", table, ("passes", "pass", "gate", "target", "retrain", "memory", "launch", "seed", "data")
+    )
     data = _typed(path, "data", table.get("data", {}), dict)
     _known(path, "data.", data, (*DATA_ROLES, "preprocess"))
     fields: dict[str, Any] = {key: _typed(path, f"data.{key}", value, str) for key, value in data.items()}
@@ -109,13 +120,17 @@ def load_recipe(path: Path) -> Recipe:
     if "gate" in table:
         fields["gates"] = tuple(_strings(path, "gate", table["gate"]))
     if "target" in table:
-        fields["targets"] = tuple(call for text in _strings(path, "target", table["target"]) for call in parse_calls(text, "target"))
+        fields["targets"] = tuple(
+            call for text in _strings(path, "target", table["target"]) for call in parse_calls(text, "target")
+        )
     if "pass" in table and "passes" in table:
         raise UsageError(f"{path}: has both 'passes' and [[pass]]; keep one")
     if "passes" in table:
         fields["steps"] = parse_calls(_typed(path, "passes", table["passes"], str), "passes")
     else:
-        fields["steps"] = tuple(_step(path, entry) for entry in _typed(path, "pass", table.get("pass", []), list))
+        fields["steps"] = tuple(
+            _step(path, entry) for entry in _typed(path, "pass", table.get("pass", []), list)
+        )
     return Recipe(**fields)
 
 
@@ -131,7 +146,9 @@ def override(recipe: Recipe, **changes: Any) -> Recipe:
 
 
 def _beside(recipe: Path, spec: str) -> str:
-    """A path in a recipe is meant from the recipe's folder; `file.npz:part` and `file.py:function` keep what follows the colon."""
+    """A path in a recipe is meant from the recipe's folder; `file.npz:part` and `file.py:function` keep
+    what follows the colon.
+    """
     return spec if Path(spec).is_absolute() else os.path.normpath(recipe.parent / spec)
 
 
@@ -153,11 +170,14 @@ def _strings(path: Path, key: str, value: Any) -> list[str]:
     return [_typed(path, key, item, str) for item in values]
 
 
-_TOKEN = re.compile(r"""\s*(?:(?P<quoted>"[^"]*"|'[^']*')|(?P<mark>[(){}=,:])|(?P<word>[^\s(){}=,:"']+(?::[^\s(){}=,:"']+)*))""")
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<quoted>"[^"]*"|'[^']*')|(?P<mark>[(){}=,:])|(?P<word>[^\s(){}=,:"']+(?::[^\s(){}=,:"']+)*))"""
+)
 
 
 def parse_calls(text: str, what: str) -> tuple[Call, ...]:
-    """Parses `name, name(key=value, ...)`. Values: numbers, 90%, true, false, none, words, quoted text, {pattern: value}.
+    """Parses `name, name(key=value, ...)`. Values: numbers, 90%, true, false, none, words, quoted text,
+    {pattern: value}.
 
     Raises UsageError that shows the place. `what` names the option in the message.
     """
@@ -194,7 +214,9 @@ class _Reader:
         while text[position:].strip():
             match = _TOKEN.match(text, position)
             if match is None:
-                raise UsageError(f"{self.what}: cannot read '{text[position:].strip()}'; a quote is not closed")
+                raise UsageError(
+                    f"{self.what}: cannot read '{text[position:].strip()}'; a quote is not closed"
+                )
             position = match.end()
             kind = str(match.lastgroup)
             yield kind, match.group(kind)
@@ -212,7 +234,9 @@ class _Reader:
 
     def expect(self, mark: str, where: str) -> None:
         if not self.accept(mark):
-            raise UsageError(f"{self.what}: expected '{mark}' {where}, found '{self._next()[1]}' in: {self.text}")
+            raise UsageError(
+                f"{self.what}: expected '{mark}' {where}, found '{self._next()[1]}' in: {self.text}"
+            )
 
     def word(self, wanted: str) -> str:
         kind, text = self._next()

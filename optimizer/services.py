@@ -1,4 +1,6 @@
-"""What the pipeline gives to passes: data in its roles, the calibrator, the trainer, the runner, the timer, the rounder."""
+"""What the pipeline gives to passes: data in its roles, the calibrator, the trainer, the runner, the timer,
+the rounder.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,22 +8,25 @@ from pathlib import Path
 
 import onnx
 
-from lathe import DataError, UsageError
-from optimizer.recipe import Recipe
-from passes.base import Context, Pass
-from runtime.calibration import StreamingCalibrator
-from runtime.data import DataSource, model_classes, model_inputs, open_source, overlap, split, take
-from runtime.evaluate import OutputComparer
-from runtime.ort import PairTimer
-from runtime.training import TorchRounder, TorchTrainer, require_torch
-from runtime.training.hooks import hook_place
-from runtime.training.launch import parse_launch
+from onnx_lathe.errors import DataError, UsageError
+from onnx_lathe.optimizer.recipe import Recipe
+from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.runtime.data import DataSource, model_classes, model_inputs, open_source, overlap, split, take
+from onnx_lathe.runtime.running.calibration import StreamingCalibrator
+from onnx_lathe.runtime.running.evaluate import OutputComparer
+from onnx_lathe.runtime.running.ort import PairTimer
+from onnx_lathe.runtime.training import TorchRounder, TorchTrainer, require_torch
+from onnx_lathe.runtime.training.hooks import hook_place
+from onnx_lathe.runtime.training.parallel.launch import parse_launch
 
 CALIBRATION_SAMPLES = 512
 FEW_SAMPLES = 16
 """With fewer, a pass that calibrates warns."""
 NATURAL_REPEATS = 0.01
-"""Share of equal samples up to which two sets count as different: large public sets have a few pictures twice."""
+"""Share of equal samples up to which two sets count as different: large public sets have a few pictures
+twice.
+"""
 
 
 @dataclass
@@ -34,14 +39,19 @@ class Roles:
     notes: list[str] = field(default_factory=list)
 
     def fingerprints(self) -> dict[str, str]:
-        roles = {"training data": self.train, "calibration data": self.calibration, "evaluation data": self.evaluation}
+        roles = {
+            "training data": self.train,
+            "calibration data": self.calibration,
+            "evaluation data": self.evaluation,
+        }
         return {name: source.fingerprint for name, source in roles.items() if source is not None}
 
 
 def open_roles(recipe: Recipe, model: onnx.ModelProto) -> Roles:
     """Opens the data that the recipe names and splits `data` among the roles without data of their own.
 
-    Evaluation data is never trained on: the same data in both roles is refused. Raises DataError or UsageError.
+    Evaluation data is never trained on: the same data in both roles is refused. Raises DataError or
+    UsageError.
     """
     inputs, classes = model_inputs(model), model_classes(model)
 
@@ -49,12 +59,22 @@ def open_roles(recipe: Recipe, model: onnx.ModelProto) -> Roles:
         return None if spec is None else open_source(spec, inputs, recipe.preprocess, classes)
 
     roles = Roles(source(recipe.train), source(recipe.calibration), source(recipe.eval))
-    for role, spec in (("training", recipe.train), ("calibration", recipe.calibration), ("evaluation", recipe.eval)):
+    for role, spec in (
+        ("training", recipe.train),
+        ("calibration", recipe.calibration),
+        ("evaluation", recipe.eval),
+    ):
         if spec is not None:
-            used = _part_used(roles.calibration) if role == "calibration" and roles.calibration is not None else ""
+            used = (
+                _part_used(roles.calibration)
+                if role == "calibration" and roles.calibration is not None
+                else ""
+            )
             roles.notes.append(f"{role}: {spec}{used}")
     if recipe.data is not None:
-        _split_data(recipe.data, open_source(recipe.data, inputs, recipe.preprocess, classes), roles, recipe.seed)
+        _split_data(
+            recipe.data, open_source(recipe.data, inputs, recipe.preprocess, classes), roles, recipe.seed
+        )
     if roles.calibration is None and roles.train is not None:
         roles.calibration = take(roles.train, CALIBRATION_SAMPLES)
         which = "the first" if roles.train.count is None else "evenly spread"
@@ -67,11 +87,17 @@ def _part_used(calibration: DataSource) -> str:
     """What to add where the calibration data is named, if it may not be used whole."""
     if calibration.count is None:
         return f", the first {CALIBRATION_SAMPLES} samples at most"
-    return f", {CALIBRATION_SAMPLES} of its {calibration.count:,} samples, at random" if calibration.count > CALIBRATION_SAMPLES else ""
+    return (
+        f", {CALIBRATION_SAMPLES} of its {calibration.count:,} samples, at random"
+        if calibration.count > CALIBRATION_SAMPLES
+        else ""
+    )
 
 
 def _check_apart(recipe: Recipe, roles: Roles) -> None:
-    """Refuses evaluation data that is trained on or calibrated with. A few equal samples, as real data has, are only noted."""
+    """Refuses evaluation data that is trained on or calibrated with. A few equal samples, as real data has,
+    are only noted.
+    """
     if roles.evaluation is None:
         return
     for role, source in (("training", roles.train), ("calibration", roles.calibration)):
@@ -81,7 +107,9 @@ def _check_apart(recipe: Recipe, roles: Roles) -> None:
         count = roles.evaluation.count
         if count is None or shared > NATURAL_REPEATS * count:
             advice = f"name different ones with --{'train' if role == 'training' else role} and --eval"
-            raise UsageError(f"{shared} evaluation samples are in the {role} data too; {advice}, or give --data alone to split it")
+            raise UsageError(
+                f"{shared} evaluation samples are in the {role} data too; {advice}, or give --data alone to split it"
+            )
         roles.notes.append(f"{shared} of {count:,} evaluation samples are in the {role} data too")
 
 
@@ -93,7 +121,9 @@ def _split_data(spec: str, whole: DataSource, roles: Roles, seed: int) -> None:
             roles.train, roles.calibration = parts.train, parts.calibration
             roles.notes.append(f"{spec}: {parts.description}")
             return
-        roles.notes.append(f"{spec}: split at random (seed {seed}); {parts.evaluation.count:,} samples evaluate")
+        roles.notes.append(
+            f"{spec}: split at random (seed {seed}); {parts.evaluation.count:,} samples evaluate"
+        )
         if roles.train is None:
             roles.train = parts.train
             roles.notes.append(f"{spec}: {parts.train.count:,} others train")
@@ -101,20 +131,32 @@ def _split_data(spec: str, whole: DataSource, roles: Roles, seed: int) -> None:
         roles.train = whole
         roles.notes.append(f"training: {spec}")
     else:
-        raise UsageError("--data is given, but --train and --eval already name all the data; leave --data out")
+        raise UsageError(
+            "--data is given, but --train and --eval already name all the data; leave --data out"
+        )
 
 
 def check_needs(passes: list[Pass], roles: Roles, recipe: Recipe) -> None:
-    """Raises before anything runs if a pass lacks its data, or PyTorch. DataError or UsageError name the pass and the option."""
+    """Raises before anything runs if a pass lacks its data, or PyTorch. DataError or UsageError name the
+    pass and the option.
+    """
     if recipe.retrain is not None:
         hook_place(recipe.retrain)
     if not any("trainer" in instance.needs for instance in passes):
-        for option, value in (("--retrain", recipe.retrain), ("--memory", recipe.memory), ("--launch", recipe.launch)):
+        for option, value in (
+            ("--retrain", recipe.retrain),
+            ("--memory", recipe.memory),
+            ("--launch", recipe.launch),
+        ):
             if value is not None:
-                raise UsageError(f"{option} {value}: no pass of the recipe retrains; add retrain to --passes, or leave {option} out")
+                raise UsageError(
+                    f"{option} {value}: no pass of the recipe retrains; add retrain to --passes, or leave {option} out"
+                )
     for instance in passes:
         if {"calibrator", "runner"} & {*instance.needs} and roles.calibration is None:
-            raise DataError(f"pass '{instance.name}' needs calibration data; give --data, --train or --calibration")
+            raise DataError(
+                f"pass '{instance.name}' needs calibration data; give --data, --train or --calibration"
+            )
         if "gradients" in instance.needs and recipe.retrain is not None:
             raise UsageError(
                 f"--retrain {recipe.retrain}: pass '{instance.name}' measures gradients by the built-in training, not by a hook; "
@@ -153,6 +195,21 @@ def make_context(
         runner = OutputComparer(roles.calibration, limit=CALIBRATION_SAMPLES, progress=status)
     if roles.train is not None:
         launch = None if recipe.launch is None else parse_launch(recipe.launch)
-        trainer = TorchTrainer(roles.train, teacher, hook=recipe.retrain, log=log, progress=status, memory=recipe.memory, launch=launch)
+        trainer = TorchTrainer(
+            roles.train,
+            teacher,
+            hook=recipe.retrain,
+            log=log,
+            progress=status,
+            memory=recipe.memory,
+            launch=launch,
+        )
     rounder = TorchRounder(recipe.seed, status)
-    return Context(calibrator=calibrator, trainer=trainer, runner=runner, timer=PairTimer(), rounder=rounder, progress=status)
+    return Context(
+        calibrator=calibrator,
+        trainer=trainer,
+        runner=runner,
+        timer=PairTimer(),
+        rounder=rounder,
+        progress=status,
+    )

@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 
-from lathe import UsageError
+from onnx_lathe.errors import UsageError
 
 _UNITS = {"": 1, "b": 1, **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
           **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)}}  # fmt: skip

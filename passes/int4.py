@@ -1,28 +1,48 @@
-"""Weight-only INT4: groups of a layer's inputs share a scale, and the weight takes 4 bits plus its share of that.
+"""Weight-only INT4: groups of a layer's inputs share a scale, and the weight takes 4 bits plus its share of
+that.
 
     MatMul, Gemm:  W f32[K, N]        becomes   DequantizeLinear(W INT4 [K, N], scale [K/group, N], block_size=group) -> W
     Conv:          W f32[O, C, R, S]  becomes   DequantizeLinear(W INT4 [O, C*R*S], scale [O, C*R*S/group]) -> Reshape -> W
 
-A group never crosses output channels. Its size is the divisor of the number of inputs next to the option group: TensorRT takes whole
-blocks only. What decodes weights as it goes reads less memory: TensorRT, and
-ONNX Runtime for a MatMul whose groups are a power of 2 or all inputs (MatMulNBits, which rounds activations to INT8 unless the session's
-qdq_matmulnbits_accuracy_level is 1). Of a Gemm or Conv ONNX Runtime decodes the whole weight at every run, and is slower than with float.
-Source: Frantar et al., "GPTQ", ICLR 2023, section 4, for groups; passes/numerics/int4.py for the search of scales.
+A group never crosses output channels. Its size is the divisor of the number of inputs next to the option
+group: TensorRT takes whole blocks only. What decodes weights as it goes reads less memory: TensorRT, and
+ONNX Runtime for a MatMul whose groups are a power of 2 or all inputs (MatMulNBits, which rounds activations
+to INT8 unless the session's qdq_matmulnbits_accuracy_level is 1). Of a Gemm or Conv ONNX Runtime decodes
+the whole weight at every run, and is slower than with float.
+Source: Frantar et al., "GPTQ", ICLR 2023, section 4, for groups; passes/numerics/quantization/int4.py for
+the search of scales.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from passes.base import Context, Pass, PassReport, option
-from passes.graph import Constant, Graph, Node, Tensor, Variable, quantized, rewire
-from passes.graph.layers import Weight, constant_shape, constant_value, other_use, output_axis, weights
-from passes.graph.model import FOUR_BIT_IR_VERSION, FOUR_BIT_OPSET, sparse_tensors, taken_names, unused_name
-from passes.graph.opset import raise_opset
-from passes.graph.patterns import by_weight
-from passes.graph.storage import not_float
-from passes.numerics import affine, int4
-from passes.registry import register
+from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.options import option
+from onnx_lathe.passes.core.registry import register
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable, rewire
+from onnx_lathe.passes.graph.initializers import not_float
+from onnx_lathe.passes.graph.layers import (
+    Weight,
+    constant_shape,
+    constant_value,
+    other_use,
+    output_axis,
+    weights,
+)
+from onnx_lathe.passes.graph.model import (
+    FOUR_BIT_IR_VERSION,
+    FOUR_BIT_OPSET,
+    sparse_tensors,
+    taken_names,
+    unused_name,
+)
+from onnx_lathe.passes.graph.opset import raise_opset
+from onnx_lathe.passes.graph.patterns import by_weight
+from onnx_lathe.passes.graph.quantization import pairs
+from onnx_lathe.passes.numerics.quantization import affine, int4
 
 _NODE_BYTES = 250
 _RESHAPE_BYTES = 180
@@ -31,7 +51,9 @@ _RESHAPE_BYTES = 180
 
 @register
 class Int4(Pass):
-    """Stores the weights of layers in 4 bits, with a scale for each group of inputs; activations stay float."""
+    """Stores the weights of layers in 4 bits, with a scale for each group of inputs; activations stay
+    float.
+    """
 
     name = "int4"
     after = {
@@ -41,14 +63,26 @@ class Int4(Pass):
         "tensor_train": "factors are computed from float weights",
         "equalize": "weights are equalized before they are quantized",
     }
-    before = {"int8": "INT8 multiplies INT8 alone; give int4 the layers that int8 leaves in float by its option layers, and run it first"}
+    before = {
+        "int8": "INT8 multiplies INT8 alone; give int4 the layers that int8 leaves in float by its option layers, and run it first"
+    }
 
     @dataclass(frozen=True)
     class Config:
-        group: int = option(32, "inputs of an output channel that share a scale; 0: all of them", low=0, high=4096)
-        zero_points: bool = option(False, "UINT4 with a zero-point per group; TensorRT then stores it as INT8")
-        scales: str = option("mse", "a group's scale: least squared error, or its largest value is the last level", choices=("mse", "max"))
-        layers: dict[str, bool] = option({}, "quantize (true) or leave in float (false) single layers, by pattern")
+        group: int = option(
+            32, "inputs of an output channel that share a scale; 0: all of them", low=0, high=4096
+        )
+        zero_points: bool = option(
+            False, "UINT4 with a zero-point per group; TensorRT then stores it as INT8"
+        )
+        scales: str = option(
+            "mse",
+            "a group's scale: least squared error, or its largest value is the last level",
+            choices=("mse", "max"),
+        )
+        layers: dict[str, bool] = option(
+            {}, "quantize (true) or leave in float (false) single layers, by pattern"
+        )
         min_size: int = option(1024, "smaller weights are left as they are", unit="elements", low=1)
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
@@ -58,7 +92,10 @@ class Int4(Pass):
             opset, reason = graph.opset, raise_opset(graph, FOUR_BIT_OPSET)
             if reason is not None:
                 for node in [node for weight in chosen for node in weight.nodes]:
-                    report.skip(node.name, f"opset {opset} has no 4-bit weights and cannot be raised: {reason}; export at 21 or later")
+                    report.skip(
+                        node.name,
+                        f"opset {opset} has no 4-bit weights and cannot be raised: {reason}; export at 21 or later",
+                    )
                 return report
             chosen = self._choose(graph, report := PassReport())
         writer, signal, noise = _Writer(graph), 0.0, 0.0
@@ -75,11 +112,17 @@ class Int4(Pass):
 
     def _choose(self, graph: Graph, report: PassReport) -> list[Weight]:
         found = list(weights(graph, refuse=report.skip))
-        wanted = by_weight(self.config.layers, found, [skip.node for skip in report.skips], "int4(layers=...)")
+        wanted = by_weight(
+            self.config.layers, found, [skip.node for skip in report.skips], "int4(layers=...)"
+        )
         chosen = []
         for weight in found:
             explicit = wanted.get(weight.name)
-            reason = "the option layers leaves it in float" if explicit is False else self._refusal(graph, weight, explicit is True)
+            reason = (
+                "the option layers leaves it in float"
+                if explicit is False
+                else self._refusal(graph, weight, explicit is True)
+            )
             if reason is None:
                 chosen.append(weight)
                 continue
@@ -93,12 +136,15 @@ class Int4(Pass):
             return reason
         shape = constant_shape(weight.tensor, graph.opset)
         size = int(np.prod(shape))
-        if len({output_axis(node, len(shape)) for node in weight.nodes}) > 1 or len({node.op == "Conv" for node in weight.nodes}) > 1:
+        if (
+            len({output_axis(node, len(shape)) for node in weight.nodes}) > 1
+            or len({node.op == "Conv" for node in weight.nodes}) > 1
+        ):
             return "its weight is shared with a layer that has its output channels on another axis"
         for node in weight.nodes:
             if node.op == "ConvTranspose":
                 return "a transposed convolution stays float"
-            if quantized.is_dequantized(node.inputs[0]):
+            if pairs.is_dequantized(node.inputs[0]):
                 return "its input is INT8, which does not multiply with INT4"
         if len(shape) > 2 and weight.nodes[0].op == "MatMul":
             return "its weight is a batch of matrices, which TensorRT takes in no blocks"
@@ -110,7 +156,11 @@ class Int4(Pass):
             return f"its {4 * size} bytes would not become fewer, with one scale for {self._group(inputs)} inputs"
         if reason := other_use(graph, weight):
             return reason
-        return None if np.isfinite(constant_value(weight.tensor, weight.opset)).all() else "its weight holds NaN or infinity"
+        return (
+            None
+            if np.isfinite(constant_value(weight.tensor, weight.opset)).all()
+            else "its weight holds NaN or infinity"
+        )
 
     def _group(self, inputs: int) -> int:
         """How many of the inputs of an output channel share a scale."""
@@ -118,7 +168,9 @@ class Int4(Pass):
         return inputs if wanted == 0 or inputs <= wanted else int4.divisor_near(inputs, wanted) or inputs
 
     def _quantize(self, writer: "_Writer", weight: Weight, report: PassReport) -> tuple[float, float]:
-        """Puts the 4-bit form in place of the weight. Returns the energy of the weight, and of what it loses."""
+        """Puts the 4-bit form in place of the weight. Returns the energy of the weight, and of what it
+        loses.
+        """
         values = constant_value(weight.tensor, weight.opset)
         rows = values.T if weight.axis == 1 else values.reshape(len(values), -1)
         group = self._group(rows.shape[1])
@@ -132,7 +184,9 @@ class Int4(Pass):
         writer.replace(weight, encoded, group)
         for node in weight.nodes:
             report.edit(node.name, what)
-        return float(np.square(rows, dtype=np.float64).sum()), float(np.square(rows.astype(np.float64) - restored).sum())
+        return float(np.square(rows, dtype=np.float64).sum()), float(
+            np.square(rows.astype(np.float64) - restored).sum()
+        )
 
 
 class _Writer:
@@ -158,11 +212,19 @@ class _Writer:
             for tensor in stored[1:]:
                 tensor.values = tensor.values.reshape(-1)
         result = Variable(name, np.float32, shape)
-        flat = result if len(shape) == 2 else Variable(self._name(f"{name}_matrix"), np.float32, encoded.levels.shape)
-        self.graph.nodes.append(Node("DequantizeLinear", self._name(f"{name}_DequantizeLinear"), attrs, stored, [flat]))
+        flat = (
+            result
+            if len(shape) == 2
+            else Variable(self._name(f"{name}_matrix"), np.float32, encoded.levels.shape)
+        )
+        self.graph.nodes.append(
+            Node("DequantizeLinear", self._name(f"{name}_DequantizeLinear"), attrs, stored, [flat])
+        )
         if flat is not result:
             target = Constant(self._name(f"{name}_shape"), np.array(shape, np.int64))
-            self.graph.nodes.append(Node("Reshape", self._name(f"{name}_Reshape"), {}, [flat, target], [result]))
+            self.graph.nodes.append(
+                Node("Reshape", self._name(f"{name}_Reshape"), {}, [flat, target], [result])
+            )
         for node in weight.nodes:
             rewire.replace_input(node, weight.tensor, result)
 

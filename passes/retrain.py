@@ -1,23 +1,28 @@
 """Retraining: the model's float weights are trained again, after a pass that changed them has cost accuracy.
 
-The graph stays as it is; only values of float initializers change. Zeros named in `lathe.sparse` stay zero, weights of a codebook go on
-sharing their centroids, Q/DQ pairs of activations and of codebooks round in the forward pass and let gradients through. A weight stored as
-integers, as int8 leaves it, does not train: its layer is skipped, and what is float around it adapts. By default the retrained model
-imitates the original one (distillation) and learns from labels where there are any.
-Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015, section 3; "Deep Compression",
-ICLR 2016, section 3; Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
+The graph stays as it is; only values of float initializers change. Zeros named in `lathe.sparse` stay zero,
+weights of a codebook go on sharing their centroids, Q/DQ pairs of activations and of codebooks round in the
+forward pass and let gradients through. A weight stored as integers, as int8 leaves it, does not train: its
+layer is skipped, and what is float around it adapts. By default the retrained model imitates the original
+one (distillation) and learns from labels where there are any.
+Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015,
+section 3; "Deep Compression", ICLR 2016, section 3; Hinton et al., "Distilling the Knowledge in a Neural
+Network", 2015.
 """
 
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from passes.base import Context, Pass, PassReport, option
-from passes.graph import Constant, Graph
-from passes.graph.layers import stored_in, weights
-from passes.graph.model import FOUR_BIT, export_model, set_sparse_tensors, sparse_tensors
-from passes.registry import register
-from passes.training import TrainingOptions, take_over
+from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.options import option
+from onnx_lathe.passes.core.registry import register
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.core.training_options import TrainingOptions, take_over
+from onnx_lathe.passes.graph import Constant, Graph
+from onnx_lathe.passes.graph.layers import stored_in, weights
+from onnx_lathe.passes.graph.model import FOUR_BIT, export_model, set_sparse_tensors, sparse_tensors
 
 
 @register
@@ -26,11 +31,15 @@ class Retrain(Pass):
 
     name = "retrain"
     needs = ("trainer",)
-    before = {"float16": "PyTorch trains float16 far slower on a CPU, to no better a network; put float16 last"}
+    before = {
+        "float16": "PyTorch trains float16 far slower on a CPU, to no better a network; put float16 last"
+    }
 
     @dataclass(frozen=True)
     class Config(TrainingOptions):
-        dense: bool = option(False, "first lift the sparsity: zeros are trained again, as in dense-sparse-dense")
+        dense: bool = option(
+            False, "first lift the sparsity: zeros are trained again, as in dense-sparse-dense"
+        )
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
@@ -46,7 +55,9 @@ class Retrain(Pass):
             if _is_integer(stored):
                 advice = "only its scales do" if self.config.learn_scales else "retrain before int8"
                 for node in weight.nodes:
-                    report.skip(node.name, f"its weight is stored as {stored.dtype}, which does not train; {advice}")
+                    report.skip(
+                        node.name, f"its weight is stored as {stored.dtype}, which does not train; {advice}"
+                    )
         result = context.need_trainer().train(export_model(graph), asdict(self.config))
         tensors = graph.tensors()
         for name, change in take_over(graph, result).items():
@@ -56,7 +67,9 @@ class Retrain(Pass):
 
 
 def _lift(graph: Graph, report: PassReport) -> None:
-    """No zero need stay any more. Source: Han et al., "DSD: Dense-Sparse-Dense Training for Deep Neural Networks", ICLR 2017, section 2."""
+    """No zero need stay any more.
+    Source: Han et al., "DSD: Dense-Sparse-Dense Training for Deep Neural Networks", ICLR 2017, section 2.
+    """
     sparse, tensors = sparse_tensors(graph), graph.tensors()
     for name in sparse:
         node = tensors[name].outputs[0].name if name in tensors and tensors[name].outputs else name
@@ -68,4 +81,6 @@ def _lift(graph: Graph, report: PassReport) -> None:
 
 def _is_integer(tensor: Constant) -> bool:
     """onnx-graphsurgeon gives the number of an element type that NumPy has no name for, such as bfloat16."""
-    return not isinstance(tensor.dtype, int) and (np.issubdtype(tensor.dtype, np.integer) or tensor.dtype in FOUR_BIT)
+    return not isinstance(tensor.dtype, int) and (
+        np.issubdtype(tensor.dtype, np.integer) or tensor.dtype in FOUR_BIT
+    )

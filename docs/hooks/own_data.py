@@ -1,5 +1,5 @@
-"""Retrain on a data set of your own, with your own augmentation: images.npy (float32 [N, ...] as the model takes them) and labels.npy
-(int64 [N]) beside this file.
+"""Retrain on a data set of your own, with your own augmentation: images.npy (float32 [N, ...] as the model
+takes them) and labels.npy (int64 [N]) beside this file.
 
     optimize model.onnx --passes "prune(sparsity=0.8), retrain(epochs=3)" --data data.npz --retrain own_data.py:retrain
 
@@ -29,9 +29,13 @@ class Images(torch.utils.data.Dataset):
 
 
 def retrain(module, job):
-    loader = torch.utils.data.DataLoader(Images(), batch_size=job.settings["batch"], shuffle=True, num_workers=0)
+    loader = torch.utils.data.DataLoader(
+        Images(), batch_size=job.settings["batch"], shuffle=True, num_workers=0
+    )
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, epochs=job.epochs, steps_per_epoch=len(loader))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1e-3, epochs=job.epochs, steps_per_epoch=len(loader)
+    )
     for epoch in range(job.epochs):
         for images, labels in loader:
             loss = F.cross_entropy(module(images.to(job.device)), labels.to(job.device))

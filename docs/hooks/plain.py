@@ -2,7 +2,8 @@
 
     optimize model.onnx --passes "prune(sparsity=0.8), retrain(epochs=3)" --data data.npz --retrain plain.py:retrain
 
-`module` is the graph as a torch.nn.Module, trained in place; what must stay (zeros, shared values) stays, whatever the optimizer does.
+`module` is the graph as a torch.nn.Module, trained in place; what must stay (zeros, shared values) stays,
+whatever the optimizer does.
 """
 
 import torch

@@ -1,6 +1,7 @@
 """Retrain with PyTorch Lightning (pip install pytorch-lightning), here by imitating the original model.
 
-optimize model.onnx --passes "prune(sparsity=0.8), retrain(epochs=3)" --data data.npz --retrain with_lightning.py:retrain
+optimize model.onnx --passes "prune(sparsity=0.8), retrain(epochs=3)" --data data.npz --retrain
+with_lightning.py:retrain
 """
 
 import pytorch_lightning as lightning
@@ -16,7 +17,9 @@ class Batches(torch.utils.data.IterableDataset):
 
     def __iter__(self):
         self.epoch += 1
-        for batch in self.job.data.batches(self.job.settings["batch"], shuffle_seed=self.job.seed + self.epoch):
+        for batch in self.job.data.batches(
+            self.job.settings["batch"], shuffle_seed=self.job.seed + self.epoch
+        ):
             yield {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
 
 
@@ -30,7 +33,9 @@ class Student(lightning.LightningModule):
         teacher = self.teacher[0].to(self.device)
         with torch.no_grad():
             wanted = F.log_softmax(teacher(**inputs), 1)
-        return F.kl_div(F.log_softmax(self.module(**inputs), 1), wanted, reduction="batchmean", log_target=True)
+        return F.kl_div(
+            F.log_softmax(self.module(**inputs), 1), wanted, reduction="batchmean", log_target=True
+        )
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.module.parameters(), lr=1e-3, weight_decay=0.0)

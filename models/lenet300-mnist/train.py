@@ -1,4 +1,6 @@
-"""Train LeNet-300-100 (784-300-100-10 with ReLU, 266,610 parameters; LeCun et al. 1998) on MNIST and write model.onnx."""
+"""Train LeNet-300-100 (784-300-100-10 with ReLU, 266,610 parameters; LeCun et al. 1998) on MNIST and write
+model.onnx.
+"""
 
 import sys
 from collections import OrderedDict

@@ -1,7 +1,7 @@
 """Train Caffe's LeNet-5 (431,080 parameters) on MNIST and write model.onnx.
 
-Conv 20@5x5, max pool, conv 50@5x5, max pool, fully connected 500, ReLU, fully connected 10: LeCun et al. 1998 as in Caffe's
-examples/mnist, the network that Han et al. (ICLR 2016) compress.
+Conv 20@5x5, max pool, conv 50@5x5, max pool, fully connected 500, ReLU, fully connected 10: LeCun et al.
+1998 as in Caffe's examples/mnist, the network that Han et al. (ICLR 2016) compress.
 """
 
 import sys

@@ -1,4 +1,6 @@
-"""Train ResNet-20 (He et al., CVPR 2016, section 4.2; projection shortcuts; 272,474 parameters) on CIFAR-10 and write model.onnx."""
+"""Train ResNet-20 (He et al., CVPR 2016, section 4.2; projection shortcuts; 272,474 parameters) on CIFAR-10
+and write model.onnx.
+"""
 
 import sys
 from pathlib import Path
@@ -25,7 +27,9 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.relu(self.norm1(self.conv1(x)))
@@ -49,13 +53,18 @@ def cifar10(split: str, directory: str | None) -> tuple[torch.Tensor, torch.Tens
 
 
 def load_folded(network: nn.Module, path: str, images: torch.Tensor) -> None:
-    """Loads an exported model, whose batch normalization is part of the convolutions, back into the network that has it.
+    """Loads an exported model, whose batch normalization is part of the convolutions, back into the network
+    that has it.
 
-    Weights are scaled to the size that they have at initialization; then one forward pass over `images` gives every normalization the
-    statistics of its input, and the scale and shift that make its output the exported convolution's.
+    Weights are scaled to the size that they have at initialization; then one forward pass over `images`
+    gives every normalization the statistics of its input, and the scale and shift that make its output the
+    exported convolution's.
     """
     graph = onnx.load(path).graph
-    stored = {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    stored = {
+        tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+        for tensor in graph.initializer
+    }
     inputs = {node.input[1]: node.input[2] for node in graph.node if node.op_type == "Conv"}
     modules = dict(network.named_modules())
     convolutions = [(name, module) for name, module in modules.items() if isinstance(module, nn.Conv2d)]

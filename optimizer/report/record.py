@@ -1,4 +1,6 @@
-"""What a run did and measured, as plain data. docs/report.md and docs/report.schema.json describe the JSON form."""
+"""What a run did and measured, as plain data. docs/report.md and docs/report.schema.json describe the JSON
+form.
+"""
 
 import dataclasses
 import json
@@ -7,14 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lathe import UsageError
+from onnx_lathe.errors import UsageError
 
 SCHEMA_VERSION = 1
 
 
 @dataclass
 class StepRecord:
-    """One pass. `quality` holds the metrics after it; those before it are the previous step's, or the baseline's."""
+    """One pass. `quality` holds the metrics after it; those before it are the previous step's, or the
+    baseline's.
+    """
 
     number: int
     name: str
@@ -86,7 +90,12 @@ class RunRecord:
 
 def step_from_json(table: dict[str, Any]) -> StepRecord:
     """The inverse of `as_json` for one step, for resuming."""
-    return StepRecord(**{**table, "quality": {key: math.inf if value is None else value for key, value in table["quality"].items()}})
+    return StepRecord(
+        **{
+            **table,
+            "quality": {key: math.inf if value is None else value for key, value in table["quality"].items()},
+        }
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from optimizer.check import Check
-from optimizer.inspect import layer_rows, measure
-from optimizer.report.terminal import count, size
-from passes.base import Pass, type_name
-from passes.registry import all_passes, find
-from runtime.targets.base import targets
+from onnx_lathe.optimizer.check import Check
+from onnx_lathe.optimizer.inspect import layer_rows, measure
+from onnx_lathe.optimizer.report.terminal import count, size
+from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.options import type_name
+from onnx_lathe.passes.core.registry import all_passes, find
+from onnx_lathe.runtime.targets.core.registry import targets
 
 
 def show_passes(name: str | None, console: Console) -> None:
@@ -71,7 +72,11 @@ def _meaning(field: "dataclasses.Field[Any]") -> str:
     low, high, choices = (field.metadata.get(key) for key in ("low", "high", "choices"))
     if low is not None or high is not None:
         limits.append(
-            f"{low} to {high}" if low is not None and high is not None else f"at least {low}" if high is None else f"at most {high}"
+            f"{low} to {high}"
+            if low is not None and high is not None
+            else f"at least {low}"
+            if high is None
+            else f"at most {high}"
         )
     if choices:
         limits.append(" | ".join(choices))
@@ -93,7 +98,9 @@ def show_checks(checks: Sequence[Check], console: Console) -> None:
     for check in checks:
         table = _table("layer", "op", "runs in", "why")
         for layer in check.layers:
-            table.add_row(escape(layer.node), layer.op, "INT8" if layer.int8 else "float", escape(layer.reason))
+            table.add_row(
+                escape(layer.node), layer.op, "INT8" if layer.int8 else "float", escape(layer.reason)
+            )
         if table.row_count:
             console.print(table)
         console.print(f"{check.target}: {check.int8} of {len(check.layers)} layers run in INT8", markup=False)
@@ -118,7 +125,16 @@ def show_layers(model: onnx.ModelProto, console: Console) -> None:
         )
     whole = measure(model, rows)
     macs = "?" if whole.macs is None else count(whole.macs)
-    table.add_row("all", "", "", "", count(whole.parameters), f"{100 * whole.sparsity:.1f} %", size(whole.weight_bytes), macs)
+    table.add_row(
+        "all",
+        "",
+        "",
+        "",
+        count(whole.parameters),
+        f"{100 * whole.sparsity:.1f} %",
+        size(whole.weight_bytes),
+        macs,
+    )
     console.print(table)
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from optimizer.report.record import RunRecord, StepRecord
+from onnx_lathe.optimizer.report.record import RunRecord, StepRecord
 
 SKIPS_SHOWN = 8
 FILE_WIDTH = 140
@@ -42,21 +42,31 @@ def show(record: RunRecord, console: Console) -> None:
     console.print(table)
     for step in record.steps:
         start = f"step {step.number}, {step.name}: "
-        _show_step(step, [text.removeprefix(start) for text in record.warnings if text.startswith(start)], console)
+        _show_step(
+            step, [text.removeprefix(start) for text in record.warnings if text.startswith(start)], console
+        )
     for target in record.targets:
         if target.error:
             console.print(f"target {target.name}: FAILED: {target.error}", markup=False)
             continue
         timed = target.quality.get("base_latency")
-        quality = ", ".join(f"{title} {shown(key, target.quality[key], timed)}" for key, title in COLUMNS if key in target.quality)
+        quality = ", ".join(
+            f"{title} {shown(key, target.quality[key], timed)}"
+            for key, title in COLUMNS
+            if key in target.quality
+        )
         files = ", ".join(target.files)
         console.print(
-            f"target {target.name}: {files} ({size(target.size_bytes)})" + (f"; as lowered: {quality}" if quality else ""), markup=False
+            f"target {target.name}: {files} ({size(target.size_bytes)})"
+            + (f"; as lowered: {quality}" if quality else ""),
+            markup=False,
         )
         _show_skips(target.skips, console)
     for verdict in record.gates:
         style = "green" if verdict.passed else "bold red"
-        console.print(f"[{style}]gate {'passed' if verdict.passed else 'FAILED'}[/] ({verdict.subject})  ", end="")
+        console.print(
+            f"[{style}]gate {'passed' if verdict.passed else 'FAILED'}[/] ({verdict.subject})  ", end=""
+        )
         console.print(verdict.message, markup=False)
     for note in record.data:
         console.print(f"data  {note}", markup=False)
@@ -71,7 +81,9 @@ def _steps_table(record: RunRecord, dropped: Sequence[str]) -> Table:
     for _, title in used:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
-    table.add_row("(original)", *(shown(key, record.baseline.get(key), record.baseline.get(key)) for key, _ in used), "")
+    table.add_row(
+        "(original)", *(shown(key, record.baseline.get(key), record.baseline.get(key)) for key, _ in used), ""
+    )
     for step in record.steps:
         name = f"{step.number} {step.name}" + ("" if step.changed else " (nothing to do)")
         cells = [shown(key, step.quality.get(key), _base(record, step, key)) for key, _ in used]
@@ -109,7 +121,9 @@ def _show_skips(skips: list[dict[str, str]], console: Console) -> None:
     for skip in skips[:SKIPS_SHOWN]:
         console.print(f"    skipped {skip['node']}: {skip['reason']}", markup=False)
     if len(skips) > SKIPS_SHOWN:
-        console.print(f"    and {len(skips) - SKIPS_SHOWN} more skipped; report.json has them all", markup=False)
+        console.print(
+            f"    and {len(skips) - SKIPS_SHOWN} more skipped; report.json has them all", markup=False
+        )
 
 
 def shown(key: str, value: float | None, base: float | None = None) -> str:

@@ -6,7 +6,9 @@ import onnx
 
 
 def model_up_to(model: onnx.ModelProto, tensors: Collection[str]) -> onnx.ModelProto:
-    """A model with these tensors of the main graph as outputs, of unstated type, and no node that they do not need."""
+    """A model with these tensors of the main graph as outputs, of unstated type, and no node that they do
+    not need.
+    """
     wanted, nodes = set(tensors), []
     for node in reversed(model.graph.node):
         if wanted.intersection(node.output):
@@ -18,7 +20,9 @@ def model_up_to(model: onnx.ModelProto, tensors: Collection[str]) -> onnx.ModelP
     part.graph.name = model.graph.name or "graph"
     part.graph.node.extend(reversed(nodes))
     part.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in wanted)
-    part.graph.sparse_initializer.extend(tensor for tensor in model.graph.sparse_initializer if tensor.values.name in wanted)
+    part.graph.sparse_initializer.extend(
+        tensor for tensor in model.graph.sparse_initializer if tensor.values.name in wanted
+    )
     part.graph.input.extend(value for value in model.graph.input if value.name in wanted)
     part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
     return part

@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from passes.graph import Constant, Graph, Node, Tensor
-from passes.graph.layers import is_layer
+from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
+from onnx_lathe.passes.graph.layers import is_layer
 
 BIAS_INPUT = 2
 
 
 def biases(graph: Graph, refuse: Callable[[str, str], None]) -> Iterator[tuple[Node, Constant]]:
-    """(first layer, bias) for the third input of a Conv, ConvTranspose or Gemm, or the operand of an Add behind a layer; each tensor once.
+    """(first layer, bias) for the third input of a Conv, ConvTranspose or Gemm, or the operand of an Add
+    behind a layer; each tensor once.
 
     `refuse(node name, reason)` hears of each layer whose bias is there but cannot be changed.
     """

@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from passes.graph import Constant, Graph, Node, Tensor
-from passes.graph.evaluate import REFUSALS, evaluate
+from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
+from onnx_lathe.passes.graph.evaluate import REFUSALS, evaluate
 
 _FOLDABLE = """
 Abs Add And Cast CastLike Ceil Concat ConstantOfShape Cos Div Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gemm
@@ -18,8 +18,10 @@ Unsqueeze Where Xor
 """
 
 FOLDABLE = frozenset(_FOLDABLE.split())
-"""Deterministic operators whose reference implementation agrees with ONNX Runtime (tests compare each). DequantizeLinear and
-QuantizeLinear are not among them: folding them would undo or hide compressed storage."""
+"""Deterministic operators whose reference implementation agrees with ONNX Runtime (tests compare each).
+DequantizeLinear and QuantizeLinear are not among them: folding them would undo or hide compressed
+storage.
+"""
 
 LOWEST_OPSET = 7
 """Broadcasting of older opsets is an attribute, which the reference implementation does not know."""
@@ -29,7 +31,9 @@ PLAIN = "biuf"
 
 
 def constant_to_initializer(node: Node) -> bool:
-    """Turns the output of a Constant node into an initializer, bit for bit. False for a form without a dense tensor."""
+    """Turns the output of a Constant node into an initializer, bit for bit. False for a form without a
+    dense tensor.
+    """
     proto = _constant_proto(node)
     if proto is None:
         return False
@@ -51,25 +55,33 @@ def _constant_proto(node: Node) -> onnx.TensorProto | None:
             return onnx.helper.make_tensor("", element, [len(node.attrs[name + "s"])], node.attrs[name + "s"])
     value = node.attrs.get("value")
     if isinstance(value, Constant):
-        return value._values.tensor if isinstance(value._values, LazyValues) else onnx.numpy_helper.from_array(value.values)
+        return (
+            value._values.tensor
+            if isinstance(value._values, LazyValues)
+            else onnx.numpy_helper.from_array(value.values)
+        )
     return None
 
 
 def is_foldable(graph: Graph, node: Node, sparse: Collection[str]) -> bool:
-    """Whether the node may be computed now: deterministic, all inputs constant and of a plain type, and not a decoder of stored weights.
+    """Whether the node may be computed now: deterministic, all inputs constant and of a plain type, and not
+    a decoder of stored weights.
 
     A tensor named in `sparse` keeps its place, because the name says whose zeros must stay.
     """
     if node.op not in FOLDABLE or node.domain or graph.opset < LOWEST_OPSET:
         return False
     inputs = [tensor for tensor in node.inputs if not tensor.is_empty()]
-    if not inputs or not all(isinstance(t, Constant) and is_plain(t) and t.name not in sparse for t in inputs):
+    if not inputs or not all(
+        isinstance(t, Constant) and is_plain(t) and t.name not in sparse for t in inputs
+    ):
         return False
     return not decodes_storage(node)
 
 
 def decodes_storage(node: Node) -> bool:
-    """Whether a node of constants expands what is stored small: a narrow type, or one value (or a tile) for a whole float tensor.
+    """Whether a node of constants expands what is stored small: a narrow type, or one value (or a tile) for
+    a whole float tensor.
 
     ONNX Runtime computes these when it loads a model, so only the file would change: it would grow.
     """
@@ -77,7 +89,11 @@ def decodes_storage(node: Node) -> bool:
         dtype = np.dtype(node.inputs[0].dtype)
         return dtype != np.bool_ and dtype.itemsize < 4 and math.prod(node.inputs[0].shape) > 1
     if node.op == "ConstantOfShape":
-        return "value" not in node.attrs or not is_plain(node.attrs["value"]) or np.dtype(node.attrs["value"].dtype).kind == "f"
+        return (
+            "value" not in node.attrs
+            or not is_plain(node.attrs["value"])
+            or np.dtype(node.attrs["value"].dtype).kind == "f"
+        )
     return node.op in ("Expand", "Tile") and np.dtype(node.inputs[0].dtype).kind == "f"
 
 
@@ -95,8 +111,12 @@ def compute(node: Node, opset: int) -> list[np.ndarray] | str:
         return f"it cannot be computed: {' '.join(str(error).split())}"
     for tensor, value in zip(node.outputs, values, strict=True):
         declared = tensor.dtype
-        if value.dtype.kind not in PLAIN or (declared is not None and (isinstance(declared, int) or np.dtype(declared) != value.dtype)):
-            return f"the reference implementation computes {value.dtype}, which is not what the model declares"
+        if value.dtype.kind not in PLAIN or (
+            declared is not None and (isinstance(declared, int) or np.dtype(declared) != value.dtype)
+        ):
+            return (
+                f"the reference implementation computes {value.dtype}, which is not what the model declares"
+            )
     return values
 
 
@@ -105,7 +125,9 @@ def freed_bytes(graph: Graph, node: Node) -> int:
     sources = {id(t): t for t in node.inputs if isinstance(t, Constant)}
     outputs = {id(t) for t in graph.outputs}
     return sum(
-        size_bytes(tensor) for key, tensor in sources.items() if key not in outputs and all(reader is node for reader in tensor.outputs)
+        size_bytes(tensor)
+        for key, tensor in sources.items()
+        if key not in outputs and all(reader is node for reader in tensor.outputs)
     )
 
 

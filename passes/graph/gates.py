@@ -1,4 +1,5 @@
-"""Piecewise linear gates: HardSigmoid, which exporters spell as additions and Clips, and HardSwish, which is one times its input.
+"""Piecewise linear gates: HardSigmoid, which exporters spell as additions and Clips, and HardSwish, which
+is one times its input.
 
     y * Clip(x + c, 0, d) / d    becomes    y * HardSigmoid(x), alpha 1/d, beta c/d
     Clip(x + c, 0, d) / d        becomes    HardSigmoid(x)
@@ -12,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from passes.graph import Constant, Graph, Node, Tensor, Variable
-from passes.graph.layers import read
-from passes.graph.model import free_name
-from passes.graph.rewire import disconnect, is_output
+from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
+from onnx_lathe.passes.graph.layers import read
+from onnx_lathe.passes.graph.model import free_name
+from onnx_lathe.passes.graph.rewire import disconnect, is_output
 
 LOWEST_OPSET = 7
 """Below, Add, Mul and Div broadcast by an attribute."""
@@ -33,10 +34,14 @@ class _Step(NamedTuple):
     """Of the constant."""
 
 
-def fuse_hard_sigmoid(graph: Graph, last: Node, captured: Collection[str], rank: Callable[[Tensor], int | None]) -> Node | None:
-    """Writes a gate as HardSigmoid if `last` is the division at its end, by a constant, or the multiplication. Returns the new HardSigmoid.
+def fuse_hard_sigmoid(
+    graph: Graph, last: Node, captured: Collection[str], rank: Callable[[Tensor], int | None]
+) -> Node | None:
+    """Writes a gate as HardSigmoid if `last` is the division at its end, by a constant, or the
+    multiplication. Returns the new HardSigmoid.
 
-    Float32 gates whose steps nobody else reads; constants that do not change the shape. `rank` is that of a tensor, if it is known.
+    Float32 gates whose steps nobody else reads; constants that do not change the shape. `rank` is that of a
+    tensor, if it is known.
     """
     if graph.opset < LOWEST_OPSET:
         return None
@@ -58,7 +63,11 @@ def fuse_hard_sigmoid(graph: Graph, last: Node, captured: Collection[str], rank:
         known = rank(shift.data) if shift is not None else None
         if addition is None or shift is None or max(shift.rank, division.rank) > (known or 0):
             continue
-        clip.op, clip.attrs, clip.inputs = "HardSigmoid", {"alpha": 1 / divisor, "beta": shift.number / divisor}, [shift.data]
+        clip.op, clip.attrs, clip.inputs = (
+            "HardSigmoid",
+            {"alpha": 1 / divisor, "beta": shift.number / divisor},
+            [shift.data],
+        )
         written = product if product is not None else clip
         outputs = list(last.outputs)
         disconnect(last)
@@ -71,7 +80,9 @@ def fuse_hard_sigmoid(graph: Graph, last: Node, captured: Collection[str], rank:
 def split_hard_swish(graph: Graph, node: Node) -> Node:
     """Writes a HardSwish as x * HardSigmoid(x), as its definition says. Returns the HardSigmoid."""
     source = node.inputs[0]
-    gate = Variable(free_name(graph, f"{node.outputs[0].name}_gate"), source.dtype or np.float32, source.shape)
+    gate = Variable(
+        free_name(graph, f"{node.outputs[0].name}_gate"), source.dtype or np.float32, source.shape
+    )
     sigmoid = Node("HardSigmoid", f"{node.name}_gate", {"alpha": SLOPE, "beta": OFFSET}, [source], [gate])
     graph.nodes.insert(next(index for index, other in enumerate(graph.nodes) if other is node), sigmoid)
     node.op, node.attrs, node.inputs = "Mul", {}, [source, gate]
@@ -85,7 +96,11 @@ def _constant_step(node: Node, operators: Collection[str]) -> _Step | None:
         tensor, data = node.inputs[index], node.inputs[1 - index]
         if isinstance(tensor, Constant) and not isinstance(data, Constant) and tensor.dtype == np.float32:
             value = read(tensor)
-            return _Step(data, float(value.reshape(-1)[0]), value.ndim) if value.size == 1 and np.isfinite(value).all() else None
+            return (
+                _Step(data, float(value.reshape(-1)[0]), value.ndim)
+                if value.size == 1 and np.isfinite(value).all()
+                else None
+            )
     return None
 
 

@@ -1,7 +1,8 @@
 """Layers with weights: Conv, ConvTranspose, Gemm and MatMul, and where each weight comes from.
 
-The float tensor that a layer reads keeps its name when a pass changes how it is stored: a codebook weight's Gather writes the tensor that
-was the initializer. So `lathe.sparse` and per-layer options go on naming the same thing.
+The float tensor that a layer reads keeps its name when a pass changes how it is stored: a codebook weight's
+Gather writes the tensor that was the initializer. So `lathe.sparse` and per-layer options go on naming the
+same thing.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 import onnx
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
-from passes.graph import Constant, Graph, Node, Tensor
+from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 
 WEIGHT_INPUT = 1
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -22,7 +23,8 @@ NOT_CONSTANT = "its weight is computed at run time"
 class Weight:
     """One weight tensor and every layer that reads it.
 
-    `tensor` is what the layers read, `axis` its output-channel axis (of the first layer's view), `opset` that of the graph.
+    `tensor` is what the layers read, `axis` its output-channel axis (of the first layer's view), `opset`
+    that of the graph.
     """
 
     tensor: Tensor
@@ -54,16 +56,20 @@ def is_layer(node: Node) -> bool:
 
 
 def output_axis(node: Node, rank: int) -> int:
-    """Output-channel axis of the layer's weight: Conv [O, I, ...] 0, ConvTranspose [I, O, ...] 1, Gemm by transB, MatMul last."""
+    """Output-channel axis of the layer's weight: Conv [O, I, ...] 0, ConvTranspose [I, O, ...] 1, Gemm by
+    transB, MatMul last.
+    """
     if node.op == "Conv" or (node.op == "Gemm" and node.attrs.get("transB", 0)):
         return 0
     return rank - 1 if node.op == "MatMul" else 1
 
 
 def weights(graph: Graph, refuse: Callable[[str, str], None], halves: bool = False) -> Iterator[Weight]:
-    """Every float32 weight that is constant (initializer, or decoded from initializers), once, in graph order; float16 ones if `halves`.
+    """Every float32 weight that is constant (initializer, or decoded from initializers), once, in graph
+    order; float16 ones if `halves`.
 
-    `refuse(node name, reason)` hears of each layer whose weight cannot be used. A MatMul of two activations is not a layer.
+    `refuse(node name, reason)` hears of each layer whose weight cannot be used. A MatMul of two activations
+    is not a layer.
     """
     found: dict[str, Weight] = {}
     for node in graph.nodes:
@@ -83,7 +89,9 @@ def weights(graph: Graph, refuse: Callable[[str, str], None], halves: bool = Fal
 
 
 def other_use(graph: Graph, weight: Weight) -> str | None:
-    """Why a changed weight would change more than its layers: it is an output of the model, or another node reads it too."""
+    """Why a changed weight would change more than its layers: it is an output of the model, or another node
+    reads it too.
+    """
     if any(weight.tensor is output for output in graph.outputs):
         return "its weight is an output of the model"
     known = {id(node) for node in weight.nodes}
@@ -110,10 +118,12 @@ def _unusable(node: Node, halves: bool) -> str | None:
 
 
 def _uncomputable(tensor: Tensor, opset: int) -> str | None:
-    """Why a decoded weight cannot be decoded here; a codebook of known shape is not tried, to save the time."""
+    """Why a decoded weight cannot be decoded here; a codebook of known shape is not tried, to save the
+    time.
+    """
     if isinstance(tensor, Constant) or (tensor.shape is not None and codebook_of(tensor) is not None):
         return None
-    from passes.graph.evaluate import REFUSALS
+    from onnx_lathe.passes.graph.evaluate import REFUSALS
 
     try:
         constant_value(tensor, opset)
@@ -122,13 +132,27 @@ def _uncomputable(tensor: Tensor, opset: int) -> str | None:
     return None
 
 
-# Operators through which a stored weight is decoded; each is a pure function of constants in the canonical forms.
-_DECODERS = ("Gather", "Cast", "Concat", "Reshape", "Transpose", "Identity", "DequantizeLinear", "QuantizeLinear", "Unsqueeze", "Squeeze")
+# Operators through which a stored weight is decoded; each is a pure function of constants in the canonical
+# forms.
+_DECODERS = (
+    "Gather",
+    "Cast",
+    "Concat",
+    "Reshape",
+    "Transpose",
+    "Identity",
+    "DequantizeLinear",
+    "QuantizeLinear",
+    "Unsqueeze",
+    "Squeeze",
+)
 _UNFOLDED = (*_DECODERS, "Constant")
 
 
 def is_constant(tensor: Tensor, decoders: Collection[str] = _DECODERS) -> bool:
-    """Whether the tensor is an initializer or decoded from initializers by `decoders`, the operators of the canonical forms."""
+    """Whether the tensor is an initializer or decoded from initializers by `decoders`, the operators of the
+    canonical forms.
+    """
     if isinstance(tensor, Constant):
         return True
     if not tensor.inputs or tensor.inputs[0].op not in decoders or tensor.inputs[0].domain:
@@ -144,39 +168,56 @@ def stored_in(tensor: Tensor) -> list[Constant]:
 
 
 def read(tensor: Constant) -> np.ndarray:
-    """The initializer's values, not kept in the graph. The array is read-only, or the graph's own: do not write into it."""
+    """The initializer's values, not kept in the graph. The array is read-only, or the graph's own: do not
+    write into it.
+    """
     stored = tensor._values
     if isinstance(stored, SparseValues):
         return np.asarray(stored.load(), dtype=tensor.dtype)
-    values: np.ndarray = onnx.numpy_helper.to_array(stored.tensor) if isinstance(stored, LazyValues) else stored
+    values: np.ndarray = (
+        onnx.numpy_helper.to_array(stored.tensor) if isinstance(stored, LazyValues) else stored
+    )
     return values
 
 
 def constant_value(tensor: Tensor, opset: int) -> np.ndarray:
-    """The decoded values of a tensor for which `is_constant` holds, at the graph's opset. As with `read`, do not write into them.
+    """The decoded values of a tensor for which `is_constant` holds, at the graph's opset. As with `read`,
+    do not write into them.
 
     Raises one of evaluate.REFUSALS if the reference implementation cannot decode it.
     """
     if isinstance(tensor, Constant):
         return read(tensor)
-    from passes.graph.evaluate import evaluate
+    from onnx_lathe.passes.graph.evaluate import evaluate
 
     node = tensor.inputs[0]
-    values = evaluate(node, [None if source.is_empty() else constant_value(source, opset) for source in node.inputs], opset)
+    values = evaluate(
+        node, [None if source.is_empty() else constant_value(source, opset) for source in node.inputs], opset
+    )
     return values[next(index for index, output in enumerate(node.outputs) if output is tensor)]
 
 
 def codebook_of(tensor: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
-    """Codebook [K] and indices (shaped like the weight) of a tensor in the codebook form; None for any other tensor.
+    """Codebook [K] and indices (shaped like the weight) of a tensor in the codebook form; None for any
+    other tensor.
 
-    Groups of channels with a codebook each (a Concat of such tensors) come as one long codebook. A quantization of the decoded weight
-    (QuantizeLinear -> DequantizeLinear) is looked through: it keeps zeros zero.
+    Groups of channels with a codebook each (a Concat of such tensors) come as one long codebook. A
+    quantization of the decoded weight (QuantizeLinear -> DequantizeLinear) is looked through: it keeps
+    zeros zero.
     """
-    while tensor.inputs and tensor.inputs[0].op in ("DequantizeLinear", "QuantizeLinear", "Reshape") and is_constant(tensor):
+    while (
+        tensor.inputs
+        and tensor.inputs[0].op in ("DequantizeLinear", "QuantizeLinear", "Reshape")
+        and is_constant(tensor)
+    ):
         tensor = tensor.inputs[0].inputs[0]
     if tensor.inputs and tensor.inputs[0].op == "Concat":
         parts = [codebook_of(source) for source in tensor.inputs[0].inputs]
-        return None if None in parts else _joined([part for part in parts if part is not None], tensor.inputs[0].attrs["axis"])
+        return (
+            None
+            if None in parts
+            else _joined([part for part in parts if part is not None], tensor.inputs[0].attrs["axis"])
+        )
     if not tensor.inputs or tensor.inputs[0].op != "Gather":
         return None
     codebook, indices = tensor.inputs[0].inputs

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
-import lathe
-from passes.contract import runtime_inputs, skeleton
-from passes.graph import Graph, Node
-from passes.graph.layers import Weight, output_axis, weights
-from passes.graph.model import node_metadata
+from onnx_lathe import metadata
+from onnx_lathe.passes.graph import Graph, Node
+from onnx_lathe.passes.graph.layers import Weight, output_axis, weights
+from onnx_lathe.passes.graph.model import node_metadata
+from onnx_lathe.passes.graph.skeleton import runtime_inputs, skeleton
 
 Shape = tuple[int, ...]
 OpenShape = tuple[int | str, ...]
@@ -17,7 +17,8 @@ OpenShape = tuple[int | str, ...]
 
 
 def open_shapes(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> dict[str, OpenShape]:
-    """Tensor name -> shape by shape inference, where the inputs have the sizes given, or else a batch of 1 if they leave the batch open.
+    """Tensor name -> shape by shape inference, where the inputs have the sizes given, or else a batch of 1
+    if they leave the batch open.
 
     Empty if shapes do not fit each other.
     """
@@ -45,11 +46,15 @@ def open_shapes(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> 
 
 def sized_shapes(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
     """As `open_shapes`, with 1 for every size that stays unknown."""
-    return {name: tuple(size if isinstance(size, int) else 1 for size in shape) for name, shape in open_shapes(model, inputs).items()}
+    return {
+        name: tuple(size if isinstance(size, int) else 1 for size in shape)
+        for name, shape in open_shapes(model, inputs).items()
+    }
 
 
 def repeats(node: Node, shapes: Mapping[str, OpenShape]) -> OpenShape | None:
-    """The sizes whose product is how often the layer uses its whole weight: per output position, but per input position for ConvTranspose.
+    """The sizes whose product is how often the layer uses its whole weight: per output position, but per
+    input position for ConvTranspose.
 
     None for a shape that is not known.
     """
@@ -65,11 +70,16 @@ def positions(node: Node, shapes: Mapping[str, Shape]) -> int:
 
 
 def network_macs(graph: Graph, shapes: Mapping[str, Shape], splitter: str) -> tuple[int, int]:
-    """(MACs of all layers with constant weights, what they would be had the pass `splitter` split no layer in two).
+    """(MACs of all layers with constant weights, what they would be had the pass `splitter` split no layer
+    in two).
 
     Two layers that it made, one behind the other, stand for one with the product of their weights.
     """
-    sizes = {id(node): _shape(weight, shapes) for weight in weights(graph, lambda node, reason: None) for node in weight.nodes}
+    sizes = {
+        id(node): _shape(weight, shapes)
+        for weight in weights(graph, lambda node, reason: None)
+        for node in weight.nodes
+    }
     now = whole = 0
     first_halves: dict[str, Node] = {}
     for node in graph.nodes:
@@ -77,13 +87,15 @@ def network_macs(graph: Graph, shapes: Mapping[str, Shape], splitter: str) -> tu
             continue
         size, macs = math.prod(sizes[id(node)]), positions(node, shapes) * math.prod(sizes[id(node)])
         now += macs
-        own = node_metadata(node).get(lathe.PASS) == splitter
+        own = node_metadata(node).get(metadata.PASS) == splitter
         first = first_halves.pop(node.inputs[0].name, None)
         if own and first is not None:
             shape = sizes[id(first)]
             rank = shape[output_axis(first, len(shape))]
             times = positions(first if first.op == "ConvTranspose" else node, shapes)
-            whole += times * (math.prod(shape) // rank) * (size // rank) - positions(first, shapes) * math.prod(shape)
+            whole += times * (math.prod(shape) // rank) * (size // rank) - positions(
+                first, shapes
+            ) * math.prod(shape)
         else:
             whole += macs
             if own:

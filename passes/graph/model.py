@@ -1,7 +1,8 @@
 """ModelProto <-> onnx-graphsurgeon graph, keeping what graphsurgeon itself drops or writes wrongly.
 
-onnx-graphsurgeon 0.6 loses metadata (of the model and of nodes) and node doc strings, writes a 4-bit tensor as one byte per element, and
-leaves initializers that are also inputs (IR version 3) as initializers alone, which is not valid at that version.
+onnx-graphsurgeon 0.6 loses metadata (of the model and of nodes) and node doc strings, writes a 4-bit tensor
+as one byte per element, and leaves initializers that are also inputs (IR version 3) as initializers alone,
+which is not valid at that version.
 """
 
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onn
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-import lathe
-from passes.graph import Constant, Graph, Node
+from onnx_lathe import metadata
+from onnx_lathe.passes.graph import Constant, Graph, Node
 
 G_LOGGER.severity = G_LOGGER.ERROR  # its warnings speak of graphsurgeon's internals
 
@@ -30,7 +31,8 @@ FOUR_BIT_IR_VERSION = 10
 def import_model(model: onnx.ModelProto) -> Graph:
     """A graph whose tensors read the model's lazily: nothing is copied until a pass asks for values.
 
-    Every node gets a unique name, so that a report can name it. `graph.metadata` and `node.metadata` are dicts of strings.
+    Every node gets a unique name, so that a report can name it. `graph.metadata` and `node.metadata` are
+    dicts of strings.
     """
     graph = gs.import_onnx(model)
     graph.metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -41,7 +43,8 @@ def import_model(model: onnx.ModelProto) -> Graph:
         node.doc_string = proto.doc_string
         for value in node.attrs.values():
             if isinstance(value, Constant) and isinstance(value._values, LazyValues):
-                value.values = LazyValues(_copy(value._values.tensor))  # its export writes a name into the tensor that it was read from
+                # its export writes a name into the tensor that it was read from
+                value.values = LazyValues(_copy(value._values.tensor))
         if not node.name or node.name in seen:
             node.name = unused_name(f"{node.name or node.op}_{index}", taken)
             taken.add(node.name)
@@ -50,9 +53,15 @@ def import_model(model: onnx.ModelProto) -> Graph:
 
 
 def export_model(graph: Graph) -> onnx.ModelProto:
-    """The graph as a ModelProto, nodes in topological order. Tensors never read are the imported ones, unchanged."""
+    """The graph as a ModelProto, nodes in topological order. Tensors never read are the imported ones,
+    unchanged.
+    """
     for tensor in graph.tensors().values():
-        if isinstance(tensor, Constant) and not isinstance(tensor._values, LazyValues) and tensor.dtype in FOUR_BIT:
+        if (
+            isinstance(tensor, Constant)
+            and not isinstance(tensor._values, LazyValues)
+            and tensor.dtype in FOUR_BIT
+        ):
             tensor.values = LazyValues(onnx.numpy_helper.from_array(tensor.values, tensor.name))
     graph.toposort()
     with _data_withheld(graph) as held:
@@ -79,16 +88,22 @@ def _copy(tensor: onnx.TensorProto) -> onnx.TensorProto:
 
 @contextmanager
 def _data_withheld(graph: Graph) -> Iterator[dict[str, Constant]]:
-    """For as long as it lasts, big initializers have no data: onnx-graphsurgeon copies the whole model three times as it writes it."""
+    """For as long as it lasts, big initializers have no data: onnx-graphsurgeon copies the whole model
+    three times as it writes it.
+    """
     held = {
         name: tensor
         for name, tensor in graph.tensors().items()
-        if isinstance(tensor, Constant) and not isinstance(tensor._values, SparseValues) and tensor._values.nbytes >= BIG_BYTES
+        if isinstance(tensor, Constant)
+        and not isinstance(tensor._values, SparseValues)
+        and tensor._values.nbytes >= BIG_BYTES
     }
     values = {name: tensor._values for name, tensor in held.items()}
     try:
         for name, tensor in held.items():
-            header = onnx.TensorProto(name=name, dims=tensor.shape, data_type=dtype_to_onnx(tensor.export_dtype))
+            header = onnx.TensorProto(
+                name=name, dims=tensor.shape, data_type=dtype_to_onnx(tensor.export_dtype)
+            )
             tensor._values = LazyValues(header)
         yield held
     finally:
@@ -97,7 +112,9 @@ def _data_withheld(graph: Graph) -> Iterator[dict[str, Constant]]:
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and all that its nodes carry: an initializer that a body of If or Loop captures is written into that body too."""
+    """The graph and all that its nodes carry: an initializer that a body of If or Loop captures is written
+    into that body too.
+    """
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -115,15 +132,15 @@ def node_metadata(node: Node) -> dict[str, str]:
 
 def sparse_tensors(graph: Graph) -> dict[str, str]:
     """Tensor name -> pattern of the tensors whose zeros must stay."""
-    text = graph.metadata.get(lathe.SPARSE)
-    return lathe.parse_sparse(text) if text else {}
+    text = graph.metadata.get(metadata.SPARSE)
+    return metadata.parse_sparse(text) if text else {}
 
 
 def set_sparse_tensors(graph: Graph, tensors: dict[str, str]) -> None:
     if tensors:
-        graph.metadata[lathe.SPARSE] = lathe.format_sparse(tensors)
+        graph.metadata[metadata.SPARSE] = metadata.format_sparse(tensors)
     else:
-        graph.metadata.pop(lathe.SPARSE, None)
+        graph.metadata.pop(metadata.SPARSE, None)
 
 
 def free_name(graph: Graph, wanted: str) -> str:
@@ -132,10 +149,14 @@ def free_name(graph: Graph, wanted: str) -> str:
 
 
 def taken_names(graph: Graph) -> set[str]:
-    """Names of tensors and nodes, those inside subgraphs included: a body must not name a tensor like one of the graph around it."""
+    """Names of tensors and nodes, those inside subgraphs included: a body must not name a tensor like one
+    of the graph around it.
+    """
     parts = [graph, *graph.subgraphs(recursive=True)]
     ends = {tensor.name for part in parts for tensor in [*part.inputs, *part.outputs]}
-    return ends.union(*(part.tensors() for part in parts), (node.name for part in parts for node in part.nodes))
+    return ends.union(
+        *(part.tensors() for part in parts), (node.name for part in parts for node in part.nodes)
+    )
 
 
 def unused_name(wanted: str, taken: set[str]) -> str:

@@ -3,16 +3,17 @@
 import onnx
 from onnx import version_converter
 
-from passes.contract import signature, skeleton
-from passes.graph import Constant, Graph, Variable
-from passes.graph.constants import constant_to_initializer
-from passes.graph.model import export_model, import_model, node_metadata
+from onnx_lathe.passes.graph import Constant, Graph, Variable
+from onnx_lathe.passes.graph.constants import constant_to_initializer
+from onnx_lathe.passes.graph.model import export_model, import_model, node_metadata
+from onnx_lathe.passes.graph.skeleton import signature, skeleton
 
 
 def raise_opset(graph: Graph, wanted: int) -> str | None:
     """The same graph at opset `wanted`. Returns why it cannot be raised, with nothing changed.
 
-    All nodes and tensors are new objects afterwards; nodes keep their names and metadata, big initializers are not copied.
+    All nodes and tensors are new objects afterwards; nodes keep their names and metadata, big initializers
+    are not copied.
     """
     if graph.functions or any(True for _ in graph.subgraphs()):
         return "it has subgraphs or local functions"

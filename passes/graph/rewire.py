@@ -1,15 +1,21 @@
-"""Edits of the wiring: taking a node out, and what must not be taken out because somebody else reads it by name."""
+"""Edits of the wiring: taking a node out, and what must not be taken out because somebody else reads it by
+name.
+"""
 
 from collections.abc import Collection
 
-from passes.graph import Constant, Graph, Node, Tensor
-from passes.graph.model import set_sparse_tensors, sparse_tensors
+from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
+from onnx_lathe.passes.graph.model import set_sparse_tensors, sparse_tensors
 
 
 def captured_names(graph: Graph) -> set[str]:
-    """Names that subgraphs (bodies of If, Loop, Scan) read, at any depth: their own tensors', and the graph's that they capture."""
+    """Names that subgraphs (bodies of If, Loop, Scan) read, at any depth: their own tensors', and the
+    graph's that they capture.
+    """
     return {
-        tensor.name for body in graph.subgraphs(recursive=True) for tensor in [t for n in body.nodes for t in n.inputs] + list(body.outputs)
+        tensor.name
+        for body in graph.subgraphs(recursive=True)
+        for tensor in [t for n in body.nodes for t in n.inputs] + list(body.outputs)
     }
 
 
@@ -31,9 +37,11 @@ def disconnect(node: Node) -> None:
 
 
 def bypass(graph: Graph, node: Node, captured: Collection[str]) -> bool:
-    """Takes out a node whose first output equals its first input, if every name that others rely on can stay. Says whether it did.
+    """Takes out a node whose first output equals its first input, if every name that others rely on can
+    stay. Says whether it did.
 
-    Readers of the output read the input instead. When the output is an output of the graph, the input's producer writes it directly.
+    Readers of the output read the input instead. When the output is an output of the graph, the input's
+    producer writes it directly.
     """
     source, result = node.inputs[0], node.outputs[0]
     if result.name in captured:
@@ -45,7 +53,12 @@ def bypass(graph: Graph, node: Node, captured: Collection[str]) -> bool:
         _rename_sparse(graph, result.name, source.name)
         return True
     computed = not isinstance(source, Constant) and len(source.inputs) == 1
-    if not computed or is_output(graph, source) or source.name in captured or source.name in sparse_tensors(graph):
+    if (
+        not computed
+        or is_output(graph, source)
+        or source.name in captured
+        or source.name in sparse_tensors(graph)
+    ):
         return False
     producer = source.inputs[0]
     disconnect(node)
@@ -58,7 +71,8 @@ def bypass(graph: Graph, node: Node, captured: Collection[str]) -> bool:
 def sweep(graph: Graph) -> list[str]:
     """Removes nodes that no output of the graph needs, and `lathe.sparse` entries that name nothing any more.
 
-    Returns the names of removed nodes that were still connected. Bodies of If, Loop and Scan, and local functions, stay as they are.
+    Returns the names of removed nodes that were still connected. Bodies of If, Loop and Scan, and local
+    functions, stay as they are.
     """
     before = [node for node in graph.nodes if node.outputs]
     graph.cleanup(recurse_subgraphs=False, recurse_functions=False)
@@ -73,4 +87,6 @@ def sweep(graph: Graph) -> list[str]:
 def _rename_sparse(graph: Graph, old: str, new: str) -> None:
     sparse = sparse_tensors(graph)
     if old in sparse:
-        set_sparse_tensors(graph, {new: sparse[old], **{name: pattern for name, pattern in sparse.items() if name != old}})
+        set_sparse_tensors(
+            graph, {new: sparse[old], **{name: pattern for name, pattern in sparse.items() if name != old}}
+        )

@@ -1,17 +1,21 @@
-"""Element types and shapes of a graph's tensors, inferred afresh: shapes written in a file may be stale and are not trusted."""
+"""Element types and shapes of a graph's tensors, inferred afresh: shapes written in a file may be stale and
+are not trusted.
+"""
 
 from dataclasses import dataclass
 
 import onnx
 
-from passes.contract import skeleton
-from passes.graph import Graph
-from passes.graph.model import export_model
+from onnx_lathe.passes.graph import Graph
+from onnx_lathe.passes.graph.model import export_model
+from onnx_lathe.passes.graph.skeleton import skeleton
 
 
 @dataclass(frozen=True)
 class TensorType:
-    """`element` is an onnx.TensorProto type. A dimension of unknown size is its name, or None; `shape` is None for unknown rank."""
+    """`element` is an onnx.TensorProto type. A dimension of unknown size is its name, or None; `shape` is
+    None for unknown rank.
+    """
 
     element: int
     shape: tuple[int | str | None, ...] | None
@@ -33,7 +37,9 @@ class TensorType:
 
 
 def infer_types(graph: Graph) -> dict[str, TensorType]:
-    """Tensor name -> type, of every tensor of the main graph whose type follows from the graph's inputs and initializers."""
+    """Tensor name -> type, of every tensor of the main graph whose type follows from the graph's inputs and
+    initializers.
+    """
     model = skeleton(export_model(graph))
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")
@@ -50,4 +56,6 @@ def _type(value: onnx.ValueInfoProto) -> TensorType:
     if not tensor.HasField("shape"):
         return TensorType(tensor.elem_type, None)
     dims = tensor.shape.dim
-    return TensorType(tensor.elem_type, tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims))
+    return TensorType(
+        tensor.elem_type, tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims)
+    )

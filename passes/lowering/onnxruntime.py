@@ -6,12 +6,14 @@
     codebook weight -> Q -> DQ                   INT8 initializer -> DQ
     a layer that would run in float              float weight, and no pairs around it that serve nothing else
 
-Why: ONNX Runtime makes a QLinearConv only of DQ -> Conv -> Q with nothing in between; saturation of UINT8 at zero-point 0 is the ReLU. What
-does not become such a kernel runs in float behind DequantizeLinear nodes, slower than the float model.
+Why: ONNX Runtime makes a QLinearConv only of DQ -> Conv -> Q with nothing in between; saturation of UINT8
+at zero-point 0 is the ReLU. What does not become such a kernel runs in float behind DequantizeLinear nodes,
+slower than the float model.
 
-An INT8 weight times a UINT8 activation is summed in pairs in 16 bits on x86-64 processors with AVX2 or AVX-512 but without VNNI, and
-saturates there: `reduce_range` stores weights in 7 bits, of which no pair can. Source: ONNX Runtime's documentation, "Quantize ONNX
-models", "When and why do I need to try U8U8?".
+An INT8 weight times a UINT8 activation is summed in pairs in 16 bits on x86-64 processors with AVX2 or
+AVX-512 but without VNNI, and saturates there: `reduce_range` stores weights in 7 bits, of which no pair
+can.
+Source: ONNX Runtime's documentation, "Quantize ONNX models", "When and why do I need to try U8U8?".
 """
 
 import json
@@ -23,20 +25,26 @@ import ml_dtypes
 import numpy as np
 import onnx
 
-import lathe
-from passes.base import Context, Pass, PassReport, option
-from passes.graph import Constant, Graph, Node, Tensor, Variable
-from passes.graph.constants import constant_to_initializer
-from passes.graph.gates import clip_range
-from passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant, output_axis
-from passes.graph.model import node_metadata, taken_names, unused_name
-from passes.graph.quantized import is_dequantized
-from passes.graph.rewire import captured_names, disconnect, is_output, replace_input, sweep
-from passes.int8_placement import float_reason, hands_on, is_floor, quantized_layers
-from passes.lowering.restoring import restore_weight
-from passes.numerics import affine
+from onnx_lathe import metadata
+from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.options import option
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
+from onnx_lathe.passes.graph.constants import constant_to_initializer
+from onnx_lathe.passes.graph.gates import clip_range
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant, output_axis
+from onnx_lathe.passes.graph.model import node_metadata, taken_names, unused_name
+from onnx_lathe.passes.graph.quantization.pairs import is_dequantized
+from onnx_lathe.passes.graph.quantization.placement import float_reason, hands_on, is_floor, quantized_layers
+from onnx_lathe.passes.graph.rewire import captured_names, disconnect, is_output, replace_input, sweep
+from onnx_lathe.passes.lowering.restoring import restore_weight
+from onnx_lathe.passes.numerics.quantization import affine
+from onnx_lathe.placement import Placement
 
-UNQUANTIZED_RESULT = "its result is not quantized, without which ONNX Runtime computes it in float; run int8 with --target ort"
+UNQUANTIZED_RESULT = (
+    "its result is not quantized, without which ONNX Runtime computes it in float; run int8 with --target ort"
+)
 OUTPUT_RESULT = "its result is an output of the model, which ONNX Runtime computes in float"
 _MIDDLE = 128
 
@@ -85,7 +93,7 @@ class _Pair(NamedTuple):
 
 
 class _Work:
-    def __init__(self, graph: Graph, placement: lathe.Placement) -> None:
+    def __init__(self, graph: Graph, placement: Placement) -> None:
         self.graph, self.placement = graph, placement
         self.report = PassReport()
         self.captured = captured_names(graph)
@@ -104,9 +112,19 @@ class _Work:
             if node.op != "QuantizeLinear" or node.domain or not node.outputs or is_constant(node.inputs[0]):
                 continue
             pair = _Pair(node, list(node.outputs[0].outputs))
-            known = all(isinstance(tensor, Constant) and tensor.values.size == 1 for part in pair.nodes for tensor in part.inputs[1:])
+            known = all(
+                isinstance(tensor, Constant) and tensor.values.size == 1
+                for part in pair.nodes
+                for tensor in part.inputs[1:]
+            )
             alone = all(part.op == "DequantizeLinear" and not part.domain for part in pair.dequantize)
-            if known and alone and pair.dequantize and self._gives_back(pair) and not self.is_seen(node.outputs[0]):
+            if (
+                known
+                and alone
+                and pair.dequantize
+                and self._gives_back(pair)
+                and not self.is_seen(node.outputs[0])
+            ):
                 found.append(pair)
         return found
 
@@ -132,8 +150,14 @@ class _Work:
         return OUTPUT_RESULT if is_output(self.graph, node.outputs[0]) else UNQUANTIZED_RESULT
 
     def _lands(self, tensor: Tensor) -> bool:
-        """Whether every reader of the tensor quantizes it, behind nothing but what ONNX Runtime does on integers."""
-        return bool(tensor.outputs) and not self.is_seen(tensor) and all(self._lands_in(reader, tensor) for reader in tensor.outputs)
+        """Whether every reader of the tensor quantizes it, behind nothing but what ONNX Runtime does on
+        integers.
+        """
+        return (
+            bool(tensor.outputs)
+            and not self.is_seen(tensor)
+            and all(self._lands_in(reader, tensor) for reader in tensor.outputs)
+        )
 
     def _lands_in(self, reader: Node, tensor: Tensor) -> bool:
         if reader.op == "QuantizeLinear":
@@ -145,13 +169,19 @@ class _Work:
         """Takes out the pairs of the pass that no kernel on integers reads or writes."""
         kernels = {id(node) for node in quantized_layers(self.graph)}
         for node in self.graph.nodes:
-            if node.op in self.placement.operators and all(map(is_dequantized, node.inputs)) and self._lands(node.outputs[0]):
+            if (
+                node.op in self.placement.operators
+                and all(map(is_dequantized, node.inputs))
+                and self._lands(node.outputs[0])
+            ):
                 kernels.add(id(node))
         for pair in self.pairs():
             writer = self._writer(pair.source)
             written = writer is not None and id(writer) in kernels
             seen = any(self.is_seen(node.outputs[0]) for node in pair.dequantize)
-            if lathe.RANGE in node_metadata(pair.quantize) and not (written or seen or self._feeds(pair.quantize, kernels)):
+            if metadata.RANGE in node_metadata(pair.quantize) and not (
+                written or seen or self._feeds(pair.quantize, kernels)
+            ):
                 self._drop(pair)
 
     def _writer(self, tensor: Tensor) -> Node | None:
@@ -164,7 +194,9 @@ class _Work:
         for reader in node.outputs[0].outputs:
             if id(reader) in kernels:
                 return True
-            if (reader.op.endswith("quantizeLinear") or hands_on(reader, self.placement)) and self._feeds(reader, kernels):
+            if (reader.op.endswith("quantizeLinear") or hands_on(reader, self.placement)) and self._feeds(
+                reader, kernels
+            ):
                 return True
         return False
 
@@ -173,19 +205,27 @@ class _Work:
         for node in pair.dequantize:
             for reader in list(node.outputs[0].outputs):
                 replace_input(reader, node.outputs[0], source)
-        self.report.edit(pair.quantize.name, f"{source.name} is float again: nothing computes on its integers")
+        self.report.edit(
+            pair.quantize.name, f"{source.name} is float again: nothing computes on its integers"
+        )
         for node in pair.nodes:
             disconnect(node)
 
     def hand_on(self) -> None:
-        """Puts pairs in front of operators that hand integers on. All of a chain get the scale of the first, if it had a pair already.
+        """Puts pairs in front of operators that hand integers on. All of a chain get the scale of the
+        first, if it had a pair already.
 
         A tensor that others read too stays as it is: the range of one reader would clip what the others get.
         """
         pairs = {id(pair.source): pair for pair in self.pairs()}
         for pair in pairs.values():
             below, tensor = pair, pair.source
-            while tensor.inputs and hands_on(tensor.inputs[0], self.placement) and not self.is_seen(tensor) and len(tensor.outputs) == 1:
+            while (
+                tensor.inputs
+                and hands_on(tensor.inputs[0], self.placement)
+                and not self.is_seen(tensor)
+                and len(tensor.outputs) == 1
+            ):
                 node = tensor.inputs[0]
                 tensor = node.inputs[0]
                 if is_dequantized(tensor):
@@ -206,8 +246,16 @@ class _Work:
         codes = Variable(self._name(f"{tensor.name}_codes"), kind, tensor.shape)
         result = Variable(self._name(f"{tensor.name}_handed_on"), np.float32, tensor.shape)
         parameters = list(pair.quantize.inputs[1:])
-        quantize = Node("QuantizeLinear", self._name(f"{tensor.name}_Q"), dict(pair.quantize.attrs), [tensor, *parameters], [codes])
-        dequantize = Node("DequantizeLinear", self._name(f"{tensor.name}_DQ"), {}, [codes, *parameters], [result])
+        quantize = Node(
+            "QuantizeLinear",
+            self._name(f"{tensor.name}_Q"),
+            dict(pair.quantize.attrs),
+            [tensor, *parameters],
+            [codes],
+        )
+        dequantize = Node(
+            "DequantizeLinear", self._name(f"{tensor.name}_DQ"), {}, [codes, *parameters], [result]
+        )
         node_metadata(quantize).update(node_metadata(pair.quantize))
         self.graph.nodes += [quantize, dequantize]
         self.report.edit(pair.quantize.name, f"{tensor.name} is quantized before {tensor.outputs[0].name}")
@@ -234,36 +282,55 @@ class _Work:
         if middle == 0 and floor is not None and 255 * float(scale) <= floor * (1 + 1e-6):
             self._take_floor(pair)
         name = pair.source.name
-        stored: dict[str, np.ndarray] = {f"{name}_scale": np.asarray(scale, np.float32), f"{name}_zero": np.asarray(middle)}
+        stored: dict[str, np.ndarray] = {
+            f"{name}_scale": np.asarray(scale, np.float32),
+            f"{name}_zero": np.asarray(middle),
+        }
         self._write(pair, [self._constant(key, values) for key, values in stored.items()])
-        self.report.edit(pair.quantize.name, f"{name} is UINT8: scale {float(scale):.3g}, zero-point {middle}")
+        self.report.edit(
+            pair.quantize.name, f"{name} is UINT8: scale {float(scale):.3g}, zero-point {middle}"
+        )
 
     def _explicit(self, node: Node) -> list[Tensor]:
-        """Scale and zero-point of a Q or DQ; the zero-point of one that leaves it out has the type of its integers."""
+        """Scale and zero-point of a Q or DQ; the zero-point of one that leaves it out has the type of its
+        integers.
+        """
         if len(node.inputs) > 2:
             return list(node.inputs[1:])
         kind = node.inputs[0].dtype if node.op == "DequantizeLinear" else self._parameters(node)[1].dtype
-        return [node.inputs[1], self._constant(f"{node.inputs[1].name}_zero", np.zeros(node.inputs[1].shape, kind))]
+        return [
+            node.inputs[1],
+            self._constant(f"{node.inputs[1].name}_zero", np.zeros(node.inputs[1].shape, kind)),
+        ]
 
     def _parameters(self, node: Node) -> tuple[np.float32, np.generic]:
         """(scale, zero-point) of a Q per tensor."""
         scale = np.float32(node.inputs[1].values.item())
         if len(node.inputs) > 2:
             return scale, node.inputs[2].values.reshape(-1)[0]
-        kind = onnx.helper.tensor_dtype_to_np_dtype(node.attrs.get("output_dtype", 0) or onnx.TensorProto.UINT8)
+        kind = onnx.helper.tensor_dtype_to_np_dtype(
+            node.attrs.get("output_dtype", 0) or onnx.TensorProto.UINT8
+        )
         return scale, kind.type(0)
 
     def _range(self, pair: _Pair, scale: np.float32) -> tuple[float, float] | None:
         """The calibrated range; as much wider or narrower as training has made the scale since."""
-        text = node_metadata(pair.quantize).get(lathe.RANGE)
+        text = node_metadata(pair.quantize).get(metadata.RANGE)
         if text is None:
             return None
         return affine.trained_range(scale, *json.loads(text))
 
     def _floor(self, pair: _Pair) -> float | None:
-        """The upper end of the ReLU or Clip in front of the pair, if nothing else reads it; None without one."""
+        """The upper end of the ReLU or Clip in front of the pair, if nothing else reads it; None without
+        one.
+        """
         tensor = pair.source
-        if not tensor.inputs or not is_floor(tensor.inputs[0]) or len(tensor.outputs) > 1 or self.is_seen(tensor):
+        if (
+            not tensor.inputs
+            or not is_floor(tensor.inputs[0])
+            or len(tensor.outputs) > 1
+            or self.is_seen(tensor)
+        ):
             return None
         node = tensor.inputs[0]
         return math.inf if node.op == "Relu" else clip_range(node)[1]
@@ -284,11 +351,16 @@ class _Work:
     def gate(self, node: Node) -> None:
         """A HardSigmoid between integers becomes an addition, which there is a kernel for.
 
-        HardSigmoid(x) = alpha * Clip(x + beta / alpha, 0, 1 / alpha): UINT8 at zero-point 0 clips, and reading it by alpha times the
-        scale that wrote it is the product.
+        HardSigmoid(x) = alpha * Clip(x + beta / alpha, 0, 1 / alpha): UINT8 at zero-point 0 clips, and
+        reading it by alpha times the scale that wrote it is the product.
         """
         result, alpha, beta = node.outputs[0], node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5)
-        if len(result.outputs) != 1 or self.is_seen(result) or not is_dequantized(node.inputs[0]) or alpha <= 0:
+        if (
+            len(result.outputs) != 1
+            or self.is_seen(result)
+            or not is_dequantized(node.inputs[0])
+            or alpha <= 0
+        ):
             return
         pair = next((pair for pair in self.pairs() if pair.source is result), None)
         if pair is None:
@@ -299,12 +371,19 @@ class _Work:
         shift = beta / alpha
         step = np.asarray(abs(shift) / 255 or 1.0, np.float32)
         code, middle = (np.asarray(255 * value, np.uint8) for value in (shift > 0, shift < 0))
-        constants = [self._constant(f"{node.name}_{what}", value) for what, value in (("shift", code), ("scale", step), ("zero", middle))]
+        constants = [
+            self._constant(f"{node.name}_{what}", value)
+            for what, value in (("shift", code), ("scale", step), ("zero", middle))
+        ]
         decoded = Variable(self._name(f"{node.name}_shift_dequantized"), np.float32, [])
-        self.graph.nodes.append(Node("DequantizeLinear", self._name(f"{node.name}_shift_DQ"), {}, constants, [decoded]))
+        self.graph.nodes.append(
+            Node("DequantizeLinear", self._name(f"{node.name}_shift_DQ"), {}, constants, [decoded])
+        )
         node.op, node.attrs, node.inputs = "Add", {}, [node.inputs[0], decoded]
-        pair.quantize.inputs[1] = self._constant(f"{pair.quantize.inputs[1].name}_sum", np.asarray(scale / alpha, np.float32))
-        node_metadata(pair.quantize).pop(lathe.RANGE, None)
+        pair.quantize.inputs[1] = self._constant(
+            f"{pair.quantize.inputs[1].name}_sum", np.asarray(scale / alpha, np.float32)
+        )
+        node_metadata(pair.quantize).pop(metadata.RANGE, None)
         self.report.edit(node.name, "HardSigmoid computed as an addition that saturates")
 
     def weight(self, layer: Node, reduce_range: bool) -> None:
@@ -328,7 +407,9 @@ class _Work:
             self.report.edit(node.name, "weight has 7 bits")
 
     def bias(self, layer: Node) -> None:
-        """INT32 in units of input scale times weight scale, where the result is float: with a float bias there is no QGemm."""
+        """INT32 in units of input scale times weight scale, where the result is float: with a float bias
+        there is no QGemm.
+        """
         place = self._bias_of(layer)
         if place is None or self._lands(place[0].outputs[0]):
             return
@@ -336,24 +417,38 @@ class _Work:
         source, decoder = (tensor.inputs[0] for tensor in layer.inputs[:2])
         if decoder.attrs.get("block_size", 0):
             return
-        scale = constant_value(decoder.inputs[1], self.graph.opset) * constant_value(source.inputs[1], self.graph.opset)
+        scale = constant_value(decoder.inputs[1], self.graph.opset) * constant_value(
+            source.inputs[1], self.graph.opset
+        )
         values = constant_value(node.inputs[index], self.graph.opset).reshape(-1)
         units = np.rint(values.astype(np.float64) / scale)
         if scale.size not in (1, values.size) or np.abs(units).max(initial=0) > np.iinfo(np.int32).max:
             return
         name = node.inputs[index].name
         stored = self._constant(f"{name}_int32", units.astype(np.int32))
-        scales = self._constant(f"{name}_scale", np.broadcast_to(scale.astype(np.float32), values.shape).copy())
+        scales = self._constant(
+            f"{name}_scale", np.broadcast_to(scale.astype(np.float32), values.shape).copy()
+        )
         result = Variable(self._name(f"{name}_dequantized"), np.float32, list(values.shape))
-        self.graph.nodes.append(Node("DequantizeLinear", self._name(f"{name}_DQ"), {"axis": 0}, [stored, scales], [result]))
+        self.graph.nodes.append(
+            Node("DequantizeLinear", self._name(f"{name}_DQ"), {"axis": 0}, [stored, scales], [result])
+        )
         node.inputs[index] = result
         self.report.edit(layer.name, "bias is INT32")
 
     def _bias_of(self, layer: Node) -> tuple[Node, int] | None:
         """Where the float bias of a Gemm, or of the addition behind a MatMul, is read."""
-        if layer.op == "Gemm" and len(layer.inputs) > 2 and {layer.attrs.get("alpha", 1.0), layer.attrs.get("beta", 1.0)} == {1.0}:
+        if (
+            layer.op == "Gemm"
+            and len(layer.inputs) > 2
+            and {layer.attrs.get("alpha", 1.0), layer.attrs.get("beta", 1.0)} == {1.0}
+        ):
             place = layer, 2
-        elif layer.op == "MatMul" and len(layer.outputs[0].outputs) == 1 and layer.outputs[0].outputs[0].op == "Add":
+        elif (
+            layer.op == "MatMul"
+            and len(layer.outputs[0].outputs) == 1
+            and layer.outputs[0].outputs[0].op == "Add"
+        ):
             node = layer.outputs[0].outputs[0]
             place = node, 1 if node.inputs[0] is layer.outputs[0] else 0
         else:
@@ -361,8 +456,12 @@ class _Work:
         bias = place[0].inputs[place[1]]
         if not is_constant(layer.inputs[WEIGHT_INPUT]):
             return None
-        columns = constant_value(layer.inputs[WEIGHT_INPUT].inputs[0].inputs[0], self.graph.opset).shape[output_axis(layer, 2)]
-        return place if isinstance(bias, Constant) and tuple(bias.shape) in ((columns,), (1, columns)) else None
+        columns = constant_value(layer.inputs[WEIGHT_INPUT].inputs[0].inputs[0], self.graph.opset).shape[
+            output_axis(layer, 2)
+        ]
+        return (
+            place if isinstance(bias, Constant) and tuple(bias.shape) in ((columns,), (1, columns)) else None
+        )
 
     def _store(self, node: Node, values: np.ndarray) -> None:
         node.inputs[0] = self._constant(f"{node.outputs[0].name}_{values.dtype}", values)

@@ -2,15 +2,15 @@
 
 import numpy as np
 
-import lathe
-from lathe import Placement
-from passes.base import PassReport
-from passes.graph import Constant, Graph, Node, Tensor
-from passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant
-from passes.graph.model import free_name, node_metadata
-from passes.graph.quantized import is_dequantized
-from passes.graph.rewire import captured_names, is_output
-from passes.int8_placement import float_reason, quantized_layers, residual_operands
+from onnx_lathe import metadata
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant
+from onnx_lathe.passes.graph.model import free_name, node_metadata
+from onnx_lathe.passes.graph.quantization.pairs import is_dequantized
+from onnx_lathe.passes.graph.quantization.placement import float_reason, quantized_layers, residual_operands
+from onnx_lathe.passes.graph.rewire import captured_names, is_output
+from onnx_lathe.placement import Placement
 
 
 def restore_weight(graph: Graph, node: Node) -> None:
@@ -21,14 +21,18 @@ def restore_weight(graph: Graph, node: Node) -> None:
 
 
 def restore_canonical(graph: Graph, placement: Placement, report: PassReport) -> None:
-    """Takes out what the canonical form has not: layers that the placement leaves in float, and the pairs of int8 that serve no layer.
+    """Takes out what the canonical form has not: layers that the placement leaves in float, and the pairs
+    of int8 that serve no layer.
 
-    A pair serves a layer that reads it, if need be behind a Reshape and the like, and the other operand of a residual addition.
+    A pair serves a layer that reads it, if need be behind a Reshape and the like, and the other operand of
+    a residual addition.
     """
     for node in quantized_layers(graph):
         if not is_constant(node.inputs[WEIGHT_INPUT]):
             continue
-        if reason := float_reason(node, constant_value(node.inputs[WEIGHT_INPUT], graph.opset).shape, placement):
+        if reason := float_reason(
+            node, constant_value(node.inputs[WEIGHT_INPUT], graph.opset).shape, placement
+        ):
             restore_weight(graph, node)
             report.skip(node.name, reason)
             report.edit(node.name, "its weight is float again")
@@ -41,8 +45,13 @@ def restore_canonical(graph: Graph, placement: Placement, report: PassReport) ->
                 taken[id(node), index] = tensor
                 node.inputs[index] = tensor.inputs[0].inputs[0].inputs[0].inputs[0]
     seen = captured_names(graph)
-    unread = {id(tensor): tensor for tensor in taken.values() if not (tensor.outputs or is_output(graph, tensor) or tensor.name in seen)}
-    sources = {key: _detach(graph, tensor) for key, tensor in unread.items()}  # only then is a convolution's result read by one addition
+    unread = {
+        id(tensor): tensor
+        for tensor in taken.values()
+        if not (tensor.outputs or is_output(graph, tensor) or tensor.name in seen)
+    }
+    # only then is a convolution's result read by one addition
+    sources = {key: _detach(graph, tensor) for key, tensor in unread.items()}
     for node, index in residual_operands(graph, layers) if taken else ():
         if (id(node), index) in taken:
             tensor = taken.pop((id(node), index))
@@ -78,7 +87,7 @@ def _is_ours(tensor: Tensor) -> bool:
     if not is_dequantized(tensor) or not tensor.inputs[0].inputs[0].inputs:
         return False
     quantize = tensor.inputs[0].inputs[0].inputs[0]
-    return lathe.RANGE in node_metadata(quantize) and len(quantize.outputs[0].outputs) == 1
+    return metadata.RANGE in node_metadata(quantize) and len(quantize.outputs[0].outputs) == 1
 
 
 def _serves(node: Node, layers: set[int]) -> bool:

@@ -12,26 +12,43 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lathe import DataError
-from runtime.data.arrays import open_arrays
-from runtime.data.functions import open_function
-from runtime.data.images import open_images
-from runtime.data.source import Batch, DataSource, Split, overlap, split, take
-from runtime.preprocess import is_float, parse
-from runtime.signature import InputSpec, model_classes, model_inputs
+from onnx_lathe.errors import DataError
+from onnx_lathe.runtime.data.arrays import open_arrays
+from onnx_lathe.runtime.data.functions import open_function
+from onnx_lathe.runtime.data.images import open_images
+from onnx_lathe.runtime.data.preprocess import is_float, parse
+from onnx_lathe.runtime.data.source import Batch, DataSource, Split, overlap, split, take
+from onnx_lathe.runtime.files.signature import InputSpec, model_classes, model_inputs
 
-__all__ = ["Batch", "DataSource", "InputSpec", "Split", "model_classes", "model_inputs", "open_source", "overlap", "split", "take"]
+__all__ = [
+    "Batch",
+    "DataSource",
+    "InputSpec",
+    "Split",
+    "model_classes",
+    "model_inputs",
+    "open_source",
+    "overlap",
+    "split",
+    "take",
+]
 
 
-def open_source(spec: str, inputs: Sequence[InputSpec], preprocess: str | None = None, classes: int | None = None) -> DataSource:
-    """Opens data for a model with these inputs; `preprocess` is the --preprocess text, `classes` bounds the labels.
+def open_source(
+    spec: str, inputs: Sequence[InputSpec], preprocess: str | None = None, classes: int | None = None
+) -> DataSource:
+    """Opens data for a model with these inputs; `preprocess` is the --preprocess text, `classes` bounds the
+    labels.
 
-    Everything that can be known is checked now. Raises DataError (UsageError for `preprocess`) naming file, array and what is wanted.
+    Everything that can be known is checked now. Raises DataError (UsageError for `preprocess`) naming file,
+    array and what is wanted.
     """
     options = parse(preprocess)
     for one in inputs:
         if not one.shape:
-            raise DataError(f"the model's input '{one.name}' is a single number and has no batch axis; make it an initializer of the model")
+            raise DataError(
+                f"the model's input '{one.name}' is a single number and has no batch axis; make it an initializer of the model"
+            )
     if not inputs:
         raise DataError(f"{spec}: the model has no inputs that data could be fed to")
     if options.scales and not any(is_float(one.dtype) for one in inputs):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lathe import DataError, nearest
-from runtime.data.source import Batch, IndexedSource, check_labels, check_values, fingerprint
-from runtime.preprocess import Feed, Preprocess, bind, is_float
-from runtime.signature import InputSpec
+from onnx_lathe.errors import DataError, nearest
+from onnx_lathe.runtime.data.preprocess import Feed, Preprocess, bind, is_float
+from onnx_lathe.runtime.data.source import Batch, IndexedSource, check_labels, check_values, fingerprint
+from onnx_lathe.runtime.files.signature import InputSpec
 
 LABELS = "labels"
 _HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -32,7 +32,9 @@ class Header:
 class ArraySource(IndexedSource):
     """Arrays [N, ...] in memory, one per input."""
 
-    def __init__(self, arrays: dict[str, np.ndarray], labels: np.ndarray | None, feeds: dict[str, Feed]) -> None:
+    def __init__(
+        self, arrays: dict[str, np.ndarray], labels: np.ndarray | None, feeds: dict[str, Feed]
+    ) -> None:
         self.arrays, self.labels, self.feeds = arrays, labels, feeds
         self.labelled, self.count = labels is not None, len(next(iter(arrays.values())))
 
@@ -48,14 +50,18 @@ class ArraySource(IndexedSource):
         return np.array([identity(row) for row in rows], np.uint64)
 
 
-def open_arrays(path: Path, part: str | None, inputs: Sequence[InputSpec], options: Preprocess, classes: int | None) -> ArraySource:
+def open_arrays(
+    path: Path, part: str | None, inputs: Sequence[InputSpec], options: Preprocess, classes: int | None
+) -> ArraySource:
     """The arrays of the archive, or of one part of it. Raises DataError naming file and array."""
     with _opened(path) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
         prefix = _prefix(path, part, names, inputs)
         wanted = [spec.name for spec in inputs]
         labelled = prefix + LABELS in names and LABELS not in wanted
-        headers = {name: _header(path, archive, prefix + name) for name in [*wanted, *([LABELS] if labelled else [])]}
+        headers = {
+            name: _header(path, archive, prefix + name) for name in [*wanted, *([LABELS] if labelled else [])]
+        }
         feeds = _feeds(path, prefix, headers, inputs, options)
         arrays = {name: _read(path, archive, prefix + name) for name in headers}
     for spec in inputs:
@@ -65,10 +71,16 @@ def open_arrays(path: Path, part: str | None, inputs: Sequence[InputSpec], optio
             _check_pixels(arrays[spec.name], where)
     labels = None
     if labelled:
-        labels = check_labels(arrays.pop(LABELS), headers[wanted[0]].shape[0], classes, f"{path}: array '{prefix + LABELS}'")
+        labels = check_labels(
+            arrays.pop(LABELS), headers[wanted[0]].shape[0], classes, f"{path}: array '{prefix + LABELS}'"
+        )
     source = ArraySource(arrays, labels, feeds)
-    source.fingerprint = fingerprint(repr(sorted((name, str(header)) for name, header in headers.items())).encode(), repr(options).encode())
-    source.description = f"{source.count:,} {'labelled' if labelled else 'unlabelled'} samples of {path}" + (f":{part}" if part else "")
+    source.fingerprint = fingerprint(
+        repr(sorted((name, str(header)) for name, header in headers.items())).encode(), repr(options).encode()
+    )
+    source.description = f"{source.count:,} {'labelled' if labelled else 'unlabelled'} samples of {path}" + (
+        f":{part}" if part else ""
+    )
     unused = sorted({name.removeprefix(prefix) for name in names if name.startswith(prefix)} - headers.keys())
     if unused and not labelled:  # they may be labels under another name
         source.description += f" (arrays not used: {_listed(unused)})"
@@ -82,7 +94,9 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise DataError(f"{path}: is not a .npz archive, or is truncated; write it again with np.savez") from error
+        raise DataError(
+            f"{path}: is not a .npz archive, or is truncated; write it again with np.savez"
+        ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     with archive:
@@ -90,8 +104,17 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _prefix(path: Path, part: str | None, names: set[str], inputs: Sequence[InputSpec]) -> str:
-    """What stands before the names of the part's arrays. Raises DataError if the part or an input's array is missing."""
-    parts = sorted({name.removesuffix(f"/{spec.name}") for name in names for spec in inputs if name.endswith(f"/{spec.name}")})
+    """What stands before the names of the part's arrays. Raises DataError if the part or an input's array
+    is missing.
+    """
+    parts = sorted(
+        {
+            name.removesuffix(f"/{spec.name}")
+            for name in names
+            for spec in inputs
+            if name.endswith(f"/{spec.name}")
+        }
+    )
     if part is not None and not any(name.startswith(f"{part}/") for name in names):
         there = f"it has {_listed(parts)}" if parts else f"name the file alone: {path}"
         raise DataError(f"{path}: has no part '{part}'{nearest(part, parts)}; {there}")
@@ -103,12 +126,16 @@ def _prefix(path: Path, part: str | None, names: set[str], inputs: Sequence[Inpu
         if part is None and parts:
             raise DataError(f"{path}: has parts {_listed(parts)}; name one, such as {path}:{parts[0]}")
         there = f"it has {_listed(here)}" if here else "it is empty"
-        raise DataError(f"{path}: has no array '{prefix + spec.name}' for the model's input{nearest(spec.name, here)}; {there}")
+        raise DataError(
+            f"{path}: has no array '{prefix + spec.name}' for the model's input{nearest(spec.name, here)}; {there}"
+        )
     return prefix
 
 
 def _header(path: Path, archive: zipfile.ZipFile, name: str) -> Header:
-    """Shape and dtype, compared with the size of the data so that nothing of a wrong size is ever allocated."""
+    """Shape and dtype, compared with the size of the data so that nothing of a wrong size is ever
+    allocated.
+    """
     info = archive.getinfo(f"{name}.npy")
     with _reading(path, name), archive.open(info) as stream:
         shape, _, dtype = _HEADER_READERS[np.lib.format.read_magic(stream)](stream)
@@ -126,17 +153,36 @@ def _read(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 @contextmanager
 def _reading(path: Path, name: str) -> Iterator[None]:
-    """RuntimeError is an encrypted member, NotImplementedError an unknown compression, KeyError an unknown format version."""
+    """RuntimeError is an encrypted member, NotImplementedError an unknown compression, KeyError an unknown
+    format version.
+    """
     try:
         yield
     except MemoryError as error:
-        raise DataError(f"{path}: array '{name}' does not fit into memory; use a folder or a function instead") from error
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: array '{name}' cannot be read ({' '.join(str(error).split())}); write it again with np.savez") from error
+        raise DataError(
+            f"{path}: array '{name}' does not fit into memory; use a folder or a function instead"
+        ) from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        RuntimeError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise DataError(
+            f"{path}: array '{name}' cannot be read ({' '.join(str(error).split())}); write it again with np.savez"
+        ) from error
 
 
-def _feeds(path: Path, prefix: str, headers: dict[str, Header], inputs: Sequence[InputSpec], options: Preprocess) -> dict[str, Feed]:
-    """How each input's array is fed. With several inputs, --preprocess scales those that are stored as bytes."""
+def _feeds(
+    path: Path, prefix: str, headers: dict[str, Header], inputs: Sequence[InputSpec], options: Preprocess
+) -> dict[str, Feed]:
+    """How each input's array is fed. With several inputs, --preprocess scales those that are stored as
+    bytes.
+    """
     feeds = {}
     count = None
     for spec in inputs:
@@ -144,17 +190,23 @@ def _feeds(path: Path, prefix: str, headers: dict[str, Header], inputs: Sequence
         if not header.shape or header.shape[0] == 0:
             raise DataError(f"{where} has no samples; its first axis counts them")
         if count is not None and header.shape[0] != count:
-            raise DataError(f"{where} has {header.shape[0]} samples, but '{prefix + inputs[0].name}' has {count}; all need as many")
+            raise DataError(
+                f"{where} has {header.shape[0]} samples, but '{prefix + inputs[0].name}' has {count}; all need as many"
+            )
         count = header.shape[0]
         pixels = options.scales and len(inputs) == 1 and is_float(header.dtype)
         feeds[spec.name] = bind(spec, header.shape[1:], header.dtype, options, where, pixels)
     if options.scales and all(feed.mean is None for feed in feeds.values()):
-        raise DataError(f"{path}: --preprocess scales arrays of uint8, and no input's array is; store pixels as uint8 or leave scaling out")
+        raise DataError(
+            f"{path}: --preprocess scales arrays of uint8, and no input's array is; store pixels as uint8 or leave scaling out"
+        )
     return feeds
 
 
 def _check_pixels(array: np.ndarray, where: str) -> None:
-    """Raises DataError if floats that --preprocess is to scale are no pixels 0..255: they have been scaled already."""
+    """Raises DataError if floats that --preprocess is to scale are no pixels 0..255: they have been scaled
+    already.
+    """
     low, high = float(array.min()), float(array.max())
     if low < 0 or high > 255 or high <= 1:
         raise DataError(

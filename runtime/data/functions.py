@@ -1,22 +1,21 @@
 """Data from the user's own code: `loader.py:function`, called anew for every reading."""
 
-import importlib.util
 import inspect
 import itertools
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from lathe import DataError, LatheError, nearest
-from runtime.data.arrays import LABELS
-from runtime.data.source import Batch, DataSource, check_labels, check_values, fingerprint
-from runtime.preprocess import Feed, Preprocess, bind
-from runtime.signature import InputSpec
+from onnx_lathe.errors import DataError, LatheError, nearest
+from onnx_lathe.runtime.data.arrays import LABELS
+from onnx_lathe.runtime.data.preprocess import Feed, Preprocess, bind
+from onnx_lathe.runtime.data.source import Batch, DataSource, check_labels, check_values, fingerprint
+from onnx_lathe.runtime.files.signature import InputSpec
+from onnx_lathe.runtime.user_code import import_file, shadowed
 
 _END = object()
 
@@ -24,16 +23,27 @@ _END = object()
 class FunctionSource(DataSource):
     """Batches of any size from the function, cut to the size that is asked for.
 
-    The order is the function's own: seeds do nothing, and evaluation needs the same order at every call. The fingerprint is that of the
-    file: what the function reads is not known.
+    The order is the function's own: seeds do nothing, and evaluation needs the same order at every call.
+    The fingerprint is that of the file: what the function reads is not known.
     """
 
     count = None
 
     def __init__(
-        self, function: Callable[[], Any], guard: "UserCode", inputs: Sequence[InputSpec], options: Preprocess, classes: int | None
+        self,
+        function: Callable[[], Any],
+        guard: "UserCode",
+        inputs: Sequence[InputSpec],
+        options: Preprocess,
+        classes: int | None,
     ):
-        self.function, self.guard, self.inputs, self.options, self.classes = function, guard, inputs, options, classes
+        self.function, self.guard, self.inputs, self.options, self.classes = (
+            function,
+            guard,
+            inputs,
+            options,
+            classes,
+        )
         self.feeds: dict[tuple[Any, ...], Feed] = {}
         self.last: Iterator[Any] | None = None
         first = next(self._stored(), None)
@@ -41,7 +51,8 @@ class FunctionSource(DataSource):
             raise DataError(f"{guard.where} yields no batches")
         self.labelled = first.labels is not None
         if self.last is not None and not inspect.isgeneratorfunction(function):
-            self._open()  # an iterator made once and returned again would be found empty in the middle of the run
+            # an iterator made once and returned again would be found empty in the middle of the run
+            self._open()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as what it was opened with: the function's file is imported again."""
@@ -50,7 +61,9 @@ class FunctionSource(DataSource):
     def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
         held: list[Batch] = []
         for batch in self._stored():
-            if held and _shapes(held[0]) != _shapes(batch):  # such as sentences of another length: cannot be one batch
+            if held and _shapes(held[0]) != _shapes(
+                batch
+            ):  # such as sentences of another length: cannot be one batch
                 yield _joined(held)
                 held = []
             held.append(batch)
@@ -67,12 +80,16 @@ class FunctionSource(DataSource):
         with self.guard:
             made = self.function()
         if isinstance(made, Mapping | tuple | str) or hasattr(made, "__array__") or made is None:
-            raise DataError(f"{self.guard.where} returns {_a(made)}; it has to yield batches, or return a list or loader of them")
+            raise DataError(
+                f"{self.guard.where} returns {_a(made)}; it has to yield batches, or return a list or loader of them"
+            )
         with self.guard:
             iterator = iter(made)
         if iterator is made:
             if made is self.last:
-                raise DataError(f"{self.guard.where} returns the same iterator at every call; make a new one in the function")
+                raise DataError(
+                    f"{self.guard.where} returns the same iterator at every call; make a new one in the function"
+                )
             self.last = iterator
         return iterator
 
@@ -90,17 +107,23 @@ class FunctionSource(DataSource):
             if not batch.count:
                 continue
             if labelled not in (None, batch.labels is not None):
-                raise DataError(f"{where} has {'no ' if labelled else ''}labels, unlike those before; give all batches labels, or none")
+                raise DataError(
+                    f"{where} has {'no ' if labelled else ''}labels, unlike those before; give all batches labels, or none"
+                )
             labelled = batch.labels is not None
             yield batch
 
     def _parts(self, item: Any, where: str) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """(arrays by name, labels) of what the function yielded. Copies, because a loader may reuse its buffers."""
+        """(arrays by name, labels) of what the function yielded. Copies, because a loader may reuse its
+        buffers.
+        """
         names = [spec.name for spec in self.inputs]
         labels = None
         if isinstance(item, tuple | list):
             if len(item) != 2:
-                raise DataError(f"{where} is a {type(item).__name__} of {len(item)}; wanted is (inputs, labels)")
+                raise DataError(
+                    f"{where} is a {type(item).__name__} of {len(item)}; wanted is (inputs, labels)"
+                )
             item, labels = item
         if not isinstance(item, Mapping):
             if len(names) > 1:
@@ -116,7 +139,9 @@ class FunctionSource(DataSource):
                 found = f"it has {', '.join(arrays)}" if arrays else "it is empty"
                 raise DataError(f"{where} has no '{name}'{nearest(name, arrays)}; {found}")
         if extra := [name for name in arrays if name not in names]:
-            raise DataError(f"{where} has '{extra[0]}', which is no input of the model; wanted are {', '.join(names)}")
+            raise DataError(
+                f"{where} has '{extra[0]}', which is no input of the model; wanted are {', '.join(names)}"
+            )
         return arrays, labels
 
     def _ready(self, arrays: dict[str, np.ndarray], labels: np.ndarray | None, where: str) -> Batch:
@@ -127,13 +152,18 @@ class FunctionSource(DataSource):
             if not array.ndim:
                 raise DataError(f"{here} is a single number; its first axis has to count samples")
             if len(array) != count:
-                raise DataError(f"{here} has {len(array)} samples, but '{self.inputs[0].name}' has {count}; all need as many")
+                raise DataError(
+                    f"{here} has {len(array)} samples, but '{self.inputs[0].name}' has {count}; all need as many"
+                )
             key = (spec.name, array.shape[1:], array.dtype)
             if key not in self.feeds:
                 self.feeds[key] = bind(spec, array.shape[1:], array.dtype, self.options, here)
             check_values(array, spec, here)
             ready[spec.name] = self.feeds[key](array)
-        return Batch(ready, None if labels is None else check_labels(labels, count, self.classes, f"{where}: the labels"))
+        return Batch(
+            ready,
+            None if labels is None else check_labels(labels, count, self.classes, f"{where}: the labels"),
+        )
 
 
 class UserCode:
@@ -145,19 +175,25 @@ class UserCode:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if isinstance(error, LatheError) or not isinstance(error, Exception | SystemExit):
             return
         lines = [frame.lineno for frame in traceback.extract_tb(trace) if frame.filename == str(self.path)]
         if isinstance(error, SyntaxError) and error.filename == str(self.path):
             lines.append(error.lineno)
         place = f" in line {lines[-1]}" if lines else ""
-        message = " ".join(str(error).split())
-        raise DataError(f"{self.where}: {type(error).__name__}{place}: {message or 'no message'}") from error
+        message = (" ".join(str(error).split()) or "no message") + shadowed(error, self.path.parent)
+        raise DataError(f"{self.where}: {type(error).__name__}{place}: {message}") from error
 
 
-def open_function(path: Path, name: str | None, inputs: Sequence[InputSpec], options: Preprocess, classes: int | None) -> FunctionSource:
-    """Imports the file and reads the function's first batch. Raises DataError with the type and line of what the user's code raises."""
+def open_function(
+    path: Path, name: str | None, inputs: Sequence[InputSpec], options: Preprocess, classes: int | None
+) -> FunctionSource:
+    """Imports the file and reads the function's first batch. Raises DataError with the type and line of
+    what the user's code raises.
+    """
     if not name:
         raise DataError(f"{path}: name the function too, such as {path}:batches")
     path = path.resolve()
@@ -167,36 +203,21 @@ def open_function(path: Path, name: str | None, inputs: Sequence[InputSpec], opt
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     guard = UserCode(path, name)
     hashed = fingerprint(content, name.encode(), repr(options).encode())
-    module = _module(path, f"{path.stem}_{fingerprint(str(path).encode(), content)}", guard)
+    with guard:
+        module = import_file(path, f"{path.stem}_{fingerprint(str(path).encode(), content)}")
     function = getattr(module, name, None)
     if not callable(function):
-        functions = [one for one, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
+        functions = [
+            one
+            for one, value in vars(module).items()
+            if inspect.isfunction(value) and value.__module__ == module.__name__
+        ]
         known = f"; it has {', '.join(functions)}" if functions else ""
         raise DataError(f"{path}: has no function '{name}'{nearest(name, functions)}{known}")
     source = FunctionSource(function, guard, inputs, options, classes)
     source.fingerprint = hashed
     source.description = f"{'labelled' if source.labelled else 'unlabelled'} batches of {path.name}:{name}"
     return source
-
-
-def _module(path: Path, name: str, guard: UserCode) -> ModuleType:
-    """The file as a module; its folder is importable, as for a script. One content is imported once, however many functions are named."""
-    if name in sys.modules:
-        return sys.modules[name]
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise DataError(f"{path}: is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickling look a class's module up
-    try:
-        with guard:
-            spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:

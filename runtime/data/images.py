@@ -12,20 +12,32 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lathe import DataError
-from runtime.data.source import Batch, IndexedSource, fingerprint
-from runtime.preprocess import Feed, Preprocess, bind, channel_axis, is_float, show
-from runtime.signature import InputSpec
+from onnx_lathe.errors import DataError
+from onnx_lathe.runtime.data.preprocess import Feed, Preprocess, bind, channel_axis, is_float, show
+from onnx_lathe.runtime.data.source import Batch, IndexedSource, fingerprint
+from onnx_lathe.runtime.files.signature import InputSpec
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _MODES: dict[int | None, str] = {1: "L", 3: "RGB", 4: "RGBA", None: "RGB"}
 # What Pillow's decoders let through when a file is damaged.
-_BROKEN = (OSError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+_BROKEN = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True)
 class Framing:
-    """Pillow mode, and size: the shorter side becomes `shorter` (None: stretch), then the middle height x width is taken."""
+    """Pillow mode, and size: the shorter side becomes `shorter` (None: stretch), then the middle height x
+    width is taken.
+    """
 
     mode: str
     shorter: int | None
@@ -36,7 +48,9 @@ class Framing:
 class ImageSource(IndexedSource):
     """Pictures on disk, for the one input of a model."""
 
-    def __init__(self, files: list[Path], labels: np.ndarray | None, name: str, framing: Framing, feed: Feed) -> None:
+    def __init__(
+        self, files: list[Path], labels: np.ndarray | None, name: str, framing: Framing, feed: Feed
+    ) -> None:
         self.files, self.labels = files, labels
         self.name, self.framing, self.feed = name, framing, feed
         self.labelled, self.count = labels is not None, len(files)
@@ -48,32 +62,52 @@ class ImageSource(IndexedSource):
 
     def identities(self, rows: np.ndarray) -> np.ndarray:
         names = [os.fsencode(self.files[row].resolve()) for row in rows]
-        return np.array([int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") for name in names], np.uint64)
+        return np.array(
+            [int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") for name in names],
+            np.uint64,
+        )
 
 
-def open_images(folder: Path, inputs: Sequence[InputSpec], options: Preprocess, classes: int | None) -> ImageSource:
-    """The pictures of class folders, or of a flat one. Raises DataError if the model or the folder does not allow it."""
+def open_images(
+    folder: Path, inputs: Sequence[InputSpec], options: Preprocess, classes: int | None
+) -> ImageSource:
+    """The pictures of class folders, or of a flat one. Raises DataError if the model or the folder does not
+    allow it.
+    """
     if len(inputs) != 1:
-        raise DataError(f"{folder}: a folder feeds a model with one input, this one has {len(inputs)}; use .npz or a function")
+        raise DataError(
+            f"{folder}: a folder feeds a model with one input, this one has {len(inputs)}; use .npz or a function"
+        )
     framing = _framing(folder, inputs[0], options)
     sample = (framing.height, framing.width, len(framing.mode))[: 2 if framing.mode == "L" else 3]
-    feed = bind(inputs[0], sample, np.dtype(np.uint8), replace(options, layout="nhwc"), f"{folder}: each picture")
+    feed = bind(
+        inputs[0], sample, np.dtype(np.uint8), replace(options, layout="nhwc"), f"{folder}: each picture"
+    )
     try:
         names, files, labels = _scan(folder, classes)
-        stats = [(file.relative_to(folder).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        stats = [
+            (file.relative_to(folder).as_posix(), file.stat().st_size, file.stat().st_mtime_ns)
+            for file in files
+        ]
     except OSError as error:
         raise DataError(f"{error.filename or folder}: cannot be read: {error.strerror or error}") from error
     source = ImageSource(files, labels, inputs[0].name, framing, feed)
     source.fingerprint = fingerprint(repr(stats).encode(), repr(names).encode(), repr(options).encode())
-    source.description = f"{len(files):,} pictures" + (f" in {len(names)} classes" if names else ", unlabelled,") + f" of {folder}"
+    source.description = (
+        f"{len(files):,} pictures"
+        + (f" in {len(names)} classes" if names else ", unlabelled,")
+        + f" of {folder}"
+    )
     decode(files[0], framing)
     return source
 
 
 def decode(file: Path, framing: Framing) -> np.ndarray:
-    """uint8 [height, width, channels]; without the last axis if grey. Raises DataError naming the file if it is broken.
+    """uint8 [height, width, channels]; without the last axis if grey. Raises DataError naming the file if
+    it is broken.
 
-    Sizes are rounded and resampled (bilinear, antialiased) as torchvision's Resize and CenterCrop do on Pillow images.
+    Sizes are rounded and resampled (bilinear, antialiased) as torchvision's Resize and CenterCrop do on
+    Pillow images.
     """
     try:
         with Image.open(file) as opened:
@@ -81,20 +115,28 @@ def decode(file: Path, framing: Framing) -> np.ndarray:
                 raise DataError(f"{file}: has 16 or 32 bits per pixel; convert it to 8 bits")
             picture = opened.convert(framing.mode)
     except _BROKEN as error:
-        raise DataError(f"{file}: is not a picture, or is damaged ({' '.join(str(error).split())}); mend or remove it") from error
+        raise DataError(
+            f"{file}: is not a picture, or is damaged ({' '.join(str(error).split())}); mend or remove it"
+        ) from error
     if framing.shorter is None:
         return np.asarray(picture.resize((framing.width, framing.height), Image.Resampling.BILINEAR))
     width, height = picture.size
     if width <= height:
-        resized = picture.resize((framing.shorter, int(framing.shorter * height / width)), Image.Resampling.BILINEAR)
+        resized = picture.resize(
+            (framing.shorter, int(framing.shorter * height / width)), Image.Resampling.BILINEAR
+        )
     else:
-        resized = picture.resize((int(framing.shorter * width / height), framing.shorter), Image.Resampling.BILINEAR)
+        resized = picture.resize(
+            (int(framing.shorter * width / height), framing.shorter), Image.Resampling.BILINEAR
+        )
     left, top = round((resized.width - framing.width) / 2), round((resized.height - framing.height) / 2)
     return np.asarray(resized.crop((left, top, left + framing.width, top + framing.height)))
 
 
 def _framing(folder: Path, spec: InputSpec, options: Preprocess) -> Framing:
-    """Mode and size from the graph's shape and the options. Raises DataError if the input is no picture or its size is not known."""
+    """Mode and size from the graph's shape and the options. Raises DataError if the input is no picture or
+    its size is not known.
+    """
     shape = spec.shape
     channels: int | None = 1
     height, width = shape[1:3] if len(shape) == 3 else (None, None)
@@ -102,13 +144,17 @@ def _framing(folder: Path, spec: InputSpec, options: Preprocess) -> Framing:
         channels = shape[axis + 1]
         height, width = shape[2:4] if axis == 0 else shape[1:3]
     elif len(shape) != 3:
-        raise DataError(f"{folder}: the model's input '{spec.name}' has shape {show(shape)}, which is no picture; use .npz or a function")
+        raise DataError(
+            f"{folder}: the model's input '{spec.name}' has shape {show(shape)}, which is no picture; use .npz or a function"
+        )
     if channels not in _MODES:
         raise DataError(
             f"{folder}: the model's input '{spec.name}' has {channels} channels, pictures have 1, 3 or 4; use .npz or a function"
         )
     if not is_float(spec.dtype) and not np.can_cast(np.uint8, spec.dtype):
-        raise DataError(f"{folder}: pictures are uint8, which the model's input '{spec.name}' of {spec.dtype} cannot hold; use a function")
+        raise DataError(
+            f"{folder}: pictures are uint8, which the model's input '{spec.name}' of {spec.dtype} cannot hold; use a function"
+        )
     side = options.crop or options.resize
     if side is not None:
         if height not in (None, side) or width not in (None, side):
@@ -117,23 +163,33 @@ def _framing(folder: Path, spec: InputSpec, options: Preprocess) -> Framing:
             )
         return Framing(_MODES[channels], options.resize or side, side, side)
     if height is None or width is None:
-        raise DataError(f'{folder}: the model takes pictures of any size; say which with --preprocess "resize=256 crop=224"')
+        raise DataError(
+            f'{folder}: the model takes pictures of any size; say which with --preprocess "resize=256 crop=224"'
+        )
     return Framing(_MODES[channels], None, height, width)
 
 
 def _scan(folder: Path, classes: int | None) -> tuple[list[str], list[Path], np.ndarray | None]:
     """(class names, files, labels); no names and no labels for a flat folder."""
-    entries = [entry for entry in sorted(folder.iterdir(), key=lambda entry: entry.name) if not entry.name.startswith(".")]
+    entries = [
+        entry
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        if not entry.name.startswith(".")
+    ]
     flat = sorted((entry for entry in entries if _is_picture(entry)), key=_natural)
     groups = {entry.name: _pictures(entry) for entry in entries if entry.is_dir()}
     if not flat and not any(groups.values()):
         raise DataError(f"{folder}: holds no pictures ({', '.join(SUFFIXES)})")
     if flat:
         if any(groups.values()):
-            raise DataError(f"{folder}: holds pictures both beside and in subfolders; keep either class folders or a flat folder")
+            raise DataError(
+                f"{folder}: holds pictures both beside and in subfolders; keep either class folders or a flat folder"
+            )
         return [], flat, None
     if len(groups) == 1:
-        raise DataError(f"{folder}: holds one subfolder only; for pictures without labels name {folder / next(iter(groups))}")
+        raise DataError(
+            f"{folder}: holds one subfolder only; for pictures without labels name {folder / next(iter(groups))}"
+        )
     if classes is not None and len(groups) != classes:
         raise DataError(
             f"{folder}: has {len(groups)} class folders, the model has {classes} classes; labels are positions in the sorted names, "
@@ -147,7 +203,11 @@ def _pictures(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise error
 
-    found = (Path(place, name) for place, _, names in os.walk(folder, onerror=refuse, followlinks=True) for name in names)
+    found = (
+        Path(place, name)
+        for place, _, names in os.walk(folder, onerror=refuse, followlinks=True)
+        for name in names
+    )
     return sorted((file for file in found if _is_picture(file)), key=_natural)
 
 

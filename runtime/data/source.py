@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lathe import DataError
-from runtime.preprocess import is_float, is_integer
-from runtime.signature import InputSpec
+from onnx_lathe.errors import DataError
+from onnx_lathe.runtime.data.preprocess import is_float, is_integer
+from onnx_lathe.runtime.files.signature import InputSpec
 
 CALIBRATION_SAMPLES = 512
 EVALUATION_SHARE = 0.2
@@ -20,7 +20,9 @@ _CHUNK = 1024
 
 @dataclass(frozen=True)
 class Place:
-    """Where one worker's samples stand in a batch that several share: `mine` samples, from number `first` of `total` on."""
+    """Where one worker's samples stand in a batch that several share: `mine` samples, from number `first`
+    of `total` on.
+    """
 
     first: int
     mine: int
@@ -32,8 +34,8 @@ class Place:
 class Batch:
     """Inputs of `count` samples by name, each [n, ...] and ready to feed; labels int64 [n], or None.
 
-    `place` is set where the batch is one worker's part of a larger one. A worker for which no sample is left gets one that does not
-    count, so that all workers take the same number of steps.
+    `place` is set where the batch is one worker's part of a larger one. A worker for which no sample is
+    left gets one that does not count, so that all workers take the same number of steps.
     """
 
     inputs: dict[str, np.ndarray]
@@ -56,17 +58,23 @@ class Batch:
 
     @property
     def weight(self) -> float:
-        """What a mean over these samples is multiplied by, so that its mean over all workers is the mean over all samples."""
+        """What a mean over these samples is multiplied by, so that its mean over all workers is the mean
+        over all samples.
+        """
         return 1.0 if self.place is None else self.place.workers * self.place.mine / self.place.total
 
     def __getitem__(self, rows: slice) -> "Batch":
-        return Batch({name: array[rows] for name, array in self.inputs.items()}, None if self.labels is None else self.labels[rows])
+        return Batch(
+            {name: array[rows] for name, array in self.inputs.items()},
+            None if self.labels is None else self.labels[rows],
+        )
 
 
 class DataSource(ABC):
     """Batches that can be read again and again.
 
-    `count`: samples, None if unknown. `fingerprint`: changes with the data or its preprocessing. `description`: a phrase for the report.
+    `count`: samples, None if unknown. `fingerprint`: changes with the data or its preprocessing.
+    `description`: a phrase for the report.
     """
 
     labelled: bool
@@ -81,7 +89,8 @@ class DataSource(ABC):
 
     @abstractmethod
     def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
-        """Batches of `size` samples, the last one perhaps shorter. One seed gives one order; without a seed, the source's own order.
+        """Batches of `size` samples, the last one perhaps shorter. One seed gives one order; without a
+        seed, the source's own order.
 
         Raises DataError when data turns out to be broken.
         """
@@ -154,10 +163,12 @@ class First(DataSource):
 
 
 class Share(DataSource):
-    """One worker's part: its batches of B are the `rank`-th part of each batch of `workers` * B of the whole, which is divided evenly.
+    """One worker's part: its batches of B are the `rank`-th part of each batch of `workers` * B of the
+    whole, which is divided evenly.
 
-    Data that does not know its count might end sooner in one process than in another; for such data all workers call `alike` before each
-    batch, with the number of its samples or 0 at the end, and it returns whether they all gave the same number.
+    Data that does not know its count might end sooner in one process than in another; for such data all
+    workers call `alike` before each batch, with the number of its samples or 0 at the end, and it returns
+    whether they all gave the same number.
     """
 
     def __init__(self, whole: DataSource, rank: int, workers: int, alike: Callable[[int], bool]) -> None:
@@ -182,7 +193,9 @@ class Share(DataSource):
         while True:
             found = next(whole, None)
             if not self.alike(0 if found is None else found.count):
-                raise DataError(f"{self.whole.description}: differ from worker to worker; seed what is random in them")
+                raise DataError(
+                    f"{self.whole.description}: differ from worker to worker; seed what is random in them"
+                )
             if found is None:
                 return
             place, mine = self._place(found.count)
@@ -208,22 +221,30 @@ class Split:
 
 
 def split(source: DataSource, seed: int = 0) -> Split:
-    """A random, reproducible fifth for evaluation and the rest for training, of which up to 512 samples also calibrate.
+    """A random, reproducible fifth for evaluation and the rest for training, of which up to 512 samples
+    also calibrate.
 
     Raises DataError for fewer than 5 samples, and for a function, whose samples have no numbers.
     """
     if not isinstance(source, IndexedSource):
-        raise DataError(f"{source.description}: cannot be split; name data for each role with --train, --calibration and --eval")
+        raise DataError(
+            f"{source.description}: cannot be split; name data for each role with --train, --calibration and --eval"
+        )
     if source.count < LEAST_SAMPLES:
-        raise DataError(f"{source.description}: too few to split, at least {LEAST_SAMPLES} are needed; give more, or --train and --eval")
+        raise DataError(
+            f"{source.description}: too few to split, at least {LEAST_SAMPLES} are needed; give more, or --train and --eval"
+        )
     order = np.random.default_rng(seed).permutation(source.count)
     wanted = max(1, int(source.count * EVALUATION_SHARE))
-    # Equal samples go to one side, or what is judged would have been trained on: all of those that the first `wanted` rows repeat.
+    # Equal samples go to one side, or what is judged would have been trained on: all of those that the
+    # first `wanted` rows repeat.
     identities = source.identities(order)
     order = order[np.argsort(~np.isin(identities, identities[:wanted]), kind="stable")]
     held = int(np.isin(identities, identities[:wanted]).sum())
     if held == source.count:
-        raise DataError(f"{source.description}: nearly all samples are equal, it cannot be split; give --train and --eval")
+        raise DataError(
+            f"{source.description}: nearly all samples are equal, it cannot be split; give --train and --eval"
+        )
     evaluation, train = Subset(source, order[:held]), Subset(source, order[held:])
     calibration = Subset(source, order[held : held + CALIBRATION_SAMPLES])
     return Split(
@@ -234,7 +255,9 @@ def split(source: DataSource, seed: int = 0) -> Split:
 
 
 def take(source: DataSource, count: int) -> DataSource:
-    """At most `count` samples, spread evenly so that data sorted by class keeps its classes; of a function, the first ones."""
+    """At most `count` samples, spread evenly so that data sorted by class keeps its classes; of a function,
+    the first ones.
+    """
     if not isinstance(source, IndexedSource):
         return First(source, count)
     if source.count <= count:
@@ -243,7 +266,9 @@ def take(source: DataSource, count: int) -> DataSource:
 
 
 def overlap(training: DataSource, evaluation: DataSource) -> int:
-    """How many evaluation samples are known to be training samples too. Of a function only that it is the same one: then 1."""
+    """How many evaluation samples are known to be training samples too. Of a function only that it is the
+    same one: then 1.
+    """
     if isinstance(training, IndexedSource) and isinstance(evaluation, IndexedSource):
         known, judged = (source.identities(np.arange(source.count)) for source in (training, evaluation))
         return int(np.isin(judged, known).sum())
@@ -259,13 +284,21 @@ def fingerprint(*parts: bytes) -> str:
 
 
 def check_labels(labels: np.ndarray, count: int, classes: int | None, where: str) -> np.ndarray:
-    """Labels as int64 [count]. Raises DataError for floats, one-hot rows, another count, or a class that the model lacks."""
+    """Labels as int64 [count]. Raises DataError for floats, one-hot rows, another count, or a class that
+    the model lacks.
+    """
     if labels.ndim == 2 and labels.shape[1] > 1:
-        raise DataError(f"{where} has shape {list(labels.shape)}, wanted is one class number per sample; one-hot rows need .argmax(1)")
+        raise DataError(
+            f"{where} has shape {list(labels.shape)}, wanted is one class number per sample; one-hot rows need .argmax(1)"
+        )
     if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"{where} is {labels.dtype}, wanted are class numbers; convert it with .astype('int64')")
+        raise DataError(
+            f"{where} is {labels.dtype}, wanted are class numbers; convert it with .astype('int64')"
+        )
     if labels.shape not in ((count,), (count, 1)):
-        raise DataError(f"{where} has shape {list(labels.shape)}, but there are {count} samples; wanted is [{count}]")
+        raise DataError(
+            f"{where} has shape {list(labels.shape)}, but there are {count} samples; wanted is [{count}]"
+        )
     labels = labels.reshape(count).astype(np.int64)
     if count and (labels.min() < 0 or (classes is not None and labels.max() >= classes)):
         bounds = "0 or more" if classes is None else f"0 to {classes - 1}, as the model has {classes} classes"
@@ -282,7 +315,12 @@ def check_values(array: np.ndarray, spec: InputSpec, where: str) -> None:
             if wrong.any():
                 sample = start + int(np.argwhere(wrong)[0][0])
                 raise DataError(f"{where} has NaN in sample {sample}; mend or leave out such samples")
-    elif is_integer(array.dtype) and is_integer(spec.dtype) and array.size and not np.can_cast(array.dtype, spec.dtype):
+    elif (
+        is_integer(array.dtype)
+        and is_integer(spec.dtype)
+        and array.size
+        and not np.can_cast(array.dtype, spec.dtype)
+    ):
         low, high, allowed = array.min(), array.max(), np.iinfo(spec.dtype)
         if low < allowed.min or high > allowed.max:
             raise DataError(f"{where} holds {low}..{high}, the model takes {spec.dtype}; convert it")

@@ -2,10 +2,11 @@
 
     packed = pack(onnx_bytes)        unpack(packed) == onnx_bytes
 
-container.py lays out the file; wire.py takes a file apart; plans.py chooses a coder for each tensor; small.py and adaptive.py code small
-tensors, blocks.py and static.py big ones; arithmetic.py is the range coder. The format: docs/pack-format.md.
+container.py lays out the file; wire.py takes a file apart; plans.py chooses a coder for each tensor;
+small.py and adaptive.py code small tensors, blocks.py and static.py big ones; arithmetic.py is the range
+coder. The format: docs/pack-format.md.
 """
 
-from runtime.pack.container import LIMIT_BYTES, MAGIC, VERSION, Unpacker, is_packed, pack, unpack
+from onnx_lathe.runtime.pack.container import LIMIT_BYTES, MAGIC, VERSION, Unpacker, is_packed, pack, unpack
 
 __all__ = ["LIMIT_BYTES", "MAGIC", "VERSION", "Unpacker", "is_packed", "pack", "unpack"]

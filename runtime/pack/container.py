@@ -1,4 +1,5 @@
-"""The packed file: header, head (skeleton and plans), one stream for all small tensors, checks, blobs, and a CRC-32 at the end.
+"""The packed file: header, head (skeleton and plans), one stream for all small tensors, checks, blobs, and
+a CRC-32 at the end.
 
 docs/pack-format.md is the whole format, for who wants to decode it elsewhere.
 """
@@ -9,11 +10,12 @@ from io import BytesIO
 
 import numpy as np
 
-from lathe import ModelError
-from runtime.pack import blocks, elements, head, plans, small, varint, wire
-from runtime.pack.adaptive import Memory
-from runtime.pack.arithmetic import Decoder, Encoder
-from runtime.pack.plans import Plan
+from onnx_lathe.errors import ModelError
+from onnx_lathe.runtime.pack import head, plans, wire
+from onnx_lathe.runtime.pack.coders import blocks, elements, small, varint
+from onnx_lathe.runtime.pack.coders.adaptive import Memory
+from onnx_lathe.runtime.pack.coders.arithmetic import Decoder, Encoder
+from onnx_lathe.runtime.pack.plans import Plan
 
 MAGIC = b"\x89LTH"
 VERSION = 1
@@ -22,8 +24,9 @@ LIMIT_BYTES = 4_000_000_000
 MOST_HEAD_BYTES = 1 << 31
 """protobuf's own limit: the skeleton is a message."""
 ADAPTIVE_BUDGET, ADAPTIVE_BUDGET_BIG, BIG = 1 << 21, 1 << 18, 1 << 22
-"""Elements that `pack` codes adaptively, the smallest tensors first, and that of a model of more than BIG elements: it takes some
-microseconds for each to find the best layout."""
+"""Elements that `pack` codes adaptively, the smallest tensors first, and that of a model of more than BIG
+elements: it takes some microseconds for each to find the best layout.
+"""
 
 
 def is_packed(content: bytes) -> bool:
@@ -33,14 +36,23 @@ def is_packed(content: bytes) -> bool:
 def pack(content: bytes, elsewhere: Mapping[bytes, np.ndarray] | None = None) -> bytes:
     """A packed file of the ONNX file `content`. Raises ModelError for what is not protobuf.
 
-    `elsewhere`: uint8 arrays by the bytes that stand for them in `content` as raw_data: external data, not loaded.
+    `elsewhere`: uint8 arrays by the bytes that stand for them in `content` as raw_data: external data, not
+    loaded.
     """
     elsewhere = elsewhere or {}
     skeleton, found = wire.split(content, lambda data: data.nbytes >= wire.CUT_BYTES)
     data = [elsewhere.get(bytes(piece)) if piece.nbytes < 64 else None for _, piece in found]
-    arrays = [np.frombuffer(piece, np.uint8) if own is None else own for own, (_, piece) in zip(data, found, strict=True)]
+    arrays = [
+        np.frombuffer(piece, np.uint8) if own is None else own
+        for own, (_, piece) in zip(data, found, strict=True)
+    ]
     forms = [(plans.form_of(site), array) for array, (site, _) in zip(arrays, found, strict=True)]
-    adaptive = _within_budget([array.size if form is None or not elements.fits(form, array) else form.count for form, array in forms])
+    adaptive = _within_budget(
+        [
+            array.size if form is None or not elements.fits(form, array) else form.count
+            for form, array in forms
+        ]
+    )
     memory, encoder = Memory(), Encoder()
     chosen: list[Plan] = []
     blobs: list[bytes] = []
@@ -48,7 +60,16 @@ def pack(content: bytes, elsewhere: Mapping[bytes, np.ndarray] | None = None) ->
     known: dict[tuple[int, int], int] = {}
     for number, ((site, _), array) in enumerate(zip(found, arrays, strict=True)):
         check = zlib.crc32(array.data)
-        plan, blob = _plan(number, site, array, arrays, known.setdefault((check, array.size), number), memory, encoder, adaptive[number])
+        plan, blob = _plan(
+            number,
+            site,
+            array,
+            arrays,
+            known.setdefault((check, array.size), number),
+            memory,
+            encoder,
+            adaptive[number],
+        )
         checks += check.to_bytes(4, "little")[: plan.check_bytes]
         chosen.append(plan)
         blobs.append(blob)
@@ -56,7 +77,15 @@ def pack(content: bytes, elsewhere: Mapping[bytes, np.ndarray] | None = None) ->
     inside = varint.write(len(skeleton)) + skeleton + b"".join(plan.write() for plan in chosen)
     coder, packed = head.compress(inside)
     whole = wire.size_of(wire.layout(skeleton, [array.size for array in arrays]))
-    out = MAGIC + bytes([VERSION]) + varint.write(whole) + bytes([coder]) + varint.write(len(inside)) + varint.write(len(packed)) + packed
+    out = (
+        MAGIC
+        + bytes([VERSION])
+        + varint.write(whole)
+        + bytes([coder])
+        + varint.write(len(inside))
+        + varint.write(len(packed))
+        + packed
+    )
     out = b"".join([out, varint.write(len(stream)), stream, checks, *blobs])
     out += zlib.crc32(out).to_bytes(4, "little")
     if (elsewhere or whole == len(content)) and Unpacker(out, whole).size_bytes == whole:
@@ -65,14 +94,26 @@ def pack(content: bytes, elsewhere: Mapping[bytes, np.ndarray] | None = None) ->
 
 
 def _plan(
-    number: int, site: wire.Site, array: np.ndarray, arrays: list[np.ndarray], same: int, memory: Memory, encoder: Encoder, adaptive: bool
+    number: int,
+    site: wire.Site,
+    array: np.ndarray,
+    arrays: list[np.ndarray],
+    same: int,
+    memory: Memory,
+    encoder: Encoder,
+    adaptive: bool,
 ) -> tuple[Plan, bytes]:
     form = plans.form_of(site)
     if not array.size:
         return Plan(plans.EMPTY, elements.as_bytes(0)), b""
     if same < number and np.array_equal(arrays[same], array):
         explicit = form is None or form.size_bytes != array.size
-        return Plan(plans.COPY, elements.as_bytes(array.size) if form is None or explicit else form, explicit, source=same), b""
+        return Plan(
+            plans.COPY,
+            elements.as_bytes(array.size) if form is None or explicit else form,
+            explicit,
+            source=same,
+        ), b""
     return plans.choose(site, array, memory, encoder, adaptive)
 
 
@@ -85,7 +126,9 @@ def _within_budget(counts: list[int]) -> list[bool]:
 
 
 class Unpacker:
-    """An opened packed file. Opening checks the file and every size, and decodes the head; tensors are decoded one after the other."""
+    """An opened packed file. Opening checks the file and every size, and decodes the head; tensors are
+    decoded one after the other.
+    """
 
     def __init__(self, content: bytes, limit_bytes: int = LIMIT_BYTES) -> None:
         """Raises ModelError: not packed, another version, damaged, or more than `limit_bytes` unpacked."""
@@ -94,7 +137,9 @@ class Unpacker:
         if len(content) < 12:
             raise ModelError("is truncated; copy it again")
         if content[4] != VERSION:
-            raise ModelError(f"is of version {content[4]} of the packed format, and this Lathe knows version {VERSION}; update Lathe")
+            raise ModelError(
+                f"is of version {content[4]} of the packed format, and this Lathe knows version {VERSION}; update Lathe"
+            )
         if zlib.crc32(memoryview(content)[:-4]) != int.from_bytes(content[-4:], "little"):
             raise ModelError("is damaged or truncated: its checksum does not match; copy it again")
         reader = varint.Reader(content, 5, len(content) - 4)
@@ -136,12 +181,16 @@ class Unpacker:
                 raise ModelError("is damaged: a tensor is a copy of one of another size; copy the file again")
 
     def decode(self, number: int, out: np.ndarray) -> None:
-        """Fills `out`, uint8 [size of tensor `number`]. Tensors are asked for in order, each once. Raises ModelError for damage."""
+        """Fills `out`, uint8 [size of tensor `number`]. Tensors are asked for in order, each once. Raises
+        ModelError for damage.
+        """
         plan, blob = self.plans[number], self._blobs[number]
         if plan.mode == plans.COPY:
             out[:] = self._kept[plan.source]
         elif plan.mode == plans.ADAPTIVE and plan.layout is not None:
-            elements.write(plan.form, small.code(self._stream, self._memory, plan.form, plan.layout, None), out)
+            elements.write(
+                plan.form, small.code(self._stream, self._memory, plan.form, plan.layout, None), out
+            )
         elif plan.mode == plans.BLOCKS:
             blocks.decode(plan.form, blob, out)
         elif plan.mode != plans.EMPTY:

@@ -8,12 +8,12 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 
-from lathe import ModelError, UsageError
-from runtime import model_file
-from runtime.model_file import ALIGNMENT, BIG_BYTES
-from runtime.pack import wire
-from runtime.pack.container import LIMIT_BYTES, MAGIC, Unpacker, is_packed, pack
-from runtime.writing import replacing
+from onnx_lathe.errors import ModelError, UsageError
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.files.model_file import ALIGNMENT, BIG_BYTES
+from onnx_lathe.runtime.files.writing import replacing
+from onnx_lathe.runtime.pack import wire
+from onnx_lathe.runtime.pack.container import LIMIT_BYTES, MAGIC, Unpacker, is_packed, pack
 
 SUFFIX = ".lathe"
 _Result = TypeVar("_Result")
@@ -61,7 +61,9 @@ def packed_file(path: str | Path) -> bytes:
 
 
 def pack_file(source: str | Path, target: str | Path) -> Sizes:
-    """Packs a model file into another. Raises ModelError as `packed_file`, LatheError for what the disk refuses."""
+    """Packs a model file into another. Raises ModelError as `packed_file`, LatheError for what the disk
+    refuses.
+    """
     content = packed_file(source)
     with replacing(Path(target)) as file:
         file.write(content)
@@ -71,8 +73,8 @@ def pack_file(source: str | Path, target: str | Path) -> Sizes:
 def unpack_file(source: str | Path, target: str | Path, limit_bytes: int = LIMIT_BYTES) -> Sizes:
     """Writes the model in a packed file, above 1.9 GB with `<name>.data` beside it, as model_file.save does.
 
-    Raises ModelError: not packed, damaged, or more than `limit_bytes` unpacked; UsageError: the data would replace a file of something
-    else; LatheError for what the disk refuses.
+    Raises ModelError: not packed, damaged, or more than `limit_bytes` unpacked; UsageError: the data would
+    replace a file of something else; LatheError for what the disk refuses.
     """
     source, target = Path(source), Path(target)
     require(source, packed=True)
@@ -87,7 +89,9 @@ def unpack_file(source: str | Path, target: str | Path, limit_bytes: int = LIMIT
             return opened.size_bytes
         beside = target.with_name(target.name + ".data")
         if beside.exists() and not target.exists():  # it belongs to something else
-            raise UsageError(f"{beside}: is there already, and the model's data would go there; name another file with -o")
+            raise UsageError(
+                f"{beside}: is there already, and the model's data would go there; name another file with -o"
+            )
         with replacing(target) as file, replacing(beside) as data:
             _write_apart(opened, beside.name, file, data)
         return opened.size_bytes
@@ -96,7 +100,9 @@ def unpack_file(source: str | Path, target: str | Path, limit_bytes: int = LIMIT
 
 
 def onnx_bytes(path: str | Path) -> int:
-    """Bytes of a model as an ONNX file, external data included, whether it is packed or not. Raises ModelError."""
+    """Bytes of a model as an ONNX file, external data included, whether it is packed or not. Raises
+    ModelError.
+    """
     path = Path(path)
     if _is_packed_file(path):
         return _naming(path, lambda: Unpacker(path.read_bytes(), 1 << 63).size_bytes)
@@ -126,7 +132,9 @@ def _is_packed_file(path: Path) -> bool:
 
 
 def _write_apart(opened: Unpacker, location: str, file: BinaryIO, data: BinaryIO) -> None:
-    """Writes the model into `file` with its big raw data in `data`, a file of the name `location` beside it."""
+    """Writes the model into `file` with its big raw data in `data`, a file of the name `location` beside
+    it.
+    """
     end = 0
     inside: list[np.ndarray] = []
     places: dict[int, int] = {}

@@ -1,4 +1,6 @@
-"""The head of a packed file, skeleton and plans, made small: zstd with a dictionary of typical ONNX files, or LZMA for a long one."""
+"""The head of a packed file, skeleton and plans, made small: zstd with a dictionary of typical ONNX files,
+or LZMA for a long one.
+"""
 
 import lzma
 from functools import cache
@@ -6,8 +8,8 @@ from importlib.resources import files
 
 import zstandard
 
-from lathe import ModelError
-from runtime.pack.general import lzma_filters, unlzma, unzstd
+from onnx_lathe.errors import ModelError
+from onnx_lathe.runtime.pack.coders.general import lzma_filters, unlzma, unzstd
 
 STORED, ZSTD, LZMA = 0, 1, 2
 DICTIONARY = "dictionary-1.bin"
@@ -17,7 +19,7 @@ LZMA_BYTES = 1 << 24
 
 @cache
 def _dictionary() -> zstandard.ZstdCompressionDict:
-    content = files("runtime.pack").joinpath(DICTIONARY).read_bytes()
+    content = files("onnx_lathe.runtime.pack").joinpath(DICTIONARY).read_bytes()
     return zstandard.ZstdCompressionDict(content, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
 
 
@@ -29,8 +31,12 @@ def compress(content: bytes) -> tuple[int, bytes]:
     )  # fmt: skip
     made = {
         STORED: content,
-        ZSTD: zstandard.ZstdCompressor(dict_data=_dictionary(), compression_params=parameters).compress(content),
-        LZMA: lzma.compress(content, lzma.FORMAT_RAW, filters=lzma_filters(LZMA_BYTES, 9 | lzma.PRESET_EXTREME)),
+        ZSTD: zstandard.ZstdCompressor(dict_data=_dictionary(), compression_params=parameters).compress(
+            content
+        ),
+        LZMA: lzma.compress(
+            content, lzma.FORMAT_RAW, filters=lzma_filters(LZMA_BYTES, 9 | lzma.PRESET_EXTREME)
+        ),
     }
     coder = min(made, key=lambda kind: (len(made[kind]), kind))
     return coder, made[coder]

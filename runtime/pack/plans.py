@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import zstandard
 
-from lathe import ModelError
-from runtime.pack import blocks, elements, small, varint
-from runtime.pack.adaptive import Memory
-from runtime.pack.arithmetic import Encoder
-from runtime.pack.elements import Form
-from runtime.pack.general import lzma_filters, unlzma, unzstd
-from runtime.pack.wire import DOUBLE_DATA, RAW_DATA, Site
+from onnx_lathe.errors import ModelError
+from onnx_lathe.runtime.pack.coders import blocks, elements, small, varint
+from onnx_lathe.runtime.pack.coders.adaptive import Memory
+from onnx_lathe.runtime.pack.coders.arithmetic import Encoder
+from onnx_lathe.runtime.pack.coders.elements import Form
+from onnx_lathe.runtime.pack.coders.general import lzma_filters, unlzma, unzstd
+from onnx_lathe.runtime.pack.wire import DOUBLE_DATA, RAW_DATA, Site
 
 EMPTY, STORED, ZSTD, LZMA, COPY, ADAPTIVE, BLOCKS = range(7)
 EXPLICIT = 128
@@ -29,7 +29,9 @@ WHOLE_CHECK_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Plan:
-    """`blob`: bytes of the tensor's own in the file; `source`: number of the equal tensor before it, for COPY."""
+    """`blob`: bytes of the tensor's own in the file; `source`: number of the equal tensor before it, for
+    COPY.
+    """
 
     mode: int
     form: Form
@@ -70,15 +72,21 @@ def read(reader: varint.Reader, site: Site, number: int, limit: int) -> Plan:
         return Plan(EMPTY, elements.as_bytes(0))
     form = elements.as_bytes(reader.varint()) if byte & EXPLICIT else form_of(site)
     if form is None or form.size_bytes > limit:
-        raise ModelError(f"is damaged, or a tensor of it takes more than {limit / 1e9:.3g} GB; copy it again, or raise --limit")
+        raise ModelError(
+            f"is damaged, or a tensor of it takes more than {limit / 1e9:.3g} GB; copy it again, or raise --limit"
+        )
     blob = reader.varint() if mode in (ZSTD, LZMA, BLOCKS) else form.size_bytes if mode == STORED else 0
     source = reader.varint() if mode == COPY else 0
     if mode == COPY and source >= number:
         raise ModelError("is damaged: a tensor is a copy of none; copy the file again")
-    return Plan(mode, form, bool(byte & EXPLICIT), blob, source, small.Plan.read(reader) if mode == ADAPTIVE else None)
+    return Plan(
+        mode, form, bool(byte & EXPLICIT), blob, source, small.Plan.read(reader) if mode == ADAPTIVE else None
+    )
 
 
-def choose(site: Site, content: np.ndarray, memory: Memory, encoder: Encoder, adaptive: bool) -> tuple[Plan, bytes]:
+def choose(
+    site: Site, content: np.ndarray, memory: Memory, encoder: Encoder, adaptive: bool
+) -> tuple[Plan, bytes]:
     """The plan for the data of a tensor, and its blob; what is adaptive goes into `encoder` at once."""
     form = form_of(site)
     explicit = form is None or not elements.fits(form, content)
@@ -106,7 +114,9 @@ def _general(content: np.ndarray, size: float) -> list[tuple[int, bytes]]:
     """What general compressors make of the data, those that may come below `size` bytes."""
     if content.size > GENERAL_BYTES:
         step = content.size // 4
-        sample = b"".join(content[place * step : place * step + SAMPLE_BYTES // 4].tobytes() for place in range(4))
+        sample = b"".join(
+            content[place * step : place * step + SAMPLE_BYTES // 4].tobytes() for place in range(4)
+        )
         if len(zstandard.ZstdCompressor(level=3).compress(sample)) / len(sample) > 0.9 * size / content.size:
             return []
         level = 19 if content.size < 8 * GENERAL_BYTES else 6
@@ -114,7 +124,10 @@ def _general(content: np.ndarray, size: float) -> list[tuple[int, bytes]]:
     quick = zstandard.ZstdCompressor(level=19, write_checksum=False).compress(content.tobytes())
     if len(quick) > 1.25 * size:
         return []
-    return [(ZSTD, quick), (LZMA, lzma.compress(content.tobytes(), lzma.FORMAT_RAW, filters=lzma_filters(LZMA_BYTES)))]
+    return [
+        (ZSTD, quick),
+        (LZMA, lzma.compress(content.tobytes(), lzma.FORMAT_RAW, filters=lzma_filters(LZMA_BYTES))),
+    ]
 
 
 def decode_general(plan: Plan, blob: memoryview, out: np.ndarray) -> None:

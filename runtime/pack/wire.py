@@ -1,7 +1,9 @@
-"""An ONNX file as protobuf bytes: the skeleton without tensor data, and the data; and both put together again.
+"""An ONNX file as protobuf bytes: the skeleton without tensor data, and the data; and both put together
+again.
 
-The skeleton is itself a protobuf message, the same one with empty data: `raw_data`, `float_data` or `double_data` of length 0 in a
-TensorProto stand for data that was cut out. Fields that this version does not know are copied as they are.
+The skeleton is itself a protobuf message, the same one with empty data: `raw_data`, `float_data` or
+`double_data` of length 0 in a TensorProto stand for data that was cut out. Fields that this version does
+not know are copied as they are.
 Source: protobuf.dev, "Encoding"; the numbers of the fields are those of onnx.proto.
 """
 
@@ -9,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lathe import ModelError
-from runtime.pack import varint
+from onnx_lathe.errors import ModelError
+from onnx_lathe.runtime.pack.coders import varint
 
 CUT_BYTES = 16
 """Shorter data stays in the skeleton."""
@@ -40,8 +42,11 @@ class Site:
     dims: tuple[int, ...]
 
 
-def split(content: bytes | memoryview, big: Callable[[memoryview], bool]) -> tuple[bytes, list[tuple[Site, memoryview]]]:
-    """Skeleton, and in the order of the file what was cut from it: data for which `big` holds, and data that is empty already.
+def split(
+    content: bytes | memoryview, big: Callable[[memoryview], bool]
+) -> tuple[bytes, list[tuple[Site, memoryview]]]:
+    """Skeleton, and in the order of the file what was cut from it: data for which `big` holds, and data
+    that is empty already.
 
     Raises ModelError for what is not protobuf.
     """
@@ -78,9 +83,13 @@ class Gap:
 
 
 def layout(
-    skeleton: bytes, sizes: Sequence[int], instead: Callable[[int, Site, int], bytes | None] = lambda number, site, size: None
+    skeleton: bytes,
+    sizes: Sequence[int],
+    instead: Callable[[int, Site, int], bytes | None] = lambda number, site, size: None,
 ) -> list[bytes | memoryview | Gap]:
-    """The pieces of the whole message in order. A Gap stands for each site, or the fields that `instead` (number, site, size) gives."""
+    """The pieces of the whole message in order. A Gap stands for each site, or the fields that `instead`
+    (number, site, size) gives.
+    """
     following = iter(enumerate(sizes))
 
     def visit(site: Site, data: memoryview) -> list[bytes | memoryview | Gap] | bytes:
@@ -94,7 +103,9 @@ def layout(
 
 
 def _message(content: memoryview, kind: str, visit: Callable[[Site, memoryview], Any], depth: int) -> list:
-    """The pieces of a message after `visit` had its way with the data of each tensor; what nothing was done to is one piece."""
+    """The pieces of a message after `visit` had its way with the data of each tensor; what nothing was done
+    to is one piece.
+    """
     if depth > MOST_DEPTH:
         raise ModelError("is damaged: graphs lie in graphs without end; copy it again")
     fields = list(_fields(content))
@@ -104,7 +115,9 @@ def _message(content: memoryview, kind: str, visit: Callable[[Site, memoryview],
     moved = False
     for start, number, wire_type, value, end in fields:
         # What has a number in more bytes than it takes is not looked into: it would come back in fewer.
-        plain = wire_type == 2 and value - start == len(varint.write(number << 3 | 2)) + len(varint.write(end - value))
+        plain = wire_type == 2 and value - start == len(varint.write(number << 3 | 2)) + len(
+            varint.write(end - value)
+        )
         if plain and site is not None and number in _DATA:
             replaced = visit(Site(number, *site), content[value:end])
             if isinstance(replaced, bytes):
@@ -127,7 +140,10 @@ def external_data(location: str, offset: int, size: int) -> bytes:
     """Fields of a TensorProto whose data is in the file `location`."""
     out = b""
     for key, value in (("location", location), ("offset", str(offset)), ("length", str(size))):
-        entry = b"".join(bytes([tag]) + varint.write(len(text)) + text for tag, text in ((0x0A, key.encode()), (0x12, value.encode())))
+        entry = b"".join(
+            bytes([tag]) + varint.write(len(text)) + text
+            for tag, text in ((0x0A, key.encode()), (0x12, value.encode()))
+        )
         out += bytes([EXTERNAL_DATA << 3 | 2]) + varint.write(len(entry)) + entry
     return out + bytes([DATA_LOCATION << 3, EXTERNAL])
 
@@ -138,13 +154,20 @@ def size_of(pieces: Sequence[bytes | memoryview | Gap]) -> int:
 
 def _append(pieces: list, piece: bytes | memoryview | Gap) -> None:
     """Small neighbours become one piece."""
-    if pieces and not isinstance(piece, Gap) and isinstance(pieces[-1], bytes) and len(pieces[-1]) + len(piece) < 1 << 16:
+    if (
+        pieces
+        and not isinstance(piece, Gap)
+        and isinstance(pieces[-1], bytes)
+        and len(pieces[-1]) + len(piece) < 1 << 16
+    ):
         pieces[-1] += bytes(piece)
     else:
         pieces.append(bytes(piece) if not isinstance(piece, Gap) and len(piece) < 1 << 16 else piece)
 
 
-def _site_of(content: memoryview, fields: list[tuple[int, int, int, int, int]]) -> tuple[int, tuple[int, ...]]:
+def _site_of(
+    content: memoryview, fields: list[tuple[int, int, int, int, int]]
+) -> tuple[int, tuple[int, ...]]:
     data_type, dims = 0, []
     for _, number, wire_type, value, end in fields:
         if number == DATA_TYPE and wire_type == 0:
@@ -159,7 +182,9 @@ def _site_of(content: memoryview, fields: list[tuple[int, int, int, int, int]]) 
 
 
 def _fields(content: memoryview) -> Iterator[tuple[int, int, int, int, int]]:
-    """(start, number, wire type, start of the value, end) of each field. A group, obsolete and unused in ONNX, is refused."""
+    """(start, number, wire type, start of the value, end) of each field. A group, obsolete and unused in
+    ONNX, is refused.
+    """
     reader = varint.Reader(content)
     while reader.at < reader.end:
         start = reader.at

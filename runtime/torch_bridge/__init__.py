@@ -1,18 +1,19 @@
 """ONNX graph -> trainable `torch.nn.Module` -> values of the graph's initializers.
 
-`unsupported(model)` lists what has no PyTorch counterpart, `GraphModule(model)` is the module. Needs PyTorch: importing this package
-without it raises UsageError, so other code imports it only when a retrain asks for it.
+`unsupported(model)` lists what has no PyTorch counterpart, `GraphModule(model)` is the module. Needs
+PyTorch: importing this package without it raises UsageError, so other code imports it only when a retrain
+asks for it.
 """
 
-from lathe import UsageError
+from onnx_lathe.errors import UsageError
 
 try:
     import torch  # noqa: F401
 except ImportError as error:
     raise UsageError("retrain needs PyTorch; pip install 'onnx-lathe[train]'") from error
 
-from runtime.torch_bridge.module import GraphModule
-from runtime.torch_bridge.plan import unsupported
-from runtime.torch_bridge.registry import Unsupported
+from onnx_lathe.runtime.torch_bridge.module import GraphModule
+from onnx_lathe.runtime.torch_bridge.plan import unsupported
+from onnx_lathe.runtime.torch_bridge.registry import Unsupported
 
 __all__ = ["GraphModule", "Unsupported", "unsupported"]

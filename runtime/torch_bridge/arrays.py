@@ -1,6 +1,7 @@
 """Element types: ONNX <-> NumPy <-> PyTorch.
 
-PyTorch computes on neither 4-bit nor wide unsigned integers: they are carried in the next wider type that it computes on.
+PyTorch computes on neither 4-bit nor wide unsigned integers: they are carried in the next wider type that
+it computes on.
 """
 
 import ml_dtypes
@@ -8,7 +9,7 @@ import numpy as np
 import onnx
 import torch
 
-from runtime.torch_bridge.registry import RefusedError
+from onnx_lathe.runtime.torch_bridge.registry import RefusedError
 
 _T = onnx.TensorProto
 _TORCH: dict[int, torch.dtype] = {
@@ -29,7 +30,9 @@ _TORCH: dict[int, torch.dtype] = {
     _T.UINT64: torch.int64,
 }
 WIDENED = (_T.UINT4, _T.INT4, _T.UINT16, _T.UINT32, _T.UINT64)
-"""Carried in another type than their own: arithmetic that leaves their range does not wrap around as theirs would."""
+"""Carried in another type than their own: arithmetic that leaves their range does not wrap around as theirs
+would.
+"""
 FLOATS = (_T.FLOAT, _T.DOUBLE, _T.FLOAT16, _T.BFLOAT16)
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -40,14 +43,18 @@ def carried(element: int) -> bool:
 
 
 def torch_type(element: int) -> torch.dtype:
-    """The type that carries an ONNX element type. Raises RefusedError for strings, complex numbers and 8-bit floats."""
+    """The type that carries an ONNX element type. Raises RefusedError for strings, complex numbers and
+    8-bit floats.
+    """
     if element not in _TORCH:
         raise RefusedError(_T.DataType.Name(element))
     return _TORCH[element]
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
-    """A tensor of its own with the array's shape and values. Raises RefusedError for an element type that PyTorch cannot carry."""
+    """A tensor of its own with the array's shape and values. Raises RefusedError for an element type that
+    PyTorch cannot carry.
+    """
     kept = torch_type(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)

@@ -8,20 +8,23 @@ import onnx
 import torch
 from torch import nn
 
-from lathe import SPARSE, ModelError, PassError, read_sparse
-from runtime.torch_bridge.arrays import HALVES, to_numpy, to_torch, torch_type
-from runtime.torch_bridge.operators.batch_norm import Observed
-from runtime.torch_bridge.parameters import statistics, trainable
-from runtime.torch_bridge.plan import NOTHING, Plan, inlined, make_plan
-from runtime.torch_bridge.scales import LearnedScale, Scales, learnable
-from runtime.torch_bridge.segments import Segments, run_step
+from onnx_lathe.errors import ModelError, PassError
+from onnx_lathe.metadata import SPARSE, read_sparse
+from onnx_lathe.runtime.torch_bridge.arrays import HALVES, to_numpy, to_torch, torch_type
+from onnx_lathe.runtime.torch_bridge.operators.batch_norm import Observed
+from onnx_lathe.runtime.torch_bridge.parameters import statistics, trainable
+from onnx_lathe.runtime.torch_bridge.plan import NOTHING, Plan, inlined, make_plan
+from onnx_lathe.runtime.torch_bridge.scales import LearnedScale, Scales, learnable
+from onnx_lathe.runtime.torch_bridge.segments import Segments, run_step
 
 _OBSERVED = ("statistics of the batch",)
 """Key of the slot where batch normalization puts them."""
 
 
 class _Weight(NamedTuple):
-    """An initializer that changes: the attribute that holds its value, the slot that it is read from, and its type in the file."""
+    """An initializer that changes: the attribute that holds its value, the slot that it is read from, and
+    its type in the file.
+    """
 
     attribute: str
     slot: int
@@ -30,7 +33,9 @@ class _Weight(NamedTuple):
 
 
 class _StandIn(NamedTuple):
-    """What is read instead of a weight: `given` by the caller, and as a tensor like the weight: its values, or 1 and 0 if it is a mask."""
+    """What is read instead of a weight: `given` by the caller, and as a tensor like the weight: its values,
+    or 1 and 0 if it is a mask.
+    """
 
     given: np.ndarray
     tensor: torch.Tensor
@@ -38,9 +43,11 @@ class _StandIn(NamedTuple):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Reads the stand-in instead of the value (of a mask: their product), and gives the value the whole gradient.
+    """Reads the stand-in instead of the value (of a mask: their product), and gives the value the whole
+    gradient.
 
-    Source: Bengio, Leonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013, section 2.
+    Source: Bengio, Leonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons",
+    2013, section 2.
     """
 
     @staticmethod
@@ -53,21 +60,28 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class GraphModule(nn.Module):
-    """Runs the graph's own nodes as ONNX defines them for inference: dropout is off, batch normalization uses its stored statistics.
+    """Runs the graph's own nodes as ONNX defines them for inference: dropout is off, batch normalization
+    uses its stored statistics.
 
-    model: ModelProto with all data loaded, opset 11 to 24. Called with one tensor per graph input, by position or name; returns one
-    tensor, or a tuple in the order of the graph's outputs. Initializers that `parameters.py` lists are Parameters, one per initializer
-    however often it is used; half-precision ones are trained in float32 and rounded where the graph reads them. Zeros of a tensor that
-    `lathe.sparse` names, whatever its pattern, stay zero under any optimizer, whether it is an initializer or decoded from one.
+    model: ModelProto with all data loaded, opset 11 to 24. Called with one tensor per graph input, by
+    position or name; returns one tensor, or a tuple in the order of the graph's outputs. Initializers that
+    `parameters.py` lists are Parameters, one per initializer however often it is used; half-precision ones
+    are trained in float32 and rounded where the graph reads them. Zeros of a tensor that `lathe.sparse`
+    names, whatever its pattern, stay zero under any optimizer, whether it is an initializer or decoded from
+    one.
 
-    learn_scales: the scales that `scales.py` lists are trained, too. train_normalization: while the module is in training mode, batch
-    normalization uses the statistics of the batch, and keeps its running ones up to date. It stays frozen in a node whose mean and variance
-    are not initializers of its own, for a batch that has one value per channel only, and for one that is run in pieces.
+    learn_scales: the scales that `scales.py` lists are trained, too. train_normalization: while the module
+    is in training mode, batch normalization uses the statistics of the batch, and keeps its running ones up
+    to date. It stays frozen in a node whose mean and variance are not initializers of its own, for a batch
+    that has one value per channel only, and for one that is run in pieces.
 
-    Raises ModelError naming all nodes without PyTorch counterpart, or a `lathe.sparse` entry that names no weight.
+    Raises ModelError naming all nodes without PyTorch counterpart, or a `lathe.sparse` entry that names no
+    weight.
     """
 
-    def __init__(self, model: onnx.ModelProto, learn_scales: bool = False, train_normalization: bool = False) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, learn_scales: bool = False, train_normalization: bool = False
+    ) -> None:
         super().__init__()
         model = inlined(model)
         graph = model.graph
@@ -77,7 +91,9 @@ class GraphModule(nn.Module):
         kept = {name for pair in running.values() for name in pair}
         plan = make_plan(model, wanted | scales.steps | scales.factors | kept)
         if plan.refused:
-            raise ModelError(f"PyTorch cannot run {len(plan.refused)} of the model's nodes: {', '.join(map(str, plan.refused))}")
+            raise ModelError(
+                f"PyTorch cannot run {len(plan.refused)} of the model's nodes: {', '.join(map(str, plan.refused))}"
+            )
         initializers = {tensor.name for tensor in graph.initializer}
         producers = {name: node for node in graph.node for name in node.output}
         self.inputs = tuple(value.name for value in graph.input if value.name not in initializers)
@@ -85,9 +101,13 @@ class GraphModule(nn.Module):
         self.output_ops = tuple(_source(name, producers) for name in self.outputs)
         """Operator that computes each output, "" if none does: tells logits from probabilities."""
         self.fixed_batch: int | None = None
-        """If set, more or fewer samples than these are run so many at a time: for a graph whose own shapes hold its batch size."""
+        """If set, more or fewer samples than these are run so many at a time: for a graph whose own shapes
+        hold its batch size.
+        """
         self._plan = _extended(plan, scales, running)
-        self._results = tuple((plan.slot(value.name), torch_type(value.type.tensor_type.elem_type)) for value in graph.output)
+        self._results = tuple(
+            (plan.slot(value.name), torch_type(value.type.tensor_type.elem_type)) for value in graph.output
+        )
         self.checkpoint()
         self._weights: dict[str, _Weight] = {}
         self._stand_ins: dict[str, _StandIn] = {}
@@ -136,19 +156,27 @@ class GraphModule(nn.Module):
         if value.isnan().any():
             self._not_numbers[tensor.name] = array
         half = value.dtype if value.dtype in HALVES else None
-        return _Weight(attribute, self._plan.slot(tensor.name), array.dtype, half), value.float() if half else value
+        return _Weight(
+            attribute, self._plan.slot(tensor.name), array.dtype, half
+        ), value.float() if half else value
 
     def weights(self) -> dict[str, nn.Parameter]:
         """Initializer name -> its Parameter, scales left out."""
         return {name: self.get_parameter(weight.attribute) for name, weight in self._weights.items()}
 
     def scales(self) -> dict[str, nn.Parameter]:
-        """Name of a learned scale -> its Parameter: by which share the scale has changed since the module was made."""
+        """Name of a learned scale -> its Parameter: by which share the scale has changed since the module
+        was made.
+        """
         return {name: self.get_parameter(f"{scale.attribute}.change") for name, scale in self._scales.items()}
 
     def values(self) -> dict[str, np.ndarray]:
-        """Initializer name -> its value now, in the initializer's own dtype and shape; without training, bit for bit what it was."""
-        values = {name: to_numpy(self._read(changing), changing.dtype) for name, changing in self._all().items()}
+        """Initializer name -> its value now, in the initializer's own dtype and shape; without training,
+        bit for bit what it was.
+        """
+        values = {
+            name: to_numpy(self._read(changing), changing.dtype) for name, changing in self._all().items()
+        }
         for name, weight in self._weights.items():
             if weight.attribute in self._stand_ins:
                 values[name] += 0  # a negative weight times 0 is -0.0
@@ -159,17 +187,21 @@ class GraphModule(nn.Module):
         return values
 
     def trained(self) -> dict[str, np.ndarray]:
-        """Initializer name -> the value underneath that an optimizer moves; read-only, and on a CPU a view that moves with it."""
+        """Initializer name -> the value underneath that an optimizer moves; read-only, and on a CPU a view
+        that moves with it.
+        """
         arrays = {name: parameter.detach().cpu().numpy() for name, parameter in self.weights().items()}
         for array in arrays.values():
             array.flags.writeable = False
         return arrays
 
     def impose(self, stand_ins: Mapping[str, np.ndarray]) -> None:
-        """From now on the graph reads `stand_ins` in place of the weights of these names, and the other weights as they are.
+        """From now on the graph reads `stand_ins` in place of the weights of these names, and the other
+        weights as they are.
 
-        bool: the weight where true, 0 elsewhere; float: these values. The weight itself still gets the whole gradient. A read-only array
-        given again is taken to be unchanged. Zeros that `lathe.sparse` holds stay. Raises PassError for what fits no weight.
+        bool: the weight where true, 0 elsewhere; float: these values. The weight itself still gets the
+        whole gradient. A read-only array given again is taken to be unchanged. Zeros that `lathe.sparse`
+        holds stay. Raises PassError for what fits no weight.
         """
         imposed = {}
         for name, array in stand_ins.items():
@@ -194,16 +226,22 @@ class GraphModule(nn.Module):
         return {names[attribute]: stand_in.given for attribute, stand_in in self._stand_ins.items()}
 
     def checkpoint(self, cuts: Collection[int] = (), offload: bool = False) -> None:
-        """From now on training keeps less in memory and computes it again, between `cuts` of the graph's steps; see segments.Segments."""
+        """From now on training keeps less in memory and computes it again, between `cuts` of the graph's
+        steps; see segments.Segments.
+        """
         self.segments = Segments(self._plan, [slot for slot, _ in self._results], cuts, offload)
 
     def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> Any:
         feeds = self._feeds(inputs, named)
-        results = self._observing(feeds) if self.fixed_batch is None else self._piecewise(feeds, self.fixed_batch)
+        results = (
+            self._observing(feeds) if self.fixed_batch is None else self._piecewise(feeds, self.fixed_batch)
+        )
         return results[0] if len(results) == 1 else results
 
     def _observing(self, feeds: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """The outputs. Running statistics are updated after them, so that a step that is computed again for its gradient counts once."""
+        """The outputs. Running statistics are updated after them, so that a step that is computed again for
+        its gradient counts once.
+        """
         if not self.training or not self._statistics:
             return self._compute(feeds)
         observed: Observed = {}
@@ -221,13 +259,21 @@ class GraphModule(nn.Module):
     def _compute(self, feeds: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         values = self._start(feeds)
         self.segments.run(values)
-        return tuple(values[slot] if values[slot].dtype == dtype else values[slot].to(dtype) for slot, dtype in self._results)
+        return tuple(
+            values[slot] if values[slot].dtype == dtype else values[slot].to(dtype)
+            for slot, dtype in self._results
+        )
 
     def _piecewise(self, feeds: Mapping[str, torch.Tensor], size: int) -> tuple[torch.Tensor, ...]:
-        """The outputs of pieces of `size` samples, joined; the last piece is filled up by repeating its last sample."""
+        """The outputs of pieces of `size` samples, joined; the last piece is filled up by repeating its
+        last sample.
+        """
         count = len(next(iter(feeds.values())))
         rows = torch.arange(-(-count // size) * size).clamp(max=count - 1).split(size)
-        parts = [self._compute({name: tensor[row.to(tensor.device)] for name, tensor in feeds.items()}) for row in rows]
+        parts = [
+            self._compute({name: tensor[row.to(tensor.device)] for name, tensor in feeds.items()})
+            for row in rows
+        ]
         return tuple(torch.cat(outputs)[:count] for outputs in zip(*parts, strict=True))
 
     def trace(self, **named: torch.Tensor) -> Iterator[tuple[onnx.NodeProto, str, torch.Tensor]]:
@@ -239,11 +285,19 @@ class GraphModule(nn.Module):
                 if values[slot] is not None:
                     yield step.node, name, values[slot]
 
-    def _feeds(self, inputs: tuple[torch.Tensor, ...], named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _feeds(
+        self, inputs: tuple[torch.Tensor, ...], named: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         feeds = {**dict(zip(self.inputs, inputs, strict=False)), **named}
-        if len(inputs) + len(named) != len(self.inputs) or len(feeds) != len(self.inputs) or not feeds.keys() <= set(self.inputs):
+        if (
+            len(inputs) + len(named) != len(self.inputs)
+            or len(feeds) != len(self.inputs)
+            or not feeds.keys() <= set(self.inputs)
+        ):
             given = [*(f"number {index + 1}" for index in range(len(inputs))), *named]
-            raise TypeError(f"the model's inputs are {', '.join(self.inputs)}; given were {', '.join(given) or 'none'}")
+            raise TypeError(
+                f"the model's inputs are {', '.join(self.inputs)}; given were {', '.join(given) or 'none'}"
+            )
         return feeds
 
     def _start(self, feeds: Mapping[str, torch.Tensor]) -> list[Any]:
@@ -258,7 +312,9 @@ class GraphModule(nn.Module):
             values[changing.slot] = value if changing.half is None else value.to(changing.half)
         if self._observed is not None:
             values[self._plan.slot(_OBSERVED)] = self._observed
-            for statistic in self._statistics.values():  # updated in place before the backward pass reads what was used
+            for (
+                statistic
+            ) in self._statistics.values():  # updated in place before the backward pass reads what was used
                 values[statistic.slot] = values[statistic.slot].clone()
         for name, tensor in feeds.items():
             values[self._plan.slot(name)] = tensor
@@ -283,9 +339,10 @@ class GraphModule(nn.Module):
     def _hold_zeros(self, sparse: Iterable[str]) -> None:
         """Multiply by 0, wherever it is read, every parameter element that makes a zero of a `sparse` tensor.
 
-        The gradient of the sum over a tensor's zeros tells which elements those are: its own zeros for an initializer, the zero centroid
-        for a codebook weight. The factor holds back their gradient, and whatever else an optimizer does to them. A parameter that makes
-        a zero out of elements that are not zero is not trained.
+        The gradient of the sum over a tensor's zeros tells which elements those are: its own zeros for an
+        initializer, the zero centroid for a codebook weight. The factor holds back their gradient, and
+        whatever else an optimizer does to them. A parameter that makes a zero out of elements that are not
+        zero is not trained.
         """
         named = [name for name in sparse if self._is_trained_constant(name)]
         if not named:
@@ -308,8 +365,12 @@ class GraphModule(nn.Module):
 
     def _is_trained_constant(self, name: str) -> bool:
         if name not in self._plan.static:
-            raise ModelError(f"metadata {SPARSE} names '{name}', which is not a weight of this model; remove the entry")
-        return name in self._weights or any(step.static and name in step.node.output for step in self._plan.steps)
+            raise ModelError(
+                f"metadata {SPARSE} names '{name}', which is not a weight of this model; remove the entry"
+            )
+        return name in self._weights or any(
+            step.static and name in step.node.output for step in self._plan.steps
+        )
 
 
 def _source(name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
@@ -320,7 +381,9 @@ def _source(name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
 
 
 def _extended(plan: Plan, scales: Scales, running: Collection[str]) -> Plan:
-    """Gives steps one input more: to Q and DQ the pace of a learned scale, to batch normalization a place for what it observes."""
+    """Gives steps one input more: to Q and DQ the pace of a learned scale, to batch normalization a place
+    for what it observes.
+    """
     for step in plan.steps:
         output = step.node.output[0]
         if output in scales.paces:

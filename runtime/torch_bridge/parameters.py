@@ -16,20 +16,23 @@
 | Add, Mul of two constants | both | as what their result is used for |
 | Shape, Size, the model of CastLike | - | does not matter |
 
-An activation is what some layer computed: not the model's input, even if it was moved, cast, or combined with constants (normalization of
-the input), and not what is known from shapes alone. Strides and coordinates that a detector multiplies with or adds are whole numbers.
-MatMul, Gemm and Einsum train no operand whose partner is known from shapes (the frequencies of a rotary embedding).
+An activation is what some layer computed: not the model's input, even if it was moved, cast, or combined
+with constants (normalization of the input), and not what is known from shapes alone. Strides and
+coordinates that a detector multiplies with or adds are whole numbers. MatMul, Gemm and Einsum train no
+operand whose partner is known from shapes (the frequencies of a rotary embedding).
 
-Tokens are activations [..., N, D] that are normalized over D, or multiplied by a [D, M] weight, before anything but sums, joins and moves
-that keep the last axis is done to them. Scores that a mask is added to go to a Softmax instead. To be safe, what can be no learned
-embedding stays as it is, too: values that are not finite, or -100 and less, or at most two different ones (masks, padding), or all whole
-numbers; and a table of sines and cosines, whose rows all have the mean square 1/2.
+Tokens are activations [..., N, D] that are normalized over D, or multiplied by a [D, M] weight, before
+anything but sums, joins and moves that keep the last axis is done to them. Scores that a mask is added to
+go to a Softmax instead. To be safe, what can be no learned embedding stays as it is, too: values that are
+not finite, or -100 and less, or at most two different ones (masks, padding), or all whole numbers; and a
+table of sines and cosines, whose rows all have the mean square 1/2.
 
-Mean and variance of a BatchNormalization are no parameters, but `statistics` lists those that a module may keep up to date: each an
-initializer that this one node reads, and nothing else.
+Mean and variance of a BatchNormalization are no parameters, but `statistics` lists those that a module may
+keep up to date: each an initializer that this one node reads, and nothing else.
 
-Any other use (a scale, of which `scales.py` knows more, a zero-point, a bound, a padding value, an exponent, operands of Sub and Div) keeps
-the initializer as it is, even if it is also used in a trained role. Only floats are trained.
+Any other use (a scale, of which `scales.py` knows more, a zero-point, a bound, a padding value, an
+exponent, operands of Sub and Div) keeps the initializer as it is, even if it is also used in a trained
+role. Only floats are trained.
 """
 
 from collections import defaultdict
@@ -39,7 +42,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from runtime.torch_bridge.arrays import FLOATS
+from onnx_lathe.runtime.torch_bridge.arrays import FLOATS
 
 _STANDARD = ("", "ai.onnx")
 _WEIGHT_AND_BIAS = frozenset((1, 2))
@@ -59,13 +62,34 @@ _TRAINED: Mapping[str, frozenset[int]] = {
 }
 _DECODERS = frozenset(
     (
-        *("Cast", "CastLike", "DequantizeLinear", "Expand", "Flatten", "Gather", "Identity", "Pad", "QuantizeLinear", "Reshape"),
+        *(
+            "Cast",
+            "CastLike",
+            "DequantizeLinear",
+            "Expand",
+            "Flatten",
+            "Gather",
+            "Identity",
+            "Pad",
+            "QuantizeLinear",
+            "Reshape",
+        ),
         *("Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
     )
 )
 
 
-_PREPARED = _DECODERS | {"Add", "Clip", "Concat", "DepthToSpace", "Div", "Mul", "Resize", "SpaceToDepth", "Sub"}
+_PREPARED = _DECODERS | {
+    "Add",
+    "Clip",
+    "Concat",
+    "DepthToSpace",
+    "Div",
+    "Mul",
+    "Resize",
+    "SpaceToDepth",
+    "Sub",
+}
 """What is done to the model's input before the first layer."""
 _ALIKE = frozenset(("Cast", "DequantizeLinear", "Expand", "Identity", "QuantizeLinear"))
 """Decoders whose result has the last dimension of their input, and its values but for rounding."""
@@ -83,9 +107,16 @@ def statistics(graph: onnx.GraphProto) -> dict[str, tuple[str, str]]:
     uses = _Uses(graph)
     found = {}
     for node in graph.node:
-        if node.op_type == "BatchNormalization" and node.domain in _STANDARD and node.input[0] in uses.computed:
+        if (
+            node.op_type == "BatchNormalization"
+            and node.domain in _STANDARD
+            and node.input[0] in uses.computed
+        ):
             mean, variance = node.input[3:5]
-            if all(name in uses.stored and len(uses.readers[name]) == 1 and name not in uses.outputs for name in (mean, variance)):
+            if all(
+                name in uses.stored and len(uses.readers[name]) == 1 and name not in uses.outputs
+                for name in (mean, variance)
+            ):
                 found[node.output[0]] = mean, variance
     return found
 
@@ -126,7 +157,8 @@ class _Uses:
     def role(self, name: str, tensor: onnx.TensorProto | None) -> bool | None:
         """True if a constant is trained, False if some use forbids it, None if nothing reads it.
 
-        `tensor` is the initializer whose values and last dimension it has, None if it was decoded in some other way.
+        `tensor` is the initializer whose values and last dimension it has, None if it was decoded in some
+        other way.
         """
         if name not in self.known:
             uses = [self.use(node, position, tensor) for node, position in self.readers[name]]
@@ -142,7 +174,9 @@ class _Uses:
             return None
         sources = self.computed.intersection(node.input)
         if position in _TRAINED.get(node.op_type, ()):
-            return node.op_type not in ("MatMul", "Gemm", "Einsum") or not sources or not sources <= self.shaped
+            return (
+                node.op_type not in ("MatMul", "Gemm", "Einsum") or not sources or not sources <= self.shaped
+            )
         if node.op_type in _DECODERS and position == 0:
             static = not sources or (node.op_type == "Expand" and sources <= self.shaped)
             return self.result(node, tensor) if static else node.op_type == "Gather"
@@ -167,12 +201,18 @@ class _Uses:
     def _embeds(self, node: onnx.NodeProto, tensor: onnx.TensorProto) -> bool:
         """Whether a node gives tokens, and an operand of it can be a learned embedding."""
         width = tensor.dims[-1] if tensor.dims else 1
-        return width > 1 and self._are_tokens(node.output[0], width) and _is_embedding(_values(tensor).reshape(-1, width))
+        return (
+            width > 1
+            and self._are_tokens(node.output[0], width)
+            and _is_embedding(_values(tensor).reshape(-1, width))
+        )
 
     def _are_tokens(self, name: str, width: int) -> bool:
         key = name, width
         if key not in self.tokens:
-            self.tokens[key] = any(self._reads_tokens(node, position, width) for node, position in self.readers[name])
+            self.tokens[key] = any(
+                self._reads_tokens(node, position, width) for node, position in self.readers[name]
+            )
         return self.tokens[key]
 
     def _reads_tokens(self, node: onnx.NodeProto, position: int, width: int) -> bool:
@@ -185,11 +225,20 @@ class _Uses:
         moved = node.op_type == "Transpose" and order[-1:] == [len(order) - 1]
         joined = node.op_type == "Concat" and _attribute(node, "axis") not in (-1, 2)
         passed = node.op_type in _ALIKE - {"Expand"} | {"Dropout"} and position == 0
-        return (moved or joined or passed or node.op_type == "Add") and self._are_tokens(node.output[0], width)
+        return (moved or joined or passed or node.op_type == "Add") and self._are_tokens(
+            node.output[0], width
+        )
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> Any:
-    return next((onnx.helper.get_attribute_value(attribute) for attribute in node.attribute if attribute.name == name), None)
+    return next(
+        (
+            onnx.helper.get_attribute_value(attribute)
+            for attribute in node.attribute
+            if attribute.name == name
+        ),
+        None,
+    )
 
 
 def _values(tensor: onnx.TensorProto) -> np.ndarray:
@@ -197,13 +246,24 @@ def _values(tensor: onnx.TensorProto) -> np.ndarray:
 
 
 def _is_whole(values: np.ndarray) -> bool:
-    """Whether values are strides or coordinates: whole numbers, and not all the same, as those of a layer before training are."""
-    return bool((values == np.round(values)).all() and (values != values.flat[0]).any()) if values.size else False
+    """Whether values are strides or coordinates: whole numbers, and not all the same, as those of a layer
+    before training are.
+    """
+    return (
+        bool((values == np.round(values)).all() and (values != values.flat[0]).any())
+        if values.size
+        else False
+    )
 
 
 def _is_embedding(rows: np.ndarray) -> bool:
     """Whether rows of D values can have been learned."""
-    if not np.isfinite(rows).all() or rows.min(initial=0) <= _MASKED or len(np.unique(rows)) < 3 or _is_whole(rows):
+    if (
+        not np.isfinite(rows).all()
+        or rows.min(initial=0) <= _MASKED
+        or len(np.unique(rows)) < 3
+        or _is_whole(rows)
+    ):
         return False
     squares = np.square(rows).mean(1)
     return len(rows) == 1 or not np.allclose(squares[squares > 0], 0.5, atol=1e-3)

@@ -1,8 +1,9 @@
-"""A graph as a list of steps over numbered slots, made once, so that running it costs little more than the operators themselves.
+"""A graph as a list of steps over numbered slots, made once, so that running it costs little more than the
+operators themselves.
 
-Initializers that are not trained, and everything computed from them alone (decoded indices, dequantized weights), are constants:
-evaluated here and not at every step. What is computed from shapes alone stays on the CPU ("host"), where the next step reads it as
-numbers.
+Initializers that are not trained, and everything computed from them alone (decoded indices, dequantized
+weights), are constants: evaluated here and not at every step. What is computed from shapes alone stays on
+the CPU ("host"), where the next step reads it as numbers.
 """
 
 from collections.abc import Collection, Hashable, Iterator
@@ -13,9 +14,9 @@ import onnx
 import torch
 from onnx import inliner
 
-from runtime.torch_bridge.arrays import to_torch, torch_type
-from runtime.torch_bridge.parameters import trainable
-from runtime.torch_bridge.registry import Function, Node, RefusedError, Unsupported, find
+from onnx_lathe.runtime.torch_bridge.arrays import to_torch, torch_type
+from onnx_lathe.runtime.torch_bridge.parameters import trainable
+from onnx_lathe.runtime.torch_bridge.registry import Function, Node, RefusedError, Unsupported, find
 
 NOTHING, DISCARDED = 0, 1
 """The slot of an omitted input, always None, and of an omitted output."""
@@ -23,7 +24,9 @@ NOTHING, DISCARDED = 0, 1
 
 @dataclass
 class Step:
-    """One node: `run(*values[inputs])` gives `values[outputs]`; `release` are the slots that no later step reads."""
+    """One node: `run(*values[inputs])` gives `values[outputs]`; `release` are the slots that no later step
+    reads.
+    """
 
     run: Function
     inputs: tuple[int, ...]
@@ -52,7 +55,9 @@ class Plan:
 
 
 def unsupported(model: onnx.ModelProto) -> list[Unsupported]:
-    """Every node that has no PyTorch counterpart, in graph order; empty if `GraphModule(model)` can be built."""
+    """Every node that has no PyTorch counterpart, in graph order; empty if `GraphModule(model)` can be
+    built.
+    """
     model = inlined(model)
     return make_plan(model, trainable(model.graph)).refused
 
@@ -64,7 +69,9 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def make_plan(model: onnx.ModelProto, parameters: Collection[str]) -> Plan:
-    """The plan of a model in which the initializers `parameters` are trained. If `refused` lists nodes, it cannot run."""
+    """The plan of a model in which the initializers `parameters` are trained. If `refused` lists nodes, it
+    cannot run.
+    """
     planner = _Planner(model, parameters)
     for value in model.graph.input:
         planner.plan.slot(value.name)  # also if nothing reads it
@@ -118,8 +125,12 @@ class _Planner:
         self.plan.static.update(tensor.name for tensor in graph.initializer)
         self.host: set[str] = set()
         self.known: dict[str, torch.Tensor] = {}
-        self.elements = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
-        self.ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.value_info)}
+        self.elements = {
+            value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)
+        }
+        self.ranks = {
+            value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.value_info)
+        }
         self.elements.update((tensor.name, tensor.data_type) for tensor in graph.initializer)
         self.ranks.update((tensor.name, len(tensor.dims)) for tensor in graph.initializer)
         self.elements.update(
@@ -160,7 +171,9 @@ class _Planner:
         node, name = self.producers.get(value.name, (onnx.NodeProto(op_type="output"), value.name))
         if reason is not None and name not in {refused.node for refused in self.plan.refused}:
             domain = _domain(node)
-            self.plan.refused.append(Unsupported(name, f"{node.op_type} giving {reason}", self.opsets.get(domain, 0), domain))
+            self.plan.refused.append(
+                Unsupported(name, f"{node.op_type} giving {reason}", self.opsets.get(domain, 0), domain)
+            )
 
     def lower(self, node: onnx.NodeProto, domain: str, described: Node) -> None:
         found = find(domain, described.op, described.opset)
@@ -180,7 +193,10 @@ class _Planner:
         on_host = all(source in self.known or source in self.host for source in sources)
         if on_host or node.op_type in ("Shape", "Size"):
             self.host.update(node.output)
-        inputs = tuple(self.argument(source, position in found.numbers, on_host) for position, source in enumerate(node.input))
+        inputs = tuple(
+            self.argument(source, position in found.numbers, on_host)
+            for position, source in enumerate(node.input)
+        )
         outputs = tuple(self.plan.slot(output or None) for output in node.output)
         run = self.adapted(run, node, found.numbers, on_host)
         self.plan.steps.append(Step(run, inputs, outputs, node, static))
@@ -188,7 +204,12 @@ class _Planner:
     def fold(self, run: Function, node: onnx.NodeProto, numbers: tuple[int, ...]) -> None:
         arguments = [self.known.get(source) for source in node.input]
         with torch.no_grad():
-            result = run(*[_numbers(value) if position in numbers else value for position, value in enumerate(arguments)])
+            result = run(
+                *[
+                    _numbers(value) if position in numbers else value
+                    for position, value in enumerate(arguments)
+                ]
+            )
         self.known.update(zip(node.output, result if isinstance(result, tuple) else (result,), strict=False))
 
     def argument(self, source: str, as_numbers: bool, on_host: bool) -> int:
@@ -203,13 +224,32 @@ class _Planner:
             self.plan.constants[slot] = self.known[source]
         return slot
 
-    def adapted(self, run: Function, node: onnx.NodeProto, numbers: tuple[int, ...], on_host: bool) -> Function:
-        """`run`, after turning inputs computed at run time into numbers where it wants those, and moving host tensors to its device."""
-        late = [position for position in numbers if position < len(node.input) and node.input[position] not in self.known]
-        moved = [] if on_host else [p for p, source in enumerate(node.input) if source in self.host and p not in late]
+    def adapted(
+        self, run: Function, node: onnx.NodeProto, numbers: tuple[int, ...], on_host: bool
+    ) -> Function:
+        """`run`, after turning inputs computed at run time into numbers where it wants those, and moving
+        host tensors to its device.
+        """
+        late = [
+            position
+            for position in numbers
+            if position < len(node.input) and node.input[position] not in self.known
+        ]
+        moved = (
+            []
+            if on_host
+            else [p for p, source in enumerate(node.input) if source in self.host and p not in late]
+        )
         if not late and not moved:
             return run
-        anchor = next((p for p, source in enumerate(node.input) if source not in self.known and source not in self.host), 0)
+        anchor = next(
+            (
+                p
+                for p, source in enumerate(node.input)
+                if source not in self.known and source not in self.host
+            ),
+            0,
+        )
 
         def with_adapted_inputs(*arguments: Any) -> Any:
             values = list(arguments)

@@ -1,4 +1,5 @@
-"""The table of operators: (domain, operator, since-opset) -> function that builds the PyTorch counterpart of one node.
+"""The table of operators: (domain, operator, since-opset) -> function that builds the PyTorch counterpart
+of one node.
 
 To add an operator, add to a file in `operators/`:
 
@@ -6,10 +7,11 @@ To add an operator, add to a file in `operators/`:
     def tile(node: Node) -> Function:
         return lambda x, repeats: torch.tile(x, repeats)
 
-The builder runs once per node and reads the attributes; what it returns runs at every step, on tensors (None for an omitted input), and
-returns a tensor, or a tuple if the node has several outputs. It may keep numbers, not tensors: those would stay behind when the module
-changes device. Inputs listed in `numbers` (a shape, bounds) arrive as Python numbers or lists of them. What cannot be done raises
-RefusedError with a few words that complete the operator's name: "with indices".
+The builder runs once per node and reads the attributes; what it returns runs at every step, on tensors
+(None for an omitted input), and returns a tensor, or a tuple if the node has several outputs. It may keep
+numbers, not tensors: those would stay behind when the module changes device. Inputs listed in `numbers` (a
+shape, bounds) arrive as Python numbers or lists of them. What cannot be done raises RefusedError with a few
+words that complete the operator's name: "with indices".
 """
 
 import importlib
@@ -22,7 +24,7 @@ from typing import Any, NamedTuple
 import onnx
 import torch
 
-from runtime.torch_bridge.scope import REASONS
+from onnx_lathe.runtime.torch_bridge.scope import REASONS
 
 NEWEST_OPSET = 28
 """A change of an operator after this opset has not been read; such a node is unsupported rather than wrong."""
@@ -47,7 +49,9 @@ class Unsupported(NamedTuple):
 
 @dataclass(frozen=True)
 class Node:
-    """What a builder may know of its node. `constants` holds the inputs that are known before any step, else None."""
+    """What a builder may know of its node. `constants` holds the inputs that are known before any step,
+    else None.
+    """
 
     op: str
     opset: int
@@ -55,7 +59,9 @@ class Node:
     constants: Sequence[torch.Tensor | None]
     names: Sequence[str]
     elements: Sequence[int]
-    """ONNX element type of each input, 0 if the model does not say: tells UINT4 from UINT8, which are carried alike."""
+    """ONNX element type of each input, 0 if the model does not say: tells UINT4 from UINT8, which are
+    carried alike.
+    """
     ranks: Sequence[int]
     """Number of dimensions of each input, 0 if it has none or the model does not say."""
     outputs: int
@@ -101,7 +107,9 @@ def scalar(value: Any) -> Any:
     return value[0] if isinstance(value, list) else value
 
 
-def operator(name: str, since: int, numbers: tuple[int, ...] = (), domain: str = "") -> Callable[[Builder], Builder]:
+def operator(
+    name: str, since: int, numbers: tuple[int, ...] = (), domain: str = ""
+) -> Callable[[Builder], Builder]:
     """Decorator: this builder serves the operator from opset `since` until the next one that is registered."""
 
     def register(builder: Builder) -> Builder:
@@ -134,7 +142,7 @@ def _last_change(domain: str, name: str, opset: int) -> int:
 
 @cache
 def _load() -> None:
-    from runtime.torch_bridge import operators
+    from onnx_lathe.runtime.torch_bridge import operators
 
     for module in pkgutil.iter_modules(operators.__path__):
         importlib.import_module(f"{operators.__name__}.{module.name}")

@@ -1,13 +1,15 @@
-"""Which scales of QuantizeLinear and DequantizeLinear can be learned: decided by use, like the weights of `parameters.py`.
+"""Which scales of QuantizeLinear and DequantizeLinear can be learned: decided by use, like the weights of
+`parameters.py`.
 
 | the scale of | learned | condition |
 |---|---|---|
 | QuantizeLinear -> DequantizeLinear | as a step size (LSQ) | both read this initializer, along one axis; nothing else reads the integers |
 | DequantizeLinear of stored integers | as a factor of the weight | |
 
-One initializer may serve several places of one of these kinds. It stays as it is if it has any other use, is no float, is not positive and
-finite, or if all its values are powers of two (a device that shifts instead of multiplying wants those). So do the scales of a layer whose
-bias is stored in whole numbers: those count in units of the product of the other two scales.
+One initializer may serve several places of one of these kinds. It stays as it is if it has any other use,
+is no float, is not positive and finite, or if all its values are powers of two (a device that shifts
+instead of multiplying wants those). So do the scales of a layer whose bias is stored in whole numbers:
+those count in units of the product of the other two scales.
 """
 
 import math
@@ -21,8 +23,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from runtime.torch_bridge.arrays import FLOATS
-from runtime.torch_bridge.operators.quantization import Pace, largest
+from onnx_lathe.runtime.torch_bridge.arrays import FLOATS
+from onnx_lathe.runtime.torch_bridge.operators.quantization import Pace, largest
 
 _WITH_BIAS = ("Conv", "ConvTranspose", "Gemm")
 _STANDARD = ("", "ai.onnx")
@@ -33,7 +35,9 @@ LEAST = 2.0**-10
 
 @dataclass(frozen=True)
 class Scales:
-    """`steps`: names of scales learned as step sizes; `factors`: of scales learned as factors; `paces`: by output of their Q and DQ."""
+    """`steps`: names of scales learned as step sizes; `factors`: of scales learned as factors; `paces`: by
+    output of their Q and DQ.
+    """
 
     steps: frozenset[str] = frozenset()
     factors: frozenset[str] = frozenset()
@@ -46,12 +50,14 @@ def learnable(graph: onnx.GraphProto) -> Scales:
 
 
 class LearnedScale(nn.Module):
-    """Called without arguments, it gives the initial scale times 1 + `change`, its Parameter: positive, and finite in `dtype`.
+    """Called without arguments, it gives the initial scale times 1 + `change`, its Parameter: positive, and
+    finite in `dtype`.
 
-    An optimizer whose steps have a length of their own, like AdamW's, so moves scales of all sizes by the same share, and weight decay
-    draws them back to where they were. The gradient of a step size's change is that of the scale divided by the initial scale: SGD thereby
-    moves the scale as if it were the Parameter, as in the paper. That of a factor's is the ordinary one. Where a scale would be out of
-    bounds its gradient still passes, so that it can come back.
+    An optimizer whose steps have a length of their own, like AdamW's, so moves scales of all sizes by the
+    same share, and weight decay draws them back to where they were. The gradient of a step size's change is
+    that of the scale divided by the initial scale: SGD thereby moves the scale as if it were the Parameter,
+    as in the paper. That of a factor's is the ordinary one. Where a scale would be out of bounds its
+    gradient still passes, so that it can come back.
     """
 
     initial: Tensor
@@ -71,7 +77,9 @@ class LearnedScale(nn.Module):
 
 class _Rescaled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, change: Tensor, initial: Tensor, least: Tensor, most: float, is_step: bool) -> Tensor:
+    def forward(
+        ctx: Any, change: Tensor, initial: Tensor, least: Tensor, most: float, is_step: bool
+    ) -> Tensor:
         ctx.save_for_backward(initial)
         ctx.is_step = is_step
         return ((1 + change) * initial).clamp(max=most).maximum(least)
@@ -95,7 +103,9 @@ class _Pairs:
                 self.readers[name].append((node, position))
             if any(name in self.computed for name in node.input):
                 self.computed.update(node.output)
-        self.bound = {scale for node in graph.node if node.op_type in _WITH_BIAS for scale in self._bound_by_bias(node)}
+        self.bound = {
+            scale for node in graph.node if node.op_type in _WITH_BIAS for scale in self._bound_by_bias(node)
+        }
 
     def scales(self) -> Scales:
         kinds = {name: self._kind(tensor) for name, tensor in self.stored.items() if name in self.readers}
@@ -114,7 +124,9 @@ class _Pairs:
         if position != 1 or node.domain not in _STANDARD:
             return None
         if node.op_type == "QuantizeLinear":
-            pairs = [self._is_pair(node, reader) for reader, place in self.readers[node.output[0]] if place == 0]
+            pairs = [
+                self._is_pair(node, reader) for reader, place in self.readers[node.output[0]] if place == 0
+            ]
             whole = node.output[0] not in self.outputs and len(pairs) == len(self.readers[node.output[0]])
             return "step" if pairs and all(pairs) and whole else None
         if node.op_type == "DequantizeLinear":
@@ -129,7 +141,11 @@ class _Pairs:
         node = self.producers.get(name)
         if node is None:
             return name in self.stored
-        return node.op_type != "QuantizeLinear" and name not in self.computed and all(map(self._is_stored, filter(None, node.input)))
+        return (
+            node.op_type != "QuantizeLinear"
+            and name not in self.computed
+            and all(map(self._is_stored, filter(None, node.input)))
+        )
 
     def _bound_by_bias(self, layer: onnx.NodeProto) -> set[str]:
         """The scales of the layer's operands, if its bias is stored as INT32 behind a DequantizeLinear."""
@@ -154,7 +170,10 @@ class _Pairs:
         return (
             reader.op_type == "DequantizeLinear"
             and reader.input[1] == quantizer.input[1]
-            and all(_attribute(reader, name, default) == _attribute(quantizer, name, default) for name, default in places)
+            and all(
+                _attribute(reader, name, default) == _attribute(quantizer, name, default)
+                for name, default in places
+            )
         )
 
 
@@ -164,4 +183,9 @@ def _attribute(node: onnx.NodeProto, name: str, default: int) -> Any:
 
 def _is_free(tensor: onnx.TensorProto) -> bool:
     values = onnx.numpy_helper.to_array(tensor).astype(np.float64)
-    return bool(values.size and np.isfinite(values).all() and (values > 0).all() and (np.frexp(values)[0] != 0.5).any())
+    return bool(
+        values.size
+        and np.isfinite(values).all()
+        and (values > 0).all()
+        and (np.frexp(values)[0] != 0.5).any()
+    )

@@ -1,10 +1,11 @@
-"""Retraining: the built-in hook, the user's hook, and the trainer that a pass calls. And the rounder, which trains one layer's rounding.
+"""Retraining: the built-in hook, the user's hook, and the trainer that a pass calls. And the rounder, which
+trains one layer's rounding.
 
 PyTorch is imported when training begins, not with this package.
 """
 
-from runtime.training.job import RetrainJob
-from runtime.training.rounder import TorchRounder
-from runtime.training.trainer import TorchTrainer, require_torch
+from onnx_lathe.runtime.training.job import RetrainJob
+from onnx_lathe.runtime.training.rounding.rounder import TorchRounder
+from onnx_lathe.runtime.training.trainer import TorchTrainer, require_torch
 
 __all__ = ["RetrainJob", "TorchRounder", "TorchTrainer", "require_torch"]

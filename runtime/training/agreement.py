@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import torch
 
-from lathe import DataError, PassError
-from runtime import ort
-from runtime.data import DataSource
-from runtime.signature import model_inputs
-from runtime.torch_bridge import GraphModule
-from runtime.torch_bridge.arrays import to_torch
+from onnx_lathe.errors import DataError, PassError
+from onnx_lathe.runtime.data import DataSource
+from onnx_lathe.runtime.files.signature import model_inputs
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.torch_bridge import GraphModule
+from onnx_lathe.runtime.torch_bridge.arrays import to_torch
 
 SAMPLES = 8
 TOLERANCE = 1e-4
@@ -21,15 +21,18 @@ HALF_TOLERANCE = 2e-2
 """The same where a weight or an activation is in half precision."""
 
 QUANTIZED_TOLERANCE = 2e-2
-"""With QuantizeLinear: root mean square of the difference, relative to that of the output. Sums taken in another order differ in their last
-bits, and one that lies between two steps is then rounded the other way; so single elements may be a whole step off."""
+"""With QuantizeLinear: root mean square of the difference, relative to that of the output. Sums taken in
+another order differ in their last bits, and one that lies between two steps is then rounded the other
+way; so single elements may be a whole step off.
+"""
 
 _HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 Arrays = Mapping[str, np.ndarray]
 
 
 def check(model: onnx.ModelProto, module: GraphModule, data: DataSource) -> None:
-    """Runs both on the data's first samples. A graph that turns out to work at its own batch size only is then run at that size.
+    """Runs both on the data's first samples. A graph that turns out to work at its own batch size only is
+    then run at that size.
 
     Raises PassError naming the first node that differs, DataError if there are no samples.
     """
@@ -43,7 +46,11 @@ def check(model: onnx.ModelProto, module: GraphModule, data: DataSource) -> None
         try:
             if comparison.agree(_results(module, batch.inputs), wanted):
                 return
-        except (RuntimeError, IndexError, ValueError):  # shapes that fit one batch size only; what else is wrong shows below
+        except (
+            RuntimeError,
+            IndexError,
+            ValueError,
+        ):  # shapes that fit one batch size only; what else is wrong shows below
             if fixed is None:
                 raise
     if fixed is not None:
@@ -51,7 +58,9 @@ def check(model: onnx.ModelProto, module: GraphModule, data: DataSource) -> None
         if comparison.agree(_results(module, batch.inputs), wanted):
             return
     culprit = comparison.culprit(module, _piece(batch.inputs, 0, fixed or batch.count))
-    raise PassError(f"PyTorch computes something else than ONNX Runtime: {culprit}; leave training out, and report it")
+    raise PassError(
+        f"PyTorch computes something else than ONNX Runtime: {culprit}; leave training out, and report it"
+    )
 
 
 class _Comparison:
@@ -60,14 +69,25 @@ class _Comparison:
         nodes = model.graph.node
         self.quantized = any(node.op_type == "QuantizeLinear" for node in nodes)
         stored = any(tensor.data_type in _HALVES for tensor in model.graph.initializer)
-        cast = any(attribute.name == "to" and attribute.i in _HALVES for node in nodes for attribute in node.attribute)
-        self.tolerance = QUANTIZED_TOLERANCE if self.quantized else HALF_TOLERANCE if stored or cast else TOLERANCE
+        cast = any(
+            attribute.name == "to" and attribute.i in _HALVES
+            for node in nodes
+            for attribute in node.attribute
+        )
+        self.tolerance = (
+            QUANTIZED_TOLERANCE if self.quantized else HALF_TOLERANCE if stored or cast else TOLERANCE
+        )
 
     def agree(self, results: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> bool:
-        return all(self.difference(result, want) <= self.tolerance for result, want in zip(results, wanted, strict=True))
+        return all(
+            self.difference(result, want) <= self.tolerance
+            for result, want in zip(results, wanted, strict=True)
+        )
 
     def difference(self, result: np.ndarray, want: np.ndarray) -> float:
-        """Relative difference of two float tensors as the tolerance means it; 0 for integers, where a tie may fall either way."""
+        """Relative difference of two float tensors as the tolerance means it; 0 for integers, where a tie
+        may fall either way.
+        """
         if result.shape != want.shape:
             return np.inf
         if want.size == 0 or not np.issubdtype(want.dtype, np.floating):
@@ -88,7 +108,9 @@ class _Comparison:
         traced = onnx.ModelProto()
         traced.CopyFrom(self.model)
         del traced.graph.output[:]
-        traced.graph.output.extend(onnx.ValueInfoProto(name=name) for node in self.model.graph.node for name in node.output if name)
+        traced.graph.output.extend(
+            onnx.ValueInfoProto(name=name) for node in self.model.graph.node for name in node.output if name
+        )
         wanted = ort.run(ort.session(traced, optimized=False), feeds)
         with torch.no_grad():
             for node, name, value in module.trace(**{name: to_torch(array) for name, array in feeds.items()}):
@@ -113,7 +135,10 @@ def _reference(model: onnx.ModelProto, feeds: Arrays, count: int, fixed: int | N
 
 def _piece(feeds: Arrays, start: int, size: int) -> dict[str, np.ndarray]:
     """`size` samples from `start` on; the last one repeated where there are no more."""
-    return {name: array[np.minimum(np.arange(start, start + size), len(array) - 1)] for name, array in feeds.items()}
+    return {
+        name: array[np.minimum(np.arange(start, start + size), len(array) - 1)]
+        for name, array in feeds.items()
+    }
 
 
 def _results(module: GraphModule, feeds: Arrays) -> list[np.ndarray]:

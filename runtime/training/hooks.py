@@ -1,19 +1,20 @@
 """Loads a user's retraining hook, `file.py:function`, and turns what it raises into one line."""
 
-import importlib.util
 import inspect
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lathe import LatheError, PassError, UsageError, nearest
+from onnx_lathe.errors import LatheError, PassError, UsageError, nearest
+from onnx_lathe.runtime.user_code import import_file, shadowed
 
 
 def hook_place(spec: str) -> tuple[Path, str]:
-    """(file, function) of `file.py:function`. Raises UsageError if it is not of that form or the file is not there."""
+    """(file, function) of `file.py:function`. Raises UsageError if it is not of that form or the file is
+    not there.
+    """
     file, colon, function = spec.rpartition(":")
     if not colon or not file.endswith(".py") or not function.isidentifier():
         raise UsageError(f"retraining hook '{spec}': give it as file.py:function")
@@ -26,22 +27,22 @@ def hook_place(spec: str) -> tuple[Path, str]:
 def load_hook(spec: str, log: Path | None = None) -> Callable[..., Any]:
     """The function. Its folder becomes importable, as for a script.
 
-    Raises UsageError if the file has no such function, PassError for whatever importing the file raises; `log` gets the traceback.
+    Raises UsageError if the file has no such function, PassError for whatever importing the file raises;
+    `log` gets the traceback.
     """
     path, name = hook_place(spec)
-    module_spec = importlib.util.spec_from_file_location(f"lathe_hook_{path.stem}", path)
-    if module_spec is None or module_spec.loader is None:
-        raise UsageError(f"retraining hook '{spec}': {path} is not a Python file")
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # worker processes and dataclasses look a function's module up
-    with guarded(f"retraining hook '{spec}' cannot be imported", log):
-        module_spec.loader.exec_module(module)
-    functions = [key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
+    with guarded(f"retraining hook '{spec}' cannot be imported", log, path.parent):
+        module = import_file(path, f"lathe_hook_{path.stem}")
+    functions = [
+        key
+        for key, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__
+    ]
     if not hasattr(module, name):
         known = f"; it has {', '.join(functions)}" if functions else ""
-        raise UsageError(f"retraining hook '{spec}': the file has no function '{name}'{nearest(name, functions)}{known}")
+        raise UsageError(
+            f"retraining hook '{spec}': the file has no function '{name}'{nearest(name, functions)}{known}"
+        )
     hook: Any = getattr(module, name)
     if not callable(hook):
         raise UsageError(f"retraining hook '{spec}': '{name}' is a {type(hook).__name__}, not a function")
@@ -49,14 +50,19 @@ def load_hook(spec: str, log: Path | None = None) -> Callable[..., Any]:
 
 
 @contextmanager
-def guarded(what: str, log: Path | None) -> Iterator[None]:
-    """User code runs inside: what it raises becomes a PassError of one line, and `log` gets the traceback."""
+def guarded(what: str, log: Path | None, folder: Path | None = None) -> Iterator[None]:
+    """User code runs inside: what it raises becomes a PassError of one line, and `log` gets the traceback.
+
+    `folder`: where the code lies, for the message if an import finds another module than the one there.
+    """
     try:
         yield
     except LatheError:
         raise
     except (Exception, SystemExit) as error:
         message = " ".join(str(error).split()) or "no message"
+        if folder is not None:
+            message += shadowed(error, folder)
         see = ""
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)

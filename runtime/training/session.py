@@ -1,4 +1,6 @@
-"""One training: modules are built and checked, the hook runs seeded on the chosen device, and its weights are checked."""
+"""One training: modules are built and checked, the hook runs seeded on the chosen device, and its weights
+are checked.
+"""
 
 import hashlib
 import time
@@ -10,19 +12,21 @@ import numpy as np
 import onnx
 import torch
 
-from lathe import PassError, UsageError
-from runtime.data import DataSource
-from runtime.torch_bridge import GraphModule
-from runtime.training import agreement, memory
-from runtime.training.builtin import retrain
-from runtime.training.distributed import Workers
-from runtime.training.holdout import held_out
-from runtime.training.hooks import guarded, load_hook
-from runtime.training.job import RetrainJob, Shaping
-from runtime.training.state import JobState
+from onnx_lathe.errors import PassError, UsageError
+from onnx_lathe.protocols import Shaping
+from onnx_lathe.runtime.data import DataSource
+from onnx_lathe.runtime.torch_bridge import GraphModule
+from onnx_lathe.runtime.training import agreement
+from onnx_lathe.runtime.training.hooks import guarded, load_hook
+from onnx_lathe.runtime.training.job import RetrainJob
+from onnx_lathe.runtime.training.loop.builtin import retrain
+from onnx_lathe.runtime.training.loop.holdout import held_out
+from onnx_lathe.runtime.training.memory import budget
+from onnx_lathe.runtime.training.parallel.workers import Workers
+from onnx_lathe.runtime.training.state import JobState
 
 if TYPE_CHECKING:
-    from runtime.training.trainer import TorchTrainer
+    from onnx_lathe.runtime.training.trainer import TorchTrainer
 
 
 def train(
@@ -37,8 +41,15 @@ def train(
     workers = Workers() if workers is None else workers
     device = _device(workers.device(trainer.device))
     trainer.progress("comparing PyTorch with ONNX Runtime")
-    module = _module(model, trainer, learn_scales=settings["learn_scales"], train_normalization=settings["normalization"] == "train")
-    teacher = None if trainer.teacher is None else _module(trainer.teacher, trainer).requires_grad_(False).eval()
+    module = _module(
+        model,
+        trainer,
+        learn_scales=settings["learn_scales"],
+        train_normalization=settings["normalization"] == "train",
+    )
+    teacher = (
+        None if trainer.teacher is None else _module(trainer.teacher, trainer).requires_grad_(False).eval()
+    )
     shape = _Shape(module, shaping)
     data, validation = _hold_out(trainer, settings)
     workers.begin(model, settings, data.count, list(module.parameters()))
@@ -57,7 +68,9 @@ def train(
         shape=shape,
         workers=workers,
         memory=trainer.memory,
-        state=None if trainer.state is None else workers.state(JobState(trainer.state, _identity(trainer, model, settings), shape)),
+        state=None
+        if trainer.state is None
+        else workers.state(JobState(trainer.state, _identity(trainer, model, settings), shape)),
     )
     started = time.perf_counter()
     with _reproducible(job.seed, device):
@@ -70,13 +83,21 @@ def train(
     values = workers.agreed(module.values())
     for name, value in values.items():
         if name not in broken and not _is_finite(value):
-            raise PassError(f"training made weight '{name}' NaN or infinite; the model is left as it was; give a smaller rate=")
-    metrics = {"epochs": float(job.epochs), "seconds": time.perf_counter() - started} | _numbers(job) | workers.metrics()
-    return values, metrics | memory.job_peak(device)
+            raise PassError(
+                f"training made weight '{name}' NaN or infinite; the model is left as it was; give a smaller rate="
+            )
+    metrics = (
+        {"epochs": float(job.epochs), "seconds": time.perf_counter() - started}
+        | _numbers(job)
+        | workers.metrics()
+    )
+    return values, metrics | budget.job_peak(device)
 
 
 def _numbers(job: RetrainJob) -> dict[str, float]:
-    """The job's metrics, whatever type of number a hook gave. What is no number is left out, and said: a training is not lost for it."""
+    """The job's metrics, whatever type of number a hook gave. What is no number is left out, and said: a
+    training is not lost for it.
+    """
     numbers = {}
     for name, value in job.metrics.items():
         try:
@@ -107,7 +128,11 @@ class _Shape:
         """For JobState: what the pass has chosen, and what the module reads by now."""
         if self.shaping is None:
             return {}
-        return {"calls": self.calls, "chosen": _tensors(self.shaping.state()), "imposed": _tensors(self.module.imposed())}
+        return {
+            "calls": self.calls,
+            "chosen": _tensors(self.shaping.state()),
+            "imposed": _tensors(self.module.imposed()),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         if self.shaping is not None:
@@ -142,7 +167,9 @@ def _identity(trainer: "TorchTrainer", model: onnx.ModelProto, settings: Mapping
                 digest.update(tensor.SerializeToString(deterministic=True))
             for part in [*network.graph.node, *network.metadata_props]:
                 digest.update(part.SerializeToString(deterministic=True))
-    digest.update(f"{sorted(settings.items())} {trainer.data.fingerprint} {trainer.hook} {trainer.device}".encode())
+    digest.update(
+        f"{sorted(settings.items())} {trainer.data.fingerprint} {trainer.hook} {trainer.device}".encode()
+    )
     return digest.hexdigest()
 
 

@@ -1,4 +1,6 @@
-"""Where a training is after its last whole epoch, in a file, so that one that was interrupted goes on from there."""
+"""Where a training is after its last whole epoch, in a file, so that one that was interrupted goes on from
+there.
+"""
 
 import contextlib
 import pickle
@@ -8,8 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
-from lathe import PassError
-from runtime.writing import replacing
+from onnx_lathe.errors import PassError
+from onnx_lathe.runtime.files.writing import replacing
 
 _DAMAGED = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError)
 """What torch.load raises for a file that was cut off, or that something else wrote."""
@@ -24,7 +26,8 @@ class Shape(Protocol):
 
 
 class JobState:
-    """One file. `identity` is a hash of everything that makes the job: what another job left in the file is not loaded.
+    """One file. `identity` is a hash of everything that makes the job: what another job left in the file is
+    not loaded.
 
     The state of a pass that acts while training runs is saved and restored along.
     """
@@ -33,7 +36,9 @@ class JobState:
         self.path, self.identity, self.shape = path, identity, shape
 
     def load(self) -> dict[str, Any] | None:
-        """What `save` got, tensors on the CPU; None if there is no such file, or it is damaged, or of another job."""
+        """What `save` got, tensors on the CPU; None if there is no such file, or it is damaged, or of
+        another job.
+        """
         stored = self.stored()
         if stored is None:
             return None
@@ -64,7 +69,9 @@ class JobState:
 
 
 def _check(value: Any, where: str) -> None:
-    """Raises PassError for anything but plain data: a file of other objects would have to run code to be read."""
+    """Raises PassError for anything but plain data: a file of other objects would have to run code to be
+    read.
+    """
     if isinstance(value, Mapping):
         for key, item in value.items():
             _check(item, f"{where}[{key!r}]")
@@ -72,4 +79,6 @@ def _check(value: Any, where: str) -> None:
         for index, item in enumerate(value):
             _check(item, f"{where}[{index}]")
     elif not (value is None or type(value) in (bool, int, float, str) or isinstance(value, torch.Tensor)):
-        raise PassError(f"job.state.save takes tensors, numbers, strings, and lists and dicts of them; {where} is {type(value).__name__}")
+        raise PassError(
+            f"job.state.save takes tensors, numbers, strings, and lists and dicts of them; {where} is {type(value).__name__}"
+        )

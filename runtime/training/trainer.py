@@ -1,19 +1,17 @@
 """What a pass calls to have a model retrained. PyTorch is needed, and imported, only when training begins."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
-from lathe import UsageError
-from runtime.data import DataSource
-from runtime.training.hooks import hook_place
-from runtime.training.job import Shaping
-from runtime.training.launch import Launch, train_launched
+from onnx_lathe.errors import UsageError
+from onnx_lathe.protocols import Shaping, TrainResult
+from onnx_lathe.runtime.data import DataSource
+from onnx_lathe.runtime.training.hooks import hook_place
+from onnx_lathe.runtime.training.parallel.launch import Launch, train_launched
 
 
 def require_torch(needed_by: str = "retrain") -> None:
@@ -22,20 +20,13 @@ def require_torch(needed_by: str = "retrain") -> None:
         raise UsageError(f"{needed_by} needs PyTorch; pip install 'onnx-lathe[train]'")
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """New values of initializers by name, in their old dtype and shape, and what the training measured."""
-
-    values: Mapping[str, np.ndarray]
-    metrics: Mapping[str, float]
-
-
 class TorchTrainer:
-    """Trains models on one source of data. Implements passes.base.Trainer.
+    """Trains models on one source of data. Implements Trainer of passes/core/services.py.
 
-    `teacher` is the original model, for distillation. `hook` is a user's `file.py:function` instead of the built-in hook; `log` the file
-    for the traceback if it fails. `validation` (never the data that judges the result) chooses the best epoch; without it the last one is
-    kept. `device`: "auto" is the GPU if there is one. `launch`: train in processes of their own, under torchrun.
+    `teacher` is the original model, for distillation. `hook` is a user's `file.py:function` instead of the
+    built-in hook; `log` the file for the traceback if it fails. `validation` (never the data that judges
+    the result) chooses the best epoch; without it the last one is kept. `device`: "auto" is the GPU if
+    there is one. `launch`: train in processes of their own, under torchrun.
 
     Raises UsageError at once if `hook` names no file.
     """
@@ -57,22 +48,30 @@ class TorchTrainer:
         self.data, self.teacher, self.hook, self.validation = data, teacher, hook, validation
         self.log, self.progress, self.device, self.memory, self.launch = log, progress, device, memory, launch
         self.state: Path | None = None
-        """File from which an interrupted training goes on after its last whole epoch; the pipeline sets it before each step."""
+        """File from which an interrupted training goes on after its last whole epoch; the pipeline sets it
+        before each step.
+        """
         self.step = "retrain"
-        """What the job is told of its place in the recipe, such as "3/6 retrain(epochs=4)"; the pipeline sets it before each step."""
+        """What the job is told of its place in the recipe, such as "3/6 retrain(epochs=4)"; the pipeline
+        sets it before each step.
+        """
 
-    def train(self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None) -> TrainResult:
-        """Trains a copy of the model's float weights; `settings` are the options of passes/training.py.
+    def train(
+        self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None
+    ) -> TrainResult:
+        """Trains a copy of the model's float weights; `settings` are the options of
+        passes/core/training_options.py.
 
-        With `shaping`, what stands in for the weights after the last step is the result: `validation` then chooses no epoch, because
-        an earlier one would be of another sparsity.
+        With `shaping`, what stands in for the weights after the last step is the result: `validation` then
+        chooses no epoch, because an earlier one would be of another sparsity.
 
-        metrics: epochs, seconds, and what the hook reports (the built-in one: first_loss, last_loss, samples, best_epoch).
-        Raises ModelError for a model that PyTorch cannot run, PassError if training fails, DataError for unusable data.
+        metrics: epochs, seconds, and what the hook reports (the built-in one: first_loss, last_loss,
+        samples, best_epoch). Raises ModelError for a model that PyTorch cannot run, PassError if training
+        fails, DataError for unusable data.
         """
         require_torch()
         if self.launch is None:
-            from runtime.training.session import train
+            from onnx_lathe.runtime.training.session import train
 
             values, metrics = train(self, model, settings, shaping)
         else:

@@ -1,4 +1,5 @@
-"""Every pass on models that this project did not write: valid, runnable, unchanged in what a caller sees, and the same when run twice.
+"""Every pass on models that this project did not write: valid, runnable, unchanged in what a caller sees,
+and the same when run twice.
 
 A pass that is added to `passes/` is in this suite without being named here.
 """
@@ -10,29 +11,36 @@ import numpy as np
 import onnx
 import pytest
 
-from lathe import LatheError
-from optimizer.pipeline import apply_pass
-from passes import contract
-from passes.base import Context, configure
-from passes.graph.model import import_model
-from passes.registry import all_passes
-from runtime import model_file, ort
-from runtime.calibration import StreamingCalibrator
-from runtime.data import Batch, DataSource
-from runtime.torch_bridge import unsupported
-from runtime.torch_bridge.parameters import trainable
-from runtime.training import TorchTrainer
-from tests.conftest import MODELS, load_foreign, shipped_with_onnx
+from onnx_lathe.errors import LatheError
+from onnx_lathe.optimizer.pipeline import apply_pass
+from onnx_lathe.passes.core import contract
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.registry import all_passes
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.model import import_model
+from onnx_lathe.runtime.data import Batch, DataSource
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.calibration import StreamingCalibrator
+from onnx_lathe.runtime.torch_bridge import unsupported
+from onnx_lathe.runtime.torch_bridge.parameters import trainable
+from onnx_lathe.runtime.training import TorchTrainer
+from tests.support.models import MODELS, load_foreign, shipped_with_onnx
 
 OWN = sorted(MODELS.glob("*/model.onnx"))
 LIGHT = shipped_with_onnx("light/light_*.onnx")
 # The PReLU cases are not valid at a later opset: its slope broadcasts differently since opset 7.
 SMALL = [
     path
-    for path in shipped_with_onnx("pytorch-converted/*/model.onnx")[::6] + shipped_with_onnx("pytorch-operator/*/model.onnx")[::8]
+    for path in shipped_with_onnx("pytorch-converted/*/model.onnx")[::6]
+    + shipped_with_onnx("pytorch-operator/*/model.onnx")[::8]
     if "PReLU" not in path.parent.name
 ]
-FAST = {"retrain": {"epochs": 1, "batch": 2}, "prune": {"min_size": 1}, "svd": {"rounds": 2, "positions": 200}}
+FAST = {
+    "retrain": {"epochs": 1, "batch": 2},
+    "prune": {"min_size": 1},
+    "svd": {"rounds": 2, "positions": 200},
+}
 
 
 class RandomData(DataSource):
@@ -81,7 +89,9 @@ def test_contract(name: str, model: onnx.ModelProto, data: RandomData, context: 
     original = model.SerializeToString(deterministic=True)
     instance = configure(all_passes()[name], FAST.get(name, {}))
     if name == "retrain" and (lacking := unsupported(model)):
-        with pytest.raises(LatheError, match=lacking[0].op):  # only the bridge may lack an operator; it says which
+        with pytest.raises(
+            LatheError, match=lacking[0].op
+        ):  # only the bridge may lack an operator; it says which
             apply_pass(instance, model, context)
         return
     if name == "retrain" and not trainable(model.graph):
@@ -89,7 +99,9 @@ def test_contract(name: str, model: onnx.ModelProto, data: RandomData, context: 
             apply_pass(instance, model, context)
         return
     after, report = apply_pass(instance, model, context)
-    assert model.SerializeToString(deterministic=True) == original, "a pass must not write into the model that it was given"
+    assert model.SerializeToString(deterministic=True) == original, (
+        "a pass must not write into the model that it was given"
+    )
     names = {node.name for node in import_model(model).nodes}
     assert all(skip.node in names and skip.reason for skip in report.skips)
     if not report.edits:
@@ -100,7 +112,9 @@ def test_contract(name: str, model: onnx.ModelProto, data: RandomData, context: 
     before, now = (ort.run(ort.session(one), feeds) for one in (model, after))
     if instance.lossless:
         contract.check_outputs(before, now, type(instance))
-    assert {key: value.shape for key, value in before.items()} == {key: value.shape for key, value in now.items()}
+    assert {key: value.shape for key, value in before.items()} == {
+        key: value.shape for key, value in now.items()
+    }
     if name != "retrain":
         again, _ = apply_pass(configure(all_passes()[name], FAST.get(name, {})), after, context)
         contract.check_outputs(now, ort.run(ort.session(again), feeds), type(instance))

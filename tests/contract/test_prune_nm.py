@@ -1,16 +1,19 @@
-"""prune(pattern=2:4) on models that this project did not write: every weight that can has the pattern, and the model runs and says so."""
+"""prune(pattern=2:4) on models that this project did not write: every weight that can has the pattern, and
+the model runs and says so.
+"""
 
 import numpy as np
 import onnx
 import pytest
 
-import lathe
-from optimizer.pipeline import apply_pass
-from passes import contract
-from passes.base import Context, configure
-from passes.prune import Prune
-from runtime import ort
-from tests.conftest import shipped_with_onnx
+from onnx_lathe import metadata
+from onnx_lathe.optimizer.pipeline import apply_pass
+from onnx_lathe.passes.core import contract
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.prune.prune import Prune
+from onnx_lathe.runtime.running import ort
+from tests.support.models import shipped_with_onnx
 
 LIGHT = shipped_with_onnx("light/light_*.onnx")
 MIN_SIZE = 64
@@ -28,9 +31,15 @@ def test_every_light_model_takes_the_pattern(light: onnx.ModelProto) -> None:
     instance = configure(Prune, {"pattern": "2:4"})
     after, report = apply_pass(instance, light, Context())
     contract.check_structure(light, after, "prune")
-    before, pruned = ({one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer} for model in (light, after))
+    before, pruned = (
+        {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+        for model in (light, after)
+    )
     layers = {node.input[1]: node for node in light.graph.node if node.op_type in ("Conv", "Gemm")}
-    sparse, skipped = lathe.read_sparse(after.metadata_props), {skip.node: skip.reason for skip in report.skips}
+    sparse, skipped = (
+        metadata.read_sparse(after.metadata_props),
+        {skip.node: skip.reason for skip in report.skips},
+    )
     for name, node in layers.items():
         whole = in_fours(node, before[name])
         if whole is None or whole.size < MIN_SIZE:

@@ -1,4 +1,6 @@
-"""`optimize check`: verdicts per layer as a table and as JSON, a whole run for the target ort, and what it refuses."""
+"""`optimize check`: verdicts per layer as a table and as JSON, a whole run for the target ort, and what it
+refuses.
+"""
 
 import json
 from pathlib import Path
@@ -6,9 +8,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-import lathe
-from optimizer.cli import main
-from tests.placement import MOBILE, RESIDUAL, network, quantized
+from onnx_lathe.optimizer.cli import main
+from onnx_lathe.placement import CANONICAL
+from tests.support.placement import MOBILE, RESIDUAL, network, quantized
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def test_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "canonical.onnx"
-    onnx.save(quantized(network(RESIDUAL), lathe.CANONICAL)[0], path)
+    onnx.save(quantized(network(RESIDUAL), CANONICAL)[0], path)
     assert main(["check", str(path), "--target", "ort", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert (found["target"], found["int8_layers"]) == ("ort", 3)
@@ -45,15 +47,23 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     "arguments, message",
     [
         (["{model}", "--target", "orrt"], "there is no target 'orrt'; did you mean 'ort'"),
-        (["{model}", "--target", "onnx"], "target 'onnx' writes a file and runs nothing; name what will run it: ort"),
-        (["{model}", "--target", "ort(reduce=true)"], "target 'ort' has no option 'reduce'; did you mean 'reduce_range'"),
+        (
+            ["{model}", "--target", "onnx"],
+            "target 'onnx' writes a file and runs nothing; name what will run it: ort",
+        ),
+        (
+            ["{model}", "--target", "ort(reduce=true)"],
+            "target 'ort' has no option 'reduce'; did you mean 'reduce_range'",
+        ),
         (["{model}", "--target", ""], "--target names no target"),
         (["{model}"], "required: --target"),
         (["missing.onnx", "--target", "ort"], "missing.onnx"),
         (["{model}", "--target", "ort", "--jsn"], "unknown argument '--jsn'; did you mean '--json'"),
     ],
 )
-def test_mistakes_are_one_line(arguments: list[str], message: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["check", *(argument.format(model=model) for argument in arguments)]) == 2
     captured = capsys.readouterr()
     assert len(captured.err.strip().splitlines()) == 1
@@ -61,14 +71,37 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, model: Path, 
     assert not captured.out
 
 
-def test_a_run_for_ort_quantizes_for_it_and_says_what_runs(lenet5: Path, small_mnist: Path, tmp_path: Path) -> None:
-    data = ["--train", f"{small_mnist}:train", "--eval", f"{small_mnist}:test", "--preprocess", "scale=1/255", "--quiet", "--no-latency"]
+def test_a_run_for_ort_quantizes_for_it_and_says_what_runs(
+    lenet5: Path, small_mnist: Path, tmp_path: Path
+) -> None:
+    data = [
+        "--train",
+        f"{small_mnist}:train",
+        "--eval",
+        f"{small_mnist}:test",
+        "--preprocess",
+        "scale=1/255",
+        "--quiet",
+        "--no-latency",
+    ]
     out = tmp_path / "out"
-    arguments = [str(lenet5), "--passes", "fold,int8", *data, "--target", "ort", "--gate", "top1 drop <= 1%", "--out", str(out)]
+    arguments = [
+        str(lenet5),
+        "--passes",
+        "fold,int8",
+        *data,
+        "--target",
+        "ort",
+        "--gate",
+        "top1 drop <= 1%",
+        "--out",
+        str(out),
+    ]
     assert main(arguments) == 0
     report = json.loads((out / "report.json").read_text())
     (target,) = report["targets"]
     assert target["files"] == ["model.ort.onnx"]
     assert target["details"] == {"int8_layers": 4, "float_layers": 0}
     assert target["quality"]["top1"] > 0.97
-    assert main([*arguments[:-4], "--out", str(out), "--target", "onnx", "--resume"]) == 2  # int8 placed its pairs for ort
+    # int8 placed its pairs for ort
+    assert main([*arguments[:-4], "--out", str(out), "--target", "onnx", "--resume"]) == 2

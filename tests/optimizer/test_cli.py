@@ -11,20 +11,24 @@ import onnx
 import onnxruntime
 import pytest
 
-from lathe import TargetError
-from optimizer import build
-from optimizer.cli import main
-from passes.registry import all_passes
-from runtime.targets.base import find as find_target
-from tests.conftest import ROOT
+from onnx_lathe.errors import TargetError
+from onnx_lathe.optimizer import build
+from onnx_lathe.optimizer.cli import main
+from onnx_lathe.passes.core.registry import all_passes
+from onnx_lathe.runtime.targets.core.registry import find as find_target
+from tests.support.models import ROOT
 
 
 def data_arguments(data: Path) -> list[str]:
     return ["--train", f"{data}:train", "--eval", f"{data}:test", "--preprocess", "scale=1/255", "--quiet"]
 
 
-def compile_lenet(lenet5: Path, data: Path, out: Path, *more: str, passes: str = "fold,prune(sparsity=0.8),codebook,int8") -> int:
-    return main([str(lenet5), "--passes", passes, *data_arguments(data), "--out", str(out), "--no-latency", *more])
+def compile_lenet(
+    lenet5: Path, data: Path, out: Path, *more: str, passes: str = "fold,prune(sparsity=0.8),codebook,int8"
+) -> int:
+    return main(
+        [str(lenet5), "--passes", passes, *data_arguments(data), "--out", str(out), "--no-latency", *more]
+    )
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int = 2) -> str:
@@ -70,7 +74,11 @@ def test_every_checkpoint_is_a_model_that_runs(finished: Path) -> None:
 
 def test_zeros_and_centroids_survive_to_the_end(finished: Path) -> None:
     model = onnx.load(finished / "model.onnx")
-    codebooks = [tensor for tensor in model.graph.initializer if tensor.dims and tensor.dims[0] <= 16 and "codebook" in tensor.name]
+    codebooks = [
+        tensor
+        for tensor in model.graph.initializer
+        if tensor.dims and tensor.dims[0] <= 16 and "codebook" in tensor.name
+    ]
     assert len(codebooks) >= 3
     for tensor in codebooks:
         values = onnx.numpy_helper.to_array(tensor)
@@ -83,7 +91,12 @@ def test_a_failed_gate_is_exit_code_3_and_leaves_no_artifact(
 ) -> None:
     assert compile_lenet(lenet5, small_mnist, tmp_path, passes="fold") == 0
     assert (tmp_path / "model.onnx").exists()
-    assert compile_lenet(lenet5, small_mnist, tmp_path, "--gate", "top1 drop <= 0.1%", passes="prune(sparsity=0.99)") == 3
+    assert (
+        compile_lenet(
+            lenet5, small_mnist, tmp_path, "--gate", "top1 drop <= 0.1%", passes="prune(sparsity=0.99)"
+        )
+        == 3
+    )
     assert not (tmp_path / "model.onnx").exists()
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["outcome"] == "gate failed"
@@ -102,21 +115,39 @@ def test_resume_continues_and_gives_the_same_model(lenet5: Path, small_mnist: Pa
     assert (tmp_path / "model.onnx").read_bytes() == whole
 
 
-def test_resume_refuses_another_recipe(lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_refuses_another_recipe(
+    lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert compile_lenet(lenet5, small_mnist, tmp_path, passes="prune(sparsity=0.5)") == 0
     capsys.readouterr()
-    arguments = [str(lenet5), "--passes", "prune(sparsity=0.6)", *data_arguments(small_mnist), "--out", str(tmp_path), "--resume"]
+    arguments = [
+        str(lenet5),
+        "--passes",
+        "prune(sparsity=0.6)",
+        *data_arguments(small_mnist),
+        "--out",
+        str(tmp_path),
+        "--resume",
+    ]
     assert "cannot resume, the recipe changed since" in refused(capsys, arguments)
 
 
-def test_resume_without_an_earlier_run(lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(capsys, [str(lenet5), "--passes", "fold", "--out", str(tmp_path / "new"), "--resume", "--quiet"])
+def test_resume_without_an_earlier_run(
+    lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(
+        capsys, [str(lenet5), "--passes", "fold", "--out", str(tmp_path / "new"), "--resume", "--quiet"]
+    )
     assert "no earlier run to resume" in line
     assert not (tmp_path / "new" / "model.onnx").exists()
 
 
 def test_interrupted_run_resumes(
-    lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    lenet5: Path,
+    small_mnist: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -125,7 +156,10 @@ def test_interrupted_run_resumes(
         patched.setattr(all_passes()["codebook"], "apply", interrupt)
         assert compile_lenet(lenet5, small_mnist, tmp_path) == 130
     assert "--resume" in capsys.readouterr().err
-    assert sorted(path.name for path in (tmp_path / "steps").glob("*.onnx")) == ["01-fold.onnx", "02-prune.onnx"]
+    assert sorted(path.name for path in (tmp_path / "steps").glob("*.onnx")) == [
+        "01-fold.onnx",
+        "02-prune.onnx",
+    ]
     assert not (tmp_path / "model.onnx").exists()
     assert compile_lenet(lenet5, small_mnist, tmp_path, "--resume") == 0
 
@@ -138,10 +172,16 @@ def test_interrupted_run_resumes(
         (["{lenet}", "--passes", "prune(sparsty=0.9)"], "did you mean 'sparsity'?"),
         (["{lenet}", "--passes", "int8"], "pass 'int8' needs calibration data"),
         (["{lenet}", "--passes", "retrain"], "pass 'retrain' needs training data"),
-        (["{lenet}", "--passes", "fold", "--target", "onxx"], "there is no target 'onxx'; did you mean 'onnx'?"),
+        (
+            ["{lenet}", "--passes", "fold", "--target", "onxx"],
+            "there is no target 'onxx'; did you mean 'onnx'?",
+        ),
         (["{lenet}", "--passes", "fold", "--gate", "top1 drop <= 1%"], "top1"),
         (["{lenet}", "--passes", "fold", "--gate", "topp1 >= 1%"], "topp1"),
-        (["{lenet}", "--passes", "fold", "--traget", "onnx"], "unknown argument '--traget'; did you mean '--target'?"),
+        (
+            ["{lenet}", "--passes", "fold", "--traget", "onnx"],
+            "unknown argument '--traget'; did you mean '--target'?",
+        ),
         (["{lenet}"], "nothing to do"),
         ([], "required"),
         (["{lenet}", "--recipe", "none.toml"], "none.toml: cannot read the recipe"),
@@ -153,7 +193,12 @@ def test_interrupted_run_resumes(
     ],
 )
 def test_wrong_use_is_one_line(
-    arguments: list[str], message: str, lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    lenet5: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, [text.format(lenet=lenet5) for text in arguments])
@@ -161,7 +206,11 @@ def test_wrong_use_is_one_line(
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize(
@@ -187,17 +236,25 @@ def test_a_refused_request_leaves_the_earlier_result(
 
 
 @pytest.mark.parametrize("place", [".", "steps"])
-def test_the_model_itself_is_never_overwritten(place: str, lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_model_itself_is_never_overwritten(
+    place: str, lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / place).mkdir(exist_ok=True)
     model = tmp_path / place / "model.onnx"
     model.write_bytes(lenet5.read_bytes())
-    assert "lies in the output folder" in refused(capsys, [str(model), "--passes", "fold", "--out", str(tmp_path)])
+    assert "lies in the output folder" in refused(
+        capsys, [str(model), "--passes", "fold", "--out", str(tmp_path)]
+    )
     assert model.read_bytes() == lenet5.read_bytes()
 
 
-def test_files_of_the_user_are_never_overwritten(lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_of_the_user_are_never_overwritten(
+    lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "model.onnx").write_text("mine")
-    assert "not from an earlier run" in refused(capsys, [str(lenet5), "--passes", "fold", "--out", str(tmp_path)])
+    assert "not from an earlier run" in refused(
+        capsys, [str(lenet5), "--passes", "fold", "--out", str(tmp_path)]
+    )
     assert (tmp_path / "model.onnx").read_text() == "mine"
 
 
@@ -210,10 +267,15 @@ def test_a_gate_that_a_lowered_model_fails_builds_nothing(
     assert compile_lenet(lenet5, small_mnist, tmp_path, *targets, passes="fold,codebook") == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "steps"]
     report = json.loads((tmp_path / "report.json").read_text())
-    assert [(gate["subject"], gate["passed"]) for gate in report["gates"]] == [("model", True), ("tensorrt-rtx", False)]
+    assert [(gate["subject"], gate["passed"]) for gate in report["gates"]] == [
+        ("model", True),
+        ("tensorrt-rtx", False),
+    ]
 
 
-def test_what_a_failed_build_leaves_is_listed_and_the_next_run_works(lenet5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_failed_build_leaves_is_listed_and_the_next_run_works(
+    lenet5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(self: object, model: Path, directory: Path, *_: object) -> None:
         (directory / "model.tensorrt-rtx.engine.log").write_text("why")
         raise TargetError("no")
@@ -229,9 +291,22 @@ def test_what_a_failed_build_leaves_is_listed_and_the_next_run_works(lenet5: Pat
 
 
 def test_a_broken_pipe_keeps_the_exit_code(lenet5: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "optimizer", str(lenet5), "--passes", "fold", "--gate", "size ratio >= 99", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "optimizer",
+        str(lenet5),
+        "--passes",
+        "fold",
+        "--gate",
+        "size ratio >= 99",
+        "--out",
+        str(tmp_path),
+    ]
     for more in ([], ["--json"]):
-        process = subprocess.Popen([*command, *more, "--quiet"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            [*command, *more, "--quiet"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         assert process.stdout is not None
         process.stdout.close()
         process.communicate()
@@ -241,7 +316,14 @@ def test_a_broken_pipe_keeps_the_exit_code(lenet5: Path, tmp_path: Path) -> None
 def test_calibrating_with_evaluation_data_is_refused(
     lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    same = ["--calibration", f"{small_mnist}:test", "--eval", f"{small_mnist}:test", "--preprocess", "scale=1/255"]
+    same = [
+        "--calibration",
+        f"{small_mnist}:test",
+        "--eval",
+        f"{small_mnist}:test",
+        "--preprocess",
+        "scale=1/255",
+    ]
     line = refused(capsys, [str(lenet5), "--passes", "fold", *same, "--out", str(tmp_path)])
     assert "400 evaluation samples are in the calibration data too" in line
 
@@ -278,8 +360,18 @@ def test_inspect_counts_lenet5(lenet5: Path, capsys: pytest.CaptureFixture[str])
     assert "2.29 M" in last  # 288,000 + 1,600,000 + 400,000 + 5,000 MACs
 
 
-def test_gate_command_judges_two_files(finished: Path, lenet5: Path, small_mnist: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    common = ["gate", str(lenet5), str(finished / "model.onnx"), "--data", f"{small_mnist}:test", "--preprocess", "scale=1/255"]
+def test_gate_command_judges_two_files(
+    finished: Path, lenet5: Path, small_mnist: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = [
+        "gate",
+        str(lenet5),
+        str(finished / "model.onnx"),
+        "--data",
+        f"{small_mnist}:test",
+        "--preprocess",
+        "scale=1/255",
+    ]
     assert main([*common, "--gate", "top1 drop <= 5%", "--gate", "size ratio >= 7"]) == 0
     assert main([*common, "--gate", "size ratio >= 1000"]) == 3
     assert "FAILED" in capsys.readouterr().out
@@ -288,7 +380,16 @@ def test_gate_command_judges_two_files(finished: Path, lenet5: Path, small_mnist
 def test_what_onnx_runtime_runs_is_timed_and_judged_in_its_own_form(
     lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [str(lenet5), "--passes", "fold,int8", *data_arguments(small_mnist), "--target", "ort", "--out", str(tmp_path)]
+    arguments = [
+        str(lenet5),
+        "--passes",
+        "fold,int8",
+        *data_arguments(small_mnist),
+        "--target",
+        "ort",
+        "--out",
+        str(tmp_path),
+    ]
     assert main([*arguments, "--gate", "latency ratio >= 0.0001"]) == 0
     printed = capsys.readouterr().out
     assert "gate passed (ort)  latency ratio" in printed
@@ -305,21 +406,29 @@ def test_names_between_colons_are_printed_as_they_are(
     lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ["--data", f"{small_mnist}:train", "--preprocess", "scale=1/255"]
-    assert main([str(lenet5), "--passes", "fold", *data, "--quiet", "--no-latency", "--out", str(tmp_path)]) == 0
+    assert (
+        main([str(lenet5), "--passes", "fold", *data, "--quiet", "--no-latency", "--out", str(tmp_path)]) == 0
+    )
     assert f"{small_mnist}:train: split at random" in capsys.readouterr().out
 
 
-def test_an_operator_that_onnx_runtime_lacks_is_told_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_operator_that_onnx_runtime_lacks_is_told_with_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     value = onnx.helper.make_tensor_value_info
     node = onnx.helper.make_node("Frobnicate", ["x"], ["y"], domain="com.acme")
     graph = onnx.helper.make_graph([node], "g", [value("x", 1, ["n", 4])], [value("y", 1, ["n", 4])])
     opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.acme", 1)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "model.onnx")
-    line = refused(capsys, [str(tmp_path / "model.onnx"), "--passes", "fold", "--quiet", "--out", str(tmp_path / "out")])
+    line = refused(
+        capsys, [str(tmp_path / "model.onnx"), "--passes", "fold", "--quiet", "--out", str(tmp_path / "out")]
+    )
     assert "com.acme:Frobnicate" in line
     assert line.endswith("export the model with operators of the ONNX standard")
 
 
-def test_json_prints_the_record_alone(lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_prints_the_record_alone(
+    lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(lenet5), "--passes", "fold", "--json", "--quiet", "--out", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "report.json").read_text())

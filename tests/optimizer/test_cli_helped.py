@@ -7,8 +7,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from optimizer.cli import main
-from tests.builders import build
+from onnx_lathe.optimizer.cli import main
+from tests.support.builders import build
 
 REFUSAL = onnxruntime.capi.onnxruntime_pybind11_state.Fail
 HEAD = "{ c = Conv (x, w)  p = MaxPool <kernel_shape = [2, 2]> (c)  r = Reshape (p, s)  y = Transpose <perm = [0, 2, 1]> (r) }"

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optimizer.cli import main
+from onnx_lathe.optimizer.cli import main
 from tests.optimizer.test_cli import compile_lenet, refused
 
 pytest.importorskip("torch")
-from runtime.training import builtin
+from onnx_lathe.runtime.training.loop import builtin
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,12 @@ from runtime.training import builtin
     ],
 )
 def test_an_interrupted_training_goes_on_after_its_last_epoch(
-    passes: str, lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    passes: str,
+    lenet5: Path,
+    small_mnist: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def interrupted(loop: builtin._Loop, epoch: int, *more: object) -> None:
         if epoch == 2:
@@ -45,7 +50,9 @@ def test_an_interrupted_training_goes_on_after_its_last_epoch(
     assert models[0] == models[1]
 
 
-def test_a_new_run_does_not_go_on(lenet5: Path, small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_run_does_not_go_on(
+    lenet5: Path, small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(loop: builtin._Loop, epoch: int, *more: object) -> None:
         if epoch == 1:
             raise KeyboardInterrupt
@@ -68,7 +75,16 @@ def test_a_failing_hook_leaves_the_steps_before_it(
 ) -> None:
     hook = tmp_path / "mine.py"
     hook.write_text("def retrain(module, job):\n    raise ValueError('no luck')\n", encoding="utf-8")
-    data = ["--train", f"{small_mnist}:train", "--eval", f"{small_mnist}:test", "--preprocess", "scale=1/255", "--quiet", "--no-latency"]
+    data = [
+        "--train",
+        f"{small_mnist}:train",
+        "--eval",
+        f"{small_mnist}:test",
+        "--preprocess",
+        "scale=1/255",
+        "--quiet",
+        "--no-latency",
+    ]
     arguments = [
         str(lenet5),
         "--passes",
@@ -98,16 +114,31 @@ def test_a_failing_hook_leaves_the_steps_before_it(
     ],
 )
 def test_options_that_do_not_fit_are_refused(
-    passes: str, message: str, lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    passes: str,
+    message: str,
+    lenet5: Path,
+    small_mnist: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = ["--train", f"{small_mnist}:train", "--preprocess", "scale=1/255", "--quiet", "--no-latency"]
     assert message in refused(capsys, [str(lenet5), "--passes", passes, *data, "--out", str(tmp_path)])
 
 
-def test_gradients_are_not_measured_by_a_hook(lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gradients_are_not_measured_by_a_hook(
+    lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     hook = tmp_path / "mine.py"
     hook.write_text("def retrain(module, job):\n    pass\n", encoding="utf-8")
-    data = ["--train", f"{small_mnist}:train", "--preprocess", "scale=1/255", "--quiet", "--out", str(tmp_path / "out")]
+    data = [
+        "--train",
+        f"{small_mnist}:train",
+        "--preprocess",
+        "scale=1/255",
+        "--quiet",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     passes = "prune(pattern=channels, importance=taylor)"
     line = refused(capsys, [str(lenet5), "--passes", passes, *data, "--retrain", f"{hook}:retrain"])
     assert "pass 'prune' measures gradients by the built-in training" in line

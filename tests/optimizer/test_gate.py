@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from lathe import UsageError
-from optimizer.gate import METRICS, Gate, parse_gates
+from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer.gate import METRICS, Gate, parse_gates
 
 BASE = {"top1": 0.995, "size": 1_725_000.0, "latency": 3.0, "sqnr": math.inf}
 
@@ -77,11 +77,18 @@ def test_refuses(text: str, reason: str) -> None:
 
 def test_several_in_one_text() -> None:
     gates = parse_gates(["top1 drop <= 0.5%; size ratio >= 10", "sqnr >= 20, sparsity >= 90%,"])
-    assert [str(gate) for gate in gates] == ["top1 drop <= 0.5%", "size ratio >= 10", "sqnr >= 20", "sparsity >= 90%"]
+    assert [str(gate) for gate in gates] == [
+        "top1 drop <= 0.5%",
+        "size ratio >= 10",
+        "sqnr >= 20",
+        "sparsity >= 90%",
+    ]
     assert parse_gates([]) == ()
 
 
-@pytest.mark.parametrize("text, reason", [(" ", "empty"), (";", "empty"), ("top1 drop <= 0,5%", "write a decimal point")])
+@pytest.mark.parametrize(
+    "text, reason", [(" ", "empty"), (";", "empty"), ("top1 drop <= 0,5%", "write a decimal point")]
+)
 def test_refuses_lists(text: str, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         parse_gates([text])
@@ -90,7 +97,13 @@ def test_refuses_lists(text: str, reason: str) -> None:
 @pytest.mark.parametrize(
     "text, candidate, passed, measured, margin",
     [
-        ("top1 drop <= 0.5%", {"top1": 0.99}, True, 0.005, 0.0),  # 0.995 - 0.99 is a little more than 0.005 in floating point
+        (
+            "top1 drop <= 0.5%",
+            {"top1": 0.99},
+            True,
+            0.005,
+            0.0,
+        ),  # 0.995 - 0.99 is a little more than 0.005 in floating point
         ("top1 drop < 0.5%", {"top1": 0.99}, False, 0.005, 0.0),
         ("top1 drop <= 0.5%", {"top1": 0.9899}, False, 0.0051, -0.0001),
         ("top1 drop <= 0.5%", {"top1": 0.999}, True, -0.004, 0.009),
@@ -103,7 +116,9 @@ def test_refuses_lists(text: str, reason: str) -> None:
         ("sqnr >= 20", {"sqnr": math.inf}, True, math.inf, math.inf),
     ],
 )
-def test_verdicts(text: str, candidate: dict[str, float], passed: bool, measured: float, margin: float) -> None:
+def test_verdicts(
+    text: str, candidate: dict[str, float], passed: bool, measured: float, margin: float
+) -> None:
     verdict = Gate.parse(text).judge(BASE, candidate)
     assert verdict.passed is passed
     assert verdict.measured == pytest.approx(measured, rel=1e-12)
@@ -136,7 +151,9 @@ def test_messages_carry_units() -> None:
         ("size ratio >= 2", {"size": 0.0}, {"size": 10.0}, "not above zero"),
     ],
 )
-def test_what_was_not_measured_is_never_passed(text: str, base: dict[str, float], candidate: dict[str, float], reason: str) -> None:
+def test_what_was_not_measured_is_never_passed(
+    text: str, base: dict[str, float], candidate: dict[str, float], reason: str
+) -> None:
     verdict = Gate.parse(text).judge(base, candidate)
     assert not verdict.passed
     assert verdict.measured is None
@@ -152,4 +169,6 @@ def test_missing_says_what_to_give() -> None:
     )
     for name, metric in METRICS.items():
         form = "" if "value" in metric.forms else " ratio"
-        assert Gate.parse(f"{name}{form} {'>=' if metric.higher_is_better else '<='} 1").missing([]) is not None
+        assert (
+            Gate.parse(f"{name}{form} {'>=' if metric.higher_is_better else '<='} 1").missing([]) is not None
+        )

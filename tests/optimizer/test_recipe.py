@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lathe import UsageError
-from optimizer.recipe import Call, Recipe, load_recipe, parse_calls
+from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer.recipe import Call, Recipe, load_recipe, parse_calls
 
 
 def test_passes_with_and_without_options() -> None:

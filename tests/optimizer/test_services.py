@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import pytest
 
-from optimizer.recipe import Recipe
-from optimizer.services import CALIBRATION_SAMPLES, open_roles, warnings
-from passes.registry import all_passes
-from tests.builders import build
+from onnx_lathe.optimizer.recipe import Recipe
+from onnx_lathe.optimizer.services import CALIBRATION_SAMPLES, open_roles, warnings
+from onnx_lathe.passes.core.registry import all_passes
+from tests.support.builders import build
 
 
 def model() -> onnx.ModelProto:
@@ -17,7 +17,11 @@ def model() -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(
-    "count, more", [(CALIBRATION_SAMPLES, ""), (CALIBRATION_SAMPLES + 500, f", {CALIBRATION_SAMPLES} of its 1,012 samples, at random")]
+    "count, more",
+    [
+        (CALIBRATION_SAMPLES, ""),
+        (CALIBRATION_SAMPLES + 500, f", {CALIBRATION_SAMPLES} of its 1,012 samples, at random"),
+    ],
 )
 def test_calibration_data_that_is_not_used_whole_is_said_to_be(count: int, more: str, tmp_path: Path) -> None:
     data = tmp_path / "data.npz"
@@ -27,13 +31,19 @@ def test_calibration_data_that_is_not_used_whole_is_said_to_be(count: int, more:
 
 def test_a_function_calibrates_with_its_first_samples(tmp_path: Path) -> None:
     data = tmp_path / "data.py"
-    data.write_text("import numpy as np\ndef batches():\n    while True:\n        yield {'x': np.ones((4, 2), np.float32)}\n")
+    data.write_text(
+        "import numpy as np\ndef batches():\n    while True:\n        yield {'x': np.ones((4, 2), np.float32)}\n"
+    )
     notes = open_roles(Recipe(calibration=f"{data}:batches"), model()).notes
     assert notes == [f"calibration: {data}:batches, the first {CALIBRATION_SAMPLES} samples at most"]
 
 
-@pytest.mark.parametrize("count, told", [(1, "1 calibration sample:"), (15, "15 calibration samples:"), (16, "")])
-def test_few_calibration_samples_are_warned_of_where_they_are_needed(count: int, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "count, told", [(1, "1 calibration sample:"), (15, "15 calibration samples:"), (16, "")]
+)
+def test_few_calibration_samples_are_warned_of_where_they_are_needed(
+    count: int, told: str, tmp_path: Path
+) -> None:
     data = tmp_path / "data.npz"
     np.savez(data, x=np.random.default_rng(0).standard_normal((count, 2)).astype(np.float32))
     roles = open_roles(Recipe(calibration=str(data)), model())

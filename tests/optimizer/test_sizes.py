@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from lathe import UsageError
-from optimizer.cli import main
-from optimizer.recipe import load_recipe
-from optimizer.sizes import parse_bytes
+from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer.cli import main
+from onnx_lathe.optimizer.recipe import load_recipe
+from onnx_lathe.optimizer.sizes import parse_bytes
 
 LENET = Path(__file__).resolve().parents[2] / "models/lenet5-mnist/model.onnx"
 
@@ -24,10 +24,27 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "much", "2G", "-1GiB", "0", "0.2", "GiB", "1e9", "2 GiB please", "nan", "٣MB", "9" * 400, "99999999999TiB"]
+    "text",
+    [
+        "",
+        "much",
+        "2G",
+        "-1GiB",
+        "0",
+        "0.2",
+        "GiB",
+        "1e9",
+        "2 GiB please",
+        "nan",
+        "٣MB",
+        "9" * 400,
+        "99999999999TiB",
+    ],
 )
 def test_refuses_what_is_no_size(text: str) -> None:
-    with pytest.raises(UsageError, match=r"^--memory '.*': give a size such as 2GiB, 512MiB, 1.5GB, or a number of bytes$"):
+    with pytest.raises(
+        UsageError, match=r"^--memory '.*': give a size such as 2GiB, 512MiB, 1.5GB, or a number of bytes$"
+    ):
         parse_bytes(text, "--memory")
 
 
@@ -47,10 +64,15 @@ def test_in_a_recipe(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--passes", "retrain", "--memory", "some"], "--memory 'some': give a size such as 2GiB"),
-        (["--passes", "fold", "--memory", "1GiB"], "no pass of the recipe retrains; add retrain to --passes, or leave --memory out"),
+        (
+            ["--passes", "fold", "--memory", "1GiB"],
+            "no pass of the recipe retrains; add retrain to --passes, or leave --memory out",
+        ),
     ],
 )
-def test_refuses_in_one_line(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refuses_in_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(LENET), *arguments, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from passes.numerics import affine
-from tests.builders import run
+from onnx_lathe.passes.numerics.quantization import affine
+from tests.support.builders import run
 
 
 def test_the_wider_side_of_a_range_is_level_127() -> None:
@@ -34,7 +34,9 @@ def test_halves_go_to_even_and_the_ends_saturate() -> None:
 def test_signal_to_noise() -> None:
     signal = np.array([3.0, 4.0], np.float32)
     assert affine.signal_to_noise_db(signal, signal) == float("inf")
-    assert affine.signal_to_noise_db(signal, signal + np.float32(0.5)) == pytest.approx(10 * np.log10(25 / 0.5))
+    assert affine.signal_to_noise_db(signal, signal + np.float32(0.5)) == pytest.approx(
+        10 * np.log10(25 / 0.5)
+    )
     assert affine.signal_to_noise_db(np.zeros(2, np.float32), signal) == float("-inf")
 
 
@@ -49,7 +51,10 @@ def test_equals_onnx_runtime_to_the_bit(axis: int | None) -> None:
     ]
     shapes = {"x": (1, [5, 700]), "q": (3, [5, 700]), "y": (1, [5, 700])}
     infos = {name: helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in shapes.items()}
-    stored = [numpy_helper.from_array(np.asarray(scale), "scale"), numpy_helper.from_array(np.zeros(np.shape(scale), np.int8), "zero")]
+    stored = [
+        numpy_helper.from_array(np.asarray(scale), "scale"),
+        numpy_helper.from_array(np.zeros(np.shape(scale), np.int8), "zero"),
+    ]
     graph = helper.make_graph(nodes, "g", [infos["x"]], [infos["q"], infos["y"]], stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     onnx.checker.check_model(model)

@@ -5,18 +5,22 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from lathe import UsageError
-from passes.base import Context, configure
-from passes.codebook import Codebook
-from passes.graph.model import import_model, set_sparse_tensors
-from passes.prune import Prune
-from tests.builders import build, random, run
-from tests.codebooks import constants, decoded, share, two_layers
+from onnx_lathe.errors import UsageError
+from onnx_lathe.passes.codebook.codebook import Codebook
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.model import import_model, set_sparse_tensors
+from onnx_lathe.passes.prune.prune import Prune
+from tests.support.builders import build, random, run
+from tests.support.codebooks import constants, decoded, share, two_layers
 
 LAYER = "(float[N, 40] x) => (float[N, 50] y) { y = MatMul (x, w) }"
 
 
-@pytest.mark.parametrize("opset, bits, kind", [(21, 1, "UINT4"), (21, 4, "UINT4"), (21, 5, "UINT8"), (21, 8, "UINT8"), (17, 4, "UINT8")])
+@pytest.mark.parametrize(
+    "opset, bits, kind",
+    [(21, 1, "UINT4"), (21, 4, "UINT4"), (21, 5, "UINT8"), (21, 8, "UINT8"), (17, 4, "UINT8")],
+)
 def test_canonical_form(opset: int, bits: int, kind: str) -> None:
     model = build(LAYER, opset, w=random(40, 50))
     after, report = share(model, bits=bits)
@@ -65,7 +69,10 @@ def test_signal_to_noise(bits: int, floor: float) -> None:
     found = 10 * np.log10(float(np.square(weight, dtype=np.float64).sum()) / noise)
     assert found >= floor
     assert report.metrics == {"weight_sqnr_db": pytest.approx(found, abs=1e-6)}
-    assert report.edits[0].what == f"{2**bits} shared values, {4 if bits < 5 else 8}-bit indices, {found:.1f} dB signal to noise"
+    assert (
+        report.edits[0].what
+        == f"{2**bits} shared values, {4 if bits < 5 else 8}-bit indices, {found:.1f} dB signal to noise"
+    )
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -88,7 +95,9 @@ def test_one_bit_cannot_keep_zeros_apart() -> None:
     graph = import_model(build(LAYER, 21, w=random(40, 50)))
     set_sparse_tensors(graph, {"w": "unstructured"})
     report = configure(Codebook, {"bits": 1}).apply(graph, Context())
-    reason = "its zeros must stay, and negative, zero and positive weights need at least 3 values; give it 2 bits"
+    reason = (
+        "its zeros must stay, and negative, zero and positive weights need at least 3 values; give it 2 bits"
+    )
     assert [(skip.node, skip.reason) for skip in report.skips] == [("MatMul_0", reason)]
 
 
@@ -150,10 +159,16 @@ def test_zero_bits_leave_a_layer_as_it_is() -> None:
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
     with pytest.raises(UsageError) as caught:
         share(two_layers(), layers={"MatMul_1": 4})
-    assert str(caught.value) == "codebook(layers=...): no weight or layer is named 'MatMul_1'; did you mean 'MatMul_0'?"
+    assert (
+        str(caught.value)
+        == "codebook(layers=...): no weight or layer is named 'MatMul_1'; did you mean 'MatMul_0'?"
+    )
 
 
-@pytest.mark.parametrize("options", [{"bits": 0}, {"bits": 9}, {"centroids": 1}, {"centroids": 257}, {"layers": {"a": 9}}, {"bits": 2.5}])
+@pytest.mark.parametrize(
+    "options",
+    [{"bits": 0}, {"bits": 9}, {"centroids": 1}, {"centroids": 257}, {"layers": {"a": 9}}, {"bits": 2.5}],
+)
 def test_options_out_of_range_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=r"codebook\("):
         configure(Codebook, options)
@@ -164,7 +179,11 @@ def test_options_out_of_range_are_refused(options: dict[str, object]) -> None:
 def test_the_file_never_grows(name: str, bits: int, sizes: range) -> None:
     refused, saved = [], []
     for size in sizes:
-        model = build(f"(float[N, {size}] x) => (float[N, 1] y) {{ y = MatMul (x, {name}) }}", 21, **{name: random(size, 1)})
+        model = build(
+            f"(float[N, {size}] x) => (float[N, 1] y) {{ y = MatMul (x, {name}) }}",
+            21,
+            **{name: random(size, 1)},
+        )
         before, _ = share(model, layers={"*": 0})
         after, report = share(model, bits=bits, min_size=1)
         for node in after.graph.node:
@@ -175,7 +194,9 @@ def test_the_file_never_grows(name: str, bits: int, sizes: range) -> None:
         else:
             refused.append(size)
             assert "bytes would become" in report.skips[0].reason
-    assert 0 < min(saved) < 60, "it grew, or more than that could have been saved by the largest that was refused"
+    assert 0 < min(saved) < 60, (
+        "it grew, or more than that could have been saved by the largest that was refused"
+    )
     assert refused == list(sizes[: len(refused)])
     assert refused
 
@@ -183,7 +204,9 @@ def test_the_file_never_grows(name: str, bits: int, sizes: range) -> None:
 def test_small_weights_are_left_alone_by_default() -> None:
     model = build("(float[N, 5] x) => (float[N, 51] y) { y = MatMul (x, w) }", 21, w=random(5, 51))
     _, report = share(model)
-    assert [(skip.node, skip.reason) for skip in report.skips] == [("MatMul_0", "its weight has 255 elements, fewer than min_size=256")]
+    assert [(skip.node, skip.reason) for skip in report.skips] == [
+        ("MatMul_0", "its weight has 255 elements, fewer than min_size=256")
+    ]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -191,13 +214,17 @@ def test_weights_that_are_not_finite_are_left_alone(bad: float) -> None:
     weight = random(40, 50)
     weight[1, 2] = bad
     _, report = share(build(LAYER, 21, w=weight))
-    assert [(skip.node, skip.reason) for skip in report.skips] == [("MatMul_0", "its weight has NaN or infinite elements")]
+    assert [(skip.node, skip.reason) for skip in report.skips] == [
+        ("MatMul_0", "its weight has NaN or infinite elements")
+    ]
 
 
 def test_int8_weights_are_refused() -> None:
     text = "(float[N, 40] x) => (float[N, 50] y) { w = DequantizeLinear (q, s) y = MatMul (x, w) }"
     _, report = share(build(text, 21, q=np.zeros((40, 50), np.int8), s=np.float32(0.1)))
-    assert [(skip.node, skip.reason) for skip in report.skips] == [("MatMul_1", "its weight is stored as int8; codebook before int8")]
+    assert [(skip.node, skip.reason) for skip in report.skips] == [
+        ("MatMul_1", "its weight is stored as int8; codebook before int8")
+    ]
 
 
 def test_a_weight_of_two_layers_is_shared_once() -> None:

@@ -1,12 +1,14 @@
-"""codebook: biases with few distinct values, and codebooks of earlier steps rounded; both stay where they are."""
+"""codebook: biases with few distinct values, and codebooks of earlier steps rounded; both stay where they
+are.
+"""
 
 import numpy as np
 import onnx
 import pytest
 
-from passes.numerics.mantissa import round_mantissa
-from tests.builders import build, random, run
-from tests.codebooks import constants, decoded, share, two_layers
+from onnx_lathe.passes.numerics.clustering.mantissa import round_mantissa
+from tests.support.builders import build, random, run
+from tests.support.codebooks import constants, decoded, share, two_layers
 
 THREE_KINDS = """(float[N, 4, 6, 6] x) => (float[N, 6, 4, 4] y, float[N, 30] z) {
     y = Conv (x, w, conv_bias)
@@ -19,7 +21,9 @@ THREE_KINDS = """(float[N, 4, 6, 6] x) => (float[N, 6, 4, 4] y, float[N, 30] z) 
 
 def three_kinds() -> onnx.ModelProto:
     weights = {"w": random(6, 4, 3, 3), "v": random(144, 40), "u": random(40, 30)}
-    return build(THREE_KINDS, 21, **weights, conv_bias=random(6), add_bias=random(1, 40), gemm_bias=random(30))
+    return build(
+        THREE_KINDS, 21, **weights, conv_bias=random(6), add_bias=random(1, 40), gemm_bias=random(30)
+    )
 
 
 def test_biases_are_left_alone_by_default() -> None:
@@ -51,7 +55,9 @@ def test_each_bias_has_few_distinct_values_in_place() -> None:
 def test_biases_belong_last_and_can_be_a_step_of_their_own() -> None:
     once, _ = share(two_layers(), bits=3)
     after, report = share(once, biases=3)
-    assert [(edit.node, edit.what.split(",")[0]) for edit in report.edits] == [("Gemm_2", "bias bias: 8 distinct values")]
+    assert [(edit.node, edit.what.split(",")[0]) for edit in report.edits] == [
+        ("Gemm_2", "bias bias: 8 distinct values")
+    ]
     assert [skip.reason for skip in report.skips] == ["its weight is a codebook already"] * 2
     for name in ("a_codebook", "b_codebook", "a_indices", "b_indices"):
         np.testing.assert_array_equal(constants(after)[name], constants(once)[name])
@@ -68,7 +74,11 @@ def test_a_mantissa_rounds_codebooks_and_biases_in_place() -> None:
         np.testing.assert_array_equal(constants(after)[name], round_mantissa(constants(once)[name], 4))
         assert (constants(after)[name] != constants(once)[name]).any()
     np.testing.assert_array_equal(constants(after)["bias"], round_mantissa(constants(after)["bias"], 4))
-    assert [edit.what.split(":")[0] for edit in report.edits] == ["codebook a_codebook", "codebook b_codebook", "bias bias"]
+    assert [edit.what.split(":")[0] for edit in report.edits] == [
+        "codebook a_codebook",
+        "codebook b_codebook",
+        "bias bias",
+    ]
     again, report = share(after, biases=3, mantissa=4)
     assert report.edits == []
     assert again.SerializeToString() == after.SerializeToString()
@@ -83,12 +93,18 @@ def test_shared_codebooks_are_rounded_too(options: dict[str, object]) -> None:
     for value in books.values():
         np.testing.assert_array_equal(value, round_mantissa(value, 3))
     wanted = ["codebook codebook: 16 distinct"] if len(books) == 1 else ["4 codebooks: up to"] * 2
-    assert [edit.what.startswith(what) for edit, what in zip(report.edits, wanted, strict=True)] == [True] * len(wanted)
+    assert [edit.what.startswith(what) for edit, what in zip(report.edits, wanted, strict=True)] == [
+        True
+    ] * len(wanted)
 
 
 def test_the_zero_of_a_rounded_codebook_stays_zero() -> None:
     weight = np.where(random(40, 50) > 1, random(40, 50), np.float32(0))
-    once, _ = share(build("(float[N, 40] x) => (float[N, 50] y) { y = MatMul (x, w) }", 21, w=weight), centroids=9, method="exact")
+    once, _ = share(
+        build("(float[N, 40] x) => (float[N, 50] y) { y = MatMul (x, w) }", 21, w=weight),
+        centroids=9,
+        method="exact",
+    )
     zeros = decoded(once, "w") == 0
     after, _ = share(once, mantissa=0)
     np.testing.assert_array_equal(decoded(after, "w") == 0, zeros)
@@ -132,13 +148,17 @@ def test_a_bias_with_another_use_is_refused(outputs: str, node: str, reason: str
 def test_a_bias_that_is_not_finite_is_refused() -> None:
     bias = random(50)
     bias[3] = np.nan
-    model = build("(float[N, 40] x) => (float[N, 50] y) { y = Gemm (x, w, bias) }", 21, w=random(40, 50), bias=bias)
+    model = build(
+        "(float[N, 40] x) => (float[N, 50] y) { y = Gemm (x, w, bias) }", 21, w=random(40, 50), bias=bias
+    )
     _, report = share(model, biases=2)
     assert [skip.reason for skip in report.skips] == ["its bias has NaN or infinite elements"]
 
 
 def test_a_residual_addition_is_no_bias() -> None:
-    model = build("(float[N, 40] x) => (float[N, 40] y) { h = MatMul (x, w) y = Add (h, x) }", 21, w=random(40, 40))
+    model = build(
+        "(float[N, 40] x) => (float[N, 40] y) { h = MatMul (x, w) y = Add (h, x) }", 21, w=random(40, 40)
+    )
     _, report = share(model, biases=2)
     assert len(report.edits) == 1
     assert report.skips == []

@@ -6,11 +6,13 @@ import numpy as np
 import onnx
 import pytest
 
-from lathe import PassError, UsageError
-from passes.base import Context, PassReport, configure
-from passes.codebook import Codebook
-from tests.builders import build, random, run
-from tests.codebooks import constants, share, two_layers
+from onnx_lathe.errors import PassError, UsageError
+from onnx_lathe.passes.codebook.codebook import Codebook
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from tests.support.builders import build, random, run
+from tests.support.codebooks import constants, share, two_layers
 
 THREE = """(float[N, 40] x) => (float[N, 20] y) {
     h = MatMul (x, a) r = Relu (h) i = MatMul (r, b) s = Relu (i) y = Gemm <transB = 1> (s, c, bias)
@@ -19,7 +21,7 @@ THREE = """(float[N, 40] x) => (float[N, 20] y) {
 
 @dataclass
 class SmallRunner:
-    """A passes.base.Runner on random inputs of one shape."""
+    """A Runner of passes/core/services.py on random inputs of one shape."""
 
     inputs: np.ndarray
     runs: list[float] = field(default_factory=list)
@@ -28,15 +30,21 @@ class SmallRunner:
 
     def compare(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> dict[str, float]:
         onnx.checker.check_model(candidate, full_check=True)
-        expected, found = (run(model, {"x": self.inputs})["y"].astype(np.float64) for model in (base, candidate))
+        expected, found = (
+            run(model, {"x": self.inputs})["y"].astype(np.float64) for model in (base, candidate)
+        )
         noise = np.square(expected - found).sum()
-        self.runs.append(np.inf if noise == 0 else 10 * np.log10(np.square(expected).sum() / noise) + self.bias_db)
+        self.runs.append(
+            np.inf if noise == 0 else 10 * np.log10(np.square(expected).sum() / noise) + self.bias_db
+        )
         return {"sqnr": self.runs[-1]}
 
 
 def three_layers() -> onnx.ModelProto:
     """The middle layer is large, the last one adds to few outputs; their sensitivities differ by much."""
-    return build(THREE, 21, a=random(40, 50), b=random(50, 400) * np.float32(0.05), c=random(20, 400), bias=random(20))
+    return build(
+        THREE, 21, a=random(40, 50), b=random(50, 400) * np.float32(0.05), c=random(20, 400), bias=random(20)
+    )
 
 
 def bounded(model: onnx.ModelProto, **options: object) -> tuple[onnx.ModelProto, PassReport, SmallRunner]:
@@ -46,7 +54,9 @@ def bounded(model: onnx.ModelProto, **options: object) -> tuple[onnx.ModelProto,
 
 
 def bits_of(model: onnx.ModelProto) -> dict[str, float]:
-    return {name: np.log2(value.size) for name, value in constants(model).items() if name.endswith("_codebook")}
+    return {
+        name: np.log2(value.size) for name, value in constants(model).items() if name.endswith("_codebook")
+    }
 
 
 @pytest.mark.parametrize("min_sqnr", [10.0, 20, 30.0])
@@ -91,7 +101,9 @@ def test_what_needs_more_than_eight_bits_stays_float() -> None:
     model = three_layers()
     after, report, _ = bounded(model, min_sqnr=120.0)
     assert report.edits == []
-    assert {skip.reason for skip in report.skips} == {"with a codebook of up to 8 bits the outputs would not keep min_sqnr=120 dB"}
+    assert {skip.reason for skip in report.skips} == {
+        "with a codebook of up to 8 bits the outputs would not keep min_sqnr=120 dB"
+    }
     np.testing.assert_array_equal(constants(after)["a"], constants(model)["a"])
 
 
@@ -105,7 +117,9 @@ def test_fixed_layers_keep_their_bits_and_the_others_make_up_for_it() -> None:
 
 
 def test_fixed_layers_that_break_the_bound_alone_are_an_error() -> None:
-    with pytest.raises(PassError, match=r"what layers=, .* fix leaves \d+\.\d dB, below min_sqnr=40; give them"):
+    with pytest.raises(
+        PassError, match=r"what layers=, .* fix leaves \d+\.\d dB, below min_sqnr=40; give them"
+    ):
         bounded(three_layers(), min_sqnr=40.0, layers={"a": 2})
 
 
@@ -137,7 +151,9 @@ def test_a_sparse_initializer_is_measured_like_others() -> None:
     weight[np.abs(weight) < 1] = 0
     model = build("(float[N, 40] x) => (float[N, 50] y) { y = MatMul (x, w) }", 21, w=weight)
     dense, places = model.graph.initializer.pop(), np.flatnonzero(weight)
-    values = onnx.helper.make_tensor(dense.name, onnx.TensorProto.FLOAT, places.shape, weight.reshape(-1)[places])
+    values = onnx.helper.make_tensor(
+        dense.name, onnx.TensorProto.FLOAT, places.shape, weight.reshape(-1)[places]
+    )
     indices = onnx.helper.make_tensor("", onnx.TensorProto.INT64, places.shape, places)
     model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, weight.shape))
     after, _, runner = bounded(model, min_sqnr=20.0)
@@ -148,7 +164,11 @@ def test_a_sparse_initializer_is_measured_like_others() -> None:
 def test_a_model_that_codebooks_do_not_change_gets_the_fewest_bits() -> None:
     palette = np.array([-1, 1], np.float32)
     generator = np.random.default_rng(0)
-    model = build("(float[N, 40] x) => (float[N, 50] y) { y = MatMul (x, w) }", 21, w=palette[generator.integers(0, 2, (40, 50))])
+    model = build(
+        "(float[N, 40] x) => (float[N, 50] y) { y = MatMul (x, w) }",
+        21,
+        w=palette[generator.integers(0, 2, (40, 50))],
+    )
     after, report, _ = bounded(model, min_sqnr=60.0)
     assert constants(after)["w_codebook"].tolist() == [-1, 1]
     assert report.edits[0].what == "2 shared values, 4-bit indices, exact, 1 bits chosen"
@@ -158,7 +178,11 @@ def test_outputs_that_are_not_a_number_are_no_success() -> None:
     class Broken:
         def compare(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> dict[str, float]:
             same = base.graph.initializer[0].raw_data == candidate.graph.initializer[0].raw_data
-            return {"sqnr": np.inf if same and base.SerializeToString() == candidate.SerializeToString() else np.nan}
+            return {
+                "sqnr": np.inf
+                if same and base.SerializeToString() == candidate.SerializeToString()
+                else np.nan
+            }
 
     _, report = share(two_layers(), context=Context(runner=Broken()), min_sqnr=20.0)
     assert report.edits == []

@@ -1,4 +1,6 @@
-"""Kernels beside k-means: the price on code lengths, the exact optimum, few mantissa bits, and bits per layer."""
+"""Kernels beside k-means: the price on code lengths, the exact optimum, few mantissa bits, and bits per
+layer.
+"""
 
 import itertools
 
@@ -6,12 +8,19 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from passes.numerics.allocation import Rung, choose, expected_noise, fewest_bytes
-from passes.numerics.kmeans import STARTS, Encoded, Rule, encode, mean_square, signal_and_noise
-from passes.numerics.line import gather
-from passes.numerics.mantissa import round_mantissa
-from passes.numerics.rate import cheapest, code_lengths, entropy_bits
-from passes.numerics.segmentation import AFFORDABLE, optimal_centroids
+from onnx_lathe.passes.numerics.clustering.bit_choice import Rung, choose, expected_noise, fewest_bytes
+from onnx_lathe.passes.numerics.clustering.entropy_constrained import cheapest, code_lengths, entropy_bits
+from onnx_lathe.passes.numerics.clustering.kmeans import (
+    STARTS,
+    Encoded,
+    Rule,
+    encode,
+    mean_square,
+    signal_and_noise,
+)
+from onnx_lathe.passes.numerics.clustering.mantissa import round_mantissa
+from onnx_lathe.passes.numerics.clustering.points import gather
+from onnx_lathe.passes.numerics.clustering.segmentation import AFFORDABLE, optimal_centroids
 
 
 def laplace(size: int, seed: int = 0) -> np.ndarray:
@@ -33,10 +42,15 @@ def brute_force(values: np.ndarray, k: int, tradeoff: float = 0.0) -> float:
     """The least cost of any division of the sorted values into at most k intervals."""
     ordered, square = np.sort(values.astype(np.float64)), mean_square([values])
     best = np.inf
-    for inner in itertools.chain(*(itertools.combinations(range(1, ordered.size), number) for number in range(k))):
+    for inner in itertools.chain(
+        *(itertools.combinations(range(1, ordered.size), number) for number in range(k))
+    ):
         parts = np.split(ordered, inner)
         error = sum(np.square(part - part.mean()).sum() for part in parts)
-        best = min(best, error / square + tradeoff * ordered.size * entropy_bits(np.array([part.size for part in parts])))
+        best = min(
+            best,
+            error / square + tradeoff * ordered.size * entropy_bits(np.array([part.size for part in parts])),
+        )
     return best
 
 
@@ -73,7 +87,9 @@ def test_exact_divides_the_values_between_the_signs() -> None:
     np.testing.assert_allclose(encoded.centroids, [-8.95, 0, 1.4, 3, 4.05])
 
 
-@pytest.mark.parametrize("values", [[-1, 1, 2], [1, 2, 3], [-3, -2, -1], [-2, -1, 1, 2], [-1, 0, 2], [1e-45, 1, 2]], ids=str)
+@pytest.mark.parametrize(
+    "values", [[-1, 1, 2], [1, 2, 3], [-3, -2, -1], [-2, -1, 1, 2], [-1, 0, 2], [1e-45, 1, 2]], ids=str
+)
 def test_few_values_are_kept_with_or_without_a_zero_among_them(values: list[float]) -> None:
     weights = np.array(values, np.float32)
     for keep_zero in (False, True):
@@ -83,7 +99,9 @@ def test_few_values_are_kept_with_or_without_a_zero_among_them(values: list[floa
 
 def test_optimal_centroids_of_as_many_points_are_the_points() -> None:
     values = laplace(7)
-    np.testing.assert_allclose(optimal_centroids(gather([values], drop_zeros=False), 7), np.sort(values), rtol=1e-6)
+    np.testing.assert_allclose(
+        optimal_centroids(gather([values], drop_zeros=False), 7), np.sort(values), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("size", [3_000, 100_000])
@@ -114,7 +132,9 @@ def test_every_value_goes_where_it_costs_least() -> None:
 
 
 def test_a_tradeoff_beats_any_number_of_nearest_values_at_the_same_rate() -> None:
-    """For Laplacian weights at about two bits: entropy-constrained quantization gains 1.5 dB and more over k-means."""
+    """For Laplacian weights at about two bits: entropy-constrained quantization gains 1.5 dB and more over
+    k-means.
+    """
     values = laplace(100_000)
     priced = encode([values], 64, Rule(tradeoff=0.08))
     bits = entropy_bits(priced.counts())
@@ -150,7 +170,9 @@ def test_the_envelope_drops_hidden_centroids() -> None:
 
 
 def test_seven_bits_of_mantissa_are_bfloat16() -> None:
-    values = np.concatenate([laplace(10_000), laplace(1000) * np.float32(1e-37), np.float32([0, -0.0, 1, -1.5])])
+    values = np.concatenate(
+        [laplace(10_000), laplace(1000) * np.float32(1e-37), np.float32([0, -0.0, 1, -1.5])]
+    )
     ours, theirs = round_mantissa(values, 7), values.astype(ml_dtypes.bfloat16).astype(np.float32)
     lost = (theirs == 0) & (values != 0)
     np.testing.assert_array_equal(ours[~lost], theirs[~lost])
@@ -174,7 +196,9 @@ def test_centroids_are_rounded_before_values_choose_theirs() -> None:
     encoded = encode([values], 16, Rule(mantissa=2))
     np.testing.assert_array_equal(round_mantissa(encoded.centroids, 2), encoded.centroids)
     distance = np.abs(values[:, None].astype(np.float64) - encoded.centroids)
-    np.testing.assert_array_equal(np.abs(values - encoded.centroids[encoded.indices[0]].astype(np.float64)), distance.min(axis=1))
+    np.testing.assert_array_equal(
+        np.abs(values - encoded.centroids[encoded.indices[0]].astype(np.float64)), distance.min(axis=1)
+    )
 
 
 LADDERS = [
@@ -189,7 +213,9 @@ def test_bits_go_first_to_the_layer_where_they_remove_most_error_per_byte() -> N
     bits = choose(LADDERS, 0.02)
     assert bits == (3, 7)
     every = [(a, b) for a in LADDERS[0] for b in LADDERS[1] if a.noise + b.noise <= 0.02]
-    assert sum(ladder[b - 1].size for ladder, b in zip(LADDERS, bits, strict=True)) <= 1.1 * min(a.size + b.size for a, b in every)
+    assert sum(ladder[b - 1].size for ladder, b in zip(LADDERS, bits, strict=True)) <= 1.1 * min(
+        a.size + b.size for a, b in every
+    )
 
 
 @pytest.mark.parametrize("factor", [0.2, 1.0, 5.0])
@@ -199,7 +225,10 @@ def test_the_bound_holds_for_what_is_measured(factor: float) -> None:
 
     def measure(bits: tuple[int | None, ...]) -> float:
         runs.append(bits)
-        return factor * sum(next(rung.noise for rung in ladder if rung.bits == one) for ladder, one in zip(LADDERS, bits, strict=True))
+        return factor * sum(
+            next(rung.noise for rung in ladder if rung.bits == one)
+            for ladder, one in zip(LADDERS, bits, strict=True)
+        )
 
     bits, found = fewest_bytes(LADDERS, 0.02, measure)
     assert found <= 0.02

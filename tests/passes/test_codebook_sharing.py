@@ -1,22 +1,25 @@
-"""codebook: what shares values, how many there are and what they cost; how they begin is for test_kmeans.py."""
+"""codebook: what shares values, how many there are and what they cost; how they begin is for
+test_kmeans.py.
+"""
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
-from lathe import UsageError
-from passes.base import Context, configure
-from passes.codebook import Codebook
-from passes.graph.layers import codebook_of, weights
-from passes.graph.model import export_model, import_model, set_sparse_tensors
-from passes.lowering.tensorrt import Lowering
-from passes.numerics.rate import entropy_bits
-from runtime.torch_bridge import GraphModule
-from runtime.torch_bridge.parameters import trainable
-from tests.builders import build, random, run
-from tests.codebooks import constants, decoded, share, two_layers
-from tests.int8 import quantize
+from onnx_lathe.errors import UsageError
+from onnx_lathe.passes.codebook.codebook import Codebook
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.layers import codebook_of, weights
+from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse_tensors
+from onnx_lathe.passes.lowering.tensorrt import Lowering
+from onnx_lathe.passes.numerics.clustering.entropy_constrained import entropy_bits
+from onnx_lathe.runtime.torch_bridge import GraphModule
+from onnx_lathe.runtime.torch_bridge.parameters import trainable
+from tests.support.builders import build, random, run
+from tests.support.codebooks import constants, decoded, share, two_layers
+from tests.support.int8 import quantize
 
 CONV = "(float[N, 8, 6, 6] x) => (float[N, 30, 4, 4] y) { y = Conv (x, w) }"
 
@@ -26,7 +29,9 @@ def with_zeros(model: onnx.ModelProto, fraction: float = 0.5) -> onnx.ModelProto
     graph = import_model(model)
     for name in "ab":
         tensor = graph.tensors()[name]
-        tensor.values = np.where(np.abs(tensor.values) < np.quantile(np.abs(tensor.values), fraction), np.float32(0), tensor.values)
+        tensor.values = np.where(
+            np.abs(tensor.values) < np.quantile(np.abs(tensor.values), fraction), np.float32(0), tensor.values
+        )
     set_sparse_tensors(graph, dict.fromkeys("ab", "unstructured"))
     return export_model(graph)
 
@@ -37,17 +42,23 @@ def test_layers_have_numbers_of_values_of_their_own() -> None:
 
 
 def test_a_pattern_of_layer_centroids_that_matches_nothing_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"codebook\(layer_centroids=\.\.\.\): no weight or layer is named 'c'"):
+    with pytest.raises(
+        UsageError, match=r"codebook\(layer_centroids=\.\.\.\): no weight or layer is named 'c'"
+    ):
         share(two_layers(), layer_centroids={"c": 3})
 
 
-@pytest.mark.parametrize("options", [{"method": "exact"}, {"init": "density"}, {"init": "kmeans++", "seed": 3}])
+@pytest.mark.parametrize(
+    "options", [{"method": "exact"}, {"init": "density"}, {"init": "kmeans++", "seed": 3}]
+)
 def test_the_way_to_choose_values_is_an_option(options: dict[str, object]) -> None:
     model = two_layers()
     plain, before = share(model)
     other, report = share(model, **options)
     assert (constants(plain)["a_codebook"] != constants(other)["a_codebook"]).any()
-    assert report.metrics["weight_sqnr_db"] >= (before.metrics["weight_sqnr_db"] if "method" in options else 18.5)
+    assert report.metrics["weight_sqnr_db"] >= (
+        before.metrics["weight_sqnr_db"] if "method" in options else 18.5
+    )
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -65,7 +76,9 @@ def test_the_whole_network_shares_one_codebook(sparse: bool) -> None:
         restored = decoded(after, name)
         nearest = np.abs(original[..., None].astype(np.float64) - stored["codebook"]).min(axis=-1)
         np.testing.assert_array_equal(restored == 0, original == 0)
-        np.testing.assert_allclose(np.abs(original.astype(np.float64) - restored)[original != 0], nearest[original != 0], atol=1e-12)
+        np.testing.assert_allclose(
+            np.abs(original.astype(np.float64) - restored)[original != 0], nearest[original != 0], atol=1e-12
+        )
     assert [edit.what.split(", ")[0] for edit in report.edits] == ["16 values shared by 2 weights"] * 2
 
 
@@ -73,7 +86,10 @@ def test_a_layer_with_its_own_number_stays_out_of_the_network_codebook() -> None
     text = "(float[N, 40] x) => (float[N, 20] y) { h = MatMul (x, a) i = MatMul (h, c) y = MatMul (i, b) }"
     model = build(text, 21, a=random(40, 50), c=random(50, 50), b=random(50, 20))
     after, _ = share(model, share="network", layers={"c": 2})
-    assert {node.input[0] for node in after.graph.node if node.op_type == "Gather"} == {"codebook", "c_codebook"}
+    assert {node.input[0] for node in after.graph.node if node.op_type == "Gather"} == {
+        "codebook",
+        "c_codebook",
+    }
     assert (constants(after)["codebook"].size, constants(after)["c_codebook"].size) == (16, 4)
 
 
@@ -90,7 +106,9 @@ def test_the_name_of_the_network_codebook_may_be_taken() -> None:
     ("Gemm", "(float[N, 40] x) => (float[N, 50] y) { y = Gemm <transB = 1> (x, w) }", (50, 40), 0),
     ("ConvTranspose", "(float[N, 8, 6, 6] x) => (float[N, 30, 8, 8] y) { y = ConvTranspose (x, w) }", (8, 30, 3, 3), 1),
 ])  # fmt: skip
-def test_groups_of_output_channels_have_codebooks_of_their_own(op: str, text: str, shape: tuple[int, ...], axis: int) -> None:
+def test_groups_of_output_channels_have_codebooks_of_their_own(
+    op: str, text: str, shape: tuple[int, ...], axis: int
+) -> None:
     scale = np.linspace(0.1, 3, shape[axis], dtype=np.float32)
     weight = np.moveaxis(np.moveaxis(random(*shape), axis, -1) * scale, -1, axis)
     model = build(text, 21, w=weight)
@@ -149,14 +167,18 @@ def test_other_passes_and_the_bridge_understand_shared_codebooks(options: dict[s
     books = {name for name in constants(after) if "codebook" in name}
     assert trainable(after.graph) == books | {"bias"}
     module = GraphModule(after)
-    np.testing.assert_allclose(module(torch.from_numpy(x)).detach().numpy(), run(after, {"x": x})["y"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        module(torch.from_numpy(x)).detach().numpy(), run(after, {"x": x})["y"], rtol=1e-4, atol=1e-4
+    )
     int8, report = quantize(after, activations=False)
     assert report.skips == []
     expected = run(after, {"x": x})["y"]
     assert np.abs(run(int8, {"x": x})["y"] - expected).max() <= 0.03 * np.abs(expected).max()
     lowered = import_model(int8)
     Lowering().apply(lowered, Context())
-    np.testing.assert_allclose(run(export_model(lowered), {"x": x})["y"], run(int8, {"x": x})["y"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        run(export_model(lowered), {"x": x})["y"], run(int8, {"x": x})["y"], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_tradeoff_makes_codes_shorter_and_says_by_how_much() -> None:
@@ -186,7 +208,10 @@ def test_a_mantissa_rounds_the_shared_values() -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"share": "layer"}, r"codebook\(share=\.\.\.\) must be one of tensor, network, channel_group, not 'layer'"),
+        (
+            {"share": "layer"},
+            r"codebook\(share=\.\.\.\) must be one of tensor, network, channel_group, not 'layer'",
+        ),
         ({"groups": 1}, r"codebook\(groups=\.\.\.\) must be at least 2"),
         ({"tradeoff": -0.1}, r"codebook\(tradeoff=\.\.\.\) must be at least 0"),
         ({"tradeof": 0.1}, r"no option 'tradeof'; did you mean 'tradeoff'"),

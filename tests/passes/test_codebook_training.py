@@ -1,4 +1,6 @@
-"""codebook(epochs=...): shared values while training runs, by a trainer that moves weights at random, and by the real one."""
+"""codebook(epochs=...): shared values while training runs, by a trainer that moves weights at random, and
+by the real one.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,21 +11,23 @@ import numpy as np
 import onnx
 import pytest
 
-from lathe import PassError
-from passes.base import Context, Shaping, configure
-from passes.codebook import Codebook
-from passes.graph.model import export_model, import_model, set_sparse_tensors
-from passes.numerics.kmeans import Rule
-from passes.numerics.mantissa import round_mantissa
-from passes.numerics.pools import Clustered, Piece, Pool, channel_groups
-from passes.numerics.rate import entropy_bits
-from runtime import model_file
-from runtime.data import model_classes, model_inputs, open_source, take
-from runtime.torch_bridge.parameters import trainable
-from runtime.training import TorchTrainer
-from tests.builders import build, random, run
-from tests.codebooks import constants, decoded, share, two_layers
-from tests.conftest import MODELS
+from onnx_lathe.errors import PassError
+from onnx_lathe.passes.codebook.codebook import Codebook
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse_tensors
+from onnx_lathe.passes.numerics.clustering.codebook_pools import Clustered, Piece, Pool, channel_groups
+from onnx_lathe.passes.numerics.clustering.entropy_constrained import entropy_bits
+from onnx_lathe.passes.numerics.clustering.kmeans import Rule
+from onnx_lathe.passes.numerics.clustering.mantissa import round_mantissa
+from onnx_lathe.protocols import Shaping
+from onnx_lathe.runtime.data import model_classes, model_inputs, open_source, take
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.torch_bridge.parameters import trainable
+from onnx_lathe.runtime.training import TorchTrainer
+from tests.support.builders import build, random, run
+from tests.support.codebooks import constants, decoded, share, two_layers
+from tests.support.models import MODELS
 
 
 @dataclass
@@ -34,7 +38,9 @@ class Result:
 
 @dataclass
 class DriftingTrainer:
-    """A passes.base.Trainer: every step adds the same small drift to each weight, and a little noise."""
+    """A Trainer of passes/core/services.py: every step adds the same small drift to each weight, and a
+    little noise.
+    """
 
     steps: int = 40
     ignore_shaping: bool = False
@@ -44,22 +50,34 @@ class DriftingTrainer:
     calls: list[tuple[float, dict[str, np.ndarray]]] = field(default_factory=list)
     """(share of the training that is over, stand-ins) of every call."""
 
-    def train(self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None) -> Result:
+    def train(
+        self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None
+    ) -> Result:
         onnx.checker.check_model(model, full_check=True)
         self.models.append(model)
         self.settings = dict(settings)
         assert shaping is not None
         generator = np.random.default_rng(settings["seed"])
-        latent = {name: value.copy() for name, value in constants(model).items() if name in trainable(model.graph)}
-        drift = {name: 0.02 * generator.standard_normal(value.shape).astype(np.float32) for name, value in latent.items()}
+        latent = {
+            name: value.copy() for name, value in constants(model).items() if name in trainable(model.graph)
+        }
+        drift = {
+            name: 0.02 * generator.standard_normal(value.shape).astype(np.float32)
+            for name, value in latent.items()
+        }
         for step in range(self.steps):
             if step % shaping.every == 0:
                 self.calls.append((step / self.steps, dict(shaping(step / self.steps, latent))))
             for name in latent:
                 jitter = np.float32(0.002) * generator.standard_normal(drift[name].shape).astype(np.float32)
-                latent[name] = latent[name] + (np.float32(np.nan) if name == self.spoil else drift[name]) + jitter
+                latent[name] = (
+                    latent[name] + (np.float32(np.nan) if name == self.spoil else drift[name]) + jitter
+                )
         self.calls.append((1.0, dict(shaping(1.0, latent))))
-        return Result(latent if self.ignore_shaping else latent | self.calls[-1][1], {"epochs": float(settings["epochs"])})
+        return Result(
+            latent if self.ignore_shaping else latent | self.calls[-1][1],
+            {"epochs": float(settings["epochs"])},
+        )
 
 
 def trained(model: onnx.ModelProto, **options: object) -> tuple[onnx.ModelProto, Any, DriftingTrainer]:
@@ -72,7 +90,9 @@ def sparse(fraction: float = 0.8) -> onnx.ModelProto:
     graph = import_model(two_layers())
     for name in "ab":
         tensor = graph.tensors()[name]
-        tensor.values = np.where(np.abs(tensor.values) < np.quantile(np.abs(tensor.values), fraction), np.float32(0), tensor.values)
+        tensor.values = np.where(
+            np.abs(tensor.values) < np.quantile(np.abs(tensor.values), fraction), np.float32(0), tensor.values
+        )
     set_sparse_tensors(graph, dict.fromkeys("ab", "unstructured"))
     return export_model(graph)
 
@@ -109,7 +129,9 @@ def test_what_training_returns_is_stored_exactly(options: dict[str, object], sta
     x = random(3, 40)
     bias = constants(after)["bias"]
     assert (bias != constants(model)["bias"]).any(), "what is not shaped is trained as well"
-    np.testing.assert_allclose(run(after, {"x": x})["y"], np.maximum(x @ last["a"], 0) @ last["b"].T + bias, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        run(after, {"x": x})["y"], np.maximum(x @ last["a"], 0) @ last["b"].T + bias, rtol=1e-4, atol=1e-3
+    )
 
 
 def test_a_group_without_zeros_is_stored_exactly() -> None:
@@ -123,7 +145,13 @@ def test_a_group_without_zeros_is_stored_exactly() -> None:
 
 
 def test_one_bit_is_not_enough_to_train_beside_zeros_that_stay() -> None:
-    graph = import_model(build("(float[N, 40] x) => (float[N, 50] y) { y = MatMul (x, w) }", 21, w=(random(40, 50) > 0).astype(np.float32)))
+    graph = import_model(
+        build(
+            "(float[N, 40] x) => (float[N, 50] y) { y = MatMul (x, w) }",
+            21,
+            w=(random(40, 50) > 0).astype(np.float32),
+        )
+    )
     set_sparse_tensors(graph, {"w": "unstructured"})
     _, report, trainer = trained(export_model(graph), bits=1)
     assert [skip.reason.endswith("give it 2 bits") for skip in report.skips] == [True]
@@ -201,7 +229,9 @@ def test_a_tradeoff_keeps_codes_short_while_training_runs() -> None:
         counts = np.unique(trainer.calls[-1][1]["a"], return_counts=True)[1]
         entropies.append(entropy_bits(counts))
     assert entropies[1] < entropies[0] - 0.5
-    assert "nearest_entropy_bits" not in report.metrics, "nobody knows what the nearest values would have been trained to"
+    assert "nearest_entropy_bits" not in report.metrics, (
+        "nobody knows what the nearest values would have been trained to"
+    )
     assert report.metrics["entropy_bits"] == pytest.approx(entropies[1], abs=0.3)
 
 
@@ -221,7 +251,14 @@ def test_the_trainer_gets_the_float_model_and_all_options() -> None:
     model = two_layers()
     _, _, trainer = trained(model, bits=2, rate=0.01, seed=5)
     assert [node.op_type for node in trainer.models[0].graph.node] == ["MatMul", "Relu", "Gemm"]
-    assert {"rate": 0.01, "seed": 5, "epochs": 2, "batch": 64, "distill": 0.9, "bits": 2}.items() <= trainer.settings.items()
+    assert {
+        "rate": 0.01,
+        "seed": 5,
+        "epochs": 2,
+        "batch": 64,
+        "distill": 0.9,
+        "bits": 2,
+    }.items() <= trainer.settings.items()
 
 
 def test_a_hook_that_ignores_shared_values_gets_them_afterwards() -> None:
@@ -231,7 +268,10 @@ def test_a_hook_that_ignores_shared_values_gets_them_afterwards() -> None:
     assert "dB signal to noise" in report.edits[-1].what
 
 
-@pytest.mark.parametrize("name, message", [("a", "training made a NaN or infinite"), ("bias", "training made bias NaN or infinite")])
+@pytest.mark.parametrize(
+    "name, message",
+    [("a", "training made a NaN or infinite"), ("bias", "training made bias NaN or infinite")],
+)
 def test_training_that_diverges_is_an_error(name: str, message: str) -> None:
     with pytest.raises(PassError, match=message):
         share(two_layers(), context=Context(trainer=DriftingTrainer(spoil=name)), epochs=1, biases=2)
@@ -240,7 +280,9 @@ def test_training_that_diverges_is_an_error(name: str, message: str) -> None:
 @pytest.mark.parametrize("value", [random(3), np.float64(1)], ids=["shape", "dtype"])
 def test_a_trainer_that_returns_something_else_is_an_error(value: np.ndarray) -> None:
     class Wrong(DriftingTrainer):
-        def train(self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None) -> Result:
+        def train(
+            self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None
+        ) -> Result:
             return Result({"bias": np.asarray(value)}, {})
 
     with pytest.raises(PassError, match=r"training returned 'bias' as .*, which is no initializer"):
@@ -261,11 +303,15 @@ def test_only_epochs_need_a_trainer() -> None:
 
 
 def test_training_recovers_what_sharing_costs(mnist: Path) -> None:
-    """Four values a layer: 2,560 images of training, labels or none, bring back most of what they cost; nothing else is lost."""
+    """Four values a layer: 2,560 images of training, labels or none, bring back most of what they cost;
+    nothing else is lost.
+    """
     pytest.importorskip("torch")
     model = model_file.load(MODELS / "lenet300-mnist" / "model.onnx")
     data = open_source(f"{mnist}:train", model_inputs(model), "scale=1/255", model_classes(model))
-    images = next(iter(open_source(f"{mnist}:test", model_inputs(model), "scale=1/255", None).batches(500))).inputs
+    images = next(
+        iter(open_source(f"{mnist}:test", model_inputs(model), "scale=1/255", None).batches(500))
+    ).inputs
     trainer = TorchTrainer(take(data, 2560), model)
     (expected,) = run(model, images).values()
     errors = []
@@ -273,7 +319,11 @@ def test_training_recovers_what_sharing_costs(mnist: Path) -> None:
         after, report = share(model, context=Context(trainer=trainer), bits=2, **options)
         (found,) = run(after, images).values()
         errors.append(float(np.square(expected - found).sum() / np.square(expected).sum()))
-        assert [constants(after)[name].size for name in constants(after) if name.endswith("_codebook")] == [4, 4, 4]
+        assert [constants(after)[name].size for name in constants(after) if name.endswith("_codebook")] == [
+            4,
+            4,
+            4,
+        ]
     assert errors[1] < 0.5 * errors[0]
     assert report.metrics["last_loss"] < report.metrics["first_loss"]
     assert [edit.what.split(", ")[2] for edit in report.edits if "indices" in edit.what] == ["trained"] * 3

@@ -1,13 +1,15 @@
-"""equalize without data: channels become alike, the function stays, and what cannot be scaled is refused with its reason."""
+"""equalize without data: channels become alike, the function stays, and what cannot be scaled is refused
+with its reason.
+"""
 
 import numpy as np
 import pytest
 
-import lathe
-from passes.base import configure
-from passes.equalize import Equalize
-from tests.builders import build, random
-from tests.equalizing import Observed, constants, difference, equalize, spread, uneven
+from onnx_lathe import metadata
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.equalize.equalize import Equalize
+from tests.support.builders import build, random
+from tests.support.equalizing import Observed, constants, difference, equalize, spread, uneven
 
 IMAGE = "(float[N, 3, 8, 8] x) => (float[N, 5, H, W] y)"
 CHAIN = f"{IMAGE} {{{{ a = Conv (x, u, c) {{between}} y = Conv (b, v) }}}}"
@@ -57,7 +59,10 @@ def test_both_sides_of_each_channel_get_the_same_range() -> None:
         ("d = Conv <group = 2> (a, w) b = Relu (d)", {"w": uneven(random(10, 5, 1, 1))}),
         ("d = ConvTranspose (a, w, h) b = Relu (d)", {"w": random(10, 10, 2, 2), "h": random(10)}),
         ("d = ConvTranspose <group = 2> (a, w, h) b = Relu (d)", {"w": random(10, 5, 2, 2), "h": random(10)}),
-        ("d = ConvTranspose <group = 10> (a, w, h) b = Relu (d)", {"w": uneven(random(10, 1, 2, 2)), "h": random(10)}),
+        (
+            "d = ConvTranspose <group = 10> (a, w, h) b = Relu (d)",
+            {"w": uneven(random(10, 1, 2, 2)), "h": random(10)},
+        ),
         ("d = Conv (x, w) e = Add (a, d) b = Relu (e)", {"w": uneven(random(10, 3, 3, 3))}),
         (f"d = {PADDED} (a, w) r = Relu (d) e = {PADDED} (r, w) b = Add (e, a)", {"w": random(10, 10, 3, 3)}),
         ("d, e = Split <axis = 1> (a, p) f = Relu (e) b = Concat <axis = 1> (f, d)", {"p": np.array([4, 6])}),
@@ -78,7 +83,12 @@ def test_scales_run_through(between: str, extra: dict[str, np.ndarray]) -> None:
 
 @pytest.mark.parametrize("head", ["Flatten (b)", "Reshape (b, s)"])
 @pytest.mark.parametrize(
-    "gemm, shape", [("Gemm (f, v, k)", (360, 5)), ("Gemm <transB = 1, alpha = 0.5> (f, v, k)", (5, 360)), ("MatMul (f, v)", (360, 5))]
+    "gemm, shape",
+    [
+        ("Gemm (f, v, k)", (360, 5)),
+        ("Gemm <transB = 1, alpha = 0.5> (f, v, k)", (5, 360)),
+        ("MatMul (f, v)", (360, 5)),
+    ],
 )
 def test_flattened_channels_scale_blocks_of_inputs(head: str, gemm: str, shape: tuple[int, int]) -> None:
     text = f"(float[2, 3, 8, 8] x) => (float[2, 5] y) {{ a = Conv (x, u, c) b = Relu (a) f = {head} y = {gemm} }}"
@@ -94,7 +104,13 @@ def test_flattened_channels_scale_blocks_of_inputs(head: str, gemm: str, shape: 
 
 def test_a_depthwise_convolution_takes_one_scale_and_writes_another() -> None:
     text = f"{IMAGE} {{ a = Conv (x, u, c) b = Clip (a, z) d = Conv <group = 10> (b, w, h) e = Relu (d) y = Conv (e, v) }}"
-    model = build(text, **layers() | {"v": random(5, 20, 1, 1)}, w=uneven(random(20, 1, 3, 3)), h=random(20), z=np.zeros((), np.float32))
+    model = build(
+        text,
+        **layers() | {"v": random(5, 20, 1, 1)},
+        w=uneven(random(20, 1, 3, 3)),
+        h=random(20),
+        z=np.zeros((), np.float32),
+    )
     result, report = equalize(model)
     assert [edit.node for edit in report.edits] == ["Conv_0", "Conv_2"]
     after = constants(result)
@@ -122,12 +138,21 @@ def test_a_depthwise_convolution_takes_one_scale_and_writes_another() -> None:
     ids=lambda value: value,
 )
 def test_refusals(between: str, reason: str) -> None:
-    extra = {"lo": np.float32(0), "hi": np.float32(6), "g": random(10), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
-    output = "(float[N, 3, 8, 8] x) => (float[N, 5, H, W] y, float[N, 10, H, W] z)" if "z =" in between else IMAGE
+    extra = {
+        "lo": np.float32(0),
+        "hi": np.float32(6),
+        "g": random(10),
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+    }
+    output = (
+        "(float[N, 3, 8, 8] x) => (float[N, 5, H, W] y, float[N, 10, H, W] z)" if "z =" in between else IMAGE
+    )
     model = build(CHAIN.format(between=between).replace(IMAGE, output), **layers(), **extra)
     result, report = equalize(model)
     assert not report.edits
-    assert {skip.node: skip.reason for skip in report.skips}["Conv_0"] == f"its channels keep their scale: {reason}"
+    assert {skip.node: skip.reason for skip in report.skips}[
+        "Conv_0"
+    ] == f"its channels keep their scale: {reason}"
     np.testing.assert_array_equal(constants(result)["u"], constants(model)["u"])
 
 
@@ -160,7 +185,9 @@ def test_a_shared_weight_is_scaled_for_both_layers_or_not_at_all() -> None:
 def test_stored_weights_are_left_alone_with_the_reason() -> None:
     text = f"{IMAGE} {{ a = Conv (x, u, c) b = Relu (a) i = Cast <to = 6> (codes) v = Gather (book, i) y = Conv (b, v) }}"
     values = {"codes": np.zeros((5, 10, 1, 1), np.uint8), "book": np.array([0.5, 1], np.float32)}
-    _, report = equalize(build(text, **{name: value for name, value in layers().items() if name != "v"}, **values))
+    _, report = equalize(
+        build(text, **{name: value for name, value in layers().items() if name != "v"}, **values)
+    )
     assert not report.edits
     reasons = {skip.node: skip.reason for skip in report.skips}
     assert reasons["Conv_4"] == "its weight is stored as a codebook; equalize before codebook"
@@ -172,7 +199,7 @@ def test_zeros_stay_zeros() -> None:
     for name in ("u", "v"):
         values[name] = values[name] * (random(*values[name].shape) > 0)
     model = build(CHAIN.format(between="b = Relu (a)"), **values)
-    model.metadata_props.add(key=lathe.SPARSE, value='{"u": "unstructured"}')
+    model.metadata_props.add(key=metadata.SPARSE, value='{"u": "unstructured"}')
     result, report = equalize(model)
     assert report.edits
     for name in ("u", "v"):
@@ -189,17 +216,23 @@ def test_dead_channels_and_locked_ones_keep_their_scale() -> None:
     assert changed[[3, 5]].tolist() == [1, 1]
     body = "b = Conv (x, w) t = Sigmoid (b) e = Add (b, t) d = Concat <axis = 1> (a, b) r = Relu (d) y = Conv (r, v)"
     text = f"{IMAGE} {{ a = Conv (x, u, c) {body} }}"
-    model = build(text, u=100 * random(10, 3, 3, 3), c=random(10), w=random(4, 3, 3, 3), v=random(5, 14, 1, 1))
+    model = build(
+        text, u=100 * random(10, 3, 3, 3), c=random(10), w=random(4, 3, 3, 3), v=random(5, 14, 1, 1)
+    )
     result, report = equalize(model)
     assert [edit.node for edit in report.edits] == ["Conv_0"]
     ratio = ranges(constants(result)["u"], 0) / ranges(constants(result)["v"], 1)[:10]
     locked = ranges(constants(model)["w"], 0) / ranges(constants(model)["v"], 1)[10:]
-    assert np.exp(np.log(ratio).mean()) == pytest.approx(np.exp(np.log(locked).mean()), rel=0.01), "made like those that stay"
+    assert np.exp(np.log(ratio).mean()) == pytest.approx(np.exp(np.log(locked).mean()), rel=0.01), (
+        "made like those that stay"
+    )
 
 
 @pytest.mark.parametrize("side", ["u", "v"])
 def test_channels_that_hardly_count_do_not_decide_about_the_others(side: str) -> None:
-    """Seven channels of ten are all but zero: were all to be centred around their mean, the three others would meet max_scale together."""
+    """Seven channels of ten are all but zero: were all to be centred around their mean, the three others
+    would meet max_scale together.
+    """
     values = layers()
     nearly = np.ones(10, np.float32)
     nearly[3:] = 1e-18
@@ -248,14 +281,23 @@ def test_layer_normalization_gives_its_scale_to_the_layers_behind_it() -> None:
     size = np.abs(next(calibrator.observe(result, ["a"]))["a"]).max(axis=(0, 1))
     after = constants(result)
     read = np.maximum(ranges(after["v"], 0), ranges(after["w"], 0))
-    assert spread(size / read) < 1.001, "with alpha = 0.5 the channels and the weights that read them share their inequality"
+    assert spread(size / read) < 1.001, (
+        "with alpha = 0.5 the channels and the weights that read them share their inequality"
+    )
     assert difference(model, result) < 1e-5
 
 
 def test_batch_normalization_writes_a_scale_of_its_own_and_takes_one() -> None:
-    body = "d = BatchNormalization (a, g, s, m, n) b = Relu (d) e = Conv (a, v) f = Conv (b, q) y = Add (e, f)"
+    body = (
+        "d = BatchNormalization (a, g, s, m, n) b = Relu (d) e = Conv (a, v) f = Conv (b, q) y = Add (e, f)"
+    )
     text = f"{IMAGE} {{ a = Conv (x, u, c) {body} }}"
-    parameters = {"g": uneven(random(10)), "s": random(10), "m": random(10), "n": np.abs(random(10)) + np.float32(0.5)}
+    parameters = {
+        "g": uneven(random(10)),
+        "s": random(10),
+        "m": random(10),
+        "n": np.abs(random(10)) + np.float32(0.5),
+    }
     model = build(text, **layers(), **parameters, q=random(5, 10, 1, 1))
     result, report = equalize(model)
     assert {edit.node for edit in report.edits} == {"Conv_0", "BatchNormalization_1"}

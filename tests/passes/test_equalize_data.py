@@ -1,16 +1,18 @@
-"""equalize where it meets the data and the bounds: activation smoothing, Clip, bias absorption, and what int8 gains by it."""
+"""equalize where it meets the data and the bounds: activation smoothing, Clip, bias absorption, and what
+int8 gains by it.
+"""
 
 import numpy as np
 import onnx
 import pytest
 
-from passes.base import configure
-from passes.equalize import Equalize
-from passes.numerics import affine
-from passes.numerics.equalization import Matrices, Rule, balance
-from tests.builders import build, random, run
-from tests.equalizing import Observed, constants, difference, equalize, spread, uneven
-from tests.int8 import Fixed, FixedCalibrator, quantize
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.equalize.equalize import Equalize
+from onnx_lathe.passes.numerics.quantization import affine
+from onnx_lathe.passes.numerics.quantization.equalization import Matrices, Rule, balance
+from tests.support.builders import build, random, run
+from tests.support.equalizing import Observed, constants, difference, equalize, spread, uneven
+from tests.support.int8 import Fixed, FixedCalibrator, quantize
 
 IMAGE = "(float[N, 3, 8, 8] x) => (float[N, 5, H, W] y)"
 CLIP = f"{IMAGE} {{ a = Conv (x, u, c) b = Clip (a, lo, hi) y = Conv (b, v) }}"
@@ -36,13 +38,20 @@ def test_activations_share_their_inequality_with_the_weights_by_alpha(alpha: flo
     size = np.max([batch["b"].max(axis=(0, 2, 3)) for batch in calibrator.observe(result, ["b"])], axis=0)
     read = np.abs(constants(result)["v"]).max(axis=(0, 2, 3))
     assert report.edits
-    assert spread(size ** (1 - alpha) if alpha == 1 else size**alpha / read ** (1 - alpha) if alpha == 0.5 else read) < 1.001
+    assert (
+        spread(
+            size ** (1 - alpha) if alpha == 1 else size**alpha / read ** (1 - alpha) if alpha == 0.5 else read
+        )
+        < 1.001
+    )
     if alpha == 1:
         assert spread(size) < 1.001
     assert difference(model, result) < 1e-5
 
 
-@pytest.mark.parametrize("low, high, ops", [(0, 6, ["Relu", "Min"]), (-1, 1, ["Max", "Min"]), (-1, np.inf, ["Max"])])
+@pytest.mark.parametrize(
+    "low, high, ops", [(0, 6, ["Relu", "Min"]), (-1, 1, ["Max", "Min"]), (-1, np.inf, ["Max"])]
+)
 def test_a_clip_gets_bounds_per_channel(low: float, high: float, ops: list[str]) -> None:
     model = build(CLIP, **layers(), **bounds(low, high))
     result, report = equalize(model, clip="channels")
@@ -55,17 +64,29 @@ def test_a_clip_gets_bounds_per_channel(low: float, high: float, ops: list[str])
 
 @pytest.mark.parametrize("opset", [7, 10])
 def test_a_clip_with_its_bounds_in_attributes(opset: int) -> None:
-    model = build(f"{IMAGE} {{ a = Conv (x, u, c) b = Clip <min = 0.0, max = 6.0> (a) y = Conv (b, v) }}", opset, **layers())
+    model = build(
+        f"{IMAGE} {{ a = Conv (x, u, c) b = Clip <min = 0.0, max = 6.0> (a) y = Conv (b, v) }}",
+        opset,
+        **layers(),
+    )
     result, report = equalize(model)
     assert not report.edits
-    assert report.skips[0].reason.endswith("Clip_1 clips all channels at 0 and 6; give clip=channels or clip=drop")
+    assert report.skips[0].reason.endswith(
+        "Clip_1 clips all channels at 0 and 6; give clip=channels or clip=drop"
+    )
     result, report = equalize(model, clip="channels")
     if opset < 8:  # Max and Min do not broadcast
-        assert report.skips[0].reason.endswith("Clip_1 cannot get bounds per channel below opset 8; give clip=drop")
+        assert report.skips[0].reason.endswith(
+            "Clip_1 cannot get bounds per channel below opset 8; give clip=drop"
+        )
     else:
         assert [node.op_type for node in result.graph.node] == ["Conv", "Relu", "Min", "Conv"]
     assert difference(model, result) < 1e-5
-    wide = build(f"{IMAGE} {{ a = Conv (x, u, c) b = Clip <min = 0.0, max = 10000.0> (a) y = Conv (b, v) }}", opset, **layers())
+    wide = build(
+        f"{IMAGE} {{ a = Conv (x, u, c) b = Clip <min = 0.0, max = 10000.0> (a) y = Conv (b, v) }}",
+        opset,
+        **layers(),
+    )
     result, _ = equalize(wide, Observed(random(2, 3, 8, 8)), clip="drop")
     assert [node.op_type for node in result.graph.node] == ["Conv", "Relu", "Conv"]
     assert difference(wide, result) < 1e-5
@@ -103,7 +124,9 @@ def test_a_clip_keeps_an_upper_bound_that_the_data_meets() -> None:
         ("y = Conv <group = 5> (b, v)", {"v": random(5, 2, 1, 1)}),
         ("p = MaxPool <kernel_shape = [2, 2]> (b) e = Conv (p, v) f = Conv (p, v2, d) y = Add (e, f)",)
         + ({"v": random(5, 10, 1, 1), "v2": random(5, 10, 1, 1), "d": random(5)},),
-        ("g = GlobalAveragePool (b) f = Flatten (g) h = Gemm <alpha = 0.5, beta = 2.0> (f, v, d) y = Reshape (h, s)",)
+        (
+            "g = GlobalAveragePool (b) f = Flatten (g) h = Gemm <alpha = 0.5, beta = 2.0> (f, v, d) y = Reshape (h, s)",
+        )
         + ({"v": random(10, 5), "d": random(5), "s": np.array([-1, 5, 1, 1])},),
     ],
     ids=["biased", "grouped", "two readers", "gemm"],
@@ -133,8 +156,18 @@ def test_a_high_bias_is_absorbed_by_the_next_layer(behind: str, extra: dict[str,
     ids=lambda value: value,
 )
 def test_a_bias_stays_where_the_next_layer_cannot_take_it(behind: str, reason: str) -> None:
-    values = {"u": random(10, 3, 3, 3), "c": np.full(10, 50, np.float32), "v": random(5, 10, 1, 1), "t": random(10, 5, 1, 1)}
-    _, report = equalize(build(ABSORB.format(behind=behind), **values), Observed(random(2, 3, 8, 8)), absorb=True, min_scale=1e4)
+    values = {
+        "u": random(10, 3, 3, 3),
+        "c": np.full(10, 50, np.float32),
+        "v": random(5, 10, 1, 1),
+        "t": random(10, 5, 1, 1),
+    }
+    _, report = equalize(
+        build(ABSORB.format(behind=behind), **values),
+        Observed(random(2, 3, 8, 8)),
+        absorb=True,
+        min_scale=1e4,
+    )
     assert not report.edits
     assert f"its bias stays: {reason}" in [skip.reason for skip in report.skips if skip.node == "Conv_0"]
 
@@ -151,9 +184,18 @@ def test_a_shared_bias_is_not_written_into() -> None:
 
 
 def test_channels_that_a_reshape_makes_one_unit_move_by_what_all_of_them_can_spare() -> None:
-    """Channels i and i + 5 lie side by side behind the Reshape, so the reader sees one unit; the biases of both move by the lesser."""
-    shuffle = "d = Reshape (b, p) e = Transpose <perm = [0, 2, 1, 3, 4]> (d) f = Reshape (e, q) y = Conv (f, v)"
-    values = {"u": random(10, 3, 3, 3), "v": random(5, 10, 1, 1), "p": np.array([-1, 2, 5, 6, 6]), "q": np.array([-1, 10, 6, 6])}
+    """Channels i and i + 5 lie side by side behind the Reshape, so the reader sees one unit; the biases of
+    both move by the lesser.
+    """
+    shuffle = (
+        "d = Reshape (b, p) e = Transpose <perm = [0, 2, 1, 3, 4]> (d) f = Reshape (e, q) y = Conv (f, v)"
+    )
+    values = {
+        "u": random(10, 3, 3, 3),
+        "v": random(5, 10, 1, 1),
+        "p": np.array([-1, 2, 5, 6, 6]),
+        "q": np.array([-1, 10, 6, 6]),
+    }
     model = build(ABSORB.format(behind=shuffle), c=np.linspace(30, 80, 10, dtype=np.float32), **values)
     data = np.clip(random(4, 3, 8, 8), -2, 2)
     result, report = equalize(model, Observed(data), absorb=True, min_scale=1e4)
@@ -165,10 +207,16 @@ def test_channels_that_a_reshape_makes_one_unit_move_by_what_all_of_them_can_spa
 
 
 def test_int8_of_uneven_channels_becomes_as_good_as_of_even_ones() -> None:
-    """One scale serves all values of an activation. With channels 2^-6 to 2^6 apart, the network computes the same, but INT8 does not."""
+    """One scale serves all values of an activation. With channels 2^-6 to 2^6 apart, the network computes
+    the same, but INT8 does not.
+    """
     even = {"u": random(10, 3, 3, 3), "v": random(5, 10, 1, 1), "c": random(10)}
     factors = np.exp2(np.random.default_rng(0).uniform(-6, 6, 10)).astype(np.float32)
-    apart = {"u": even["u"] * factors.reshape(-1, 1, 1, 1), "v": even["v"] / factors.reshape(1, -1, 1, 1), "c": even["c"] * factors}
+    apart = {
+        "u": even["u"] * factors.reshape(-1, 1, 1, 1),
+        "v": even["v"] / factors.reshape(1, -1, 1, 1),
+        "c": even["c"] * factors,
+    }
     text = f"{IMAGE} {{ a = Conv (x, u, c) b = Relu (a) y = Conv (b, v) }}"
     first, second = build(text, **even), build(text, **apart)
     assert difference(first, second) < 1e-5

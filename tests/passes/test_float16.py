@@ -9,16 +9,18 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from lathe import UsageError
-from optimizer.inspect import measure
-from optimizer.pipeline import apply_pass
-from optimizer.recipe import Recipe, parse_calls
-from passes import contract
-from passes.base import Context, PassReport, configure
-from passes.numerics import half
-from passes.registry import find
-from runtime import model_file
-from tests.builders import build, random, run
+from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer.inspect import measure
+from onnx_lathe.optimizer.pipeline import apply_pass
+from onnx_lathe.optimizer.recipe import Recipe, parse_calls
+from onnx_lathe.passes.core import contract
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.registry import find
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.numerics.quantization import half
+from onnx_lathe.runtime.files import model_file
+from tests.support.builders import build, random, run
 
 HALF, FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 TOLERANCE = 1e-2
@@ -38,7 +40,9 @@ class Runs:
         yield self.feeds | run(probe, self.feeds)
 
 
-def halve(model: onnx.ModelProto, calibrator: Runs | None = None, **options: object) -> tuple[onnx.ModelProto, PassReport]:
+def halve(
+    model: onnx.ModelProto, calibrator: Runs | None = None, **options: object
+) -> tuple[onnx.ModelProto, PassReport]:
     after, report = apply_pass(configure(find("float16"), options), model, Context(calibrator=calibrator))
     if report.edits:
         contract.check_structure(model, after, "float16")
@@ -60,11 +64,15 @@ def reason(report: PassReport, node: str) -> str:
 
 def error(model: onnx.ModelProto, after: onnx.ModelProto, **feeds: np.ndarray) -> float:
     expected, found = run(model, feeds), run(after, feeds)
-    return max(float(np.abs(expected[name] - found[name]).max() / np.abs(expected[name]).max()) for name in expected)
+    return max(
+        float(np.abs(expected[name] - found[name]).max() / np.abs(expected[name]).max()) for name in expected
+    )
 
 
 def in_float16(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    """The output by the reference implementation. ONNX Runtime has few float16 kernels: it computes in float32 and hides an overflow."""
+    """The output by the reference implementation. ONNX Runtime has few float16 kernels: it computes in
+    float32 and hides an overflow.
+    """
     return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
 
 
@@ -100,7 +108,9 @@ def test_what_the_report_counts_does_not_depend_on_the_precision(lenet5: Path) -
 
 
 def test_a_network_built_to_overflow() -> None:
-    """Activations reach 1e6 in the middle; the layers on both sides of it stay in float32, the others do not."""
+    """Activations reach 1e6 in the middle; the layers on both sides of it stay in float32, the others do
+    not.
+    """
     model = build(
         "(float[N, 64] x) => (float[N, 64] y) { a = MatMul (x, w)  b = Mul (a, big)  c = MatMul (b, small)  y = MatMul (c, v) }",
         w=random(64, 64),
@@ -151,7 +161,9 @@ def test_a_weight_too_small_for_float16_stays() -> None:
 
 
 def test_an_epsilon_that_would_be_zero_stays() -> None:
-    _, report = halve(chain("e = Add (r, eps)  y = MatMul (e, v)", v=random(64, 64), eps=np.array(1e-12, np.float32)))
+    _, report = halve(
+        chain("e = Add (r, eps)  y = MatMul (e, v)", v=random(64, 64), eps=np.array(1e-12, np.float32))
+    )
     assert reason(report, "Add_2") == "eps is 1e-12, which is no float16 number"
 
 
@@ -161,7 +173,9 @@ def test_new_zeros_of_a_sparse_weight_are_told() -> None:
     model = chain("y = MatMul (r, v)", v=v)
     model.metadata_props.add(key="lathe.sparse", value='{"v": "unstructured"}')
     after, report = halve(model)
-    stored = onnx.numpy_helper.to_array(next(tensor for tensor in after.graph.initializer if tensor.name == "v"))
+    stored = onnx.numpy_helper.to_array(
+        next(tensor for tensor in after.graph.initializer if tensor.name == "v")
+    )
     assert not stored[:32].any()
     assert report.metrics["new_zeros"] == 5
     assert any("5 small values became zero beside those that must stay" in edit.what for edit in report.edits)
@@ -172,9 +186,19 @@ def test_softmax_stays_unless_asked() -> None:
     after, report = halve(model)
     assert ops(after) == ["Cast", "MatMul", "Relu", "Cast", "Softmax", "Cast", "MatMul", "Cast"]
     assert "keep={Softmax: false}" in reason(report, "Softmax_2")
-    assert ops(halve(model, keep={"Softmax": False})[0]) == ["Cast", "MatMul", "Relu", "Softmax", "MatMul", "Cast"]
+    assert ops(halve(model, keep={"Softmax": False})[0]) == [
+        "Cast",
+        "MatMul",
+        "Relu",
+        "Softmax",
+        "MatMul",
+        "Cast",
+    ]
     assert kinds(halve(model, keep={"MatMul_3": True})[0]) == {"w": HALF, "v": FLOAT}
-    with pytest.raises(UsageError, match=r"float16\(keep=\.\.\.\): no node, operator or tensor is named 'Matmul_3'; did you mean"):
+    with pytest.raises(
+        UsageError,
+        match=r"float16\(keep=\.\.\.\): no node, operator or tensor is named 'Matmul_3'; did you mean",
+    ):
         halve(model, keep={"Matmul_3": True})
 
 
@@ -196,7 +220,9 @@ def test_casts_of_the_model_take_part() -> None:
 
 
 def test_a_constant_node_becomes_an_initializer() -> None:
-    model = chain("k = Constant <value = float[1] {0.5}> ()  m = Mul (r, k)  y = MatMul (m, v)", v=random(64, 64))
+    model = chain(
+        "k = Constant <value = float[1] {0.5}> ()  m = Mul (r, k)  y = MatMul (m, v)", v=random(64, 64)
+    )
     after, _ = halve(model)
     assert "Constant" not in ops(after)
     assert kinds(after)["k"] == HALF
@@ -204,7 +230,10 @@ def test_a_constant_node_becomes_an_initializer() -> None:
 
 def test_what_a_body_captures_stays_float32() -> None:
     branch = "(bool c, float[N, 64] x) => (float[N, 64] y) { h = MatMul (x, w)  s = If (c) <then_branch = t () => (float[N, 64] p) "
-    text = branch + "{ p = Relu (h) }, else_branch = e () => (float[N, 64] q) { q = Neg (h) }>  y = MatMul (s, v) }"
+    text = (
+        branch
+        + "{ p = Relu (h) }, else_branch = e () => (float[N, 64] q) { q = Neg (h) }>  y = MatMul (s, v) }"
+    )
     model = build(text, w=random(64, 64), v=random(64, 64))
     after, report = halve(model)
     assert reason(report, "If_1") == "If stays in float32"
@@ -226,19 +255,26 @@ def test_int8_layers_get_float16_scales() -> None:
     after, _ = halve(model)
     assert after.opset_import[0].version == 19
     assert {name: kinds(after)[name] for name in ("s", "ws", "v")} == dict.fromkeys(("s", "ws", "v"), HALF)
-    scales = onnx.numpy_helper.to_array(next(tensor for tensor in after.graph.initializer if tensor.name == "ws"))
+    scales = onnx.numpy_helper.to_array(
+        next(tensor for tensor in after.graph.initializer if tensor.name == "ws")
+    )
     assert (scales > 0).all()
-    assert error(model, after, x=random(4, 64).clip(-3, 3)) < 2 * TOLERANCE  # a level may tip to its neighbour
+    # a level may tip to its neighbour
+    assert error(model, after, x=random(4, 64).clip(-3, 3)) < 2 * TOLERANCE
 
 
 def test_a_part_without_weights_stays() -> None:
     model = build("(float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }")
     after, report = halve(model)
     assert after is model
-    assert reason(report, "Relu_0") == "float16 would save 0 bytes of constants here and add 200 of Cast nodes"
+    assert (
+        reason(report, "Relu_0") == "float16 would save 0 bytes of constants here and add 200 of Cast nodes"
+    )
 
 
-@pytest.mark.parametrize("recipe", ["float16,prune(sparsity=0.5)", "float16,codebook", "float16,int8", "float16,retrain"])
+@pytest.mark.parametrize(
+    "recipe", ["float16,prune(sparsity=0.5)", "float16,codebook", "float16,int8", "float16,retrain"]
+)
 def test_what_must_come_first(recipe: str) -> None:
     with pytest.raises(UsageError, match=r"must come (before|after)"):
         Recipe(steps=parse_calls(recipe, "pass")).passes()

@@ -5,18 +5,21 @@ import numpy as np
 import onnx
 import pytest
 
-import lathe
-from passes.base import Context, PassReport
-from passes.fold import Fold
-from passes.graph.model import import_model
-from tests.builders import build, random, run
-from tests.folding import BN, FILLED, ONE, constants, difference, fold, normalization, ops
+from onnx_lathe import metadata
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.fold.fold import Fold
+from onnx_lathe.passes.graph.model import import_model
+from tests.support.builders import build, random, run
+from tests.support.folding import BN, FILLED, ONE, constants, difference, fold, normalization, ops
 
 
 def test_constant_nodes_become_initializers_bit_for_bit() -> None:
     odd = np.array([0x7FC00123, 0x80000000], np.uint32).view(np.float32)  # a NaN with a payload, and -0.0
     constant = "Constant <value = float[2] {0, 0}> ()"
-    model = build(f"(float[2] x) => (float[2] y) {{ k = {constant} a = Add (x, k) f = Constant <value_float = 2.0> () y = Mul (a, f) }}")
+    model = build(
+        f"(float[2] x) => (float[2] y) {{ k = {constant} a = Add (x, k) f = Constant <value_float = 2.0> () y = Mul (a, f) }}"
+    )
     model.graph.node[0].attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(odd))
     folded, report = fold(model)
     assert ops(folded) == ["Add", "Mul"]
@@ -39,7 +42,9 @@ def test_shape_arithmetic_folds_to_one_initializer() -> None:
 
 @pytest.mark.parametrize("outputs", ["int64[2] y", "int64[2] y, float[7, 3] r"])
 def test_a_shape_in_the_file_is_not_believed(outputs: str) -> None:
-    model = build(f"(float[N, 3] x) => ({outputs}) {{ r = Relu (x)  s = Shape (r)  y = Mul (s, two) }}", two=np.array(2))
+    model = build(
+        f"(float[N, 3] x) => ({outputs}) {{ r = Relu (x)  s = Shape (r)  y = Mul (s, two) }}", two=np.array(2)
+    )
     model.graph.value_info.append(onnx.helper.make_tensor_value_info("r", onnx.TensorProto.FLOAT, [7, 3]))
     folded, report = fold(model)
     assert ops(folded) == ["Relu", "Shape", "Mul"]
@@ -47,10 +52,15 @@ def test_a_shape_in_the_file_is_not_believed(outputs: str) -> None:
 
 
 def test_an_output_computed_from_constants_stays_computed() -> None:
-    model = build("(float[2] x) => (float[2] y, float[2] k) { y = Relu (x)  n = Neg (c)  k = Exp (n) }", c=np.ones(2, np.float32))
+    model = build(
+        "(float[2] x) => (float[2] y, float[2] k) { y = Relu (x)  n = Neg (c)  k = Exp (n) }",
+        c=np.ones(2, np.float32),
+    )
     folded, report = fold(model)
     assert ops(folded) == ["Relu", "Exp"]
-    assert [(skip.node, skip.reason) for skip in report.skips] == [("Exp_2", "it computes an output of the model")]
+    assert [(skip.node, skip.reason) for skip in report.skips] == [
+        ("Exp_2", "it computes an output of the model")
+    ]
     assert difference(model, folded) == 0
 
 
@@ -69,7 +79,9 @@ def test_growth_is_limited_and_can_be_allowed() -> None:
 
 
 def test_a_constant_with_another_reader_is_not_counted_as_freed() -> None:
-    text = "(float[2, 8] x) => (float[2, 8] y) {{ t = Transpose (w)  a = MatMul (x, t)  y = {op} (a, {other}) }}"
+    text = (
+        "(float[2, 8] x) => (float[2, 8] y) {{ t = Transpose (w)  a = MatMul (x, t)  y = {op} (a, {other}) }}"
+    )
     shared = build(text.format(op="MatMul", other="w"), w=random(8, 8))
     alone = build(text.format(op="Add", other="a"), w=random(8, 8))
     assert ops(fold(shared, growth=255)[0]) == ["Transpose", "MatMul", "MatMul"]
@@ -79,14 +91,20 @@ def test_a_constant_with_another_reader_is_not_counted_as_freed() -> None:
 
 CODEBOOK = "i = Cast <to = 6> (indices)  w = Gather <axis = 0> (codebook, i)"
 STORED = {
-    "codebook, 8 bit": (f"{CODEBOOK}  y = Conv (x, w)", {"indices": np.arange(54, dtype=np.uint8).reshape(2, 3, 3, 3) % 16}),
+    "codebook, 8 bit": (
+        f"{CODEBOOK}  y = Conv (x, w)",
+        {"indices": np.arange(54, dtype=np.uint8).reshape(2, 3, 3, 3) % 16},
+    ),
     "codebook, 4 bit": (
         f"{CODEBOOK}  y = Conv (x, w)",
         {"indices": (np.arange(54) % 16).astype(ml_dtypes.uint4).reshape(2, 3, 3, 3)},
     ),
     "INT8": (
         "w = DequantizeLinear <axis = 0> (levels, scales)  y = Conv (x, w)",
-        {"levels": np.arange(54, dtype=np.int8).reshape(2, 3, 3, 3), "scales": np.array([0.1, 0.2], np.float32)},
+        {
+            "levels": np.arange(54, dtype=np.int8).reshape(2, 3, 3, 3),
+            "scales": np.array([0.1, 0.2], np.float32),
+        },
     ),
     "codebook, quantized": (
         f"{CODEBOOK}  q = QuantizeLinear (w, scale, zero)  d = DequantizeLinear (q, scale, zero)  y = Conv (x, d)",
@@ -96,7 +114,10 @@ STORED = {
             "zero": np.array(0, np.int8),
         },
     ),
-    "half precision": ("w = Cast <to = 1> (half)  y = Conv (x, w)", {"half": np.ones((2, 3, 3, 3), np.float16)}),
+    "half precision": (
+        "w = Cast <to = 1> (half)  y = Conv (x, w)",
+        {"half": np.ones((2, 3, 3, 3), np.float16)},
+    ),
     "one value": (f"w = {FILLED} (dims)  y = Conv (x, w)", {"dims": np.array([2, 3, 3, 3])}),
     "INT8, transposed": (
         "f = DequantizeLinear (levels, scale)  w = Transpose <perm = [3, 2, 0, 1]> (f)  y = Conv (x, w)",
@@ -138,10 +159,17 @@ NOOP_DATA = {
 
 @pytest.mark.parametrize("name", NOOPS)
 def test_what_returns_its_input_is_removed(name: str) -> None:
-    between = NOOPS[name].replace("y", "m", 1) if not name.startswith("Dropout,") else NOOPS[name].replace("y,", "m,", 1)
+    between = (
+        NOOPS[name].replace("y", "m", 1)
+        if not name.startswith("Dropout,")
+        else NOOPS[name].replace("y,", "m,", 1)
+    )
     for text, left in [
         (f"(float[N, 3, 4] x) => (float[N, 3, 4] y) {{ r = Relu (x)  {NOOPS[name]} }}", ["Relu"]),
-        (f"(float[N, 3, 4] x) => (float[N, 3, 4] y) {{ r = Relu (x)  {between}  y = Neg (m) }}", ["Relu", "Neg"]),
+        (
+            f"(float[N, 3, 4] x) => (float[N, 3, 4] y) {{ r = Relu (x)  {between}  y = Neg (m) }}",
+            ["Relu", "Neg"],
+        ),
         (f"(float[N, 3, 4] r) => (float[N, 3, 4] y) {{ {NOOPS[name]} }}", None),
     ]:
         model = build(text, **NOOP_DATA)
@@ -170,13 +198,20 @@ def test_flatten_of_a_matrix_is_removed() -> None:
 )
 def test_what_changes_its_input_stays(node: str) -> None:
     text = f"(float[N, 3, 3] x) => (float[A, B, C] y) {{ r = Relu (x)  d = Cast <to = 11> (r)  {node}  }}"
-    more = {"other": np.array([3, -1, 3]), "guess": np.array([-1, 1, 9]), "some": np.array([0, 0, 0, 0, 0, 1]), "on": np.array(True)}
+    more = {
+        "other": np.array([3, -1, 3]),
+        "guess": np.array([-1, 1, 9]),
+        "some": np.array([0, 0, 0, 0, 0, 1]),
+        "on": np.array(True),
+    }
     folded, _ = fold(build(text, ratio=np.array(0.5, np.float32), **more))
     assert ops(folded)[-1] == node.split("= ")[1].split(" ")[0]
 
 
 def test_a_dropout_whose_mask_is_read_stays() -> None:
-    model = build("(float[N, 3] x) => (float[N, 3] y, bool[N, 3] mask) { r = Relu (x)  y, mask = Dropout (r) }")
+    model = build(
+        "(float[N, 3] x) => (float[N, 3] y, bool[N, 3] mask) { r = Relu (x)  y, mask = Dropout (r) }"
+    )
     assert ops(fold(model)[0]) == ["Relu", "Dropout"]
 
 
@@ -189,28 +224,34 @@ def test_two_outputs_keep_their_names() -> None:
 
 
 def test_dead_nodes_and_what_only_they_read_are_removed() -> None:
-    model = build("(float[N, 3] x) => (float[N, 3] y) { a = MatMul (x, w)  b = Relu (a)  y = Neg (x) }", w=random(3, 3))
-    model.metadata_props.add(key=lathe.SPARSE, value=lathe.format_sparse({"w": "unstructured"}))
+    model = build(
+        "(float[N, 3] x) => (float[N, 3] y) { a = MatMul (x, w)  b = Relu (a)  y = Neg (x) }", w=random(3, 3)
+    )
+    model.metadata_props.add(key=metadata.SPARSE, value=metadata.format_sparse({"w": "unstructured"}))
     folded, report = fold(model)
     assert ops(folded) == ["Neg"]
     assert not constants(folded)
-    assert lathe.read_sparse(folded.metadata_props) == {}
+    assert metadata.read_sparse(folded.metadata_props) == {}
     assert {edit.node for edit in report.edits} == {"MatMul_0", "Relu_1"}
 
 
 def test_a_tensor_named_in_sparse_is_not_computed_away() -> None:
-    model = build("(float[N, 3] x) => (float[N, 2] y) { t = Transpose (w)  y = MatMul (x, t) }", w=random(2, 3))
+    model = build(
+        "(float[N, 3] x) => (float[N, 2] y) { t = Transpose (w)  y = MatMul (x, t) }", w=random(2, 3)
+    )
     assert ops(fold(model)[0]) == ["MatMul"]
-    model.metadata_props.add(key=lathe.SPARSE, value=lathe.format_sparse({"w": "unstructured"}))
+    model.metadata_props.add(key=metadata.SPARSE, value=metadata.format_sparse({"w": "unstructured"}))
     assert ops(fold(model)[0]) == ["Transpose", "MatMul"]
 
 
 def test_a_renamed_sparse_weight_takes_its_entry_along() -> None:
-    model = build("(float[N, 3] x) => (float[N, 2] y) { v = Identity (w)  y = MatMul (x, v) }", w=random(3, 2))
-    model.metadata_props.add(key=lathe.SPARSE, value=lathe.format_sparse({"v": "2:4"}))
+    model = build(
+        "(float[N, 3] x) => (float[N, 2] y) { v = Identity (w)  y = MatMul (x, v) }", w=random(3, 2)
+    )
+    model.metadata_props.add(key=metadata.SPARSE, value=metadata.format_sparse({"v": "2:4"}))
     folded, _ = fold(model)
     assert ops(folded) == ["MatMul"]
-    assert lathe.read_sparse(folded.metadata_props) == {"w": "2:4"}
+    assert metadata.read_sparse(folded.metadata_props) == {"w": "2:4"}
 
 
 def test_what_a_subgraph_reads_keeps_its_name() -> None:
@@ -238,7 +279,11 @@ def test_an_output_does_not_take_the_place_of_what_a_subgraph_reads() -> None:
 def test_a_model_without_anything_to_fold_comes_back_bit_for_bit() -> None:
     weight = random(4, 3)
     weight[0, 0], weight[1, 1] = np.nan, -0.0
-    model = build("(float[N, 3] x) => (float[N, 4] y) { g = Gemm <transB = 1> (x, w, b)  y = Relu (g) }", w=weight, b=random(4))
+    model = build(
+        "(float[N, 3] x) => (float[N, 4] y) { g = Gemm <transB = 1> (x, w, b)  y = Relu (g) }",
+        w=weight,
+        b=random(4),
+    )
     folded, report = fold(model)
     assert report == PassReport()
     assert folded.graph.initializer == model.graph.initializer

@@ -4,17 +4,21 @@ import numpy as np
 import onnx
 import pytest
 
-from passes.base import Context, PassReport, configure
-from passes.fold import Fold
-from passes.graph.model import export_model, import_model
-from tests.builders import build, run
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.fold.fold import Fold
+from onnx_lathe.passes.graph.model import export_model, import_model
+from tests.support.builders import build, run
 
 NUMBERS = {"three": np.float32(3), "zero": np.float32(0), "six": np.float32(6), "sixth": np.float32(1 / 6)}
 X = (np.random.default_rng(0).standard_normal((2, 3, 5, 5)) * 4).astype(np.float32)
 HEAD = "(float[N, 3, 5, 5] x) => (float[N, 3, 5, 5] y)"
 
 
-def folded(text: str, head: str = HEAD, opset: int = 17, **numbers: np.ndarray) -> tuple[onnx.ModelProto, PassReport, onnx.ModelProto]:
+def folded(
+    text: str, head: str = HEAD, opset: int = 17, **numbers: np.ndarray
+) -> tuple[onnx.ModelProto, PassReport, onnx.ModelProto]:
     model = build(f"{head} {{ {text} }}", opset, **(NUMBERS | numbers))
     graph = import_model(model)
     report = configure(Fold, {}).apply(graph, Context())
@@ -31,11 +35,23 @@ def ops(model: onnx.ModelProto) -> list[str]:
 @pytest.mark.parametrize(
     "text, found",
     [
-        ("a = Add (x, three)  c = Clip (a, zero, six)  m = Mul (x, c)  y = Div (m, six)", ["HardSigmoid", "Mul"]),
-        ("a = Add (three, x)  c = Clip (a, zero, six)  m = Mul (c, x)  y = Mul (sixth, m)", ["HardSigmoid", "Mul"]),
-        ("a = Add (x, three)  c = Clip (a, zero, six)  d = Div (c, six)  y = Mul (d, x)", ["HardSigmoid", "Mul"]),
+        (
+            "a = Add (x, three)  c = Clip (a, zero, six)  m = Mul (x, c)  y = Div (m, six)",
+            ["HardSigmoid", "Mul"],
+        ),
+        (
+            "a = Add (three, x)  c = Clip (a, zero, six)  m = Mul (c, x)  y = Mul (sixth, m)",
+            ["HardSigmoid", "Mul"],
+        ),
+        (
+            "a = Add (x, three)  c = Clip (a, zero, six)  d = Div (c, six)  y = Mul (d, x)",
+            ["HardSigmoid", "Mul"],
+        ),
         ("a = Add (x, three)  c = Clip (a, zero, six)  y = Mul (c, sixth)", ["HardSigmoid"]),
-        ("r = Relu (x)  a = Add (x, three)  c = Clip (a, zero, six)  m = Mul (r, c)  y = Div (m, six)", ["HardSigmoid", "Mul", "Relu"]),
+        (
+            "r = Relu (x)  a = Add (x, three)  c = Clip (a, zero, six)  m = Mul (r, c)  y = Div (m, six)",
+            ["HardSigmoid", "Mul", "Relu"],
+        ),
     ],
 )
 def test_gates_become_hard_sigmoids(text: str, found: list[str], opset: int) -> None:
@@ -64,12 +80,19 @@ GATE = "a = Add (x, three)  c = Clip (a, zero, six)  m = Mul (x, c)  y = Div (m,
         (GATE, {"three": np.ones((3, 1, 1), np.float32)}),
         (GATE, {"three": np.ones((1, 1, 1, 1, 1), np.float32)}),  # a dimension more
         (GATE, {"six": np.float32(-6)}),
-        ("a = Add (x, three)  c = Clip (a, zero, six)  m = Mul (a, c)  y = Div (m, six)", {}),  # a has another reader
+        (
+            "a = Add (x, three)  c = Clip (a, zero, six)  m = Mul (a, c)  y = Div (m, six)",
+            {},
+        ),  # a has another reader
         ("a = Sub (x, three)  c = Clip (a, zero, six)  m = Mul (x, c)  y = Div (m, six)", {}),
     ],
 )
 def test_what_is_no_gate_stays(text: str, numbers: dict[str, np.ndarray]) -> None:
-    head = HEAD if numbers.get("three", np.float32(0)).ndim < 5 else HEAD.replace("=> (float[N, 3, 5, 5]", "=> (float[A, B, C, D, E]")
+    head = (
+        HEAD
+        if numbers.get("three", np.float32(0)).ndim < 5
+        else HEAD.replace("=> (float[N, 3, 5, 5]", "=> (float[A, B, C, D, E]")
+    )
     result, report, model = folded(text, head, **numbers)
     assert ops(result) == ops(model)
     assert not report.edits

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-import lathe
-from tests.builders import build, random
-from tests.folding import BN, CONV, FILLED, ONE, constants, difference, fold, normalization, ops
+from onnx_lathe import metadata
+from tests.support.builders import build, random
+from tests.support.folding import BN, CONV, FILLED, ONE, constants, difference, fold, normalization, ops
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
@@ -37,29 +37,37 @@ def test_batch_normalization_goes_into_gemm(transposed: int, bias: tuple[int, ..
     attributes = f"alpha = 0.5, beta = 2.0, transB = {transposed}"
     gemm = f"c = Gemm <{attributes}> (x, w{'' if bias is None else ', b'})"
     parameters = normalization(5) | ({} if bias is None else {"b": random(*bias)})
-    model = build(f"(float[N, 3] x) => (float[N, 5] y) {{ {gemm} {BN} }}", w=random(*((5, 3) if transposed else (3, 5))), **parameters)
+    model = build(
+        f"(float[N, 3] x) => (float[N, 5] y) {{ {gemm} {BN} }}",
+        w=random(*((5, 3) if transposed else (3, 5))),
+        **parameters,
+    )
     folded, _ = fold(model)
     assert ops(folded) == ["Gemm"]
     assert difference(model, folded) < 5e-6
 
 
 def test_weights_are_scaled_in_float64_and_rounded_once() -> None:
-    model = build(CONV.format(layer="Conv (x, w, b)", bn=BN), w=random(6, 4, 3, 3), b=random(6), **normalization(6))
+    model = build(
+        CONV.format(layer="Conv (x, w, b)", bn=BN), w=random(6, 4, 3, 3), b=random(6), **normalization(6)
+    )
     old = {name: value.astype(np.float64) for name, value in constants(model).items()}
     new = constants(fold(model)[0])
     factor = old["scale"] / np.sqrt(old["variance"] + np.float32(0.01))
     np.testing.assert_array_equal(new["w"], (old["w"] * factor[:, None, None, None]).astype(np.float32))
-    np.testing.assert_array_equal(new["b"], (old["b"] * factor + (old["shift"] - old["mean"] * factor)).astype(np.float32))
+    np.testing.assert_array_equal(
+        new["b"], (old["b"] * factor + (old["shift"] - old["mean"] * factor)).astype(np.float32)
+    )
 
 
 def test_zeros_stay_and_so_does_their_name() -> None:
     weight = random(6, 4, 3, 3)
     weight[weight < 0.5] = 0
     model = build(CONV.format(layer="Conv (x, w)", bn=BN), w=weight, **normalization(6))
-    model.metadata_props.add(key=lathe.SPARSE, value=lathe.format_sparse({"w": "unstructured"}))
+    model.metadata_props.add(key=metadata.SPARSE, value=metadata.format_sparse({"w": "unstructured"}))
     folded, _ = fold(model)
     np.testing.assert_array_equal(constants(folded)["w"] == 0, weight == 0)
-    assert lathe.read_sparse(folded.metadata_props) == {"w": "unstructured"}
+    assert metadata.read_sparse(folded.metadata_props) == {"w": "unstructured"}
 
 
 def test_a_channel_scaled_by_zero_is_folded() -> None:
@@ -114,12 +122,30 @@ TWO = "(float[N, 4, 8, 8] x) => (float[N, 6, 6, 6] y, float[N, 6, 6, 6] z)"
     [
         (f"{TWO} {{ c = Conv (x, w) {BN} z = Conv (x, w) }}", "the weight of Conv_0 has another reader"),
         (f"{TWO} {{ c = Conv (x, w) {BN} z = Relu (c) }}", "the output of Conv_0 has another reader"),
-        (f"{TWO} {{ z = Conv (x, w) {BN.replace('(c,', '(z,')} }}", "the output of Conv_0 has another reader"),
-        (f"{ONE} {{ d = Conv (x, w) c = Relu (d) {BN} }}", "its input is not the output of a Conv, ConvTranspose or Gemm"),
-        (f"{ONE} {{ k = {FILLED} (dims) c = Conv (x, k) {BN} }}", "the weight of Conv_1 is not a plain initializer"),
-        (f"{ONE} {{ b = {FILLED} (six) c = Conv (x, w, b) {BN} }}", "the bias of Conv_1 is not a plain initializer"),
-        (f"{ONE} {{ c = Conv (x, w) {BN.replace('variance)', 'negative)')} }}", "folded into Conv_0, it would hold infinity or NaN"),
-        (f"{ONE} {{ v = {FILLED} (six) c = Conv (x, w) {BN.replace('variance)', 'v)')} }}", "its parameters are not plain initializers"),
+        (
+            f"{TWO} {{ z = Conv (x, w) {BN.replace('(c,', '(z,')} }}",
+            "the output of Conv_0 has another reader",
+        ),
+        (
+            f"{ONE} {{ d = Conv (x, w) c = Relu (d) {BN} }}",
+            "its input is not the output of a Conv, ConvTranspose or Gemm",
+        ),
+        (
+            f"{ONE} {{ k = {FILLED} (dims) c = Conv (x, k) {BN} }}",
+            "the weight of Conv_1 is not a plain initializer",
+        ),
+        (
+            f"{ONE} {{ b = {FILLED} (six) c = Conv (x, w, b) {BN} }}",
+            "the bias of Conv_1 is not a plain initializer",
+        ),
+        (
+            f"{ONE} {{ c = Conv (x, w) {BN.replace('variance)', 'negative)')} }}",
+            "folded into Conv_0, it would hold infinity or NaN",
+        ),
+        (
+            f"{ONE} {{ v = {FILLED} (six) c = Conv (x, w) {BN.replace('variance)', 'v)')} }}",
+            "its parameters are not plain initializers",
+        ),
         (
             f"{ONE} {{ c = Conv (x, w) {BN.replace('0.01', '0.01, training_mode = 1').replace('y =', 'y, m, n =')} }}",
             "it is in training form",
@@ -131,7 +157,9 @@ def test_batch_normalization_stays_with_a_reason(text: str, reason: str) -> None
     model = build(text, w=random(6, 4, 3, 3), **normalization(6), **more)
     folded, report = fold(model)
     assert "BatchNormalization" in ops(folded)
-    assert [(skip.node.split("_")[0], skip.reason) for skip in report.skips] == [("BatchNormalization", reason)]
+    assert [(skip.node.split("_")[0], skip.reason) for skip in report.skips] == [
+        ("BatchNormalization", reason)
+    ]
     assert not report.edits
 
 

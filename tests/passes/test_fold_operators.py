@@ -1,14 +1,16 @@
-"""Every operator that fold computes: the reference implementation against ONNX Runtime, in value, shape and element type."""
+"""Every operator that fold computes: the reference implementation against ONNX Runtime, in value, shape and
+element type.
+"""
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
 
-from passes.graph import Node, Variable
-from passes.graph.constants import FOLDABLE, compute
-from passes.graph.model import import_model
-from tests.builders import run
+from onnx_lathe.passes.graph import Node, Variable
+from onnx_lathe.passes.graph.constants import FOLDABLE, compute
+from onnx_lathe.passes.graph.model import import_model
+from tests.support.builders import run
 
 OPSET = 17
 FLOAT = np.array([[-2.5, -0.5, 0.0], [0.5, 1.5, 3.25]], np.float32)
@@ -42,11 +44,21 @@ CASES: dict[str, list[Case]] = {
     "MatMul": [({}, (FLOAT, POSITIVE.T)), ({}, (FLOAT, POSITIVE[0]))],
     "Mod": [({}, (LONG, SMALL)), ({"fmod": 1}, (FLOAT, POSITIVE))],
     "Pow": [({}, (POSITIVE, FLOAT)), ({}, (LONG, np.array(2)))],
-    "Range": [({}, (np.array(3), np.array(-4), np.array(-2))), ({}, (np.float32(0), np.float32(1), np.float32(0.25)))],
-    "ReduceSum": [({}, (FLOAT, np.array([-1]))), ({"keepdims": 0}, (LONG,)), ({"noop_with_empty_axes": 1}, (LONG,))],
+    "Range": [
+        ({}, (np.array(3), np.array(-4), np.array(-2))),
+        ({}, (np.float32(0), np.float32(1), np.float32(0.25))),
+    ],
+    "ReduceSum": [
+        ({}, (FLOAT, np.array([-1]))),
+        ({"keepdims": 0}, (LONG,)),
+        ({"noop_with_empty_axes": 1}, (LONG,)),
+    ],
     "Reshape": [({}, (LONG, np.array([0, -1, 1]))), ({"allowzero": 1}, (LONG[:0], np.array([0, 9])))],
     "ScatterND": [({}, (LONG, np.array([[1], [0]]), LONG[::-1]))],
-    "Slice": [({}, (LONG, np.array([5]), np.array([-9]), np.array([1]), np.array([-2]))), ({}, (LONG, np.array([-1]), np.array([9])))],
+    "Slice": [
+        ({}, (LONG, np.array([5]), np.array([-9]), np.array([1]), np.array([-2]))),
+        ({}, (LONG, np.array([-1]), np.array([9]))),
+    ],
     "Split": [({"axis": 1}, (LONG, np.array([1, 2])))],
     "Squeeze": [({}, (LONG[:1], np.array([0]))), ({}, (LONG[:1],))],
     "Tile": [({}, (SMALL, np.array([2])))],
@@ -69,11 +81,18 @@ def test_every_foldable_operator_has_a_case() -> None:
     assert CASES.keys() == FOLDABLE
 
 
-@pytest.mark.parametrize("op, attrs, arrays, opset", ALL, ids=[f"{op}-{index}" for index, (op, *_) in enumerate(ALL)])
-def test_agrees_with_onnx_runtime(op: str, attrs: dict[str, object], arrays: tuple[np.ndarray, ...], opset: int) -> None:
+@pytest.mark.parametrize(
+    "op, attrs, arrays, opset", ALL, ids=[f"{op}-{index}" for index, (op, *_) in enumerate(ALL)]
+)
+def test_agrees_with_onnx_runtime(
+    op: str, attrs: dict[str, object], arrays: tuple[np.ndarray, ...], opset: int
+) -> None:
     feeds = {f"i{index}": np.asarray(array) for index, array in enumerate(arrays)}
     outputs = ["o0", "o1"] if op == "Split" else ["o0"]
-    inputs = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()]
+    inputs = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+        for n, a in feeds.items()
+    ]
     node = helper.make_node(op, list(feeds), outputs, **attrs)
     graph = helper.make_graph([node], "g", inputs, [onnx.ValueInfoProto(name=name) for name in outputs])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
@@ -91,5 +110,10 @@ def test_agrees_with_onnx_runtime(op: str, attrs: dict[str, object], arrays: tup
 
 
 def test_what_does_not_fit_is_refused_with_the_reason() -> None:
-    node = Node("Gather", "n", inputs=[Variable("a").to_constant(SMALL), Variable("b").to_constant(np.array(9))], outputs=[Variable("y")])
+    node = Node(
+        "Gather",
+        "n",
+        inputs=[Variable("a").to_constant(SMALL), Variable("b").to_constant(np.array(9))],
+        outputs=[Variable("y")],
+    )
     assert str(compute(node, OPSET)).startswith("it cannot be computed: index 9 is out of bounds")

@@ -7,15 +7,17 @@ import numpy as np
 import onnx
 import pytest
 
-from optimizer.pipeline import apply_pass
-from passes import contract
-from passes.base import Context, PassReport, configure
-from passes.numerics import affine, int4
-from passes.registry import find
-from runtime import model_file
-from runtime.torch_bridge.parameters import trainable
-from tests.builders import build, random
-from tests.quantized import assert_equal, lower, run
+from onnx_lathe.optimizer.pipeline import apply_pass
+from onnx_lathe.passes.core import contract
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.registry import find
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.numerics.quantization import affine, int4
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.torch_bridge.parameters import trainable
+from tests.support.builders import build, random
+from tests.support.quantized import assert_equal, lower, run
 
 LINEAR = "(float[N, 64] x) => (float[N, 32] y) { y = MatMul (x, w) }"
 CONV = "(float[N, 8, 6, 6] x) => (float[N, 16, 4, 4] y) { y = Conv (x, w) }"
@@ -55,7 +57,12 @@ def test_matmul(zero_points: bool) -> None:
 
 
 def test_gemm_is_grouped_along_its_inputs() -> None:
-    model = build("(float[N, 64] x) => (float[N, 32] y) { y = Gemm <transB = 1> (x, w, b) }", 21, w=random(32, 64), b=random(32))
+    model = build(
+        "(float[N, 64] x) => (float[N, 32] y) { y = Gemm <transB = 1> (x, w, b) }",
+        21,
+        w=random(32, 64),
+        b=random(32),
+    )
     after, _ = quantize(model, group=16)
     assert decoder(after) == {"axis": 1, "block_size": 16}
     assert list(stored(after)["w_scale"].dims) == [32, 4]
@@ -80,10 +87,16 @@ def test_opset_17_is_raised() -> None:
 
 def test_a_model_that_cannot_be_raised_is_left() -> None:
     text = "(bool c, float[N, 64] x) => (float[N, 32] y) { h = MatMul (x, w)  y = If (c) <then_branch = t () => (float[N, 32] p) "
-    model = build(text + "{ p = Relu (h) }, else_branch = e () => (float[N, 32] q) { q = Neg (h) }> }", 17, w=random(64, 32))
+    model = build(
+        text + "{ p = Relu (h) }, else_branch = e () => (float[N, 32] q) { q = Neg (h) }> }",
+        17,
+        w=random(64, 32),
+    )
     after, report = quantize(model)
     assert after is model
-    assert report.skips[0].reason.startswith("opset 17 has no 4-bit weights and cannot be raised: it has subgraphs")
+    assert report.skips[0].reason.startswith(
+        "opset 17 has no 4-bit weights and cannot be raised: it has subgraphs"
+    )
 
 
 def test_refusals() -> None:
@@ -98,7 +111,11 @@ def test_refusals() -> None:
         (build(output, 21, w=w), {}, "its weight is also read by Identity_0"),
         (build(LINEAR, 21, w=bad), {}, "its weight holds NaN or infinity"),
         (build(LINEAR, 21, w=w), {"layers": {"w": False}}, "the option layers leaves it in float"),
-        (build(LINEAR, 21, w=w), {"min_size": 5000}, "its weight has 2048 elements, fewer than min_size=5000"),
+        (
+            build(LINEAR, 21, w=w),
+            {"min_size": 5000},
+            "its weight has 2048 elements, fewer than min_size=5000",
+        ),
     ):
         after, report = quantize(model, **options)
         assert after is model
@@ -118,7 +135,9 @@ def test_zeros_stay_and_new_ones_are_told() -> None:
 
 
 def test_a_shared_weight_is_stored_once() -> None:
-    model = build("(float[N, 64] x) => (float[N, 64] y) { h = MatMul (x, w)  y = MatMul (h, w) }", 21, w=random(64, 64))
+    model = build(
+        "(float[N, 64] x) => (float[N, 64] y) { h = MatMul (x, w)  y = MatMul (h, w) }", 21, w=random(64, 64)
+    )
     after, report = quantize(model)
     assert [node.op_type for node in after.graph.node].count("DequantizeLinear") == 1
     assert len(report.edits) == 2
@@ -132,7 +151,10 @@ def test_integers_do_not_train(lenet5: Path) -> None:
 
 def test_what_is_stored_in_4_bits_is_not_said_to_be_of_int8() -> None:
     once, _ = quantize(build(LINEAR, 21, w=random(64, 32)))
-    for name, reason in (("int4", "its weight is stored as int4 already"), ("svd", "its weight is stored as int4; svd before int4")):
+    for name, reason in (
+        ("int4", "its weight is stored as int4 already"),
+        ("svd", "its weight is stored as int4; svd before int4"),
+    ):
         _, report = apply_pass(configure(find(name), {}), once, Context())
         assert [skip.reason for skip in report.skips] == [reason]
 
@@ -146,10 +168,14 @@ def test_float16_halves_the_scales() -> None:
     assert agreement_db(after, halved, random(8, 256)) > 40
 
 
-@pytest.mark.parametrize(("zero_points", "kind"), [(False, onnx.TensorProto.INT4), (True, onnx.TensorProto.INT8)])
+@pytest.mark.parametrize(
+    ("zero_points", "kind"), [(False, onnx.TensorProto.INT4), (True, onnx.TensorProto.INT8)]
+)
 @pytest.mark.parametrize("text", [LINEAR, CONV])
 def test_the_lowering_for_tensorrt(text: str, zero_points: bool, kind: int) -> None:
-    weight, x = (random(64, 32), random(2, 64)) if text is LINEAR else (random(16, 8, 3, 3), random(2, 8, 6, 6))
+    weight, x = (
+        (random(64, 32), random(2, 64)) if text is LINEAR else (random(16, 8, 3, 3), random(2, 8, 6, 6))
+    )
     model, _ = quantize(build(text, 21, w=weight), zero_points=zero_points)
     lowered, _ = lower(model)
     assert stored(lowered)["w_int4"].data_type == kind
@@ -159,7 +185,10 @@ def test_the_lowering_for_tensorrt(text: str, zero_points: bool, kind: int) -> N
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_searching_beats_the_largest_value(symmetric: bool) -> None:
     matrix = random(64, 96)
-    found = [affine.signal_to_noise_db(matrix, int4.encode(matrix, 32, symmetric, search).restored()) for search in (False, True)]
+    found = [
+        affine.signal_to_noise_db(matrix, int4.encode(matrix, 32, symmetric, search).restored())
+        for search in (False, True)
+    ]
     assert found[0] < found[1]
     assert found[1] > 20
 

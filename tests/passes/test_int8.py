@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-import lathe
-from passes.numerics import affine
-from tests.builders import build, random, run
-from tests.int8 import CONV, HIGH, LOW, RESIDUAL, FixedCalibrator, Form, quantize
+from onnx_lathe import metadata
+from onnx_lathe.passes.numerics.quantization import affine
+from tests.support.builders import build, random, run
+from tests.support.int8 import CONV, HIGH, LOW, RESIDUAL, FixedCalibrator, Form, quantize
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,9 @@ from tests.int8 import CONV, HIGH, LOW, RESIDUAL, FixedCalibrator, Form, quantiz
     ],
     ids=["conv", "grouped conv", "conv 1d", "gemm", "gemm transB", "matmul"],
 )
-def test_weights_per_output_channel_and_activations_per_tensor(text: str, shape: tuple[int, ...], axis: int) -> None:
+def test_weights_per_output_channel_and_activations_per_tensor(
+    text: str, shape: tuple[int, ...], axis: int
+) -> None:
     model = build(text, w=random(*shape))
     result, report = quantize(model)
     form, weight = Form(result), Form(model).constants["w"]
@@ -37,17 +39,26 @@ def test_weights_per_output_channel_and_activations_per_tensor(text: str, shape:
     assert (levels.dtype, zero.dtype, scale.dtype) == (np.int8, np.int8, np.float32)
     assert scale.shape == zero.shape == (shape[axis],)
     assert not zero.any()
-    assert np.abs(levels.astype(int)).max(axis=tuple(i for i in range(len(shape)) if i != axis)).tolist() == [127] * shape[axis]
+    assert (
+        np.abs(levels.astype(int)).max(axis=tuple(i for i in range(len(shape)) if i != axis)).tolist()
+        == [127] * shape[axis]
+    )
     np.testing.assert_array_equal(levels, affine.quantize(weight, affine.channel_scale(weight, axis), axis))
 
     dequantize = form.producers[layer.input[0]]
     quantizer = form.producers[dequantize.input[0]]
-    assert (dequantize.op_type, quantizer.op_type, quantizer.input[0]) == ("DequantizeLinear", "QuantizeLinear", "x")
+    assert (dequantize.op_type, quantizer.op_type, quantizer.input[0]) == (
+        "DequantizeLinear",
+        "QuantizeLinear",
+        "x",
+    )
     assert dequantize.input[1:] == quantizer.input[1:]
     scale, zero = (form.constants[name] for name in quantizer.input[1:])
     assert (scale.shape, zero.shape, zero.dtype, int(zero)) == ((), (), np.int8, 0)
     assert scale == np.float32(HIGH / 127)
-    assert {entry.key: json.loads(entry.value) for entry in quantizer.metadata_props} == {lathe.RANGE: [LOW, HIGH]}
+    assert {entry.key: json.loads(entry.value) for entry in quantizer.metadata_props} == {
+        metadata.RANGE: [LOW, HIGH]
+    }
 
     assert report.metrics == {"layers": 1, "quantized_activations": 1}
     assert {edit.node for edit in report.edits} == {layer.name}
@@ -89,7 +100,12 @@ def test_quantization_comes_after_activation_and_pooling() -> None:
     text = """(float[N, 4, 8, 8] x) => (float[N, 5] y) {
         c = Conv (x, a)  r = Relu (c)  p = GlobalMaxPool (r)  f = Flatten (p)  y = Gemm (f, b) }"""
     form = Form(quantize(build(text, a=random(6, 4, 3, 3), b=random(6, 5)))[0])
-    assert form.chain(form.layer("Gemm").input[0])[:4] == ["DequantizeLinear", "QuantizeLinear", "Flatten", "GlobalMaxPool"]
+    assert form.chain(form.layer("Gemm").input[0])[:4] == [
+        "DequantizeLinear",
+        "QuantizeLinear",
+        "Flatten",
+        "GlobalMaxPool",
+    ]
     assert form.layer("Relu").input[0] == "c"
 
 
@@ -114,13 +130,19 @@ NORMALIZED = "n = BatchNormalization (c, one, one, one, one)"
     ],
     ids=["skip behind", "skip in front", "through batch normalization"],
 )
-def test_a_residual_addition_reads_its_skip_input_quantized(add: str, body: str, quantized_operand: int) -> None:
-    result, report = quantize(build(RESIDUAL.format(body=body.format(add=add)), w=random(4, 4, 1, 1), one=np.ones(4, np.float32)))
+def test_a_residual_addition_reads_its_skip_input_quantized(
+    add: str, body: str, quantized_operand: int
+) -> None:
+    result, report = quantize(
+        build(RESIDUAL.format(body=body.format(add=add)), w=random(4, 4, 1, 1), one=np.ones(4, np.float32))
+    )
     form = Form(result)
     node = form.layer(add)
     assert node.input[quantized_operand] == form.layer("Conv").input[0]  # one pair per tensor
     assert form.chain(node.input[1 - quantized_operand])[0] in ("Conv", "BatchNormalization")
-    assert (node.name, "reads i as INT8, like other layers") in [(edit.node, edit.what) for edit in report.edits]
+    assert (node.name, "reads i as INT8, like other layers") in [
+        (edit.node, edit.what) for edit in report.edits
+    ]
     assert report.metrics["quantized_activations"] == 1
 
 
@@ -162,7 +184,7 @@ def test_a_codebook_keeps_its_indices_and_is_quantized_behind_them() -> None:
     indices = np.random.default_rng(0).integers(0, 16, (6, 4, 3, 3)).astype(np.uint8)
     text = CONV.format(nodes="i = Cast <to = 6> (k)  w = Gather <axis = 0> (book, i)  y = Conv (x, w)")
     model = build(text, k=indices, book=random(16))
-    model.metadata_props.add(key=lathe.SPARSE, value=lathe.format_sparse({"w": "unstructured"}))
+    model.metadata_props.add(key=metadata.SPARSE, value=metadata.format_sparse({"w": "unstructured"}))
     result, _ = quantize(model)
     form = Form(result)
     assert form.chain(form.layer("Conv").input[1]) == ["DequantizeLinear", "QuantizeLinear", "Gather", "book"]
@@ -170,27 +192,31 @@ def test_a_codebook_keeps_its_indices_and_is_quantized_behind_them() -> None:
     np.testing.assert_array_equal(form.constants["k"], indices)
     assert form.constants["w_scale"].shape == (6,)
     assert [(a.name, a.i) for a in form.producers[form.layer("Conv").input[1]].attribute] == [("axis", 0)]
-    assert lathe.read_sparse(result.metadata_props) == {"w": "unstructured"}
+    assert metadata.read_sparse(result.metadata_props) == {"w": "unstructured"}
     assert result.ByteSize() < model.ByteSize() + 2000
     feeds = {"x": np.clip(random(2, 4, 8, 8), -HIGH, HIGH)}
     assert affine.signal_to_noise_db(run(model, feeds)["y"], run(result, feeds)["y"]) > 30
 
 
 def test_a_weight_decoded_in_another_way_is_stored_as_int8() -> None:
-    text = CONV.format(nodes="f = Cast <to = 1> (half)  w = Transpose <perm = [3, 2, 0, 1]> (f)  y = Conv (x, w)")
+    text = CONV.format(
+        nodes="f = Cast <to = 1> (half)  w = Transpose <perm = [3, 2, 0, 1]> (f)  y = Conv (x, w)"
+    )
     stored = random(3, 3, 4, 6).astype(np.float16)
     result, _ = quantize(build(text, half=stored))
     form = Form(result)
     assert form.ops() == ["Conv", "DequantizeLinear", "DequantizeLinear", "QuantizeLinear"]
     weight = stored.astype(np.float32).transpose(3, 2, 0, 1)
-    np.testing.assert_array_equal(form.constants["w_int8"], affine.quantize(weight, affine.channel_scale(weight, 0), 0))
+    np.testing.assert_array_equal(
+        form.constants["w_int8"], affine.quantize(weight, affine.channel_scale(weight, 0), 0)
+    )
 
 
 def test_zeros_stay_zero() -> None:
     weight = random(6, 4, 3, 3)
     weight[weight < 0.8] = 0
     model = build(CONV.format(nodes="y = Conv (x, w)"), w=weight)
-    model.metadata_props.add(key=lathe.SPARSE, value=lathe.format_sparse({"w": "unstructured"}))
+    model.metadata_props.add(key=metadata.SPARSE, value=metadata.format_sparse({"w": "unstructured"}))
     result, _ = quantize(model)
     assert not Form(result).constants["w_int8"][weight == 0].any()
-    assert lathe.read_sparse(result.metadata_props) == {"w": "unstructured"}
+    assert metadata.read_sparse(result.metadata_props) == {"w": "unstructured"}

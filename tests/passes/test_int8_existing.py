@@ -6,20 +6,27 @@ import numpy as np
 import onnx
 import pytest
 
-import lathe
-from passes.base import Context, configure
-from passes.graph.model import export_model, import_model
-from passes.int8 import Int8
-from passes.lowering import find_lowering
-from passes.numerics import affine
-from tests.builders import build, random, run
-from tests.int8 import CONV, FixedCalibrator, Form, quantize
+from onnx_lathe import metadata
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.model import export_model, import_model
+from onnx_lathe.passes.int8.int8 import Int8
+from onnx_lathe.passes.lowering import find_lowering
+from onnx_lathe.passes.numerics.quantization import affine
+from tests.support.builders import build, random, run
+from tests.support.int8 import CONV, FixedCalibrator, Form, quantize
 
 GENERATOR = np.random.default_rng(11)
 X = GENERATOR.standard_normal((8, 3, 8, 8)).astype(np.float32)
 SHAPES = {"w1": (6, 3, 3, 3), "w2": (5, 6, 3, 3), "w3": (5, 4)}
-WEIGHTS = {name: GENERATOR.standard_normal(shape).astype(np.float32) / np.float32(4) for name, shape in SHAPES.items()}
-BIASES = {name: GENERATOR.standard_normal(size).astype(np.float32) / np.float32(8) for name, size in (("b1", 6), ("b2", 5), ("b3", 4))}
+WEIGHTS = {
+    name: GENERATOR.standard_normal(shape).astype(np.float32) / np.float32(4)
+    for name, shape in SHAPES.items()
+}
+BIASES = {
+    name: GENERATOR.standard_normal(size).astype(np.float32) / np.float32(8)
+    for name, size in (("b1", 6), ("b2", 5), ("b3", 4))
+}
 SCALES = {"x": 8 / 255, "r": 3 / 255, "c": 8 / 255, "g": 4 / 255}
 ZEROS = {"x": 128, "r": 0, "c": 121, "g": 100}
 STRIP = {"existing": "strip", "layers": {"*": False}}
@@ -41,14 +48,20 @@ FLOAT = """(float[N, 3, 8, 8] x) => (float[N, 4] y) {
 
 
 def foreign() -> onnx.ModelProto:
-    """As onnxruntime's quantize_static writes it by default: UINT8 activations with zero-points, INT8 weights with one scale each, biases
-    INT32 in units of both; the ReLU behind the first convolution is in its zero-point."""
+    """As onnxruntime's quantize_static writes it by default: UINT8 activations with zero-points, INT8
+    weights with one scale each, biases INT32 in units of both; the ReLU behind the first convolution is
+    in its zero-point.
+    """
     constants: dict[str, np.ndarray] = {"b_z": np.int32(0)}
     for name, scale in SCALES.items():
         constants |= {f"{name}_s": np.float32(scale), f"{name}_z": np.uint8(ZEROS[name])}
     for name, weight in WEIGHTS.items():
         scale = np.abs(weight).max() / np.float32(127)
-        constants |= {f"{name}_q": affine.quantize(weight, scale), f"{name}_s": scale, f"{name}_z": np.int8(0)}
+        constants |= {
+            f"{name}_q": affine.quantize(weight, scale),
+            f"{name}_s": scale,
+            f"{name}_z": np.int8(0),
+        }
     for name, source, weight in (("b1", "x", "w1"), ("b2", "r", "w2"), ("b3", "g", "w3")):
         scale = constants[f"{source}_s"] * constants[f"{weight}_s"]
         constants |= {f"{name}_q": np.rint(BIASES[name] / scale).astype(np.int32), f"{name}_s": scale}
@@ -57,7 +70,9 @@ def foreign() -> onnx.ModelProto:
 
 def decoded(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     stored = Form(model).constants
-    return {name: stored[f"{name}_q"].astype(np.float32) * stored[f"{name}_s"] for name in [*WEIGHTS, *BIASES]}
+    return {
+        name: stored[f"{name}_q"].astype(np.float32) * stored[f"{name}_s"] for name in [*WEIGHTS, *BIASES]
+    }
 
 
 def test_stripped_it_is_the_float_model_again() -> None:
@@ -68,7 +83,9 @@ def test_stripped_it_is_the_float_model_again() -> None:
     assert form.ops() == ["Conv", "Conv", "Flatten", "Gemm", "GlobalAveragePool", "Relu"]
     for name, values in decoded(model).items():
         np.testing.assert_array_equal(form.constants[name], values)
-    np.testing.assert_allclose(run(result, {"x": X})["y"], run(build(FLOAT, **decoded(model)), {"x": X})["y"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        run(result, {"x": X})["y"], run(build(FLOAT, **decoded(model)), {"x": X})["y"], rtol=1e-5, atol=1e-6
+    )
     assert affine.signal_to_noise_db(run(result, {"x": X})["y"], run(model, {"x": X})["y"]) > 25
     assert report.metrics == {"stripped": 10, "layers": 0}
     assert [skip.reason for skip in report.skips] == ["the option layers leaves it in float"] * 3
@@ -80,9 +97,12 @@ def test_stripped_and_quantized_afresh() -> None:
     form = Form(result)
     assert calibrator.asked[0] == "x"
     assert len(calibrator.asked) == 3
-    assert {form.constants[name].dtype for node in form.nodes if node.op_type == "QuantizeLinear" for name in node.input[2:]} == {
-        np.dtype(np.int8)
-    }
+    assert {
+        form.constants[name].dtype
+        for node in form.nodes
+        if node.op_type == "QuantizeLinear"
+        for name in node.input[2:]
+    } == {np.dtype(np.int8)}
     assert form.constants["w1_scale"].shape == (6,)
     assert form.constants["b1"].dtype == np.float32
     assert report.metrics["layers"] == 3
@@ -114,14 +134,20 @@ def test_completed_it_is_in_the_canonical_form() -> None:
         low, high = -ZEROS[name] * np.float32(SCALES[name]), (255 - ZEROS[name]) * np.float32(SCALES[name])
         assert (scale.shape, zero.dtype, int(zero)) == ((), np.int8, 0)
         assert scale == pytest.approx(SCALES[name] if name == "x" else max(-low, high) / 127, rel=1e-6)
-        found = next(json.loads(entry.value) for entry in node.metadata_props if entry.key == lathe.RANGE)
+        found = next(json.loads(entry.value) for entry in node.metadata_props if entry.key == metadata.RANGE)
         assert found == pytest.approx([low, high], rel=1e-6)
     assert form.producers["r_relu"].op_type == "Relu"
     np.testing.assert_array_equal(form.constants["b1"], decoded(model)["b1"])
     assert form.constants["w1_q"].dtype == np.int8
     edits = {edit.node: edit.what for edit in report.edits}
-    assert edits["QuantizeLinear_0"] == "UINT8 with zero-point 128 became INT8 with zero-point 0: the same values"
-    assert edits["QuantizeLinear_5"] == "UINT8 with zero-point 0 became INT8 with zero-point 0: range 0 to 3 kept, steps 2.01x as wide"
+    assert (
+        edits["QuantizeLinear_0"]
+        == "UINT8 with zero-point 128 became INT8 with zero-point 0: the same values"
+    )
+    assert (
+        edits["QuantizeLinear_5"]
+        == "UINT8 with zero-point 0 became INT8 with zero-point 0: range 0 to 3 kept, steps 2.01x as wide"
+    )
     assert affine.signal_to_noise_db(run(model, {"x": X})["y"], run(result, {"x": X})["y"]) > 25
     lowered = find_lowering("tensorrt")().apply(import_model(result), Context())
     assert not lowered.skips
@@ -134,7 +160,13 @@ def test_a_half_quantized_model_is_completed() -> None:
         q = QuantizeLinear (h, s, z)  d = DequantizeLinear (q, s, z)  i = MatMul (d, b)  y = MatMul (i, c) }"""
     scale = np.full(4, 0.01, np.float32)
     model = build(
-        text, a_q=affine.quantize(random(4, 4), scale, 1), a_s=scale, b=random(4, 4), c=random(4, 4), s=np.float32(0.05), z=np.int8(0)
+        text,
+        a_q=affine.quantize(random(4, 4), scale, 1),
+        a_s=scale,
+        b=random(4, 4),
+        c=random(4, 4),
+        s=np.float32(0.05),
+        z=np.int8(0),
     )
     kept = quantize(model)[1]
     assert {skip.node: skip.reason for skip in kept.skips} == {
@@ -145,7 +177,9 @@ def test_a_half_quantized_model_is_completed() -> None:
     result, report = quantize(model, calibrator, existing="complete")
     form = Form(result)
     assert calibrator.asked == ["x", "i"]
-    assert {form.chain(tensor)[0] for node in form.nodes if node.op_type == "MatMul" for tensor in node.input} == {"DequantizeLinear"}
+    assert {
+        form.chain(tensor)[0] for node in form.nodes if node.op_type == "MatMul" for tensor in node.input
+    } == {"DequantizeLinear"}
     np.testing.assert_array_equal(form.constants["a_s"], scale)
     assert form.constants["s"] == np.float32(0.05)
     assert report.metrics["layers"] == 3
@@ -155,7 +189,9 @@ def test_a_half_quantized_model_is_completed() -> None:
 
 
 def test_the_floats_behind_a_fake_quantized_weight_come_back() -> None:
-    """PyTorch's quantization-aware training exports float weights with a pair each, and scales as Constant nodes."""
+    """PyTorch's quantization-aware training exports float weights with a pair each, and scales as Constant
+    nodes.
+    """
     text = (
         CONV.format(
             nodes="""s = Constant <value = float {{0.02}}> ()  z = Constant <value = int8 {{0}}> ()
@@ -173,7 +209,8 @@ def test_the_floats_behind_a_fake_quantized_weight_come_back() -> None:
     form = Form(complete)
     assert form.ops() == ["Conv", "DequantizeLinear"]
     assert (
-        affine.quantize(weight, np.float32(0.02)).tolist() == form.constants[form.producers[form.layer("Conv").input[1]].input[0]].tolist()
+        affine.quantize(weight, np.float32(0.02)).tolist()
+        == form.constants[form.producers[form.layer("Conv").input[1]].input[0]].tolist()
     )
     feeds = {"x": random(2, 4, 8, 8)}
     np.testing.assert_allclose(run(complete, feeds)["y"], run(model, feeds)["y"], rtol=1e-5, atol=1e-5)
@@ -182,7 +219,10 @@ def test_the_floats_behind_a_fake_quantized_weight_come_back() -> None:
 def test_unsigned_weights_are_centred_or_quantized_again() -> None:
     text = """(float[N, 4] x) => (float[N, 6] y) {
         a = DequantizeLinear (a_q, s, z)  h = MatMul (x, a)  b = DequantizeLinear (b_q, s, t)  y = MatMul (h, b) }"""
-    codes = {"a_q": GENERATOR.integers(60, 180, (4, 4)).astype(np.uint8), "b_q": GENERATOR.integers(0, 256, (4, 6)).astype(np.uint8)}
+    codes = {
+        "a_q": GENERATOR.integers(60, 180, (4, 4)).astype(np.uint8),
+        "b_q": GENERATOR.integers(0, 256, (4, 6)).astype(np.uint8),
+    }
     model = build(text, **codes, s=np.float32(0.01), z=np.uint8(120), t=np.uint8(3))
     result, report = quantize(model, existing="complete", activations=False)
     form = Form(result)
@@ -212,7 +252,12 @@ def test_a_zero_point_becomes_a_relu_only_where_it_clips(producer: str, relus: i
 def test_beside_a_weight_in_blocks_activations_stay_float() -> None:
     """ONNX Runtime makes of an INT8 one and a pair a node that it cannot run."""
     text = "(float[N, 8] x) => (float[N, 8] y) { w = DequantizeLinear <axis = 0, block_size = 4> (w_q, s)  y = MatMul (x, w) }"
-    model = build(text, 21, w_q=GENERATOR.integers(-127, 128, (8, 8)).astype(np.int8), s=np.full((2, 8), 0.01, np.float32))
+    model = build(
+        text,
+        21,
+        w_q=GENERATOR.integers(-127, 128, (8, 8)).astype(np.int8),
+        s=np.full((2, 8), 0.01, np.float32),
+    )
     result, report = quantize(model, existing="complete")
     reason = "its weight is quantized in blocks, which runtimes do not multiply with INT8 activations"
     assert [skip.reason for skip in report.skips] == [reason]
@@ -257,7 +302,9 @@ def test_a_pair_without_zero_points(options: dict[str, object]) -> None:
     text = """(float[N, 4] x) => (float[N, 4] y) {
         c = MatMul (x, w)  q = QuantizeLinear (c, s)  d = DequantizeLinear (q, s)  y = Neg (d) }"""
     model = build(text, w=random(4, 4), s=np.float32(0.05))
-    result, report = quantize(model, layers={"*": False}, **{key: value for key, value in options.items() if key != "layers"})
+    result, report = quantize(
+        model, layers={"*": False}, **{key: value for key, value in options.items() if key != "layers"}
+    )
     assert "Relu" in Form(result).ops()
     assert len(report.edits) == 1
     feeds = {"x": random(16, 4)}
@@ -272,7 +319,9 @@ def test_sixteen_bits_clip_as_eight_do() -> None:
     feeds = {"x": random(16, 4)}
     np.testing.assert_allclose(run(result, feeds)["y"], run(model, feeds)["y"], atol=1e-3)
     kept = quantize(model, layers={"*": False})[1]
-    assert kept.skips[0].reason == "kept as UINT16 with zero-point 0; TensorRT takes INT8 with zero-point 0 only"
+    assert (
+        kept.skips[0].reason == "kept as UINT16 with zero-point 0; TensorRT takes INT8 with zero-point 0 only"
+    )
 
 
 def test_a_scale_of_zero_is_left_alone() -> None:
@@ -303,7 +352,13 @@ def test_a_pair_at_the_output_leaves_its_name() -> None:
     ],
 )
 def test_what_cannot_be_stripped(nodes: str, constants: dict[str, np.ndarray], reason: str) -> None:
-    model = build(f"(float[N, 4] x) => (float[N, 4] y) {{ {nodes} }}", s=np.float32(0.1), t=np.float32(0.2), z=np.uint8(3), **constants)
+    model = build(
+        f"(float[N, 4] x) => (float[N, 4] y) {{ {nodes} }}",
+        s=np.float32(0.1),
+        t=np.float32(0.2),
+        z=np.uint8(3),
+        **constants,
+    )
     result, report = quantize(model, existing="strip")
     assert [node.op_type for node in result.graph.node] == [node.op_type for node in model.graph.node]
     assert any(skip.reason.startswith(reason) for skip in report.skips)
@@ -316,7 +371,9 @@ def test_what_cannot_be_completed() -> None:
         p = QuantizeLinear <axis = 1> (x, v, n)  u = DequantizeLinear <axis = 1> (p, v, n)
         k = QuantizeLinear (x, s, m)  l = DequantizeLinear (k, s, m) }"""
     constants = {"v": np.full(4, 0.1, np.float32), "n": np.zeros(4, np.int8), "m": np.int8(1)}
-    result, report = quantize(build(text, s=np.float32(0.1), t=np.float32(0.2), z=np.uint8(3), **constants), existing="complete")
+    result, report = quantize(
+        build(text, s=np.float32(0.1), t=np.float32(0.2), z=np.uint8(3), **constants), existing="complete"
+    )
     assert {skip.node: skip.reason for skip in report.skips} == {
         "QuantizeLinear_0": "kept: DequantizeLinear_1 has another scale or zero-point",
         "QuantizeLinear_2": "kept as INT8 with zero-point 0: only a pair of 8 bits with one scale has a canonical form",

@@ -4,12 +4,23 @@ import numpy as np
 import onnx
 import pytest
 
-import lathe
-from runtime import ort
-from runtime.targets.onnxruntime import PLACEMENT
-from tests.builders import build, random
-from tests.int8 import Form
-from tests.placement import CONSTANTS, IMAGES, MOBILE, RESIDUAL, kernels, lowered, network, output, quantized, relative
+from onnx_lathe.placement import CANONICAL, Placement
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.ort.ort import PLACEMENT
+from tests.support.builders import build, random
+from tests.support.int8 import Form
+from tests.support.placement import (
+    CONSTANTS,
+    IMAGES,
+    MOBILE,
+    RESIDUAL,
+    kernels,
+    lowered,
+    network,
+    output,
+    quantized,
+    relative,
+)
 
 
 def sources(model: onnx.ModelProto) -> set[str]:
@@ -18,7 +29,7 @@ def sources(model: onnx.ModelProto) -> set[str]:
 
 
 def test_the_canonical_placement_is_one_pair_per_layer_and_join() -> None:
-    assert sources(quantized(network(RESIDUAL), lathe.CANONICAL)[0]) == {"x", "p", "cr", "f"}
+    assert sources(quantized(network(RESIDUAL), CANONICAL)[0]) == {"x", "p", "cr", "f"}
 
 
 def test_a_target_that_writes_integers_gets_every_tensor_between_kernels() -> None:
@@ -26,11 +37,16 @@ def test_a_target_that_writes_integers_gets_every_tensor_between_kernels() -> No
     assert sources(model) == {"x", "r", "p", "cr", "d", "e", "g", "f"}
     form = Form(model)
     assert all(form.producers[name].op_type == "DequantizeLinear" for name in form.layer("Add").input)
-    assert all(form.constants[node.input[2]] == 0 for node in form.nodes if node.op_type == "QuantizeLinear")  # canonical all the same
+    # canonical all the same
+    assert all(form.constants[node.input[2]] == 0 for node in form.nodes if node.op_type == "QuantizeLinear")
 
 
-@pytest.mark.parametrize("placement, reasons", [(PLACEMENT, {}), (lathe.CANONICAL, {"Conv_2": "a depthwise convolution stays float"})])
-def test_depthwise_convolutions_are_quantized_where_a_target_runs_them(placement: lathe.Placement, reasons: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "placement, reasons", [(PLACEMENT, {}), (CANONICAL, {"Conv_2": "a depthwise convolution stays float"})]
+)
+def test_depthwise_convolutions_are_quantized_where_a_target_runs_them(
+    placement: Placement, reasons: dict[str, str]
+) -> None:
     _, report = quantized(network(MOBILE), placement)
     assert {skip.node: skip.reason for skip in report.skips} == reasons
 
@@ -44,29 +60,40 @@ def test_depthwise_convolutions_are_quantized_where_a_target_runs_them(placement
         ("c = Conv (x, w)  s = Sigmoid (c)  y = Conv (s, v)", {"x", "c", "s"}),
         ("y = Conv (x, w)", {"x"}),
     ],
-    ids=["nothing behind reads integers", "a constant operand", "a float operand", "between two convolutions", "an output"],
+    ids=[
+        "nothing behind reads integers",
+        "a constant operand",
+        "a float operand",
+        "between two convolutions",
+        "an output",
+    ],
 )
 def test_operators_are_quantized_only_between_kernels(body: str, wanted: set[str]) -> None:
     constants = {"w": random(5, 3, 1, 1), "v": random(5, 5, 1, 1), "h": np.float32(2)}
     used = {name: value for name, value in constants.items() if f", {name})" in body}
     model, _ = quantized(build(f"(float[N, 3, 12, 12] x) => (float[N, 5, 12, 12] y) {{ {body} }}", **used))
     assert sources(model) == wanted
-    float_inputs = [name for node in model.graph.node if node.op_type in ("Mul", "Exp") for name in node.input]
-    assert "c" not in float_inputs  # all readers of a result read its pair, so that the convolution writes integers
+    float_inputs = [
+        name for node in model.graph.node if node.op_type in ("Mul", "Exp") for name in node.input
+    ]
+    # all readers of a result read its pair, so that the convolution writes integers
+    assert "c" not in float_inputs
 
 
 def test_two_targets_get_what_either_wants() -> None:
-    both = PLACEMENT | lathe.CANONICAL
+    both = PLACEMENT | CANONICAL
     assert (both.depthwise, both.joins, both.results) == (True, True, PLACEMENT.results)
-    assert both == lathe.CANONICAL | PLACEMENT
+    assert both == CANONICAL | PLACEMENT
     assert sources(quantized(network(MOBILE), both)[0]) == sources(quantized(network(MOBILE))[0])
 
 
 @pytest.mark.parametrize("text", [RESIDUAL, MOBILE], ids=["residual", "mobile"])
 def test_tensorrt_gets_its_own_form_from_a_model_for_both(text: str) -> None:
     model = network(text)
-    alone, _ = lowered(quantized(model, lathe.CANONICAL, bias_correction=False)[0], "tensorrt", lathe.CANONICAL)
-    shared, report = lowered(quantized(model, PLACEMENT | lathe.CANONICAL, bias_correction=False)[0], "tensorrt", lathe.CANONICAL)
+    alone, _ = lowered(quantized(model, CANONICAL, bias_correction=False)[0], "tensorrt", CANONICAL)
+    shared, report = lowered(
+        quantized(model, PLACEMENT | CANONICAL, bias_correction=False)[0], "tensorrt", CANONICAL
+    )
     assert sources(shared) == sources(alone)
     assert sorted(Form(shared).ops()) == sorted(Form(alone).ops())
     assert {skip.node for skip in report.skips} == ({"Conv_2"} if text == MOBILE else set())
@@ -74,14 +101,14 @@ def test_tensorrt_gets_its_own_form_from_a_model_for_both(text: str) -> None:
 
 
 def test_onnxruntime_gets_all_from_a_model_for_both() -> None:
-    result, report = lowered(quantized(network(MOBILE), PLACEMENT | lathe.CANONICAL)[0])
+    result, report = lowered(quantized(network(MOBILE), PLACEMENT | CANONICAL)[0])
     assert not report.skips
     assert kernels(result)["QLinearConv"] == 7
 
 
 def test_a_depthwise_layer_that_was_asked_for_survives_the_lowering() -> None:
-    model, _ = quantized(network(MOBILE), lathe.CANONICAL, layers={"depthwise": True})
-    result, report = lowered(model, "tensorrt", lathe.CANONICAL)
+    model, _ = quantized(network(MOBILE), CANONICAL, layers={"depthwise": True})
+    result, report = lowered(model, "tensorrt", CANONICAL)
     assert not report.skips
     form = Form(result)
     assert form.producers[form.layer("Conv", 1).input[1]].op_type == "DequantizeLinear"
@@ -114,6 +141,10 @@ def test_values_handed_on_twice_have_one_scale_and_load(opset: int) -> None:
     canonical, _ = quantized(model, method="percentile", percentile=95.0)
     ort.session(canonical)
     form = Form(canonical)
-    scales = {float(form.constants[node.input[1]]) for node in form.nodes if node.op_type == "QuantizeLinear" and node.input[0] in "rpf"}
+    scales = {
+        float(form.constants[node.input[1]])
+        for node in form.nodes
+        if node.op_type == "QuantizeLinear" and node.input[0] in "rpf"
+    }
     assert len(scales) == 1
     assert kernels(lowered(canonical)[0])["QLinearConv"] == 1

@@ -9,14 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import lathe
-from lathe import CANONICAL
-from passes.base import Context, configure
-from passes.graph.model import export_model, import_model
-from passes.int8 import Int8
-from passes.int8_ranges import METHODS, choose_range
-from passes.numerics import calibration
-from passes.numerics.calibration import (
+from onnx_lathe import metadata
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.model import export_model, import_model
+from onnx_lathe.passes.int8.int8 import Int8
+from onnx_lathe.passes.int8.ranges import METHODS, choose_range
+from onnx_lathe.passes.numerics.quantization.clipping import (
     BINS,
     FARTHEST,
     MOST_ERROR,
@@ -28,9 +27,10 @@ from passes.numerics.calibration import (
     symmetric_levels,
     unsigned_levels,
 )
-from runtime.calibration import StreamingCalibrator
-from tests.builders import build
-from tests.int8 import Rows
+from onnx_lathe.placement import CANONICAL
+from onnx_lathe.runtime.running.calibration import StreamingCalibrator
+from tests.support.builders import build
+from tests.support.int8 import Rows
 
 COUNT = 200_000
 RANDOM = np.random.default_rng(0)
@@ -72,7 +72,9 @@ class Even:
 
 def error(values: np.ndarray, levels: Levels) -> float:
     """Mean squared error of rounding the values themselves."""
-    return float(np.mean((np.rint(values / levels.scale).clip(levels.first, levels.last) * levels.scale - values) ** 2))
+    return float(
+        np.mean((np.rint(values / levels.scale).clip(levels.first, levels.last) * levels.scale - values) ** 2)
+    )
 
 
 def error_of_range(values: np.ndarray, low: float, high: float, unsigned: bool) -> float:
@@ -110,7 +112,14 @@ def seven_levels(low: float, high: float) -> Levels:
 
 @pytest.mark.parametrize("levels_of", [symmetric_levels, unsigned_levels, seven_levels])
 @pytest.mark.parametrize(
-    "values", [NORMAL, np.maximum(NORMAL, 0), RANDOM.laplace(size=COUNT), NORMAL / (1 + np.exp(-NORMAL)), RANDOM.random(COUNT) - 0.1]
+    "values",
+    [
+        NORMAL,
+        np.maximum(NORMAL, 0),
+        RANDOM.laplace(size=COUNT),
+        NORMAL / (1 + np.exp(-NORMAL)),
+        RANDOM.random(COUNT) - 0.1,
+    ],
 )
 def test_no_threshold_has_a_smaller_squared_error(values: np.ndarray, levels_of: LevelsOf) -> None:
     def error_of(threshold: float) -> float:
@@ -125,7 +134,9 @@ def test_no_threshold_has_a_smaller_squared_error(values: np.ndarray, levels_of:
 @pytest.mark.parametrize("levels_of", [symmetric_levels, unsigned_levels])
 def test_the_expected_squared_error_is_that_of_rounding(threshold: float, levels_of: LevelsOf) -> None:
     levels = levels_of(-threshold / 3, threshold)
-    assert squared_error(*Even(NORMAL).distribution(), levels) == pytest.approx(error(NORMAL, levels), rel=0.02)
+    assert squared_error(*Even(NORMAL).distribution(), levels) == pytest.approx(
+        error(NORMAL, levels), rel=0.02
+    )
 
 
 def test_the_error_of_a_bin_without_width_is_that_of_a_point() -> None:
@@ -135,7 +146,9 @@ def test_the_error_of_a_bin_without_width_is_that_of_a_point() -> None:
     assert squared_error(edges + 1, np.array([5.0]), levels) == pytest.approx(0.09)
 
 
-@pytest.mark.parametrize("values", [np.maximum(NORMAL, 0), np.maximum(RANDOM.laplace(size=COUNT), 0), -np.abs(NORMAL)])
+@pytest.mark.parametrize(
+    "values", [np.maximum(NORMAL, 0), np.maximum(RANDOM.laplace(size=COUNT), 0), -np.abs(NORMAL)]
+)
 def test_levels_of_a_target_with_a_zero_point_are_those_it_has(values: np.ndarray) -> None:
     """Behind a ReLU the steps are half as wide: less is clipped."""
     signed, unsigned = (choose_range(Even(values), "mse", 0, unsigned) for unsigned in (False, True))
@@ -148,16 +161,22 @@ def test_a_narrow_peak_does_not_move_the_entropy_threshold_far(unsigned: bool) -
     """What a hard swish or a constant background makes: the measure alone would spend the levels on it."""
     values = np.append(np.abs(NORMAL), RANDOM.normal(-0.05, 0.004, 20 * COUNT))
     entropy, mse = (choose_range(Even(values), method, 0, unsigned) for method in THRESHOLDS)
-    assert error_of_range(values, *entropy, unsigned) <= 1.05 * MOST_ERROR * error_of_range(values, *mse, unsigned)
+    assert error_of_range(values, *entropy, unsigned) <= 1.05 * MOST_ERROR * error_of_range(
+        values, *mse, unsigned
+    )
 
 
-@pytest.mark.parametrize("values", [NORMAL, np.maximum(NORMAL, 0), RANDOM.laplace(size=COUNT), RANDOM.standard_t(4, COUNT)])
+@pytest.mark.parametrize(
+    "values", [NORMAL, np.maximum(NORMAL, 0), RANDOM.laplace(size=COUNT), RANDOM.standard_t(4, COUNT)]
+)
 def test_the_entropy_threshold_is_that_of_migacz(values: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     largest = float(np.quantile(np.abs(values), 1 - FARTHEST))
     counts, edges = np.histogram(np.abs(values), 16 * BINS, (0, largest))
     counts[-1] += (np.abs(values) > largest).sum()
-    monkeypatch.setattr(calibration, "MOST_ERROR", math.inf)
-    assert entropy_threshold(edges, counts, symmetric_levels) == pytest.approx(migacz(values, largest, 128), rel=0.05)
+    monkeypatch.setattr("onnx_lathe.passes.numerics.quantization.clipping.MOST_ERROR", math.inf)
+    assert entropy_threshold(edges, counts, symmetric_levels) == pytest.approx(
+        migacz(values, largest, 128), rel=0.05
+    )
 
 
 def test_zeros_behind_a_relu_do_not_move_the_entropy_threshold() -> None:
@@ -215,8 +234,15 @@ def test_the_smaller_side_ends_where_its_values_end(method: str) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=30), st.sampled_from(METHODS), st.floats(50, 100), st.booleans())
-def test_any_range_is_between_the_extremes_and_holds_zero(values: list[float], method: str, percent: float, unsigned: bool) -> None:
+@given(
+    st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=30),
+    st.sampled_from(METHODS),
+    st.floats(50, 100),
+    st.booleans(),
+)
+def test_any_range_is_between_the_extremes_and_holds_zero(
+    values: list[float], method: str, percent: float, unsigned: bool
+) -> None:
     statistics = Even(np.array(values))
     low, high = choose_range(statistics, method, percent, unsigned)
     assert min(statistics.minimum, 0) <= low <= 0 <= high <= max(statistics.maximum, 0)
@@ -231,9 +257,14 @@ def test_int8_has_the_levels_of_its_targets_in_mind() -> None:
     ends = []
     for unsigned in (False, True):
         graph = import_model(model)
-        context = Context(calibrator=StreamingCalibrator(Rows(x=x), limit=4000), placement=replace(CANONICAL, unsigned=unsigned))
+        context = Context(
+            calibrator=StreamingCalibrator(Rows(x=x), limit=4000),
+            placement=replace(CANONICAL, unsigned=unsigned),
+        )
         configure(Int8, {"method": "mse", "bias_correction": False}).apply(graph, context)
-        entries = {entry.key: entry.value for node in export_model(graph).graph.node for entry in node.metadata_props}
-        ends.append(json.loads(entries[lathe.RANGE]))
+        entries = {
+            entry.key: entry.value for node in export_model(graph).graph.node for entry in node.metadata_props
+        }
+        ends.append(json.loads(entries[metadata.RANGE]))
     assert ends[0][0] == ends[1][0] == 0
     assert ends[1][1] > 1.02 * ends[0][1]

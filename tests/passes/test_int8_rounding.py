@@ -7,18 +7,20 @@ import numpy as np
 import onnx
 import pytest
 
-import lathe
-from lathe import PassError
-from passes import int8_rounding
-from passes.base import Context, PassReport, configure
-from passes.graph.model import export_model, import_model
-from passes.int8 import Int8
-from passes.numerics.affine import signal_to_noise_db
-from runtime.calibration import StreamingCalibrator
-from runtime.data import Batch, DataSource
-from runtime.training import TorchRounder
-from tests.builders import build, random, run
-from tests.int8 import Form
+from onnx_lathe import metadata
+from onnx_lathe.errors import PassError
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.model import export_model, import_model
+from onnx_lathe.passes.int8 import rounding
+from onnx_lathe.passes.int8.int8 import Int8
+from onnx_lathe.passes.numerics.quantization.affine import signal_to_noise_db
+from onnx_lathe.runtime.data import Batch, DataSource
+from onnx_lathe.runtime.running.calibration import StreamingCalibrator
+from onnx_lathe.runtime.training import TorchRounder
+from tests.support.builders import build, random, run
+from tests.support.int8 import Form
 
 OPTIONS = {"method": "minmax", "bias_correction": False}
 
@@ -56,10 +58,14 @@ class Recorder:
         return Result(high if self.finds else None)
 
 
-def adapt(model: onnx.ModelProto, data: DataSource, rounder: object = None, **options: object) -> tuple[onnx.ModelProto, PassReport]:
+def adapt(
+    model: onnx.ModelProto, data: DataSource, rounder: object = None, **options: object
+) -> tuple[onnx.ModelProto, PassReport]:
     graph = import_model(model)
     context = Context(calibrator=StreamingCalibrator(data), rounder=rounder)
-    report = configure(Int8, OPTIONS | ({"rounding": "adaptive"} if rounder else {}) | options).apply(graph, context)
+    report = configure(Int8, OPTIONS | ({"rounding": "adaptive"} if rounder else {}) | options).apply(
+        graph, context
+    )
     result = export_model(graph)
     onnx.checker.check_model(result, full_check=True)
     return result, report
@@ -74,27 +80,52 @@ def replayed(call: Mapping, levels: np.ndarray) -> np.ndarray:
     return next(iter(run(model, feeds).values()))
 
 
-IMAGE, ROWS = "(float[N, 4, 9, 9] x) => (float[N, O, P, Q] y) {{ {} }}", "(float[N, 4] x) => (float[N, 6] y) {{ {} }}"
+IMAGE, ROWS = (
+    "(float[N, 4, 9, 9] x) => (float[N, O, P, Q] y) {{ {} }}",
+    "(float[N, 4] x) => (float[N, 6] y) {{ {} }}",
+)
 LAYERS = {
     "Conv": (IMAGE, "c = Conv <pads = [1, 1, 1, 1]> (x, w, b)  y = Relu (c)", (6, 4, 3, 3)),
     "uneven padding": (IMAGE, "y = Conv <pads = [2, 0, 1, 3], strides = [2, 1]> (x, w, b)", (6, 4, 3, 2)),
     "padding by name": (IMAGE, 'y = Conv <auto_pad = "SAME_LOWER", strides = [2, 2]> (x, w)', (6, 4, 4, 4)),
     "no padding by name": (IMAGE, 'y = Conv <auto_pad = "VALID", dilations = [2, 2]> (x, w)', (6, 4, 3, 3)),
     "groups": (IMAGE, "c = Conv <group = 2> (x, w, b)  y = LeakyRelu (c)", (6, 2, 3, 3)),
-    "large image": ("(float[N, 4, 30, 30] x) => (float[N, O, P, Q] y) {{ {} }}", "y = Conv <pads = [1, 1, 1, 1]> (x, w, b)", (6, 4, 3, 3)),
-    "one dimension": ("(float[N, 4, 20] x) => (float[N, O, P] y) {{ {} }}", "y = Conv <pads = [1, 1]> (x, w, b)", (6, 4, 3)),
-    "normalization": (IMAGE, "c = Conv (x, w)  n = BatchNormalization (c, b, b, b, v)  y = Relu (n)", (6, 4, 3, 3)),
+    "large image": (
+        "(float[N, 4, 30, 30] x) => (float[N, O, P, Q] y) {{ {} }}",
+        "y = Conv <pads = [1, 1, 1, 1]> (x, w, b)",
+        (6, 4, 3, 3),
+    ),
+    "one dimension": (
+        "(float[N, 4, 20] x) => (float[N, O, P] y) {{ {} }}",
+        "y = Conv <pads = [1, 1]> (x, w, b)",
+        (6, 4, 3),
+    ),
+    "normalization": (
+        IMAGE,
+        "c = Conv (x, w)  n = BatchNormalization (c, b, b, b, v)  y = Relu (n)",
+        (6, 4, 3, 3),
+    ),
     "skip": (IMAGE, "c = Conv <pads = [1, 1, 1, 1]> (x, w)  s = Add (c, x)  y = Relu (s)", (4, 4, 3, 3)),
-    "two before": (IMAGE, "c = Conv (x, w)  a = Add (c, e)  m = Mul (f, a)  y = Clip (m, zero, f)", (6, 4, 3, 3)),
+    "two before": (
+        IMAGE,
+        "c = Conv (x, w)  a = Add (c, e)  m = Mul (f, a)  y = Clip (m, zero, f)",
+        (6, 4, 3, 3),
+    ),
     "PRelu": (IMAGE, "c = Conv (x, w)  y = PRelu (c, e)", (6, 4, 3, 3)),
     "Gemm": (ROWS, "c = Gemm <alpha = 0.5, beta = 2.0> (x, w, b)  y = Relu (c)", (4, 6)),
     "Gemm, transposed": (ROWS, "y = Gemm <transB = 1> (x, w)", (6, 4)),
-    "MatMul": ("(float[N, 5, 4] x) => (float[N, 5, 6] y) {{ {} }}", "c = MatMul (x, w)  a = Add (g, c)  y = Sigmoid (a)", (4, 6)),
+    "MatMul": (
+        "(float[N, 5, 4] x) => (float[N, 5, 6] y) {{ {} }}",
+        "c = MatMul (x, w)  a = Add (g, c)  y = Sigmoid (a)",
+        (4, 6),
+    ),
 }
 
 
 @pytest.mark.parametrize("text, nodes, shape", LAYERS.values(), ids=LAYERS)
-def test_the_layer_alone_computes_what_it_computes_in_the_network(text: str, nodes: str, shape: tuple[int, ...]) -> None:
+def test_the_layer_alone_computes_what_it_computes_in_the_network(
+    text: str, nodes: str, shape: tuple[int, ...]
+) -> None:
     constants = {
         "w": random(*shape),
         "b": random(6),
@@ -113,15 +144,23 @@ def test_the_layer_alone_computes_what_it_computes_in_the_network(text: str, nod
     np.testing.assert_allclose(call["exact"] * call["step"], constants["w"], rtol=1e-6, atol=1e-6)
     assert [node.op_type for node in call["layer"].graph.node] == [node.op_type for node in model.graph.node]
     assert len(call["target"]) == (30 if nodes.startswith("c = MatMul") else 6)
-    assert all(size <= int8_rounding.EDGE for size in call["target"].shape[2:])
-    np.testing.assert_allclose(replayed(call, call["exact"]), call["target"], rtol=0, atol=2e-5 * np.abs(call["target"]).max())
+    assert all(size <= rounding.EDGE for size in call["target"].shape[2:])
+    np.testing.assert_allclose(
+        replayed(call, call["exact"]), call["target"], rtol=0, atol=2e-5 * np.abs(call["target"]).max()
+    )
     form = Form(result)
     np.testing.assert_array_equal(form.constants["w_int8"], call["high"])
-    assert report.edits[-1].what.endswith("levels are not the nearest: 20.0 -> 30.0 dB signal to noise behind the layer")
+    assert report.edits[-1].what.endswith(
+        "levels are not the nearest: 20.0 -> 30.0 dB signal to noise behind the layer"
+    )
 
 
 def test_a_layer_sees_what_the_layers_rounded_before_it_give() -> None:
-    model = build(IMAGE.format("c = Conv (x, v)  r = Relu (c)  y = Conv (r, w)"), v=random(5, 4, 1, 1), w=random(6, 5, 1, 1))
+    model = build(
+        IMAGE.format("c = Conv (x, v)  r = Relu (c)  y = Conv (r, w)"),
+        v=random(5, 4, 1, 1),
+        w=random(6, 5, 1, 1),
+    )
     data, recorder = Samples(3, 4, 9, 9), Recorder()
     result, _ = adapt(model, data, recorder, activations=False)
     first, second = recorder.calls
@@ -144,12 +183,16 @@ def test_activations_are_float_on_both_sides() -> None:
     assert Form(result).ops().count("QuantizeLinear") == 2
     first, second = recorder.calls
     np.testing.assert_array_equal(next(iter(first["inputs"].values())), data.x)
-    np.testing.assert_allclose(next(iter(second["inputs"].values())), data.x @ (first["high"] * first["step"]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        next(iter(second["inputs"].values())), data.x @ (first["high"] * first["step"]), rtol=1e-5, atol=1e-5
+    )
     np.testing.assert_array_equal(second["target"], run(model, {"x": data.x})["y"])
 
 
 def test_pairs_that_the_model_had_stay_on_both_sides() -> None:
-    nodes = "q = QuantizeLinear (x, s, z)  d = DequantizeLinear (q, s, z)  h = MatMul (d, v)  y = MatMul (h, w)"
+    nodes = (
+        "q = QuantizeLinear (x, s, z)  d = DequantizeLinear (q, s, z)  h = MatMul (d, v)  y = MatMul (h, w)"
+    )
     model = build(ROWS.format(nodes), v=random(4, 4), w=random(4, 6), s=np.float32(0.1), z=np.int8(0))
     data, recorder = Samples(40, 4), Recorder()
     adapt(model, data, recorder, existing="complete")
@@ -159,14 +202,21 @@ def test_pairs_that_the_model_had_stay_on_both_sides() -> None:
 
 @pytest.mark.parametrize("group", [1, 8])
 def test_a_wide_range_of_activations_does_not_move_levels(group: int) -> None:
-    """Of these activations INT8 keeps little, because of one outlier: no reason to round weights otherwise than for the float network."""
+    """Of these activations INT8 keeps little, because of one outlier: no reason to round weights otherwise
+    than for the float network.
+    """
     data = Samples(64, 8, 6, 6)
     data.x[0, 0, 0, 0] = 200
     nodes = f"c = Conv <pads = [1, 1, 1, 1], group = {group}> (x, w)  y = Relu (c)"
-    model = build("(float[N, 8, 6, 6] x) => (float[N, O, P, Q] y) { " + nodes + " }", w=random(8, 8 // group, 3, 3))
+    model = build(
+        "(float[N, 8, 6, 6] x) => (float[N, O, P, Q] y) { " + nodes + " }", w=random(8, 8 // group, 3, 3)
+    )
     layers = {"layers": {"*": True}}
     with_pairs, without = (
-        Form(adapt(model, data, TorchRounder(), rounding_steps=60, activations=on, **layers)[0]).constants["w_int8"] for on in (True, False)
+        Form(adapt(model, data, TorchRounder(), rounding_steps=60, activations=on, **layers)[0]).constants[
+            "w_int8"
+        ]
+        for on in (True, False)
     )
     np.testing.assert_array_equal(with_pairs, without)
 
@@ -175,7 +225,7 @@ def test_nothing_but_the_levels_differs_from_rounding_to_nearest() -> None:
     weight = random(6, 4, 3, 3)
     weight[np.abs(weight) < 0.5] = 0
     model = build(IMAGE.format("c = Conv (x, w, b)  y = Relu (c)"), w=weight, b=random(6))
-    model.metadata_props.add(key=lathe.SPARSE, value=lathe.format_sparse({"w": "unstructured"}))
+    model.metadata_props.add(key=metadata.SPARSE, value=metadata.format_sparse({"w": "unstructured"}))
     data = Samples(8, 4, 9, 9)
     nearest, adapted = adapt(model, data)[0], adapt(model, data, Recorder())[0]
     levels, changed = (Form(one).constants["w_int8"].astype(int) for one in (nearest, adapted))
@@ -190,8 +240,12 @@ def test_nothing_but_the_levels_differs_from_rounding_to_nearest() -> None:
 STOPS = {
     "an output": "(float[N, 4, 9, 9] x) => (float[N, O, P, Q] c, float[N, O, P, Q] y) { c = Conv (x, w)  y = Relu (c) }",
     "two readers": IMAGE.format("c = Conv (x, w)  r = Relu (c)  t = Tanh (c)  y = Add (r, t)"),
-    "another operator": IMAGE.format("c = Conv (x, w)  p = MaxPool <kernel_shape = [2, 2]> (c)  y = Relu (p)"),
-    "a broadcast addition": IMAGE.format("g = GlobalMaxPool (x)  c = Conv (x, w)  s = Add (c, g)  y = Relu (s)"),
+    "another operator": IMAGE.format(
+        "c = Conv (x, w)  p = MaxPool <kernel_shape = [2, 2]> (c)  y = Relu (p)"
+    ),
+    "a broadcast addition": IMAGE.format(
+        "g = GlobalMaxPool (x)  c = Conv (x, w)  s = Add (c, g)  y = Relu (s)"
+    ),
     "a constant per position": IMAGE.format("c = Conv (x, w)  s = Add (c, row)  y = Relu (s)"),
     "no activation": IMAGE.format("c = Conv (x, w)  y = Add (c, e)"),
     "a body that reads it": """(float[N, 4, 9, 9] x) => (float[N, O, P, Q] y) {
@@ -202,7 +256,10 @@ STOPS = {
 
 @pytest.mark.parametrize("text", STOPS.values(), ids=STOPS)
 def test_where_no_activation_follows_the_layer_is_matched_itself(text: str) -> None:
-    model, recorder = build(text, w=random(4, 4, 1, 1), e=random(4, 1, 1), row=random(9), f=np.array(True)), Recorder()
+    model, recorder = (
+        build(text, w=random(4, 4, 1, 1), e=random(4, 1, 1), row=random(9), f=np.array(True)),
+        Recorder(),
+    )
     adapt(model, Samples(4, 4, 9, 9), recorder)
     assert [[node.op_type for node in call["layer"].graph.node] for call in recorder.calls] == [["Conv"]]
 
@@ -220,24 +277,38 @@ def test_the_activation_is_found_behind_a_quantized_addition() -> None:
 CODES = {"k": np.random.default_rng(0).integers(0, 16, (4, 4, 1, 1)).astype(np.uint8), "book": random(16)}
 REFUSED = {
     "shared": (IMAGE.format("c = Conv (x, w)  y = Conv (c, w)"), "it is shared by several layers"),
-    "codebook": (IMAGE.format("i = Cast <to = 6> (k)  u = Gather <axis = 0> (book, i)  y = Conv (x, u)"), "it is stored as a codebook"),
+    "codebook": (
+        IMAGE.format("i = Cast <to = 6> (k)  u = Gather <axis = 0> (book, i)  y = Conv (x, u)"),
+        "it is stored as a codebook",
+    ),
     "computed bias": (
         IMAGE.format("m = ReduceMax <keepdims = 0, axes = [0, 2, 3]> (x)  y = Conv (x, w, m)"),
         "its bias is computed at run time",
     ),
-    "transposed": ("(float[4, N] x) => (float[N, 6] y) { y = Gemm <transA = 1> (x, v) }", "its input is transposed"),
-    "bias per row": ("(float[8, 4] x) => (float[8, 6] y) { y = Gemm (x, v, rows) }", "its bias differs from row to row"),
+    "transposed": (
+        "(float[4, N] x) => (float[N, 6] y) { y = Gemm <transA = 1> (x, v) }",
+        "its input is transposed",
+    ),
+    "bias per row": (
+        "(float[8, 4] x) => (float[8, 6] y) { y = Gemm (x, v, rows) }",
+        "its bias differs from row to row",
+    ),
 }
 
 
 @pytest.mark.parametrize("text, reason", REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_adapted_is_rounded_to_nearest_and_said(text: str, reason: str) -> None:
     model = build(text, w=random(4, 4, 1, 1), v=random(4, 6), rows=random(8, 6), **CODES)
-    data, recorder = Samples(*((8, 4, 9, 9) if "9, 9" in text else (4, 8) if "transA" in text else (8, 4))), Recorder()
+    data, recorder = (
+        Samples(*((8, 4, 9, 9) if "9, 9" in text else (4, 8) if "transA" in text else (8, 4))),
+        Recorder(),
+    )
     result, report = adapt(model, data, recorder)
     assert not recorder.calls
     layers = [node.name for node in import_model(model).nodes if node.op in ("Conv", "Gemm")]
-    assert [(skip.node, skip.reason) for skip in report.skips] == [(node, f"its weight is rounded to nearest: {reason}") for node in layers]
+    assert [(skip.node, skip.reason) for skip in report.skips] == [
+        (node, f"its weight is rounded to nearest: {reason}") for node in layers
+    ]
     assert result == adapt(model, data)[0]
 
 
@@ -259,19 +330,27 @@ def test_a_layer_that_computes_nan_is_rounded_to_nearest() -> None:
 
 
 def test_samples_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8_rounding, "SAMPLE_BYTES", 10_000)
+    monkeypatch.setattr(rounding, "SAMPLE_BYTES", 10_000)
     nodes = "c = Conv (x, v)  r = Relu (c)  y = Conv (r, w)"
     recorder = Recorder()
-    adapt(build(IMAGE.format(nodes), v=random(5, 4, 1, 1), w=random(6, 5, 1, 1)), Samples(200, 4, 9, 9), recorder)
-    sizes = [sum(array.nbytes for array in (*call["inputs"].values(), call["target"])) for call in recorder.calls]
+    adapt(
+        build(IMAGE.format(nodes), v=random(5, 4, 1, 1), w=random(6, 5, 1, 1)),
+        Samples(200, 4, 9, 9),
+        recorder,
+    )
+    sizes = [
+        sum(array.nbytes for array in (*call["inputs"].values(), call["target"])) for call in recorder.calls
+    ]
     assert all(5_000 < size <= 10_000 for size in sizes)
 
 
 def test_many_layers_are_sampled_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8_rounding, "ROUNDS", 2)
+    monkeypatch.setattr(rounding, "ROUNDS", 2)
     runs = []
     monkeypatch.setattr(
-        StreamingCalibrator, "observe", lambda self, *call, was=StreamingCalibrator.observe: (runs.append(1), was(self, *call))[1]
+        StreamingCalibrator,
+        "observe",
+        lambda self, *call, was=StreamingCalibrator.observe: (runs.append(1), was(self, *call))[1],
     )
     text = ROWS.format("a = MatMul (x, u)  b = MatMul (a, v)  y = MatMul (b, w)")
     recorder = Recorder()
@@ -282,12 +361,19 @@ def test_many_layers_are_sampled_in_groups(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_without_a_rounder_it_says_what_to_do() -> None:
     graph = import_model(build(ROWS.format("y = MatMul (x, w)"), w=random(4, 6)))
-    with pytest.raises(PassError, match="adaptive rounding needs PyTorch's rounder, and there is none; give rounding=nearest"):
-        configure(Int8, {"rounding": "adaptive"}).apply(graph, Context(calibrator=StreamingCalibrator(Samples(8, 4))))
+    with pytest.raises(
+        PassError, match="adaptive rounding needs PyTorch's rounder, and there is none; give rounding=nearest"
+    ):
+        configure(Int8, {"rounding": "adaptive"}).apply(
+            graph, Context(calibrator=StreamingCalibrator(Samples(8, 4)))
+        )
 
 
 def test_it_needs_data_even_for_weights_alone() -> None:
-    assert set(configure(Int8, {"rounding": "adaptive", "activations": False}).needs) == {"calibrator", "rounder"}
+    assert set(configure(Int8, {"rounding": "adaptive", "activations": False}).needs) == {
+        "calibrator",
+        "rounder",
+    }
     assert set(configure(Int8, {}).needs) == {"calibrator"}
 
 
@@ -295,14 +381,16 @@ def test_it_needs_data_even_for_weights_alone() -> None:
 def test_a_network_comes_nearer_to_the_float_one(opset: int) -> None:
     """End to end, with PyTorch and ONNX Runtime, on samples that nothing was chosen on."""
     generator = np.random.default_rng(5)
-    mixing = generator.standard_normal((4, 4)).astype(np.float32)  # channels alike, so that errors of weights can cancel
+    # channels alike, so that errors of weights can cancel
+    mixing = generator.standard_normal((4, 4)).astype(np.float32)
     data, unseen = Samples(128, 4, 9, 9), random(32, 4, 9, 9)
     mixing[:, 0] += 3
     data.x = np.einsum("oi,nixy->noxy", mixing, data.x)
     unseen = np.einsum("oi,nixy->noxy", mixing, unseen)
     nodes = "c = Conv <pads = [1, 1, 1, 1]> (x, v, b)  r = Relu (c)  d = Conv (r, w)  y = Relu (d)"
     weights = {
-        name: generator.standard_normal(shape).astype(np.float32) for name, shape in (("v", (8, 4, 3, 3)), ("w", (6, 8, 3, 3)), ("b", 8))
+        name: generator.standard_normal(shape).astype(np.float32)
+        for name, shape in (("v", (8, 4, 3, 3)), ("w", (6, 8, 3, 3)), ("b", 8))
     }
     model = build(IMAGE.format(nodes), opset=opset, **weights)
     rounder = TorchRounder()

@@ -6,14 +6,16 @@ import numpy as np
 import onnx
 import pytest
 
-from lathe import PassError
-from passes.base import Context, PassReport, configure
-from passes.graph.model import export_model, import_model
-from passes.int8 import Int8
-from runtime.calibration import StreamingCalibrator
-from runtime.evaluate import OutputComparer
-from tests.builders import build
-from tests.int8 import Form, Rows
+from onnx_lathe.errors import PassError
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.model import export_model, import_model
+from onnx_lathe.passes.int8.int8 import Int8
+from onnx_lathe.runtime.running.calibration import StreamingCalibrator
+from onnx_lathe.runtime.running.evaluate import OutputComparer
+from tests.support.builders import build
+from tests.support.int8 import Form, Rows
 
 GENERATOR = np.random.default_rng(17)
 X = GENERATOR.standard_normal((200, 8)).astype(np.float32)
@@ -24,9 +26,13 @@ SIZES = {"first": (8, 8), "second": (8, 8), "third": (8, 8), "fourth": (8, 6)}
 
 
 def weights(**outliers: float) -> dict[str, np.ndarray]:
-    """The first unit behind each layer is 0 at all times. The named weights have large values for it, which leaves INT8 few levels for the
-    others and changes nothing else."""
-    made = {name: GENERATOR.standard_normal(shape).astype(np.float32) / np.float32(2) for name, shape in SIZES.items()}
+    """The first unit behind each layer is 0 at all times. The named weights have large values for it, which
+    leaves INT8 few levels for the others and changes nothing else.
+    """
+    made = {
+        name: GENERATOR.standard_normal(shape).astype(np.float32) / np.float32(2)
+        for name, shape in SIZES.items()
+    }
     for name, values in made.items():
         values[0] = outliers.get(name, 0)
         values[:, 0] = 0 if name != "fourth" else values[:, 0]
@@ -54,7 +60,11 @@ def test_each_layer_is_measured_alone_and_ranked() -> None:
     model = build(NET, **BAD)
     result, report = apply(model, sensitivity=True)
     wanted = {name: quality(model, only=name)["sqnr"] for name in SIZES}
-    found = {key.removeprefix("sensitivity/"): value for key, value in report.metrics.items() if key.startswith("sensitivity/")}
+    found = {
+        key.removeprefix("sensitivity/"): value
+        for key, value in report.metrics.items()
+        if key.startswith("sensitivity/")
+    }
     assert found == pytest.approx(wanted, abs=1e-6)
     assert list(found) == sorted(wanted, key=wanted.__getitem__)
     phrases = [edit.what for edit in report.edits if edit.node == "two"]
@@ -76,9 +86,7 @@ def test_the_fewest_layers_are_left_in_float() -> None:
         assert quality(model, *(names[other] for other in left if other != node))["agreement"] < 0.98
     assert report.metrics["calibration_agreement"] >= 0.98
     alone = quality(model, only="second")
-    expected = (
-        f"left in float: alone it costs {100 * (1 - alone['agreement']):.2g} points of agreement, {alone['sqnr']:.1f} dB signal to noise"
-    )
+    expected = f"left in float: alone it costs {100 * (1 - alone['agreement']):.2g} points of agreement, {alone['sqnr']:.1f} dB signal to noise"
     assert left["two"] == f"{expected} (max_drop=2)"
     assert Form(result).producers.keys().isdisjoint({"second"})
 
@@ -95,7 +103,9 @@ def test_a_goal_in_decibels() -> None:
     model = build(text, first=BAD["first"], second=BAD["second"], k=np.int64([2]))
     graph, data = import_model(model), Rows(x=X)
     context = Context(calibrator=StreamingCalibrator(data), runner=OutputComparer(data, limit=512))
-    with pytest.raises(PassError, match=r"int8\(max_drop=...\) counts points of agreement .* give min_sqnr=, in dB, instead"):
+    with pytest.raises(
+        PassError, match=r"int8\(max_drop=...\) counts points of agreement .* give min_sqnr=, in dB, instead"
+    ):
         configure(Int8, {"max_drop": 0.5}).apply(graph, context)
     _, report = apply(model, min_sqnr=36)
     assert {skip.node: skip.reason.split(": ")[0] for skip in report.skips} == {"two": "left in float"}
@@ -114,8 +124,13 @@ def test_a_goal_that_int8_cannot_meet_leaves_everything() -> None:
 @pytest.mark.parametrize("last, first", [("Log", GOOD["first"]), ("Relu", 0 * GOOD["first"])])
 def test_a_goal_in_decibels_for_outputs_without_a_signal_is_refused(last: str, first: np.ndarray) -> None:
     """NaN, or zeros only: no layer is to blame, and leaving all of them in float would not help."""
-    model = build(f"(float[N, 8] x) => (float[N, 8] y) {{ [one] a = MatMul (x, first)  y = {last} (a) }}", first=first)
-    with pytest.raises(PassError, match=r"int8\(min_sqnr=20\): the model's first output holds NaN or infinity, or nothing but zeros"):
+    model = build(
+        f"(float[N, 8] x) => (float[N, 8] y) {{ [one] a = MatMul (x, first)  y = {last} (a) }}", first=first
+    )
+    with pytest.raises(
+        PassError,
+        match=r"int8\(min_sqnr=20\): the model's first output holds NaN or infinity, or nothing but zeros",
+    ):
         apply(model, min_sqnr=20)
     assert apply(model, max_drop=50)[1].metrics["left_in_float"] == 0
 

@@ -1,10 +1,19 @@
-"""The k-means kernel: error near the theoretical optimum, exactness, zeros, and the binned path for big tensors."""
+"""The k-means kernel: error near the theoretical optimum, exactness, zeros, and the binned path for big
+tensors.
+"""
 
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from passes.numerics.kmeans import STARTS, Rule, distinct_values, encode, kmeans_1d, signal_and_noise
+from onnx_lathe.passes.numerics.clustering.kmeans import (
+    STARTS,
+    Rule,
+    distinct_values,
+    encode,
+    kmeans_1d,
+    signal_and_noise,
+)
 
 SMALL, BIG = 20_000, 100_000
 """Values that are points themselves, and values that are counted into bins."""
@@ -19,7 +28,8 @@ def decibels(values: np.ndarray, centroids: np.ndarray, indices: np.ndarray) -> 
     return 10 * float(np.log10(signal / noise))
 
 
-# The best possible: Max, "Quantizing for Minimum Distortion", IRE Transactions on Information Theory 6, 1960, table I.
+# The best possible: Max, "Quantizing for Minimum Distortion", IRE Transactions on Information Theory 6,
+# 1960, table I.
 @pytest.mark.parametrize("size", [SMALL, BIG])
 @pytest.mark.parametrize("bits, best", [(1, 4.40), (2, 9.30), (3, 14.62), (4, 20.22), (5, 26.02)])
 def test_error_is_near_the_optimum_for_a_normal_distribution(size: int, bits: int, best: float) -> None:
@@ -51,7 +61,8 @@ def test_an_outlier_gets_a_centroid_of_its_own_and_the_others_share_the_rest(siz
     centroids, indices = kmeans_1d(values, 16)
     assert centroids[-1] == 1000.0
     rest = np.arange(size) != 7
-    assert decibels(values[rest], centroids, indices[rest]) >= 19.0  # 15 values for a normal distribution; 16 reach 20.2
+    # 15 values for a normal distribution; 16 reach 20.2
+    assert decibels(values[rest], centroids, indices[rest]) >= 19.0
 
 
 @pytest.mark.parametrize("size", [SMALL, BIG])
@@ -143,7 +154,9 @@ def test_the_same_input_gives_the_same_bits() -> None:
         ([-1.0, 0.0, 1.0], 2, True, "at least 3"),
     ],
 )
-def test_what_cannot_be_clustered_is_refused(values: list[float], k: int, keep_zero: bool, message: str) -> None:
+def test_what_cannot_be_clustered_is_refused(
+    values: list[float], k: int, keep_zero: bool, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         kmeans_1d(np.array(values, np.float32), k, keep_zero=keep_zero)
 
@@ -157,7 +170,9 @@ def of_the_largest(values: np.ndarray, start: str) -> float:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_linear_start_keeps_large_weights_best(seed: int) -> None:
-    """Why it is the default (Han, 2016, section 3.2). On such weights it came out 3.6 dB and more above the others."""
+    """Why it is the default (Han, 2016, section 3.2). On such weights it came out 3.6 dB and more above the
+    others.
+    """
     values = np.random.default_rng(seed).laplace(size=BIG).astype(np.float32)
     linear, density, apart = (of_the_largest(values, start) for start in ("linear", "density", "kmeans++"))
     assert linear >= max(density, apart) + 2
@@ -181,7 +196,9 @@ def test_the_density_start_gives_every_centroid_as_many_values() -> None:
 
 def test_the_seed_decides_where_kmeans_plus_plus_starts() -> None:
     values = normal(SMALL)
-    first, same, other = (encode([values], 16, Rule(start="kmeans++", iterations=1, seed=seed)) for seed in (0, 0, 1))
+    first, same, other = (
+        encode([values], 16, Rule(start="kmeans++", iterations=1, seed=seed)) for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(first.centroids, same.centroids)
     assert (first.centroids != other.centroids).any()
 
@@ -200,5 +217,6 @@ def test_several_arrays_share_one_codebook(sizes: tuple[int, int]) -> None:
     encoded = encode(arrays, 16, Rule())
     assert [indices.shape for indices in encoded.indices] == [array.shape for array in arrays]
     joined = encode([np.concatenate([array.reshape(-1) for array in arrays])], 16, Rule())
-    np.testing.assert_allclose(encoded.centroids, joined.centroids, atol=1e-2)  # the middle of the bins is another; clusters are 0.5 wide
+    # the middle of the bins is another; clusters are 0.5 wide
+    np.testing.assert_allclose(encoded.centroids, joined.centroids, atol=1e-2)
     np.testing.assert_array_equal(encoded.counts().sum(), sum(sizes))

@@ -4,9 +4,9 @@ import numpy as np
 import onnx
 import pytest
 
-from passes.graph.layers import constant_value, weights
-from passes.graph.model import import_model
-from tests.builders import build, random
+from onnx_lathe.passes.graph.layers import constant_value, weights
+from onnx_lathe.passes.graph.model import import_model
+from tests.support.builders import build, random
 
 
 def refusals(model: onnx.ModelProto) -> dict[str, str]:
@@ -22,8 +22,12 @@ def refusals(model: onnx.ModelProto) -> dict[str, str]:
         ("v = Squeeze <axes = [0]> (w)", random(1, 6, 1, 3, 3), (6, 1, 3, 3)),
     ],
 )
-def test_a_weight_is_decoded_by_the_rules_of_its_opset(text: str, stored: np.ndarray, shape: tuple[int, ...]) -> None:
-    model = build(f"(float[N, {shape[1]}, 8, 8] x) => (float[N, a, b, c] y) {{ {text} y = Conv (x, v) }}", 11, w=stored)
+def test_a_weight_is_decoded_by_the_rules_of_its_opset(
+    text: str, stored: np.ndarray, shape: tuple[int, ...]
+) -> None:
+    model = build(
+        f"(float[N, {shape[1]}, 8, 8] x) => (float[N, a, b, c] y) {{ {text} y = Conv (x, v) }}", 11, w=stored
+    )
     (weight,) = weights(import_model(model), refuse=pytest.fail)
     assert constant_value(weight.tensor, weight.opset).shape == shape
     assert weight.axis == 0
@@ -35,7 +39,9 @@ def test_int8_weights_are_decoded_at_any_opset(opset: int) -> None:
     text = "(float[N, 4] x) => (float[N, 6] y) { w = DequantizeLinear (q, s) y = MatMul (x, w) }"
     model = build(text, opset, q=np.full((4, 6), 3, np.int8), s=np.float32(0.5))
     (weight,) = weights(import_model(model), refuse=pytest.fail)
-    np.testing.assert_array_equal(constant_value(weight.tensor, weight.opset), np.full((4, 6), 1.5, np.float32))
+    np.testing.assert_array_equal(
+        constant_value(weight.tensor, weight.opset), np.full((4, 6), 1.5, np.float32)
+    )
 
 
 def test_a_weight_that_cannot_be_decoded_is_a_reason() -> None:

@@ -1,14 +1,23 @@
-"""Kernels of low rank: streamed moments against all data at once, fits against brute force, ranks against exhaustive search."""
+"""Kernels of low rank: streamed moments against all data at once, fits against brute force, ranks against
+exhaustive search.
+"""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from passes.numerics import responses as streaming
-from passes.numerics.low_rank import auxiliary, balanced, fit, fit_relu, truncated, weight_spectrum
-from passes.numerics.ranks import Ladder, rank_for_energy, saving_ranks, within_budget
-from passes.numerics.responses import Responses, as_rows
+from onnx_lathe.passes.numerics.rank import responses as streaming
+from onnx_lathe.passes.numerics.rank.low_rank import (
+    auxiliary,
+    balanced,
+    fit,
+    fit_relu,
+    truncated,
+    weight_spectrum,
+)
+from onnx_lathe.passes.numerics.rank.rank_choice import Ladder, rank_for_energy, saving_ranks, within_budget
+from onnx_lathe.passes.numerics.rank.responses import Responses, as_rows
 
 
 def mixed(generator: np.random.Generator, rows: int, channels: int) -> np.ndarray:
@@ -17,7 +26,9 @@ def mixed(generator: np.random.Generator, rows: int, channels: int) -> np.ndarra
     return (generator.standard_normal((rows, channels)) @ mix + 5).astype(np.float32)
 
 
-def gathered(wanted: np.ndarray, found: np.ndarray | None = None, sample: int = 0, step: int = 97) -> Responses:
+def gathered(
+    wanted: np.ndarray, found: np.ndarray | None = None, sample: int = 0, step: int = 97
+) -> Responses:
     responses = Responses(wanted.shape[1], sample)
     for start in range(0, len(wanted), step):
         part = slice(start, start + step)
@@ -38,7 +49,9 @@ def test_streamed_moments_are_those_of_all_rows(monkeypatch: pytest.MonkeyPatch)
     alone = gathered(wanted)
     np.testing.assert_allclose(alone.covariance, every[:6, :6], rtol=1e-9, atol=1e-9)
     np.testing.assert_array_equal(alone.cross, alone.covariance)
-    np.testing.assert_allclose(alone.spectrum(), np.linalg.eigvalsh(every[:6, :6])[::-1], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        alone.spectrum(), np.linalg.eigvalsh(every[:6, :6])[::-1], rtol=1e-6, atol=1e-9
+    )
 
 
 def test_the_sample_is_bounded_paired_and_even() -> None:
@@ -64,7 +77,9 @@ def test_a_truncated_product_is_the_nearest_of_its_rank() -> None:
         left, right = balanced(*truncated(matrix, rank))
         assert left.shape == (7, rank)
         assert right.shape == (rank, 12)
-        assert np.square(matrix - left @ right).sum() == pytest.approx(energies[rank:].sum(), rel=1e-4, abs=1e-9)
+        assert np.square(matrix - left @ right).sum() == pytest.approx(
+            energies[rank:].sum(), rel=1e-4, abs=1e-9
+        )
         np.testing.assert_allclose(np.linalg.norm(left, axis=0), np.linalg.norm(right, axis=1), rtol=1e-5)
 
 
@@ -88,7 +103,9 @@ def test_paired_responses_are_fitted_as_well_as_brute_force_does() -> None:
     """Reduced-rank regression: no map near it, and none found by alternating least squares, does better."""
     generator = np.random.default_rng(3)
     found = mixed(generator, 20_000, 6)
-    wanted = (found @ generator.standard_normal((6, 6)) - 2 + 0.3 * generator.standard_normal(found.shape)).astype(np.float32)
+    wanted = (
+        found @ generator.standard_normal((6, 6)) - 2 + 0.3 * generator.standard_normal(found.shape)
+    ).astype(np.float32)
     low = fit(gathered(wanted, found), 2)
 
     def error(rows: np.ndarray) -> float:
@@ -108,7 +125,10 @@ def test_channels_that_few_rows_say_nothing_of_stay_what_they_are() -> None:
     """Five pairs in forty dimensions: whatever lies outside of them is not mapped to zero."""
     generator = np.random.default_rng(4)
     found = generator.standard_normal((5, 40)).astype(np.float32)
-    low = fit(gathered(found + np.float32(0.01) * generator.standard_normal(found.shape).astype(np.float32), found), 40)
+    low = fit(
+        gathered(found + np.float32(0.01) * generator.standard_normal(found.shape).astype(np.float32), found),
+        40,
+    )
     unseen = np.linalg.svd(found - found.mean(axis=0))[2][-1]
     np.testing.assert_allclose(low.left @ (low.right @ unseen), unseen, atol=0.02)
 
@@ -129,7 +149,10 @@ def test_auxiliary_variables_are_the_best_there_are(penalty: float) -> None:
 def test_taking_the_relu_into_account_lowers_the_error_behind_it() -> None:
     """What varies most is in channels that the ReLU shuts; the linear fit spends its rank on them."""
     generator = np.random.default_rng(6)
-    rows = (generator.standard_normal((6000, 8)) * np.float32([1, 1, 1, 1, 3, 3, 3, 3]) - np.float32([0] * 4 + [15] * 4)).astype(np.float32)
+    rows = (
+        generator.standard_normal((6000, 8)) * np.float32([1, 1, 1, 1, 3, 3, 3, 3])
+        - np.float32([0] * 4 + [15] * 4)
+    ).astype(np.float32)
     fresh, responses = rows[3000:], gathered(rows[:3000], sample=3000)
     low, ratio = fit_relu(responses, 4)
     linear = fit(responses, 4)
@@ -175,7 +198,9 @@ def test_a_budget_is_met_with_nearly_the_most_energy(share: float) -> None:
 
     def value(ranks: tuple[int | None, ...]) -> float:
         fits = sum(ladder.macs(rank) for ladder, rank in zip(ladders, ranks, strict=True)) <= budget
-        return float(fits) * float(np.prod([ladder.kept(rank) for ladder, rank in zip(ladders, ranks, strict=True)]))
+        return float(fits) * float(
+            np.prod([ladder.kept(rank) for ladder, rank in zip(ladders, ranks, strict=True)])
+        )
 
     best = max(value(ranks) for ranks in itertools.product(*((None, *ladder.ranks) for ladder in ladders)))
     assert value(tuple(within_budget(ladders, budget))) >= 0.97 * best > 0

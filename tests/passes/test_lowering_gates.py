@@ -1,4 +1,6 @@
-"""HardSwish and HardSigmoid in the ONNX Runtime lowering: an addition that saturates, and a product, on integers."""
+"""HardSwish and HardSigmoid in the ONNX Runtime lowering: an addition that saturates, and a product, on
+integers.
+"""
 
 import json
 
@@ -6,9 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-import lathe
-from tests.int8 import Form
-from tests.placement import kernels, lowered, network, output, quantized, relative
+from onnx_lathe import metadata
+from onnx_lathe.placement import CANONICAL
+from tests.support.int8 import Form
+from tests.support.placement import kernels, lowered, network, output, quantized, relative
 
 HEAD = "(float[N, 3, 12, 12] x) => (float[N, 8, 12, 12] y)"
 SWISH = "{ a = Conv <pads = [1, 1, 1, 1]> (x, stem, b8)  h = HardSwish (a)  c = Conv (h, point, b8)  y = Relu (c) }"
@@ -43,7 +46,9 @@ def test_every_slope_and_offset(alpha: float, beta: float) -> None:
 
 
 def test_a_gate_that_falls_or_is_read_twice_stays() -> None:
-    falling = lowered(quantized(network(f"{HEAD} {EXCITE.replace('HardSigmoid (', 'HardSigmoid <alpha = -0.2> (')}"))[0])[0]
+    falling = lowered(
+        quantized(network(f"{HEAD} {EXCITE.replace('HardSigmoid (', 'HardSigmoid <alpha = -0.2> (')}"))[0]
+    )[0]
     assert kernels(falling)["HardSigmoid"] == 1
     head = "(float[N, 3, 12, 12] x) => (float[N, 8, 12, 12] y, float[N, 8, 1, 1] g)"
     seen = lowered(quantized(network(f"{head} {EXCITE}"))[0])[0]
@@ -57,12 +62,12 @@ def test_lowering_twice_changes_nothing_more_and_the_gate_is_no_pair() -> None:
     np.testing.assert_array_equal(output(again), output(once))
     gate = next(node for node in Form(once).nodes if node.op_type == "Add")
     quantizer = next(node for node in Form(once).nodes if node.input[0] == gate.output[0])
-    assert not [entry for entry in quantizer.metadata_props if entry.key == lathe.RANGE]
+    assert not [entry for entry in quantizer.metadata_props if entry.key == metadata.RANGE]
 
 
 def test_the_canonical_form_keeps_hard_swish() -> None:
     model = network(f"{HEAD} {SWISH}")
-    assert "HardSwish" in {node.op_type for node in quantized(model, lathe.CANONICAL)[0].graph.node}
+    assert "HardSwish" in {node.op_type for node in quantized(model, CANONICAL)[0].graph.node}
 
 
 def test_a_narrow_gate_keeps_its_resolution() -> None:
@@ -71,11 +76,17 @@ def test_a_narrow_gate_keeps_its_resolution() -> None:
     canonical, _ = quantized(model)
     form = Form(canonical)
     quantizer = next(node for node in form.nodes if node.op_type == "QuantizeLinear" and node.input[0] == "g")
-    high = json.loads(next(entry.value for entry in quantizer.metadata_props if entry.key == lathe.RANGE))[1]
+    high = json.loads(next(entry.value for entry in quantizer.metadata_props if entry.key == metadata.RANGE))[
+        1
+    ]
     assert high < 0.2
     result = lowered(canonical)[0]
     after = Form(result)
-    reader = next(node for node in after.nodes if node.op_type == "DequantizeLinear" and node.input[0] == quantizer.output[0])
+    reader = next(
+        node
+        for node in after.nodes
+        if node.op_type == "DequantizeLinear" and node.input[0] == quantizer.output[0]
+    )
     assert after.constants[reader.input[1]] == pytest.approx(high / 255, rel=1e-5)
     assert relative(output(model), output(result)) < 0.03
     onnx.checker.check_model(result, full_check=True)

@@ -1,4 +1,6 @@
-"""The ONNX Runtime lowering: that integers are computed with, counted in ONNX Runtime's own graph, and how near the outputs stay."""
+"""The ONNX Runtime lowering: that integers are computed with, counted in ONNX Runtime's own graph, and how
+near the outputs stay.
+"""
 
 import json
 
@@ -7,16 +9,29 @@ import numpy as np
 import onnx
 import pytest
 
-import lathe
-from optimizer.pipeline import apply_pass
-from passes.base import Context, configure
-from passes.int8 import Int8
-from passes.lowering.onnxruntime import OUTPUT_RESULT, UNQUANTIZED_RESULT
-from runtime import ort
-from runtime.targets.onnxruntime import PLACEMENT
-from tests.builders import build, random
-from tests.int8 import FixedCalibrator, Form
-from tests.placement import CONSTANTS, IMAGES, MOBILE, RESIDUAL, kernels, lowered, network, output, quantized, relative
+from onnx_lathe import metadata
+from onnx_lathe.optimizer.pipeline import apply_pass
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.int8.int8 import Int8
+from onnx_lathe.passes.lowering.onnxruntime import OUTPUT_RESULT, UNQUANTIZED_RESULT
+from onnx_lathe.placement import CANONICAL
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.ort.ort import PLACEMENT
+from tests.support.builders import build, random
+from tests.support.int8 import FixedCalibrator, Form
+from tests.support.placement import (
+    CONSTANTS,
+    IMAGES,
+    MOBILE,
+    RESIDUAL,
+    kernels,
+    lowered,
+    network,
+    output,
+    quantized,
+    relative,
+)
 
 NEAR = 0.06
 """Relative error that 8 bits cost these networks, which have 8 channels and random weights."""
@@ -34,20 +49,26 @@ NEAR = 0.06
     ],
     ids=["residual", "mobile"],
 )  # fmt: skip
-def test_every_layer_and_all_between_them_is_computed_on_integers(text: str, found: dict[str, int], opset: int) -> None:
+def test_every_layer_and_all_between_them_is_computed_on_integers(
+    text: str, found: dict[str, int], opset: int
+) -> None:
     model = network(text, opset)
     result, report = lowered(quantized(model)[0])
     assert not report.skips
     counts = kernels(result)
     assert {op: counts[op] for op in found} == found
-    assert (counts["QuantizeLinear"], counts["DequantizeLinear"]) == (1, 0)  # one at the input; the Gemm writes float
+    # one at the input; the Gemm writes float
+    assert (counts["QuantizeLinear"], counts["DequantizeLinear"]) == (1, 0)
     assert not {"Conv", "FusedConv", "Gemm", "Add", "Mul", "Relu", "Clip"} & set(counts)
     assert relative(output(model), output(result)) < NEAR
 
 
 def test_the_canonical_form_as_it_is_would_run_in_float() -> None:
-    counts = kernels(quantized(network(RESIDUAL), lathe.CANONICAL)[0])
-    assert (counts["QLinearConv"], counts["DequantizeLinear->Conv"] + counts["DequantizeLinear->FusedConv"]) == (0, 3)
+    counts = kernels(quantized(network(RESIDUAL), CANONICAL)[0])
+    assert (
+        counts["QLinearConv"],
+        counts["DequantizeLinear->Conv"] + counts["DequantizeLinear->FusedConv"],
+    ) == (0, 3)
 
 
 def test_a_relu_becomes_the_zero_point_and_twice_the_resolution() -> None:
@@ -55,7 +76,7 @@ def test_a_relu_becomes_the_zero_point_and_twice_the_resolution() -> None:
     before, after = Form(canonical), Form(lowered(canonical)[0])
     relu = next(node for node in before.nodes if node.op_type == "QuantizeLinear" and node.input[0] == "cr")
     folded = next(node for node in after.nodes if node.op_type == "QuantizeLinear" and node.input[0] == "c")
-    low, high = json.loads(next(entry.value for entry in relu.metadata_props if entry.key == lathe.RANGE))
+    low, high = json.loads(next(entry.value for entry in relu.metadata_props if entry.key == metadata.RANGE))
     assert low == 0
     assert after.constants[folded.input[1]] == pytest.approx(high / 255)
     zero = after.constants[folded.input[2]]
@@ -66,11 +87,13 @@ def test_a_relu_becomes_the_zero_point_and_twice_the_resolution() -> None:
 def test_a_clip_caps_the_range() -> None:
     body = "a = Conv <pads = [1, 1, 1, 1]> (x, stem)  r = Clip (a, zero, six)  y = Conv (r, w)"
     text = f"(float[N, 3, 12, 12] x) => (float[N, 5, 12, 12] y) {{ {body} }}"
-    model = build(text, stem=20 * CONSTANTS["stem"], w=random(5, 8, 1, 1), zero=np.float32(0), six=np.float32(6))
+    model = build(
+        text, stem=20 * CONSTANTS["stem"], w=random(5, 8, 1, 1), zero=np.float32(0), six=np.float32(6)
+    )
     canonical, _ = quantized(model)
     for node in canonical.graph.node:
         for entry in node.metadata_props:
-            if entry.key == lathe.RANGE and node.input[0] == "r":
+            if entry.key == metadata.RANGE and node.input[0] == "r":
                 entry.value = "[0.0, 6.4]"  # such as a range rounded up to the end of a histogram's bin
     form = Form(lowered(canonical)[0])
     quantizer = next(node for node in form.nodes if node.op_type == "QuantizeLinear" and node.input[0] == "a")
@@ -91,14 +114,22 @@ def test_an_asymmetric_range_gets_a_zero_point() -> None:
 def test_a_trained_scale_widens_the_range() -> None:
     canonical, _ = quantized(network(RESIDUAL))
     before = Form(lowered(canonical)[0])
-    name = next(node.input[1] for node in canonical.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "cr")
+    name = next(
+        node.input[1]
+        for node in canonical.graph.node
+        if node.op_type == "QuantizeLinear" and node.input[0] == "cr"
+    )
     scale = next(tensor for tensor in canonical.graph.initializer if tensor.name == name)
     scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * np.float32(1.5), name))
     after = Form(lowered(canonical)[0])
 
     def found(form: Form) -> float:
         return float(
-            form.constants[next(node for node in form.nodes if node.op_type == "QuantizeLinear" and node.input[0] == "c").input[1]]
+            form.constants[
+                next(
+                    node for node in form.nodes if node.op_type == "QuantizeLinear" and node.input[0] == "c"
+                ).input[1]
+            ]
         )
 
     assert found(after) == pytest.approx(1.5 * found(before), rel=1e-5)
@@ -116,7 +147,10 @@ def test_pairs_without_a_range_keep_their_scale() -> None:
     form = Form(result)
     quantizer = form.layer("QuantizeLinear")
     assert form.constants[quantizer.input[1]] == np.float32(0.02)
-    assert (form.constants[quantizer.input[2]].dtype, int(form.constants[quantizer.input[2]])) == (np.uint8, 128)
+    assert (form.constants[quantizer.input[2]].dtype, int(form.constants[quantizer.input[2]])) == (
+        np.uint8,
+        128,
+    )
     assert [edit.node for edit in report.edits] == ["QuantizeLinear_1"]
     x = np.array([-2.0, -0.03, 0.015, 2.4], np.float32)
     np.testing.assert_allclose(output(result, x), output(model, x), atol=1e-6)
@@ -130,9 +164,13 @@ def test_pairs_without_a_range_keep_their_scale() -> None:
         ("a = Clip (x, zero, six)", -128, 12 / 255, True),
     ],
 )
-def test_saturation_stays_where_it_was_without_a_range(middle: str, zero: int, scale: float, left: bool) -> None:
+def test_saturation_stays_where_it_was_without_a_range(
+    middle: str, zero: int, scale: float, left: bool
+) -> None:
     text, constants = pair("a", zero=zero)
-    constants |= {"a_s": np.float32(scale)} | ({"zero": np.float32(0), "six": np.float32(6)} if "six" in middle else {})
+    constants |= {"a_s": np.float32(scale)} | (
+        {"zero": np.float32(0), "six": np.float32(6)} if "six" in middle else {}
+    )
     model = build(f"(float[6] x) => (float[6] y) {{ {middle}  {text}  y = Neg (a_d) }}", **constants)
     result, _ = lowered(model)
     assert bool({"Relu", "Clip"} & set(Form(result).ops())) is left
@@ -140,17 +178,25 @@ def test_saturation_stays_where_it_was_without_a_range(middle: str, zero: int, s
     np.testing.assert_allclose(output(result, x), output(model, x), atol=0.8 * scale)
 
 
-@pytest.mark.parametrize("other, size", [("z = Exp (p)", "2, 2, 2"), ("f = Flatten (x)  {pair}  z = Neg (f_d)", "32")])
+@pytest.mark.parametrize(
+    "other, size", [("z = Exp (p)", "2, 2, 2"), ("f = Flatten (x)  {pair}  z = Neg (f_d)", "32")]
+)
 def test_a_range_is_not_handed_to_what_others_read(other: str, size: str) -> None:
-    """Another reader of the pooled tensor, and another chain with a range of its own from the tensor before."""
+    """Another reader of the pooled tensor, and another chain with a range of its own from the tensor
+    before.
+    """
     (first, constants), (second, more) = pair("p"), pair("f")
     if "pair" in other:
         constants |= more | {"f_s": np.float32(0.1)}
     body = f"x = Neg (x0)  p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (x)  {first}  y = Abs (p_d)  {other.format(pair=second)}"
-    model = build(f"(float[N, 2, 4, 4] x0) => (float[N, 2, 2, 2] y, float[N, {size}] z) {{ {body} }}", **constants)
+    model = build(
+        f"(float[N, 2, 4, 4] x0) => (float[N, 2, 2, 2] y, float[N, {size}] z) {{ {body} }}", **constants
+    )
     result, _ = lowered(model)
     x = np.linspace(-9, 9, 64, dtype=np.float32).reshape(2, 2, 4, 4)
-    for mine, right in zip(*(ort.run(ort.session(one), {"x0": x}).values() for one in (result, model)), strict=True):
+    for mine, right in zip(
+        *(ort.run(ort.session(one), {"x0": x}).values() for one in (result, model)), strict=True
+    ):
         np.testing.assert_allclose(mine, right, rtol=1e-5, atol=1e-5)
 
 
@@ -164,7 +210,9 @@ def test_reduce_range_leaves_a_weight_with_a_zero_point() -> None:
     }
     model = build(f"(float[N, 4] x) => (float[N, 6] y) {{ {text}  {weight} }}", **constants)
     result, report = lowered(model, reduce_range=True)
-    assert "the zero-point of its weight is not 0, and its weight keeps 8 bits" in {skip.reason for skip in report.skips}
+    assert "the zero-point of its weight is not 0, and its weight keeps 8 bits" in {
+        skip.reason for skip in report.skips
+    }
     x = random(3, 4)
     np.testing.assert_allclose(output(result, x), output(model, x), rtol=1e-4, atol=1e-4)
 
@@ -172,7 +220,9 @@ def test_reduce_range_leaves_a_weight_with_a_zero_point() -> None:
 def test_a_product_of_two_activations_has_no_bias_to_store() -> None:
     texts, constants = zip(*(pair(name, np.uint8, 128) for name in ("a", "b")), strict=True)
     body = f"a = Neg (x)  b = Transpose <perm = [1, 0]> (x)  {texts[0]}  {texts[1]}  m = MatMul (a_d, b_d)  y = Add (m, c)"
-    model = build(f"(float[4, 4] x) => (float[4, 4] y) {{ {body} }}", **constants[0], **constants[1], c=random(4))
+    model = build(
+        f"(float[4, 4] x) => (float[4, 4] y) {{ {body} }}", **constants[0], **constants[1], c=random(4)
+    )
     result, _ = lowered(model)
     x = random(4, 4)
     np.testing.assert_allclose(output(result, x), output(model, x), rtol=1e-4, atol=1e-4)
@@ -187,7 +237,7 @@ def test_a_product_of_two_activations_has_no_bias_to_store() -> None:
 )
 def test_a_convolution_that_would_run_in_float_is_float_again(tail: str, reason: str) -> None:
     model = build(f"(float[N, 3, 12, 12] x) => (float[N, 5, 12, 12] y) {{ {tail} }}", w=random(5, 3, 1, 1))
-    canonical, _ = quantized(model, lathe.CANONICAL)
+    canonical, _ = quantized(model, CANONICAL)
     result, report = lowered(canonical)
     assert [(skip.node, skip.reason) for skip in report.skips] == [("Conv_0", reason)]
     assert not {"QuantizeLinear", "DequantizeLinear"} & set(Form(result).ops())
@@ -195,7 +245,10 @@ def test_a_convolution_that_would_run_in_float_is_float_again(tail: str, reason:
 
 
 def test_what_only_a_float_operator_reads_is_computed_on_integers_too() -> None:
-    model = build("(float[N, 3, 12, 12] x) => (float[N, 5, 12, 12] y) { c = Conv (x, w)  y = HardSwish (c) }", w=random(5, 3, 1, 1))
+    model = build(
+        "(float[N, 3, 12, 12] x) => (float[N, 5, 12, 12] y) { c = Conv (x, w)  y = HardSwish (c) }",
+        w=random(5, 3, 1, 1),
+    )
     result, report = lowered(quantized(model)[0])
     assert not report.skips
     assert kernels(result)["QLinearConv"] == 1
@@ -228,7 +281,11 @@ def test_matrix_products_are_computed_on_integers(text: str, names: str, middle:
 
 @pytest.mark.parametrize("attributes", ["alpha = 2.0", "beta = 0.5"])
 def test_a_scaled_bias_stays_float(attributes: str) -> None:
-    model = build(f"(float[N, 4] x) => (float[N, 7] y) {{ y = Gemm <{attributes}> (x, m, b) }}", m=random(4, 7), b=random(7))
+    model = build(
+        f"(float[N, 4] x) => (float[N, 7] y) {{ y = Gemm <{attributes}> (x, m, b) }}",
+        m=random(4, 7),
+        b=random(7),
+    )
     rows = random(6, 4)
     result, _ = lowered(quantized(model, data=rows)[0])
     assert not any(tensor.data_type == onnx.TensorProto.INT32 for tensor in result.graph.initializer)
@@ -237,7 +294,9 @@ def test_a_scaled_bias_stays_float(attributes: str) -> None:
 
 def test_a_bias_beyond_32_bits_stays_float() -> None:
     model = build(
-        "(float[N, 4] x) => (float[N, 7] y) { y = Gemm (x, m, b) }", m=random(4, 7) * np.float32(1e-6), b=random(7) * np.float32(1e4)
+        "(float[N, 4] x) => (float[N, 7] y) { y = Gemm (x, m, b) }",
+        m=random(4, 7) * np.float32(1e-6),
+        b=random(7) * np.float32(1e4),
     )
     result, _ = lowered(quantized(model, data=random(6, 4) * np.float32(1e-3))[0])
     assert not any(tensor.data_type == onnx.TensorProto.INT32 for tensor in result.graph.initializer)
@@ -260,7 +319,11 @@ def test_reduce_range_keeps_weights_within_7_bits() -> None:
     model = network(RESIDUAL)
     canonical, _ = quantized(model)
     result, report = lowered(canonical, reduce_range=True)
-    stored = [onnx.numpy_helper.to_array(t) for t in result.graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1]
+    stored = [
+        onnx.numpy_helper.to_array(t)
+        for t in result.graph.initializer
+        if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1
+    ]
     assert len(stored) == 4
     assert all(np.abs(values.astype(int)).max() <= 64 for values in stored)
     assert sum(edit.what == "weight has 7 bits" for edit in report.edits) == 4
@@ -271,8 +334,16 @@ def test_reduce_range_keeps_weights_within_7_bits() -> None:
 def test_a_shared_weight_is_reduced_once() -> None:
     canonical, _ = quantized(network(MOBILE))
     plain, reduced = (Form(lowered(canonical, reduce_range=flag)[0]) for flag in (False, True))
-    name = next(node.input[1] for node in reduced.nodes if node.op_type == "DequantizeLinear" and node.output[0] == "point")
-    before = next(node.input[1] for node in plain.nodes if node.op_type == "DequantizeLinear" and node.output[0] == "point")
+    name = next(
+        node.input[1]
+        for node in reduced.nodes
+        if node.op_type == "DequantizeLinear" and node.output[0] == "point"
+    )
+    before = next(
+        node.input[1]
+        for node in plain.nodes
+        if node.op_type == "DequantizeLinear" and node.output[0] == "point"
+    )
     np.testing.assert_allclose(reduced.constants[name], 2 * plain.constants[before])
 
 
@@ -283,7 +354,9 @@ def test_a_tensor_that_a_body_reads_stays_float() -> None:
             else_branch = g2 () => (float[N, 5, 12, 12] e) { e = Abs (r) }> }"""
     model = build(text, w=random(5, 3, 1, 1), v=random(5, 5, 1, 1))
     options = {"method": "minmax", "bias_correction": False}
-    canonical, _ = apply_pass(configure(Int8, options), model, Context(calibrator=FixedCalibrator(), placement=PLACEMENT))
+    canonical, _ = apply_pass(
+        configure(Int8, options), model, Context(calibrator=FixedCalibrator(), placement=PLACEMENT)
+    )
     result, report = lowered(canonical)
     assert "Conv_0" in {skip.node for skip in report.skips}
     assert "Relu" in Form(result).ops()
@@ -298,7 +371,10 @@ def test_lowering_twice_changes_nothing_more() -> None:
 
 def test_a_uint8_pair_of_another_tool_is_handed_on_as_uint8() -> None:
     text, constants = pair("a", np.uint8, 7)
-    model = build(f"(float[N, 2, 4] x) => (float[N, 8] y) {{ b = Neg (x)  a = Flatten (b)  {text}  y = Abs (a_d) }}", **constants)
+    model = build(
+        f"(float[N, 2, 4] x) => (float[N, 8] y) {{ b = Neg (x)  a = Flatten (b)  {text}  y = Abs (a_d) }}",
+        **constants,
+    )
     result, report = lowered(model)
     assert [edit.what for edit in report.edits] == ["b is quantized before Flatten_1"]
     x = np.linspace(-2, 2, 16, dtype=np.float32).reshape(2, 2, 4)
@@ -308,10 +384,15 @@ def test_a_uint8_pair_of_another_tool_is_handed_on_as_uint8() -> None:
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
 def test_a_decoded_tensor_that_is_an_output_stays(target: str) -> None:
     text, constants = pair("s")
-    model = build(f"(float[N, 4] x) => (float[N, 4] s_d, float[N, 4] z) {{ s = Softmax (x)  {text}  z = Neg (s_d) }}", **constants)
+    model = build(
+        f"(float[N, 4] x) => (float[N, 4] s_d, float[N, 4] z) {{ s = Softmax (x)  {text}  z = Neg (s_d) }}",
+        **constants,
+    )
     quantizer = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
-    quantizer.metadata_props.add(key=lathe.RANGE, value="[0.0, 1.0]")
-    result, _ = lowered(model, target, PLACEMENT if target == "onnxruntime" else lathe.CANONICAL)
+    quantizer.metadata_props.add(key=metadata.RANGE, value="[0.0, 1.0]")
+    result, _ = lowered(model, target, PLACEMENT if target == "onnxruntime" else CANONICAL)
     x = random(3, 4)
-    for mine, right in zip(*(ort.run(ort.session(one), {"x": x}).values() for one in (result, model)), strict=True):
+    for mine, right in zip(
+        *(ort.run(ort.session(one), {"x": x}).values() for one in (result, model)), strict=True
+    ):
         np.testing.assert_allclose(mine, right, atol=0.02)

@@ -1,4 +1,6 @@
-"""The TensorRT lowering: structure, and equal outputs in ONNX Runtime. test_lowering_tensorrt_builds.py asks TensorRT itself."""
+"""The TensorRT lowering: structure, and equal outputs in ONNX Runtime. test_lowering_tensorrt_builds.py
+asks TensorRT itself.
+"""
 
 import json
 
@@ -8,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import lathe
-from tests import quantized
-from tests.quantized import IMAGES, assert_equal, assert_same, lower, node, run, stored
+from onnx_lathe import metadata
+from tests.support import quantized
+from tests.support.quantized import IMAGES, assert_equal, assert_same, lower, node, run, stored
 
 
 def ops(model: onnx.ModelProto) -> list[str]:
@@ -26,16 +28,21 @@ def test_canonical_int8_needs_nothing() -> None:
 @pytest.mark.parametrize("opset", [17, 21])
 def test_int8_on_a_codebook_becomes_an_int8_initializer(opset: int) -> None:
     model = quantized.lenet(opset)
-    model.metadata_props.add(key=lathe.SPARSE, value=json.dumps({"w2": "unstructured"}))
+    model.metadata_props.add(key=metadata.SPARSE, value=json.dumps({"w2": "unstructured"}))
     lowered, report = lower(model)
     assert {edit.node for edit in report.edits} == {"w1_DQ", "w2_DQ", "w3_DQ"}
     assert not {"Gather", "Cast"} & set(ops(lowered))
     decode = node(lowered, "w2_DQ")
     codes = stored(lowered)[decode.input[0]]
-    assert (codes.data_type, list(codes.dims), list(decode.output)) == (TensorProto.INT8, [8, 8, 3, 3], ["w2"])
+    assert (codes.data_type, list(codes.dims), list(decode.output)) == (
+        TensorProto.INT8,
+        [8, 8, 3, 3],
+        ["w2"],
+    )
     assert next(attribute.i for attribute in decode.attribute if attribute.name == "axis") == 0
     assert list(node(lowered, "conv2").input) == ["p1_dq", "w2"]
-    assert lathe.read_sparse(lowered.metadata_props) == {"w2": "unstructured"}  # the DequantizeLinear took over the name
+    # the DequantizeLinear took over the name
+    assert metadata.read_sparse(lowered.metadata_props) == {"w2": "unstructured"}
     assert not {"w2_codebook", "w2_indices"} & set(stored(lowered))
     assert_same(model, lowered, IMAGES)
 
@@ -45,15 +52,21 @@ def test_a_codebook_in_float_is_decoded_from_int4_or_int8(opset: int, kind: int,
     model = quantized.lenet(opset, int8=False)
     lowered, report = lower(model)
     assert {edit.node for edit in report.edits} == {"w1_gather", "w2_gather", "w3_gather"}
-    decode = next(n for n in lowered.graph.node if n.op_type == "DequantizeLinear" and n.output[0].startswith("w2"))
+    decode = next(
+        n for n in lowered.graph.node if n.op_type == "DequantizeLinear" and n.output[0].startswith("w2")
+    )
     codes = stored(lowered)[decode.input[0]]
     assert codes.data_type == kind
-    assert list(codes.dims) == ([8, 72] if kind == TensorProto.INT4 else [8, 8, 3, 3])  # INT4 wants an even last dimension
+    # INT4 wants an even last dimension
+    assert list(codes.dims) == ([8, 72] if kind == TensorProto.INT4 else [8, 8, 3, 3])
     before = numpy_helper.to_array(stored(model)["w2_indices"]).astype(int)
-    np.testing.assert_array_equal(numpy_helper.to_array(codes).astype(int).reshape(before.shape) + offset, before)
+    np.testing.assert_array_equal(
+        numpy_helper.to_array(codes).astype(int).reshape(before.shape) + offset, before
+    )
     assert numpy_helper.to_array(stored(lowered)[decode.input[1]]) == 1.0
     assert node(lowered, "w2_gather").output[0] == "w2"
-    assert ops(lowered).count("Reshape") == (3 if kind == TensorProto.INT4 else 1)  # w3 has an even last dimension already
+    # w3 has an even last dimension already
+    assert ops(lowered).count("Reshape") == (3 if kind == TensorProto.INT4 else 1)
     assert_same(model, lowered, IMAGES)
 
 
@@ -80,7 +93,11 @@ def test_how_indices_are_stored(shape, codes, kind, dims) -> None:
     constants = {"codebook": table, "indices": indices.astype(ml_dtypes.uint4 if codes <= 16 else np.uint8)}
     model = quantized.model(nodes, {"x": list(shape)}, {"y": list(shape)}, constants)
     lowered, _ = lower(model)
-    found = next(tensor for tensor in lowered.graph.initializer if tensor.data_type in (TensorProto.INT4, TensorProto.INT8))
+    found = next(
+        tensor
+        for tensor in lowered.graph.initializer
+        if tensor.data_type in (TensorProto.INT4, TensorProto.INT8)
+    )
     assert (found.data_type, list(found.dims)) == (kind, dims)
     np.testing.assert_array_equal(run(lowered, {"x": np.zeros(shape, np.float32)})[0], table[indices])
 
@@ -97,10 +114,15 @@ def test_int4_asks_for_an_ir_version_that_has_it() -> None:
     assert_same(model, lowered, IMAGES)
 
 
-def dequantized(codes: np.ndarray, zero: np.ndarray | None, scale: np.ndarray, opset: int = 21, **attributes) -> onnx.ModelProto:
+def dequantized(
+    codes: np.ndarray, zero: np.ndarray | None, scale: np.ndarray, opset: int = 21, **attributes
+) -> onnx.ModelProto:
     """x [n, c] -> x + DequantizeLinear(codes [n, c])."""
     inputs = ["codes", "scale"] + ([] if zero is None else ["zero"])
-    nodes = [helper.make_node("DequantizeLinear", inputs, ["w"], "dq", **attributes), helper.make_node("Add", ["x", "w"], ["y"], "add")]
+    nodes = [
+        helper.make_node("DequantizeLinear", inputs, ["w"], "dq", **attributes),
+        helper.make_node("Add", ["x", "w"], ["y"], "add"),
+    ]
     constants = {"codes": codes, "scale": scale} | ({} if zero is None else {"zero": zero})
     return quantized.model(nodes, {"x": list(codes.shape)}, {"y": list(codes.shape)}, constants, opset)
 
@@ -150,7 +172,9 @@ def test_constants_get_zero_point_0_or_become_float(codes, zero, attributes, kin
 def test_constants_in_nodes_are_constants_too() -> None:
     model = dequantized(BYTES, np.array(128, np.uint8), np.array(0.05, np.float32))
     for tensor in list(model.graph.initializer):
-        model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], f"{tensor.name}_node", value=tensor))
+        model.graph.node.insert(
+            0, helper.make_node("Constant", [], [tensor.name], f"{tensor.name}_node", value=tensor)
+        )
     del model.graph.initializer[:]
     lowered, _ = lower(model)
     assert ops(lowered) == ["DequantizeLinear", "Add"]
@@ -172,17 +196,24 @@ def test_an_int32_bias_becomes_float_and_keeps_its_name() -> None:
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "b1")
     bias.CopyFrom(numpy_helper.from_array(np.arange(-4, 4, dtype=np.int32), "b1_codes"))
     model.graph.initializer.append(numpy_helper.from_array(np.full(8, 0.001, np.float32), "b1_scale"))
-    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["b1_codes", "b1_scale"], ["b1"], "b1_DQ", axis=0))
+    model.graph.node.insert(
+        0, helper.make_node("DequantizeLinear", ["b1_codes", "b1_scale"], ["b1"], "b1_DQ", axis=0)
+    )
     lowered, report = lower(model)
-    np.testing.assert_array_equal(numpy_helper.to_array(stored(lowered)["b1"]), np.arange(-4, 4, dtype=np.float32) * np.float32(0.001))
+    np.testing.assert_array_equal(
+        numpy_helper.to_array(stored(lowered)["b1"]), np.arange(-4, 4, dtype=np.float32) * np.float32(0.001)
+    )
     assert [edit.node for edit in report.edits] == ["b1_DQ"]
-    assert_equal(model, lowered, IMAGES)  # with its optimizations ONNX Runtime takes the bias for one of scale s_x * s_w, which it is not
+    # with its optimizations ONNX Runtime takes the bias for one of scale s_x * s_w, which it is not
+    assert_equal(model, lowered, IMAGES)
 
 
 def test_an_int4_weight_meets_int8_activations_as_int8() -> None:
     model = quantized.lenet(codebook=False)
     codes = next(tensor for tensor in model.graph.initializer if tensor.name == "w3_q")
-    codes.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(codes) // 16).astype(ml_dtypes.int4), "w3_q"))
+    codes.CopyFrom(
+        numpy_helper.from_array((numpy_helper.to_array(codes) // 16).astype(ml_dtypes.int4), "w3_q")
+    )
     zero = next(tensor for tensor in model.graph.initializer if tensor.name == "w3_zero")
     zero.CopyFrom(numpy_helper.from_array(np.zeros(10, ml_dtypes.int4), "w3_zero"))
     lowered, _ = lower(model)
@@ -190,14 +221,23 @@ def test_an_int4_weight_meets_int8_activations_as_int8() -> None:
     assert_same(model, lowered, IMAGES)
 
 
-def activation(kind: type, zero: object, readers: int = 1, opset: int = 21, shape: tuple[int, ...] = ()) -> onnx.ModelProto:
+def activation(
+    kind: type, zero: object, readers: int = 1, opset: int = 21, shape: tuple[int, ...] = ()
+) -> onnx.ModelProto:
     """x -> Relu -> Q -> DQ (one per reader) -> Neg."""
-    nodes = [helper.make_node("Relu", ["x"], ["r"], "relu"), helper.make_node("QuantizeLinear", ["r", "scale", "zero"], ["q"], "q")]
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], "relu"),
+        helper.make_node("QuantizeLinear", ["r", "scale", "zero"], ["q"], "q"),
+    ]
     for index in range(readers):
-        nodes.append(helper.make_node("DequantizeLinear", ["q", "scale", "zero"], [f"d{index}"], f"dq{index}"))
+        nodes.append(
+            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], [f"d{index}"], f"dq{index}")
+        )
         nodes.append(helper.make_node("Neg", [f"d{index}"], [f"y{index}"], f"neg{index}"))
     constants = {"scale": np.full(shape, 0.02, np.float32), "zero": np.full(shape, zero, kind)}
-    return quantized.model(nodes, {"x": [2, 3]}, {f"y{index}": [2, 3] for index in range(readers)}, constants, opset)
+    return quantized.model(
+        nodes, {"x": [2, 3]}, {f"y{index}": [2, 3] for index in range(readers)}, constants, opset
+    )
 
 
 X = {"x": np.array([[-4.0, -0.01, 0.0], [0.013, 1.27, 9.0]], np.float32)}
@@ -216,7 +256,12 @@ def test_uint8_activations_around_128_become_int8() -> None:
 
 @pytest.mark.parametrize(
     "kind, zero, reason",
-    [(np.uint8, 0, "it is UINT8"), (np.uint8, 7, "it is UINT8"), (np.int8, 5, "zero-point is not 0"), (np.uint16, 0, "it is UINT16")],
+    [
+        (np.uint8, 0, "it is UINT8"),
+        (np.uint8, 7, "it is UINT8"),
+        (np.int8, 5, "zero-point is not 0"),
+        (np.uint16, 0, "it is UINT16"),
+    ],
 )
 def test_other_activations_are_refused_by_name(kind, zero, reason) -> None:
     lowered, report = lower(activation(kind, zero))
@@ -272,10 +317,15 @@ def test_scales_of_shape_1_become_scalars(as_node: bool) -> None:
 
 def test_only_names_that_say_nothing_are_taken_from_dimensions() -> None:
     nodes = [helper.make_node("Add", ["a", "b"], ["y"], "add")]
-    model = quantized.model(nodes, {"a": ["batch", "?", 3], "b": ["?", "-1", 3]}, {"y": ["batch", None, 3]}, {})
+    model = quantized.model(
+        nodes, {"a": ["batch", "?", 3], "b": ["?", "-1", 3]}, {"y": ["batch", None, 3]}, {}
+    )
     lowered, report = lower(model)
     dims = {
-        v.name: [d.dim_param or (d.dim_value if d.HasField("dim_value") else None) for d in v.type.tensor_type.shape.dim]
+        v.name: [
+            d.dim_param or (d.dim_value if d.HasField("dim_value") else None)
+            for d in v.type.tensor_type.shape.dim
+        ]
         for v in lowered.graph.input
     }
     assert dims == {"a": ["batch", None, 3], "b": [None, None, 3]}

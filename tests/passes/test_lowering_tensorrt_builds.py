@@ -1,4 +1,6 @@
-"""What TensorRT-RTX itself makes of lowered models: which layers run in INT8, and in how many bits weights are stored."""
+"""What TensorRT-RTX itself makes of lowered models: which layers run in INT8, and in how many bits weights
+are stored.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -8,16 +10,19 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from passes.base import Context, configure
-from passes.graph.model import export_model, import_model
-from passes.registry import find
-from runtime.calibration import StreamingCalibrator
-from runtime.targets.tensorrt import TensorRTRTX
-from tests import builders, quantized, tensorrt_log
-from tests.int8 import Rows
-from tests.quantized import IMAGES, assert_equal, assert_same, lower, node, stored
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.registry import find
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.model import export_model, import_model
+from onnx_lathe.runtime.running.calibration import StreamingCalibrator
+from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRTRTX
+from tests.support import builders, quantized, tensorrt_log
+from tests.support.int8 import Rows
+from tests.support.quantized import IMAGES, assert_equal, assert_same, lower, node, stored
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
+)
 
 
 INT4_FORMS = {
@@ -30,7 +35,9 @@ INT4_FORMS = {
 def build(model: onnx.ModelProto, folder: Path, **options) -> Path:
     """Builds with TensorRT-RTX and returns the verbose log."""
     onnx.save(model, folder / "lowered.onnx")
-    artifact = TensorRTRTX().build(folder / "lowered.onnx", folder, TensorRTRTX.Config(log=True, **options), lambda text: None)
+    artifact = TensorRTRTX().build(
+        folder / "lowered.onnx", folder, TensorRTRTX.Config(log=True, **options), lambda text: None
+    )
     return artifact.paths[2]
 
 
@@ -56,7 +63,9 @@ def test_the_trained_lenet_with_codebook_and_int8(lenet5: Path, tmp_path: Path) 
 def test_tensorrt_runs_int8_layers_in_int8(codebook: bool, tmp_path: Path) -> None:
     log = build(lower(quantized.lenet(codebook=codebook))[0], tmp_path)
     kernels = tensorrt_log.kernels(log)
-    assert {name: kernels[name] for name in ("conv1", "conv2", "fc")} == dict.fromkeys(("conv1", "conv2", "fc"), "Int8")
+    assert {name: kernels[name] for name in ("conv1", "conv2", "fc")} == dict.fromkeys(
+        ("conv1", "conv2", "fc"), "Int8"
+    )
     assert tensorrt_log.stored(log, "Int8") >= {576, 3920}  # w1 is padded
     assert not tensorrt_log.stored(log, "Float") & {72, 576, 3920}
 
@@ -80,7 +89,9 @@ def test_another_tools_quantization_builds_in_int8(tmp_path: Path) -> None:
     }.items():
         tensors[name].CopyFrom(numpy_helper.from_array(array, name))
     tensors["b1"].name = "b1_codes"
-    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["b1_codes", "p1_scale"], ["b1"], "b1_DQ"))
+    model.graph.node.insert(
+        0, helper.make_node("DequantizeLinear", ["b1_codes", "p1_scale"], ["b1"], "b1_DQ")
+    )
     onnx.checker.check_model(model, full_check=True)
     lowered, report = lower(model)
     assert {edit.node for edit in report.edits} == {"p1_Q", "w2_DQ", "b1_DQ"}
@@ -95,7 +106,10 @@ def test_a_scale_of_shape_1_would_cost_int8(tmp_path: Path) -> None:
     scale.dims.append(1)
     zero = next(tensor for tensor in model.graph.initializer if tensor.name == "p1_zero")
     zero.dims.append(1)
-    for name in ("p1_Q", "p1_DQ"):  # of the one channel axis that has a single element there is none: per tensor is meant
+    for name in (
+        "p1_Q",
+        "p1_DQ",
+    ):  # of the one channel axis that has a single element there is none: per tensor is meant
         node(model, name).attribute.append(helper.make_attribute("axis", 0))
     assert tensorrt_log.kernels(build(model, tmp_path))["conv2"] == "Float"
     assert tensorrt_log.kernels(build(lower(model)[0], tmp_path))["conv2"] == "Int8"
@@ -109,9 +123,13 @@ def test_dimensions_of_no_name_build(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", list(INT4_FORMS))
-@pytest.mark.parametrize(("options", "kind"), [({}, "Int4"), ({"group": 0}, "Int4"), ({"zero_points": True}, "Int8")])
+@pytest.mark.parametrize(
+    ("options", "kind"), [({}, "Int4"), ({"group": 0}, "Int4"), ({"zero_points": True}, "Int8")]
+)
 def test_int4_weights_stay_small(text: str, options: dict[str, object], kind: str, tmp_path: Path) -> None:
-    """What becomes INT4 of a MatMul, a Gemm and a convolution, in groups and by channels; with zero-points it is INT8."""
+    """What becomes INT4 of a MatMul, a Gemm and a convolution, in groups and by channels; with zero-points
+    it is INT8.
+    """
     weight = builders.random(*INT4_FORMS[text])
     graph = import_model(builders.build(text, 21, w=weight))
     configure(find("int4"), options).apply(graph, Context())

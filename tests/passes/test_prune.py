@@ -4,14 +4,18 @@ import numpy as np
 import onnx
 import pytest
 
-import lathe
-from lathe import UsageError
-from passes.base import Context, PassReport, configure
-from passes.graph.model import export_model, import_model, set_sparse_tensors, sparse_tensors
-from passes.prune import Prune
-from tests.builders import build, random, run
+from onnx_lathe import metadata
+from onnx_lathe.errors import UsageError
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse_tensors, sparse_tensors
+from onnx_lathe.passes.prune.prune import Prune
+from tests.support.builders import build, random, run
 
-TWO_LAYERS = "(float[N, 8] x) => (float[N, 4] y) { h = MatMul (x, a) r = Relu (h) y = Gemm <transB = 1> (r, b) }"
+TWO_LAYERS = (
+    "(float[N, 8] x) => (float[N, 4] y) { h = MatMul (x, a) r = Relu (h) y = Gemm <transB = 1> (r, b) }"
+)
 
 
 def prune(model: onnx.ModelProto, **options: object) -> tuple[onnx.ModelProto, PassReport]:
@@ -27,7 +31,7 @@ def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def recorded(model: onnx.ModelProto) -> dict[str, str]:
-    return lathe.read_sparse(model.metadata_props)
+    return metadata.read_sparse(model.metadata_props)
 
 
 def two_layers() -> onnx.ModelProto:
@@ -47,13 +51,20 @@ def test_the_smallest_weights_of_every_layer_become_zero(sparsity: float) -> Non
     after, report = prune(model, sparsity=sparsity)
     pruned = constants(after)
     for name in "ab":
-        np.testing.assert_array_equal(pruned[name], expected(before[name], round(sparsity * before[name].size)))
+        np.testing.assert_array_equal(
+            pruned[name], expected(before[name], round(sparsity * before[name].size))
+        )
     assert recorded(after) == {"a": "unstructured", "b": "unstructured"}
     assert [edit.node for edit in report.edits] == ["MatMul_0", "Gemm_2"]
-    assert report.edits[0].what == f"{round(128 * sparsity)} of 128 weights are zero ({100 * round(128 * sparsity) / 128:.1f} %), 0 before"
+    assert (
+        report.edits[0].what
+        == f"{round(128 * sparsity)} of 128 weights are zero ({100 * round(128 * sparsity) / 128:.1f} %), 0 before"
+    )
     assert report.metrics == {"sparsity": (round(128 * sparsity) + round(64 * sparsity)) / 192}
     x = random(3, 8)
-    np.testing.assert_allclose(run(after, {"x": x})["y"], np.maximum(x @ pruned["a"], 0) @ pruned["b"].T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        run(after, {"x": x})["y"], np.maximum(x @ pruned["a"], 0) @ pruned["b"].T, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_global_scope_has_one_threshold_for_all_layers() -> None:
@@ -69,12 +80,16 @@ def test_global_scope_has_one_threshold_for_all_layers() -> None:
 def test_global_scope_leaves_a_layer_of_large_weights_whole() -> None:
     model = build(TWO_LAYERS, a=random(8, 16), b=100 + np.abs(random(4, 16)))
     after, report = prune(model, sparsity=0.3, scope="global")
-    assert [(skip.node, skip.reason) for skip in report.skips] == [("Gemm_2", "none of its weights is among the smallest")]
+    assert [(skip.node, skip.reason) for skip in report.skips] == [
+        ("Gemm_2", "none of its weights is among the smallest")
+    ]
     assert recorded(after) == {"a": "unstructured"}
 
 
 def test_lamp_makes_layers_comparable() -> None:
-    """A layer of weights a hundred times smaller loses as large a share, where one magnitude for all would take it whole."""
+    """A layer of weights a hundred times smaller loses as large a share, where one magnitude for all would
+    take it whole.
+    """
     a, b = random(8, 16), random(4, 16)
     model = build(TWO_LAYERS, a=a, b=b / 100)
     after, report = prune(model, sparsity=0.5, scope="global", score="lamp")
@@ -83,10 +98,16 @@ def test_lamp_makes_layers_comparable() -> None:
     scored = []
     for weight in (a, b / 100):
         squares = weight.astype(np.float64) ** 2
-        scored.append(np.array([square / squares[squares >= square].sum() for square in squares.reshape(-1)]).reshape(weight.shape))
+        scored.append(
+            np.array([square / squares[squares >= square].sum() for square in squares.reshape(-1)]).reshape(
+                weight.shape
+            )
+        )
     least = np.sort(np.concatenate([one.reshape(-1) for one in scored]))[96]
     for name, one in zip("ab", scored, strict=True):
-        np.testing.assert_array_equal(constants(after)[name], np.where(one >= least, constants(model)[name], 0))
+        np.testing.assert_array_equal(
+            constants(after)[name], np.where(one >= least, constants(model)[name], 0)
+        )
     assert report.metrics == {"sparsity": 0.5}
 
 
@@ -148,7 +169,9 @@ def test_values_stored_as_typed_fields_are_pruned_too() -> None:
     ids=["weight", "layer", "last match wins", "last match wins, other order", "set"],
 )
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_patterns_set_the_sparsity_of_single_layers(layers: dict[str, float], zeros: tuple[int, int], scope: str) -> None:
+def test_patterns_set_the_sparsity_of_single_layers(
+    layers: dict[str, float], zeros: tuple[int, int], scope: str
+) -> None:
     if scope == "global" and len(layers) == 1 and "[ab]" not in layers:
         layers = {"*": 0.5, **layers}  # so that nothing is left for the pool
     after, _ = prune(two_layers(), sparsity=0.5, scope=scope, layers=layers)
@@ -171,7 +194,11 @@ def test_a_name_with_brackets_matches_itself() -> None:
 
 @pytest.mark.parametrize(
     "pattern, hint",
-    [("Gemm_3", "; did you mean 'Gemm_2'?"), ("A", "; did you mean 'a'?"), ("encoder.*", "; the weights are a, b")],
+    [
+        ("Gemm_3", "; did you mean 'Gemm_2'?"),
+        ("A", "; did you mean 'a'?"),
+        ("encoder.*", "; the weights are a, b"),
+    ],
 )
 def test_a_pattern_that_matches_nothing_is_refused(pattern: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
@@ -194,9 +221,18 @@ def test_nothing_but_zeros_is_refused(options: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"score": "lamp"}, "prune: score=lamp compares weights of different layers; give scope=global with it"),
-        ({"rounds": 3}, "prune: rounds is about training, and there is none; give epochs as well, or leave it out"),
-        ({"rate": 0.1}, "prune: rate is about training, and there is none; give epochs as well, or leave it out"),
+        (
+            {"score": "lamp"},
+            "prune: score=lamp compares weights of different layers; give scope=global with it",
+        ),
+        (
+            {"rounds": 3},
+            "prune: rounds is about training, and there is none; give epochs as well, or leave it out",
+        ),
+        (
+            {"rate": 0.1},
+            "prune: rate is about training, and there is none; give epochs as well, or leave it out",
+        ),
         ({"regrow": False}, "prune: regrow is about training"),
         ({"epochs": -1}, r"prune\(epochs=...\) must be at least 0"),
         ({"schedule": "cubick"}, "must be one of cubic, linear, once"),
@@ -215,7 +251,9 @@ def test_weights_that_are_not_finite_are_left_alone(bad: float, scope: str) -> N
     broken[3, 5] = bad
     model = build(TWO_LAYERS, a=broken, b=random(4, 16))
     after, report = prune(model, sparsity=0.5, scope=scope)
-    assert [(skip.node, skip.reason) for skip in report.skips] == [("MatMul_0", "its weight has NaN or infinite elements")]
+    assert [(skip.node, skip.reason) for skip in report.skips] == [
+        ("MatMul_0", "its weight has NaN or infinite elements")
+    ]
     np.testing.assert_array_equal(constants(after)["a"], broken)
     assert int((constants(after)["b"] == 0).sum()) == 32
 
@@ -224,7 +262,9 @@ def test_small_weights_are_left_alone_by_default() -> None:
     model = build(TWO_LAYERS, a=random(8, 16), b=random(4, 16)[:, :])
     graph = import_model(model)
     report = configure(Prune, {"min_size": 65}).apply(graph, Context())
-    assert [(skip.node, skip.reason) for skip in report.skips] == [("Gemm_2", "its weight has 64 elements, fewer than min_size=65")]
+    assert [(skip.node, skip.reason) for skip in report.skips] == [
+        ("Gemm_2", "its weight has 64 elements, fewer than min_size=65")
+    ]
     assert configure(Prune, {}).config.min_size == 64
 
 
@@ -243,11 +283,17 @@ def test_a_weight_of_two_layers_is_pruned_once() -> None:
             {"i": np.zeros((8, 16), np.uint8), "k": random(4)},
             "a codebook; prune before codebook",
         ),
-        ("w = DequantizeLinear (q, s)", {"q": np.zeros((8, 16), np.int8), "s": np.float32(0.1)}, "int8; prune before int8"),
+        (
+            "w = DequantizeLinear (q, s)",
+            {"q": np.zeros((8, 16), np.int8), "s": np.float32(0.1)},
+            "int8; prune before int8",
+        ),
     ],
     ids=["codebook", "int8"],
 )
-def test_weights_in_another_form_are_refused(decoder: str, stored: dict[str, np.ndarray], reason: str) -> None:
+def test_weights_in_another_form_are_refused(
+    decoder: str, stored: dict[str, np.ndarray], reason: str
+) -> None:
     model = build(f"(float[N, 8] x) => (float[N, 16] y) {{ {decoder} y = MatMul (x, w) }}", **stored)
     after, report = prune(model)
     assert [skip.reason for skip in report.skips] == [f"its weight is stored as {reason}"]
@@ -256,9 +302,13 @@ def test_weights_in_another_form_are_refused(decoder: str, stored: dict[str, np.
 
 
 def test_a_weight_that_is_computed_is_refused_until_it_is_folded() -> None:
-    model = build("(float[N, 8] x) => (float[N, 16] y) { t = Transpose (w) y = MatMul (x, t) }", w=random(16, 8))
+    model = build(
+        "(float[N, 8] x) => (float[N, 16] y) { t = Transpose (w) y = MatMul (x, t) }", w=random(16, 8)
+    )
     _, report = prune(model)
-    assert [(skip.node, skip.reason) for skip in report.skips] == [("MatMul_1", "its weight is computed by Transpose; fold before prune")]
+    assert [(skip.node, skip.reason) for skip in report.skips] == [
+        ("MatMul_1", "its weight is computed by Transpose; fold before prune")
+    ]
 
 
 @pytest.mark.parametrize(

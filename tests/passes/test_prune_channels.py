@@ -1,15 +1,19 @@
-"""prune(pattern=channels) on small graphs: what is coupled, that the smaller network computes what it should, and what stays."""
+"""prune(pattern=channels) on small graphs: what is coupled, that the smaller network computes what it
+should, and what stays.
+"""
 
 import numpy as np
 import onnx
 import pytest
 
-from passes import contract
-from passes.base import Context, Skip, configure
-from passes.graph.model import export_model, import_model
-from passes.int8 import Int8
-from tests.builders import build, random
-from tests.channels import assert_same_outputs, prune_channels, shapes, zeroed
+from onnx_lathe.passes.core import contract
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.report import Skip
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.model import export_model, import_model
+from onnx_lathe.passes.int8.int8 import Int8
+from tests.support.builders import build, random
+from tests.support.channels import assert_same_outputs, prune_channels, shapes, zeroed
 
 IMAGE = "(float[N, 3, 8, 8] x) => (float[N, 5, H, W] y)"
 CHAIN = f"{IMAGE} {{ a = Conv (x, u, c) b = Relu (a) y = Conv (b, v) }}"
@@ -38,7 +42,15 @@ CASES = {
         f"{IMAGE} {{ a = Conv (x, u) b = InstanceNormalization (a, g, s) d = PRelu (b, p) e = Mul (d, k) f = Add (o, e) y = Conv (f, v) }}",
         {"u": random(10, 3, 3, 3), "v": random(5, 10, 1, 1), "g": random(10), "s": random(10)}
         | {"p": random(10, 1, 1), "k": random(1, 10, 1, 1), "o": random(1, 1, 1)},
-        {"u": [7, 3, 3, 3], "g": [7], "s": [7], "p": [7, 1, 1], "k": [1, 7, 1, 1], "o": [1, 1, 1], "v": [5, 7, 1, 1]},
+        {
+            "u": [7, 3, 3, 3],
+            "g": [7],
+            "s": [7],
+            "p": [7, 1, 1],
+            "k": [1, 7, 1, 1],
+            "o": [1, 1, 1],
+            "v": [5, 7, 1, 1],
+        },
     ),
     "residual": (
         f"{IMAGE} {{ a = Conv (x, u) b = Relu (a) d = Conv <pads = [1, 1, 1, 1]> (b, w) e = Add (d, a) y = Conv (e, v) }}",
@@ -57,7 +69,13 @@ CASES = {
     ),
     "slice": (
         f"{IMAGE} {{ a = Conv (x, u) b = Slice (a, i, j, k) d = Slice (a, j, l, k) y1 = Conv (b, v) y2 = Conv (d, w) y = Add (y1, y2) }}",
-        {"u": random(20, 3, 1, 1), "i": np.array([0]), "j": np.array([8]), "l": np.array([2**31]), "k": np.array([1])}
+        {
+            "u": random(20, 3, 1, 1),
+            "i": np.array([0]),
+            "j": np.array([8]),
+            "l": np.array([2**31]),
+            "k": np.array([1]),
+        }
         | {"v": random(5, 8, 1, 1), "w": random(5, 12, 1, 1)},
         {"u": [14, 3, 1, 1]},
     ),
@@ -74,14 +92,25 @@ CASES = {
     "shuffle": (
         "(float[N, 3, 8, 8] x) => (float[N, 5, 8, 8] y) { a = Conv (x, u) b = Reshape (a, p) "
         "d = Transpose <perm = [0, 2, 1, 3, 4]> (b) e = Reshape (d, q) y = Conv (e, v) }",
-        {"u": random(20, 3, 1, 1), "p": np.array([0, 2, 10, 8, 8]), "q": np.array([-1, 20, 8, 8]), "v": random(5, 20, 1, 1)},
+        {
+            "u": random(20, 3, 1, 1),
+            "p": np.array([0, 2, 10, 8, 8]),
+            "q": np.array([-1, 20, 8, 8]),
+            "v": random(5, 20, 1, 1),
+        },
         {"u": [14, 3, 1, 1], "v": [5, 14, 1, 1]},
     ),
     "grouped shuffle": (
         "(float[N, 3, 8, 8] x) => (float[N, 5, 8, 8] y) { a = Conv (x, u) g = Conv <group = 3> (a, t) b = Reshape (g, p) "
         "d = Transpose <perm = [0, 2, 1, 3, 4]> (b) e = Reshape (d, q) f = Conv <group = 30> (e, r) "
         "h = Conv <group = 3> (f, w) y = Conv (h, v) }",
-        {"u": random(30, 3, 1, 1), "t": random(30, 10, 1, 1), "r": random(30, 1, 1, 1), "w": random(30, 10, 1, 1), "v": random(5, 30, 1, 1)}
+        {
+            "u": random(30, 3, 1, 1),
+            "t": random(30, 10, 1, 1),
+            "r": random(30, 1, 1, 1),
+            "w": random(30, 10, 1, 1),
+            "v": random(5, 30, 1, 1),
+        }
         | {"p": np.array([0, 3, 10, 8, 8]), "q": np.array([0, 30, 8, 8])},
         {"u": [21, 3, 1, 1], "t": [21, 7, 1, 1], "r": [21, 1, 1, 1], "w": [21, 7, 1, 1], "v": [5, 21, 1, 1]},
     ),
@@ -113,18 +142,33 @@ CASES = {
     ),
     "padded shortcut": (
         f"{IMAGE} {{ a = Conv (x, u) b = Pad (a, p) d = Conv (a, w) e = Add (b, d) y = Conv (e, v) }}",
-        {"u": random(10, 3, 1, 1), "w": random(20, 10, 1, 1), "p": np.array([0, 5, 0, 0, 0, 5, 0, 0]), "v": random(5, 20, 1, 1)},
+        {
+            "u": random(10, 3, 1, 1),
+            "w": random(20, 10, 1, 1),
+            "p": np.array([0, 5, 0, 0, 0, 5, 0, 0]),
+            "v": random(5, 20, 1, 1),
+        },
         {},  # how many of each go depends on which are small
     ),
     "resized": (
         "(float[N, 3, 8, 8] x) => (float[N, 5, 16, 16] y) { a = Conv (x, u) b = Resize (a, , , z) d = Resize (b, , r) y = Conv (d, v) }",
-        {"u": random(10, 3, 1, 1), "z": np.array([1, 10, 8, 8]), "r": np.array([1, 1, 2, 2], np.float32), "v": random(5, 10, 1, 1)},
+        {
+            "u": random(10, 3, 1, 1),
+            "z": np.array([1, 10, 8, 8]),
+            "r": np.array([1, 1, 2, 2], np.float32),
+            "v": random(5, 10, 1, 1),
+        },
         {"u": [7, 3, 1, 1], "v": [5, 7, 1, 1]},
     ),
     "squeeze and excitation": (
         f"{IMAGE} {{ a = Conv (x, u) b = GlobalAveragePool (a) d = Conv (b, w) e = Conv (d, z) "
         "f = HardSigmoid (e) h = Mul (a, f) y = Conv (h, v) }",
-        {"u": random(20, 3, 1, 1), "w": random(10, 20, 1, 1), "z": random(20, 10, 1, 1), "v": random(5, 20, 1, 1)},
+        {
+            "u": random(20, 3, 1, 1),
+            "w": random(10, 20, 1, 1),
+            "z": random(20, 10, 1, 1),
+            "v": random(5, 20, 1, 1),
+        },
         {"u": [14, 3, 1, 1], "w": [7, 14, 1, 1], "z": [14, 7, 1, 1], "v": [5, 14, 1, 1]},
     ),
     "shared weight": (
@@ -178,14 +222,21 @@ def test_the_smallest_filters_go() -> None:
     found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in after.graph.initializer}
     np.testing.assert_array_equal(found["u"], u[kept])
     assert [(edit.node, edit.what) for edit in report.edits] == [("Conv_0", "3 of 10 channels are removed")]
-    assert [(skip.node, skip.reason) for skip in report.skips] == [("Conv_2", "its channels stay: it writes the model's output 'y'")]
+    assert [(skip.node, skip.reason) for skip in report.skips] == [
+        ("Conv_2", "its channels stay: it writes the model's output 'y'")
+    ]
     assert report.metrics == {"channels_removed": 0.3}
 
 
 def test_declared_shapes_follow() -> None:
-    model = onnx.shape_inference.infer_shapes(build(CHAIN, u=random(10, 3, 3, 3), c=random(10), v=random(5, 10, 1, 1)))
+    model = onnx.shape_inference.infer_shapes(
+        build(CHAIN, u=random(10, 3, 3, 3), c=random(10), v=random(5, 10, 1, 1))
+    )
     after, _ = prune_channels(model, sparsity=0.3)
-    declared = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in after.graph.value_info}
+    declared = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in after.graph.value_info
+    }
     assert declared["a"][1] == declared["b"][1] == 7
 
 
@@ -195,9 +246,18 @@ LOCKED = {
         "DepthToSpace has no rule for channels",
     ),
     "an output of the model": ("b = Relu (a) y = Relu (b)", "it writes the model's output 'y'"),
-    "a softmax over channels": ("b = Softmax <axis = 1> (a) y = Conv (b, v)", "Softmax compares its channels"),
-    "a sum with the input": ("b = Add (a, x) y = Conv (b, v)", "Add_1 joins it with x, whose channels cannot go"),
-    "a mean over channels": ("b = ReduceMean <axes = [1]> (a) y = Mul (b, a)", "ReduceMean_1 adds up its channels"),
+    "a softmax over channels": (
+        "b = Softmax <axis = 1> (a) y = Conv (b, v)",
+        "Softmax compares its channels",
+    ),
+    "a sum with the input": (
+        "b = Add (a, x) y = Conv (b, v)",
+        "Add_1 joins it with x, whose channels cannot go",
+    ),
+    "a mean over channels": (
+        "b = ReduceMean <axes = [1]> (a) y = Mul (b, a)",
+        "ReduceMean_1 adds up its channels",
+    ),
 }
 
 
@@ -205,7 +265,9 @@ LOCKED = {
 def test_what_needs_every_channel_keeps_them(name: str) -> None:
     body, reason = LOCKED[name]
     model = build(
-        f"(float[N, 10, 4, 4] x) => (float[N, C, H, W] y) {{ a = Conv (x, u) {body} }}", u=random(10, 10, 1, 1), v=random(5, 10, 1, 1)
+        f"(float[N, 10, 4, 4] x) => (float[N, C, H, W] y) {{ a = Conv (x, u) {body} }}",
+        u=random(10, 10, 1, 1),
+        v=random(5, 10, 1, 1),
     )
     after, report = prune_channels(model, sparsity=0.5)
     assert not report.edits
@@ -294,7 +356,11 @@ def test_an_output_whose_channels_have_a_name_keeps_it() -> None:
 
 def test_one_class_is_an_output_all_the_same() -> None:
     _, report = prune_channels(
-        build("(float[N, 8] x) => (float[N, 1] y) { a = MatMul (x, u) y = MatMul (a, v) }", u=random(8, 10), v=random(10, 1))
+        build(
+            "(float[N, 8] x) => (float[N, 1] y) { a = MatMul (x, u) y = MatMul (a, v) }",
+            u=random(8, 10),
+            v=random(10, 1),
+        )
     )
     assert [skip.reason for skip in report.skips] == ["its channels stay: it writes the model's output 'y'"]
 
@@ -307,7 +373,10 @@ def test_constants_that_are_nodes_are_to_be_folded() -> None:
         v=random(5, 10, 1, 1),
     )
     _, report = prune_channels(model)
-    assert report.skips[0].reason == "its channels stay: Mul_2 joins it with k, which is a Constant node; fold first"
+    assert (
+        report.skips[0].reason
+        == "its channels stay: Mul_2 joins it with k, which is a Constant node; fold first"
+    )
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
@@ -316,7 +385,9 @@ def test_channels_that_cannot_be_compared_stay(wrong: float) -> None:
     u[2, 1] = wrong
     _, report = prune_channels(build(CHAIN, u=u, c=random(10), v=random(5, 10, 1, 1)))
     assert not report.edits
-    assert report.skips[-1] == Skip("Conv_0", "its channels cannot be compared: weights or activations have NaN or infinite elements")
+    assert report.skips[-1] == Skip(
+        "Conv_0", "its channels cannot be compared: weights or activations have NaN or infinite elements"
+    )
 
 
 def test_what_a_body_reads_keeps_its_channels() -> None:

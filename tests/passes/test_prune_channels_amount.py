@@ -1,4 +1,6 @@
-"""How many channels go, and which: scope, MACs, multiples, options per layer, importance from data, and what contradicts itself."""
+"""How many channels go, and which: scope, MACs, multiples, options per layer, importance from data, and
+what contradicts itself.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,18 +9,20 @@ import numpy as np
 import onnx
 import pytest
 
-import lathe
-from lathe import PassError, UsageError
-from optimizer.inspect import measure
-from optimizer.pipeline import apply_pass
-from passes.base import Context, Shaping, configure
-from passes.graph.model import export_model, import_model, set_sparse_tensors
-from passes.prune import Prune
-from passes.retrain import Retrain
-from runtime.data import Batch, DataSource
-from runtime.training import TorchTrainer
-from tests.builders import build, random, run
-from tests.channels import prune_channels, shapes
+from onnx_lathe import metadata
+from onnx_lathe.errors import PassError, UsageError
+from onnx_lathe.optimizer.inspect import measure
+from onnx_lathe.optimizer.pipeline import apply_pass
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse_tensors
+from onnx_lathe.passes.prune.prune import Prune
+from onnx_lathe.passes.retrain import Retrain
+from onnx_lathe.protocols import Shaping
+from onnx_lathe.runtime.data import Batch, DataSource
+from onnx_lathe.runtime.training import TorchTrainer
+from tests.support.builders import build, random, run
+from tests.support.channels import prune_channels, shapes
 
 THREE = "(float[N, 8] x) => (float[N, 4] y) { a = MatMul (x, u) b = Relu (a) d = MatMul (b, v) e = Relu (d) y = MatMul (e, w) }"
 BN = "(float[N, 3, 8, 8] x) => (float[N, 5, H, W] y) { a = Conv (x, u) b = BatchNormalization (a, g, s, m, n) y = Conv (b, v) }"
@@ -85,9 +89,13 @@ def test_macs_that_cannot_be_reached_are_refused_with_what_can() -> None:
 
 def test_macs_need_shapes() -> None:
     model = build(
-        "(float[N, 3, H, W] x) => (float[N, 4, I, J] y) { a = Conv (x, u) y = Conv (a, v) }", u=random(8, 3, 1, 1), v=random(4, 8, 1, 1)
+        "(float[N, 3, H, W] x) => (float[N, 4, I, J] y) { a = Conv (x, u) y = Conv (a, v) }",
+        u=random(8, 3, 1, 1),
+        v=random(4, 8, 1, 1),
     )
-    with pytest.raises(PassError, match=r"the shapes at Conv_0 are not known; fix the sizes of the model's inputs"):
+    with pytest.raises(
+        PassError, match=r"the shapes at Conv_0 are not known; fix the sizes of the model's inputs"
+    ):
         prune_channels(model, macs=0.5)
 
 
@@ -105,7 +113,9 @@ def test_macs_are_reached_with_multiples_too(multiple: int) -> None:
     assert before is not None
     assert now is not None
     assert now / before <= 0.5
-    assert all(left % multiple == 0 or left == full for left, full in zip(widths(after), (40, 20), strict=True))
+    assert all(
+        left % multiple == 0 or left == full for left, full in zip(widths(after), (40, 20), strict=True)
+    )
 
 
 def test_at_least_one_channel_stays() -> None:
@@ -118,23 +128,37 @@ def test_a_split_keeps_something_on_both_sides() -> None:
     u[:5] *= 1e-3
     text = "(float[N, 3, 4, 4] x) => (float[N, 5, H, W] y) { a = Conv (x, u) b, d = Split <axis = 1> (a, z) "
     text += "e = Conv (b, v) f = Conv (d, w) y = Add (e, f) }"
-    after, _ = prune_channels(build(text, u=u, z=np.array([5, 5]), v=random(5, 5, 1, 1), w=random(5, 5, 1, 1)), sparsity=0.5)
+    after, _ = prune_channels(
+        build(text, u=u, z=np.array([5, 5]), v=random(5, 5, 1, 1), w=random(5, 5, 1, 1)), sparsity=0.5
+    )
     assert shapes(after)["u"][0] == 5
     assert shapes(after)["v"][1] == 1
 
 
 def test_scale_goes_by_batch_normalization() -> None:
     g = np.arange(1, 11, dtype=np.float32) * np.float32([1, -1] * 5)
-    model = build(BN, u=random(10, 3, 1, 1), v=random(5, 10, 1, 1), g=g[::-1].copy(), s=random(10), m=random(10), n=np.ones(10, np.float32))
+    model = build(
+        BN,
+        u=random(10, 3, 1, 1),
+        v=random(5, 10, 1, 1),
+        g=g[::-1].copy(),
+        s=random(10),
+        m=random(10),
+        n=np.ones(10, np.float32),
+    )
     after, _ = prune_channels(model, sparsity=0.3, importance="scale")
-    left = next(onnx.numpy_helper.to_array(tensor) for tensor in after.graph.initializer if tensor.name == "g")
+    left = next(
+        onnx.numpy_helper.to_array(tensor) for tensor in after.graph.initializer if tensor.name == "g"
+    )
     np.testing.assert_array_equal(left, g[::-1][:7])
 
 
 def test_scale_without_batch_normalization_is_skipped() -> None:
     _, report = prune_channels(three(), importance="scale")
     assert not report.edits
-    assert [skip.reason for skip in report.skips][1:] == ["nothing says how important its channels are; give importance=l2"] * 2
+    assert [skip.reason for skip in report.skips][1:] == [
+        "nothing says how important its channels are; give importance=l2"
+    ] * 2
 
 
 class Observed:
@@ -160,8 +184,15 @@ def test_activation_goes_by_what_reaches_the_next_layer() -> None:
     u[:, :4] = -np.abs(u[:, :4])  # these never get through the ReLU when inputs are positive
     v[4:8] = 0  # these are never read
     batches = [np.abs(random(16, 8)) for _ in range(2)]
-    after, _ = prune_channels(build(THREE, u=u, v=v, w=w), Context(calibrator=Observed(batches)), sparsity=0.2, importance="activation")
-    left = next(onnx.numpy_helper.to_array(tensor) for tensor in after.graph.initializer if tensor.name == "u")
+    after, _ = prune_channels(
+        build(THREE, u=u, v=v, w=w),
+        Context(calibrator=Observed(batches)),
+        sparsity=0.2,
+        importance="activation",
+    )
+    left = next(
+        onnx.numpy_helper.to_array(tensor) for tensor in after.graph.initializer if tensor.name == "u"
+    )
     np.testing.assert_array_equal(left, u[:, 8:])
 
 
@@ -176,7 +207,9 @@ class Labelled(DataSource):
     def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
         for start in range(0, self.count, size):
             rows = slice(start, min(start + size, self.count))
-            yield Batch(inputs={"x": self.x[rows]}, labels=np.arange(self.count)[rows] % 4 if self.labelled else None)
+            yield Batch(
+                inputs={"x": self.x[rows]}, labels=np.arange(self.count)[rows] % 4 if self.labelled else None
+            )
 
 
 def test_taylor_is_the_gradient_times_the_channel() -> None:
@@ -184,7 +217,11 @@ def test_taylor_is_the_gradient_times_the_channel() -> None:
     u, v, w = 0.3 * random(8, 10), 0.3 * random(10, 6), random(6, 4)
     model, data = build(THREE, u=u, v=v, w=w), Labelled()
     after, _ = prune_channels(
-        model, Context(trainer=TorchTrainer(data, teacher=model)), sparsity=0.5, importance="taylor", layers={"v": 0.0}
+        model,
+        Context(trainer=TorchTrainer(data, teacher=model)),
+        sparsity=0.5,
+        importance="taylor",
+        layers={"v": 0.0},
     )
     slopes = np.zeros(10)
     for batch in data.batches(64):
@@ -193,7 +230,9 @@ def test_taylor_is_the_gradient_times_the_channel() -> None:
             gate[unit] = 1 + 1e-4
             slopes[unit] += abs(_loss(batch, u * gate, v, w) - _loss(batch, u * (2 - gate), v, w))
     kept = np.sort(np.argsort(slopes)[5:])
-    left = next(onnx.numpy_helper.to_array(tensor) for tensor in after.graph.initializer if tensor.name == "u")
+    left = next(
+        onnx.numpy_helper.to_array(tensor) for tensor in after.graph.initializer if tensor.name == "u"
+    )
     np.testing.assert_array_equal(left, u[:, kept])
 
 
@@ -206,12 +245,16 @@ def _loss(batch: Batch, u: np.ndarray, v: np.ndarray, w: np.ndarray) -> float:
 def test_taylor_without_labels_is_refused() -> None:
     model = three()
     with pytest.raises(PassError, match=r"prune\(importance=taylor\) needs labelled data"):
-        prune_channels(model, Context(trainer=TorchTrainer(Labelled(labelled=False), teacher=model)), importance="taylor")
+        prune_channels(
+            model, Context(trainer=TorchTrainer(Labelled(labelled=False), teacher=model)), importance="taylor"
+        )
 
 
 def test_taylor_of_a_weight_that_is_not_trained_is_refused() -> None:
     class Other:
-        def train(self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None) -> Any:
+        def train(
+            self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None
+        ) -> Any:
             assert shaping is not None
             return shaping(0.0, {})
 
@@ -219,7 +262,10 @@ def test_taylor_of_a_weight_that_is_not_trained_is_refused() -> None:
         prune_channels(three(), Context(trainer=Other()), importance="taylor")
 
 
-@pytest.mark.parametrize(("importance", "needs"), [("l2", ()), ("activation", ("calibrator",)), ("taylor", ("trainer", "gradients"))])
+@pytest.mark.parametrize(
+    ("importance", "needs"),
+    [("l2", ()), ("activation", ("calibrator",)), ("taylor", ("trainer", "gradients"))],
+)
 def test_what_the_pass_needs_follows_from_importance(importance: str, needs: tuple[str, ...]) -> None:
     assert configure(Prune, {"pattern": "channels", "importance": importance}).needs == needs
 
@@ -237,7 +283,11 @@ def test_lost_inputs_make_a_pattern_unstructured() -> None:
     graph = import_model(three())
     set_sparse_tensors(graph, {"u": "2:4", "v": "2:4", "w": "unstructured"})
     after, _ = prune_channels(export_model(graph), sparsity=0.25, layers={"v": 0.0})
-    assert lathe.read_sparse(after.metadata_props) == {"u": "2:4", "v": "unstructured", "w": "unstructured"}
+    assert metadata.read_sparse(after.metadata_props) == {
+        "u": "2:4",
+        "v": "unstructured",
+        "w": "unstructured",
+    }
 
 
 def test_lost_outputs_leave_a_pattern_as_it_is() -> None:
@@ -245,20 +295,39 @@ def test_lost_outputs_leave_a_pattern_as_it_is() -> None:
     set_sparse_tensors(graph, {"v": "2:4"})
     after, _ = prune_channels(export_model(graph), sparsity=0.25, layers={"u": 0.0})
     assert widths(after) == (40, 15)
-    assert lathe.read_sparse(after.metadata_props) == {"v": "2:4"}
+    assert metadata.read_sparse(after.metadata_props) == {"v": "2:4"}
 
 
 CONTRADICTIONS = {
-    r"pattern=\.\.\.\) must be unstructured, channels or N:M such as 2:4, with N below M, not 'rows'": {"pattern": "rows"},
+    r"pattern=\.\.\.\) must be unstructured, channels or N:M such as 2:4, with N below M, not 'rows'": {
+        "pattern": "rows"
+    },
     r"with N below M, not '4:2'": {"pattern": "4:2"},
-    "pattern=channels is made at once; leave epochs out, and let a retrain step follow": {"pattern": "channels", "epochs": 2},
+    "pattern=channels is made at once; leave epochs out, and let a retrain step follow": {
+        "pattern": "channels",
+        "epochs": 2,
+    },
     "pattern=2:4 is made at once": {"pattern": "2:4", "epochs": 2},
-    "score says nothing with pattern=channels; leave it out": {"pattern": "channels", "score": "lamp", "scope": "global"},
-    "sparsity says nothing with pattern=channels and macs; leave it out": {"pattern": "channels", "sparsity": 0.3, "macs": 0.5},
+    "score says nothing with pattern=channels; leave it out": {
+        "pattern": "channels",
+        "score": "lamp",
+        "scope": "global",
+    },
+    "sparsity says nothing with pattern=channels and macs; leave it out": {
+        "pattern": "channels",
+        "sparsity": 0.3,
+        "macs": 0.5,
+    },
     "sparsity says nothing with pattern=2:4; leave it out": {"pattern": "2:4", "sparsity": 0.3},
-    "with pattern=2:4 a value in layers can only be 0, which leaves a layer as it is": {"pattern": "2:4", "layers": {"u": 0.9}},
+    "with pattern=2:4 a value in layers can only be 0, which leaves a layer as it is": {
+        "pattern": "2:4",
+        "layers": {"u": 0.9},
+    },
     "macs says nothing with pattern=unstructured; leave it out": {"macs": 0.5},
-    "a sparsity must be below 1; a layer without channels computes nothing": {"pattern": "channels", "sparsity": 1.0},
+    "a sparsity must be below 1; a layer without channels computes nothing": {
+        "pattern": "channels",
+        "sparsity": 1.0,
+    },
 }
 
 

@@ -1,6 +1,8 @@
-"""prune(pattern=channels) on models that this project did not write: 30 % of the channels go, and what is left runs and is right.
+"""prune(pattern=channels) on models that this project did not write: 30 % of the channels go, and what is
+left runs and is right.
 
-What is right: the whole network with the removed channels' weights and biases at zero, and the one with the weights that read them at zero.
+What is right: the whole network with the removed channels' weights and biases at zero, and the one with the
+weights that read them at zero.
 """
 
 from pathlib import Path
@@ -9,18 +11,25 @@ import numpy as np
 import onnx
 import pytest
 
-from passes import contract
-from runtime import model_file, ort
-from tests import conftest
-from tests.channels import assert_same_outputs, prune_channels, shapes, zeroed
+from onnx_lathe.passes.core import contract
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.running import ort
+from tests.support import models
+from tests.support.channels import assert_same_outputs, prune_channels, shapes, zeroed
 
-LIGHT = conftest.shipped_with_onnx("light/light_*.onnx")
+LIGHT = models.shipped_with_onnx("light/light_*.onnx")
 # The PReLU cases are not valid at a later opset: its slope broadcasts differently since opset 7.
-SMALL = [path for path in conftest.shipped_with_onnx("pytorch-converted/*/model.onnx")[::2] if "PReLU" not in path.parent.name]
+SMALL = [
+    path
+    for path in models.shipped_with_onnx("pytorch-converted/*/model.onnx")[::2]
+    if "PReLU" not in path.parent.name
+]
 
 
 def written(model: onnx.ModelProto) -> dict[str, int]:
-    """Layer -> how many channels its weight writes, counted in the file: every Conv, and the Gemm of classifiers."""
+    """Layer -> how many channels its weight writes, counted in the file: every Conv, and the Gemm of
+    classifiers.
+    """
     found = shapes(model)
     return {
         node.name: found[node.input[1]][0 if node.op_type == "Conv" or _transposed(node) else 1]
@@ -34,7 +43,9 @@ def _transposed(node: onnx.NodeProto) -> bool:
 
 
 def comparable(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without local response normalization, which divides by neighbours, others once channels are gone, and with what the softmax reads."""
+    """Without local response normalization, which divides by neighbours, others once channels are gone, and
+    with what the softmax reads.
+    """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     for node in changed.graph.node:
@@ -53,10 +64,12 @@ def assert_right(model: onnx.ModelProto, after: onnx.ModelProto, sparsity: float
 
 @pytest.mark.parametrize("light", LIGHT, ids=lambda path: path.stem, indirect=True)
 def test_every_light_model_can_lose_thirty_percent(light: onnx.ModelProto) -> None:
-    """Thirty percent of the channels that layers write, all layers together, but for the last layer's, which are the classes.
+    """Thirty percent of the channels that layers write, all layers together, but for the last layer's,
+    which are the classes.
 
-    A little more is asked for, because counts are rounded in each group. No layer is left out: trunks of residual additions, branches of
-    concatenations and the shuffled channels between grouped convolutions lose theirs.
+    A little more is asked for, because counts are rounded in each group. No layer is left out: trunks of
+    residual additions, branches of concatenations and the shuffled channels between grouped convolutions
+    lose theirs.
     """
     after, report = prune_channels(light, sparsity=0.32)
     contract.check_structure(light, after, "prune")  # the checker, with shape inference
@@ -74,7 +87,7 @@ def test_every_light_model_can_lose_thirty_percent(light: onnx.ModelProto) -> No
 
 @pytest.mark.parametrize("path", SMALL, ids=lambda path: path.parent.name)
 def test_small_models_keep_their_interface(path: Path) -> None:
-    model = conftest.load_foreign(path)
+    model = models.load_foreign(path)
     after, _ = prune_channels(model, sparsity=0.5)
     contract.check_structure(model, after, "prune")
     assert_same_outputs(zeroed(model, 0.5), after, 1e-4)
@@ -82,7 +95,7 @@ def test_small_models_keep_their_interface(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["lenet300-mnist", "lenet5-mnist", "resnet20-cifar10"])
 def test_own_models(name: str) -> None:
-    model = model_file.load(conftest.MODELS / name / "model.onnx")
+    model = model_file.load(models.MODELS / name / "model.onnx")
     after, report = prune_channels(model, sparsity=0.3)
     contract.check_structure(model, after, "prune")
     assert report.metrics["channels_removed"] == pytest.approx(0.3, abs=0.02)

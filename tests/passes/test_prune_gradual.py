@@ -8,17 +8,23 @@ import numpy as np
 import onnx
 import pytest
 
-import lathe
-from lathe import PassError
-from passes.base import Context, PassReport, Shaping, configure
-from passes.graph.model import export_model, import_model
-from passes.numerics.gradual import RETURNS, SCHEDULES, Gradual
-from passes.numerics.selection import Pool
-from passes.prune import Prune
-from tests.builders import build, run
+from onnx_lathe import metadata
+from onnx_lathe.errors import PassError
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.model import export_model, import_model
+from onnx_lathe.passes.numerics.sparsity.gradual import RETURNS, SCHEDULES, Gradual
+from onnx_lathe.passes.numerics.sparsity.weight_choice import Pool
+from onnx_lathe.passes.prune.prune import Prune
+from onnx_lathe.protocols import Shaping
+from tests.support.builders import build, run
 
 GENERATOR = np.random.default_rng(11)
-WEIGHTS = {"a": GENERATOR.standard_normal((20, 30)).astype(np.float32), "b": GENERATOR.standard_normal((30, 10)).astype(np.float32)}
+WEIGHTS = {
+    "a": GENERATOR.standard_normal((20, 30)).astype(np.float32),
+    "b": GENERATOR.standard_normal((30, 10)).astype(np.float32),
+}
 PLAN = Gradual(
     pools=[Pool(("a", "b"), 810)], start=[90], links=[], score="magnitude", schedule="cubic", rounds=10, until=0.5, settle=0.8, regrow=True
 )  # fmt: skip
@@ -43,7 +49,9 @@ def test_zeros_grow_as_scheduled_from_what_is_there_to_what_is_asked(schedule: s
     assert counts[50] == counts[100] == 810
 
 
-@pytest.mark.parametrize("rounds, turns", [(1, [0.0, 0.5]), (5, [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])])
+@pytest.mark.parametrize(
+    "rounds, turns", [(1, [0.0, 0.5]), (5, [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])]
+)
 def test_zeros_are_chosen_so_many_times(rounds: int, turns: list[float]) -> None:
     plan, changes, before = fresh(rounds=rounds), [], None
     for step in range(101):
@@ -62,7 +70,10 @@ def test_weights_come_back_a_few_at_a_time_and_only_until_they_settle() -> None:
     plan = fresh(schedule="once", start=[810])
     before = {name: mask.copy() for name, mask in plan(0.0, WEIGHTS).items()}
     assert sum(int(mask.sum()) for mask in before.values()) == 90
-    swapped = {name: np.where(before[name], 0.5, 10 + np.abs(value)).astype(np.float32) for name, value in WEIGHTS.items()}
+    swapped = {
+        name: np.where(before[name], 0.5, 10 + np.abs(value)).astype(np.float32)
+        for name, value in WEIGHTS.items()
+    }
     returned = []
     for step in range(1, 101):
         after = plan(step / 100, swapped)
@@ -79,7 +90,8 @@ def test_without_regrow_a_zero_stays() -> None:
     plan, gone = fresh(regrow=False), {name: np.zeros(value.shape, bool) for name, value in WEIGHTS.items()}
     for step in range(101):
         moving = {
-            name: value + np.float32(0.1) * GENERATOR.standard_normal(value.shape).astype(np.float32) for name, value in WEIGHTS.items()
+            name: value + np.float32(0.1) * GENERATOR.standard_normal(value.shape).astype(np.float32)
+            for name, value in WEIGHTS.items()
         }
         for name, mask in plan(step / 100, moving).items():
             assert not (mask & gone[name]).any()
@@ -97,30 +109,41 @@ def test_the_trainers_arrays_are_only_read() -> None:
 
 
 def test_a_weight_that_does_not_train_is_refused() -> None:
-    with pytest.raises(PassError, match="weight 'b' is not trained, so it cannot be pruned gradually; leave epochs out"):
+    with pytest.raises(
+        PassError, match="weight 'b' is not trained, so it cannot be pruned gradually; leave epochs out"
+    ):
         fresh()(0.0, {"a": WEIGHTS["a"]})
 
 
 @pytest.mark.parametrize("score", ["magnitude", "lamp"])
 def test_a_weight_that_training_broke_is_refused(score: str) -> None:
-    with pytest.raises(PassError, match="training made weight 'b' NaN or infinite; the model is left as it was; give a smaller rate="):
+    with pytest.raises(
+        PassError,
+        match="training made weight 'b' NaN or infinite; the model is left as it was; give a smaller rate=",
+    ):
         fresh(score=score)(0.0, WEIGHTS | {"b": np.full_like(WEIGHTS["b"], np.nan)})
 
 
 class Stub:
     """A trainer of 20 steps that adds noise to every weight, and notes what it was asked."""
 
-    def train(self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None) -> "Stub":
+    def train(
+        self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None
+    ) -> "Stub":
         assert shaping is not None
         self.settings, self.start = settings, model
-        weights = {tensor.name: onnx.numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer}
+        weights = {
+            tensor.name: onnx.numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer
+        }
         generator = np.random.default_rng(0)
         masks: Mapping[str, np.ndarray] = {}
         for step in range(21):
             masks = shaping(step / 20, weights)
             for value in weights.values() if step < 20 else ():
                 value += np.float32(0.3) * generator.standard_normal(value.shape).astype(np.float32)
-        self.values = {name: np.where(masks.get(name, True), value, np.float32(0)) for name, value in weights.items()}
+        self.values = {
+            name: np.where(masks.get(name, True), value, np.float32(0)) for name, value in weights.items()
+        }
         self.metrics = {"last_loss": 0.5}
         return self
 
@@ -132,15 +155,24 @@ def two_layers() -> onnx.ModelProto:
     return build(TWO_LAYERS, bias=np.ones(30, np.float32), **WEIGHTS)
 
 
-def prune(model: onnx.ModelProto, trainer: Any, **options: Any) -> tuple[onnx.ModelProto, dict[str, np.ndarray], PassReport]:
+def prune(
+    model: onnx.ModelProto, trainer: Any, **options: Any
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray], PassReport]:
     graph = import_model(model)
     report = configure(Prune, {"epochs": 3} | options).apply(graph, Context(trainer=trainer))
     after = export_model(graph)
     onnx.checker.check_model(after, full_check=True)
-    return after, {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in after.graph.initializer}, report
+    return (
+        after,
+        {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in after.graph.initializer},
+        report,
+    )
 
 
-@pytest.mark.parametrize("options", [{}, {"scope": "global"}, {"scope": "global", "score": "lamp"}, {"regrow": False}, {"clean": False}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scope": "global"}, {"scope": "global", "score": "lamp"}, {"regrow": False}, {"clean": False}],
+)
 def test_the_model_has_the_trained_values_and_exactly_the_zeros_asked_for(options: dict[str, Any]) -> None:
     trainer = Stub()
     after, values, report = prune(two_layers(), trainer, sparsity=0.9, **options)
@@ -150,12 +182,16 @@ def test_the_model_has_the_trained_values_and_exactly_the_zeros_asked_for(option
     assert sum(counts) == 810
     if "scope" not in options:
         assert counts == [540, 270]
-    assert lathe.read_sparse(after.metadata_props) == {"a": "unstructured", "b": "unstructured"}
-    assert lathe.read_sparse(trainer.start.metadata_props) == {}, "while it is trained, zeros may come back"
+    assert metadata.read_sparse(after.metadata_props) == {"a": "unstructured", "b": "unstructured"}
+    assert metadata.read_sparse(trainer.start.metadata_props) == {}, (
+        "while it is trained, zeros may come back"
+    )
     assert report.metrics["sparsity"] == 0.9
     assert report.metrics["last_loss"] == 0.5
     assert (report.metrics["returned"] > 0) == options.get("regrow", True)
-    assert trainer.settings.items() >= {"epochs": 3, "rate": None, "batch": 64, "precision": "float32"}.items()
+    assert (
+        trainer.settings.items() >= {"epochs": 3, "rate": None, "batch": 64, "precision": "float32"}.items()
+    )
     texts = {edit.what.partition(",")[0].partition(" weights")[0] for edit in report.edits}
     assert texts >= {f"{counts[0]} of 600", f"{counts[1]} of 300"}
     assert any(edit.what.startswith("bias changed by ") for edit in report.edits)
@@ -183,7 +219,9 @@ def test_zeros_that_the_model_names_stay_and_count() -> None:
     once, _, _ = prune(two_layers(), Stub(), sparsity=0.5, layers={"b": 0.0})
     _, _, report = prune(once, Stub(), sparsity=0.2, layers={"b": 0.0})
     assert next(edit.what for edit in report.edits).startswith("bias")
-    assert any(edit.what.startswith("300 of 600 weights are zero (50.0 %), 300 before") for edit in report.edits)
+    assert any(
+        edit.what.startswith("300 of 600 weights are zero (50.0 %), 300 before") for edit in report.edits
+    )
 
 
 def test_a_layer_that_trained_and_kept_all_its_weights_is_no_skip() -> None:
@@ -191,7 +229,7 @@ def test_a_layer_that_trained_and_kept_all_its_weights_is_no_skip() -> None:
     after, _, report = prune(model, Stub(), sparsity=0.1, scope="global", clean=False)
     assert report.skips == []
     assert any(edit.what.startswith("0 of 600 weights are zero") for edit in report.edits)
-    assert lathe.read_sparse(after.metadata_props) == {"b": "unstructured"}
+    assert metadata.read_sparse(after.metadata_props) == {"b": "unstructured"}
 
 
 def test_only_a_gradual_pruning_needs_training_data() -> None:
@@ -210,10 +248,12 @@ def test_nothing_to_prune_does_not_train() -> None:
 
 def test_a_network_is_pruned_for_real() -> None:
     pytest.importorskip("torch")
-    from runtime.training import TorchTrainer
+    from onnx_lathe.runtime.training import TorchTrainer
     from tests.runtime.test_training import Points, accuracy, model, options, updated
 
-    dense = updated(model(), TorchTrainer(Points(), None).train(model(), options(epochs=15, rate=0.02, batch=32)).values)
+    dense = updated(
+        model(), TorchTrainer(Points(), None).train(model(), options(epochs=15, rate=0.02, batch=32)).values
+    )
     at_once = import_model(dense)
     choice: dict[str, Any] = {"sparsity": 0.7, "scope": "global", "min_size": 1}
     configure(Prune, choice).apply(at_once, Context())

@@ -6,14 +6,16 @@ import numpy as np
 import onnx
 import pytest
 
-from lathe import DataError, PassError
-from passes.base import Context, PassReport, Runner, configure
-from passes.graph.model import import_model
-from passes.prune import Prune
-from runtime import ort
-from runtime.data import Batch, DataSource
-from runtime.evaluate import OutputComparer
-from tests.builders import build, run
+from onnx_lathe.errors import DataError, PassError
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context, Runner
+from onnx_lathe.passes.graph.model import import_model
+from onnx_lathe.passes.prune.prune import Prune
+from onnx_lathe.runtime.data import Batch, DataSource
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.evaluate import OutputComparer
+from tests.support.builders import build, run
 
 GENERATOR = np.random.default_rng(5)
 X = GENERATOR.standard_normal((700, 8)).astype(np.float32)
@@ -38,11 +40,15 @@ def comparer(data: DataSource | None = None) -> OutputComparer:
 
 
 def half_zero(weight: np.ndarray) -> np.ndarray:
-    return np.where(np.abs(weight) > np.sort(np.abs(weight), axis=None)[weight.size // 2 - 1], weight, np.float32(0))
+    return np.where(
+        np.abs(weight) > np.sort(np.abs(weight), axis=None)[weight.size // 2 - 1], weight, np.float32(0)
+    )
 
 
 def sqnr(base: np.ndarray, candidate: np.ndarray) -> float:
-    return 10 * np.log10(np.square(base, dtype=np.float64).sum() / np.square(base.astype(np.float64) - candidate).sum())
+    return 10 * np.log10(
+        np.square(base, dtype=np.float64).sum() / np.square(base.astype(np.float64) - candidate).sum()
+    )
 
 
 def measure(model: onnx.ModelProto, runner: Runner | None, **options: object) -> PassReport:
@@ -53,20 +59,31 @@ def measure(model: onnx.ModelProto, runner: Runner | None, **options: object) ->
 def test_each_layer_is_measured_alone_and_ranked() -> None:
     report = measure(build(TWO_LAYERS, a=A, b=B), comparer())
     base = np.tanh(X[:512] @ A) @ B
-    wanted = {"a": sqnr(base, np.tanh(X[:512] @ half_zero(A)) @ B), "b": sqnr(base, np.tanh(X[:512] @ A) @ half_zero(B))}
+    wanted = {
+        "a": sqnr(base, np.tanh(X[:512] @ half_zero(A)) @ B),
+        "b": sqnr(base, np.tanh(X[:512] @ A) @ half_zero(B)),
+    }
     ranked = sorted(wanted, key=wanted.__getitem__)
-    found = {key.removeprefix("sensitivity/"): value for key, value in report.metrics.items() if key.startswith("sensitivity/")}
+    found = {
+        key.removeprefix("sensitivity/"): value
+        for key, value in report.metrics.items()
+        if key.startswith("sensitivity/")
+    }
     assert found == pytest.approx(wanted, abs=1e-3)
     assert list(found) == ranked
     for edit, name in zip(report.edits, "ab", strict=True):
-        assert edit.what.endswith(f"0 before; alone {wanted[name]:.1f} dB, sensitivity rank {ranked.index(name) + 1} of 2")
+        assert edit.what.endswith(
+            f"0 before; alone {wanted[name]:.1f} dB, sensitivity rank {ranked.index(name) + 1} of 2"
+        )
 
 
 def test_measuring_changes_nothing() -> None:
     model, plain = build(TWO_LAYERS, a=A, b=B), import_model(build(TWO_LAYERS, a=A, b=B))
     configure(Prune, {"sparsity": 0.5, "min_size": 1, "clean": False}).apply(plain, Context())
     graph = import_model(model)
-    configure(Prune, {"sparsity": 0.5, "min_size": 1, "clean": False, "sensitivity": True}).apply(graph, Context(runner=comparer()))
+    configure(Prune, {"sparsity": 0.5, "min_size": 1, "clean": False, "sensitivity": True}).apply(
+        graph, Context(runner=comparer())
+    )
     for name in "ab":
         np.testing.assert_array_equal(graph.tensors()[name].values, plain.tensors()[name].values)
 
@@ -78,7 +95,9 @@ def test_a_layer_whose_zeros_change_nothing_has_no_number() -> None:
 
 
 def test_data_is_needed() -> None:
-    with pytest.raises(PassError, match="needs calibration data to compare outputs on; give --data or --calibration"):
+    with pytest.raises(
+        PassError, match="needs calibration data to compare outputs on; give --data or --calibration"
+    ):
         measure(build(TWO_LAYERS, a=A, b=B), None)
 
 
@@ -110,7 +129,9 @@ def test_what_is_compared() -> None:
 def test_what_cannot_be_compared() -> None:
     with pytest.raises(DataError, match="rows: there are no samples to compare outputs on"):
         comparer(Rows(X[:0])).compare(build(TWO_LAYERS, a=A, b=B), build(TWO_LAYERS, a=A, b=B))
-    classes = build("(float[N, 8] x) => (int64[N] y) { h = MatMul (x, a) y = ArgMax <axis = 1, keepdims = 0> (h) }", a=A)
+    classes = build(
+        "(float[N, 8] x) => (int64[N] y) { h = MatMul (x, a) y = ArgMax <axis = 1, keepdims = 0> (h) }", a=A
+    )
     assert ort.run(ort.session(classes), {"x": X[:2]})["y"].dtype == np.int64
     with pytest.raises(DataError, match="the model's first output holds no floats; cut off the ArgMax"):
         comparer().compare(classes, classes)

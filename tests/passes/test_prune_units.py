@@ -6,16 +6,20 @@ import numpy as np
 import onnx
 import pytest
 
-from passes.base import Context, PassReport, configure
-from passes.graph.chains import find_links
-from passes.graph.model import export_model, import_model
-from passes.numerics.selection import Pool, choose
-from passes.numerics.units import Link
-from passes.prune import Prune
-from tests.builders import build, run
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.model import export_model, import_model
+from onnx_lathe.passes.numerics.sparsity.hidden_units import Link
+from onnx_lathe.passes.numerics.sparsity.weight_choice import Pool, choose
+from onnx_lathe.passes.prune.chains import find_links
+from onnx_lathe.passes.prune.prune import Prune
+from tests.support.builders import build, run
 
 GENERATOR = np.random.default_rng(2)
-DENSE = "(float[n, 6] x) => (float[n, 3] y) { a = Gemm <transB = 1> (x, w, b)  r = Relu(a)  y = MatMul(r, v) }"
+DENSE = (
+    "(float[n, 6] x) => (float[n, 3] y) { a = Gemm <transB = 1> (x, w, b)  r = Relu(a)  y = MatMul(r, v) }"
+)
 
 
 def random(*shape: int) -> np.ndarray:
@@ -30,12 +34,18 @@ def dense(dead: tuple[int, ...] = (2, 5)) -> onnx.ModelProto:
     return build(DENSE, w=w, b=b, v=v)
 
 
-def prune(model: onnx.ModelProto, **options: object) -> tuple[onnx.ModelProto, dict[str, np.ndarray], PassReport]:
+def prune(
+    model: onnx.ModelProto, **options: object
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray], PassReport]:
     graph = import_model(model)
     report = configure(Prune, {"min_size": 1} | options).apply(graph, Context())
     after = export_model(graph)
     onnx.checker.check_model(after, full_check=True)
-    return after, {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in after.graph.initializer}, report
+    return (
+        after,
+        {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in after.graph.initializer},
+        report,
+    )
 
 
 def test_a_unit_that_nothing_reads_loses_its_weights_first() -> None:
@@ -45,7 +55,9 @@ def test_a_unit_that_nothing_reads_loses_its_weights_first() -> None:
     assert not values["w"][[2, 5]].any(), "they were the largest"
     assert not values["b"][[2, 5]].any()
     assert values["w"][[0, 1, 3, 4, 6, 7]].all()
-    assert (int((values["w"] == 0).sum()), int((values["v"] == 0).sum())) == (12, 6), "exactly a quarter of each"
+    assert (int((values["w"] == 0).sum()), int((values["v"] == 0).sum())) == (12, 6), (
+        "exactly a quarter of each"
+    )
     assert report.metrics == {"sparsity": 0.25, "dead_units": 2.0}
     assert report.edits[-1].what == "b is zero for 2 of 8 units, which nothing reads"
     _, plain, _ = prune(model, sparsity=0.25, clean=False)
@@ -53,10 +65,14 @@ def test_a_unit_that_nothing_reads_loses_its_weights_first() -> None:
 
 
 def test_what_a_dead_unit_costs_changes_no_output() -> None:
-    """The same zeros in the second layer, with and without the first layer's of dead units: bit for bit one function."""
+    """The same zeros in the second layer, with and without the first layer's of dead units: bit for bit one
+    function.
+    """
     model = dense()
     after, values, _ = prune(model, sparsity=0.25)
-    kept = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer} | {"v": values["v"]}
+    kept = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer} | {
+        "v": values["v"]
+    }
     x = random(50, 6)
     np.testing.assert_array_equal(run(build(DENSE, **kept), {"x": x})["y"], run(after, {"x": x})["y"])
 
@@ -73,7 +89,10 @@ def test_the_freed_weights_stay_with_living_units() -> None:
     _, cleaned, _ = prune(model, sparsity=0.5, scope="global")
     _, plain, _ = prune(model, sparsity=0.5, scope="global", clean=False)
     alive = [0, 1, 3, 4, 6, 7]
-    living = {name: sum(np.count_nonzero(values[key][alive]) for key in "wv") for name, values in (("cleaned", cleaned), ("plain", plain))}
+    living = {
+        name: sum(np.count_nonzero(values[key][alive]) for key in "wv")
+        for name, values in (("cleaned", cleaned), ("plain", plain))
+    }
     assert living["cleaned"] == 36 > living["plain"]
     assert sum(np.count_nonzero(plain[key]) for key in "wv") == 36
 
@@ -84,7 +103,9 @@ def test_units_die_in_a_row() -> None:
     w[0, 1:] = 1e-3  # unit 0 is read by unit 0 alone,
     v[0] = 1e-3  # which nothing reads
     text = "(float[n, 6] x) => (float[n, 3] y) { a = MatMul(x, u)  r = Relu(a)  c = MatMul(r, w)  s = Tanh(c)  y = MatMul(s, v) }"
-    _, values, report = prune(build(text, u=u, w=w, v=v), layers={"u": 0.2, "w": 0.4, "v": 0.25}, sparsity=0.5)
+    _, values, report = prune(
+        build(text, u=u, w=w, v=v), layers={"u": 0.2, "w": 0.4, "v": 0.25}, sparsity=0.5
+    )
     assert not values["v"][0].any()
     assert not values["w"][:, 0].any()
     assert not values["w"][0].any()
@@ -112,7 +133,12 @@ def test_what_makes_a_unit_dead_stays_when_its_weights_do_not_all_go() -> None:
 
 def test_a_network_is_not_cut_in_two() -> None:
     """All units of a layer can look dead when few weights are left; then their weights compete as before."""
-    choice = choose([Pool(("w", "v"), 70)], {"w": random(8, 6), "v": random(8, 3) / 100}.__getitem__, [LINK], constants=True)
+    choice = choose(
+        [Pool(("w", "v"), 70)],
+        {"w": random(8, 6), "v": random(8, 3) / 100}.__getitem__,
+        [LINK],
+        constants=True,
+    )
     assert not choice.useless[0].any()
 
 
@@ -158,11 +184,21 @@ FIXED = {
 
 
 @pytest.mark.parametrize("body, shape, sizes", CHAINS)
-def test_a_channel_can_be_taken_out_of_both_ends_of_a_chain(body: str, shape: str, sizes: Mapping[str, tuple[int, ...]]) -> None:
-    """A link says which elements a channel is: with those of its readers zero, its own weights and bias change no output."""
+def test_a_channel_can_be_taken_out_of_both_ends_of_a_chain(
+    body: str, shape: str, sizes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """A link says which elements a channel is: with those of its readers zero, its own weights and bias
+    change no output.
+    """
     values = {name: random(*size) for name, size in sizes.items()}
     fixed = {name: value for name, value in FIXED.items() if f" {name})" in body or f" {name}," in body}
-    outputs = "float[n, 5, 3] y" if shape.count(",") == 2 else "float[n, c, h, w2] y" if "y = Conv" in body else "float[n, 3] y"
+    outputs = (
+        "float[n, 5, 3] y"
+        if shape.count(",") == 2
+        else "float[n, c, h, w2] y"
+        if "y = Conv" in body
+        else "float[n, 3] y"
+    )
     opset = 20 if "Gelu" in body else 17
     model = build(f"({shape} x) => ({outputs}) {{ {body} }}", opset, **values, **fixed)
     [link] = find_links(import_model(model), {"w"})

@@ -10,17 +10,20 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from lathe import PassError, UsageError
-from passes.base import Context, PassReport, Shaping, configure
-from passes.graph import Graph
-from passes.graph.layers import read
-from passes.graph.model import export_model, import_model, set_sparse_tensors, sparse_tensors
-from passes.retrain import Retrain
-from passes.training import relative_change
-from runtime.data import Batch, DataSource
-from runtime.training import TorchTrainer
-from tests import quantized
-from tests.builders import build, random
+from onnx_lathe.errors import PassError, UsageError
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.core.training_options import relative_change
+from onnx_lathe.passes.graph import Graph
+from onnx_lathe.passes.graph.layers import read
+from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse_tensors, sparse_tensors
+from onnx_lathe.passes.retrain import Retrain
+from onnx_lathe.protocols import Shaping
+from onnx_lathe.runtime.data import Batch, DataSource
+from onnx_lathe.runtime.training import TorchTrainer
+from tests.support import quantized
+from tests.support.builders import build, random
 
 
 @dataclass
@@ -30,7 +33,9 @@ class Stub:
     values: Mapping[str, np.ndarray]
     metrics: Mapping[str, float] = field(default_factory=lambda: {"epochs": 2.0, "last_loss": 0.5})
 
-    def train(self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None) -> "Stub":
+    def train(
+        self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None
+    ) -> "Stub":
         self.asked, self.settings = model, settings
         return self
 
@@ -51,7 +56,10 @@ def test_changed_values_are_written_and_reported() -> None:
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in after.graph.initializer}
     np.testing.assert_array_equal(stored["w"], w)
     np.testing.assert_array_equal(stored["b"], b)
-    assert [(edit.node, edit.what) for edit in report.edits] == [("fc", "w changed by 10 %"), ("fc", "b changed by 224 %")]
+    assert [(edit.node, edit.what) for edit in report.edits] == [
+        ("fc", "w changed by 10 %"),
+        ("fc", "b changed by 224 %"),
+    ]
     assert report.metrics == {"epochs": 2.0, "last_loss": 0.5}
     assert len(after.graph.node) == 1
     assert (list(after.graph.node[0].input), list(after.graph.node[0].output)) == (["x", "w", "b"], ["y"])
@@ -87,7 +95,10 @@ def test_the_trainer_gets_the_graph_and_all_options() -> None:
     ],
 )
 def test_values_that_fit_no_initializer_are_refused(values: dict[str, np.ndarray]) -> None:
-    with pytest.raises(PassError, match=f"retraining returned '{next(iter(values))}' as .* which is no initializer of the model"):
+    with pytest.raises(
+        PassError,
+        match=f"retraining returned '{next(iter(values))}' as .* which is no initializer of the model",
+    ):
         apply(MODEL, Stub(values))
 
 
@@ -124,7 +135,9 @@ def test_bfloat16_values_are_written() -> None:
 
 def test_layers_with_integer_weights_are_skipped() -> None:
     text = "(float[n, 4] x) => (float[n, 5] y) { w = DequantizeLinear(q, s)  [fc] a = Gemm(x, w, b)  [next] y = MatMul(a, v) }"
-    model = build(text, q=np.ones((4, 5), np.int8), s=np.float32(0.1), b=np.zeros(5, np.float32), v=random(5, 5))
+    model = build(
+        text, q=np.ones((4, 5), np.int8), s=np.float32(0.1), b=np.zeros(5, np.float32), v=random(5, 5)
+    )
     _, report = apply(model, Stub({"b": np.ones(5, np.float32)}))
     assert [(skip.node, skip.reason) for skip in report.skips] == [
         ("fc", "its weight is stored as int8, which does not train; retrain before int8")
@@ -133,7 +146,9 @@ def test_layers_with_integer_weights_are_skipped() -> None:
 
 
 def test_relative_change() -> None:
-    assert relative_change(np.array([3.0, 4.0], np.float32), np.array([3.0, 4.5], np.float32)) == pytest.approx(0.1)
+    assert relative_change(
+        np.array([3.0, 4.0], np.float32), np.array([3.0, 4.5], np.float32)
+    ) == pytest.approx(0.1)
     assert relative_change(np.zeros(2, np.float32), np.array([3, 4], np.float32)) == pytest.approx(5)
 
 
@@ -145,8 +160,8 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("codebook, rate", [(False, 0.001), (True, 0.01)])
 def test_a_network_is_retrained_for_real(codebook: bool, rate: float) -> None:
     pytest.importorskip("torch")
-    from runtime.data import Batch
-    from runtime.training import TorchTrainer
+    from onnx_lathe.runtime.data import Batch
+    from onnx_lathe.runtime.training import TorchTrainer
 
     class Images(DataSource):
         labelled, count, fingerprint, description = False, 4, "images", "images"
@@ -163,10 +178,14 @@ def test_a_network_is_retrained_for_real(codebook: bool, rate: float) -> None:
     after, report = apply(start, trainer, epochs=20, rate=rate)  # type: ignore[arg-type]
     onnx.checker.check_model(after, full_check=True)
     assert report.metrics["last_loss"] < 0.3 * report.metrics["first_loss"]
-    want, before, now = (probabilities(quantized.run(model, quantized.IMAGES)[0]) for model in (original, start, after))
+    want, before, now = (
+        probabilities(quantized.run(model, quantized.IMAGES)[0]) for model in (original, start, after)
+    )
     assert np.abs(now - want).mean() < 0.5 * np.abs(before - want).mean()
     indices = [tensor for tensor in after.graph.initializer if tensor.name.endswith("_indices")]
-    assert [t.SerializeToString() for t in indices] == [quantized.stored(start)[t.name].SerializeToString() for t in indices]
+    assert [t.SerializeToString() for t in indices] == [
+        quantized.stored(start)[t.name].SerializeToString() for t in indices
+    ]
 
 
 class Noise(DataSource):
@@ -190,7 +209,9 @@ def test_lifting_the_sparsity_lets_zeros_change_again() -> None:
     def after(**options) -> tuple[np.ndarray, Graph, PassReport]:
         graph = import_model(sparse)
         trainer = TorchTrainer(Noise(), teacher)
-        report = configure(Retrain, {"epochs": 3, "rate": 0.05, "batch": 16} | options).apply(graph, Context(trainer=trainer))
+        report = configure(Retrain, {"epochs": 3, "rate": 0.05, "batch": 16} | options).apply(
+            graph, Context(trainer=trainer)
+        )
         return read(graph.tensors()["w"]), graph, report
 
     weight, graph, _ = after()
@@ -201,7 +222,9 @@ def test_lifting_the_sparsity_lets_zeros_change_again() -> None:
     assert sparse_tensors(graph) == {}
     assert "the zeros of w may change again" in {edit.what for edit in report.edits}
     dense = import_model(start)
-    report = configure(Retrain, {"epochs": 1, "dense": True}).apply(dense, Context(trainer=TorchTrainer(Noise(), teacher)))
+    report = configure(Retrain, {"epochs": 1, "dense": True}).apply(
+        dense, Context(trainer=TorchTrainer(Noise(), teacher))
+    )
     assert ("model", "no weight has zeros that must stay; dense=true changes nothing") in {
         (skip.node, skip.reason) for skip in report.skips
     }
@@ -218,7 +241,9 @@ def test_options_that_find_nothing_to_do_are_told() -> None:
 def test_signs_of_gradients_are_for_sgd() -> None:
     with pytest.raises(UsageError, match="give optimizer=sgd too"):
         configure(Retrain, {"gradients": "threshold"})
-    assert configure(Retrain, {"gradients": "threshold", "optimizer": "sgd"}).config.gradient_threshold == 1e-3
+    assert (
+        configure(Retrain, {"gradients": "threshold", "optimizer": "sgd"}).config.gradient_threshold == 1e-3
+    )
 
 
 def test_what_stays_not_a_number_does_not_hide_a_change() -> None:

@@ -1,11 +1,13 @@
-"""passes/numerics/rounding.py: the levels next to each value, windows of convolutions, and the bounded sample."""
+"""passes/numerics/quantization/rounding.py: the levels next to each value, windows of convolutions, and the
+bounded sample.
+"""
 
 import numpy as np
 import pytest
 
-from passes.numerics import affine
-from passes.numerics.rounding import Axis, Reservoir, crops, neighbours
-from tests.builders import build, random, run
+from onnx_lathe.passes.numerics.quantization import affine
+from onnx_lathe.passes.numerics.quantization.rounding import Axis, Reservoir, crops, neighbours
+from tests.support.builders import build, random, run
 
 
 def test_the_nearest_level_is_one_of_the_two() -> None:

@@ -3,17 +3,19 @@
 import numpy as np
 import pytest
 
-from passes.numerics import affine
-from passes.numerics.scale_search import crushed_channels, least_error_scale
-from tests.builders import build
-from tests.int8 import CONV, Form, quantize
+from onnx_lathe.passes.numerics.quantization import affine
+from onnx_lathe.passes.numerics.quantization.scale_search import crushed_channels, least_error_scale
+from tests.support.builders import build
+from tests.support.int8 import CONV, Form, quantize
 
 WEIGHT = np.random.default_rng(2).standard_normal((6, 40, 5)).astype(np.float32)
 
 
 def errors(weight: np.ndarray, scale: np.ndarray, axis: int) -> np.ndarray:
     restored = affine.dequantize(affine.quantize(weight, scale, axis), scale, axis)
-    return np.square(weight.astype(np.float64) - restored).sum(axis=tuple(i for i in range(weight.ndim) if i != axis % weight.ndim))
+    return np.square(weight.astype(np.float64) - restored).sum(
+        axis=tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
+    )
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
@@ -26,8 +28,9 @@ def test_no_channel_is_worse_than_with_its_largest_weight(axis: int) -> None:
 
 
 def test_an_outlier_is_clipped() -> None:
-    """A range R costs n (R/127)^2 / 12 in rounding and (30 - R)^2 in clipping. For n = 200,000 they are least together at R = 14.8; that is
-    half of what R = 30 costs."""
+    """A range R costs n (R/127)^2 / 12 in rounding and (30 - R)^2 in clipping. For n = 200,000 they are
+    least together at R = 14.8; that is half of what R = 30 costs.
+    """
     weight = np.random.default_rng(3).standard_normal((2, 200_000)).astype(np.float32)
     weight[1, 7] = 30
     scale = least_error_scale(weight, 0)
@@ -49,11 +52,17 @@ def test_channels_that_an_outlier_spoils_are_counted() -> None:
     model = build(CONV.format(nodes="y = Conv (x, w)"), w=weight)
     for scales in ("max", "mse"):
         result, report = quantize(model, weights=scales)
-        assert report.edits[-1].what.endswith("; 1 channels have an outlier beside which most weights round to zero")
+        assert report.edits[-1].what.endswith(
+            "; 1 channels have an outlier beside which most weights round to zero"
+        )
         assert Form(result).constants["w_scale"][4] == affine.SMALLEST_SCALE
 
 
 def test_the_option_writes_these_scales() -> None:
-    model = build(CONV.format(nodes="y = Conv (x, w)"), w=WEIGHT[:, :36].reshape(6, 4, 3, 3, 5)[..., 0].copy())
+    model = build(
+        CONV.format(nodes="y = Conv (x, w)"), w=WEIGHT[:, :36].reshape(6, 4, 3, 3, 5)[..., 0].copy()
+    )
     weight = Form(model).constants["w"]
-    np.testing.assert_array_equal(Form(quantize(model, weights="mse")[0]).constants["w_scale"], least_error_scale(weight, 0))
+    np.testing.assert_array_equal(
+        Form(quantize(model, weights="mse")[0]).constants["w_scale"], least_error_scale(weight, 0)
+    )

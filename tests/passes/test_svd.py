@@ -6,21 +6,22 @@ import numpy as np
 import onnx
 import pytest
 
-import lathe
-from lathe import UsageError
-from optimizer.inspect import measure
-from optimizer.pipeline import apply_pass
-from passes.base import Context, PassReport, configure
-from passes.graph.ancestors import model_up_to
-from passes.graph.macs import network_macs, sized_shapes
-from passes.graph.model import export_model, import_model, set_sparse_tensors
-from passes.int8 import Int8
-from passes.svd import Svd
-from passes.tensor_train import TensorTrain
-from runtime.calibration import StreamingCalibrator
-from runtime.data import Batch, DataSource
-from runtime.torch_bridge.parameters import trainable
-from tests.builders import build, random, run
+from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer.inspect import measure
+from onnx_lathe.optimizer.pipeline import apply_pass
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.ancestors import model_up_to
+from onnx_lathe.passes.graph.macs import network_macs, sized_shapes
+from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse_tensors
+from onnx_lathe.passes.int8.int8 import Int8
+from onnx_lathe.passes.svd.svd import Svd
+from onnx_lathe.passes.tensor_train.tensor_train import TensorTrain
+from onnx_lathe.runtime.data import Batch, DataSource
+from onnx_lathe.runtime.running.calibration import StreamingCalibrator
+from onnx_lathe.runtime.torch_bridge.parameters import trainable
+from tests.support.builders import build, random, run
 
 
 class Arrays(DataSource):
@@ -35,7 +36,9 @@ class Arrays(DataSource):
             yield Batch({name: array[start : start + size] for name, array in self.arrays.items()})
 
 
-def svd(model: onnx.ModelProto, data: dict[str, np.ndarray] | None = None, **options: object) -> tuple[onnx.ModelProto, PassReport]:
+def svd(
+    model: onnx.ModelProto, data: dict[str, np.ndarray] | None = None, **options: object
+) -> tuple[onnx.ModelProto, PassReport]:
     before = model.SerializeToString()
     context = Context(calibrator=None if data is None else StreamingCalibrator(Arrays(**data)))
     after, report = apply_pass(configure(Svd, options), model, context)
@@ -60,12 +63,18 @@ def shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
 
 def low(outputs: int, *rest: int, rank: int) -> np.ndarray:
     """A weight [outputs, *rest] of low rank."""
-    return (random(outputs, rank) @ random(rank, int(np.prod(rest)))).reshape(outputs, *rest) / np.float32(np.sqrt(rank * np.prod(rest)))
+    return (random(outputs, rank) @ random(rank, int(np.prod(rest)))).reshape(outputs, *rest) / np.float32(
+        np.sqrt(rank * np.prod(rest))
+    )
 
 
 CONV = "(float[N, 6, 9, 11] x) => (float[N, 16, h, w] y) {{ y = Conv <{attributes}> (x, w, b) }}"
 KINDS = {
-    "Conv": (CONV.format(attributes="strides = [2, 1], pads = [1, 0, 2, 1], dilations = [1, 2]"), (16, 6, 3, 3), 0),
+    "Conv": (
+        CONV.format(attributes="strides = [2, 1], pads = [1, 0, 2, 1], dilations = [1, 2]"),
+        (16, 6, 3, 3),
+        0,
+    ),
     "Conv, auto_pad": (CONV.format(attributes='auto_pad = "SAME_UPPER", strides = [2, 2]'), (16, 6, 3, 5), 0),
     "ConvTranspose": (
         "(float[N, 6, 9, 11] x) => (float[N, 16, h, w] y) "
@@ -73,9 +82,17 @@ KINDS = {
         (16, 6, 3, 4),
         1,
     ),
-    "Gemm": ("(float[N, 20] x) => (float[N, 16] y) { y = Gemm <alpha = 0.5, beta = 2.0> (x, w, b) }", (16, 20), 1),
+    "Gemm": (
+        "(float[N, 20] x) => (float[N, 16] y) { y = Gemm <alpha = 0.5, beta = 2.0> (x, w, b) }",
+        (16, 20),
+        1,
+    ),
     "Gemm, transB": ("(float[N, 20] x) => (float[N, 16] y) { y = Gemm <transB = 1> (x, w, b) }", (16, 20), 0),
-    "MatMul, Add": ("(float[N, 5, 20] x) => (float[N, 5, 16] y) { m = MatMul (x, w)  y = Add (b, m) }", (16, 20), 1),
+    "MatMul, Add": (
+        "(float[N, 5, 20] x) => (float[N, 5, 16] y) { m = MatMul (x, w)  y = Add (b, m) }",
+        (16, 20),
+        1,
+    ),
 }
 
 
@@ -84,7 +101,9 @@ def layer(kind: str, rank: int | None = None) -> tuple[onnx.ModelProto, dict[str
     text, shape, axis = KINDS[kind]
     weight = random(*shape) if rank is None else low(*shape, rank=rank)
     model = build(text, w=np.ascontiguousarray(np.moveaxis(weight, 0, axis)), b=random(16))
-    return model, {"x": random(40, *(dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]))}
+    return model, {
+        "x": random(40, *(dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]))
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,8 +115,12 @@ def test_a_layer_of_low_rank_is_found_to_be_one(kind: str, method: str) -> None:
     operators = {"ConvTranspose": ["ConvTranspose", "Conv"], "MatMul, Add": ["MatMul", "MatMul", "Add"]}
     assert ops(after) == operators.get(kind, [kind.split(",")[0]] * 2)
     assert deviation(model, after, data) < 1e-5
-    made = {node.name: {entry.key: entry.value for entry in node.metadata_props} for node in after.graph.node if node.op_type != "Add"}
-    assert all(metadata == {lathe.PASS: "svd"} for metadata in made.values())
+    made = {
+        node.name: {entry.key: entry.value for entry in node.metadata_props}
+        for node in after.graph.node
+        if node.op_type != "Add"
+    }
+    assert all(metadata == {metadata.PASS: "svd"} for metadata in made.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,7 +129,9 @@ def test_full_rank_changes_nothing(kind: str, method: str) -> None:
     model, data = layer(kind)
     after, report = svd(model, data, method=method, rank=10_000, always=True)
     if method == "spatial" and "Conv" not in kind:
-        assert [skip.reason for skip in report.skips] == ["its kernel is 1; method=spatial splits kernels of two sides longer than 1"]
+        assert [skip.reason for skip in report.skips] == [
+            "its kernel is 1; method=spatial splits kernels of two sides longer than 1"
+        ]
         return
     assert len(after.graph.node) == len(model.graph.node) + 1
     one, other = run(model, data)["y"], run(after, data)["y"]
@@ -117,7 +142,9 @@ def test_a_spatial_split_is_a_column_and_a_row() -> None:
     model, _ = layer("Conv")
     after, report = svd(model, method="spatial", rank=4)
     assert shapes(after) == {"w_first": [4, 6, 3, 1], "w_second": [16, 4, 1, 3], "w_bias": [16]}
-    first, second = ({a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} for node in after.graph.node)
+    first, second = (
+        {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} for node in after.graph.node
+    )
     assert (first["strides"], first["pads"], first["dilations"]) == ([2, 1], [1, 0, 2, 0], [1, 1])
     assert (second["strides"], second["pads"], second["dilations"]) == ([1, 1], [0, 0, 0, 1], [1, 2])
     weight = onnx.numpy_helper.to_array(model.graph.initializer[0])
@@ -134,7 +161,9 @@ def test_macs_are_counted_as_inspect_does() -> None:
             model, _ = layer(kind)
             after, report = svd(model, method=method, rank=4)
             if report.edits:
-                assert report.metrics["macs_kept"] == pytest.approx(measure(after).macs / measure(model).macs), (kind, method)
+                assert report.metrics["macs_kept"] == pytest.approx(
+                    measure(after).macs / measure(model).macs
+                ), (kind, method)
             else:
                 assert "saves no MACs" in report.skips[0].reason
 
@@ -168,12 +197,18 @@ def test_a_budget_of_macs_is_met_and_a_second_run_has_nothing_to_do(opset: int) 
     assert deviation(model, after, data) < 0.3
     again, second = svd(after, data)
     assert again is after
-    halves = [skip.node for skip in second.skips if skip.reason == "it is half of a layer that is split already"]
-    assert sorted(halves) == sorted(f"{edit.node}_{half}" for edit in report.edits for half in ("first", "second"))
+    halves = [
+        skip.node for skip in second.skips if skip.reason == "it is half of a layer that is split already"
+    ]
+    assert sorted(halves) == sorted(
+        f"{edit.node}_{half}" for edit in report.edits for half in ("first", "second")
+    )
 
 
 def test_each_refinement_comes_nearer_to_the_original() -> None:
-    """On data that were not calibrated on: responses beat weights; asymmetric, and minding the ReLU, beat not doing so."""
+    """On data that were not calibrated on: responses beat weights; asymmetric, and minding the ReLU, beat
+    not doing so.
+    """
     model, data = network()
     fresh = {"x": np.cumsum(random(64, 8, 12, 12), axis=2) / 2}
     errors = []
@@ -216,7 +251,9 @@ def test_shared_weights_and_several_readers() -> None:
 def test_shared_weights_with_different_biases_are_refused() -> None:
     text = "(float[N, 16] x) => (float[N, 16] y) { a = Gemm (x, w, b)  y = Gemm (a, w, c) }"
     _, report = svd(build(text, w=random(16, 16), b=random(16), c=random(16)), {"x": random(20, 16)}, rank=3)
-    assert [(skip.node, skip.reason) for skip in report.skips] == [("Gemm_0", "its weight is shared by layers with different biases")]
+    assert [(skip.node, skip.reason) for skip in report.skips] == [
+        ("Gemm_0", "its weight is shared by layers with different biases")
+    ]
 
 
 def test_without_a_bias_weights_add_none_and_responses_one() -> None:
@@ -235,12 +272,18 @@ REFUSED = {
         "(float[N, 8, 6, 6] x) => (float[N, 16, h, w] y) { y = Conv <group = 2> (x, w) }",
         {"w": (16, 4, 3, 3)},
     ),
-    "its weight is a batch of matrices": ("(float[N, 2, 5, 8] x) => (float[N, 2, 5, 16] y) { y = MatMul (x, w) }", {"w": (2, 8, 16)}),
+    "its weight is a batch of matrices": (
+        "(float[N, 2, 5, 8] x) => (float[N, 2, 5, 16] y) { y = MatMul (x, w) }",
+        {"w": (2, 8, 16)},
+    ),
     "its bias is computed at run time": (
         "(float[N, 8] x, float[16] u) => (float[N, 16] y) { b = Neg (u)  y = Gemm (x, w, b) }",
         {"w": (8, 16)},
     ),
-    "its bias is not one value per channel": ("(float[3, 8] x) => (float[3, 16] y) { y = Gemm (x, w, b) }", {"w": (8, 16), "b": (3, 1)}),
+    "its bias is not one value per channel": (
+        "(float[3, 8] x) => (float[3, 16] y) { y = Gemm (x, w, b) }",
+        {"w": (8, 16), "b": (3, 1)},
+    ),
     "its weight is computed at run time": (
         "(float[N, 8] x, float[8, 16] u) => (float[N, 16] y) { v = Neg (u)  y = Gemm (x, v) }",
         {},
@@ -263,7 +306,9 @@ def test_zeros_that_must_stay_and_values_that_are_none() -> None:
     graph = import_model(model)
     set_sparse_tensors(graph, {"w": "unstructured"})
     _, report = svd(export_model(graph), method="weight", rank=2)
-    assert [skip.reason for skip in report.skips] == ["its zeros must stay (lathe.sparse), and factors would have none; svd before prune"]
+    assert [skip.reason for skip in report.skips] == [
+        "its zeros must stay (lathe.sparse), and factors would have none; svd before prune"
+    ]
     broken = build(KINDS["Gemm"][0], w=np.full((20, 16), np.nan, np.float32), b=random(16))
     _, report = svd(broken, method="weight", rank=2)
     assert [skip.reason for skip in report.skips] == ["its weight has NaN or infinite elements"]
@@ -274,7 +319,9 @@ def test_responses_that_are_not_finite_are_refused() -> None:
     data["x"][3, 0] = np.inf
     after, report = svd(model, data, rank=2)
     assert after is model
-    assert [skip.reason for skip in report.skips] == ["its responses to the calibration data hold NaN or infinity"]
+    assert [skip.reason for skip in report.skips] == [
+        "its responses to the calibration data hold NaN or infinity"
+    ]
 
 
 def test_a_split_that_saves_nothing_is_refused() -> None:
@@ -291,7 +338,9 @@ def test_sizes_that_the_model_leaves_open_are_those_of_the_data() -> None:
     model, data = build(text, v=random(16, 3, 3, 3), w=random(16, 16, 3, 3)), {"x": random(8, 3, 21, 21)}
     first, second = 16 * 27 * 100, 16 * 144 * 64
     _, report = svd(model, data, layers={"w": 4, "v": 0}, rank=1)
-    assert report.metrics["macs_kept"] == pytest.approx((first + second * (4 * 144 + 4 * 16) / (16 * 144)) / (first + second))
+    assert report.metrics["macs_kept"] == pytest.approx(
+        (first + second * (4 * 144 + 4 * 16) / (16 * 144)) / (first + second)
+    )
     assert f" of {second:,} MACs saved" in report.edits[0].what  # per sample, as everywhere
 
 
@@ -304,7 +353,10 @@ def test_sizes_that_the_model_leaves_open_are_those_of_the_data() -> None:
             {"method": "weight", "nonlinear": False},
             "svd: nonlinear is about method=response, and the method is weight; leave one of them out",
         ),
-        ({"always": True}, "svd: always splits what rank=, energy= or layers= choose, and macs= chooses only what saves MACs"),
+        (
+            {"always": True},
+            "svd: always splits what rank=, energy= or layers= choose, and macs= chooses only what saves MACs",
+        ),
         ({"rank": 0}, "svd(rank=...) must be at least 1, not 0"),
     ],
 )
@@ -326,7 +378,9 @@ def test_a_pattern_that_names_nothing_is_refused() -> None:
 
 
 def test_responses_behind_a_branch_are_seen_without_what_comes_later() -> None:
-    """The bodies of If read tensors of the graph around them; an input that only later nodes read is not asked for."""
+    """The bodies of If read tensors of the graph around them; an input that only later nodes read is not
+    asked for.
+    """
     text = """(float[N, 12] x, float[N, 12] later) => (float[N, 12] y) {
         a = MatMul (x, v)  s = ReduceSum <keepdims = 0> (a)  c = Greater (s, zero)
         i = If (c) <then_branch = t () => (float[N, 12] p) { p = Neg (a) }, else_branch = e () => (float[N, 12] q) { q = Relu (a) }>
@@ -342,10 +396,20 @@ def test_responses_behind_a_branch_are_seen_without_what_comes_later() -> None:
 
 
 def test_half_of_a_split_layer_whose_other_half_is_gone_counts_for_itself() -> None:
-    """tensor_train takes the first half; what is left of the layer is followed by another one, with no activation in between."""
-    model = build("(float[N, 64] x) => (float[N, 16] y) { a = MatMul (x, v)  y = MatMul (a, w) }", v=random(64, 64), w=random(64, 16))
+    """tensor_train takes the first half; what is left of the layer is followed by another one, with no
+    activation in between.
+    """
+    model = build(
+        "(float[N, 64] x) => (float[N, 16] y) { a = MatMul (x, v)  y = MatMul (a, w) }",
+        v=random(64, 64),
+        w=random(64, 16),
+    )
     halves, _ = svd(model, method="weight", layers={"v": 16, "w": 0})
-    train, report = apply_pass(configure(TensorTrain, {"min_size": 1, "rank": 2, "layers": {"*second": 0, "w": 0}}), halves, Context())
+    train, report = apply_pass(
+        configure(TensorTrain, {"min_size": 1, "rank": 2, "layers": {"*second": 0, "w": 0}}),
+        halves,
+        Context(),
+    )
     assert [edit.node for edit in report.edits] == ["MatMul_0_first"]
     graph = import_model(train)
     assert network_macs(graph, sized_shapes(train, {}), "svd") == (measure(train).macs,) * 2

@@ -1,16 +1,20 @@
-"""svd(timed=true): what is timed, what becomes of a layer that is slower when split, and of the budget that it was to help to meet."""
+"""svd(timed=true): what is timed, what becomes of a layer that is slower when split, and of the budget that
+it was to help to meet.
+"""
 
 import numpy as np
 import onnx
 import pytest
 
-from lathe import PassError, UsageError
-from optimizer.inspect import measure
-from optimizer.pipeline import apply_pass
-from passes.base import Context, PassReport, configure
-from passes.svd import Svd
-from runtime.ort import PairTimer
-from tests.builders import build, random, run
+from onnx_lathe.errors import PassError, UsageError
+from onnx_lathe.optimizer.inspect import measure
+from onnx_lathe.optimizer.pipeline import apply_pass
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.svd.svd import Svd
+from onnx_lathe.runtime.running.ort import PairTimer
+from tests.support.builders import build, random, run
 
 LAYERS = """(float[N, 8, 12, 12] x) => (float[N, 10] y) {
     c1 = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)  r1 = Relu (c1)
@@ -47,7 +51,11 @@ class Clock:
 
 
 def timed(whole: onnx.ModelProto, clock: Clock, **options: object) -> tuple[onnx.ModelProto, PassReport]:
-    return apply_pass(configure(Svd, {"method": "weight", "timed": True, "multiple": 1} | options), whole, Context(timer=clock))
+    return apply_pass(
+        configure(Svd, {"method": "weight", "timed": True, "multiple": 1} | options),
+        whole,
+        Context(timer=clock),
+    )
 
 
 @pytest.mark.parametrize("method", ["weight", "spatial"])
@@ -112,7 +120,9 @@ def test_layers_that_share_a_weight_are_timed_together() -> None:
 
 def test_times_are_medians_of_real_runs() -> None:
     """Which of the two is faster is for the machine to say: the report holds either way."""
-    whole = build("(float[N, 512] x) => (float[N, 512] y) { y = MatMul (x, w) }", w=random(512, 2048)[:, :512])
+    whole = build(
+        "(float[N, 512] x) => (float[N, 512] y) { y = MatMul (x, w) }", w=random(512, 2048)[:, :512]
+    )
     context = Context(timer=PairTimer(budget_s=0.05))
     _, report = apply_pass(configure(Svd, {"method": "weight", "timed": True, "rank": 1}), whole, context)
     what = [*(edit.what for edit in report.edits), *(skip.reason for skip in report.skips)]
@@ -121,17 +131,25 @@ def test_times_are_medians_of_real_runs() -> None:
 
 
 def test_what_cannot_be_timed_is_left() -> None:
-    whole = build("(float[N, 64] x) => (float[N, 64] y) { s = Shape (x)  u = Reshape (x, s)  y = MatMul (u, w) }", w=random(64, 64))
+    whole = build(
+        "(float[N, 64] x) => (float[N, 64] y) { s = Shape (x)  u = Reshape (x, s)  y = MatMul (u, w) }",
+        w=random(64, 64),
+    )
     whole.graph.node[0].domain = "unheard.of"
     whole.opset_import.add(domain="unheard.of", version=1)
     _, report = timed(whole, Clock(), rank=4)
-    assert [skip.reason for skip in report.skips] == ["the size of its input is not known, so that it cannot be timed"]
+    assert [skip.reason for skip in report.skips] == [
+        "the size of its input is not known, so that it cannot be timed"
+    ]
 
 
 def test_contradictions_and_a_context_without_a_timer() -> None:
     with pytest.raises(UsageError) as error:
         configure(Svd, {"always": True, "timed": True, "rank": 3})
-    assert str(error.value) == "svd: always splits whatever that costs, and timed only what gets faster; give one of them"
+    assert (
+        str(error.value)
+        == "svd: always splits whatever that costs, and timed only what gets faster; give one of them"
+    )
     with pytest.raises(PassError, match="this pass times layers, and there is nothing to time them with"):
         apply_pass(configure(Svd, {"method": "weight", "timed": True, "rank": 3}), model(), Context())
 

@@ -1,4 +1,6 @@
-"""tensor_train: which nodes a layer becomes, that they compute what its train says, and which ranks are chosen."""
+"""tensor_train: which nodes a layer becomes, that they compute what its train says, and which ranks are
+chosen.
+"""
 
 import math
 from typing import Any
@@ -7,15 +9,17 @@ import numpy as np
 import onnx
 import pytest
 
-from lathe import UsageError
-from optimizer.inspect import measure
-from passes.base import Context, PassReport, configure
-from passes.graph.layers import weights
-from passes.graph.model import export_model, import_model
-from passes.graph.tensor_trains import Writer
-from passes.numerics.tensor_train import Modes, full, tt_svd
-from passes.tensor_train import TensorTrain
-from tests.builders import build, random, run
+from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer.inspect import measure
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.layers import weights
+from onnx_lathe.passes.graph.model import export_model, import_model
+from onnx_lathe.passes.numerics.rank.tensor_train import Modes, full, tt_svd
+from onnx_lathe.passes.tensor_train.tensor_train import TensorTrain
+from onnx_lathe.passes.tensor_train.writer import Writer
+from tests.support.builders import build, random, run
 
 MATMUL = "(float[N, 24] x) => (float[N, 30] y) { y = MatMul (x, w) }"
 
@@ -43,7 +47,9 @@ def trained(modes: Modes, rank: int = 2, seed: int = 0) -> np.ndarray:
     return modes.unfold(full(cores)).astype(np.float32)
 
 
-def same(before: onnx.ModelProto, after: onnx.ModelProto, tolerance: float = 1e-5, **feeds: np.ndarray) -> None:
+def same(
+    before: onnx.ModelProto, after: onnx.ModelProto, tolerance: float = 1e-5, **feeds: np.ndarray
+) -> None:
     expected, found = run(before, feeds)["y"], run(after, feeds)["y"]
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
@@ -64,15 +70,28 @@ def test_a_matmul_becomes_a_train(opset: int) -> None:
         ("MatMul_0", "4x6:6x5, ranks 2: 720 -> 108 parameters (6.7x fewer), 720 -> 480 MACs per sample")
     ]
     assert report.metrics.pop("weight_error") < 1e-6
-    assert report.metrics == {"split_parameters_before": 720, "split_parameters": 108, "split_macs_before": 720, "split_macs": 480}
+    assert report.metrics == {
+        "split_parameters_before": 720,
+        "split_parameters": 108,
+        "split_macs_before": 720,
+        "split_macs": 480,
+    }
 
 
 LAYERS = {
     "matmul": (MATMUL, (24, 30), (5, 24)),
-    "matmul of many": ("(float[A, B, C, 24] x) => (float[A, B, C, 30] y) { y = MatMul (x, w) }", (24, 30), (2, 1, 3, 24)),
+    "matmul of many": (
+        "(float[A, B, C, 24] x) => (float[A, B, C, 30] y) { y = MatMul (x, w) }",
+        (24, 30),
+        (2, 1, 3, 24),
+    ),
     "matmul of a vector": ("(float[24] x) => (float[30] y) { y = MatMul (x, w) }", (24, 30), (24,)),
     "gemm": ("(float[N, 24] x) => (float[N, 30] y) { y = Gemm (x, w, b) }", (24, 30), (4, 24)),
-    "gemm without bias": ("(float[N, 24] x) => (float[N, 30] y) { y = Gemm <transB = 1> (x, w) }", (30, 24), (4, 24)),
+    "gemm without bias": (
+        "(float[N, 24] x) => (float[N, 30] y) { y = Gemm <transB = 1> (x, w) }",
+        (30, 24),
+        (4, 24),
+    ),
     "gemm with everything": (
         "(float[24, N] x) => (float[N, 30] y) { y = Gemm <transA = 1, transB = 1, alpha = 0.5, beta = 3.0> (x, w, b) }",
         (30, 24),
@@ -93,9 +112,21 @@ LAYERS = {
         (30, 24, 4, 2),
         (1, 24, 9, 8),
     ),
-    "conv in 1-D": ("(float[N, 24, L] x) => (float[N, 30, M] y) { y = Conv (x, w, b) }", (30, 24, 5), (2, 24, 9)),
-    "conv in 3-D": ("(float[N, 24, D, H, W] x) => (float[N, 30, P, Q, R] y) { y = Conv (x, w, b) }", (30, 24, 2, 1, 2), (2, 24, 3, 4, 5)),
-    "pointwise": ("(float[N, 24, H, W] x) => (float[N, 30, H, W] y) { y = Conv (x, w, b) }", (30, 24, 1, 1), (2, 24, 3, 4)),
+    "conv in 1-D": (
+        "(float[N, 24, L] x) => (float[N, 30, M] y) { y = Conv (x, w, b) }",
+        (30, 24, 5),
+        (2, 24, 9),
+    ),
+    "conv in 3-D": (
+        "(float[N, 24, D, H, W] x) => (float[N, 30, P, Q, R] y) { y = Conv (x, w, b) }",
+        (30, 24, 2, 1, 2),
+        (2, 24, 3, 4, 5),
+    ),
+    "pointwise": (
+        "(float[N, 24, H, W] x) => (float[N, 30, H, W] y) { y = Conv (x, w, b) }",
+        (30, 24, 1, 1),
+        (2, 24, 3, 4),
+    ),
     "pointwise with strides": (
         "(float[N, 24, H, W] x) => (float[N, 30, P, Q] y) { y = Conv <strides = [2, 2]> (x, w, b) }",
         (30, 24, 1, 1),
@@ -128,7 +159,9 @@ def test_a_weight_that_is_a_train_stays_what_it_is(kind: str) -> None:
     convolutions = [node for node in after.graph.node if node.op_type == "Conv"]
     assert len(convolutions) == ("conv" in kind or "pointwise with" in kind)
     assert "Gemm" not in operators(after)
-    assert sum(tensor.name.endswith(("core_1", "core_2", "core_kernel")) for tensor in after.graph.initializer) == 2 + len(convolutions)
+    assert sum(
+        tensor.name.endswith(("core_1", "core_2", "core_kernel")) for tensor in after.graph.initializer
+    ) == 2 + len(convolutions)
     same(model, after, x=random(*source))
     assert [tuple(value.type.tensor_type.shape.dim) for value in after.graph.output] == [
         tuple(value.type.tensor_type.shape.dim) for value in model.graph.output
@@ -150,7 +183,11 @@ def test_full_rank_reproduces_the_layer(kind: str, cores: int) -> None:
     (found,) = weights(graph, lambda node, reason: None)
     factor = found.nodes[0].attrs.get("alpha", 1.0)
     writer = Writer(graph)
-    writer.replace(found.nodes[0], writer.train(found.tensor, modes, tt_svd(modes.fold(factor * matrix))), len(source) - 1)
+    writer.replace(
+        found.nodes[0],
+        writer.train(found.tensor, modes, tt_svd(modes.fold(factor * matrix))),
+        len(source) - 1,
+    )
     same(model, export_model(graph), x=random(*source))
 
 
@@ -186,10 +223,19 @@ def test_an_error_is_reported_as_it_is() -> None:
 
 
 def test_a_tolerance_bounds_the_error_and_a_rank_the_ranks() -> None:
-    weight = trained(Modes((4, 6), (6, 5)))[..., 0] + np.float32(0.01) * trained(Modes((4, 6), (6, 5)), 5, seed=1)[..., 0]
+    weight = (
+        trained(Modes((4, 6), (6, 5)))[..., 0]
+        + np.float32(0.01) * trained(Modes((4, 6), (6, 5)), 5, seed=1)[..., 0]
+    )
     model = build(MATMUL, w=weight)
     errors = {}
-    for options in ({"tolerance": 0.1}, {"tolerance": 0.001}, {"tolerance": 0.001, "rank": 3}, {"rank": 3}, {"layers": {"w": 3}}):
+    for options in (
+        {"tolerance": 0.1},
+        {"tolerance": 0.001},
+        {"tolerance": 0.001, "rank": 3},
+        {"rank": 3},
+        {"layers": {"w": 3}},
+    ):
         after, report = split(model, **options)
         errors[str(options)] = (constants(after)["w_core_1"].shape[0] // 4, report.metrics["weight_error"])
     (loose, loose_error), (tight, tight_error), *bounded = errors.values()
@@ -224,7 +270,11 @@ def test_factors_can_be_given() -> None:
     model = build(MATMUL, w=random(24, 30))
     after, report = split(model, rank=2, factors={"MatMul_*": "2x3x4:5x1x6"})
     assert report.edits[0].what.startswith("2x3x4:5x1x6, ranks 2, 2: ")
-    assert [constants(after)[f"w_core_{number}"].shape for number in (1, 2, 3)] == [(2 * 2, 5), (3 * 2, 2), (4, 2 * 6)]
+    assert [constants(after)[f"w_core_{number}"].shape for number in (1, 2, 3)] == [
+        (2 * 2, 5),
+        (3 * 2, 2),
+        (4, 2 * 6),
+    ]
 
 
 def test_a_rank_of_zero_leaves_a_layer_as_it_is() -> None:
@@ -275,7 +325,10 @@ def test_an_empty_batch_stays_empty() -> None:
 @pytest.mark.parametrize(
     "factors, message",
     [
-        ("4x6:30", "'4x6:30' does not say two or more factors of the inputs and as many of the outputs; write for example 28x28:20x15"),
+        (
+            "4x6:30",
+            "'4x6:30' does not say two or more factors of the inputs and as many of the outputs; write for example 28x28:20x15",
+        ),
         ("24:30", "'24:30' does not say two or more factors"),
         ("4x0:6x5", "'4x0:6x5' does not say"),
         ("4x6", "'4x6' does not say"),

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from passes.numerics.tensor_train import Modes, balanced, bounded, full, largest_rank, norm, ranks_of, relative_error, truncated, tt_svd
+from onnx_lathe.passes.numerics.rank.tensor_train import (
+    Modes,
+    balanced,
+    bounded,
+    full,
+    largest_rank,
+    norm,
+    ranks_of,
+    relative_error,
+    truncated,
+    tt_svd,
+)
 
 ANY_TIME = settings(deadline=None, max_examples=30)  # a busy machine may take any time
 SIZES = st.lists(st.integers(1, 5), min_size=2, max_size=5).map(tuple)
@@ -43,7 +54,11 @@ def test_a_sum_of_indices_has_rank_two(sizes: tuple[int, int, int]) -> None:
     ]
     np.testing.assert_allclose(full(by_hand), tensor, rtol=1e-14)
     cores = tt_svd(tensor)
-    assert [core.shape for core in cores] == [core.shape for core in by_hand] == [(1, sizes[0], 2), (2, sizes[1], 2), (2, sizes[2], 1)]
+    assert (
+        [core.shape for core in cores]
+        == [core.shape for core in by_hand]
+        == [(1, sizes[0], 2), (2, sizes[1], 2), (2, sizes[2], 1)]
+    )
     np.testing.assert_allclose(full(cores), tensor, rtol=1e-12)
     assert tt_svd(tensor, rank=1)[0].shape == (1, sizes[0], 1)
 
@@ -75,7 +90,9 @@ def test_a_matrix_gets_the_smallest_rank(tolerance: float) -> None:
 @ANY_TIME
 @given(SIZES, st.integers(0, 99), st.integers(1, 6))
 def test_with_bounded_ranks_it_is_nearly_the_best(sizes: tuple[int, ...], seed: int, rank: int) -> None:
-    """Oseledets, theorem 2.2: the squared error is at most the sum of the unfoldings'; no train of these ranks can do better than one."""
+    """Oseledets, theorem 2.2: the squared error is at most the sum of the unfoldings'; no train of these
+    ranks can do better than one.
+    """
     tensor = normal(sizes, seed)
     cores = tt_svd(tensor, rank=rank)
     assert ranks_of(cores) == bounded(sizes, rank)
@@ -84,7 +101,10 @@ def test_with_bounded_ranks_it_is_nearly_the_best(sizes: tuple[int, ...], seed: 
 
 
 def test_a_train_is_found_again() -> None:
-    cores = [normal((left, size, right), seed) for seed, (left, size, right) in enumerate([(1, 6, 3), (3, 5, 2), (2, 4, 4), (4, 7, 1)])]
+    cores = [
+        normal((left, size, right), seed)
+        for seed, (left, size, right) in enumerate([(1, 6, 3), (3, 5, 2), (2, 4, 4), (4, 7, 1)])
+    ]
     tensor = full(cores).astype(np.float32)
     assert ranks_of(tt_svd(tensor)) == (3, 2, 4), "noise of float32 is no reason for a higher rank"
     assert error(tensor, tt_svd(tensor)) < 1e-6
@@ -99,7 +119,13 @@ def test_zeros_have_rank_one() -> None:
 
 def test_truncation_counts_what_is_left_over() -> None:
     values = np.array([4.0, 3.0, 2.0, 1.0])
-    assert [truncated(values, allowed) for allowed in (0.0, 1.0, 1.1, math.sqrt(5) + 1e-9, 100.0)] == [4, 3, 3, 2, 1]
+    assert [truncated(values, allowed) for allowed in (0.0, 1.0, 1.1, math.sqrt(5) + 1e-9, 100.0)] == [
+        4,
+        3,
+        3,
+        2,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("kernel", [None, 1, 9])
@@ -109,7 +135,9 @@ def test_digits_pair_inputs_with_outputs(kernel: int | None) -> None:
     weight = normal((24, 10, kernel or 1))
     tensor = modes.fold(weight)
     assert tensor.shape == modes.sizes == ((10, 3, 8) if kernel is None else (10, 3, 8, kernel))
-    for i, j in itertools.product(itertools.product(*map(range, modes.inputs)), itertools.product(*map(range, modes.outputs))):
+    for i, j in itertools.product(
+        itertools.product(*map(range, modes.inputs)), itertools.product(*map(range, modes.outputs))
+    ):
         row, column = (i[0] * 3 + i[1]) * 4 + i[2], (j[1] * 2 + j[2]) * 5 + j[0]
         element = tensor[i[0] * 5 + j[0], i[1] + j[1], i[2] * 2 + j[2]]
         np.testing.assert_array_equal(np.reshape(element, -1), weight[row, column])
@@ -143,7 +171,9 @@ def test_balanced_factors(number: int, count: int, factors: tuple[int, ...]) -> 
 @pytest.mark.parametrize("count", [2, 3])
 def test_balanced_factors_have_the_least_sum(count: int) -> None:
     for number in range(1, 31):
-        every = [one for one in itertools.product(range(1, number + 1), repeat=count) if math.prod(one) == number]
+        every = [
+            one for one in itertools.product(range(1, number + 1), repeat=count) if math.prod(one) == number
+        ]
         found = balanced(number, count)
         assert math.prod(found) == number
         assert sum(found) == min(map(sum, every))

@@ -7,17 +7,20 @@ import numpy as np
 import onnx
 import pytest
 
-import lathe
-from passes.base import Context, Pass, PassReport, configure
-from passes.codebook import Codebook
-from passes.graph.model import export_model, import_model, node_metadata, set_sparse_tensors
-from passes.prune import Prune
-from passes.retrain import Retrain
-from passes.tensor_train import TensorTrain
-from runtime.data import Batch, DataSource
-from runtime.torch_bridge.parameters import trainable
-from runtime.training import TorchTrainer
-from tests.builders import build, random, run
+from onnx_lathe import metadata
+from onnx_lathe.passes.codebook.codebook import Codebook
+from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.model import export_model, import_model, node_metadata, set_sparse_tensors
+from onnx_lathe.passes.prune.prune import Prune
+from onnx_lathe.passes.retrain import Retrain
+from onnx_lathe.passes.tensor_train.tensor_train import TensorTrain
+from onnx_lathe.runtime.data import Batch, DataSource
+from onnx_lathe.runtime.torch_bridge.parameters import trainable
+from onnx_lathe.runtime.training import TorchTrainer
+from tests.support.builders import build, random, run
 
 MATMUL = "(float[N, 24] x) => (float[N, 30] y) { y = MatMul (x, w) }"
 CONV = "(float[N, 24, H, W] x) => (float[N, 30, P, Q] y) { y = Conv (x, w, b) }"
@@ -27,7 +30,9 @@ def split(model: onnx.ModelProto, sparse: str = "", **options: Any) -> tuple[onn
     graph = import_model(model)
     if sparse:
         set_sparse_tensors(graph, {sparse: "unstructured"})
-    report = configure(TensorTrain, {"min_size": 1, "macs": 99.0, "rank": 2} | options).apply(graph, Context())
+    report = configure(TensorTrain, {"min_size": 1, "macs": 99.0, "rank": 2} | options).apply(
+        graph, Context()
+    )
     return export_model(graph), report
 
 
@@ -56,7 +61,12 @@ REFUSALS = {
         {},
         "its weight has 3 dimensions, not 2",
     ),
-    "small": (MATMUL, {"w": random(24, 30)}, {"min_size": 721}, "its weight has 720 elements, fewer than min_size=721"),
+    "small": (
+        MATMUL,
+        {"w": random(24, 30)},
+        {"min_size": 721},
+        "its weight has 720 elements, fewer than min_size=721",
+    ),
     "rank 0": (MATMUL, {"w": random(24, 30)}, {"layers": {"w": 0}}, "its rank is set to 0"),
     "zeros that stay": (
         MATMUL,
@@ -89,7 +99,12 @@ REFUSALS = {
         {},
         "its weight is an output of the model",
     ),
-    "run time": ("(float[N, 24] x, float[24, 30] w) => (float[N, 30] y) { y = Gemm (x, w) }", {}, {}, "its weight is computed at run time"),
+    "run time": (
+        "(float[N, 24] x, float[24, 30] w) => (float[N, 30] y) { y = Gemm (x, w) }",
+        {},
+        {},
+        "its weight is computed at run time",
+    ),
     "codebook": (
         "(float[N, 24] x) => (float[N, 30] y) { c = Cast <to = 6> (i) w = Gather (k, c) y = MatMul (x, w) }",
         {"i": np.zeros((24, 30), np.uint8), "k": random(4)},
@@ -152,7 +167,7 @@ def test_a_train_is_not_split_again() -> None:
     settings = {"min_size": 1, "macs": 99.0, "rank": 2}
     configure(TensorTrain, settings).apply(graph, Context())
     for node in graph.nodes:
-        node_metadata(node)[lathe.PASS] = "tensor_train"  # as the pipeline does
+        node_metadata(node)[metadata.PASS] = "tensor_train"  # as the pipeline does
     report = configure(TensorTrain, settings).apply(graph, Context())
     assert [(skip.node, skip.reason) for skip in report.skips] == [
         ("MatMul_0_MatMul", "it is part of a tensor train"),
@@ -161,12 +176,16 @@ def test_a_train_is_not_split_again() -> None:
     assert report.edits == []
 
 
-@pytest.mark.parametrize("follower, settings", [(Codebook, {"bits": 4, "min_size": 1}), (Prune, {"sparsity": 0.5, "min_size": 1})])
+@pytest.mark.parametrize(
+    "follower, settings", [(Codebook, {"bits": 4, "min_size": 1}), (Prune, {"sparsity": 0.5, "min_size": 1})]
+)
 def test_cores_are_weights_for_the_passes_behind(follower: type[Pass], settings: dict[str, Any]) -> None:
     model, _ = split(build(CONV, w=random(30, 24, 3, 3), b=random(30)), rank=8, cores=3)
     graph = import_model(model)
     report = configure(follower, settings).apply(graph, Context())
-    changed = {edit.node for edit in report.edits} | {skip.node for skip in report.skips if "bytes would become" in skip.reason}
+    changed = {edit.node for edit in report.edits} | {
+        skip.node for skip in report.skips if "bytes would become" in skip.reason
+    }
     assert changed == {"Conv_0_Conv", "Conv_0_MatMul", "Conv_0_MatMul_1", "Conv_0_MatMul_2"}
     assert len(report.edits) >= 2
     assert run(export_model(graph), {"x": random(2, 24, 5, 6)})["y"].shape == (2, 30, 3, 4)
@@ -179,7 +198,10 @@ class Noise(DataSource):
     fingerprint = description = "noise"
 
     def __init__(self, count: int, *shape: int) -> None:
-        self.samples, self.count = np.random.default_rng(0).standard_normal((count, *shape)).astype(np.float32), count
+        self.samples, self.count = (
+            np.random.default_rng(0).standard_normal((count, *shape)).astype(np.float32),
+            count,
+        )
 
     def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
         for start in range(0, self.count, size):
@@ -189,7 +211,11 @@ class Noise(DataSource):
 @pytest.mark.parametrize(
     "text, stored, sample",
     [
-        ("(float[N, 24] x) => (float[N, 30] y) { y = Gemm <transB = 1> (x, w, b) }", {"w": random(30, 24) / 5, "b": random(30)}, (24,)),
+        (
+            "(float[N, 24] x) => (float[N, 30] y) { y = Gemm <transB = 1> (x, w, b) }",
+            {"w": random(30, 24) / 5, "b": random(30)},
+            (24,),
+        ),
         (
             "(float[N, 8, 5, 5] x) => (float[N, 12] y) { h = Conv (x, w, b) g = GlobalAveragePool (h) y = Flatten (g) }",
             {"w": random(12, 8, 3, 3) / 5, "b": random(12)},
@@ -198,7 +224,9 @@ class Noise(DataSource):
     ],
     ids=["gemm", "conv"],
 )
-def test_all_cores_and_the_bias_are_trained(text: str, stored: dict[str, np.ndarray], sample: tuple[int, ...]) -> None:
+def test_all_cores_and_the_bias_are_trained(
+    text: str, stored: dict[str, np.ndarray], sample: tuple[int, ...]
+) -> None:
     model = build(text, **stored)
     after, _ = split(model, rank=3)
     cores = {name for name in constants(after) if "core" in name}
@@ -206,10 +234,18 @@ def test_all_cores_and_the_bias_are_trained(text: str, stored: dict[str, np.ndar
     for tensor in after.graph.initializer:
         if tensor.name in cores:  # the best train of this rank leaves training nothing to do; another does
             values = onnx.numpy_helper.to_array(tensor)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values + values.std() * random(*values.shape), tensor.name))
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array(values + values.std() * random(*values.shape), tensor.name)
+            )
     graph = import_model(after)
     trainer = TorchTrainer(Noise(256, *sample), teacher=model)
-    report = configure(Retrain, {"epochs": 6, "batch": 32, "rate": 0.02}).apply(graph, Context(trainer=trainer))
-    changed = {name for name, values in constants(export_model(graph)).items() if not np.array_equal(values, constants(after)[name])}
+    report = configure(Retrain, {"epochs": 6, "batch": 32, "rate": 0.02}).apply(
+        graph, Context(trainer=trainer)
+    )
+    changed = {
+        name
+        for name, values in constants(export_model(graph)).items()
+        if not np.array_equal(values, constants(after)[name])
+    }
     assert changed == cores | {"b"}
     assert report.metrics["last_loss"] < 0.7 * report.metrics["first_loss"]

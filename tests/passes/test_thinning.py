@@ -3,8 +3,16 @@
 import numpy as np
 import pytest
 
-from passes.numerics.balancing import balanced_sets, nonnegative_least_squares
-from passes.numerics.thinning import Cost, Savings, Shares, Thinning, round_up, thin_groups, thin_together
+from onnx_lathe.passes.numerics.sparsity.channel_choice import (
+    Cost,
+    Savings,
+    Shares,
+    Thinning,
+    round_up,
+    thin_groups,
+    thin_together,
+)
+from onnx_lathe.passes.numerics.sparsity.group_balance import balanced_sets, nonnegative_least_squares
 
 
 def assert_balanced(constraints: list[np.ndarray], sets: list[list[int]]) -> None:
@@ -36,7 +44,9 @@ def test_what_stays_leaves_others_over() -> None:
 
 
 def test_a_shuffle_between_two_grouped_convolutions() -> None:
-    """Columns of a shuffle of 3 x 10 channels, of which the fourth and the seventh lie in two groups of the next convolution."""
+    """Columns of a shuffle of 3 x 10 channels, of which the fourth and the seventh lie in two groups of the
+    next convolution.
+    """
     first = np.tile(np.arange(10), (3, 1))
     second = np.repeat(np.arange(10), 3).reshape(3, 10)
     sets, left = balanced_sets([first, second], np.ones(10, bool))
@@ -46,7 +56,9 @@ def test_a_shuffle_between_two_grouped_convolutions() -> None:
 
 
 def test_a_trunk_of_concatenations_between_grouped_convolutions() -> None:
-    """ShuffleNet's: 24 + 112 channels, then as many again, twice. Each block of the reading convolution takes from several writing ones."""
+    """ShuffleNet's: 24 + 112 channels, then as many again, twice. Each block of the reading convolution
+    takes from several writing ones.
+    """
     stem, first, second, third = np.split(np.arange(544), [24, 136, 272])
     trunks = [np.arange(136), np.arange(272), np.arange(544)]
     constraints = [part.reshape(4, -1) for part in (stem, first, second, third, *trunks)]
@@ -78,7 +90,12 @@ def test_sets_are_balanced_for_any_constraints(seed: int) -> None:
 
 
 def two_groups() -> Thinning:
-    return Thinning(6, [np.array([0, 1, 2]), np.array([3, 4, 5]), np.array([2, 3])], np.array([0, 0, 0, 1, 1, 1]), np.ones(6, bool))
+    return Thinning(
+        6,
+        [np.array([0, 1, 2]), np.array([3, 4, 5]), np.array([2, 3])],
+        np.array([0, 0, 0, 1, 1, 1]),
+        np.ones(6, bool),
+    )
 
 
 def test_no_view_runs_empty() -> None:
@@ -90,7 +107,9 @@ def test_no_view_runs_empty() -> None:
 def test_wide_units_count_for_what_they_are() -> None:
     state = Thinning(4, [np.array([0, 0, 0, 1, 2, 3])], np.zeros(4, np.int64), np.ones(4, bool))
     thin_groups(state, np.array([1.0, 2, 3, 4]), np.array([3.0, 1, 1, 1]), {0: 0.34})
-    assert state.removed.tolist() == [False, True, True, False], "three of six are more than was asked for by half of them"
+    assert state.removed.tolist() == [False, True, True, False], (
+        "three of six are more than was asked for by half of them"
+    )
 
 
 def test_a_wide_unit_goes_when_each_of_its_channels_is_least() -> None:
@@ -108,7 +127,11 @@ def test_rounding_gives_back_the_most_important() -> None:
 
 def test_savings_are_what_removal_saves() -> None:
     state = two_groups()
-    costs = [Cost(10.0, (state.number(np.array([0, 1, 2])), state.number(np.array([3, 4, 5])))), Cost(7.0, (2,)), Cost(5.0, ())]
+    costs = [
+        Cost(10.0, (state.number(np.array([0, 1, 2])), state.number(np.array([3, 4, 5])))),
+        Cost(7.0, (2,)),
+        Cost(5.0, ()),
+    ]
     savings = Savings(state, costs)
     assert savings.macs() == 10 * 9 + 7 * 2 + 5
     for unit in (0, 2, 4):
@@ -119,7 +142,10 @@ def test_savings_are_what_removal_saves() -> None:
 
 def test_shares_grow_as_others_go() -> None:
     state = two_groups()
-    shares = Shares(state, [(np.array([0, 1, 2]), np.array([1.0, 1, 2])), (np.array([2, 3, 4, 5]), np.array([1.0, 1, 1, 1]))])
+    shares = Shares(
+        state,
+        [(np.array([0, 1, 2]), np.array([1.0, 1, 2])), (np.array([2, 3, 4, 5]), np.array([1.0, 1, 1, 1]))],
+    )
     np.testing.assert_allclose(shares(), [0.25, 0.25, 0.75, 0.25, 0.25, 0.25])
     state.remove(0)
     np.testing.assert_allclose(shares()[1:3], [1 / 3, 2 / 3 + 0.25])

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from passes.numerics import affine
+from onnx_lathe.passes.numerics.quantization import affine
 
 VALUES = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 MATRICES = arrays.arrays(np.float32, arrays.array_shapes(min_dims=2, max_dims=4, max_side=5), elements=VALUES)
@@ -21,7 +21,9 @@ def test_the_error_is_at_most_half_a_step(weight: np.ndarray, data: st.DataObjec
     levels = affine.quantize(weight, scale, axis)
     restored = affine.dequantize(levels, scale, axis)
     step = np.moveaxis(np.broadcast_to(scale, np.moveaxis(weight, axis, -1).shape), -1, axis)
-    assert (np.abs(restored.astype(np.float64) - weight) <= step * 0.5 * ROUNDING + np.abs(weight) * 1e-6).all()
+    assert (
+        np.abs(restored.astype(np.float64) - weight) <= step * 0.5 * ROUNDING + np.abs(weight) * 1e-6
+    ).all()
     assert np.abs(levels.astype(int)).max() <= affine.LEVELS
     assert not levels[weight == 0].any()
 
@@ -32,7 +34,9 @@ def test_quantizing_twice_changes_nothing(weight: np.ndarray, data: st.DataObjec
     axis = data.draw(st.integers(0, weight.ndim - 1))
     scale = affine.channel_scale(weight, axis)
     levels = affine.quantize(weight, scale, axis)
-    np.testing.assert_array_equal(affine.quantize(affine.dequantize(levels, scale, axis), scale, axis), levels)
+    np.testing.assert_array_equal(
+        affine.quantize(affine.dequantize(levels, scale, axis), scale, axis), levels
+    )
 
 
 @ANY_TIME

@@ -5,10 +5,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from passes.numerics.kmeans import STARTS, Rule, encode, mean_square, signal_and_noise
-from passes.numerics.mantissa import round_mantissa
-from passes.numerics.pools import Clustered, Pool, channel_groups
-from passes.numerics.rate import entropy_bits
+from onnx_lathe.passes.numerics.clustering.codebook_pools import Clustered, Pool, channel_groups
+from onnx_lathe.passes.numerics.clustering.entropy_constrained import entropy_bits
+from onnx_lathe.passes.numerics.clustering.kmeans import STARTS, Rule, encode, mean_square, signal_and_noise
+from onnx_lathe.passes.numerics.clustering.mantissa import round_mantissa
 
 ANY = st.floats(width=32, allow_nan=False, allow_infinity=False)
 ORDINARY = st.one_of(st.floats(-100, 100, width=32), st.just(0.0))
@@ -30,7 +30,9 @@ def values_of(elements: st.SearchStrategy[float], most: int = 60) -> st.SearchSt
 @settings(max_examples=300, deadline=None)
 @given(values_of(st.one_of(ANY, st.just(0.0))), st.integers(3, 20), RULES, st.booleans())
 @example(np.array([0.0, -1.5e-18, 4.0, 1.0], np.float32), 3, Rule(exact=True, iterations=1), True)
-def test_at_most_k_values_all_used_and_zeros_kept(values: np.ndarray, k: int, rule: Rule, keep_zero: bool) -> None:
+def test_at_most_k_values_all_used_and_zeros_kept(
+    values: np.ndarray, k: int, rule: Rule, keep_zero: bool
+) -> None:
     encoded = encode([values], k, rule, keep_zero)
     assert encoded.centroids.size <= k
     assert encoded.centroids.dtype == np.float32
@@ -94,7 +96,10 @@ def test_a_training_ends_with_at_most_k_values_in_every_group(
     shaping = Clustered([(Pool(k, True, (piece,)), rule) for piece in pieces], every=1, freeze=0.5)
     generator = np.random.default_rng(0)
     for done in sorted([*times, 1.0]):
-        shaped = shaping(done, {"w": weight + np.float32(done) * generator.standard_normal(weight.shape).astype(np.float32)})["w"]
+        shaped = shaping(
+            done,
+            {"w": weight + np.float32(done) * generator.standard_normal(weight.shape).astype(np.float32)},
+        )["w"]
     for piece in pieces:
         assert np.unique(piece.of(shaped)).size <= k
 

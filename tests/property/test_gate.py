@@ -3,7 +3,7 @@
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from optimizer.gate import METRICS, Gate, parse_gates
+from onnx_lathe.optimizer.gate import METRICS, Gate, parse_gates
 
 POSITIVE = st.floats(1e-6, 1e12)
 

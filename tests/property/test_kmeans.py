@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from passes.numerics.kmeans import kmeans_1d, signal_and_noise
+from onnx_lathe.passes.numerics.clustering.kmeans import kmeans_1d, signal_and_noise
 
 ANY = st.floats(width=32, allow_nan=False, allow_infinity=False)
 ORDINARY = st.floats(-100, 100, width=32)
@@ -58,9 +58,12 @@ def error_of_linear_start(values: np.ndarray, k: int) -> float:
 
 @settings(max_examples=100, deadline=None)
 @given(values_of(ORDINARY), st.integers(1, 20), st.integers(1, 30))
-def test_the_error_is_never_above_that_of_the_linear_start(values: np.ndarray, k: int, iterations: int) -> None:
+def test_the_error_is_never_above_that_of_the_linear_start(
+    values: np.ndarray, k: int, iterations: int
+) -> None:
     signal, noise = signal_and_noise(values, *kmeans_1d(values, k, iterations=iterations))
-    assert noise <= error_of_linear_start(values, k) * (1 + 1e-6) + 1e-12 * signal  # centroids are rounded to float32
+    # centroids are rounded to float32
+    assert noise <= error_of_linear_start(values, k) * (1 + 1e-6) + 1e-12 * signal
 
 
 @settings(max_examples=100, deadline=None)

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from passes.numerics.lamp import smallest_scores
-from passes.numerics.magnitude import kept, smallest, with_zeros
+from onnx_lathe.passes.numerics.sparsity.lamp import smallest_scores
+from onnx_lathe.passes.numerics.sparsity.magnitude import kept, smallest, with_zeros
 
 FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0000001, 2.0, -3.0])  # many ties
 ANY = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -14,18 +14,29 @@ NORMAL = st.floats(-8, 8, width=32).filter(lambda value: value == 0 or abs(value
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(arrays.arrays(np.float32, st.integers(1, 40), elements=st.one_of(FEW, ANY)), min_size=1, max_size=4), st.data())
+@given(
+    st.lists(
+        arrays.arrays(np.float32, st.integers(1, 40), elements=st.one_of(FEW, ANY)), min_size=1, max_size=4
+    ),
+    st.data(),
+)
 def test_it_is_what_a_stable_sort_selects(parts: list[np.ndarray], data: st.DataObject) -> None:
     together = np.concatenate(parts)
     count = data.draw(st.integers(0, together.size))
     expected = together.copy()
     expected[np.argsort(np.abs(together), kind="stable")[:count]] = 0.0
     thresholds = smallest(parts, count)
-    pruned = [np.frombuffer(with_zeros(part, threshold), np.float32) for part, threshold in zip(parts, thresholds, strict=True)]
+    pruned = [
+        np.frombuffer(with_zeros(part, threshold), np.float32)
+        for part, threshold in zip(parts, thresholds, strict=True)
+    ]
     assert np.concatenate(pruned).tobytes() == expected.tobytes()
     masks = [kept(part, threshold) for part, threshold in zip(parts, thresholds, strict=True)]
     assert int((~np.concatenate(masks)).sum()) == count
-    assert all(np.array_equal(np.where(mask, part, 0), zeroed) for mask, part, zeroed in zip(masks, parts, pruned, strict=True))
+    assert all(
+        np.array_equal(np.where(mask, part, 0), zeroed)
+        for mask, part, zeroed in zip(masks, parts, pruned, strict=True)
+    )
 
 
 def scores(weights: np.ndarray) -> np.ndarray:
@@ -36,15 +47,21 @@ def scores(weights: np.ndarray) -> np.ndarray:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.lists(arrays.arrays(np.float32, st.integers(1, 40), elements=st.one_of(FEW, NORMAL)), min_size=1, max_size=4),
+    st.lists(
+        arrays.arrays(np.float32, st.integers(1, 40), elements=st.one_of(FEW, NORMAL)), min_size=1, max_size=4
+    ),
     st.lists(st.sampled_from([1e-3, 1.0, 1e3]), min_size=4, max_size=4),
     st.data(),
 )
-def test_it_is_what_the_scores_select(parts: list[np.ndarray], scales: list[float], data: st.DataObject) -> None:
+def test_it_is_what_the_scores_select(
+    parts: list[np.ndarray], scales: list[float], data: st.DataObject
+) -> None:
     parts = [part * np.float32(scale) for part, scale in zip(parts, scales, strict=False)]
     count = data.draw(st.integers(0, sum(part.size for part in parts)))
     thresholds = smallest_scores(parts, count)
-    remains = np.concatenate([kept(part, threshold) for part, threshold in zip(parts, thresholds, strict=True)])
+    remains = np.concatenate(
+        [kept(part, threshold) for part, threshold in zip(parts, thresholds, strict=True)]
+    )
     scored = np.concatenate([scores(part) for part in parts])
     assert int((~remains).sum()) == count
     if 0 < count < remains.size:
@@ -54,7 +71,8 @@ def test_it_is_what_the_scores_select(parts: list[np.ndarray], scales: list[floa
 def test_scores_of_many_weights() -> None:
     generator = np.random.default_rng(0)
     parts = [
-        generator.standard_normal(size).astype(np.float32) * np.float32(scale) for size, scale in ((200_000, 0.01), (3_000, 1), (50, 9))
+        generator.standard_normal(size).astype(np.float32) * np.float32(scale)
+        for size, scale in ((200_000, 0.01), (3_000, 1), (50, 9))
     ]
     thresholds = smallest_scores(parts, 180_000)
     remains = [kept(part, threshold) for part, threshold in zip(parts, thresholds, strict=True)]

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime.pack import container, pack, static, unpack, varint
-from runtime.pack.adaptive import count_class
-from tests import packing
-from tests.runtime import pack_reference
+from onnx_lathe.runtime.pack import container, pack, unpack
+from onnx_lathe.runtime.pack.coders import static, varint
+from onnx_lathe.runtime.pack.coders.adaptive import count_class
+from tests.support import pack_reference, packing
 
 DTYPES = [np.float32, np.float64, np.float16, np.int8, np.uint8, np.int16, np.int32, np.int64, np.uint16, np.uint64, np.bool_, np.complex64,
           ml_dtypes.bfloat16, ml_dtypes.uint4, ml_dtypes.int4, ml_dtypes.float8_e5m2, ml_dtypes.float8_e4m3fn]  # fmt: skip
@@ -24,22 +24,38 @@ SHAPES = st.one_of(
 
 @st.composite
 def tensors(draw: st.DrawFn) -> TensorProto:
-    """A tensor of any type and shape: random bits, few values, many zeros, or a narrow range; as raw data or in a typed field."""
+    """A tensor of any type and shape: random bits, few values, many zeros, or a narrow range; as raw data
+    or in a typed field.
+    """
     shape, dtype = draw(SHAPES), np.dtype(draw(st.sampled_from(DTYPES)))
     generator = np.random.default_rng(draw(st.integers(0, 1 << 32)))
     size = math.prod(shape)
     kind = draw(st.sampled_from(["bits", "few", "zeros", "narrow", "blocks"]))
     if kind == "bits" and dtype.itemsize * size:
         values = np.frombuffer(generator.bytes(dtype.itemsize * size), dtype)
-        values = generator.integers(0, 2, size).astype(dtype) if dtype == np.bool_ or dtype.name.endswith("int4") else values
+        values = (
+            generator.integers(0, 2, size).astype(dtype)
+            if dtype == np.bool_ or dtype.name.endswith("int4")
+            else values
+        )
     else:
         values = generator.normal(0, draw(st.sampled_from([0.3, 2, 30])), size)
         if kind in ("few", "zeros"):
             values = np.round(values)
         if kind in ("zeros", "blocks"):
             values[generator.random(size) < draw(st.floats(0.3, 0.99))] = 0
-        values = np.clip(values, -7, 7) if dtype.name == "int4" else np.clip(np.abs(values), 0, 15) if dtype.kind == "u" else values
-        values = values.astype(np.int64).astype(dtype) if dtype.kind in "iub" or "int4" in dtype.name else values.astype(dtype)
+        values = (
+            np.clip(values, -7, 7)
+            if dtype.name == "int4"
+            else np.clip(np.abs(values), 0, 15)
+            if dtype.kind == "u"
+            else values
+        )
+        values = (
+            values.astype(np.int64).astype(dtype)
+            if dtype.kind in "iub" or "int4" in dtype.name
+            else values.astype(dtype)
+        )
     array = values.reshape(shape)
     name = f"{dtype.name}{shape}"
     if dtype == np.float32 and draw(st.booleans()):

@@ -1,4 +1,6 @@
-"""Streamed statistics: equal to those of all values at once, of the right tensors, or refused with a reason."""
+"""Streamed statistics: equal to those of all values at once, of the right tensors, or refused with a
+reason.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +10,12 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from lathe import DataError, ModelError
-from runtime import calibration, model_file, ort
-from runtime.calibration import REMEMBERED_MODELS, StreamingCalibrator
-from runtime.data import Batch, DataSource, model_inputs, open_source
-from runtime.data.source import IndexedSource, Subset
+from onnx_lathe.errors import DataError, ModelError
+from onnx_lathe.runtime.data import Batch, DataSource, model_inputs, open_source
+from onnx_lathe.runtime.data.source import IndexedSource, Subset
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.running import calibration, ort
+from onnx_lathe.runtime.running.calibration import REMEMBERED_MODELS, StreamingCalibrator
 
 
 class Arrays(DataSource):
@@ -27,14 +30,20 @@ class Arrays(DataSource):
 
     def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
         self.asked.append(size)
-        order = np.arange(self.count) if shuffle_seed is None else np.random.default_rng(shuffle_seed).permutation(self.count)
+        order = (
+            np.arange(self.count)
+            if shuffle_seed is None
+            else np.random.default_rng(shuffle_seed).permutation(self.count)
+        )
         for start in range(0, self.count, size):
             yield Batch({name: array[order[start : start + size]] for name, array in self.arrays.items()})
 
 
 def build(text: str, **initializers: np.ndarray) -> onnx.ModelProto:
     model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 19]> g {text}')
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in initializers.items())
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(value, name) for name, value in initializers.items()
+    )
     onnx.checker.check_model(model)
     return model
 
@@ -52,7 +61,13 @@ def test_statistics_of_inputs_inner_tensors_and_outputs() -> None:
     model = mlp()
     before = model.SerializeToString()
     found = StreamingCalibrator(Arrays(x=SAMPLES)).statistics(model, ["x", "h", "r", "y"])
-    inner = dict(zip(("h", "r", "y"), (SAMPLES @ WEIGHT, np.maximum(SAMPLES @ WEIGHT, 0), -np.maximum(SAMPLES @ WEIGHT, 0)), strict=True))
+    inner = dict(
+        zip(
+            ("h", "r", "y"),
+            (SAMPLES @ WEIGHT, np.maximum(SAMPLES @ WEIGHT, 0), -np.maximum(SAMPLES @ WEIGHT, 0)),
+            strict=True,
+        )
+    )
     for name, values in {"x": SAMPLES, **inner}.items():
         assert found[name].minimum == pytest.approx(values.min(), abs=1e-6)
         assert found[name].maximum == pytest.approx(values.max(), abs=1e-6)
@@ -61,7 +76,9 @@ def test_statistics_of_inputs_inner_tensors_and_outputs() -> None:
 
 
 def test_an_inner_tensor_is_what_its_own_node_computes() -> None:
-    """The convolution is quantized on both sides: its own result is that of float arithmetic on the rounded operands."""
+    """The convolution is quantized on both sides: its own result is that of float arithmetic on the rounded
+    operands.
+    """
     model = build(
         """(float[N, 2, 6, 6] x) => (float[N, 3, 4, 4] y) {
             q = QuantizeLinear (x, s, z)  d = DequantizeLinear (q, s, z)  wd = DequantizeLinear (w, t, z)
@@ -75,7 +92,10 @@ def test_an_inner_tensor_is_what_its_own_node_computes() -> None:
     found = StreamingCalibrator(Arrays(x=samples)).statistics(model, ["c"])["c"]
     model.graph.output[0].name = "c"
     expected = ReferenceEvaluator(model).run(None, {"x": samples})[0]
-    assert (found.minimum, found.maximum) == (pytest.approx(expected.min(), rel=1e-6), pytest.approx(expected.max(), rel=1e-6))
+    assert (found.minimum, found.maximum) == (
+        pytest.approx(expected.min(), rel=1e-6),
+        pytest.approx(expected.max(), rel=1e-6),
+    )
 
 
 @pytest.mark.parametrize("limit, batch, seen", [(10, 4, 10), (8, 4, 8), (3, 4, 3), (512, 16, 50)])
@@ -145,8 +165,18 @@ def test_nan_and_infinity_are_refused_by_name(bad: float) -> None:
         (Arrays(image=SAMPLES), "h", DataError, "the calibration data has no input 'x'; it has 'image'"),
         (Arrays(x=SAMPLES[:, :2]), "h", ModelError, "ONNX Runtime cannot run the model"),
         (Arrays(x=SAMPLES), "s", ModelError, "tensor 's' cannot be calibrated: it is tensor(int64)"),
-        (Arrays(x=SAMPLES), "w", ModelError, "tensor 'w' cannot be calibrated: no node of the model computes it"),
-        (Arrays(x=SAMPLES), "nowhere", ModelError, "tensor 'nowhere' cannot be calibrated: no node of the model computes it"),
+        (
+            Arrays(x=SAMPLES),
+            "w",
+            ModelError,
+            "tensor 'w' cannot be calibrated: no node of the model computes it",
+        ),
+        (
+            Arrays(x=SAMPLES),
+            "nowhere",
+            ModelError,
+            "tensor 'nowhere' cannot be calibrated: no node of the model computes it",
+        ),
     ],
 )
 def test_refusals(data: Arrays, wanted: str, error: type[Exception], message: str) -> None:
@@ -159,7 +189,9 @@ def test_refusals(data: Arrays, wanted: str, error: type[Exception], message: st
 
 def test_a_tensor_without_elements_is_refused() -> None:
     model = build(
-        "(float[N, 3] x) => (float[N, 3] y) { e = Slice (x, zero, zero, one)  y = Relu (x) }", zero=np.array([0]), one=np.array([1])
+        "(float[N, 3] x) => (float[N, 3] y) { e = Slice (x, zero, zero, one)  y = Relu (x) }",
+        zero=np.array([0]),
+        one=np.array([1]),
     )
     with pytest.raises(DataError, match="tensor 'e' has no elements"):
         StreamingCalibrator(Arrays(x=SAMPLES)).statistics(model, ["e"])
@@ -174,7 +206,9 @@ NETWORK = """(float[N, 3, 8, 8] x) => (float[N, 4] y) {
 
 
 def test_optimizing_changes_no_tensor() -> None:
-    """Fusions of convolution, batch normalization, activation and addition, and blocked layouts, stop at a tensor that is asked for."""
+    """Fusions of convolution, batch normalization, activation and addition, and blocked layouts, stop at a
+    tensor that is asked for.
+    """
     random = np.random.default_rng(4)
     weights = {
         "w": (4, 3, 3, 3),
@@ -183,13 +217,18 @@ def test_optimizing_changes_no_tensor() -> None:
         "one": (4,),
         "shift": (4,),
     }
-    initializers = {name: random.uniform(0.5, 1.5, shape).astype(np.float32) - (len(shape) > 1) for name, shape in weights.items()}
+    initializers = {
+        name: random.uniform(0.5, 1.5, shape).astype(np.float32) - (len(shape) > 1)
+        for name, shape in weights.items()
+    }
     model = build(NETWORK, **initializers)
     tensors = [name for node in model.graph.node for name in node.output if name not in ("six", "zero")]
     samples = random.standard_normal((6, 3, 8, 8)).astype(np.float32)
     batches = list(StreamingCalibrator(Arrays(x=samples), batch=6).observe(model, tensors))
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name != "y")
-    expected = ort.run(ort.session(model, optimized=False), {"x": samples[np.random.default_rng(0).permutation(6)]})
+    expected = ort.run(
+        ort.session(model, optimized=False), {"x": samples[np.random.default_rng(0).permutation(6)]}
+    )
     for name in tensors:
         np.testing.assert_allclose(batches[0][name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
@@ -290,7 +329,8 @@ def test_outputs_held_at_once_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     whole = StreamingCalibrator(Arrays(x=SAMPLES), limit=20, batch=10).statistics(mlp(), ["h", "r"])
     assert runs == [1, 9, 10]
     runs.clear()
-    monkeypatch.setattr(calibration, "OUTPUT_BYTES", 3 * 2 * 16)  # three samples of two tensors of four floats
+    # three samples of two tensors of four floats
+    monkeypatch.setattr(calibration, "OUTPUT_BYTES", 3 * 2 * 16)
     parts = StreamingCalibrator(Arrays(x=SAMPLES), limit=20, batch=10).statistics(mlp(), ["h", "r"])
     assert runs == [1, 3, 3, 3, 3, 3, 3, 1]
     for name in ("h", "r"):

@@ -1,4 +1,6 @@
-"""Data sources: archives, folders and functions give the same batches on every reading; what is wrong is refused in one line."""
+"""Data sources: archives, folders and functions give the same batches on every reading; what is wrong is
+refused in one line.
+"""
 
 import sys
 import zipfile
@@ -10,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lathe import DataError, LatheError
-from runtime.data import Batch, DataSource, InputSpec, open_source, overlap, split, take
+from onnx_lathe.errors import DataError, LatheError
+from onnx_lathe.runtime.data import Batch, DataSource, InputSpec, open_source, overlap, split, take
 
 FLOAT = np.dtype(np.float32)
 IMAGE = [InputSpec("image", FLOAT, (None, 1, 6, 4))]
@@ -48,10 +50,15 @@ def joined(source: DataSource, size: int, seed: int | None = None) -> Batch:
     batches = list(source.batches(size, seed))
     labels = [batch.labels for batch in batches if batch.labels is not None]
     names = batches[0].inputs
-    return Batch({name: np.concatenate([b.inputs[name] for b in batches]) for name in names}, np.concatenate(labels) if labels else None)
+    return Batch(
+        {name: np.concatenate([b.inputs[name] for b in batches]) for name in names},
+        np.concatenate(labels) if labels else None,
+    )
 
 
-def refusal(spec: str, inputs: list[InputSpec] = IMAGE, text: str | None = "scale=1/255", classes: int | None = None) -> str:
+def refusal(
+    spec: str, inputs: list[InputSpec] = IMAGE, text: str | None = "scale=1/255", classes: int | None = None
+) -> str:
     with pytest.raises(LatheError) as refused:
         for _ in open_source(spec, inputs, text, classes).batches(8):
             pass
@@ -63,7 +70,10 @@ def refusal(spec: str, inputs: list[InputSpec] = IMAGE, text: str | None = "scal
 @pytest.mark.parametrize("part", [None, "eval"])
 def test_archive(tmp_path: Path, part: str | None) -> None:
     prefix = f"{part}/" if part else ""
-    spec = archive(tmp_path, **{f"{prefix}image": PIXELS, f"{prefix}labels": LABELS.astype(np.uint8), "other/image": PIXELS[:1]})
+    spec = archive(
+        tmp_path,
+        **{f"{prefix}image": PIXELS, f"{prefix}labels": LABELS.astype(np.uint8), "other/image": PIXELS[:1]},
+    )
     source = open_source(f"{spec}:{part}" if part else spec, IMAGE, "scale=1/255", classes=5)
     assert (source.labelled, source.count) == (True, COUNT)
     assert source.description.startswith(f"23 labelled samples of {spec}")
@@ -88,9 +98,13 @@ def test_archive_of_several_inputs(tmp_path: Path) -> None:
 
 def test_float_pixels_are_scaled_only_if_they_are_pixels(tmp_path: Path) -> None:
     spec = archive(tmp_path, image=PIXELS.astype(np.float64))
-    np.testing.assert_array_equal(joined(open_source(spec, IMAGE, "scale=1/255"), 9).inputs["image"][:, 0], PIXELS / np.float32(255))
+    np.testing.assert_array_equal(
+        joined(open_source(spec, IMAGE, "scale=1/255"), 9).inputs["image"][:, 0], PIXELS / np.float32(255)
+    )
     np.testing.assert_array_equal(joined(open_source(spec, IMAGE), 9).inputs["image"][:, 0], PIXELS)
-    assert "holds 0..1, not pixels 0..255" in refusal(archive(tmp_path, image=PIXELS.astype(np.float32) / 255))
+    assert "holds 0..1, not pixels 0..255" in refusal(
+        archive(tmp_path, image=PIXELS.astype(np.float32) / 255)
+    )
 
 
 def test_same_seed_same_order(tmp_path: Path) -> None:
@@ -108,7 +122,10 @@ def test_same_seed_same_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arrays, reason",
     [
-        ({"images": PIXELS}, "has no array 'image' for the model's input; did you mean 'images'?; it has images"),
+        (
+            {"images": PIXELS},
+            "has no array 'image' for the model's input; did you mean 'images'?; it has images",
+        ),
         ({"train/image": PIXELS, "eval/image": PIXELS}, "has parts eval, train; name one, such as"),
         ({"image": PIXELS[:0]}, "array 'image' has no samples"),
         ({"image": np.float32(1)}, "array 'image' has no samples"),
@@ -117,7 +134,10 @@ def test_same_seed_same_order(tmp_path: Path) -> None:
         ({"image": PIXELS.astype(object)}, "array 'image' holds Python objects"),
         ({"image": np.where(PIXELS > 5, PIXELS, np.nan)}, "has NaN in sample"),
         ({"image": PIXELS, "labels": LABELS[:9]}, "array 'labels' has shape [9], but there are 23 samples"),
-        ({"image": PIXELS, "labels": LABELS.astype(float)}, "array 'labels' is float64, wanted are class numbers"),
+        (
+            {"image": PIXELS, "labels": LABELS.astype(float)},
+            "array 'labels' is float64, wanted are class numbers",
+        ),
         ({"image": PIXELS, "labels": np.eye(5)[LABELS]}, "one-hot rows need .argmax(1)"),
         ({"image": PIXELS, "labels": LABELS - 1}, "array 'labels' holds -1, wanted are class numbers 0 to 3"),
         ({"image": PIXELS, "labels": LABELS}, "array 'labels' holds 4, wanted are class numbers 0 to 3"),
@@ -138,9 +158,13 @@ def test_archive_refusals_by_option_and_part(tmp_path: Path) -> None:
     assert "no such file" in refusal(str(tmp_path / "missing.npz:train"))
     bytes_in = [InputSpec("image", np.dtype(np.uint8), (None, 1, 6, 4))]
     assert "leave scale, mean and std out" in refusal(f"{spec}:train", bytes_in)
-    np.testing.assert_array_equal(joined(open_source(f"{spec}:train", bytes_in), 9).inputs["image"][:, 0], PIXELS)
+    np.testing.assert_array_equal(
+        joined(open_source(f"{spec}:train", bytes_in), 9).inputs["image"][:, 0], PIXELS
+    )
     vectors = PIXELS[:, :3, 0].astype(np.float32)
-    assert "array 'ids' has 4 samples, but 'image' has 23" in refusal(archive(tmp_path, image=vectors, ids=np.arange(4)), TWO)
+    assert "array 'ids' has 4 samples, but 'image' has 23" in refusal(
+        archive(tmp_path, image=vectors, ids=np.arange(4)), TWO
+    )
     assert "no input's array is" in refusal(archive(tmp_path, image=vectors, ids=np.arange(COUNT)), TWO)
     assert "holds 0..4000000000, the model takes int32" in refusal(
         archive(tmp_path, image=vectors, ids=np.linspace(0, 4e9, COUNT).astype(np.int64)), TWO, None
@@ -182,7 +206,9 @@ def test_a_file_with_a_colon_in_its_name_wins(tmp_path: Path) -> None:
 def test_what_is_no_data(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("1,2")
     assert "no such file or folder" in refusal(str(tmp_path / "data.h5"))
-    assert "data is a .npz file, a folder of pictures, or file.py:function" in refusal(str(tmp_path / "data.csv"))
+    assert "data is a .npz file, a folder of pictures, or file.py:function" in refusal(
+        str(tmp_path / "data.csv")
+    )
     assert "has no inputs" in refusal(str(tmp_path), [])
     assert "has no batch axis" in refusal(str(tmp_path), [InputSpec("image", FLOAT, ())])
 
@@ -216,7 +242,9 @@ def test_colour_stretch_resize_and_crop(tmp_path: Path) -> None:
     picture.save(tmp_path / "flat" / "one.png")
 
     def only(text: str, *shape: int | None) -> np.ndarray:
-        return joined(open_source(str(tmp_path / "flat"), [InputSpec("image", FLOAT, (None, *shape))], text), 1).inputs["image"][0]
+        return joined(
+            open_source(str(tmp_path / "flat"), [InputSpec("image", FLOAT, (None, *shape))], text), 1
+        ).inputs["image"][0]
 
     stretched = np.asarray(picture.resize((10, 20), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(only("scale=1", 3, 20, 10), stretched.transpose(2, 0, 1))
@@ -274,14 +302,19 @@ def test_functions(tmp_path: Path, form: str) -> None:
         sizes = [batch.count for batch in source.batches(size)]
         assert sizes == [size] * (COUNT // size) + [COUNT % size] * (COUNT % size > 0)
         whole = joined(source, size)
-        np.testing.assert_array_equal(whole.inputs["image"], PIXELS[:, None].astype(np.float32) / np.float32(255))
+        np.testing.assert_array_equal(
+            whole.inputs["image"], PIXELS[:, None].astype(np.float32) / np.float32(255)
+        )
         if whole.labels is not None:
             assert whole.labels.dtype == np.int64
             np.testing.assert_array_equal(whole.labels, LABELS)
 
 
 def test_function_may_return_any_iterable(tmp_path: Path) -> None:
-    spec = loader(tmp_path, "made = [pixels[:9], pixels[9:]]\ndef batches(): return made\ndef fresh(): return iter(made)\n")
+    spec = loader(
+        tmp_path,
+        "made = [pixels[:9], pixels[9:]]\ndef batches(): return made\ndef fresh(): return iter(made)\n",
+    )
     for one in (spec, spec.replace(":batches", ":fresh")):
         source = open_source(one, IMAGE, "scale=1")
         for _ in range(2):
@@ -298,14 +331,23 @@ def test_shapes_that_cannot_be_joined_stay_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "body, reason",
     [
-        ("import nowhere_to_be_found", "ModuleNotFoundError in line 4: No module named 'nowhere_to_be_found'"),
+        (
+            "import nowhere_to_be_found",
+            "ModuleNotFoundError in line 4: No module named 'nowhere_to_be_found'",
+        ),
         ("def batches(:", "SyntaxError in line 4"),
         ("raise SystemExit(3)", "SystemExit in line 4: 3"),
         ("def batch(): yield pixels", "has no function 'batches'; did you mean 'batch'?; it has batch"),
         ("batches = 3", "has no function 'batches'"),
-        ("def batches(path): yield pixels", "TypeError: batches() missing 1 required positional argument: 'path'"),
+        (
+            "def batches(path): yield pixels",
+            "TypeError: batches() missing 1 required positional argument: 'path'",
+        ),
         ("def batches():\n  yield pixels\n  raise KeyError('x')", "KeyError in line 6: 'x'"),
-        ("def batches():\n  helper()\ndef helper():\n  1 / 0", "ZeroDivisionError in line 7: division by zero"),
+        (
+            "def batches():\n  helper()\ndef helper():\n  1 / 0",
+            "ZeroDivisionError in line 7: division by zero",
+        ),
         ("def batches(): return pixels", "returns one ndarray; it has to yield batches"),
         ("def batches(): return {'image': pixels}", "returns one dict; it has to yield batches"),
         ("def batches(): pass", "returns None; it has to yield batches"),
@@ -313,13 +355,25 @@ def test_shapes_that_cannot_be_joined_stay_apart(tmp_path: Path) -> None:
         ("def batches():\n  return\n  yield", "yields no batches"),
         ("made = iter([pixels])\ndef batches(): return made", "returns the same iterator at every call"),
         ("def batches(): yield pixels, labels, 1", "batch 1 is a tuple of 3; wanted is (inputs, labels)"),
-        ("def batches(): yield {'images': pixels}", "batch 1 has no 'image'; did you mean 'images'?; it has images"),
-        ("def batches(): yield {'image': pixels, 'mask': 1}", "has 'mask', which is no input of the model; wanted are image"),
+        (
+            "def batches(): yield {'images': pixels}",
+            "batch 1 has no 'image'; did you mean 'images'?; it has images",
+        ),
+        (
+            "def batches(): yield {'image': pixels, 'mask': 1}",
+            "has 'mask', which is no input of the model; wanted are image",
+        ),
         ("def batches(): yield {'image': pixels[:, 1:]}", "batch 1: 'image' has samples of shape [5, 4]"),
         ("def batches(): yield 7", "'image' is a single number"),
-        ("def batches(): yield pixels, labels[1:]", "batch 1: the labels has shape [22], but there are 23 samples"),
+        (
+            "def batches(): yield pixels, labels[1:]",
+            "batch 1: the labels has shape [22], but there are 23 samples",
+        ),
         ("def batches(): yield pixels, labels / 2", "the labels is float64"),
-        ("def batches():\n  yield pixels, labels\n  yield pixels", "batch 2 has no labels, unlike those before"),
+        (
+            "def batches():\n  yield pixels, labels\n  yield pixels",
+            "batch 2 has no labels, unlike those before",
+        ),
         ("def batches(): yield pixels * np.nan", "batch 1: 'image' has NaN in sample 0"),
     ],
 )
@@ -334,16 +388,25 @@ def test_function_needs_a_name_and_sees_its_neighbours(tmp_path: Path) -> None:
     assert "name the function too" in refusal(loader(tmp_path, "").removesuffix(":batches"))
     (tmp_path / "neighbour_of_loader.py").write_text("size = 4\n")
     path = list(sys.path)
-    source = open_source(loader(tmp_path, "def batches():\n  import neighbour_of_loader as n\n  yield pixels[:n.size]\n"), IMAGE, "scale=1")
+    source = open_source(
+        loader(tmp_path, "def batches():\n  import neighbour_of_loader as n\n  yield pixels[:n.size]\n"),
+        IMAGE,
+        "scale=1",
+    )
     assert joined(source, 9).count == 4
     sys.path[:] = path
 
 
 def test_split_is_reproducible_and_apart(tmp_path: Path) -> None:
     rows = np.arange(1000, dtype=np.float32)[:, None]
-    source = open_source(archive(tmp_path, x=rows, labels=np.arange(1000)), [InputSpec("x", FLOAT, (None, 1))])
+    source = open_source(
+        archive(tmp_path, x=rows, labels=np.arange(1000)), [InputSpec("x", FLOAT, (None, 1))]
+    )
     parts, again, other = split(source, 1), split(source, 1), split(source, 2)
-    seen = {name: set(joined(getattr(parts, name), 64).inputs["x"][:, 0]) for name in ("train", "calibration", "evaluation")}
+    seen = {
+        name: set(joined(getattr(parts, name), 64).inputs["x"][:, 0])
+        for name in ("train", "calibration", "evaluation")
+    }
     assert (len(seen["train"]), len(seen["calibration"]), len(seen["evaluation"])) == (800, 512, 200)
     assert not seen["train"] & seen["evaluation"]
     assert seen["train"] | seen["evaluation"] == set(range(1000))
@@ -373,7 +436,9 @@ def test_split_refusals(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nearly all samples are equal"):
         split(open_source(archive(tmp_path, x=np.zeros((5, 1), np.float32)), inputs))
     function = open_source(loader(tmp_path, "def batches(): yield np.zeros((9, 1), 'f')\n"), inputs)
-    with pytest.raises(DataError, match="cannot be split; name data for each role with --train, --calibration and --eval"):
+    with pytest.raises(
+        DataError, match="cannot be split; name data for each role with --train, --calibration and --eval"
+    ):
         split(function)
 
 
@@ -383,7 +448,11 @@ def test_take(tmp_path: Path) -> None:
     assert some.count == 10
     assert set(joined(some, 4).labels) == set(range(5))  # type: ignore[arg-type]
     assert take(by_class, 23) is by_class
-    source = open_source(loader(tmp_path, "def batches():\n  for s in range(0, 23, 5): yield pixels[s:s + 5]\n"), IMAGE, "scale=1")
+    source = open_source(
+        loader(tmp_path, "def batches():\n  for s in range(0, 23, 5): yield pixels[s:s + 5]\n"),
+        IMAGE,
+        "scale=1",
+    )
     for _ in range(2):
         np.testing.assert_array_equal(joined(take(source, 7), 3).inputs["image"][:, 0], PIXELS[:7])
     assert joined(take(source, 100), 3).count == COUNT

@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 import pytest
 
-from lathe import DataError, ModelError
-from runtime import ort
-from runtime.data import Batch, DataSource
-from runtime.evaluate import evaluate, reference
+from onnx_lathe.errors import DataError, ModelError
+from onnx_lathe.runtime.data import Batch, DataSource
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.evaluate import evaluate, reference
 
 
 def scaling(weight: np.ndarray, batch: int | str = "n") -> onnx.ModelProto:
@@ -39,12 +39,18 @@ class Rows(DataSource):
     def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
         for start in range(0, self.count, 3):
             part = slice(start, start + 3)
-            yield Batch(inputs={"x": self.values[part]}, labels=None if self.labels is None else self.labels[part])
+            yield Batch(
+                inputs={"x": self.values[part]}, labels=None if self.labels is None else self.labels[part]
+            )
 
 
-def measured(base: np.ndarray, candidate: np.ndarray, data: Rows, batch: int | str = "n") -> tuple[dict[str, float], dict[str, float]]:
+def measured(
+    base: np.ndarray, candidate: np.ndarray, data: Rows, batch: int | str = "n"
+) -> tuple[dict[str, float], dict[str, float]]:
     original = reference(ort.session(scaling(base, batch)), data, lambda text: None)
-    return original.metrics, evaluate(ort.session(scaling(candidate, batch)), data, original, lambda text: None)
+    return original.metrics, evaluate(
+        ort.session(scaling(candidate, batch)), data, original, lambda text: None
+    )
 
 
 def test_accuracy_and_agreement() -> None:
@@ -64,14 +70,20 @@ def test_sqnr_in_decibels() -> None:
 
 
 def test_a_fixed_batch_counts_every_sample_once() -> None:
-    base, found = measured(np.eye(4), np.eye(4), Rows(np.eye(4)[[0, 1, 2, 3, 0]], np.array([0, 1, 2, 3, 1])), batch=2)
+    base, found = measured(
+        np.eye(4), np.eye(4), Rows(np.eye(4)[[0, 1, 2, 3, 0]], np.array([0, 1, 2, 3, 1])), batch=2
+    )
     assert base["top1"] == found["top1"] == 0.8
 
 
 def test_data_that_changes_between_readings_is_refused() -> None:
     data = Rows(np.eye(4), np.array([0, 1, 2, 3]))
     original = reference(ort.session(scaling(np.eye(4))), data, lambda text: None)
-    for changed in (Rows(np.eye(4)[:3]), Rows(np.eye(4), np.array([0, 1, 2, 2])), Rows(np.eye(4)[[0, 1, 2, 3, 0, 1, 2]])):
+    for changed in (
+        Rows(np.eye(4)[:3]),
+        Rows(np.eye(4), np.array([0, 1, 2, 2])),
+        Rows(np.eye(4)[[0, 1, 2, 3, 0, 1, 2]]),
+    ):
         with pytest.raises(DataError, match="must yield the same each time"):
             evaluate(ort.session(scaling(np.eye(4))), changed, original, lambda text: None)
 
@@ -106,8 +118,12 @@ def test_large_samples_are_run_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) 
     whole = measured(np.eye(4), np.roll(np.eye(4), 1, axis=1), Rows(values, labels))
     seen: list[int] = []
     run = ort.run
-    monkeypatch.setattr(ort, "run", lambda session, feeds: seen.append(len(feeds["x"])) or run(session, feeds))
-    monkeypatch.setattr("runtime.evaluate.PIECE_BYTES", 2 * 16)
-    for found, expected in zip(measured(np.eye(4), np.roll(np.eye(4), 1, axis=1), Rows(values, labels)), whole, strict=True):
+    monkeypatch.setattr(
+        ort, "run", lambda session, feeds: seen.append(len(feeds["x"])) or run(session, feeds)
+    )
+    monkeypatch.setattr("onnx_lathe.runtime.running.evaluate.PIECE_BYTES", 2 * 16)
+    for found, expected in zip(
+        measured(np.eye(4), np.roll(np.eye(4), 1, axis=1), Rows(values, labels)), whole, strict=True
+    ):
         assert found == pytest.approx(expected)
     assert seen == [2, 1, 2, 1, 1] * 2

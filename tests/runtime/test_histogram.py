@@ -1,14 +1,18 @@
-"""Streamed histograms: the counts are those of all values at once, whatever their size, and percentiles are true to one bin."""
+"""Streamed histograms: the counts are those of all values at once, whatever their size, and percentiles are
+true to one bin.
+"""
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from runtime.histogram import MANTISSA_BITS, SMALLEST, Histogram
+from onnx_lathe.runtime.running.histogram import MANTISSA_BITS, SMALLEST, Histogram
 
 ALL = 1 << 30
-BATCHES = st.lists(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=20), min_size=1, max_size=6)
+BATCHES = st.lists(
+    st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=20), min_size=1, max_size=6
+)
 
 
 def histogram(*batches: object, sampled: int = ALL) -> Histogram:
@@ -37,14 +41,20 @@ def test_every_value_is_in_its_bin(batches: list[list[float]]) -> None:
 
 
 def test_a_bin_is_a_small_part_of_its_value() -> None:
-    edges, counts = histogram(np.geomspace(1e-6, 1e6, 100_000), -np.geomspace(1e-6, 1e6, 100_000)).distribution()
+    edges, counts = histogram(
+        np.geomspace(1e-6, 1e6, 100_000), -np.geomspace(1e-6, 1e6, 100_000)
+    ).distribution()
     used = np.flatnonzero(counts)
     middle = np.abs(edges[used] + edges[used + 1]) / 2
     assert (np.diff(edges)[used] / middle <= 2.0**-MANTISSA_BITS).all()
     reference, _ = np.histogram(
-        np.concatenate([np.geomspace(1e-6, 1e6, 100_000), -np.geomspace(1e-6, 1e6, 100_000)]).astype(np.float32), edges
+        np.concatenate([np.geomspace(1e-6, 1e6, 100_000), -np.geomspace(1e-6, 1e6, 100_000)]).astype(
+            np.float32
+        ),
+        edges,
     )
-    assert np.abs(reference - counts).sum() <= 60  # an edge belongs to the bin above it there, to the one farther from zero here
+    # an edge belongs to the bin above it there, to the one farther from zero here
+    assert np.abs(reference - counts).sum() <= 60
 
 
 def test_half_and_double_precision() -> None:

@@ -12,18 +12,22 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from lathe import LatheError, ModelError
-from runtime import model_file
-from runtime.signature import InputSpec, model_classes, model_inputs
+from onnx_lathe.errors import LatheError, ModelError
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.files.signature import InputSpec, model_classes, model_inputs
 
 FEEDS = {"x": np.linspace(-1, 1, 32, dtype=np.float32).reshape(2, 16)}
 
 
 def two_layers(opset: int = 21) -> onnx.ModelProto:
-    """x [N, 16] -> MatMul [16, 64] -> Relu -> MatMul [64, 4] -> y; the first weight is raw data, the second is float_data."""
+    """x [N, 16] -> MatMul [16, 64] -> Relu -> MatMul [64, 4] -> y; the first weight is raw data, the second
+    is float_data.
+    """
     generator = np.random.default_rng(0)
     first = onnx.numpy_helper.from_array(generator.standard_normal((16, 64)).astype(np.float32), "first")
-    second = helper.make_tensor("second", TensorProto.FLOAT, [64, 4], generator.standard_normal(256).astype(np.float32))
+    second = helper.make_tensor(
+        "second", TensorProto.FLOAT, [64, 4], generator.standard_normal(256).astype(np.float32)
+    )
     nodes = [
         helper.make_node("MatMul", ["x", "first"], ["a"], name="matmul_1"),
         helper.make_node("Relu", ["a"], ["b"], name="relu"),
@@ -120,7 +124,9 @@ def test_refuses_missing_folder_and_truncated(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "missing.onnx")
     assert "is a folder" in refusal(tmp_path)
     content = two_layers().SerializeToString()
-    for length in range(1, len(content) - 60, 97):  # the last fields are metadata, whose absence nobody can notice
+    for length in range(
+        1, len(content) - 60, 97
+    ):  # the last fields are metadata, whose absence nobody can notice
         path = tmp_path / "cut.onnx"
         path.write_bytes(content[:length])
         refusal(path)
@@ -133,7 +139,10 @@ def test_refuses_names_that_are_not_text(tmp_path: Path, name: bytes) -> None:
     assert "a name in it is not text" in refusal(path)
 
 
-@pytest.mark.parametrize("opset, reason", [(10, "opset 10 is older than 11"), (25, "opset 25 is newer than 24"), (0, "no version of")])
+@pytest.mark.parametrize(
+    "opset, reason",
+    [(10, "opset 10 is older than 11"), (25, "opset 25 is newer than 24"), (0, "no version of")],
+)
 def test_refuses_other_opsets(tmp_path: Path, opset: int, reason: str) -> None:
     model, path = two_layers(), tmp_path / "model.onnx"
     model.opset_import[0].version = opset
@@ -179,7 +188,9 @@ def output_of_nobody(model: onnx.ModelProto) -> None:
         (output_of_nobody, "'z'"),
     ],
 )
-def test_refuses_invalid_graphs(tmp_path: Path, damage: Callable[[onnx.ModelProto], None], reason: str) -> None:
+def test_refuses_invalid_graphs(
+    tmp_path: Path, damage: Callable[[onnx.ModelProto], None], reason: str
+) -> None:
     model, path = two_layers(), tmp_path / "model.onnx"
     damage(model)
     path.write_bytes(model.SerializeToString())
@@ -233,10 +244,19 @@ def test_large_models_get_external_data(tmp_path: Path, monkeypatch: pytest.Monk
     model_file.save(model, path)
     assert model.SerializeToString() == before
     assert sorted(os.listdir(tmp_path)) == ["model.onnx", "model.onnx.data", "one.onnx"]
-    assert path.stat().st_size + path.with_name("model.onnx.data").stat().st_size == model_file.size_bytes(model)
+    assert path.stat().st_size + path.with_name("model.onnx.data").stat().st_size == model_file.size_bytes(
+        model
+    )
     stored = onnx.load(path, load_external_data=False)
-    assert [tensor.data_location for tensor in stored.graph.initializer] == [TensorProto.EXTERNAL] * 2 + [TensorProto.DEFAULT]
-    offsets = [int(entry.value) for tensor in stored.graph.initializer for entry in tensor.external_data if entry.key == "offset"]
+    assert [tensor.data_location for tensor in stored.graph.initializer] == [TensorProto.EXTERNAL] * 2 + [
+        TensorProto.DEFAULT
+    ]
+    offsets = [
+        int(entry.value)
+        for tensor in stored.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "offset"
+    ]
     assert offsets == [0, 4096]
     np.testing.assert_array_equal(output(path), output(tmp_path / "one.onnx"))
     for tensor, wanted in zip(model_file.load(path).graph.initializer, model.graph.initializer, strict=True):
@@ -245,7 +265,9 @@ def test_large_models_get_external_data(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
 @pytest.mark.parametrize("limit", [10**9, 4000])
-def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, limit: int) -> None:
+def test_a_failed_save_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, limit: int
+) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")
     monkeypatch.setattr(model_file, "INLINE_LIMIT_BYTES", limit)
@@ -297,7 +319,9 @@ def test_warns_of_operators_outside_the_standard() -> None:
     model = two_layers()
     assert model_file.warnings(model) == []
     for number in range(5):
-        model.graph.node.append(helper.make_node("Gelu", ["a"], [f"g{number}"], name=f"gelu_{number}", domain="com.microsoft"))
+        model.graph.node.append(
+            helper.make_node("Gelu", ["a"], [f"g{number}"], name=f"gelu_{number}", domain="com.microsoft")
+        )
     branch = helper.make_graph([helper.make_node("Magic", ["a"], ["m"], domain="mine")], "branch", [], [])
     model.graph.node.append(helper.make_node("If", ["c"], ["i"], then_branch=branch, else_branch=branch))
     lines = model_file.warnings(model)
@@ -312,7 +336,8 @@ def test_signature() -> None:
     model = two_layers()
     assert model_inputs(model) == [InputSpec("x", np.dtype(np.float32), (None, 16))]
     assert model_classes(model) == 4
-    model.graph.input.append(helper.make_tensor_value_info("first", TensorProto.FLOAT, [16, 64]))  # as IR version 3 lists them
+    # as IR version 3 lists them
+    model.graph.input.append(helper.make_tensor_value_info("first", TensorProto.FLOAT, [16, 64]))
     assert [spec.name for spec in model_inputs(model)] == ["x"]
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
     assert model_classes(model) is None
@@ -331,12 +356,18 @@ def test_signature() -> None:
 def test_external_data_of_a_sparse_attribute_is_read(tmp_path: Path) -> None:
     values = np.array([1.5, -2.5], np.float32)
     (tmp_path / "values.bin").write_bytes(values.tobytes())
-    external = TensorProto(name="v", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+    external = TensorProto(
+        name="v", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL
+    )
     for key, value in (("location", "values.bin"), ("offset", "0"), ("length", "8")):
         external.external_data.add(key=key, value=value)
-    sparse = onnx.SparseTensorProto(values=external, indices=onnx.numpy_helper.from_array(np.array([0, 2])), dims=[3])
+    sparse = onnx.SparseTensorProto(
+        values=external, indices=onnx.numpy_helper.from_array(np.array([0, 2])), dims=[3]
+    )
     constant = helper.make_node("Constant", [], ["y"], sparse_value=sparse)
-    graph = helper.make_graph([constant], "g", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3])])
+    graph = helper.make_graph(
+        [constant], "g", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3])]
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "model.onnx")
     loaded = model_file.load(tmp_path / "model.onnx").graph.node[0].attribute[0].sparse_tensor.values
     assert loaded.data_location == TensorProto.DEFAULT

@@ -1,4 +1,6 @@
-"""The packed container: lossless for every kind of tensor, small where there is structure, and decodable from its description alone."""
+"""The packed container: lossless for every kind of tensor, small where there is structure, and decodable
+from its description alone.
+"""
 
 import zlib
 from pathlib import Path
@@ -8,12 +10,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lathe import ModelError
-from runtime.pack import Unpacker, container, pack, plans, unpack, varint
-from runtime.pack.arithmetic import LIMIT, LN, ONE, SQUASH, UNIT
-from tests import packing
-from tests.conftest import MODELS, shipped_with_onnx
-from tests.runtime import pack_reference
+from onnx_lathe.errors import ModelError
+from onnx_lathe.runtime.pack import Unpacker, container, pack, plans, unpack
+from onnx_lathe.runtime.pack.coders import varint
+from onnx_lathe.runtime.pack.coders.arithmetic import LIMIT, LN, ONE, SQUASH, UNIT
+from tests.support import pack_reference, packing
+from tests.support.models import MODELS, shipped_with_onnx
 
 ARRAYS = packing.arrays()
 DICTIONARY_CRC = 0x005665AC
@@ -64,7 +66,9 @@ def test_foreign_models_come_back(path: Path) -> None:
     assert len(packed) <= len(content) + 24
 
 
-@pytest.mark.parametrize("storage", ["float_data", "double_data", "int32_data", "int64_data", "uint64_data", "raw_data"])
+@pytest.mark.parametrize(
+    "storage", ["float_data", "double_data", "int32_data", "int64_data", "uint64_data", "raw_data"]
+)
 def test_data_stays_in_the_field_that_it_was_in(storage: str) -> None:
     types = {
         "double_data": TensorProto.DOUBLE,
@@ -86,20 +90,33 @@ def test_tensors_are_found_wherever_they_are() -> None:
     def tensor(name: str) -> TensorProto:
         return numpy_helper.from_array(packing.pruned((40, 50), 0.05, 4), name)
 
-    sparse = onnx.SparseTensorProto(values=numpy_helper.from_array(np.zeros(500, np.float32), "s"), dims=[10000])
+    sparse = onnx.SparseTensorProto(
+        values=numpy_helper.from_array(np.zeros(500, np.float32), "s"), dims=[10000]
+    )
     sparse.indices.CopyFrom(numpy_helper.from_array(np.arange(500, dtype=np.int64)))
     branch = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "branch", [], [], [tensor("w")])
     nodes = [
         helper.make_node("Constant", [], ["c"], value=tensor("")),
         helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch),
-        helper.make_node("Odd", [], ["o"], domain="own", many=[tensor("p"), tensor("q")], few=sparse, whole=[branch, branch]),
+        helper.make_node(
+            "Odd",
+            [],
+            ["o"],
+            domain="own",
+            many=[tensor("p"), tensor("q")],
+            few=sparse,
+            whole=[branch, branch],
+        ),
     ]
-    function = helper.make_function("own", "F", [], ["r"], [helper.make_node("Constant", [], ["r"], value=tensor("f"))], [])
+    function = helper.make_function(
+        "own", "F", [], ["r"], [helper.make_node("Constant", [], ["r"], value=tensor("f"))], []
+    )
     graph = helper.make_graph(nodes, "g", [], [], [tensor("t")], sparse_initializer=[sparse])
     content = helper.make_model(graph, functions=[function]).SerializeToString()
     packed = pack(content)
     assert unpack(packed) == pack_reference.decode(packed) == content
-    assert modes(packed).count(plans.COPY) == 10  # all nine pruned tensors are alike, and so are the two sparse ones
+    # all nine pruned tensors are alike, and so are the two sparse ones
+    assert modes(packed).count(plans.COPY) == 10
     assert len(packed) < 900
 
 
@@ -120,17 +137,26 @@ def test_unknown_fields_and_odd_tensors_are_kept() -> None:
 
 
 def test_compressed_networks_are_coded_below_their_entropy() -> None:
-    """Two linked layers with dead rows and columns, 16 shared values: (mask, index) by zero-order codes is what the contexts must beat."""
+    """Two linked layers with dead rows and columns, 16 shared values: (mask, index) by zero-order codes is
+    what the contexts must beat.
+    """
     generator = np.random.default_rng(5)
     alive, used = np.exp(2 * generator.standard_normal(200)), np.exp(2 * generator.standard_normal(400))
     first = generator.random((200, 400)) < np.minimum(0.9, 0.004 * alive[:, None] * used)
-    second = generator.random((40, 200)) < np.minimum(0.9, 0.05 * np.exp(generator.standard_normal((40, 1))) * first.any(axis=1))
+    second = generator.random((40, 200)) < np.minimum(
+        0.9, 0.05 * np.exp(generator.standard_normal((40, 1))) * first.any(axis=1)
+    )
     total, tensors = 0.0, {}
     for name, mask in (("first", first), ("second", second)):
-        index = np.where(mask, generator.choice([0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15], mask.shape), 7)
+        index = np.where(
+            mask, generator.choice([0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15], mask.shape), 7
+        )
         tensors[name] = index.astype(np.uint8)
         share = mask.mean()
-        total += -mask.size * (share * np.log2(share) + (1 - share) * np.log2(1 - share)) / 8 + mask.sum() * np.log2(15) / 8
+        total += (
+            -mask.size * (share * np.log2(share) + (1 - share) * np.log2(1 - share)) / 8
+            + mask.sum() * np.log2(15) / 8
+        )
     content = packing.model(tensors)
     packed = pack(content)
     assert unpack(packed) == content
@@ -154,7 +180,9 @@ def test_plain_floats_gain_what_is_possible() -> None:
 
 
 def test_few_bits_of_a_mantissa_cost_few_bits() -> None:
-    coarse = (np.random.default_rng(0).standard_normal(2000).astype(np.float32).view(np.uint32) & 0xFFF80000).view(np.float32)
+    coarse = (
+        np.random.default_rng(0).standard_normal(2000).astype(np.float32).view(np.uint32) & 0xFFF80000
+    ).view(np.float32)
     fine = np.random.default_rng(0).standard_normal(2000).astype(np.float32)
     assert len(pack(packing.model({"w": coarse}))) < 2000 * (2.6 + 1 + 4.1) / 8 + 150
     assert len(pack(packing.model({"w": fine}))) < 2000 * (2.6 + 1 + 23.1) / 8 + 150
@@ -188,7 +216,9 @@ def test_narrow_elements_in_several_chunks_begin_at_whole_bytes(monkeypatch: pyt
     """4-bit elements in rows of three: a chunk of an odd number of rows would begin inside a byte."""
     monkeypatch.setattr(container, "ADAPTIVE_BUDGET_BIG", 0)
     halves = np.random.default_rng(0).choice(np.array([0, 1, 16], np.uint8), 2_250_000, p=[0.9, 0.05, 0.05])
-    content = packing.model([TensorProto(name="w", data_type=TensorProto.UINT4, dims=[1_500_000, 3], raw_data=halves.tobytes())])
+    content = packing.model(
+        [TensorProto(name="w", data_type=TensorProto.UINT4, dims=[1_500_000, 3], raw_data=halves.tobytes())]
+    )
     packed = pack(content)
     assert modes(packed) == [plans.BLOCKS]
     assert unpack(packed) == content
@@ -199,7 +229,12 @@ def test_data_that_does_not_fit_its_shape_counts_as_what_is_coded(monkeypatch: p
     monkeypatch.setattr(plans, "MOST_ADAPTIVE", 2000)
     random = np.random.default_rng(0)
     data = [random.integers(0, 3, 1500, np.uint8).tobytes() for _ in range(3)]
-    content = packing.model([TensorProto(name=f"w{n}", data_type=TensorProto.FLOAT, dims=[1], raw_data=raw) for n, raw in enumerate(data)])
+    content = packing.model(
+        [
+            TensorProto(name=f"w{n}", data_type=TensorProto.FLOAT, dims=[1], raw_data=raw)
+            for n, raw in enumerate(data)
+        ]
+    )
     packed = pack(content)
     assert modes(packed).count(plans.ADAPTIVE) == 1
     assert unpack(packed) == content

@@ -1,4 +1,6 @@
-"""Damaged and hostile packed files: one line of refusal, never a crash, a hang, or more memory than allowed."""
+"""Damaged and hostile packed files: one line of refusal, never a crash, a hang, or more memory than
+allowed.
+"""
 
 import random
 import tracemalloc
@@ -8,9 +10,10 @@ import numpy as np
 import pytest
 import zstandard
 
-from lathe import ModelError
-from runtime.pack import VERSION, container, pack, unpack, varint
-from tests import packing
+from onnx_lathe.errors import ModelError
+from onnx_lathe.runtime.pack import VERSION, container, pack, unpack
+from onnx_lathe.runtime.pack.coders import varint
+from tests.support import packing
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,9 @@ def test_another_version_is_named(packed: bytes) -> None:
 def test_a_declared_size_over_the_limit_is_refused_before_anything_is_allocated() -> None:
     honest = pack(packing.model({"w": np.zeros((1000, 1000), np.float32)}))
     assert len(honest) < 200
-    with pytest.raises(ModelError, match=r"unpacks to 0.004 GB, more than the 0.001 GB allowed here; .* --limit GB"):
+    with pytest.raises(
+        ModelError, match=r"unpacks to 0.004 GB, more than the 0.001 GB allowed here; .* --limit GB"
+    ):
         unpack(honest, 10**6)
     declared = varint.Reader(honest, 5)
     declared.varint()
@@ -86,7 +91,9 @@ def test_a_declared_size_over_the_limit_is_refused_before_anything_is_allocated(
     tracemalloc.start()
     with pytest.raises(ModelError, match=r"1\.13e\+06 GB"):
         unpack(hostile)
-    with pytest.raises(ModelError, match="do not have the size"):  # within the limit, but not what the tensors add up to
+    with pytest.raises(
+        ModelError, match="do not have the size"
+    ):  # within the limit, but not what the tensors add up to
         unpack(sealed(honest[:5] + varint.write(3_000_000_000) + honest[declared.at : -4]))
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
     tracemalloc.stop()
@@ -95,7 +102,15 @@ def test_a_declared_size_over_the_limit_is_refused_before_anything_is_allocated(
 def test_a_bomb_in_the_head_stays_within_the_limit() -> None:
     """A head of zeros that would decode to far more than it says."""
     bomb = zstandard.ZstdCompressor(level=19).compress(bytes(50_000_000))[4:]
-    body = container.MAGIC + bytes([VERSION]) + varint.write(1000) + b"\x01" + varint.write(4000) + varint.write(len(bomb)) + bomb
+    body = (
+        container.MAGIC
+        + bytes([VERSION])
+        + varint.write(1000)
+        + b"\x01"
+        + varint.write(4000)
+        + varint.write(len(bomb))
+        + bomb
+    )
     tracemalloc.start()
     with pytest.raises(ModelError, match="does not decode"):
         unpack(sealed(body + b"\0"))

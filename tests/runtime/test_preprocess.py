@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from lathe import DataError, UsageError
-from runtime.preprocess import Preprocess, bind, parse
-from runtime.signature import InputSpec
+from onnx_lathe.errors import DataError, UsageError
+from onnx_lathe.runtime.data.preprocess import Preprocess, bind, parse
+from onnx_lathe.runtime.files.signature import InputSpec
 
 FLOAT, HALF, BYTE = np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint8)
 
@@ -56,7 +56,10 @@ def test_reads(text: str | None, expected: Preprocess) -> None:
         ("scale=1 std=2", "give either scale, or mean and std"),
         ("scale=1 scale=1", "names scale twice"),
         ("mean=1,2 std=1,2,3", "mean has 2 values and std 3"),
-        ("mean=0.485,0.456,0.406 std=0.229,0.224,0.225", 'write "mean=123.7,116.3,103.5 std=58.4,57.12,57.38"'),
+        (
+            "mean=0.485,0.456,0.406 std=0.229,0.224,0.225",
+            'write "mean=123.7,116.3,103.5 std=58.4,57.12,57.38"',
+        ),
         ("layout=chw", "layout is nchw or nhwc"),
         ("crop=0", "crop takes a number of pixels"),
         ("resize=200 crop=224", "smaller than crop"),
@@ -120,7 +123,8 @@ def test_grey_images_get_a_channel() -> None:
 
 def test_other_dtypes() -> None:
     floats = pixels(4).astype(np.float64) / 255
-    np.testing.assert_array_equal(feed(floats, spec(4), "scale=1/255"), floats.astype(np.float32))  # floats are fed as they are
+    # floats are fed as they are
+    np.testing.assert_array_equal(feed(floats, spec(4), "scale=1/255"), floats.astype(np.float32))
     assert feed(floats.astype(">f4"), spec(4, dtype=HALF), None).dtype == np.float16
     bytes_for_bytes = pixels(4)
     np.testing.assert_array_equal(feed(bytes_for_bytes, spec(4, dtype=BYTE), None), bytes_for_bytes)
@@ -130,20 +134,47 @@ def test_other_dtypes() -> None:
 @pytest.mark.parametrize(
     "stored, wanted, text, reason",
     [
-        (pixels(1, 4, 4), spec(1, 4, 4), None, 'is uint8, the model takes float32: give --preprocess "scale=1/255"'),
-        (pixels(4).astype(np.int64), spec(4), "scale=1", "is int64, the model takes float32; convert it with .astype('float32')"),
-        (pixels(4).astype(np.float32), spec(4, dtype=np.dtype(np.int64)), None, "is float32, the model takes int64"),
+        (
+            pixels(1, 4, 4),
+            spec(1, 4, 4),
+            None,
+            'is uint8, the model takes float32: give --preprocess "scale=1/255"',
+        ),
+        (
+            pixels(4).astype(np.int64),
+            spec(4),
+            "scale=1",
+            "is int64, the model takes float32; convert it with .astype('float32')",
+        ),
+        (
+            pixels(4).astype(np.float32),
+            spec(4, dtype=np.dtype(np.int64)),
+            None,
+            "is float32, the model takes int64",
+        ),
         (pixels(4).astype(bool), spec(4), None, "is bool"),
-        (pixels(1, 4, 5), spec(1, 4, 4), "scale=1", "samples of shape [1, 4, 5], but the model's input 'image' takes [1, 4, 4]"),
+        (
+            pixels(1, 4, 5),
+            spec(1, 4, 4),
+            "scale=1",
+            "samples of shape [1, 4, 5], but the model's input 'image' takes [1, 4, 4]",
+        ),
         (pixels(4, 4), spec(3, 4, 4), "scale=1", "samples of shape [4, 4]"),
         (pixels(16), spec(1, 4, 4), "scale=1", "samples of shape [16]"),
         (pixels(4, 4, 3), spec(3, 4, None), "scale=1 layout=nchw", "samples of shape [4, 4, 3]"),
         (pixels(3, 3, 3), spec(3, 3, 3), "scale=1", '--preprocess "layout=..."'),
-        (pixels(1, 4, 4), spec(1, 4, 4), "mean=1,2,3 std=4", "gives 3 values per channel, but the model's input 'image' has 1 channels"),
+        (
+            pixels(1, 4, 4),
+            spec(1, 4, 4),
+            "mean=1,2,3 std=4",
+            "gives 3 values per channel, but the model's input 'image' has 1 channels",
+        ),
         (pixels(4), spec(4), "mean=1,2,3,4 std=4", "no channel axis"),
     ],
 )
-def test_refuses_what_does_not_fit(stored: np.ndarray, wanted: InputSpec, text: str | None, reason: str) -> None:
+def test_refuses_what_does_not_fit(
+    stored: np.ndarray, wanted: InputSpec, text: str | None, reason: str
+) -> None:
     with pytest.raises(DataError) as refused:
         feed(stored, wanted, text)
     assert reason in str(refused.value)

@@ -8,10 +8,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from lathe import LatheError, UsageError
-from runtime.targets.base import Artifact, Target, find, register, targets
-from runtime.targets.tensorrt_shapes import Profile, parse_batch, parse_shapes, profiles
-from tests import quantized
+from onnx_lathe.errors import LatheError, UsageError
+from onnx_lathe.runtime.targets.core.base import Artifact, Target
+from onnx_lathe.runtime.targets.core.registry import find, register, targets
+from onnx_lathe.runtime.targets.tensorrt.shapes import Profile, parse_batch, parse_shapes, profiles
+from tests.support import quantized
 
 QUIET = lambda text: None  # noqa: E731
 
@@ -22,7 +23,9 @@ def test_targets_are_found_by_name() -> None:
     assert all(find(name) is target and target.name == name for name, target in targets().items())
 
 
-@pytest.mark.parametrize("wrong, right", [("tensorrt_rtx", "tensorrt-rtx"), ("ONNX", "onnx"), ("tensort", "tensorrt")])
+@pytest.mark.parametrize(
+    "wrong, right", [("tensorrt_rtx", "tensorrt-rtx"), ("ONNX", "onnx"), ("tensort", "tensorrt")]
+)
 def test_a_wrong_name_gets_the_right_one(wrong: str, right: str) -> None:
     with pytest.raises(UsageError, match=f"there is no target '{wrong}'; did you mean '{right}'"):
         find(wrong)
@@ -102,8 +105,12 @@ def test_shapes_are_three_or_one() -> None:
         "y": Profile((2, 2), (2, 2), (2, 2)),
         "z": Profile((5,), (5,), (5,)),
     }
-    assert profiles(with_inputs(x=["n", "m"]), BATCH, parse_shapes({"x": "1x3:2x3:4x3"})) == {"x": Profile((1, 3), (2, 3), (4, 3))}
-    assert profiles(with_inputs(x=None), BATCH, parse_shapes({"x": "4x4"})) == {"x": Profile((4, 4), (4, 4), (4, 4))}
+    assert profiles(with_inputs(x=["n", "m"]), BATCH, parse_shapes({"x": "1x3:2x3:4x3"})) == {
+        "x": Profile((1, 3), (2, 3), (4, 3))
+    }
+    assert profiles(with_inputs(x=None), BATCH, parse_shapes({"x": "4x4"})) == {
+        "x": Profile((4, 4), (4, 4), (4, 4))
+    }
 
 
 @pytest.mark.parametrize("value", ["", "0", "1:2", "8:4:2", "1:2:3:4", "a", "1x2", "-1:1:2", "1:8:"])
@@ -121,7 +128,11 @@ def test_wrong_shapes_are_refused(value: str) -> None:
 @pytest.mark.parametrize(
     "inputs, shapes, message",
     [
-        ({"image": ["n", 3, "h", 8]}, {}, r"input 'image': dimension 2 \('h'\) is not fixed.*such as 8x3x8x8:8x3x8x8:8x3x8x8"),
+        (
+            {"image": ["n", 3, "h", 8]},
+            {},
+            r"input 'image': dimension 2 \('h'\) is not fixed.*such as 8x3x8x8:8x3x8x8:8x3x8x8",
+        ),
         ({"image": ["n", None]}, {}, r"input 'image': dimension 1 is not fixed"),
         ({"image": None}, {}, r"input 'image' has no shape"),
         ({"image": ["n", 3]}, {"imge": "1x3"}, r"no input 'imge'; did you mean 'image'"),

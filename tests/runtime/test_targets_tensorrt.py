@@ -1,4 +1,6 @@
-"""Real builds with TensorRT-RTX, which needs no GPU: what is written, what is said when it fails, and that nothing is left behind."""
+"""Real builds with TensorRT-RTX, which needs no GPU: what is written, what is said when it fails, and that
+nothing is left behind.
+"""
 
 import hashlib
 import importlib.util
@@ -12,12 +14,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from lathe import LatheError, ModelError, TargetError, UsageError
-from runtime.targets import tensorrt_process
-from runtime.targets.tensorrt import TensorRTRTX
-from tests import quantized
+from onnx_lathe.errors import LatheError, ModelError, TargetError, UsageError
+from onnx_lathe.runtime.targets.tensorrt import process
+from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRTRTX
+from tests.support import quantized
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
+)
 QUIET = lambda text: None  # noqa: E731
 ENGINE, SIDECAR, LOG = (f"model.tensorrt-rtx.engine{suffix}" for suffix in ("", ".json", ".log"))
 
@@ -54,7 +58,9 @@ def test_an_engine_and_what_it_is(tmp_path: Path) -> None:
     assert found["version"].split(".")[0].isdigit()
     assert found["inputs"] == [{"name": "image", "dtype": "float32", "shape": [-1, 1, 28, 28]}]
     assert found["outputs"] == [{"name": "logits", "dtype": "float32", "shape": [-1, 10]}]
-    assert found["profile"] == {"image": {"min": [1, 1, 28, 28], "opt": [8, 1, 28, 28], "max": [16, 1, 28, 28]}}
+    assert found["profile"] == {
+        "image": {"min": [1, 1, 28, 28], "opt": [8, 1, 28, 28], "max": [16, 1, 28, 28]}
+    }
     assert found["build_seconds"] > 0
     assert said
 
@@ -66,7 +72,10 @@ def test_int8_makes_the_engine_smaller_and_builds_repeat(tmp_path: Path) -> None
         weight = np.random.default_rng(0).normal(0, 1, (600, 600)).astype(np.float32)
         if not int8:
             return quantized.model(
-                [helper.make_node("MatMul", ["x", "w"], ["y"], "fc")], {"x": ["n", 600]}, {"y": ["n", 600]}, {"w": weight}
+                [helper.make_node("MatMul", ["x", "w"], ["y"], "fc")],
+                {"x": ["n", 600]},
+                {"y": ["n", 600]},
+                {"w": weight},
             )
         nodes = [
             helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "q"),
@@ -95,7 +104,9 @@ def test_several_gpus_in_one_engine(tmp_path: Path) -> None:
 
 
 def test_options_reach_the_builder(tmp_path: Path) -> None:
-    artifact = build(quantized.lenet(codebook=False), tmp_path, level=0, workspace_mb=64, log=True, time_limit=None)
+    artifact = build(
+        quantized.lenet(codebook=False), tmp_path, level=0, workspace_mb=64, log=True, time_limit=None
+    )
     assert left(tmp_path) == {ENGINE, SIDECAR, LOG}
     assert artifact.paths[2].read_text(encoding="utf-8").count("\n") > 100
 
@@ -160,7 +171,10 @@ def test_a_build_that_fails_says_why_without_noise(tmp_path: Path) -> None:
         "fp8",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
-        [helper.make_tensor("s", TensorProto.FLOAT, [], [1.0]), helper.make_tensor("z", TensorProto.FLOAT8E4M3FN, [], [0.0])],
+        [
+            helper.make_tensor("s", TensorProto.FLOAT, [], [1.0]),
+            helper.make_tensor("z", TensorProto.FLOAT8E4M3FN, [], [0.0]),
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     with pytest.raises(TargetError, match=r"TensorRT-RTX did not build lowered\.onnx: .*sm86.*fp8") as caught:
@@ -174,12 +188,16 @@ def test_a_model_that_would_be_taken_wrongly_is_refused(tmp_path: Path) -> None:
     for tensor in model.graph.initializer:
         if tensor.name == "p1_zero":
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(0, np.uint8), "p1_zero"))
-    with pytest.raises(TargetError, match=r"TensorRT-RTX would not take lowered\.onnx: p1_Q, p1_DQ: it is UINT8"):
+    with pytest.raises(
+        TargetError, match=r"TensorRT-RTX would not take lowered\.onnx: p1_Q, p1_DQ: it is UINT8"
+    ):
         build(model, tmp_path)
 
 
 def test_a_crash_of_the_builder_is_an_error_of_the_target(tmp_path: Path) -> None:
-    """TensorRT-RTX crashes on a scale of run time. The check refuses it before; here the worker gets it all the same."""
+    """TensorRT-RTX crashes on a scale of run time. The check refuses it before; here the worker gets it all
+    the same.
+    """
     model = quantized.lenet(codebook=False)
     model.graph.node.insert(0, helper.make_node("ReduceMax", ["image"], ["now"], "max", keepdims=0))
     for node in model.graph.node:
@@ -192,7 +210,7 @@ def test_a_crash_of_the_builder_is_an_error_of_the_target(tmp_path: Path) -> Non
         "workspace_bytes": None, "portable": False, "compute": ["SM86"], "profiles": {"image": [[1, 1, 28, 28]] * 3},
     }  # fmt: skip
     with pytest.raises(TargetError, match=r"the builder ended with (signal SIG|exit code 0x)"):
-        tensorrt_process.ask(request, tmp_path, QUIET)
+        process.ask(request, tmp_path, QUIET)
     assert not (tmp_path / "engine").exists()
 
 
@@ -235,7 +253,9 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_the_time_limit_ends_the_build(tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match=r"not built within the time limit of 0\.01 s; give more with time_limit"):
+    with pytest.raises(
+        TargetError, match=r"not built within the time limit of 0\.01 s; give more with time_limit"
+    ):
         build(quantized.lenet(codebook=False), tmp_path, time_limit=0.01)
     assert left(tmp_path) == set()
 
@@ -267,9 +287,11 @@ def test_the_worker_imports_what_its_parent_imports(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path = [{str(root)!r}] + [entry for entry in sys.path if entry]\n"
         "from pathlib import Path\n"
-        "from runtime.targets.tensorrt import TensorRTRTX\n"
+        "from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRTRTX\n"
         "TensorRTRTX().build(Path('model.onnx'), Path('.'), TensorRTRTX.Config(), print)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / ENGINE).exists()

@@ -5,10 +5,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime.targets.tensorrt import TensorRT
-from runtime.targets.tensorrt_check import concerns
-from tests import quantized
-from tests.quantized import node, stored
+from onnx_lathe.runtime.targets.tensorrt.check import concerns
+from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRT
+from tests.support import quantized
+from tests.support.quantized import node, stored
 
 
 def replace(model: onnx.ModelProto, name: str, array: object) -> None:
@@ -30,7 +30,12 @@ def test_a_good_model_raises_none(int8: bool) -> None:
 
 @pytest.mark.parametrize(
     "zero, words",
-    [(np.uint8(0), "it is UINT8"), (np.uint8(128), "it is UINT8"), (np.int16(0), "INT16"), (np.int8(3), "zero-point is not 0")],
+    [
+        (np.uint8(0), "it is UINT8"),
+        (np.uint8(128), "it is UINT8"),
+        (np.int16(0), "INT16"),
+        (np.int8(3), "zero-point is not 0"),
+    ],
 )
 def test_other_integers_are_refused(zero: np.generic, words: str) -> None:
     model = quantized.lenet(codebook=False)
@@ -53,7 +58,9 @@ def test_an_int32_bias_is_refused() -> None:
     replace(model, "b1", np.zeros(8, np.float32))
     stored(model)["b1"].name = "b1_float"
     model.graph.initializer.append(numpy_helper.from_array(np.zeros(8, np.int32), "b1_codes"))
-    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["b1_codes", "w1_scale"], ["b1"], "b1_DQ", axis=0))
+    model.graph.node.insert(
+        0, helper.make_node("DequantizeLinear", ["b1_codes", "w1_scale"], ["b1"], "b1_DQ", axis=0)
+    )
     assert found(model) == [("b1_DQ", True)]
     assert "it is INT32" in reasons(model)
 
@@ -68,7 +75,9 @@ def test_scales_must_be_positive(scale: float) -> None:
 
 def test_a_scale_of_run_time_is_refused() -> None:
     model = quantized.lenet(codebook=False)
-    model.graph.node.insert(0, helper.make_node("ReduceMax", ["image"], ["image_scale_now"], "max", keepdims=0))
+    model.graph.node.insert(
+        0, helper.make_node("ReduceMax", ["image"], ["image_scale_now"], "max", keepdims=0)
+    )
     for name in ("image_Q", "image_DQ"):
         node(model, name).input[1] = "image_scale_now"
     assert found(model) == [("image_Q", True), ("image_DQ", True)]
@@ -103,7 +112,9 @@ def test_half_quantized_layers_run_in_float() -> None:
     assert "only its weight is quantized" in reasons(model)
     model = quantized.lenet(codebook=False)
     node(model, "conv2").input[1] = "float_weight"
-    model.graph.initializer.append(numpy_helper.from_array(np.zeros((8, 8, 3, 3), np.float32), "float_weight"))
+    model.graph.initializer.append(
+        numpy_helper.from_array(np.zeros((8, 8, 3, 3), np.float32), "float_weight")
+    )
     assert found(model) == [("conv2", False)]
     assert "only its input is quantized" in reasons(model)
 

@@ -1,4 +1,6 @@
-"""TensorRT 10 and 11 by stand-ins that have those versions' names and no others, and the ways in which a library can be unusable."""
+"""TensorRT 10 and 11 by stand-ins that have those versions' names and no others, and the ways in which a
+library can be unusable.
+"""
 
 import json
 import os
@@ -12,10 +14,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from lathe import TargetError
-from runtime.targets import tensorrt as targets
-from runtime.targets.tensorrt import TensorRT
-from tests import quantized
+from onnx_lathe.errors import TargetError
+from onnx_lathe.runtime.targets.tensorrt import tensorrt as targets
+from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRT
+from tests.support import quantized
 
 QUIET = lambda text: None  # noqa: E731
 
@@ -87,7 +89,10 @@ class Builder:
         @BUILD@
         return json.dumps([call for call in CALLS if call[0] != "progress_monitor"]).encode()
 '''
-TEN = {"BuilderFlag": ["FP16", "INT8", "SPARSE_WEIGHTS"], "NetworkDefinitionCreationFlag": {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}}
+TEN = {
+    "BuilderFlag": ["FP16", "INT8", "SPARSE_WEIGHTS"],
+    "NetworkDefinitionCreationFlag": {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1},
+}
 ELEVEN = {"BuilderFlag": ["SPARSE_WEIGHTS"], "NetworkDefinitionCreationFlag": {"STRONGLY_TYPED": 0}}
 
 
@@ -95,11 +100,22 @@ ELEVEN = {"BuilderFlag": ["SPARSE_WEIGHTS"], "NetworkDefinitionCreationFlag": {"
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Puts a module `tensorrt` where this process, and so the worker, imports from."""
 
-    def put(version: str = "10.3.0", flags: object = TEN, builder: str = "pass", build: str = "pass", text: str | None = None) -> Path:
+    def put(
+        version: str = "10.3.0",
+        flags: object = TEN,
+        builder: str = "pass",
+        build: str = "pass",
+        text: str | None = None,
+    ) -> Path:
         folder = tmp_path / "site" / "tensorrt"
         folder.mkdir(parents=True)
         source = STAND_IN if text is None else textwrap.dedent(text)
-        for mark, value in {"VERSION": version, "FLAGS": repr(flags), "BUILDER": builder, "BUILD": build}.items():
+        for mark, value in {
+            "VERSION": version,
+            "FLAGS": repr(flags),
+            "BUILDER": builder,
+            "BUILD": build,
+        }.items():
             source = source.replace(f"@{mark}@", value)
         (folder / "__init__.py").write_text(source)
         monkeypatch.syspath_prepend(tmp_path / "site")
@@ -116,16 +132,19 @@ def build(folder: Path, **options) -> list:
     return json.loads(artifact.paths[0].read_bytes())
 
 
-@pytest.mark.parametrize("version, flags, strong", [("10.3.0", TEN, 2), ("10.13.3.9", TEN, 2), ("11.4.0.106", ELEVEN, 1)])
+@pytest.mark.parametrize(
+    "version, flags, strong", [("10.3.0", TEN, 2), ("10.13.3.9", TEN, 2), ("11.4.0.106", ELEVEN, 1)]
+)
 def test_the_same_calls_for_10_and_11(stand_in, version: str, flags: object, strong: int) -> None:
     folder = stand_in(version, flags)
     assert TensorRT().available() is None
     calls = build(folder, batch="1:2:4")
+    # and no precision flag
     assert calls == [
         ["create_network", strong],  # 1 << STRONGLY_TYPED, whose value differs
         ["parse_from_file", str(folder / "model.onnx")],
         ["set_shape", ["image", [1, 1, 28, 28], [2, 1, 28, 28], [4, 1, 28, 28]]],
-    ]  # and no precision flag
+    ]
     details = json.loads((folder / "out" / "model.tensorrt.engine.json").read_text())
     assert details["version"] == version
     assert details["compute"] == []
@@ -152,7 +171,9 @@ def test_no_gpu(stand_in) -> None:
     reason = TensorRT().available()
     assert reason is not None
     assert reason.startswith("no NVIDIA GPU or driver was found")
-    with pytest.raises(TargetError, match=r"TensorRT did not build model\.onnx: no NVIDIA GPU or driver") as caught:
+    with pytest.raises(
+        TargetError, match=r"TensorRT did not build model\.onnx: no NVIDIA GPU or driver"
+    ) as caught:
         build(folder)
     assert caught.value.exit_code == 4
 
@@ -160,7 +181,10 @@ def test_no_gpu(stand_in) -> None:
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("raise ImportError('libnvinfer.so.10: cannot open shared object file')", r"cannot be loaded: libnvinfer\.so\.10"),
+        (
+            "raise ImportError('libnvinfer.so.10: cannot open shared object file')",
+            r"cannot be loaded: libnvinfer\.so\.10",
+        ),
         ("", "is not TensorRT; uninstall tensorrt-stubs"),
         ("__version__ = '8.6.1'\nclass Builder: pass", "TensorRT 8.6.1 is too old; install 10.3 or later"),
         ("raise RuntimeError('surprise')", "ended with exit code 1; its last words: RuntimeError: surprise"),
@@ -176,7 +200,10 @@ def test_a_library_that_is_of_no_use(stand_in, text: str, message: str) -> None:
 
 def test_nothing_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets.importlib.util, "find_spec", lambda name: None)
-    for target, words in ((targets.TensorRT(), "onnx-lathe[gpu]"), (targets.TensorRTRTX(), "onnx-lathe[rtx]")):
+    for target, words in (
+        (targets.TensorRT(), "onnx-lathe[gpu]"),
+        (targets.TensorRTRTX(), "onnx-lathe[rtx]"),
+    ):
         monkeypatch.setattr(targets.platform, "system", lambda: "Linux")
         monkeypatch.setattr(targets.platform, "machine", lambda: "x86_64")
         assert words in str(target.available())
@@ -206,14 +233,19 @@ def test_an_old_engine_stays_whole_when_a_build_fails(stand_in) -> None:
     (folder / "out" / "model.tensorrt.engine").write_bytes(b"old")
     with pytest.raises(TargetError):
         build(folder)
-    assert {path.name: path.read_bytes() for path in (folder / "out").iterdir()} == {"model.tensorrt.engine": b"old"}
+    assert {path.name: path.read_bytes() for path in (folder / "out").iterdir()} == {
+        "model.tensorrt.engine": b"old"
+    }
 
 
 def test_the_worker_ends_with_its_parent(stand_in) -> None:
     stand_in(builder="import time; time.sleep(60)")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path)}
     worker = subprocess.Popen(
-        [sys.executable, "-m", "runtime.targets.tensorrt_worker"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment
+        [sys.executable, "-m", "onnx_lathe.runtime.targets.tensorrt.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env=environment,
     )
     worker.stdin.write(b'{"library": "tensorrt"}\n')
     worker.stdin.flush()

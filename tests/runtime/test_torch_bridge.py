@@ -1,4 +1,6 @@
-"""The module as a whole: what is refused, what is constant, batch sizes, types, and that nothing changes without training."""
+"""The module as a whole: what is refused, what is constant, batch sizes, types, and that nothing changes
+without training.
+"""
 
 import copy
 import sys
@@ -8,12 +10,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lathe import SPARSE, ModelError, UsageError, format_sparse
-from tests import quantized
-from tests.builders import build, random
+from onnx_lathe.errors import ModelError, UsageError
+from onnx_lathe.metadata import SPARSE, format_sparse
+from tests.support import quantized
+from tests.support.builders import build, random
 
 torch = pytest.importorskip("torch")
-from runtime.torch_bridge import GraphModule, registry, unsupported  # noqa: E402
+from onnx_lathe.runtime.torch_bridge import (  # noqa: E402
+    GraphModule,
+    registry,
+    unsupported,
+)
 
 
 def classifier(opset: int = 17) -> onnx.ModelProto:
@@ -32,7 +39,9 @@ def assert_agrees(model: onnx.ModelProto, feeds: dict[str, np.ndarray], toleranc
     results = results if isinstance(results, tuple) else (results,)
     for result, want in zip(results, quantized.run(model, feeds), strict=True):
         assert tuple(result.shape) == want.shape
-        np.testing.assert_allclose(result.numpy(force=True), want, rtol=0, atol=tolerance * max(1.0, np.abs(want).max()))
+        np.testing.assert_allclose(
+            result.numpy(force=True), want, rtol=0, atol=tolerance * max(1.0, np.abs(want).max())
+        )
 
 
 @pytest.mark.parametrize("opset", range(11, 25))
@@ -72,7 +81,11 @@ def test_every_node_that_cannot_run_is_named_at_once() -> None:
     model.graph.node.append(helper.make_node("Fuse", ["y"], ["w"], name="custom", domain="com.acme"))
     model.graph.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, ["n", 4]))
     del model.graph.node[1]
-    assert unsupported(model) == [("branch", "If", 17, ""), ("last", "RandomNormalLike", 17, ""), ("custom", "Fuse", 3, "com.acme")]
+    assert unsupported(model) == [
+        ("branch", "If", 17, ""),
+        ("last", "RandomNormalLike", 17, ""),
+        ("custom", "Fuse", 3, "com.acme"),
+    ]
     with pytest.raises(ModelError) as caught:
         GraphModule(model)
     assert str(caught.value) == (
@@ -83,19 +96,27 @@ def test_every_node_that_cannot_run_is_named_at_once() -> None:
 
 
 def test_a_restriction_is_told_with_the_operator() -> None:
-    pool = build("(float[1, 1, 2, 2, 2, 2] x) => (float[1, 1, 1, 1, 1, 1] y) { y = MaxPool <kernel_shape = [2, 2, 2, 2]> (x) }")
+    pool = build(
+        "(float[1, 1, 2, 2, 2, 2] x) => (float[1, 1, 1, 1, 1, 1] y) { y = MaxPool <kernel_shape = [2, 2, 2, 2]> (x) }"
+    )
     assert unsupported(pool)[0].op == "MaxPool in 4 dimensions"
     float8 = np.zeros((), np.float32)
-    cast = build("(float[n] x) => (float[n] y) { q = Cast <to = 17> (x)  y = Cast <to = 1> (q) }", 19, unused=float8)
+    cast = build(
+        "(float[n] x) => (float[n] y) { q = Cast <to = 17> (x)  y = Cast <to = 1> (q) }", 19, unused=float8
+    )
     assert unsupported(cast)[0].op == "Cast FLOAT8E4M3FN"
 
 
 def test_indices_that_nothing_reads_are_no_obstacle() -> None:
-    model = build("(float[1, 1, 4, 4] x) => (float[1, 1, 2, 2] y) { y, i = MaxPool <kernel_shape = [3, 3]> (x) }")
+    model = build(
+        "(float[1, 1, 4, 4] x) => (float[1, 1, 2, 2] y) { y, i = MaxPool <kernel_shape = [3, 3]> (x) }"
+    )
     assert_agrees(model, {"x": random(1, 1, 4, 4)})
 
 
-def test_an_operator_changed_after_the_newest_known_opset_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operator_changed_after_the_newest_known_opset_is_unsupported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(registry, "NEWEST_OPSET", 12)
     assert registry.find("", "Softmax", 13) is None  # its meaning changed at 13
     assert registry.find("", "LRN", 12) is not None
@@ -136,16 +157,24 @@ def test_constants_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_fixed_batch_is_run_piece_by_piece() -> None:
-    model = build("(float[2, 3] x) => (float[2, 4] y) { s = Reshape(x, shape)  y = MatMul(s, w) }", shape=np.array([2, 3]), w=random(3, 4))
+    model = build(
+        "(float[2, 3] x) => (float[2, 4] y) { s = Reshape(x, shape)  y = MatMul(s, w) }",
+        shape=np.array([2, 3]),
+        w=random(3, 4),
+    )
     module = GraphModule(model)
     x = random(5, 3)
     with pytest.raises(RuntimeError):
         module(torch.from_numpy(x))
     module.fixed_batch = 2
     result = module(torch.from_numpy(x))
-    np.testing.assert_allclose(result.numpy(force=True), x @ numpy_helper.to_array(model.graph.initializer[1]), atol=1e-5)
+    np.testing.assert_allclose(
+        result.numpy(force=True), x @ numpy_helper.to_array(model.graph.initializer[1]), atol=1e-5
+    )
     result.sum().backward()
-    np.testing.assert_allclose(module.weights()["w"].grad.numpy(), np.tile(x.sum(0)[:, None], (1, 4)), atol=1e-5)
+    np.testing.assert_allclose(
+        module.weights()["w"].grad.numpy(), np.tile(x.sum(0)[:, None], (1, 4)), atol=1e-5
+    )
 
 
 def test_half_precision_is_trained_in_single_and_given_back_in_half() -> None:
@@ -222,7 +251,12 @@ def test_trace_gives_every_tensor_in_order() -> None:
 
 @pytest.mark.parametrize(
     "tail, operator",
-    [("y = Softmax(a)", "Softmax"), ("s = LogSoftmax(a)  y = Identity(s)", "LogSoftmax"), ("y = Relu(a)", "Relu"), ("y = Identity(x)", "")],
+    [
+        ("y = Softmax(a)", "Softmax"),
+        ("s = LogSoftmax(a)  y = Identity(s)", "LogSoftmax"),
+        ("y = Relu(a)", "Relu"),
+        ("y = Identity(x)", ""),
+    ],
 )
 def test_the_operator_behind_each_output_is_known(tail: str, operator: str) -> None:
     model = build(f"(float[n, 3] x) => (float[n, 3] y) {{ a = Neg(x)  {tail} }}")
@@ -230,8 +264,8 @@ def test_the_operator_behind_each_output_is_known(tail: str, operator: str) -> N
 
 
 def test_without_pytorch_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("runtime.torch_bridge")]:
+    for name in [name for name in sys.modules if name.startswith("onnx_lathe.runtime.torch_bridge")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UsageError, match=r"retrain needs PyTorch; pip install 'onnx-lathe\[train\]'"):
-        import runtime.torch_bridge  # noqa: F401
+        import onnx_lathe.runtime.torch_bridge  # noqa: F401

@@ -1,4 +1,6 @@
-"""The bridge on the cases and models that the onnx package ships: the floor, no silent difference, and a document that says what is."""
+"""The bridge on the cases and models that the onnx package ships: the floor, no silent difference, and a
+document that says what is.
+"""
 
 import re
 
@@ -8,15 +10,26 @@ from onnx import TensorProto, helper
 
 torch = pytest.importorskip("torch")
 from benchmarks import bridge_coverage as coverage  # noqa: E402
-from lathe import ModelError  # noqa: E402
-from runtime.torch_bridge import GraphModule, unsupported  # noqa: E402
-from runtime.torch_bridge.registry import NEWEST_OPSET, operators  # noqa: E402
-from runtime.torch_bridge.scope import LIMITS, REASONS  # noqa: E402
+from onnx_lathe.errors import ModelError  # noqa: E402
+from onnx_lathe.runtime.torch_bridge import (  # noqa: E402
+    GraphModule,
+    unsupported,
+)
+from onnx_lathe.runtime.torch_bridge.registry import (  # noqa: E402
+    NEWEST_OPSET,
+    operators,
+)
+from onnx_lathe.runtime.torch_bridge.scope import (  # noqa: E402
+    LIMITS,
+    REASONS,
+)
 
 
 def test_at_least_95_percent_of_the_float_cases_of_the_floor_pass() -> None:
     inside = [
-        result for result in coverage.node_cases() if result.is_float and result.family and result.family not in coverage.BEYOND_FLOOR
+        result
+        for result in coverage.node_cases()
+        if result.is_float and result.family and result.family not in coverage.BEYOND_FLOOR
     ]
     assert len(inside) > 500
     assert sum(result.passed for result in inside) / len(inside) >= coverage.FLOOR
@@ -42,7 +55,11 @@ def test_a_refusal_of_an_operator_is_documented() -> None:
 
 
 def test_every_operator_of_the_standard_runs_or_has_a_reason() -> None:
-    standard = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == "" and schema.since_version <= NEWEST_OPSET}
+    standard = {
+        schema.name
+        for schema in onnx.defs.get_all_schemas()
+        if schema.domain == "" and schema.since_version <= NEWEST_OPSET
+    }
     assert standard <= {name for domain, name in operators() if not domain} | REASONS.keys()
 
 
@@ -67,7 +84,9 @@ def test_the_document_is_up_to_date() -> None:
     if measured_with[1] != onnx.__version__:
         pytest.skip(f"the document counts the cases of onnx {measured_with[1]}, here is {onnx.__version__}")
     written = document.partition("## Models")[0]
-    assert written == coverage.operator_part(coverage.node_cases()), "run `python benchmarks/bridge_coverage.py`"
+    assert written == coverage.operator_part(coverage.node_cases()), (
+        "run `python benchmarks/bridge_coverage.py`"
+    )
 
 
 def test_the_measure_finds_what_is_wrong() -> None:
@@ -103,7 +122,11 @@ def test_control_flow_is_refused_with_what_to_do() -> None:
         [steps] s = Scan <num_scan_inputs = 1, body = t (float[4] r) => (float[4] o) { o = Neg(r) }> (x)
     }"""
     what = "control flow: export the model with its branches decided and its loops unrolled"
-    names = [f"branch (If, opset 17: {what})", f"turns (Loop, opset 17: {what})", f"steps (Scan, opset 17: {what})"]
+    names = [
+        f"branch (If, opset 17: {what})",
+        f"turns (Loop, opset 17: {what})",
+        f"steps (Scan, opset 17: {what})",
+    ]
     assert refusals(parsed(text)) == names
 
 
@@ -126,12 +149,18 @@ def test_a_function_is_refused_for_the_nodes_inside() -> None:
     text = """<ir_version: 9, opset_import: ["": 17, "local": 1]>
         g (float[n, 3] x) => (float[n, 3] y) { y = local.noisy(x) }
         <domain: "local", opset_import: ["": 17]> noisy (a) => (b) { c = RandomNormalLike(a)  b = Add(a, c) }"""
-    assert [(item.op, item.opset, item.domain) for item in unsupported(onnx.parser.parse_model(text))] == [("RandomNormalLike", 17, "")]
+    assert [(item.op, item.opset, item.domain) for item in unsupported(onnx.parser.parse_model(text))] == [
+        ("RandomNormalLike", 17, "")
+    ]
 
 
 @pytest.mark.parametrize(
     "element, reason",
-    [(TensorProto.STRING, "STRING"), (TensorProto.COMPLEX64, "COMPLEX64"), (TensorProto.FLOAT8E4M3FN, "FLOAT8E4M3FN")],
+    [
+        (TensorProto.STRING, "STRING"),
+        (TensorProto.COMPLEX64, "COMPLEX64"),
+        (TensorProto.FLOAT8E4M3FN, "FLOAT8E4M3FN"),
+    ],
 )
 def test_types_that_pytorch_lacks_are_refused_wherever_they_enter(element: int, reason: str) -> None:
     entering = parsed("(float[n] x) => (float[n] y) { [first] y = Identity(x) }", 21)
@@ -143,8 +172,13 @@ def test_types_that_pytorch_lacks_are_refused_wherever_they_enter(element: int, 
 
 
 def test_sequences_are_refused() -> None:
-    model = parsed("(seq(float[n]) x, float[n] i) => (seq(float[n]) y, float[n] z) { [keep] y = Identity(x)  [pick] z = SequenceAt(x, i) }")
-    assert refusals(model) == ["keep (Identity of sequence, opset 17)", "pick (SequenceAt, opset 17: not a tensor)"]
+    model = parsed(
+        "(seq(float[n]) x, float[n] i) => (seq(float[n]) y, float[n] z) { [keep] y = Identity(x)  [pick] z = SequenceAt(x, i) }"
+    )
+    assert refusals(model) == [
+        "keep (Identity of sequence, opset 17)",
+        "pick (SequenceAt, opset 17: not a tensor)",
+    ]
 
 
 def test_an_input_that_nothing_reads_is_no_obstacle() -> None:

@@ -1,4 +1,6 @@
-"""Gradients of every differentiable operator against finite differences, in float64, at the points of the forward cases."""
+"""Gradients of every differentiable operator against finite differences, in float64, at the points of the
+forward cases.
+"""
 
 import dataclasses
 
@@ -7,17 +9,26 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from tests.operator_cases import CASES, Case, build, floats
+from tests.support.operator_cases import CASES, Case, build, floats
 
 torch = pytest.importorskip("torch")
-from runtime.torch_bridge import GraphModule, registry  # noqa: E402
+from onnx_lathe.runtime.torch_bridge import (  # noqa: E402
+    GraphModule,
+    registry,
+)
 
 WITHOUT_GRADIENT = {
-    **dict.fromkeys(("And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Xor"), "gives booleans"),
+    **dict.fromkeys(
+        ("And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Xor"),
+        "gives booleans",
+    ),
     **dict.fromkeys(("IsInf", "IsNaN"), "gives booleans"),
     **dict.fromkeys(("ArgMax", "ArgMin", "NonZero"), "gives indices"),
     **dict.fromkeys(("BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"), "takes integers"),
-    **dict.fromkeys(("Constant", "ConstantOfShape", "EyeLike", "Range", "Shape", "Size"), "does not depend on its input's values"),
+    **dict.fromkeys(
+        ("Constant", "ConstantOfShape", "EyeLike", "Range", "Shape", "Size"),
+        "does not depend on its input's values",
+    ),
     "Hardmax": "is constant wherever it is differentiable",
     "QuantizeLinear": "is trained straight through, not by its gradient, which is 0: test_torch_bridge_quantized.py",
 }
@@ -26,7 +37,11 @@ ZERO = {"Ceil", "Floor", "Round", "Sign"}
 """Gradient 0 wherever they have one: compared all the same."""
 
 
-NOT_TRAINED = {"BatchNormalization": (3, 4), "NegativeLogLikelihoodLoss": (2,), "SoftmaxCrossEntropyLoss": (2,)}
+NOT_TRAINED = {
+    "BatchNormalization": (3, 4),
+    "NegativeLogLikelihoodLoss": (2,),
+    "SoftmaxCrossEntropyLoss": (2,),
+}
 """Operator -> inputs that PyTorch gives no gradient: stored statistics, and the weight of each class."""
 
 
@@ -35,7 +50,9 @@ def double(value: np.ndarray | None) -> np.ndarray | None:
 
 
 def differentiated(item: Case) -> list[int]:
-    """Positions of the float inputs whose gradient is checked: not those read as numbers (bounds, scales), nor constants of rank 0."""
+    """Positions of the float inputs whose gradient is checked: not those read as numbers (bounds, scales),
+    nor constants of rank 0.
+    """
     without = (*registry.find("", item.op, item.opset).numbers, *NOT_TRAINED.get(item.op, ()))
     values = [*item.inputs, *item.constants]
     return [
@@ -55,16 +72,24 @@ def has_gradient(item: Case) -> bool:
 SCALE = floats(3)
 CHECKED = [item for item in CASES if has_gradient(item)] + [
     Case("CastLike", [floats(3, 4), floats(1)]),
-    Case("DequantizeLinear", [np.round(floats(2, 3, 4) * 9), np.abs(SCALE) + np.float32(0.1)], attributes={"axis": 1}),
+    Case(
+        "DequantizeLinear",
+        [np.round(floats(2, 3, 4) * 9), np.abs(SCALE) + np.float32(0.1)],
+        attributes={"axis": 1},
+    ),
 ]
 
 
 @pytest.mark.parametrize("item", CHECKED, ids=str)
 def test_gradient_agrees_with_finite_differences(item: Case) -> None:
-    """Of every float output for every float input, each projected on random directions (torch.autograd.gradcheck, fast mode)."""
+    """Of every float output for every float input, each projected on random directions
+    (torch.autograd.gradcheck, fast mode).
+    """
     positions, given = differentiated(item), len(item.inputs)
     as_numbers = registry.find("", item.op, item.opset).numbers
-    constants = [value if given + index in as_numbers else double(value) for index, value in enumerate(item.constants)]
+    constants = [
+        value if given + index in as_numbers else double(value) for index, value in enumerate(item.constants)
+    ]
     item = dataclasses.replace(item, inputs=[*map(double, item.inputs)], constants=constants)
     model = build(item)
     for value in model.graph.output:
@@ -73,15 +98,23 @@ def test_gradient_agrees_with_finite_differences(item: Case) -> None:
     stored = {f"c{position - given}" for position in positions if position >= given}
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name in stored]:
         model.graph.initializer.remove(tensor)
-        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, TensorProto.DOUBLE, tensor.dims))
+        model.graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, TensorProto.DOUBLE, tensor.dims)
+        )
     module = GraphModule(model)
     values = [*item.inputs, *item.constants]
     fed = [*range(given), *(position for position in positions if position >= given)]
-    tensors = [torch.from_numpy(np.array(values[position])).requires_grad_(position in positions) for position in fed]
+    tensors = [
+        torch.from_numpy(np.array(values[position])).requires_grad_(position in positions) for position in fed
+    ]
 
     def outputs(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         results = module(*inputs)
-        return tuple(result for result in (results if isinstance(results, tuple) else (results,)) if result.dtype == torch.float64)
+        return tuple(
+            result
+            for result in (results if isinstance(results, tuple) else (results,))
+            if result.dtype == torch.float64
+        )
 
     assert outputs(*tensors)
     assert torch.autograd.gradcheck(outputs, tensors, eps=1e-6, atol=1e-6, rtol=1e-4, fast_mode=True)
@@ -108,10 +141,16 @@ def test_gradients_of_trained_weights_agree_too() -> None:
 
 
 def test_every_operator_is_checked_or_says_why_not() -> None:
-    registered = {name for _, name in registry.operators() if registry.find("", name, onnx.defs.onnx_opset_version()) is not None}
+    registered = {
+        name
+        for _, name in registry.operators()
+        if registry.find("", name, onnx.defs.onnx_opset_version()) is not None
+    }
     checked = {item.op for item in CHECKED}
     newer = {item.op for item in CASES if item.opset > onnx.defs.onnx_opset_version()}
-    assert registered - newer - checked - WITHOUT_GRADIENT.keys() == set(), "add a forward case of floats, or say why there is no gradient"
+    assert registered - newer - checked - WITHOUT_GRADIENT.keys() == set(), (
+        "add a forward case of floats, or say why there is no gradient"
+    )
     assert checked & WITHOUT_GRADIENT.keys() == set()
     assert WITHOUT_GRADIENT.keys() <= registered
 
@@ -124,7 +163,8 @@ def test_steps_have_gradient_zero(op: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "op, attributes", [("ReduceL2", {}), ("LpNormalization", {}), ("LpPool", {"kernel_shape": [2]}), ("GlobalLpPool", {})]
+    "op, attributes",
+    [("ReduceL2", {}), ("LpNormalization", {}), ("LpPool", {"kernel_shape": [2]}), ("GlobalLpPool", {})],
 )
 def test_a_norm_of_zeros_has_a_finite_gradient(op: str, attributes: dict[str, object]) -> None:
     zeros = np.zeros((1, 2, 4), np.float32)

@@ -1,4 +1,6 @@
-"""Batch normalization by the statistics of the batch, against ONNX's own definition, and where it stays frozen."""
+"""Batch normalization by the statistics of the batch, against ONNX's own definition, and where it stays
+frozen.
+"""
 
 import copy
 import multiprocessing
@@ -10,11 +12,11 @@ import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from tests import quantized
-from tests.builders import build
+from tests.support import quantized
+from tests.support.builders import build
 
 torch = pytest.importorskip("torch")
-from runtime.torch_bridge import GraphModule  # noqa: E402
+from onnx_lathe.runtime.torch_bridge import GraphModule  # noqa: E402
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -35,7 +37,9 @@ def trained(model: onnx.ModelProto) -> GraphModule:
 
 
 def definition(model: onnx.ModelProto, x: np.ndarray, values: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Output, running mean and running variance of the node with training_mode=1, as the onnx package computes them."""
+    """Output, running mean and running variance of the node with training_mode=1, as the onnx package
+    computes them.
+    """
     node = copy.deepcopy(model.graph.node[0])
     node.attribute.append(onnx.helper.make_attribute("training_mode", 1))
     node.output.extend(["mean", "variance"])
@@ -91,7 +95,10 @@ def test_gradients_equal_finite_differences() -> None:
 
 
 FROZEN = {
-    "its mean has another reader": (f"{NODE.replace('y =', 't =')} y = Add(t, c)  w = Neg(m)", {"c": random(4, 5)}),
+    "its mean has another reader": (
+        f"{NODE.replace('y =', 't =')} y = Add(t, c)  w = Neg(m)",
+        {"c": random(4, 5)},
+    ),
     "two nodes share statistics": (f"{NODE.replace('y =', 't =')} {NODE.replace('(x,', '(t,')}", {}),
     "mean and variance are one": (NODE.replace("m, v)", "v, v)"), {}),
     "its variance is computed": (f"u = Abs(v) {NODE.replace('m, v)', 'm, u)')}", {}),
@@ -150,7 +157,11 @@ def test_a_step_that_is_computed_again_counts_once() -> None:
 @pytest.mark.parametrize("half", [np.float16, "bfloat16"])
 def test_statistics_in_half_precision_gather_small_changes(half: str | type) -> None:
     """A change of a thousandth each step would be lost if it were rounded to half precision each time."""
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16) if half == "bfloat16" else np.dtype(half)
+    dtype = (
+        onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
+        if half == "bfloat16"
+        else np.dtype(half)
+    )
     kind = "bfloat16" if half == "bfloat16" else "float16"
     text = f"({kind}[n, 3] x) => ({kind}[n, 3] y) {{ y = BatchNormalization <momentum = 0.9999> (x, g, b, m, v) }}"
     stored = {"g": np.ones(3), "b": np.zeros(3), "m": np.full(3, 4.0), "v": np.ones(3)}
@@ -194,7 +205,9 @@ def test_a_batch_that_is_run_in_pieces_uses_what_is_stored() -> None:
 
 def worker(rank: int, folder: str, cuts: tuple[int, ...]) -> None:
     """One of two that train together on seven samples; in worker 1, nothing is computed again."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+    )
     module = trained(deep())
     module.checkpoint(cuts if rank == 0 else ())
     for step in range(3):
@@ -223,7 +236,10 @@ def descend(module: GraphModule, x: torch.Tensor, samples: float) -> None:
 
 def test_two_workers_are_one(tmp_path: Path) -> None:
     """Weights and statistics equal those of one process that sees all samples; both workers have the same."""
-    started = [multiprocessing.get_context("spawn").Process(target=worker, args=(rank, str(tmp_path), (3,))) for rank in (0, 1)]
+    started = [
+        multiprocessing.get_context("spawn").Process(target=worker, args=(rank, str(tmp_path), (3,)))
+        for rank in (0, 1)
+    ]
     for process in started:
         process.start()
     for process in started:
@@ -255,11 +271,16 @@ def test_training_with_batch_statistics_makes_the_loss_fall() -> None:
     assert evaluated < 0.05 * losses[0]
 
 
-@pytest.mark.parametrize("operator", ["InstanceNormalization (x, s, b)", "GroupNormalization <num_groups = 2> (x, s, b)"])
+@pytest.mark.parametrize(
+    "operator", ["InstanceNormalization (x, s, b)", "GroupNormalization <num_groups = 2> (x, s, b)"]
+)
 def test_channels_last_images_give_their_scale_a_gradient(operator: str) -> None:
     """PyTorch crashes here if it is left to itself."""
     proto = build(
-        f"(float[n, 4, 3, 3] x) => (float[n, 4, 3, 3] y) {{ y = {operator} }}", opset=21, s=np.ones(4, np.float32), b=np.ones(4, np.float32)
+        f"(float[n, 4, 3, 3] x) => (float[n, 4, 3, 3] y) {{ y = {operator} }}",
+        opset=21,
+        s=np.ones(4, np.float32),
+        b=np.ones(4, np.float32),
     )
     images = torch.randn(2, 4, 3, 3)
     gradients = []

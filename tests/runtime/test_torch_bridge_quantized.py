@@ -1,4 +1,6 @@
-"""Learned scales: which ones, their gradients against the paper's equations, their bounds, and quantization-aware training to four bits."""
+"""Learned scales: which ones, their gradients against the paper's equations, their bounds, and
+quantization-aware training to four bits.
+"""
 
 import copy
 from pathlib import Path
@@ -9,12 +11,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lathe import SPARSE, format_sparse
-from tests import quantized
-from tests.builders import build
+from onnx_lathe.metadata import SPARSE, format_sparse
+from tests.support import quantized
+from tests.support.builders import build
 
 torch = pytest.importorskip("torch")
-from runtime.torch_bridge import GraphModule  # noqa: E402
+from onnx_lathe.runtime.torch_bridge import GraphModule  # noqa: E402
 
 PAIR = "q = QuantizeLinear <axis = {axis}> (x, s, z)  d = DequantizeLinear <axis = {axis}> (q, s, z)  y = Mul(d, pull)"
 RANGES = {
@@ -34,12 +36,18 @@ def learned(model: onnx.ModelProto) -> GraphModule:
     return GraphModule(model, learn_scales=True)
 
 
-def step_gradient(x: np.ndarray, scale: np.ndarray, zero: int, kind: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Equations 3 and 5 of Esser et al., by element: of the result for the scale, and for x. `scale` broadcasts with x."""
+def step_gradient(
+    x: np.ndarray, scale: np.ndarray, zero: int, kind: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """Equations 3 and 5 of Esser et al., by element: of the result for the scale, and for x. `scale`
+    broadcasts with x.
+    """
     low, high = (bound - zero for bound in RANGES[np.dtype(kind)])
     ratio = x.astype(np.float64) / scale
     inside = (ratio > low) & (ratio < high)
-    return np.where(inside, np.round(ratio) - ratio, np.where(ratio <= low, low, high)), inside.astype(np.float64)
+    return np.where(inside, np.round(ratio) - ratio, np.where(ratio <= low, low, high)), inside.astype(
+        np.float64
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,7 +63,9 @@ def step_gradient(x: np.ndarray, scale: np.ndarray, zero: int, kind: np.dtype) -
         (ml_dtypes.int4, 0, [0.3, 0.7, 1.1, 1.9], -1),
     ],
 )
-def test_the_gradient_is_that_of_the_paper(kind: type, zero: int, scale: float | list[float], axis: int) -> None:
+def test_the_gradient_is_that_of_the_paper(
+    kind: type, zero: int, scale: float | list[float], axis: int
+) -> None:
     scales = np.array(scale, np.float32)
     text = f"(float[n, 3, 4] x, float[n, 3, 4] pull) => (float[n, 3, 4] y) {{ {PAIR.format(axis=axis)} }}"
     module = learned(build(text, 21, s=scales, z=np.full(scales.shape, zero, kind)))
@@ -120,7 +130,9 @@ def test_the_mean_gradient_does_not_depend_on_the_batch_size() -> None:
 def test_the_scale_of_stored_integers_is_an_ordinary_factor() -> None:
     """With the zero-point taken off, y = x ((1 + change) s (w - z)): the chain rule alone."""
     levels = np.arange(20, dtype=np.uint8).reshape(4, 5).astype(ml_dtypes.uint4)
-    text = "(float[n, 4] x) => (float[n, 5] y) { d = DequantizeLinear <axis = 1> (w, s, z)  y = MatMul(x, d) }"
+    text = (
+        "(float[n, 4] x) => (float[n, 5] y) { d = DequantizeLinear <axis = 1> (w, s, z)  y = MatMul(x, d) }"
+    )
     scales = np.linspace(0.01, 0.3, 5, dtype=np.float32)
     model = build(text, 21, w=levels, s=scales, z=np.full(5, 8, ml_dtypes.uint4))
     module = learned(model)
@@ -129,7 +141,9 @@ def test_the_scale_of_stored_integers_is_an_ordinary_factor() -> None:
     x = random(3, 4)
     module(torch.from_numpy(x)).sum().backward()
     weight = (levels.astype(np.float32) - 8) * scales
-    np.testing.assert_allclose(module.scales()["s"].grad.numpy(), (x.sum(0)[:, None] * weight).sum(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        module.scales()["s"].grad.numpy(), (x.sum(0)[:, None] * weight).sum(0), rtol=1e-4, atol=1e-5
+    )
     torch.optim.SGD(module.parameters(), 0.1).step()
     assert set(module.values()) == {"s"}
     assert np.abs(module.values()["s"] - scales).max() > 1e-3
@@ -194,7 +208,10 @@ def test_nothing_is_different_before_training() -> None:
         assert set(module.values()) == set(frozen.values()) | names
         assert set(module.trained()) == set(frozen.trained())
         for name in names:
-            assert module.values()[name].tobytes() == numpy_helper.to_array(quantized.stored(model)[name]).tobytes()
+            assert (
+                module.values()[name].tobytes()
+                == numpy_helper.to_array(quantized.stored(model)[name]).tobytes()
+            )
         image = torch.from_numpy(quantized.IMAGES["image"])
         assert torch.equal(module(image), frozen(image))
 
@@ -313,7 +330,9 @@ def test_zeros_stay_zero_while_scales_are_learned() -> None:
 
 
 def four_bits(model: onnx.ModelProto, ranges: dict[str, float], levels: float) -> onnx.ModelProto:
-    """Q/DQ pairs of INT4 around weights and inputs of every layer, one scale per tensor: its range over `levels`."""
+    """Q/DQ pairs of INT4 around weights and inputs of every layer, one scale per tensor: its range over
+    `levels`.
+    """
     made = copy.deepcopy(model)
     stored, graph = quantized.stored(made), made.graph
     nodes, constants = [], {"zero": np.zeros((), ml_dtypes.int4)}
@@ -322,8 +341,14 @@ def four_bits(model: onnx.ModelProto, ranges: dict[str, float], levels: float) -
             name = node.input[position]
             largest = np.abs(numpy_helper.to_array(stored[name])).max() if name in stored else ranges[name]
             constants[f"{name}_scale"] = np.array(largest / levels, np.float32)
-            nodes.append(helper.make_node("QuantizeLinear", [name, f"{name}_scale", "zero"], [f"{name}_int4"]))
-            nodes.append(helper.make_node("DequantizeLinear", [f"{name}_int4", f"{name}_scale", "zero"], [f"{name}_restored"]))
+            nodes.append(
+                helper.make_node("QuantizeLinear", [name, f"{name}_scale", "zero"], [f"{name}_int4"])
+            )
+            nodes.append(
+                helper.make_node(
+                    "DequantizeLinear", [f"{name}_int4", f"{name}_scale", "zero"], [f"{name}_restored"]
+                )
+            )
             node.input[position] = f"{name}_restored"
         nodes.append(node)
     nodes = copy.deepcopy(nodes)
@@ -342,12 +367,17 @@ def test_learned_scales_make_four_bits_work(lenet5: Path, mnist: Path) -> None:
         labels = data["train/labels"][:2048].astype(np.int64)
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     with torch.no_grad():
-        ranges = {name: float(value.abs().max()) for _, name, value in GraphModule(model).trace(image=x[:128])}
+        ranges = {
+            name: float(value.abs().max()) for _, name, value in GraphModule(model).trace(image=x[:128])
+        }
     start = four_bits(model, ranges | {"image": 1.0}, levels=1.5)
     losses, error = {}, torch.nn.CrossEntropyLoss()
     for learn in (False, True):
         module = GraphModule(start, learn_scales=learn)
-        groups = [{"params": list(module.weights().values())}, {"params": list(module.scales().values()), "lr": 0.02}]
+        groups = [
+            {"params": list(module.weights().values())},
+            {"params": list(module.scales().values()), "lr": 0.02},
+        ]
         optimizer = torch.optim.Adam(groups if learn else groups[:1], 1e-3)
         for part in torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).split(64):
             optimizer.zero_grad()
@@ -366,7 +396,10 @@ def test_learned_scales_make_four_bits_work(lenet5: Path, mnist: Path) -> None:
 def test_the_default_type_of_whole_numbers_is_uint8() -> None:
     """Without a zero-point, which would tell."""
     text = "(float[n, 4] x, float[4] pull) => (float[n, 4] y) { q = QuantizeLinear(x, s)  d = DequantizeLinear(q, s)  y = Mul(d, pull) }"
-    for opset, attribute, kind in ((17, "", np.uint8), (21, f" <output_dtype = {TensorProto.INT4}> ", ml_dtypes.int4)):
+    for opset, attribute, kind in (
+        (17, "", np.uint8),
+        (21, f" <output_dtype = {TensorProto.INT4}> ", ml_dtypes.int4),
+    ):
         model = build(text.replace("QuantizeLinear(x", f"QuantizeLinear{attribute}(x", 1), opset, s=S)
         module = learned(model)
         x = random(5, 4)

@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 
-from tests.builders import build, random
+from tests.support.builders import build, random
 
 torch = pytest.importorskip("torch")
-from runtime.torch_bridge import GraphModule  # noqa: E402
+from onnx_lathe.runtime.torch_bridge import GraphModule  # noqa: E402
 from tests.runtime.test_torch_bridge_training import OPTIMIZERS, train  # noqa: E402
 
-W, B, V = (np.random.default_rng(seed).standard_normal(shape).astype(np.float32) for seed, shape in enumerate(((4, 4), (4,), (1, 4, 1, 1))))
+W, B, V = (
+    np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    for seed, shape in enumerate(((4, 4), (4,), (1, 4, 1, 1)))
+)
 IMAGE = "float[n, 4, 5, 5]"
 ROLES = [
     ("y = Conv(x, w, b)", IMAGE, {"w": random(4, 4, 1, 1), "b": B}, "w b"),
@@ -50,7 +53,9 @@ ROLES = [
 
 
 @pytest.mark.parametrize("body, shape, stored, trained", ROLES, ids=[role[0] for role in ROLES])
-def test_use_decides_what_is_trained(body: str, shape: str, stored: dict[str, np.ndarray], trained: str) -> None:
+def test_use_decides_what_is_trained(
+    body: str, shape: str, stored: dict[str, np.ndarray], trained: str
+) -> None:
     dims = "n" if shape.startswith("int64") else shape[shape.index("[") + 1 : -1]
     model = build(f"({shape} x) => (float[{'n, 4' if dims == 'n' else dims}] y) {{ {body} }}", 17, **stored)
     assert set(GraphModule(model).weights()) == set(trained.split())
@@ -61,7 +66,10 @@ TOKENS = """(float[n, 3, 8, 8] x) => (float[n, 5, 6] y) {{
     s = Shape(x)  n = Slice(s, zero, one)  size = Concat <axis = 0> (n, one, width)
     e = Expand(token, size)  j = Concat <axis = 1> (e, t)  p = Add(j, table)  {}
 }}"""
-INTEGERS = {name: np.array(value) for name, value in {"flat": [0, 6, -1], "zero": [0], "one": [1], "width": [6]}.items()}
+INTEGERS = {
+    name: np.array(value)
+    for name, value in {"flat": [0, 6, -1], "zero": [0], "one": [1], "width": [6]}.items()
+}
 LAYER = "y = LayerNormalization(p, g, b)"
 WRITTEN_OUT = """m = ReduceMean <axes = [-1]> (p)  d = Sub(p, m)  q = Mul(d, d)  v = ReduceMean <axes = [-1]> (q)
     o = Sqrt(v)  z = Div(d, o)  h = Mul(z, g)  y = Add(h, b)"""
@@ -88,11 +96,20 @@ EMBEDDINGS = {
 
 
 @pytest.mark.parametrize("body, stored, wanted", EMBEDDINGS.values(), ids=EMBEDDINGS)
-def test_a_class_token_and_positions_are_trained_and_masks_are_not(body: str, stored: dict[str, np.ndarray], wanted: str) -> None:
-    values = {"token": random(1, 1, 6), "table": random(1, 5, 6), "w": random(6, 3, 4, 4), "g": random(6), "b": random(6)}
+def test_a_class_token_and_positions_are_trained_and_masks_are_not(
+    body: str, stored: dict[str, np.ndarray], wanted: str
+) -> None:
+    values = {
+        "token": random(1, 1, 6),
+        "table": random(1, 5, 6),
+        "w": random(6, 3, 4, 4),
+        "g": random(6),
+        "b": random(6),
+    }
     values |= {"g2": random(6, 6), "g5": random(5)} | stored
     typed = {
-        name: value if value.dtype == np.int64 and name in ("four", "three") else value.astype(np.float32) for name, value in values.items()
+        name: value if value.dtype == np.int64 and name in ("four", "three") else value.astype(np.float32)
+        for name, value in values.items()
     }
     module = GraphModule(build(TOKENS.format(body), 17, **INTEGERS, **typed))
     assert set(module.weights()) & {"token", "table", "bias"} == set(wanted.split())

@@ -9,18 +9,18 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from lathe import SPARSE, format_sparse
-from passes.graph.model import export_model, import_model
-from passes.prune import Prune
-from passes.training import take_over
-from tests import quantized
-from tests.builders import build, random
-from tests.codebooks import share, two_layers
-from tests.conftest import MODELS, load_foreign, shipped_with_onnx
+from onnx_lathe.metadata import SPARSE, format_sparse
+from onnx_lathe.passes.core.training_options import take_over
+from onnx_lathe.passes.graph.model import export_model, import_model
+from onnx_lathe.passes.prune.prune import Prune
+from tests.support import quantized
+from tests.support.builders import build, random
+from tests.support.codebooks import share, two_layers
+from tests.support.models import MODELS, load_foreign, shipped_with_onnx
 
 torch = pytest.importorskip("torch")
-from runtime.torch_bridge import GraphModule  # noqa: E402
-from runtime.training.trainer import TrainResult  # noqa: E402
+from onnx_lathe.protocols import TrainResult  # noqa: E402
+from onnx_lathe.runtime.torch_bridge import GraphModule  # noqa: E402
 
 CHOICES = [{}, {"learn_scales": True, "train_normalization": True}]
 
@@ -110,7 +110,10 @@ def test_odd_values(dtype: type, sparse: bool) -> None:
 
 
 def test_an_odd_value_that_training_changed_is_not_brought_back() -> None:
-    model = build("(float[n, 2] x) => (float[n, 2] y) { y = MatMul(x, w) }", w=np.array([[np.nan, 1], [2, 3]], np.float32))
+    model = build(
+        "(float[n, 2] x) => (float[n, 2] y) { y = MatMul(x, w) }",
+        w=np.array([[np.nan, 1], [2, 3]], np.float32),
+    )
     module = GraphModule(model)
     with torch.no_grad():
         module.weights()["w"].copy_(torch.tensor([[5.0, np.nan], [6.0, 7.0]]))
@@ -121,6 +124,8 @@ def test_half_precision_scales_and_statistics() -> None:
     text = """(float16[n, 3] x) => (float16[n, 3] y) {
         q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)  y = BatchNormalization(d, g, b, m, v)
     }"""
-    stored = {name: random(3).astype(np.float16) for name in "gbm"} | {"v": np.array([1, 6e-8, 65504], np.float16)}
+    stored = {name: random(3).astype(np.float16) for name in "gbm"} | {
+        "v": np.array([1, 6e-8, 65504], np.float16)
+    }
     scales = np.array([6e-8, 1.1e-5, 65504], np.float16)
     assert assert_round_trip(build(text, 21, s=scales, z=np.zeros(3, np.int8), **stored)) == {"s", *"gbmv"}

@@ -1,4 +1,6 @@
-"""What moves when a module is trained, and how: roles of initializers, zeros, centroids, straight-through rounding, gradients."""
+"""What moves when a module is trained, and how: roles of initializers, zeros, centroids, straight-through
+rounding, gradients.
+"""
 
 from collections.abc import Callable
 
@@ -8,16 +10,19 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from lathe import SPARSE, ModelError, format_sparse
-from tests import quantized
-from tests.builders import build, random
+from onnx_lathe.errors import ModelError
+from onnx_lathe.metadata import SPARSE, format_sparse
+from tests.support import quantized
+from tests.support.builders import build, random
 
 torch = pytest.importorskip("torch")
-from runtime.torch_bridge import GraphModule  # noqa: E402
+from onnx_lathe.runtime.torch_bridge import GraphModule  # noqa: E402
 
 OPTIMIZERS = {
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.5),
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.5),
+    "sgd": lambda parameters: torch.optim.SGD(
+        parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.5
+    ),
 }
 Optimizer = Callable[..., torch.optim.Optimizer]
 
@@ -50,7 +55,10 @@ def run(model: onnx.ModelProto, values: dict[str, np.ndarray], **feeds: np.ndarr
     return quantized.run(model, feeds)[0]
 
 
-W, B, V = (np.random.default_rng(seed).standard_normal(shape).astype(np.float32) for seed, shape in enumerate(((4, 4), (4,), (1, 4, 1, 1))))
+W, B, V = (
+    np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    for seed, shape in enumerate(((4, 4), (4,), (1, 4, 1, 1)))
+)
 
 
 def test_a_shared_weight_is_one_parameter() -> None:
@@ -66,7 +74,11 @@ def test_a_shared_weight_is_one_parameter() -> None:
 
 def test_the_gradient_of_a_centroid_sums_over_its_weights() -> None:
     indices = np.arange(12).reshape(3, 4) % 3
-    model = build("(float[n, 3] x) => (float[n, 4] y) { w = Gather(book, i)  y = MatMul(x, w) }", book=random(3), i=indices)
+    model = build(
+        "(float[n, 3] x) => (float[n, 4] y) { w = Gather(book, i)  y = MatMul(x, w) }",
+        book=random(3),
+        i=indices,
+    )
     module = GraphModule(model)
     x = random(5, 3)
     module(torch.from_numpy(x)).sum().backward()
@@ -108,7 +120,9 @@ def test_stored_integers_stay_what_they_are(kind: type, learn_scales: bool) -> N
     weight = next((value for _, name, value in module.trace(x=torch.zeros(1, 4)) if name == "d"), None)
     assert (weight is not None) == learn_scales  # else it is a constant
     if weight is not None:
-        np.testing.assert_allclose(weight.numpy(force=True), (levels.astype(np.float32) - 3) * values["s"], rtol=1e-6)
+        np.testing.assert_allclose(
+            weight.numpy(force=True), (levels.astype(np.float32) - 3) * values["s"], rtol=1e-6
+        )
 
 
 def test_int8_weights_are_never_trained() -> None:
@@ -133,9 +147,14 @@ def test_zeros_of_a_sparse_weight_stay_zero(optimizer: Optimizer) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "4:8"])
 def test_a_pattern_of_zeros_holds(pattern: str, optimizer: Optimizer) -> None:
-    """Of a matrix, of a convolution, and of one that is shared: every group keeps its zeros where they were, and the rest moves."""
+    """Of a matrix, of a convolution, and of one that is shared: every group keeps its zeros where they
+    were, and the rest moves.
+    """
     kept, size = map(int, pattern.split(":"))
-    w, k = in_groups(random(8, 8), size - kept, size), in_groups(random(4, 2, 8), size - kept, size).reshape(4, 2, 2, 4)
+    w, k = (
+        in_groups(random(8, 8), size - kept, size),
+        in_groups(random(4, 2, 8), size - kept, size).reshape(4, 2, 2, 4),
+    )
     text = """(float[n, 2, 4, 6] x) => (float[n, 8] y) {
         c = Conv <pads = [1, 1, 0, 2]> (x, k)  t = Tanh(c)  f = Flatten(t)
         m = MatMul(f, v)  a = MatMul(m, w)  b = Tanh(a)  y = MatMul(b, w)
@@ -151,7 +170,9 @@ def test_a_pattern_of_zeros_holds(pattern: str, optimizer: Optimizer) -> None:
 
 
 def test_a_pattern_holds_behind_a_codebook_and_int8() -> None:
-    """A weight that is pruned 2:4, then shared, then quantized: three constraints at once, all read from the graph."""
+    """A weight that is pruned 2:4, then shared, then quantized: three constraints at once, all read from
+    the graph.
+    """
     weight = in_groups(np.where(random(4, 8) > 0, 1.0, -1.0) * np.arange(1, 33).reshape(4, 8), 2, 4)
     book, indices = np.unique(np.sign(weight) * (1 + np.abs(weight) // 8), return_inverse=True)
     book = (book / 4).astype(np.float32)
@@ -159,7 +180,12 @@ def test_a_pattern_holds_behind_a_codebook_and_int8() -> None:
         w = Gather(book, i)  q = QuantizeLinear <axis = 0> (w, s, z)  d = DequantizeLinear <axis = 0> (q, s, z)
         y = Gemm <transB = 1> (x, d)
     }"""
-    constants = {"book": book, "i": indices.reshape(4, 8), "s": np.linspace(0.01, 0.02, 4, dtype=np.float32), "z": np.zeros(4, np.int8)}
+    constants = {
+        "book": book,
+        "i": indices.reshape(4, 8),
+        "s": np.linspace(0.01, 0.02, 4, dtype=np.float32),
+        "z": np.zeros(4, np.int8),
+    }
     model = mark_sparse(build(text, **constants), "w", pattern="2:4")
     for learn_scales in (False, True):
         module = GraphModule(model, learn_scales)
@@ -168,7 +194,9 @@ def test_a_pattern_holds_behind_a_codebook_and_int8() -> None:
         trained = module.values()["book"]
         np.testing.assert_array_equal(trained == 0, book == 0)
         assert (trained != book)[book != 0].all()
-        decoded = next(value for _, name, value in module.trace(x=torch.zeros(1, 8)) if name == "d").numpy(force=True)
+        decoded = next(value for _, name, value in module.trace(x=torch.zeros(1, 8)) if name == "d").numpy(
+            force=True
+        )
         assert ((decoded.reshape(-1, 4) == 0).sum(1) >= 2).all()
 
 
@@ -179,7 +207,8 @@ def test_zeros_of_a_sparse_codebook_weight_stay_zero(optimizer: Optimizer) -> No
         w = Gather(book, i)  v = Gather(book, j)  a = MatMul(x, w)  r = Tanh(a)  y = MatMul(r, v)
     }"""
     indices = np.arange(16).reshape(4, 4)
-    model = mark_sparse(build(text, book=book, i=indices % 4, j=indices // 4), "w")  # v, dense, shares w's codebook
+    # v, dense, shares w's codebook
+    model = mark_sparse(build(text, book=book, i=indices % 4, j=indices // 4), "w")
     module = GraphModule(model)
     x = random(8, 4)
     train(module, optimizer, x)
@@ -206,7 +235,9 @@ def test_a_sparse_weight_may_be_quantized_behind_its_codebook() -> None:
 
 def test_even_an_optimizer_that_moves_everything_leaves_zeros() -> None:
     pruned = np.where(np.abs(W) < 0.7, 0, W).astype(np.float32)
-    module = GraphModule(mark_sparse(build("(float[n, 4] x) => (float[n, 4] y) { y = MatMul(x, w) }", w=pruned), "w"))
+    module = GraphModule(
+        mark_sparse(build("(float[n, 4] x) => (float[n, 4] y) { y = MatMul(x, w) }", w=pruned), "w")
+    )
     with torch.no_grad():
         module.weights()["w"].add_(1)
     assert np.array_equal(module.values()["w"] == 0, pruned == 0)
@@ -226,8 +257,12 @@ def test_a_sparse_entry_that_names_no_weight_is_refused(name: str) -> None:
         GraphModule(model)
 
 
-@pytest.mark.parametrize("zero, scale, axis", [(0, 0.1, None), (3, 0.1, None), (0, [0.1, 0.2], 1), (-5, [0.1, 0.2], 1)])
-def test_rounding_is_straight_through_and_cutting_off_is_not(zero: int, scale: float | list[float], axis: int | None) -> None:
+@pytest.mark.parametrize(
+    "zero, scale, axis", [(0, 0.1, None), (3, 0.1, None), (0, [0.1, 0.2], 1), (-5, [0.1, 0.2], 1)]
+)
+def test_rounding_is_straight_through_and_cutting_off_is_not(
+    zero: int, scale: float | list[float], axis: int | None
+) -> None:
     text = f"""(float[n, 2] x) => (float[n, 2] y) {{
         q = QuantizeLinear <axis = {axis or 1}> (x, s, z)  d = DequantizeLinear <axis = {axis or 1}> (q, s, z)  y = Mul(d, two)
     }}"""
@@ -235,10 +270,14 @@ def test_rounding_is_straight_through_and_cutting_off_is_not(zero: int, scale: f
     model = build(text, s=scales, z=np.full(scales.shape, zero, np.int8), two=np.float32(2))
     x = torch.tensor([[0.3, 0.34], [-50.0, 50.0], [9.0, -9.0], [12.4, 24.5]], requires_grad=True)
     result = GraphModule(model)(x)
-    np.testing.assert_allclose(result.numpy(force=True), quantized.run(model, {"x": x.numpy(force=True)})[0], atol=1e-5)
+    np.testing.assert_allclose(
+        result.numpy(force=True), quantized.run(model, {"x": x.numpy(force=True)})[0], atol=1e-5
+    )
     result.sum().backward()
     whole = np.round(x.numpy(force=True) / scales) + zero
-    np.testing.assert_allclose(x.grad.numpy(), np.where((whole >= -128) & (whole <= 127), 2.0, 0.0), atol=1e-6)
+    np.testing.assert_allclose(
+        x.grad.numpy(), np.where((whole >= -128) & (whole <= 127), 2.0, 0.0), atol=1e-6
+    )
 
 
 def test_gradients_equal_finite_differences() -> None:
@@ -261,7 +300,11 @@ def test_gradients_equal_finite_differences() -> None:
     }  # fmt: skip
     fixed = {"mean": random(4), "variance": random(4) ** 2 + 0.5}
     stored = {name: value.astype(np.float64) for name, value in (weights | fixed).items()}
-    stored |= {"none": np.zeros(0, np.float32), "scales": np.array([1, 1, 1.5, 2], np.float32), "i": np.arange(10).reshape(2, 5) % 4}
+    stored |= {
+        "none": np.zeros(0, np.float32),
+        "scales": np.array([1, 1, 1.5, 2], np.float32),
+        "i": np.arange(10).reshape(2, 5) % 4,
+    }
     module = GraphModule(build(text, **stored))
     parameters = module.weights()
     assert set(parameters) == set(weights)
@@ -282,7 +325,10 @@ def test_gradients_equal_finite_differences() -> None:
                     around.append(loss().item())
                     parameter.view(-1)[element] = kept
             estimate = (around[0] - around[1]) / 2e-6
-            assert parameter.grad.view(-1)[element].item() == pytest.approx(estimate, rel=1e-5, abs=1e-7), (name, element)
+            assert parameter.grad.view(-1)[element].item() == pytest.approx(estimate, rel=1e-5, abs=1e-7), (
+                name,
+                element,
+            )
 
 
 LOOPS = {
@@ -294,16 +340,22 @@ LOOPS = {
 
 
 @pytest.mark.parametrize("op", LOOPS)
-@pytest.mark.parametrize("choices", [{}, {"learn_scales": True, "train_normalization": True}], ids=["frozen", "all"])
+@pytest.mark.parametrize(
+    "choices", [{}, {"learn_scales": True, "train_normalization": True}], ids=["frozen", "all"]
+)
 def test_branches_and_loops_are_refused(op: str, choices: dict[str, bool]) -> None:
     text = f"(float[n, 4] x, bool c, int64 count) => (float[n, 4] y) {{ {LOOPS[op]} }}"
     model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 17]> g {text}')
     model.graph.initializer.append(numpy_helper.from_array(W, "w"))
-    with pytest.raises(ModelError, match=rf"PyTorch cannot run 1 of the model's nodes: choose \({op}, opset 17: control flow"):
+    with pytest.raises(
+        ModelError, match=rf"PyTorch cannot run 1 of the model's nodes: choose \({op}, opset 17: control flow"
+    ):
         GraphModule(model, **choices)
 
 
-@pytest.mark.parametrize("choices", [{}, {"learn_scales": True, "train_normalization": True}], ids=["frozen", "all"])
+@pytest.mark.parametrize(
+    "choices", [{}, {"learn_scales": True, "train_normalization": True}], ids=["frozen", "all"]
+)
 def test_any_batch_size_trains(choices: dict[str, bool]) -> None:
     """One module, one batch after another of other sizes; the shape is computed in the graph."""
     text = """(float[n, 2, 3, 4] x) => (float[n, 5] y) {
@@ -311,7 +363,14 @@ def test_any_batch_size_trains(choices: dict[str, bool]) -> None:
         shape = Shape(t)  rows = Slice(shape, zero, one)  whole = Concat <axis = 0> (rows, rest)  f = Reshape(t, whole)  y = MatMul(f, w)
     }"""
     integers = {"zero": np.array([0]), "one": np.array([1]), "rest": np.array([-1]), "z": np.int8(0)}
-    floats = {"s": np.float32(0.03), "k": random(3, 2, 1, 1), "w": random(36, 5), "g": random(3), "b": random(3), "m": random(3)}
+    floats = {
+        "s": np.float32(0.03),
+        "k": random(3, 2, 1, 1),
+        "w": random(36, 5),
+        "g": random(3),
+        "b": random(3),
+        "m": random(3),
+    }
     module = GraphModule(build(text, **integers, **floats, v=random(3) ** 2 + 1), **choices)
     optimizer = torch.optim.SGD(module.parameters(), 1e-3)
     before = module.values()
@@ -328,9 +387,18 @@ def test_any_batch_size_trains(choices: dict[str, bool]) -> None:
 
 def test_a_weight_that_nothing_needs_waits_for_no_gradient() -> None:
     pruned = np.where(np.abs(W) < 0.7, 0, W).astype(np.float32)
-    model = build("(float[n, 4] x) => (float[n, 4] y) { y = MatMul(x, w)  z = MatMul(x, v)  u = MatMul(x, t) }", w=W, v=W, t=pruned)
+    model = build(
+        "(float[n, 4] x) => (float[n, 4] y) { y = MatMul(x, w)  z = MatMul(x, v)  u = MatMul(x, t) }",
+        w=W,
+        v=W,
+        t=pruned,
+    )
     module = GraphModule(mark_sparse(model, "t"))
-    assert {name: parameter.requires_grad for name, parameter in module.weights().items()} == {"w": True, "v": False, "t": False}
+    assert {name: parameter.requires_grad for name, parameter in module.weights().items()} == {
+        "w": True,
+        "v": False,
+        "t": False,
+    }
     train(module, OPTIMIZERS["adamw"], random(8, 4))
     assert module.values()["v"].tobytes() == W.tobytes()
     assert (module.values()["w"] != W).all()

@@ -1,4 +1,6 @@
-"""The trainer and the built-in hook: what it learns from, repeatability, refusals, and that nothing is left half done."""
+"""The trainer and the built-in hook: what it learns from, repeatability, refusals, and that nothing is left
+half done.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -10,19 +12,20 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from lathe import DataError, ModelError, PassError, UsageError
-from passes.base import Trainer
-from passes.retrain import Retrain
-from runtime.data import Batch, DataSource
-from runtime.training import TorchTrainer, require_torch
-from tests import quantized
-from tests.builders import build
+from onnx_lathe.errors import DataError, ModelError, PassError, UsageError
+from onnx_lathe.passes.core.services import Trainer
+from onnx_lathe.passes.retrain import Retrain
+from onnx_lathe.runtime.data import Batch, DataSource
+from onnx_lathe.runtime.training import TorchTrainer, require_torch
+from tests.support import quantized
+from tests.support.builders import build
 
 torch = pytest.importorskip("torch")
-from runtime.torch_bridge import GraphModule  # noqa: E402
-from runtime.training import agreement, schedule  # noqa: E402
-from runtime.training.objective import Objective  # noqa: E402
-from runtime.training.settings import Settings  # noqa: E402
+from onnx_lathe.runtime.torch_bridge import GraphModule  # noqa: E402
+from onnx_lathe.runtime.training import agreement  # noqa: E402
+from onnx_lathe.runtime.training.loop import schedule  # noqa: E402
+from onnx_lathe.runtime.training.loop.objective import Objective  # noqa: E402
+from onnx_lathe.runtime.training.loop.settings import Settings  # noqa: E402
 
 CLASSES = 4
 CENTRES = np.random.default_rng(1).standard_normal((CLASSES, 6)).astype(np.float32) * 3
@@ -33,7 +36,9 @@ class Points(DataSource):
 
     fingerprint, description = "points", "points"
 
-    def __init__(self, count: int = 512, labelled: bool = True, known: bool = True, seed: int = 0, name: str = "x") -> None:
+    def __init__(
+        self, count: int = 512, labelled: bool = True, known: bool = True, seed: int = 0, name: str = "x"
+    ) -> None:
         generator = np.random.default_rng(seed)
         self.labels = generator.integers(0, CLASSES, count)
         self.points = CENTRES[self.labels] + generator.standard_normal((count, 6)).astype(np.float32)
@@ -45,25 +50,37 @@ class Points(DataSource):
             np.random.default_rng(shuffle_seed).shuffle(order)
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            yield Batch({self.name: self.points[rows].astype(np.float32)}, self.labels[rows] if self.labelled else None)
+            yield Batch(
+                {self.name: self.points[rows].astype(np.float32)},
+                self.labels[rows] if self.labelled else None,
+            )
 
 
 def options(**changes: Any) -> dict[str, Any]:
     return asdict(replace(Retrain.Config(), **changes))
 
 
-def model(tail: str = "y = Gemm(h, v, c)", batch: str = "n", seed: int = 0, scale: float = 1.0, **more: np.ndarray) -> onnx.ModelProto:
+def model(
+    tail: str = "y = Gemm(h, v, c)", batch: str = "n", seed: int = 0, scale: float = 1.0, **more: np.ndarray
+) -> onnx.ModelProto:
     generator = np.random.default_rng(seed)
-    weights = {name: generator.standard_normal(shape).astype(np.float32) for name, shape in {"w": (6, 8), "v": (8, CLASSES)}.items()}
+    weights = {
+        name: generator.standard_normal(shape).astype(np.float32)
+        for name, shape in {"w": (6, 8), "v": (8, CLASSES)}.items()
+    }
     weights |= {"b": np.zeros(8, np.float32), "c": np.zeros(CLASSES, np.float32)}
-    text = f"(float[{batch}, 6] x) => (float[{batch}, {CLASSES}] y) {{ a = Gemm(x, w, b)  h = Relu(a)  {tail} }}"
+    text = (
+        f"(float[{batch}, 6] x) => (float[{batch}, {CLASSES}] y) {{ a = Gemm(x, w, b)  h = Relu(a)  {tail} }}"
+    )
     return build(text, **{name: value * np.float32(scale) for name, value in weights.items()}, **more)
 
 
 @pytest.fixture(scope="module")
 def teacher() -> onnx.ModelProto:
     start = model()
-    return updated(start, TorchTrainer(Points(), None).train(start, options(epochs=15, rate=0.02, batch=32)).values)
+    return updated(
+        start, TorchTrainer(Points(), None).train(start, options(epochs=15, rate=0.02, batch=32)).values
+    )
 
 
 def updated(start: onnx.ModelProto, values: Any) -> onnx.ModelProto:
@@ -83,7 +100,9 @@ def accuracy(candidate: onnx.ModelProto) -> float:
 def disagreement(one: onnx.ModelProto, other: onnx.ModelProto) -> float:
     """Mean difference of the probabilities that two models give, 0 to 2."""
     points = {"x": Points(1000, seed=5).points}
-    a, b = (torch.softmax(torch.from_numpy(quantized.run(candidate, points)[0]), 1) for candidate in (one, other))
+    a, b = (
+        torch.softmax(torch.from_numpy(quantized.run(candidate, points)[0]), 1) for candidate in (one, other)
+    )
     return float((a - b).abs().sum(1).mean())
 
 
@@ -95,7 +114,9 @@ def test_learns_from_labels_alone(teacher: onnx.ModelProto) -> None:
 @pytest.mark.parametrize("optimizer, rate", [("adamw", 0.02), ("sgd", 0.05)])
 def test_learns_from_the_original_model_alone(teacher: onnx.ModelProto, optimizer: str, rate: float) -> None:
     start = model(seed=3)
-    trained = TorchTrainer(Points(labelled=False), teacher).train(start, options(epochs=15, rate=rate, optimizer=optimizer, batch=32))
+    trained = TorchTrainer(Points(labelled=False), teacher).train(
+        start, options(epochs=15, rate=rate, optimizer=optimizer, batch=32)
+    )
     student = updated(start, trained.values)
     assert accuracy(student) > 0.9
     assert disagreement(student, teacher) < 0.25 < 1 < disagreement(start, teacher)
@@ -132,7 +153,9 @@ def test_the_random_state_of_the_caller_stays(teacher: onnx.ModelProto) -> None:
 
 
 def test_a_rate_of_zero_changes_no_bit(teacher: onnx.ModelProto) -> None:
-    for name, value in TorchTrainer(Points(), teacher).train(teacher, options(rate=0.0, weight_decay=0.1)).values.items():
+    for name, value in (
+        TorchTrainer(Points(), teacher).train(teacher, options(rate=0.0, weight_decay=0.1)).values.items()
+    ):
         stored = next(tensor for tensor in teacher.graph.initializer if tensor.name == name)
         assert value.tobytes() == numpy_helper.to_array(stored).tobytes()
 
@@ -144,10 +167,14 @@ def test_data_of_unknown_size_trains_alike(teacher: onnx.ModelProto) -> None:
     assert all(np.array_equal(known.values[name], value) for name, value in unknown.values.items())
 
 
-@pytest.mark.parametrize("tail", ["z = Gemm(h, v, c)  y = Softmax(z)", "z = Gemm(h, v, c)  s = LogSoftmax(z)  y = Identity(s)"])
+@pytest.mark.parametrize(
+    "tail", ["z = Gemm(h, v, c)  y = Softmax(z)", "z = Gemm(h, v, c)  s = LogSoftmax(z)  y = Identity(s)"]
+)
 def test_probabilities_are_learned_like_logits(teacher: onnx.ModelProto, tail: str) -> None:
     plain = TorchTrainer(Points(), teacher).train(model(), options(rate=0.01)).values
-    soft = updated(model(tail), {tensor.name: numpy_helper.to_array(tensor) for tensor in teacher.graph.initializer})
+    soft = updated(
+        model(tail), {tensor.name: numpy_helper.to_array(tensor) for tensor in teacher.graph.initializer}
+    )
     ended = TorchTrainer(Points(), soft).train(model(tail), options(rate=0.01)).values
     for name, value in plain.items():
         np.testing.assert_allclose(ended[name], value, rtol=0, atol=2e-3)
@@ -155,7 +182,10 @@ def test_probabilities_are_learned_like_logits(teacher: onnx.ModelProto, tail: s
 
 def test_the_objective_is_hintons() -> None:
     settings = Settings.read(options(distill=0.25, temperature=3.0, label_smoothing=0.1))
-    student, taught = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), torch.linspace(-2, 2, 20).reshape(5, 4)
+    student, taught = (
+        torch.randn(5, 4, generator=torch.Generator().manual_seed(0)),
+        torch.linspace(-2, 2, 20).reshape(5, 4),
+    )
     labels = torch.tensor([0, 1, 2, 3, 0])
     p, q = torch.softmax(taught / 3, 1), torch.softmax(student / 3, 1)
     want = 0.25 * 9 * (p * (p / q).log()).sum(1).mean()
@@ -173,7 +203,9 @@ def test_other_outputs_are_compared_by_square_error(operator: str, shape: tuple[
     student, taught, counts = torch.rand(shape) + 1, torch.rand(shape), torch.arange(5)
     objective = Objective([operator, ""], [student, counts], True, True, Settings.read(options(distill=0.3)))
     want = (student - taught).square().mean() / taught.square().mean()
-    torch.testing.assert_close(objective([student, counts], [taught, counts], torch.zeros(5, dtype=torch.int64)), want)
+    torch.testing.assert_close(
+        objective([student, counts], [taught, counts], torch.zeros(5, dtype=torch.int64)), want
+    )
 
 
 def test_all_float_outputs_are_distilled() -> None:
@@ -188,19 +220,24 @@ def test_the_schedule_rises_and_falls() -> None:
     assert cosine == pytest.approx([0, 0.5, 1, 0.5, 0, 0])
     assert schedule.rate("cosine", 0.0, 0.0) == 1
     assert schedule.rate("cosine", 0.025, None) == pytest.approx(0.5)
-    assert [schedule.rate("constant", progress, 0.1) for progress in (0.05, 0.1, 1.0)] == pytest.approx([0.5, 1, 1])
+    assert [schedule.rate("constant", progress, 0.1) for progress in (0.05, 0.1, 1.0)] == pytest.approx(
+        [0.5, 1, 1]
+    )
     cycle = [schedule.rate("onecycle", progress, None) for progress in (0.0, 0.15, 0.3, 0.65, 1.0)]
     assert cycle == pytest.approx([0.04, 0.52, 1, 0.50005, 1e-4])
-    assert [schedule.momentum("onecycle", progress, None, 0.95) for progress in (0.0, 0.3, 1.0)] == pytest.approx(
-        [0.946, 0.85, 0.95], abs=1e-4
-    )
+    assert [
+        schedule.momentum("onecycle", progress, None, 0.95) for progress in (0.0, 0.3, 1.0)
+    ] == pytest.approx([0.946, 0.85, 0.95], abs=1e-4)
     assert schedule.momentum("cosine", 0.5, None, 0.9) == 0.9
 
 
 def test_weight_decay_spares_vectors() -> None:
     start = updated(model(), {"b": np.ones(8, np.float32)})
-    one_step = options(epochs=1, batch=512, rate=0.1, weight_decay=0.5, warmup=0.0, optimizer="sgd", momentum=0.0)
-    values = TorchTrainer(Points(labelled=False), start).train(start, one_step).values  # its own teacher: there is no other gradient
+    one_step = options(
+        epochs=1, batch=512, rate=0.1, weight_decay=0.5, warmup=0.0, optimizer="sgd", momentum=0.0
+    )
+    # its own teacher: there is no other gradient
+    values = TorchTrainer(Points(labelled=False), start).train(start, one_step).values
     shrunk = 1 - 0.1 * schedule.rate("cosine", 0.5, 0.0) * 0.5
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in start.graph.initializer}
     np.testing.assert_allclose(values["w"], shrunk * stored["w"], rtol=0, atol=1e-4)
@@ -212,10 +249,14 @@ def test_validation_keeps_the_best_epoch(teacher: onnx.ModelProto) -> None:
     spoiling.labels = (spoiling.labels + 1) % CLASSES
     spoiled = TorchTrainer(spoiling, None).train(teacher, options(rate=0.05, batch=32))
     assert accuracy(updated(teacher, spoiled.values)) < 0.5
-    kept = TorchTrainer(spoiling, None, validation=Points(256, seed=2)).train(teacher, options(rate=0.05, batch=32))
+    kept = TorchTrainer(spoiling, None, validation=Points(256, seed=2)).train(
+        teacher, options(rate=0.05, batch=32)
+    )
     assert kept.metrics["best_epoch"] == 0
     assert accuracy(updated(teacher, kept.values)) == accuracy(teacher)
-    better = TorchTrainer(Points(), None, validation=Points(256, seed=2)).train(model(), options(rate=0.02, batch=32))
+    better = TorchTrainer(Points(), None, validation=Points(256, seed=2)).train(
+        model(), options(rate=0.02, batch=32)
+    )
     assert better.metrics["best_epoch"] >= 1
 
 
@@ -223,7 +264,10 @@ def test_a_model_for_one_batch_size_is_trained_at_any(teacher: onnx.ModelProto) 
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in teacher.graph.initializer}
     reshaped = "s = Reshape(h, shape)  y = Gemm(s, v, c)"
     fixed, free = model(reshaped, batch="2", shape=np.array([2, 8])), model(reshaped, shape=np.array([-1, 8]))
-    results = [TorchTrainer(Points(99), updated(start, values)).train(start, options(batch=32)).values for start in (fixed, free)]
+    results = [
+        TorchTrainer(Points(99), updated(start, values)).train(start, options(batch=32)).values
+        for start in (fixed, free)
+    ]
     for name, value in results[0].items():
         np.testing.assert_allclose(value, results[1][name], atol=1e-4)
 
@@ -242,23 +286,32 @@ def test_images_train_through_a_quantized_codebook() -> None:
 
     start = quantized.lenet()
     original = quantized.lenet(codebook=False, int8=False)
-    trained = TorchTrainer(Images(4), original).train(start, options(epochs=30, rate=0.03, distill=0.5, temperature=2.0))
+    trained = TorchTrainer(Images(4), original).train(
+        start, options(epochs=30, rate=0.03, distill=0.5, temperature=2.0)
+    )
     assert trained.metrics["last_loss"] < 0.5 * trained.metrics["first_loss"]
     onnx.checker.check_model(updated(start, trained.values), full_check=True)
 
 
 def test_a_diverging_training_is_refused(teacher: onnx.ModelProto) -> None:
-    with pytest.raises(PassError, match=r"the loss became (nan|inf) in epoch 1; the model is left as it was; give a smaller rate="):
+    with pytest.raises(
+        PassError,
+        match=r"the loss became (nan|inf) in epoch 1; the model is left as it was; give a smaller rate=",
+    ):
         TorchTrainer(Points(), None).train(teacher, options(rate=1e30, optimizer="sgd"))
 
 
 def test_clipping_shortens_long_gradients() -> None:
     def moved(clip: float) -> float:
         start = model(scale=30.0)
-        settings = options(rate=1e-3, optimizer="sgd", momentum=0.0, epochs=1, batch=512, warmup=0.0, clip=clip)
+        settings = options(
+            rate=1e-3, optimizer="sgd", momentum=0.0, epochs=1, batch=512, warmup=0.0, clip=clip
+        )
         values = TorchTrainer(Points(), None).train(start, settings).values
         stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in start.graph.initializer}
-        return float(np.sqrt(sum(np.sum((values[name] - stored[name]).astype(np.float64) ** 2) for name in values)))
+        return float(
+            np.sqrt(sum(np.sum((values[name] - stored[name]).astype(np.float64) ** 2) for name in values))
+        )
 
     rate = 1e-3 * schedule.rate("cosine", 0.5, 0.0)
     assert moved(0.0) > 10 * rate
@@ -266,7 +319,9 @@ def test_clipping_shortens_long_gradients() -> None:
 
 
 def test_nothing_to_learn_from_is_refused() -> None:
-    with pytest.raises(PassError, match="nothing to learn from: the data has no labels, and there is no original model"):
+    with pytest.raises(
+        PassError, match="nothing to learn from: the data has no labels, and there is no original model"
+    ):
         TorchTrainer(Points(labelled=False), None).train(model(), options())
     with pytest.raises(PassError, match=r"no output is \[batch, classes\]"):
         TorchTrainer(Points(), None).train(model("z = Gemm(h, v, c)  y = Sigmoid(z)"), options())
@@ -279,17 +334,26 @@ def test_nothing_to_train_is_refused() -> None:
 
 
 def test_outputs_of_integers_alone_are_refused() -> None:
-    start = build("(float[n, 6] x) => (int64[n] y) { z = MatMul(x, w)  y = ArgMax <axis = 1, keepdims = 0> (z) }", w=CENTRES.T.copy())
+    start = build(
+        "(float[n, 6] x) => (int64[n] y) { z = MatMul(x, w)  y = ArgMax <axis = 1, keepdims = 0> (z) }",
+        w=CENTRES.T.copy(),
+    )
     with pytest.raises(PassError, match="no output is floating point; cut off the ArgMax"):
         TorchTrainer(Points(), start).train(start, options())
 
 
-def test_a_failed_allocation_on_a_cpu_says_what_to_do(teacher: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_allocation_on_a_cpu_says_what_to_do(
+    teacher: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*arguments: object, **more: object) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 10000 bytes. Error code 12")
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 10000 bytes. Error code 12"
+        )
 
     monkeypatch.setattr(Objective, "__call__", fail)
-    with pytest.raises(PassError, match="not enough memory to train 32 samples at once; give a smaller batch="):
+    with pytest.raises(
+        PassError, match="not enough memory to train 32 samples at once; give a smaller batch="
+    ):
         TorchTrainer(Points(), None).train(teacher, options(batch=32))
 
 
@@ -310,7 +374,7 @@ def test_a_model_that_pytorch_cannot_run_is_refused() -> None:
 
 
 def test_a_node_that_computes_something_else_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from runtime.torch_bridge import registry
+    from onnx_lathe.runtime.torch_bridge import registry
 
     registry.find("", "Relu", 17)
     wrong = registry.Operator(lambda node: torch.abs, ())
@@ -321,7 +385,9 @@ def test_a_node_that_computes_something_else_is_named(monkeypatch: pytest.Monkey
 
 def test_missing_options_are_named() -> None:
     with pytest.raises(UsageError, match="options rate, batch; see: optimize passes retrain"):
-        TorchTrainer(Points(), None).train(model(), {key: value for key, value in options().items() if key not in ("rate", "batch")})
+        TorchTrainer(Points(), None).train(
+            model(), {key: value for key, value in options().items() if key not in ("rate", "batch")}
+        )
 
 
 def test_an_unknown_device_is_refused() -> None:

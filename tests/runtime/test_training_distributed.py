@@ -1,4 +1,6 @@
-"""What workers share: data, steps, gradients. Two processes that gloo connects, started once for all that needs them."""
+"""What workers share: data, steps, gradients. Two processes that gloo connects, started once for all that
+needs them.
+"""
 
 import os
 import pickle
@@ -17,14 +19,14 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
 
-from lathe import DataError, PassError, UsageError
-from passes.base import configure
-from passes.registry import find
-from runtime.data import DataSource, model_inputs, open_source
-from runtime.data.source import Batch, First, Share, Subset
-from runtime.training import TorchTrainer, session
-from runtime.training.distributed import Group
-from runtime.training.gradients import Traffic, communication_hook, decode, encode
+from onnx_lathe.errors import DataError, PassError, UsageError
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.registry import find
+from onnx_lathe.runtime.data import DataSource, model_inputs, open_source
+from onnx_lathe.runtime.data.source import Batch, First, Share, Subset
+from onnx_lathe.runtime.training import TorchTrainer, session
+from onnx_lathe.runtime.training.parallel.gradients import Traffic, communication_hook, decode, encode
+from onnx_lathe.runtime.training.parallel.workers import Group
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 
@@ -34,11 +36,15 @@ def lenet() -> onnx.ModelProto:
 
 
 def digits(count: int) -> Subset:
-    return Subset(open_source(f"{MODELS / 'mnist.npz'}:train", model_inputs(lenet()), "scale=1/255"), np.arange(count))
+    return Subset(
+        open_source(f"{MODELS / 'mnist.npz'}:train", model_inputs(lenet()), "scale=1/255"), np.arange(count)
+    )
 
 
 def regression() -> onnx.ModelProto:
-    """x [N, 1, 28, 28] -> y [N, 3, 2]: no classes, so the mean squared error relative to the teacher is minimized."""
+    """x [N, 1, 28, 28] -> y [N, 3, 2]: no classes, so the mean squared error relative to the teacher is
+    minimized.
+    """
     generator = np.random.default_rng(0)
     weight = numpy_helper.from_array(generator.standard_normal((784, 6)).astype(np.float32) / 28, "w")
     shape = numpy_helper.from_array(np.array([-1, 3, 2]), "shape")
@@ -50,7 +56,9 @@ def regression() -> onnx.ModelProto:
     inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 1, 28, 28])]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3, 2])]
     return helper.make_model(
-        helper.make_graph(nodes, "g", inputs, outputs, [weight, shape]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+        helper.make_graph(nodes, "g", inputs, outputs, [weight, shape]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
     )
 
 
@@ -71,8 +79,16 @@ def moved(model: onnx.ModelProto) -> onnx.ModelProto:
 
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     # 129 samples: the last step has one sample, which one of two workers has
-    "adamw": ("lenet", 129, {"epochs": 2, "distill": 0.5, "shift": 2, "flip": True, "weight_decay": 0.01, "clip": 0.1}),
-    "sgd": ("lenet", 131, {"epochs": 2, "optimizer": "sgd", "weight_decay": 0.01, "holdout": 0.1, "decay": "onecycle"}),
+    "adamw": (
+        "lenet",
+        129,
+        {"epochs": 2, "distill": 0.5, "shift": 2, "flip": True, "weight_decay": 0.01, "clip": 0.1},
+    ),
+    "sgd": (
+        "lenet",
+        131,
+        {"epochs": 2, "optimizer": "sgd", "weight_decay": 0.01, "holdout": 0.1, "decay": "onecycle"},
+    ),
     "compressed": ("lenet", 160, {"epochs": 4, "clip": 0.0}),
     "regression": ("regression", 67, {"epochs": 2, "optimizer": "sgd"}),
 }
@@ -82,14 +98,17 @@ ALIKE = ("adamw", "sgd", "regression")
 """Cases that two workers train as one does."""
 
 
-def train(case: str, batch: int, workers: Any = None, **more: Any) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+def train(
+    case: str, batch: int, workers: Any = None, **more: Any
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     name, count, given = CASES[case]
     model = lenet() if name == "lenet" else regression()
     trainer = TorchTrainer(digits(count), model, hook=more.pop("hook", None), device="cpu")
     return session.train(trainer, moved(model), options(batch=batch, **given | more), None, workers)
 
 
-# ---- in the two processes -------------------------------------------------------------------------------------------------------------
+# ---- in the two processes
+# -------------------------------------------------------------------------------------------------------------
 
 
 class Generated(DataSource):
@@ -146,7 +165,8 @@ def thresholded(make: Any, poison: bool) -> dict[str, Any]:
 
 
 def both(rank: int, port: int, folder: str) -> None:
-    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True")  # the one store that all groups meet at, as torchrun has it
+    # the one store that all groups meet at, as torchrun has it
+    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True")
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
@@ -164,7 +184,9 @@ def both(rank: int, port: int, folder: str) -> None:
     for kind in ("full", "half", "powersgd", "threshold"):
         result[kind] = train("compressed", 16, make(gradients=kind, gradient_threshold=0.03))[1]
     group = make()
-    result["generated"] = [(batch.inputs["x"].tolist(), batch.weight) for batch in group.share(Generated(9)).batches(2)]
+    result["generated"] = [
+        (batch.inputs["x"].tolist(), batch.weight) for batch in group.share(Generated(9)).batches(2)
+    ]
     with pytest.raises(DataError, match="numbers: differ from worker to worker") as uneven:
         list(group.share(Generated(9 + 4 * rank)).batches(2))
     result["uneven"] = str(uneven.value)
@@ -194,16 +216,21 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in (0, 1)]
 
 
-# ---- what they found --------------------------------------------------------------------------------------------------------------------
+# ---- what they found
+# --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", ALIKE)
-def test_two_workers_of_a_batch_give_the_weights_of_one_of_twice_the_batch(results: list[dict[str, Any]], case: str) -> None:
+def test_two_workers_of_a_batch_give_the_weights_of_one_of_twice_the_batch(
+    results: list[dict[str, Any]], case: str
+) -> None:
     one, metrics = train(case, 32)
     before, _ = train(case, 32, rate=0.0)
     for name, value in one.items():
         for result in results:
-            np.testing.assert_allclose(result[case][0][name], value, rtol=0, atol=2e-4 * np.abs(value).max(), err_msg=name)
+            np.testing.assert_allclose(
+                result[case][0][name], value, rtol=0, atol=2e-4 * np.abs(value).max(), err_msg=name
+            )
         assert np.abs(value - before[name]).max() > 1e-3 * np.abs(value).max()
     for name in ("first_loss", "last_loss", "samples", "epochs"):
         assert results[0][case][1][name] == pytest.approx(metrics[name], rel=1e-4)
@@ -230,7 +257,11 @@ def test_a_gradient_that_is_not_finite_reaches_all_workers(results: list[dict[st
 
 def test_compression_trains_to_nearly_the_same_loss_for_fewer_bytes(results: list[dict[str, Any]]) -> None:
     full = results[0]["full"]
-    parameters = sum(numpy_helper.to_array(tensor).size for tensor in lenet().graph.initializer if tensor.data_type == TensorProto.FLOAT)
+    parameters = sum(
+        numpy_helper.to_array(tensor).size
+        for tensor in lenet().graph.initializer
+        if tensor.data_type == TensorProto.FLOAT
+    )
     assert full["bytes_per_step"] == 4 * parameters
     assert full["gradient_ratio"] == 1.0
     assert results[0]["half"]["gradient_ratio"] == 2.0
@@ -251,11 +282,16 @@ def test_data_of_unknown_length_is_shared_too(results: list[dict[str, Any]]) -> 
 
 
 def test_all_workers_refuse_alike(results: list[dict[str, Any]]) -> None:
-    for name, say in (("uneven", "seed what is random"), ("apart", "job.workers.parallel(module)"), ("unlike", "the same command")):
+    for name, say in (
+        ("uneven", "seed what is random"),
+        ("apart", "job.workers.parallel(module)"),
+        ("unlike", "the same command"),
+    ):
         assert all(say in result[name] and "\n" not in result[name] for result in results)
 
 
-# ---- without processes ------------------------------------------------------------------------------------------------------------------
+# ---- without processes
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 24, 29])
@@ -309,7 +345,9 @@ def test_every_source_can_be_pickled(tmp_path: Path) -> None:
             np.testing.assert_array_equal(one.labels, other.labels)
 
 
-@pytest.mark.parametrize(("count", "share"), [(10, 0.5), (70_000, 1.0), (300_000, 1e-5), (5, 0.0), (100_000, 0.01)])
+@pytest.mark.parametrize(
+    ("count", "share"), [(10, 0.5), (70_000, 1.0), (300_000, 1e-5), (5, 0.0), (100_000, 0.01)]
+)
 def test_codes_name_the_same_elements(count: int, share: float) -> None:
     generator = torch.Generator().manual_seed(count)
     index = (torch.rand(count, generator=generator) < share).nonzero().flatten()

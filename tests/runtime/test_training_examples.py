@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.training import TorchTrainer
+from onnx_lathe.runtime.training import TorchTrainer
 from tests.runtime.test_training import Points, accuracy, disagreement, model, options, updated
 
 pytest.importorskip("torch")
@@ -14,10 +14,15 @@ HOOKS = Path(__file__).parents[2] / "docs" / "hooks"
 
 
 def trained(hook: Path, **more):
-    start, teacher = model(), TorchTrainer(Points(), None).train(model(seed=3), options(epochs=15, rate=0.02, batch=32)).values
+    start, teacher = (
+        model(),
+        TorchTrainer(Points(), None).train(model(seed=3), options(epochs=15, rate=0.02, batch=32)).values,
+    )
     original = updated(model(seed=3), teacher)
     lines: list[str] = []
-    result = TorchTrainer(Points(), original, hook=f"{hook}:retrain", progress=lines.append).train(start, options(**{"batch": 32} | more))
+    result = TorchTrainer(Points(), original, hook=f"{hook}:retrain", progress=lines.append).train(
+        start, options(**{"batch": 32} | more)
+    )
     return start, original, updated(start, result.values), result.metrics, lines
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lathe import PassError, UsageError
-from runtime.training import TorchTrainer
-from runtime.training.hooks import load_hook
+from onnx_lathe.errors import PassError, UsageError
+from onnx_lathe.runtime.training import TorchTrainer
+from onnx_lathe.runtime.training.hooks import load_hook
 from tests.runtime.test_training import Points, model, options
 
 torch = pytest.importorskip("torch")
@@ -43,7 +43,9 @@ def retrain(module, job):
     for _ in range(2):
         torch.rand(1)  # what the caller's generator is at does not matter
         results.append(trainer.train(start, options(epochs=3, seed=9)))
-    np.testing.assert_array_equal(results[0].values["w"], 2 * np.frombuffer(_raw(start, "w"), np.float32).reshape(6, 8))
+    np.testing.assert_array_equal(
+        results[0].values["w"], 2 * np.frombuffer(_raw(start, "w"), np.float32).reshape(6, 8)
+    )
     assert results[0].metrics.items() >= {"epochs_asked": 3, "seed": 9, "batch": options()["batch"]}.items()
     assert results[0].metrics["noise"] == results[1].metrics["noise"]
     assert "from the hook: 3/6 retrain" in lines
@@ -53,8 +55,16 @@ def test_any_type_of_number_is_a_metric(tmp_path: Path) -> None:
     text = "import numpy, torch\ndef retrain(module, job):\n"
     text += "    job.metrics.update(a=numpy.float32(1.5), b=torch.tensor([2.5]), c=3, d='high', e=torch.ones(2))\n"
     lines: list[str] = []
-    metrics = TorchTrainer(Points(), None, hook=write(tmp_path, text), progress=lines.append).train(model(), options()).metrics
-    assert [(metrics[name], type(metrics[name])) for name in "abc"] == [(1.5, float), (2.5, float), (3.0, float)]
+    metrics = (
+        TorchTrainer(Points(), None, hook=write(tmp_path, text), progress=lines.append)
+        .train(model(), options())
+        .metrics
+    )
+    assert [(metrics[name], type(metrics[name])) for name in "abc"] == [
+        (1.5, float),
+        (2.5, float),
+        (3.0, float),
+    ]
     assert not {"d", "e"} & metrics.keys()
     assert [line for line in lines if "is no number" in line] == [
         f"job.metrics['{name}'] is no number, so the report is without it" for name in "de"
@@ -70,7 +80,10 @@ def test_what_a_hook_raises_is_one_line_and_a_log(tmp_path: Path) -> None:
     log = tmp_path / "out" / "retrain.log"
     with pytest.raises(PassError) as caught:
         TorchTrainer(Points(), None, hook=hook, log=log).train(model(), options())
-    assert str(caught.value) == f"retraining hook '{hook}' failed: ValueError: bad luck; the traceback is in {log}"
+    assert (
+        str(caught.value)
+        == f"retraining hook '{hook}' failed: ValueError: bad luck; the traceback is in {log}"
+    )
     assert "mine.py" in log.read_text(encoding="utf-8")
     assert "in retrain" in log.read_text(encoding="utf-8")
 
@@ -78,13 +91,17 @@ def test_what_a_hook_raises_is_one_line_and_a_log(tmp_path: Path) -> None:
 @pytest.mark.parametrize("body", ["import sys; sys.exit(3)", "job.nothing", "module(1, 2, 3)"])
 def test_any_mistake_in_a_hook_is_caught(tmp_path: Path, body: str) -> None:
     hook = write(tmp_path, f"def retrain(module, job):\n    {body}\n")
-    with pytest.raises(PassError, match=r"retraining hook .* failed: (SystemExit|AttributeError|TypeError): "):
+    with pytest.raises(
+        PassError, match=r"retraining hook .* failed: (SystemExit|AttributeError|TypeError): "
+    ):
         TorchTrainer(Points(), None, hook=hook).train(model(), options())
 
 
 def test_a_hook_that_ruins_the_weights_is_refused(tmp_path: Path) -> None:
     hook = write(tmp_path, "def retrain(module, job):\n    module.weights()['w'].data.fill_(float('nan'))\n")
-    with pytest.raises(PassError, match="training made weight 'w' NaN or infinite; the model is left as it was"):
+    with pytest.raises(
+        PassError, match="training made weight 'w' NaN or infinite; the model is left as it was"
+    ):
         TorchTrainer(Points(), None, hook=hook).train(model(), options())
 
 
@@ -105,10 +122,18 @@ def test_a_wrong_place_is_told_at_once(spec: str, message: str) -> None:
 @pytest.mark.parametrize(
     "text, error, message",
     [
-        ("def retrian(module, job): pass\n", UsageError, "has no function 'retrain'; did you mean 'retrian'.; it has retrian"),
+        (
+            "def retrian(module, job): pass\n",
+            UsageError,
+            "has no function 'retrain'; did you mean 'retrian'.; it has retrian",
+        ),
         ("retrain = 3\n", UsageError, "'retrain' is a int, not a function"),
         ("def retrain(module, job)\n", PassError, "cannot be imported: SyntaxError"),
-        ("import no_such_module\n", PassError, "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
+        (
+            "import no_such_module\n",
+            PassError,
+            "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
     ],
 )
 def test_a_wrong_file_is_told(tmp_path: Path, text: str, error: type[Exception], message: str) -> None:

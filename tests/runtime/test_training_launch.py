@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lathe import PassError, UsageError
-from optimizer.cli import _attached, main
-from optimizer.recipe import load_recipe
-from passes.numerics.gradual import Gradual
-from passes.numerics.selection import Pool
-from runtime.training import TorchTrainer
-from runtime.training.launch import _killed, parse_launch
+from onnx_lathe.errors import PassError, UsageError
+from onnx_lathe.optimizer.cli import _attached, main
+from onnx_lathe.optimizer.recipe import load_recipe
+from onnx_lathe.passes.numerics.sparsity.gradual import Gradual
+from onnx_lathe.passes.numerics.sparsity.weight_choice import Pool
+from onnx_lathe.runtime.training import TorchTrainer
+from onnx_lathe.runtime.training.parallel.launch import _killed, parse_launch
 from tests.runtime.test_training_distributed import MODELS, digits, lenet, moved, options
 
 HOOK = """
 import os, signal, sys, time
 from pathlib import Path
-from runtime.training.builtin import retrain
+from onnx_lathe.runtime.training.loop.builtin import retrain
 
 HERE = Path(__file__).parent
 
@@ -82,7 +82,9 @@ def hook(tmp_path: Path) -> Path:
     return path
 
 
-def trainer(folder: Path, launch: str | None, hook: str | None, lines: list[str], samples: int) -> TorchTrainer:
+def trainer(
+    folder: Path, launch: str | None, hook: str | None, lines: list[str], samples: int
+) -> TorchTrainer:
     made = TorchTrainer(
         digits(samples), lenet(), hook=hook, log=folder / "out" / "retrain.log", progress=lines.append, device="cpu",
         launch=None if launch is None else parse_launch(launch),
@@ -107,7 +109,9 @@ def test_a_worker_that_is_killed_changes_nothing(tmp_path: Path, hook: Path) -> 
     assert list(result.values) == list(expected.values)
     for name, value in expected.values.items():
         assert result.values[name].dtype == value.dtype
-        np.testing.assert_allclose(result.values[name], value, rtol=0, atol=2e-5 * np.abs(value).max(), err_msg=name)
+        np.testing.assert_allclose(
+            result.values[name], value, rtol=0, atol=2e-5 * np.abs(value).max(), err_msg=name
+        )
     assert shaping.calls == alone.calls > 5
     assert not result.values["fc2.weight"][~shaping.mask].any()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["training.state"]
@@ -121,23 +125,42 @@ def test_an_exception_in_a_hook_is_one_line_and_its_traceback_in_the_log(
     with pytest.raises(PassError) as refused:
         made.train(lenet(), options())
     log = tmp_path / "out" / "retrain.log"
-    assert str(refused.value) == f"retraining hook '{hook}:fails' failed: ValueError: of my own; the traceback is in {log}"
+    assert (
+        str(refused.value)
+        == f"retraining hook '{hook}:fails' failed: ValueError: of my own; the traceback is in {log}"
+    )
     assert 'raise ValueError("of my own")' in log.read_text()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["retrain.log"]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     printed = capsys.readouterr()
-    assert f"printed by 1, threads {max(1, cores // 2)}" in printed.out  # without the line end: two workers print at a time
+    # without the line end: two workers print at a time
+    assert f"printed by 1, threads {max(1, cores // 2)}" in printed.out
     assert "Traceback" not in printed.out + printed.err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal for one process alone")
 def test_interrupting_leaves_no_process_and_no_file(tmp_path: Path, hook: Path) -> None:
-    command = [sys.executable, "-m", "optimizer", str(MODELS / "lenet5-mnist" / "model.onnx"), "--passes", "retrain(epochs=1)"]
-    command += ["--train", f"{MODELS / 'mnist.npz'}:test", "--preprocess", "scale=1/255", "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "optimizer",
+        str(MODELS / "lenet5-mnist" / "model.onnx"),
+        "--passes",
+        "retrain(epochs=1)",
+    ]
+    command += [
+        "--train",
+        f"{MODELS / 'mnist.npz'}:test",
+        "--preprocess",
+        "scale=1/255",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     command += ["--retrain", f"{hook}:sleeps", "--launch", "--nproc-per-node=2"]
 
     def listen() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job, and all that it starts, would ignore it
+        # a shell's background job, and all that it starts, would ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process:
         files = [hook.parent / f"pid{rank}" for rank in (0, 1)]
@@ -158,9 +181,24 @@ def test_interrupting_leaves_no_process_and_no_file(tmp_path: Path, hook: Path) 
 def test_waiting_for_other_machines_ends_with_the_parent(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     folder.mkdir()
-    command = [sys.executable, "-m", "runtime.training.torchrun", str(folder), "--nnodes=2", "--rdzv-backend=c10d"]
-    command += ["--rdzv-endpoint=localhost:0", "-m", "runtime.training.worker", str(folder)]
-    with open(tmp_path / "log", "wb") as log, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "onnx_lathe.runtime.training.parallel.torchrun",
+        str(folder),
+        "--nnodes=2",
+        "--rdzv-backend=c10d",
+    ]
+    command += [
+        "--rdzv-endpoint=localhost:0",
+        "-m",
+        "onnx_lathe.runtime.training.parallel.worker",
+        str(folder),
+    ]
+    with (
+        open(tmp_path / "log", "wb") as log,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log) as process,
+    ):
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(3)
         assert process.stdin is not None
@@ -171,11 +209,16 @@ def test_waiting_for_other_machines_ends_with_the_parent(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("codes", "says"),
-    [((3, -15), "a worker ended by itself with exit code 3"), ((-9, -15), "ended by signal 9, as the system does when memory runs out")],
+    [
+        ((3, -15), "a worker ended by itself with exit code 3"),
+        ((-9, -15), "ended by signal 9, as the system does when memory runs out"),
+    ],
 )
 def test_the_worker_that_failed_first_is_told(tmp_path: Path, codes: tuple[int, int], says: str) -> None:
     first, other = (f"  exitcode  : {code} (pid: 7)" for code in codes)
-    (tmp_path / "torchrun.log").write_text(f"Failures:\n[1]:\n{other}\nRoot Cause (first observed failure):\n[0]:\n{first}\n")
+    (tmp_path / "torchrun.log").write_text(
+        f"Failures:\n[1]:\n{other}\nRoot Cause (first observed failure):\n[0]:\n{first}\n"
+    )
     assert says in str(_killed(tmp_path, TorchTrainer(digits(2), None)))
 
 
@@ -193,7 +236,10 @@ def test_the_worker_that_failed_first_is_told(tmp_path: Path, codes: tuple[int, 
         ("--nnodes=many", "many"),
         ("--nnodes=2", "2 machines have to meet; give --rdzv-endpoint=HOST:PORT"),
         ("--nnodes=2 --standalone", "2 machines have to meet; give --rdzv-endpoint=HOST:PORT"),
-        ("--nnodes=2 --rdzv-id=4 --rdzv-backend=c10d", "2 machines have to meet; give --rdzv-endpoint=HOST:PORT"),
+        (
+            "--nnodes=2 --rdzv-id=4 --rdzv-backend=c10d",
+            "2 machines have to meet; give --rdzv-endpoint=HOST:PORT",
+        ),
         ("--help", "asks for help"),
         ("--nproc-per-node=2 --max-restarts=-1", "--max-restarts is -1"),
         ("--role='a b", "No closing quotation"),
@@ -216,8 +262,14 @@ def test_where_workers_meet() -> None:
     assert parse_launch("--standalone --nproc_per_node 4").local == 4
 
 
-def test_launch_is_an_argument_that_begins_with_dashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _attached(["m", "--launch", "--nproc-per-node=2", "--json"], "--launch") == ["m", "--launch=--nproc-per-node=2", "--json"]
+def test_launch_is_an_argument_that_begins_with_dashes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _attached(["m", "--launch", "--nproc-per-node=2", "--json"], "--launch") == [
+        "m",
+        "--launch=--nproc-per-node=2",
+        "--json",
+    ]
     assert _attached(["m", "--launch"], "--launch") == ["m", "--launch"]
     model, out = str(MODELS / "lenet5-mnist" / "model.onnx"), ["--out", str(tmp_path / "out")]
     data = ["--train", f"{MODELS / 'mnist.npz'}:train", "--preprocess", "scale=1/255"]

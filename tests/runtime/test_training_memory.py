@@ -1,4 +1,6 @@
-"""Activations computed again instead of kept: bit-equal weights, less memory, the best plan for a budget, refusals."""
+"""Activations computed again instead of kept: bit-equal weights, less memory, the best plan for a budget,
+refusals.
+"""
 
 import itertools
 import sys
@@ -11,14 +13,21 @@ import numpy as np
 import onnx
 import pytest
 
-from lathe import SPARSE, PassError, format_sparse
-from runtime.training import TorchTrainer
-from tests.builders import build, random
+from onnx_lathe.errors import PassError
+from onnx_lathe.metadata import SPARSE, format_sparse
+from onnx_lathe.runtime.training import TorchTrainer
 from tests.runtime.test_training import Points, model, options
+from tests.support.builders import build, random
 
 torch = pytest.importorskip("torch")
-from runtime.torch_bridge import GraphModule, segments  # noqa: E402
-from runtime.training import memory, recompute  # noqa: E402
+from onnx_lathe.runtime.torch_bridge import (  # noqa: E402
+    GraphModule,
+    segments,
+)
+from onnx_lathe.runtime.training.memory import (  # noqa: E402
+    budget,
+    recompute,
+)
 
 CPU = torch.device("cpu")
 NET = """(float[n, 3, 8, 8] x) => (float[n, 5] y, float[n, 4, 8, 8] middle) {
@@ -67,7 +76,9 @@ class Case:
 
 
 def mask(module: GraphModule) -> None:
-    module.impose({"w1": np.abs(module.trained()["w1"]) > 0.1, "w2": np.round(module.trained()["w2"] * 8) / 8})
+    module.impose(
+        {"w1": np.abs(module.trained()["w1"]) > 0.1, "w2": np.round(module.trained()["w2"] * 8) / 8}
+    )
 
 
 def pieces(module: GraphModule) -> None:
@@ -86,7 +97,9 @@ CASES = {
 }
 
 
-def trained(case: Case, cuts: tuple[int, ...] = (), offload: bool = False, steps: int = 4) -> dict[str, np.ndarray]:
+def trained(
+    case: Case, cuts: tuple[int, ...] = (), offload: bool = False, steps: int = 4
+) -> dict[str, np.ndarray]:
     module = GraphModule(net(*case.sparse), **case.options)
     module.train()
     case.prepare(module)
@@ -167,20 +180,22 @@ def deep() -> tuple[GraphModule, Callable[[], Any]]:
 def test_measures_what_backward_needs() -> None:
     """Each Relu saves its result, which the next Conv saves as well. Nothing else that is saved is large."""
     module, run = deep()
-    profile = memory.measure(module, run)
+    profile = budget.measure(module, run)
     assert profile.saved_bytes == pytest.approx(12 * UNIT, rel=0.01)
-    assert [activation.made for activation in profile.activations if activation.saved is not None and activation.size == UNIT] == list(
-        range(1, 24, 2)
-    )
+    assert [
+        activation.made
+        for activation in profile.activations
+        if activation.saved is not None and activation.size == UNIT
+    ] == list(range(1, 24, 2))
     assert module.segments.watch is None
 
 
 @pytest.mark.parametrize("cuts", [(), (6,), (6, 14), (8, 12, 18), tuple(range(2, 24, 2))])
 def test_predicts_the_peak_that_is_measured(cuts: tuple[int, ...]) -> None:
     module, run = deep()
-    predicted = peak(memory.measure(module, run), cuts)
+    predicted = peak(budget.measure(module, run), cuts)
     module.checkpoint(cuts)
-    assert memory.peak_bytes(module, run) == pytest.approx(predicted, rel=0.05)
+    assert budget.peak_bytes(module, run) == pytest.approx(predicted, rel=0.05)
 
 
 def peak(profile: recompute.Profile, cuts: tuple[int, ...]) -> int:
@@ -209,8 +224,8 @@ def test_the_plan_is_the_best_of_all(seed: int) -> None:
     costs = recompute.Costs(profile)
     plans = [cuts for count in range(9) for cuts in itertools.combinations(range(1, 9), count)]
     facts = {cuts: (peak(profile, cuts), costs.recomputed(cuts)) for cuts in plans}
-    for budget in sorted({size for size, _ in facts.values()}):
-        for allowed in (budget - 1, budget):
+    for enough in sorted({size for size, _ in facts.values()}):
+        for allowed in (enough - 1, enough):
             best = min((seconds for size, seconds in facts.values() if size <= allowed), default=None)
             chosen = recompute.choose(profile, allowed)
             if best is None:
@@ -228,18 +243,24 @@ def test_fits_a_budget_and_disturbs_nothing() -> None:
     before = {name: value.clone() for name, value in module.state_dict().items()}
     module.eval()
     state = torch.get_rng_state()
-    whole = memory.fit(module, run, None)
+    whole = budget.fit(module, run, None)
     assert whole["recomputed"] == 0
-    metrics = memory.fit(module, run, 8 * UNIT)
+    metrics = budget.fit(module, run, 8 * UNIT)
     assert metrics["activation_peak_bytes"] <= 8 * UNIT < 0.7 * whole["activation_peak_bytes"]
-    assert memory.peak_bytes(module, run) == metrics["activation_peak_bytes"], "the module keeps to it"
+    assert budget.peak_bytes(module, run) == metrics["activation_peak_bytes"], "the module keeps to it"
     assert 0 < metrics["recomputed"] < 1
-    assert metrics["activation_bytes"] == whole["activation_bytes"] == pytest.approx(whole["activation_peak_bytes"], rel=0.05)
+    assert (
+        metrics["activation_bytes"]
+        == whole["activation_bytes"]
+        == pytest.approx(whole["activation_peak_bytes"], rel=0.05)
+    )
     assert torch.equal(state, torch.get_rng_state())
     assert not module.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert all(bool((parameter.grad == 1).all()) for parameter in module.parameters())
-    assert memory.fit(module, run, 100 * UNIT)["recomputed"] == 0, "a budget that is large enough costs nothing"
+    assert budget.fit(module, run, 100 * UNIT)["recomputed"] == 0, (
+        "a budget that is large enough costs nothing"
+    )
 
 
 def test_running_statistics_are_as_before() -> None:
@@ -249,23 +270,28 @@ def test_running_statistics_are_as_before() -> None:
     loss(module)
     assert any(not torch.equal(value, before[name]) for name, value in module.state_dict().items())
     module.load_state_dict(before)
-    memory.fit(module, lambda: loss(module), 10**9)
+    budget.fit(module, lambda: loss(module), 10**9)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
 def test_names_the_least_possible_budget() -> None:
     module, run = deep()
-    with pytest.raises(PassError, match=r"budget of 1 KiB is too small: activations of one batch need at least (\d+\.?\d*) KiB") as refusal:
-        memory.fit(module, run, 1024)
+    with pytest.raises(
+        PassError,
+        match=r"budget of 1 KiB is too small: activations of one batch need at least (\d+\.?\d*) KiB",
+    ) as refusal:
+        budget.fit(module, run, 1024)
     least = float(str(refusal.value).split("at least ")[1].split(" KiB")[0]) * 1024
     assert 3 * UNIT < least < 8 * UNIT
-    assert memory.fit(module, run, round(least))["activation_peak_bytes"] <= least
+    assert budget.fit(module, run, round(least))["activation_peak_bytes"] <= least
 
 
 def test_workers_choose_alike() -> None:
-    """Another worker is a thousand times slower in its first steps, and once needs more memory than this one."""
+    """Another worker is a thousand times slower in its first steps, and once needs more memory than this
+    one.
+    """
     (alone, run), (slow, slow_run) = deep(), deep()
-    memory.fit(alone, run, 8 * UNIT)
+    budget.fit(alone, run, 8 * UNIT)
     asked: list[tuple[float, ...]] = []
 
     def most(*values: float) -> list[float]:
@@ -274,11 +300,13 @@ def test_workers_choose_alike() -> None:
             return [1000 * value if number < 4 else value for number, value in enumerate(values)]
         return [9.0 * UNIT if len(asked) == 2 else value for value in values]
 
-    metrics = memory.fit(slow, slow_run, 8 * UNIT, most)
+    metrics = budget.fit(slow, slow_run, 8 * UNIT, most)
     assert len(asked) > 2, "the plan that was too much for the other worker is not kept"
     assert metrics["activation_peak_bytes"] == asked[-1][0] <= 8 * UNIT
     with pytest.raises(PassError, match="budget"):  # what the other one cannot meet, this one refuses, too
-        memory.fit(slow, slow_run, 8 * UNIT, lambda *values: [9.0 * UNIT] if len(values) == 1 else list(values))
+        budget.fit(
+            slow, slow_run, 8 * UNIT, lambda *values: [9.0 * UNIT] if len(values) == 1 else list(values)
+        )
 
 
 def test_offloading_copies_activations_and_leaves_weights() -> None:
@@ -295,8 +323,10 @@ def test_offloading_copies_activations_and_leaves_weights() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_job_reports_its_peak() -> None:
-    peak = memory.job_peak(CPU)["peak_memory_bytes"]
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    peak = budget.job_peak(CPU)["peak_memory_bytes"]
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
     assert peak == pytest.approx(int(line.split()[1]) * 1024, rel=0.05)
 
 

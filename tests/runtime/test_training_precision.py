@@ -1,15 +1,17 @@
-"""Mixed precision: master weights, the scale of the loss, steps left out, and going on after an interruption."""
+"""Mixed precision: master weights, the scale of the loss, steps left out, and going on after an
+interruption.
+"""
 
 import copy
 
 import pytest
 
-from lathe import UsageError
-from tests.builders import build, random
+from onnx_lathe.errors import UsageError
+from tests.support.builders import build, random
 
 torch = pytest.importorskip("torch")
-from runtime.torch_bridge import GraphModule  # noqa: E402
-from runtime.training.precision import Precision  # noqa: E402
+from onnx_lathe.runtime.torch_bridge import GraphModule  # noqa: E402
+from onnx_lathe.runtime.training.loop.precision import Precision  # noqa: E402
 
 CPU = torch.device("cpu")
 MODEL = build("(float[n, 6] x) => (float[n, 3] y) { a = Gemm(x, w, b)  h = Relu(a)  y = MatMul(h, v) }",
@@ -18,7 +20,9 @@ X, Y = torch.from_numpy(random(32, 6)), torch.from_numpy(random(32, 3))
 
 
 class Training:
-    def __init__(self, precision: Precision, factor: float = 1.0, clip: float = 0.0, optimizer: str = "sgd") -> None:
+    def __init__(
+        self, precision: Precision, factor: float = 1.0, clip: float = 0.0, optimizer: str = "sgd"
+    ) -> None:
         self.module, self.precision, self.factor, self.clip = GraphModule(MODEL), precision, factor, clip
         self.parameters = list(self.module.parameters())
         if optimizer == "sgd":
@@ -65,7 +69,10 @@ def test_a_step_left_out_touches_neither_weights_nor_momentum() -> None:
     assert not training.step()[1]
     assert equal(before[0], training.weights())
     after = training.optimizer.state_dict()["state"]
-    assert all(torch.equal(after[key]["momentum_buffer"], state["momentum_buffer"]) for key, state in before[1]["state"].items())
+    assert all(
+        torch.equal(after[key]["momentum_buffer"], state["momentum_buffer"])
+        for key, state in before[1]["state"].items()
+    )
 
 
 def test_the_scale_doubles_after_so_many_good_steps() -> None:
@@ -89,7 +96,9 @@ def test_weights_and_gradients_are_float32(name: str) -> None:
     for weight, other in zip(training.parameters, exact.parameters, strict=True):
         assert weight.dtype == weight.grad.dtype == torch.float32
         assert torch.linalg.norm(weight - other) < 2e-2 * torch.linalg.norm(other)
-        assert not torch.equal(weight, weight.to(getattr(torch, name)).float()), "a weight keeps digits that half precision has not"
+        assert not torch.equal(weight, weight.to(getattr(torch, name)).float()), (
+            "a weight keeps digits that half precision has not"
+        )
 
 
 def test_float32_is_plain_training() -> None:
@@ -109,7 +118,9 @@ def test_float32_is_plain_training() -> None:
 def test_gradients_are_shortened_at_their_own_scale(name: str) -> None:
     training = Training(Precision(name, CPU, first_scale=1024.0), clip=1e-3)
     training.step()
-    length = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(parameter.grad) for parameter in training.parameters]))
+    length = torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(parameter.grad) for parameter in training.parameters])
+    )
     assert length.item() == pytest.approx(1e-3, rel=1e-3)
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
-from lathe import ModelError, UsageError
-from passes.numerics.affine import signal_to_noise_db
-from passes.numerics.rounding import neighbours
-from runtime.training import TorchRounder
-from runtime.training.rounder import Rounded
-from tests.builders import build, run
+from onnx_lathe.errors import ModelError, UsageError
+from onnx_lathe.passes.numerics.quantization.affine import signal_to_noise_db
+from onnx_lathe.passes.numerics.quantization.rounding import neighbours
+from onnx_lathe.protocols import Rounded
+from onnx_lathe.runtime.training import TorchRounder
+from tests.support.builders import build, run
 
 FOUR_BITS = 7
 
@@ -26,8 +26,14 @@ def alike(samples: int, *shape: int, seed: int = 0) -> np.ndarray:
 
 
 LAYERS = {
-    "Conv": ("(float[N, 4, 8, 8] x, float[8, 4, 3, 3] w) => (float[N, 8, 6, 6] y) { c = Conv (x, w, b)  y = Relu (c) }", (4, 8, 8)),
-    "Gemm": ("(float[N, 36] x, float[8, 36] w) => (float[N, 8] y) { y = Gemm <transB = 1> (x, w, b) }", (36,)),
+    "Conv": (
+        "(float[N, 4, 8, 8] x, float[8, 4, 3, 3] w) => (float[N, 8, 6, 6] y) { c = Conv (x, w, b)  y = Relu (c) }",
+        (4, 8, 8),
+    ),
+    "Gemm": (
+        "(float[N, 36] x, float[8, 36] w) => (float[N, 8] y) { y = Gemm <transB = 1> (x, w, b) }",
+        (36,),
+    ),
 }
 
 
@@ -48,7 +54,9 @@ class Task:
 
     def round(self, rounder: TorchRounder, steps: int = 150, target: np.ndarray | None = None) -> Rounded:
         target = self.outputs(self.exact, self.x) if target is None else target
-        return rounder.round(self.layer, "w", self.exact, self.low, self.high, self.step, {"x": self.x}, target, steps)
+        return rounder.round(
+            self.layer, "w", self.exact, self.low, self.high, self.step, {"x": self.x}, target, steps
+        )
 
 
 @pytest.mark.parametrize("text, shape", LAYERS.values(), ids=LAYERS)
@@ -59,7 +67,9 @@ def test_four_bit_levels_keep_what_the_layer_computes(text: str, shape: tuple[in
     assert found.levels.dtype == np.int8
     assert ((found.levels == task.low) | (found.levels == task.high)).all()
     wanted = task.outputs(task.exact, unseen)
-    before, after = (signal_to_noise_db(wanted, task.outputs(levels, unseen)) for levels in (task.nearest, found.levels))
+    before, after = (
+        signal_to_noise_db(wanted, task.outputs(levels, unseen)) for levels in (task.nearest, found.levels)
+    )
     assert after > before + 2.5
     assert found.after - found.before == pytest.approx(after - before, abs=2)
 
@@ -111,10 +121,14 @@ def test_a_layer_that_pytorch_cannot_run_is_refused() -> None:
     task = Task(*LAYERS["Gemm"])
     task.layer.graph.node[0].op_type = "Germ"
     with pytest.raises(ModelError, match="PyTorch cannot run 1 of the model's nodes"):
-        TorchRounder().round(task.layer, "w", task.exact, task.low, task.high, task.step, {"x": task.x}, random(400, 8), 1)
+        TorchRounder().round(
+            task.layer, "w", task.exact, task.low, task.high, task.step, {"x": task.x}, random(400, 8), 1
+        )
 
 
 def test_without_pytorch_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UsageError, match=r"int8\(rounding=adaptive\) needs PyTorch; pip install 'onnx-lathe\[train\]'"):
+    with pytest.raises(
+        UsageError, match=r"int8\(rounding=adaptive\) needs PyTorch; pip install 'onnx-lathe\[train\]'"
+    ):
         TorchRounder().round(onnx.ModelProto(), "w", *[random(1, 1)] * 4, {}, random(1, 1), 1)

@@ -7,14 +7,15 @@ import numpy as np
 import onnx
 import pytest
 
-from lathe import SPARSE, PassError, format_sparse
-from runtime.training import TorchTrainer
-from tests import quantized
-from tests.builders import build
+from onnx_lathe.errors import PassError
+from onnx_lathe.metadata import SPARSE, format_sparse
+from onnx_lathe.runtime.training import TorchTrainer
 from tests.runtime.test_training import Points, model, options, updated
+from tests.support import quantized
+from tests.support.builders import build
 
 torch = pytest.importorskip("torch")
-from runtime.torch_bridge import GraphModule  # noqa: E402
+from onnx_lathe.runtime.torch_bridge import GraphModule  # noqa: E402
 
 GENERATOR = np.random.default_rng(7)
 W = GENERATOR.standard_normal((4, 4)).astype(np.float32)
@@ -25,7 +26,9 @@ PRODUCT = "(float[n, 4] x) => (float[n, 4] y) { y = MatMul(x, w) }"
 class Shaping:
     """Notes every call and answers with `answer(done, weights)`."""
 
-    def __init__(self, answer: Callable[[float, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], every: int = 1) -> None:
+    def __init__(
+        self, answer: Callable[[float, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], every: int = 1
+    ) -> None:
         self.answer, self.every = answer, every
         self.calls: list[tuple[float, dict[str, np.ndarray]]] = []
 
@@ -35,7 +38,9 @@ class Shaping:
 
 
 def half_kept(done: float, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.abs(value) > np.median(np.abs(value)) for name, value in weights.items() if value.ndim == 2}
+    return {
+        name: np.abs(value) > np.median(np.abs(value)) for name, value in weights.items() if value.ndim == 2
+    }
 
 
 def rounded(done: float, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -50,7 +55,9 @@ def test_the_graph_reads_the_stand_in_and_the_weight_gets_the_whole_gradient(sta
     result = module(torch.from_numpy(X))
     np.testing.assert_allclose(result.numpy(force=True), X @ read, rtol=1e-5, atol=1e-6)
     result.sum().backward()
-    np.testing.assert_allclose(module.weights()["w"].grad.numpy(), np.tile(X.sum(0)[:, None], (1, 4)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        module.weights()["w"].grad.numpy(), np.tile(X.sum(0)[:, None], (1, 4)), rtol=1e-5, atol=1e-6
+    )
     assert module.values()["w"].tobytes() == (read + np.float32(0)).tobytes(), "a zero is 0.0, never -0.0"
     np.testing.assert_array_equal(module.trained()["w"], W)
     module.impose({})
@@ -88,7 +95,10 @@ def test_a_read_only_stand_in_given_again_is_not_copied_again_but_another_is() -
     "stand_ins, message",
     [
         ({"v": np.ones((4, 4), bool)}, "shaping names 'v', which is no trained weight of the model"),
-        ({"w": np.ones((4, 5), bool)}, r"shaping gives bool \[4, 5\] for w; wanted is bool or float \[4, 4\]"),
+        (
+            {"w": np.ones((4, 5), bool)},
+            r"shaping gives bool \[4, 5\] for w; wanted is bool or float \[4, 4\]",
+        ),
         ({"w": np.ones((4, 4), np.int64)}, r"shaping gives int64 \[4, 4\] for w"),
     ],
 )
@@ -111,11 +121,15 @@ def test_trained_weights_are_views_that_nobody_can_write_to() -> None:
 def test_it_is_asked_before_the_first_step_every_so_many_and_after_the_last(every: int, steps: int) -> None:
     shaping = Shaping(half_kept, every)
     TorchTrainer(Points(160), None).train(model(), options(epochs=2, batch=32), shaping)
-    assert [done for done, _ in shaping.calls] == pytest.approx([index / steps for index in range(0, steps, every)] + [1.0])
+    assert [done for done, _ in shaping.calls] == pytest.approx(
+        [index / steps for index in range(0, steps, every)] + [1.0]
+    )
     start = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model().graph.initializer}
     assert shaping.calls[0][1].keys() == start.keys()
     np.testing.assert_array_equal(shaping.calls[0][1]["w"], start["w"])
-    assert all((shaping.calls[-1][1][name] != start[name]).all() for name in "wv"), "weights that read as zero are trained too"
+    assert all((shaping.calls[-1][1][name] != start[name]).all() for name in "wv"), (
+        "weights that read as zero are trained too"
+    )
 
 
 @pytest.mark.parametrize("answer", [half_kept, rounded])
@@ -134,10 +148,19 @@ def test_the_result_is_what_stands_in_at_the_end(answer: Callable[..., dict[str,
 
 
 def test_a_mask_that_stays_is_an_ordinary_sparse_training() -> None:
-    """The weights that are kept move as they do when `lathe.sparse` holds the zeros: what is underneath a zero changes nothing."""
+    """The weights that are kept move as they do when `lathe.sparse` holds the zeros: what is underneath a
+    zero changes nothing.
+    """
     start = model()
     masks = half_kept(0, {t.name: onnx.numpy_helper.to_array(t) for t in start.graph.initializer})
-    pruned = updated(start, {t.name: onnx.numpy_helper.to_array(t) * masks[t.name] for t in start.graph.initializer if t.name in masks})
+    pruned = updated(
+        start,
+        {
+            t.name: onnx.numpy_helper.to_array(t) * masks[t.name]
+            for t in start.graph.initializer
+            if t.name in masks
+        },
+    )
     pruned.metadata_props.add(key=SPARSE, value=format_sparse(dict.fromkeys(masks, "unstructured")))
     settings = options(epochs=2, batch=64, clip=0.0)  # the length of the gradient counts what is underneath
     held = TorchTrainer(Points(), None).train(pruned, settings).values
@@ -150,7 +173,9 @@ def test_no_epoch_is_chosen_while_weights_are_shaped() -> None:
     """The best epoch is the one before training here; it would have no zeros."""
     spoiling = Points(256)
     spoiling.labels = (spoiling.labels + 1) % 4
-    good = updated(model(), TorchTrainer(Points(), None).train(model(), options(epochs=8, rate=0.02, batch=32)).values)
+    good = updated(
+        model(), TorchTrainer(Points(), None).train(model(), options(epochs=8, rate=0.02, batch=32)).values
+    )
     trainer = TorchTrainer(spoiling, None, validation=Points(256, seed=2))
     result = trainer.train(good, options(rate=0.05, batch=32), Shaping(half_kept))
     assert "best_epoch" not in result.metrics
@@ -182,13 +207,17 @@ def retrain(module, job):
 def test_a_hook_that_never_asks_gets_the_last_shape(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("def retrain(module, job):\n    pass\n", encoding="utf-8")
-    result = TorchTrainer(Points(), None, hook=f"{path}:retrain").train(model(), options(), Shaping(half_kept))
+    result = TorchTrainer(Points(), None, hook=f"{path}:retrain").train(
+        model(), options(), Shaping(half_kept)
+    )
     assert int((result.values["v"] == 0).sum()) == result.values["v"].size // 2
 
 
 def test_without_shaping_a_job_is_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
-    path.write_text("def retrain(module, job):\n    assert not job.shaped\n    job.shape(0.5)\n", encoding="utf-8")
+    path.write_text(
+        "def retrain(module, job):\n    assert not job.shaped\n    job.shape(0.5)\n", encoding="utf-8"
+    )
     start = model()
     values = TorchTrainer(Points(), None, hook=f"{path}:retrain").train(start, options()).values
     assert all(values[tensor.name].tobytes() == tensor.raw_data for tensor in start.graph.initializer)

@@ -7,21 +7,21 @@ import numpy as np
 import onnx
 import pytest
 
-from lathe import PassError
-from passes.numerics.gradual import Gradual
-from passes.numerics.kmeans import Rule
-from passes.numerics.pools import Clustered, Piece, Pool
-from passes.numerics.selection import Pool as Pruned
-from runtime.data.arrays import open_arrays
-from runtime.preprocess import parse
-from runtime.signature import model_inputs
-from runtime.training import TorchTrainer
-from runtime.training.job import Shaping
+from onnx_lathe.errors import PassError
+from onnx_lathe.passes.numerics.clustering.codebook_pools import Clustered, Piece, Pool
+from onnx_lathe.passes.numerics.clustering.kmeans import Rule
+from onnx_lathe.passes.numerics.sparsity.gradual import Gradual
+from onnx_lathe.passes.numerics.sparsity.weight_choice import Pool as Pruned
+from onnx_lathe.protocols import Shaping
+from onnx_lathe.runtime.data.arrays import open_arrays
+from onnx_lathe.runtime.data.preprocess import parse
+from onnx_lathe.runtime.files.signature import model_inputs
+from onnx_lathe.runtime.training import TorchTrainer
 from tests.runtime.test_training import CLASSES, Points, accuracy, model, options, updated
 
 torch = pytest.importorskip("torch")
-from runtime.training.holdout import held_out  # noqa: E402
-from runtime.training.state import JobState  # noqa: E402
+from onnx_lathe.runtime.training.loop.holdout import held_out  # noqa: E402
+from onnx_lathe.runtime.training.state import JobState  # noqa: E402
 
 
 class Interrupted(Points):
@@ -50,7 +50,9 @@ def clustered() -> Clustered:
 
 
 @pytest.mark.parametrize("shaping", [None, gradual, clustered], ids=["plain", "gradual", "clustered"])
-@pytest.mark.parametrize("settings", [{"optimizer": "adamw"}, {"optimizer": "sgd", "decay": "onecycle"}], ids=["adamw", "onecycle"])
+@pytest.mark.parametrize(
+    "settings", [{"optimizer": "adamw"}, {"optimizer": "sgd", "decay": "onecycle"}], ids=["adamw", "onecycle"]
+)
 def test_going_on_gives_the_same_bits(tmp_path: Path, shaping, settings: Mapping[str, object]) -> None:
     def train(data, state: Path | None, shaped: Shaping | None) -> Mapping[str, np.ndarray]:
         trainer = TorchTrainer(data, model(seed=3), progress=lines.append)
@@ -70,7 +72,10 @@ def test_going_on_gives_the_same_bits(tmp_path: Path, shaping, settings: Mapping
             train(Interrupted(last), path, make())
     again = make()
     after = train(Points(), path, again)
-    assert [line for line in lines if line.startswith("going on")] == ["going on after epoch 4", "going on after epoch 4"]
+    assert [line for line in lines if line.startswith("going on")] == [
+        "going on after epoch 4",
+        "going on after epoch 4",
+    ]
     assert metrics[-1]["resumed_after"] == 4
     for name, value in expected.items():
         np.testing.assert_array_equal(after[name], value)

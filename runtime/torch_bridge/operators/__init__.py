@@ -1,1 +1,3 @@
-"""PyTorch counterparts of ONNX operators, by family. Every module of this folder is imported; see registry.py to add one."""
+"""PyTorch counterparts of ONNX operators, by family. Every module of this folder is imported; see
+registry.py to add one.
+"""

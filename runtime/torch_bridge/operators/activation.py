@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.torch_bridge.registry import Function, Node, operator, scalar
+from onnx_lathe.runtime.torch_bridge.registry import Function, Node, operator, scalar
 
 
 @operator("Relu", since=1)
@@ -39,7 +39,10 @@ def elu(node: Node) -> Function:
 
 @operator("Selu", since=1)
 def selu(node: Node) -> Function:
-    alpha, gamma = node.number("alpha", 1.67326319217681884765625), node.number("gamma", 1.05070102214813232421875)
+    alpha, gamma = (
+        node.number("alpha", 1.67326319217681884765625),
+        node.number("gamma", 1.05070102214813232421875),
+    )
     return lambda x: gamma * F.elu(x, alpha)
 
 
@@ -92,7 +95,9 @@ def prelu_1(node: Node) -> Function:
     """Before opset 7 a vector of slopes is one per channel."""
 
     def run(x: Tensor, slope: Tensor) -> Tensor:
-        return torch.where(x < 0, x * (slope if slope.numel() == 1 else slope.reshape([-1] + [1] * (x.dim() - 2))), x)
+        return torch.where(
+            x < 0, x * (slope if slope.numel() == 1 else slope.reshape([-1] + [1] * (x.dim() - 2))), x
+        )
 
     return run
 
@@ -145,7 +150,11 @@ def _hardmax(x: Tensor, axis: int) -> Tensor:
     return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1)
 
 
-_ALONG_AXIS: dict[str, Callable[[Tensor, int], Tensor]] = {"Hardmax": _hardmax, "LogSoftmax": torch.log_softmax, "Softmax": torch.softmax}
+_ALONG_AXIS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "Hardmax": _hardmax,
+    "LogSoftmax": torch.log_softmax,
+    "Softmax": torch.softmax,
+}
 for _name, _softmax in _ALONG_AXIS.items():
     operator(_name, since=1)(_flattened(_softmax))
     operator(_name, since=13)(_along_axis(_softmax))

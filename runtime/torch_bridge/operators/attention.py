@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.torch_bridge.arrays import torch_type
-from runtime.torch_bridge.registry import Function, Node, operator
+from onnx_lathe.runtime.torch_bridge.arrays import torch_type
+from onnx_lathe.runtime.torch_bridge.registry import Function, Node, operator
 
 
 def _heads(x: Tensor, count: int) -> Tensor:
@@ -18,9 +18,15 @@ def _heads(x: Tensor, count: int) -> Tensor:
 
 @operator("Attention", since=23)
 def attention(node: Node) -> Function:
-    """Vaswani et al., "Attention Is All You Need", 2017, section 3.2.1; with fewer heads for keys than queries Ainslie et al., 2023."""
+    """Vaswani et al., "Attention Is All You Need", 2017, section 3.2.1; with fewer heads for keys than
+    queries Ainslie et al., 2023.
+    """
     query_heads, key_heads = node.integer("q_num_heads"), node.integer("kv_num_heads")
-    softcap, mode, precision = node.number("softcap", 0.0), node.integer("qk_matmul_output_mode"), node.integer("softmax_precision")
+    softcap, mode, precision = (
+        node.number("softcap", 0.0),
+        node.integer("qk_matmul_output_mode"),
+        node.integer("softmax_precision"),
+    )
     limits = _Limits(node)
 
     def run(
@@ -70,8 +76,12 @@ class _Limits:
             node.integer("right_window_size", -1),
         )
 
-    def bias(self, q: Tensor, k: Tensor, mask: Tensor | None, offset: int, lengths: Tensor | None) -> Tensor | None:
-        """What is added to the scores [batch, heads, queries, keys] before the softmax: -inf for a key not seen. None for all 0."""
+    def bias(
+        self, q: Tensor, k: Tensor, mask: Tensor | None, offset: int, lengths: Tensor | None
+    ) -> Tensor | None:
+        """What is added to the scores [batch, heads, queries, keys] before the softmax: -inf for a key not
+        seen. None for all 0.
+        """
         keys = torch.arange(k.shape[2], device=q.device)
         start = offset if lengths is None else (lengths - q.shape[2]).reshape(-1, 1, 1, 1)
         ahead = keys - (torch.arange(q.shape[2], device=q.device)[:, None] + start)
@@ -86,7 +96,11 @@ class _Limits:
             seen.append(keys < lengths.reshape(-1, 1, 1, 1))
         bias = None
         if mask is not None:
-            bias = mask if mask.dtype != torch.bool else torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
+            bias = (
+                mask
+                if mask.dtype != torch.bool
+                else torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
+            )
             bias = F.pad(bias, (0, k.shape[2] - mask.shape[-1]), value=-torch.inf)
         for allowed in seen:
             bias = (q.new_zeros(()) if bias is None else bias).masked_fill(~allowed, -torch.inf)
@@ -95,8 +109,14 @@ class _Limits:
 
 @operator("RotaryEmbedding", since=23)
 def rotary_embedding(node: Node) -> Function:
-    """Su et al., "RoFormer", 2021, section 3.4.2. Caches [positions, half], or [batch, length, half] without position_ids."""
-    heads, part, interleaved = node.integer("num_heads"), node.integer("rotary_embedding_dim"), node.integer("interleaved")
+    """Su et al., "RoFormer", 2021, section 3.4.2. Caches [positions, half], or [batch, length, half]
+    without position_ids.
+    """
+    heads, part, interleaved = (
+        node.integer("num_heads"),
+        node.integer("rotary_embedding_dim"),
+        node.integer("interleaved"),
+    )
 
     def run(x: Tensor, cosine: Tensor, sine: Tensor, positions: Tensor | None = None) -> Tensor:
         split = _heads(x, heads) if x.dim() == 3 else x

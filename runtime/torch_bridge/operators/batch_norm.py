@@ -1,7 +1,7 @@
 """BatchNormalization: by its stored statistics, or by those of the batch.
 
-The module decides (`train_normalization`): it gives the node a place to put what it observes, and the node is then what ONNX defines for
-training_mode=1, in whose terms
+The module decides (`train_normalization`): it gives the node a place to put what it observes, and the node
+is then what ONNX defines for training_mode=1, in whose terms
 
     running_mean = mean * momentum + batch_mean * (1 - momentum)        and the same for the population variance of the batch.
 
@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.torch_bridge.registry import Function, Node, RefusedError, operator
+from onnx_lathe.runtime.torch_bridge.registry import Function, Node, RefusedError, operator
 
 
 class Statistic(NamedTuple):
@@ -38,38 +38,65 @@ def batch_normalization(node: Node) -> Function:
         raise RefusedError("with spatial=0")
     epsilon, share = node.number("epsilon", 1e-5), 1 - node.number("momentum", 0.9)
 
-    def run(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, observed: Observed | None = None) -> Tensor:
+    def run(
+        x: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        observed: Observed | None = None,
+    ) -> Tensor:
         if observed is None:
             return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
-        names, synchronized = node.names[3:5], dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if synchronized and names[0] not in observed:  # else it is computed again for its gradient, which not every worker need do
+        names, synchronized = (
+            node.names[3:5],
+            dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1,
+        )
+        if (
+            synchronized and names[0] not in observed
+        ):  # else it is computed again for its gradient, which not every worker need do
             observed.update(zip(names, _over_workers(x, share), strict=True))
         count = observed[names[0]].size if synchronized else x.numel() // max(mean.numel(), 1)
         if count < 2:  # a single value has no variance
             return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
         if synchronized:
-            result: Tensor = _Synchronized.apply(x, scale, bias, *(observed[name].value for name in names), count, epsilon)
+            result: Tensor = _Synchronized.apply(
+                x, scale, bias, *(observed[name].value for name in names), count, epsilon
+            )
             return result
         center, spread = torch.zeros_like(mean), torch.zeros_like(variance)
         result = F.batch_norm(x, center, spread, scale, bias, True, 1.0, epsilon)
         observed[names[0]] = Statistic(center, share, count)
-        observed[names[1]] = Statistic(spread * ((count - 1) / count), share, count)  # PyTorch gives the variance of a sample
+        # PyTorch gives the variance of a sample
+        observed[names[1]] = Statistic(spread * ((count - 1) / count), share, count)
         return result
 
     return run
 
 
 class _Synchronized(torch.autograd.Function):
-    """Normalizes by statistics of all workers; x depends on those, and so its gradient on the sums of all workers' gradients.
+    """Normalizes by statistics of all workers; x depends on those, and so its gradient on the sums of all
+    workers' gradients.
 
     Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, section 3.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, count: int, epsilon: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        count: int,
+        epsilon: float,
+    ) -> Tensor:
         ctx.save_for_backward(x, scale, mean, variance)
         ctx.count, ctx.epsilon = count, epsilon
-        wide = F.batch_norm(x.to(mean.dtype), mean, variance, scale.to(mean.dtype), bias.to(mean.dtype), False, 0.0, epsilon)
+        wide = F.batch_norm(
+            x.to(mean.dtype), mean, variance, scale.to(mean.dtype), bias.to(mean.dtype), False, 0.0, epsilon
+        )
         return wide.to(x.dtype)
 
     @staticmethod
@@ -83,7 +110,9 @@ class _Synchronized(torch.autograd.Function):
         every = own.clone()
         dist.all_reduce(every)
         of_mean, of_spread = every / max(ctx.count, 1)
-        passed = (scale * inverse).view(shape) * (gradient - of_mean.view(shape) - normal * of_spread.view(shape))
+        passed = (scale * inverse).view(shape) * (
+            gradient - of_mean.view(shape) - normal * of_spread.view(shape)
+        )
         return passed.to(x.dtype), own[1].to(scale.dtype), own[0].to(scale.dtype), None, None, None, None
 
 
@@ -91,7 +120,9 @@ def _over_workers(x: Tensor, share: float) -> tuple[Statistic, Statistic]:
     """Mean and population variance of each channel over all workers' samples, in at least float32."""
     axes, shape = _channels(x)
     values = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    sums = torch.cat([values.sum(axes).double(), values.new_tensor([x.numel() // max(x.shape[1], 1)]).double()])
+    sums = torch.cat(
+        [values.sum(axes).double(), values.new_tensor([x.numel() // max(x.shape[1], 1)]).double()]
+    )
     dist.all_reduce(sums)
     count = int(sums[-1])
     mean = (sums[:-1] / max(count, 1)).to(values.dtype)
@@ -102,5 +133,7 @@ def _over_workers(x: Tensor, share: float) -> tuple[Statistic, Statistic]:
 
 
 def _channels(x: Tensor) -> tuple[list[int], list[int]]:
-    """The axes of x [N, C, ...] that are not the channel's, and the shape in which a value per channel broadcasts with x."""
+    """The axes of x [N, C, ...] that are not the channel's, and the shape in which a value per channel
+    broadcasts with x.
+    """
     return [axis for axis in range(x.dim()) if axis != 1], [1, -1, *[1] * (x.dim() - 2)]

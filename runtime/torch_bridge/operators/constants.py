@@ -7,8 +7,8 @@ import onnx
 import torch
 from torch import Tensor
 
-from runtime.torch_bridge.arrays import to_torch, torch_type
-from runtime.torch_bridge.registry import Function, Node, RefusedError, operator, scalar
+from onnx_lathe.runtime.torch_bridge.arrays import to_torch, torch_type
+from onnx_lathe.runtime.torch_bridge.registry import Function, Node, RefusedError, operator, scalar
 
 
 @operator("Constant", since=1)
@@ -47,12 +47,18 @@ def size_of(node: Node) -> Function:
 @operator("Range", since=11, numbers=(0, 1, 2))
 def range_(node: Node) -> Function:
     element = next((element for element in node.elements if element), 0)
-    declared = torch_type(element) if element else next((value.dtype for value in node.constants if value is not None), None)
+    declared = (
+        torch_type(element)
+        if element
+        else next((value.dtype for value in node.constants if value is not None), None)
+    )
 
     def run(start: Any, limit: Any, delta: Any) -> Tensor:
         start, limit, delta = scalar(start), scalar(limit), scalar(delta)
         fallback = torch.float32 if isinstance(start, float) else torch.int64
-        return torch.arange(start, max(start, limit) if delta > 0 else min(start, limit), delta, dtype=declared or fallback)
+        return torch.arange(
+            start, max(start, limit) if delta > 0 else min(start, limit), delta, dtype=declared or fallback
+        )
 
     return run
 

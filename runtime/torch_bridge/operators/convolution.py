@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Size, Tensor
 
-from runtime.torch_bridge.operators.window import Window, torch_padding, window
-from runtime.torch_bridge.registry import Function, Node, RefusedError, operator
+from onnx_lathe.runtime.torch_bridge.operators.window import Window, torch_padding, window
+from onnx_lathe.runtime.torch_bridge.registry import Function, Node, RefusedError, operator
 
 _CONV: dict[int, Any] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 _TRANSPOSED: dict[int, Any] = {3: F.conv_transpose1d, 4: F.conv_transpose2d, 5: F.conv_transpose3d}
@@ -45,10 +45,15 @@ def conv_transpose(node: Node) -> Function:
         shape = window(node, list(weight.shape[2:]))
         extra = node.integers("output_padding") or [0] * len(shape.kernel)
         sizes = list(x.shape[2:])
-        full = [(size - 1) * shape.strides[axis] + shape.extent(axis) + extra[axis] for axis, size in enumerate(sizes)]
+        full = [
+            (size - 1) * shape.strides[axis] + shape.extent(axis) + extra[axis]
+            for axis, size in enumerate(sizes)
+        ]
         crop = [(-before, -after) for before, after in _crops(node, shape, sizes, full)]
         grows = any(after > 0 for _, after in crop)
-        result: Tensor = _TRANSPOSED[x.dim()](x, weight, None if grows else bias, shape.strides, 0, extra, groups, shape.dilations)
+        result: Tensor = _TRANSPOSED[x.dim()](
+            x, weight, None if grows else bias, shape.strides, 0, extra, groups, shape.dilations
+        )
         if any(map(any, crop)):
             result = F.pad(result, torch_padding(crop))
         if grows and bias is not None:  # it also fills what the result grows by
@@ -59,31 +64,45 @@ def conv_transpose(node: Node) -> Function:
 
 
 def _crops(node: Node, shape: Window, sizes: list[int], full: list[int]) -> list[tuple[int, int]]:
-    """Elements to cut off the unpadded result before and after, per axis; negative, behind only, to add zeros."""
+    """Elements to cut off the unpadded result before and after, per axis; negative, behind only, to add
+    zeros.
+    """
     wanted = node.integers("output_shape")
     if wanted is None and shape.pads is not None:
         return [shape.padding(axis, size) for axis, size in enumerate(sizes)]
     if wanted is None:
-        wanted = full if shape.auto_pad == "VALID" else [size * stride for size, stride in zip(sizes, shape.strides, strict=True)]
+        wanted = (
+            full
+            if shape.auto_pad == "VALID"
+            else [size * stride for size, stride in zip(sizes, shape.strides, strict=True)]
+        )
     totals = [have - want for have, want in zip(full, wanted[-len(full) :], strict=True)]
-    befores = [max(total // 2 if shape.auto_pad == "SAME_UPPER" else total - total // 2, 0) for total in totals]
+    befores = [
+        max(total // 2 if shape.auto_pad == "SAME_UPPER" else total - total // 2, 0) for total in totals
+    ]
     return [(before, total - before) for before, total in zip(befores, totals, strict=True)]
 
 
 @operator("Col2Im", since=18, numbers=(1, 2))
 def col2im(node: Node) -> Function:
-    """The sum, at each place of the image, of the blocks' values that lie on it. Input [N, C * taps, blocks]."""
+    """The sum, at each place of the image, of the blocks' values that lie on it. Input [N, C * taps,
+    blocks].
+    """
 
     def run(columns: Tensor, image: list[int], block: list[int]) -> Tensor:
         shape, taps = window(node, block), math.prod(block)
         pads = [shape.padding(axis, size) for axis, size in enumerate(image)]
         counts = [shape.count(axis, size) for axis, size in enumerate(image)]
         parts = columns.reshape(columns.shape[0], -1, taps, *counts)
-        result = columns.new_zeros([*parts.shape[:2], *(size + sum(pad) for size, pad in zip(image, pads, strict=True))])
+        result = columns.new_zeros(
+            [*parts.shape[:2], *(size + sum(pad) for size, pad in zip(image, pads, strict=True))]
+        )
         for tap, offsets in enumerate(itertools.product(*map(range, block))):
             places = tuple(
                 slice(offset * dilation, offset * dilation + (count - 1) * stride + 1, stride)
-                for offset, dilation, stride, count in zip(offsets, shape.dilations, shape.strides, counts, strict=True)
+                for offset, dilation, stride, count in zip(
+                    offsets, shape.dilations, shape.strides, counts, strict=True
+                )
             )
             result[(slice(None), slice(None), *places)] += parts[:, :, tap]
         return F.pad(result, torch_padding([(-before, -after) for before, after in pads]))
@@ -93,12 +112,16 @@ def col2im(node: Node) -> Function:
 
 @operator("DeformConv", since=19)
 def deformable_convolution(node: Node) -> Function:
-    """Dai et al., "Deformable Convolutional Networks", ICCV 2017; with a mask Zhu et al., "Deformable ConvNets v2", CVPR 2019."""
+    """Dai et al., "Deformable Convolutional Networks", ICCV 2017; with a mask Zhu et al., "Deformable
+    ConvNets v2", CVPR 2019.
+    """
     groups, offset_groups = node.integer("group", 1), node.integer("offset_group", 1)
     if node.ranks[0] not in (0, 4):
         raise RefusedError("in other than two dimensions")
 
-    def run(x: Tensor, weight: Tensor, offset: Tensor, bias: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def run(
+        x: Tensor, weight: Tensor, offset: Tensor, bias: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         shape = window(node, list(weight.shape[2:]))
         size, (height, width) = x.shape[0], offset.shape[2:]
         taps = list(itertools.product(range(shape.kernel[0]), range(shape.kernel[1])))

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.torch_bridge.arrays import WIDENED
-from runtime.torch_bridge.registry import Builder, Function, Node, RefusedError, operator, scalar
+from onnx_lathe.runtime.torch_bridge.arrays import WIDENED
+from onnx_lathe.runtime.torch_bridge.registry import Builder, Function, Node, RefusedError, operator, scalar
 
 _ONE_ARGUMENT: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs,
@@ -55,7 +55,11 @@ _TWO_ARGUMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Sub": torch.sub,
     "Xor": torch.logical_xor,
 }
-_ANY_NUMBER: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"Max": torch.maximum, "Min": torch.minimum, "Sum": torch.add}
+_ANY_NUMBER: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "Max": torch.maximum,
+    "Min": torch.minimum,
+    "Sum": torch.add,
+}
 
 
 def _always(function: Any) -> Callable[[Node], Function]:
@@ -123,7 +127,13 @@ def is_inf(node: Node) -> Function:
     positive, negative = node.integer("detect_positive", 1), node.integer("detect_negative", 1)
     if positive and negative:
         return torch.isinf
-    return torch.isposinf if positive else torch.isneginf if negative else lambda x: torch.zeros_like(x, dtype=torch.bool)
+    return (
+        torch.isposinf
+        if positive
+        else torch.isneginf
+        if negative
+        else lambda x: torch.zeros_like(x, dtype=torch.bool)
+    )
 
 
 @operator("Where", since=9)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.torch_bridge.registry import Function, Node, RefusedError, operator, scalar
+from onnx_lathe.runtime.torch_bridge.registry import Function, Node, RefusedError, operator, scalar
 
 
 def _never_negative(indices: Tensor | None) -> bool:
@@ -20,14 +20,18 @@ def _wrapped(indices: Tensor, size: int) -> Tensor:
 
 @operator("Gather", since=1)
 def gather(node: Node) -> Function:
-    """A codebook weight is this with a vector as data: its gradient sums over all weights that share a centroid."""
+    """A codebook weight is this with a vector as data: its gradient sums over all weights that share a
+    centroid.
+    """
     axis = node.integer("axis")
     plain = _never_negative(node.constants[1])
 
     def run(data: Tensor, indices: Tensor) -> Tensor:
         flat = indices.reshape(-1) if plain else _wrapped(indices.reshape(-1), data.shape[axis])
         where = axis % data.dim()
-        return data.index_select(axis, flat).reshape(data.shape[:where] + indices.shape + data.shape[where + 1 :])
+        return data.index_select(axis, flat).reshape(
+            data.shape[:where] + indices.shape + data.shape[where + 1 :]
+        )
 
     return run
 
@@ -45,7 +49,11 @@ def gather_nd(node: Node) -> Function:
     def run(data: Tensor, indices: Tensor) -> Tensor:
         places: list[Tensor] = []
         for axis in range(batch_axes):  # each sample selects from itself
-            places.append(torch.arange(data.shape[axis], device=data.device).reshape([-1] + [1] * (indices.dim() - axis - 2)))
+            places.append(
+                torch.arange(data.shape[axis], device=data.device).reshape(
+                    [-1] + [1] * (indices.dim() - axis - 2)
+                )
+            )
         return data[(*places, *indices.unbind(-1))]
 
     return run
@@ -89,7 +97,11 @@ def scatter_nd(node: Node) -> Function:
             row = row * data.shape[axis] + _wrapped(index, data.shape[axis])
         width = math.prod(data.shape[depth:])
         places = row.reshape(-1, 1) * width + torch.arange(width, device=data.device)
-        return data.flatten().scatter_reduce(0, places.flatten(), updates.flatten(), reduction).reshape(data.shape)
+        return (
+            data.flatten()
+            .scatter_reduce(0, places.flatten(), updates.flatten(), reduction)
+            .reshape(data.shape)
+        )
 
     return run
 
@@ -101,7 +113,8 @@ def one_hot(node: Node) -> Function:
     def run(indices: Tensor, depth: Any, values: Tensor) -> Tensor:
         count = int(scalar(depth))
         classes = torch.arange(count, device=indices.device)
-        hot = _wrapped(indices.long(), count).unsqueeze(-1) == classes  # an index out of range gives a row of off values
+        # an index out of range gives a row of off values
+        hot = _wrapped(indices.long(), count).unsqueeze(-1) == classes
         return torch.where(hot, values[1], values[0]).movedim(-1, axis)
 
     return run
@@ -150,7 +163,8 @@ def topk(node: Node) -> Function:
     axis, largest = node.integer("axis", -1), bool(node.integer("largest", 1))
 
     def run(x: Tensor, count: Any) -> tuple[Tensor, ...]:
-        ordered = torch.sort(x, stable=True, dim=axis, descending=largest)  # torch.topk leaves the order of equals open
+        # torch.topk leaves the order of equals open
+        ordered = torch.sort(x, stable=True, dim=axis, descending=largest)
         return tuple(part.narrow(axis, 0, scalar(count)) for part in ordered)
 
     return run

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.torch_bridge.registry import Function, Node, operator
+from onnx_lathe.runtime.torch_bridge.registry import Function, Node, operator
 
 
 @operator("NegativeLogLikelihoodLoss", since=12)

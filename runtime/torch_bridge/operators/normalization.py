@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.torch_bridge.arrays import HALVES
-from runtime.torch_bridge.registry import Function, Node, RefusedError, operator
+from onnx_lathe.runtime.torch_bridge.arrays import HALVES
+from onnx_lathe.runtime.torch_bridge.registry import Function, Node, RefusedError, operator
 
 
 @operator("InstanceNormalization", since=1)
@@ -40,7 +40,9 @@ def _group_norm(x: Tensor, groups: int, scale: Tensor, bias: Tensor, epsilon: fl
     return torch.group_norm(x if x.requires_grad else x.contiguous(), groups, scale, bias, epsilon)
 
 
-def _with_statistics(x: Tensor, scale: Tensor, bias: Tensor | None, axes: tuple[int, ...], epsilon: float) -> tuple[Tensor, ...]:
+def _with_statistics(
+    x: Tensor, scale: Tensor, bias: Tensor | None, axes: tuple[int, ...], epsilon: float
+) -> tuple[Tensor, ...]:
     """LayerNormalization's three outputs: the result, the mean, and one over the deviation."""
     wide = x.float() if x.dtype in HALVES else x
     variance, mean = torch.var_mean(wide, axes, correction=0, keepdim=True)
@@ -65,7 +67,8 @@ def rms_normalization(node: Node) -> Function:
     axis, epsilon = node.integer("axis", -1), node.number("epsilon", 1e-5)
 
     def run(x: Tensor, scale: Tensor) -> Tensor:
-        axes, wide = tuple(range(axis % x.dim(), x.dim())), x.float() if x.dtype in HALVES else x  # squares leave the range of float16
+        # squares leave the range of float16
+        axes, wide = (tuple(range(axis % x.dim(), x.dim())), x.float() if x.dtype in HALVES else x)
         return (wide * torch.rsqrt(wide.square().mean(axes, keepdim=True) + epsilon)).to(x.dtype) * scale
 
     return run
@@ -95,7 +98,12 @@ def group_normalization(node: Node) -> Function:
 
 @operator("LRN", since=1)
 def local_response_normalization(node: Node) -> Function:
-    size, alpha, beta, bias = node.integer("size"), node.number("alpha", 1e-4), node.number("beta", 0.75), node.number("bias", 1.0)
+    size, alpha, beta, bias = (
+        node.integer("size"),
+        node.number("alpha", 1e-4),
+        node.number("beta", 0.75),
+        node.number("bias", 1.0),
+    )
 
     def run(x: Tensor) -> Tensor:
         squares = F.pad(x.square().unsqueeze(1).flatten(3), (0, 0, (size - 1) // 2, size // 2))

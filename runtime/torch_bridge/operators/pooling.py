@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.torch_bridge.operators.window import Window, torch_padding, window
-from runtime.torch_bridge.registry import Function, Node, RefusedError, operator
+from onnx_lathe.runtime.torch_bridge.operators.window import Window, torch_padding, window
+from onnx_lathe.runtime.torch_bridge.registry import Function, Node, RefusedError, operator
 
 _MAX: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -17,7 +17,11 @@ _AVERAGE: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 def _native(shape: Window) -> bool:
     """Whether PyTorch's own pooling pads so: the same on both sides, by at most half the kernel."""
-    return shape.symmetric and not shape.ceil and all(2 * pad <= size for pad, size in zip(shape.before, shape.kernel, strict=True))
+    return (
+        shape.symmetric
+        and not shape.ceil
+        and all(2 * pad <= size for pad, size in zip(shape.before, shape.kernel, strict=True))
+    )
 
 
 def _padded(x: Tensor, shape: Window, value: float) -> Tensor:
@@ -42,7 +46,9 @@ def _lowest(x: Tensor) -> float:
 
 
 def _with_indices(node: Node, shape: Window, pool: Any) -> Function:
-    """The maxima, and where each is in the flattened input: ONNX counts over the whole tensor, PyTorch over one padded channel."""
+    """The maxima, and where each is in the flattened input: ONNX counts over the whole tensor, PyTorch over
+    one padded channel.
+    """
     column_major = node.integer("storage_order")
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,7 +59,9 @@ def _with_indices(node: Node, shape: Window, pool: Any) -> Function:
         for axis in reversed(range(len(sizes))):
             place += (found % padded.shape[axis + 2] - shape.padding(axis, sizes[axis])[0]) * steps[axis]
             found = found // padded.shape[axis + 2]
-        planes = torch.arange(math.prod(x.shape[:2]), device=x.device).reshape(list(x.shape[:2]) + [1] * len(sizes))
+        planes = torch.arange(math.prod(x.shape[:2]), device=x.device).reshape(
+            list(x.shape[:2]) + [1] * len(sizes)
+        )
         return result, place + planes * math.prod(sizes)
 
     return run
@@ -67,7 +75,12 @@ def max_unpool(node: Node) -> Function:
     def run(x: Tensor, indices: Tensor, wanted: list[int] | None = None) -> Tensor:
         full = list(x.shape[:2])
         for axis, size in enumerate(x.shape[2:]):
-            full.append((size - 1) * shape.strides[axis] + shape.kernel[axis] - pads[axis] - pads[axis + len(shape.kernel)])
+            full.append(
+                (size - 1) * shape.strides[axis]
+                + shape.kernel[axis]
+                - pads[axis]
+                - pads[axis + len(shape.kernel)]
+            )
         result = x.new_zeros(math.prod(full)).scatter(0, indices.flatten(), x.flatten()).reshape(full)
         behind = [] if wanted is None else [(0, want - have) for want, have in zip(wanted, full, strict=True)]
         return F.pad(result, torch_padding(behind)) if behind else result
@@ -129,14 +142,19 @@ def _sum_of_taps(x: Tensor, axis: int, shape: Window, count: int) -> Tensor:
     """Sum of each window along one spatial axis: one strided view per tap."""
     stride, dilation = shape.strides[axis], shape.dilations[axis]
     views = [
-        x[(slice(None),) * (axis + 2) + (slice(tap * dilation, tap * dilation + (count - 1) * stride + 1, stride),)]
+        x[
+            (slice(None),) * (axis + 2)
+            + (slice(tap * dilation, tap * dilation + (count - 1) * stride + 1, stride),)
+        ]
         for tap in range(shape.kernel[axis])
     ]
     return torch.stack(views).sum(0)
 
 
 def _tap_counts(shape: Window, axis: int, size: int, with_padding: bool) -> Sequence[int]:
-    """How many taps of each window along one axis count: those on the input, or on the input and its padding."""
+    """How many taps of each window along one axis count: those on the input, or on the input and its
+    padding.
+    """
     before, after = shape.padding(axis, size)
     low, high = (-before, size + after) if with_padding else (0, size)
     starts = [index * shape.strides[axis] - before for index in range(shape.count(axis, size))]

@@ -1,14 +1,17 @@
 """QuantizeLinear and DequantizeLinear, trained straight through.
 
-QuantizeLinear gives whole numbers in a float tensor, so that a gradient can pass: that of x / scale where the result is within the
-type's range, 0 where it was cut off (straight-through estimator; Jacob et al., CVPR 2018, section 3). Zero-points are not trained.
+QuantizeLinear gives whole numbers in a float tensor, so that a gradient can pass: that of x / scale where
+the result is within the type's range, 0 where it was cut off (straight-through estimator; Jacob et al.,
+CVPR 2018, section 3). Zero-points are not trained.
 
-A scale is trained if the module gives the node a `Pace` (`learn_scales`): Esser et al., "Learned Step Size Quantization", ICLR 2020. The
-two nodes of a pair have these gradients of their results q and y, whose sum for y is the paper's equation 3, and 5 for x:
+A scale is trained if the module gives the node a `Pace` (`learn_scales`): Esser et al., "Learned Step Size
+Quantization", ICLR 2020. The two nodes of a pair have these gradients of their results q and y, whose sum
+for y is the paper's equation 3, and 5 for x:
 
     dq/dscale = -x / scale^2 inside the range, else 0       dy/dscale = q - zero-point       dq/dx = 1 / scale inside, else 0
 
-both times 1 / sqrt(N Q), N being the values of one sample that share the scale, and Q the largest whole number (section 2.2).
+both times 1 / sqrt(N Q), N being the values of one sample that share the scale, and Q the largest whole
+number (section 2.2).
 """
 
 import math
@@ -18,8 +21,8 @@ import onnx
 import torch
 from torch import Tensor
 
-from runtime.torch_bridge.arrays import torch_type
-from runtime.torch_bridge.registry import Function, Node, RefusedError, operator
+from onnx_lathe.runtime.torch_bridge.arrays import torch_type
+from onnx_lathe.runtime.torch_bridge.registry import Function, Node, RefusedError, operator
 
 _T = onnx.TensorProto
 Bounds = tuple[int, int]
@@ -34,7 +37,9 @@ _RANGES: dict[int, Bounds] = {
 
 
 class Pace(NamedTuple):
-    """How a scale learns: the largest whole number, and whether the first axis of what is quantized counts samples."""
+    """How a scale learns: the largest whole number, and whether the first axis of what is quantized counts
+    samples.
+    """
 
     largest: int
     batched: bool
@@ -48,7 +53,9 @@ class Pace(NamedTuple):
 
 
 def largest(element: int) -> int:
-    """The largest whole number of an ONNX element type to quantize to; of UINT8, the default, for a type that is not known."""
+    """The largest whole number of an ONNX element type to quantize to; of UINT8, the default, for a type
+    that is not known.
+    """
     return _RANGES.get(element, _RANGES[_T.UINT8])[1]
 
 
@@ -71,10 +78,19 @@ def _whole(x: Tensor, scale: Tensor, zero: Tensor | None, bounds: Bounds) -> Ten
 
 
 class _Quantize(torch.autograd.Function):
-    """clamp(round(x / scale) + zero). `cut` is the range of x outside which the gradient is 0, if it is one range for all of x."""
+    """clamp(round(x / scale) + zero). `cut` is the range of x outside which the gradient is 0, if it is one
+    range for all of x.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor | None, bounds: Bounds, cut: tuple[float, float] | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        zero: Tensor | None,
+        bounds: Bounds,
+        cut: tuple[float, float] | None,
+    ) -> Tensor:
         ctx.save_for_backward(x, scale, zero)
         ctx.bounds, ctx.cut = bounds, cut
         return _whole(x, scale, zero, bounds)
@@ -92,7 +108,9 @@ class _Quantize(torch.autograd.Function):
 
 
 class _Learned(torch.autograd.Function):
-    """The same with a gradient for the scale. Inside the range is what lies between its ends before it is rounded, as in the paper."""
+    """The same with a gradient for the scale. Inside the range is what lies between its ends before it is
+    rounded, as in the paper.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor | None, bounds: Bounds) -> Tensor:
@@ -111,7 +129,9 @@ class _Learned(torch.autograd.Function):
 
 
 def _spread(parameter: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
-    """A scale or zero-point, shaped to broadcast with x: one value, one per index of `axis`, or one per block along it."""
+    """A scale or zero-point, shaped to broadcast with x: one value, one per index of `axis`, or one per
+    block along it.
+    """
     if block:
         return parameter.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
     if parameter.numel() == 1:
@@ -131,7 +151,9 @@ def _none_if_zero(node: Node) -> bool:
 def quantize_linear(node: Node) -> Function:
     element = node.integer("output_dtype") or (node.elements[2] if node.given(2) else _T.UINT8)
     if element not in _RANGES:
-        raise RefusedError(f"to {_T.DataType.Name(element)}" if element else "with a zero-point computed at run time")
+        raise RefusedError(
+            f"to {_T.DataType.Name(element)}" if element else "with a zero-point computed at run time"
+        )
     low, high = _RANGES[element]
     axis, block, centred = node.integer("axis", 1), node.integer("block_size"), _none_if_zero(node)
     scale_constant = node.constants[1]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.torch_bridge.registry import Function, Node, operator
+from onnx_lathe.runtime.torch_bridge.registry import Function, Node, operator
 
 Reduce = Callable[[Tensor, tuple[int, ...], bool], Tensor]
 
@@ -19,7 +19,9 @@ def _product(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 
 
 def _extreme(function: Reduce, highest: bool) -> Reduce:
-    """`function`, which PyTorch does not define on no elements, where ONNX gives the least or greatest value of the type."""
+    """`function`, which PyTorch does not define on no elements, where ONNX gives the least or greatest
+    value of the type.
+    """
 
     def run(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
         if x.numel():
@@ -43,7 +45,8 @@ def _mean(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 
 def _norm(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     if x.is_floating_point():
-        return torch.linalg.vector_norm(x, 2, axes, keep)  # its gradient at zero is 0, that of a square root is infinite
+        # its gradient at zero is 0, that of a square root is infinite
+        return torch.linalg.vector_norm(x, 2, axes, keep)
     return _sum(x.square(), axes, keep).sqrt().to(x.dtype)
 
 

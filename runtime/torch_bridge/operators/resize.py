@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.torch_bridge.registry import Function, Node, RefusedError, operator
+from onnx_lathe.runtime.torch_bridge.registry import Function, Node, RefusedError, operator
 
 _CUBIC_A = -0.75
 _ROUNDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -24,7 +24,10 @@ _COORDINATES = (
 
 @operator("Resize", since=11, numbers=(1, 2, 3))
 def resize(node: Node) -> Function:
-    mode, coordinates = node.text("mode", "nearest"), node.text("coordinate_transformation_mode", "half_pixel")
+    mode, coordinates = (
+        node.text("mode", "nearest"),
+        node.text("coordinate_transformation_mode", "half_pixel"),
+    )
     if coordinates not in _COORDINATES:
         raise RefusedError(f"with coordinates {coordinates}")
     antialias, exclude = bool(node.integer("antialias")), bool(node.integer("exclude_outside"))
@@ -35,7 +38,12 @@ def resize(node: Node) -> Function:
     rounding = node.text("nearest_mode", "round_prefer_floor")
     kernel = _Kernel(mode, node.number("cubic_coeff_a", _CUBIC_A), rounding, antialias, exclude)
 
-    def run(x: Tensor, roi: list[float] | None = None, scales: list[float] | None = None, sizes: list[int] | None = None) -> Tensor:
+    def run(
+        x: Tensor,
+        roi: list[float] | None = None,
+        scales: list[float] | None = None,
+        sizes: list[int] | None = None,
+    ) -> Tensor:
         axes = list(range(x.dim())) if given is None else given
         if sizes and policy != "stretch":
             ratios = [size / x.shape[axis] for axis, size in zip(axes, sizes, strict=True)]
@@ -48,14 +56,20 @@ def resize(node: Node) -> Function:
             size = x.shape[axis]
             scale = float(scales[index]) if scales else sizes[index] / size if sizes else 1.0
             result = sizes[index] if sizes else int(np.floor(np.float32(size) * np.float32(scale)))
-            region = (roi[index], roi[index + len(axes)]) if roi and coordinates == "tf_crop_and_resize" else None
+            region = (
+                (roi[index], roi[index + len(axes)]) if roi and coordinates == "tf_crop_and_resize" else None
+            )
             if scale != 1 or result != size or region not in (None, (0, 1)):
                 at = _sources(result, size, scale, coordinates, region)
                 x = _sampled(x, axis, *kernel.taps(at, size, scale))
                 if region is not None:
                     cropped.append((axis, (at < 0) | (at > size - 1)))
         for axis, missing in cropped:
-            where = torch.from_numpy(missing).to(x.device).reshape([-1 if index == axis % x.dim() else 1 for index in range(x.dim())])
+            where = (
+                torch.from_numpy(missing)
+                .to(x.device)
+                .reshape([-1 if index == axis % x.dim() else 1 for index in range(x.dim())])
+            )
             x = torch.where(where, outside, x)
         return _whole(x, dtype)
 
@@ -84,7 +98,9 @@ def upsample(node: Node) -> Function:
     return run
 
 
-def _sources(result: int, size: int, scale: float, mode: str, region: tuple[float, float] | None = None) -> np.ndarray:
+def _sources(
+    result: int, size: int, scale: float, mode: str, region: tuple[float, float] | None = None
+) -> np.ndarray:
     """Coordinate in the input of every element of one output axis, float32 [result]."""
     index = np.arange(result, dtype=np.float32)
     if mode == "tf_crop_and_resize":
@@ -139,9 +155,13 @@ class _Kernel:
         return indices, weights
 
     def cubic_weights(self, distance: np.ndarray) -> np.ndarray:
-        """Keys, "Cubic Convolution Interpolation for Digital Image Processing", 1981, equation 4, with `cubic` for its -1/2."""
+        """Keys, "Cubic Convolution Interpolation for Digital Image Processing", 1981, equation 4, with
+        `cubic` for its -1/2.
+        """
         near = ((self.cubic + 2) * distance - (self.cubic + 3)) * distance**2 + 1
-        far = ((self.cubic * distance - 5 * self.cubic) * distance + 8 * self.cubic) * distance - 4 * self.cubic
+        far = (
+            (self.cubic * distance - 5 * self.cubic) * distance + 8 * self.cubic
+        ) * distance - 4 * self.cubic
         return np.where(distance <= 1, near, np.where(distance < 2, far, 0))
 
 
@@ -152,7 +172,10 @@ def _sampled(x: Tensor, axis: int, indices: np.ndarray, weights: np.ndarray) -> 
         return x.index_select(axis, inside[:, 0])
     factors = torch.from_numpy(weights).to(x.device, x.dtype if x.is_floating_point() else torch.float32)
     shape = [-1 if index == axis % x.dim() else 1 for index in range(x.dim())]
-    taps = [x.index_select(axis, inside[:, tap]) * factors[:, tap].reshape(shape) for tap in range(weights.shape[1])]
+    taps = [
+        x.index_select(axis, inside[:, tap]) * factors[:, tap].reshape(shape)
+        for tap in range(weights.shape[1])
+    ]
     return torch.stack(taps).sum(0)
 
 

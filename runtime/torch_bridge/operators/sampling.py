@@ -3,15 +3,25 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.torch_bridge.registry import Function, Node, RefusedError, operator
+from onnx_lathe.runtime.torch_bridge.registry import Function, Node, RefusedError, operator
 
-_MODES = {"linear": "bilinear", "cubic": "bicubic", "bilinear": "bilinear", "bicubic": "bicubic", "nearest": "nearest"}
+_MODES = {
+    "linear": "bilinear",
+    "cubic": "bicubic",
+    "bilinear": "bilinear",
+    "bicubic": "bicubic",
+    "nearest": "nearest",
+}
 """Of opset 20 and of opset 16 -> PyTorch."""
 
 
 @operator("GridSample", since=16)
 def grid_sample(node: Node) -> Function:
-    mode, padding, corners = _MODES[node.text("mode", "bilinear")], node.text("padding_mode", "zeros"), bool(node.integer("align_corners"))
+    mode, padding, corners = (
+        _MODES[node.text("mode", "bilinear")],
+        node.text("padding_mode", "zeros"),
+        bool(node.integer("align_corners")),
+    )
     if mode == "bicubic" and node.ranks[0] != 4:
         raise RefusedError("cubic, unless the model declares its input to have four dimensions")
 

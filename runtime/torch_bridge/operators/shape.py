@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.torch_bridge.operators.window import torch_padding
-from runtime.torch_bridge.registry import Function, Node, operator, scalar
+from onnx_lathe.runtime.torch_bridge.operators.window import torch_padding
+from onnx_lathe.runtime.torch_bridge.registry import Function, Node, operator, scalar
 
 
 @operator("Reshape", since=1)
@@ -106,17 +106,29 @@ def split(node: Node) -> Function:
 
 @operator("Slice", since=1)
 def slice_1(node: Node) -> Function:
-    run, starts, ends, axes = slice_(node), node.integers("starts"), node.integers("ends"), node.integers("axes")
+    run, starts, ends, axes = (
+        slice_(node),
+        node.integers("starts"),
+        node.integers("ends"),
+        node.integers("axes"),
+    )
     return lambda x: run(x, starts, ends, axes)
 
 
 @operator("Slice", since=10, numbers=(1, 2, 3, 4))
 def slice_(node: Node) -> Function:
-    def run(x: Tensor, starts: list[int], ends: list[int], axes: list[int] | None = None, steps: list[int] | None = None) -> Tensor:
+    def run(
+        x: Tensor,
+        starts: list[int],
+        ends: list[int],
+        axes: list[int] | None = None,
+        steps: list[int] | None = None,
+    ) -> Tensor:
         ranges = zip(starts, ends, axes or range(len(starts)), steps or [1] * len(starts), strict=True)
         for start, end, axis, step in ranges:
             if step > 0:
-                size = x.shape[axis]  # exporters write "to the end" as the largest integer, of which PyTorch warns
+                # exporters write "to the end" as the largest integer, of which PyTorch warns
+                size = x.shape[axis]
                 x = x[(slice(None),) * (axis % x.dim()) + (slice(max(start, -size), min(end, size), step),)]
             else:
                 chosen = range(*slice(start, end, step).indices(x.shape[axis]))

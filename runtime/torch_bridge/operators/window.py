@@ -1,9 +1,11 @@
-"""Sliding windows: padding and output sizes of convolution and pooling (ONNX: Conv, ConvTranspose, MaxPool, AveragePool)."""
+"""Sliding windows: padding and output sizes of convolution and pooling (ONNX: Conv, ConvTranspose, MaxPool,
+AveragePool).
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
 
-from runtime.torch_bridge.registry import Node
+from onnx_lathe.runtime.torch_bridge.registry import Node
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,11 @@ class Window:
         if self.auto_pad == "VALID":
             return 0, 0
         total = max((-(-size // self.strides[axis]) - 1) * self.strides[axis] + self.extent(axis) - size, 0)
-        return (total // 2, total - total // 2) if self.auto_pad == "SAME_UPPER" else (total - total // 2, total // 2)
+        return (
+            (total // 2, total - total // 2)
+            if self.auto_pad == "SAME_UPPER"
+            else (total - total // 2, total // 2)
+        )
 
     def count(self, axis: int, size: int) -> int:
         """Output elements. With `ceil`, a last window that would begin in the padding behind is left out."""
@@ -49,7 +55,9 @@ class Window:
         return count - 1 if (count - 1) * self.strides[axis] >= size + before else count
 
     def reach(self, axis: int, size: int) -> int:
-        """Elements behind the input that the last window touches; negative if it ends before the input does."""
+        """Elements behind the input that the last window touches; negative if it ends before the input
+        does.
+        """
         before, _ = self.padding(axis, size)
         return (self.count(axis, size) - 1) * self.strides[axis] + self.extent(axis) - size - before
 

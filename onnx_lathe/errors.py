@@ -1,0 +1,67 @@
+"""The errors that a user can mend, all of one root, and the hint at the name that was meant."""
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """How a command ends, and what a run record says in `exit_code`."""
+
+    DONE = 0
+    """The request is done, and every gate passed."""
+    DEFECT = 1
+    """A defect of Lathe."""
+    WRONG_USE = 2
+    """A wrong option, or input that cannot be read."""
+    GATE_FAILED = 3
+    TARGET_FAILED = 4
+    """A target is not available here, or its build failed."""
+    INTERRUPTED = 130
+
+    @property
+    def outcome(self) -> str:
+        """The word that a run record gives for it: "gate failed"."""
+        return self.name.lower().replace("_", " ")
+
+
+class LatheError(Exception):
+    """Root of every error that a user can mend. The message is one line: the file, node or option, and what
+    to do.
+    """
+
+    exit_code = ExitCode.WRONG_USE
+
+
+class UsageError(LatheError):
+    """Wrong option, recipe or combination of them."""
+
+
+class ModelError(LatheError):
+    """A model file that cannot be read, is invalid, or needs what is not supported."""
+
+
+class DataError(LatheError):
+    """Data that cannot be read or does not fit the model."""
+
+
+class PassError(LatheError):
+    """A pass that could not do its work, where skipping a node would not be an answer."""
+
+
+class ContractError(LatheError):
+    """A pass that broke the contract between passes: a defect of Lathe, not of the user's model."""
+
+    exit_code = ExitCode.DEFECT
+
+
+class TargetError(LatheError):
+    """A target that is not available here, or whose build failed."""
+
+    exit_code = ExitCode.TARGET_FAILED
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'prune'?" or nothing."""
+    close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""

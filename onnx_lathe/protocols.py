@@ -1,0 +1,59 @@
+"""What passes and runtime both speak of: the trainer's result, what a pass does while training runs, and a
+rounded layer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """New values of initializers by name (same dtype and shape as before), and what the training measured."""
+
+    values: Mapping[str, "np.ndarray"]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """What a rounder found for one layer.
+
+    `before` and `after`: signal to noise of what the layer computes, in dB, with the nearest levels and
+    with those found, on samples on which they were not chosen.
+    """
+
+    levels: "np.ndarray | None"
+    """INT8 levels; None if the nearest are as good."""
+    before: float
+    after: float
+
+
+class Shaping(Protocol):
+    """What a pass does while training runs: it says what the network computes with in place of the weights
+    that are trained.
+
+    The trained weights stay as they are underneath and get the gradient of what stands in for them
+    (straight-through), so a weight that reads as zero now may come back later. What stands in at the end is
+    what training returns.
+    """
+
+    every: int
+    """Optimizer steps between two calls; there is one before the first step and one after the last, too."""
+
+    def __call__(self, done: float, weights: Mapping[str, "np.ndarray"]) -> Mapping[str, "np.ndarray"]:
+        """`done`: share of the training that is over, 0 to 1. `weights`: trained values by initializer
+        name; not to be written to.
+
+        Returns, by name, for the weights to be shaped: bool (weight where true, zero elsewhere, while the
+        weight goes on changing), or float (these values until the next call); both shaped like the weight.
+        A name left out goes unshaped.
+        """
+
+    def state(self) -> Mapping[str, "np.ndarray"]:
+        """All that it has chosen so far: `restore` of it makes another instance go on alike."""
+
+    def restore(self, state: Mapping[str, "np.ndarray"]) -> None: ...

@@ -1,8 +1,0 @@
-"""The version of this installation; `0+source` when run from a checkout without being installed."""
-
-from importlib.metadata import PackageNotFoundError, version
-
-try:
-    VERSION = version("onnx-lathe")
-except PackageNotFoundError:
-    VERSION = "0+source"

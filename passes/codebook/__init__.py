@@ -1,0 +1,1 @@
+"""The pass `codebook`, and what it alone uses."""

@@ -1,0 +1,45 @@
+"""What a pass is: a class with a frozen Config, ordering constraints as data, and `apply(graph, context) ->
+PassReport`.
+
+The pipeline, not the pass, checks the contract (passes/core/contract.py), stamps created nodes and writes
+checkpoints.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph import Graph
+
+
+class Pass:
+    """Base of every pass. A fresh instance runs once, with the options of its own occurrence in the recipe."""
+
+    name: ClassVar[str]
+    lossless: bool = False
+    """Whether the network computes the same afterwards; an instance may be less than its class, by its
+    options.
+    """
+    tolerance: ClassVar[float] = 1e-5
+    """For a lossless pass: largest difference of an output, relative to that output's largest magnitude."""
+    needs: tuple[str, ...] = ()
+    """Services without which the pass cannot run: "calibrator", "trainer", "runner", "rounder", and
+    "gradients" of the built-in training, which a user's hook need not follow. What options do without,
+    an instance may leave out.
+    """
+    after: ClassVar[Mapping[str, str]] = {}
+    """Name of another pass -> reason: if the recipe has it, one occurrence of it must come before this."""
+    before: ClassVar[Mapping[str, str]] = {}
+    """Name of another pass -> reason: no occurrence of it may come before this."""
+
+    @dataclass(frozen=True)
+    class Config:
+        pass
+
+    def __init__(self, config: Any = None) -> None:
+        self.config: Any = self.Config() if config is None else config
+
+    def apply(self, graph: Graph, context: Context) -> PassReport:
+        raise NotImplementedError

@@ -1,0 +1,95 @@
+"""Options of passes and targets: fields of a frozen Config with their help and bounds, and how written
+options become one.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from onnx_lathe.errors import UsageError, nearest
+from onnx_lathe.passes.core.base import Pass
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: Sequence[str] = (),
+) -> Any:
+    """A field of a Config: default, one line of help, unit, closed bounds for a number, allowed words for a
+    string.
+    """
+    metadata = {"help": help, "unit": unit, "low": low, "high": high, "choices": tuple(choices)}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def configure(pass_class: type[Pass], options: Mapping[str, Any]) -> Pass:
+    """An instance with validated options. Raises UsageError naming the pass, the option and what it takes."""
+    return pass_class(
+        make_config(pass_class.Config, options, "pass", pass_class.name, f"optimize passes {pass_class.name}")
+    )
+
+
+def make_config(config_class: type[Any], options: Mapping[str, Any], kind: str, name: str, see: str) -> Any:
+    """A frozen Config from options as written. Raises UsageError naming the owner (`kind`, `name`), the
+    option and what it takes.
+    """
+    fields = {f.name: f for f in dataclasses.fields(config_class)}
+    hints = get_type_hints(config_class)
+    values = {}
+    for key, value in options.items():
+        if key not in fields:
+            raise UsageError(f"{kind} '{name}' has no option '{key}'{nearest(key, fields)}; see: {see}")
+        values[key] = _checked(f"{name}({key}=...)", fields[key], hints[key], value)
+    return config_class(**values)
+
+
+def type_name(hint: Any) -> str:
+    """How the type of an option is shown: int, float, bool, str, `float or none`, `table of float`."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join("none" if part is type(None) else type_name(part) for part in get_args(hint))
+    if get_origin(hint) is dict:
+        return f"table of {type_name(get_args(hint)[1])}"
+    return str(hint.__name__)
+
+
+def _checked(where: str, spec: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
+    if get_origin(hint) is dict:
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{where} takes a table of name pattern -> value, not {value!r}")
+        return {
+            str(key): _checked(f"{where} for '{key}'", spec, get_args(hint)[1], item)
+            for key, item in value.items()
+        }
+    allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if value is None and type(None) in allowed:
+        return None
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
+        raise UsageError(f"{where} takes {type_name(hint)}, not {value!r}")
+    low, high, choices = spec.metadata.get("low"), spec.metadata.get("high"), spec.metadata.get("choices")
+    if isinstance(value, int | float) and not isinstance(value, bool) and not _within(value, low, high):
+        bounds = (
+            f"{low} to {high}"
+            if None not in (low, high)
+            else f"at least {low}"
+            if high is None
+            else f"at most {high}"
+        )
+        raise UsageError(f"{where} must be {bounds}, not {value}")
+    if isinstance(value, str) and choices and value not in choices:
+        raise UsageError(f"{where} must be one of {', '.join(choices)}, not '{value}'")
+    return value
+
+
+def _within(value: float, low: float | None, high: float | None) -> bool:
+    return (low is None or value >= low) and (high is None or value <= high)

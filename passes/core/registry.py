@@ -1,0 +1,39 @@
+"""Finds passes: modules and folders of `passes/` are imported once, and @register collects the classes.
+
+A folder that holds a file of its own name is a pass; so is a file beside them. Other packages add theirs by
+the entry point group `onnx_lathe.passes` (docs/passes.md).
+"""
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from onnx_lathe import passes
+from onnx_lathe.discovery import load_all
+from onnx_lathe.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from onnx_lathe.passes.core.base import Pass
+
+_REGISTERED: dict[str, "type[Pass]"] = {}
+
+
+def register(pass_class: "type[Pass]") -> "type[Pass]":
+    """Class decorator: makes the pass known under its `name`. Raises ValueError if another pass has it."""
+    if _REGISTERED.setdefault(pass_class.name, pass_class) is not pass_class:
+        raise ValueError(f"two passes are named '{pass_class.name}'")
+    return pass_class
+
+
+@cache
+def all_passes() -> dict[str, "type[Pass]"]:
+    """Every pass by name, sorted. Lowerings are not among them: a target names its own."""
+    load_all("onnx_lathe.passes", passes.__name__, passes.__path__)
+    return dict(sorted(_REGISTERED.items()))
+
+
+def find(name: str) -> "type[Pass]":
+    """The pass of that name. Raises UsageError with the nearest right name."""
+    known = all_passes()
+    if name not in known:
+        raise UsageError(f"there is no pass '{name}'{nearest(name, known)}; see: optimize passes")
+    return known[name]

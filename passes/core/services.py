@@ -1,0 +1,133 @@
+"""What the pipeline gives a pass: services that run, train and time models, gathered in a Context."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+
+from onnx_lathe.errors import PassError
+from onnx_lathe.placement import CANONICAL, Placement
+from onnx_lathe.protocols import Rounded, Shaping, TrainResult
+
+
+class TensorStatistics(Protocol):
+    """Streamed statistics of one activation tensor over the calibration data."""
+
+    minimum: float
+    maximum: float
+
+    def percentile(self, percent: float) -> tuple[float, float]:
+        """Range (low, high) that holds the central `percent` of the values, from a histogram; never outside
+        minimum..maximum.
+        """
+
+    def distribution(self) -> tuple[np.ndarray, np.ndarray]:
+        """(edges [B + 1], ascending, counts [B]) of a histogram; the bins differ in width, and zero has one
+        to itself.
+        """
+
+
+class Calibrator(Protocol):
+    """Runs a model over the calibration data once, in bounded memory."""
+
+    def statistics(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Mapping[str, TensorStatistics]:
+        """Statistics by tensor name. What was asked of the same model before is answered without another
+        run.
+        """
+
+    def observe(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
+        """The values of these tensors, batch by batch, the same samples in the same order at every call."""
+
+
+class Trainer(Protocol):
+    """Retrains a model on the training data. `settings` are the options of passes/core/training_options.py."""
+
+    def train(
+        self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None
+    ) -> TrainResult: ...
+
+
+class Runner(Protocol):
+    """Runs models on the calibration data."""
+
+    def compare(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> Mapping[str, float]:
+        """How near the candidate's outputs are to the base's: `sqnr` in dB (inf when equal) and, for
+        classifiers, `agreement` 0 to 1.
+        """
+
+
+class Rounder(Protocol):
+    """Chooses, for each weight of a layer, between the two levels next to it."""
+
+    def round(
+        self,
+        layer: onnx.ModelProto,
+        weight: str,
+        exact: np.ndarray,
+        low: np.ndarray,
+        high: np.ndarray,
+        step: np.ndarray,
+        inputs: Mapping[str, np.ndarray],
+        target: np.ndarray,
+        steps: int,
+    ) -> Rounded:
+        """Levels with which `layer`, fed `inputs` and, as its input `weight`, levels * step, computes
+        nearly `target`.
+
+        `exact` is the weight before rounding, in steps, `low` and `high` are the INT8 levels to choose
+        from. Takes `steps` of an optimizer.
+        """
+
+
+class Timer(Protocol):
+    """Times models whose inputs have known sizes."""
+
+    def latencies(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> tuple[float, float]:
+        """Median milliseconds of (base, candidate), run in turn on the same random input."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the pipeline gives a pass. A service is None when the request has no data for it; the timer and
+    the rounder need none.
+    """
+
+    calibrator: Calibrator | None = None
+    trainer: Trainer | None = None
+    runner: Runner | None = None
+    timer: Timer | None = None
+    rounder: Rounder | None = None
+    placement: Placement = CANONICAL
+    """What the targets of the request run in INT8; for a lowering, what its own target does."""
+    progress: Callable[[str], None] = lambda message: None
+
+    def need_calibrator(self) -> Calibrator:
+        if self.calibrator is None:
+            raise PassError("this pass needs calibration data; give --data or --calibration")
+        return self.calibrator
+
+    def need_trainer(self) -> Trainer:
+        if self.trainer is None:
+            raise PassError("this pass needs training data; give --data or --train")
+        return self.trainer
+
+    def need_runner(self) -> Runner:
+        if self.runner is None:
+            raise PassError(
+                "this pass needs calibration data to compare outputs on; give --data or --calibration"
+            )
+        return self.runner
+
+    def need_rounder(self) -> Rounder:
+        if self.rounder is None:
+            raise PassError(
+                "adaptive rounding needs PyTorch's rounder, and there is none; give rounding=nearest"
+            )
+        return self.rounder
+
+    def need_timer(self) -> Timer:
+        if self.timer is None:
+            raise PassError("this pass times layers, and there is nothing to time them with")
+        return self.timer

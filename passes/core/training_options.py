@@ -1,0 +1,132 @@
+"""What passes that train have in common (`retrain`, and those that shape weights meanwhile): options, and
+taking the result over.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_lathe.errors import PassError, UsageError
+from onnx_lathe.passes.core.options import option
+from onnx_lathe.passes.graph import Constant, Graph
+from onnx_lathe.passes.graph.initializers import write
+from onnx_lathe.passes.graph.layers import read
+from onnx_lathe.protocols import TrainResult
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """A Config derives from it, and hands `asdict(config)` to the trainer; a pass for which training is a
+    choice defaults `epochs` to 0.
+    """
+
+    epochs: int = option(2, "passes over the training data", low=1)
+    rate: float | None = option(None, "peak learning rate; none: 0.002 for adamw, 0.05 for sgd", low=0.0)
+    optimizer: str = option("adamw", "how weights follow the gradient", choices=("adamw", "sgd"))
+    batch: int = option(64, "samples per step", low=1)
+    weight_decay: float = option(
+        0.0, "share of a weight taken off per step, times the rate; not from biases and centroids", low=0.0
+    )
+    momentum: float = option(0.9, "momentum of sgd, or the first beta of adamw", low=0.0, high=0.999)
+    distill: float = option(
+        0.9, "weight of imitating the original model; the labels have the rest", low=0.0, high=1.0
+    )
+    temperature: float = option(4.0, "what distillation divides the logits by", low=0.1)
+    label_smoothing: float = option(
+        0.0, "share of the label's weight given to all classes", low=0.0, high=0.9
+    )
+    decay: str = option(
+        "cosine",
+        "how the rate falls; onecycle: momentum goes the other way",
+        choices=("cosine", "onecycle", "constant"),
+    )
+    warmup: float | None = option(
+        None,
+        "share of the training during which the rate rises to its peak; none: 0.05, for onecycle 0.3",
+        low=0.0,
+        high=0.5,
+    )
+    clip: float = option(1.0, "longest gradient; a longer one is shortened to it; 0: any", low=0.0)
+    shift: int = option(
+        0, "largest random translation of an image in training, zeros outside", unit="pixels", low=0
+    )
+    flip: bool = option(False, "mirror half of the images in training")
+    precision: str = option(
+        "float32",
+        "of forward and backward pass; weights stay float32, float16 scales the loss",
+        choices=("float32", "bfloat16", "float16"),
+    )
+    holdout: float = option(
+        0.0,
+        "share of the training data not trained on, that chooses the epoch whose weights are kept",
+        low=0.0,
+        high=0.5,
+    )
+    patience: int = option(0, "stop after so many epochs without a better one, by holdout; 0: never", low=0)
+    learn_scales: bool = option(False, "train the scales of Q/DQ pairs, too")
+    normalization: str = option(
+        "frozen", "batch normalization by stored statistics, or by each batch's", choices=("frozen", "train")
+    )
+    gradients: str = option(
+        "full", "what workers send of their gradients", choices=("full", "half", "powersgd", "threshold")
+    )
+    gradient_rank: int = option(2, "rank of powersgd", low=1)
+    gradient_threshold: float = option(
+        1e-3, "with threshold and sgd: gradients beyond it are sent as signs, the rest later", low=1e-12
+    )
+    seed: int = option(0, "seed of the order of the data", low=0)
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for options that contradict each other."""
+        if self.patience and not self.holdout:
+            raise UsageError(
+                "patience stops by data that is not trained on; give holdout too, such as holdout=0.1"
+            )
+        if self.gradients == "threshold" and self.optimizer != "sgd":
+            raise UsageError(
+                "gradients=threshold sends signs, of each of which adamw would make a whole step; give optimizer=sgd too"
+            )
+
+
+def check_shaped(config: TrainingOptions, name: str) -> None:
+    """Raises UsageError for choosing an epoch where the pass acts while training runs: an earlier one would
+    be of another sparsity.
+    """
+    if config.holdout:
+        raise UsageError(
+            f"{name}: with it, only the last epoch's weights are what was asked for; leave holdout to a retrain step"
+        )
+
+
+def take_over(graph: Graph, result: TrainResult) -> dict[str, float]:
+    """Puts trained values into the graph. Returns the relative change of each that changed, by name, in the
+    trainer's order.
+
+    Raises PassError for a value that fits no initializer.
+    """
+    tensors, changes = graph.tensors(), {}
+    for name, value in result.values.items():
+        tensor = tensors.get(name)
+        if (
+            not isinstance(tensor, Constant)
+            or value.dtype != read(tensor).dtype
+            or value.shape != tuple(tensor.shape)
+        ):
+            raise PassError(
+                f"retraining returned '{name}' as {value.dtype} {list(value.shape)}, which is no initializer of the model"
+            )
+        if read(tensor).tobytes() != value.tobytes():
+            changes[name] = relative_change(read(tensor), value)
+            write(tensor, value)
+    return changes
+
+
+def relative_change(before: np.ndarray, after: np.ndarray) -> float:
+    """Length of the difference relative to the length of `before`; the difference's own length if `before`
+    is all zeros.
+
+    What is NaN or infinite before or after does not count.
+    """
+    finite = np.isfinite(before) & np.isfinite(after)
+    old, new = before[finite].astype(np.float64), after[finite].astype(np.float64)
+    return float(np.linalg.norm(new - old) / (np.linalg.norm(old) or 1.0))

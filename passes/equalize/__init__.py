@@ -1,0 +1,1 @@
+"""The pass `equalize`, and what it alone uses."""

@@ -1,0 +1,1 @@
+"""The pass `float16`, and what it alone uses."""

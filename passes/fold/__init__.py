@@ -1,0 +1,1 @@
+"""The pass `fold`, and what it alone uses."""

@@ -1,0 +1,183 @@
+"""Constant folding, batch normalization into weights, and removal of what does nothing.
+
+    Shape -> Gather -> Concat of constants         becomes  an initializer
+    Conv(W, b) -> BatchNormalization | Mul | Add   becomes  Conv(W', b'), see passes/fold/affine.py
+    x -> Identity | Dropout | Reshape to the same  becomes  x
+    y * Clip(x + 3, 0, 6) / 6                      becomes  y * HardSigmoid(x), see passes/graph/gates.py
+
+Compressed storage stays as it is: a Cast that widens stored weights, a ConstantOfShape, DequantizeLinear,
+and all that follows them. Whatever is not touched keeps its bits.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.options import option
+from onnx_lathe.passes.core.registry import register
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.fold import affine, noops
+from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, constants, rewire
+from onnx_lathe.passes.graph.gates import fuse_hard_sigmoid
+from onnx_lathe.passes.graph.model import sparse_tensors
+from onnx_lathe.passes.graph.shapes import TensorType, infer_types
+
+
+@register
+class Fold(Pass):
+    """Folds constants and batch normalization, and removes what does nothing."""
+
+    name = "fold"
+    lossless = True
+    # rounding in another order: ONNX Runtime's own folding moves the outputs of a text recognizer by 7e-5
+    tolerance = 5e-4
+
+    @dataclass(frozen=True)
+    class Config:
+        growth: int = option(65536, "most that computing one node may add to the file", unit="bytes", low=0)
+
+    def apply(self, graph: Graph, context: Context) -> PassReport:
+        run = _Run(graph, self.config.growth)
+        run.to_fixed_point()
+        kept = {node.name for node in graph.nodes}
+        for name, reason in run.refused.items():
+            if name in kept:
+                run.report.skip(name, reason)
+        return run.report
+
+
+class _Run:
+    """One run over one graph: the rounds, and what they share."""
+
+    def __init__(self, graph: Graph, growth: int) -> None:
+        self.graph = graph
+        self.growth = growth
+        self.report = PassReport()
+        self.refused: dict[str, str] = {}
+        self.captured = rewire.captured_names(graph)
+        self.types: Mapping[str, TensorType] = {}
+        self.sparse: Collection[str] = ()
+
+    def to_fixed_point(self) -> None:
+        for node in self.graph.nodes:
+            if node.op == "Constant" and not self._pinned(node) and constants.constant_to_initializer(node):
+                self.report.edit(node.name, "became an initializer")
+        changed = True
+        while changed:
+            for name in rewire.sweep(self.graph):
+                self.report.edit(name, "removed: no output of the model needs it")
+            nodes = list(self.graph.nodes)
+            self.types = infer_types(self.graph) if any(map(self._needs_types, nodes)) else {}
+            self.sparse = sparse_tensors(self.graph)
+            # Gates first: merged into the layer in front, the addition of a gate could not be told any more.
+            gates = [node for node in nodes if self._fuse(node)]
+            changed = sum(
+                step(node) for node in nodes for step in (self._remove, self._compute, self._merge)
+            ) > 0 or bool(gates)
+
+    def _needs_types(self, node: Node) -> bool:
+        return (
+            node.op in noops.NEEDS_TYPES or node.op == "Shape" or constants.is_foldable(self.graph, node, ())
+        )
+
+    def _pinned(self, node: Node) -> str | None:
+        """Why the node's outputs cannot become initializers."""
+        if any(rewire.is_output(self.graph, tensor) for tensor in node.outputs):
+            return "it computes an output of the model"
+        return (
+            "a subgraph reads its output"
+            if any(tensor.name in self.captured for tensor in node.outputs)
+            else None
+        )
+
+    def _fuse(self, node: Node) -> bool:
+        """Writes the gate that ends at the node as HardSigmoid."""
+        found = fuse_hard_sigmoid(self.graph, node, self.captured, self._rank) if node.outputs else None
+        if found is not None:
+            self.report.edit(found.name, "became a HardSigmoid, with the addition and the division around it")
+        return found is not None
+
+    def _rank(self, tensor: Tensor) -> int | None:
+        self.types = self.types or infer_types(self.graph)
+        known = self.types.get(tensor.name)
+        return None if known is None or known.shape is None else len(known.shape)
+
+    def _remove(self, node: Node) -> bool:
+        """Takes out a node that returns its input."""
+        done = noops.is_noop(self.graph, node, self.types) and rewire.bypass(self.graph, node, self.captured)
+        if done:
+            self.report.edit(node.name, "removed: it returns its input")
+        return done
+
+    def _compute(self, node: Node) -> bool:
+        """Computes a node of constants, or the Shape of a tensor whose shape is known."""
+        if not node.outputs or node.name in self.refused:
+            return False
+        known = self._known_shape(node)
+        if known is None and not constants.is_foldable(self.graph, node, self.sparse):
+            return False
+        values: list[np.ndarray] | str = (
+            self._pinned(node) or self._too_big(node, self._expected_bytes(node)) or []
+        )
+        if not values:
+            values = [known] if known is not None else constants.compute(node, self.graph.opset)
+        if not isinstance(values, str):
+            values = self._too_big(node, sum(value.nbytes for value in values)) or values
+        if isinstance(values, str):
+            self.refused[node.name] = values
+            return False
+        constants.store(node, values)
+        self.report.edit(
+            node.name, "computed: " + ", ".join(f"{value.dtype} {list(value.shape)}" for value in values)
+        )
+        return True
+
+    def _known_shape(self, node: Node) -> np.ndarray | None:
+        if node.op != "Shape" or node.domain:
+            return None
+        known = self.types.get(node.inputs[0].name)
+        if known is None or known.size is None:
+            return None
+        start, end = node.attrs.get("start", 0), node.attrs.get("end")
+        return np.array(known.shape, np.int64)[start:end]
+
+    def _expected_bytes(self, node: Node) -> int:
+        """Size of the outputs as far as shape inference knows it: a lower bound, so that nothing big is
+        computed in vain.
+        """
+        known = [self.types[tensor.name].size_bytes for tensor in node.outputs if tensor.name in self.types]
+        return sum(size for size in known if size is not None)
+
+    def _too_big(self, node: Node, size: int) -> str | None:
+        growth = size - constants.freed_bytes(self.graph, node)
+        return (
+            None
+            if growth <= self.growth
+            else f"computed, it would add {growth:,} bytes to the file; growth={growth} allows that"
+        )
+
+    def _merge(self, node: Node) -> bool:
+        """Folds a per-channel scale and shift into the layer in front of it."""
+        normalization = node.op == "BatchNormalization"
+        if (
+            node.domain
+            or not node.outputs
+            or not (normalization or (node.op in ("Mul", "Add") and self.graph.opset >= 7))
+        ):
+            return False
+        data = next(
+            (t for t in node.inputs[: 1 if normalization else 2] if not isinstance(t, Constant)), None
+        )
+        layer = data.inputs[0] if data is not None and len(data.inputs) == 1 else None
+        reason: str | None = "its input is not the output of a Conv, ConvTranspose or Gemm"
+        if layer is not None and layer.op in affine.FOLDS_INTO and not layer.domain:
+            reason = affine.merge(self.graph, layer, node)
+            if reason is None:
+                self.refused.pop(node.name, None)
+                self.report.edit(layer.name, f"{node.op} {node.name} folded into weight and bias")
+        if reason is not None and normalization:
+            self.refused[node.name] = reason
+        return reason is None

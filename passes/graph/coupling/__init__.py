@@ -1,0 +1,1 @@
+"""Which channels stand and fall together, and how they are removed."""

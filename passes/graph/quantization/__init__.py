@@ -1,0 +1,1 @@
+"""Q/DQ pairs: finding them, writing them, and where targets want them."""

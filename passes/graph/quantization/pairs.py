@@ -1,0 +1,107 @@
+"""The canonical INT8 form: what builds it, and what tells that it is there already.
+
+    initializer W f32          becomes  INT8 initializer -> DequantizeLinear(scale [O], axis) -> W
+    decoded weight W f32       becomes  W -> QuantizeLinear -> DequantizeLinear(scale [O], axis)
+    activation x               becomes  x -> QuantizeLinear -> DequantizeLinear(scale [])
+
+Zero-points are INT8 zeros, as TensorRT asks; an activation's scale has rank 0, because shape [1] makes
+TensorRT compute in float.
+"""
+
+import json
+
+import numpy as np
+
+from onnx_lathe import metadata
+from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable, rewire
+from onnx_lathe.passes.graph.layers import Weight
+from onnx_lathe.passes.graph.model import node_metadata, taken_names, unused_name
+from onnx_lathe.passes.numerics.quantization import affine
+
+LOWEST_OPSET = 13
+"""The first opset whose DequantizeLinear has a scale per channel."""
+
+
+def decoders(tensor: Tensor) -> set[str]:
+    """Operators between a constant tensor and the initializers that it comes from."""
+    if isinstance(tensor, Constant) or not tensor.inputs:
+        return set()
+    node = tensor.inputs[0]
+    return {node.op}.union(*(decoders(source) for source in node.inputs if not source.is_empty()))
+
+
+def is_dequantized(tensor: Tensor) -> bool:
+    return bool(tensor.inputs) and tensor.inputs[0].op == "DequantizeLinear"
+
+
+def twin(tensor: Tensor) -> Tensor | None:
+    """The quantized and dequantized `tensor`, if a pair for another reader is there already."""
+    for reader in tensor.outputs:
+        if reader.op == "QuantizeLinear" and metadata.RANGE in node_metadata(reader):
+            twins = [node.outputs[0] for node in reader.outputs[0].outputs if node.op == "DequantizeLinear"]
+            if twins:
+                return twins[0]
+    return None
+
+
+class Writer:
+    """Writes the form into one graph. Names are looked up once: asking the graph for each would take longer
+    than all else.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.taken = taken_names(graph)
+
+    def weight(self, weight: Weight, values: np.ndarray, scale: np.ndarray) -> None:
+        """Stores the weight as INT8, or puts a Q/DQ pair behind a codebook, whose indices are smaller
+        still. `scale` is float32 [O].
+
+        What decoded the weight before, if anything did, is left without a reader.
+        """
+        name, axis = weight.name, weight.axis
+        if "Gather" in decoders(weight.tensor):
+            result = self._pair(weight.tensor, scale, axis).outputs[0]
+        else:
+            for producer in list(weight.tensor.inputs):
+                producer.outputs.clear()
+            result = Variable(name, np.float32, list(values.shape))
+            levels = Constant(self._name(f"{name}_int8"), affine.quantize(values, scale, axis))
+            self._node("DequantizeLinear", name, [levels, *self._parameters(name, scale)], result, axis)
+        for node in weight.nodes:
+            rewire.replace_input(node, weight.tensor, result)
+
+    def activation(self, tensor: Tensor, low: float, high: float) -> Tensor:
+        """Adds a Q/DQ pair behind `tensor` for the range low..high. Returns the dequantized tensor, which
+        nobody reads yet.
+        """
+        dequantize = self._pair(tensor, affine.range_scale(low, high), None)
+        node_metadata(dequantize.inputs[0].inputs[0])[metadata.RANGE] = json.dumps([low, high])
+        return dequantize.outputs[0]
+
+    def _pair(self, tensor: Tensor, scale: np.ndarray | np.float32, axis: int | None) -> Node:
+        """The DequantizeLinear of a new Q/DQ pair behind `tensor`."""
+        parameters = self._parameters(tensor.name, scale)
+        levels = Variable(self._name(f"{tensor.name}_int8"), np.int8, tensor.shape)
+        self._node("QuantizeLinear", tensor.name, [tensor, *parameters], levels, axis)
+        result = Variable(self._name(f"{tensor.name}_dequantized"), np.float32, tensor.shape)
+        return self._node("DequantizeLinear", tensor.name, [levels, *parameters], result, axis)
+
+    def _parameters(self, name: str, scale: np.ndarray | np.float32) -> list[Constant]:
+        values = np.asarray(scale, np.float32)
+        zeros = np.zeros(values.shape, np.int8)
+        return [
+            Constant(self._name(f"{name}_scale"), values),
+            Constant(self._name(f"{name}_zero_point"), zeros),
+        ]
+
+    def _node(self, op: str, name: str, inputs: list[Tensor], output: Tensor, axis: int | None) -> Node:
+        attrs = {} if axis is None else {"axis": axis}
+        node = Node(op, self._name(f"{name}_{op}"), attrs, inputs, [output])
+        self.graph.nodes.append(node)
+        return node
+
+    def _name(self, wanted: str) -> str:
+        name = unused_name(wanted, self.taken)
+        self.taken.add(name)
+        return name

@@ -1,0 +1,1 @@
+"""The pass `int8`, and what it alone uses."""

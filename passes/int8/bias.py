@@ -1,0 +1,330 @@
+"""Bias correction: gives each quantized layer back the mean of its output, which quantization shifts.
+
+    b  becomes  b + E[W x] - E[W_int8 x_int8]      per output channel; x is what the layer gets in the quantized network
+
+Both means come from one run of the calibration data through the quantized network, with a float copy beside
+each layer: each layer makes up for its own error alone. The network computes the means itself, so that no
+layer's output is held. Differences to the float network, which hold the errors of all layers before as
+well, would be made up for several times over unless the data is run once for each layer. A convolution or
+Gemm without a bias gets one; a MatMul has the constant that is added behind it, if there is one. The
+outputs of the network, or what its last Softmax reads, are compared before and after; the result of the
+last layer, if they are infinite or hold as many values as there are objects. Where the correction brings
+them no nearer to the float ones, the biases stay what they were.
+Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019,
+section 4.2, with calibration data for the expectations.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Calibrator
+from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
+from onnx_lathe.passes.graph.ancestors import model_up_to
+from onnx_lathe.passes.graph.biases import BIAS_INPUT
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_shape, constant_value, read, weights
+from onnx_lathe.passes.graph.model import export_model, import_model, sparse_tensors, taken_names, unused_name
+from onnx_lathe.passes.graph.quantization import pairs
+from onnx_lathe.passes.graph.rewire import is_output
+from onnx_lathe.passes.int8.simulation import as_computed
+from onnx_lathe.placement import Placement
+
+SAMPLES = 128
+"""Samples that are run, or a few more. Both means are of the same inputs, so that their difference has
+little noise.
+"""
+AXES_ARE_INPUT = 18
+"""From this opset on, ReduceMean has its axes as an input."""
+OUTPUTS = "outputs_sqnr"
+"""Metric: how near the outputs, or what the last Softmax reads, are to those of the float network on these
+samples, in dB.
+"""
+KEPT_BYTES = 1 << 26
+"""Outputs of the float network that are kept, to be compared with."""
+
+
+@dataclass
+class _Place:
+    """Where a layer's correction goes: `adder` adds its input `index` to the layer's result, `factor`
+    times.
+    """
+
+    layer: Node
+    adder: Node
+    index: int
+    factor: float
+
+    @property
+    def response(self) -> str:
+        return str(self.layer.outputs[0].name)
+
+    @property
+    def tensor(self) -> Tensor | None:
+        return self.adder.inputs[self.index] if self.index < len(self.adder.inputs) else None
+
+    def set(self, tensor: Tensor | None) -> None:
+        if tensor is None:
+            self.adder.inputs.pop()
+        elif self.index < len(self.adder.inputs):
+            self.adder.inputs[self.index] = tensor
+        else:
+            self.adder.inputs.append(tensor)
+
+
+class BiasCorrection:
+    """Corrects quantized copies of one float network."""
+
+    def __init__(self, original: onnx.ModelProto, calibrator: Calibrator, placement: Placement) -> None:
+        self.original = original
+        self.calibrator = calibrator
+        self.placement = placement
+        self.weights = {
+            weight.name: weight
+            for weight in weights(import_model(original), refuse=lambda node, reason: None)
+        }
+        self.outputs: list[Mapping[str, np.ndarray]] = []
+        """Of the float network, batch by batch, as far as KEPT_BYTES allow."""
+
+    def apply(self, graph: Graph, layers: Sequence[Node], report: PassReport) -> None:
+        """Corrects the biases of the quantized `layers`; the metrics get what the network's outputs gain by
+        it, in dB of their error.
+        """
+        places = [place for node in layers if (place := _place(graph, node)) is not None]
+        if not places:
+            return
+        computed = [
+            _scores(tensor) for tensor in graph.outputs if tensor.dtype == np.float32 and tensor.inputs
+        ]
+        judged = list(dict.fromkeys(computed)) or [places[-1].response]
+        self._keep_outputs(judged)
+        saved, taken = [place.tensor for place in places], taken_names(graph)
+        beside = as_computed(export_model(graph), self.placement)
+        pairs = {}
+        for place in reversed(
+            places
+        ):  # the order in which ONNX Runtime then runs the nodes lets go of each layer's output early
+            other = self._add_float_layer(beside, place, taken)
+            pairs[place.response] = [
+                _add_mean(beside, place, name, self._channels(place.layer), taken)
+                for name in (place.response, other)
+            ]
+        means, errors = self._measure(beside, [name for pair in pairs.values() for name in pair], judged)
+        judged = [name for name in judged if math.isfinite(errors[name])]
+        if not judged:
+            judged = [places[-1].response]
+            self._keep_outputs(judged)
+            _, errors = self._measure(as_computed(export_model(graph), self.placement), [], judged)
+        before = sum(errors[name] for name in judged)
+        off = {}
+        for place in places:
+            mean, wanted = (means[name] for name in pairs[place.response])
+            change = wanted - mean
+            if np.isfinite(change).all():
+                off[place.response] = float(np.abs(change).sum() / max(np.abs(wanted).sum(), 1e-30))
+                place.set(_moved(place, change, taken))
+        _, errors = self._measure(as_computed(export_model(graph), self.placement), [], judged)
+        after = sum(errors.values())
+        report.metrics["bias_correction_gain_db"] = (
+            10 * math.log10(before / after) if 0 < after < before else 0.0
+        )
+        if 0 < min(before, after) < math.inf:
+            report.metrics[OUTPUTS] = -10 * math.log10(min(before, after) / len(judged))
+        for place, tensor in zip(places, saved, strict=True):
+            if not after < before:
+                place.set(tensor)
+            elif (share := off.get(place.response)) is not None:
+                report.edit(
+                    place.layer.name,
+                    f"bias corrected: the means of its channels were off by {100 * share:.2g} %",
+                )
+
+    def _add_float_layer(self, model: onnx.ModelProto, place: _Place, taken: set[str]) -> str:
+        """Adds the layer in float beside the quantized one: the same bias, what it reads before
+        quantization. Returns its result's name.
+        """
+        weight = self.weights[_weight_name(place.layer, self.weights)]
+        result, stored = (unused_name(f"{name}_float", taken) for name in (place.response, weight.name))
+        taken.update((result, stored))
+        source, inputs = place.layer.inputs[0], [tensor.name for tensor in place.layer.inputs]
+        writers = source.inputs[0].inputs[0].inputs if pairs.is_dequantized(source) else []
+        if (
+            writers and writers[0].op == "QuantizeLinear"
+        ):  # a model's own pairs may have a MaxPool on integers between them
+            source = writers[0].inputs[0]
+        copy = model.graph.node.add()
+        copy.CopyFrom(next(node for node in model.graph.node if place.response in node.output))
+        copy.name = result
+        del copy.input[:], copy.output[:]
+        copy.input.extend([source.name, stored, *inputs[2:]])
+        copy.output.append(result)
+        model.graph.initializer.append(
+            onnx.numpy_helper.from_array(constant_value(weight.tensor, weight.opset), stored)
+        )
+        return result
+
+    def _channels(self, layer: Node) -> int:
+        weight = self.weights[_weight_name(layer, self.weights)]
+        return int(constant_shape(weight.tensor, weight.opset)[weight.axis])
+
+    def _keep_outputs(self, judged: Sequence[str]) -> None:
+        if self.outputs and self.outputs[0].keys() == {*judged}:
+            return
+        self.outputs, size = [], 0
+        for batch, _ in self._batches(self.original, judged):
+            size += sum(batch[name].nbytes for name in judged)
+            if self.outputs and size > KEPT_BYTES:
+                return
+            self.outputs.append({name: batch[name].copy() for name in judged})
+
+    def _measure(
+        self, model: onnx.ModelProto, means: Sequence[str], judged: Sequence[str]
+    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """(means over all batches, error's energy over that of the float network's outputs, of each that is
+        `judged`).
+
+        NaN of an output that cannot be compared: it is infinite, or how many values it has depends on others.
+        """
+        signal, noise = dict.fromkeys(judged, 0.0), dict.fromkeys(judged, 0.0)
+        totals: dict[str, np.ndarray] = {}
+        samples = 0
+        for index, (batch, count) in enumerate(self._batches(model, [*means, *judged])):
+            samples += count
+            for name in means:
+                totals[name] = totals.get(name, 0.0) + count * batch[name].astype(np.float64)
+            for name in judged if index < len(self.outputs) else ():
+                wanted = self.outputs[index][name].astype(np.float64)
+                signal[name] += float(np.square(wanted).sum())
+                with np.errstate(invalid="ignore"):  # of two infinities
+                    noise[name] += (
+                        float(np.square(wanted - batch[name]).sum())
+                        if wanted.shape == batch[name].shape
+                        else math.nan
+                    )
+        return {name: total / samples for name, total in totals.items()}, {
+            name: noise[name] / max(signal[name], 1e-30) for name in judged
+        }
+
+    def _batches(
+        self, model: onnx.ModelProto, names: Sequence[str]
+    ) -> Iterator[tuple[Mapping[str, np.ndarray], int]]:
+        """(values, samples) of the first batches of the data, SAMPLES samples or a few more."""
+        samples, unique = 0, list(dict.fromkeys(names))
+        part = model_up_to(model, unique)
+        constants = {tensor.name for tensor in part.graph.initializer}
+        floats = (
+            value.name
+            for value in part.graph.input
+            if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        )
+        # an output may have a row per object
+        counted = next((name for name in floats if name not in constants), names[-1])
+        for batch in self.calibrator.observe(part, list(dict.fromkeys([*unique, counted]))):
+            count = _samples(batch[counted])
+            yield batch, count
+            samples += count
+            if samples >= SAMPLES:
+                return
+
+
+def _scores(tensor: Tensor) -> str:
+    """What a Softmax or Sigmoid at the end of the network reads, or the output itself.
+
+    Of probabilities, the few that are near no 0 and no 1 decide alone which of two networks is nearer.
+    """
+    name = str(tensor.name)
+    while (
+        tensor.inputs
+        and tensor.inputs[0].op in ("Softmax", "LogSoftmax", "Sigmoid", "Identity")
+        and not tensor.inputs[0].domain
+    ):
+        tensor = tensor.inputs[0].inputs[0]
+        if not pairs.is_dequantized(tensor) and tensor.inputs:
+            name = str(tensor.name)
+    return name
+
+
+def _samples(values: np.ndarray) -> int:
+    return len(values) if values.ndim else 1
+
+
+def _add_mean(model: onnx.ModelProto, place: _Place, tensor: str, channels: int, taken: set[str]) -> str:
+    """Adds the mean per channel, float32 [channels], of a tensor that is like the layer's result. Returns
+    its name.
+    """
+    names = []
+    for what in ("rows", "shape", "axes", "mean"):
+        names.append(unused_name(f"{tensor}_{what}", taken))
+        taken.add(names[-1])
+    rows, shape, axes, mean = names
+    sizes, reduced = ([0, channels, -1], [0, 2]) if place.layer.op == "Conv" else ([-1, channels], [0])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(sizes, np.int64), shape))
+    model.graph.node.append(onnx.helper.make_node("Reshape", [tensor, shape], [rows], rows))
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    if opset >= AXES_ARE_INPUT:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(reduced, np.int64), axes))
+        model.graph.node.append(onnx.helper.make_node("ReduceMean", [rows, axes], [mean], mean, keepdims=0))
+    else:
+        model.graph.node.append(
+            onnx.helper.make_node("ReduceMean", [rows], [mean], mean, keepdims=0, axes=reduced)
+        )
+    return mean
+
+
+def _place(graph: Graph, layer: Node) -> _Place | None:
+    """None if the layer's result has no place for a correction."""
+    if layer.op in ("Conv", "Gemm"):
+        place = _Place(layer, layer, BIAS_INPUT, layer.attrs.get("beta", 1.0))
+        tensor = place.tensor
+        if tensor is None or tensor.is_empty():
+            return place if place.factor == 1 else None
+        return place if place.factor and _is_plain(graph, tensor) else None
+    readers = layer.outputs[0].outputs
+    if len(readers) != 1 or readers[0].op != "Add" or readers[0].domain or is_output(graph, layer.outputs[0]):
+        return None
+    place = _Place(
+        layer,
+        readers[0],
+        1 - next(i for i, tensor in enumerate(readers[0].inputs) if tensor is layer.outputs[0]),
+        1.0,
+    )
+    tensor = readers[0].inputs[place.index]
+    return place if _is_plain(graph, tensor) and all(size == 1 for size in tensor.shape[:-1]) else None
+
+
+def _is_plain(graph: Graph, tensor: Tensor) -> bool:
+    """Whether the tensor is a float initializer that need not keep its zeros."""
+    return (
+        isinstance(tensor, Constant)
+        and tensor.dtype == np.float32
+        and tensor.name not in sparse_tensors(graph)
+    )
+
+
+def _moved(place: _Place, change: np.ndarray, taken: set[str]) -> Constant:
+    """The bias plus the change, as the layer's own: other readers keep the old one."""
+    old = place.tensor
+    values = (
+        np.float64(0) if old is None or old.is_empty() else read(old).astype(np.float64)
+    ) + change / place.factor
+    name = unused_name(
+        f"{place.layer.inputs[WEIGHT_INPUT].name}_bias"
+        if old is None or old.is_empty()
+        else f"{old.name}_corrected",
+        taken,
+    )
+    taken.add(name)
+    return Constant(name, values.astype(np.float32))
+
+
+def _weight_name(layer: Node, known: Collection[str]) -> str:
+    """Of the float tensor that the layer's weight was before: a codebook, which keeps its name, has a pair
+    behind it.
+    """
+    tensor = layer.inputs[WEIGHT_INPUT]
+    while tensor.name not in known:
+        tensor = tensor.inputs[0].inputs[0]
+    return str(tensor.name)

@@ -1,0 +1,248 @@
+"""Post-training INT8: weights per output channel, activations per tensor, symmetric, from calibrated ranges.
+
+    x -> Conv(W)   becomes   x -> QuantizeLinear -> DequantizeLinear -> Conv(DequantizeLinear(W_int8))
+
+Conv, Gemm and MatMul with a constant weight. Depthwise and transposed convolutions stay float: INT8 makes
+them slower on TensorRT, or is not there; the option layers can ask for a depthwise one. Bias stays float. A
+residual Add behind a quantized convolution reads its other operand quantized, so that TensorRT joins the
+two. The form is in passes/graph/quantization/pairs.py.
+Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+Inference", CVPR 2018; Wu et al., "Integer Quantization for Deep Learning Inference: Principles and
+Empirical Evaluation", 2020, sections 3 and 5.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnx_lathe import metadata
+from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.options import option
+from onnx_lathe.passes.core.registry import register
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph import Constant, Graph, rewire
+from onnx_lathe.passes.graph.layers import (
+    Weight,
+    constant_shape,
+    constant_value,
+    is_constant,
+    other_use,
+    output_axis,
+    weights,
+)
+from onnx_lathe.passes.graph.model import export_model, node_metadata
+from onnx_lathe.passes.graph.opset import raise_opset
+from onnx_lathe.passes.graph.patterns import by_weight
+from onnx_lathe.passes.graph.quantization import pairs
+from onnx_lathe.passes.graph.quantization.placement import float_reason, split_gates
+from onnx_lathe.passes.int8.bias import OUTPUTS
+from onnx_lathe.passes.int8.existing import CHOICES, treat_existing
+from onnx_lathe.passes.int8.foreign_pairs import is_blocked
+from onnx_lathe.passes.int8.quantization import Quantization, layers_of, skip
+from onnx_lathe.passes.int8.ranges import METHODS
+from onnx_lathe.passes.int8.rounding import adapt_rounding
+from onnx_lathe.passes.int8.sensitivity import Goal, Sensitivity
+from onnx_lathe.passes.int8.simulation import as_computed
+from onnx_lathe.placement import Placement
+
+WEIGHT_ONLY = "its weight is quantized already; existing=complete quantizes what it reads, too"
+IN_BLOCKS = "its weight is quantized in blocks, which runtimes do not multiply with INT8 activations"
+INPUT_ONLY = "what it reads is quantized already; existing=complete quantizes its weight, too"
+
+LEAST_SQNR = 12.0
+"""In dB: below, an error of the outputs is a quarter of their size and more."""
+COLLAPSED = "INT8 leaves the outputs at {:.1f} dB signal to noise on calibration data; min_sqnr=20 finds the fewest layers to leave in float"
+
+
+@register
+class Int8(Pass):
+    """Quantizes weights and activations to 8 bits after training, with ranges from calibration data."""
+
+    name = "int8"
+    needs: tuple[str, ...] = ("calibrator",)
+    after = {"fold": "batch normalization must be part of the weights before their range is measured"}
+
+    @dataclass(frozen=True)
+    class Config:
+        activations: bool = option(
+            True, "quantize activations too; false makes the file small, not fast, and needs no data"
+        )
+        method: str = option("percentile", "how a range follows from the calibration data", choices=METHODS)
+        percentile: float = option(
+            99.999,
+            "share of the values inside the range, with method=percentile",
+            unit="percent",
+            low=50,
+            high=100,
+        )
+        weights: str = option(
+            "max",
+            "scale of a channel: from its largest weight, or by least squared error",
+            choices=("max", "mse"),
+        )
+        rounding: str = option(
+            "nearest",
+            "of weights; adaptive: so that each layer goes on answering alike (PyTorch)",
+            choices=("nearest", "adaptive"),
+        )
+        rounding_steps: int = option(400, "of the optimizer, per layer, with rounding=adaptive", low=1)
+        bias_correction: bool = option(
+            True,
+            "let each layer's output keep its mean on the calibration data, where that helps the outputs",
+        )
+        layers: dict[str, bool] = option(
+            {}, "quantize (true) or leave in float (false) single layers, by pattern"
+        )
+        existing: str = option(
+            "keep",
+            "Q/DQ that the model has: left as it is; brought to INT8 with zero-point 0 and added to; taken out",
+            choices=CHOICES,
+        )
+        sensitivity: bool = option(
+            False, "measure what each layer in INT8 alone does to the outputs; before bias correction"
+        )
+        max_drop: float | None = option(
+            None,
+            "leave the fewest layers in float for at most this loss of agreement",
+            unit="points",
+            low=0,
+            high=100,
+        )
+        min_sqnr: float | None = option(
+            None, "leave the fewest layers in float for the outputs to keep this signal to noise", unit="dB"
+        )
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self.goal = Goal(self.config.max_drop, self.config.min_sqnr)
+        self.searches = self.config.sensitivity or bool(self.goal)
+        only_strips = "*" in self.config.layers and not any(self.config.layers.values())
+        self.adapts = self.config.rounding == "adaptive"
+        calibrates = self.config.activations or self.adapts
+        needs = ("calibrator",) * calibrates + ("runner",) * self.searches + ("rounder",) * self.adapts
+        self.needs = () if only_strips else needs
+
+    def apply(self, graph: Graph, context: Context) -> PassReport:
+        report = PassReport()
+        treat_existing(graph, self.config.existing, report)
+        chosen = self._choose(graph, context, choice := PassReport())
+        if chosen and graph.opset < pairs.LOWEST_OPSET:
+            opset, reason = graph.opset, raise_opset(graph, pairs.LOWEST_OPSET)
+            if reason is not None:
+                for node in layers_of(chosen):
+                    report.skip(
+                        node.name,
+                        f"opset {opset} has no scale per channel and cannot be raised: {reason}; export at 13 or later",
+                    )
+                return report
+            chosen = self._choose(graph, context, choice := PassReport())
+        report.skips += choice.skips
+        if chosen and self.config.activations:
+            split_gates(graph, context.placement, report)
+        measures = self.config.activations or self.searches or self.adapts or context.calibrator is not None
+        base = export_model(graph) if chosen and measures else None
+        quantization = Quantization(base, self.config, context)
+        if chosen and self.searches:
+            chosen = self._search(quantization, chosen, context, report)
+        written = quantization.apply(graph, [weight.name for weight in chosen], report) if chosen else []
+        if base is not None and self.adapts:
+            adapt_rounding(graph, base, written, context, self.config.rounding_steps, report)
+        quantization.correct(graph, written, report)
+        if report.metrics.get(OUTPUTS, LEAST_SQNR) < LEAST_SQNR:
+            report.warnings.append(COLLAPSED.format(report.metrics[OUTPUTS]))
+        rewire.sweep(graph)
+        if base is not None and self.searches:
+            found = context.need_runner().compare(base, as_computed(export_model(graph), context.placement))
+            report.metrics |= {
+                f"calibration_{name}": value for name, value in found.items() if math.isfinite(value)
+            }
+        report.metrics["layers"] = len(layers_of(written))
+        return report
+
+    def _search(
+        self, quantization: Quantization, chosen: list[Weight], context: Context, report: PassReport
+    ) -> list[Weight]:
+        """Measures layers alone, as far as the options ask for it; skips those to be left in float and
+        returns the others.
+        """
+        names = [weight.name for weight in chosen]
+        measured = Sensitivity(quantization, names, context)
+        if self.config.sensitivity:
+            quantization.phrases = measured.record(report)
+        left = measured.to_leave(self.goal) if self.goal else {}
+        for weight in chosen:
+            if weight.name in left:
+                skip(weight, left[weight.name], report)
+        if self.goal:
+            report.metrics["left_in_float"] = len(left)
+            if chosen and len(left) == len(chosen):
+                report.warnings.append(f"no layer can be INT8 at {self.goal}: all stay in float")
+        return [weight for weight in chosen if weight.name not in left]
+
+    def _choose(self, graph: Graph, context: Context, report: PassReport) -> list[Weight]:
+        """Weights whose every reader is a layer that can be quantized; the layers of others are skipped
+        with a reason.
+        """
+        found = list(weights(graph, refuse=report.skip))
+        wanted = by_weight(
+            self.config.layers, found, [skip.node for skip in report.skips], "int8(layers=...)"
+        )
+        chosen = []
+        for weight in found:
+            explicit = wanted.get(weight.name)
+            for node in weight.nodes if explicit else ():
+                node_metadata(node)[metadata.INT8] = "asked"
+            reason = (
+                "the option layers leaves it in float"
+                if explicit is False
+                else self._refusal(graph, weight, context.placement)
+            )
+            if reason is None:
+                chosen.append(weight)
+            else:
+                skip(weight, reason, report)
+        return chosen
+
+    def _refusal(self, graph: Graph, weight: Weight, placement: Placement) -> str | None:
+        """Why the layers of this weight stay float."""
+        shape = (
+            tuple(weight.tensor.shape)
+            if isinstance(weight.tensor, Constant)
+            else constant_shape(weight.tensor, graph.opset)
+        )
+        for node in weight.nodes:
+            if reason := float_reason(node, shape, placement):
+                return reason
+            if is_constant(node.inputs[0]):
+                return "its input is constant"
+        if (reason := self._is_there(weight)) is not None:
+            return reason or None
+        if len(shape) < 2:
+            return "its weight is a vector"
+        if len(shape) > 2 and any(node.op == "MatMul" for node in weight.nodes):
+            return "its weight is a batch of matrices, for which ONNX Runtime has no scale per channel"
+        if len({output_axis(node, len(shape)) for node in weight.nodes}) > 1:
+            return "its weight is shared with a layer that has its output channels on another axis"
+        if reason := other_use(graph, weight):
+            return reason
+        values = constant_value(weight.tensor, weight.opset)
+        if values.dtype != np.float32:
+            return f"its weight is {values.dtype}, not float32"
+        return None if np.isfinite(values).all() else "its weight holds NaN or infinity"
+
+    def _is_there(self, weight: Weight) -> str | None:
+        """Why Q/DQ that the model has leaves nothing to do; "" if it leaves the weight as it is, but not
+        what its layers read.
+        """
+        stored = "DequantizeLinear" in pairs.decoders(weight.tensor)
+        reads = [pairs.is_dequantized(node.inputs[0]) for node in weight.nodes]
+        if stored and (all(reads) or not self.config.activations):
+            return "already quantized"
+        if is_blocked(weight.tensor):
+            return IN_BLOCKS
+        if self.config.existing != "complete":
+            return WEIGHT_ONLY if stored else INPUT_ONLY if any(reads) else None
+        return "" if stored else None

@@ -1,0 +1,159 @@
+"""Quantizes the layers of chosen weights, in the graph of the pass or in copies of it that are only measured.
+
+Ranges are calibrated once, on the network as it was before; a copy that needs one more makes one more run.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import onnx
+
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph import Graph, Node, Tensor, rewire
+from onnx_lathe.passes.graph.layers import Weight, constant_value, weights
+from onnx_lathe.passes.graph.model import export_model, import_model
+from onnx_lathe.passes.graph.quantization import pairs
+from onnx_lathe.passes.graph.quantization.placement import handing_on, operands
+from onnx_lathe.passes.int8.bias import BiasCorrection
+from onnx_lathe.passes.int8.ranges import choose_range
+from onnx_lathe.passes.int8.simulation import as_computed
+from onnx_lathe.passes.numerics.quantization import affine
+from onnx_lathe.passes.numerics.quantization.scale_search import crushed_channels, least_error_scale
+
+
+class Quantization:
+    """`config` is that of the pass; `base` the network before, which all but weights alone need."""
+
+    def __init__(self, base: onnx.ModelProto | None, config: Any, context: Context) -> None:
+        self._base = base
+        self.config = config
+        self.context = context
+        self.phrases: Mapping[str, str] = {}
+        """By weight, what the report says of it besides."""
+        self._ranges: dict[str, tuple[float, float]] = {}
+        self._correction: BiasCorrection | None = None
+        if config.bias_correction and base is not None and context.calibrator is not None:
+            self._correction = BiasCorrection(base, context.calibrator, context.placement)
+
+    @property
+    def base(self) -> onnx.ModelProto:
+        """The network before."""
+        if self._base is None:
+            raise ValueError("the network before was not kept")
+        return self._base
+
+    def copy(self, names: Collection[str], corrected: bool = True) -> onnx.ModelProto:
+        """The network before, with the layers of these weights quantized, as the targets compute it."""
+        graph, unread = import_model(self.base), PassReport()
+        written = self.apply(graph, names, unread)
+        if corrected:
+            self.correct(graph, written, unread)
+        return as_computed(export_model(graph), self.context.placement)
+
+    def apply(self, graph: Graph, names: Collection[str], report: PassReport) -> list[Weight]:
+        """Quantizes the layers of the named weights in place. Returns the weights whose layers it could
+        quantize.
+        """
+        chosen = [
+            weight for weight in weights(graph, refuse=lambda node, reason: None) if weight.name in names
+        ]
+        writer = pairs.Writer(graph)
+        if chosen and self.config.activations:
+            chosen = self._activations(writer, chosen, report)
+        for weight in chosen:
+            self.context.progress(f"quantizing {weight.name}")
+            self._weight(writer, weight, report)
+        rewire.sweep(graph)
+        return chosen
+
+    def correct(self, graph: Graph, written: Sequence[Weight], report: PassReport) -> None:
+        """Corrects the biases of what `apply` quantized, if the options and the data allow it."""
+        if self._correction is not None and written:
+            self.context.progress("correcting biases")
+            self._correction.apply(graph, layers_of(written), report)
+
+    def _activations(self, writer: pairs.Writer, chosen: list[Weight], report: PassReport) -> list[Weight]:
+        """Puts Q/DQ pairs where the targets want them (placement.py). Returns the weights whose layers have
+        them.
+        """
+        graph, placement = writer.graph, self.context.placement
+        places = operands(graph, layers_of(chosen), placement)
+        self._calibrate(
+            [node.inputs[index].name for node, index in places if pairs.twin(node.inputs[index]) is None]
+        )
+        self._hand_ranges_on([node.inputs[index] for node, index in places])
+        silent = {name for name, (low, high) in self._ranges.items() if low == high == 0}
+        alive = []
+        for weight in chosen:
+            if any(node.inputs[0].name in silent for node in weight.nodes):
+                skip(weight, "its input is zero on all calibration data", report)
+            else:
+                alive.append(weight)
+        if len(alive) < len(chosen):
+            places = operands(graph, layers_of(alive), placement)
+        before = len(graph.nodes)
+        for node, index in places:
+            if node.inputs[index].name not in silent:
+                self._operand(writer, node, index, report)
+        report.metrics["quantized_activations"] = (len(graph.nodes) - before) // 2
+        return alive
+
+    def _calibrate(self, names: Sequence[str]) -> None:
+        missing = [name for name in dict.fromkeys(names) if name not in self._ranges]
+        if missing:
+            self.context.progress("calibrating")
+            statistics = self.context.need_calibrator().statistics(self.base, missing)
+            options = self.config.method, self.config.percentile, self.context.placement.unsigned
+            self._ranges |= {name: choose_range(statistics[name], *options) for name in missing}
+
+    def _hand_ranges_on(self, tensors: Sequence[Tensor]) -> None:
+        """Gives values that are handed on between two pairs one range, that of the upper one: rounded twice
+        alike, they stay the same.
+        """
+        for tensor in tensors:
+            above = [node.inputs[0].name for node in handing_on(tensor, self.context.placement)]
+            known = next((name for name in reversed(above) if name in self._ranges), None)
+            if known is not None and tensor.name in self._ranges:
+                self._ranges[tensor.name] = self._ranges[known]
+
+    def _operand(self, writer: pairs.Writer, node: Node, index: int, report: PassReport) -> None:
+        """Makes the node read its operand quantized, by the pair that there is or by a new one."""
+        tensor = node.inputs[index]
+        twin = pairs.twin(tensor)
+        if twin is None:
+            low, high = self._ranges[tensor.name]
+            twin = writer.activation(tensor, low, high)
+            report.edit(
+                node.name,
+                f"{tensor.name} is INT8: range {low:.4g} to {high:.4g}, scale {affine.range_scale(low, high):.3g}",
+            )
+        else:
+            report.edit(node.name, f"reads {tensor.name} as INT8, like other layers")
+        node.inputs[index] = twin
+
+    def _weight(self, writer: pairs.Writer, weight: Weight, report: PassReport) -> None:
+        if "DequantizeLinear" in pairs.decoders(weight.tensor):
+            return  # existing=complete: with the scales that it has
+        values, axis = constant_value(weight.tensor, weight.opset), weight.axis
+        scale = (
+            least_error_scale(values, axis)
+            if self.config.weights == "mse"
+            else affine.channel_scale(values, axis)
+        )
+        restored = affine.dequantize(affine.quantize(values, scale, axis), scale, axis)
+        writer.weight(weight, values, scale)
+        what = f"weight is INT8, {scale.size} scales: {affine.signal_to_noise_db(values, restored):.1f} dB signal to noise"
+        if crushed := crushed_channels(values, restored, axis):
+            what += f"; {crushed} channels have an outlier beside which most weights round to zero"
+        for node in weight.nodes:
+            report.edit(node.name, what + self.phrases.get(weight.name, ""))
+
+
+def layers_of(chosen: Sequence[Weight]) -> list[Node]:
+    return [node for weight in chosen for node in weight.nodes]
+
+
+def skip(weight: Weight, reason: str, report: PassReport) -> None:
+    for node in weight.nodes:
+        report.skip(node.name, reason)

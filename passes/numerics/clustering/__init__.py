@@ -1,0 +1,1 @@
+"""Arrays: few values for many weights."""

@@ -1,0 +1,1 @@
+"""Arrays: scales, levels and rounding."""

@@ -1,0 +1,73 @@
+"""Symmetric INT8 quantization: level = round(value / scale), value = level * scale, zero-point 0. And the
+scale of asymmetric UINT8.
+
+The arithmetic is that of ONNX QuantizeLinear and DequantizeLinear: float32 division, rounding half to even,
+saturation.
+Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+Inference", CVPR 2018, section 2.1, with the zero-point fixed at 0.
+"""
+
+import numpy as np
+
+LEVELS = 127
+"""Largest level of a scale's own range. -128 is left to saturation, so that the range is symmetric."""
+
+UNSIGNED_LEVELS = 255
+"""Largest level of UINT8."""
+
+SMALLEST_SCALE = np.float32(1e-8)
+"""A channel of zeros gets this scale: TensorRT refuses a scale of zero."""
+
+
+def range_scale(low: float, high: float) -> np.float32:
+    """Scale at which the wider side of low..high is level 127."""
+    return np.maximum(np.float32(max(abs(low), abs(high)) / LEVELS), SMALLEST_SCALE)
+
+
+def trained_range(scale: np.float32, low: float, high: float) -> tuple[float, float]:
+    """The range low..high, as much wider or narrower as training has made `scale`, which was its scale."""
+    trained = float(scale / range_scale(low, high))
+    return trained * low, trained * high
+
+
+def channel_scale(weight: np.ndarray, axis: int) -> np.ndarray:
+    """Scale per channel, float32 [weight.shape[axis]]: the channel's largest magnitude is level 127."""
+    others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
+    largest: np.ndarray = np.abs(weight).max(axis=others).astype(np.float32)
+    return np.maximum(largest / np.float32(LEVELS), SMALLEST_SCALE)
+
+
+def unsigned_scale(low: float, high: float) -> tuple[np.float32, np.uint8]:
+    """(scale, zero-point) at which low..high, widened to hold 0, are the levels 0 to 255; 0 is a level
+    exactly.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = np.maximum(np.float32((high - low) / UNSIGNED_LEVELS), SMALLEST_SCALE)
+    return scale, np.uint8(np.clip(np.rint(-low / scale), 0, UNSIGNED_LEVELS))
+
+
+def quantize(values: np.ndarray, scale: np.ndarray | np.float32, axis: int | None = None) -> np.ndarray:
+    """INT8 levels of `values`, same shape. `scale` is one number, or [values.shape[axis]] with `axis`."""
+    levels = np.rint(values.astype(np.float32) / _along(scale, axis, values.ndim))
+    return levels.clip(-LEVELS - 1, LEVELS).astype(np.int8)
+
+
+def dequantize(levels: np.ndarray, scale: np.ndarray | np.float32, axis: int | None = None) -> np.ndarray:
+    """Float32 values of INT8 levels, same shape."""
+    return levels.astype(np.float32) * _along(scale, axis, levels.ndim)
+
+
+def signal_to_noise_db(reference: np.ndarray, approximation: np.ndarray) -> float:
+    """10 log10 of the reference's energy over the error's energy, in dB; infinity if they are equal."""
+    signal = np.square(reference, dtype=np.float64).sum()
+    noise = np.square(reference.astype(np.float64) - approximation).sum()
+    with np.errstate(divide="ignore"):
+        return float(10 * np.log10(signal / noise)) if noise else float("inf")
+
+
+def _along(scale: np.ndarray | np.float32, axis: int | None, rank: int) -> np.ndarray | np.float32:
+    if axis is None:
+        return scale
+    shape = [1] * rank
+    shape[axis] = -1
+    return np.reshape(scale, shape)

@@ -1,0 +1,1 @@
+"""Arrays: factors of lower rank."""

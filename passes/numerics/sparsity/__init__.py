@@ -1,0 +1,1 @@
+"""Arrays: which weights and channels become zero."""

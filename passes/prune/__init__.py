@@ -1,0 +1,1 @@
+"""The pass `prune`, and what it alone uses."""

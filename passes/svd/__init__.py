@@ -1,0 +1,1 @@
+"""The pass `svd`, and what it alone uses."""

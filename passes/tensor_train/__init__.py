@@ -1,0 +1,1 @@
+"""The pass `tensor_train`, and what it alone uses."""

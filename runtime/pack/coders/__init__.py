@@ -1,0 +1,1 @@
+"""The coders that a packed file is made of."""

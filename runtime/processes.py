@@ -1,0 +1,93 @@
+"""Child processes of Lathe's own modules: what they import, how long they may take, and that they end with
+their caller.
+"""
+
+import os
+import site
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx_lathe import errors
+
+
+@dataclass
+class Child:
+    """A running process; `overdue` says that its time limit ended it."""
+
+    process: subprocess.Popen[bytes]
+    overdue: bool = False
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The caller's environment, in which a child finds this very package.
+
+    Its folder comes last on PYTHONPATH, and neither the child's working directory nor a script's folder
+    before it, so that nothing there takes the place of a user's module, or the other way round. `extra`
+    holds for names that are not set.
+    """
+    root = str(Path(errors.__file__).resolve().parents[1])
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if root not in map(os.path.realpath, [*site.getsitepackages(), site.getusersitepackages()]):
+        paths.append(root)
+    return (
+        extra
+        | os.environ
+        | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8"}
+    )
+
+
+@contextmanager
+def running(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    limit_s: float | None = None,
+    grace_s: float = 0.0,
+    **options: Any,
+) -> Iterator[Child]:
+    """The process with pipes for standard input and output; however the block ends, the process ends with it.
+
+    After `limit_s` seconds it is killed. At the end it is asked to go if `grace_s` says how long it has for
+    that; its standard input closes, by which its own children can tell. `options` go to subprocess.Popen.
+    Raises OSError if it cannot be started.
+    """
+    child = Child(
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(environment), **options
+        )
+    )
+
+    def end_it() -> None:
+        child.overdue = True
+        child.process.kill()
+
+    timer = None if limit_s is None else threading.Timer(limit_s, end_it)
+    try:
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        yield child
+    finally:
+        if timer is not None:
+            timer.cancel()
+        _end(child.process, grace_s)
+
+
+def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    try:
+        if grace_s and process.poll() is None:
+            process.terminate()
+            process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        process.kill()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with suppress(OSError):  # a request that nobody reads any more
+                    stream.close()
+        process.wait()

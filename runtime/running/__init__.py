@@ -1,0 +1,1 @@
+"""Runs models in ONNX Runtime: sessions, calibration, evaluation."""

@@ -1,0 +1,227 @@
+"""Statistics of activations over calibration data: one pass, bounded memory, no activation kept.
+
+The model runs as ONNX Runtime optimizes it, with the wanted tensors as further outputs: a tensor that is an
+output is never fused away, so it is what its own node computes, up to the rounding of float arithmetic in
+another order.
+"""
+
+import hashlib
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from google.protobuf.message import Message
+
+from onnx_lathe.errors import DataError, ModelError
+from onnx_lathe.runtime.data import DataSource
+from onnx_lathe.runtime.data.source import IndexedSource, fingerprint
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.histogram import Histogram
+
+SAMPLED_VALUES = 1 << 20
+"""About as many of each tensor over all batches; minimum and maximum see every value. Ten of them lie
+beyond the percentile 99.999.
+"""
+
+SAMPLED_PER_SAMPLE = 1 << 10
+"""About as many of each tensor and each sample of the data, where that is more."""
+
+OUTPUT_BYTES = 1 << 28
+"""Of the wanted tensors, at most this much is held at once, or what one sample takes."""
+
+REMEMBERED_MODELS = 4
+"""Statistics of that many models are kept for the next pass that asks; about 100 KB per tensor."""
+
+FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")
+
+
+class StreamingCalibrator:
+    """Runs a model over calibration data. Implements Calibrator of passes/core/services.py.
+
+    `limit` samples at most are read, in an order shuffled with a fixed seed, since files are often sorted
+    by class; `batch` at a time, or as many as the model's fixed batch asks for.
+    """
+
+    def __init__(
+        self,
+        data: DataSource,
+        limit: int = 512,
+        batch: int = 4,
+        progress: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.data = data
+        self.limit = limit
+        self.batch = batch
+        self.progress = progress
+        # by content of the model, the latest last
+        self._known: OrderedDict[str, dict[str, Histogram]] = OrderedDict()
+
+    def statistics(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Mapping[str, Histogram]:
+        """Statistics of the named float tensors of the main graph: results of nodes, or inputs. They are
+        not to be changed.
+
+        What was asked of a model of the same content before, and of few others since, is answered without a
+        run.
+
+        Raises DataError if there is no data, it lacks an input, or a tensor holds NaN or infinity;
+        ModelError for a name that is no float tensor, or if ONNX Runtime refuses the model or the data.
+        """
+        if not tensors:
+            return {}
+        content = _content(model)
+        known = self._known.get(content, {})
+        missing = [name for name in dict.fromkeys(tensors) if name not in known]
+        if missing:
+            known = known | self._measure(model, missing)
+        self._known[content] = known
+        self._known.move_to_end(content)
+        while len(self._known) > REMEMBERED_MODELS:
+            self._known.popitem(last=False)
+        return {name: known[name] for name in tensors}
+
+    def _measure(self, model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, Histogram]:
+        found = {name: Histogram() for name in tensors}
+        expected = self.limit if self.data.count is None else min(self.limit, self.data.count)
+        sampled = max(SAMPLED_PER_SAMPLE, SAMPLED_VALUES // max(expected, 1))
+        session = _session(model, tensors)
+        fixed = _fixed_batch(session)
+        samples, rows_at_once = 0, 1  # one row tells how much memory the others will take
+        for feeds, count in self._feeds(session):
+            rows, start = fixed or count, 0
+            while start < rows:
+                end = rows if fixed else min(start + rows_at_once, count)
+                part = {name: values[start:end] for name, values in feeds.items()}
+                values = part | ort.run(session, part)
+                row_bytes = sum(values[name].nbytes for name in tensors) // (end - start)
+                rows_at_once = max(OUTPUT_BYTES // max(row_bytes, 1), 1)
+                for name, histogram in found.items():
+                    if not histogram.add(
+                        values.pop(name), sampled * (end - start)
+                    ):  # popped: memory for the next run
+                        first, last = samples + min(start, count - 1), samples + min(end, count) - 1
+                        raise DataError(
+                            f"tensor '{name}' holds NaN or infinity on {self._samples(first, last)}; "
+                            "check the scale of the data and the model's weights"
+                        )
+                start = end
+            samples += count
+            self._tell(samples)
+        unseen = [name for name, histogram in found.items() if histogram.counted == 0]
+        if unseen:
+            raise DataError(
+                f"tensor '{unseen[0]}' has no elements on the calibration data; check the data's shape"
+            )
+        return found
+
+    def observe(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
+        """The values of the named float tensors of the main graph, batch by batch; every call gives the
+        same samples in the same order.
+
+        Raises as `statistics` does, but does not look for NaN.
+        """
+        session = _session(model, tensors)
+        samples = 0
+        for feeds, count in self._feeds(session):
+            outputs = ort.run(session, feeds)
+            yield {name: feeds[name] if name in feeds else outputs[name] for name in tensors}
+            samples += count
+            self._tell(samples)
+
+    def _samples(self, first: int, last: int) -> str:
+        """A phrase for the samples that a run took from the `first` to the `last` place, as the data
+        numbers them.
+        """
+        if not isinstance(self.data, IndexedSource):
+            return f"calibration sample{f's {first} to' if first < last else ''} {last}"
+        order = next(self.data.row_batches(self.data.count, shuffle_seed=0))
+        found = [str(number) for number in sorted(self.data.numbers(order[first : last + 1]))]
+        return f"calibration sample{'' if len(found) == 1 else 's'} {' or '.join(filter(None, [', '.join(found[:-1]), found[-1]]))}"
+
+    def _tell(self, samples: int) -> None:
+        self.progress(f"calibrating: {samples} of at most {self.limit} samples")
+
+    def _feeds(self, session: onnxruntime.InferenceSession) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        """(inputs, samples), `limit` samples in all; at least one batch."""
+        inputs = session.get_inputs()
+        fixed = _fixed_batch(session)
+        samples = 0
+        for batch in self.data.batches(fixed or min(self.batch, self.limit), shuffle_seed=0):
+            missing = [value.name for value in inputs if value.name not in batch.inputs]
+            if missing:
+                raise DataError(
+                    f"the calibration data has no input '{missing[0]}'; it has {', '.join(map(repr, batch.inputs))}"
+                )
+            count = min(batch.count, self.limit - samples)
+            if count == 0:
+                continue
+            rows = np.arange(fixed or count) % count  # a fixed batch is filled up with repeats
+            yield {value.name: batch.inputs[value.name][rows] for value in inputs}, count
+            samples += count
+            if samples >= self.limit:
+                return
+        if samples == 0:
+            raise DataError("the calibration data is empty; give at least one sample")
+
+
+def _content(model: onnx.ModelProto) -> str:
+    """Equal for models that compute the same by the same nodes and weights. Part by part: a large model
+    cannot be serialized whole.
+    """
+    graph = model.graph
+    parts = (
+        graph.initializer,
+        graph.sparse_initializer,
+        graph.node,
+        graph.input,
+        model.functions,
+        model.opset_import,
+    )
+    return fingerprint(*(fingerprint(*(_hashed(item) for item in part)).encode() for part in parts))
+
+
+def _hashed(message: Message) -> bytes:
+    return hashlib.blake2b(message.SerializeToString(deterministic=True), digest_size=16).digest()
+
+
+def _fixed_batch(session: onnxruntime.InferenceSession) -> int | None:
+    """The batch size that the model's inputs ask for, if they ask for one."""
+    fixed = {
+        value.shape[0] for value in session.get_inputs() if value.shape and isinstance(value.shape[0], int)
+    }
+    return fixed.pop() if len(fixed) == 1 else None
+
+
+def _session(model: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.InferenceSession:
+    """A session of the model that also returns the named tensors."""
+    inputs = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
+    present = {value.name for value in model.graph.output}
+    computed = {name for node in model.graph.node for name in node.output}
+    for name in tensors:
+        if name not in inputs and name not in computed:
+            raise ModelError(
+                f"tensor '{name}' cannot be calibrated: no node of the model computes it, and it is no input"
+            )
+    extra = [
+        onnx.ValueInfoProto(name=name) for name in dict.fromkeys(tensors) if name not in inputs | present
+    ]
+    original = len(model.graph.output)
+    model.graph.output.extend(extra)  # taken off again below: copying the model would copy its weights
+    try:
+        with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
+            source: onnx.ModelProto | Path = model
+            if model_file.size_bytes(model) > model_file.INLINE_LIMIT_BYTES:
+                source = Path(folder) / "model.onnx"
+                model_file.save(model, source)
+            session = ort.session(source, integer=False)
+    finally:
+        del model.graph.output[original:]
+    types = {value.name: value.type for value in [*session.get_inputs(), *session.get_outputs()]}
+    for name in tensors:
+        if types[name] not in FLOATS:
+            raise ModelError(f"tensor '{name}' cannot be calibrated: it is {types[name]}, not a float tensor")
+    return session

@@ -1,0 +1,240 @@
+"""ONNX Runtime on the CPU: sessions, outputs, and latency that can be compared."""
+
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from onnx_lathe.errors import ModelError
+from onnx_lathe.runtime.pack import MAGIC, is_packed, unpack
+
+onnxruntime.set_default_logger_severity(3)  # its warnings are about its own optimizer
+
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+SERIALIZED_LIMIT_BYTES = 2**31 - 1
+"""Of a model that is given as bytes; protobuf's limit."""
+
+_HELPED: "weakref.WeakSet[onnxruntime.InferenceSession]" = weakref.WeakSet()
+
+HELPED = (
+    "ONNX Runtime loads this model only without its QDQPropagationTransformer (disabled_optimizers=[...] of InferenceSession), "
+    "which breaks INT8 pairs at opset 21 and above; what the target ort builds loads as it is"
+)
+
+_BROKEN_PAIR = "output_dtype INT8 does not match y_zero_point type UINT8"
+
+UNKNOWN_OPERATOR = "Lathe runs what it compiles: export the model with operators of the ONNX standard"
+
+_REFUSALS = tuple(
+    getattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
+    for name in (
+        *(
+            "Fail",
+            "InvalidArgument",
+            "InvalidGraph",
+            "InvalidProtobuf",
+            "ModelLoaded",
+            "NoModel",
+            "NoSuchFile",
+            "NotImplemented",
+        ),
+        "RuntimeException",
+    )
+    if hasattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
+)
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    try:
+        yield
+    except _REFUSALS as error:
+        reason = " ".join(str(error).split())
+        advice = "; " + UNKNOWN_OPERATOR if "is not a registered function/op" in reason else ""
+        raise ModelError(f"ONNX Runtime cannot {what}: {reason}{advice}") from error
+
+
+def session(
+    model: onnx.ModelProto | bytes | str | Path,
+    threads: int = 0,
+    optimized: bool = True,
+    lean: bool = False,
+    integer: bool = True,
+) -> onnxruntime.InferenceSession:
+    """A CPU session. `threads` 0 means one per core. Prefer a path for a large model: a ModelProto is
+    copied once more.
+
+    A packed file (runtime/pack), its path or its content, is decoded in memory. `lean` loads in two thirds
+    of the memory, and runs slower: weights are not packed for the processor. Without `integer`, layers
+    between Q/DQ pairs compute in float, as the graph says.
+
+    x86-64 processors without VNNI add products of INT8 in 16 bits, which saturate. Here they take ONNX
+    Runtime's exact, slower way (`session.x64quantprecision`), so that results are the graph's everywhere.
+
+    Raises ModelError with ONNX Runtime's reason if it cannot load the model; for a packed file that is
+    damaged, or unpacks to over 2 GB.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not integer:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if lean:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    named = f"load {model}" if isinstance(model, str | Path) else "load the model"
+    source = _source(model)
+    with _refusing(named):
+        return _open(source, options)
+
+
+def write_optimized(model: Path, path: Path, portable: bool = False) -> None:
+    """Writes the graph that ONNX Runtime would compute: operators fused, in ONNX Runtime's own domains,
+    without execution.
+
+    `portable` leaves out what is chosen for this processor, such as the order of channels; nodes then keep
+    their names. Raises ModelError with ONNX Runtime's reason if it cannot load the model, or not write its
+    graph, which must be below 2 GB.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(path)
+    if portable:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    with _refusing(f"optimize {model}"):
+        _open(_source(model), options)
+
+
+def is_helped(session: onnxruntime.InferenceSession) -> bool:
+    """Whether ONNX Runtime by itself would have refused the session's model; HELPED says why."""
+    return session in _HELPED
+
+
+def _open(source: bytes | str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """Without ONNX Runtime's moving of pairs where that breaks: beyond a Reshape, from opset 21 on, it
+    gives INT8 a zero-point of UINT8.
+    """
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except _REFUSALS as error:
+        if _BROKEN_PAIR not in str(error):
+            raise
+        opened = onnxruntime.InferenceSession(
+            source,
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["QDQPropagationTransformer"],
+        )
+        _HELPED.add(opened)
+        return opened
+
+
+def _source(model: onnx.ModelProto | bytes | str | Path) -> bytes | str:
+    """What ONNX Runtime takes: the bytes of an ONNX file, or the path of one."""
+    if isinstance(model, onnx.ModelProto):
+        return model.SerializeToString()
+    if isinstance(model, bytes):
+        return unpack(model, SERIALIZED_LIMIT_BYTES) if is_packed(model) else model
+    try:
+        with open(model, "rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                return str(model)
+        return unpack(Path(model).read_bytes(), SERIALIZED_LIMIT_BYTES)
+    except OSError:  # ONNX Runtime has the reason
+        return str(model)
+    except ModelError as error:
+        raise ModelError(f"{model}: {error}") from error
+
+
+def run(open_session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs by name. Raises ModelError with ONNX Runtime's reason if it cannot run the feeds."""
+    names = [output.name for output in open_session.get_outputs()]
+    with _refusing("run the model"):
+        return dict(zip(names, open_session.run(names, dict(feeds)), strict=True))
+
+
+def random_feeds(
+    open_session: onnxruntime.InferenceSession, batch: int = 1, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Standard normal values (zeros for integers) for every input; unknown first dimensions are `batch`,
+    others 1.
+
+    Raises ModelError for an input that is not a plain tensor.
+    """
+    generator = np.random.default_rng(seed)
+    feeds: dict[str, np.ndarray] = {}
+    for value in open_session.get_inputs():
+        if value.type not in DTYPES:
+            raise ModelError(f"input '{value.name}' is {value.type}; give data for it with --data")
+        shape = [
+            dim if isinstance(dim, int) and dim > 0 else batch if axis == 0 else 1
+            for axis, dim in enumerate(value.shape)
+        ]
+        dtype = DTYPES[value.type]
+        feeds[value.name] = (
+            generator.standard_normal(shape).astype(dtype)
+            if np.issubdtype(dtype, np.floating)
+            else np.zeros(shape, dtype)
+        )
+    return feeds
+
+
+def latency_pair(
+    base: onnxruntime.InferenceSession,
+    candidate: onnxruntime.InferenceSession,
+    feeds: Mapping[str, np.ndarray],
+    *,
+    budget_s: float = 1.0,
+    least: int = 5,
+    most: int = 200,
+) -> tuple[float, float]:
+    """Median milliseconds of (base, candidate) on the same feeds, run in turn A B A B so that both see the
+    same machine.
+
+    Stops after `budget_s` seconds once `least` rounds are in, and after `most` rounds; the first round is
+    not counted.
+    """
+    rounds: list[tuple[float, float]] = []
+    sessions = (base, candidate)
+    names = [[output.name for output in one.get_outputs()] for one in sessions]
+    started = time.perf_counter()
+    while len(rounds) <= most and (len(rounds) <= least or time.perf_counter() - started < budget_s):
+        times = []
+        for one, outputs in zip(sessions, names, strict=True):
+            begin = time.perf_counter()
+            with _refusing("run the model"):
+                one.run(outputs, dict(feeds))
+            times.append(1e3 * (time.perf_counter() - begin))
+        rounds.append((times[0], times[1]))
+    medians = np.median(np.array(rounds[1:]), axis=0)
+    return float(medians[0]), float(medians[1])
+
+
+class PairTimer:
+    """Times two models on random input for at most `budget_s` seconds, or longer for a few rounds.
+    Implements Timer of passes/core/services.py.
+    """
+
+    def __init__(self, budget_s: float = 0.5) -> None:
+        self.budget_s = budget_s
+
+    def latencies(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> tuple[float, float]:
+        one, other = session(base), session(candidate)
+        return latency_pair(one, other, random_feeds(one), budget_s=self.budget_s)

@@ -1,0 +1,1 @@
+"""The machinery of targets: what a target is, and the registry."""

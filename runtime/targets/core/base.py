@@ -1,0 +1,101 @@
+"""What a target is: it says whether it can build here, what it will not take of a model, and builds."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx
+
+from onnx_lathe.placement import Placement
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a build wrote. The first path is what the device loads; `details` are plain data for the report."""
+
+    paths: tuple[Path, ...]
+    size_bytes: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+NOT_QUANTIZED = "it is not quantized"
+
+
+@dataclass(frozen=True)
+class LayerVerdict:
+    """Whether a target runs one layer with a weight in INT8. `reason`: why it does not."""
+
+    node: str
+    op: str
+    int8: bool
+    reason: str = ""
+
+
+class Target:
+    """Base of every target. An instance keeps no state: options come with each call of `build`."""
+
+    name: ClassVar[str]
+    help: ClassVar[str]
+    """One line: what is written, for which device."""
+    lowering: ClassVar[str | None] = None
+    """Module in passes/lowering/ whose pass the driver runs on a copy of the model, just before `check` and
+    `build`.
+    """
+    placement: ClassVar[Placement | None] = None
+    """What the target runs in INT8; None if it only writes a file."""
+    timed: ClassVar[bool] = False
+    """ONNX Runtime on this CPU is what the lowered model is for: the latency to report and to judge is its,
+    not the canonical form's.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options. Every field's metadata has `help` and `unit`; values are checked on construction, which
+        raises UsageError.
+        """
+
+    def available(self) -> str | None:
+        """None if the target can build on this machine, else one line: why not, and what to install."""
+        return None
+
+    def check(self, model: onnx.ModelProto) -> list[tuple[str, str]]:
+        """(node, reason) for what the target will refuse, or run in float though it is quantized. `model`
+        is the lowered model.
+        """
+        return []
+
+    def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
+        """A verdict per layer, in graph order; empty for a target that only writes a file. `model` is the
+        lowered model.
+        """
+        return []
+
+    def lowering_options(self, options: Any) -> Mapping[str, Any]:
+        """Options of the lowering's Config that follow from the target's."""
+        return {}
+
+    def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
+        """Builds the lowered model file into `directory`, which exists. Files appear whole or not at all.
+
+        Raises TargetError if the target is not available or the build fails, UsageError for options that do
+        not fit the model.
+        """
+        raise NotImplementedError
+
+
+def layers_of(model: onnx.ModelProto) -> dict[int, onnx.NodeProto]:
+    """Position -> node, of the layers of the main graph with a weight that does not depend on the inputs."""
+    computed = {value.name for value in model.graph.input} - {
+        tensor.name for tensor in model.graph.initializer
+    }
+    found = {}
+    for index, node in enumerate(model.graph.node):
+        if node.op_type in LAYERS and not node.domain and node.input[1] not in computed:
+            found[index] = node
+        if computed.intersection(node.input) or node.op_type in ("If", "Loop", "Scan"):
+            computed.update(node.output)
+    return found

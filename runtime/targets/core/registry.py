@@ -1,0 +1,37 @@
+"""Finds targets: modules and folders of `runtime/targets/` are imported once, and @register collects the
+classes.
+
+A folder that holds a file of its own name is a target; so is a file beside them. Other packages add theirs
+by the entry point group `onnx_lathe.targets` (docs/targets.md).
+"""
+
+from functools import cache
+
+from onnx_lathe.discovery import load_all
+from onnx_lathe.errors import UsageError, nearest
+from onnx_lathe.runtime import targets as folder
+from onnx_lathe.runtime.targets.core.base import Target
+
+_REGISTERED: dict[str, type[Target]] = {}
+
+
+def register(target: type[Target]) -> type[Target]:
+    """Class decorator: makes the target known under its `name`."""
+    if _REGISTERED.setdefault(target.name, target) is not target:
+        raise ValueError(f"two targets are named '{target.name}'")
+    return target
+
+
+@cache
+def targets() -> dict[str, type[Target]]:
+    """Every target by name, sorted."""
+    load_all("onnx_lathe.targets", folder.__name__, folder.__path__)
+    return dict(sorted(_REGISTERED.items()))
+
+
+def find(name: str) -> type[Target]:
+    """The target of that name. Raises UsageError with the nearest right name."""
+    known = targets()
+    if name not in known:
+        raise UsageError(f"there is no target '{name}'{nearest(name, known)}; see: optimize targets")
+    return known[name]

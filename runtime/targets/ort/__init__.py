@@ -1,0 +1,1 @@
+"""The target `ort`, and what it alone uses."""

@@ -1,0 +1,85 @@
+"""ONNX Runtime on the CPU: the model in the form that its INT8 kernels take
+(passes/lowering/onnxruntime.py).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnx_lathe.placement import Placement
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.files.writing import replacing
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.core.base import Artifact, LayerVerdict, Progress, Target
+from onnx_lathe.runtime.targets.core.registry import register
+from onnx_lathe.runtime.targets.ort.check import is_quantized, verdicts
+
+PLACEMENT = Placement(
+    depthwise=True,
+    joins=False,
+    operators=frozenset(
+        {"Add", "Mul", "GlobalAveragePool", "AveragePool", "Concat", "Sigmoid", "HardSigmoid", "LeakyRelu"}
+    ),
+    passed=frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Resize"}),
+    results=frozenset({"Conv"}),
+    unsigned=True,
+)
+
+
+def _option(help: str) -> Any:
+    return field(default=False, metadata={"help": help, "unit": ""})
+
+
+@register
+class OnnxRuntime(Target):
+    name = "ort"
+    help = "the model in the form that ONNX Runtime computes in INT8, for CPUs"
+    lowering = "onnxruntime"
+    placement = PLACEMENT
+    timed = True
+
+    @dataclass(frozen=True)
+    class Config(Target.Config):
+        reduce_range: bool = _option(
+            "weights of 7 bits, for x86-64 processors without VNNI, whose sums saturate"
+        )
+        optimized: bool = _option(
+            "also write ONNX Runtime's own graph, fused for this processor and version alone"
+        )
+
+    def lowering_options(self, options: Any) -> Mapping[str, Any]:
+        return {"reduce_range": options.reduce_range}
+
+    def check(self, model: onnx.ModelProto) -> list[tuple[str, str]]:
+        return [
+            (layer.node, f"{layer.reason}: it runs in float")
+            for layer in verdicts(model)
+            if is_quantized(layer) and not layer.int8
+        ]
+
+    def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
+        return verdicts(model)
+
+    def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
+        """Writes `model.ort.onnx`, and `model.ort.onnx.data` if it is larger than one file may be; with
+        `optimized` also `model.ort.optimized.onnx`.
+        """
+        path, optimized = directory / "model.ort.onnx", directory / "model.ort.optimized.onnx"
+        proto = model_file.load(model)
+        found = verdicts(proto)
+        details = {
+            "int8_layers": sum(layer.int8 for layer in found),
+            "float_layers": sum(not layer.int8 for layer in found),
+        }
+        if options.optimized:
+            progress("optimizing for this processor")
+            with replacing(optimized) as partial:
+                ort.write_optimized(model, Path(partial.name))
+            details["optimized_bytes"] = optimized.stat().st_size
+        model_file.save(proto, path)
+        size = model_file.inspect_file(path).size_bytes
+        paths = [path, path.with_name(f"{path.name}.data")] if size > path.stat().st_size else [path]
+        return Artifact((*paths, optimized) if options.optimized else tuple(paths), size, details)

@@ -1,0 +1,1 @@
+"""The targets `tensorrt` and `tensorrt-rtx`, and what they alone use."""

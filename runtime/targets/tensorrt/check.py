@@ -1,0 +1,180 @@
+"""What TensorRT will refuse of a quantized model, crash on, take wrongly, or quietly run in float. Reads
+the ONNX model; needs no TensorRT.
+
+The rules were found by building with TensorRT-RTX 1.7 (docs/targets.md lists them).
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from onnx_lathe.runtime.targets.core.base import NOT_QUANTIZED, LayerVerdict, layers_of
+
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+UNSUPPORTED = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
+PASSED_THROUGH = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity")
+IN_FLOAT = "the layer runs in float"
+PADDED = "a depthwise convolution in INT8 is padded and grows; leave it in float"
+
+
+class Concern(NamedTuple):
+    node: str
+    reason: str
+    fatal: bool
+    """Whether a build would fail, crash, or give an engine with wrong values."""
+
+
+def concerns(model: onnx.ModelProto) -> Iterator[Concern]:
+    """In graph order. Bodies of If and Loop are not looked into."""
+    reader = _Reader(model.graph)
+    for node in model.graph.node:
+        if node.op_type in UNSUPPORTED and not node.domain:
+            yield Concern(
+                node.name,
+                f"TensorRT has no {node.op_type}; quantize the float model with 'int8' instead",
+                True,
+            )
+        elif node.op_type in QUANTIZERS and not node.domain:
+            yield from (Concern(node.name, reason, fatal) for reason, fatal in reader.quantizer(node))
+        elif node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            yield from (Concern(node.name, reason, False) for reason in reader.layer(node))
+
+
+def verdicts(model: onnx.ModelProto) -> list[LayerVerdict]:
+    """One per layer of the main graph, in graph order, by the rules above: no engine is built."""
+    reader = _Reader(model.graph)
+    return [
+        reader.verdict(node, node.name or f"{node.op_type}_{index}")
+        for index, node in layers_of(model).items()
+    ]
+
+
+class _Reader:
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        self.producers = {name: node for node in graph.node for name in node.output}
+        for node in graph.node:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+                self.constants[node.output[0]] = node.attribute[0].t
+
+    def quantizer(self, node: onnx.NodeProto) -> Iterator[tuple[str, bool]]:
+        scale = self.constants.get(node.input[1])
+        if scale is None:
+            yield "its scale is computed at run time, on which TensorRT crashes; it must be a constant", True
+            return
+        zero_point = self.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        code_type = self._code_type(node, zero_point)
+        if code_type in (
+            TensorProto.UINT8,
+            TensorProto.UINT4,
+            TensorProto.INT16,
+            TensorProto.UINT16,
+            TensorProto.INT32,
+        ):
+            name = TensorProto.DataType.Name(code_type)
+            yield (
+                f"it is {name}; TensorRT takes INT8 with zero-point 0: quantize the float model with 'int8' instead",
+                True,
+            )
+        elif zero_point is not None and np.any(_values(zero_point)):
+            yield (
+                "its zero-point is not 0; TensorRT takes INT8 with zero-point 0: quantize the float model with 'int8' instead",
+                True,
+            )
+        values = _values(scale)
+        if values is not None and not np.all(np.isfinite(values) & (values > 0)):
+            yield "a scale is not positive and finite", True
+        if scale.dims and node.input[0] not in self.constants and not self._quantized_constant(node):
+            yield (
+                "its activation is not quantized per tensor with a scale of rank 0: the layers behind it run in float",
+                False,
+            )
+
+    def _code_type(self, node: onnx.NodeProto, zero_point: TensorProto | None) -> int:
+        if zero_point is not None:
+            return zero_point.data_type
+        if node.op_type == "DequantizeLinear":
+            source = self.constants.get(node.input[0])
+            return source.data_type if source is not None else TensorProto.UNDEFINED
+        declared = next((attribute.i for attribute in node.attribute if attribute.name == "output_dtype"), 0)
+        return declared or TensorProto.UINT8
+
+    def _quantized_constant(self, node: onnx.NodeProto) -> bool:
+        """Whether a Q or DQ belongs to a weight: Constant -> Q -> DQ."""
+        producer = self.producers.get(node.input[0])
+        return (
+            producer is not None
+            and producer.op_type == "QuantizeLinear"
+            and producer.input[0] in self.constants
+        )
+
+    def verdict(self, node: onnx.NodeProto, name: str) -> LayerVerdict:
+        pairs = [pair for pair in map(self._dequantizer, node.input[:2]) if pair is not None]
+        if not pairs:
+            return LayerVerdict(name, node.op_type, False, NOT_QUANTIZED)
+        reasons = [*self.layer(node), *(reason for pair in pairs for reason, _ in self.quantizer(pair))]
+        int8 = not any(reason != PADDED for reason in reasons)
+        return LayerVerdict(name, node.op_type, int8, "; ".join(reasons))
+
+    def layer(self, node: onnx.NodeProto) -> Iterator[str]:
+        activation, weight = self._dequantizer(node.input[0]), self._dequantizer(node.input[1])
+        if activation is None and weight is None:
+            return
+        if weight is None:
+            yield f"only its input is quantized: {IN_FLOAT}, and quantizing costs time"
+        elif activation is None:
+            yield f"only its weight is quantized: {IN_FLOAT}; the weight stays small"
+        elif node.op_type == "ConvTranspose":
+            yield f"TensorRT-RTX has no INT8 transposed convolution: {IN_FLOAT}"
+        elif node.op_type == "Conv" and self._depthwise(node):
+            yield PADDED
+        elif self._wrong_axis(node, weight):
+            yield f"its weight is not quantized per output channel: {IN_FLOAT}"
+
+    def _dequantizer(self, tensor: str) -> onnx.NodeProto | None:
+        node = self.producers.get(tensor)
+        while node is not None and node.op_type in PASSED_THROUGH:
+            node = self.producers.get(node.input[0])
+        return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+    def _depthwise(self, node: onnx.NodeProto) -> bool:
+        return any(
+            attribute.name == "group" and attribute.i > 1 for attribute in node.attribute
+        ) and self._dims(node.input[1])[1:2] == [1]
+
+    def _wrong_axis(self, node: onnx.NodeProto, weight: onnx.NodeProto) -> bool:
+        """Only told where the weight is the DequantizeLinear's own output, and the scale is per channel."""
+        scale, codes = self.constants.get(weight.input[1]), self._dims(weight.input[0])
+        if (
+            scale is None
+            or len(scale.dims) != 1
+            or scale.dims[0] == 1
+            or not codes
+            or weight.output[0] != node.input[1]
+        ):
+            return False
+        attributes = {attribute.name: attribute.i for attribute in weight.attribute}
+        axis = attributes.get("axis", 1) % len(codes)
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        return bool(axis != (0 if node.op_type == "Conv" or transposed else len(codes) - 1))
+
+    def _dims(self, tensor: str) -> list[int]:
+        """Shape of a constant, or of what a DequantizeLinear or QuantizeLinear made of one; empty if
+        unknown.
+        """
+        while tensor not in self.constants:
+            node = self.producers.get(tensor)
+            if node is None or node.op_type not in QUANTIZERS:
+                return []
+            tensor = node.input[0]
+        return list(self.constants[tensor].dims)
+
+
+def _values(tensor: TensorProto) -> np.ndarray | None:
+    """None for data that is kept in another file: scales there are not read."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return None
+    return np.asarray(onnx.numpy_helper.to_array(tensor)).astype(np.float64)

@@ -1,0 +1,130 @@
+"""Dynamic inputs -> the sizes of an optimization profile: what a TensorRT engine must run (least, greatest)
+and is tuned for.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from onnx_lathe.errors import UsageError, nearest
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Three shapes of one input. Every size of `tuned` lies between that of `least` and that of `greatest`."""
+
+    least: Shape
+    tuned: Shape
+    greatest: Shape
+
+
+def parse_batch(value: int | str) -> Profile:
+    """`8` or `1:1:32`, as shapes of one dimension. Raises UsageError."""
+    return _ordered(
+        "option batch", value, [_sizes("option batch", value, part) for part in str(value).split(":")], rank=1
+    )
+
+
+def parse_shapes(table: Mapping[str, int | str]) -> dict[str, Profile]:
+    """Input -> `1x3x224x224` (one shape), or three of them with colons between. Raises UsageError."""
+    return {
+        name: _ordered(
+            f"option shapes, '{name}':",
+            value,
+            [_sizes(f"option shapes, '{name}':", value, part) for part in str(value).split(":")],
+        )
+        for name, value in table.items()
+    }
+
+
+def _sizes(what: str, value: Any, text: str) -> Shape:
+    try:
+        sizes = tuple(int(size) for size in text.split("x"))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        example = "1:8:32" if what == "option batch" else "1x3x32x32:1x3x64x64:8x3x128x128"
+        raise UsageError(
+            f"{what} takes positive sizes as MIN:OPT:MAX or one for all, such as {example}, not '{value}'"
+        )
+    return sizes
+
+
+def _ordered(what: str, value: Any, shapes: list[Shape], rank: int | None = None) -> Profile:
+    shapes = shapes * 3 if len(shapes) == 1 else shapes
+    ranks = {len(shape) for shape in shapes} | ({rank} if rank else set())
+    if len(shapes) != 3 or len(ranks) != 1:
+        raise UsageError(f"{what} takes one value, or three of equal rank as MIN:OPT:MAX, not '{value}'")
+    if any(not low <= middle <= high for low, middle, high in zip(*shapes, strict=True)):
+        raise UsageError(f"{what} '{value}' must not fall from MIN to OPT to MAX")
+    return Profile(*shapes)
+
+
+def profiles(model: onnx.ModelProto, batch: Profile, shapes: Mapping[str, Profile]) -> dict[str, Profile]:
+    """A profile for every dynamic input. First dimensions that are not fixed are `batch`, and so are those
+    of the same name elsewhere.
+
+    Raises UsageError naming the input and the dimension that neither `batch` nor `shapes` gives a size.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: value for value in model.graph.input if value.name not in stored}
+    for name in shapes.keys() - inputs.keys():
+        raise UsageError(
+            f"option shapes: the model has no input '{name}'{nearest(name, inputs) or '; it has ' + ', '.join(inputs)}"
+        )
+    wanted = {name: _dimensions(value) for name, value in inputs.items()}
+    batch_names = {dims[0] for dims in wanted.values() if dims and isinstance(dims[0], str) and dims[0]}
+    found = {}
+    for name, dims in wanted.items():
+        if name in shapes:
+            found[name] = _fitting(name, dims, shapes[name])
+        elif dims is None:
+            raise UsageError(
+                f"input '{name}' has no shape; give one with shapes={{{name}: MIN:OPT:MAX}}, such as 1x3x32x32"
+            )
+        elif any(isinstance(dim, str) for dim in dims):
+            found[name] = _batched(name, dims, batch, batch_names)
+    return found
+
+
+def _dimensions(value: onnx.ValueInfoProto) -> list[int | str] | None:
+    """Sizes; the name, or "" without one, where the size is not fixed. None if even the rank is unknown."""
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return [
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param
+        for dim in tensor.shape.dim
+    ]
+
+
+def _batched(name: str, dims: list[int | str], batch: Profile, batch_names: set[str]) -> Profile:
+    for axis, dim in enumerate(dims):
+        if isinstance(dim, str) and axis > 0 and dim not in batch_names:
+            label = f"dimension {axis} ('{dim}')" if dim else f"dimension {axis}"
+            raise UsageError(
+                f"input '{name}': {label} is not fixed; give three shapes with shapes={{{name}: MIN:OPT:MAX}}, "
+                f"such as {':'.join(['x'.join(str(d) if isinstance(d, int) else '8' for d in dims)] * 3)}"
+            )
+
+    def shape(size: int) -> Shape:
+        return tuple(dim if isinstance(dim, int) else size for dim in dims)
+
+    return Profile(shape(batch.least[0]), shape(batch.tuned[0]), shape(batch.greatest[0]))
+
+
+def _fitting(name: str, dims: list[int | str] | None, profile: Profile) -> Profile:
+    if dims is None:
+        return profile
+    if len(dims) != len(profile.least):
+        raise UsageError(
+            f"option shapes: input '{name}' has {len(dims)} dimensions, not {len(profile.least)}"
+        )
+    for axis, dim in enumerate(dims):
+        if isinstance(dim, int) and not profile.least[axis] == dim == profile.greatest[axis]:
+            raise UsageError(f"option shapes: dimension {axis} of input '{name}' is fixed at {dim}")
+    return profile

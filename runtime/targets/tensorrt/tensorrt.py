@@ -1,0 +1,245 @@
+"""TensorRT engines: `tensorrt-rtx` compiles for GeForce and RTX GPUs without a GPU, `tensorrt` builds on
+the device itself.
+
+Both build the lowered model in a process of its own (process.py) and write, beside the engine, a JSON file
+with what an engine does not say without a GPU: its inputs and outputs, the shapes it was built for, the
+builder's version and the GPUs it runs on.
+"""
+
+import hashlib
+import importlib.util
+import json
+import platform
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx
+
+from onnx_lathe import metadata
+from onnx_lathe.errors import TargetError, UsageError
+from onnx_lathe.placement import CANONICAL
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.targets.core.base import Artifact, LayerVerdict, Progress, Target
+from onnx_lathe.runtime.targets.core.registry import register
+from onnx_lathe.runtime.targets.tensorrt import process
+from onnx_lathe.runtime.targets.tensorrt.check import concerns, verdicts
+from onnx_lathe.runtime.targets.tensorrt.shapes import parse_batch, parse_shapes, profiles
+
+
+def _option(default: Any, help: str, unit: str = "") -> Any:
+    return field(default=default, metadata={"help": help, "unit": unit})
+
+
+@dataclass(frozen=True)
+class BuildConfig(Target.Config):
+    """Options of both TensorRT targets."""
+
+    batch: int | str = _option(
+        "1:1:32", "sizes of a dynamic first dimension: MIN:OPT:MAX, or one for all", "samples"
+    )
+    shapes: dict[str, int | str] = field(
+        default_factory=dict,
+        metadata={
+            "help": "dynamic input -> shape, or MIN:OPT:MAX shapes, such as 1x3x32x32:1x3x64x64:8x3x128x128",
+            "unit": "",
+        },
+    )
+    level: int | None = _option(
+        None, "builder optimization level, 0 (fast build) to 5 (fast engine); none: TensorRT's own default"
+    )
+    workspace_mb: int | None = _option(
+        None, "GPU memory that a layer may use for scratch; none: TensorRT's own default", "MiB"
+    )
+    time_limit: float | None = _option(3600.0, "end a build that takes longer; none: never", "s")
+    log: bool = _option(
+        False, "write the builder's whole log, with the layers that it chose, beside the engine"
+    )
+
+    def __post_init__(self) -> None:
+        parse_batch(self.batch)
+        parse_shapes(self.shapes)
+        if self.level is not None and not 0 <= self.level <= 5:
+            raise UsageError(f"option level must be 0 to 5, not {self.level}")
+        if self.workspace_mb is not None and self.workspace_mb < 1:
+            raise UsageError(f"option workspace_mb must be at least 1, not {self.workspace_mb}")
+        if self.time_limit is not None and self.time_limit <= 0:
+            raise UsageError(f"option time_limit must be positive, not {self.time_limit:g}")
+
+
+class TensorRTBase(Target):
+    """What the two families share. An engine of one cannot be loaded by the other."""
+
+    lowering = "tensorrt"
+    placement = CANONICAL
+    title: ClassVar[str]
+    library: ClassVar[str]
+    missing: ClassVar[str]
+    """What to do when the library is not installed."""
+
+    Config = BuildConfig
+
+    def available(self) -> str | None:
+        if importlib.util.find_spec(self.library) is None:
+            return self._missing()
+        with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
+            try:
+                process.ask({"library": self.library}, Path(scratch), lambda text: None, time_limit_s=120.0)
+            except TargetError as error:
+                return str(error)
+        return None
+
+    def _missing(self) -> str:
+        return self.missing
+
+    def check(self, model: onnx.ModelProto) -> list[tuple[str, str]]:
+        return [(concern.node, concern.reason) for concern in concerns(model)]
+
+    def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
+        return verdicts(model)
+
+    def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
+        """Writes `model.NAME.engine` and `.engine.json` beside it; with `log` also `.engine.log`, which a
+        failed build leaves too.
+        """
+        if importlib.util.find_spec(self.library) is None:
+            raise TargetError(self._missing())
+        proto = model_file.load(model)
+        wanted = profiles(proto, parse_batch(options.batch), parse_shapes(options.shapes))
+        fatal: dict[str, list[str]] = {}
+        for concern in concerns(proto):
+            if concern.fatal:
+                fatal.setdefault(concern.reason, []).append(concern.node)
+        if fatal:
+            listed = "; ".join(f"{', '.join(nodes)}: {reason}" for reason, nodes in fatal.items())
+            raise TargetError(f"{self.title} would not take {model.name}: {listed}")
+        request = self._request(options) | {
+            "library": self.library,
+            "model": str(model.resolve()),
+            "flags": _flags(proto),
+            "profiles": {
+                name: [list(profile.least), list(profile.tuned), list(profile.greatest)]
+                for name, profile in wanted.items()
+            },
+        }
+        del proto  # the worker reads the file; two copies of a large model are enough
+        try:
+            with tempfile.TemporaryDirectory(prefix=".lathe-", dir=directory) as scratch:
+                return self._build_in(Path(scratch).resolve(), directory, request, options, progress)
+        except OSError as error:
+            raise TargetError(
+                f"{directory}: cannot be written ({error.strerror or error}); choose another folder"
+            ) from error
+
+    def _build_in(
+        self, scratch: Path, directory: Path, request: dict[str, Any], options: Any, progress: Progress
+    ) -> Artifact:
+        """Everything is made in `scratch`, a folder on the same disk, and moved out of it when it is whole."""
+        engine = directory / f"model.{self.name}.engine"
+        sidecar, log = engine.with_name(f"{engine.name}.json"), engine.with_name(f"{engine.name}.log")
+        made = {path: scratch / path.name for path in (engine, sidecar, log)}
+        request |= {"engine": str(made[engine]), "log": str(made[log]) if options.log else None}
+        try:
+            answer = process.ask(request, scratch, progress, options.time_limit)
+        except TargetError as error:
+            raise TargetError(f"{self.title} did not build {Path(request['model']).name}: {error}") from error
+        finally:
+            if made[log].exists():
+                made[log].replace(log)
+        details = self._describe(answer, request, made[engine])
+        made[sidecar].write_text(
+            json.dumps({"engine": engine.name} | details, indent=1) + "\n", encoding="utf-8"
+        )
+        made[sidecar].replace(sidecar)
+        made[engine].replace(engine)
+        return Artifact(
+            (engine, sidecar, log) if options.log else (engine, sidecar), engine.stat().st_size, details
+        )
+
+    def _request(self, options: Any) -> dict[str, Any]:
+        return {
+            "level": options.level,
+            "workspace_bytes": None if options.workspace_mb is None else options.workspace_mb << 20,
+            "compute": [],
+            "portable": False,
+        }
+
+    def _describe(
+        self, answer: Mapping[str, Any], request: Mapping[str, Any], engine: Path
+    ) -> dict[str, Any]:
+        return {
+            "engine_bytes": engine.stat().st_size,
+            "engine_sha256": _sha256(engine),
+            "library": self.library,
+            "compute": [name.lower() for name in request["compute"]],
+            "profile": {
+                name: dict(zip(("min", "opt", "max"), shapes, strict=True))
+                for name, shapes in request["profiles"].items()
+            },
+            **answer,
+        }
+
+
+@register
+class TensorRTRTX(TensorRTBase):
+    name = "tensorrt-rtx"
+    help = "engine for GeForce and RTX GPUs, compiled ahead on any x86-64 machine, with or without a GPU"
+    title = "TensorRT-RTX"
+    library = "tensorrt_rtx"
+    missing = "tensorrt_rtx is not installed; pip install 'onnx-lathe[rtx]'"
+
+    @dataclass(frozen=True)
+    class Config(BuildConfig):
+        compute: str = _option("sm86", "GPU architectures in one engine, joined by +, such as sm86+sm89")
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            names = self.compute.lower().split("+")
+            if not all(re.fullmatch(r"sm\d+", name) for name in names) or len(set(names)) != len(names):
+                raise UsageError(
+                    f"option compute takes different GPU architectures joined by +, such as sm86+sm89, not '{self.compute}'"
+                )
+
+    def _missing(self) -> str:
+        if platform.system() in ("Linux", "Windows") and platform.machine().lower() in ("x86_64", "amd64"):
+            return self.missing
+        return "tensorrt_rtx exists only for Linux and Windows on x86-64; build there, with the .onnx file of target 'onnx'"
+
+    def _request(self, options: Any) -> dict[str, Any]:
+        return super()._request(options) | {"compute": options.compute.upper().split("+")}
+
+
+@register
+class TensorRT(TensorRTBase):
+    name = "tensorrt"
+    help = "engine for the GPU or Jetson it is built on, with TensorRT 10.3 or later"
+    title = "TensorRT"
+    library = "tensorrt"
+    missing = "tensorrt is not installed; on a Jetson it comes with JetPack (python3-libnvinfer), elsewhere pip install 'onnx-lathe[gpu]'"
+
+    @dataclass(frozen=True)
+    class Config(BuildConfig):
+        portable: bool = _option(
+            False, "an engine that also runs on other desktop GPUs from Ampere on, slower; not on a Jetson"
+        )
+
+    def _request(self, options: Any) -> dict[str, Any]:
+        return super()._request(options) | {"portable": options.portable}
+
+
+def _flags(model: onnx.ModelProto) -> list[str]:
+    """SPARSE_WEIGHTS lets TensorRT choose kernels for weights with 2 zeros in each 4, where such a kernel
+    is faster.
+    """
+    return ["SPARSE_WEIGHTS"] if "2:4" in metadata.read_sparse(model.metadata_props).values() else []
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,265 @@
+"""The process that TensorRT runs in: `python -m onnx_lathe.runtime.targets.tensorrt.worker`, started by
+runtime/targets/tensorrt/process.py.
+
+One JSON request on standard input; progress lines and one answer on standard output; what TensorRT says
+goes to standard error as well, so that something is left if it crashes. A process per build because after a
+failed build TensorRT-RTX 1.7 compiles the next one with leftovers of it, and because some models crash the
+builder without an exception.
+
+The API used is the part that TensorRT 10.x, 11.x and TensorRT-RTX share. Precision flags are never set:
+precision is in the graph.
+"""
+
+import importlib
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+NOISE = "catchCudaError"  # follows every error on a machine without a GPU, and says only that
+# the parser's own message leaves out which file and why
+IMPORT_ERRORS = ("Failed to open file", "external weights")
+
+
+class RefusedError(Exception):
+    """A request that TensorRT could not serve; the message is for the user."""
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # native code prints to standard output too
+
+    def send(message: Mapping[str, Any]) -> None:
+        print(json.dumps(message), file=answers, flush=True)
+
+    # Ctrl-C reaches the whole group; the parent decides, and kills this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    request = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        trt = load(request["library"])
+        logger = make_logger(trt, request.get("log"))
+        builder = make_builder(trt, logger)
+        answer = {"version": trt.__version__}
+        if "model" in request:
+            answer |= build(trt, logger, builder, request, lambda text: send({"progress": text}))
+    except RefusedError as refusal:
+        send({"refusal": str(refusal)})
+    else:
+        send({"answer": answer})
+    os._exit(0)  # native destructors have nothing to add but a crash
+
+
+def _end_with_parent() -> None:
+    """The parent holds the other end of standard input; when that closes, nobody waits for an answer."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def load(library: str) -> Any:
+    """The module `tensorrt` or `tensorrt_rtx`. Raises RefusedError if it cannot be used."""
+    try:
+        trt = importlib.import_module(library)
+    except (ImportError, OSError) as error:
+        raise RefusedError(f"{library} is installed but cannot be loaded: {one_line(error)}") from error
+    if not hasattr(trt, "Builder"):  # the package tensorrt-stubs makes an empty namespace of that name
+        raise RefusedError(f"the module {library} is not TensorRT; uninstall tensorrt-stubs if it is there")
+    if library == "tensorrt" and int(trt.__version__.split(".")[0]) < 10:
+        raise RefusedError(f"TensorRT {trt.__version__} is too old; install 10.3 or later")
+    return trt
+
+
+def make_logger(trt: Any, verbose_log: str | None) -> Any:
+    class Logger(trt.ILogger):
+        """Keeps warnings and errors as (severity, text); writes everything to the log file if there is one."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.records: list[tuple[str, str]] = []
+            self.file = open(verbose_log, "w", encoding="utf-8") if verbose_log else None  # noqa: SIM115
+
+        def log(self, severity: Any, text: str) -> None:
+            if self.file is not None:
+                print(f"{severity.name}: {text}", file=self.file, flush=True)
+            if severity.name in ("INTERNAL_ERROR", "ERROR", "WARNING") and NOISE not in text:
+                self.records.append((severity.name, one_line(text)))
+                print(one_line(text), file=sys.stderr, flush=True)
+
+        def errors(self, since: int = 0) -> list[str]:
+            return list(
+                dict.fromkeys(text for severity, text in self.records[since:] if severity != "WARNING")
+            )
+
+        def warnings(self) -> list[str]:
+            return list(dict.fromkeys(text for severity, text in self.records if severity == "WARNING"))
+
+    return Logger()
+
+
+def make_builder(trt: Any, logger: Any) -> Any:
+    try:
+        return trt.Builder(logger)
+    except TypeError as error:
+        if "nullptr" not in str(error):
+            raise
+        raise RefusedError(
+            "no NVIDIA GPU or driver was found; TensorRT builds only on the device that will run the engine"
+        ) from error
+
+
+def build(
+    trt: Any, logger: Any, builder: Any, request: Mapping[str, Any], progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Writes the engine to request["engine"] and tells about it. Raises RefusedError with TensorRT's
+    reasons.
+    """
+    started = time.perf_counter()
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)  # keeps no reference to the network; this function does
+    if not parser.parse_from_file(request["model"]) or parser.num_errors:
+        raise RefusedError(parse_refusal(parser, logger))
+    if network.num_outputs == 0:
+        raise RefusedError("TensorRT found no output in the model")
+    config = make_config(trt, builder, request)
+    apply_profiles(builder, network, config, request["profiles"], logger)
+    monitor = make_monitor(trt, progress)  # must outlive the build
+    config.progress_monitor = monitor
+    before = len(logger.records)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        reasons = logger.errors(before) or ["TensorRT gives no reason"]
+        raise RefusedError("; ".join(reasons))
+    try:
+        Path(request["engine"]).write_bytes(memoryview(plan))
+    except OSError as error:
+        raise RefusedError(f"the engine cannot be written: {error.strerror}") from error
+    return {
+        "build_seconds": round(time.perf_counter() - started, 3),
+        "inputs": [describe(network.get_input(index)) for index in range(network.num_inputs)],
+        "outputs": [describe(network.get_output(index)) for index in range(network.num_outputs)],
+        "warnings": logger.warnings(),
+    }
+
+
+def make_config(trt: Any, builder: Any, request: Mapping[str, Any]) -> Any:
+    config = builder.create_builder_config()
+    for name in request["flags"]:
+        config.set_flag(_named(trt.BuilderFlag, name))
+    if request["workspace_bytes"] is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
+    if request["level"] is not None:
+        config.builder_optimization_level = request["level"]
+    if request["portable"]:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if request.get("log"):
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if request["compute"]:
+        config.num_compute_capabilities = len(request["compute"])
+        for index, name in enumerate(request["compute"]):
+            config.set_compute_capability(_named(trt.ComputeCapability, name), index)
+    return config
+
+
+def _named(enumeration: Any, name: str) -> Any:
+    if name not in enumeration.__members__:
+        known = ", ".join(
+            sorted(key.lower() for key in enumeration.__members__ if key not in ("NONE", "CURRENT"))
+        )
+        raise RefusedError(f"this version has no {enumeration.__name__} {name}; it has {known}")
+    return enumeration.__members__[name]
+
+
+def apply_profiles(builder: Any, network: Any, config: Any, wanted: Mapping[str, Any], logger: Any) -> None:
+    """Raises RefusedError if TensorRT does not accept the shapes. They cover every dynamic input
+    (runtime/targets/tensorrt/shapes.py).
+    """
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    for tensor in inputs:
+        if getattr(tensor, "is_shape_tensor", False):
+            raise RefusedError(
+                f"input '{tensor.name}' decides the shape of a tensor; make it a constant of the model"
+            )
+    dynamic = [tensor.name for tensor in inputs if any(size < 0 for size in tensor.shape)]
+    if not dynamic:
+        return
+    profile = builder.create_optimization_profile()
+    before = len(logger.records)
+    for name in dynamic:
+        profile.set_shape(name, *wanted[name])
+    if config.add_optimization_profile(profile) < 0:
+        raise RefusedError(
+            "; ".join(logger.errors(before)) or "TensorRT refuses the shapes of the dynamic inputs"
+        )
+
+
+def make_monitor(trt: Any, progress: Callable[[str], None]) -> Any:
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+            self.next = 0.0
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            self.steps[phase] = steps
+
+        def phase_finish(self, phase: str) -> None:
+            self.steps.pop(phase, None)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            if time.monotonic() >= self.next:
+                self.next = time.monotonic() + 0.5
+                progress(f"{phase} {step + 1}/{self.steps.get(phase, step + 1)}")
+            return True
+
+    return Monitor()
+
+
+def parse_refusal(parser: Any, logger: Any) -> str:
+    """Every node that the parser refuses, with its operator, grouped by reason."""
+    nodes: dict[str, list[str]] = {}
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        operator, place = error.node_operator(), error.node_name()
+        reason = tidy(error.desc())
+        if reason in ("", "false"):
+            reason = f"operator {operator} is not supported"
+        where = (
+            f"{place} ({operator})"
+            if place
+            else f"node {error.node()} ({operator})"
+            if error.node() >= 0
+            else "the model"
+        )
+        nodes.setdefault(reason, []).append(where)
+    parts = [f"{', '.join(dict.fromkeys(where))}: {reason}" for reason, where in nodes.items()]
+    parts += [text for text in logger.errors() if any(sign in text for sign in IMPORT_ERRORS)]
+    return "; ".join(parts) or "; ".join(logger.errors()) or "the parser gives no reason"
+
+
+def tidy(text: str) -> str:
+    """TensorRT's sentence without the C++ condition before it: `Assertion failed: condition: sentence`, or
+    `condition && "sentence"`.
+    """
+    text = one_line(text)
+    quoted = re.search(r'&& "(.*)"$', text)
+    return (quoted[1] if quoted else re.sub(r"^.*Assertion failed: .*?: (?=\S)", "", text)).removesuffix(".")
+
+
+def describe(tensor: Any) -> dict[str, Any]:
+    dtype = {"FLOAT": "float32", "HALF": "float16"}.get(tensor.dtype.name, tensor.dtype.name.lower())
+    return {"name": tensor.name, "dtype": dtype, "shape": list(tensor.shape)}
+
+
+def one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The built-in training loop and what it is made of."""

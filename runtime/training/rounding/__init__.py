@@ -1,0 +1,1 @@
+"""Adaptive rounding of a layer in PyTorch."""
