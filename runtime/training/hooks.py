@@ -32,7 +32,7 @@ def load_hook(spec: str, log: Path | None = None) -> Callable[..., Any]:
     """
     path, name = hook_place(spec)
     with guarded(f"retraining hook '{spec}' cannot be imported", log, path.parent):
-        module = import_file(path, f"lathe_hook_{path.stem}")
+        module = import_file(path)
     functions = [
         key
         for key, value in vars(module).items()
@@ -53,7 +53,7 @@ def load_hook(spec: str, log: Path | None = None) -> Callable[..., Any]:
 def guarded(what: str, log: Path | None, folder: Path | None = None) -> Iterator[None]:
     """User code runs inside: what it raises becomes a PassError of one line, and `log` gets the traceback.
 
-    `folder`: where the code lies, for the message if an import finds another module than the one there.
+    `folder`: where the code lies, for the message if an import there finds another module.
     """
     try:
         yield

@@ -29,6 +29,7 @@ from onnx_lathe.errors import LatheError, PassError, UsageError
 from onnx_lathe.protocols import Shaping
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.processes import environment, running
+from onnx_lathe.runtime.user_code import search_path
 
 if TYPE_CHECKING:
     from onnx_lathe.runtime.training.trainer import TorchTrainer
@@ -151,6 +152,7 @@ def _write_job(
         "hook": trainer.hook,
         "device": trainer.device,
         "memory": trainer.memory,
+        "path": search_path(),
     }
     job |= {
         name: None if path is None else str(path.absolute())
