@@ -64,7 +64,7 @@ def shadowed(error: BaseException, folder: Path) -> str:
     if name is None:
         return ""
     top = name.partition(".")[0]
-    beside = next((path for path in (folder / f"{top}.py", folder / top) if path.exists()), None)
+    beside = _beside(top, folder)
     if beside is not None:
         return _other_than(top, beside)
     if top in FORMER:
@@ -104,13 +104,21 @@ def _refuse_mixed_up(source: bytes, folder: Path) -> None:
     elsewhere, such as from the folder of another hook: the file would get that one without a word.
     """
     for top in _imported(source):
-        beside = next(
-            (path for path in (folder / f"{top}.py", folder / top / "__init__.py") if path.is_file()), None
-        )
-        if beside is not None and top in sys.modules and top not in sys.stdlib_module_names | {"onnx_lathe"}:
-            beside = beside.parent if beside.name == "__init__.py" else beside
-            if message := _other_than(top, beside):
-                raise ImportError(message.removeprefix("; "))
+        if top in sys.stdlib_module_names or top == "onnx_lathe":
+            continue
+        beside = _beside(top, folder)
+        # a folder without __init__.py gives way to a module elsewhere in a script, too
+        if beside is None or not (beside.is_file() or (beside / "__init__.py").is_file()):
+            continue
+        if message := _other_than(top, beside):
+            raise ImportError(message.removeprefix("; "))
+
+
+def _beside(top: str, folder: Path) -> Path | None:
+    """What Python takes for the module of that name in the folder: a package, a file, or any folder."""
+    if (folder / top / "__init__.py").is_file():
+        return folder / top
+    return next((path for path in (folder / f"{top}.py", folder / top) if path.exists()), None)
 
 
 def _imported(source: bytes) -> Iterator[str]:
