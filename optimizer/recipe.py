@@ -73,11 +73,12 @@ class Recipe:
         value or a bad order.
         """
         instances = [configure(find(step.name), step.options) for step in self.steps]
-        _check_order(instances)
+        check_order(instances)
         return instances
 
 
-def _check_order(instances: Sequence[Pass]) -> None:
+def check_order(instances: Sequence[Pass]) -> None:
+    """Raises UsageError naming two passes that stand in the wrong order, with the reason."""
     names = [instance.name for instance in instances]
     for index, instance in enumerate(instances):
         for other, reason in instance.before.items():
