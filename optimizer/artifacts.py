@@ -47,3 +47,15 @@ def _listed(out: Path) -> set[str]:
         return {REPORT, *files} if "schema" in report else set()
     except (OSError, ValueError, KeyError, TypeError):
         return set()
+
+
+def beside(source: Path, out: str | Path | None, suffix: str) -> Path:
+    """Where to write: `out`, or `source` with another ending. Raises UsageError for the input itself, or a
+    file that nobody named.
+    """
+    target = source.with_suffix(suffix) if out is None else Path(out)
+    if target.exists() and source.exists() and target.samefile(source):
+        raise UsageError(f"{target}: is the input itself; name another file with -o")
+    if out is None and target.exists():
+        raise UsageError(f"{target}: is there already; name the result with -o")
+    return target

@@ -12,6 +12,8 @@ from onnx_lathe.optimizer.report.record import GateRecord
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.running import ort
 
+SAMPLE_BATCH = 8
+"""On so many samples a model is tried after each step."""
 LATENCY_BUDGET_S = 1.0
 
 

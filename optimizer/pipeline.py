@@ -12,7 +12,7 @@ from onnx_lathe.optimizer import artifacts, build, services
 from onnx_lathe.optimizer.checkpoint import Checkpoints, file_hash
 from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.inspect import measure
-from onnx_lathe.optimizer.measuring import judge, sample_feeds, time_pair
+from onnx_lathe.optimizer.measuring import SAMPLE_BATCH, judge, sample_feeds, time_pair
 from onnx_lathe.optimizer.recipe import check_order
 from onnx_lathe.optimizer.report.record import RunRecord, StepRecord
 from onnx_lathe.optimizer.run import Request, Run
@@ -24,8 +24,6 @@ from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import reference
 from onnx_lathe.runtime.training.hooks import hook_place
 from onnx_lathe.version import VERSION
-
-SAMPLE_BATCH = 8
 
 
 def run(request: Request, ui: Ui) -> RunRecord:

@@ -22,6 +22,7 @@ from onnx_lathe.optimizer.sizes import parse_bytes
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.registry import find
+from onnx_lathe.runtime.data.memory import DataSpec
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -52,10 +53,10 @@ class Recipe:
     steps: tuple[Call, ...] = ()
     gates: tuple[str, ...] = ()
     targets: tuple[Call, ...] = (Call("onnx", {}),)
-    data: str | None = None
-    train: str | None = None
-    calibration: str | None = None
-    eval: str | None = None
+    data: DataSpec | None = None
+    train: DataSpec | None = None
+    calibration: DataSpec | None = None
+    eval: DataSpec | None = None
     preprocess: str | None = None
     retrain: str | None = None
     memory: int | None = None

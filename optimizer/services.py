@@ -13,7 +13,17 @@ from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.placement import CANONICAL, Placement
-from onnx_lathe.runtime.data import DataSource, model_classes, model_inputs, open_source, overlap, split, take
+from onnx_lathe.runtime.data import (
+    DataSource,
+    DataSpec,
+    model_classes,
+    model_inputs,
+    named,
+    open_source,
+    overlap,
+    split,
+    take,
+)
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from onnx_lathe.runtime.running.evaluate import OutputComparer
 from onnx_lathe.runtime.running.ort import PairTimer
@@ -61,7 +71,7 @@ def open_roles(recipe: Recipe, model: onnx.ModelProto) -> Roles:
     """
     inputs, classes = model_inputs(model), model_classes(model)
 
-    def source(spec: str | None) -> DataSource | None:
+    def source(spec: DataSpec | None) -> DataSource | None:
         return None if spec is None else open_source(spec, inputs, recipe.preprocess, classes)
 
     roles = Roles(source(recipe.train), source(recipe.calibration), source(recipe.eval))
@@ -76,7 +86,7 @@ def open_roles(recipe: Recipe, model: onnx.ModelProto) -> Roles:
                 if role == "calibration" and roles.calibration is not None
                 else ""
             )
-            roles.notes.append(f"{role}: {spec}{used}")
+            roles.notes.append(f"{role}: {named(spec)}{used}")
     if recipe.data is not None:
         _split_data(
             recipe.data, open_source(recipe.data, inputs, recipe.preprocess, classes), roles, recipe.seed
@@ -119,23 +129,23 @@ def _check_apart(recipe: Recipe, roles: Roles) -> None:
         roles.notes.append(f"{shared} of {count:,} evaluation samples are in the {role} data too")
 
 
-def _split_data(spec: str, whole: DataSource, roles: Roles, seed: int) -> None:
+def _split_data(spec: DataSpec, whole: DataSource, roles: Roles, seed: int) -> None:
     if roles.evaluation is None:
         parts = split(whole, seed=seed)
         roles.evaluation = parts.evaluation
         if roles.train is None and roles.calibration is None:
             roles.train, roles.calibration = parts.train, parts.calibration
-            roles.notes.append(f"{spec}: {parts.description}")
+            roles.notes.append(f"{named(spec)}: {parts.description}")
             return
         roles.notes.append(
-            f"{spec}: split at random (seed {seed}); {parts.evaluation.count:,} samples evaluate"
+            f"{named(spec)}: split at random (seed {seed}); {parts.evaluation.count:,} samples evaluate"
         )
         if roles.train is None:
             roles.train = parts.train
-            roles.notes.append(f"{spec}: {parts.train.count:,} others train")
+            roles.notes.append(f"{named(spec)}: {parts.train.count:,} others train")
     elif roles.train is None:
         roles.train = whole
-        roles.notes.append(f"training: {spec}")
+        roles.notes.append(f"training: {named(spec)}")
     else:
         raise UsageError(
             "--data is given, but --train and --eval already name all the data; leave --data out"
@@ -195,7 +205,7 @@ class Services:
         recipe: Recipe,
         roles: Roles,
         teacher: onnx.ModelProto | None,
-        log: Path,
+        log: Path | None,
         status: Callable[[str], None],
     ) -> None:
         """`teacher` is the original model, for a recipe that retrains."""

@@ -13,6 +13,7 @@ import onnx
 from onnx_lathe import metadata
 from onnx_lathe.errors import ContractError, LatheError, ModelError
 from onnx_lathe.optimizer.inspect import measure
+from onnx_lathe.optimizer.measuring import SAMPLE_BATCH, sample_feeds
 from onnx_lathe.optimizer.report.record import StepRecord
 from onnx_lathe.optimizer.run import Run
 from onnx_lathe.passes.core import contract
@@ -20,6 +21,7 @@ from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.model import export_model, import_model, node_metadata
+from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import evaluate
@@ -70,6 +72,28 @@ def apply_pass(
     after = export_model(graph)
     del graph
     gc.collect()  # onnx-graphsurgeon's graphs are reference cycles, and hold the weights until someone looks
+    return after, report
+
+
+def apply_checked(
+    instance: Pass, model: onnx.ModelProto, context: Context, sample: DataSource | None
+) -> tuple[onnx.ModelProto, PassReport]:
+    """As a step of a run does it, in memory: applied, and checked on a sample of the data or random input.
+
+    Raises LatheError that begins with the pass's name.
+    """
+    try:
+        session = ort.session(model)
+        feeds = sample_feeds(sample, session, SAMPLE_BATCH)
+        expected = ort.run(session, feeds)
+        after, report = apply_pass(instance, model, context)
+        if after is not model:
+            contract.check_structure(model, after, instance.name)
+            outputs = ort.run(ort.session(after), feeds)
+            if instance.lossless:
+                contract.check_outputs(expected, outputs, type(instance))
+    except LatheError as error:
+        raise type(error)(f"{instance.name}: {error}") from error
     return after, report
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer import artifacts
 from onnx_lathe.optimizer.commands.options import Parser
 
 
@@ -18,7 +19,7 @@ def pack(arguments: list[str]) -> int:
     from onnx_lathe.runtime.pack import files
 
     files.require(options.file, packed=False)
-    out = _beside(options.file, options.out, files.SUFFIX)
+    out = artifacts.beside(options.file, options.out, files.SUFFIX)
     sizes = files.pack_file(options.file, out)
     print(f"{options.file} {sizes.onnx:,} bytes -> {out} {sizes.packed:,} bytes, {sizes.ratio:.4g}x smaller")
     return 0
@@ -42,21 +43,9 @@ def unpack(arguments: list[str]) -> int:
     from onnx_lathe.runtime.pack import LIMIT_BYTES, files
 
     files.require(options.file, packed=True)
-    out = _beside(options.file, options.out, ".onnx")
+    out = artifacts.beside(options.file, options.out, ".onnx")
     sizes = files.unpack_file(
         options.file, out, LIMIT_BYTES if options.limit is None else int(options.limit * 1e9)
     )
     print(f"{options.file} {sizes.packed:,} bytes -> {out} {sizes.onnx:,} bytes")
     return 0
-
-
-def _beside(source: Path, out: Path | None, suffix: str) -> Path:
-    """Where to write: `out`, or `source` with another ending. Raises UsageError for the input itself, or a
-    file that nobody named.
-    """
-    target = source.with_suffix(suffix) if out is None else out
-    if target.exists() and source.exists() and target.samefile(source):
-        raise UsageError(f"{target}: is the input itself; name another file with -o")
-    if out is None and target.exists():
-        raise UsageError(f"{target}: is there already; name the result with -o")
-    return target

@@ -38,10 +38,13 @@ def inspect(arguments: list[str]) -> int:
     parser.add_argument("model", type=Path)
     options = parser.parse_args(arguments)
 
-    from onnx_lathe.optimizer.report import reference
+    from onnx_lathe.optimizer.inspect import layer_rows, measure
+    from onnx_lathe.optimizer.report.layers import show_layers
     from onnx_lathe.runtime.files import model_file
 
-    reference.show_layers(model_file.load(options.model), Console(highlight=False, emoji=False))
+    model = model_file.load(options.model)
+    rows = layer_rows(model)
+    show_layers(rows, measure(model, rows), Console(highlight=False, emoji=False))
     return 0
 
 
@@ -60,7 +63,7 @@ def check(arguments: list[str]) -> int:
 
     from onnx_lathe.optimizer import check
     from onnx_lathe.optimizer.recipe import parse_calls
-    from onnx_lathe.optimizer.report import reference
+    from onnx_lathe.optimizer.report.layers import show_checks
 
     calls = parse_calls(options.target, "--target")
     if not calls:
@@ -69,5 +72,5 @@ def check(arguments: list[str]) -> int:
     if options.json:
         print(json.dumps([one.as_json() for one in found], indent=1))
     else:
-        reference.show_checks(found, Console(highlight=False, emoji=False))
+        show_checks(found, Console(highlight=False, emoji=False))
     return 0
