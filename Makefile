@@ -22,7 +22,9 @@ test: .venv/ready lint
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@echo $(BIN)/mypy; said=$$($(BIN)/mypy) || { echo "$$said"; exit 1; }; echo "$$said"; \
+	  files=$$(find onnx_lathe optimizer passes runtime -name '*.py' | wc -l | tr -d ' '); \
+	  case "$$said" in *" in $$files source files"*) ;; *) echo "mypy saw another number than $$files: see typings/"; exit 1;; esac
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Lathe needs Python 3.10 or newer: make PYTHON=python3.11"; exit 1; }

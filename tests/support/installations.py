@@ -31,12 +31,8 @@ class Installation:
         """Its site-packages."""
         return Path(sysconfig.get_path("purelib", vars={"base": str(self.folder)}))
 
-    def install(self, *what: Path) -> None:
-        """By pip, without the network: wheels, or folders that hatchling builds."""
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        command += ["--no-deps", "--no-index", "--no-build-isolation", "--no-warn-script-location"]
-        command += ["--target", str(self.packages), *map(str, what)]
-        subprocess.run(command, check=True, capture_output=True, env=CLEAN, cwd=self.folder)
+    def install(self, wheel: Path) -> None:
+        install(self.packages, wheel)
 
     def run(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """`python -I ARGUMENTS`, in the environment's folder."""
@@ -67,3 +63,11 @@ def built(hook: str, out: Path, source: Path = ROOT) -> Path:
     done = subprocess.run([sys.executable, "-c", code], cwd=source, env=CLEAN, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out / done.stdout.strip().splitlines()[-1]
+
+
+def install(folder: Path, what: Path) -> None:
+    """Installs a wheel, or a folder that hatchling builds, into a folder; by pip, without the network."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--no-index", "--no-build-isolation", "--target", str(folder), str(what)]
+    done = subprocess.run(command, capture_output=True, text=True, env=CLEAN, cwd=folder)
+    assert done.returncode == 0, done.stderr
