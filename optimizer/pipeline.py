@@ -236,9 +236,10 @@ def _steps(state: Run, done: list[StepRecord]) -> None:
 def _step(state: Run, index: int) -> None:
     instance, call = state.passes[index], state.request.recipe.steps[index]
     started = time.perf_counter()
-    if isinstance(state.context.trainer, TorchTrainer):
-        state.context.trainer.step = state.titles[index]
-        state.context.trainer.state = state.checkpoints.training
+    trainer = state.context.trainer
+    if isinstance(trainer, TorchTrainer):
+        setup = replace(trainer.setup, step=state.titles[index], state=state.checkpoints.training)
+        state.context = replace(state.context, trainer=TorchTrainer(setup))
     expected = ort.run(ort.session(state.file), state.feeds) if instance.lossless else {}
     try:
         after, report = apply_pass(instance, state.model, state.context)

@@ -16,9 +16,9 @@ from onnx_lathe.runtime.data import DataSource, model_classes, model_inputs, ope
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from onnx_lathe.runtime.running.evaluate import OutputComparer
 from onnx_lathe.runtime.running.ort import PairTimer
-from onnx_lathe.runtime.training import TorchRounder, TorchTrainer, require_torch
+from onnx_lathe.runtime.training import TorchRounder, TorchTrainer, TrainingSetup, require_torch
 from onnx_lathe.runtime.training.hooks import hook_place
-from onnx_lathe.runtime.training.parallel.launch import parse_launch
+from onnx_lathe.runtime.training.parallel.request import parse_launch
 
 CALIBRATION_SAMPLES = 512
 FEW_SAMPLES = 16
@@ -196,13 +196,15 @@ def make_context(
     if roles.train is not None:
         launch = None if recipe.launch is None else parse_launch(recipe.launch)
         trainer = TorchTrainer(
-            roles.train,
-            teacher,
-            hook=recipe.retrain,
-            log=log,
-            progress=status,
-            memory=recipe.memory,
-            launch=launch,
+            TrainingSetup(
+                roles.train,
+                teacher,
+                hook=recipe.retrain,
+                log=log,
+                progress=status,
+                memory=recipe.memory,
+                launch=launch,
+            )
         )
     rounder = TorchRounder(recipe.seed, status)
     return Context(
