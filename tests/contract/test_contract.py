@@ -24,7 +24,7 @@ from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from onnx_lathe.runtime.torch_bridge import unsupported
 from onnx_lathe.runtime.torch_bridge.parameters import trainable
-from onnx_lathe.runtime.training import TorchTrainer
+from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from tests.support.models import MODELS, load_foreign, shipped_with_onnx
 
 OWN = sorted(MODELS.glob("*/model.onnx"))
@@ -66,7 +66,9 @@ def identity(path: Path) -> str:
 
 def context_for(model: onnx.ModelProto, data: RandomData | None = None) -> Context:
     data = data or RandomData(model)
-    return Context(calibrator=StreamingCalibrator(data), trainer=TorchTrainer(data, teacher=model))
+    return Context(
+        calibrator=StreamingCalibrator(data), trainer=TorchTrainer(TrainingSetup(data, teacher=model))
+    )
 
 
 @pytest.fixture(scope="module", params=OWN + LIGHT + SMALL, ids=identity)

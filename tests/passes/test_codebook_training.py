@@ -24,7 +24,7 @@ from onnx_lathe.protocols import Shaping
 from onnx_lathe.runtime.data import model_classes, model_inputs, open_source, take
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.torch_bridge.parameters import trainable
-from onnx_lathe.runtime.training import TorchTrainer
+from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from tests.support.builders import build, random, run
 from tests.support.codebooks import constants, decoded, share, two_layers
 from tests.support.models import MODELS
@@ -312,7 +312,7 @@ def test_training_recovers_what_sharing_costs(mnist: Path) -> None:
     images = next(
         iter(open_source(f"{mnist}:test", model_inputs(model), "scale=1/255", None).batches(500))
     ).inputs
-    trainer = TorchTrainer(take(data, 2560), model)
+    trainer = TorchTrainer(TrainingSetup(take(data, 2560), model))
     (expected,) = run(model, images).values()
     errors = []
     for options in ({"epochs": 0}, {"epochs": 2, "every": 5, "tradeoff": 0.01}):

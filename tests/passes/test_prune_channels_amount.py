@@ -20,7 +20,7 @@ from onnx_lathe.passes.prune.prune import Prune
 from onnx_lathe.passes.retrain import Retrain
 from onnx_lathe.protocols import Shaping
 from onnx_lathe.runtime.data import Batch, DataSource
-from onnx_lathe.runtime.training import TorchTrainer
+from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from tests.support.builders import build, random, run
 from tests.support.channels import prune_channels, shapes
 
@@ -218,7 +218,7 @@ def test_taylor_is_the_gradient_times_the_channel() -> None:
     model, data = build(THREE, u=u, v=v, w=w), Labelled()
     after, _ = prune_channels(
         model,
-        Context(trainer=TorchTrainer(data, teacher=model)),
+        Context(trainer=TorchTrainer(TrainingSetup(data, teacher=model))),
         sparsity=0.5,
         importance="taylor",
         layers={"v": 0.0},
@@ -246,7 +246,9 @@ def test_taylor_without_labels_is_refused() -> None:
     model = three()
     with pytest.raises(PassError, match=r"prune\(importance=taylor\) needs labelled data"):
         prune_channels(
-            model, Context(trainer=TorchTrainer(Labelled(labelled=False), teacher=model)), importance="taylor"
+            model,
+            Context(trainer=TorchTrainer(TrainingSetup(Labelled(labelled=False), teacher=model))),
+            importance="taylor",
         )
 
 
@@ -272,7 +274,7 @@ def test_what_the_pass_needs_follows_from_importance(importance: str, needs: tup
 
 def test_a_retrain_step_follows_and_the_network_learns_again() -> None:
     model, data = build(THREE, u=random(8, 40), v=random(40, 20), w=random(20, 4)), Labelled()
-    context = Context(trainer=TorchTrainer(data, teacher=model))
+    context = Context(trainer=TorchTrainer(TrainingSetup(data, teacher=model)))
     pruned, _ = prune_channels(model, context, sparsity=0.5)
     after, report = apply_pass(configure(Retrain, {"epochs": 20}), pruned, context)
     assert shapes(after) == shapes(pruned)

@@ -248,18 +248,21 @@ def test_nothing_to_prune_does_not_train() -> None:
 
 def test_a_network_is_pruned_for_real() -> None:
     pytest.importorskip("torch")
-    from onnx_lathe.runtime.training import TorchTrainer
-    from tests.runtime.test_training import Points, accuracy, model, options, updated
+    from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
+    from tests.support.training import Points, accuracy, model, options, updated
 
     dense = updated(
-        model(), TorchTrainer(Points(), None).train(model(), options(epochs=15, rate=0.02, batch=32)).values
+        model(),
+        TorchTrainer(TrainingSetup(Points())).train(model(), options(epochs=15, rate=0.02, batch=32)).values,
     )
     at_once = import_model(dense)
     choice: dict[str, Any] = {"sparsity": 0.7, "scope": "global", "min_size": 1}
     configure(Prune, choice).apply(at_once, Context())
     graph = import_model(dense)
     settings = {"epochs": 12, "rate": 0.02, "batch": 32, "rounds": 20}
-    report = configure(Prune, choice | settings).apply(graph, Context(trainer=TorchTrainer(Points(), dense)))
+    report = configure(Prune, choice | settings).apply(
+        graph, Context(trainer=TorchTrainer(TrainingSetup(Points(), dense)))
+    )
     after = export_model(graph)
     assert report.metrics["sparsity"] == 0.7
     assert accuracy(after) > accuracy(dense) - 0.05
