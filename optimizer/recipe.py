@@ -20,7 +20,7 @@ from typing import Any
 from onnx_lathe.errors import UsageError, nearest
 from onnx_lathe.optimizer.sizes import parse_bytes
 from onnx_lathe.passes.core.base import Pass
-from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.options import configure, written
 from onnx_lathe.passes.core.registry import find
 
 if sys.version_info >= (3, 11):
@@ -39,7 +39,7 @@ class Call:
     options: Mapping[str, Any]
 
     def __str__(self) -> str:
-        inside = ", ".join(f"{key}={_written(value)}" for key, value in self.options.items())
+        inside = ", ".join(f"{key}={written(value)}" for key, value in self.options.items())
         return f"{self.name}({inside})" if inside else self.name
 
 
@@ -276,11 +276,3 @@ def _literal(word: str) -> Any:
         return float(word[:-1]) / 100 if word.endswith("%") else float(word)
     except ValueError:
         return word
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f'"{key}": {_written(item)}' for key, item in value.items()) + "}"
-    return str(value)
