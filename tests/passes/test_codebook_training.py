@@ -16,7 +16,12 @@ from onnx_lathe.passes.codebook.codebook import Codebook
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse_tensors
-from onnx_lathe.passes.numerics.clustering.codebook_pools import Clustered, Piece, Pool, channel_groups
+from onnx_lathe.passes.numerics.clustering.codebook_pools import (
+    Clustered,
+    CodebookGroup,
+    Piece,
+    channel_groups,
+)
 from onnx_lathe.passes.numerics.clustering.entropy_constrained import entropy_bits
 from onnx_lathe.passes.numerics.clustering.kmeans import Rule
 from onnx_lathe.passes.numerics.clustering.mantissa import round_mantissa
@@ -183,7 +188,7 @@ def test_every_call_projects_and_at_last_only_centroids_move() -> None:
 
 
 def test_centroids_are_means_of_the_weights_underneath() -> None:
-    shaping = Clustered([(Pool(4, False, (Piece("w"),)), Rule())], every=1, freeze=0.0)
+    shaping = Clustered([(CodebookGroup(4, False, (Piece("w"),)), Rule())], every=1, freeze=0.0)
     weight = random(1000)
     first = shaping(0.0, {"w": weight})["w"]
     moved = weight + random(1000)
@@ -195,7 +200,7 @@ def test_centroids_are_means_of_the_weights_underneath() -> None:
 
 
 def test_zeros_are_those_of_the_first_call() -> None:
-    shaping = Clustered([(Pool(4, True, (Piece("w"),)), Rule(tradeoff=0.1))], every=1, freeze=0.6)
+    shaping = Clustered([(CodebookGroup(4, True, (Piece("w"),)), Rule(tradeoff=0.1))], every=1, freeze=0.6)
     weight = random(1000)
     weight[::2] = 0
     for done in (0.0, 0.5, 0.7, 1.0):
@@ -204,21 +209,21 @@ def test_zeros_are_those_of_the_first_call() -> None:
 
 
 def test_a_first_call_at_the_end_is_enough() -> None:
-    shaping = Clustered([(Pool(4, False, (Piece("w"),)), Rule())], every=1, freeze=0.8)
+    shaping = Clustered([(CodebookGroup(4, False, (Piece("w"),)), Rule())], every=1, freeze=0.8)
     assert np.unique(shaping(1.0, {"w": random(1000)})["w"]).size == 4
 
 
 def test_the_weights_given_are_not_written_to() -> None:
     weight = random(6, 100)
     weight.flags.writeable = False
-    pools = [(Pool(4, False, (piece,)), Rule()) for piece in channel_groups("w", 0, 6, 4)]
+    pools = [(CodebookGroup(4, False, (piece,)), Rule()) for piece in channel_groups("w", 0, 6, 4)]
     shaped = Clustered(pools, every=1, freeze=0.8)(0.0, {"w": weight})["w"]
     assert shaped.shape == weight.shape
     assert shaped.dtype == np.float32
 
 
 def test_weights_that_are_not_trained_are_left_out() -> None:
-    pools = [(Pool(4, False, (Piece(name),)), Rule()) for name in "wv"]
+    pools = [(CodebookGroup(4, False, (Piece(name),)), Rule()) for name in "wv"]
     assert Clustered(pools, every=1, freeze=0.8)(0.0, {"w": random(1000)}).keys() == {"w"}
 
 

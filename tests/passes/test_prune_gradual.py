@@ -15,7 +15,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.numerics.sparsity.gradual import RETURNS, SCHEDULES, Gradual
-from onnx_lathe.passes.numerics.sparsity.weight_choice import Pool
+from onnx_lathe.passes.numerics.sparsity.weight_choice import Budget
 from onnx_lathe.passes.prune.prune import Prune
 from onnx_lathe.protocols import Shaping
 from tests.support.builders import build, run
@@ -26,7 +26,7 @@ WEIGHTS = {
     "b": GENERATOR.standard_normal((30, 10)).astype(np.float32),
 }
 PLAN = Gradual(
-    pools=[Pool(("a", "b"), 810)], start=[90], links=[], score="magnitude", schedule="cubic", rounds=10, until=0.5, settle=0.8, regrow=True
+    budgets=[Budget(("a", "b"), 810)], start=[90], links=[], score="magnitude", schedule="cubic", rounds=10, until=0.5, settle=0.8, regrow=True
 )  # fmt: skip
 
 
