@@ -1,4 +1,4 @@
-"""codebook(epochs=...): shared values while training runs, by a trainer that moves weights at random, and
+"""codebook(training={...}): shared values while training runs, by a trainer that moves weights at random, and
 by the real one.
 """
 
@@ -87,7 +87,7 @@ class DriftingTrainer:
 
 def trained(model: onnx.ModelProto, **options: object) -> tuple[onnx.ModelProto, Any, DriftingTrainer]:
     trainer = DriftingTrainer()
-    after, report = share(model, context=Context(trainer=trainer), **({"epochs": 2, "every": 5} | options))
+    after, report = share(model, context=Context(trainer=trainer), **({"training": {"epochs": 2}, "every": 5} | options))
     return after, report, trainer
 
 
@@ -254,7 +254,7 @@ def test_biases_and_earlier_codebooks_are_shaped_too() -> None:
 
 def test_the_trainer_gets_the_float_model_and_all_options() -> None:
     model = two_layers()
-    _, _, trainer = trained(model, bits=2, rate=0.01, seed=5)
+    _, _, trainer = trained(model, bits=2, training={"rate": 0.01, "seed": 5})
     assert [node.op_type for node in trainer.models[0].graph.node] == ["MatMul", "Relu", "Gemm"]
     assert {
         "rate": 0.01,
@@ -268,7 +268,7 @@ def test_the_trainer_gets_the_float_model_and_all_options() -> None:
 
 def test_a_hook_that_ignores_shared_values_gets_them_afterwards() -> None:
     trainer = DriftingTrainer(ignore_shaping=True)
-    after, report = share(two_layers(), context=Context(trainer=trainer), bits=3, epochs=1)
+    after, report = share(two_layers(), context=Context(trainer=trainer), bits=3, training={"epochs": 1})
     assert constants(after)["a_codebook"].size == 8
     assert "dB signal to noise" in report.edits[-1].what
 
@@ -279,7 +279,7 @@ def test_a_hook_that_ignores_shared_values_gets_them_afterwards() -> None:
 )
 def test_training_that_diverges_is_an_error(name: str, message: str) -> None:
     with pytest.raises(PassError, match=message):
-        share(two_layers(), context=Context(trainer=DriftingTrainer(spoil=name)), epochs=1, biases=2)
+        share(two_layers(), context=Context(trainer=DriftingTrainer(spoil=name)), training={"epochs": 1}, biases=2)
 
 
 @pytest.mark.parametrize("value", [random(3), np.float64(1)], ids=["shape", "dtype"])
@@ -291,20 +291,20 @@ def test_a_trainer_that_returns_something_else_is_an_error(value: np.ndarray) ->
             return Result({"bias": np.asarray(value)}, {})
 
     with pytest.raises(PassError, match=r"training returned 'bias' as .*, which is no initializer"):
-        share(two_layers(), context=Context(trainer=Wrong()), epochs=1)
+        share(two_layers(), context=Context(trainer=Wrong()), training={"epochs": 1})
 
 
 def test_training_without_anything_to_share_is_not_begun() -> None:
     trainer = DriftingTrainer()
-    _, report = share(two_layers(), context=Context(trainer=trainer), epochs=1, layers={"*": 0})
+    _, report = share(two_layers(), context=Context(trainer=trainer), training={"epochs": 1}, layers={"*": 0})
     assert report.edits == []
     assert trainer.models == []
 
 
 def test_only_epochs_need_a_trainer() -> None:
-    assert configure(Codebook, {"epochs": 1}).needs == ("trainer",)
+    assert configure(Codebook, {"training": {"epochs": 1}}).needs == ("trainer",)
     with pytest.raises(PassError, match="training data"):
-        share(two_layers(), epochs=1)
+        share(two_layers(), training={"epochs": 1})
 
 
 def test_training_recovers_what_sharing_costs(mnist: Path) -> None:
@@ -320,7 +320,7 @@ def test_training_recovers_what_sharing_costs(mnist: Path) -> None:
     trainer = TorchTrainer(take(data, 2560), model)
     (expected,) = run(model, images).values()
     errors = []
-    for options in ({"epochs": 0}, {"epochs": 2, "every": 5, "tradeoff": 0.01}):
+    for options in ({}, {"training": {"epochs": 2}, "every": 5, "tradeoff": 0.01}):
         after, report = share(model, context=Context(trainer=trainer), bits=2, **options)
         (found,) = run(after, images).values()
         errors.append(float(np.square(expected - found).sum() / np.square(expected).sum()))

@@ -1,4 +1,4 @@
-"""prune(pattern=channels) on small graphs: what is coupled, that the smaller network computes what it
+"""prune_channels on small graphs: what is coupled, that the smaller network computes what it
 should, and what stays.
 """
 
@@ -351,7 +351,7 @@ def test_an_output_whose_channels_have_a_name_keeps_it() -> None:
     )
     after, report = prune_channels(model)
     assert report.edits
-    contract.check_structure(model, after, "prune")
+    contract.check_structure(model, after, "prune_channels")
 
 
 def test_one_class_is_an_output_all_the_same() -> None:

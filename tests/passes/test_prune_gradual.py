@@ -110,7 +110,7 @@ def test_the_trainers_arrays_are_only_read() -> None:
 
 def test_a_weight_that_does_not_train_is_refused() -> None:
     with pytest.raises(
-        PassError, match="weight 'b' is not trained, so it cannot be pruned gradually; leave epochs out"
+        PassError, match="weight 'b' is not trained, so it cannot be pruned gradually; leave training out"
     ):
         fresh()(0.0, {"a": WEIGHTS["a"]})
 
@@ -159,7 +159,7 @@ def prune(
     model: onnx.ModelProto, trainer: Any, **options: Any
 ) -> tuple[onnx.ModelProto, dict[str, np.ndarray], PassReport]:
     graph = import_model(model)
-    report = configure(Prune, {"epochs": 3} | options).apply(graph, Context(trainer=trainer))
+    report = configure(Prune, {"training": {"epochs": 3}} | options).apply(graph, Context(trainer=trainer))
     after = export_model(graph)
     onnx.checker.check_model(after, full_check=True)
     return (
@@ -234,8 +234,8 @@ def test_a_layer_that_trained_and_kept_all_its_weights_is_no_skip() -> None:
 
 def test_only_a_gradual_pruning_needs_training_data() -> None:
     assert configure(Prune, {}).needs == ()
-    assert configure(Prune, {"epochs": 1}).needs == ("trainer",)
-    assert configure(Prune, {"epochs": 1, "sensitivity": True}).needs == ("trainer", "runner")
+    assert configure(Prune, {"training": {"epochs": 1}}).needs == ("trainer",)
+    assert configure(Prune, {"training": {}, "sensitivity": True}).needs == ("trainer", "runner")
     with pytest.raises(PassError, match="needs training data; give --data or --train"):
         prune(two_layers(), None)
 
@@ -258,7 +258,7 @@ def test_a_network_is_pruned_for_real() -> None:
     choice: dict[str, Any] = {"sparsity": 0.7, "scope": "global", "min_size": 1}
     configure(Prune, choice).apply(at_once, Context())
     graph = import_model(dense)
-    settings = {"epochs": 12, "rate": 0.02, "batch": 32, "rounds": 20}
+    settings = {"training": {"epochs": 12, "rate": 0.02, "batch": 32}, "rounds": 20}
     report = configure(Prune, choice | settings).apply(graph, Context(trainer=TorchTrainer(Points(), dense)))
     after = export_model(graph)
     assert report.metrics["sparsity"] == 0.7
