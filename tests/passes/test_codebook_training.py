@@ -87,7 +87,9 @@ class DriftingTrainer:
 
 def trained(model: onnx.ModelProto, **options: object) -> tuple[onnx.ModelProto, Any, DriftingTrainer]:
     trainer = DriftingTrainer()
-    after, report = share(model, context=Context(trainer=trainer), **({"training": {"epochs": 2}, "every": 5} | options))
+    after, report = share(
+        model, context=Context(trainer=trainer), **({"training": {"epochs": 2}, "every": 5} | options)
+    )
     return after, report, trainer
 
 
@@ -279,7 +281,12 @@ def test_a_hook_that_ignores_shared_values_gets_them_afterwards() -> None:
 )
 def test_training_that_diverges_is_an_error(name: str, message: str) -> None:
     with pytest.raises(PassError, match=message):
-        share(two_layers(), context=Context(trainer=DriftingTrainer(spoil=name)), training={"epochs": 1}, biases=2)
+        share(
+            two_layers(),
+            context=Context(trainer=DriftingTrainer(spoil=name)),
+            training={"epochs": 1},
+            biases=2,
+        )
 
 
 @pytest.mark.parametrize("value", [random(3), np.float64(1)], ids=["shape", "dtype"])

@@ -86,7 +86,9 @@ def test_macs_reach_what_was_asked_for(share: float) -> None:
 
 
 def test_macs_that_cannot_be_reached_are_refused_with_what_can() -> None:
-    with pytest.raises(PassError, match=r"prune_channels\\(macs=0\.01\) cannot be reached: \d+ % of the MACs are left"):
+    with pytest.raises(
+        PassError, match=r"prune_channels\\(macs=0\.01\) cannot be reached: \d+ % of the MACs are left"
+    ):
         prune_channels(three(), macs=0.01)
 
 
