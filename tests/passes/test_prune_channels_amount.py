@@ -87,7 +87,7 @@ def test_macs_reach_what_was_asked_for(share: float) -> None:
 
 def test_macs_that_cannot_be_reached_are_refused_with_what_can() -> None:
     with pytest.raises(
-        PassError, match=r"prune_channels\\(macs=0\.01\) cannot be reached: \d+ % of the MACs are left"
+        PassError, match=r"prune_channels\(macs=0\.01\) cannot be reached: \d+ % of the MACs are left"
     ):
         prune_channels(three(), macs=0.01)
 
@@ -249,7 +249,7 @@ def _loss(batch: Batch, u: np.ndarray, v: np.ndarray, w: np.ndarray) -> float:
 
 def test_taylor_without_labels_is_refused() -> None:
     model = three()
-    with pytest.raises(PassError, match=r"prune_channels\\(importance=taylor\) needs labelled data"):
+    with pytest.raises(PassError, match=r"prune_channels\(importance=taylor\) needs labelled data"):
         prune_channels(
             model, Context(trainer=TorchTrainer(Labelled(labelled=False), teacher=model)), importance="taylor"
         )

@@ -119,7 +119,7 @@ def test_a_weight_that_does_not_train_is_refused() -> None:
 def test_a_weight_that_training_broke_is_refused(score: str) -> None:
     with pytest.raises(
         PassError,
-        match="training made weight 'b' NaN or infinite; the model is left as it was; give a smaller rate=",
+        match="training made weight 'b' NaN or infinite; the model is left as it was; give a smaller rate in training=",
     ):
         fresh(score=score)(0.0, WEIGHTS | {"b": np.full_like(WEIGHTS["b"], np.nan)})
 
