@@ -1,6 +1,8 @@
 """N:M pruning, such as 2:4: of every M neighbouring inputs of an output, the N largest weights stay.
 
-    Conv [O, I, ...] along I; Gemm and MatMul along the rows that are summed over. `lathe.sparse` names the weight with its pattern.
+    Conv [O, I, ...] along I; Gemm and MatMul along the rows that are summed over.
+
+`lathe.sparse` names the weight with its pattern.
 
 Exactly the weights that sparse tensor cores skip are zero, so that TensorRT may choose its sparse kernels
 (flag SPARSE_WEIGHTS).
@@ -77,7 +79,8 @@ class PruneNM(Pass):
                 count = values.size - int(np.count_nonzero(values))
                 report.edit(
                     weight.nodes[0].name,
-                    f"{count:,} of {values.size:,} weights are zero, {n}:{m} along its inputs, {before:,} before",
+                    f"{count:,} of {values.size:,} weights are zero, "
+                    f"{n}:{m} along its inputs, {before:,} before",
                 )
             total, zeros = total + values.size, zeros + values.size - int(np.count_nonzero(values))
             context.progress(f"pruned {name}")

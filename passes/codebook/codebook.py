@@ -85,7 +85,8 @@ class Codebook(Pass):
             check_training(self, "codebook", [given.name for given in fields(Meanwhile)])
             if self.training is not None and self.min_sqnr is not None:
                 raise UsageError(
-                    "codebook: min_sqnr bounds what sharing alone does; train without it, or in a retrain step of its own"
+                    "codebook: min_sqnr bounds what sharing alone does; "
+                    "train without it, or in a retrain step of its own"
                 )
 
     def __init__(self, config: "Codebook.Config | None" = None) -> None:
@@ -141,7 +142,10 @@ class Codebook(Pass):
             keep_zero = any(weight.name in sparse for weight in together)
             job = ClusterJob.of(together, counts.of(first), keep_zero, groups, first in counts.own)
             if job.keep_zero and job.k < 3 and (self.trains or not job.has_few_values()):
-                reason = "its zeros must stay, and negative, zero and positive weights need at least 3 values; give it 2 bits"
+                reason = (
+                    "its zeros must stay, and negative, zero and positive weights "
+                    "need at least 3 values; give it 2 bits"
+                )
                 _skip(job, reason, report)
             else:
                 jobs.append(job)
@@ -187,7 +191,8 @@ class Codebook(Pass):
         sqnr = -10 * math.log10(noise) if noise else math.inf
         if sqnr < least:
             raise PassError(
-                f"what layers=, layer_centroids=, biases= and mantissa= fix leaves {sqnr:.1f} dB, below min_sqnr={least:g}; give them more"
+                "what layers=, layer_centroids=, biases= and mantissa= fix leaves "
+                f"{sqnr:.1f} dB, below min_sqnr={least:g}; give them more"
             )
         report.metrics |= {"sqnr_db": sqnr} if math.isfinite(sqnr) else {}
         report.metrics["runs"] = float(candidate.runs)

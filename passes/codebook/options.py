@@ -65,7 +65,7 @@ class Meanwhile:
 
     every: int = option(
         1,
-        "with training: optimizer steps between two clusterings, for which the network computes with old values",
+        "with training: steps between two clusterings, for which the network computes with old values",
         low=1,
     )
     freeze: float = option(

@@ -86,7 +86,8 @@ class TrainingOptions:
             )
         if self.gradients == "threshold" and self.optimizer != "sgd":
             raise UsageError(
-                "gradients=threshold sends signs, of each of which adamw would make a whole step; give optimizer=sgd too"
+                "gradients=threshold sends signs, of each of which "
+                "adamw would make a whole step; give optimizer=sgd too"
             )
 
 
@@ -138,7 +139,8 @@ def take_over(graph: Graph, result: TrainResult) -> dict[str, float]:
             or value.shape != tuple(tensor.shape)
         ):
             raise PassError(
-                f"retraining returned '{name}' as {value.dtype} {list(value.shape)}, which is no initializer of the model"
+                f"retraining returned '{name}' as {value.dtype} {list(value.shape)}, "
+                "which is no initializer of the model"
             )
         if read(tensor).tobytes() != value.tobytes():
             changes[name] = relative_change(read(tensor), value)

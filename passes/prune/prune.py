@@ -88,7 +88,9 @@ class Prune(Pass):
     }
     moved = {
         **IN_TRAINING,
-        "pattern": "whole channels go with prune_channels(...), all but N of M neighbours with prune_nm(n=2, m=4)",
+        "pattern": (
+            "whole channels go with prune_channels(...), all but N of M neighbours with prune_nm(n=2, m=4)"
+        ),
         "importance": "write prune_channels(importance={value})",
         "keep_multiple": "write prune_channels(keep_multiple={value})",
         "macs": "write prune_channels(macs={value})",
@@ -295,7 +297,10 @@ def _record(
             if zeros:
                 # another pattern still holds: zeros have only been added
                 sparse.setdefault(name, "unstructured")
-            what = f"{zeros:,} of {member.size:,} weights are zero ({100 * zeros / member.size:.1f} %), {member.zeros:,} before"
+            what = (
+                f"{zeros:,} of {member.size:,} weights are zero "
+                f"({100 * zeros / member.size:.1f} %), {member.zeros:,} before"
+            )
             report.edit(
                 node, what + ("" if returned is None else f", {returned:,} came back") + alone.get(name, "")
             )

@@ -82,7 +82,8 @@ class Selection:
             if reached > goal:
                 raise PassError(
                     f"prune_channels(macs={share:g}) cannot be reached: "
-                    f"{100 * savings.macs() / before:.3g} % of the MACs are left when no more may go; give more"
+                    f"{100 * savings.macs() / before:.3g} % of the MACs are left "
+                    "when no more may go; give more"
                 )
             goal = reached - (savings.macs() - wanted)
 
@@ -121,7 +122,8 @@ def layer_costs(coupling: Coupling, state: Removal, roots: np.ndarray) -> Iterat
         times = positions(coupling, node)
         if times is None or shape is None or not all(isinstance(size, int) for size in shape):
             raise PassError(
-                f"prune_channels(macs=...) counts MACs, but the shapes at {node.name} are not known; fix the sizes of the model's inputs"
+                f"prune_channels(macs=...) counts MACs, but the shapes at {node.name} are not known; "
+                "fix the sizes of the model's inputs"
             )
         name = node.inputs[WEIGHT_INPUT].name
         slots = (

@@ -93,7 +93,8 @@ def _taylor(graph: Graph, coupling: Coupling, context: Context) -> Iterator[tupl
     result = context.need_trainer().train(export_model(graph), asdict(descent), scores)
     if result.metrics.get("last_loss", 1.0) < SMALLEST_LOSS:
         raise PassError(
-            "prune_channels(importance=taylor) needs labelled data, or the loss has no gradient; give labels, or importance=activation"
+            "prune_channels(importance=taylor) needs labelled data, or the loss has no gradient; "
+            "give labels, or importance=activation"
         )
     yield np.arange(roots.size), scores.total
 

@@ -1,4 +1,4 @@
-"""training={...}: the options of a training as one option of a pass, how it is written, and what is refused."""
+"""training={...}: the options of a training as one option of a pass, how it is written, and refusals."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -40,7 +40,8 @@ def test_python_gives_the_options_themselves() -> None:
 def test_text_and_toml_say_the_same(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(
-        '[[pass]]\nname = "prune"\nsparsity = 0.97\ntraining = { epochs = 20, decay = "constant", flip = true }\n'
+        '[[pass]]\nname = "prune"\nsparsity = 0.97\n'
+        'training = { epochs = 20, decay = "constant", flip = true }\n'
     )
     text = "prune(sparsity=0.97, training={epochs: 20, decay: constant, flip: true})"
     recipe = load_recipe(path)
@@ -54,7 +55,8 @@ def test_text_and_toml_say_the_same(tmp_path: Path) -> None:
     [
         (
             "{epohcs: 2}",
-            r"NAME\(training=\{...\}\) has no option 'epohcs'; did you mean 'epochs'\?; see: optimize passes NAME",
+            r"NAME\(training=\{...\}\) has no option 'epohcs'; "
+            r"did you mean 'epochs'\?; see: optimize passes NAME",
         ),
         ("{epochs: 0}", r"NAME\(training=\{epochs: ...\}\) must be at least 1, not 0"),
         ("{epochs: 2.5}", r"NAME\(training=\{epochs: ...\}\) takes int, not 2.5"),

@@ -152,7 +152,8 @@ class _Share:
         except ValueError as error:
             names = ", ".join(piece.tensor for piece in self.group.pieces)
             raise PassError(
-                f"training made {names} NaN or infinite; the model is left as it was; give codebook a smaller rate in training={{...}}"
+                f"training made {names} NaN or infinite; the model is left as it was; "
+                "give codebook a smaller rate in training={...}"
             ) from error
         moving = result.centroids[result.centroids != 0] if self.group.keep_zero else result.centroids
         self.centroids = moving.astype(np.float64) if moving.size else None

@@ -99,7 +99,8 @@ class Gradual:
         ]
         if broken:
             raise PassError(
-                f"training made weight '{broken[0]}' NaN or infinite; the model is left as it was; give a smaller rate in training={{...}}"
+                f"training made weight '{broken[0]}' NaN or infinite; the model is left as it was; "
+                "give a smaller rate in training={...}"
             )
         budgets = [
             Budget(budget.names, round(start + (budget.count - start) * share))

@@ -21,7 +21,7 @@ SCORES: Mapping[str, Callable[[Iterable[np.ndarray], int], list[Threshold]]] = {
 }
 
 Read = Callable[[str], np.ndarray]
-"""Float32 values of a weight by name; called again rather than kept, because all together may be too large."""
+"""Float32 values of a weight by name; called again rather than kept: all together may be too large."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def choose(
     score: str = "magnitude",
     constants: bool = False,
 ) -> Choice:
-    """Exactly `budget.count` zeros in each budget. With `constants`, units that nothing writes count as useless
+    """Exactly `count` zeros in each budget. With `constants`, units that nothing writes count as useless
     too: they change the output.
     """
     choice = Choice(
