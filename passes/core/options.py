@@ -83,7 +83,7 @@ def table_class(hint: Any) -> type[Any] | None:
     something else.
     """
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return next((part for part in parts if dataclasses.is_dataclass(part)), None)
+    return next((part for part in parts if isinstance(part, type) and dataclasses.is_dataclass(part)), None)
 
 
 def type_name(hint: Any) -> str:

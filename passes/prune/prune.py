@@ -156,8 +156,8 @@ class Prune(Pass):
             if isinstance(member, str):
                 report.skip(weight.nodes[0].name, member)
             else:
-                budget = "" if self.config.scope == "global" and weight.name not in single else weight.name
-                groups.setdefault(budget, (sparsity, []))[1].append(member)
+                together = self.config.scope == "global" and weight.name not in single
+                groups.setdefault("" if together else weight.name, (sparsity, []))[1].append(member)
         budgets = [
             Budget(
                 tuple(member.weight.name for member in group),
