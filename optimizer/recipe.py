@@ -177,7 +177,7 @@ _TOKEN = re.compile(
 
 def parse_calls(text: str, what: str) -> tuple[Call, ...]:
     """Parses `name, name(key=value, ...)`. Values: numbers, 90%, true, false, none, words, quoted text,
-    {pattern: value}.
+    {name: value}.
 
     Raises UsageError that shows the place. `what` names the option in the message.
     """
@@ -251,7 +251,7 @@ class _Reader:
             while not self.accept("}"):
                 kind, key = self._next()
                 if kind not in ("word", "quoted"):
-                    raise UsageError(f"{self.what}: expected a name pattern, found '{key}' in: {self.text}")
+                    raise UsageError(f"{self.what}: expected a name, found '{key}' in: {self.text}")
                 self.at += 1
                 self.expect(":", f"behind '{key}'")
                 table[key.strip("\"'")] = self.value()

@@ -72,7 +72,6 @@ class Codebook(Pass):
     before = {
         "int8": "values are shared among float weights; int8 then quantizes what the codebook decodes to"
     }
-
     moved = {name: hint for name, hint in IN_TRAINING.items() if name != "seed"}
 
     @dataclass(frozen=True)
@@ -83,6 +82,11 @@ class Codebook(Pass):
 
         def __post_init__(self) -> None:
             check_training(self, "codebook", [given.name for given in fields(Meanwhile)])
+            if self.seed and self.init != "kmeans++":
+                raise UsageError(
+                    "codebook: seed is about init=kmeans++; "
+                    f"for the order of the data, write training={{seed: {self.seed}}}"
+                )
             if self.training is not None and self.min_sqnr is not None:
                 raise UsageError(
                     "codebook: min_sqnr bounds what sharing alone does; "

@@ -128,6 +128,16 @@ def test_what_acts_while_training_is_refused_without(
     configure(pass_class, {option: value, "training": {}})
 
 
+def test_the_seed_of_codebook_is_not_that_of_the_data() -> None:
+    with pytest.raises(UsageError) as caught:
+        configure(Codebook, {"seed": 3, "training": {}})
+    assert str(caught.value) == (
+        "codebook: seed is about init=kmeans++; for the order of the data, write training={seed: 3}"
+    )
+    config = configure(Codebook, {"init": "kmeans++", "seed": 3, "training": {"seed": 4}}).config
+    assert (config.seed, config.training.seed) == (3, 4)
+
+
 def test_retrain_has_them_as_its_own() -> None:
     assert configure(Retrain, {"epochs": 3, "rate": 0.01}).config.epochs == 3
     with pytest.raises(UsageError, match="pass 'retrain' has no option 'training'"):
