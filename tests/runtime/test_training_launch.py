@@ -18,7 +18,7 @@ from onnx_lathe.optimizer.cli import main
 from onnx_lathe.optimizer.commands.compile import attached
 from onnx_lathe.optimizer.recipe import load_recipe
 from onnx_lathe.passes.numerics.sparsity.gradual import Gradual
-from onnx_lathe.passes.numerics.sparsity.weight_choice import Pool
+from onnx_lathe.passes.numerics.sparsity.weight_choice import Budget
 from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from onnx_lathe.runtime.training.parallel.launch import killed
 from onnx_lathe.runtime.training.parallel.request import parse_launch
@@ -297,7 +297,7 @@ def test_what_cannot_be_handed_to_other_processes_is_refused(tmp_path: Path) -> 
 
 
 def test_gradual_pruning_goes_to_a_worker_and_comes_back() -> None:
-    made = Gradual([Pool(("w",), 6)], [0], [], "magnitude", "cubic", 2, 0.5, 0.8, True)
+    made = Gradual([Budget(("w",), 6)], [0], [], "magnitude", "cubic", 2, 0.5, 0.8, True)
     weights = {"w": np.arange(1, 11, dtype=np.float32).reshape(2, 5)}
     copy = pickle.loads(pickle.dumps(made))
     for done in (0.0, 0.3, 1.0):

@@ -8,10 +8,10 @@ import onnx
 import pytest
 
 from onnx_lathe.errors import PassError
-from onnx_lathe.passes.numerics.clustering.codebook_pools import Clustered, Piece, Pool
+from onnx_lathe.passes.numerics.clustering.codebook_pools import Clustered, CodebookGroup, Piece
 from onnx_lathe.passes.numerics.clustering.kmeans import Rule
 from onnx_lathe.passes.numerics.sparsity.gradual import Gradual
-from onnx_lathe.passes.numerics.sparsity.weight_choice import Pool as Pruned
+from onnx_lathe.passes.numerics.sparsity.weight_choice import Budget
 from onnx_lathe.protocols import Shaping
 from onnx_lathe.runtime.data.arrays import open_arrays
 from onnx_lathe.runtime.data.preprocess import parse
@@ -41,11 +41,11 @@ class Interrupted(Points):
 
 
 def gradual() -> Gradual:
-    return Gradual([Pruned(("w", "v"), 60)], [0], [], "magnitude", "cubic", 20, 0.6, 0.8, True)
+    return Gradual([Budget(("w", "v"), 60)], [0], [], "magnitude", "cubic", 20, 0.6, 0.8, True)
 
 
 def clustered() -> Clustered:
-    pools = [Pool(4, False, (Piece(name),)) for name in ("w", "v")]
+    pools = [CodebookGroup(4, False, (Piece(name),)) for name in ("w", "v")]
     return Clustered([(pool, Rule(tradeoff=0.01)) for pool in pools], every=3, freeze=0.7)
 
 
