@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 from onnx_lathe.runtime.training.loop import builtin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "passes",
     [
