@@ -1,8 +1,10 @@
 """Fixtures: models and data that several tests use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import onnx
 import pytest
@@ -10,10 +12,38 @@ import pytest
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.fold.fold import Fold
 from onnx_lathe.passes.graph.model import export_model, import_model
+from tests.support import seeds
 from tests.support.models import MODELS, load_foreign
 
 # the suite runs on two workers; more threads than cores slow both down
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# the same examples each time; `--hypothesis-profile=default` looks for new ones
+hypothesis.settings.register_profile("seeded", derandomize=True)
+hypothesis.settings.load_profile("seeded")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collectstart() -> None:
+    """A file is imported next: what it draws then does not depend on the files before."""
+    seeds.reseed(seeds.FILE)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    seeds.reseed()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Iterator[None]:
+    """What several tests share is made in one of them, whichever is first: neither sees the other's draws."""
+    if fixturedef.scope == "function":
+        return (yield)
+    seeds.reseed(seeds.FIXTURE)
+    try:
+        return (yield)
+    finally:
+        seeds.reseed()
 
 
 @pytest.fixture(scope="session")

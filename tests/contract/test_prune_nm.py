@@ -26,6 +26,7 @@ def in_fours(node: onnx.NodeProto, weight: np.ndarray) -> np.ndarray | None:
     return None if rows.shape[-1] % 4 else rows.reshape(-1, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("light", LIGHT, ids=lambda path: path.stem, indirect=True)
 def test_every_light_model_takes_the_pattern(light: onnx.ModelProto) -> None:
     instance = configure(PruneNM, {})

@@ -37,6 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lenet5: Path, small_
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_every_example_of_the_page_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(EXAMPLES) >= 10
     names: dict[str, object] = {}

@@ -1,4 +1,4 @@
-"""The command as a user types it: results, exit codes, one-line messages, nothing half-written."""
+"""The command as a user types it: results, exit codes, nothing half-written."""
 
 import json
 import subprocess
@@ -16,30 +16,8 @@ from onnx_lathe.optimizer import build
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.passes.core.registry import all_passes
 from onnx_lathe.runtime.targets.core.registry import find as find_target
+from tests.support.command import compile_lenet, data_arguments
 from tests.support.models import ROOT
-
-
-def data_arguments(data: Path) -> list[str]:
-    return ["--train", f"{data}:train", "--eval", f"{data}:test", "--preprocess", "scale=1/255", "--quiet"]
-
-
-def compile_lenet(
-    lenet5: Path, data: Path, out: Path, *more: str, passes: str = "fold,prune(sparsity=0.8),codebook,int8"
-) -> int:
-    return main(
-        [str(lenet5), "--passes", passes, *data_arguments(data), "--out", str(out), "--no-latency", *more]
-    )
-
-
-def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int = 2) -> str:
-    """The one line that the refusal prints."""
-    assert main(arguments) == code
-    captured = capsys.readouterr()
-    lines = captured.err.strip().splitlines()
-    assert len(lines) == 1, captured.err
-    assert lines[0].startswith("optimize: ")
-    assert "Traceback" not in captured.err
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -115,33 +93,6 @@ def test_resume_continues_and_gives_the_same_model(lenet5: Path, small_mnist: Pa
     assert (tmp_path / "model.onnx").read_bytes() == whole
 
 
-def test_resume_refuses_another_recipe(
-    lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert compile_lenet(lenet5, small_mnist, tmp_path, passes="prune(sparsity=0.5)") == 0
-    capsys.readouterr()
-    arguments = [
-        str(lenet5),
-        "--passes",
-        "prune(sparsity=0.6)",
-        *data_arguments(small_mnist),
-        "--out",
-        str(tmp_path),
-        "--resume",
-    ]
-    assert "cannot resume, the recipe changed since" in refused(capsys, arguments)
-
-
-def test_resume_without_an_earlier_run(
-    lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = refused(
-        capsys, [str(lenet5), "--passes", "fold", "--out", str(tmp_path / "new"), "--resume", "--quiet"]
-    )
-    assert "no earlier run to resume" in line
-    assert not (tmp_path / "new" / "model.onnx").exists()
-
-
 def test_interrupted_run_resumes(
     lenet5: Path,
     small_mnist: Path,
@@ -162,100 +113,6 @@ def test_interrupted_run_resumes(
     ]
     assert not (tmp_path / "model.onnx").exists()
     assert compile_lenet(lenet5, small_mnist, tmp_path, "--resume") == 0
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["nowhere.onnx", "--passes", "fold"], "nowhere.onnx"),
-        (["{lenet}", "--passes", "prnue"], "there is no pass 'prnue'; did you mean 'prune'?"),
-        (["{lenet}", "--passes", "prune(sparsty=0.9)"], "did you mean 'sparsity'?"),
-        (["{lenet}", "--passes", "int8"], "pass 'int8' needs calibration data"),
-        (["{lenet}", "--passes", "retrain"], "pass 'retrain' needs training data"),
-        (
-            ["{lenet}", "--passes", "fold", "--target", "onxx"],
-            "there is no target 'onxx'; did you mean 'onnx'?",
-        ),
-        (["{lenet}", "--passes", "fold", "--gate", "top1 drop <= 1%"], "top1"),
-        (["{lenet}", "--passes", "fold", "--gate", "topp1 >= 1%"], "topp1"),
-        (
-            ["{lenet}", "--passes", "fold", "--traget", "onnx"],
-            "unknown argument '--traget'; did you mean '--target'?",
-        ),
-        (["{lenet}"], "nothing to do"),
-        ([], "required"),
-        (["{lenet}", "--recipe", "none.toml"], "none.toml: cannot read the recipe"),
-        (["{lenet}", "--passes", "fold", "--eval", "none.npz"], "none.npz"),
-        (["passes", "prnue"], "did you mean 'prune'?"),
-        (["inspect", "nowhere.onnx"], "nowhere.onnx"),
-        (["inspct", "{lenet}"], "inspct: there is no such file or command; did you mean 'inspect'?"),
-        (["gate", "{lenet}", "nowhere.onnx", "--gate", "size ratio >= 1"], "nowhere.onnx"),
-    ],
-)
-def test_wrong_use_is_one_line(
-    arguments: list[str],
-    message: str,
-    lenet5: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert message in refused(capsys, [text.format(lenet=lenet5) for text in arguments])
-    assert not (tmp_path / "build" / "model.onnx").exists()
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-@pytest.mark.parametrize(
-    "changed, message",
-    [
-        (["--passes", "prune(sparsity=0.6)", "--resume"], "cannot resume, the recipe changed since"),
-        (["--passes", "fold", "--gate", "agreement >= 99%"], "agreement needs"),
-        (["--passes", "fold", "--retrain", "hook.py:train"], "there is no file hook.py"),
-        (["--passes", "fold", "--target", "onnx,onnx"], "named twice"),
-        (["--passes", "fold", "--target", ""], "no target is named"),
-        (["--passes", "fold", "--seed", "-1"], "give 0 or more"),
-    ],
-)
-def test_a_refused_request_leaves_the_earlier_result(
-    changed: list[str], message: str, lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    common = [str(lenet5), "--out", str(tmp_path), "--no-latency", "--quiet"]
-    assert main([*common, "--passes", "prune(sparsity=0.5)"]) == 0
-    capsys.readouterr()
-    before = snapshot(tmp_path)
-    assert message in refused(capsys, [*common, *changed])
-    assert snapshot(tmp_path) == before
-
-
-@pytest.mark.parametrize("place", [".", "steps"])
-def test_the_model_itself_is_never_overwritten(
-    place: str, lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / place).mkdir(exist_ok=True)
-    model = tmp_path / place / "model.onnx"
-    model.write_bytes(lenet5.read_bytes())
-    assert "lies in the output folder" in refused(
-        capsys, [str(model), "--passes", "fold", "--out", str(tmp_path)]
-    )
-    assert model.read_bytes() == lenet5.read_bytes()
-
-
-def test_files_of_the_user_are_never_overwritten(
-    lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "model.onnx").write_text("mine")
-    assert "not from an earlier run" in refused(
-        capsys, [str(lenet5), "--passes", "fold", "--out", str(tmp_path)]
-    )
-    assert (tmp_path / "model.onnx").read_text() == "mine"
 
 
 def test_a_gate_that_a_lowered_model_fails_builds_nothing(
@@ -311,35 +168,6 @@ def test_a_broken_pipe_keeps_the_exit_code(lenet5: Path, tmp_path: Path) -> None
         process.stdout.close()
         process.communicate()
         assert process.returncode == 3
-
-
-def test_calibrating_with_evaluation_data_is_refused(
-    lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    same = [
-        "--calibration",
-        f"{small_mnist}:test",
-        "--eval",
-        f"{small_mnist}:test",
-        "--preprocess",
-        "scale=1/255",
-    ]
-    line = refused(capsys, [str(lenet5), "--passes", "fold", *same, "--out", str(tmp_path)])
-    assert "400 evaluation samples are in the calibration data too" in line
-
-
-def test_unwritable_output_folder(lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").write_text("")
-    line = refused(capsys, [str(lenet5), "--passes", "fold", "--out", str(tmp_path / "file" / "out")])
-    assert "cannot write there" in line
-
-
-def test_the_same_data_for_training_and_evaluation_is_refused(
-    lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    same = ["--train", f"{small_mnist}:test", "--eval", f"{small_mnist}:test", "--preprocess", "scale=1/255"]
-    line = refused(capsys, [str(lenet5), "--passes", "fold", *same, "--out", str(tmp_path)])
-    assert "400 evaluation samples are in the training data too" in line
 
 
 def test_passes_command_documents_every_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -410,21 +238,6 @@ def test_names_between_colons_are_printed_as_they_are(
         main([str(lenet5), "--passes", "fold", *data, "--quiet", "--no-latency", "--out", str(tmp_path)]) == 0
     )
     assert f"{small_mnist}:train: split at random" in capsys.readouterr().out
-
-
-def test_an_operator_that_onnx_runtime_lacks_is_told_with_what_to_do(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    value = onnx.helper.make_tensor_value_info
-    node = onnx.helper.make_node("Frobnicate", ["x"], ["y"], domain="com.acme")
-    graph = onnx.helper.make_graph([node], "g", [value("x", 1, ["n", 4])], [value("y", 1, ["n", 4])])
-    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.acme", 1)]
-    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "model.onnx")
-    line = refused(
-        capsys, [str(tmp_path / "model.onnx"), "--passes", "fold", "--quiet", "--out", str(tmp_path / "out")]
-    )
-    assert "com.acme:Frobnicate" in line
-    assert line.endswith("export the model with operators of the ONNX standard")
 
 
 def test_json_prints_the_record_alone(

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from onnx_lathe.optimizer.cli import main
-from tests.optimizer.test_cli import compile_lenet, refused
+from tests.support.command import compile_lenet, refused
 
 pytest.importorskip("torch")
 from onnx_lathe.runtime.training.loop import builtin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "passes",
     [

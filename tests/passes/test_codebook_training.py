@@ -314,6 +314,7 @@ def test_only_epochs_need_a_trainer() -> None:
         share(two_layers(), training={"epochs": 1})
 
 
+@pytest.mark.slow
 def test_training_recovers_what_sharing_costs(mnist: Path) -> None:
     """Four values a layer: 2,560 images of training, labels or none, bring back most of what they cost;
     nothing else is lost.

@@ -17,19 +17,19 @@ from onnx_lathe.passes.numerics.quantization import affine
 from onnx_lathe.passes.retrain import Retrain
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
-from tests.support.builders import build, run
+from tests.support.builders import build, random, run
 from tests.support.int8 import Fixed, Form, Rows, quantize
+from tests.support.seeds import generator
 
-GENERATOR = np.random.default_rng(3)
-X = np.abs(GENERATOR.standard_normal((64, 4))).astype(np.float32)
-IMAGES = np.abs(GENERATOR.standard_normal((32, 3, 6, 6))).astype(np.float32)
+X = np.abs(random(64, 4))
+IMAGES = np.abs(random(32, 3, 6, 6))
 
 
 def coarse(*shape: int, axis: int = 0) -> np.ndarray:
     """Weights of which one per channel is so large that the others are rounded to few levels, and mostly
     down.
     """
-    weight = (0.4 + 0.05 * np.abs(GENERATOR.standard_normal(shape))).astype(np.float32)
+    weight = np.float32(0.4) + np.float32(0.05) * np.abs(random(*shape))
     view = np.moveaxis(weight, axis, 0)
     view[(slice(None), *[0] * (len(shape) - 1))] = 127
     return weight
@@ -122,8 +122,8 @@ def check(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], axis: int, re
 
 def test_a_codebook_is_corrected_by_what_it_decodes_to() -> None:
     text = "(float[N, 4] x) => (float[N, 6] y) { i = Cast <to = 6> (k)  w = Gather <axis = 0> (book, i)  y = Gemm (x, w) }"
-    book = np.append(np.float32(0.4 + 0.01 * GENERATOR.random(15)), np.float32(127))
-    codes = GENERATOR.integers(0, 15, (4, 6)).astype(np.uint8)
+    book = np.append(np.float32(0.4 + 0.01 * generator().random(15)), np.float32(127))
+    codes = generator().integers(0, 15, (4, 6)).astype(np.uint8)
     codes[0] = 15
     check(build(text, k=codes, book=book), {"x": X}, 1, ["y"])
 
@@ -183,10 +183,7 @@ def test_training_goes_on_from_corrected_biases() -> None:
     and the loss falls.
     """
     text = "(float[N, 4] x) => (float[N, 3] y) { h = Gemm (x, v)  r = Relu (h)  y = Gemm (r, w, b) }"
-    weights = {
-        name: GENERATOR.standard_normal(shape).astype(np.float32)
-        for name, shape in {"v": (4, 8), "w": (8, 3)}.items()
-    }
+    weights = {name: random(*shape) for name, shape in {"v": (4, 8), "w": (8, 3)}.items()}
     model = build(text, 21, **weights, b=np.zeros(3, np.float32))
     data = Rows(x=X)
     graph = import_model(model)
@@ -282,7 +279,7 @@ OBJECTS = """(float[N, 3, 6, 6] x) => (float[M] y) { a = Conv (x, v)  r = Relu (
 def test_outputs_with_a_value_per_object_are_not_compared() -> None:
     """How many there are differs from the float network; all samples count, however many they are."""
     constants = {
-        "v": GENERATOR.standard_normal((5, 3, 3, 3)).astype(np.float32),
+        "v": random(5, 3, 3, 3),
         "w": coarse(4, 5, 3, 3),
         "b": np.ones(4, np.float32),
     }

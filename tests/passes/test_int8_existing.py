@@ -15,18 +15,12 @@ from onnx_lathe.passes.lowering import find_lowering
 from onnx_lathe.passes.numerics.quantization import affine
 from tests.support.builders import build, random, run
 from tests.support.int8 import CONV, FixedCalibrator, Form, quantize
+from tests.support.seeds import generator
 
-GENERATOR = np.random.default_rng(11)
-X = GENERATOR.standard_normal((8, 3, 8, 8)).astype(np.float32)
+X = random(8, 3, 8, 8)
 SHAPES = {"w1": (6, 3, 3, 3), "w2": (5, 6, 3, 3), "w3": (5, 4)}
-WEIGHTS = {
-    name: GENERATOR.standard_normal(shape).astype(np.float32) / np.float32(4)
-    for name, shape in SHAPES.items()
-}
-BIASES = {
-    name: GENERATOR.standard_normal(size).astype(np.float32) / np.float32(8)
-    for name, size in (("b1", 6), ("b2", 5), ("b3", 4))
-}
+WEIGHTS = {name: random(*shape) / np.float32(4) for name, shape in SHAPES.items()}
+BIASES = {name: random(size) / np.float32(8) for name, size in (("b1", 6), ("b2", 5), ("b3", 4))}
 SCALES = {"x": 8 / 255, "r": 3 / 255, "c": 8 / 255, "g": 4 / 255}
 ZEROS = {"x": 128, "r": 0, "c": 121, "g": 100}
 STRIP = {"existing": "strip", "layers": {"*": False}}
@@ -220,8 +214,8 @@ def test_unsigned_weights_are_centred_or_quantized_again() -> None:
     text = """(float[N, 4] x) => (float[N, 6] y) {
         a = DequantizeLinear (a_q, s, z)  h = MatMul (x, a)  b = DequantizeLinear (b_q, s, t)  y = MatMul (h, b) }"""
     codes = {
-        "a_q": GENERATOR.integers(60, 180, (4, 4)).astype(np.uint8),
-        "b_q": GENERATOR.integers(0, 256, (4, 6)).astype(np.uint8),
+        "a_q": generator().integers(60, 180, (4, 4)).astype(np.uint8),
+        "b_q": generator().integers(0, 256, (4, 6)).astype(np.uint8),
     }
     model = build(text, **codes, s=np.float32(0.01), z=np.uint8(120), t=np.uint8(3))
     result, report = quantize(model, existing="complete", activations=False)
@@ -255,7 +249,7 @@ def test_beside_a_weight_in_blocks_activations_stay_float() -> None:
     model = build(
         text,
         21,
-        w_q=GENERATOR.integers(-127, 128, (8, 8)).astype(np.int8),
+        w_q=generator().integers(-127, 128, (8, 8)).astype(np.int8),
         s=np.full((2, 8), 0.01, np.float32),
     )
     result, report = quantize(model, existing="complete")

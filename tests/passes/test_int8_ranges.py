@@ -31,10 +31,10 @@ from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from tests.support.builders import build
 from tests.support.int8 import Rows
+from tests.support.seeds import generator
 
 COUNT = 200_000
-RANDOM = np.random.default_rng(0)
-NORMAL = RANDOM.standard_normal(COUNT)
+NORMAL = generator().standard_normal(COUNT)
 THRESHOLDS = ("entropy", "mse")
 
 
@@ -116,9 +116,9 @@ def seven_levels(low: float, high: float) -> Levels:
     [
         NORMAL,
         np.maximum(NORMAL, 0),
-        RANDOM.laplace(size=COUNT),
+        generator().laplace(size=COUNT),
         NORMAL / (1 + np.exp(-NORMAL)),
-        RANDOM.random(COUNT) - 0.1,
+        generator().random(COUNT) - 0.1,
     ],
 )
 def test_no_threshold_has_a_smaller_squared_error(values: np.ndarray, levels_of: LevelsOf) -> None:
@@ -147,7 +147,7 @@ def test_the_error_of_a_bin_without_width_is_that_of_a_point() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [np.maximum(NORMAL, 0), np.maximum(RANDOM.laplace(size=COUNT), 0), -np.abs(NORMAL)]
+    "values", [np.maximum(NORMAL, 0), np.maximum(generator().laplace(size=COUNT), 0), -np.abs(NORMAL)]
 )
 def test_levels_of_a_target_with_a_zero_point_are_those_it_has(values: np.ndarray) -> None:
     """Behind a ReLU the steps are half as wide: less is clipped."""
@@ -159,7 +159,7 @@ def test_levels_of_a_target_with_a_zero_point_are_those_it_has(values: np.ndarra
 @pytest.mark.parametrize("unsigned", [False, True])
 def test_a_narrow_peak_does_not_move_the_entropy_threshold_far(unsigned: bool) -> None:
     """What a hard swish or a constant background makes: the measure alone would spend the levels on it."""
-    values = np.append(np.abs(NORMAL), RANDOM.normal(-0.05, 0.004, 20 * COUNT))
+    values = np.append(np.abs(NORMAL), generator().normal(-0.05, 0.004, 20 * COUNT))
     entropy, mse = (choose_range(Even(values), method, 0, unsigned) for method in THRESHOLDS)
     assert error_of_range(values, *entropy, unsigned) <= 1.05 * MOST_ERROR * error_of_range(
         values, *mse, unsigned
@@ -167,7 +167,8 @@ def test_a_narrow_peak_does_not_move_the_entropy_threshold_far(unsigned: bool) -
 
 
 @pytest.mark.parametrize(
-    "values", [NORMAL, np.maximum(NORMAL, 0), RANDOM.laplace(size=COUNT), RANDOM.standard_t(4, COUNT)]
+    "values",
+    [NORMAL, np.maximum(NORMAL, 0), generator().laplace(size=COUNT), generator().standard_t(4, COUNT)],
 )
 def test_the_entropy_threshold_is_that_of_migacz(values: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     largest = float(np.quantile(np.abs(values), 1 - FARTHEST))
@@ -222,8 +223,14 @@ def test_ranges_of_special_tensors(values: np.ndarray, expected: tuple[float, fl
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_range_holds_zero(method: str) -> None:
-    assert choose_range(Even(RANDOM.uniform(5, 6, 5000)), method, 99.9) == (0.0, pytest.approx(6, abs=0.2))
-    assert choose_range(Even(RANDOM.uniform(-6, -5, 5000)), method, 99.9) == (pytest.approx(-6, abs=0.2), 0.0)
+    assert choose_range(Even(generator().uniform(5, 6, 5000)), method, 99.9) == (
+        0.0,
+        pytest.approx(6, abs=0.2),
+    )
+    assert choose_range(Even(generator().uniform(-6, -5, 5000)), method, 99.9) == (
+        pytest.approx(-6, abs=0.2),
+        0.0,
+    )
 
 
 @pytest.mark.parametrize("method", THRESHOLDS)
@@ -251,8 +258,8 @@ def test_any_range_is_between_the_extremes_and_holds_zero(
 
 def test_int8_has_the_levels_of_its_targets_in_mind() -> None:
     """A MatMul behind a ReLU: the range for a target with a zero-point clips less than the canonical one."""
-    x = RANDOM.laplace(size=(4000, 8)).astype(np.float32)
-    weight = RANDOM.standard_normal((8, 4)).astype(np.float32)
+    x = generator().laplace(size=(4000, 8)).astype(np.float32)
+    weight = generator().standard_normal((8, 4)).astype(np.float32)
     model = build("(float[N, 8] x) => (float[N, 4] y) { r = Relu (x)  y = MatMul (r, w) }", w=weight)
     ends = []
     for unsigned in (False, True):

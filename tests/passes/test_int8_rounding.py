@@ -1,74 +1,19 @@
 """int8(rounding=adaptive): which layers are rounded, on what, and what becomes of the levels."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
 import pytest
 
 from onnx_lathe import metadata
-from onnx_lathe.errors import PassError
-from onnx_lathe.passes.core.options import configure
-from onnx_lathe.passes.core.report import PassReport
-from onnx_lathe.passes.core.services import Context
-from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.int8 import rounding
-from onnx_lathe.passes.int8.int8 import Int8
 from onnx_lathe.passes.numerics.quantization.affine import signal_to_noise_db
-from onnx_lathe.runtime.data import Batch, DataSource
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from onnx_lathe.runtime.training import TorchRounder
 from tests.support.builders import build, random, run
 from tests.support.int8 import Form
-
-OPTIONS = {"method": "minmax", "bias_correction": False}
-
-
-class Samples(DataSource):
-    labelled, fingerprint, description = False, "samples", "samples"
-
-    def __init__(self, *shape: int, bad: float | None = None) -> None:
-        self.x = random(*shape)
-        self.count = len(self.x)
-        if bad is not None:
-            self.x.flat[0] = bad
-
-    def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
-        for start in range(0, self.count, size):
-            yield Batch({"x": self.x[start : start + size]})
-
-
-@dataclass
-class Result:
-    levels: np.ndarray | None
-    before: float = 20.0
-    after: float = 30.0
-
-
-@dataclass
-class Recorder:
-    """A rounder that takes the level above everywhere, and keeps what it was given."""
-
-    finds: bool = True
-    calls: list[dict] = field(default_factory=list)
-
-    def round(self, layer, weight, exact, low, high, step, inputs, target, steps) -> Result:
-        self.calls.append({name: value for name, value in locals().items() if name != "self"})
-        return Result(high if self.finds else None)
-
-
-def adapt(
-    model: onnx.ModelProto, data: DataSource, rounder: object = None, **options: object
-) -> tuple[onnx.ModelProto, PassReport]:
-    graph = import_model(model)
-    context = Context(calibrator=StreamingCalibrator(data), rounder=rounder)
-    report = configure(Int8, OPTIONS | ({"rounding": "adaptive"} if rounder else {}) | options).apply(
-        graph, context
-    )
-    result = export_model(graph)
-    onnx.checker.check_model(result, full_check=True)
-    return result, report
+from tests.support.rounding import IMAGE, ROWS, Recorder, Samples, adapt
 
 
 def replayed(call: Mapping, levels: np.ndarray) -> np.ndarray:
@@ -80,10 +25,6 @@ def replayed(call: Mapping, levels: np.ndarray) -> np.ndarray:
     return next(iter(run(model, feeds).values()))
 
 
-IMAGE, ROWS = (
-    "(float[N, 4, 9, 9] x) => (float[N, O, P, Q] y) {{ {} }}",
-    "(float[N, 4] x) => (float[N, 6] y) {{ {} }}",
-)
 LAYERS = {
     "Conv": (IMAGE, "c = Conv <pads = [1, 1, 1, 1]> (x, w, b)  y = Relu (c)", (6, 4, 3, 3)),
     "uneven padding": (IMAGE, "y = Conv <pads = [2, 0, 1, 3], strides = [2, 1]> (x, w, b)", (6, 4, 3, 2)),
@@ -274,61 +215,6 @@ def test_the_activation_is_found_behind_a_quantized_addition() -> None:
     assert len(recorder.calls[0]["inputs"]) == 2
 
 
-CODES = {"k": np.random.default_rng(0).integers(0, 16, (4, 4, 1, 1)).astype(np.uint8), "book": random(16)}
-REFUSED = {
-    "shared": (IMAGE.format("c = Conv (x, w)  y = Conv (c, w)"), "it is shared by several layers"),
-    "codebook": (
-        IMAGE.format("i = Cast <to = 6> (k)  u = Gather <axis = 0> (book, i)  y = Conv (x, u)"),
-        "it is stored as a codebook",
-    ),
-    "computed bias": (
-        IMAGE.format("m = ReduceMax <keepdims = 0, axes = [0, 2, 3]> (x)  y = Conv (x, w, m)"),
-        "its bias is computed at run time",
-    ),
-    "transposed": (
-        "(float[4, N] x) => (float[N, 6] y) { y = Gemm <transA = 1> (x, v) }",
-        "its input is transposed",
-    ),
-    "bias per row": (
-        "(float[8, 4] x) => (float[8, 6] y) { y = Gemm (x, v, rows) }",
-        "its bias differs from row to row",
-    ),
-}
-
-
-@pytest.mark.parametrize("text, reason", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_adapted_is_rounded_to_nearest_and_said(text: str, reason: str) -> None:
-    model = build(text, w=random(4, 4, 1, 1), v=random(4, 6), rows=random(8, 6), **CODES)
-    data, recorder = (
-        Samples(*((8, 4, 9, 9) if "9, 9" in text else (4, 8) if "transA" in text else (8, 4))),
-        Recorder(),
-    )
-    result, report = adapt(model, data, recorder)
-    assert not recorder.calls
-    layers = [node.name for node in import_model(model).nodes if node.op in ("Conv", "Gemm")]
-    assert [(skip.node, skip.reason) for skip in report.skips] == [
-        (node, f"its weight is rounded to nearest: {reason}") for node in layers
-    ]
-    assert result == adapt(model, data)[0]
-
-
-def test_where_nothing_better_is_found_nearest_is_kept_and_said() -> None:
-    model, data = build(IMAGE.format("y = Conv (x, w)"), w=random(4, 4, 1, 1)), Samples(8, 4, 9, 9)
-    result, report = adapt(model, data, Recorder(finds=False))
-    assert [skip.reason for skip in report.skips] == [
-        "its weight is rounded to nearest: nothing better was found (20.0 dB signal to noise behind the layer)"
-    ]
-    assert result == adapt(model, data)[0]
-
-
-def test_a_layer_that_computes_nan_is_rounded_to_nearest() -> None:
-    model = build(ROWS.format("y = MatMul (x, w)"), w=random(4, 6))
-    _, report = adapt(model, Samples(8, 4, bad=np.nan), Recorder(), activations=False)
-    assert [skip.reason for skip in report.skips] == [
-        "its weight is rounded to nearest: the layer computes NaN or infinity on calibration data"
-    ]
-
-
 def test_samples_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounding, "SAMPLE_BYTES", 10_000)
     nodes = "c = Conv (x, v)  r = Relu (c)  y = Conv (r, w)"
@@ -359,24 +245,7 @@ def test_many_layers_are_sampled_in_groups(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(runs) == 4  # two groups, two networks
 
 
-def test_without_a_rounder_it_says_what_to_do() -> None:
-    graph = import_model(build(ROWS.format("y = MatMul (x, w)"), w=random(4, 6)))
-    with pytest.raises(
-        PassError, match="adaptive rounding needs PyTorch's rounder, and there is none; give rounding=nearest"
-    ):
-        configure(Int8, {"rounding": "adaptive"}).apply(
-            graph, Context(calibrator=StreamingCalibrator(Samples(8, 4)))
-        )
-
-
-def test_it_needs_data_even_for_weights_alone() -> None:
-    assert set(configure(Int8, {"rounding": "adaptive", "activations": False}).needs) == {
-        "calibrator",
-        "rounder",
-    }
-    assert set(configure(Int8, {}).needs) == {"calibrator"}
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [11, 21])
 def test_a_network_comes_nearer_to_the_float_one(opset: int) -> None:
     """End to end, with PyTorch and ONNX Runtime, on samples that nothing was chosen on."""

@@ -14,11 +14,10 @@ from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.int8.int8 import Int8
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from onnx_lathe.runtime.running.evaluate import OutputComparer
-from tests.support.builders import build
+from tests.support.builders import build, random
 from tests.support.int8 import Form, Rows
 
-GENERATOR = np.random.default_rng(17)
-X = GENERATOR.standard_normal((200, 8)).astype(np.float32)
+X = random(200, 8)
 NET = """(float[N, 8] x) => (float[N, 6] y) {
     [one] a = MatMul (x, first)  r = Tanh (a)  [two] b = MatMul (r, second)  s = Tanh (b)  [three] c = MatMul (s, third)  t = Tanh (c)
     [four] y = MatMul (t, fourth) }"""
@@ -29,10 +28,7 @@ def weights(**outliers: float) -> dict[str, np.ndarray]:
     """The first unit behind each layer is 0 at all times. The named weights have large values for it, which
     leaves INT8 few levels for the others and changes nothing else.
     """
-    made = {
-        name: GENERATOR.standard_normal(shape).astype(np.float32) / np.float32(2)
-        for name, shape in SIZES.items()
-    }
+    made = {name: random(*shape) / np.float32(2) for name, shape in SIZES.items()}
     for name, values in made.items():
         values[0] = outliers.get(name, 0)
         values[:, 0] = 0 if name != "fourth" else values[:, 0]

@@ -63,6 +63,7 @@ def test_for_the_canonical_form_nothing_changes() -> None:
     assert as_computed(canonical, PLACEMENT | CANONICAL).SerializeToString() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unsigned", [True, False])
 def test_biases_make_up_for_the_errors_of_the_form_that_is_computed(unsigned: bool) -> None:
     """The gain that the report promises is the one in the lowered network if, and only if, the lowering's

@@ -99,6 +99,7 @@ def test_unpaired_responses_are_kept_in_their_principal_subspace() -> None:
     np.testing.assert_allclose(fit(responses, 8)(rows), rows, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_paired_responses_are_fitted_as_well_as_brute_force_does() -> None:
     """Reduced-rank regression: no map near it, and none found by alternating least squares, does better."""
     generator = np.random.default_rng(3)

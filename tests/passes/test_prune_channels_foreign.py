@@ -62,6 +62,7 @@ def assert_right(model: onnx.ModelProto, after: onnx.ModelProto, sparsity: float
         assert_same_outputs(zeroed(model, sparsity, by_writers), after, 1e-4, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("light", LIGHT, ids=lambda path: path.stem, indirect=True)
 def test_every_light_model_can_lose_thirty_percent(light: onnx.ModelProto) -> None:
     """Thirty percent of the channels that layers write, all layers together, but for the last layer's,

@@ -18,12 +18,11 @@ from onnx_lathe.passes.numerics.sparsity.gradual import RETURNS, SCHEDULES, Grad
 from onnx_lathe.passes.numerics.sparsity.weight_choice import Budget
 from onnx_lathe.passes.prune.prune import Prune
 from onnx_lathe.protocols import Shaping
-from tests.support.builders import build, run
+from tests.support.builders import build, random, run
 
-GENERATOR = np.random.default_rng(11)
 WEIGHTS = {
-    "a": GENERATOR.standard_normal((20, 30)).astype(np.float32),
-    "b": GENERATOR.standard_normal((30, 10)).astype(np.float32),
+    "a": random(20, 30),
+    "b": random(30, 10),
 }
 PLAN = Gradual(
     budgets=[Budget(("a", "b"), 810)], start=[90], links=[], score="magnitude", schedule="cubic", rounds=10, until=0.5, settle=0.8, regrow=True
@@ -89,10 +88,7 @@ def test_weights_come_back_a_few_at_a_time_and_only_until_they_settle() -> None:
 def test_without_regrow_a_zero_stays() -> None:
     plan, gone = fresh(regrow=False), {name: np.zeros(value.shape, bool) for name, value in WEIGHTS.items()}
     for step in range(101):
-        moving = {
-            name: value + np.float32(0.1) * GENERATOR.standard_normal(value.shape).astype(np.float32)
-            for name, value in WEIGHTS.items()
-        }
+        moving = {name: value + np.float32(0.1) * random(*value.shape) for name, value in WEIGHTS.items()}
         for name, mask in plan(step / 100, moving).items():
             assert not (mask & gone[name]).any()
             gone[name] |= ~mask
@@ -195,7 +191,7 @@ def test_the_model_has_the_trained_values_and_exactly_the_zeros_asked_for(option
     texts = {edit.what.partition(",")[0].partition(" weights")[0] for edit in report.edits}
     assert texts >= {f"{counts[0]} of 600", f"{counts[1]} of 300"}
     assert any(edit.what.startswith("bias changed by ") for edit in report.edits)
-    x = GENERATOR.standard_normal((4, 20)).astype(np.float32)
+    x = random(4, 20)
     np.testing.assert_allclose(
         run(after, {"x": x})["y"], np.maximum(x @ values["a"] + values["bias"], 0) @ values["b"], rtol=1e-4, atol=1e-5
     )  # fmt: skip

@@ -15,12 +15,11 @@ from onnx_lathe.passes.prune.prune import Prune
 from onnx_lathe.runtime.data import Batch, DataSource
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import OutputComparer
-from tests.support.builders import build, run
+from tests.support.builders import build, random, run
 
-GENERATOR = np.random.default_rng(5)
-X = GENERATOR.standard_normal((700, 8)).astype(np.float32)
+X = random(700, 8)
 TWO_LAYERS = "(float[N, 8] x) => (float[N, 4] y) { h = MatMul (x, a) r = Tanh (h) y = Gemm (r, b) }"
-A, B = (GENERATOR.standard_normal(shape).astype(np.float32) for shape in ((8, 16), (16, 4)))
+A, B = (random(*shape) for shape in ((8, 16), (16, 4)))
 
 
 class Rows(DataSource):

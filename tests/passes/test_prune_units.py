@@ -14,16 +14,11 @@ from onnx_lathe.passes.numerics.sparsity.hidden_units import Link
 from onnx_lathe.passes.numerics.sparsity.weight_choice import Budget, choose
 from onnx_lathe.passes.prune.chains import find_links
 from onnx_lathe.passes.prune.prune import Prune
-from tests.support.builders import build, run
+from tests.support.builders import build, random, run
 
-GENERATOR = np.random.default_rng(2)
 DENSE = (
     "(float[n, 6] x) => (float[n, 3] y) { a = Gemm <transB = 1> (x, w, b)  r = Relu(a)  y = MatMul(r, v) }"
 )
-
-
-def random(*shape: int) -> np.ndarray:
-    return GENERATOR.standard_normal(shape).astype(np.float32)
 
 
 def dense(dead: tuple[int, ...] = (2, 5)) -> onnx.ModelProto:

@@ -5,6 +5,7 @@ import math
 import ml_dtypes
 import numpy as np
 import onnx
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -63,6 +64,7 @@ def tensors(draw: st.DrawFn) -> TensorProto:
     return numpy_helper.from_array(array, name)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(tensors(), max_size=5), st.booleans())
 def test_random_models_come_back(parts: list[TensorProto], small: bool) -> None:

@@ -22,6 +22,7 @@ def histogram(*batches: object, sampled: int = ALL) -> Histogram:
     return result
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(BATCHES)
 @example([[0.0, -0.0]])

@@ -172,6 +172,7 @@ def test_two_of_four_costs_what_its_patterns_cost(budget: str) -> None:
     assert len(packed) < 1.05 * bits / 8 + 150
 
 
+@pytest.mark.slow
 def test_plain_floats_gain_what_is_possible() -> None:
     content = (MODELS / "resnet20-cifar10" / "model.onnx").read_bytes()
     packed = pack(content)

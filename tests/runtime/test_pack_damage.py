@@ -48,6 +48,7 @@ def test_every_flipped_bit_is_found_by_the_checksum(packed: bytes) -> None:
             unpack(bytes(wrong))
 
 
+@pytest.mark.slow
 def test_hostile_changes_are_refused_or_harmless(packed: bytes, content: bytes) -> None:
     """The checksum is made right again, so the damage reaches every decoder."""
     generator, refused = random.Random(0), 0

@@ -25,6 +25,7 @@ from onnx_lathe.runtime.torch_bridge.scope import (  # noqa: E402
 )
 
 
+@pytest.mark.slow
 def test_at_least_95_percent_of_the_float_cases_of_the_floor_pass() -> None:
     inside = [
         result

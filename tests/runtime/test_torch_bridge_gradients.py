@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from tests.support.operator_cases import CASES, Case, build, floats
+from tests.support.operator_case import Case, build, floats
+from tests.support.operator_cases import CASES
 
 torch = pytest.importorskip("torch")
 from onnx_lathe.runtime.torch_bridge import (  # noqa: E402

@@ -234,6 +234,7 @@ def descend(module: GraphModule, x: torch.Tensor, samples: float) -> None:
         weight.data -= 0.01 * weight.grad
 
 
+@pytest.mark.slow
 def test_two_workers_are_one(tmp_path: Path) -> None:
     """Weights and statistics equal those of one process that sees all samples; both workers have the same."""
     started = [

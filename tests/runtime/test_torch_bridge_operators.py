@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tests.support.operator_cases import CASES, LAYOUT, Case, build, case, expected, floats, positive
+from tests.support.operator_case import Case, build, case, expected, floats, positive
+from tests.support.operator_cases import CASES, LAYOUT
 
 torch = pytest.importorskip("torch")
 from onnx_lathe.runtime.torch_bridge import (  # noqa: E402

@@ -57,6 +57,7 @@ def test_the_models_of_this_project(path: Path) -> None:
     assert len(assert_round_trip(model)) == len(floats)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", shipped_with_onnx("light/*.onnx"), ids=lambda path: path.stem)
 def test_models_of_others(path: Path) -> None:
     made_at_run_time = ("light_bvlc_alexnet", "light_vgg19", "light_zfnet512")

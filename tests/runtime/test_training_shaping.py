@@ -11,15 +11,14 @@ from onnx_lathe.errors import PassError
 from onnx_lathe.metadata import SPARSE, format_sparse
 from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from tests.support import quantized
-from tests.support.builders import build
+from tests.support.builders import build, random
 from tests.support.training import Points, model, options, updated
 
 torch = pytest.importorskip("torch")
 from onnx_lathe.runtime.torch_bridge import GraphModule  # noqa: E402
 
-GENERATOR = np.random.default_rng(7)
-W = GENERATOR.standard_normal((4, 4)).astype(np.float32)
-X = GENERATOR.standard_normal((3, 4)).astype(np.float32)
+W = random(4, 4)
+X = random(3, 4)
 PRODUCT = "(float[n, 4] x) => (float[n, 4] y) { y = MatMul(x, w) }"
 
 

@@ -6,13 +6,12 @@ import numpy as np
 import onnx
 
 from onnx_lathe.runtime.running import ort
-
-_GENERATOR = np.random.default_rng(0)
+from tests.support import seeds
 
 
 def random(*shape: int) -> np.ndarray:
-    """Standard normal float32 values; each call gives others."""
-    return _GENERATOR.standard_normal(shape).astype(np.float32)
+    """Standard normal float32 values; each call in a test gives others."""
+    return seeds.generator().standard_normal(shape).astype(np.float32)
 
 
 def build(text: str, opset: int = 17, **initializers: np.ndarray) -> onnx.ModelProto:

@@ -22,8 +22,7 @@ from onnx_lathe.runtime.targets.ort.ort import PLACEMENT
 from tests.support.builders import build
 from tests.support.int8 import Rows
 
-_GENERATOR = np.random.default_rng(5)
-IMAGES = _GENERATOR.standard_normal((6, 3, 12, 12)).astype(np.float32)
+IMAGES = np.random.default_rng(5).standard_normal((6, 3, 12, 12)).astype(np.float32)
 
 RESIDUAL = """(float[N, 3, 12, 12] x) => (float[N, 5] y) {
     a = Conv <pads = [1, 1, 1, 1]> (x, stem, b8)  r = Relu (a)  p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r)
@@ -42,19 +41,24 @@ MOBILE = """(float[N, 3, 12, 12] x) => (float[N, 5] y) {
     k = Conv (t, wide, b8)  g = GlobalAveragePool (k)  f = Flatten (g)  y = Gemm <transB = 1> (f, head, b5) }"""
 
 
-def _weight(*shape: int) -> np.ndarray:
-    fan = np.prod(shape[1:])
-    return (_GENERATOR.standard_normal(shape) * np.sqrt(2 / fan)).astype(np.float32)
+def _weights(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(6)
+    return {
+        name: (generator.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)
+        for name, shape in shapes.items()
+    }
 
 
 CONSTANTS = {
-    "stem": _weight(8, 3, 3, 3),
-    "first": _weight(8, 8, 3, 3),
-    "second": _weight(8, 8, 3, 3),
-    "depthwise": _weight(8, 1, 3, 3),
-    "point": _weight(8, 8, 1, 1),
-    "wide": _weight(8, 16, 1, 1),
-    "head": _weight(5, 8),
+    **_weights(
+        stem=(8, 3, 3, 3),
+        first=(8, 8, 3, 3),
+        second=(8, 8, 3, 3),
+        depthwise=(8, 1, 3, 3),
+        point=(8, 8, 1, 1),
+        wide=(8, 16, 1, 1),
+        head=(5, 8),
+    ),
     "b8": np.linspace(-0.2, 0.2, 8, dtype=np.float32),
     "b5": np.linspace(-1, 1, 5, dtype=np.float32),
     "zero": np.float32(0),
