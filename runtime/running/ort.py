@@ -106,8 +106,9 @@ def session(
 
 
 SATURATES = (
-    "this processor adds products of INT8 in 16 bits, which saturate; measured was ONNX Runtime's exact way: set "
-    "session.x64quantprecision to 1 too where the model runs, or build it with --target 'ort(reduce_range=true)'"
+    "this processor adds products of INT8 in 16 bits, which saturate; figures and times here are of an exact, slower "
+    "way (session.x64quantprecision=1, or float where ONNX Runtime cannot load that): set it too where the model "
+    "runs on such a processor, or build with --target 'ort(reduce_range=true)'"
 )
 
 
