@@ -31,7 +31,7 @@ coverage: .venv/ready
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing $(TESTS)
 
 docs: .venv/ready-docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .venv/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Lathe needs Python 3.10 or newer: make PYTHON=python3.11"; exit 1; }
