@@ -96,7 +96,7 @@ def _run(model: Path, recipe: Recipe, data: Path, seed: int, out: Path) -> Resul
     last = out / record["steps"][-1]["file"]
     packed = out / "packed.lathe"
     subprocess.run(
-        [sys.executable, "-m", "optimizer", "pack", str(last), "-o", str(packed)], cwd=ROOT, check=True
+        [sys.executable, "-m", "onnx_lathe", "pack", str(last), "-o", str(packed)], cwd=ROOT, check=True
     )
     first, final = record["baseline"], record["steps"][-1]["quality"]
     result = Result(

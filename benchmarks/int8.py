@@ -173,7 +173,7 @@ def run_lathe(network: Network, passes: str, out: Path, *more: str) -> tuple[dic
     """(run record, peak MB) of one command; None if its result is there already."""
     if (out / "took.json").exists():
         return None, 0.0
-    command = [sys.executable, "-m", "optimizer", str(network.model), "--passes", passes]
+    command = [sys.executable, "-m", "onnx_lathe", str(network.model), "--passes", passes]
     command += [
         "--calibration",
         f"{network.data}:calibration",

@@ -227,8 +227,8 @@ def speed(folder: Path) -> None:
             f"from onnx_lathe.runtime.pack import unpack; unpack(open({str(packed)!r}, 'rb').read())",
         ]
         commands = [
-            ["-m", "optimizer", "pack", str(model), "-o", str(packed)],
-            ["-m", "optimizer", "unpack", str(packed), "-o", str(back)],
+            ["-m", "onnx_lathe", "pack", str(model), "-o", str(packed)],
+            ["-m", "onnx_lathe", "unpack", str(packed), "-o", str(back)],
         ]
         for command in (*commands, in_memory):
             seconds, peak = vgg16.measure(command)

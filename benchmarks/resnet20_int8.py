@@ -47,7 +47,7 @@ def main() -> None:
         command = [
             sys.executable,
             "-m",
-            "optimizer",
+            "onnx_lathe",
             "models/resnet20-cifar10/model.onnx",
             "--passes",
             "fold,int8",

@@ -117,7 +117,7 @@ def optimize(
 
     `judge`: the file whose part `eval` judges, if it is another one.
     """
-    command = [sys.executable, "-m", "optimizer", str(model), "--passes", passes]
+    command = [sys.executable, "-m", "onnx_lathe", str(model), "--passes", passes]
     command += ["--train", f"{data}:train", "--eval", f"{judge or data}:eval"]
     command += [
         "--preprocess",

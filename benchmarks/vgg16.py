@@ -49,7 +49,7 @@ def main() -> None:
             "passes": [__file__, "--worker", "passes", str(model), str(result)],
             "command": [
                 "-m",
-                "optimizer",
+                "onnx_lathe",
                 str(model),
                 "--passes",
                 PASSES,

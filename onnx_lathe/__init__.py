@@ -1,9 +1,113 @@
-"""Lathe, an ONNX model-optimization compiler. docs/api.md shows what is here, with examples."""
+"""Lathe, an ONNX model-optimization compiler. docs/api.md shows what is here, with examples.
 
+    import onnx_lathe
+
+    small = onnx_lathe.rewrite(model, "fold, prune(sparsity=0.9)")            in memory
+    record = onnx_lathe.optimize("model.onnx", "fold, int8", data="data.npz")  as the command does
+
+Names are imported when they are used: this module alone loads neither ONNX Runtime nor PyTorch.
+"""
+
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-# In the repository `optimizer`, `passes` and `runtime` stand beside this folder; in a wheel they are inside
-# it.
+from onnx_lathe.errors import (
+    ContractError,
+    DataError,
+    ExitCode,
+    LatheError,
+    ModelError,
+    PassError,
+    TargetError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from onnx_lathe.optimizer.api import (
+        build,
+        check,
+        from_torch,
+        gate,
+        inspect,
+        open,
+        optimize,
+        pack,
+        passes,
+        rewrite,
+        targets,
+        to_torch,
+        unpack,
+    )
+    from onnx_lathe.passes.core.base import Pass
+    from onnx_lathe.passes.core.options import option
+    from onnx_lathe.passes.core.registry import register
+    from onnx_lathe.passes.core.report import PassReport
+    from onnx_lathe.passes.core.services import Context
+    from onnx_lathe.passes.graph import Graph
+    from onnx_lathe.version import VERSION as __version__  # noqa: N811
+
+# In the repository `optimizer`, `passes` and `runtime` stand beside this folder; in a wheel they are inside it.
 _here = Path(__file__).resolve().parent
 if not (_here / "passes").is_dir():
     __path__.append(str(_here.parent))
+
+_PLACES = {
+    "optimizer.api": (
+        "build", "check", "from_torch", "gate", "inspect", "open", "optimize", "pack", "rewrite", "targets",
+        "to_torch", "unpack",
+    ),
+    "passes.core.base": ("Pass",),
+    "passes.core.options": ("option",),
+    "passes.core.registry": ("register",),
+    "passes.core.report": ("PassReport",),
+    "passes.core.services": ("Context",),
+    "passes.graph": ("Graph",),
+}  # fmt: skip
+
+__all__ = [
+    "Context",
+    "ContractError",
+    "DataError",
+    "ExitCode",
+    "Graph",
+    "LatheError",
+    "ModelError",
+    "Pass",
+    "PassError",
+    "PassReport",
+    "TargetError",
+    "UsageError",
+    "__version__",
+    "build",
+    "check",
+    "from_torch",
+    "gate",
+    "inspect",
+    "open",
+    "optimize",
+    "option",
+    "pack",
+    "passes",
+    "register",
+    "rewrite",
+    "targets",
+    "to_torch",
+    "unpack",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is asked for."""
+    if name == "__version__":
+        return import_module("onnx_lathe.version").VERSION
+    if name == "passes":  # the package of that name, which can be called
+        return import_module("onnx_lathe.passes")
+    for place, names in _PLACES.items():
+        if name in names:
+            return getattr(import_module(f"onnx_lathe.{place}"), name)
+    raise AttributeError(f"module 'onnx_lathe' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.runtime.targets.core.registry import targets
 
 REPORT = "report.json"
-RESULTS = ("model.onnx", "model.onnx.data", "model.lathe", REPORT)
-OF_TARGETS = ("model.*.engine*", "model.ort.*")
 
 
 def check(out: Path, model: Path) -> None:
@@ -35,8 +34,9 @@ def clear(out: Path) -> None:
 
 
 def _results(out: Path) -> Iterable[Path]:
-    built = sorted(path for pattern in OF_TARGETS for path in out.glob(pattern))
-    return [path for path in (*(out / name for name in RESULTS), *built) if path.exists()]
+    """What is there of the report, and of the files that any target writes."""
+    patterns = {REPORT, *(pattern for target in targets().values() for pattern in target.outputs)}
+    return sorted(path for pattern in patterns for path in out.glob(pattern))
 
 
 def _listed(out: Path) -> set[str]:
@@ -47,3 +47,15 @@ def _listed(out: Path) -> set[str]:
         return {REPORT, *files} if "schema" in report else set()
     except (OSError, ValueError, KeyError, TypeError):
         return set()
+
+
+def beside(source: Path, out: str | Path | None, suffix: str) -> Path:
+    """Where to write: `out`, or `source` with another ending. Raises UsageError for the input itself, or a
+    file that nobody named.
+    """
+    target = source.with_suffix(suffix) if out is None else Path(out)
+    if target.exists() and source.exists() and target.samefile(source):
+        raise UsageError(f"{target}: is the input itself; name another file with -o")
+    if out is None and target.exists():
+        raise UsageError(f"{target}: is there already; name the result with -o")
+    return target

@@ -7,13 +7,16 @@ from dataclasses import asdict, replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 
-from onnx_lathe.errors import LatheError, TargetError, UsageError
+from onnx_lathe.errors import ExitCode, LatheError, TargetError, UsageError
+from onnx_lathe.optimizer.measuring import judge, time_pair
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.report.record import TargetRecord
+from onnx_lathe.optimizer.run import Run
+from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure, make_config
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
@@ -24,9 +27,6 @@ from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import evaluate
 from onnx_lathe.runtime.targets.core.base import Target
 from onnx_lathe.runtime.targets.core.registry import find
-
-if TYPE_CHECKING:
-    from onnx_lathe.optimizer.pipeline import Run
 
 QUALITY = ("top1", "top5", "agreement", "sqnr")
 """What is measured, and judged, on the lowered model of a target too."""
@@ -64,15 +64,13 @@ def lower(
     target: Target, config: Any, model: onnx.ModelProto, context: Context
 ) -> tuple[onnx.ModelProto, PassReport]:
     """The model as the target wants it. `config`: the target's options."""
-    from onnx_lathe.optimizer.pipeline import apply_pass
-
     if target.lowering is None:
         return model, PassReport()
     instance = configure(find_lowering(target.lowering), target.lowering_options(config))
     return apply_pass(instance, model, replace(context, placement=target.placement or CANONICAL))
 
 
-def build_all(run: "Run", targets: Sequence[OpenTarget]) -> None:
+def build_all(run: Run) -> None:
     """Lowers and judges for every target, then builds. Sets the record's exit code and outcome.
 
     Nothing is built when a gate fails for one of them. A failed build is recorded, and the others are built
@@ -81,10 +79,10 @@ def build_all(run: "Run", targets: Sequence[OpenTarget]) -> None:
     record, out = run.record, run.request.out
     with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as scratch:
         lowered = [
-            (target, config, *_lower(run, target, config, Path(scratch))) for target, config in targets
+            (target, config, *_lower(run, target, config, Path(scratch))) for target, config in run.targets
         ]
         if any(not verdict.passed for verdict in record.gates):
-            record.exit_code, record.outcome = 3, "gate failed"
+            record.end(ExitCode.GATE_FAILED)
             return
         results = Path(scratch) / "results"
         results.mkdir()
@@ -101,16 +99,14 @@ def build_all(run: "Run", targets: Sequence[OpenTarget]) -> None:
         for path in results.iterdir():
             path.replace(out / path.name)
     if any(found.error for found in record.targets):
-        record.exit_code, record.outcome = TargetError.exit_code, "target failed"
+        record.end(ExitCode.TARGET_FAILED)
 
 
-def _lower(run: "Run", target: Target, config: Any, scratch: Path) -> tuple[Path, TargetRecord]:
+def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Path, TargetRecord]:
     """The model as this target wants it, in a file, measured and judged by the accuracy gates."""
-    from onnx_lathe.optimizer.pipeline import judge, time_pair
-
     found, path = TargetRecord(target.name), scratch / target.name / "model.onnx"
     path.parent.mkdir()
-    model, report = lower(target, config, run.model, run.context)
+    model, report = lower(target, config, run.model, run.services.context(f"target {target.name}"))
     found.skips = [asdict(skip) for skip in report.skips]
     model_file.save(model, path)
     if target.lowering is not None and run.original is not None and run.roles.evaluation is not None:
@@ -119,7 +115,9 @@ def _lower(run: "Run", target: Target, config: Any, scratch: Path) -> tuple[Path
     base = dict(run.record.baseline)
     if target.timed and run.request.measure_latency:
         run.ui.status(f"timing {target.name}")
-        base["latency"], found.quality["latency"] = time_pair(run, ort.session(run.request.model), path)
+        base["latency"], found.quality["latency"] = time_pair(
+            run.roles.sample, ort.session(run.request.model), path
+        )
         found.quality["base_latency"] = base["latency"]
     run.record.gates.extend(
         judge(run.gates, base, found.quality, target.name, only=lambda metric: metric in found.quality)
@@ -128,7 +126,7 @@ def _lower(run: "Run", target: Target, config: Any, scratch: Path) -> tuple[Path
     return path, found
 
 
-def _build(run: "Run", target: Target, config: Any, model: Path, results: Path, found: TargetRecord) -> None:
+def _build(run: Run, target: Target, config: Any, model: Path, results: Path, found: TargetRecord) -> None:
     _check_space(model, results)
     artifact = target.build(model, results, config, run.ui.status)
     found.files = [path.name for path in artifact.paths]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.optimizer.report.record import StepRecord, _plain, step_from_json
+from onnx_lathe.optimizer.report.record import StepRecord, plain, step_from_json, write_json
 
 STATE = "run.json"
 TRAINING = "training.state"
@@ -76,12 +76,8 @@ class Checkpoints:
         self.training.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        steps = [{"record": _plain(vars(record)), "sha256": digest} for record, digest in self.done]
-        partial = self.folder / f"{STATE}.part"
-        partial.write_text(
-            json.dumps({"identity": self.identity, "steps": steps}, indent=1) + "\n", encoding="utf-8"
-        )
-        partial.replace(self.folder / STATE)
+        steps = [{"record": plain(vars(record)), "sha256": digest} for record, digest in self.done]
+        write_json(self.folder / STATE, {"identity": self.identity, "steps": steps})
 
 
 def _read_state(folder: Path) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.inspect import measure
-from onnx_lathe.optimizer.pipeline import judge, sample_feeds
+from onnx_lathe.optimizer.measuring import judge, sample_feeds
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.optimizer.report.record import GateRecord
 from onnx_lathe.optimizer.services import open_roles

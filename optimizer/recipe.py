@@ -22,6 +22,7 @@ from onnx_lathe.optimizer.sizes import parse_bytes
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.registry import find
+from onnx_lathe.runtime.data.memory import DataSpec
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -52,10 +53,10 @@ class Recipe:
     steps: tuple[Call, ...] = ()
     gates: tuple[str, ...] = ()
     targets: tuple[Call, ...] = (Call("onnx", {}),)
-    data: str | None = None
-    train: str | None = None
-    calibration: str | None = None
-    eval: str | None = None
+    data: DataSpec | None = None
+    train: DataSpec | None = None
+    calibration: DataSpec | None = None
+    eval: DataSpec | None = None
     preprocess: str | None = None
     retrain: str | None = None
     memory: int | None = None
@@ -73,11 +74,12 @@ class Recipe:
         value or a bad order.
         """
         instances = [configure(find(step.name), step.options) for step in self.steps]
-        _check_order(instances)
+        check_order(instances)
         return instances
 
 
-def _check_order(instances: Sequence[Pass]) -> None:
+def check_order(instances: Sequence[Pass]) -> None:
+    """Raises UsageError naming two passes that stand in the wrong order, with the reason."""
     names = [instance.name for instance in instances]
     for index, instance in enumerate(instances):
         for other, reason in instance.before.items():

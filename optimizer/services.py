@@ -3,7 +3,7 @@ the rounder.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -12,7 +12,18 @@ from onnx_lathe.errors import DataError, UsageError
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.services import Context
-from onnx_lathe.runtime.data import DataSource, model_classes, model_inputs, open_source, overlap, split, take
+from onnx_lathe.placement import CANONICAL, Placement
+from onnx_lathe.runtime.data import (
+    DataSource,
+    DataSpec,
+    model_classes,
+    model_inputs,
+    named,
+    open_source,
+    overlap,
+    split,
+    take,
+)
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from onnx_lathe.runtime.running.evaluate import OutputComparer
 from onnx_lathe.runtime.running.ort import PairTimer
@@ -38,6 +49,11 @@ class Roles:
     evaluation: DataSource | None = None
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def sample(self) -> DataSource | None:
+        """What a model is tried and timed on."""
+        return self.evaluation or self.calibration
+
     def fingerprints(self) -> dict[str, str]:
         roles = {
             "training data": self.train,
@@ -55,7 +71,7 @@ def open_roles(recipe: Recipe, model: onnx.ModelProto) -> Roles:
     """
     inputs, classes = model_inputs(model), model_classes(model)
 
-    def source(spec: str | None) -> DataSource | None:
+    def source(spec: DataSpec | None) -> DataSource | None:
         return None if spec is None else open_source(spec, inputs, recipe.preprocess, classes)
 
     roles = Roles(source(recipe.train), source(recipe.calibration), source(recipe.eval))
@@ -70,7 +86,7 @@ def open_roles(recipe: Recipe, model: onnx.ModelProto) -> Roles:
                 if role == "calibration" and roles.calibration is not None
                 else ""
             )
-            roles.notes.append(f"{role}: {spec}{used}")
+            roles.notes.append(f"{role}: {named(spec)}{used}")
     if recipe.data is not None:
         _split_data(
             recipe.data, open_source(recipe.data, inputs, recipe.preprocess, classes), roles, recipe.seed
@@ -113,23 +129,23 @@ def _check_apart(recipe: Recipe, roles: Roles) -> None:
         roles.notes.append(f"{shared} of {count:,} evaluation samples are in the {role} data too")
 
 
-def _split_data(spec: str, whole: DataSource, roles: Roles, seed: int) -> None:
+def _split_data(spec: DataSpec, whole: DataSource, roles: Roles, seed: int) -> None:
     if roles.evaluation is None:
         parts = split(whole, seed=seed)
         roles.evaluation = parts.evaluation
         if roles.train is None and roles.calibration is None:
             roles.train, roles.calibration = parts.train, parts.calibration
-            roles.notes.append(f"{spec}: {parts.description}")
+            roles.notes.append(f"{named(spec)}: {parts.description}")
             return
         roles.notes.append(
-            f"{spec}: split at random (seed {seed}); {parts.evaluation.count:,} samples evaluate"
+            f"{named(spec)}: split at random (seed {seed}); {parts.evaluation.count:,} samples evaluate"
         )
         if roles.train is None:
             roles.train = parts.train
-            roles.notes.append(f"{spec}: {parts.train.count:,} others train")
+            roles.notes.append(f"{named(spec)}: {parts.train.count:,} others train")
     elif roles.train is None:
         roles.train = whole
-        roles.notes.append(f"training: {spec}")
+        roles.notes.append(f"training: {named(spec)}")
     else:
         raise UsageError(
             "--data is given, but --train and --eval already name all the data; leave --data out"
@@ -181,35 +197,45 @@ def warnings(passes: list[Pass], roles: Roles) -> list[str]:
     return [few] if any({"calibrator", "runner"} & {*instance.needs} for instance in passes) else []
 
 
-def make_context(
-    recipe: Recipe,
-    roles: Roles,
-    teacher: onnx.ModelProto | None,
-    log: Path,
-    status: Callable[[str], None],
-) -> Context:
-    """The services that the data allows. `teacher` is the original model, for a recipe that retrains."""
-    calibrator = runner = trainer = None
-    if roles.calibration is not None:
-        calibrator = StreamingCalibrator(roles.calibration, limit=CALIBRATION_SAMPLES, progress=status)
-        runner = OutputComparer(roles.calibration, limit=CALIBRATION_SAMPLES, progress=status)
-    if roles.train is not None:
-        launch = None if recipe.launch is None else parse_launch(recipe.launch)
-        trainer = TorchTrainer(
-            roles.train,
-            teacher,
-            hook=recipe.retrain,
-            log=log,
-            progress=status,
-            memory=recipe.memory,
-            launch=launch,
-        )
-    rounder = TorchRounder(recipe.seed, status)
-    return Context(
-        calibrator=calibrator,
-        trainer=trainer,
-        runner=runner,
-        timer=PairTimer(),
-        rounder=rounder,
-        progress=status,
-    )
+class Services:
+    """What passes may ask for, as far as the data allows: made once, handed out as one Context per step."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        roles: Roles,
+        teacher: onnx.ModelProto | None,
+        log: Path | None,
+        status: Callable[[str], None],
+    ) -> None:
+        """`teacher` is the original model, for a recipe that retrains."""
+        self._base = Context(timer=PairTimer(), rounder=TorchRounder(recipe.seed, status), progress=status)
+        if roles.calibration is not None:
+            self._base = replace(
+                self._base,
+                calibrator=StreamingCalibrator(roles.calibration, limit=CALIBRATION_SAMPLES, progress=status),
+                runner=OutputComparer(roles.calibration, limit=CALIBRATION_SAMPLES, progress=status),
+            )
+        self._recipe, self._train, self._teacher, self._log = recipe, roles.train, teacher, log
+        self._launch = None if recipe.launch is None else parse_launch(recipe.launch)
+
+    def context(
+        self, title: str, training_state: Path | None = None, placement: Placement = CANONICAL
+    ) -> Context:
+        """For the step of this title, such as "3/6 retrain(epochs=4)".
+
+        training_state: the file from which an interrupted training goes on.
+        """
+        trainer = None
+        if self._train is not None:
+            trainer = TorchTrainer(
+                self._train,
+                self._teacher,
+                hook=self._recipe.retrain,
+                log=self._log,
+                progress=self._base.progress,
+                memory=self._recipe.memory,
+                launch=self._launch,
+            )
+            trainer.step, trainer.state = title, training_state
+        return replace(self._base, trainer=trainer, placement=placement)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 from rich.console import Console
@@ -63,3 +64,20 @@ class Ui:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class Calling(Ui):
+    """Prints nothing: a caller's function hears of every step, status and note."""
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        super().__init__(quiet=True)
+        self.progress = progress
+
+    def step(self, title: str, done: int) -> None:
+        self.progress(title)
+
+    def status(self, text: str) -> None:
+        self.progress(text)
+
+    def note(self, text: str) -> None:
+        self.progress(text)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnx_lathe.errors import UsageError
+from onnx_lathe.errors import ExitCode, LatheError, UsageError
+from onnx_lathe.runtime.files.writing import replacing
 
 SCHEMA_VERSION = 1
 
@@ -67,25 +68,34 @@ class RunRecord:
     targets: list[TargetRecord] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     outcome: str = "unfinished"
-    exit_code: int = 1
+    exit_code: int = ExitCode.DEFECT
     seconds: float = 0.0
     schema: int = SCHEMA_VERSION
+
+    def end(self, code: ExitCode) -> None:
+        """Says how the run ended."""
+        self.exit_code, self.outcome = int(code), code.outcome
 
     def final(self) -> dict[str, float]:
         """Metrics of the last step's model; the baseline's without steps."""
         return self.steps[-1].quality if self.steps else self.baseline
 
     def as_json(self) -> dict[str, Any]:
-        return _plain(dataclasses.asdict(self))
+        return plain(dataclasses.asdict(self))
 
     def write(self, path: Path) -> None:
         """Raises UsageError if the file cannot be written."""
-        partial = path.with_suffix(".json.part")
-        try:
-            partial.write_text(json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            raise UsageError(f"{path}: cannot write the report ({error.strerror})") from error
+        write_json(path, self.as_json())
+
+
+def write_json(path: Path, table: dict[str, Any]) -> None:
+    """Writes the file whole or not at all. Raises UsageError with the reason if it cannot be written."""
+    text = json.dumps(table, indent=1, allow_nan=False) + "\n"
+    try:
+        with replacing(path) as file:
+            file.write(text.encode())
+    except LatheError as error:
+        raise UsageError(str(error)) from error
 
 
 def step_from_json(table: dict[str, Any]) -> StepRecord:
@@ -98,12 +108,12 @@ def step_from_json(table: dict[str, Any]) -> StepRecord:
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no infinity: it becomes null, which the schema documents (an `sqnr` without any noise)."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

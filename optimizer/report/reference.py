@@ -1,17 +1,12 @@
-"""Tables that explain: the passes and their options, the targets, the layers of a model."""
+"""Tables that explain: the passes and their options, and the targets."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, get_type_hints
 
-import onnx
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from onnx_lathe.optimizer.check import Check
-from onnx_lathe.optimizer.inspect import layer_rows, measure
-from onnx_lathe.optimizer.report.terminal import count, size
+from onnx_lathe.optimizer.report.tables import plain_table
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import type_name
 from onnx_lathe.passes.core.registry import all_passes, find
@@ -23,7 +18,7 @@ def show_passes(name: str | None, console: Console) -> None:
     if name is not None:
         _show_pass(find(name), console)
         return
-    table = _table("pass", "what it does", "options")
+    table = plain_table("pass", "what it does", "options")
     for pass_class in all_passes().values():
         options = ", ".join(field.name for field in dataclasses.fields(pass_class.Config))
         table.add_row(pass_class.name, escape(_summary(pass_class)), escape(options))
@@ -41,7 +36,7 @@ def _summary(pass_class: type[Pass]) -> str:
 def _show_pass(pass_class: type[Pass], console: Console) -> None:
     console.print(f"{pass_class.name}: {_summary(pass_class)}", markup=False)
     hints = get_type_hints(pass_class.Config)
-    table = _table("option", "type", "default", "unit", "meaning")
+    table = plain_table("option", "type", "default", "unit", "meaning")
     for field in dataclasses.fields(pass_class.Config):
         table.add_row(
             field.name,
@@ -84,62 +79,10 @@ def _meaning(field: "dataclasses.Field[Any]") -> str:
 
 
 def show_targets(console: Console) -> None:
-    table = _table("target", "here", "what it makes")
+    table = plain_table("target", "here", "what it makes")
     for name, target_class in targets().items():
         missing = target_class().available()
         table.add_row(name, "available" if missing is None else "no", escape(target_class.help))
         if missing:
             table.add_row("", "", escape(missing))
     console.print(table)
-
-
-def show_checks(checks: Sequence[Check], console: Console) -> None:
-    """Per target, the layers with the kernel's type and the reason, and how many run in INT8."""
-    for check in checks:
-        table = _table("layer", "op", "runs in", "why")
-        for layer in check.layers:
-            table.add_row(
-                escape(layer.node), layer.op, "INT8" if layer.int8 else "float", escape(layer.reason)
-            )
-        if table.row_count:
-            console.print(table)
-        console.print(f"{check.target}: {check.int8} of {len(check.layers)} layers run in INT8", markup=False)
-
-
-def show_layers(model: onnx.ModelProto, console: Console) -> None:
-    """Per-layer table of a model, with totals."""
-    rows = layer_rows(model)
-    table = _table("layer", "op", "weight", "output", "parameters", "zeros", "bytes", "MACs")
-    for column in table.columns[4:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(
-            escape(row.node),
-            row.op,
-            "x".join(map(str, row.weight_shape)),
-            "?" if row.output_shape is None else "x".join(map(str, row.output_shape)),
-            count(row.parameters),
-            f"{100 * row.zeros / row.parameters:.1f} %" if row.parameters else "shared",
-            size(row.weight_bytes),
-            "?" if row.macs is None else count(row.macs),
-        )
-    whole = measure(model, rows)
-    macs = "?" if whole.macs is None else count(whole.macs)
-    table.add_row(
-        "all",
-        "",
-        "",
-        "",
-        count(whole.parameters),
-        f"{100 * whole.sparsity:.1f} %",
-        size(whole.weight_bytes),
-        macs,
-    )
-    console.print(table)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-    for column in columns:
-        table.add_column(column)
-    return table

@@ -5,9 +5,9 @@ the entry point group `onnx_lathe.passes` (docs/passes.md).
 """
 
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnx_lathe import passes
 from onnx_lathe.discovery import load_all
 from onnx_lathe.errors import UsageError, nearest
 
@@ -27,7 +27,7 @@ def register(pass_class: "type[Pass]") -> "type[Pass]":
 @cache
 def all_passes() -> dict[str, "type[Pass]"]:
     """Every pass by name, sorted. Lowerings are not among them: a target names its own."""
-    load_all("onnx_lathe.passes", passes.__name__, passes.__path__)
+    load_all("onnx_lathe.passes", "onnx_lathe.passes", [str(Path(__file__).parents[1])])
     return dict(sorted(_REGISTERED.items()))
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx.reference import ReferenceEvaluator
 
 from onnx_lathe.passes.graph import Node
 
@@ -23,6 +22,8 @@ def evaluate(node: Node, arrays: Sequence[np.ndarray | None], opset: int) -> lis
 
     Raises one of REFUSALS when the reference implementation lacks the operator or the arrays do not fit.
     """
+    from onnx.reference import ReferenceEvaluator  # slow to import, and rarely needed
+
     names = ["" if array is None else f"input_{index}" for index, array in enumerate(arrays)]
     outputs = [f"output_{index}" for index in range(len(node.outputs))]
     proto = gs.exporters.onnx_exporter.OnnxExporter.export_node(node)

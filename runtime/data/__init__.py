@@ -9,13 +9,14 @@ The path of an existing file wins over the part behind a colon, and `C:/data.npz
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onnx_lathe.errors import DataError
 from onnx_lathe.runtime.data.arrays import open_arrays
 from onnx_lathe.runtime.data.functions import open_function
 from onnx_lathe.runtime.data.images import open_images
+from onnx_lathe.runtime.data.memory import DataSpec, named, open_memory
 from onnx_lathe.runtime.data.preprocess import is_float, parse
 from onnx_lathe.runtime.data.source import Batch, DataSource, Split, overlap, split, take
 from onnx_lathe.runtime.files.signature import InputSpec, model_classes, model_inputs
@@ -23,10 +24,12 @@ from onnx_lathe.runtime.files.signature import InputSpec, model_classes, model_i
 __all__ = [
     "Batch",
     "DataSource",
+    "DataSpec",
     "InputSpec",
     "Split",
     "model_classes",
     "model_inputs",
+    "named",
     "open_source",
     "overlap",
     "split",
@@ -35,7 +38,7 @@ __all__ = [
 
 
 def open_source(
-    spec: str, inputs: Sequence[InputSpec], preprocess: str | None = None, classes: int | None = None
+    spec: DataSpec, inputs: Sequence[InputSpec], preprocess: str | None = None, classes: int | None = None
 ) -> DataSource:
     """Opens data for a model with these inputs; `preprocess` is the --preprocess text, `classes` bounds the
     labels.
@@ -50,12 +53,14 @@ def open_source(
                 f"the model's input '{one.name}' is a single number and has no batch axis; make it an initializer of the model"
             )
     if not inputs:
-        raise DataError(f"{spec}: the model has no inputs that data could be fed to")
+        raise DataError(f"{named(spec)}: the model has no inputs that data could be fed to")
     if options.scales and not any(is_float(one.dtype) for one in inputs):
         raise DataError(
             f"--preprocess scales pixels for a float input, but the model takes {inputs[0].dtype}; leave scale, mean and std out"
         )
-    path, part = _locate(spec)
+    if isinstance(spec, Mapping) or callable(spec):
+        return open_memory(spec, inputs, options, classes)
+    path, part = _locate(str(spec))
     if path.is_dir() and part is None:
         return open_images(path, inputs, options, classes)
     if path.suffix.lower() == ".npz":

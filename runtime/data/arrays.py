@@ -4,10 +4,11 @@ import hashlib
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from onnx_lathe.runtime.data.source import Batch, IndexedSource, check_labels, c
 from onnx_lathe.runtime.files.signature import InputSpec
 
 LABELS = "labels"
+IN_MEMORY = "arrays in memory"
 _HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -62,28 +64,63 @@ def open_arrays(
         headers = {
             name: _header(path, archive, prefix + name) for name in [*wanted, *([LABELS] if labelled else [])]
         }
-        feeds = _feeds(path, prefix, headers, inputs, options)
+        _feeds(path, prefix, headers, inputs, options)  # refuses before anything large is read
         arrays = {name: _read(path, archive, prefix + name) for name in headers}
+    source = _made(path, prefix, headers, arrays, inputs, options, classes)
+    source.description += f" of {path}" + (f":{part}" if part else "")
+    unused = sorted({name.removeprefix(prefix) for name in names if name.startswith(prefix)} - headers.keys())
+    if unused and not labelled:  # they may be labels under another name
+        source.description += f" (arrays not used: {_listed(unused)})"
+    return source
+
+
+def arrays_in_memory(
+    given: Mapping[str, Any], inputs: Sequence[InputSpec], options: Preprocess, classes: int | None
+) -> ArraySource:
+    """Arrays [N, ...] by the names of the model's inputs, and `labels`. Raises DataError naming the array."""
+    wanted = [spec.name for spec in inputs]
+    arrays = {str(name): np.asarray(array) for name, array in given.items()}
+    for name in wanted:
+        if name not in arrays:
+            there = f"it has {_listed(sorted(arrays))}" if arrays else "it is empty"
+            hint = nearest(name, arrays)
+            raise DataError(f"{IN_MEMORY}: there is no array '{name}' for the model's input{hint}; {there}")
+    if extra := sorted(arrays.keys() - {*wanted, LABELS}):
+        hint = nearest(extra[0], [*wanted, LABELS])
+        raise DataError(f"{IN_MEMORY}: '{extra[0]}' is no input of the model{hint}; name labels '{LABELS}'")
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise DataError(f"{IN_MEMORY}: array '{name}' holds Python objects; give plain numbers")
+    headers = {
+        name: Header(array.shape, array.dtype, zlib.crc32(array.tobytes())) for name, array in arrays.items()
+    }
+    return _made(IN_MEMORY, "", headers, arrays, inputs, options, classes)
+
+
+def _made(
+    path: Path | str,
+    prefix: str,
+    headers: Mapping[str, Header],
+    arrays: dict[str, np.ndarray],
+    inputs: Sequence[InputSpec],
+    options: Preprocess,
+    classes: int | None,
+) -> ArraySource:
+    """The source of arrays that have been read; `path` and `prefix` are for messages."""
+    feeds = _feeds(path, prefix, headers, inputs, options)
     for spec in inputs:
         where = f"{path}: array '{prefix + spec.name}'"
         check_values(arrays[spec.name], spec, where)
         if is_float(arrays[spec.name].dtype) and feeds[spec.name].mean is not None:
             _check_pixels(arrays[spec.name], where)
-    labels = None
-    if labelled:
-        labels = check_labels(
-            arrays.pop(LABELS), headers[wanted[0]].shape[0], classes, f"{path}: array '{prefix + LABELS}'"
-        )
+    labels, count = None, headers[inputs[0].name].shape[0]
+    if LABELS in arrays and LABELS not in feeds:
+        labels = check_labels(arrays.pop(LABELS), count, classes, f"{path}: array '{prefix + LABELS}'")
     source = ArraySource(arrays, labels, feeds)
     source.fingerprint = fingerprint(
         repr(sorted((name, str(header)) for name, header in headers.items())).encode(), repr(options).encode()
     )
-    source.description = f"{source.count:,} {'labelled' if labelled else 'unlabelled'} samples of {path}" + (
-        f":{part}" if part else ""
-    )
-    unused = sorted({name.removeprefix(prefix) for name in names if name.startswith(prefix)} - headers.keys())
-    if unused and not labelled:  # they may be labels under another name
-        source.description += f" (arrays not used: {_listed(unused)})"
+    source.description = f"{count:,} {'unlabelled' if labels is None else 'labelled'} samples"
     return source
 
 
@@ -178,7 +215,11 @@ def _reading(path: Path, name: str) -> Iterator[None]:
 
 
 def _feeds(
-    path: Path, prefix: str, headers: dict[str, Header], inputs: Sequence[InputSpec], options: Preprocess
+    path: Path | str,
+    prefix: str,
+    headers: Mapping[str, Header],
+    inputs: Sequence[InputSpec],
+    options: Preprocess,
 ) -> dict[str, Feed]:
     """How each input's array is fed. With several inputs, --preprocess scales those that are stored as
     bytes.

@@ -11,6 +11,7 @@ from onnx_lathe.runtime.targets.core.registry import register
 @register
 class OnnxFile(Target):
     name = "onnx"
+    outputs = ("model.onnx", "model.onnx.data")
     help = "the model itself, for ONNX Runtime or any other ONNX tool"
 
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:

@@ -13,6 +13,7 @@ from onnx_lathe.runtime.targets.core.registry import register
 @register
 class PackFile(Target):
     name = "pack"
+    outputs = (f"model{SUFFIX}",)
     help = "the model compressed without loss; unpack it with: optimize unpack"
 
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from onnx_lathe import metadata
-from onnx_lathe.optimizer.pipeline import apply_pass
+from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core import contract
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.services import Context

@@ -294,7 +294,7 @@ def test_a_broken_pipe_keeps_the_exit_code(lenet5: Path, tmp_path: Path) -> None
     command = [
         sys.executable,
         "-m",
-        "optimizer",
+        "onnx_lathe",
         str(lenet5),
         "--passes",
         "fold",

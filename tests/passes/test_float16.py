@@ -11,8 +11,8 @@ from onnx.reference import ReferenceEvaluator
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.inspect import measure
-from onnx_lathe.optimizer.pipeline import apply_pass
 from onnx_lathe.optimizer.recipe import Recipe, parse_calls
+from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core import contract
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.registry import find

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_lathe.optimizer.pipeline import apply_pass
+from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core import contract
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.registry import find

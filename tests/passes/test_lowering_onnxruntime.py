@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from onnx_lathe import metadata
-from onnx_lathe.optimizer.pipeline import apply_pass
+from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.int8.int8 import Int8

@@ -12,7 +12,7 @@ import pytest
 from onnx_lathe import metadata
 from onnx_lathe.errors import PassError, UsageError
 from onnx_lathe.optimizer.inspect import measure
-from onnx_lathe.optimizer.pipeline import apply_pass
+from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse_tensors

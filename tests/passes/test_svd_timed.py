@@ -8,7 +8,7 @@ import pytest
 
 from onnx_lathe.errors import PassError, UsageError
 from onnx_lathe.optimizer.inspect import measure
-from onnx_lathe.optimizer.pipeline import apply_pass
+from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context

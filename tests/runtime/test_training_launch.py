@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from onnx_lathe.errors import PassError, UsageError
-from onnx_lathe.optimizer.cli import _attached, main
+from onnx_lathe.optimizer.cli import main
+from onnx_lathe.optimizer.commands.compile import attached
 from onnx_lathe.optimizer.recipe import load_recipe
 from onnx_lathe.passes.numerics.sparsity.gradual import Gradual
 from onnx_lathe.passes.numerics.sparsity.weight_choice import Pool
@@ -143,7 +144,7 @@ def test_interrupting_leaves_no_process_and_no_file(tmp_path: Path, hook: Path) 
     command = [
         sys.executable,
         "-m",
-        "optimizer",
+        "onnx_lathe",
         str(MODELS / "lenet5-mnist" / "model.onnx"),
         "--passes",
         "retrain(epochs=1)",
@@ -265,12 +266,12 @@ def test_where_workers_meet() -> None:
 def test_launch_is_an_argument_that_begins_with_dashes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _attached(["m", "--launch", "--nproc-per-node=2", "--json"], "--launch") == [
+    assert attached(["m", "--launch", "--nproc-per-node=2", "--json"], "--launch") == [
         "m",
         "--launch=--nproc-per-node=2",
         "--json",
     ]
-    assert _attached(["m", "--launch"], "--launch") == ["m", "--launch"]
+    assert attached(["m", "--launch"], "--launch") == ["m", "--launch"]
     model, out = str(MODELS / "lenet5-mnist" / "model.onnx"), ["--out", str(tmp_path / "out")]
     data = ["--train", f"{MODELS / 'mnist.npz'}:train", "--preprocess", "scale=1/255"]
     assert main([model, "--passes", "retrain", "--launch", "--bogus", *data, *out]) == 2

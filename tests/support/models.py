@@ -11,7 +11,6 @@ MODELS = ROOT / "models"
 MATERIALIZED_PARAMETERS = 10_000_000
 
 
-
 def shipped_with_onnx(pattern: str) -> list[Path]:
     """Models inside the `onnx` package: a collection that Lathe's authors did not write."""
     return sorted((Path(onnx.__file__).parent / "backend" / "test" / "data").glob(pattern))

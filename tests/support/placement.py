@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnx_lathe.optimizer.pipeline import apply_pass
+from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context

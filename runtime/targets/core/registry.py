@@ -6,10 +6,10 @@ by the entry point group `onnx_lathe.targets` (docs/targets.md).
 """
 
 from functools import cache
+from pathlib import Path
 
 from onnx_lathe.discovery import load_all
 from onnx_lathe.errors import UsageError, nearest
-from onnx_lathe.runtime import targets as folder
 from onnx_lathe.runtime.targets.core.base import Target
 
 _REGISTERED: dict[str, type[Target]] = {}
@@ -25,7 +25,7 @@ def register(target: type[Target]) -> type[Target]:
 @cache
 def targets() -> dict[str, type[Target]]:
     """Every target by name, sorted."""
-    load_all("onnx_lathe.targets", folder.__name__, folder.__path__)
+    load_all("onnx_lathe.targets", "onnx_lathe.runtime.targets", [str(Path(__file__).parents[1])])
     return dict(sorted(_REGISTERED.items()))
 
 

@@ -36,6 +36,7 @@ def _option(help: str) -> Any:
 @register
 class OnnxRuntime(Target):
     name = "ort"
+    outputs = ("model.ort.*",)
     help = "the model in the form that ONNX Runtime computes in INT8, for CPUs"
     lowering = "onnxruntime"
     placement = PLACEMENT

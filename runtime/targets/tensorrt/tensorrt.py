@@ -186,6 +186,7 @@ class TensorRTBase(Target):
 @register
 class TensorRTRTX(TensorRTBase):
     name = "tensorrt-rtx"
+    outputs = ("model.tensorrt-rtx.engine*",)
     help = "engine for GeForce and RTX GPUs, compiled ahead on any x86-64 machine, with or without a GPU"
     title = "TensorRT-RTX"
     library = "tensorrt_rtx"
@@ -215,6 +216,7 @@ class TensorRTRTX(TensorRTBase):
 @register
 class TensorRT(TensorRTBase):
     name = "tensorrt"
+    outputs = ("model.tensorrt.engine*",)
     help = "engine for the GPU or Jetson it is built on, with TensorRT 10.3 or later"
     title = "TensorRT"
     library = "tensorrt"

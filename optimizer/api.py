@@ -1,0 +1,264 @@
+"""The Python API behind `onnx_lathe`: what the commands do, returning values; nothing here prints or exits.
+
+Every function raises LatheError (UsageError, ModelError, DataError, PassError, TargetError) with one line
+that names the file, node or option and says what to do.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+
+from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer import artifacts, compare, pipeline
+from onnx_lathe.optimizer import check as checking
+from onnx_lathe.optimizer.build import placement
+from onnx_lathe.optimizer.inspect import LayerRow, Size, layer_rows, measure
+from onnx_lathe.optimizer.recipe import Call, Recipe, check_order, load_recipe, override, parse_calls
+from onnx_lathe.optimizer.report.record import GateRecord, RunRecord
+from onnx_lathe.optimizer.run import Request
+from onnx_lathe.optimizer.services import Services, check_needs, open_roles
+from onnx_lathe.optimizer.sizes import parse_bytes
+from onnx_lathe.optimizer.step import apply_checked
+from onnx_lathe.optimizer.ui import Calling
+from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.registry import all_passes, find
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.runtime.data import DataSpec
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.pack import files as packed_files
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.core import registry as target_registry
+from onnx_lathe.runtime.targets.core.base import Target
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+    from onnx_lathe.runtime.torch_bridge import GraphModule
+
+Model = onnx.ModelProto | str | Path
+"""A model in memory, or the path of an ONNX or packed file."""
+
+Passes = str | Pass | Sequence[str | Pass]
+""" "fold, prune(sparsity=0.9)", a configured pass, or a list of both."""
+
+Progress = Callable[[str], None]
+
+
+def rewrite(
+    model: Model,
+    passes: Passes,
+    *,
+    data: DataSpec | None = None,
+    train: DataSpec | None = None,
+    calibration: DataSpec | None = None,
+    preprocess: str | None = None,
+    targets: str = "",
+    seed: int = 0,
+    progress: Progress = lambda text: None,
+    on_report: Callable[[Pass, PassReport], None] = lambda instance, report: None,
+) -> onnx.ModelProto:
+    """The model after the passes; `model` itself stays as it is. Nothing is written to disk.
+
+    data: is split into training and calibration data, unless `train` and `calibration` name them apart; it
+    is needed by passes that calibrate or train. targets: for whom `int8` places Q/DQ pairs, such as "ort".
+    on_report: called after each pass with what it says of its edits, skips and warnings.
+    """
+    source = _loaded(model)
+    instances = _passes(passes)
+    recipe = Recipe(data=data, train=train, calibration=calibration, preprocess=preprocess, seed=seed)
+    roles = open_roles(recipe, source)
+    check_needs(instances, roles, recipe)
+    asked = [(target_registry.find(call.name)(), None) for call in parse_calls(targets, "targets")]
+    services = Services(recipe, roles, source, None, progress)
+    for number, instance in enumerate(instances, 1):
+        context = services.context(f"{number}/{len(instances)} {instance.name}", None, placement(asked))
+        source, report = apply_checked(instance, source, context, roles.sample)
+        on_report(instance, report)
+    return source
+
+
+def optimize(
+    model: Model,
+    passes: Passes | None = None,
+    *,
+    recipe: str | Path | None = None,
+    data: DataSpec | None = None,
+    train: DataSpec | None = None,
+    calibration: DataSpec | None = None,
+    eval: DataSpec | None = None,
+    preprocess: str | None = None,
+    gates: str | Sequence[str] | None = None,
+    targets: str | Sequence[str] | None = None,
+    out: str | Path = "build",
+    retrain: str | None = None,
+    launch: str | None = None,
+    memory: str | int | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+    latency: bool = True,
+    progress: Progress = lambda text: None,
+) -> RunRecord:
+    """Compiles the model as the command `optimize` does, and returns its record, which is in `out` too.
+
+    A gate that fails raises nothing: `record.exit_code` is 3 then, and `record.outcome` "gate failed".
+    Arguments are the options of the command; `recipe` is a TOML file that they override.
+    """
+    asked = load_recipe(Path(recipe)) if recipe is not None else Recipe()
+    if passes is None and recipe is None:
+        raise UsageError('nothing to do; name passes, such as "fold, int8", or a recipe')
+    asked = override(
+        asked,
+        data=data,
+        train=train,
+        calibration=calibration,
+        eval=eval,
+        preprocess=preprocess,
+        retrain=retrain,
+        launch=launch,
+        memory=parse_bytes(memory, "memory") if isinstance(memory, str) else memory,
+        seed=seed,
+        gates=None if gates is None else (gates,) if isinstance(gates, str) else tuple(gates),
+        targets=None if targets is None else _calls(targets),
+    )
+    if isinstance(passes, str):
+        asked, passes = override(asked, steps=parse_calls(passes, "passes")), None
+    steps = None if passes is None else _passes(passes)
+    with _file(model) as path:
+        request = Request(path, asked, Path(out), resume, latency, steps)
+        record = pipeline.run(request, Calling(progress))
+    record.write(Path(out) / "report.json")
+    return record
+
+
+def build(
+    model: Model,
+    targets: str | Sequence[str],
+    out: str | Path = "build/targets",
+    *,
+    progress: Progress = lambda text: None,
+) -> RunRecord:
+    """Builds a finished model for targets such as "ort, pack", as `optimize build` does."""
+    return optimize(model, "", targets=targets, out=out, latency=False, progress=progress)
+
+
+def gate(
+    base: str | Path,
+    candidate: str | Path,
+    gates: str | Sequence[str],
+    *,
+    data: DataSpec | None = None,
+    preprocess: str | None = None,
+    progress: Progress = lambda text: None,
+) -> list[GateRecord]:
+    """A verdict per gate, such as "top1 drop <= 0.5%", on a candidate against a base model."""
+    asked = (gates,) if isinstance(gates, str) else tuple(gates)
+    recipe = Recipe(gates=asked, eval=data, preprocess=preprocess)
+    return compare.compare(Path(base), Path(candidate), recipe, Calling(progress))
+
+
+def inspect(model: Model) -> tuple[list[LayerRow], Size]:
+    """(a row per layer, what the whole model weighs)."""
+    found = _loaded(model)
+    rows = layer_rows(found)
+    return rows, measure(found, rows)
+
+
+def check(model: str | Path, targets: str | Sequence[str]) -> list[checking.Check]:
+    """Which layers really run in INT8 on each target, and why the others do not."""
+    return checking.check(Path(model), _calls(targets))
+
+
+def pack(file: str | Path, out: str | Path | None = None) -> packed_files.Sizes:
+    """Compresses a model file without loss; `out` is the file with the ending .lathe if it is not named."""
+    source = Path(file)
+    packed_files.require(source, packed=False)
+    return packed_files.pack_file(source, artifacts.beside(source, out, packed_files.SUFFIX))
+
+
+def unpack(file: str | Path, out: str | Path | None = None) -> packed_files.Sizes:
+    """Restores the model file that was packed; `out` is the file with the ending .onnx if it is not named."""
+    source = Path(file)
+    packed_files.require(source, packed=True)
+    return packed_files.unpack_file(source, artifacts.beside(source, out, ".onnx"))
+
+
+def open(model: Model, threads: int = 0) -> "onnxruntime.InferenceSession":
+    """An ONNX Runtime session of a model in memory or of any file that the commands take, packed ones too.
+
+    threads: 0 means one per core.
+    """
+    return ort.session(model, threads)
+
+
+def to_torch(model: Model) -> "GraphModule":
+    """The graph as a torch.nn.Module, whose parameters are the model's initializers. Needs PyTorch."""
+    from onnx_lathe.runtime.torch_bridge import GraphModule
+
+    return GraphModule(_loaded(model))
+
+
+def from_torch(module: "GraphModule", model: Model) -> onnx.ModelProto:
+    """A copy of `model` with the values that the module made of it has now."""
+    made = onnx.ModelProto()
+    made.CopyFrom(_loaded(model))
+    values = module.values()
+    for tensor in made.graph.initializer:
+        if tensor.name in values:
+            value = values.pop(tensor.name)
+            if list(value.shape) != list(tensor.dims):
+                raise UsageError(f"'{tensor.name}' is {list(value.shape)} in the module, not as in the model")
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+    if values:
+        raise UsageError(f"the module is of another model: '{min(values)}' is no initializer of this one")
+    return made
+
+
+def passes() -> Mapping[str, type[Pass]]:
+    """Every pass by name, plug-ins included."""
+    return all_passes()
+
+
+def targets() -> Mapping[str, type[Target]]:
+    """Every target by name, plug-ins included."""
+    return target_registry.targets()
+
+
+def _passes(given: Passes) -> list[Pass]:
+    """Configured instances, in an order that makes sense."""
+    parts: Sequence[str | Pass] = [given] if isinstance(given, str | Pass) else given
+    found: list[Pass] = []
+    for part in parts:
+        if isinstance(part, Pass):
+            found.append(part)
+        elif isinstance(part, str):
+            found += [configure(find(call.name), call.options) for call in parse_calls(part, "passes")]
+        else:
+            raise UsageError(f"passes are texts or passes, not {type(part).__name__}")
+    check_order(found)
+    return found
+
+
+def _calls(given: str | Sequence[str]) -> tuple[Call, ...]:
+    texts = [given] if isinstance(given, str) else given
+    return tuple(call for text in texts for call in parse_calls(text, "targets"))
+
+
+def _loaded(model: Model) -> onnx.ModelProto:
+    return model if isinstance(model, onnx.ModelProto) else model_file.load(Path(model))
+
+
+@contextmanager
+def _file(model: Model) -> Iterator[Path]:
+    """Where the model is on disk; one in memory is written to a temporary file."""
+    if isinstance(model, onnx.ModelProto):
+        with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
+            path = Path(folder) / "model.onnx"
+            model_file.save(model, path)
+            yield path
+    else:
+        yield Path(model)

@@ -1,0 +1,1 @@
+"""The commands of `optimize`: each reads its arguments, calls the driver, and prints."""

@@ -1,0 +1,176 @@
+"""`optimize MODEL ...` and `optimize build`: compiles, and prints what came of it."""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer.commands.options import Parser, add_data_options, data_options
+from onnx_lathe.optimizer.recipe import Recipe, load_recipe, override, parse_calls
+from onnx_lathe.optimizer.report import terminal
+from onnx_lathe.optimizer.report.record import RunRecord
+from onnx_lathe.optimizer.run import Request
+from onnx_lathe.optimizer.sizes import parse_bytes
+from onnx_lathe.optimizer.ui import Ui
+from onnx_lathe.version import VERSION
+
+COMPILE_EPILOG = """\
+other commands: optimize inspect MODEL | gate BASE CANDIDATE | build MODEL --target T
+                | check MODEL --target T | pack FILE | unpack FILE | passes [NAME] | targets
+exit codes: 0 done and gates passed, 1 a defect of Lathe, 2 wrong use or bad input, 3 a gate failed, 4 a target failed, 130 interrupted"""
+
+
+def compile_model(arguments: list[str]) -> int:
+    """`optimize MODEL --passes P`, or with a recipe. Returns the exit code."""
+    options = _parser().parse_args(attached(arguments, "--launch"))
+    recipe = _recipe(options)
+    if options.passes is None and options.recipe is None:
+        raise UsageError(
+            "nothing to do; name passes with --passes, or a --recipe (optimize passes lists them)"
+        )
+    request = Request(
+        options.model, recipe, options.out, options.resume, not options.no_latency, command=arguments
+    )
+    return _run(request, options)
+
+
+def build(arguments: list[str]) -> int:
+    """`optimize build MODEL --target T`: no pass runs."""
+    parser = Parser(
+        prog="optimize build", description="Build a finished model for targets.", allow_abbrev=False
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--target", required=True, metavar="T")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/targets"),
+        metavar="DIR",
+        help="folder for results (default build/targets)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the run record as JSON instead of tables")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    options = parser.parse_args(arguments)
+    recipe = Recipe(targets=parse_calls(options.target, "--target"))
+    request = Request(
+        options.model, recipe, options.out, measure_latency=False, command=["build", *arguments]
+    )
+    return _run(request, options)
+
+
+def _run(request: Request, options: argparse.Namespace) -> int:
+    from onnx_lathe.optimizer import pipeline
+
+    # a hook's or a loader's print must not get into the report
+    with contextlib.redirect_stdout(sys.stderr):
+        record = pipeline.run(request, Ui(quiet=options.quiet))
+    record.write(request.out / "report.json")
+    _print(record, options.json)
+    return record.exit_code
+
+
+def _print(record: RunRecord, as_json: bool) -> None:
+    try:
+        if as_json:
+            print(json.dumps(record.as_json(), indent=1))
+        else:
+            terminal.show(record, Console(highlight=False, emoji=False, soft_wrap=True))
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):
+        # `optimize ... | head`: rich exits with 1 there, but the gate's verdict is what counts
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's own flush at exit
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe file's, with what the command line says in its place."""
+    return override(
+        load_recipe(options.recipe) if options.recipe else Recipe(),
+        steps=None if options.passes is None else parse_calls(options.passes, "--passes"),
+        gates=None if options.gate is None else tuple(options.gate),
+        targets=None if options.target is None else parse_calls(options.target, "--target"),
+        retrain=options.retrain,
+        launch=options.launch,
+        memory=None if options.memory is None else parse_bytes(options.memory, "--memory"),
+        seed=options.seed,
+        **data_options(options),
+    )
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="optimize",
+        description="Compile an ONNX model for a device.",
+        epilog=COMPILE_EPILOG,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", type=Path, help="the ONNX file")
+    parser.add_argument(
+        "--passes", metavar="P", help='what to do, in order: "fold,prune(sparsity=0.9),retrain,int8"'
+    )
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="TOML file with passes, data, gates and targets; options override it",
+    )
+    add_data_options(parser)
+    _add_training_options(parser)
+    _add_run_options(parser)
+    return parser
+
+
+def _add_training_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--retrain", metavar="FILE.py:FUNCTION", help="your own training code for the retrain pass"
+    )
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="what activations may take in training, such as 2GiB; the rest is computed again",
+    )
+    parser.add_argument(
+        "--launch",
+        metavar="ARGS",
+        help='train in several processes or machines, by torchrun: "--nproc-per-node=2"',
+    )
+
+
+def _add_run_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--gate",
+        action="append",
+        metavar="G",
+        help='such as "top1 drop <= 0.5%%" or "size ratio >= 10"; may be repeated',
+    )
+    parser.add_argument(
+        "--target",
+        metavar="T",
+        help="what to build, such as onnx,tensorrt-rtx (default onnx); see: optimize targets",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("build"), metavar="DIR", help="folder for results (default build)"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run in the same --out")
+    parser.add_argument("--seed", type=int, help="of the split of --data (default 0)")
+    parser.add_argument("--no-latency", action="store_true", help="do not time the models")
+    parser.add_argument("--json", action="store_true", help="print the run record as JSON instead of tables")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--version", action="version", version=f"optimize {VERSION}")
+
+
+def attached(arguments: Sequence[str], name: str) -> list[str]:
+    """The arguments with `name VALUE` as `name=VALUE`: argparse would take a value that begins with - for
+    an option.
+    """
+    words = list(arguments)
+    while name in words[:-1]:
+        at = words.index(name)
+        words[at : at + 2] = [f"{name}={words[at + 1]}"]
+    return words

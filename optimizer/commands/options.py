@@ -1,0 +1,40 @@
+"""What the commands share: the parser that refuses in one line, and the options about data."""
+
+import argparse
+from typing import NoReturn
+
+from onnx_lathe.errors import UsageError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong use is a UsageError of one line, with the nearest right word."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            word = unknown.split()[0]
+            message = f"unknown argument '{word}'{nearest(word, self._option_string_actions)}"
+        raise UsageError(f"{message}; see: {self.prog} --help")
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group(
+        "data",
+        "an .npz whose arrays are named as the model's inputs, plus `labels` (FILE.npz:PART for arrays PART/...); "
+        "a folder of images; or FILE.py:FUNCTION yielding batches",
+    )  # fmt: skip
+    data.add_argument("--data", metavar="D", help="is split into training, calibration and evaluation data")
+    data.add_argument("--train", metavar="D", help="training data")
+    data.add_argument(
+        "--calibration", metavar="D", help="calibration data (default: part of the training data)"
+    )
+    data.add_argument("--eval", metavar="D", help="evaluation data; never trained on")
+    data.add_argument(
+        "--preprocess",
+        metavar="TEXT",
+        help='for uint8 images: "scale=1/255" or "mean=125,123,114 std=63,62,67"',
+    )
+
+
+def data_options(options: argparse.Namespace) -> dict[str, str | None]:
+    return {name: getattr(options, name) for name in ("data", "train", "calibration", "eval", "preprocess")}

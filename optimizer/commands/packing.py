@@ -1,0 +1,51 @@
+"""`optimize pack` and `optimize unpack`."""
+
+from pathlib import Path
+
+from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer import artifacts
+from onnx_lathe.optimizer.commands.options import Parser
+
+
+def pack(arguments: list[str]) -> int:
+    parser = Parser(prog="optimize pack", description="Compress a model file without loss; every command takes the result as MODEL.",
+                     allow_abbrev=False)  # fmt: skip
+    parser.add_argument("file", type=Path, help="the ONNX file; external data is packed with it")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="OUT", help="the packed file (default FILE with the ending .lathe)"
+    )
+    options = parser.parse_args(arguments)
+
+    from onnx_lathe.runtime.pack import files
+
+    files.require(options.file, packed=False)
+    out = artifacts.beside(options.file, options.out, files.SUFFIX)
+    sizes = files.pack_file(options.file, out)
+    print(f"{options.file} {sizes.onnx:,} bytes -> {out} {sizes.packed:,} bytes, {sizes.ratio:.4g}x smaller")
+    return 0
+
+
+def unpack(arguments: list[str]) -> int:
+    parser = Parser(
+        prog="optimize unpack", description="Restore the model file that was packed.", allow_abbrev=False
+    )
+    parser.add_argument("file", type=Path, help="the packed file")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="OUT", help="the ONNX file (default FILE with the ending .onnx)"
+    )
+    parser.add_argument("--limit", type=float, metavar="GB", help="largest model to unpack (default 4)")
+    options = parser.parse_args(arguments)
+    if options.limit is not None and not 0 < options.limit < 1e9:
+        raise UsageError(
+            f"--limit {options.limit:g}: give the largest model to unpack in GB, such as --limit 16"
+        )
+
+    from onnx_lathe.runtime.pack import LIMIT_BYTES, files
+
+    files.require(options.file, packed=True)
+    out = artifacts.beside(options.file, options.out, ".onnx")
+    sizes = files.unpack_file(
+        options.file, out, LIMIT_BYTES if options.limit is None else int(options.limit * 1e9)
+    )
+    print(f"{options.file} {sizes.packed:,} bytes -> {out} {sizes.onnx:,} bytes")
+    return 0

@@ -1,0 +1,54 @@
+"""Tables about the layers of a model: sizes, and what really runs in INT8."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+
+from onnx_lathe.optimizer.check import Check
+from onnx_lathe.optimizer.inspect import LayerRow, Size
+from onnx_lathe.optimizer.report.tables import plain_table
+from onnx_lathe.optimizer.report.terminal import count, size
+
+
+def show_checks(checks: Sequence[Check], console: Console) -> None:
+    """Per target, the layers with the kernel's type and the reason, and how many run in INT8."""
+    for check in checks:
+        table = plain_table("layer", "op", "runs in", "why")
+        for layer in check.layers:
+            table.add_row(
+                escape(layer.node), layer.op, "INT8" if layer.int8 else "float", escape(layer.reason)
+            )
+        if table.row_count:
+            console.print(table)
+        console.print(f"{check.target}: {check.int8} of {len(check.layers)} layers run in INT8", markup=False)
+
+
+def show_layers(rows: Sequence[LayerRow], whole: Size, console: Console) -> None:
+    """Per-layer table of a model, with totals."""
+    table = plain_table("layer", "op", "weight", "output", "parameters", "zeros", "bytes", "MACs")
+    for column in table.columns[4:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(
+            escape(row.node),
+            row.op,
+            "x".join(map(str, row.weight_shape)),
+            "?" if row.output_shape is None else "x".join(map(str, row.output_shape)),
+            count(row.parameters),
+            f"{100 * row.zeros / row.parameters:.1f} %" if row.parameters else "shared",
+            size(row.weight_bytes),
+            "?" if row.macs is None else count(row.macs),
+        )
+    macs = "?" if whole.macs is None else count(whole.macs)
+    table.add_row(
+        "all",
+        "",
+        "",
+        "",
+        count(whole.parameters),
+        f"{100 * whole.sparsity:.1f} %",
+        size(whole.weight_bytes),
+        macs,
+    )
+    console.print(table)

@@ -1,0 +1,78 @@
+"""A request, and everything that lives as long as its run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_lathe.optimizer.checkpoint import Checkpoints
+from onnx_lathe.optimizer.gate import Gate
+from onnx_lathe.optimizer.recipe import Recipe
+from onnx_lathe.optimizer.report.record import RunRecord
+from onnx_lathe.optimizer.services import Roles, Services
+from onnx_lathe.optimizer.ui import Ui
+from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.placement import Placement
+from onnx_lathe.runtime.running.evaluate import Reference
+from onnx_lathe.runtime.targets.core.base import Target
+
+LARGE_BYTES = 256 << 20
+"""Above this size only the final model's latency is measured: every measurement loads two models."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to do with which model, and where results go."""
+
+    model: Path
+    recipe: Recipe
+    out: Path
+    resume: bool = False
+    measure_latency: bool = True
+    steps: Sequence[Pass] | None = None
+    """Passes that a caller configured itself, in place of the recipe's."""
+    command: Sequence[str] = ()
+    """The command line, for the record."""
+
+
+@dataclass
+class Run:
+    """Everything that lives as long as one run."""
+
+    request: Request
+    ui: Ui
+    record: RunRecord
+    passes: Sequence[Pass]
+    gates: Sequence[Gate]
+    targets: Sequence[tuple[Target, Any]]
+    """Each with its options."""
+    placement: Placement
+    """What the targets run in INT8."""
+    roles: Roles
+    services: Services
+    checkpoints: Checkpoints
+    model: onnx.ModelProto
+    """The model after the last step done. Held here alone: a large one must not be kept alive by a
+    caller's variable.
+    """
+    feeds: Mapping[str, np.ndarray] = field(default_factory=dict)
+    original: Reference | None = None
+
+    @property
+    def large(self) -> bool:
+        return bool(self.record.model["size_bytes"] > LARGE_BYTES)
+
+    @property
+    def file(self) -> Path:
+        """Where `model` is on disk."""
+        steps = self.record.steps
+        return self.request.out / steps[-1].file if steps else self.request.model
+
+    def title(self, index: int) -> str:
+        """What a step is called on the terminal and by a training: "3/6 retrain(epochs=4)"."""
+        steps = self.request.recipe.steps
+        name = steps[index] if self.request.steps is None else self.passes[index].name
+        return f"{index + 1}/{len(self.passes)} {name}"

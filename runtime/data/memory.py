@@ -1,0 +1,51 @@
+"""Data that a Python caller has in memory: arrays by name, or a function that yields batches."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnx_lathe.runtime.data.arrays import IN_MEMORY, arrays_in_memory
+from onnx_lathe.runtime.data.functions import FunctionSource, UserCode
+from onnx_lathe.runtime.data.preprocess import Preprocess
+from onnx_lathe.runtime.data.source import DataSource, fingerprint
+from onnx_lathe.runtime.files.signature import InputSpec
+
+DataSpec = str | Path | Mapping[str, Any] | Callable[[], Any]
+"""What names data: a text as --data takes it, arrays by name, or a function that yields batches."""
+
+
+class LiveFunction(FunctionSource):
+    """A function of this process: there is no file from which another process could import it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(f"{self.guard.where} is a function of this process")
+
+
+def named(spec: DataSpec) -> str:
+    """What a report calls the data."""
+    if isinstance(spec, Mapping):
+        return IN_MEMORY
+    return f"function {getattr(spec, '__name__', spec)}" if callable(spec) else str(spec)
+
+
+def open_memory(
+    spec: Mapping[str, Any] | Callable[[], Any],
+    inputs: Sequence[InputSpec],
+    options: Preprocess,
+    classes: int | None,
+) -> DataSource:
+    """Raises DataError naming the array, or the batch of the function, that does not fit the model."""
+    if isinstance(spec, Mapping):
+        return arrays_in_memory(spec, inputs, options, classes)
+    name = getattr(spec, "__name__", type(spec).__name__)
+    guard = UserCode(
+        Path(inspect.getsourcefile(spec) or "memory") if inspect.isfunction(spec) else Path("memory"), name
+    )
+    source = LiveFunction(spec, guard, inputs, options, classes)
+    code = getattr(spec, "__code__", None)
+    source.fingerprint = fingerprint(
+        name.encode(), code.co_code if code is not None else b"", repr(options).encode()
+    )
+    source.description = f"{'labelled' if source.labelled else 'unlabelled'} batches of the function {name}"
+    return source
