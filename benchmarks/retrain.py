@@ -28,7 +28,7 @@ from onnx_lathe.runtime.torch_bridge import GraphModule
 
 RESNET = ROOT / "models" / "resnet20-cifar10"
 LENET = ROOT / "models" / "lenet5-mnist" / "model.onnx"
-CIFAR = "batch=128, shift=4, flip=true, precision=bfloat16, clip=0.0"
+CIFAR = "batch: 128, shift: 4, flip: true, precision: bfloat16, clip: 0.0"
 STEPS, BATCH = 40, 128
 
 
@@ -120,8 +120,9 @@ def _by_hand(graph: onnx.ModelProto) -> nn.Module:
 
 def prune(options: argparse.Namespace) -> None:
     data = data_file("cifar10", options.out, options.data_dir)
-    passes = f"fold, prune(sparsity=0.8, scope=global, score=lamp, epochs=15, rate=0.001, rounds=200, until=0.5, regrow=false, {CIFAR}), "
-    passes += f"codebook(bits=4, epochs=4, rate=0.0005, {CIFAR})"
+    passes = "fold, prune(sparsity=0.8, scope=global, score=lamp, rounds=200, until=0.5, regrow=false, "
+    passes += f"training={{epochs: 15, rate: 0.001, {CIFAR}}}), "
+    passes += f"codebook(bits=4, training={{epochs: 4, rate: 0.0005, {CIFAR}}})"
     record = optimize(RESNET / "model.onnx", passes, data, options.out / "prune")
     before, (_, pruned, shared) = record["baseline"], [entry["quality"] for entry in record["steps"]]
     print("| ResNet-20 | top-1 | points lost | floor |")

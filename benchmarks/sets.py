@@ -94,12 +94,14 @@ def data_file(
 
 def seeded(recipe: Recipe, seed: int) -> str:
     """Its passes, every one that trains with this seed."""
-    steps = [
-        replace(step, options={**step.options, "seed": seed})
-        if step.name == "retrain" or "epochs" in step.options
-        else step
-        for step in recipe.steps
-    ]
+    steps = []
+    for step in recipe.steps:
+        options = dict(step.options)
+        if step.name == "retrain":
+            options["seed"] = seed
+        elif "training" in options:
+            options["training"] = {**options["training"], "seed": seed}
+        steps.append(replace(step, options=options))
     return ", ".join(map(str, steps))
 
 

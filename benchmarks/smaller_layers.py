@@ -1,4 +1,4 @@
-"""Fewer multiply-accumulates (MACs): what svd, tensor_train and prune(pattern=channels) keep of the
+"""Fewer multiply-accumulates (MACs): what svd, tensor_train and prune_channels keep of the
 accuracy; floors beside each figure.
 
     python benchmarks/smaller_layers.py [split vgg channels tensor_train full] [--held-out] [--data-dir DIR] [--out DIR]
@@ -100,7 +100,7 @@ def speedup(base: Path, candidate: Path) -> str:
 
 def channels(options: argparse.Namespace) -> None:
     data = data_file("cifar10", options.out, options.data_dir)
-    passes = f"fold, prune(pattern=channels, importance=activation, macs=0.5), retrain(epochs=15, rate=0.001, {CIFAR})"
+    passes = f"fold, prune_channels(importance=activation, macs=0.5), retrain(epochs=15, rate=0.001, {CIFAR})"
     record = optimize(RESNET, passes, data, options.out / "channels")
     before, pruned, after = record["baseline"], record["steps"][-2]["quality"], record["steps"][-1]["quality"]
     print(

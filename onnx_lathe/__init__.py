@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from onnx_lathe.passes.core.registry import register
     from onnx_lathe.passes.core.report import PassReport
     from onnx_lathe.passes.core.services import Context
+    from onnx_lathe.passes.core.training_options import TrainingOptions
     from onnx_lathe.passes.graph import Graph
     from onnx_lathe.version import VERSION as __version__  # noqa: N811
 
@@ -62,6 +63,7 @@ _PLACES = {
     "passes.core.registry": ("register",),
     "passes.core.report": ("PassReport",),
     "passes.core.services": ("Context",),
+    "passes.core.training_options": ("TrainingOptions",),
     "passes.graph": ("Graph",),
 }  # fmt: skip
 
@@ -77,6 +79,7 @@ __all__ = [
     "PassError",
     "PassReport",
     "TargetError",
+    "TrainingOptions",
     "UsageError",
     "__version__",
     "build",

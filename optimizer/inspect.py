@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.passes.graph import Constant, Node
-from onnx_lathe.passes.graph.layers import stored_in, weights
+from onnx_lathe.passes.graph.layers import Weight, stored_in, weights
 from onnx_lathe.passes.graph.macs import OpenShape, open_shapes, repeats
 from onnx_lathe.passes.graph.model import import_model
 
@@ -55,28 +55,25 @@ def layer_rows(model: onnx.ModelProto) -> list[LayerRow]:
     rows = []
     for weight in weights(import_model(model), lambda node, reason: None, halves=True):
         zeros, size = weight.zeros()
-        stored = sum(
-            _stored_bytes(leaf) for leaf in {leaf.name: leaf for leaf in stored_in(weight.tensor)}.values()
-        )
-        shape: OpenShape = (
-            tuple(weight.tensor.shape) if weight.is_initializer else shapes.get(weight.name) or (size,)
-        )
-        for index, node in enumerate(weight.nodes):
+        counted = (size, zeros, _stored(weight))
+        for node in weight.nodes:
+            macs = _macs(node, size, shapes)
             output = shapes.get(node.outputs[0].name)
-            first = index == 0
-            rows.append(
-                LayerRow(
-                    node.name,
-                    node.op,
-                    shape,
-                    output,
-                    first * size,
-                    first * zeros,
-                    first * stored,
-                    _macs(node, size, shapes),
-                )
-            )
+            rows.append(LayerRow(node.name, node.op, _shape(weight, size, shapes), output, *counted, macs))
+            counted = (0, 0, 0)
     return rows
+
+
+def _shape(weight: Weight, size: int, shapes: Mapping[str, OpenShape]) -> OpenShape:
+    if weight.is_initializer:
+        return tuple(weight.tensor.shape)
+    return shapes.get(weight.name) or (size,)
+
+
+def _stored(weight: Weight) -> int:
+    """Bytes of the initializers that the weight is read from."""
+    leaves = {leaf.name: leaf for leaf in stored_in(weight.tensor)}
+    return sum(_stored_bytes(leaf) for leaf in leaves.values())
 
 
 def measure(model: onnx.ModelProto, rows: list[LayerRow] | None = None) -> Size:
@@ -85,14 +82,12 @@ def measure(model: onnx.ModelProto, rows: list[LayerRow] | None = None) -> Size:
     """
     rows = layer_rows(model) if rows is None else rows
     parameters = sum(row.parameters for row in rows)
-    macs = [row.macs for row in rows]
+    macs = [row.macs for row in rows if row.macs is not None]
     return Size(
         parameters=parameters,
         weight_bytes=sum(_proto_bytes(tensor) for tensor in model.graph.initializer),
         sparsity=sum(row.zeros for row in rows) / parameters if parameters else 0.0,
-        macs=None
-        if any(value is None for value in macs)
-        else sum(value for value in macs if value is not None),
+        macs=sum(macs) if len(macs) == len(rows) else None,
     )
 
 

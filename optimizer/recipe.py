@@ -20,7 +20,7 @@ from typing import Any
 from onnx_lathe.errors import UsageError, nearest
 from onnx_lathe.optimizer.sizes import parse_bytes
 from onnx_lathe.passes.core.base import Pass
-from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.options import configure, written
 from onnx_lathe.passes.core.registry import find
 from onnx_lathe.runtime.data.memory import DataSpec
 
@@ -40,7 +40,7 @@ class Call:
     options: Mapping[str, Any]
 
     def __str__(self) -> str:
-        inside = ", ".join(f"{key}={_written(value)}" for key, value in self.options.items())
+        inside = ", ".join(f"{key}={written(value)}" for key, value in self.options.items())
         return f"{self.name}({inside})" if inside else self.name
 
 
@@ -179,7 +179,7 @@ _TOKEN = re.compile(
 
 def parse_calls(text: str, what: str) -> tuple[Call, ...]:
     """Parses `name, name(key=value, ...)`. Values: numbers, 90%, true, false, none, words, quoted text,
-    {pattern: value}.
+    {name: value}.
 
     Raises UsageError that shows the place. `what` names the option in the message.
     """
@@ -253,7 +253,7 @@ class _Reader:
             while not self.accept("}"):
                 kind, key = self._next()
                 if kind not in ("word", "quoted"):
-                    raise UsageError(f"{self.what}: expected a name pattern, found '{key}' in: {self.text}")
+                    raise UsageError(f"{self.what}: expected a name, found '{key}' in: {self.text}")
                 self.at += 1
                 self.expect(":", f"behind '{key}'")
                 table[key.strip("\"'")] = self.value()
@@ -278,11 +278,3 @@ def _literal(word: str) -> Any:
         return float(word[:-1]) / 100 if word.endswith("%") else float(word)
     except ValueError:
         return word
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f'"{key}": {_written(item)}' for key, item in value.items()) + "}"
-    return str(value)

@@ -27,9 +27,9 @@ from onnx_lathe.runtime.data import (
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from onnx_lathe.runtime.running.evaluate import OutputComparer
 from onnx_lathe.runtime.running.ort import PairTimer
-from onnx_lathe.runtime.training import TorchRounder, TorchTrainer, require_torch
+from onnx_lathe.runtime.training import TorchRounder, TorchTrainer, TrainingSetup, require_torch
 from onnx_lathe.runtime.training.hooks import hook_place
-from onnx_lathe.runtime.training.parallel.launch import parse_launch
+from onnx_lathe.runtime.training.parallel.request import parse_launch
 
 CALIBRATION_SAMPLES = 512
 FEW_SAMPLES = 16
@@ -216,8 +216,17 @@ class Services:
                 calibrator=StreamingCalibrator(roles.calibration, limit=CALIBRATION_SAMPLES, progress=status),
                 runner=OutputComparer(roles.calibration, limit=CALIBRATION_SAMPLES, progress=status),
             )
-        self._recipe, self._train, self._teacher, self._log = recipe, roles.train, teacher, log
-        self._launch = None if recipe.launch is None else parse_launch(recipe.launch)
+        self._setup = None
+        if roles.train is not None:
+            self._setup = TrainingSetup(
+                roles.train,
+                teacher,
+                hook=recipe.retrain,
+                log=log,
+                progress=status,
+                memory=recipe.memory,
+                launch=None if recipe.launch is None else parse_launch(recipe.launch),
+            )
 
     def context(
         self, title: str, training_state: Path | None = None, placement: Placement = CANONICAL
@@ -227,15 +236,6 @@ class Services:
         training_state: the file from which an interrupted training goes on.
         """
         trainer = None
-        if self._train is not None:
-            trainer = TorchTrainer(
-                self._train,
-                self._teacher,
-                hook=self._recipe.retrain,
-                log=self._log,
-                progress=self._base.progress,
-                memory=self._recipe.memory,
-                launch=self._launch,
-            )
-            trainer.step, trainer.state = title, training_state
+        if self._setup is not None:
+            trainer = TorchTrainer(replace(self._setup, step=title, state=training_state))
         return replace(self._base, trainer=trainer, placement=placement)

@@ -59,6 +59,8 @@ class Int4(Pass):
     after = {
         "fold": "batch normalization must be part of the weights before they are quantized",
         "prune": "pruning compares float weights",
+        "prune_channels": "pruning compares float weights",
+        "prune_nm": "pruning compares float weights",
         "svd": "factors are computed from float weights",
         "tensor_train": "factors are computed from float weights",
         "equalize": "weights are equalized before they are quantized",

@@ -15,7 +15,7 @@ def retrain(module, job):
     for epoch in range(job.epochs):
         seen = 0
         for batch in job.data.batches(job.settings["batch"], shuffle_seed=job.seed + epoch):
-            # A pass that trains, such as prune(epochs=3), acts here; in a retrain step it does nothing.
+            # A pass that trains, such as prune(training={epochs: 3}), acts here; in a retrain step it does nothing.
             job.shape((epoch + min(1.0, seen / (job.data.count or 1))) / job.epochs)
             seen += batch.count
             inputs = {name: torch.from_numpy(array).to(job.device) for name, array in batch.inputs.items()}

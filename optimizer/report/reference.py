@@ -5,10 +5,11 @@ from typing import Any, get_type_hints
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from onnx_lathe.optimizer.report.tables import plain_table
 from onnx_lathe.passes.core.base import Pass
-from onnx_lathe.passes.core.options import type_name
+from onnx_lathe.passes.core.options import table_class, type_name
 from onnx_lathe.passes.core.registry import all_passes, find
 from onnx_lathe.runtime.targets.core.registry import targets
 
@@ -35,9 +36,24 @@ def _summary(pass_class: type[Pass]) -> str:
 
 def _show_pass(pass_class: type[Pass], console: Console) -> None:
     console.print(f"{pass_class.name}: {_summary(pass_class)}", markup=False)
-    hints = get_type_hints(pass_class.Config)
+    if dataclasses.fields(pass_class.Config):
+        console.print(_options(pass_class.Config))
+    else:
+        console.print("no options")
+    for name, hint in get_type_hints(pass_class.Config).items():
+        if (inner := table_class(hint)) is not None:
+            console.print(f"{name}={{...}}", markup=False)
+            console.print(_options(inner))
+    for other, reason in pass_class.after.items():
+        console.print(f"comes after {other}: {reason}", markup=False)
+    for other, reason in pass_class.before.items():
+        console.print(f"comes before {other}: {reason}", markup=False)
+
+
+def _options(config_class: type[Any]) -> Table:
+    hints = get_type_hints(config_class)
     table = plain_table("option", "type", "default", "unit", "meaning")
-    for field in dataclasses.fields(pass_class.Config):
+    for field in dataclasses.fields(config_class):
         table.add_row(
             field.name,
             type_name(hints[field.name]),
@@ -45,14 +61,7 @@ def _show_pass(pass_class: type[Pass], console: Console) -> None:
             field.metadata.get("unit", "") or "-",
             escape(_meaning(field)),
         )
-    if table.row_count:
-        console.print(table)
-    else:
-        console.print("no options")
-    for other, reason in pass_class.after.items():
-        console.print(f"comes after {other}: {reason}", markup=False)
-    for other, reason in pass_class.before.items():
-        console.print(f"comes before {other}: {reason}", markup=False)
+    return table
 
 
 def _default(field: "dataclasses.Field[Any]") -> str:

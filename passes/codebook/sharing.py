@@ -9,12 +9,12 @@ from onnx_lathe.passes.codebook.trial_model import Candidate
 from onnx_lathe.passes.graph import Constant
 from onnx_lathe.passes.graph.layers import Weight, read
 from onnx_lathe.passes.numerics.clustering.bit_choice import Rung, expected_noise
-from onnx_lathe.passes.numerics.clustering.codebook_pools import Piece, Pool, channel_groups, decoded
+from onnx_lathe.passes.numerics.clustering.codebook_pools import CodebookGroup, Piece, channel_groups, decoded
 from onnx_lathe.passes.numerics.clustering.kmeans import Encoded, Rule, distinct_values, signal_and_noise
 
 MOST_BITS = 8
 FIXED = 0
-"""In place of bits: the number of values that the options name for this unit."""
+"""In place of bits: the number of values that the options name for this job."""
 PROBES = (3, 5)
 """Bits at which the error in the outputs is measured; between them and beyond, it follows the weights'
 error.
@@ -22,44 +22,47 @@ error.
 
 
 @dataclass(frozen=True)
-class Unit:
+class ClusterJob:
     """Weights with the same number of values: one weight with a codebook, or several for groups of its
     channels; or weights that share one.
 
-    Arrays are read from the graph when they are needed, so that at any time one unit is in memory.
+    Arrays are read from the graph when they are needed, so that at any time one job is in memory.
     """
 
     weights: tuple[Weight, ...]
     k: int
     keep_zero: bool
-    pools: tuple[Pool, ...]
+    groups: tuple[CodebookGroup, ...]
+    fixed: bool = False
+    """Whether an option names the number of values for this weight."""
 
     @classmethod
-    def of(cls, weights: Sequence[Weight], k: int, keep_zero: bool, groups: int) -> "Unit":
+    def of(cls, weights: Sequence[Weight], k: int, keep_zero: bool, groups: int, fixed: bool) -> "ClusterJob":
         if groups > 1:
             pieces: list[tuple[Piece, ...]] = [
                 (piece,) for weight in weights for piece in _in_groups(weight, groups)
             ]
         else:
             pieces = [tuple(Piece(weight.name) for weight in weights)]
-        return cls(tuple(weights), k, keep_zero, tuple(Pool(k, keep_zero, one) for one in pieces))
+        shared = tuple(CodebookGroup(k, keep_zero, one) for one in pieces)
+        return cls(tuple(weights), k, keep_zero, shared, fixed)
 
-    def with_bits(self, bits: int) -> "Unit":
+    def with_bits(self, bits: int) -> "ClusterJob":
         if bits == FIXED:
             return self
         k = 2**bits
-        return replace(self, k=k, pools=tuple(replace(pool, k=k) for pool in self.pools))
+        return replace(self, k=k, groups=tuple(replace(group, k=k) for group in self.groups))
 
     def values(self) -> dict[str, np.ndarray]:
         return {weight.name: read(weight.tensor) for weight in self.weights}
 
     def has_few_values(self) -> bool:
-        """Whether no pool has more distinct values than its codebook may have: then nothing is lost."""
+        """Whether no group has more distinct values than its codebook may have: then nothing is lost."""
         values = self.values()
-        return all(distinct_values(pool.arrays(values), pool.k) is not None for pool in self.pools)
+        return all(distinct_values(group.arrays(values), group.k) is not None for group in self.groups)
 
-    def encoded(self, values: Mapping[str, np.ndarray], rule: Rule) -> list[tuple[Pool, Encoded]]:
-        return [(pool, pool.encode(values, rule)) for pool in self.pools]
+    def encoded(self, values: Mapping[str, np.ndarray], rule: Rule) -> list[tuple[CodebookGroup, Encoded]]:
+        return [(group, group.encode(values, rule)) for group in self.groups]
 
     def decoded(self, rule: Rule) -> dict[str, np.ndarray]:
         """The weights as their codebooks would decode them."""
@@ -69,7 +72,7 @@ class Unit:
     def codebook_name(self, number: int) -> str:
         if len(self.weights) > 1:
             return "codebook"
-        return f"{self.weights[0].name}_codebook" + (f"_{number}" if len(self.pools) > 1 else "")
+        return f"{self.weights[0].name}_codebook" + (f"_{number}" if len(self.groups) > 1 else "")
 
 
 def _in_groups(weight: Weight, groups: int) -> list[Piece]:
@@ -88,46 +91,46 @@ class Small:
     kind: str
 
     @property
-    def pool(self) -> Pool:
-        return Pool(self.k, False, (Piece(self.tensor.name),))
+    def group(self) -> CodebookGroup:
+        return CodebookGroup(self.k, False, (Piece(self.tensor.name),))
 
     def encoded(self, rule: Rule) -> Encoded:
         """By the nearest values: a price on codes would be for indices, which it has none of."""
-        return self.pool.encode({self.tensor.name: read(self.tensor)}, replace(rule, tradeoff=0.0))
+        return self.group.encode({self.tensor.name: read(self.tensor)}, replace(rule, tradeoff=0.0))
 
     def decoded(self, rule: Rule) -> np.ndarray:
         encoded = self.encoded(rule)
         return encoded.centroids[encoded.indices[0]]
 
 
-def ladder(unit: Unit, rule: Rule, candidate: Candidate, fixed: bool) -> list[Rung]:
-    """The ways to store the unit, from the fewest bits on; the last is as float. `fixed`: with its own
-    number of values only.
+def ladder(job: ClusterJob, rule: Rule, candidate: Candidate) -> list[Rung]:
+    """The ways to store the job's weights, from the fewest bits on; the last is as float. Of a fixed job,
+    the one way.
 
     Few runs: the error of the weights is known for all bits, that of the outputs is measured at some of
     these.
     """
-    values = unit.values()
+    values = job.values()
     elements = sum(array.size for array in values.values())
-    coded = sum(int(np.count_nonzero(array)) for array in values.values()) if unit.keep_zero else elements
-    if fixed:
-        return [Rung(FIXED, coded, candidate.noise(unit.decoded(rule)))]
+    coded = sum(int(np.count_nonzero(array)) for array in values.values()) if job.keep_zero else elements
+    if job.fixed:
+        return [Rung(FIXED, coded, candidate.noise(job.decoded(rule)))]
     distortion = {
-        bits: _distortion(unit.with_bits(bits), rule) for bits in range(1 + unit.keep_zero, MOST_BITS + 1)
+        bits: _distortion(job.with_bits(bits), rule) for bits in range(1 + job.keep_zero, MOST_BITS + 1)
     }
     lossy = [bits for bits, error in distortion.items() if error > 0]
     probes = [bits for bits in PROBES if bits in lossy] or lossy[-1:]
     noise = expected_noise(
-        distortion, {bits: candidate.noise(unit.with_bits(bits).decoded(rule)) for bits in probes}
+        distortion, {bits: candidate.noise(job.with_bits(bits).decoded(rule)) for bits in probes}
     )
-    rungs = [Rung(bits, coded * bits / 8 + 4 * 2**bits * len(unit.pools), noise[bits]) for bits in distortion]
+    rungs = [Rung(bits, coded * bits / 8 + 4 * 2**bits * len(job.groups), noise[bits]) for bits in distortion]
     return [rung for rung in rungs if rung.size < 4 * elements] + [Rung(None, 4 * elements, 0.0)]
 
 
-def _distortion(unit: Unit, rule: Rule) -> float:
-    values = unit.values()
+def _distortion(job: ClusterJob, rule: Rule) -> float:
+    values = job.values()
     return sum(
         signal_and_noise(array, encoded.centroids, indices)[1]
-        for pool, encoded in unit.encoded(values, rule)
-        for array, indices in zip(pool.arrays(values), encoded.indices, strict=True)
+        for group, encoded in job.encoded(values, rule)
+        for array, indices in zip(group.arrays(values), encoded.indices, strict=True)
     )

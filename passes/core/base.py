@@ -34,6 +34,11 @@ class Pass:
     before: ClassVar[Mapping[str, str]] = {}
     """Name of another pass -> reason: no occurrence of it may come before this."""
 
+    moved: ClassVar[Mapping[str, str]] = {}
+    """Name of an option that the pass had once -> how it is written now; `{value}` stands for what was
+    given.
+    """
+
     @dataclass(frozen=True)
     class Config:
         pass

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from onnx_lathe.errors import UsageError, nearest
@@ -33,23 +33,57 @@ def option(
 
 def configure(pass_class: type[Pass], options: Mapping[str, Any]) -> Pass:
     """An instance with validated options. Raises UsageError naming the pass, the option and what it takes."""
-    return pass_class(
-        make_config(pass_class.Config, options, "pass", pass_class.name, f"optimize passes {pass_class.name}")
-    )
+    see = f"optimize passes {pass_class.name}"
+    return pass_class(make_config(pass_class.Config, options, "pass", pass_class.name, see, pass_class.moved))
 
 
-def make_config(config_class: type[Any], options: Mapping[str, Any], kind: str, name: str, see: str) -> Any:
+def make_config(
+    config_class: type[Any],
+    options: Mapping[str, Any],
+    kind: str,
+    name: str,
+    see: str,
+    moved: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
     """A frozen Config from options as written. Raises UsageError naming the owner (`kind`, `name`), the
-    option and what it takes.
+    option and what it takes; for one of the options `moved`, how it is written now.
+    """
+    for key, value in options.items():
+        if key in moved:
+            instead = moved[key].replace("{value}", written(value))
+            raise UsageError(f"{kind} '{name}' has no option '{key}'; {instead}")
+    return _made(config_class, options, f"{kind} '{name}'", f"{name}(...)", see)
+
+
+def _made(config_class: type[Any], options: Mapping[str, Any], owner: str, where: str, see: str) -> Any:
+    """The dataclass of these options. The dots in `where` are the place of its options: `prune(...)`,
+    `prune(training={...})`.
     """
     fields = {f.name: f for f in dataclasses.fields(config_class)}
     hints = get_type_hints(config_class)
+    sign = ": " if where.endswith("{...})") else "="
     values = {}
     for key, value in options.items():
         if key not in fields:
-            raise UsageError(f"{kind} '{name}' has no option '{key}'{nearest(key, fields)}; see: {see}")
-        values[key] = _checked(f"{name}({key}=...)", fields[key], hints[key], value)
+            raise UsageError(f"{owner} has no option '{key}'{nearest(key, fields)}; see: {see}")
+        here = where.replace("...", f"{key}{sign}...")
+        inner = table_class(hints[key])
+        if inner is None or value is None or isinstance(value, inner):
+            values[key] = value if inner is not None else _checked(here, fields[key], hints[key], value)
+        elif isinstance(value, Mapping):
+            table = here.replace("...", "{...}")
+            values[key] = _made(inner, value, table, table, see)
+        else:
+            raise UsageError(f"{here} takes a table, {{option: value, ...}}, not {value!r}")
     return config_class(**values)
+
+
+def table_class(hint: Any) -> type[Any] | None:
+    """The dataclass whose options an option takes as a table, such as `training`; None where it takes
+    something else.
+    """
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return next((part for part in parts if isinstance(part, type) and dataclasses.is_dataclass(part)), None)
 
 
 def type_name(hint: Any) -> str:
@@ -58,7 +92,20 @@ def type_name(hint: Any) -> str:
         return " or ".join("none" if part is type(None) else type_name(part) for part in get_args(hint))
     if get_origin(hint) is dict:
         return f"table of {type_name(get_args(hint)[1])}"
-    return str(hint.__name__)
+    return "table" if dataclasses.is_dataclass(hint) else str(hint.__name__)
+
+
+def written(value: Any) -> str:
+    """A value as a recipe has it: true, none, {name: value}."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_key(key)}: {written(item)}" for key, item in value.items()) + "}"
+    return str(value)
+
+
+def _key(name: str) -> str:
+    return name if name.isidentifier() else f'"{name}"'
 
 
 def _checked(where: str, spec: dataclasses.Field[Any], hint: Any, value: Any) -> Any:

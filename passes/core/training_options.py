@@ -2,7 +2,9 @@
 taking the result over.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +18,8 @@ from onnx_lathe.protocols import TrainResult
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """A Config derives from it, and hands `asdict(config)` to the trainer; a pass for which training is a
-    choice defaults `epochs` to 0.
+    """How a training goes. For `retrain` these are its own options; a pass for which training is a choice
+    has them as one, `training: TrainingOptions | None`.
     """
 
     epochs: int = option(2, "passes over the training data", low=1)
@@ -84,18 +86,42 @@ class TrainingOptions:
             )
         if self.gradients == "threshold" and self.optimizer != "sgd":
             raise UsageError(
-                "gradients=threshold sends signs, of each of which adamw would make a whole step; give optimizer=sgd too"
+                "gradients=threshold sends signs, of each of which "
+                "adamw would make a whole step; give optimizer=sgd too"
             )
 
 
-def check_shaped(config: TrainingOptions, name: str) -> None:
-    """Raises UsageError for choosing an epoch where the pass acts while training runs: an earlier one would
-    be of another sparsity.
+IN_TRAINING: Mapping[str, str] = {
+    field.name: f"write training={{{field.name}: {{value}}}}" for field in fields(TrainingOptions)
+}
+"""`Pass.moved` for a pass whose training options once were its own."""
+
+
+def check_training(config: Any, name: str, meanwhile: Collection[str]) -> None:
+    """Raises UsageError for an option in `meanwhile`, which acts while training runs, without
+    `config.training`; and for choosing an epoch: an earlier one would be of another sparsity.
     """
-    if config.holdout:
+    if config.training is None:
+        for given in fields(config):
+            if given.name in meanwhile and getattr(config, given.name) != given.default:
+                raise UsageError(
+                    f"{name}: {given.name} is about training, and there is none; "
+                    "give training={epochs: ...} as well, or leave it out"
+                )
+    elif config.training.holdout:
         raise UsageError(
-            f"{name}: with it, only the last epoch's weights are what was asked for; leave holdout to a retrain step"
+            f"{name}: with training, only the last epoch's weights are what was asked for; "
+            "leave holdout to a retrain step"
         )
+
+
+def trainer_settings(config: Any) -> dict[str, Any]:
+    """What the trainer is told of a pass with `config.training`: these options, and beside them the pass's
+    own.
+    """
+    own = asdict(config)
+    training: dict[str, Any] = own.pop("training")
+    return own | training
 
 
 def take_over(graph: Graph, result: TrainResult) -> dict[str, float]:
@@ -113,7 +139,8 @@ def take_over(graph: Graph, result: TrainResult) -> dict[str, float]:
             or value.shape != tuple(tensor.shape)
         ):
             raise PassError(
-                f"retraining returned '{name}' as {value.dtype} {list(value.shape)}, which is no initializer of the model"
+                f"retraining returned '{name}' as {value.dtype} {list(value.shape)}, "
+                "which is no initializer of the model"
             )
         if read(tensor).tobytes() != value.tobytes():
             changes[name] = relative_change(read(tensor), value)

@@ -47,6 +47,8 @@ class Float16(Pass):
     after = {
         "fold": "a folded batch normalization has other weights, and Constant nodes must be initializers",
         "prune": _FLOAT32_WEIGHTS,
+        "prune_channels": _FLOAT32_WEIGHTS,
+        "prune_nm": _FLOAT32_WEIGHTS,
         "svd": _FLOAT32_WEIGHTS,
         "tensor_train": _FLOAT32_WEIGHTS,
         "equalize": _FLOAT32_WEIGHTS,

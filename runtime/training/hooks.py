@@ -1,6 +1,7 @@
 """Loads a user's retraining hook, `file.py:function`, and turns what it raises into one line."""
 
 import inspect
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,8 +32,10 @@ def load_hook(spec: str, log: Path | None = None) -> Callable[..., Any]:
     `log` gets the traceback.
     """
     path, name = hook_place(spec)
+    module_name = f"lathe_hook_{path.stem}"
+    sys.modules.pop(module_name, None)  # a file that has changed is imported anew
     with guarded(f"retraining hook '{spec}' cannot be imported", log, path.parent):
-        module = import_file(path, f"lathe_hook_{path.stem}")
+        module = import_file(path, module_name)
     functions = [
         key
         for key, value in vars(module).items()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from onnx_lathe.runtime.torch_bridge import GraphModule
-    from onnx_lathe.runtime.training.parallel.workers import Workers
+    from onnx_lathe.runtime.training.parallel.strategy import Strategy
     from onnx_lathe.runtime.training.state import JobState
 
 
@@ -48,7 +48,7 @@ class RetrainJob:
     The pass then chooses what the graph reads in place of weights that go on being trained underneath.
     After the hook it is called once more, with 1.0.
     """
-    workers: "Workers"
+    workers: "Strategy"
     """The processes that train together; a single one without `--launch`. `data` is this one's share,
     `validation` is whole.
     """

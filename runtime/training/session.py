@@ -4,9 +4,9 @@ are checked.
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,76 +22,74 @@ from onnx_lathe.runtime.training.job import RetrainJob
 from onnx_lathe.runtime.training.loop.builtin import retrain
 from onnx_lathe.runtime.training.loop.holdout import held_out
 from onnx_lathe.runtime.training.memory import budget
-from onnx_lathe.runtime.training.parallel.workers import Workers
+from onnx_lathe.runtime.training.parallel.strategy import Strategy
+from onnx_lathe.runtime.training.setup import TrainingSetup
 from onnx_lathe.runtime.training.state import JobState
-
-if TYPE_CHECKING:
-    from onnx_lathe.runtime.training.trainer import TorchTrainer
 
 
 def train(
-    trainer: "TorchTrainer",
+    setup: TrainingSetup,
     model: onnx.ModelProto,
     settings: Mapping[str, Any],
     shaping: Shaping | None = None,
-    workers: Workers | None = None,
+    workers: Strategy | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """(values of the trained initializers, metrics). See TorchTrainer.train."""
-    hook = None if trainer.hook is None else load_hook(trainer.hook, trainer.log)
-    workers = Workers() if workers is None else workers
-    device = _device(workers.device(trainer.device))
-    trainer.progress("comparing PyTorch with ONNX Runtime")
+    hook = None if setup.hook is None else load_hook(setup.hook, setup.log)
+    workers = Strategy() if workers is None else workers
+    device = _device(workers.group.device(setup.device))
+    setup.progress("comparing PyTorch with ONNX Runtime")
     module = _module(
         model,
-        trainer,
+        setup,
         learn_scales=settings["learn_scales"],
         train_normalization=settings["normalization"] == "train",
     )
-    teacher = (
-        None if trainer.teacher is None else _module(trainer.teacher, trainer).requires_grad_(False).eval()
-    )
+    teacher = None if setup.teacher is None else _module(setup.teacher, setup).requires_grad_(False).eval()
     shape = _Shape(module, shaping)
-    data, validation = _hold_out(trainer, settings)
+    data, validation = _hold_out(setup, settings)
     workers.begin(model, settings, data.count, list(module.parameters()))
     broken = {name for name, value in module.values().items() if not _is_finite(value)}
+    state = None if setup.state is None else JobState(setup.state, _identity(setup, model, settings), shape)
     job = RetrainJob(
         data=workers.share(data),
         validation=validation,
         teacher=None if teacher is None else teacher.to(device),
         epochs=settings["epochs"],
         device=device,
-        step=trainer.step,
+        step=setup.step,
         settings=settings,
         seed=settings["seed"],
-        progress=trainer.progress,
+        progress=setup.progress,
         shaped=shaping is not None,
         shape=shape,
         workers=workers,
-        memory=trainer.memory,
-        state=None
-        if trainer.state is None
-        else workers.state(JobState(trainer.state, _identity(trainer, model, settings), shape)),
+        memory=setup.memory,
+        state=None if state is None else workers.state(state),
     )
     started = time.perf_counter()
     with _reproducible(job.seed, device):
         if hook is None:
             retrain(module.to(device), job)
         else:
-            with guarded(f"retraining hook '{trainer.hook}' failed", trainer.log):
+            with guarded(f"retraining hook '{setup.hook}' failed", setup.log):
                 hook(module.to(device), job)
         shape(1.0)
     values = workers.agreed(module.values())
+    _check_finite(values, broken)
+    seconds = time.perf_counter() - started
+    metrics = {"epochs": float(job.epochs), "seconds": seconds} | _numbers(job) | workers.metrics()
+    return values, metrics | budget.job_peak(device)
+
+
+def _check_finite(values: Mapping[str, np.ndarray], broken: Container[str]) -> None:
+    """Raises PassError for a weight that is NaN or infinite and was not before, as those in `broken` were."""
     for name, value in values.items():
         if name not in broken and not _is_finite(value):
             raise PassError(
-                f"training made weight '{name}' NaN or infinite; the model is left as it was; give a smaller rate="
+                f"training made weight '{name}' NaN or infinite; "
+                "the model is left as it was; give a smaller rate="
             )
-    metrics = (
-        {"epochs": float(job.epochs), "seconds": time.perf_counter() - started}
-        | _numbers(job)
-        | workers.metrics()
-    )
-    return values, metrics | budget.job_peak(device)
 
 
 def _numbers(job: RetrainJob) -> dict[str, float]:
@@ -145,31 +143,29 @@ def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(array) for name, array in arrays.items()}
 
 
-def _module(model: onnx.ModelProto, trainer: "TorchTrainer", **choices: bool) -> GraphModule:
+def _module(model: onnx.ModelProto, setup: TrainingSetup, **choices: bool) -> GraphModule:
     module = GraphModule(model, **{name: choice for name, choice in choices.items() if choice})
-    agreement.check(model, module.eval(), trainer.data)
+    agreement.check(model, module.eval(), setup.data)
     return module.train()
 
 
-def _hold_out(trainer: "TorchTrainer", settings: Mapping[str, Any]) -> tuple[DataSource, DataSource | None]:
+def _hold_out(setup: TrainingSetup, settings: Mapping[str, Any]) -> tuple[DataSource, DataSource | None]:
     """(data to train on, data to choose the epoch by)."""
     if not settings["holdout"]:
-        return trainer.data, trainer.validation
-    return held_out(trainer.data, settings["holdout"], settings["seed"])
+        return setup.data, setup.validation
+    return held_out(setup.data, settings["holdout"], settings["seed"])
 
 
-def _identity(trainer: "TorchTrainer", model: onnx.ModelProto, settings: Mapping[str, Any]) -> str:
+def _identity(setup: TrainingSetup, model: onnx.ModelProto, settings: Mapping[str, Any]) -> str:
     """A hash of all that the result depends on."""
     digest = hashlib.blake2b(digest_size=16)
-    for network in (model, trainer.teacher):
+    for network in (model, setup.teacher):
         if network is not None:
             for tensor in network.graph.initializer:
                 digest.update(tensor.SerializeToString(deterministic=True))
             for part in [*network.graph.node, *network.metadata_props]:
                 digest.update(part.SerializeToString(deterministic=True))
-    digest.update(
-        f"{sorted(settings.items())} {trainer.data.fingerprint} {trainer.hook} {trainer.device}".encode()
-    )
+    digest.update(f"{sorted(settings.items())} {setup.data.fingerprint} {setup.hook} {setup.device}".encode())
     return digest.hexdigest()
 
 

@@ -1,17 +1,16 @@
 """What a pass calls to have a model retrained. PyTorch is needed, and imported, only when training begins."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import onnx
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.protocols import Shaping, TrainResult
-from onnx_lathe.runtime.data import DataSource
-from onnx_lathe.runtime.training.hooks import hook_place
-from onnx_lathe.runtime.training.parallel.launch import Launch, train_launched
+from onnx_lathe.runtime.training.parallel.launch import train_launched
+from onnx_lathe.runtime.training.setup import TrainingSetup
 
 
 def require_torch(needed_by: str = "retrain") -> None:
@@ -20,41 +19,11 @@ def require_torch(needed_by: str = "retrain") -> None:
         raise UsageError(f"{needed_by} needs PyTorch; pip install 'onnx-lathe[train]'")
 
 
+@dataclass(frozen=True)
 class TorchTrainer:
-    """Trains models on one source of data. Implements Trainer of passes/core/services.py.
+    """Trains models as the setup says. Implements Trainer of passes/core/services.py."""
 
-    `teacher` is the original model, for distillation. `hook` is a user's `file.py:function` instead of the
-    built-in hook; `log` the file for the traceback if it fails. `validation` (never the data that judges
-    the result) chooses the best epoch; without it the last one is kept. `device`: "auto" is the GPU if
-    there is one. `launch`: train in processes of their own, under torchrun.
-
-    Raises UsageError at once if `hook` names no file.
-    """
-
-    def __init__(
-        self,
-        data: DataSource,
-        teacher: onnx.ModelProto | None,
-        hook: str | None = None,
-        validation: DataSource | None = None,
-        log: Path | None = None,
-        progress: Callable[[str], None] = lambda message: None,
-        device: str = "auto",
-        memory: int | None = None,
-        launch: Launch | None = None,
-    ) -> None:
-        if hook is not None:
-            hook_place(hook)
-        self.data, self.teacher, self.hook, self.validation = data, teacher, hook, validation
-        self.log, self.progress, self.device, self.memory, self.launch = log, progress, device, memory, launch
-        self.state: Path | None = None
-        """File from which an interrupted training goes on after its last whole epoch; the pipeline sets it
-        before each step.
-        """
-        self.step = "retrain"
-        """What the job is told of its place in the recipe, such as "3/6 retrain(epochs=4)"; the pipeline
-        sets it before each step.
-        """
+    setup: TrainingSetup
 
     def train(
         self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None
@@ -70,10 +39,10 @@ class TorchTrainer:
         fails, DataError for unusable data.
         """
         require_torch()
-        if self.launch is None:
+        if self.setup.launch is None:
             from onnx_lathe.runtime.training.session import train
 
-            values, metrics = train(self, model, settings, shaping)
+            values, metrics = train(self.setup, model, settings, shaping)
         else:
-            values, metrics = train_launched(self.launch, self, model, settings, shaping)
+            values, metrics = train_launched(self.setup, self.setup.launch, model, settings, shaping)
         return TrainResult(values, metrics)

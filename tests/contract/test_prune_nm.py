@@ -1,4 +1,4 @@
-"""prune(pattern=2:4) on models that this project did not write: every weight that can has the pattern, and
+"""prune_nm on models that this project did not write: every weight that can has the pattern, and
 the model runs and says so.
 """
 
@@ -11,7 +11,7 @@ from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core import contract
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.services import Context
-from onnx_lathe.passes.prune.prune import Prune
+from onnx_lathe.passes.prune_nm import PruneNM
 from onnx_lathe.runtime.running import ort
 from tests.support.models import shipped_with_onnx
 
@@ -28,9 +28,9 @@ def in_fours(node: onnx.NodeProto, weight: np.ndarray) -> np.ndarray | None:
 
 @pytest.mark.parametrize("light", LIGHT, ids=lambda path: path.stem, indirect=True)
 def test_every_light_model_takes_the_pattern(light: onnx.ModelProto) -> None:
-    instance = configure(Prune, {"pattern": "2:4"})
+    instance = configure(PruneNM, {})
     after, report = apply_pass(instance, light, Context())
-    contract.check_structure(light, after, "prune")
+    contract.check_structure(light, after, "prune_nm")
     before, pruned = (
         {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
         for model in (light, after)

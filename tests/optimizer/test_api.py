@@ -106,7 +106,7 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(DataError, match="pass 'int8' needs calibration data"):
         onnx_lathe.rewrite(network(), "int8")
     with pytest.raises(
-        DataError, match="arrays in memory: there is no array 'x' for the model's input.*it has X"
+        DataError, match=r"arrays in memory: there is no array 'x' for the model's input.*it has X"
     ):
         onnx_lathe.rewrite(network(), "int8", calibration={"X": random(4, 8)})
     with pytest.raises(DataError, match="arrays in memory: 'z' is no input of the model"):

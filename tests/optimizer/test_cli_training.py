@@ -17,8 +17,8 @@ from onnx_lathe.runtime.training.loop import builtin
     "passes",
     [
         "fold, prune(sparsity=0.8), retrain(epochs=3, batch=100, holdout=0.2)",
-        "fold, prune(sparsity=0.9, epochs=3, batch=100, rounds=5)",
-        "fold, codebook(bits=3, epochs=3, batch=100, every=2)",
+        "fold, prune(sparsity=0.9, training={epochs: 3, batch: 100}, rounds=5)",
+        "fold, codebook(bits=3, training={epochs: 3, batch: 100}, every=2)",
     ],
 )
 def test_an_interrupted_training_goes_on_after_its_last_epoch(
@@ -107,8 +107,8 @@ def test_a_failing_hook_leaves_the_steps_before_it(
     "passes, message",
     [
         ("retrain(patience=2)", "give holdout too"),
-        ("prune(sparsity=0.5, epochs=2, holdout=0.1)", "leave holdout to a retrain step"),
-        ("codebook(epochs=2, holdout=0.1)", "leave holdout to a retrain step"),
+        ("prune(sparsity=0.5, training={epochs: 2, holdout: 0.1})", "leave holdout to a retrain step"),
+        ("codebook(training={epochs: 2, holdout: 0.1})", "leave holdout to a retrain step"),
         ("retrain(decay=linear)", "must be one of cosine, onecycle, constant"),
         ("retrain(holdout=0.001)", "too few different samples for holdout=0.001"),
     ],
@@ -139,9 +139,9 @@ def test_gradients_are_not_measured_by_a_hook(
         "--out",
         str(tmp_path / "out"),
     ]
-    passes = "prune(pattern=channels, importance=taylor)"
+    passes = "prune_channels(importance=taylor)"
     line = refused(capsys, [str(lenet5), "--passes", passes, *data, "--retrain", f"{hook}:retrain"])
-    assert "pass 'prune' measures gradients by the built-in training" in line
+    assert "pass 'prune_channels' measures gradients by the built-in training" in line
     assert not (tmp_path / "out").exists()
 
 

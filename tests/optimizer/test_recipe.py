@@ -6,6 +6,7 @@ import pytest
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.recipe import Call, Recipe, load_recipe, parse_calls
+from tests.support.models import MODELS
 
 
 def test_passes_with_and_without_options() -> None:
@@ -71,6 +72,10 @@ def test_bad_syntax_says_where(text: str, message: str) -> None:
         ("retrain(epochs=2.5)", r"retrain\(epochs=...\) takes int, not 2.5"),
         ("codebook,prune", "pass 'prune' must come before 'codebook': "),
         ("int8,codebook", "pass 'codebook' must come before 'int8': "),
+        ("codebook,prune_channels", "pass 'prune_channels' must come before 'codebook': "),
+        ("int8,prune_nm", "pass 'prune_nm' must come before 'int8': "),
+        ("int4,prune_nm", "pass 'int4' must come after 'prune_nm': "),
+        ("float16,prune_channels", "pass 'float16' must come after 'prune_channels': "),
     ],
 )
 def test_bad_recipes_are_refused(text: str, message: str) -> None:
@@ -141,3 +146,11 @@ def test_bad_toml_names_file_and_key(tmp_path: Path, text: str, message: str) ->
 def test_missing_recipe(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.toml: cannot read the recipe \(No such file"):
         load_recipe(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    "path", sorted(MODELS.glob("*/*.toml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_recipes_of_the_ready_models_are_right(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert [instance.name for instance in recipe.passes()] == [step.name for step in recipe.steps]

@@ -197,4 +197,4 @@ def test_only_the_bound_needs_a_runner() -> None:
 
 def test_the_bound_and_training_exclude_each_other() -> None:
     with pytest.raises(UsageError, match="min_sqnr bounds what sharing alone does"):
-        configure(Codebook, {"min_sqnr": 20, "epochs": 1})
+        configure(Codebook, {"min_sqnr": 20, "training": {"epochs": 1}})

@@ -1,4 +1,4 @@
-"""codebook(epochs=...): shared values while training runs, by a trainer that moves weights at random, and
+"""codebook(training={...}): shared values while training runs, by a trainer that moves weights at random, and
 by the real one.
 """
 
@@ -16,7 +16,12 @@ from onnx_lathe.passes.codebook.codebook import Codebook
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse_tensors
-from onnx_lathe.passes.numerics.clustering.codebook_pools import Clustered, Piece, Pool, channel_groups
+from onnx_lathe.passes.numerics.clustering.codebook_pools import (
+    Clustered,
+    CodebookGroup,
+    Piece,
+    channel_groups,
+)
 from onnx_lathe.passes.numerics.clustering.entropy_constrained import entropy_bits
 from onnx_lathe.passes.numerics.clustering.kmeans import Rule
 from onnx_lathe.passes.numerics.clustering.mantissa import round_mantissa
@@ -24,7 +29,7 @@ from onnx_lathe.protocols import Shaping
 from onnx_lathe.runtime.data import model_classes, model_inputs, open_source, take
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.torch_bridge.parameters import trainable
-from onnx_lathe.runtime.training import TorchTrainer
+from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from tests.support.builders import build, random, run
 from tests.support.codebooks import constants, decoded, share, two_layers
 from tests.support.models import MODELS
@@ -82,7 +87,9 @@ class DriftingTrainer:
 
 def trained(model: onnx.ModelProto, **options: object) -> tuple[onnx.ModelProto, Any, DriftingTrainer]:
     trainer = DriftingTrainer()
-    after, report = share(model, context=Context(trainer=trainer), **({"epochs": 2, "every": 5} | options))
+    after, report = share(
+        model, context=Context(trainer=trainer), **({"training": {"epochs": 2}, "every": 5} | options)
+    )
     return after, report, trainer
 
 
@@ -183,7 +190,7 @@ def test_every_call_projects_and_at_last_only_centroids_move() -> None:
 
 
 def test_centroids_are_means_of_the_weights_underneath() -> None:
-    shaping = Clustered([(Pool(4, False, (Piece("w"),)), Rule())], every=1, freeze=0.0)
+    shaping = Clustered([(CodebookGroup(4, False, (Piece("w"),)), Rule())], every=1, freeze=0.0)
     weight = random(1000)
     first = shaping(0.0, {"w": weight})["w"]
     moved = weight + random(1000)
@@ -195,7 +202,7 @@ def test_centroids_are_means_of_the_weights_underneath() -> None:
 
 
 def test_zeros_are_those_of_the_first_call() -> None:
-    shaping = Clustered([(Pool(4, True, (Piece("w"),)), Rule(tradeoff=0.1))], every=1, freeze=0.6)
+    shaping = Clustered([(CodebookGroup(4, True, (Piece("w"),)), Rule(tradeoff=0.1))], every=1, freeze=0.6)
     weight = random(1000)
     weight[::2] = 0
     for done in (0.0, 0.5, 0.7, 1.0):
@@ -204,21 +211,21 @@ def test_zeros_are_those_of_the_first_call() -> None:
 
 
 def test_a_first_call_at_the_end_is_enough() -> None:
-    shaping = Clustered([(Pool(4, False, (Piece("w"),)), Rule())], every=1, freeze=0.8)
+    shaping = Clustered([(CodebookGroup(4, False, (Piece("w"),)), Rule())], every=1, freeze=0.8)
     assert np.unique(shaping(1.0, {"w": random(1000)})["w"]).size == 4
 
 
 def test_the_weights_given_are_not_written_to() -> None:
     weight = random(6, 100)
     weight.flags.writeable = False
-    pools = [(Pool(4, False, (piece,)), Rule()) for piece in channel_groups("w", 0, 6, 4)]
+    pools = [(CodebookGroup(4, False, (piece,)), Rule()) for piece in channel_groups("w", 0, 6, 4)]
     shaped = Clustered(pools, every=1, freeze=0.8)(0.0, {"w": weight})["w"]
     assert shaped.shape == weight.shape
     assert shaped.dtype == np.float32
 
 
 def test_weights_that_are_not_trained_are_left_out() -> None:
-    pools = [(Pool(4, False, (Piece(name),)), Rule()) for name in "wv"]
+    pools = [(CodebookGroup(4, False, (Piece(name),)), Rule()) for name in "wv"]
     assert Clustered(pools, every=1, freeze=0.8)(0.0, {"w": random(1000)}).keys() == {"w"}
 
 
@@ -249,7 +256,7 @@ def test_biases_and_earlier_codebooks_are_shaped_too() -> None:
 
 def test_the_trainer_gets_the_float_model_and_all_options() -> None:
     model = two_layers()
-    _, _, trainer = trained(model, bits=2, rate=0.01, seed=5)
+    _, _, trainer = trained(model, bits=2, training={"rate": 0.01, "seed": 5})
     assert [node.op_type for node in trainer.models[0].graph.node] == ["MatMul", "Relu", "Gemm"]
     assert {
         "rate": 0.01,
@@ -263,7 +270,7 @@ def test_the_trainer_gets_the_float_model_and_all_options() -> None:
 
 def test_a_hook_that_ignores_shared_values_gets_them_afterwards() -> None:
     trainer = DriftingTrainer(ignore_shaping=True)
-    after, report = share(two_layers(), context=Context(trainer=trainer), bits=3, epochs=1)
+    after, report = share(two_layers(), context=Context(trainer=trainer), bits=3, training={"epochs": 1})
     assert constants(after)["a_codebook"].size == 8
     assert "dB signal to noise" in report.edits[-1].what
 
@@ -274,7 +281,12 @@ def test_a_hook_that_ignores_shared_values_gets_them_afterwards() -> None:
 )
 def test_training_that_diverges_is_an_error(name: str, message: str) -> None:
     with pytest.raises(PassError, match=message):
-        share(two_layers(), context=Context(trainer=DriftingTrainer(spoil=name)), epochs=1, biases=2)
+        share(
+            two_layers(),
+            context=Context(trainer=DriftingTrainer(spoil=name)),
+            training={"epochs": 1},
+            biases=2,
+        )
 
 
 @pytest.mark.parametrize("value", [random(3), np.float64(1)], ids=["shape", "dtype"])
@@ -286,20 +298,20 @@ def test_a_trainer_that_returns_something_else_is_an_error(value: np.ndarray) ->
             return Result({"bias": np.asarray(value)}, {})
 
     with pytest.raises(PassError, match=r"training returned 'bias' as .*, which is no initializer"):
-        share(two_layers(), context=Context(trainer=Wrong()), epochs=1)
+        share(two_layers(), context=Context(trainer=Wrong()), training={"epochs": 1})
 
 
 def test_training_without_anything_to_share_is_not_begun() -> None:
     trainer = DriftingTrainer()
-    _, report = share(two_layers(), context=Context(trainer=trainer), epochs=1, layers={"*": 0})
+    _, report = share(two_layers(), context=Context(trainer=trainer), training={"epochs": 1}, layers={"*": 0})
     assert report.edits == []
     assert trainer.models == []
 
 
 def test_only_epochs_need_a_trainer() -> None:
-    assert configure(Codebook, {"epochs": 1}).needs == ("trainer",)
+    assert configure(Codebook, {"training": {"epochs": 1}}).needs == ("trainer",)
     with pytest.raises(PassError, match="training data"):
-        share(two_layers(), epochs=1)
+        share(two_layers(), training={"epochs": 1})
 
 
 def test_training_recovers_what_sharing_costs(mnist: Path) -> None:
@@ -312,10 +324,10 @@ def test_training_recovers_what_sharing_costs(mnist: Path) -> None:
     images = next(
         iter(open_source(f"{mnist}:test", model_inputs(model), "scale=1/255", None).batches(500))
     ).inputs
-    trainer = TorchTrainer(take(data, 2560), model)
+    trainer = TorchTrainer(TrainingSetup(take(data, 2560), model))
     (expected,) = run(model, images).values()
     errors = []
-    for options in ({"epochs": 0}, {"epochs": 2, "every": 5, "tradeoff": 0.01}):
+    for options in ({}, {"training": {"epochs": 2}, "every": 5, "tradeoff": 0.01}):
         after, report = share(model, context=Context(trainer=trainer), bits=2, **options)
         (found,) = run(after, images).values()
         errors.append(float(np.square(expected - found).sum() / np.square(expected).sum()))

@@ -16,7 +16,7 @@ from onnx_lathe.passes.int8.int8 import Int8
 from onnx_lathe.passes.numerics.quantization import affine
 from onnx_lathe.passes.retrain import Retrain
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
-from onnx_lathe.runtime.training import TorchTrainer
+from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from tests.support.builders import build, run
 from tests.support.int8 import Fixed, Form, Rows, quantize
 
@@ -190,7 +190,9 @@ def test_training_goes_on_from_corrected_biases() -> None:
     model = build(text, 21, **weights, b=np.zeros(3, np.float32))
     data = Rows(x=X)
     graph = import_model(model)
-    context = Context(calibrator=StreamingCalibrator(data), trainer=TorchTrainer(data, teacher=model))
+    context = Context(
+        calibrator=StreamingCalibrator(data), trainer=TorchTrainer(TrainingSetup(data, teacher=model))
+    )
     quantized = configure(Int8, {"weights": "mse"}).apply(graph, context)
     assert quantized.metrics["bias_correction_gain_db"] >= 0
     before = Form(export_model(graph)).constants

@@ -13,14 +13,17 @@ from onnx_lathe import metadata
 from onnx_lathe.errors import PassError, UsageError
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.step import apply_pass
+from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse_tensors
 from onnx_lathe.passes.prune.prune import Prune
+from onnx_lathe.passes.prune_channels.prune_channels import PruneChannels
+from onnx_lathe.passes.prune_nm import PruneNM
 from onnx_lathe.passes.retrain import Retrain
 from onnx_lathe.protocols import Shaping
 from onnx_lathe.runtime.data import Batch, DataSource
-from onnx_lathe.runtime.training import TorchTrainer
+from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from tests.support.builders import build, random, run
 from tests.support.channels import prune_channels, shapes
 
@@ -52,7 +55,7 @@ def test_layers_have_shares_of_their_own() -> None:
 
 
 def test_an_unknown_layer_is_named() -> None:
-    with pytest.raises(UsageError, match=r"prune\(layers=\.\.\.\): no weight or layer is named 'q'"):
+    with pytest.raises(UsageError, match=r"prune_channels\(layers=\.\.\.\): no weight or layer is named 'q'"):
         prune_channels(three(), layers={"q": 0.5})
 
 
@@ -83,7 +86,9 @@ def test_macs_reach_what_was_asked_for(share: float) -> None:
 
 
 def test_macs_that_cannot_be_reached_are_refused_with_what_can() -> None:
-    with pytest.raises(PassError, match=r"prune\(macs=0\.01\) cannot be reached: \d+ % of the MACs are left"):
+    with pytest.raises(
+        PassError, match=r"prune_channels\(macs=0\.01\) cannot be reached: \d+ % of the MACs are left"
+    ):
         prune_channels(three(), macs=0.01)
 
 
@@ -218,7 +223,7 @@ def test_taylor_is_the_gradient_times_the_channel() -> None:
     model, data = build(THREE, u=u, v=v, w=w), Labelled()
     after, _ = prune_channels(
         model,
-        Context(trainer=TorchTrainer(data, teacher=model)),
+        Context(trainer=TorchTrainer(TrainingSetup(data, teacher=model))),
         sparsity=0.5,
         importance="taylor",
         layers={"v": 0.0},
@@ -244,9 +249,11 @@ def _loss(batch: Batch, u: np.ndarray, v: np.ndarray, w: np.ndarray) -> float:
 
 def test_taylor_without_labels_is_refused() -> None:
     model = three()
-    with pytest.raises(PassError, match=r"prune\(importance=taylor\) needs labelled data"):
+    with pytest.raises(PassError, match=r"prune_channels\(importance=taylor\) needs labelled data"):
         prune_channels(
-            model, Context(trainer=TorchTrainer(Labelled(labelled=False), teacher=model)), importance="taylor"
+            model,
+            Context(trainer=TorchTrainer(TrainingSetup(Labelled(labelled=False), teacher=model))),
+            importance="taylor",
         )
 
 
@@ -267,12 +274,12 @@ def test_taylor_of_a_weight_that_is_not_trained_is_refused() -> None:
     [("l2", ()), ("activation", ("calibrator",)), ("taylor", ("trainer", "gradients"))],
 )
 def test_what_the_pass_needs_follows_from_importance(importance: str, needs: tuple[str, ...]) -> None:
-    assert configure(Prune, {"pattern": "channels", "importance": importance}).needs == needs
+    assert configure(PruneChannels, {"importance": importance}).needs == needs
 
 
 def test_a_retrain_step_follows_and_the_network_learns_again() -> None:
     model, data = build(THREE, u=random(8, 40), v=random(40, 20), w=random(20, 4)), Labelled()
-    context = Context(trainer=TorchTrainer(data, teacher=model))
+    context = Context(trainer=TorchTrainer(TrainingSetup(data, teacher=model)))
     pruned, _ = prune_channels(model, context, sparsity=0.5)
     after, report = apply_pass(configure(Retrain, {"epochs": 20}), pruned, context)
     assert shapes(after) == shapes(pruned)
@@ -298,40 +305,39 @@ def test_lost_outputs_leave_a_pattern_as_it_is() -> None:
     assert metadata.read_sparse(after.metadata_props) == {"v": "2:4"}
 
 
-CONTRADICTIONS = {
-    r"pattern=\.\.\.\) must be unstructured, channels or N:M such as 2:4, with N below M, not 'rows'": {
-        "pattern": "rows"
-    },
-    r"with N below M, not '4:2'": {"pattern": "4:2"},
-    "pattern=channels is made at once; leave epochs out, and let a retrain step follow": {
-        "pattern": "channels",
-        "epochs": 2,
-    },
-    "pattern=2:4 is made at once": {"pattern": "2:4", "epochs": 2},
-    "score says nothing with pattern=channels; leave it out": {
-        "pattern": "channels",
-        "score": "lamp",
-        "scope": "global",
-    },
-    "sparsity says nothing with pattern=channels and macs; leave it out": {
-        "pattern": "channels",
-        "sparsity": 0.3,
-        "macs": 0.5,
-    },
-    "sparsity says nothing with pattern=2:4; leave it out": {"pattern": "2:4", "sparsity": 0.3},
-    "with pattern=2:4 a value in layers can only be 0, which leaves a layer as it is": {
-        "pattern": "2:4",
-        "layers": {"u": 0.9},
-    },
-    "macs says nothing with pattern=unstructured; leave it out": {"macs": 0.5},
-    "a sparsity must be below 1; a layer without channels computes nothing": {
-        "pattern": "channels",
-        "sparsity": 1.0,
-    },
+CONTRADICTIONS: dict[str, tuple[type[Pass], dict[str, object]]] = {
+    r"^pass 'prune' has no option 'pattern'; whole channels go with prune_channels\(...\)": (
+        Prune,
+        {"pattern": "channels", "epochs": 2},
+    ),
+    "^prune_nm: n must be below m, such as n=2, m=4, not n=4, m=2$": (PruneNM, {"n": 4, "m": 2}),
+    r"^prune_nm\(n=...\) must be at least 1, not 0$": (PruneNM, {"n": 0}),
+    "^pass 'prune_channels' has no option 'epochs'": (PruneChannels, {"epochs": 2}),
+    "^pass 'prune_nm' has no option 'epochs'": (PruneNM, {"epochs": 2}),
+    "^pass 'prune_channels' has no option 'score'": (PruneChannels, {"score": "lamp", "scope": "global"}),
+    "^prune_channels: sparsity says nothing with macs; leave it out$": (
+        PruneChannels,
+        {"sparsity": 0.3, "macs": 0.5},
+    ),
+    "^prune_channels: scope says nothing with macs; leave it out$": (
+        PruneChannels,
+        {"scope": "global", "macs": 0.5},
+    ),
+    "^pass 'prune_nm' has no option 'sparsity'": (PruneNM, {"sparsity": 0.3}),
+    "^prune_nm: a value in layers can only be 0, which leaves a layer as it is$": (
+        PruneNM,
+        {"layers": {"u": 0.9}},
+    ),
+    r"^pass 'prune' has no option 'macs'; write prune_channels\(macs=0.5\)$": (Prune, {"macs": 0.5}),
+    "a sparsity must be below 1; a layer without channels computes nothing": (
+        PruneChannels,
+        {"sparsity": 1.0},
+    ),
 }
 
 
 @pytest.mark.parametrize("message", CONTRADICTIONS)
 def test_options_that_contradict_each_other_are_refused(message: str) -> None:
+    pass_class, options = CONTRADICTIONS[message]
     with pytest.raises(UsageError, match=message):
-        configure(Prune, CONTRADICTIONS[message])
+        configure(pass_class, options)

@@ -1,4 +1,4 @@
-"""prune(pattern=channels) on models that this project did not write: 30 % of the channels go, and what is
+"""prune_channels on models that this project did not write: 30 % of the channels go, and what is
 left runs and is right.
 
 What is right: the whole network with the removed channels' weights and biases at zero, and the one with the
@@ -72,7 +72,7 @@ def test_every_light_model_can_lose_thirty_percent(light: onnx.ModelProto) -> No
     lose theirs.
     """
     after, report = prune_channels(light, sparsity=0.32)
-    contract.check_structure(light, after, "prune")  # the checker, with shape inference
+    contract.check_structure(light, after, "prune_channels")  # the checker, with shape inference
     before, left = written(light), written(after)
     classes = list(before)[-1]
     assert [skip.node for skip in report.skips] == [classes]
@@ -89,7 +89,7 @@ def test_every_light_model_can_lose_thirty_percent(light: onnx.ModelProto) -> No
 def test_small_models_keep_their_interface(path: Path) -> None:
     model = models.load_foreign(path)
     after, _ = prune_channels(model, sparsity=0.5)
-    contract.check_structure(model, after, "prune")
+    contract.check_structure(model, after, "prune_channels")
     assert_same_outputs(zeroed(model, 0.5), after, 1e-4)
 
 
@@ -97,6 +97,6 @@ def test_small_models_keep_their_interface(path: Path) -> None:
 def test_own_models(name: str) -> None:
     model = model_file.load(models.MODELS / name / "model.onnx")
     after, report = prune_channels(model, sparsity=0.3)
-    contract.check_structure(model, after, "prune")
+    contract.check_structure(model, after, "prune_channels")
     assert report.metrics["channels_removed"] == pytest.approx(0.3, abs=0.02)
     assert_right(model, after, 0.3)

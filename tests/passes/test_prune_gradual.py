@@ -15,7 +15,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.numerics.sparsity.gradual import RETURNS, SCHEDULES, Gradual
-from onnx_lathe.passes.numerics.sparsity.weight_choice import Pool
+from onnx_lathe.passes.numerics.sparsity.weight_choice import Budget
 from onnx_lathe.passes.prune.prune import Prune
 from onnx_lathe.protocols import Shaping
 from tests.support.builders import build, run
@@ -26,7 +26,7 @@ WEIGHTS = {
     "b": GENERATOR.standard_normal((30, 10)).astype(np.float32),
 }
 PLAN = Gradual(
-    pools=[Pool(("a", "b"), 810)], start=[90], links=[], score="magnitude", schedule="cubic", rounds=10, until=0.5, settle=0.8, regrow=True
+    budgets=[Budget(("a", "b"), 810)], start=[90], links=[], score="magnitude", schedule="cubic", rounds=10, until=0.5, settle=0.8, regrow=True
 )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def test_the_trainers_arrays_are_only_read() -> None:
 
 def test_a_weight_that_does_not_train_is_refused() -> None:
     with pytest.raises(
-        PassError, match="weight 'b' is not trained, so it cannot be pruned gradually; leave epochs out"
+        PassError, match="weight 'b' is not trained, so it cannot be pruned gradually; leave training out"
     ):
         fresh()(0.0, {"a": WEIGHTS["a"]})
 
@@ -119,7 +119,7 @@ def test_a_weight_that_does_not_train_is_refused() -> None:
 def test_a_weight_that_training_broke_is_refused(score: str) -> None:
     with pytest.raises(
         PassError,
-        match="training made weight 'b' NaN or infinite; the model is left as it was; give a smaller rate=",
+        match="training made weight 'b' NaN or infinite; the model is left as it was; give a smaller rate in training=",
     ):
         fresh(score=score)(0.0, WEIGHTS | {"b": np.full_like(WEIGHTS["b"], np.nan)})
 
@@ -159,7 +159,7 @@ def prune(
     model: onnx.ModelProto, trainer: Any, **options: Any
 ) -> tuple[onnx.ModelProto, dict[str, np.ndarray], PassReport]:
     graph = import_model(model)
-    report = configure(Prune, {"epochs": 3} | options).apply(graph, Context(trainer=trainer))
+    report = configure(Prune, {"training": {"epochs": 3}} | options).apply(graph, Context(trainer=trainer))
     after = export_model(graph)
     onnx.checker.check_model(after, full_check=True)
     return (
@@ -234,8 +234,8 @@ def test_a_layer_that_trained_and_kept_all_its_weights_is_no_skip() -> None:
 
 def test_only_a_gradual_pruning_needs_training_data() -> None:
     assert configure(Prune, {}).needs == ()
-    assert configure(Prune, {"epochs": 1}).needs == ("trainer",)
-    assert configure(Prune, {"epochs": 1, "sensitivity": True}).needs == ("trainer", "runner")
+    assert configure(Prune, {"training": {"epochs": 1}}).needs == ("trainer",)
+    assert configure(Prune, {"training": {}, "sensitivity": True}).needs == ("trainer", "runner")
     with pytest.raises(PassError, match="needs training data; give --data or --train"):
         prune(two_layers(), None)
 
@@ -248,18 +248,21 @@ def test_nothing_to_prune_does_not_train() -> None:
 
 def test_a_network_is_pruned_for_real() -> None:
     pytest.importorskip("torch")
-    from onnx_lathe.runtime.training import TorchTrainer
-    from tests.runtime.test_training import Points, accuracy, model, options, updated
+    from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
+    from tests.support.training import Points, accuracy, model, options, updated
 
     dense = updated(
-        model(), TorchTrainer(Points(), None).train(model(), options(epochs=15, rate=0.02, batch=32)).values
+        model(),
+        TorchTrainer(TrainingSetup(Points())).train(model(), options(epochs=15, rate=0.02, batch=32)).values,
     )
     at_once = import_model(dense)
     choice: dict[str, Any] = {"sparsity": 0.7, "scope": "global", "min_size": 1}
     configure(Prune, choice).apply(at_once, Context())
     graph = import_model(dense)
-    settings = {"epochs": 12, "rate": 0.02, "batch": 32, "rounds": 20}
-    report = configure(Prune, choice | settings).apply(graph, Context(trainer=TorchTrainer(Points(), dense)))
+    settings = {"training": {"epochs": 12, "rate": 0.02, "batch": 32}, "rounds": 20}
+    report = configure(Prune, choice | settings).apply(
+        graph, Context(trainer=TorchTrainer(TrainingSetup(Points(), dense)))
+    )
     after = export_model(graph)
     assert report.metrics["sparsity"] == 0.7
     assert accuracy(after) > accuracy(dense) - 0.05

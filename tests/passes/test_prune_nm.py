@@ -1,4 +1,4 @@
-"""prune(pattern=N:M): the largest of every group stay, along the inputs, and the pattern is recorded."""
+"""prune_nm: the largest of every group stay, along the inputs, and the pattern is recorded."""
 
 import numpy as np
 import onnx
@@ -10,13 +10,13 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse_tensors
 from onnx_lathe.passes.numerics.sparsity.n_of_m import holds, nm_kept
-from onnx_lathe.passes.prune.prune import Prune
+from onnx_lathe.passes.prune_nm import PruneNM
 from tests.support.builders import build, random, run
 
 
 def prune(model: onnx.ModelProto, **options: object) -> tuple[onnx.ModelProto, PassReport]:
     graph = import_model(model)
-    report = configure(Prune, {"pattern": "2:4", "min_size": 1} | options).apply(graph, Context())
+    report = configure(PruneNM, {"min_size": 1} | options).apply(graph, Context())
     pruned = export_model(graph)
     onnx.checker.check_model(pruned, full_check=True)
     return pruned, report
@@ -77,7 +77,7 @@ LAYERS = {
 def test_the_largest_of_every_group_stay(name: str, n: int, m: int) -> None:
     text, shape, axis, feed = LAYERS[name]
     weight = random(*shape)
-    after, report = prune(build(text, w=weight), pattern=f"{n}:{m}")
+    after, report = prune(build(text, w=weight), n=n, m=m)
     pruned, moved = constants(after)["w"], np.moveaxis(weight, axis, -1)
     expected = np.moveaxis(by_hand(moved.reshape(-1, shape[axis]), n, m).reshape(moved.shape), -1, axis)
     np.testing.assert_array_equal(pruned, expected)

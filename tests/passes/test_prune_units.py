@@ -11,7 +11,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.numerics.sparsity.hidden_units import Link
-from onnx_lathe.passes.numerics.sparsity.weight_choice import Pool, choose
+from onnx_lathe.passes.numerics.sparsity.weight_choice import Budget, choose
 from onnx_lathe.passes.prune.chains import find_links
 from onnx_lathe.passes.prune.prune import Prune
 from tests.support.builders import build, run
@@ -125,7 +125,7 @@ def test_what_makes_a_unit_dead_stays_when_its_weights_do_not_all_go() -> None:
     v = random(8, 3) + np.float32(5)
     v[5] = 1e-6
     weights = {"w": random(8, 6), "v": v}
-    choice = choose([Pool(("w", "v"), 7)], weights.__getitem__, [LINK])
+    choice = choose([Budget(("w", "v"), 7)], weights.__getitem__, [LINK])
     assert not choice.kept("v", v)[5].any()
     assert (~choice.kept("w", weights["w"])).sum(1).tolist() == [0, 0, 0, 0, 0, 4, 0, 0]
     assert np.flatnonzero(choice.unread[0]).tolist() == [5]
@@ -134,7 +134,7 @@ def test_what_makes_a_unit_dead_stays_when_its_weights_do_not_all_go() -> None:
 def test_a_network_is_not_cut_in_two() -> None:
     """All units of a layer can look dead when few weights are left; then their weights compete as before."""
     choice = choose(
-        [Pool(("w", "v"), 70)],
+        [Budget(("w", "v"), 70)],
         {"w": random(8, 6), "v": random(8, 3) / 100}.__getitem__,
         [LINK],
         constants=True,
@@ -149,9 +149,9 @@ def test_units_that_nothing_writes_go_in_training() -> None:
     w, v = random(8, 6) + np.float32(3), random(8, 3) + np.float32(9)
     w[3] = 0
     weights = {"w": w, "v": v}
-    choice = choose([Pool(("w",), 12), Pool(("v",), 3)], weights.__getitem__, [LINK], constants=True)
+    choice = choose([Budget(("w",), 12), Budget(("v",), 3)], weights.__getitem__, [LINK], constants=True)
     assert np.flatnonzero(~choice.kept("v", v).any(1)).tolist() == [3]
-    at_once = choose([Pool(("w",), 12), Pool(("v",), 3)], weights.__getitem__, [LINK])
+    at_once = choose([Budget(("w",), 12), Budget(("v",), 3)], weights.__getitem__, [LINK])
     assert not at_once.useless[0].any(), "its bias may count: the output would change"
 
 

@@ -21,7 +21,7 @@ from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse
 from onnx_lathe.passes.retrain import Retrain
 from onnx_lathe.protocols import Shaping
 from onnx_lathe.runtime.data import Batch, DataSource
-from onnx_lathe.runtime.training import TorchTrainer
+from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from tests.support import quantized
 from tests.support.builders import build, random
 
@@ -161,7 +161,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 def test_a_network_is_retrained_for_real(codebook: bool, rate: float) -> None:
     pytest.importorskip("torch")
     from onnx_lathe.runtime.data import Batch
-    from onnx_lathe.runtime.training import TorchTrainer
+    from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 
     class Images(DataSource):
         labelled, count, fingerprint, description = False, 4, "images", "images"
@@ -174,7 +174,7 @@ def test_a_network_is_retrained_for_real(codebook: bool, rate: float) -> None:
     for tensor in start.graph.initializer:
         if tensor.name == "b1":  # damage that training has to mend
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.3), "b1"))
-    trainer = TorchTrainer(Images(), original)  # type: ignore[arg-type]
+    trainer = TorchTrainer(TrainingSetup(Images(), original))  # type: ignore[arg-type]
     after, report = apply(start, trainer, epochs=20, rate=rate)  # type: ignore[arg-type]
     onnx.checker.check_model(after, full_check=True)
     assert report.metrics["last_loss"] < 0.3 * report.metrics["first_loss"]
@@ -208,7 +208,7 @@ def test_lifting_the_sparsity_lets_zeros_change_again() -> None:
 
     def after(**options) -> tuple[np.ndarray, Graph, PassReport]:
         graph = import_model(sparse)
-        trainer = TorchTrainer(Noise(), teacher)
+        trainer = TorchTrainer(TrainingSetup(Noise(), teacher))
         report = configure(Retrain, {"epochs": 3, "rate": 0.05, "batch": 16} | options).apply(
             graph, Context(trainer=trainer)
         )
@@ -223,7 +223,7 @@ def test_lifting_the_sparsity_lets_zeros_change_again() -> None:
     assert "the zeros of w may change again" in {edit.what for edit in report.edits}
     dense = import_model(start)
     report = configure(Retrain, {"epochs": 1, "dense": True}).apply(
-        dense, Context(trainer=TorchTrainer(Noise(), teacher))
+        dense, Context(trainer=TorchTrainer(TrainingSetup(Noise(), teacher)))
     )
     assert ("model", "no weight has zeros that must stay; dense=true changes nothing") in {
         (skip.node, skip.reason) for skip in report.skips

@@ -19,7 +19,7 @@ from onnx_lathe.passes.retrain import Retrain
 from onnx_lathe.passes.tensor_train.tensor_train import TensorTrain
 from onnx_lathe.runtime.data import Batch, DataSource
 from onnx_lathe.runtime.torch_bridge.parameters import trainable
-from onnx_lathe.runtime.training import TorchTrainer
+from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from tests.support.builders import build, random, run
 
 MATMUL = "(float[N, 24] x) => (float[N, 30] y) { y = MatMul (x, w) }"
@@ -238,7 +238,7 @@ def test_all_cores_and_the_bias_are_trained(
                 onnx.numpy_helper.from_array(values + values.std() * random(*values.shape), tensor.name)
             )
     graph = import_model(after)
-    trainer = TorchTrainer(Noise(256, *sample), teacher=model)
+    trainer = TorchTrainer(TrainingSetup(Noise(256, *sample), teacher=model))
     report = configure(Retrain, {"epochs": 6, "batch": 32, "rate": 0.02}).apply(
         graph, Context(trainer=trainer)
     )

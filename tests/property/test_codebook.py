@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from onnx_lathe.passes.numerics.clustering.codebook_pools import Clustered, Pool, channel_groups
+from onnx_lathe.passes.numerics.clustering.codebook_pools import Clustered, CodebookGroup, channel_groups
 from onnx_lathe.passes.numerics.clustering.entropy_constrained import entropy_bits
 from onnx_lathe.passes.numerics.clustering.kmeans import STARTS, Rule, encode, mean_square, signal_and_noise
 from onnx_lathe.passes.numerics.clustering.mantissa import round_mantissa
@@ -93,7 +93,7 @@ def test_a_training_ends_with_at_most_k_values_in_every_group(
     pieces = channel_groups("w", axis, weight.shape[axis], groups)
     assert len(pieces) == min(groups, weight.shape[axis])
     assert sum(piece.of(weight).size for piece in pieces) == weight.size
-    shaping = Clustered([(Pool(k, True, (piece,)), rule) for piece in pieces], every=1, freeze=0.5)
+    shaping = Clustered([(CodebookGroup(k, True, (piece,)), rule) for piece in pieces], every=1, freeze=0.5)
     generator = np.random.default_rng(0)
     for done in sorted([*times, 1.0]):
         shaped = shaping(

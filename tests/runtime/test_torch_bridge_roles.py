@@ -7,7 +7,7 @@ from tests.support.builders import build, random
 
 torch = pytest.importorskip("torch")
 from onnx_lathe.runtime.torch_bridge import GraphModule  # noqa: E402
-from tests.runtime.test_torch_bridge_training import OPTIMIZERS, train  # noqa: E402
+from tests.support.bridge import OPTIMIZERS, train  # noqa: E402
 
 W, B, V = (
     np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

@@ -4,8 +4,6 @@ half done.
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -14,11 +12,11 @@ from onnx import numpy_helper
 
 from onnx_lathe.errors import DataError, ModelError, PassError, UsageError
 from onnx_lathe.passes.core.services import Trainer
-from onnx_lathe.passes.retrain import Retrain
-from onnx_lathe.runtime.data import Batch, DataSource
-from onnx_lathe.runtime.training import TorchTrainer, require_torch
+from onnx_lathe.runtime.data import Batch
+from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup, require_torch
 from tests.support import quantized
 from tests.support.builders import build
+from tests.support.training import CENTRES, CLASSES, Points, accuracy, disagreement, model, options, updated
 
 torch = pytest.importorskip("torch")
 from onnx_lathe.runtime.torch_bridge import GraphModule  # noqa: E402
@@ -27,83 +25,14 @@ from onnx_lathe.runtime.training.loop import schedule  # noqa: E402
 from onnx_lathe.runtime.training.loop.objective import Objective  # noqa: E402
 from onnx_lathe.runtime.training.loop.settings import Settings  # noqa: E402
 
-CLASSES = 4
-CENTRES = np.random.default_rng(1).standard_normal((CLASSES, 6)).astype(np.float32) * 3
-
-
-class Points(DataSource):
-    """Points around one centre per class; `known=False` hides how many there are."""
-
-    fingerprint, description = "points", "points"
-
-    def __init__(
-        self, count: int = 512, labelled: bool = True, known: bool = True, seed: int = 0, name: str = "x"
-    ) -> None:
-        generator = np.random.default_rng(seed)
-        self.labels = generator.integers(0, CLASSES, count)
-        self.points = CENTRES[self.labels] + generator.standard_normal((count, 6)).astype(np.float32)
-        self.labelled, self.count, self.name = labelled, count if known else None, name
-
-    def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
-        order = np.arange(len(self.points))
-        if shuffle_seed is not None:
-            np.random.default_rng(shuffle_seed).shuffle(order)
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            yield Batch(
-                {self.name: self.points[rows].astype(np.float32)},
-                self.labels[rows] if self.labelled else None,
-            )
-
-
-def options(**changes: Any) -> dict[str, Any]:
-    return asdict(replace(Retrain.Config(), **changes))
-
-
-def model(
-    tail: str = "y = Gemm(h, v, c)", batch: str = "n", seed: int = 0, scale: float = 1.0, **more: np.ndarray
-) -> onnx.ModelProto:
-    generator = np.random.default_rng(seed)
-    weights = {
-        name: generator.standard_normal(shape).astype(np.float32)
-        for name, shape in {"w": (6, 8), "v": (8, CLASSES)}.items()
-    }
-    weights |= {"b": np.zeros(8, np.float32), "c": np.zeros(CLASSES, np.float32)}
-    text = (
-        f"(float[{batch}, 6] x) => (float[{batch}, {CLASSES}] y) {{ a = Gemm(x, w, b)  h = Relu(a)  {tail} }}"
-    )
-    return build(text, **{name: value * np.float32(scale) for name, value in weights.items()}, **more)
-
 
 @pytest.fixture(scope="module")
 def teacher() -> onnx.ModelProto:
     start = model()
     return updated(
-        start, TorchTrainer(Points(), None).train(start, options(epochs=15, rate=0.02, batch=32)).values
+        start,
+        TorchTrainer(TrainingSetup(Points())).train(start, options(epochs=15, rate=0.02, batch=32)).values,
     )
-
-
-def updated(start: onnx.ModelProto, values: Any) -> onnx.ModelProto:
-    result = onnx.ModelProto()
-    result.CopyFrom(start)
-    for tensor in result.graph.initializer:
-        if tensor.name in values:
-            tensor.CopyFrom(numpy_helper.from_array(values[tensor.name], tensor.name))
-    return result
-
-
-def accuracy(candidate: onnx.ModelProto) -> float:
-    data = Points(1000, seed=5)
-    return float((quantized.run(candidate, {"x": data.points})[0].argmax(1) == data.labels).mean())
-
-
-def disagreement(one: onnx.ModelProto, other: onnx.ModelProto) -> float:
-    """Mean difference of the probabilities that two models give, 0 to 2."""
-    points = {"x": Points(1000, seed=5).points}
-    a, b = (
-        torch.softmax(torch.from_numpy(quantized.run(candidate, points)[0]), 1) for candidate in (one, other)
-    )
-    return float((a - b).abs().sum(1).mean())
 
 
 def test_learns_from_labels_alone(teacher: onnx.ModelProto) -> None:
@@ -114,7 +43,7 @@ def test_learns_from_labels_alone(teacher: onnx.ModelProto) -> None:
 @pytest.mark.parametrize("optimizer, rate", [("adamw", 0.02), ("sgd", 0.05)])
 def test_learns_from_the_original_model_alone(teacher: onnx.ModelProto, optimizer: str, rate: float) -> None:
     start = model(seed=3)
-    trained = TorchTrainer(Points(labelled=False), teacher).train(
+    trained = TorchTrainer(TrainingSetup(Points(labelled=False), teacher)).train(
         start, options(epochs=15, rate=rate, optimizer=optimizer, batch=32)
     )
     student = updated(start, trained.values)
@@ -125,7 +54,7 @@ def test_learns_from_the_original_model_alone(teacher: onnx.ModelProto, optimize
 
 def test_metrics_and_progress(teacher: onnx.ModelProto) -> None:
     lines: list[str] = []
-    trainer: Trainer = TorchTrainer(Points(300), teacher, progress=lines.append)
+    trainer: Trainer = TorchTrainer(TrainingSetup(Points(300), teacher, progress=lines.append))
     metrics = trainer.train(model(), options(epochs=2, batch=64)).metrics
     assert metrics.keys() == {"epochs", "seconds", "samples", "first_loss", "last_loss", "peak_memory_bytes"}
     assert (metrics["epochs"], metrics["samples"]) == (2, 300)
@@ -138,7 +67,7 @@ def test_metrics_and_progress(teacher: onnx.ModelProto) -> None:
 def test_the_same_seed_gives_the_same_weights(teacher: onnx.ModelProto) -> None:
     def values(seed: int) -> dict[str, bytes]:
         torch.rand(3)  # what the caller's generator is at does not matter
-        result = TorchTrainer(Points(), teacher).train(model(), options(seed=seed))
+        result = TorchTrainer(TrainingSetup(Points(), teacher)).train(model(), options(seed=seed))
         return {name: value.tobytes() for name, value in result.values.items()}
 
     assert values(0) == values(0)
@@ -148,21 +77,23 @@ def test_the_same_seed_gives_the_same_weights(teacher: onnx.ModelProto) -> None:
 def test_the_random_state_of_the_caller_stays(teacher: onnx.ModelProto) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    TorchTrainer(Points(64), teacher).train(model(), options(epochs=1))
+    TorchTrainer(TrainingSetup(Points(64), teacher)).train(model(), options(epochs=1))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_rate_of_zero_changes_no_bit(teacher: onnx.ModelProto) -> None:
     for name, value in (
-        TorchTrainer(Points(), teacher).train(teacher, options(rate=0.0, weight_decay=0.1)).values.items()
+        TorchTrainer(TrainingSetup(Points(), teacher))
+        .train(teacher, options(rate=0.0, weight_decay=0.1))
+        .values.items()
     ):
         stored = next(tensor for tensor in teacher.graph.initializer if tensor.name == name)
         assert value.tobytes() == numpy_helper.to_array(stored).tobytes()
 
 
 def test_data_of_unknown_size_trains_alike(teacher: onnx.ModelProto) -> None:
-    known = TorchTrainer(Points(300), teacher).train(model(), options())
-    unknown = TorchTrainer(Points(300, known=False), teacher).train(model(), options())
+    known = TorchTrainer(TrainingSetup(Points(300), teacher)).train(model(), options())
+    unknown = TorchTrainer(TrainingSetup(Points(300, known=False), teacher)).train(model(), options())
     assert unknown.metrics["samples"] == 300
     assert all(np.array_equal(known.values[name], value) for name, value in unknown.values.items())
 
@@ -171,11 +102,11 @@ def test_data_of_unknown_size_trains_alike(teacher: onnx.ModelProto) -> None:
     "tail", ["z = Gemm(h, v, c)  y = Softmax(z)", "z = Gemm(h, v, c)  s = LogSoftmax(z)  y = Identity(s)"]
 )
 def test_probabilities_are_learned_like_logits(teacher: onnx.ModelProto, tail: str) -> None:
-    plain = TorchTrainer(Points(), teacher).train(model(), options(rate=0.01)).values
+    plain = TorchTrainer(TrainingSetup(Points(), teacher)).train(model(), options(rate=0.01)).values
     soft = updated(
         model(tail), {tensor.name: numpy_helper.to_array(tensor) for tensor in teacher.graph.initializer}
     )
-    ended = TorchTrainer(Points(), soft).train(model(tail), options(rate=0.01)).values
+    ended = TorchTrainer(TrainingSetup(Points(), soft)).train(model(tail), options(rate=0.01)).values
     for name, value in plain.items():
         np.testing.assert_allclose(ended[name], value, rtol=0, atol=2e-3)
 
@@ -237,7 +168,7 @@ def test_weight_decay_spares_vectors() -> None:
         epochs=1, batch=512, rate=0.1, weight_decay=0.5, warmup=0.0, optimizer="sgd", momentum=0.0
     )
     # its own teacher: there is no other gradient
-    values = TorchTrainer(Points(labelled=False), start).train(start, one_step).values
+    values = TorchTrainer(TrainingSetup(Points(labelled=False), start)).train(start, one_step).values
     shrunk = 1 - 0.1 * schedule.rate("cosine", 0.5, 0.0) * 0.5
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in start.graph.initializer}
     np.testing.assert_allclose(values["w"], shrunk * stored["w"], rtol=0, atol=1e-4)
@@ -247,14 +178,14 @@ def test_weight_decay_spares_vectors() -> None:
 def test_validation_keeps_the_best_epoch(teacher: onnx.ModelProto) -> None:
     spoiling = Points(256)
     spoiling.labels = (spoiling.labels + 1) % CLASSES
-    spoiled = TorchTrainer(spoiling, None).train(teacher, options(rate=0.05, batch=32))
+    spoiled = TorchTrainer(TrainingSetup(spoiling)).train(teacher, options(rate=0.05, batch=32))
     assert accuracy(updated(teacher, spoiled.values)) < 0.5
-    kept = TorchTrainer(spoiling, None, validation=Points(256, seed=2)).train(
+    kept = TorchTrainer(TrainingSetup(spoiling, validation=Points(256, seed=2))).train(
         teacher, options(rate=0.05, batch=32)
     )
     assert kept.metrics["best_epoch"] == 0
     assert accuracy(updated(teacher, kept.values)) == accuracy(teacher)
-    better = TorchTrainer(Points(), None, validation=Points(256, seed=2)).train(
+    better = TorchTrainer(TrainingSetup(Points(), validation=Points(256, seed=2))).train(
         model(), options(rate=0.02, batch=32)
     )
     assert better.metrics["best_epoch"] >= 1
@@ -265,7 +196,7 @@ def test_a_model_for_one_batch_size_is_trained_at_any(teacher: onnx.ModelProto) 
     reshaped = "s = Reshape(h, shape)  y = Gemm(s, v, c)"
     fixed, free = model(reshaped, batch="2", shape=np.array([2, 8])), model(reshaped, shape=np.array([-1, 8]))
     results = [
-        TorchTrainer(Points(99), updated(start, values)).train(start, options(batch=32)).values
+        TorchTrainer(TrainingSetup(Points(99), updated(start, values))).train(start, options(batch=32)).values
         for start in (fixed, free)
     ]
     for name, value in results[0].items():
@@ -286,7 +217,7 @@ def test_images_train_through_a_quantized_codebook() -> None:
 
     start = quantized.lenet()
     original = quantized.lenet(codebook=False, int8=False)
-    trained = TorchTrainer(Images(4), original).train(
+    trained = TorchTrainer(TrainingSetup(Images(4), original)).train(
         start, options(epochs=30, rate=0.03, distill=0.5, temperature=2.0)
     )
     assert trained.metrics["last_loss"] < 0.5 * trained.metrics["first_loss"]
@@ -298,7 +229,7 @@ def test_a_diverging_training_is_refused(teacher: onnx.ModelProto) -> None:
         PassError,
         match=r"the loss became (nan|inf) in epoch 1; the model is left as it was; give a smaller rate=",
     ):
-        TorchTrainer(Points(), None).train(teacher, options(rate=1e30, optimizer="sgd"))
+        TorchTrainer(TrainingSetup(Points())).train(teacher, options(rate=1e30, optimizer="sgd"))
 
 
 def test_clipping_shortens_long_gradients() -> None:
@@ -307,7 +238,7 @@ def test_clipping_shortens_long_gradients() -> None:
         settings = options(
             rate=1e-3, optimizer="sgd", momentum=0.0, epochs=1, batch=512, warmup=0.0, clip=clip
         )
-        values = TorchTrainer(Points(), None).train(start, settings).values
+        values = TorchTrainer(TrainingSetup(Points())).train(start, settings).values
         stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in start.graph.initializer}
         return float(
             np.sqrt(sum(np.sum((values[name] - stored[name]).astype(np.float64) ** 2) for name in values))
@@ -322,15 +253,15 @@ def test_nothing_to_learn_from_is_refused() -> None:
     with pytest.raises(
         PassError, match="nothing to learn from: the data has no labels, and there is no original model"
     ):
-        TorchTrainer(Points(labelled=False), None).train(model(), options())
+        TorchTrainer(TrainingSetup(Points(labelled=False))).train(model(), options())
     with pytest.raises(PassError, match=r"no output is \[batch, classes\]"):
-        TorchTrainer(Points(), None).train(model("z = Gemm(h, v, c)  y = Sigmoid(z)"), options())
+        TorchTrainer(TrainingSetup(Points())).train(model("z = Gemm(h, v, c)  y = Sigmoid(z)"), options())
 
 
 def test_nothing_to_train_is_refused() -> None:
     bare = build("(float[n, 6] x) => (float[n, 6] y) { y = Relu(x) }")
     with pytest.raises(PassError, match="nothing to train: no weight of the model is a float initializer"):
-        TorchTrainer(Points(), bare).train(bare, options())
+        TorchTrainer(TrainingSetup(Points(), bare)).train(bare, options())
 
 
 def test_outputs_of_integers_alone_are_refused() -> None:
@@ -339,7 +270,7 @@ def test_outputs_of_integers_alone_are_refused() -> None:
         w=CENTRES.T.copy(),
     )
     with pytest.raises(PassError, match="no output is floating point; cut off the ArgMax"):
-        TorchTrainer(Points(), start).train(start, options())
+        TorchTrainer(TrainingSetup(Points(), start)).train(start, options())
 
 
 def test_a_failed_allocation_on_a_cpu_says_what_to_do(
@@ -354,23 +285,23 @@ def test_a_failed_allocation_on_a_cpu_says_what_to_do(
     with pytest.raises(
         PassError, match="not enough memory to train 32 samples at once; give a smaller batch="
     ):
-        TorchTrainer(Points(), None).train(teacher, options(batch=32))
+        TorchTrainer(TrainingSetup(Points())).train(teacher, options(batch=32))
 
 
 def test_data_that_does_not_fit_is_refused(teacher: onnx.ModelProto) -> None:
     many = Points()
     many.labels = many.labels + CLASSES
     with pytest.raises(DataError, match=r"label \d in the data, but the model has classes 0 to 3"):
-        TorchTrainer(many, teacher).train(model(), options())
+        TorchTrainer(TrainingSetup(many, teacher)).train(model(), options())
     with pytest.raises(DataError, match="the training data has no samples"):
-        TorchTrainer(Points(0), teacher).train(model(), options())
+        TorchTrainer(TrainingSetup(Points(0), teacher)).train(model(), options())
 
 
 def test_a_model_that_pytorch_cannot_run_is_refused() -> None:
     odd = build("(float[n, 6] x) => (float[n, 6] y) { y = Relu(x)  z = RandomNormalLike(x) }")
     odd.graph.output.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, ["n", 6]))
     with pytest.raises(ModelError, match="RandomNormalLike"):
-        TorchTrainer(Points(), None).train(odd, options())
+        TorchTrainer(TrainingSetup(Points())).train(odd, options())
 
 
 def test_a_node_that_computes_something_else_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,23 +311,23 @@ def test_a_node_that_computes_something_else_is_named(monkeypatch: pytest.Monkey
     wrong = registry.Operator(lambda node: torch.abs, ())
     monkeypatch.setitem(registry._TABLE, ("", "Relu"), {6: wrong})
     with pytest.raises(PassError, match=r"node 'h' \(Relu\) differs first, by \S+ of its output 'h'"):
-        TorchTrainer(Points(), None).train(model(), options())
+        TorchTrainer(TrainingSetup(Points())).train(model(), options())
 
 
 def test_missing_options_are_named() -> None:
     with pytest.raises(UsageError, match="options rate, batch; see: optimize passes retrain"):
-        TorchTrainer(Points(), None).train(
+        TorchTrainer(TrainingSetup(Points())).train(
             model(), {key: value for key, value in options().items() if key not in ("rate", "batch")}
         )
 
 
 def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(UsageError, match="there is no device 'gpu'"):
-        TorchTrainer(Points(), None, device="gpu").train(model(), options())
+        TorchTrainer(TrainingSetup(Points(), device="gpu")).train(model(), options())
 
 
 def test_without_pytorch_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    for call in (require_torch, lambda: TorchTrainer(Points(), None).train(model(), options())):
+    for call in (require_torch, lambda: TorchTrainer(TrainingSetup(Points())).train(model(), options())):
         with pytest.raises(UsageError, match=r"retrain needs PyTorch; pip install 'onnx-lathe\[train\]'"):
             call()

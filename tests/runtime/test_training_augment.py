@@ -8,10 +8,10 @@ import pytest
 
 from onnx_lathe.errors import PassError
 from onnx_lathe.runtime.data import Batch, DataSource
-from onnx_lathe.runtime.training import TorchTrainer
+from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from onnx_lathe.runtime.training.loop.augment import Augmentation
-from tests.runtime.test_training import Points, model, options, updated
 from tests.support.builders import build
+from tests.support.training import Points, model, options, updated
 
 torch = pytest.importorskip("torch")
 from onnx_lathe.runtime.torch_bridge import GraphModule  # noqa: E402
@@ -72,7 +72,7 @@ def test_a_model_without_images_is_refused(changes: dict[str, object]) -> None:
         r"shift and flip move images \[N, C, H, W\], but the model's input is 'x' \[N, 6\]; leave them out"
     )
     with pytest.raises(PassError, match=message):
-        TorchTrainer(Points(), None).train(model(), options(**changes))
+        TorchTrainer(TrainingSetup(Points())).train(model(), options(**changes))
 
 
 class Pictures(DataSource):
@@ -111,7 +111,7 @@ def test_an_image_that_would_move_out_of_sight_is_refused() -> None:
     with pytest.raises(
         PassError, match="shift=6 moves input 'x' out of sight, it is 6 pixels wide; give a smaller shift"
     ):
-        TorchTrainer(Pictures(), None).train(convolutional(), options(shift=6))
+        TorchTrainer(TrainingSetup(Pictures())).train(convolutional(), options(shift=6))
 
 
 def test_student_and_teacher_see_the_same_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_student_and_teacher_see_the_same_pictures(monkeypatch: pytest.MonkeyPat
         seen.append(feeds["x"].numpy(force=True).tobytes())
         return forward(self, **feeds)
 
-    trainer = TorchTrainer(Pictures(), convolutional())
+    trainer = TorchTrainer(TrainingSetup(Pictures(), convolutional()))
     monkeypatch.setattr(GraphModule, "forward", noted)
     trainer.train(convolutional(), options(epochs=2, batch=64, shift=1, flip=True))
     steps = seen[-16:]
@@ -139,7 +139,7 @@ def test_student_and_teacher_see_the_same_pictures(monkeypatch: pytest.MonkeyPat
 def test_augmentation_is_repeated_by_its_seed_and_changes_what_is_learned() -> None:
     def trained(**changes: object) -> bytes:
         return (
-            TorchTrainer(Pictures(), None)
+            TorchTrainer(TrainingSetup(Pictures()))
             .train(convolutional(), options(epochs=1, **changes))
             .values["w"]
             .tobytes()
@@ -151,8 +151,10 @@ def test_augmentation_is_repeated_by_its_seed_and_changes_what_is_learned() -> N
 
 def test_bfloat16_learns_the_same_and_returns_float32() -> None:
     changes = {"epochs": 10, "rate": 0.01, "batch": 32, "distill": 0.0}
-    exact = TorchTrainer(Pictures(), None).train(convolutional(), options(**changes))
-    half = TorchTrainer(Pictures(), None).train(convolutional(), options(**changes, precision="bfloat16"))
+    exact = TorchTrainer(TrainingSetup(Pictures())).train(convolutional(), options(**changes))
+    half = TorchTrainer(TrainingSetup(Pictures())).train(
+        convolutional(), options(**changes, precision="bfloat16")
+    )
     assert half.values["w"].dtype == np.float32
     assert (half.values["w"] != exact.values["w"]).any()
     assert half.metrics["last_loss"] < 0.2 * half.metrics["first_loss"]
@@ -163,7 +165,7 @@ def test_bfloat16_learns_the_same_and_returns_float32() -> None:
 def test_a_model_that_does_not_run_in_bfloat16_is_refused() -> None:
     text = "(float[2, 1, 6, 6] x) => (float[2, 1, 6, 6] y) { c = Conv <pads = [1, 1, 1, 1]> (x, w)  y = ScatterElements(x, i, c) }"
     start = build(text, w=np.ones((1, 1, 3, 3), np.float32), i=np.zeros((2, 1, 6, 6), np.int64))
-    trainer = TorchTrainer(Pictures(2), start)
+    trainer = TorchTrainer(TrainingSetup(Pictures(2), start))
     with pytest.raises(
         PassError, match="PyTorch cannot run the model in bfloat16; leave precision out: scatter"
     ):
@@ -182,7 +184,7 @@ def test_bfloat16_is_used_in_training_and_not_to_compare_with_onnx_runtime(
         return result
 
     monkeypatch.setattr(GraphModule, "forward", noted)
-    TorchTrainer(Pictures(), convolutional()).train(
+    TorchTrainer(TrainingSetup(Pictures(), convolutional())).train(
         convolutional(), options(epochs=1, batch=256, precision="bfloat16")
     )
     assert types[:2] == [(False, torch.float32)] * 2

@@ -5,7 +5,6 @@ needs them.
 import os
 import pickle
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +19,15 @@ from PIL import Image
 from torch import nn
 
 from onnx_lathe.errors import DataError, PassError, UsageError
-from onnx_lathe.passes.core.options import configure
-from onnx_lathe.passes.core.registry import find
 from onnx_lathe.runtime.data import DataSource, model_inputs, open_source
-from onnx_lathe.runtime.data.source import Batch, First, Share, Subset
-from onnx_lathe.runtime.training import TorchTrainer, session
+from onnx_lathe.runtime.data.source import Batch, First, Share
+from onnx_lathe.runtime.training import TrainingSetup, session
 from onnx_lathe.runtime.training.parallel.gradients import Traffic, communication_hook, decode, encode
-from onnx_lathe.runtime.training.parallel.workers import Group
-
-MODELS = Path(__file__).resolve().parents[2] / "models"
-
-
-def lenet() -> onnx.ModelProto:
-    return onnx.load(MODELS / "lenet5-mnist" / "model.onnx")
-
-
-def digits(count: int) -> Subset:
-    return Subset(
-        open_source(f"{MODELS / 'mnist.npz'}:train", model_inputs(lenet()), "scale=1/255"), np.arange(count)
-    )
+from onnx_lathe.runtime.training.parallel.strategy import DataParallel
+from onnx_lathe.runtime.training.parallel.workers import LaunchedGroup
+from tests.support.distributed import digits, lenet, moved
+from tests.support.models import MODELS
+from tests.support.training import options
 
 
 def regression() -> onnx.ModelProto:
@@ -60,21 +49,6 @@ def regression() -> onnx.ModelProto:
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=8,
     )
-
-
-def options(**given: Any) -> dict[str, Any]:
-    return asdict(configure(find("retrain"), given).config)
-
-
-def moved(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same network with other weights: something to learn for the student of `model`."""
-    other = onnx.ModelProto()
-    other.CopyFrom(model)
-    for tensor in other.graph.initializer:
-        array = numpy_helper.to_array(tensor)
-        if array.dtype == np.float32:
-            tensor.CopyFrom(numpy_helper.from_array(array * np.float32(0.7), tensor.name))
-    return other
 
 
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
@@ -103,8 +77,8 @@ def train(
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     name, count, given = CASES[case]
     model = lenet() if name == "lenet" else regression()
-    trainer = TorchTrainer(digits(count), model, hook=more.pop("hook", None), device="cpu")
-    return session.train(trainer, moved(model), options(batch=batch, **given | more), None, workers)
+    setup = TrainingSetup(digits(count), model, hook=more.pop("hook", None), device="cpu")
+    return session.train(setup, moved(model), options(batch=batch, **given | more), None, workers)
 
 
 # ---- in the two processes
@@ -137,14 +111,14 @@ class Net(nn.Module):
 
 def thresholded(make: Any, poison: bool) -> dict[str, Any]:
     """Gradients are known here, and what becomes of them."""
-    group = make(gradients="threshold", gradient_threshold=0.5)
+    workers = make(gradients="threshold", gradient_threshold=0.5)
     net, largest = Net(), 0.0
-    network = group.parallel(net)
-    generator = torch.Generator().manual_seed(group.rank)
+    network = workers.parallel(net)
+    generator = torch.Generator().manual_seed(workers.rank)
     received, own = torch.zeros(40, 40), torch.zeros(40, 40)
     for step in range(6):
         x = torch.randn(40, 40, generator=generator) * 0.4
-        if poison and step == 5 and group.rank == 1:
+        if poison and step == 5 and workers.rank == 1:
             x[3, 3] = torch.inf
         net.zero_grad()
         network(x).backward()
@@ -153,14 +127,14 @@ def thresholded(make: Any, poison: bool) -> dict[str, Any]:
         own += x
         received += gradient
         largest = max(largest, float(gradient.abs().max()))
-    residual = group.hook.__self__.residuals[id(net.used)].view(40, 40)
+    residual = workers.hook.__self__.residuals[id(net.used)].view(40, 40)
     return {
         "own": own,
         "received": received,
         "residual": residual.clone(),
         "largest": largest,
         "unused": net.unused.grad,
-        "metrics": group.metrics(),
+        "metrics": workers.metrics(),
     }
 
 
@@ -172,10 +146,10 @@ def both(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     result: dict[str, Any] = {}
 
-    def make(**given: Any) -> Group:
+    def make(**given: Any) -> DataParallel:
         if dist.is_initialized():
             dist.destroy_process_group()
-        return Group(options(optimizer="sgd", **given), cuda=False)
+        return DataParallel(LaunchedGroup(cuda=False), options(optimizer="sgd", **given))
 
     for case in ALIKE:
         result[case] = train(case, 16, make())
@@ -183,12 +157,12 @@ def both(rank: int, port: int, folder: str) -> None:
     result["poisoned"] = thresholded(make, poison=True)
     for kind in ("full", "half", "powersgd", "threshold"):
         result[kind] = train("compressed", 16, make(gradients=kind, gradient_threshold=0.03))[1]
-    group = make()
+    workers = make()
     result["generated"] = [
-        (batch.inputs["x"].tolist(), batch.weight) for batch in group.share(Generated(9)).batches(2)
+        (batch.inputs["x"].tolist(), batch.weight) for batch in workers.share(Generated(9)).batches(2)
     ]
     with pytest.raises(DataError, match="numbers: differ from worker to worker") as uneven:
-        list(group.share(Generated(9 + 4 * rank)).batches(2))
+        list(workers.share(Generated(9 + 4 * rank)).batches(2))
     result["uneven"] = str(uneven.value)
     with pytest.raises(PassError, match="the workers ended with different weights") as apart:
         train("adamw", 16, make(), hook=f"{folder}/hook.py:forgets")

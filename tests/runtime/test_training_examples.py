@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnx_lathe.runtime.training import TorchTrainer
-from tests.runtime.test_training import Points, accuracy, disagreement, model, options, updated
+from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
+from tests.support.training import Points, accuracy, disagreement, model, options, updated
 
 pytest.importorskip("torch")
 HOOKS = Path(__file__).parents[2] / "docs" / "hooks"
@@ -16,13 +16,15 @@ HOOKS = Path(__file__).parents[2] / "docs" / "hooks"
 def trained(hook: Path, **more):
     start, teacher = (
         model(),
-        TorchTrainer(Points(), None).train(model(seed=3), options(epochs=15, rate=0.02, batch=32)).values,
+        TorchTrainer(TrainingSetup(Points()))
+        .train(model(seed=3), options(epochs=15, rate=0.02, batch=32))
+        .values,
     )
     original = updated(model(seed=3), teacher)
     lines: list[str] = []
-    result = TorchTrainer(Points(), original, hook=f"{hook}:retrain", progress=lines.append).train(
-        start, options(**{"batch": 32} | more)
-    )
+    result = TorchTrainer(
+        TrainingSetup(Points(), original, hook=f"{hook}:retrain", progress=lines.append)
+    ).train(start, options(**{"batch": 32} | more))
     return start, original, updated(start, result.values), result.metrics, lines
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from onnx_lathe.errors import PassError, UsageError
-from onnx_lathe.runtime.training import TorchTrainer
+from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from onnx_lathe.runtime.training.hooks import load_hook
-from tests.runtime.test_training import Points, model, options
+from tests.support.training import Points, model, options
 
 torch = pytest.importorskip("torch")
 
@@ -37,8 +37,8 @@ def retrain(module, job):
 """)  # fmt: skip
     lines: list[str] = []
     start = model()
-    trainer = TorchTrainer(Points(), start, hook=hook, progress=lines.append)
-    trainer.step = "3/6 retrain"
+    setup = TrainingSetup(Points(), start, hook=hook, progress=lines.append, step="3/6 retrain")
+    trainer = TorchTrainer(setup)
     results = []
     for _ in range(2):
         torch.rand(1)  # what the caller's generator is at does not matter
@@ -56,7 +56,7 @@ def test_any_type_of_number_is_a_metric(tmp_path: Path) -> None:
     text += "    job.metrics.update(a=numpy.float32(1.5), b=torch.tensor([2.5]), c=3, d='high', e=torch.ones(2))\n"
     lines: list[str] = []
     metrics = (
-        TorchTrainer(Points(), None, hook=write(tmp_path, text), progress=lines.append)
+        TorchTrainer(TrainingSetup(Points(), hook=write(tmp_path, text), progress=lines.append))
         .train(model(), options())
         .metrics
     )
@@ -79,7 +79,7 @@ def test_what_a_hook_raises_is_one_line_and_a_log(tmp_path: Path) -> None:
     hook = write(tmp_path, "def retrain(module, job):\n    raise ValueError('bad\\nluck')\n")
     log = tmp_path / "out" / "retrain.log"
     with pytest.raises(PassError) as caught:
-        TorchTrainer(Points(), None, hook=hook, log=log).train(model(), options())
+        TorchTrainer(TrainingSetup(Points(), hook=hook, log=log)).train(model(), options())
     assert (
         str(caught.value)
         == f"retraining hook '{hook}' failed: ValueError: bad luck; the traceback is in {log}"
@@ -94,7 +94,7 @@ def test_any_mistake_in_a_hook_is_caught(tmp_path: Path, body: str) -> None:
     with pytest.raises(
         PassError, match=r"retraining hook .* failed: (SystemExit|AttributeError|TypeError): "
     ):
-        TorchTrainer(Points(), None, hook=hook).train(model(), options())
+        TorchTrainer(TrainingSetup(Points(), hook=hook)).train(model(), options())
 
 
 def test_a_hook_that_ruins_the_weights_is_refused(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_hook_that_ruins_the_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         PassError, match="training made weight 'w' NaN or infinite; the model is left as it was"
     ):
-        TorchTrainer(Points(), None, hook=hook).train(model(), options())
+        TorchTrainer(TrainingSetup(Points(), hook=hook)).train(model(), options())
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_hook_that_ruins_the_weights_is_refused(tmp_path: Path) -> None:
 )
 def test_a_wrong_place_is_told_at_once(spec: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        TorchTrainer(Points(), None, hook=spec)
+        TorchTrainer(TrainingSetup(Points(), hook=spec))
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,13 @@ from onnx_lathe.optimizer.cli import main
 from onnx_lathe.optimizer.commands.compile import attached
 from onnx_lathe.optimizer.recipe import load_recipe
 from onnx_lathe.passes.numerics.sparsity.gradual import Gradual
-from onnx_lathe.passes.numerics.sparsity.weight_choice import Pool
-from onnx_lathe.runtime.training import TorchTrainer
-from onnx_lathe.runtime.training.parallel.launch import _killed, parse_launch
-from tests.runtime.test_training_distributed import MODELS, digits, lenet, moved, options
+from onnx_lathe.passes.numerics.sparsity.weight_choice import Budget
+from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
+from onnx_lathe.runtime.training.parallel.launch import killed
+from onnx_lathe.runtime.training.parallel.request import parse_launch
+from tests.support.distributed import digits, lenet, moved
+from tests.support.models import MODELS
+from tests.support.training import options
 
 HOOK = """
 import os, signal, sys, time
@@ -83,15 +86,18 @@ def hook(tmp_path: Path) -> Path:
     return path
 
 
-def trainer(
-    folder: Path, launch: str | None, hook: str | None, lines: list[str], samples: int
-) -> TorchTrainer:
-    made = TorchTrainer(
-        digits(samples), lenet(), hook=hook, log=folder / "out" / "retrain.log", progress=lines.append, device="cpu",
-        launch=None if launch is None else parse_launch(launch),
-    )  # fmt: skip
-    made.state = folder / "out" / "training.state"
-    return made
+def trainer(folder: Path, launch: str, hook: str | None, lines: list[str], samples: int) -> TorchTrainer:
+    setup = TrainingSetup(
+        digits(samples),
+        lenet(),
+        hook=hook,
+        log=folder / "out" / "retrain.log",
+        progress=lines.append,
+        device="cpu",
+        launch=parse_launch(launch),
+        state=folder / "out" / "training.state",
+    )
+    return TorchTrainer(setup)
 
 
 def test_a_worker_that_is_killed_changes_nothing(tmp_path: Path, hook: Path) -> None:
@@ -104,8 +110,7 @@ def test_a_worker_that_is_killed_changes_nothing(tmp_path: Path, hook: Path) -> 
     assert result.metrics["workers"] == 2
     assert "going on after epoch 2" in lines
     assert sum(line.startswith("epoch 4/4: loss") for line in lines) == 1
-    one = trainer(tmp_path / "one", None, None, [], 131)
-    one.state = None
+    one = TorchTrainer(TrainingSetup(digits(131), lenet(), device="cpu"))
     expected = one.train(moved(lenet()), options(batch=32, **settings), alone)
     assert list(result.values) == list(expected.values)
     for name, value in expected.values.items():
@@ -220,7 +225,7 @@ def test_the_worker_that_failed_first_is_told(tmp_path: Path, codes: tuple[int, 
     (tmp_path / "torchrun.log").write_text(
         f"Failures:\n[1]:\n{other}\nRoot Cause (first observed failure):\n[0]:\n{first}\n"
     )
-    assert says in str(_killed(tmp_path, TorchTrainer(digits(2), None)))
+    assert says in str(killed(tmp_path, TrainingSetup(digits(2))))
 
 
 @pytest.mark.parametrize(
@@ -285,14 +290,14 @@ def test_launch_is_an_argument_that_begins_with_dashes(
 
 def test_what_cannot_be_handed_to_other_processes_is_refused(tmp_path: Path) -> None:
     made = trainer(tmp_path, "--nproc-per-node=2", None, [], 40)
-    made.data.extra = lambda: None  # type: ignore[attr-defined]
+    made.setup.data.extra = lambda: None  # type: ignore[attr-defined]
     with pytest.raises(PassError, match=r"cannot be handed to other processes .*; leave --launch out"):
         made.train(lenet(), options())
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_gradual_pruning_goes_to_a_worker_and_comes_back() -> None:
-    made = Gradual([Pool(("w",), 6)], [0], [], "magnitude", "cubic", 2, 0.5, 0.8, True)
+    made = Gradual([Budget(("w",), 6)], [0], [], "magnitude", "cubic", 2, 0.5, 0.8, True)
     weights = {"w": np.arange(1, 11, dtype=np.float32).reshape(2, 5)}
     copy = pickle.loads(pickle.dumps(made))
     for done in (0.0, 0.3, 1.0):

@@ -15,9 +15,9 @@ import pytest
 
 from onnx_lathe.errors import PassError
 from onnx_lathe.metadata import SPARSE, format_sparse
-from onnx_lathe.runtime.training import TorchTrainer
-from tests.runtime.test_training import Points, model, options
+from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from tests.support.builders import build, random
+from tests.support.training import Points, model, options
 
 torch = pytest.importorskip("torch")
 from onnx_lathe.runtime.torch_bridge import (  # noqa: E402
@@ -336,9 +336,9 @@ def test_a_budget_changes_no_weight_of_a_retraining(kind: str) -> None:
     data = Points(labelled=kind == "labels")
     teacher = None if kind == "labels" else model(seed=1)
     settings = options(epochs=2, batch=128)
-    plain = TorchTrainer(data, teacher).train(network, settings)
-    fitted = TorchTrainer(data, teacher, memory=10**9).train(network, settings)
+    plain = TorchTrainer(TrainingSetup(data, teacher)).train(network, settings)
+    fitted = TorchTrainer(TrainingSetup(data, teacher, memory=10**9)).train(network, settings)
     assert all(np.array_equal(value, fitted.values[name]) for name, value in plain.values.items())
     assert fitted.metrics["activation_peak_bytes"] <= 10**9
     with pytest.raises(PassError, match="memory budget of 10 bytes is too small"):
-        TorchTrainer(data, teacher, memory=10).train(network, settings)
+        TorchTrainer(TrainingSetup(data, teacher, memory=10)).train(network, settings)

@@ -9,10 +9,10 @@ import pytest
 
 from onnx_lathe.errors import PassError
 from onnx_lathe.metadata import SPARSE, format_sparse
-from onnx_lathe.runtime.training import TorchTrainer
-from tests.runtime.test_training import Points, model, options, updated
+from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from tests.support import quantized
 from tests.support.builders import build
+from tests.support.training import Points, model, options, updated
 
 torch = pytest.importorskip("torch")
 from onnx_lathe.runtime.torch_bridge import GraphModule  # noqa: E402
@@ -120,7 +120,7 @@ def test_trained_weights_are_views_that_nobody_can_write_to() -> None:
 @pytest.mark.parametrize("every, steps", [(1, 10), (4, 10), (100, 10)])
 def test_it_is_asked_before_the_first_step_every_so_many_and_after_the_last(every: int, steps: int) -> None:
     shaping = Shaping(half_kept, every)
-    TorchTrainer(Points(160), None).train(model(), options(epochs=2, batch=32), shaping)
+    TorchTrainer(TrainingSetup(Points(160))).train(model(), options(epochs=2, batch=32), shaping)
     assert [done for done, _ in shaping.calls] == pytest.approx(
         [index / steps for index in range(0, steps, every)] + [1.0]
     )
@@ -135,7 +135,9 @@ def test_it_is_asked_before_the_first_step_every_so_many_and_after_the_last(ever
 @pytest.mark.parametrize("answer", [half_kept, rounded])
 def test_the_result_is_what_stands_in_at_the_end(answer: Callable[..., dict[str, np.ndarray]]) -> None:
     shaping = Shaping(answer, every=3)
-    result = TorchTrainer(Points(), None).train(model(), options(epochs=12, rate=0.02, batch=32), shaping)
+    result = TorchTrainer(TrainingSetup(Points())).train(
+        model(), options(epochs=12, rate=0.02, batch=32), shaping
+    )
     done, weights = shaping.calls[-1]
     assert done == 1.0
     for name, stand_in in answer(1.0, weights).items():
@@ -163,8 +165,12 @@ def test_a_mask_that_stays_is_an_ordinary_sparse_training() -> None:
     )
     pruned.metadata_props.add(key=SPARSE, value=format_sparse(dict.fromkeys(masks, "unstructured")))
     settings = options(epochs=2, batch=64, clip=0.0)  # the length of the gradient counts what is underneath
-    held = TorchTrainer(Points(), None).train(pruned, settings).values
-    shaped = TorchTrainer(Points(), None).train(start, settings, Shaping(lambda done, weights: masks)).values
+    held = TorchTrainer(TrainingSetup(Points())).train(pruned, settings).values
+    shaped = (
+        TorchTrainer(TrainingSetup(Points()))
+        .train(start, settings, Shaping(lambda done, weights: masks))
+        .values
+    )
     for name, value in held.items():
         np.testing.assert_allclose(shaped[name], value, rtol=0, atol=1e-6)
 
@@ -174,9 +180,10 @@ def test_no_epoch_is_chosen_while_weights_are_shaped() -> None:
     spoiling = Points(256)
     spoiling.labels = (spoiling.labels + 1) % 4
     good = updated(
-        model(), TorchTrainer(Points(), None).train(model(), options(epochs=8, rate=0.02, batch=32)).values
+        model(),
+        TorchTrainer(TrainingSetup(Points())).train(model(), options(epochs=8, rate=0.02, batch=32)).values,
     )
-    trainer = TorchTrainer(spoiling, None, validation=Points(256, seed=2))
+    trainer = TorchTrainer(TrainingSetup(spoiling, validation=Points(256, seed=2)))
     result = trainer.train(good, options(rate=0.05, batch=32), Shaping(half_kept))
     assert "best_epoch" not in result.metrics
     assert int((result.values["w"] == 0).sum()) == result.values["w"].size // 2
@@ -198,7 +205,7 @@ def retrain(module, job):
         encoding="utf-8",
     )
     shaping = Shaping(half_kept, every=2)
-    result = TorchTrainer(Points(), None, hook=f"{path}:retrain").train(model(), options(), shaping)
+    result = TorchTrainer(TrainingSetup(Points(), hook=f"{path}:retrain")).train(model(), options(), shaping)
     assert [done for done, _ in shaping.calls] == [0.0, 0.4, 0.8, 1.0]
     moved = shaping.calls[-1][1]["w"]
     np.testing.assert_array_equal(result.values["w"], np.where(half_kept(1.0, {"w": moved})["w"], moved, 0))
@@ -207,7 +214,7 @@ def retrain(module, job):
 def test_a_hook_that_never_asks_gets_the_last_shape(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("def retrain(module, job):\n    pass\n", encoding="utf-8")
-    result = TorchTrainer(Points(), None, hook=f"{path}:retrain").train(
+    result = TorchTrainer(TrainingSetup(Points(), hook=f"{path}:retrain")).train(
         model(), options(), Shaping(half_kept)
     )
     assert int((result.values["v"] == 0).sum()) == result.values["v"].size // 2
@@ -219,5 +226,5 @@ def test_without_shaping_a_job_is_as_it_was(tmp_path: Path) -> None:
         "def retrain(module, job):\n    assert not job.shaped\n    job.shape(0.5)\n", encoding="utf-8"
     )
     start = model()
-    values = TorchTrainer(Points(), None, hook=f"{path}:retrain").train(start, options()).values
+    values = TorchTrainer(TrainingSetup(Points(), hook=f"{path}:retrain")).train(start, options()).values
     assert all(values[tensor.name].tobytes() == tensor.raw_data for tensor in start.graph.initializer)

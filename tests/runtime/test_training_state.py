@@ -8,16 +8,16 @@ import onnx
 import pytest
 
 from onnx_lathe.errors import PassError
-from onnx_lathe.passes.numerics.clustering.codebook_pools import Clustered, Piece, Pool
+from onnx_lathe.passes.numerics.clustering.codebook_pools import Clustered, CodebookGroup, Piece
 from onnx_lathe.passes.numerics.clustering.kmeans import Rule
 from onnx_lathe.passes.numerics.sparsity.gradual import Gradual
-from onnx_lathe.passes.numerics.sparsity.weight_choice import Pool as Pruned
+from onnx_lathe.passes.numerics.sparsity.weight_choice import Budget
 from onnx_lathe.protocols import Shaping
 from onnx_lathe.runtime.data.arrays import open_arrays
 from onnx_lathe.runtime.data.preprocess import parse
 from onnx_lathe.runtime.files.signature import model_inputs
-from onnx_lathe.runtime.training import TorchTrainer
-from tests.runtime.test_training import CLASSES, Points, accuracy, model, options, updated
+from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
+from tests.support.training import CLASSES, Points, accuracy, model, options, updated
 
 torch = pytest.importorskip("torch")
 from onnx_lathe.runtime.training.loop.holdout import held_out  # noqa: E402
@@ -41,11 +41,11 @@ class Interrupted(Points):
 
 
 def gradual() -> Gradual:
-    return Gradual([Pruned(("w", "v"), 60)], [0], [], "magnitude", "cubic", 20, 0.6, 0.8, True)
+    return Gradual([Budget(("w", "v"), 60)], [0], [], "magnitude", "cubic", 20, 0.6, 0.8, True)
 
 
 def clustered() -> Clustered:
-    pools = [Pool(4, False, (Piece(name),)) for name in ("w", "v")]
+    pools = [CodebookGroup(4, False, (Piece(name),)) for name in ("w", "v")]
     return Clustered([(pool, Rule(tradeoff=0.01)) for pool in pools], every=3, freeze=0.7)
 
 
@@ -55,9 +55,10 @@ def clustered() -> Clustered:
 )
 def test_going_on_gives_the_same_bits(tmp_path: Path, shaping, settings: Mapping[str, object]) -> None:
     def train(data, state: Path | None, shaped: Shaping | None) -> Mapping[str, np.ndarray]:
-        trainer = TorchTrainer(data, model(seed=3), progress=lines.append)
-        trainer.state = state
-        result = trainer.train(model(), options(epochs=6, batch=32, rate=0.02, **settings), shaped)
+        setup = TrainingSetup(data, model(seed=3), progress=lines.append, state=state)
+        result = TorchTrainer(setup).train(
+            model(), options(epochs=6, batch=32, rate=0.02, **settings), shaped
+        )
         metrics.append(result.metrics)
         return result.values
 
@@ -90,8 +91,7 @@ def test_going_on_gives_the_same_bits(tmp_path: Path, shaping, settings: Mapping
 
 def test_another_job_or_a_damaged_file_begins_anew(tmp_path: Path) -> None:
     def resumed(start: onnx.ModelProto, **changes) -> bool:
-        trainer = TorchTrainer(Points(), None)
-        trainer.state = path
+        trainer = TorchTrainer(TrainingSetup(Points(), state=path))
         return "resumed_after" in trainer.train(start, options(**{"epochs": 2} | changes)).metrics
 
     path = tmp_path / "training.state"
@@ -155,7 +155,7 @@ def test_held_out_samples_choose_the_epoch_and_end_the_training(tmp_path: Path) 
     assert len(np.unique(everything, axis=0)) == 400
     lines: list[str] = []
     start = model()
-    trainer = TorchTrainer(arrays(tmp_path), None, progress=lines.append)
+    trainer = TorchTrainer(TrainingSetup(arrays(tmp_path), progress=lines.append))
     result = trainer.train(start, options(epochs=200, rate=0.05, batch=32, holdout=0.25, patience=3))
     assert result.metrics["samples"] == 300
     assert 3 < result.metrics["epochs"] < 200

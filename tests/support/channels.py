@@ -12,8 +12,9 @@ from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.coupling.state import READ
 from onnx_lathe.passes.graph.layers import read
 from onnx_lathe.passes.graph.model import export_model, import_model
-from onnx_lathe.passes.prune.channels import Amount, plan_channels
-from onnx_lathe.passes.prune.prune import Prune
+from onnx_lathe.passes.prune_channels.amount import Amount
+from onnx_lathe.passes.prune_channels.plan import plan_channels
+from onnx_lathe.passes.prune_channels.prune_channels import PruneChannels
 from onnx_lathe.runtime.running import ort
 
 
@@ -21,7 +22,7 @@ def prune_channels(
     model: onnx.ModelProto, context: Context | None = None, **options: object
 ) -> tuple[onnx.ModelProto, PassReport]:
     graph = import_model(model)
-    report = configure(Prune, {"pattern": "channels"} | options).apply(graph, context or Context())
+    report = configure(PruneChannels, options).apply(graph, context or Context())
     pruned = export_model(graph)
     contract.check_model(pruned)
     return pruned, report

@@ -29,7 +29,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Pool:
+class CodebookGroup:
     """Pieces that share at most k values; with `keep_zero` their zeros, and nothing else, stay zero."""
 
     k: int
@@ -52,12 +52,12 @@ def channel_groups(tensor: str, axis: int, size: int, groups: int) -> list[Piece
 
 
 def decoded(
-    values: Mapping[str, np.ndarray], outcome: Iterable[tuple[Pool, Encoded]]
+    values: Mapping[str, np.ndarray], outcome: Iterable[tuple[CodebookGroup, Encoded]]
 ) -> dict[str, np.ndarray]:
-    """Copies of the tensors in the pools, with every piece replaced by its shared values."""
+    """Copies of the tensors in the groups, with every piece replaced by its shared values."""
     result: dict[str, np.ndarray] = {}
-    for pool, encoded in outcome:
-        for piece, indices in zip(pool.pieces, encoded.indices, strict=True):
+    for group, encoded in outcome:
+        for piece, indices in zip(group.pieces, encoded.indices, strict=True):
             if piece.tensor not in result:
                 result[piece.tensor] = np.empty_like(values[piece.tensor])
             piece.of(result[piece.tensor])[...] = encoded.centroids[indices]
@@ -70,20 +70,20 @@ class Clustered:
 
     Until `freeze`, a share of the training, every call clusters the trained weights again, from the last
     centroids on. From then on every weight stays with its centroid, which follows the mean of the trained
-    weights underneath: the network that training ends with has at most k values in a pool. Zeros of a pool
+    weights underneath: the network that training ends with has at most k values in a group. Zeros of a group
     that keeps them are those of the first call.
     """
 
-    def __init__(self, pools: Iterable[tuple[Pool, Rule]], every: int, freeze: float) -> None:
+    def __init__(self, groups: Iterable[tuple[CodebookGroup, Rule]], every: int, freeze: float) -> None:
         self.every, self.freeze = every, freeze
-        self.shares = [_Share(pool, rule, WARM_ITERATIONS * every) for pool, rule in pools]
+        self.shares = [_Share(group, rule, WARM_ITERATIONS * every) for group, rule in groups]
 
     def __call__(self, done: float, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         trained = [
-            share for share in self.shares if all(piece.tensor in weights for piece in share.pool.pieces)
+            share for share in self.shares if all(piece.tensor in weights for piece in share.group.pieces)
         ]
         return decoded(
-            weights, [(share.pool, share.encoded(weights, done >= self.freeze)) for share in trained]
+            weights, [(share.group, share.encoded(weights, done >= self.freeze)) for share in trained]
         )
 
     def state(self) -> dict[str, np.ndarray]:
@@ -102,18 +102,18 @@ class Clustered:
 
 
 class _Share:
-    """One pool through a training."""
+    """One group through a training."""
 
-    def __init__(self, pool: Pool, rule: Rule, iterations: int) -> None:
-        self.pool, self.rule = pool, rule
+    def __init__(self, group: CodebookGroup, rule: Rule, iterations: int) -> None:
+        self.group, self.rule = group, rule
         self.warm = replace(rule, iterations=min(rule.iterations, iterations), exact=False)
         self.zeros: list[np.ndarray] | None = None
         self.centroids: np.ndarray | None = None
         self.frozen: Encoded | None = None
 
     def encoded(self, weights: Mapping[str, np.ndarray], freeze: bool) -> Encoded:
-        arrays = self.pool.arrays(weights)
-        if self.pool.keep_zero:
+        arrays = self.group.arrays(weights)
+        if self.group.keep_zero:
             if self.zeros is None:
                 self.zeros = [array == 0 for array in arrays]
             arrays = [
@@ -135,7 +135,7 @@ class _Share:
         return arrays
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        pieces = range(len(self.pool.pieces))
+        pieces = range(len(self.group.pieces))
         self.centroids = state.get("centroids")
         self.zeros = [state[f"zeros{position}"] for position in pieces] if "zeros0" in state else None
         if "frozen" in state:
@@ -148,13 +148,14 @@ class _Share:
     def _clustered(self, arrays: list[np.ndarray]) -> Encoded:
         rule = self.rule if self.centroids is None else self.warm
         try:
-            result = encode(arrays, self.pool.k, rule, self.pool.keep_zero, self.centroids)
+            result = encode(arrays, self.group.k, rule, self.group.keep_zero, self.centroids)
         except ValueError as error:
-            names = ", ".join(piece.tensor for piece in self.pool.pieces)
+            names = ", ".join(piece.tensor for piece in self.group.pieces)
             raise PassError(
-                f"training made {names} NaN or infinite; the model is left as it was; give codebook a smaller rate="
+                f"training made {names} NaN or infinite; the model is left as it was; "
+                "give codebook a smaller rate in training={...}"
             ) from error
-        moving = result.centroids[result.centroids != 0] if self.pool.keep_zero else result.centroids
+        moving = result.centroids[result.centroids != 0] if self.group.keep_zero else result.centroids
         self.centroids = moving.astype(np.float64) if moving.size else None
         return result
 

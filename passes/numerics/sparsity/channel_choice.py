@@ -27,8 +27,8 @@ class Cost:
     views: tuple[int, ...]
 
 
-class Thinning:
-    """Units that go one by one, while every view keeps at least one position."""
+class Removal:
+    """Units that are removed one by one, while every view keeps at least one position."""
 
     def __init__(self, size: int, views: Iterable[np.ndarray], groups: np.ndarray, free: np.ndarray) -> None:
         """`groups`: int [size], the group of each unit, -1 for none. `free`: bool [size], may go."""
@@ -70,8 +70,8 @@ class Thinning:
         self.order.remove(unit)
 
 
-def thin_groups(
-    state: Thinning, scores: np.ndarray, widths: np.ndarray, sparsity: Mapping[int, float]
+def remove_per_group(
+    state: Removal, scores: np.ndarray, widths: np.ndarray, sparsity: Mapping[int, float]
 ) -> None:
     """Removes that share of each group's channels, those of least importance per channel first; ties go by
     position.
@@ -90,8 +90,8 @@ def thin_groups(
                 gone += widths[unit]
 
 
-def thin_together(
-    state: Thinning, ranks: Callable[[], np.ndarray], enough: Callable[[], bool], most: float = MOST
+def remove_globally(
+    state: Removal, ranks: Callable[[], np.ndarray], enough: Callable[[], bool], most: float = MOST
 ) -> None:
     """Removes units over all groups, those of lowest rank first, until there are `enough`; of no group more
     than the share `most`.
@@ -113,7 +113,7 @@ def thin_together(
         candidates = np.sort(ranked[at_once:])
 
 
-def round_up(state: Thinning, views: Mapping[int, Sequence[np.ndarray]], multiple: int) -> None:
+def round_up(state: Removal, views: Mapping[int, Sequence[np.ndarray]], multiple: int) -> None:
     """Gives back the last units that went, until what is left of each group's `views` is a multiple, or all
     of it.
     """
@@ -132,7 +132,7 @@ class Shares:
     logarithm of what is left.
     """
 
-    def __init__(self, state: Thinning, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    def __init__(self, state: Removal, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         """`parts`: (units, int [n]; energies, float64 [n], not negative)."""
         self.state = state
         self.units = np.concatenate([units for units, _ in parts]) if parts else np.zeros(0, np.int64)
@@ -151,7 +151,7 @@ class Shares:
 class Savings:
     """MACs of a network as its views shrink, and what each unit would save."""
 
-    def __init__(self, state: Thinning, costs: Sequence[Cost]) -> None:
+    def __init__(self, state: Removal, costs: Sequence[Cost]) -> None:
         self.state, self.costs = state, costs
         self.factors = np.array([cost.factor for cost in costs])
         sides = [(*cost.views, -1, -1)[:2] for cost in costs]

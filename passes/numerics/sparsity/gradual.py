@@ -19,7 +19,7 @@ import numpy as np
 
 from onnx_lathe.errors import PassError
 from onnx_lathe.passes.numerics.sparsity.hidden_units import Link
-from onnx_lathe.passes.numerics.sparsity.weight_choice import Pool, choose
+from onnx_lathe.passes.numerics.sparsity.weight_choice import Budget, choose
 
 RETURNS = 0.02
 """Largest share of a layer's remaining weights that may come back at one choice; it falls to 0 until zeros
@@ -43,15 +43,15 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
 
 @dataclass
 class Gradual:
-    """Implements onnx_lathe.protocols.Shaping: masks over the weights of `pools`, whose `count` are the
+    """Implements onnx_lathe.protocols.Shaping: masks over the weights of `budgets`, whose `count` are the
     zeros at the end.
 
-    `start`: zeros of each pool before. Zeros are chosen at `rounds` equal steps on the way to `until` (a
+    `start`: zeros of each budget before. Zeros are chosen at `rounds` equal steps on the way to `until` (a
     share of the training, when the final number is reached), and at the same intervals up to `settle`; then
     they stay. Without `regrow`, every zero stays from the start.
     """
 
-    pools: Sequence[Pool]
+    budgets: Sequence[Budget]
     start: Sequence[int]
     links: Sequence[Link]
     score: str
@@ -89,26 +89,29 @@ class Gradual:
             mask.flags.writeable = False
 
     def _choose(self, share: float, weights: Mapping[str, np.ndarray]) -> None:
-        missing = [name for pool in self.pools for name in pool.names if name not in weights]
+        missing = [name for budget in self.budgets for name in budget.names if name not in weights]
         if missing:
             raise PassError(
-                f"weight '{missing[0]}' is not trained, so it cannot be pruned gradually; leave epochs out"
+                f"weight '{missing[0]}' is not trained, so it cannot be pruned gradually; leave training out"
             )
-        broken = [name for pool in self.pools for name in pool.names if not np.isfinite(weights[name]).all()]
+        broken = [
+            name for budget in self.budgets for name in budget.names if not np.isfinite(weights[name]).all()
+        ]
         if broken:
             raise PassError(
-                f"training made weight '{broken[0]}' NaN or infinite; the model is left as it was; give a smaller rate="
+                f"training made weight '{broken[0]}' NaN or infinite; the model is left as it was; "
+                "give a smaller rate in training={...}"
             )
-        pools = [
-            Pool(pool.names, round(start + (pool.count - start) * share))
-            for pool, start in zip(self.pools, self.start, strict=True)
+        budgets = [
+            Budget(budget.names, round(start + (budget.count - start) * share))
+            for budget, start in zip(self.budgets, self.start, strict=True)
         ]
         values = {
             name: self._competing(name, weights[name]) if name in self.masks else weights[name]
             for name in weights
         }
-        choice = choose(pools, values.__getitem__, self.links, self.score, constants=True)
-        kept = {name: choice.kept(name, values[name]) for pool in pools for name in pool.names}
+        choice = choose(budgets, values.__getitem__, self.links, self.score, constants=True)
+        kept = {name: choice.kept(name, values[name]) for budget in budgets for name in budget.names}
         for name, mask in kept.items():
             mask.flags.writeable = False
             self.been_zero[name] = self.been_zero.get(name, False) | ~mask

@@ -1,4 +1,4 @@
-"""Which weights become zero: so many of each pool, of smallest magnitude or score, those of useless hidden
+"""Which weights become zero: so many of each budget, of smallest magnitude or score, those of useless hidden
 units first.
 
 A unit that nothing reads, or nothing writes, has no use; its weights go before all others, so that the
@@ -21,11 +21,11 @@ SCORES: Mapping[str, Callable[[Iterable[np.ndarray], int], list[Threshold]]] = {
 }
 
 Read = Callable[[str], np.ndarray]
-"""Float32 values of a weight by name; called again rather than kept, because all together may be too large."""
+"""Float32 values of a weight by name; called again rather than kept: all together may be too large."""
 
 
 @dataclass(frozen=True)
-class Pool:
+class Budget:
     """Weights that compete: `count` of all their elements become zero."""
 
     names: tuple[str, ...]
@@ -75,13 +75,13 @@ class Choice:
 
 
 def choose(
-    pools: Sequence[Pool],
+    budgets: Sequence[Budget],
     read: Read,
     links: Sequence[Link] = (),
     score: str = "magnitude",
     constants: bool = False,
 ) -> Choice:
-    """Exactly `pool.count` zeros in each pool. With `constants`, units that nothing writes count as useless
+    """Exactly `count` zeros in each budget. With `constants`, units that nothing writes count as useless
     too: they change the output.
     """
     choice = Choice(
@@ -91,11 +91,11 @@ def choose(
         [np.zeros(link.units, bool) for link in links],
     )
     while True:
-        for pool in pools:
-            arrays: Iterable[np.ndarray] = _Scored(pool.names, read, choice)
-            if len(pool.names) == 1:
+        for budget in budgets:
+            arrays: Iterable[np.ndarray] = _Scored(budget.names, read, choice)
+            if len(budget.names) == 1:
                 arrays = list(arrays)
-            choice.thresholds.update(zip(pool.names, SCORES[score](arrays, pool.count), strict=True))
+            choice.thresholds.update(zip(budget.names, SCORES[score](arrays, budget.count), strict=True))
             del arrays
         before = sum(int(units.sum()) for units in choice.useless)
         for number, link in reversed(list(enumerate(links))):  # what a layer loses shows in the one before it
@@ -114,7 +114,7 @@ def choose(
 
 @dataclass(frozen=True)
 class _Scored:
-    """The arrays of a pool, read one by one every time they are gone through."""
+    """The arrays of a budget, read one by one every time they are gone through."""
 
     names: Sequence[str]
     read: Read

@@ -48,7 +48,7 @@ def fit(
     `run` does the forward pass of one full batch, and returns the loss; it is called a few times, and
     leaves weights, statistics and random numbers as they were. As little as possible is computed again. On
     a GPU, what is kept goes to host memory if nothing else helps. None as budget only measures. Several
-    workers call it together, with `Workers.most`, before DistributedDataParallel gets the module: they have
+    workers call it together, with `Strategy.most`, before DistributedDataParallel gets the module: they have
     to choose alike, because batch normalization makes them wait for each other whenever one runs.
 
     Returns activation_bytes (what they would take if all were kept), activation_peak_bytes (what they take,

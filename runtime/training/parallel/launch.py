@@ -8,30 +8,26 @@ traceback.log. The workers' standard output carries progress; their standard inp
 pipe from the parent, and when it closes they end: so a parent that dies leaves none behind.
 """
 
-import contextlib
 import io
 import json
 import os
 import pickle
 import re
-import shlex
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 
-from onnx_lathe.errors import LatheError, PassError, UsageError
+from onnx_lathe.errors import LatheError, PassError
 from onnx_lathe.protocols import Shaping
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.processes import environment, running
-
-if TYPE_CHECKING:
-    from onnx_lathe.runtime.training.trainer import TorchTrainer
+from onnx_lathe.runtime.training.parallel.request import Launch
+from onnx_lathe.runtime.training.setup import TrainingSetup
 
 MARK = "\x1e"
 """What stands before a line of progress on a worker's standard output; anything else there is a hook's own."""
@@ -39,77 +35,10 @@ MARK = "\x1e"
 GRACE_S = 15.0
 """How long interrupted workers have to end."""
 
-_MEETING = ("rdzv_endpoint", "rdzv_id", "rdzv_backend", "master_addr", "master_port", "standalone")
-_NAMES = {"rdzv_id": "none", "rdzv_backend": "static", "master_addr": "127.0.0.1"}
-"""torchrun's defaults for these."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """torchrun's own arguments, and the number of workers on this machine."""
-
-    arguments: tuple[str, ...]
-    local: int
-
-
-def parse_launch(text: str) -> Launch:
-    """Reads the value of `--launch`. Raises UsageError for what torchrun would refuse."""
-    from torch.distributed.run import determine_local_world_size, get_args_parser, parse_min_max_nnodes
-
-    try:
-        words, script = shlex.split(text), "script"
-    except ValueError as error:
-        raise UsageError(f"--launch '{text}': {error}") from error
-    if not words:
-        raise UsageError(f"--launch '{text}' is empty; give --nproc-per-node=2, or leave it out")
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
-            options = get_args_parser().parse_args([*words, script])
-    except SystemExit as error:
-        said = (complaint.getvalue().strip().splitlines() or [""])[-1].rpartition("error: ")[2]
-        if "training_script" in said:
-            said = f"{words[-1]} needs a value"
-        if not error.code:
-            said = "asks for help"
-        raise UsageError(f"--launch '{text}': {said}; see: torchrun --help") from error
-    if options.module or options.no_python or options.run_path:
-        raise UsageError(
-            f"--launch '{text}': says how to run a script; give the number of processes and where they meet only"
-        )
-    if options.training_script != script:
-        raise UsageError(
-            f"--launch '{text}': '{options.training_script}' is no option; give torchrun's options only, not what to run"
-        )
-    try:
-        local = determine_local_world_size(options.nproc_per_node)
-        least, most = parse_min_max_nnodes(options.nnodes)
-    except (ValueError, RuntimeError) as error:
-        raise UsageError(f"--launch '{text}': {' '.join(str(error).split())}") from error
-    if local < 1:
-        raise UsageError(
-            f"--launch '{text}': {local} processes train nothing; give --nproc-per-node=2, or leave --launch out"
-        )
-    if not 0 < least <= most:
-        raise UsageError(
-            f"--launch '{text}': --nnodes={options.nnodes} is no number of machines; give --nnodes=2"
-        )
-    if options.max_restarts < 0:
-        raise UsageError(f"--launch '{text}': --max-restarts is {options.max_restarts}; give 0 or more")
-    met = any(getattr(options, name) not in (None, "", False, _NAMES.get(name)) for name in _MEETING)
-    if most > 1 and (
-        options.standalone or (not options.rdzv_endpoint and options.master_addr == _NAMES["master_addr"])
-    ):
-        raise UsageError(
-            f"--launch '{text}': {most} machines have to meet; give --rdzv-endpoint=HOST:PORT, the same on all"
-        )
-    # Without it, torchrun of old takes one fixed port, which two trainings on one machine would share.
-    return Launch(tuple(words if met else ["--standalone", *words]), local)
-
 
 def train_launched(
+    setup: TrainingSetup,
     launch: Launch,
-    trainer: "TorchTrainer",
     model: onnx.ModelProto,
     settings: Mapping[str, Any],
     shaping: Shaping | None,
@@ -120,53 +49,53 @@ def train_launched(
     Raises what a worker raised, as if it had been raised here; PassError if the workers could not be
     started or were killed.
     """
-    place = None if trainer.log is None else trainer.log.parent
+    place = None if setup.log is None else setup.log.parent
     if place is not None:
         place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="retrain-", dir=place, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        _write_job(folder, trainer, model, settings, shaping)
-        trainer.progress(f"starting {launch.local} workers" if launch.local > 1 else "starting 1 worker")
-        code = _run(folder, launch, trainer)
+        _write_job(folder, setup, model, settings, shaping)
+        setup.progress(f"starting {launch.local} workers" if launch.local > 1 else "starting 1 worker")
+        code = _run(folder, launch, setup)
         if (folder / "error.json").exists():
-            raise _error(folder, trainer)
+            raise _error(folder, setup)
         if code != 0 or not (folder / "result.json").exists():
-            raise _killed(folder, trainer)
+            raise killed(folder, setup)
         return _read_result(folder, shaping)
 
 
 def _write_job(
     folder: Path,
-    trainer: "TorchTrainer",
+    setup: TrainingSetup,
     model: onnx.ModelProto,
     settings: Mapping[str, Any],
     shaping: Shaping | None,
 ) -> None:
     model_file.save(model, folder / "model.onnx")
-    if trainer.teacher is not None:
-        model_file.save(trainer.teacher, folder / "teacher.onnx")
+    if setup.teacher is not None:
+        model_file.save(setup.teacher, folder / "teacher.onnx")
     job = {
         "settings": dict(settings),
-        "step": trainer.step,
-        "hook": trainer.hook,
-        "device": trainer.device,
-        "memory": trainer.memory,
+        "step": setup.step,
+        "hook": setup.hook,
+        "device": setup.device,
+        "memory": setup.memory,
     }
     job |= {
         name: None if path is None else str(path.absolute())
-        for name, path in (("state", trainer.state), ("log", trainer.log))
+        for name, path in (("state", setup.state), ("log", setup.log))
     }
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     try:
         with open(folder / "objects.pickle", "wb") as file:
-            pickle.dump((trainer.data, trainer.validation, shaping), file, protocol=pickle.HIGHEST_PROTOCOL)
+            pickle.dump((setup.data, setup.validation, shaping), file, protocol=pickle.HIGHEST_PROTOCOL)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise PassError(
             f"the data or the pass cannot be handed to other processes ({error}); leave --launch out"
         ) from error
 
 
-def _run(folder: Path, launch: Launch, trainer: "TorchTrainer") -> int:
+def _run(folder: Path, launch: Launch, setup: TrainingSetup) -> int:
     """torchrun's exit code. Its standard error goes to the folder: it repeats what error.json says."""
     command = [sys.executable, "-m", "onnx_lathe.runtime.training.parallel.torchrun", str(folder)]
     command += [*launch.arguments, "-m", "onnx_lathe.runtime.training.parallel.worker", str(folder)]
@@ -181,7 +110,7 @@ def _run(folder: Path, launch: Launch, trainer: "TorchTrainer") -> int:
         for line in io.TextIOWrapper(child.process.stdout, encoding="utf-8", errors="replace"):
             own, mark, text = line.partition(MARK)
             if mark:
-                trainer.progress(text.rstrip("\n"))
+                setup.progress(text.rstrip("\n"))
             if own:
                 sys.stdout.write(own)
         return child.process.wait()
@@ -210,23 +139,24 @@ def _typed(array: np.ndarray, dtype: str) -> np.ndarray:
     return array if array.dtype == np.dtype(dtype) else array.view(np.dtype(dtype))
 
 
-def _error(folder: Path, trainer: "TorchTrainer") -> Exception:
+def _error(folder: Path, setup: TrainingSetup) -> Exception:
     """What a worker raised; its traceback goes to the log."""
     found = json.loads((folder / "error.json").read_text(encoding="utf-8"))
     kind = _kinds(LatheError).get(found["kind"])
     if kind is None:  # a defect, which would have left a traceback without --launch, too
         return RuntimeError(f"a worker failed: {found['message']}")
-    if found["logged"] and trainer.log is not None:
-        trainer.log.write_text(found["logged"], encoding="utf-8")
+    if found["logged"] and setup.log is not None:
+        setup.log.write_text(found["logged"], encoding="utf-8")
     return kind(found["message"])
 
 
-def _killed(folder: Path, trainer: "TorchTrainer") -> PassError:
+def killed(folder: Path, setup: TrainingSetup) -> PassError:
+    """What torchrun's log says of workers that ended without a word of their own; it goes to the log."""
     text = (folder / "torchrun.log").read_text(encoding="utf-8", errors="replace")
     see = ""
-    if trainer.log is not None:
-        trainer.log.write_text(text, encoding="utf-8")
-        see = f"; what torchrun says is in {trainer.log}"
+    if setup.log is not None:
+        setup.log.write_text(text, encoding="utf-8")
+        see = f"; what torchrun says is in {setup.log}"
     # The worker that failed first: torchrun ends the others by a signal because of it.
     cause = re.search(r"exitcode\s*:\s*(-?\d+)", text.rpartition("Root Cause")[2])
     code = 0 if cause is None else int(cause[1])

@@ -27,9 +27,10 @@ from onnx_lathe.errors import LatheError
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.training.parallel.launch import MARK
-from onnx_lathe.runtime.training.parallel.workers import Group
+from onnx_lathe.runtime.training.parallel.strategy import DataParallel
+from onnx_lathe.runtime.training.parallel.workers import LaunchedGroup
 from onnx_lathe.runtime.training.session import train
-from onnx_lathe.runtime.training.trainer import TorchTrainer
+from onnx_lathe.runtime.training.setup import TrainingSetup
 
 _LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out waiting")
 """Words of the plain RuntimeError for a worker that is not there any more."""
@@ -44,13 +45,14 @@ def main(folder: Path) -> None:
     try:
         # What a hook prints is passed on; what torchrun and the libraries below say is kept apart.
         with contextlib.redirect_stderr(sys.stdout):
-            group = Group(job["settings"], _takes_cuda(job["device"]))
+            group = LaunchedGroup(_takes_cuda(job["device"]))
+            workers = DataParallel(group, job["settings"])
             earlier = next(
                 (text for text in group.gathered(failed.read_bytes() if failed.exists() else b"") if text),
                 None,
             )
             if earlier is None:
-                _train(folder, job, log, group)
+                _train(folder, job, log, workers)
             else:
                 _write_once(failed, earlier)
     except Exception as error:
@@ -60,23 +62,25 @@ def main(folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def _train(folder: Path, job: dict[str, Any], log: Path | None, group: Group) -> None:
+def _train(folder: Path, job: dict[str, Any], log: Path | None, workers: DataParallel) -> None:
     with open(folder / "objects.pickle", "rb") as file:
         data, validation, shaping = pickle.load(file)
     teacher = folder / "teacher.onnx"
-    trainer = TorchTrainer(
+    is_first_here = workers.group.local == 0
+    setup = TrainingSetup(
         data,
         model_file.load(teacher) if teacher.exists() else None,
         hook=job["hook"],
         validation=validation,
         log=log,
-        progress=_report if group.local == 0 else lambda message: None,
+        progress=_report if is_first_here else lambda message: None,
         device=job["device"],
         memory=job["memory"],
+        step=job["step"],
+        state=None if job["state"] is None else Path(job["state"]),
     )
-    trainer.step, trainer.state = job["step"], None if job["state"] is None else Path(job["state"])
-    values, metrics = train(trainer, model_file.load(folder / "model.onnx"), job["settings"], shaping, group)
-    if group.local == 0:
+    values, metrics = train(setup, model_file.load(folder / "model.onnx"), job["settings"], shaping, workers)
+    if is_first_here:
         _write_result(
             folder, {"values": values, "shaping": {} if shaping is None else shaping.state()}, metrics
         )

@@ -1,114 +1,59 @@
-"""The processes that train one model together, as a hook sees them.
-
-    network = job.workers.parallel(module)                      gradients become the mean over all workers
-    for batch in job.data.batches(64):                          64 for each worker, no sample twice
-        loss = ... the mean over the batch ...
-        (loss * batch.weight).backward()                        weight differs from 1 where a last batch cannot be divided evenly
-
-Two workers with batches of B then take the steps that one worker with batches of 2B takes. With one worker
-all this changes nothing.
+"""The processes that train one model together, and what they can say to each other: collectives, which every
+one of them has to call. A single process is a group of one.
 """
 
-import hashlib
-import io
 import os
 import secrets
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
-import numpy as np
-import onnx
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
-from torch.nn.parallel import DistributedDataParallel
 
-from onnx_lathe.errors import PassError, UsageError
-from onnx_lathe.runtime.data import DataSource
-from onnx_lathe.runtime.data.source import Share
-from onnx_lathe.runtime.training.parallel.gradients import Traffic, communication_hook
-from onnx_lathe.runtime.training.state import JobState
-
-DRIFT = 1e-3
-"""Largest difference of a weight between workers, relative to the largest of its tensor: two kinds of
-processors round differently.
-"""
+from onnx_lathe.errors import UsageError
 
 PATIENCE = timedelta(minutes=30)
 """How long a worker waits for the others."""
 
 
-class Workers:
+class Group:
     """A single worker: a training without `--launch`."""
 
     rank: int = 0
-    """Number of this process among `size`; worker 0 speaks for all."""
+    """Number of this process among `size`."""
     size: int = 1
-
-    def parallel(self, module: nn.Module) -> Callable[..., Any]:
-        """What to call in place of `module` so that its gradients are those of all workers, exchanged as
-        the option `gradients` says.
-        """
-        return module
-
-    def share(self, source: DataSource) -> DataSource:
-        """This worker's part of every batch. `job.data` is one already."""
-        return source
-
-    def total(self, *values: float) -> list[float]:
-        """Each value summed over all workers; every worker has to call it."""
-        return list(values)
-
-    def most(self, *values: float) -> list[float]:
-        """The largest of each value over all workers; every worker has to call it."""
-        return list(values)
-
-    def mean(self, value: Tensor) -> Tensor:
-        """The mean of the workers' values, without gradient; every worker has to call it."""
-        return value
+    local: int = 0
+    """Number of this process among those on its machine."""
 
     def device(self, name: str) -> str:
         """The name of this worker's own device."""
         return name
 
-    def metrics(self) -> dict[str, float]:
-        """What compression of gradients is measured by; empty for one worker."""
-        return {}
+    def total(self, *values: float) -> list[float]:
+        """Each value summed over all workers."""
+        return list(values)
 
-    def state(self, state: JobState) -> JobState:
-        """The same state, of which one worker's file holds good for all."""
-        return state
+    def most(self, *values: float) -> list[float]:
+        """The largest of each value over all workers."""
+        return list(values)
 
-    def begin(
-        self,
-        model: onnx.ModelProto,
-        settings: Mapping[str, Any],
-        samples: int | None,
-        weights: Sequence[Tensor],
-    ) -> None:
-        """Makes sure that all workers start from the same. Raises PassError if they were given different
-        jobs.
-        """
-
-    def agreed(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Worker 0's values. Raises PassError if another's differ, at all workers."""
-        return dict(values)
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of the workers' values, without gradient."""
+        return value
 
 
-class Group(Workers):
+class LaunchedGroup(Group):
     """One of several workers, which torchrun started: it sets RANK, WORLD_SIZE, LOCAL_RANK and
     LOCAL_WORLD_SIZE, and where they meet.
 
-    `gradients` are the options of that name, and `precision`. Raises UsageError for options that do not go
-    together.
+    Raises UsageError for more workers than the machine has GPUs.
     """
 
-    def __init__(self, settings: Mapping[str, Any], cuda: bool) -> None:
+    def __init__(self, cuda: bool) -> None:
         self.local, self.neighbours = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
         if cuda:
             there = torch.cuda.device_count()
@@ -127,29 +72,9 @@ class Group(Workers):
             world_size=self.size,
             device_id=self.place if cuda else None,
         )
-        self.traffic = Traffic(self.size)
-        self.hook = communication_hook(
-            settings["gradients"],
-            settings["gradient_rank"],
-            settings["gradient_threshold"],
-            settings["precision"],
-            self.traffic,
-        )
 
-    def parallel(self, module: nn.Module) -> Callable[..., Any]:
-        # A static graph allows weights that the loss does not depend on, and checkpoints. Buffers are
-        # constants, or made alike by `agreed`.
-        with warnings.catch_warnings():
-            # broadcast_buffers gets another name in PyTorch 2.13, which 2.6 does not know
-            warnings.simplefilter("ignore", FutureWarning)
-            network = DistributedDataParallel(
-                module, broadcast_buffers=False, init_sync=False, static_graph=True
-            )
-        network.register_comm_hook(None, self.hook)
-        return network
-
-    def share(self, source: DataSource) -> DataSource:
-        return Share(source, self.rank, self.size, self._alike)
+    def device(self, name: str) -> str:
+        return f"cuda:{self.local}" if self.place.type == "cuda" else name
 
     def total(self, *values: float) -> list[float]:
         return self._reduced(values, dist.ReduceOp.SUM)
@@ -167,44 +92,20 @@ class Group(Workers):
         dist.all_reduce(tensor)
         return tensor
 
-    def device(self, name: str) -> str:
-        return f"cuda:{self.local}" if self.place.type == "cuda" else name
+    def alike(self, count: int) -> bool:
+        """Whether all workers gave the same count."""
+        bounds = torch.tensor([count, -count], device=self.place)
+        dist.all_reduce(bounds, dist.ReduceOp.MAX)
+        return int(bounds[0]) == -int(bounds[1])
 
-    def metrics(self) -> dict[str, float]:
-        return {"workers": float(self.size)} | self.traffic.metrics()
+    def first_unlike(self, content: bytes) -> int | None:
+        """The first worker that gave something else than worker 0."""
+        contents = self.gathered(content)
+        return next((rank for rank, one in enumerate(contents) if one != contents[0]), None)
 
-    def state(self, state: JobState) -> JobState:
-        return _SharedState(state, self)
-
-    def begin(
-        self,
-        model: onnx.ModelProto,
-        settings: Mapping[str, Any],
-        samples: int | None,
-        weights: Sequence[Tensor],
-    ) -> None:
-        facts = (_structure(model), sorted(settings.items()), samples)
-        other = self._first_unlike(hashlib.blake2b(repr(facts).encode(), digest_size=16).digest())
-        if other is not None:
-            raise PassError(
-                f"worker {other} has another model, other options or other data than worker 0; run the same command everywhere"
-            )
-        for weight in weights:
-            dist.broadcast(weight.detach(), 0)
-
-    def agreed(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        first = {}
-        apart = 0.0
-        for name, mine in values.items():
-            content = self.sent(np.ascontiguousarray(mine).tobytes(), 0)
-            first[name] = np.frombuffer(content, mine.dtype).reshape(mine.shape).copy()
-            apart = max(apart, 0.0 if content == mine.tobytes() else _difference(mine, first[name]))
-        if self.total(float(not apart <= DRIFT))[0]:
-            raise PassError(
-                "the workers ended with different weights, so they did not train together; "
-                "in the hook, run job.workers.parallel(module) in place of module"
-            )
-        return first
+    def copy_first(self, tensor: Tensor) -> None:
+        """Writes worker 0's values into every worker's tensor."""
+        dist.broadcast(tensor.detach(), 0)
 
     def sent(self, content: bytes, source: int) -> bytes:
         """The content that worker `source` has."""
@@ -220,47 +121,6 @@ class Group(Workers):
     def gathered(self, content: bytes) -> list[bytes]:
         """What every worker gave, in their order."""
         return [self.sent(content, rank) for rank in range(self.size)]
-
-    def _first_unlike(self, content: bytes) -> int | None:
-        contents = self.gathered(content)
-        return next((rank for rank, one in enumerate(contents) if one != contents[0]), None)
-
-    def _alike(self, count: int) -> bool:
-        bounds = torch.tensor([count, -count], device=self.place)
-        dist.all_reduce(bounds, dist.ReduceOp.MAX)
-        return int(bounds[0]) == -int(bounds[1])
-
-
-class _SharedState(JobState):
-    """Saved once on each machine; loaded from the first worker that has one, so that all go on from the
-    same epoch.
-    """
-
-    def __init__(self, own: JobState, group: Group) -> None:
-        super().__init__(own.path, own.identity, own.shape)
-        self.group = group
-
-    def stored(self) -> dict[str, Any] | None:
-        mine = super().stored() if self.group.local == 0 else None
-        content = io.BytesIO()
-        if mine is not None:
-            torch.save(mine, content)
-        sizes = self.group.gathered(str(len(content.getbuffer())).encode())
-        source = next((rank for rank, size in enumerate(sizes) if int(size)), None)
-        if source is None:
-            return None
-        result: dict[str, Any] = torch.load(
-            io.BytesIO(self.group.sent(content.getvalue(), source)), map_location="cpu", weights_only=True
-        )
-        return result
-
-    def save(self, state: dict[str, Any]) -> None:
-        if self.group.local == 0:
-            super().save(state)
-
-    def delete(self) -> None:
-        if self.group.local == 0:
-            super().delete()
 
 
 def _met(store: Store, rank: int, size: int) -> Store:
@@ -286,20 +146,3 @@ def _met(store: Store, rank: int, size: int) -> Store:
             raise RuntimeError(f"Timed out waiting for worker {min(missing)} of {size}")
         time.sleep(0.01)
     return PrefixStore(token, store)
-
-
-def _structure(model: onnx.ModelProto) -> str:
-    """All of a model but the values of its weights, which may differ in their last bits where machines made
-    them.
-    """
-    nodes = [node.SerializeToString(deterministic=True) for node in model.graph.node]
-    weights = [(tensor.name, tensor.data_type, *tensor.dims) for tensor in model.graph.initializer]
-    return hashlib.blake2b(repr((nodes, weights)).encode()).hexdigest()
-
-
-def _difference(mine: np.ndarray, first: np.ndarray) -> float:
-    """Largest difference, relative to the largest magnitude; 0 where both are NaN."""
-    one, other = mine.astype(np.float64), first.astype(np.float64)
-    apart = np.where((one == other) | (np.isnan(one) & np.isnan(other)), 0.0, np.abs(one - other))
-    largest = np.abs(other[np.isfinite(other)]).max(initial=0.0)
-    return float(apart.max(initial=0.0) / max(largest, 1e-30))

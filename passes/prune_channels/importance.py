@@ -1,4 +1,4 @@
-"""How important the channels are that prune(pattern=channels) chooses from, in each layer that they run
+"""How important the channels are that prune_channels chooses from, in each layer that they run
 through.
 
 | importance | energy of a channel; a unit's importance is its share, added up over layers | source |
@@ -93,7 +93,8 @@ def _taylor(graph: Graph, coupling: Coupling, context: Context) -> Iterator[tupl
     result = context.need_trainer().train(export_model(graph), asdict(descent), scores)
     if result.metrics.get("last_loss", 1.0) < SMALLEST_LOSS:
         raise PassError(
-            "prune(importance=taylor) needs labelled data, or the loss has no gradient; give labels, or importance=activation"
+            "prune_channels(importance=taylor) needs labelled data, or the loss has no gradient; "
+            "give labels, or importance=activation"
         )
     yield np.arange(roots.size), scores.total
 

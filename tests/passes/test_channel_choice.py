@@ -5,12 +5,12 @@ import pytest
 
 from onnx_lathe.passes.numerics.sparsity.channel_choice import (
     Cost,
+    Removal,
     Savings,
     Shares,
-    Thinning,
+    remove_globally,
+    remove_per_group,
     round_up,
-    thin_groups,
-    thin_together,
 )
 from onnx_lathe.passes.numerics.sparsity.group_balance import balanced_sets, nonnegative_least_squares
 
@@ -89,8 +89,8 @@ def test_sets_are_balanced_for_any_constraints(seed: int) -> None:
     assert sets
 
 
-def two_groups() -> Thinning:
-    return Thinning(
+def two_groups() -> Removal:
+    return Removal(
         6,
         [np.array([0, 1, 2]), np.array([3, 4, 5]), np.array([2, 3])],
         np.array([0, 0, 0, 1, 1, 1]),
@@ -100,27 +100,27 @@ def two_groups() -> Thinning:
 
 def test_no_view_runs_empty() -> None:
     state = two_groups()
-    thin_groups(state, np.array([3.0, 2, 1, 1, 2, 3]), np.ones(6), {0: 0.99, 1: 0.99})
+    remove_per_group(state, np.array([3.0, 2, 1, 1, 2, 3]), np.ones(6), {0: 0.99, 1: 0.99})
     assert state.removed.tolist() == [False, True, True, False, True, True]
 
 
 def test_wide_units_count_for_what_they_are() -> None:
-    state = Thinning(4, [np.array([0, 0, 0, 1, 2, 3])], np.zeros(4, np.int64), np.ones(4, bool))
-    thin_groups(state, np.array([1.0, 2, 3, 4]), np.array([3.0, 1, 1, 1]), {0: 0.34})
+    state = Removal(4, [np.array([0, 0, 0, 1, 2, 3])], np.zeros(4, np.int64), np.ones(4, bool))
+    remove_per_group(state, np.array([1.0, 2, 3, 4]), np.array([3.0, 1, 1, 1]), {0: 0.34})
     assert state.removed.tolist() == [False, True, True, False], (
         "three of six are more than was asked for by half of them"
     )
 
 
 def test_a_wide_unit_goes_when_each_of_its_channels_is_least() -> None:
-    state = Thinning(4, [np.array([0, 0, 0, 1, 2, 3])], np.zeros(4, np.int64), np.ones(4, bool))
-    thin_groups(state, np.array([3.0, 2, 3, 4]), np.array([3.0, 1, 1, 1]), {0: 0.5})
+    state = Removal(4, [np.array([0, 0, 0, 1, 2, 3])], np.zeros(4, np.int64), np.ones(4, bool))
+    remove_per_group(state, np.array([3.0, 2, 3, 4]), np.array([3.0, 1, 1, 1]), {0: 0.5})
     assert state.removed.tolist() == [True, False, False, False]
 
 
 def test_rounding_gives_back_the_most_important() -> None:
-    state = Thinning(8, [np.arange(8)], np.zeros(8, np.int64), np.ones(8, bool))
-    thin_groups(state, np.arange(8.0), np.ones(8), {0: 0.4})
+    state = Removal(8, [np.arange(8)], np.zeros(8, np.int64), np.ones(8, bool))
+    remove_per_group(state, np.arange(8.0), np.ones(8), {0: 0.4})
     round_up(state, {0: [np.arange(8)]}, 6)
     assert np.flatnonzero(state.removed).tolist() == [0, 1]
 
@@ -152,7 +152,7 @@ def test_shares_grow_as_others_go() -> None:
 
 
 def test_competing_groups_keep_a_tenth() -> None:
-    state = Thinning(20, [np.arange(20)], np.repeat([0, 1], 10), np.ones(20, bool))
-    thin_together(state, lambda: np.repeat([0.0, 1.0], 10), lambda: int(state.removed.sum()) >= 12)
+    state = Removal(20, [np.arange(20)], np.repeat([0, 1], 10), np.ones(20, bool))
+    remove_globally(state, lambda: np.repeat([0.0, 1.0], 10), lambda: int(state.removed.sum()) >= 12)
     assert state.removed[:10].sum() == 9
     assert state.removed[10:].sum() == 3

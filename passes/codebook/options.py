@@ -1,0 +1,76 @@
+"""The options of codebook, but for training."""
+
+from dataclasses import dataclass
+
+from onnx_lathe.passes.core.options import option
+from onnx_lathe.passes.numerics.clustering.kmeans import STARTS
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Options that say what shares values, how many there are, and how they are chosen."""
+
+    bits: int = option(
+        4,
+        "2^bits values are shared; up to 4 bits the file has 4-bit indices, from opset 21 on",
+        low=1,
+        high=8,
+    )
+    centroids: int | None = option(None, "number of shared values, instead of 2^bits", low=2, high=256)
+    layers: dict[str, int] = option(
+        {}, "bits for weights or layers by name pattern; 0 leaves one as it is", low=0, high=8
+    )
+    layer_centroids: dict[str, int] = option(
+        {}, "number of shared values by name pattern, before layers", low=2, high=256
+    )
+    share: str = option("tensor", "what has one codebook", choices=("tensor", "network", "channel_group"))
+    groups: int = option(4, "groups of output channels of a layer, with share=channel_group", low=2)
+    init: str = option(
+        "linear", "where centroids start: evenly, with equal counts, or far apart by chance", choices=STARTS
+    )
+    method: str = option(
+        "lloyd", "k-means, or the optimum by dynamic programming", choices=("lloyd", "exact")
+    )
+    tradeoff: float = option(
+        0.0,
+        "squared error, relative to the weights' square, that is taken to save one bit of a weight's code",
+        low=0.0,
+    )
+    iterations: int = option(300, "most iterations of k-means", low=1)
+    min_sqnr: float | None = option(
+        None,
+        "chooses bits per layer: the fewest that keep the outputs so near to the input model's",
+        unit="dB",
+        low=0.0,
+        high=300.0,
+    )
+    mantissa: int | None = option(
+        None, "bits of mantissa that shared values keep, 7 as bfloat16; none: 23", low=0, high=23
+    )
+    biases: int = option(
+        0,
+        "each bias has 2^bits distinct values too, in place; 0: they stay; use after the last training",
+        low=0,
+        high=8,
+    )
+    # With 256 weights, a codebook and the two nodes that decode it still cost half of what 4-bit indices
+    # save.
+    min_size: int = option(256, "smaller weights are left as they are", unit="elements", low=1)
+    seed: int = option(0, "seed of init=kmeans++", low=0)
+
+
+@dataclass(frozen=True)
+class Meanwhile:
+    """Options that say how values are shared while training runs."""
+
+    every: int = option(
+        1,
+        "with training: steps between two clusterings, for which the network computes with old values",
+        low=1,
+    )
+    freeze: float = option(
+        0.8,
+        "with training: share of it after which weights keep their centroids, which still train",
+        low=0.0,
+        high=1.0,
+    )

@@ -1,0 +1,1 @@
+"""The pass `prune_channels`, and what it alone uses."""
