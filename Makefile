@@ -24,7 +24,9 @@ test: .venv/ready lint
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@echo $(BIN)/mypy; said=$$($(BIN)/mypy) || { echo "$$said"; exit 1; }; echo "$$said"; \
+	  files=$$(find onnx_lathe optimizer passes runtime -name '*.py' | wc -l | tr -d ' '); \
+	  case "$$said" in *" in $$files source files"*) ;; *) echo "mypy saw another number than $$files: see typings/"; exit 1;; esac
 
 coverage: .venv/ready
 	@mkdir -p build

@@ -22,7 +22,7 @@ def load_all(group: str, package: str, path: Iterable[str]) -> None:
     for plugin in entry_points(group=group):
         try:
             plugin.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             owner = f" of {plugin.dist.name}" if plugin.dist is not None else ""
             message = " ".join(str(error).split())
             raise UsageError(

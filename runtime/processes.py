@@ -27,11 +27,12 @@ def environment(**extra: str) -> dict[str, str]:
     """The caller's environment, in which a child finds this very package.
 
     Its folder comes last on PYTHONPATH, and neither the child's working directory nor a script's folder
-    before it, so that nothing there takes the place of a user's module, or the other way round. `extra`
-    holds for names that are not set.
+    before it, so that nothing there takes the place of a user's module, or the other way round. What else
+    the caller imports from it hands on itself (`user_code.search_path`): on PYTHONPATH that would reach
+    interpreters of other versions too. `extra` holds for names that are not set.
     """
     root = str(Path(errors.__file__).resolve().parents[1])
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if root not in map(os.path.realpath, [*site.getsitepackages(), site.getusersitepackages()]):
         paths.append(root)
     return (

@@ -18,7 +18,11 @@ _REGISTERED: dict[str, "type[Pass]"] = {}
 
 
 def register(pass_class: "type[Pass]") -> "type[Pass]":
-    """Class decorator: makes the pass known under its `name`. Raises ValueError if another pass has it."""
+    """Class decorator: makes the pass known under its `name`. Raises ValueError if another pass has it, or
+    it has none.
+    """
+    if not hasattr(pass_class, "name"):
+        raise ValueError(f"pass {pass_class.__name__} has no 'name'")
     if _REGISTERED.setdefault(pass_class.name, pass_class) is not pass_class:
         raise ValueError(f"two passes are named '{pass_class.name}'")
     return pass_class

@@ -204,7 +204,7 @@ def open_function(
     guard = UserCode(path, name)
     hashed = fingerprint(content, name.encode(), repr(options).encode())
     with guard:
-        module = import_file(path, f"{path.stem}_{fingerprint(str(path).encode(), content)}")
+        module = import_file(path)
     function = getattr(module, name, None)
     if not callable(function):
         functions = [

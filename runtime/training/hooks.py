@@ -1,7 +1,6 @@
 """Loads a user's retraining hook, `file.py:function`, and turns what it raises into one line."""
 
 import inspect
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,10 +31,8 @@ def load_hook(spec: str, log: Path | None = None) -> Callable[..., Any]:
     `log` gets the traceback.
     """
     path, name = hook_place(spec)
-    module_name = f"lathe_hook_{path.stem}"
-    sys.modules.pop(module_name, None)  # a file that has changed is imported anew
     with guarded(f"retraining hook '{spec}' cannot be imported", log, path.parent):
-        module = import_file(path, module_name)
+        module = import_file(path)
     functions = [
         key
         for key, value in vars(module).items()
@@ -56,7 +53,7 @@ def load_hook(spec: str, log: Path | None = None) -> Callable[..., Any]:
 def guarded(what: str, log: Path | None, folder: Path | None = None) -> Iterator[None]:
     """User code runs inside: what it raises becomes a PassError of one line, and `log` gets the traceback.
 
-    `folder`: where the code lies, for the message if an import finds another module than the one there.
+    `folder`: where the code lies, for the message if an import there finds another module.
     """
     try:
         yield

@@ -17,7 +17,7 @@ from onnx_lathe.protocols import Shaping
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.torch_bridge import GraphModule
 from onnx_lathe.runtime.training import agreement
-from onnx_lathe.runtime.training.hooks import guarded, load_hook
+from onnx_lathe.runtime.training.hooks import guarded, hook_place, load_hook
 from onnx_lathe.runtime.training.job import RetrainJob
 from onnx_lathe.runtime.training.loop.builtin import retrain
 from onnx_lathe.runtime.training.loop.holdout import held_out
@@ -69,10 +69,11 @@ def train(
     )
     started = time.perf_counter()
     with _reproducible(job.seed, device):
-        if hook is None:
+        if hook is None or setup.hook is None:
             retrain(module.to(device), job)
         else:
-            with guarded(f"retraining hook '{setup.hook}' failed", setup.log):
+            folder = hook_place(setup.hook)[0].parent
+            with guarded(f"retraining hook '{setup.hook}' failed", setup.log, folder):
                 hook(module.to(device), job)
         shape(1.0)
     values = workers.agreed(module.values())

@@ -13,6 +13,7 @@ from typing import Any
 from onnx_lathe.errors import TargetError
 from onnx_lathe.runtime.processes import environment, running
 from onnx_lathe.runtime.targets.core.base import Progress
+from onnx_lathe.runtime.user_code import search_path
 
 WORKER = "onnx_lathe.runtime.targets.tensorrt.worker"
 NOISE = "catchCudaError"
@@ -30,7 +31,7 @@ def ask(
         command = [sys.executable, "-m", WORKER]
         try:
             with running(command, environment(), time_limit_s, stderr=errors, cwd=folder) as child:
-                message = _converse(child.process, request, progress)
+                message = _converse(child.process, {"path": search_path(), **request}, progress)
                 child.process.wait()
         except OSError as error:
             raise TargetError(f"cannot start {sys.executable}: {error.strerror}") from error

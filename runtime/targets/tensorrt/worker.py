@@ -42,6 +42,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.path[:] = request.get("path", sys.path)  # the library that the parent found
     try:
         trt = load(request["library"])
         logger = make_logger(trt, request.get("log"))

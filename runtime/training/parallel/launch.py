@@ -28,6 +28,7 @@ from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.processes import environment, running
 from onnx_lathe.runtime.training.parallel.request import Launch
 from onnx_lathe.runtime.training.setup import TrainingSetup
+from onnx_lathe.runtime.user_code import search_path
 
 MARK = "\x1e"
 """What stands before a line of progress on a worker's standard output; anything else there is a hook's own."""
@@ -80,6 +81,7 @@ def _write_job(
         "hook": setup.hook,
         "device": setup.device,
         "memory": setup.memory,
+        "path": search_path(),
     }
     job |= {
         name: None if path is None else str(path.absolute())

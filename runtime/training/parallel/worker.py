@@ -40,6 +40,7 @@ def main(folder: Path) -> None:
     """Trains; what it raises is in error.json, unless torchrun should start anew, and ends the process."""
     threading.Thread(target=_watch, args=(folder, os.getppid()), daemon=True).start()
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    sys.path[:] = job["path"]  # a hook finds here what it finds without --launch
     log = None if job["log"] is None else folder / f"traceback{os.environ['RANK']}.log"
     failed = folder / "error.json"
     try:
