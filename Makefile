@@ -5,8 +5,10 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 LENET := models/lenet5-mnist
+# What `make test` and `make coverage` run; make test TESTS="tests/passes -m 'not slow'" is a part of it.
+TESTS ?=
 
-.PHONY: demo test lint benchmarks clean
+.PHONY: demo test lint coverage docs benchmarks clean
 
 demo: .venv/ready
 	@if $(BIN)/python -c "import tensorrt_rtx" 2>/dev/null; then \
@@ -17,7 +19,7 @@ demo: .venv/ready
 	fi
 
 test: .venv/ready lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --durations=10 $(TESTS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -26,9 +28,22 @@ lint: .venv/ready
 	  files=$$(find onnx_lathe optimizer passes runtime -name '*.py' | wc -l | tr -d ' '); \
 	  case "$$said" in *" in $$files source files"*) ;; *) echo "mypy saw another number than $$files: see typings/"; exit 1;; esac
 
-.venv/ready: pyproject.toml constraints.txt
+coverage: .venv/ready
+	@mkdir -p build
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing $(TESTS)
+
+docs: .venv/ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.venv/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "Lathe needs Python 3.10 or newer: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
+
+.venv/ready-docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
+	@touch $@
+
+.venv/ready: pyproject.toml constraints.txt | .venv/bin/python
 	@if [ -n "$(TORCH_INDEX)" ]; then $(BIN)/pip install -q -c constraints.txt torch --index-url $(TORCH_INDEX); fi
 	$(BIN)/pip install -q -c constraints.txt -e ".[train,rtx,dev]"
 	@touch $@
