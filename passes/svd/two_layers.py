@@ -10,7 +10,7 @@ not be padding with zeros.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -179,40 +179,6 @@ def _bias(node: Node, channels: int) -> np.ndarray | str | None:
 
 def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     return a is b or (a is not None and b is not None and np.array_equal(a, b))
-
-
-def alone(layer: Layer, shapes: Mapping[str, Shape], opset: int) -> Graph | None:
-    """A graph of the layers and nothing else, to be timed: each has an input of its own. None if the size
-    of an input is not known.
-    """
-    copies: dict[str, Constant] = {}
-
-    def copied(tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [
-            copies.setdefault(tensor.name, Constant(tensor.name, read(tensor)))
-            for tensor in tensors
-            if not tensor.is_empty()
-        ]
-
-    nodes, inputs, outputs = [], [], []
-    for number, node in enumerate(layer.weight.nodes):
-        source, result = node.inputs[0], Variable(f"{node.name}_timed_output", np.float32)
-        shape = tuple(source.shape) if isinstance(source, Constant) else shapes.get(source.name)
-        if shape is None:
-            return None
-        inputs.append(Variable(f"{node.name}_timed_input", np.float32, shape))
-        nodes.append(
-            Node(node.op, node.name, dict(node.attrs), [inputs[-1], *copied(node.inputs[1:])], [result])
-        )
-        if layer.adds:
-            add, product = layer.adds[number], result
-            result = Variable(f"{node.name}_timed_sum", np.float32)
-            constants = copied([tensor for tensor in add.inputs if isinstance(tensor, Constant)])
-            nodes.append(Node("Add", f"{node.name}_timed_add", {}, [product, *constants], [result]))
-        outputs.append(result)
-    graph = Graph(nodes, inputs, outputs, opset=opset)
-    graph.metadata = {}
-    return graph
 
 
 def split_macs(layer: Layer, shapes: Mapping[str, Shape], spatial: bool) -> tuple[float, float]:
