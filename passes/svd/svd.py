@@ -91,7 +91,7 @@ class Svd(Pass):
 
     def __init__(self, config: "Svd.Config | None" = None) -> None:
         super().__init__(config)
-        self.needs = ("calibrator",) * (self.config.method == "response")
+        self.needs = ("calibrator",) if self.by_response else ()
 
     @property
     def by_response(self) -> bool:

@@ -282,8 +282,7 @@ def _attributes(node: Node, layer: Layer, spatial: bool) -> tuple[dict[str, obje
     if not spatial:
         return attrs, {"kernel_shape": [1] * len(layer.kernel)}
     padding = attrs.get("auto_pad", "NOTSET")
-    sides = [attrs] if padding == "NOTSET" else []
-    pads = list(sides[0].get("pads", [0] * 4)) if sides else None
+    pads = list(attrs.get("pads", [0] * 4)) if padding == "NOTSET" else None
     halves: tuple[dict[str, object], dict[str, object]] = ({}, {})
     for axis, half in enumerate(halves):
         half["kernel_shape"] = [size if place == axis else 1 for place, size in enumerate(layer.kernel)]
