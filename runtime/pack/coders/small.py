@@ -13,9 +13,10 @@ import numpy as np
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.pack.coders import varint
-from onnx_lathe.runtime.pack.coders.adaptive import Grid, Memory, Places, count_class, mask, numbers, symbols
+from onnx_lathe.runtime.pack.coders.adaptive import Memory, Places, count_class, numbers, symbols
 from onnx_lathe.runtime.pack.coders.arithmetic import ONE, Coder, given
 from onnx_lathe.runtime.pack.coders.elements import Form
+from onnx_lathe.runtime.pack.coders.masks import Grid, mask
 
 MOST_ELEMENTS = 1 << 21
 MOST_ROWS = 1 << 13
