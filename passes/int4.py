@@ -23,11 +23,11 @@ from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable, rewire
-from onnx_lathe.passes.graph.initializers import not_float
 from onnx_lathe.passes.graph.layers import (
     Weight,
     constant_shape,
     constant_value,
+    not_float,
     other_use,
     output_axis,
     weights,

@@ -7,7 +7,8 @@ import numpy as np
 
 from onnx_lathe.passes.codebook.trial_model import Candidate
 from onnx_lathe.passes.graph import Constant
-from onnx_lathe.passes.graph.layers import Weight, read
+from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.layers import Weight
 from onnx_lathe.passes.numerics.clustering.bit_choice import Rung, expected_noise
 from onnx_lathe.passes.numerics.clustering.codebook_pools import Piece, Pool, channel_groups, decoded
 from onnx_lathe.passes.numerics.clustering.kmeans import Encoded, Rule, distinct_values, signal_and_noise

@@ -39,8 +39,8 @@ from onnx_lathe.passes.equalize.scalable import (
 )
 from onnx_lathe.passes.graph import Constant, Graph, Node, Variable
 from onnx_lathe.passes.graph.coupling.state import Units
-from onnx_lathe.passes.graph.initializers import not_float, write
-from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, read, weights
+from onnx_lathe.passes.graph.initializers import read, write
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, not_float, weights
 from onnx_lathe.passes.graph.model import export_model, free_name
 from onnx_lathe.passes.numerics.quantization.equalization import Matrices, Rule, balance
 

@@ -20,8 +20,8 @@ from onnx_lathe.passes.graph import Constant, Graph, Node
 from onnx_lathe.passes.graph.coupling import rules as rules
 from onnx_lathe.passes.graph.coupling.state import OTHER, READ, Coupling, LayerUse
 from onnx_lathe.passes.graph.gates import clip_range
-from onnx_lathe.passes.graph.initializers import not_float
-from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, is_constant, is_layer, read
+from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, is_constant, is_layer, not_float
 from onnx_lathe.passes.graph.rewire import captured_names
 from onnx_lathe.passes.graph.shapes import infer_types
 

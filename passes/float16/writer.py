@@ -13,8 +13,7 @@ import onnx
 
 from onnx_lathe.passes.float16.ports import ANY_TYPE, QUANTIZERS, RETYPED, Ports
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
-from onnx_lathe.passes.graph.initializers import write
-from onnx_lathe.passes.graph.layers import read
+from onnx_lathe.passes.graph.initializers import read, write
 from onnx_lathe.passes.graph.model import taken_names, unused_name
 from onnx_lathe.passes.graph.rewire import bypass, captured_names, is_output, sweep
 from onnx_lathe.passes.graph.shapes import TensorType

@@ -26,7 +26,8 @@ from onnx_lathe.passes.core.services import Calibrator
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.ancestors import model_up_to
 from onnx_lathe.passes.graph.biases import BIAS_INPUT
-from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_shape, constant_value, read, weights
+from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_shape, constant_value, weights
 from onnx_lathe.passes.graph.model import export_model, import_model, sparse_tensors, taken_names, unused_name
 from onnx_lathe.passes.graph.quantization import pairs
 from onnx_lathe.passes.graph.rewire import is_output

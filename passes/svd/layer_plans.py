@@ -58,14 +58,13 @@ def choose(
     for plan in plans:
         plan.rank = None
         energies, rank = plan.ladder.energies, own.get(plan.layer.weight.name, options.rank)
-        if rank is None and options.by_budget:
+        if rank is not None:
+            rank = min(rank, len(energies))
+        elif options.energy is not None:
+            rank = rank_for_energy(energies, options.energy, options.multiple)
+        else:
             free.append(plan)
             continue
-        rank = (
-            rank_for_energy(energies, options.energy, options.multiple)
-            if rank is None
-            else min(rank, len(energies))
-        )
         if options.always or plan.ladder.macs(rank) < plan.ladder.whole:
             plan.rank = rank
         else:

@@ -29,8 +29,8 @@ from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Calibrator, Context
 from onnx_lathe.passes.graph import Graph
-from onnx_lathe.passes.graph.initializers import not_float
-from onnx_lathe.passes.graph.layers import Weight, read, weights
+from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.layers import Weight, not_float, weights
 from onnx_lathe.passes.graph.macs import Shape, network_macs, sized_shapes
 from onnx_lathe.passes.graph.model import export_model, node_metadata, sparse_tensors
 from onnx_lathe.passes.graph.patterns import by_weight

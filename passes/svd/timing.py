@@ -7,7 +7,8 @@ import numpy as np
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Timer
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
-from onnx_lathe.passes.graph.layers import read, weights
+from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.layers import weights
 from onnx_lathe.passes.graph.macs import Shape
 from onnx_lathe.passes.graph.model import export_model
 from onnx_lathe.passes.svd.layer_plans import LayerPlan

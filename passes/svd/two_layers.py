@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
-from onnx_lathe.passes.graph.layers import Weight, read
+from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.layers import Weight
 from onnx_lathe.passes.graph.macs import Shape, positions
 from onnx_lathe.passes.graph.model import taken_names, unused_name
 from onnx_lathe.passes.graph.rewire import is_output, replace_input

@@ -4,7 +4,7 @@ import numpy as np
 
 from onnx_lathe.passes.graph import Constant, Graph
 from onnx_lathe.passes.graph.coupling.state import Coupling, Kept
-from onnx_lathe.passes.graph.layers import read
+from onnx_lathe.passes.graph.initializers import read
 
 
 def remove(graph: Graph, coupling: Coupling, removed: np.ndarray) -> None:

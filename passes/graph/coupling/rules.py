@@ -32,8 +32,7 @@ from onnx_lathe.passes.graph.coupling.state import (
     Kept,
     LayerUse,
 )
-from onnx_lathe.passes.graph.initializers import not_float
-from onnx_lathe.passes.graph.layers import NOT_CONSTANT, WEIGHT_INPUT, is_constant
+from onnx_lathe.passes.graph.layers import NOT_CONSTANT, WEIGHT_INPUT, is_constant, not_float
 
 BIAS_INPUT = 2
 NOT_WRITTEN = "it is not written by a layer"
