@@ -82,7 +82,7 @@ class Borders:
 
 def write_half(borders: Borders) -> int:
     """Rewrites the graph. Returns how many Cast nodes it added."""
-    writer = _Writer(borders)
+    writer = _HalfWriter(borders)
     before = len(borders.graph.nodes)
     for tensor in borders.read.values():
         if isinstance(tensor, Constant) and borders.is_stored_half(tensor):
@@ -109,7 +109,7 @@ def half_constant(tensor: Constant) -> np.ndarray:
     return np.maximum(values, np.finfo(np.float16).smallest_subnormal) if scales else values
 
 
-class _Writer:
+class _HalfWriter:
     def __init__(self, borders: Borders) -> None:
         self.borders, self.graph = borders, borders.graph
         self.taken = taken_names(borders.graph)

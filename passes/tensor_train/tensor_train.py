@@ -41,7 +41,7 @@ from onnx_lathe.passes.numerics.rank.tensor_train import (
     relative_error,
     tt_svd,
 )
-from onnx_lathe.passes.tensor_train.writer import BIAS_INPUT, Writer
+from onnx_lathe.passes.tensor_train.writer import BIAS_INPUT, TrainWriter
 
 _FACTORS = re.compile(r"[1-9]\d*(x[1-9]\d*)*:[1-9]\d*(x[1-9]\d*)*")
 
@@ -101,7 +101,7 @@ class TensorTrain(Pass):
         single = by_weight(self.config.layers, found, refused, "tensor_train(layers=...)")
         factors = by_weight(self.config.factors, found, refused, "tensor_train(factors=...)")
         sparse, types = sparse_tensors(graph), infer_types(graph) if found else {}
-        writer, splits = Writer(graph), []
+        writer, splits = TrainWriter(graph), []
         for weight in found:
             reason = self._refusal(graph, weight, single.get(weight.name), sparse) or _unfit(weight, types)
             if reason is None:
@@ -158,7 +158,12 @@ class TensorTrain(Pass):
         return Modes(first, second, kernel)
 
     def _split(
-        self, writer: Writer, weight: Weight, modes: Modes, rank: int | None, types: Mapping[str, TensorType]
+        self,
+        writer: TrainWriter,
+        weight: Weight,
+        modes: Modes,
+        rank: int | None,
+        types: Mapping[str, TensorType],
     ) -> "_Split | str":
         """Puts a train in place of every layer that reads the weight; or says why not, having changed
         nothing.
