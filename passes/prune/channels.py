@@ -25,7 +25,7 @@ from onnx_lathe.passes.graph import Graph, Node
 from onnx_lathe.passes.graph.coupling.analysis import couple
 from onnx_lathe.passes.graph.coupling.removal import remove
 from onnx_lathe.passes.graph.coupling.rules import positions
-from onnx_lathe.passes.graph.coupling.state import WRITTEN, Coupling, Units
+from onnx_lathe.passes.graph.coupling.state import WRITTEN, ChannelSets, Coupling
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, is_constant, is_layer, weights
 from onnx_lathe.passes.graph.model import set_sparse_tensors, sparse_tensors
 from onnx_lathe.passes.graph.patterns import by_weight
@@ -64,7 +64,7 @@ class _Groups:
 
     @classmethod
     def found(cls, coupling: Coupling, roots: np.ndarray) -> "_Groups":
-        together = Units()
+        together = ChannelSets()
         together.fresh(roots.size)
         for _, written in coupling.births:
             members = np.unique(roots[written])

@@ -29,8 +29,8 @@ from onnx_lathe.passes.graph.coupling.state import (
     WRITTEN,
     Channels,
     Coupling,
-    Kept,
     LayerUse,
+    Survivors,
 )
 from onnx_lathe.passes.graph.layers import NOT_CONSTANT, WEIGHT_INPUT, is_constant, not_float
 
@@ -141,8 +141,8 @@ def _depthwise(coupling: Coupling, node: Node, source: Channels | None, multipli
     written = np.repeat(units, multiplier)
     coupling.slot(node, WEIGHT_INPUT, 0, written if node.op == "Conv" else units, WRITTEN)
 
-    def adapt(kept: Kept) -> None:
-        node.attrs["group"] = int(kept(units).sum())
+    def adapt(survive: Survivors) -> None:
+        node.attrs["group"] = int(survive(units).sum())
 
     coupling.adapts.append(adapt)
     return written

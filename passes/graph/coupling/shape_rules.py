@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from onnx_lathe.passes.graph import Constant, Node
-from onnx_lathe.passes.graph.coupling.state import Coupling, Kept, Units
+from onnx_lathe.passes.graph.coupling.state import ChannelSets, Coupling, Survivors
 from onnx_lathe.passes.graph.model import free_name
 
 Dim = int | str | None
@@ -52,8 +52,8 @@ def _adapt_shape(coupling: Coupling, node: Node, stated: Sequence[int]) -> None:
     """Lets a Reshape say `stated`, with as many channels as are left."""
     result = coupling.channels[node.outputs[0].name]
 
-    def adapt(kept: Kept) -> None:
-        count = int(kept(result.units).sum())
+    def adapt(survive: Survivors) -> None:
+        count = int(survive(result.units).sum())
         sizes = [count if axis == result.axis and size != -1 else size for axis, size in enumerate(stated)]
         _store(coupling, node, 1, sizes)
 
@@ -154,14 +154,14 @@ def _regroup(
     return None
 
 
-def _best_part(units: Units, spread: np.ndarray) -> int | None:
+def _best_part(units: ChannelSets, spread: np.ndarray) -> int | None:
     """The axis along which most units stay apart when each position on it becomes one; None if no two do."""
     if spread.ndim == 1:
         return 0
     roots = units.roots(spread)
     found = {}
     for axis in range(spread.ndim):
-        trial, rows = Units(), np.moveaxis(roots, axis, 0).reshape(spread.shape[axis], -1)
+        trial, rows = ChannelSets(), np.moveaxis(roots, axis, 0).reshape(spread.shape[axis], -1)
         distinct, numbers = np.unique(rows, return_inverse=True)
         trial.fresh(distinct.size)
         numbers = numbers.reshape(rows.shape)
@@ -227,8 +227,8 @@ def split(coupling: Coupling, node: Node) -> str | None:
     for output, part in zip(node.outputs, parts, strict=True):
         coupling.put([output], source.axis, part)
 
-    def adapt(kept: Kept) -> None:
-        counts = [int(kept(part).sum()) for part in parts]
+    def adapt(survive: Survivors) -> None:
+        counts = [int(survive(part).sum()) for part in parts]
         if not by_input:
             node.attrs["split"] = counts
             return
@@ -265,8 +265,8 @@ def slice_(coupling: Coupling, node: Node) -> str | None:
         return f"{node.name} takes none of its channels"
     coupling.put(node.outputs, source.axis, source.units[start:end])
 
-    def adapt(kept: Kept) -> None:
-        left = np.concatenate([[0], np.cumsum(kept(source.units))])
+    def adapt(survive: Survivors) -> None:
+        left = np.concatenate([[0], np.cumsum(survive(source.units))])
         for index, offsets, offset in ((1, starts, start), (2, ends, end)):
             _store(coupling, node, index, [*offsets[:place], int(left[offset]), *offsets[place + 1 :]])
 
@@ -297,8 +297,8 @@ def pad(coupling: Coupling, node: Node) -> str | None:
     added = [coupling.units.fresh(count) for count in counts]
     coupling.put(node.outputs, source.axis, np.concatenate([added[0], source.units, added[1]]))
 
-    def adapt(kept: Kept) -> None:
-        left = {place: int(kept(units).sum()) for place, units in zip(places, added, strict=True)}
+    def adapt(survive: Survivors) -> None:
+        left = {place: int(survive(units).sum()) for place, units in zip(places, added, strict=True)}
         _store(coupling, node, 1, [left.get(index, size) for index, size in enumerate(pads)])
 
     coupling.adapts.append(adapt)
@@ -322,13 +322,13 @@ def resize(coupling: Coupling, node: Node) -> str | None:
         if sizes is None or sizes[source.axis] != source.units.size:
             return f"{node.name} resizes it to sizes that are not known"
 
-        def adapt(kept: Kept) -> None:
+        def adapt(survive: Survivors) -> None:
             _store(
                 coupling,
                 node,
                 3,
                 [
-                    int(kept(source.units).sum()) if axis == source.axis else size
+                    int(survive(source.units).sum()) if axis == source.axis else size
                     for axis, size in enumerate(sizes)
                 ],
             )
