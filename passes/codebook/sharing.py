@@ -93,7 +93,7 @@ class Small:
         return Pool(self.k, False, (Piece(self.tensor.name),))
 
     def encoded(self, rule: Rule) -> Encoded:
-        """By the nearest values: a price on codes would be for indices, which it has none of."""
+        """Takes the nearest values: a price on codes would be for indices, of which it has none."""
         return self.pool.encode({self.tensor.name: read(self.tensor)}, replace(rule, tradeoff=0.0))
 
     def decoded(self, rule: Rule) -> np.ndarray:

@@ -94,7 +94,7 @@ class Scaling(Coupling):
     _factors: dict[str, dict[tuple[int, int], tuple[Constant, list[Factor]]]] = field(default_factory=dict)
 
     def slot(self, node: Node, index: int, axis: int, units: np.ndarray, role: str = OTHER) -> None:
-        """Of the node's input `index`, an initializer: what the rules of state.py say, taken as a factor."""
+        """Takes what the rules of coupling say of the node's input `index`, an initializer, as a factor."""
         self.factor(node, index, axis, units, TIMES if role == READ else OVER)
 
     def factor(self, node: Node, index: int, axis: int, units: np.ndarray, power: int) -> None:

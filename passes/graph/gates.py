@@ -31,7 +31,7 @@ class _Step(NamedTuple):
     data: Tensor
     number: float
     rank: int
-    """Of the constant."""
+    """How many dimensions the constant has."""
 
 
 def fuse_hard_sigmoid(

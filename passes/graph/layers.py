@@ -68,8 +68,8 @@ def weights(graph: Graph, refuse: Callable[[str, str], None], halves: bool = Fal
     """Every float32 weight that is constant (initializer, or decoded from initializers), once, in graph
     order; float16 ones if `halves`.
 
-    `refuse(node name, reason)` hears of each layer whose weight cannot be used. A MatMul of two activations
-    is not a layer.
+    `refuse(node name, reason)` is called for each layer whose weight cannot be used. A MatMul of two
+    activations is not a layer.
     """
     found: dict[str, Weight] = {}
     for node in graph.nodes:

@@ -91,8 +91,8 @@ def _copy(tensor: onnx.TensorProto) -> onnx.TensorProto:
 
 
 def _big_initializers(graph: Graph) -> dict[str, Constant]:
-    """By name; their data is withheld from onnx-graphsurgeon, which copies the whole model three times as it
-    writes it.
+    """The initializers, by name, whose data onnx-graphsurgeon is not given: it copies the whole model three
+    times as it writes it.
     """
     return {
         name: tensor

@@ -88,7 +88,7 @@ class BiasCorrection:
             for weight in weights(import_model(original), refuse=lambda node, reason: None)
         }
         self.outputs: list[Mapping[str, np.ndarray]] = []
-        """Of the float network, batch by batch, as far as KEPT_BYTES allow."""
+        """What the float network computes, batch by batch, as far as KEPT_BYTES allow."""
 
     def apply(self, graph: Graph, layers: Sequence[Node], report: PassReport) -> None:
         """Corrects the biases of the quantized `layers`; the metrics get what the network's outputs gain by
@@ -124,7 +124,7 @@ class BiasCorrection:
     def _before(
         self, graph: Graph, places: Sequence[_Place], taken: set[str]
     ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str], float]:
-        """(means of each layer's result, quantized and in float; the tensors to judge by; their error now)."""
+        """(Means of each layer's result, quantized and in float; tensors to judge by; their error now.)"""
         outputs = [tensor for tensor in graph.outputs if tensor.dtype == np.float32 and tensor.inputs]
         last = [places[-1].response]
         judged = list(dict.fromkeys(map(_scores, outputs))) or last
@@ -292,7 +292,7 @@ def _add_mean(model: onnx.ModelProto, place: _Place, tensor: str, channels: int,
 
 
 def _place(graph: Graph, layer: Node) -> _Place | None:
-    """None if the layer's result has no place for a correction."""
+    """Where the layer's correction goes; None if there is no place for one."""
     if layer.op in ("Conv", "Gemm"):
         place = _Place(layer, layer, BIAS_INPUT, layer.attrs.get("beta", 1.0))
         tensor = place.tensor
@@ -338,8 +338,8 @@ def _moved(place: _Place, change: np.ndarray, taken: set[str]) -> Constant:
 
 
 def _weight_name(layer: Node, known: Collection[str]) -> str:
-    """Of the float tensor that the layer's weight was before: a codebook, which keeps its name, has a pair
-    behind it.
+    """The name of the float tensor that the layer's weight was before: a codebook, which keeps its name, has
+    a pair behind it.
     """
     tensor = layer.inputs[WEIGHT_INPUT]
     while tensor.name not in known:

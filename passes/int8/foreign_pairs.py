@@ -99,7 +99,7 @@ class Parameters:
 
 
 def parameters(node: Node) -> Parameters | None:
-    """Of a QuantizeLinear or DequantizeLinear; None if they are computed at run time."""
+    """Scale and zero-point of a QuantizeLinear or DequantizeLinear; None if they are computed at run time."""
     stored = [tensor for tensor in node.inputs[1:3] if not tensor.is_empty()]
     if not all(isinstance(tensor, Constant) for tensor in stored):
         return None

@@ -30,7 +30,7 @@ class Quantization:
         self.config = config
         self.context = context
         self.phrases: Mapping[str, str] = {}
-        """By weight, what the report says of it besides."""
+        """What the report says of a weight besides, by its name."""
         self._ranges: dict[str, tuple[float, float]] = {}
         self._correction: BiasCorrection | None = None
         if config.bias_correction and base is not None and context.calibrator is not None:

@@ -59,7 +59,7 @@ class _Layer:
     """Scales, shaped to be multiplied with levels."""
     original: Weight
     axes: tuple[Axis, ...]
-    """Of a convolution."""
+    """The axes that a convolution runs over; there are none for other layers."""
 
     @property
     def name(self) -> str:

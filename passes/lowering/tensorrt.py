@@ -307,8 +307,8 @@ def _zero_point(node: Node) -> np.ndarray | None:
 
 
 def _code_type(node: Node, zero: np.ndarray | None) -> np.dtype | None:
-    """Of what the node writes or reads as integers; a QuantizeLinear without zero-point and type writes
-    UINT8.
+    """The type of the integers that the node writes or reads; a QuantizeLinear without zero-point and type
+    writes UINT8.
     """
     if zero is not None:
         return zero.dtype

@@ -38,8 +38,9 @@ class LayerPlan:
             else f", {self.latencies[0]:.3g} ms became {self.latencies[1]:.3g} ms"
         )
         return (
-            f"rank {self.rank} of {len(ladder.energies)}, {self.saved:,.0f} of {ladder.whole:,.0f} MACs saved "
-            f"({100 * self.saved / ladder.whole:.3g} %), {100 * ladder.kept(self.rank):.4g} % of energy kept{timed}"
+            f"rank {self.rank} of {len(ladder.energies)}, "
+            f"{self.saved:,.0f} of {ladder.whole:,.0f} MACs saved ({100 * self.saved / ladder.whole:.3g} %), "
+            f"{100 * ladder.kept(self.rank):.4g} % of energy kept{timed}"
         )
 
 
@@ -51,8 +52,8 @@ def choose(
     whole: int,
     report: PassReport,
 ) -> list[LayerPlan]:
-    """The plans that get a rank, in order; each other gets a skip. `now` and `whole` are the network's MACs, as
-    it is and without earlier splits; `own` are ranks by weight.
+    """The plans that get a rank, in order; each other gets a skip. `now` and `whole` are the network's MACs,
+    as it is and without earlier splits; `own` are ranks by weight.
     """
     free = []
     for plan in plans:
@@ -70,7 +71,8 @@ def choose(
         else:
             report.skip(
                 plan.layer.name,
-                f"rank {rank} of {len(energies)} ({100 * plan.ladder.kept(rank):.4g} % of energy) saves no MACs",
+                f"rank {rank} of {len(energies)} "
+                f"({100 * plan.ladder.kept(rank):.4g} % of energy) saves no MACs",
             )
     rest = now - sum(plan.saved for plan in plans) - sum(plan.ladder.whole for plan in free)
     budget = options.share * whole - rest

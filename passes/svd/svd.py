@@ -138,7 +138,7 @@ class Svd(Pass):
     def _describe(
         self, graph: Graph, weight: Weight, own: int | None, captured: Collection[str]
     ) -> Layer | str:
-        """What a weight's layers are to be split as, or why they cannot or are not to be."""
+        """How the layers of a weight can be split, or why they stay whole."""
         layer = (
             not_float(weight.tensor, self.name)
             or self._refusal(graph, weight, own)

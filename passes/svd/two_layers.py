@@ -273,7 +273,7 @@ def split(graph: Graph, layer: Layer, factors: Factors, bias: np.ndarray | None)
 
 
 def _attributes(node: Node, layer: Layer, spatial: bool) -> tuple[dict[str, object], dict[str, object]]:
-    """Of the two layers in place of `node`."""
+    """The attributes of the two layers in place of `node`."""
     attrs = dict(node.attrs)
     if layer.op == "MatMul":
         return {}, {}

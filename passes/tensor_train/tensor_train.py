@@ -211,7 +211,7 @@ class _Split:
     positions: tuple[int | None, ...]
     norm: float
     error: float
-    """Relative to `norm`."""
+    """How far the train is from the weight, relative to `norm`."""
 
     @property
     def what(self) -> str:
@@ -226,7 +226,7 @@ class _Split:
 
 
 def _metrics(splits: Sequence[_Split]) -> dict[str, float]:
-    """Of all split weights together; MACs per sample, if they are known for all."""
+    """What all split weights have together; MACs are per sample, and there if they are known for all."""
     if not splits:
         return {}
     error = math.sqrt(

@@ -1,5 +1,5 @@
-"""Loads and saves ONNX files safely: checked before they are believed, external data included, written whole or
-not at all.
+"""Loads and saves ONNX files safely: checked before they are believed, external data included, written whole
+or not at all.
 
 reading.py refuses what is no good model, external_data.py finds the bytes beside it, tensors.py knows what a
 model stores.
@@ -61,7 +61,8 @@ def load(path: str | Path) -> ModelProto:
                 read_external(path.parent, tensor)
             elif tensor.HasField("raw_data") and len(tensor.raw_data) != data_size(tensor):
                 raise ModelError(
-                    f"the data of tensor '{tensor.name}' does not have the size that its shape asks for; export it again"
+                    f"the data of tensor '{tensor.name}' does not have the size that its shape asks for; "
+                    "export it again"
                 )
         check_structure(model)
     return model

@@ -1,4 +1,4 @@
-"""Reads one ONNX file into a model that can be believed: every refusal says what the file is and what to do."""
+"""Reads one ONNX file into a model that can be believed; a refusal says what the file is and what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,7 +57,8 @@ def content_of(path: Path) -> bytes:
     with explaining(""):
         if path.stat().st_size > PROTOBUF_LIMIT_BYTES:
             raise ModelError(
-                "is larger than 2 GB, so not one ONNX file; save the weights as external data, or if it is packed, run optimize unpack"
+                "is larger than 2 GB, so not one ONNX file; "
+                "save the weights as external data, or if it is packed, run optimize unpack"
             )
         return path.read_bytes()
 
@@ -100,7 +101,8 @@ def check_opset(model: ModelProto) -> None:
         raise ModelError("names no version of the standard operators (opset); export it again")
     if version < low:
         raise ModelError(
-            f"opset {version} is older than {low}; convert it with onnx.version_converter.convert_version(model, 17)"
+            f"opset {version} is older than {low}; "
+            "convert it with onnx.version_converter.convert_version(model, 17)"
         )
     if version > high:
         raise ModelError(f"opset {version} is newer than {high}; export the model with opset_version=21")

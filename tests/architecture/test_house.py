@@ -59,7 +59,7 @@ def test_what_an_installation_says_of_its_types() -> None:
 
 
 def test_one_file_knows_how_initializers_are_stored() -> None:
-    """onnx-graphsurgeon's `_values` is private: a new version may change it, and then one file changes here."""
+    """onnx-graphsurgeon's `_values` is private: if a new version changes it, one file changes here."""
     users = {
         path.relative_to(ROOT).as_posix()
         for path in FILES

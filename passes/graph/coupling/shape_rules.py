@@ -203,7 +203,7 @@ def unsqueeze(coupling: Coupling, node: Node) -> str | None:
 
 
 def _axes(node: Node) -> list[int] | None:
-    """Of a Squeeze or Unsqueeze, as attribute or as input."""
+    """The axes of a Squeeze or Unsqueeze, which are an attribute or an input."""
     return _numbers(node, 1) if len(node.inputs) > 1 else node.attrs.get("axes")
 
 

@@ -117,7 +117,7 @@ class Coupling:
     types: dict[str, TensorType]
     units: ChannelSets = field(default_factory=ChannelSets)
     channels: dict[str, Channels] = field(default_factory=dict)
-    """Of computed tensors, by name."""
+    """Where each computed tensor has its channels, by name."""
     slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
     layers: list[LayerUse] = field(default_factory=list)
     births: list[tuple[Node, np.ndarray]] = field(default_factory=list)
@@ -143,7 +143,7 @@ class Coupling:
                 self.channels[tensor.name] = Channels(axis, units)
 
     def fixed(self, count: int, reason: str) -> np.ndarray:
-        """Units that cannot go."""
+        """New units that have to stay."""
         units = self.units.fresh(count)
         self.units.lock(units, reason)
         return units

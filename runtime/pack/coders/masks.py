@@ -97,7 +97,7 @@ def _segments(columns: int) -> Iterator[slice]:
 
 
 class _Rows:
-    """The rows that are coded, with rows of zeros above the first, and the contexts that they give the next."""
+    """The rows that are coded, zeros above the first, and the contexts that they give the next."""
 
     def __init__(self, grid: Grid, row_link: np.ndarray | None, column_link: np.ndarray | None) -> None:
         self._grid, self._row_link, self._column_link = grid, row_link, column_link
