@@ -27,7 +27,7 @@ from onnx.backend.test.case.node import collect_testcases
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from onnx_lathe.runtime.files.model_file import OPSETS
+from onnx_lathe.runtime.files.reading import OPSETS
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.torch_bridge import GraphModule, unsupported
 from onnx_lathe.runtime.torch_bridge.arrays import FLOATS, carried, to_numpy, to_torch

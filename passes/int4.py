@@ -23,11 +23,11 @@ from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable, rewire
-from onnx_lathe.passes.graph.initializers import not_float
 from onnx_lathe.passes.graph.layers import (
     Weight,
     constant_shape,
     constant_value,
+    not_float,
     other_use,
     output_axis,
     weights,
@@ -100,7 +100,7 @@ class Int4(Pass):
                     )
                 return report
             chosen = self._choose(graph, report := PassReport())
-        writer, signal, noise = _Writer(graph), 0.0, 0.0
+        writer, signal, noise = _BlockWriter(graph), 0.0, 0.0
         for weight in chosen:
             context.progress(f"quantizing {weight.name}")
             more = self._quantize(writer, weight, report)
@@ -169,7 +169,7 @@ class Int4(Pass):
         wanted = self.config.group
         return inputs if wanted == 0 or inputs <= wanted else int4.divisor_near(inputs, wanted) or inputs
 
-    def _quantize(self, writer: "_Writer", weight: Weight, report: PassReport) -> tuple[float, float]:
+    def _quantize(self, writer: "_BlockWriter", weight: Weight, report: PassReport) -> tuple[float, float]:
         """Puts the 4-bit form in place of the weight. Returns the energy of the weight, and of what it
         loses.
         """
@@ -191,7 +191,7 @@ class Int4(Pass):
         )
 
 
-class _Writer:
+class _BlockWriter:
     """Writes the form into one graph."""
 
     def __init__(self, graph: Graph) -> None:

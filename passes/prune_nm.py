@@ -21,8 +21,8 @@ from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph, Node
-from onnx_lathe.passes.graph.initializers import not_float, write_float
-from onnx_lathe.passes.graph.layers import Weight, other_use, read, weights
+from onnx_lathe.passes.graph.initializers import read, write_float
+from onnx_lathe.passes.graph.layers import Weight, not_float, other_use, weights
 from onnx_lathe.passes.graph.model import set_sparse_tensors, sparse_tensors
 from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.numerics.sparsity.n_of_m import holds, nm_kept

@@ -42,8 +42,8 @@ from onnx_lathe.passes.core.training_options import (
 )
 from onnx_lathe.passes.graph import Constant, Graph
 from onnx_lathe.passes.graph.biases import biases
-from onnx_lathe.passes.graph.initializers import not_float, write
-from onnx_lathe.passes.graph.layers import Weight, codebook_of, other_use, read, stored_in, weights
+from onnx_lathe.passes.graph.initializers import read, write
+from onnx_lathe.passes.graph.layers import Weight, codebook_of, not_float, other_use, stored_in, weights
 from onnx_lathe.passes.graph.model import export_model, sparse_tensors
 from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.numerics.clustering.bit_choice import fewest_bytes

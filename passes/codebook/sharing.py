@@ -7,7 +7,8 @@ import numpy as np
 
 from onnx_lathe.passes.codebook.trial_model import Candidate
 from onnx_lathe.passes.graph import Constant
-from onnx_lathe.passes.graph.layers import Weight, read
+from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.layers import Weight
 from onnx_lathe.passes.numerics.clustering.bit_choice import Rung, expected_noise
 from onnx_lathe.passes.numerics.clustering.codebook_pools import CodebookGroup, Piece, channel_groups, decoded
 from onnx_lathe.passes.numerics.clustering.kmeans import Encoded, Rule, distinct_values, signal_and_noise
@@ -95,7 +96,7 @@ class Small:
         return CodebookGroup(self.k, False, (Piece(self.tensor.name),))
 
     def encoded(self, rule: Rule) -> Encoded:
-        """By the nearest values: a price on codes would be for indices, which it has none of."""
+        """Takes the nearest values: a price on codes would be for indices, of which it has none."""
         return self.group.encode({self.tensor.name: read(self.tensor)}, replace(rule, tradeoff=0.0))
 
     def decoded(self, rule: Rule) -> np.ndarray:

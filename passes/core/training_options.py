@@ -11,8 +11,7 @@ import numpy as np
 from onnx_lathe.errors import PassError, UsageError
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.graph import Constant, Graph
-from onnx_lathe.passes.graph.initializers import write
-from onnx_lathe.passes.graph.layers import read
+from onnx_lathe.passes.graph.initializers import read, write
 from onnx_lathe.protocols import TrainResult
 
 

@@ -21,8 +21,8 @@ from onnx_lathe.passes.equalize.scalable import KEEP, Scaling, find_scaling
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, rewire
 from onnx_lathe.passes.graph.biases import BIAS_INPUT
 from onnx_lathe.passes.graph.coupling.state import Channels
-from onnx_lathe.passes.graph.initializers import write
-from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant, is_layer, read
+from onnx_lathe.passes.graph.initializers import read, write
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant, is_layer
 from onnx_lathe.passes.graph.model import export_model, free_name
 
 SHIFTED = (

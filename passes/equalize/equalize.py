@@ -38,9 +38,9 @@ from onnx_lathe.passes.equalize.scalable import (
     find_scaling,
 )
 from onnx_lathe.passes.graph import Constant, Graph, Node, Variable
-from onnx_lathe.passes.graph.coupling.state import Units
-from onnx_lathe.passes.graph.initializers import not_float, write
-from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, read, weights
+from onnx_lathe.passes.graph.coupling.state import ChannelSets
+from onnx_lathe.passes.graph.initializers import read, write
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, not_float, weights
 from onnx_lathe.passes.graph.model import export_model, free_name
 from onnx_lathe.passes.numerics.quantization.equalization import Matrices, Rule, balance
 
@@ -148,7 +148,7 @@ def _above(scaling: Scaling, context: Context) -> dict[str, float]:
 
 def _groups(scaling: Scaling, roots: np.ndarray) -> np.ndarray:
     """A number for each root: the same for all that are in one tensor."""
-    together = Units()
+    together = ChannelSets()
     together.fresh(roots.size)
     for channels in scaling.channels.values():
         members = np.unique(roots[channels.units])

@@ -20,8 +20,8 @@ from onnx_lathe.passes.graph import Constant, Graph, Node
 from onnx_lathe.passes.graph.coupling import rules as rules
 from onnx_lathe.passes.graph.coupling.state import OTHER, READ, Coupling, LayerUse
 from onnx_lathe.passes.graph.gates import clip_range
-from onnx_lathe.passes.graph.initializers import not_float
-from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, is_constant, is_layer, read
+from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, is_constant, is_layer, not_float
 from onnx_lathe.passes.graph.rewire import captured_names
 from onnx_lathe.passes.graph.shapes import infer_types
 
@@ -94,7 +94,7 @@ class Scaling(Coupling):
     _factors: dict[str, dict[tuple[int, int], tuple[Constant, list[Factor]]]] = field(default_factory=dict)
 
     def slot(self, node: Node, index: int, axis: int, units: np.ndarray, role: str = OTHER) -> None:
-        """Of the node's input `index`, an initializer: what the rules of state.py say, taken as a factor."""
+        """Takes what the rules of coupling say of the node's input `index`, an initializer, as a factor."""
         self.factor(node, index, axis, units, TIMES if role == READ else OVER)
 
     def factor(self, node: Node, index: int, axis: int, units: np.ndarray, power: int) -> None:

@@ -11,8 +11,8 @@ from onnx_lathe.passes.core.services import Calibrator
 from onnx_lathe.passes.float16.ports import QUANTIZERS, RETYPED, Ports, half_ports
 from onnx_lathe.passes.float16.writer import Borders, fill_value
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
-from onnx_lathe.passes.graph.constants import size_bytes
-from onnx_lathe.passes.graph.layers import is_constant, is_layer, read
+from onnx_lathe.passes.graph.initializers import read, size_bytes
+from onnx_lathe.passes.graph.layers import is_constant, is_layer
 from onnx_lathe.passes.graph.model import export_model
 from onnx_lathe.passes.graph.shapes import TensorType
 from onnx_lathe.passes.numerics.quantization import affine, half

@@ -26,7 +26,7 @@ from onnx_lathe.passes.float16.ports import QUANTIZERS, Ports
 from onnx_lathe.passes.float16.writer import Borders, write_half
 from onnx_lathe.passes.graph import Constant, Graph
 from onnx_lathe.passes.graph.constants import constant_to_initializer
-from onnx_lathe.passes.graph.layers import read
+from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.model import sparse_tensors
 from onnx_lathe.passes.graph.opset import raise_opset
 from onnx_lathe.passes.graph.rewire import captured_names, is_output

@@ -13,8 +13,7 @@ import onnx
 
 from onnx_lathe.passes.float16.ports import ANY_TYPE, QUANTIZERS, RETYPED, Ports
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
-from onnx_lathe.passes.graph.initializers import write
-from onnx_lathe.passes.graph.layers import read
+from onnx_lathe.passes.graph.initializers import read, write
 from onnx_lathe.passes.graph.model import taken_names, unused_name
 from onnx_lathe.passes.graph.rewire import bypass, captured_names, is_output, sweep
 from onnx_lathe.passes.graph.shapes import TensorType
@@ -83,7 +82,7 @@ class Borders:
 
 def write_half(borders: Borders) -> int:
     """Rewrites the graph. Returns how many Cast nodes it added."""
-    writer = _Writer(borders)
+    writer = _HalfWriter(borders)
     before = len(borders.graph.nodes)
     for tensor in borders.read.values():
         if isinstance(tensor, Constant) and borders.is_stored_half(tensor):
@@ -110,7 +109,7 @@ def half_constant(tensor: Constant) -> np.ndarray:
     return np.maximum(values, np.finfo(np.float16).smallest_subnormal) if scales else values
 
 
-class _Writer:
+class _HalfWriter:
     def __init__(self, borders: Borders) -> None:
         self.borders, self.graph = borders, borders.graph
         self.taken = taken_names(borders.graph)

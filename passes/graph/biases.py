@@ -14,7 +14,7 @@ def biases(graph: Graph, refuse: Callable[[str, str], None]) -> Iterator[tuple[N
     """(first layer, bias) for the third input of a Conv, ConvTranspose or Gemm, or the operand of an Add
     behind a layer; each tensor once.
 
-    `refuse(node name, reason)` hears of each layer whose bias is there but cannot be changed.
+    `refuse(node name, reason)` is called for each layer whose bias is there but cannot be changed.
     """
     seen: set[str] = set()
     for node in graph.nodes:

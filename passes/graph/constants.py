@@ -5,10 +5,10 @@ from collections.abc import Collection
 
 import numpy as np
 import onnx
-from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.evaluate import REFUSALS, evaluate
+from onnx_lathe.passes.graph.initializers import size_bytes, stored_tensor, to_initializer
 
 _FOLDABLE = """
 Abs Add And Cast CastLike Ceil Concat ConstantOfShape Cos Div Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gemm
@@ -39,7 +39,7 @@ def constant_to_initializer(node: Node) -> bool:
         return False
     tensor = node.outputs[0]
     node.outputs.clear()
-    tensor.to_constant(LazyValues(proto))
+    to_initializer(tensor, proto)
     return True
 
 
@@ -55,11 +55,7 @@ def _constant_proto(node: Node) -> onnx.TensorProto | None:
             return onnx.helper.make_tensor("", element, [len(node.attrs[name + "s"])], node.attrs[name + "s"])
     value = node.attrs.get("value")
     if isinstance(value, Constant):
-        return (
-            value._values.tensor
-            if isinstance(value._values, LazyValues)
-            else onnx.numpy_helper.from_array(value.values)
-        )
+        return stored_tensor(value)
     return None
 
 
@@ -129,11 +125,6 @@ def freed_bytes(graph: Graph, node: Node) -> int:
         for key, tensor in sources.items()
         if key not in outputs and all(reader is node for reader in tensor.outputs)
     )
-
-
-def size_bytes(tensor: Constant) -> int:
-    """Size of the values in memory, without loading them."""
-    return int(tensor._values.nbytes)
 
 
 def store(node: Node, values: list[np.ndarray]) -> None:

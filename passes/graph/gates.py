@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
-from onnx_lathe.passes.graph.layers import read
+from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.model import free_name
 from onnx_lathe.passes.graph.rewire import disconnect, is_output
 
@@ -31,7 +31,7 @@ class _Step(NamedTuple):
     data: Tensor
     number: float
     rank: int
-    """Of the constant."""
+    """How many dimensions the constant has."""
 
 
 def fuse_hard_sigmoid(

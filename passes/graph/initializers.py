@@ -1,14 +1,86 @@
 """Values of initializers without a second copy of the model: onnx-graphsurgeon keeps whatever array it was
 asked for once.
+
+What is stored is an array, a tensor of the model that is read when it is asked for (LazyValues), or a sparse
+one. onnx-graphsurgeon has no public way to tell; this file alone knows its private `_values`.
 """
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import onnx
-from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.exporters.onnx_exporter import dtype_to_onnx
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
-from onnx_lathe.passes.graph import Constant, Tensor
-from onnx_lathe.passes.graph.layers import codebook_of, stored_in
-from onnx_lathe.passes.graph.model import FOUR_BIT
+from onnx_lathe.passes.graph import Constant, Variable
+
+
+def is_lazy(tensor: Constant) -> bool:
+    """Whether the values are still those of a tensor of the model, which nobody has asked for."""
+    return isinstance(tensor._values, LazyValues)
+
+
+def is_sparse(tensor: Constant) -> bool:
+    return isinstance(tensor._values, SparseValues)
+
+
+def size_bytes(tensor: Constant) -> int:
+    """Size of the values in memory, without loading them."""
+    return int(tensor._values.nbytes)
+
+
+def read(tensor: Constant) -> np.ndarray:
+    """The initializer's values, not kept in the graph. The array is read-only, or the graph's own: do not
+    write into it.
+    """
+    stored = tensor._values
+    if isinstance(stored, SparseValues):
+        return np.asarray(stored.load(), dtype=tensor.dtype)
+    values: np.ndarray = (
+        onnx.numpy_helper.to_array(stored.tensor) if isinstance(stored, LazyValues) else stored
+    )
+    return values
+
+
+def stored_tensor(tensor: Constant) -> onnx.TensorProto:
+    """The values as a tensor of ONNX; the model's own if they are lazy."""
+    proto: onnx.TensorProto = (
+        tensor._values.tensor if is_lazy(tensor) else onnx.numpy_helper.from_array(tensor.values)
+    )
+    return proto
+
+
+def store_tensor(tensor: Constant, proto: onnx.TensorProto) -> None:
+    """Makes the values those of `proto`, read when they are asked for."""
+    tensor.values = LazyValues(proto)
+
+
+def store_packed(tensor: Constant) -> None:
+    """Stores an array as a tensor of ONNX, which packs 4-bit elements."""
+    if not is_lazy(tensor):
+        store_tensor(tensor, onnx.numpy_helper.from_array(tensor.values, tensor.name))
+
+
+def to_initializer(tensor: Variable, values: onnx.TensorProto | Constant) -> None:
+    """Turns a computed tensor into an initializer with the values of a tensor of ONNX or of another one."""
+    tensor.to_constant(values._values if isinstance(values, Constant) else LazyValues(values))
+
+
+@contextmanager
+def data_withheld(tensors: Mapping[str, Constant]) -> Iterator[None]:
+    """For as long as it lasts, the initializers say their type and shape and have no data."""
+    values = {name: tensor._values for name, tensor in tensors.items()}
+    try:
+        for name, tensor in tensors.items():
+            header = onnx.TensorProto(
+                name=name, dims=tensor.shape, data_type=dtype_to_onnx(tensor.export_dtype)
+            )
+            tensor._values = LazyValues(header)
+        yield
+    finally:
+        for name, tensor in tensors.items():
+            tensor._values = values[name]
 
 
 def write_float(tensor: Constant, data: bytes) -> None:
@@ -33,18 +105,3 @@ def write(tensor: Constant, values: np.ndarray) -> None:
         else values
     )
     tensor.data_location = None
-
-
-def not_float(tensor: Tensor, pass_name: str) -> str | None:
-    """Why a pass on float32 initializers must leave this constant weight alone; None if it is such an
-    initializer.
-    """
-    if isinstance(tensor, Constant):
-        return None
-    if codebook_of(tensor) is not None:
-        return f"its weight is stored as a codebook; {pass_name} before codebook"
-    if tensor.inputs[0].op == "DequantizeLinear":
-        stored = stored_in(tensor)[0].dtype
-        maker = "int4" if stored in FOUR_BIT else "int8"
-        return f"its weight is stored as {stored}{' already' if pass_name == maker else f'; {pass_name} before {maker}'}"
-    return f"its weight is computed by {tensor.inputs[0].op}; fold before {pass_name}"

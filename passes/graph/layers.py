@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
-from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
+from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.model import FOUR_BIT
 
 WEIGHT_INPUT = 1
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -68,8 +68,8 @@ def weights(graph: Graph, refuse: Callable[[str, str], None], halves: bool = Fal
     """Every float32 weight that is constant (initializer, or decoded from initializers), once, in graph
     order; float16 ones if `halves`.
 
-    `refuse(node name, reason)` hears of each layer whose weight cannot be used. A MatMul of two activations
-    is not a layer.
+    `refuse(node name, reason)` is called for each layer whose weight cannot be used. A MatMul of two
+    activations is not a layer.
     """
     found: dict[str, Weight] = {}
     for node in graph.nodes:
@@ -167,19 +167,6 @@ def stored_in(tensor: Tensor) -> list[Constant]:
     return [leaf for source in tensor.inputs[0].inputs if not source.is_empty() for leaf in stored_in(source)]
 
 
-def read(tensor: Constant) -> np.ndarray:
-    """The initializer's values, not kept in the graph. The array is read-only, or the graph's own: do not
-    write into it.
-    """
-    stored = tensor._values
-    if isinstance(stored, SparseValues):
-        return np.asarray(stored.load(), dtype=tensor.dtype)
-    values: np.ndarray = (
-        onnx.numpy_helper.to_array(stored.tensor) if isinstance(stored, LazyValues) else stored
-    )
-    return values
-
-
 def constant_value(tensor: Tensor, opset: int) -> np.ndarray:
     """The decoded values of a tensor for which `is_constant` holds, at the graph's opset. As with `read`,
     do not write into them.
@@ -236,3 +223,18 @@ def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray]], axis: int) -> tuple[
 
 def constant_shape(tensor: Tensor, opset: int) -> tuple[int, ...]:
     return tuple(constant_value(tensor, opset).shape)
+
+
+def not_float(tensor: Tensor, pass_name: str) -> str | None:
+    """Why a pass on float32 initializers must leave this constant weight alone; None if it is such an
+    initializer.
+    """
+    if isinstance(tensor, Constant):
+        return None
+    if codebook_of(tensor) is not None:
+        return f"its weight is stored as a codebook; {pass_name} before codebook"
+    if tensor.inputs[0].op == "DequantizeLinear":
+        stored = stored_in(tensor)[0].dtype
+        maker = "int4" if stored in FOUR_BIT else "int8"
+        return f"its weight is stored as {stored}{' already' if pass_name == maker else f'; {pass_name} before {maker}'}"
+    return f"its weight is computed by {tensor.inputs[0].op}; fold before {pass_name}"

@@ -45,7 +45,7 @@ def open_shapes(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> 
 
 
 def sized_shapes(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
-    """As `open_shapes`, with 1 for every size that stays unknown."""
+    """What `open_shapes` gives, with 1 for every size that stays unknown."""
     return {
         name: tuple(size if isinstance(size, int) else 1 for size in shape)
         for name, shape in open_shapes(model, inputs).items()

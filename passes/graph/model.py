@@ -6,18 +6,25 @@ which is not valid at that version.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter, dtype_to_onnx
-from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_lathe import metadata
 from onnx_lathe.passes.graph import Constant, Graph, Node
+from onnx_lathe.passes.graph.initializers import (
+    data_withheld,
+    is_lazy,
+    is_sparse,
+    size_bytes,
+    store_packed,
+    store_tensor,
+    stored_tensor,
+)
 
 G_LOGGER.severity = G_LOGGER.ERROR  # its warnings speak of graphsurgeon's internals
 
@@ -42,9 +49,9 @@ def import_model(model: onnx.ModelProto) -> Graph:
         node.metadata = {entry.key: entry.value for entry in proto.metadata_props}
         node.doc_string = proto.doc_string
         for value in node.attrs.values():
-            if isinstance(value, Constant) and isinstance(value._values, LazyValues):
+            if isinstance(value, Constant) and is_lazy(value):
                 # its export writes a name into the tensor that it was read from
-                value.values = LazyValues(_copy(value._values.tensor))
+                store_tensor(value, _copy(stored_tensor(value)))
         if not node.name or node.name in seen:
             node.name = unused_name(f"{node.name or node.op}_{index}", taken)
             taken.add(node.name)
@@ -57,14 +64,11 @@ def export_model(graph: Graph) -> onnx.ModelProto:
     unchanged.
     """
     for tensor in graph.tensors().values():
-        if (
-            isinstance(tensor, Constant)
-            and not isinstance(tensor._values, LazyValues)
-            and tensor.dtype in FOUR_BIT
-        ):
-            tensor.values = LazyValues(onnx.numpy_helper.from_array(tensor.values, tensor.name))
+        if isinstance(tensor, Constant) and tensor.dtype in FOUR_BIT:
+            store_packed(tensor)
     graph.toposort()
-    with _data_withheld(graph) as held:
+    held = _big_initializers(graph)
+    with data_withheld(held):
         model = gs.export_onnx(graph, do_type_check=False)
     for part in _graphs(model.graph):
         for proto in part.initializer:
@@ -86,29 +90,15 @@ def _copy(tensor: onnx.TensorProto) -> onnx.TensorProto:
     return copy
 
 
-@contextmanager
-def _data_withheld(graph: Graph) -> Iterator[dict[str, Constant]]:
-    """For as long as it lasts, big initializers have no data: onnx-graphsurgeon copies the whole model
-    three times as it writes it.
+def _big_initializers(graph: Graph) -> dict[str, Constant]:
+    """The initializers, by name, whose data onnx-graphsurgeon is not given: it copies the whole model three
+    times as it writes it.
     """
-    held = {
+    return {
         name: tensor
         for name, tensor in graph.tensors().items()
-        if isinstance(tensor, Constant)
-        and not isinstance(tensor._values, SparseValues)
-        and tensor._values.nbytes >= BIG_BYTES
+        if isinstance(tensor, Constant) and not is_sparse(tensor) and size_bytes(tensor) >= BIG_BYTES
     }
-    values = {name: tensor._values for name, tensor in held.items()}
-    try:
-        for name, tensor in held.items():
-            header = onnx.TensorProto(
-                name=name, dims=tensor.shape, data_type=dtype_to_onnx(tensor.export_dtype)
-            )
-            tensor._values = LazyValues(header)
-        yield held
-    finally:
-        for name, tensor in held.items():
-            tensor._values = values[name]
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -5,6 +5,7 @@ from onnx import version_converter
 
 from onnx_lathe.passes.graph import Constant, Graph, Variable
 from onnx_lathe.passes.graph.constants import constant_to_initializer
+from onnx_lathe.passes.graph.initializers import to_initializer
 from onnx_lathe.passes.graph.model import export_model, import_model, node_metadata
 from onnx_lathe.passes.graph.skeleton import signature, skeleton
 
@@ -42,7 +43,7 @@ def _adopt(graph: Graph, converted: Graph) -> None:
     inputs = {tensor.name for tensor in graph.inputs}
     for tensor in converted.inputs:
         if tensor.name not in inputs:
-            tensor.to_constant(stored[tensor.name]._values)
+            to_initializer(tensor, stored[tensor.name])
     for node in converted.nodes:
         node.metadata = metadata.get(node.name, {})
         if node.op == "Constant" and node.name not in metadata:  # an attribute that became an input

@@ -26,7 +26,8 @@ from onnx_lathe.passes.core.services import Calibrator
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.ancestors import model_up_to
 from onnx_lathe.passes.graph.biases import BIAS_INPUT
-from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_shape, constant_value, read, weights
+from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_shape, constant_value, weights
 from onnx_lathe.passes.graph.model import export_model, import_model, sparse_tensors, taken_names, unused_name
 from onnx_lathe.passes.graph.quantization import pairs
 from onnx_lathe.passes.graph.rewire import is_output
@@ -87,7 +88,7 @@ class BiasCorrection:
             for weight in weights(import_model(original), refuse=lambda node, reason: None)
         }
         self.outputs: list[Mapping[str, np.ndarray]] = []
-        """Of the float network, batch by batch, as far as KEPT_BYTES allow."""
+        """What the float network computes, batch by batch, as far as KEPT_BYTES allow."""
 
     def apply(self, graph: Graph, layers: Sequence[Node], report: PassReport) -> None:
         """Corrects the biases of the quantized `layers`; the metrics get what the network's outputs gain by
@@ -96,38 +97,16 @@ class BiasCorrection:
         places = [place for node in layers if (place := _place(graph, node)) is not None]
         if not places:
             return
-        computed = [
-            _scores(tensor) for tensor in graph.outputs if tensor.dtype == np.float32 and tensor.inputs
-        ]
-        judged = list(dict.fromkeys(computed)) or [places[-1].response]
-        self._keep_outputs(judged)
         saved, taken = [place.tensor for place in places], taken_names(graph)
-        beside = as_computed(export_model(graph), self.placement)
-        pairs = {}
-        for place in reversed(
-            places
-        ):  # the order in which ONNX Runtime then runs the nodes lets go of each layer's output early
-            other = self._add_float_layer(beside, place, taken)
-            pairs[place.response] = [
-                _add_mean(beside, place, name, self._channels(place.layer), taken)
-                for name in (place.response, other)
-            ]
-        means, errors = self._measure(beside, [name for pair in pairs.values() for name in pair], judged)
-        judged = [name for name in judged if math.isfinite(errors[name])]
-        if not judged:
-            judged = [places[-1].response]
-            self._keep_outputs(judged)
-            _, errors = self._measure(as_computed(export_model(graph), self.placement), [], judged)
-        before = sum(errors[name] for name in judged)
+        means, judged, before = self._before(graph, places, taken)
         off = {}
         for place in places:
-            mean, wanted = (means[name] for name in pairs[place.response])
+            mean, wanted = means[place.response]
             change = wanted - mean
             if np.isfinite(change).all():
                 off[place.response] = float(np.abs(change).sum() / max(np.abs(wanted).sum(), 1e-30))
                 place.set(_moved(place, change, taken))
-        _, errors = self._measure(as_computed(export_model(graph), self.placement), [], judged)
-        after = sum(errors.values())
+        after = self._error(graph, judged)
         report.metrics["bias_correction_gain_db"] = (
             10 * math.log10(before / after) if 0 < after < before else 0.0
         )
@@ -141,6 +120,44 @@ class BiasCorrection:
                     place.layer.name,
                     f"bias corrected: the means of its channels were off by {100 * share:.2g} %",
                 )
+
+    def _before(
+        self, graph: Graph, places: Sequence[_Place], taken: set[str]
+    ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str], float]:
+        """(Means of each layer's result, quantized and in float; tensors to judge by; their error now.)"""
+        outputs = [tensor for tensor in graph.outputs if tensor.dtype == np.float32 and tensor.inputs]
+        last = [places[-1].response]
+        judged = list(dict.fromkeys(map(_scores, outputs))) or last
+        self._keep_outputs(judged)
+        beside, names = self._with_float_layers(graph, places, taken)
+        averages, errors = self._measure(beside, [name for pair in names.values() for name in pair], judged)
+        means = {response: (averages[ours], averages[float_]) for response, (ours, float_) in names.items()}
+        finite = [name for name in judged if math.isfinite(errors[name])]
+        if finite:
+            return means, finite, sum(errors[name] for name in finite)
+        self._keep_outputs(last)
+        return means, last, self._error(graph, last)
+
+    def _error(self, graph: Graph, judged: Sequence[str]) -> float:
+        """Error of the quantized network in what is `judged`, summed."""
+        _, errors = self._measure(as_computed(export_model(graph), self.placement), [], judged)
+        return sum(errors.values())
+
+    def _with_float_layers(
+        self, graph: Graph, places: Sequence[_Place], taken: set[str]
+    ) -> tuple[onnx.ModelProto, dict[str, tuple[str, str]]]:
+        """The quantized network with a float copy beside each layer; by the layer's result, the names of the
+        means of that and of the copy's.
+        """
+        model = as_computed(export_model(graph), self.placement)
+        names = {}
+        # In this order ONNX Runtime runs the nodes so that it can let go of each layer's output early.
+        for place in reversed(places):
+            other = self._add_float_layer(model, place, taken)
+            channels = self._channels(place.layer)
+            ours = _add_mean(model, place, place.response, channels, taken)
+            names[place.response] = ours, _add_mean(model, place, other, channels, taken)
+        return model, names
 
     def _add_float_layer(self, model: onnx.ModelProto, place: _Place, taken: set[str]) -> str:
         """Adds the layer in float beside the quantized one: the same bias, what it reads before
@@ -275,7 +292,7 @@ def _add_mean(model: onnx.ModelProto, place: _Place, tensor: str, channels: int,
 
 
 def _place(graph: Graph, layer: Node) -> _Place | None:
-    """None if the layer's result has no place for a correction."""
+    """Where the layer's correction goes; None if there is no place for one."""
     if layer.op in ("Conv", "Gemm"):
         place = _Place(layer, layer, BIAS_INPUT, layer.attrs.get("beta", 1.0))
         tensor = place.tensor
@@ -321,8 +338,8 @@ def _moved(place: _Place, change: np.ndarray, taken: set[str]) -> Constant:
 
 
 def _weight_name(layer: Node, known: Collection[str]) -> str:
-    """Of the float tensor that the layer's weight was before: a codebook, which keeps its name, has a pair
-    behind it.
+    """The name of the float tensor that the layer's weight was before: a codebook, which keeps its name, has
+    a pair behind it.
     """
     tensor = layer.inputs[WEIGHT_INPUT]
     while tensor.name not in known:

@@ -17,7 +17,8 @@ from onnx_lathe import metadata
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
 from onnx_lathe.passes.graph.constants import constant_to_initializer
 from onnx_lathe.passes.graph.evaluate import REFUSALS
-from onnx_lathe.passes.graph.layers import constant_value, is_constant, read
+from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.layers import constant_value, is_constant
 from onnx_lathe.passes.graph.model import node_metadata, taken_names, unused_name
 from onnx_lathe.passes.graph.rewire import captured_names, disconnect, is_output, replace_input
 from onnx_lathe.passes.numerics.quantization import affine
@@ -98,7 +99,7 @@ class Parameters:
 
 
 def parameters(node: Node) -> Parameters | None:
-    """Of a QuantizeLinear or DequantizeLinear; None if they are computed at run time."""
+    """Scale and zero-point of a QuantizeLinear or DequantizeLinear; None if they are computed at run time."""
     stored = [tensor for tensor in node.inputs[1:3] if not tensor.is_empty()]
     if not all(isinstance(tensor, Constant) for tensor in stored):
         return None

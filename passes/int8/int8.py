@@ -21,7 +21,7 @@ from onnx_lathe import metadata
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.registry import register
-from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.report import PassReport, Skip
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Constant, Graph, rewire
 from onnx_lathe.passes.graph.layers import (
@@ -122,13 +122,13 @@ class Int8(Pass):
         only_strips = "*" in self.config.layers and not any(self.config.layers.values())
         self.adapts = self.config.rounding == "adaptive"
         calibrates = self.config.activations or self.adapts
-        needs = ("calibrator",) * calibrates + ("runner",) * self.searches + ("rounder",) * self.adapts
-        self.needs = () if only_strips else needs
+        needed = {"calibrator": calibrates, "runner": self.searches, "rounder": self.adapts}
+        self.needs = () if only_strips else tuple(name for name, wanted in needed.items() if wanted)
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
         treat_existing(graph, self.config.existing, report)
-        chosen = self._choose(graph, context, choice := PassReport())
+        chosen, skips = self._choose(graph, context)
         if chosen and graph.opset < pairs.LOWEST_OPSET:
             opset, reason = graph.opset, raise_opset(graph, pairs.LOWEST_OPSET)
             if reason is not None:
@@ -138,8 +138,8 @@ class Int8(Pass):
                         f"opset {opset} has no scale per channel and cannot be raised: {reason}; export at 13 or later",
                     )
                 return report
-            chosen = self._choose(graph, context, choice := PassReport())
-        report.skips += choice.skips
+            chosen, skips = self._choose(graph, context)
+        report.skips += skips
         if chosen and self.config.activations:
             split_gates(graph, context.placement, report)
         measures = self.config.activations or self.searches or self.adapts or context.calibrator is not None
@@ -182,10 +182,11 @@ class Int8(Pass):
                 report.warnings.append(f"no layer can be INT8 at {self.goal}: all stay in float")
         return [weight for weight in chosen if weight.name not in left]
 
-    def _choose(self, graph: Graph, context: Context, report: PassReport) -> list[Weight]:
-        """Weights whose every reader is a layer that can be quantized; the layers of others are skipped
-        with a reason.
+    def _choose(self, graph: Graph, context: Context) -> tuple[list[Weight], list[Skip]]:
+        """Weights whose every reader is a layer that can be quantized, and for the layers of others the
+        reason.
         """
+        report = PassReport()
         found = list(weights(graph, refuse=report.skip))
         wanted = by_weight(
             self.config.layers, found, [skip.node for skip in report.skips], "int8(layers=...)"
@@ -204,7 +205,7 @@ class Int8(Pass):
                 chosen.append(weight)
             else:
                 skip(weight, reason, report)
-        return chosen
+        return chosen, report.skips
 
     def _refusal(self, graph: Graph, weight: Weight, placement: Placement) -> str | None:
         """Why the layers of this weight stay float."""
@@ -218,8 +219,10 @@ class Int8(Pass):
                 return reason
             if is_constant(node.inputs[0]):
                 return "its input is constant"
-        if (reason := self._is_there(weight)) is not None:
-            return reason or None
+        if reason := self._already(weight):
+            return reason
+        if _is_stored_quantized(weight):
+            return None  # existing=complete: it stays as it is, and what its layers read is quantized
         if len(shape) < 2:
             return "its weight is a vector"
         if len(shape) > 2 and any(node.op == "MatMul" for node in weight.nodes):
@@ -233,11 +236,9 @@ class Int8(Pass):
             return f"its weight is {values.dtype}, not float32"
         return None if np.isfinite(values).all() else "its weight holds NaN or infinity"
 
-    def _is_there(self, weight: Weight) -> str | None:
-        """Why Q/DQ that the model has leaves nothing to do; "" if it leaves the weight as it is, but not
-        what its layers read.
-        """
-        stored = "DequantizeLinear" in pairs.decoders(weight.tensor)
+    def _already(self, weight: Weight) -> str | None:
+        """Why the Q/DQ that the model has stays all there is for this weight; None if there is more to do."""
+        stored = _is_stored_quantized(weight)
         reads = [pairs.is_dequantized(node.inputs[0]) for node in weight.nodes]
         if stored and (all(reads) or not self.config.activations):
             return "already quantized"
@@ -245,4 +246,8 @@ class Int8(Pass):
             return IN_BLOCKS
         if self.config.existing != "complete":
             return WEIGHT_ONLY if stored else INPUT_ONLY if any(reads) else None
-        return "" if stored else None
+        return None
+
+
+def _is_stored_quantized(weight: Weight) -> bool:
+    return "DequantizeLinear" in pairs.decoders(weight.tensor)

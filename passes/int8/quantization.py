@@ -30,7 +30,7 @@ class Quantization:
         self.config = config
         self.context = context
         self.phrases: Mapping[str, str] = {}
-        """By weight, what the report says of it besides."""
+        """What the report says of a weight besides, by its name."""
         self._ranges: dict[str, tuple[float, float]] = {}
         self._correction: BiasCorrection | None = None
         if config.bias_correction and base is not None and context.calibrator is not None:
@@ -58,7 +58,7 @@ class Quantization:
         chosen = [
             weight for weight in weights(graph, refuse=lambda node, reason: None) if weight.name in names
         ]
-        writer = pairs.Writer(graph)
+        writer = pairs.PairWriter(graph)
         if chosen and self.config.activations:
             chosen = self._activations(writer, chosen, report)
         for weight in chosen:
@@ -73,7 +73,9 @@ class Quantization:
             self.context.progress("correcting biases")
             self._correction.apply(graph, layers_of(written), report)
 
-    def _activations(self, writer: pairs.Writer, chosen: list[Weight], report: PassReport) -> list[Weight]:
+    def _activations(
+        self, writer: pairs.PairWriter, chosen: list[Weight], report: PassReport
+    ) -> list[Weight]:
         """Puts Q/DQ pairs where the targets want them (placement.py). Returns the weights whose layers have
         them.
         """
@@ -117,7 +119,7 @@ class Quantization:
             if known is not None and tensor.name in self._ranges:
                 self._ranges[tensor.name] = self._ranges[known]
 
-    def _operand(self, writer: pairs.Writer, node: Node, index: int, report: PassReport) -> None:
+    def _operand(self, writer: pairs.PairWriter, node: Node, index: int, report: PassReport) -> None:
         """Makes the node read its operand quantized, by the pair that there is or by a new one."""
         tensor = node.inputs[index]
         twin = pairs.twin(tensor)
@@ -132,7 +134,7 @@ class Quantization:
             report.edit(node.name, f"reads {tensor.name} as INT8, like other layers")
         node.inputs[index] = twin
 
-    def _weight(self, writer: pairs.Writer, weight: Weight, report: PassReport) -> None:
+    def _weight(self, writer: pairs.PairWriter, weight: Weight, report: PassReport) -> None:
         if "DequantizeLinear" in pairs.decoders(weight.tensor):
             return  # existing=complete: with the scales that it has
         values, axis = constant_value(weight.tensor, weight.opset), weight.axis

@@ -21,8 +21,8 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Calibrator, Context, Rounder
 from onnx_lathe.passes.graph import Constant, Graph, Node
 from onnx_lathe.passes.graph.ancestors import model_up_to
-from onnx_lathe.passes.graph.initializers import write
-from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, Weight, constant_value, is_constant, read, weights
+from onnx_lathe.passes.graph.initializers import read, write
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, Weight, constant_value, is_constant, weights
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.graph.quantization.pairs import decoders
 from onnx_lathe.passes.graph.rewire import captured_names, replace_input, sweep
@@ -59,7 +59,7 @@ class _Layer:
     """Scales, shaped to be multiplied with levels."""
     original: Weight
     axes: tuple[Axis, ...]
-    """Of a convolution."""
+    """The axes that a convolution runs over; there are none for other layers."""
 
     @property
     def name(self) -> str:

@@ -26,7 +26,8 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
 from onnx_lathe.passes.graph.constants import constant_to_initializer
-from onnx_lathe.passes.graph.layers import constant_value, is_constant, is_layer, read
+from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.layers import constant_value, is_constant, is_layer
 from onnx_lathe.passes.graph.model import FOUR_BIT, FOUR_BIT_IR_VERSION, FOUR_BIT_OPSET, free_name
 from onnx_lathe.passes.graph.rewire import captured_names, disconnect, is_output, replace_input, sweep
 from onnx_lathe.passes.lowering.restoring import restore_canonical
@@ -306,8 +307,8 @@ def _zero_point(node: Node) -> np.ndarray | None:
 
 
 def _code_type(node: Node, zero: np.ndarray | None) -> np.dtype | None:
-    """Of what the node writes or reads as integers; a QuantizeLinear without zero-point and type writes
-    UINT8.
+    """The type of the integers that the node writes or reads; a QuantizeLinear without zero-point and type
+    writes UINT8.
     """
     if zero is not None:
         return zero.dtype

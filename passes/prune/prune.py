@@ -33,8 +33,8 @@ from onnx_lathe.passes.core.training_options import (
     trainer_settings,
 )
 from onnx_lathe.passes.graph import Constant, Graph
-from onnx_lathe.passes.graph.initializers import not_float, write, write_float
-from onnx_lathe.passes.graph.layers import Weight, other_use, read, weights
+from onnx_lathe.passes.graph.initializers import read, write, write_float
+from onnx_lathe.passes.graph.layers import Weight, not_float, other_use, weights
 from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse_tensors, sparse_tensors
 from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.numerics.sparsity.gradual import SCHEDULES, Gradual

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_lathe.passes.graph import Node
-from onnx_lathe.passes.graph.coupling.state import Coupling, Units
+from onnx_lathe.passes.graph.coupling.state import ChannelSets, Coupling
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT
 
 
@@ -18,7 +18,7 @@ class ChannelGroups:
 
     @classmethod
     def found(cls, coupling: Coupling, roots: np.ndarray) -> "ChannelGroups":
-        together = Units()
+        together = ChannelSets()
         together.fresh(roots.size)
         for _, written in coupling.births:
             members = np.unique(roots[written])

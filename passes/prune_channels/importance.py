@@ -19,7 +19,8 @@ from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.core.training_options import TrainingOptions
 from onnx_lathe.passes.graph import Graph, Node
 from onnx_lathe.passes.graph.coupling.state import OTHER, SCALE, WRITTEN, Coupling, LayerUse
-from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, read
+from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT
 from onnx_lathe.passes.graph.model import export_model
 from onnx_lathe.passes.numerics.sparsity.taylor import Part, TaylorScores
 

@@ -10,13 +10,14 @@ not be padding with zeros.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
-from onnx_lathe.passes.graph.layers import Weight, read
+from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.layers import Weight
 from onnx_lathe.passes.graph.macs import Shape, positions
 from onnx_lathe.passes.graph.model import taken_names, unused_name
 from onnx_lathe.passes.graph.rewire import is_output, replace_input
@@ -181,40 +182,6 @@ def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     return a is b or (a is not None and b is not None and np.array_equal(a, b))
 
 
-def alone(layer: Layer, shapes: Mapping[str, Shape], opset: int) -> Graph | None:
-    """A graph of the layers and nothing else, to be timed: each has an input of its own. None if the size
-    of an input is not known.
-    """
-    copies: dict[str, Constant] = {}
-
-    def copied(tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [
-            copies.setdefault(tensor.name, Constant(tensor.name, read(tensor)))
-            for tensor in tensors
-            if not tensor.is_empty()
-        ]
-
-    nodes, inputs, outputs = [], [], []
-    for number, node in enumerate(layer.weight.nodes):
-        source, result = node.inputs[0], Variable(f"{node.name}_timed_output", np.float32)
-        shape = tuple(source.shape) if isinstance(source, Constant) else shapes.get(source.name)
-        if shape is None:
-            return None
-        inputs.append(Variable(f"{node.name}_timed_input", np.float32, shape))
-        nodes.append(
-            Node(node.op, node.name, dict(node.attrs), [inputs[-1], *copied(node.inputs[1:])], [result])
-        )
-        if layer.adds:
-            add, product = layer.adds[number], result
-            result = Variable(f"{node.name}_timed_sum", np.float32)
-            constants = copied([tensor for tensor in add.inputs if isinstance(tensor, Constant)])
-            nodes.append(Node("Add", f"{node.name}_timed_add", {}, [product, *constants], [result]))
-        outputs.append(result)
-    graph = Graph(nodes, inputs, outputs, opset=opset)
-    graph.metadata = {}
-    return graph
-
-
 def split_macs(layer: Layer, shapes: Mapping[str, Shape], spatial: bool) -> tuple[float, float]:
     """(MACs of the layers as they are, MACs of two layers in place of each, per rank)."""
     whole = per_rank = 0.0
@@ -306,7 +273,7 @@ def split(graph: Graph, layer: Layer, factors: Factors, bias: np.ndarray | None)
 
 
 def _attributes(node: Node, layer: Layer, spatial: bool) -> tuple[dict[str, object], dict[str, object]]:
-    """Of the two layers in place of `node`."""
+    """The attributes of the two layers in place of `node`."""
     attrs = dict(node.attrs)
     if layer.op == "MatMul":
         return {}, {}
@@ -316,8 +283,7 @@ def _attributes(node: Node, layer: Layer, spatial: bool) -> tuple[dict[str, obje
     if not spatial:
         return attrs, {"kernel_shape": [1] * len(layer.kernel)}
     padding = attrs.get("auto_pad", "NOTSET")
-    sides = [attrs] if padding == "NOTSET" else []
-    pads = list(sides[0].get("pads", [0] * 4)) if sides else None
+    pads = list(attrs.get("pads", [0] * 4)) if padding == "NOTSET" else None
     halves: tuple[dict[str, object], dict[str, object]] = ({}, {})
     for axis, half in enumerate(halves):
         half["kernel_shape"] = [size if place == axis else 1 for place, size in enumerate(layer.kernel)]

@@ -27,8 +27,8 @@ from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
-from onnx_lathe.passes.graph.initializers import not_float
-from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, Weight, other_use, read, weights
+from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, Weight, not_float, other_use, weights
 from onnx_lathe.passes.graph.model import node_metadata, sparse_tensors
 from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.graph.shapes import TensorType, infer_types
@@ -41,7 +41,7 @@ from onnx_lathe.passes.numerics.rank.tensor_train import (
     relative_error,
     tt_svd,
 )
-from onnx_lathe.passes.tensor_train.writer import BIAS_INPUT, Writer
+from onnx_lathe.passes.tensor_train.writer import BIAS_INPUT, TrainWriter
 
 _FACTORS = re.compile(r"[1-9]\d*(x[1-9]\d*)*:[1-9]\d*(x[1-9]\d*)*")
 
@@ -101,7 +101,7 @@ class TensorTrain(Pass):
         single = by_weight(self.config.layers, found, refused, "tensor_train(layers=...)")
         factors = by_weight(self.config.factors, found, refused, "tensor_train(factors=...)")
         sparse, types = sparse_tensors(graph), infer_types(graph) if found else {}
-        writer, splits = Writer(graph), []
+        writer, splits = TrainWriter(graph), []
         for weight in found:
             reason = self._refusal(graph, weight, single.get(weight.name), sparse) or _unfit(weight, types)
             if reason is None:
@@ -158,7 +158,12 @@ class TensorTrain(Pass):
         return Modes(first, second, kernel)
 
     def _split(
-        self, writer: Writer, weight: Weight, modes: Modes, rank: int | None, types: Mapping[str, TensorType]
+        self,
+        writer: TrainWriter,
+        weight: Weight,
+        modes: Modes,
+        rank: int | None,
+        types: Mapping[str, TensorType],
     ) -> "_Split | str":
         """Puts a train in place of every layer that reads the weight; or says why not, having changed
         nothing.
@@ -206,7 +211,7 @@ class _Split:
     positions: tuple[int | None, ...]
     norm: float
     error: float
-    """Relative to `norm`."""
+    """How far the train is from the weight, relative to `norm`."""
 
     @property
     def what(self) -> str:
@@ -221,7 +226,7 @@ class _Split:
 
 
 def _metrics(splits: Sequence[_Split]) -> dict[str, float]:
-    """Of all split weights together; MACs per sample, if they are known for all."""
+    """What all split weights have together; MACs are per sample, and there if they are known for all."""
     if not splits:
         return {}
     error = math.sqrt(

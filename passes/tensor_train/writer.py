@@ -37,7 +37,7 @@ class Train:
     """Dimensions of the images that it is convolved with; 0 for a Gemm or MatMul."""
 
 
-class Writer:
+class TrainWriter:
     """Writes the form into one graph. Names are looked up once: asking the graph for each would take longer
     than all else.
     """
@@ -116,7 +116,7 @@ class Writer:
 class _Chain:
     """The nodes that one layer becomes."""
 
-    def __init__(self, writer: Writer, name: str) -> None:
+    def __init__(self, writer: TrainWriter, name: str) -> None:
         self.writer, self.name = writer, name
 
     def cores(self, source: Tensor, train: Train, leading: int, result: Tensor | None = None) -> Tensor:

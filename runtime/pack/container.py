@@ -15,7 +15,7 @@ from onnx_lathe.runtime.pack import head, plans, wire
 from onnx_lathe.runtime.pack.coders import blocks, elements, small, varint
 from onnx_lathe.runtime.pack.coders.adaptive import Memory
 from onnx_lathe.runtime.pack.coders.arithmetic import Decoder, Encoder
-from onnx_lathe.runtime.pack.plans import Plan
+from onnx_lathe.runtime.pack.plans import TensorPlan
 
 MAGIC = b"\x89LTH"
 VERSION = 1
@@ -54,7 +54,7 @@ def pack(content: bytes, elsewhere: Mapping[bytes, np.ndarray] | None = None) ->
         ]
     )
     memory, encoder = Memory(), Encoder()
-    chosen: list[Plan] = []
+    chosen: list[TensorPlan] = []
     blobs: list[bytes] = []
     checks = b""
     known: dict[tuple[int, int], int] = {}
@@ -102,13 +102,13 @@ def _plan(
     memory: Memory,
     encoder: Encoder,
     adaptive: bool,
-) -> tuple[Plan, bytes]:
+) -> tuple[TensorPlan, bytes]:
     form = plans.form_of(site)
     if not array.size:
-        return Plan(plans.EMPTY, elements.as_bytes(0)), b""
+        return TensorPlan(plans.EMPTY, elements.as_bytes(0)), b""
     if same < number and np.array_equal(arrays[same], array):
         explicit = form is None or form.size_bytes != array.size
-        return Plan(
+        return TensorPlan(
             plans.COPY,
             elements.as_bytes(array.size) if form is None or explicit else form,
             explicit,

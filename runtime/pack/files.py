@@ -10,7 +10,8 @@ import numpy as np
 
 from onnx_lathe.errors import ModelError, UsageError
 from onnx_lathe.runtime.files import model_file
-from onnx_lathe.runtime.files.model_file import ALIGNMENT, BIG_BYTES
+from onnx_lathe.runtime.files.external_data import ALIGNMENT
+from onnx_lathe.runtime.files.tensors import BIG_BYTES
 from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.pack import wire
 from onnx_lathe.runtime.pack.container import LIMIT_BYTES, MAGIC, Unpacker, is_packed, pack

@@ -28,7 +28,7 @@ WHOLE_CHECK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class Plan:
+class TensorPlan:
     """`blob`: bytes of the tensor's own in the file; `source`: number of the equal tensor before it, for
     COPY.
     """
@@ -38,7 +38,7 @@ class Plan:
     explicit: bool = False
     blob: int = 0
     source: int = 0
-    layout: small.Plan | None = None
+    layout: small.Layout | None = None
 
     def write(self) -> bytes:
         out = bytes([self.mode | (EXPLICIT if self.explicit else 0)])
@@ -62,14 +62,14 @@ def form_of(site: Site) -> Form | None:
     return Form(found.count, width, exponent, (*site.dims, 2) if per_element == 2 else site.dims)
 
 
-def read(reader: varint.Reader, site: Site, number: int, limit: int) -> Plan:
+def read(reader: varint.Reader, site: Site, number: int, limit: int) -> TensorPlan:
     """The plan of tensor `number`. Raises ModelError for what cannot be, and for more than `limit` bytes."""
     byte = reader.byte()
     mode = byte & ~EXPLICIT
     if mode > BLOCKS:
         raise ModelError("is damaged: a tensor is coded in an unknown way; copy it again")
     if mode == EMPTY:
-        return Plan(EMPTY, elements.as_bytes(0))
+        return TensorPlan(EMPTY, elements.as_bytes(0))
     form = elements.as_bytes(reader.varint()) if byte & EXPLICIT else form_of(site)
     if form is None or form.size_bytes > limit:
         raise ModelError(
@@ -79,14 +79,19 @@ def read(reader: varint.Reader, site: Site, number: int, limit: int) -> Plan:
     source = reader.varint() if mode == COPY else 0
     if mode == COPY and source >= number:
         raise ModelError("is damaged: a tensor is a copy of none; copy the file again")
-    return Plan(
-        mode, form, bool(byte & EXPLICIT), blob, source, small.Plan.read(reader) if mode == ADAPTIVE else None
+    return TensorPlan(
+        mode,
+        form,
+        bool(byte & EXPLICIT),
+        blob,
+        source,
+        small.Layout.read(reader) if mode == ADAPTIVE else None,
     )
 
 
 def choose(
     site: Site, content: np.ndarray, memory: Memory, encoder: Encoder, adaptive: bool
-) -> tuple[Plan, bytes]:
+) -> tuple[TensorPlan, bytes]:
     """The plan for the data of a tensor, and its blob; what is adaptive goes into `encoder` at once."""
     form = form_of(site)
     explicit = form is None or not elements.fits(form, content)
@@ -104,10 +109,10 @@ def choose(
             size, mode, blob = len(made), kind, made
     if mode == ADAPTIVE and best is not None:
         small.code(encoder, memory, form, best[0], elements.read(form, content))
-        return Plan(ADAPTIVE, form, explicit, layout=best[0]), b""
+        return TensorPlan(ADAPTIVE, form, explicit, layout=best[0]), b""
     if mode == STORED:
         blob = content.tobytes()
-    return Plan(mode, form, explicit, len(blob)), blob
+    return TensorPlan(mode, form, explicit, len(blob)), blob
 
 
 def _general(content: np.ndarray, size: float) -> list[tuple[int, bytes]]:
@@ -130,7 +135,7 @@ def _general(content: np.ndarray, size: float) -> list[tuple[int, bytes]]:
     ]
 
 
-def decode_general(plan: Plan, blob: memoryview, out: np.ndarray) -> None:
+def decode_general(plan: TensorPlan, blob: memoryview, out: np.ndarray) -> None:
     """Fills `out` from a blob of STORED, ZSTD or LZMA."""
     size = plan.form.size_bytes
     if plan.mode == STORED:

@@ -1,13 +1,15 @@
 """The rule of the house: what is a pass or a target, that both are found without a list, and where type checkers look."""
 
+import ast
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from onnx_lathe.passes.core.registry import all_passes
 from onnx_lathe.runtime.targets.core.registry import targets
-from tests.support.house import FILES, ROOT
+from tests.support.house import FILES, ROOT, arrows, sources
 
 
 def own_modules(folder: str) -> set[str]:
@@ -54,3 +56,58 @@ def test_type_checkers_see_every_file() -> None:
 def test_what_an_installation_says_of_its_types() -> None:
     assert (ROOT / "onnx_lathe" / "py.typed").is_file()
     assert Path(ROOT / "typings" / "onnx_lathe" / "py.typed").is_file()
+
+
+def test_one_file_knows_how_initializers_are_stored() -> None:
+    """onnx-graphsurgeon's `_values` is private: if a new version changes it, one file changes here."""
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr == "_values"
+    }
+    assert users == {"passes/graph/initializers.py"}
+
+
+def rooms_that_use(unit: str, graph: Mapping[str, set[str]]) -> set[str]:
+    """Who imports a file or folder of passes/graph, directly or by other files there: passes, core, the
+    lowerings together, and the driver.
+    """
+    package = "onnx_lathe.passes.graph."
+    pending, seen, users = [unit], {unit}, set()
+    while pending:
+        wanted = package + pending.pop()
+        for name, imported in graph.items():
+            if not any(module == wanted or module.startswith(f"{wanted}.") for module in imported):
+                continue
+            if not name.startswith(package):
+                parts = name.split(".")
+                users.add(parts[2] if parts[1] == "passes" else parts[1])
+            elif (other := name.removeprefix(package).partition(".")[0]) not in seen:
+                seen.add(other)
+                pending.append(other)
+    return users
+
+
+def units_of_graph() -> list[str]:
+    inside = (ROOT / "passes" / "graph").glob("[!_]*")
+    return sorted({path.stem for path in inside if path.is_dir() or path.suffix == ".py"})
+
+
+@pytest.mark.parametrize("unit", units_of_graph())
+def test_what_lies_in_graph_is_shared(unit: str) -> None:
+    """A file lives with the only pass that uses it."""
+    users = rooms_that_use(unit, arrows(sources()))
+    assert len(users) > 1, f"passes/graph/{unit} is used by {users} alone"
+
+
+def test_a_file_of_one_pass_is_found() -> None:
+    graph = {
+        "onnx_lathe.passes.fold.fold": {"onnx_lathe.passes.graph.gates"},
+        "onnx_lathe.passes.fold.affine": {"onnx_lathe.passes.graph.gates"},
+        "onnx_lathe.passes.graph.gates": {"onnx_lathe.passes.graph.coupling.state"},
+        "onnx_lathe.passes.int4": {"onnx_lathe.passes.graph.pairs"},
+        "onnx_lathe.passes.lowering.tensorrt": {"onnx_lathe.passes.graph.pairs"},
+    }
+    assert rooms_that_use("coupling", graph) == {"fold"}
+    assert rooms_that_use("pairs", graph) == {"int4", "lowering"}

@@ -14,7 +14,7 @@ from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.int8.int8 import Int8
-from onnx_lathe.passes.lowering.onnxruntime import OUTPUT_RESULT, UNQUANTIZED_RESULT
+from onnx_lathe.passes.lowering.ort_integers.floats import OUTPUT_RESULT, UNQUANTIZED_RESULT
 from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.ort.ort import PLACEMENT

@@ -16,7 +16,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.core.training_options import relative_change
 from onnx_lathe.passes.graph import Graph
-from onnx_lathe.passes.graph.layers import read
+from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse_tensors, sparse_tensors
 from onnx_lathe.passes.retrain import Retrain
 from onnx_lathe.protocols import Shaping

@@ -18,7 +18,7 @@ from onnx_lathe.passes.graph.layers import weights
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.numerics.rank.tensor_train import Modes, full, tt_svd
 from onnx_lathe.passes.tensor_train.tensor_train import TensorTrain
-from onnx_lathe.passes.tensor_train.writer import Writer
+from onnx_lathe.passes.tensor_train.writer import TrainWriter
 from tests.support.builders import build, random, run
 
 MATMUL = "(float[N, 24] x) => (float[N, 30] y) { y = MatMul (x, w) }"
@@ -182,7 +182,7 @@ def test_full_rank_reproduces_the_layer(kind: str, cores: int) -> None:
     graph = import_model(model)
     (found,) = weights(graph, lambda node, reason: None)
     factor = found.nodes[0].attrs.get("alpha", 1.0)
-    writer = Writer(graph)
+    writer = TrainWriter(graph)
     writer.replace(
         found.nodes[0],
         writer.train(found.tensor, modes, tt_svd(modes.fold(factor * matrix))),

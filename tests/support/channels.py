@@ -10,7 +10,7 @@ from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.coupling.state import READ
-from onnx_lathe.passes.graph.layers import read
+from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.prune_channels.amount import Amount
 from onnx_lathe.passes.prune_channels.plan import plan_channels

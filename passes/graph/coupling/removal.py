@@ -3,8 +3,8 @@
 import numpy as np
 
 from onnx_lathe.passes.graph import Constant, Graph
-from onnx_lathe.passes.graph.coupling.state import Coupling, Kept
-from onnx_lathe.passes.graph.layers import read
+from onnx_lathe.passes.graph.coupling.state import Coupling, Survivors
+from onnx_lathe.passes.graph.initializers import read
 
 
 def remove(graph: Graph, coupling: Coupling, removed: np.ndarray) -> None:
@@ -12,12 +12,12 @@ def remove(graph: Graph, coupling: Coupling, removed: np.ndarray) -> None:
     roots = coupling.units.roots(np.arange(len(coupling.units)))
     stays = ~removed[roots]
 
-    def kept(units: np.ndarray) -> np.ndarray:
+    def survive(units: np.ndarray) -> np.ndarray:
         return stays[units]
 
     for adapt in coupling.adapts:
-        adapt(kept)
-    _shorten(coupling, kept)
+        adapt(survive)
+    _shorten(coupling, survive)
     for name, tensor in graph.tensors().items():
         found = coupling.channels.get(name)
         if (
@@ -27,15 +27,15 @@ def remove(graph: Graph, coupling: Coupling, removed: np.ndarray) -> None:
             or found.axis >= len(tensor.shape)
         ):
             continue
-        size = int(kept(found.units).sum())
+        size = int(survive(found.units).sum())
         if size < found.units.size:  # an output of the model, which loses none, may name the size
             tensor.shape = [size if axis == found.axis else dim for axis, dim in enumerate(tensor.shape)]
 
 
-def _shorten(coupling: Coupling, kept: Kept) -> None:
+def _shorten(coupling: Coupling, survive: Survivors) -> None:
     by_name: dict[str, list[tuple[int, np.ndarray]]] = {}
     for (name, axis), slot in coupling.slots.items():
-        stays = kept(slot.units)
+        stays = survive(slot.units)
         if not stays.all():
             by_name.setdefault(name, []).append((axis, stays))
     for name, axes in by_name.items():

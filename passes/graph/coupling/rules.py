@@ -29,11 +29,10 @@ from onnx_lathe.passes.graph.coupling.state import (
     WRITTEN,
     Channels,
     Coupling,
-    Kept,
     LayerUse,
+    Survivors,
 )
-from onnx_lathe.passes.graph.initializers import not_float
-from onnx_lathe.passes.graph.layers import NOT_CONSTANT, WEIGHT_INPUT, is_constant
+from onnx_lathe.passes.graph.layers import NOT_CONSTANT, WEIGHT_INPUT, is_constant, not_float
 
 BIAS_INPUT = 2
 NOT_WRITTEN = "it is not written by a layer"
@@ -72,7 +71,7 @@ def unusable(coupling: Coupling, node: Node, source: Channels | None) -> str | N
     if not isinstance(weight, Constant):
         reason = f"its weight is {UNFOLDED}" if _is_unfolded(weight) else NOT_CONSTANT
         if is_constant(weight):
-            reason = not_float(weight, "prune") or reason
+            reason = not_float(weight, "prune_channels") or reason
         return f"{node.name} reads it, and {reason}"
     if weight.dtype != np.float32:
         return f"{node.name} reads it, and its weight is {weight.dtype}, not float32"
@@ -142,8 +141,8 @@ def _depthwise(coupling: Coupling, node: Node, source: Channels | None, multipli
     written = np.repeat(units, multiplier)
     coupling.slot(node, WEIGHT_INPUT, 0, written if node.op == "Conv" else units, WRITTEN)
 
-    def adapt(kept: Kept) -> None:
-        node.attrs["group"] = int(kept(units).sum())
+    def adapt(survive: Survivors) -> None:
+        node.attrs["group"] = int(survive(units).sum())
 
     coupling.adapts.append(adapt)
     return written

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from onnx_lathe.passes.graph import Constant, Node
-from onnx_lathe.passes.graph.coupling.state import Coupling, Kept, Units
+from onnx_lathe.passes.graph.coupling.state import ChannelSets, Coupling, Survivors
 from onnx_lathe.passes.graph.model import free_name
 
 Dim = int | str | None
@@ -23,7 +23,9 @@ def flatten(coupling: Coupling, node: Node) -> str | None:
         return f"{node.name} flattens a shape that is not known"
     axis = int(node.attrs.get("axis", 1))
     axis += len(shape) if axis < 0 else 0
-    return _regroup(coupling, node, shape, [range(axis), range(axis, len(shape))], None)
+    parts = [range(axis), range(axis, len(shape))]
+    blocks = [(part, range(index, index + 1)) for index, part in enumerate(parts)]
+    return _regroup(coupling, node, shape, [_product(shape, part) for part in parts], blocks)
 
 
 def reshape(coupling: Coupling, node: Node) -> str | None:
@@ -40,7 +42,28 @@ def reshape(coupling: Coupling, node: Node) -> str | None:
     if source is not None and source.axis < len(stated) and stated[source.axis] == 0:
         # it would copy the number of channels that are left
         stated[source.axis] = int(target[source.axis] or 0)
-    return _regroup(coupling, node, shape, None, target, stated)
+    reason = _regroup(coupling, node, shape, target, list(_blocks(shape, target)))
+    if reason is None and stated:
+        _adapt_shape(coupling, node, stated)
+    return reason
+
+
+def _adapt_shape(coupling: Coupling, node: Node, stated: Sequence[int]) -> None:
+    """Lets a Reshape say `stated`, with as many channels as are left."""
+    result = coupling.channels[node.outputs[0].name]
+
+    def adapt(survive: Survivors) -> None:
+        count = int(survive(result.units).sum())
+        sizes = [count if axis == result.axis and size != -1 else size for axis, size in enumerate(stated)]
+        _store(coupling, node, 1, sizes)
+
+    coupling.adapts.append(adapt)
+
+
+def _product(shape: Sequence[Dim], axes: range) -> int | None:
+    """Elements along some of the axes, if all their sizes are known."""
+    sizes = [size for axis in axes if isinstance(size := shape[axis], int)]
+    return math.prod(sizes) if len(sizes) == len(axes) else None
 
 
 def _resolved(shape: Sequence[Dim], stated: Sequence[int], allow_zero: bool) -> list[Dim] | None:
@@ -99,11 +122,11 @@ def _regroup(
     coupling: Coupling,
     node: Node,
     shape: Sequence[Dim],
-    flat: list[range] | None,
-    target: Sequence[Dim] | None,
-    stated: Sequence[int] = (),
+    target: Sequence[Dim],
+    blocks: Sequence[tuple[range, range]],
 ) -> str | None:
-    """Axes `flat` are joined, or the shape becomes `target`, as a Reshape says by `stated`.
+    """Follows the channels where `shape` becomes `target`; `blocks` are axes of both that hold the same
+    elements.
 
     An axis that is split keeps its channels apart on the part with most units; each of them is then tied
     over the other parts.
@@ -111,11 +134,7 @@ def _regroup(
     source = coupling.of(node.inputs[0])
     if source is None:
         return f"{node.name} takes its shape from it"
-    if flat is not None:
-        pairs = [(axes, range(index, index + 1)) for index, axes in enumerate(flat)]
-    else:
-        pairs = list(_blocks(shape, target or ()))
-    block = next(((old, new) for old, new in pairs if source.axis in old), None)
+    block = next(((old, new) for old, new in blocks if source.axis in old), None)
     sizes = [] if block is None else [shape[axis] for axis in block[0]]
     if block is None or not all(isinstance(size, int) for size in sizes):
         return f"{node.name} joins it with axes whose sizes are not known"
@@ -124,38 +143,25 @@ def _regroup(
         source.units.reshape([-1 if axis == source.axis else 1 for axis in old]),
         [int(size or 0) for size in sizes],
     )
-    parts = [spread.size] if target is None else [int(target[axis] or 0) for axis in new]
+    parts = [int(target[axis] or 0) for axis in new]
     spread = spread.reshape(parts)
     part = _best_part(coupling.units, spread)
     if part is None:
         return f"{node.name} splits its channels so that none can go alone"
     rows = np.moveaxis(spread, part, 0).reshape(parts[part], -1)
     coupling.units.tie(np.repeat(rows[:, 0], rows.shape[1] - 1), rows[:, 1:])
-    axis, units = new[part], np.ascontiguousarray(rows[:, 0])
-    coupling.put(node.outputs, axis, units)
-    if stated:
-
-        def adapt(kept: Kept) -> None:
-            count = int(kept(units).sum())
-            _store(
-                coupling,
-                node,
-                1,
-                [count if index == axis and size != -1 else size for index, size in enumerate(stated)],
-            )
-
-        coupling.adapts.append(adapt)
+    coupling.put(node.outputs, new[part], np.ascontiguousarray(rows[:, 0]))
     return None
 
 
-def _best_part(units: Units, spread: np.ndarray) -> int | None:
+def _best_part(units: ChannelSets, spread: np.ndarray) -> int | None:
     """The axis along which most units stay apart when each position on it becomes one; None if no two do."""
     if spread.ndim == 1:
         return 0
     roots = units.roots(spread)
     found = {}
     for axis in range(spread.ndim):
-        trial, rows = Units(), np.moveaxis(roots, axis, 0).reshape(spread.shape[axis], -1)
+        trial, rows = ChannelSets(), np.moveaxis(roots, axis, 0).reshape(spread.shape[axis], -1)
         distinct, numbers = np.unique(rows, return_inverse=True)
         trial.fresh(distinct.size)
         numbers = numbers.reshape(rows.shape)
@@ -197,7 +203,7 @@ def unsqueeze(coupling: Coupling, node: Node) -> str | None:
 
 
 def _axes(node: Node) -> list[int] | None:
-    """Of a Squeeze or Unsqueeze, as attribute or as input."""
+    """The axes of a Squeeze or Unsqueeze, which are an attribute or an input."""
     return _numbers(node, 1) if len(node.inputs) > 1 else node.attrs.get("axes")
 
 
@@ -221,8 +227,8 @@ def split(coupling: Coupling, node: Node) -> str | None:
     for output, part in zip(node.outputs, parts, strict=True):
         coupling.put([output], source.axis, part)
 
-    def adapt(kept: Kept) -> None:
-        counts = [int(kept(part).sum()) for part in parts]
+    def adapt(survive: Survivors) -> None:
+        counts = [int(survive(part).sum()) for part in parts]
         if not by_input:
             node.attrs["split"] = counts
             return
@@ -259,8 +265,8 @@ def slice_(coupling: Coupling, node: Node) -> str | None:
         return f"{node.name} takes none of its channels"
     coupling.put(node.outputs, source.axis, source.units[start:end])
 
-    def adapt(kept: Kept) -> None:
-        left = np.concatenate([[0], np.cumsum(kept(source.units))])
+    def adapt(survive: Survivors) -> None:
+        left = np.concatenate([[0], np.cumsum(survive(source.units))])
         for index, offsets, offset in ((1, starts, start), (2, ends, end)):
             _store(coupling, node, index, [*offsets[:place], int(left[offset]), *offsets[place + 1 :]])
 
@@ -291,8 +297,8 @@ def pad(coupling: Coupling, node: Node) -> str | None:
     added = [coupling.units.fresh(count) for count in counts]
     coupling.put(node.outputs, source.axis, np.concatenate([added[0], source.units, added[1]]))
 
-    def adapt(kept: Kept) -> None:
-        left = {place: int(kept(units).sum()) for place, units in zip(places, added, strict=True)}
+    def adapt(survive: Survivors) -> None:
+        left = {place: int(survive(units).sum()) for place, units in zip(places, added, strict=True)}
         _store(coupling, node, 1, [left.get(index, size) for index, size in enumerate(pads)])
 
     coupling.adapts.append(adapt)
@@ -316,13 +322,13 @@ def resize(coupling: Coupling, node: Node) -> str | None:
         if sizes is None or sizes[source.axis] != source.units.size:
             return f"{node.name} resizes it to sizes that are not known"
 
-        def adapt(kept: Kept) -> None:
+        def adapt(survive: Survivors) -> None:
             _store(
                 coupling,
                 node,
                 3,
                 [
-                    int(kept(source.units).sum()) if axis == source.axis else size
+                    int(survive(source.units).sum()) if axis == source.axis else size
                     for axis, size in enumerate(sizes)
                 ],
             )

@@ -24,7 +24,7 @@ from onnx_lathe.passes.graph.rewire import captured_names, is_output
 from onnx_lathe.passes.graph.shapes import TensorType
 from onnx_lathe.passes.numerics.sparsity.group_balance import balanced_sets
 
-Kept = Callable[[np.ndarray], np.ndarray]
+Survivors = Callable[[np.ndarray], np.ndarray]
 """Units, int64 [n] -> which of them stay, bool [n]."""
 
 WRITTEN, READ, SCALE, OTHER = "written", "read", "scale", "other"
@@ -41,7 +41,7 @@ class Channels:
     units: np.ndarray
 
 
-class Units:
+class ChannelSets:
     """Disjoint sets of channels; each set is one unit, known by its root."""
 
     def __init__(self) -> None:
@@ -115,16 +115,16 @@ class Coupling:
 
     graph: Graph
     types: dict[str, TensorType]
-    units: Units = field(default_factory=Units)
+    units: ChannelSets = field(default_factory=ChannelSets)
     channels: dict[str, Channels] = field(default_factory=dict)
-    """Of computed tensors, by name."""
+    """Where each computed tensor has its channels, by name."""
     slots: dict[tuple[str, int], Slot] = field(default_factory=dict)
     layers: list[LayerUse] = field(default_factory=list)
     births: list[tuple[Node, np.ndarray]] = field(default_factory=list)
     """(layer, its output units), in graph order."""
     balances: list[tuple[Node, np.ndarray]] = field(default_factory=list)
     """(grouped convolution, units [groups, positions]): as many have to go from every group."""
-    adapts: list[Callable[[Kept], None]] = field(default_factory=list)
+    adapts: list[Callable[[Survivors], None]] = field(default_factory=list)
     """What has to be done to nodes when channels go: attributes, and constants that hold sizes."""
     _uses: dict[str, set[tuple[int, int]]] = field(default_factory=dict)
 
@@ -143,7 +143,7 @@ class Coupling:
                 self.channels[tensor.name] = Channels(axis, units)
 
     def fixed(self, count: int, reason: str) -> np.ndarray:
-        """Units that cannot go."""
+        """New units that have to stay."""
         units = self.units.fresh(count)
         self.units.lock(units, reason)
         return units

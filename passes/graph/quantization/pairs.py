@@ -44,7 +44,7 @@ def twin(tensor: Tensor) -> Tensor | None:
     return None
 
 
-class Writer:
+class PairWriter:
     """Writes the form into one graph. Names are looked up once: asking the graph for each would take longer
     than all else.
     """

@@ -50,12 +50,12 @@ LevelsOf = Callable[[float, float], Levels]
 
 
 def symmetric_levels(low: float, high: float) -> Levels:
-    """Of INT8 with zero-point 0, the canonical form."""
+    """The levels of INT8 with zero-point 0, the canonical form."""
     return Levels(max(-low, high) / affine.LEVELS, -affine.LEVELS, affine.LEVELS)
 
 
 def unsigned_levels(low: float, high: float) -> Levels:
-    """Of UINT8 with a zero-point."""
+    """The levels of UINT8 with a zero-point."""
     scale, zero = affine.unsigned_scale(low, high)
     return Levels(float(scale), -int(zero), affine.UNSIGNED_LEVELS - int(zero))
 
@@ -125,7 +125,9 @@ def _range(edges: np.ndarray, threshold: float) -> tuple[float, float]:
 def _squared_errors(
     edges: np.ndarray, counts: np.ndarray, largest: float, tried: np.ndarray, levels_of: LevelsOf
 ) -> list[float]:
-    """By threshold, but for an amount that is common to all. Nothing counts as larger than `largest`."""
+    """The error of each threshold, but for an amount that is common to all; nothing counts as larger than
+    `largest`.
+    """
     edges = edges.clip(-largest, largest)
     # Magnitudes that are level 0 at every threshold add the same error to each: they become one bin of
     # which none is counted.

@@ -52,5 +52,5 @@ def rounding(values: np.ndarray) -> Rounding:
 
 
 def largest_magnitude(values: np.ndarray) -> float:
-    """Of the finite elements; 0 without any."""
+    """The largest magnitude of the finite elements; 0 without any."""
     return float(np.abs(values).max(initial=0, where=np.isfinite(values)))

@@ -81,7 +81,7 @@ class Responses:
 
     @property
     def covariance(self) -> np.ndarray:
-        """Of the responses found, [channels, channels], float64."""
+        """Covariance of the responses found, [channels, channels], float64."""
         return self._found / max(self.count, 1)
 
     @property

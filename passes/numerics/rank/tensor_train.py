@@ -121,7 +121,9 @@ def full(cores: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def relative_error(tensor: np.ndarray, cores: Sequence[np.ndarray]) -> float:
-    """Of a train whose cores are rounded to float32, by the Frobenius norm; 0 for a tensor of zeros."""
+    """How far a train is from the tensor once its cores are rounded to float32, by the Frobenius norm; 0 for
+    a tensor of zeros.
+    """
     difference = full([core.astype(np.float32).astype(np.float64) for core in cores]) - tensor
     return float(np.linalg.norm(difference) / (norm(tensor) or 1.0))
 

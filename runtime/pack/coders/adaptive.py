@@ -15,20 +15,23 @@ from math import isqrt
 import numpy as np
 
 from onnx_lathe.errors import ModelError
-from onnx_lathe.runtime.pack.coders.arithmetic import LN, ONE, Coder, Counters, Mixer
+from onnx_lathe.runtime.pack.coders.arithmetic import LN, Coder, Counters, Mixer
 
 HALF = Counters.STEP // 2
 _THRESHOLDS = np.array([isqrt((1 << octaves) - 1) + 1 for octaves in range(64)])
 """Least counts of the classes 1, 2, ...: rounded up powers of the square root of 2."""
 NEW = [0, *[16384] * 6]
 """Weights of a symbol's contexts at the start: 0, and a quarter."""
+SYMBOL_CONTEXTS = {"own": 1, "second": 8, "first": 8, "near": 16, "far": 16, "both": 64, "history": 1}
+"""What a bit of a symbol depends on beside the bits before it, in the order of the mixer's inputs, with the
+number of classes. First and second: the average magnitude of the symbols with the same index; near and far:
+the symbols above; history: all symbols of this kind in the file.
+"""
 SEGMENT = 16
 LONGEST = 1024
 WHOLE_ROWS = 32
 """Symbols after which a batch ends with its row, so that the next row knows of it."""
 RATE_SYMBOL = 32
-RATE_MASK = 96
-WEIGHT_MASK = 22938
 FINE_BITS = 2
 """Bits of the mantissa that are coded with the exponent; the others are as good as random."""
 MOST_LEVELS = 12
@@ -46,6 +49,14 @@ class Memory:
     """By number of output channels: class of each channel's count of nonzeros, of the last sparse tensor
     that has so many.
     """
+
+    def of(self, levels: int, logarithmic: bool) -> tuple[list[Mixer], Counters]:
+        """Mixers, one for each bit, and history of the symbols of this kind."""
+        kind = levels, logarithmic
+        if kind not in self.symbols:
+            mixers = [Mixer(NEW, RATE_SYMBOL) for _ in range(levels)]
+            self.symbols[kind] = mixers, Counters(1 << levels, HALF, HALF)
+        return self.symbols[kind]
 
 
 @dataclass(frozen=True)
@@ -77,99 +88,13 @@ class Places:
             start, length = stop, min(2 * length, LONGEST)
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A tensor as `rows` x `columns`; decisions go row by row. `period`: rows from one line of an image or
-    kernel to the next, 0 for none; `group`: rows of an N:M group, 0 for none.
-    """
-
-    rows: int
-    columns: int
-    period: int = 0
-    group: int = 0
+COUNT_CLASSES = 44
+"""For counts up to 2^21."""
 
 
 def count_class(count: np.ndarray) -> np.ndarray:
     """0 for 0, else 1 + floor(2 log2 count): two classes per octave."""
     return np.searchsorted(_THRESHOLDS, count, side="right")
-
-
-COUNT_CLASSES = 44
-"""For counts up to 2^21."""
-
-
-def mask(
-    coder: Coder,
-    grid: Grid,
-    values: np.ndarray | None,
-    row_link: np.ndarray | None = None,
-    column_link: np.ndarray | None = None,
-) -> np.ndarray:
-    """Where a tensor has another value than its commonest: bool [rows, columns]. A link is int per row or
-    column, below COUNT_CLASSES.
-    """
-    rows, columns, period = grid.rows, grid.columns, grid.period
-    density = np.array([0 if values is None else np.clip(values.mean() * ONE, 1, ONE - 1)]).astype(np.uint64)
-    ones = int(max(1, min(ONE - 1, int(coder.raw(16, 1, density)[0]))))
-    base = int(LN[ones] - LN[ONE - ones])
-    linked = row_link is not None or column_link is not None
-
-    def counters(contexts: int) -> Counters:
-        return Counters(contexts, (Counters.STEP * (ONE - ones)) >> 16, (Counters.STEP * ones) >> 16)
-
-    by_column, by_pattern, by_total = counters(columns), counters(64), counters(COUNT_CLASSES**2)
-    by_link = counters(COUNT_CLASSES)
-    by_phase = counters(grid.group * grid.group)
-    tables = [
-        by_column,
-        by_pattern,
-        by_total,
-        *([by_link] if linked else []),
-        *([by_phase] if grid.group else []),
-    ]
-    mixer = Mixer([WEIGHT_MASK] * (len(tables) + 1), RATE_MASK)
-    before = max(2, 2 * period)
-    seen = np.zeros((before + rows, columns), np.int64)
-    classes = [0] * (before + rows)
-    every = np.arange(columns)
-    phase = np.zeros(columns, np.int64)
-    for row in range(rows):
-        at = row + before
-        pattern = seen[at - 1] + 2 * seen[at - 2]
-        if period:
-            pattern += (
-                4 * seen[at - period]
-                + 8 * seen[at - period - 1]
-                + 16 * seen[at - period + 1]
-                + 32 * seen[at - 2 * period]
-            )
-        near, far = classes[at - 1], classes[at - max(2, period)]
-        contexts = [every, pattern, np.full(columns, near * COUNT_CLASSES + far)]
-        if linked:
-            contexts.append(column_link if row_link is None else np.full(columns, row_link[row]))
-        if grid.group:
-            phase = seen[at - row % grid.group : at].sum(axis=0)
-            contexts.append(row % grid.group * grid.group + phase)
-        logits = np.empty((len(tables) + 1, columns), np.int64)
-        for number, (table, context) in enumerate(zip(tables, contexts, strict=True)):
-            logits[number] = table.logit(context) - base
-        order = np.argsort(-logits[0], kind="stable")
-        found = expected = start = 0
-        length = SEGMENT
-        while start < columns:
-            part = order[start : start + length]
-            start, length = start + length, 2 * length
-            # how active the row is
-            logits[-1] = LN[min(65535, 64 * found + 64)] - LN[min(65535, (expected >> 10) + 64)]
-            probability = mixer.probability(base, logits[:, part])
-            bits = coder.bits(probability, None if values is None else values[row, part])
-            mixer.learn(bits)
-            seen[at, part] = bits
-            found, expected = found + int(bits.sum()), expected + int(probability.sum())
-        for table, context in zip(tables, contexts, strict=True):
-            table.update(context, seen[at])
-        classes[at] = int(count_class(np.array(found)))
-    return seen[before:] != 0
 
 
 def symbols(
@@ -186,75 +111,120 @@ def symbols(
 
     `logarithmic` symbols are logarithms of a magnitude; of others it is the distance from `centre`.
     """
-    nodes = 1 << levels
-    kind = levels, logarithmic
-    if kind not in memory.symbols:
-        memory.symbols[kind] = [Mixer(NEW, RATE_SYMBOL) for _ in range(levels)], Counters(nodes, HALF, HALF)
-    mixers, history = memory.symbols[kind]
-    sizes = (1, 8, 8, 16, 16, 64, 1)
-    tables = [*(Counters(size * nodes, HALF, HALF) for size in sizes[:-1]), history]
-    own = tables[0]
+    mixers, history = memory.of(levels, logarithmic)
+    own = [
+        Counters(size << levels, HALF, HALF) for name, size in SYMBOL_CONTEXTS.items() if name != "history"
+    ]
     first, second = _Magnitudes(places.first, logarithmic), _Magnitudes(places.second, logarithmic)
-    above = max(2, places.distance)
-    seen = np.zeros(
-        (int(places.row.max(initial=0)) + 1 + above, int(places.column.max(initial=0)) + 1), np.int64
-    )
+    neighbours = _Neighbours(places, centre, levels, logarithmic)
     result = np.zeros(places.row.size, np.int64)
     for part in places.batches():
-        row, column = places.row[part] + above, places.column[part]
-        near, far = seen[row - 1, column], seen[row - places.distance, column]
         of_first, of_second = places.first[part], places.second[part]
-        about: list[np.ndarray | int] = [
-            0,
-            second.classes(of_second),
-            first.classes(of_first),
-            *(_level_class(near, far, first)),
-            0,
-        ]
-        node = np.ones(row.size, np.int64)
-        for level in range(levels):
-            contexts: list[np.ndarray] = [size * node + what for size, what in zip(sizes, about, strict=True)]
-            base = own.logit(node)
-            logits = np.empty((len(tables), row.size), np.int64)
-            logits[0] = base
-            for number in range(1, len(tables)):
-                logits[number] = tables[number].logit(contexts[number], base) - base
-            probability = mixers[level].probability(base, logits)
-            bits = coder.bits(
-                probability, None if values is None else (values[part] >> (levels - 1 - level)) & 1
-            )
-            mixers[level].learn(bits)
-            for table, context in zip(tables, contexts, strict=True):
-                table.update(context, bits)
-            node = 2 * node + bits
-        found = result[part] = node - nodes
-        first.add(of_first, np.abs(found - centre))
-        second.add(of_second, np.abs(found - centre))
-        if levels == 1:
-            seen[row, column] = 2 * found - 1
-        else:
-            seen[row, column] = (
-                found + 1 if logarithmic else np.where(found >= centre, found - centre + 1, found - centre)
-            )
+        near, far, both = neighbours.classes(part, first.average)
+        about: dict[str, np.ndarray | int] = {
+            "own": 0,
+            "second": second.classes(of_second),
+            "first": first.classes(of_first),
+            "near": near,
+            "far": far,
+            "both": both,
+            "history": 0,
+        }
+        batch = _Batch(mixers, [*own, history], about, part.stop - part.start)
+        found = result[part] = batch.code(coder, levels, None if values is None else values[part])
+        magnitudes = np.abs(found - centre)
+        first.add(of_first, magnitudes)
+        second.add(of_second, magnitudes)
+        neighbours.put(part, found)
     return result
 
 
-def _level_class(
-    near: np.ndarray, far: np.ndarray, sizes: "_Magnitudes"
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Contexts from two neighbours, 0 where there is none: of each sign and size (below 16), of both the
-    sizes (below 64).
+@dataclass(frozen=True)
+class _Batch:
+    """Symbols that are coded together: what is known `about` each, by the names of SYMBOL_CONTEXTS, goes with
+    its node into one context for each of the `tables`.
     """
-    octaves = [count_class(np.abs(level)) for level in (near, far)]
-    together = 8 * np.minimum(octaves[0], 7) + np.minimum(octaves[1], 7)
-    if sizes.logarithmic:
-        apart = [
-            np.minimum(np.maximum((64 * (level - 1) - sizes.average) // 96 + 8, 1), 15)
-            for level in (near, far)
-        ]
-        return np.where(near > 0, apart[0], 0), np.where(far > 0, apart[1], 0), together
-    size = [(np.minimum(octave, 13) + 1) // 2 for octave in octaves]
-    return 7 + np.sign(near) * size[0], 7 + np.sign(far) * size[1], together
+
+    mixers: list[Mixer]
+    """One for each bit of a symbol."""
+    tables: list[Counters]
+    about: dict[str, np.ndarray | int]
+    count: int
+
+    def code(self, coder: Coder, levels: int, values: np.ndarray | None) -> np.ndarray:
+        """The symbols. A symbol's node is 1 with all its bits so far behind it."""
+        node = np.ones(self.count, np.int64)
+        for level, mixer in zip(reversed(range(levels)), self.mixers, strict=True):
+            contexts: list[np.ndarray] = [
+                size * node + self.about[name] for name, size in SYMBOL_CONTEXTS.items()
+            ]
+            base = self.tables[0].logit(node)
+            probability = mixer.probability(base, self._logits(base, contexts))
+            bits = coder.bits(probability, None if values is None else (values >> level) & 1)
+            mixer.learn(bits)
+            for table, context in zip(self.tables, contexts, strict=True):
+                table.update(context, bits)
+            node = 2 * node + bits
+        return node - (1 << levels)
+
+    def _logits(self, base: np.ndarray, contexts: list[np.ndarray]) -> np.ndarray:
+        """What each table says, beyond what the first says: [tables, n]."""
+        logits = np.empty((len(self.tables), self.count), np.int64)
+        logits[0] = base
+        for number in range(1, len(self.tables)):
+            logits[number] = self.tables[number].logit(contexts[number], base) - base
+        return logits
+
+
+class _Neighbours:
+    """Levels of the symbols that are coded: 0 where there is none yet.
+
+    row      same column
+    r - d    far            d = distance: a line further up in an image or kernel
+    ...
+    r - 1    near
+    r        the symbol
+    """
+
+    def __init__(self, places: Places, centre: int, levels: int, logarithmic: bool) -> None:
+        self._places, self._centre, self._levels = places, centre, levels
+        self._logarithmic = logarithmic
+        self._above = max(2, places.distance)
+        rows, columns = int(places.row.max(initial=0)) + 1, int(places.column.max(initial=0)) + 1
+        self._seen = np.zeros((self._above + rows, columns), np.int64)
+
+    def classes(self, part: slice, average: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Contexts near, far (sign and size of a level, below 16) and both (sizes of the two, below 64).
+
+        `average` is that of all magnitudes, in sixty-fourths.
+        """
+        row, column = self._places.row[part] + self._above, self._places.column[part]
+        near, far = self._seen[row - 1, column], self._seen[row - self._places.distance, column]
+        near_octave, far_octave = count_class(np.abs(near)), count_class(np.abs(far))
+        both = 8 * np.minimum(near_octave, 7) + np.minimum(far_octave, 7)
+        if self._logarithmic:
+            return _apart(near, average), _apart(far, average), both
+        return _side(near, near_octave), _side(far, far_octave), both
+
+    def put(self, part: slice, found: np.ndarray) -> None:
+        row, column = self._places.row[part] + self._above, self._places.column[part]
+        if self._levels == 1:
+            level = 2 * found - 1
+        elif self._logarithmic:
+            level = found + 1
+        else:
+            level = np.where(found >= self._centre, found - self._centre + 1, found - self._centre)
+        self._seen[row, column] = level
+
+
+def _side(level: np.ndarray, octave: np.ndarray) -> np.ndarray:
+    """0..14: 7 for no level, less for negative ones, more for positive ones, by two octave classes each."""
+    return 7 + np.sign(level) * ((np.minimum(octave, 13) + 1) // 2)
+
+
+def _apart(level: np.ndarray, average: int) -> np.ndarray:
+    """1..15: how far a logarithm is from the average, 8 around it; 0 for no level."""
+    return np.where(level > 0, np.minimum(np.maximum((64 * (level - 1) - average) // 96 + 8, 1), 15), 0)
 
 
 class _Magnitudes:

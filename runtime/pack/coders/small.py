@@ -13,9 +13,10 @@ import numpy as np
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.pack.coders import varint
-from onnx_lathe.runtime.pack.coders.adaptive import Grid, Memory, Places, count_class, mask, numbers, symbols
+from onnx_lathe.runtime.pack.coders.adaptive import Memory, Places, count_class, numbers, symbols
 from onnx_lathe.runtime.pack.coders.arithmetic import ONE, Coder, given
 from onnx_lathe.runtime.pack.coders.elements import Form
+from onnx_lathe.runtime.pack.coders.masks import Grid, mask
 
 MOST_ELEMENTS = 1 << 21
 MOST_ROWS = 1 << 13
@@ -29,7 +30,7 @@ TRIED_IN_FULL = 1 << 17
 
 
 @dataclass(frozen=True)
-class Plan:
+class Layout:
     """`orientation` 0: rows are the first axis; 1: columns are; 2: so too, and the axes of rows are turned,
     spatial ones first.
 
@@ -59,7 +60,7 @@ class Plan:
         return out + (varint.write(self.linked) if self.link else b"")
 
     @classmethod
-    def read(cls, reader: varint.Reader) -> "Plan":
+    def read(cls, reader: varint.Reader) -> "Layout":
         byte = reader.byte()
         link = byte >> 5 & 3
         period = reader.varint() if byte >> 7 else 0
@@ -67,36 +68,36 @@ class Plan:
         return cls(byte & 3, byte >> 2 & 3, period, group, link, reader.varint() if link else 0)
 
 
-def code(coder: Coder, memory: Memory, form: Form, plan: Plan, values: np.ndarray | None) -> np.ndarray:
+def code(coder: Coder, memory: Memory, form: Form, layout: Layout, values: np.ndarray | None) -> np.ndarray:
     """Codes the elements of a tensor (None: decodes them), and returns them. Raises ModelError for a plan
     that does not fit the form.
     """
-    if not 0 < form.count <= MOST_ELEMENTS or (plan.link and not plan.linked):
+    if not 0 < form.count <= MOST_ELEMENTS or (layout.link and not layout.linked):
         raise ModelError("is damaged: the plan of a tensor does not fit it; copy it again")
-    rows, columns, order = _orient(form, plan.orientation)
-    grid = Grid(rows, columns, plan.period, plan.group)
+    rows, columns, order = _orient(form, layout.orientation)
+    grid = Grid(rows, columns, layout.period, layout.group)
     if (
         rows > MOST_ROWS
-        or plan.period == 1
-        or plan.period > rows
-        or plan.group > 16
-        or (form.width > 8 and not plan.flags & PALETTE and not form.exponent_bits)
+        or layout.period == 1
+        or layout.period > rows
+        or layout.group > 16
+        or (form.width > 8 and not layout.flags & PALETTE and not form.exponent_bits)
     ):
         raise ModelError("is damaged: the plan of a tensor does not fit it; copy it again")
     kind = np.dtype(f"<u{max(1, form.width // 8)}")
     turned = None if values is None else values[order]
     common = there = None
-    if plan.flags & SPARSE:
+    if layout.flags & SPARSE:
         found = None if turned is None else np.array([_commonest(turned)], np.uint64)
         common = coder.raw(form.width, 1, found)[0].astype(kind)
-        links = _links(memory, form, plan, order)
+        links = _links(memory, form, layout, order)
         seen = None if turned is None else (turned != common).reshape(rows, columns)
         there = np.flatnonzero(mask(coder, grid, seen, *links).reshape(-1))
     else:
         there = np.arange(form.count)
-    at, places = _places(form, plan, order, there, columns)
+    at, places = _places(form, layout, order, there, columns)
     rest = None if values is None else values[at]
-    if plan.flags & PALETTE:
+    if layout.flags & PALETTE:
         coded = _with_palette(coder, memory, form, places, rest)
     elif form.width <= 8:
         coded = _symbols(coder, memory, form.width, form.flip, places, rest)
@@ -113,7 +114,7 @@ def code(coder: Coder, memory: Memory, form: Form, plan: Plan, values: np.ndarra
     if common is not None:
         result[...] = common
     result[at] = coded.astype(kind)
-    if plan.flags & SPARSE:
+    if layout.flags & SPARSE:
         _remember(memory, form, result != common)
     return result
 
@@ -133,7 +134,7 @@ def _orient(form: Form, orientation: int) -> tuple[int, int, np.ndarray]:
 
 
 def _places(
-    form: Form, plan: Plan, order: np.ndarray, there: np.ndarray, columns: int
+    form: Form, layout: Layout, order: np.ndarray, there: np.ndarray, columns: int
 ) -> tuple[np.ndarray, Places]:
     """Elements in the order of coding, and where they are. Of a kernel the positions are rows, so that
     neighbours in it are known.
@@ -141,7 +142,7 @@ def _places(
     at, spatial = order[there], prod(form.shape[2:])
     if len(form.shape) < 3 or spatial == 1:
         row, column = np.divmod(there, columns)
-        return at, Places(row, column, column, row, plan.period or 2)
+        return at, Places(row, column, column, row, layout.period or 2)
     at = at[np.argsort(at % spatial * form.count + at // spatial, kind="stable")]
     pair, position = np.divmod(at, spatial)
     first, second = np.divmod(pair, form.shape[1])
@@ -198,21 +199,21 @@ def _symbols(
 
 
 def _links(
-    memory: Memory, form: Form, plan: Plan, order: np.ndarray
+    memory: Memory, form: Form, layout: Layout, order: np.ndarray
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Classes of the rows, or of the columns, of the grid, from an earlier tensor."""
-    if not plan.link:
+    if not layout.link:
         return None, None
-    classes = memory.links.get(plan.linked)
+    classes = memory.links.get(layout.linked)
     first = form.shape[0] if len(form.shape) > 1 else 1
     rest = form.count // max(1, first)
-    size = rest if plan.link == 1 else first
-    if classes is None or size % plan.linked:
+    size = rest if layout.link == 1 else first
+    if classes is None or size % layout.linked:
         raise ModelError("is damaged: a tensor refers to one that is not there; copy it again")
-    spread = np.repeat(classes, size // plan.linked)
-    if plan.link == 1:
-        return (None, spread) if plan.orientation == 0 else (spread[order[::first] % rest], None)
-    return (spread, None) if plan.orientation == 0 else (None, spread)
+    spread = np.repeat(classes, size // layout.linked)
+    if layout.link == 1:
+        return (None, spread) if layout.orientation == 0 else (spread[order[::first] % rest], None)
+    return (spread, None) if layout.orientation == 0 else (None, spread)
 
 
 def _remember(memory: Memory, form: Form, there: np.ndarray) -> None:
@@ -242,34 +243,36 @@ class _Meter:
         return given(values).astype(np.uint64)
 
 
-def best(memory: Memory, form: Form, values: np.ndarray) -> tuple[Plan, float] | None:
-    """The plan that codes the tensor in the fewest bytes, and how many; None if there is none.
+def best(memory: Memory, form: Form, values: np.ndarray) -> tuple[Layout, float] | None:
+    """The layout that codes the tensor in the fewest bytes, and how many; None if there is none.
 
     First the orientations are tried, then the periods in the best one.
     """
     if not 0 < form.count <= MOST_ELEMENTS:
         return None
 
-    def cost(plan: Plan) -> float:
+    def cost(layout: Layout) -> float:
         meter = _Meter()
-        code(meter, copy.deepcopy(memory), form, plan, values)
-        return meter.total / 8 + len(plan.write())
+        code(meter, copy.deepcopy(memory), form, layout, values)
+        return meter.total / 8 + len(layout.write())
 
-    tried = {plan: cost(plan) for plan in _candidates(memory, form, values)}
+    tried = {layout: cost(layout) for layout in _candidates(memory, form, values)}
     if not tried:
         return None
-    leader = min(tried, key=lambda plan: tried[plan])
+    leader = min(tried, key=lambda layout: tried[layout])
     if leader.orientation:
         rows, _, order = _orient(form, leader.orientation)
         there = (values != _commonest(values))[order].reshape(rows, -1) if leader.flags & SPARSE else None
         tried |= {
-            plan: cost(plan) for period in _periods(form, there) if (plan := replace(leader, period=period))
+            layout: cost(layout)
+            for period in _periods(form, there)
+            if (layout := replace(leader, period=period))
         }
-    leader = min(tried, key=lambda plan: tried[plan])
+    leader = min(tried, key=lambda layout: tried[layout])
     return leader, tried[leader]
 
 
-def _candidates(memory: Memory, form: Form, values: np.ndarray) -> Iterator[Plan]:
+def _candidates(memory: Memory, form: Form, values: np.ndarray) -> Iterator[Layout]:
     few, counts = np.unique(values, return_counts=True)
     share = counts.max() / values.size
     palette = (
@@ -293,13 +296,13 @@ def _candidates(memory: Memory, form: Form, values: np.ndarray) -> Iterator[Plan
     for flags in kinds:
         if share < CLEARLY_SPARSE_SHARE:
             for orientation in fitting if form.count <= TRIED_IN_FULL else fitting[1:2] or fitting:
-                yield Plan(flags, orientation)
+                yield Layout(flags, orientation)
         if share >= SPARSE_SHARE and few.size > 1:
             there = values != few[counts.argmax()]
             for orientation in fitting:
                 grid = there[_orient(form, orientation)[2]].reshape(first if orientation == 0 else rest, -1)
                 link, linked = _link(memory, first, rest)
-                yield Plan(flags | SPARSE, orientation, 0, _group(grid), link, linked)
+                yield Layout(flags | SPARSE, orientation, 0, _group(grid), link, linked)
 
 
 def _link(memory: Memory, first: int, rest: int) -> tuple[int, int]:

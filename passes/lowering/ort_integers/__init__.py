@@ -1,0 +1,1 @@
+"""Helpers of the lowering in onnxruntime.py; no target names them."""

@@ -1,0 +1,81 @@
+"""Makes float again what ONNX Runtime would compute in float anyway: layers, and pairs that serve no kernel."""
+
+from onnx_lathe import metadata
+from onnx_lathe.passes.graph import Node, Tensor
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant
+from onnx_lathe.passes.graph.model import node_metadata
+from onnx_lathe.passes.graph.quantization.pairs import is_dequantized
+from onnx_lathe.passes.graph.quantization.placement import float_reason, hands_on, is_floor, quantized_layers
+from onnx_lathe.passes.graph.rewire import disconnect, is_output, replace_input
+from onnx_lathe.passes.lowering.ort_integers.work import ActivationPair, Work
+from onnx_lathe.passes.lowering.restoring import restore_weight
+
+UNQUANTIZED_RESULT = (
+    "its result is not quantized, without which ONNX Runtime computes it in float; run int8 with --target ort"
+)
+OUTPUT_RESULT = "its result is an output of the model, which ONNX Runtime computes in float"
+
+
+def restore_layers(work: Work) -> None:
+    for node in quantized_layers(work.graph):
+        if is_constant(node.inputs[WEIGHT_INPUT]) and (reason := _why_float(work, node)) is not None:
+            restore_weight(work.graph, node)
+            work.report.skip(node.name, reason)
+            work.report.edit(node.name, "its weight is float again")
+
+
+def _why_float(work: Work, node: Node) -> str | None:
+    weight = constant_value(node.inputs[WEIGHT_INPUT], work.graph.opset)
+    if reason := float_reason(node, weight.shape, work.placement):
+        return reason
+    if node.op not in work.placement.results or work.lands(node.outputs[0]):
+        return None
+    return OUTPUT_RESULT if is_output(work.graph, node.outputs[0]) else UNQUANTIZED_RESULT
+
+
+def drop_pairs(work: Work) -> None:
+    """Takes out the pairs of the pass that no kernel on integers reads or writes."""
+    kernels = {id(node) for node in quantized_layers(work.graph)}
+    for node in work.graph.nodes:
+        if (
+            node.op in work.placement.operators
+            and all(map(is_dequantized, node.inputs))
+            and work.lands(node.outputs[0])
+        ):
+            kernels.add(id(node))
+    for pair in work.pairs():
+        writer = _writer(work, pair.source)
+        written = writer is not None and id(writer) in kernels
+        seen = any(work.is_seen(node.outputs[0]) for node in pair.dequantize)
+        if metadata.RANGE in node_metadata(pair.quantize) and not (
+            written or seen or _feeds(work, pair.quantize, kernels)
+        ):
+            _drop(work, pair)
+
+
+def _writer(work: Work, tensor: Tensor) -> Node | None:
+    while tensor.inputs and (is_floor(tensor.inputs[0]) or hands_on(tensor.inputs[0], work.placement)):
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def _feeds(work: Work, node: Node, kernels: set[int]) -> bool:
+    """Whether a kernel reads the node's result, behind quantization and what hands integers on."""
+    for reader in node.outputs[0].outputs:
+        if id(reader) in kernels:
+            return True
+        if (reader.op.endswith("quantizeLinear") or hands_on(reader, work.placement)) and _feeds(
+            work, reader, kernels
+        ):
+            return True
+    return False
+
+
+def _drop(work: Work, pair: ActivationPair) -> None:
+    source = pair.source
+    for node in pair.dequantize:
+        for reader in list(node.outputs[0].outputs):
+            replace_input(reader, node.outputs[0], source)
+    work.report.edit(pair.quantize.name, f"{source.name} is float again: nothing computes on its integers")
+    for node in pair.nodes:
+        disconnect(node)

@@ -1,0 +1,140 @@
+"""Reads one ONNX file into a model that can be believed; a refusal says what the file is and what to do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError, Message
+from onnx import ModelProto, TensorProto
+
+from onnx_lathe.errors import ModelError
+from onnx_lathe.runtime.files.tensors import without_big
+
+OPSETS = (11, 24)
+
+
+PROTOBUF_LIMIT_BYTES = 2**31 - 1
+
+
+_NOT_TEXT = "is damaged, a name in it is not text; export or copy it again"
+
+
+_NOT_ONNX = {
+    b"PK\x03\x04": "a zip archive (a PyTorch checkpoint or .npz?); export the model with torch.onnx.export",
+    b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with: git lfs pull",
+    b"\x1f\x8b": "gzip-compressed; unpack it first",
+    b"\x89HDF": "an HDF5 file (Keras?); export the model with tf2onnx",
+}
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts the file's name before the reason."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path}: {_NOT_TEXT}") from error
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error.__cause__
+
+
+@contextmanager
+def explaining(what: str) -> Iterator[None]:
+    """Turns what the operating system says into a ModelError: `what` could not be read, and why."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ModelError(f"{what}no such file; check the name, or copy it there") from error
+    except OSError as error:
+        raise ModelError(f"{what}cannot be read: {error.strerror or error}") from error
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a file that can be one protobuf message."""
+    if path.is_dir():
+        raise ModelError("is a folder; name the .onnx file in it")
+    with explaining(""):
+        if path.stat().st_size > PROTOBUF_LIMIT_BYTES:
+            raise ModelError(
+                "is larger than 2 GB, so not one ONNX file; "
+                "save the weights as external data, or if it is packed, run optimize unpack"
+            )
+        return path.read_bytes()
+
+
+def parse(content: bytes) -> ModelProto:
+    """The model in these bytes, if they are one."""
+    if not content:
+        raise ModelError("is empty; export the model again")
+    kind = next((what for magic, what in _NOT_ONNX.items() if content.startswith(magic)), None)
+    if (
+        kind := "an ORT-format model; give the .onnx file that it was made from"
+        if content[4:8] == b"ORTM"
+        else kind
+    ):
+        raise ModelError(f"is not an ONNX model but {kind}")
+    model = ModelProto()
+    try:
+        model.ParseFromString(content)
+    except DecodeError as error:
+        raise ModelError("is not an ONNX model, or is truncated; export or copy it again") from error
+    found = {
+        "version": model.ir_version > 0,
+        "graph": model.HasField("graph"),
+        "opset": len(model.opset_import) > 0,
+    }
+    if missing := [name for name, there in found.items() if not there]:
+        raise ModelError(
+            f"is not an ONNX model, or is truncated: it has no {missing[0]}; export or copy it again"
+        )
+    return model
+
+
+def check_opset(model: ModelProto) -> None:
+    """Refuses a model whose version of the standard operators Lathe does not know."""
+    version = max(
+        (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=None
+    )
+    low, high = OPSETS
+    if version is None:
+        raise ModelError("names no version of the standard operators (opset); export it again")
+    if version < low:
+        raise ModelError(
+            f"opset {version} is older than {low}; "
+            "convert it with onnx.version_converter.convert_version(model, 17)"
+        )
+    if version > high:
+        raise ModelError(f"opset {version} is newer than {high}; export the model with opset_version=21")
+
+
+def check_structure(model: ModelProto) -> None:
+    """Lets onnx.checker look at the model without its big initializers."""
+    inputs = {value.name for value in model.graph.input}
+
+    def as_input(graph: onnx.GraphProto, tensor: TensorProto) -> None:
+        if tensor.name not in inputs:
+            graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
+
+    light = without_big(model, as_input)
+    _check_text(light)
+    try:
+        onnx.checker.check_model(light)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"the ONNX checker refuses it: {' '.join(str(error).split())}") from error
+
+
+def _check_text(message: Message) -> None:
+    """Raises ModelError for a string that is not UTF-8: protobuf hands it out as bytes, and only when it is
+    read.
+    """
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for one in value if hasattr(value, "extend") else (value,):
+            if isinstance(one, Message):
+                _check_text(one)
+            elif isinstance(one, bytes):
+                raise ModelError(_NOT_TEXT)
