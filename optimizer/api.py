@@ -249,7 +249,7 @@ def _calls(given: str | Sequence[str]) -> tuple[Call, ...]:
 
 
 def _loaded(model: Model) -> onnx.ModelProto:
-    return model if isinstance(model, onnx.ModelProto) else model_file.load(Path(model))
+    return model_file.checked(model) if isinstance(model, onnx.ModelProto) else model_file.load(Path(model))
 
 
 @contextmanager

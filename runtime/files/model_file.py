@@ -6,6 +6,7 @@ model stores.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,17 +56,34 @@ def load(path: str | Path) -> ModelProto:
         content = content_of(path)
         model = parse(unpack(content, PROTOBUF_LIMIT_BYTES) if is_packed(content) else content)
         del content
-        check_opset(model)
-        for tensor in all_tensors(model):
-            if tensor.data_location == TensorProto.EXTERNAL:
-                read_external(path.parent, tensor)
-            elif tensor.HasField("raw_data") and len(tensor.raw_data) != data_size(tensor):
-                raise ModelError(
-                    f"the data of tensor '{tensor.name}' does not have the size that its shape asks for; "
-                    "export it again"
-                )
-        check_structure(model)
+        _check(model, lambda tensor: read_external(path.parent, tensor))
     return model
+
+
+def checked(model: ModelProto) -> ModelProto:
+    """The very model, one that a caller has in memory. Raises ModelError for what `load` would not take."""
+
+    def refuse(tensor: TensorProto) -> None:
+        raise ModelError(
+            f"the data of tensor '{tensor.name}' is in another file; load it with onnx.load, or give the model's path"
+        )
+
+    _check(model, refuse)
+    return model
+
+
+def _check(model: ModelProto, external: Callable[[TensorProto], None]) -> None:
+    """`external` gets each tensor whose data is in another file."""
+    check_opset(model)
+    for tensor in all_tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            external(tensor)
+        elif tensor.HasField("raw_data") and len(tensor.raw_data) != data_size(tensor):
+            raise ModelError(
+                f"the data of tensor '{tensor.name}' does not have the size that its shape asks for; "
+                "export it again"
+            )
+    check_structure(model)
 
 
 def inspect_file(path: str | Path) -> FileFacts:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 import onnx_lathe
-from onnx_lathe.errors import DataError, LatheError, PassError, UsageError
+from onnx_lathe.errors import DataError, LatheError, ModelError, PassError, UsageError
 from onnx_lathe.passes.core.base import Pass
 from tests.support.builders import build, random
 from tests.support.models import ROOT
@@ -114,6 +114,15 @@ def test_what_is_missing_is_named() -> None:
         onnx_lathe.rewrite(network(), "int8", calibration={"x": random(4, 8), "z": random(4, 8)})
     with pytest.raises(UsageError, match="nothing to do"):
         onnx_lathe.optimize("model.onnx")
+
+
+def test_a_model_in_memory_is_checked_as_a_file_is() -> None:
+    with pytest.raises(ModelError, match="opset 9"):
+        onnx_lathe.rewrite(build(NETWORK, 9, w1=random(8, 16), w2=random(16, 4)), "fold")
+    model = network()
+    model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    with pytest.raises(ModelError, match="the data of tensor 'w1' is in another file"):
+        onnx_lathe.inspect(model)
 
 
 def test_a_pass_that_fails_is_named() -> None:
