@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnx_lathe import metadata
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.pipeline import apply_pass
@@ -120,7 +121,7 @@ def test_a_layer_of_low_rank_is_found_to_be_one(kind: str, method: str) -> None:
         for node in after.graph.node
         if node.op_type != "Add"
     }
-    assert all(metadata == {metadata.PASS: "svd"} for metadata in made.values())
+    assert all(found == {metadata.PASS: "svd"} for found in made.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
