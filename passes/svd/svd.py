@@ -54,7 +54,8 @@ class Svd(Pass):
 
     name = "svd"
     after = {
-        "fold": "a batch normalization between a layer and its ReLU hides the ReLU, and what both compute together is split"
+        "fold": "a batch normalization between a layer and its ReLU hides the ReLU, "
+        "and what both compute together is split"
     }
     before = {
         "codebook": "a weight with few values has two factors with many",
@@ -77,16 +78,19 @@ class Svd(Pass):
                 raise UsageError(f"svd: {given[0]} must be above 0")
             if self.always and not (self.rank or self.energy or self.layers):
                 raise UsageError(
-                    "svd: always splits what rank=, energy= or layers= choose, and macs= chooses only what saves MACs"
+                    "svd: always splits what rank=, energy= or layers= choose, "
+                    "and macs= chooses only what saves MACs"
                 )
             if self.always and self.timed:
                 raise UsageError(
-                    "svd: always splits whatever that costs, and timed only what gets faster; give one of them"
+                    "svd: always splits whatever that costs, "
+                    "and timed only what gets faster; give one of them"
                 )
             for idle in fields(FittingOptions) if self.method != "response" else ():
                 if getattr(self, idle.name) != idle.default:
                     raise UsageError(
-                        f"svd: {idle.name} is about method=response, and the method is {self.method}; leave one of them out"
+                        f"svd: {idle.name} is about method=response, and the method is {self.method}; "
+                        "leave one of them out"
                     )
 
     def __init__(self, config: "Svd.Config | None" = None) -> None:
@@ -154,7 +158,10 @@ class Svd(Pass):
         if any(node_metadata(node).get(metadata.PASS) == self.name for node in weight.nodes):
             return "it is half of a layer that is split already"
         if weight.name in sparse_tensors(graph):
-            return f"its zeros must stay ({metadata.SPARSE}), and factors would have none; {self.name} before prune"
+            return (
+                f"its zeros must stay ({metadata.SPARSE}), and factors would have none; "
+                f"{self.name} before prune"
+            )
         if self.by_response and weight.tensor.shape[weight.axis] > MOST_CHANNELS:
             return f"it has more than {MOST_CHANNELS:,} channels; method=weight can split it"
         values = read(weight.tensor)

@@ -180,5 +180,6 @@ def save(model: ModelProto, path: str | Path) -> None:
                 )
     except EncodeError as error:
         raise ModelError(
-            f"{path}: more than 2 GB outside the initializers cannot be saved; turn constants into initializers"
+            f"{path}: more than 2 GB outside the initializers cannot be saved; "
+            "turn constants into initializers"
         ) from error

@@ -1,4 +1,4 @@
-"""Makes float again what ONNX Runtime would compute in float anyway: layers, and pairs that serve no kernel."""
+"""Makes float again what ONNX Runtime would compute in float: layers, and pairs that serve no kernel."""
 
 from onnx_lathe import metadata
 from onnx_lathe.passes.graph import Node, Tensor
