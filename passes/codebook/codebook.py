@@ -27,7 +27,7 @@ from onnx_lathe.passes.codebook.options import Meanwhile, Sharing
 from onnx_lathe.passes.codebook.sharing import ClusterJob, Small, ladder
 from onnx_lathe.passes.codebook.summary import Total, entropy_of, how_many, quality
 from onnx_lathe.passes.codebook.trial_model import Candidate
-from onnx_lathe.passes.codebook.writer import Part, Writer, index_bits, stored_bytes
+from onnx_lathe.passes.codebook.writer import CodebookWriter, Part, index_bits, stored_bytes
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.registry import register
@@ -116,7 +116,7 @@ class Codebook(Pass):
             jobs = self._fewest_bits(graph, jobs, small, context, report)
         if self.trains and (jobs or small):
             self._train(graph, jobs, small, context, report)
-        writer, total = Writer(graph), Total()
+        writer, total = CodebookWriter(graph), Total()
         for job in jobs:
             context.progress(f"clustering {job.weights[0].name}")
             self._store(writer, job, total, report)
@@ -275,7 +275,7 @@ class Codebook(Pass):
                 report.edit(tensors[name].outputs[0].name, f"{name} was trained")
         report.metrics.update(result.metrics)
 
-    def _store(self, writer: Writer, job: ClusterJob, total: Total, report: PassReport) -> None:
+    def _store(self, writer: CodebookWriter, job: ClusterJob, total: Total, report: PassReport) -> None:
         """Puts the codebooks of a job into the graph, or says why not."""
         trained = self.trains and job.has_few_values()
         arrays = job.values()

@@ -48,7 +48,7 @@ def stored_bytes(graph: Graph, name: str, parts: Sequence[Part]) -> int:
     return indices + nodes
 
 
-class Writer:
+class CodebookWriter:
     """Writes the form into one graph. Names are looked up once: asking the graph for each would take longer
     than all else.
     """

@@ -19,7 +19,7 @@ from onnx_lathe.passes.prune_channels.importance import importances
 
 
 @dataclass(frozen=True)
-class Plan:
+class RemovalPlan:
     """What is to go: `removed`, bool by root of `coupling.units`; `free` is what might have gone."""
 
     coupling: Coupling
@@ -30,7 +30,7 @@ class Plan:
 
 def plan_channels(
     graph: Graph, context: Context, importance: str, amount: Amount, report: PassReport
-) -> Plan:
+) -> RemovalPlan:
     """Chooses channels, changing nothing; layers and groups that stay as they are become skips. Raises
     PassError if `amount.macs` cannot be reached, or a service that `importance` needs is missing.
     """
@@ -43,7 +43,7 @@ def plan_channels(
     own = _own_sparsity(groups, single)
     free = _free(coupling, groups, own, report)
     if not free.any():
-        return Plan(coupling, groups, free, np.zeros(roots.size, bool))
+        return RemovalPlan(coupling, groups, free, np.zeros(roots.size, bool))
     context.progress("weighing channels")
     parts = importances(importance, graph, coupling, context)
     _leave_unknown(groups, free, parts, report)
@@ -55,7 +55,7 @@ def plan_channels(
         selection.per_group()
     else:
         selection.globally()
-    return Plan(coupling, groups, free, state.removed)
+    return RemovalPlan(coupling, groups, free, state.removed)
 
 
 def _own_sparsity(groups: ChannelGroups, single: Mapping[str, float]) -> dict[int, float]:

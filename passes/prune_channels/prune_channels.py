@@ -27,7 +27,7 @@ from onnx_lathe.passes.graph.coupling.state import WRITTEN
 from onnx_lathe.passes.graph.model import set_sparse_tensors, sparse_tensors
 from onnx_lathe.passes.prune_channels.amount import Amount
 from onnx_lathe.passes.prune_channels.importance import IMPORTANCES
-from onnx_lathe.passes.prune_channels.plan import Plan, plan_channels
+from onnx_lathe.passes.prune_channels.plan import RemovalPlan, plan_channels
 
 
 @register
@@ -95,7 +95,7 @@ def _needs(importance: str) -> tuple[str, ...]:
     return ()
 
 
-def _forget_patterns(graph: Graph, plan: Plan) -> None:
+def _forget_patterns(graph: Graph, plan: RemovalPlan) -> None:
     """A weight that lost inputs may no longer be N:M along them; its zeros stay."""
     sparse, roots = sparse_tensors(graph), plan.coupling.units.roots(np.arange(len(plan.coupling.units)))
     for (name, _), slot in plan.coupling.slots.items():
@@ -104,7 +104,7 @@ def _forget_patterns(graph: Graph, plan: Plan) -> None:
     set_sparse_tensors(graph, sparse)
 
 
-def _record(plan: Plan, report: PassReport) -> None:
+def _record(plan: RemovalPlan, report: PassReport) -> None:
     for group, layers in plan.groups.layers.items():
         lost = [(node, int(plan.removed[written].sum()), written.size) for node, written in layers]
         shorter = [(node.name, count, size) for node, count, size in lost if count]
