@@ -31,6 +31,8 @@ SERIALIZED_LIMIT_BYTES = 2**31 - 1
 """Of a model that is given as bytes; protobuf's limit."""
 
 _HELPED: "weakref.WeakSet[onnxruntime.InferenceSession]" = weakref.WeakSet()
+_EXACT: "weakref.WeakKeyDictionary[onnxruntime.InferenceSession, bytes | str]" = weakref.WeakKeyDictionary()
+"""Sessions that do not compute as a plain one would, with what they were made of."""
 
 HELPED = (
     "ONNX Runtime loads this model only without its QDQPropagationTransformer (disabled_optimizers=[...] of InferenceSession), "
@@ -132,8 +134,9 @@ def saturates() -> bool:
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     feeds = {"x": np.full((1, 256), 255, np.uint8)}
-    plain = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return bool(plain.run(None, feeds)[0].item() < 126)  # 255 * 127 * 256 / 65536 = 126.5
+    return bool(
+        _plain(model.SerializeToString()).run(None, feeds)[0].item() < 126
+    )  # 255 * 127 * 256 / 65536 = 126.5
 
 
 def write_optimized(model: Path, path: Path, portable: bool = False) -> None:
@@ -155,6 +158,11 @@ def write_optimized(model: Path, path: Path, portable: bool = False) -> None:
 
 def is_helped(session: onnxruntime.InferenceSession) -> bool:
     """Whether ONNX Runtime by itself would have refused the session's model; HELPED says why."""
+    if session in _EXACT:
+        try:
+            _plain(_EXACT[session])
+        except _REFUSALS as error:
+            return _BROKEN_PAIR in str(error)
     return session in _HELPED
 
 
@@ -193,11 +201,18 @@ def _open_exact(source: bytes | str, options: onnxruntime.SessionOptions) -> onn
     options.add_session_config_entry("session.x64quantprecision", "1")
     severity, options.log_severity_level = options.log_severity_level, 4
     try:
-        return _open(source, options, "QDQS8ToU8Transformer")
+        opened = _open(source, options, "QDQS8ToU8Transformer")
     except _REFUSALS:
         options.log_severity_level = severity
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-        return _open(source, options)
+        opened = _open(source, options)
+    _EXACT[opened] = source
+    return opened
+
+
+def _plain(source: bytes | str) -> onnxruntime.InferenceSession:
+    """The session that a user opens without further thought."""
+    return onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
 
 
 def _source(model: onnx.ModelProto | bytes | str | Path) -> bytes | str:

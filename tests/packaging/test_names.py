@@ -11,9 +11,9 @@ from onnx_lathe.runtime.data.functions import open_function
 from onnx_lathe.runtime.data.preprocess import Preprocess
 from onnx_lathe.runtime.files.signature import InputSpec
 from onnx_lathe.runtime.training.hooks import load_hook
-from tests.runtime.test_targets_tensorrt_versions import STAND_IN, TEN
 from tests.support import builders
 from tests.support.projects import FILES, FOUND, HOOK, LOADER, NAMES, lathe, run, script, write
+from tests.support.tensorrt_bindings import STAND_IN, TEN
 
 COMMANDS = {"script": script, "module": lathe}
 

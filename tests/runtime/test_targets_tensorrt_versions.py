@@ -18,82 +18,9 @@ from onnx_lathe.errors import TargetError
 from onnx_lathe.runtime.targets.tensorrt import tensorrt as targets
 from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRT
 from tests.support import quantized
+from tests.support.tensorrt_bindings import ELEVEN, STAND_IN, TEN
 
 QUIET = lambda text: None  # noqa: E731
-
-STAND_IN = '''
-import enum, json
-
-__version__ = "@VERSION@"
-FLAGS = @FLAGS@
-CALLS = []
-
-
-class Strict:
-    """Only what is assigned in `allowed` exists: TensorRT objects refuse unknown attributes too."""
-    allowed = ()
-    def __setattr__(self, name, value):
-        if name not in self.allowed:
-            raise AttributeError(f"{type(self).__name__} has no attribute {name}")
-        CALLS.append([name, str(value)])
-
-
-class ILogger:
-    def __init__(self): pass
-
-class IProgressMonitor:
-    def __init__(self): pass
-
-BuilderFlag = enum.Enum("BuilderFlag", FLAGS["BuilderFlag"])
-NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", FLAGS["NetworkDefinitionCreationFlag"])
-MemoryPoolType = enum.Enum("MemoryPoolType", ["WORKSPACE"])
-HardwareCompatibilityLevel = enum.Enum("HardwareCompatibilityLevel", ["NONE", "AMPERE_PLUS"])
-ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["DETAILED"])
-Severity = enum.Enum("Severity", ["ERROR", "WARNING", "VERBOSE"])
-DataType = enum.Enum("DataType", ["FLOAT"])
-
-
-class Tensor:
-    dtype = DataType.FLOAT
-    is_shape_tensor = False
-    def __init__(self, name, shape): self.name, self.shape = name, shape
-
-class Network:
-    num_inputs = num_outputs = 1
-    def get_input(self, index): return Tensor("image", (-1, 1, 28, 28))
-    def get_output(self, index): return Tensor("logits", (-1, 10))
-
-class OnnxParser:
-    num_errors = 0
-    def __init__(self, network, logger): pass
-    def parse_from_file(self, path): CALLS.append(["parse_from_file", path]); return True
-
-class Profile:
-    def set_shape(self, name, low, opt, high): CALLS.append(["set_shape", [name, low, opt, high]])
-
-class Config(Strict):
-    allowed = ("progress_monitor", "builder_optimization_level", "hardware_compatibility_level", "profiling_verbosity")
-    def set_flag(self, flag): CALLS.append(["set_flag", flag.name])
-    def set_memory_pool_limit(self, pool, size): CALLS.append(["workspace", size])
-    def add_optimization_profile(self, profile): return 0
-
-class Builder:
-    def __init__(self, logger):
-        self.logger = logger
-        @BUILDER@
-    def create_network(self, flags=0): CALLS.append(["create_network", flags]); return Network()
-    def create_builder_config(self): return Config()
-    def create_optimization_profile(self): return Profile()
-    def build_serialized_network(self, network, config):
-        self.logger.log(Severity.WARNING, "a warning\\nof two lines")
-        @BUILD@
-        return json.dumps([call for call in CALLS if call[0] != "progress_monitor"]).encode()
-'''
-TEN = {
-    "BuilderFlag": ["FP16", "INT8", "SPARSE_WEIGHTS"],
-    "NetworkDefinitionCreationFlag": {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1},
-}
-ELEVEN = {"BuilderFlag": ["SPARSE_WEIGHTS"], "NetworkDefinitionCreationFlag": {"STRONGLY_TYPED": 0}}
 
 
 @pytest.fixture

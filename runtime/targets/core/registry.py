@@ -19,11 +19,13 @@ def register(target: type[Target]) -> type[Target]:
     """Class decorator: makes the target known under its `name`. Raises ValueError if another target has it,
     or the class lacks what every target has to say.
     """
+    name = getattr(target, "name", None)
+    if _REGISTERED.get(name or "", target) is not target:
+        raise ValueError(f"two targets are named '{name}'")
     for wanted in ("name", "help", "outputs"):
         if not hasattr(target, wanted):
             raise ValueError(f"target {target.__name__} has no '{wanted}'")
-    if _REGISTERED.setdefault(target.name, target) is not target:
-        raise ValueError(f"two targets are named '{target.name}'")
+    _REGISTERED[target.name] = target
     return target
 
 
