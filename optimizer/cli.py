@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from onnx_lathe.discovery import uncollected
 from onnx_lathe.errors import ExitCode, LatheError, UsageError, nearest
-from onnx_lathe.version import VERSION
 
 COMMANDS = {
     "passes": "show.passes",
@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.DONE
     except Exception as error:  # noqa: BLE001 - the last resort: a defect of ours is told from a mistake
         traceback.print_exc()
+        from onnx_lathe.version import VERSION
+
         what = f"this is a defect of Lathe {VERSION} ({type(error).__name__})"
         _complain(f"{what}; please report it with the lines above")
         return ExitCode.DEFECT
@@ -54,6 +56,8 @@ def _complain(message: str) -> None:
 
 def _dispatch(arguments: list[str]) -> int:
     if arguments == ["--version"]:
+        from onnx_lathe.version import VERSION  # slow to import
+
         print(f"optimize {VERSION}")
         return ExitCode.DONE
     first = arguments[0] if arguments else "-"
@@ -66,9 +70,9 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _command(place: str) -> Callable[[list[str]], int]:
     module, _, function = place.partition(".")
-    command: Callable[[list[str]], int] = getattr(
-        import_module(f"onnx_lathe.optimizer.commands.{module}"), function
-    )
+    with uncollected():
+        found = import_module(f"onnx_lathe.optimizer.commands.{module}")
+    command: Callable[[list[str]], int] = getattr(found, function)
     return command
 
 
