@@ -21,12 +21,17 @@ from onnx_lathe.runtime.files.signature import model_inputs
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from onnx_lathe.runtime.targets.ort.ort import PLACEMENT
 
-path, data, method, samples, correct = sys.argv[1:]
-model = onnx.load(path)
-source = open_source(data, model_inputs(model), "mean=127 std=128")
-context = Context(calibrator=StreamingCalibrator(source, limit=int(samples)), placement=PLACEMENT)
-graph = import_model(model)
-Fold().apply(graph, context)
-started = time.perf_counter()
-configure(Int8, {"method": method, "bias_correction": correct == "true"}).apply(graph, context)
-print(time.perf_counter() - started)
+
+def main(path: str, data: str, method: str, samples: str, correct: str) -> None:
+    model = onnx.load(path)
+    source = open_source(data, model_inputs(model), "mean=127 std=128")
+    context = Context(calibrator=StreamingCalibrator(source, limit=int(samples)), placement=PLACEMENT)
+    graph = import_model(model)
+    Fold().apply(graph, context)
+    started = time.perf_counter()
+    configure(Int8, {"method": method, "bias_correction": correct == "true"}).apply(graph, context)
+    print(time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

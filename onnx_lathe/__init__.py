@@ -30,7 +30,6 @@ if TYPE_CHECKING:
         from_torch,
         gate,
         inspect,
-        open,
         optimize,
         pack,
         passes,
@@ -38,6 +37,9 @@ if TYPE_CHECKING:
         targets,
         to_torch,
         unpack,
+    )
+    from onnx_lathe.optimizer.api import (
+        open as open,
     )
     from onnx_lathe.passes.core.base import Pass
     from onnx_lathe.passes.core.options import option
@@ -87,7 +89,6 @@ __all__ = [
     "from_torch",
     "gate",
     "inspect",
-    "open",
     "optimize",
     "option",
     "pack",

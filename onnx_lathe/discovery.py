@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnx_lathe.errors import UsageError
 
@@ -30,19 +30,22 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def load_all(group: str, package: str, path: Iterable[str]) -> None:
+def load_all(group: str, package: str, path: Iterable[str], registered: dict[str, Any]) -> None:
     """Imports whatever registers itself: the modules of `package`, then the plug-ins of the entry point
     group.
 
-    `path` is the package's `__path__`. Raises UsageError naming a plug-in that cannot be imported.
+    `path` is the package's `__path__`. What a plug-in that fails has put into `registered` goes again. Raises UsageError naming a plug-in that cannot be imported.
     """
     with uncollected():
         for module in modules(package, path):
             importlib.import_module(module)
     for plugin in _plugins(group):
+        before = dict(registered)
         try:
             plugin.load()
         except (Exception, SystemExit) as error:
+            registered.clear()
+            registered.update(before)
             owner = f" of {plugin.dist.name}" if plugin.dist is not None else ""
             message = " ".join(str(error).split())
             raise UsageError(

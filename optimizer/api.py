@@ -8,28 +8,31 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer import artifacts, compare, pipeline
 from onnx_lathe.optimizer import check as checking
-from onnx_lathe.optimizer.build import placement
+from onnx_lathe.optimizer.build import configured_targets, placement
 from onnx_lathe.optimizer.inspect import LayerRow, Size, layer_rows, measure
+from onnx_lathe.optimizer.measuring import measured_exactly
 from onnx_lathe.optimizer.recipe import Call, Recipe, check_order, load_recipe, override, parse_calls
 from onnx_lathe.optimizer.report.record import GateRecord, RunRecord
 from onnx_lathe.optimizer.run import Request
-from onnx_lathe.optimizer.services import Services, check_needs, open_roles
+from onnx_lathe.optimizer.services import Services, check_needs, open_roles, warnings
 from onnx_lathe.optimizer.sizes import parse_bytes
 from onnx_lathe.optimizer.step import apply_checked
 from onnx_lathe.optimizer.ui import Calling
 from onnx_lathe.passes.core.base import Pass
-from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.options import checked, configure
 from onnx_lathe.passes.core.registry import all_passes, find
 from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.data import DataSpec
 from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.pack import LIMIT_BYTES
 from onnx_lathe.runtime.pack import files as packed_files
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.core import registry as target_registry
@@ -57,29 +60,40 @@ def rewrite(
     train: DataSpec | None = None,
     calibration: DataSpec | None = None,
     preprocess: str | None = None,
-    targets: str = "",
+    targets: str | Sequence[str] = "",
     seed: int = 0,
     progress: Progress = lambda text: None,
     on_report: Callable[[Pass, PassReport], None] = lambda instance, report: None,
 ) -> onnx.ModelProto:
-    """The model after the passes; `model` itself stays as it is. Nothing is written to disk.
+    """The model after the passes, below 2 GB; `model` itself stays as it is. Nothing is written to disk.
 
-    data: is split into training and calibration data, unless `train` and `calibration` name them apart; it
-    is needed by passes that calibrate or train. targets: for whom `int8` places Q/DQ pairs, such as "ort".
-    on_report: called after each pass with what it says of its edits, skips and warnings.
+    data: trains and calibrates, unless `train` and `calibration` name other data for that; it is needed by
+    passes that do. targets: for whom `int8` places Q/DQ pairs, such as "ort". on_report: called after each
+    pass with what it says of its edits, skips and warnings. progress: what a run prints, warnings included.
     """
-    source = _loaded(model)
+    given = _loaded(model)
     instances = _passes(passes)
-    recipe = Recipe(data=data, train=train, calibration=calibration, preprocess=preprocess, seed=seed)
-    roles = open_roles(recipe, source)
+    recipe = _asked(
+        Recipe(),
+        train=data if train is None else train,
+        calibration=calibration,
+        preprocess=preprocess,
+        seed=seed,
+    )
+    roles = open_roles(recipe, given)
     check_needs(instances, roles, recipe)
-    asked = [(target_registry.find(call.name)(), None) for call in parse_calls(targets, "targets")]
-    services = Services(recipe, roles, source, None, progress)
+    for warning in (*model_file.warnings(given), *warnings(instances, roles)):
+        progress(f"warning: {warning}")
+    source = given
+    place = placement(configured_targets(_calls(targets))) if targets else CANONICAL
+    services = Services(recipe, roles, given, None, progress)
     for number, instance in enumerate(instances, 1):
-        context = services.context(f"{number}/{len(instances)} {instance.name}", None, placement(asked))
+        context = services.context(f"{number}/{len(instances)} {instance.name}", None, place)
         source, report = apply_checked(instance, source, context, roles.sample)
         on_report(instance, report)
-    return source
+    if measured_exactly(source):
+        progress(f"warning: {ort.SATURATES}")
+    return _copied(source) if source is given else source
 
 
 def optimize(
@@ -108,10 +122,10 @@ def optimize(
     A gate that fails raises nothing: `record.exit_code` is 3 then, and `record.outcome` "gate failed".
     Arguments are the options of the command; `recipe` is a TOML file that they override.
     """
-    asked = load_recipe(Path(recipe)) if recipe is not None else Recipe()
+    asked = load_recipe(_path(recipe, "recipe")) if recipe is not None else Recipe()
     if passes is None and recipe is None:
         raise UsageError('nothing to do; name passes, such as "fold, int8", or a recipe')
-    asked = override(
+    asked = _asked(
         asked,
         data=data,
         train=train,
@@ -122,14 +136,15 @@ def optimize(
         launch=launch,
         memory=parse_bytes(memory, "memory") if isinstance(memory, str) else memory,
         seed=seed,
-        gates=None if gates is None else (gates,) if isinstance(gates, str) else tuple(gates),
+        gates=None if gates is None else _texts(gates, "gates"),
         targets=None if targets is None else _calls(targets),
     )
     if isinstance(passes, str):
         asked, passes = override(asked, steps=parse_calls(passes, "passes")), None
     steps = None if passes is None else _passes(passes)
     with _file(model) as path:
-        request = Request(path, asked, Path(out), resume, latency, steps)
+        name = "model in memory" if isinstance(model, onnx.ModelProto) else ""
+        request = Request(path, asked, _path(out, "out"), resume, latency, steps, name=name)
         record = pipeline.run(request, Calling(progress))
     record.write(Path(out) / "report.json")
     return record
@@ -156,9 +171,8 @@ def gate(
     progress: Progress = lambda text: None,
 ) -> list[GateRecord]:
     """A verdict per gate, such as "top1 drop <= 0.5%", on a candidate against a base model."""
-    asked = (gates,) if isinstance(gates, str) else tuple(gates)
-    recipe = Recipe(gates=asked, eval=data, preprocess=preprocess)
-    return compare.compare(Path(base), Path(candidate), recipe, Calling(progress))
+    recipe = _asked(Recipe(), gates=_texts(gates, "gates"), eval=data, preprocess=preprocess)
+    return compare.compare(_path(base, "base"), _path(candidate, "candidate"), recipe, Calling(progress))
 
 
 def inspect(model: Model) -> tuple[list[LayerRow], Size]:
@@ -170,29 +184,35 @@ def inspect(model: Model) -> tuple[list[LayerRow], Size]:
 
 def check(model: str | Path, targets: str | Sequence[str]) -> list[checking.Check]:
     """Which layers really run in INT8 on each target, and why the others do not."""
-    return checking.check(Path(model), _calls(targets))
+    return checking.check(_path(model, "model"), _calls(targets))
 
 
 def pack(file: str | Path, out: str | Path | None = None) -> packed_files.Sizes:
     """Compresses a model file without loss; `out` is the file with the ending .lathe if it is not named."""
-    source = Path(file)
+    source = _path(file, "file")
     packed_files.require(source, packed=False)
     return packed_files.pack_file(source, artifacts.beside(source, out, packed_files.SUFFIX))
 
 
-def unpack(file: str | Path, out: str | Path | None = None) -> packed_files.Sizes:
-    """Restores the model file that was packed; `out` is the file with the ending .onnx if it is not named."""
-    source = Path(file)
+def unpack(
+    file: str | Path, out: str | Path | None = None, limit_bytes: int = LIMIT_BYTES
+) -> packed_files.Sizes:
+    """Restores the model file that was packed; `out` is the file with the ending .onnx if it is not named.
+
+    limit_bytes: a file that says it is larger is refused.
+    """
+    source = _path(file, "file")
     packed_files.require(source, packed=True)
-    return packed_files.unpack_file(source, artifacts.beside(source, out, ".onnx"))
+    return packed_files.unpack_file(source, artifacts.beside(source, out, ".onnx"), limit_bytes)
 
 
 def open(model: Model, threads: int = 0) -> "onnxruntime.InferenceSession":
     """An ONNX Runtime session of a model in memory or of any file that the commands take, packed ones too.
 
-    threads: 0 means one per core.
+    threads: 0 means one per core. On x86-64 processors without VNNI, whose sums of INT8 saturate in a plain
+    session, it computes them exactly, which is slower.
     """
-    return ort.session(model, threads)
+    return ort.session(model if isinstance(model, onnx.ModelProto) else _path(model, "model"), threads)
 
 
 def to_torch(model: Model) -> "GraphModule":
@@ -204,8 +224,7 @@ def to_torch(model: Model) -> "GraphModule":
 
 def from_torch(module: "GraphModule", model: Model) -> onnx.ModelProto:
     """A copy of `model` with the values that the module made of it has now."""
-    made = onnx.ModelProto()
-    made.CopyFrom(_loaded(model))
+    made = _copied(_loaded(model))
     values = module.values()
     for tensor in made.graph.initializer:
         if tensor.name in values:
@@ -230,26 +249,58 @@ def targets() -> Mapping[str, type[Target]]:
 
 def _passes(given: Passes) -> list[Pass]:
     """Configured instances, in an order that makes sense."""
-    parts: Sequence[str | Pass] = [given] if isinstance(given, str | Pass) else given
+    parts = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
     found: list[Pass] = []
     for part in parts:
         if isinstance(part, Pass):
-            found.append(part)
+            found.append(checked(part))
         elif isinstance(part, str):
             found += [configure(find(call.name), call.options) for call in parse_calls(part, "passes")]
         else:
-            raise UsageError(f"passes are texts or passes, not {type(part).__name__}")
+            hint = f"; write {part.__name__}()" if isinstance(part, type) else ""
+            raise UsageError(f"passes are texts or passes, not {type(part).__name__}{hint}")
     check_order(found)
     return found
 
 
 def _calls(given: str | Sequence[str]) -> tuple[Call, ...]:
-    texts = [given] if isinstance(given, str) else given
-    return tuple(call for text in texts for call in parse_calls(text, "targets"))
+    return tuple(call for text in _texts(given, "targets") for call in parse_calls(text, "targets"))
+
+
+def _asked(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with every change that is not None. Raises UsageError for a text or number that is none."""
+    for name in ("preprocess", "retrain", "launch"):
+        if not isinstance(changes.get(name), str | None):
+            raise UsageError(f"{name} takes a text, not {type(changes[name]).__name__}")
+    for name in ("seed", "memory"):
+        if type(changes.get(name)) not in (int, type(None)):
+            raise UsageError(f"{name} takes a whole number, not {changes[name]!r}")
+    return override(recipe, **changes)
+
+
+def _texts(given: str | Sequence[str], what: str) -> tuple[str, ...]:
+    texts = (given,) if isinstance(given, str) else given
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise UsageError(f"{what} takes a text or a list of texts, not {given!r}")
+    return tuple(texts)
+
+
+def _path(given: str | Path, what: str) -> Path:
+    if not isinstance(given, str | Path):
+        raise UsageError(f"{what} takes a path, not {type(given).__name__}")
+    return Path(given)
 
 
 def _loaded(model: Model) -> onnx.ModelProto:
-    return model_file.checked(model) if isinstance(model, onnx.ModelProto) else model_file.load(Path(model))
+    if isinstance(model, onnx.ModelProto):
+        return model_file.checked(model)
+    return model_file.load(_path(model, "model"))
+
+
+def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
 
 
 @contextmanager
@@ -258,7 +309,7 @@ def _file(model: Model) -> Iterator[Path]:
     if isinstance(model, onnx.ModelProto):
         with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
             path = Path(folder) / "model.onnx"
-            model_file.save(model, path)
+            model_file.save(model_file.checked(model), path)
             yield path
     else:
-        yield Path(model)
+        yield _path(model, "model")

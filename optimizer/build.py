@@ -40,18 +40,27 @@ def open_targets(calls: Sequence[Call]) -> list[OpenTarget]:
     """
     if not calls:
         raise UsageError("no target is named; leave --target out for onnx, or see: optimize targets")
-    opened: list[OpenTarget] = []
-    for call in calls:
-        if call.name in [target.name for target, _ in opened]:
-            raise UsageError(
-                f"target '{call.name}' is named twice; its files would overwrite each other: run once for each, with another --out"
-            )
-        target = find(call.name)()
-        config = make_config(target.Config, call.options, "target", call.name, "optimize targets")
+    names = [call.name for call in calls]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(
+            f"target '{twice}' is named twice; its files would overwrite each other: run once for each, with another --out"
+        )
+    opened = configured_targets(calls)
+    for target, _ in opened:
         if reason := target.available():
-            raise TargetError(f"target '{call.name}': {reason}")
-        opened.append((target, config))
+            raise TargetError(f"target '{target.name}': {reason}")
     return opened
+
+
+def configured_targets(calls: Sequence[Call]) -> list[OpenTarget]:
+    """The targets with their options, available here or not. Raises UsageError for a wrong name or option."""
+    return [
+        (
+            find(call.name)(),
+            make_config(find(call.name).Config, call.options, "target", call.name, "optimize targets"),
+        )
+        for call in calls
+    ]
 
 
 def placement(targets: Sequence[OpenTarget]) -> Placement:

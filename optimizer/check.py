@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.optimizer.build import lower
+from onnx_lathe.optimizer.build import configured_targets, lower
 from onnx_lathe.optimizer.recipe import Call
-from onnx_lathe.passes.core.options import make_config
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.targets.core.base import LayerVerdict
-from onnx_lathe.runtime.targets.core.registry import find, targets
+from onnx_lathe.runtime.targets.core.registry import targets
 
 
 @dataclass(frozen=True)
@@ -41,20 +40,18 @@ def check(path: Path, calls: Sequence[Call]) -> list[Check]:
     Raises ModelError for a file that cannot be read, UsageError for a target that is unknown or only writes
     a file.
     """
-    opened = [(find(call.name)(), call) for call in calls]
+    if not calls:
+        raise UsageError("no target is named; see: optimize targets")
+    opened = configured_targets(calls)
     for target, _ in opened:
         if target.placement is None:
             able = ", ".join(name for name, known in targets().items() if known.placement is not None)
             raise UsageError(
                 f"target '{target.name}' writes a file and runs nothing; name what will run it: {able}"
             )
-    configs = [
-        make_config(target.Config, call.options, "target", call.name, "optimize targets")
-        for target, call in opened
-    ]
     model = model_file.load(path)
     found = []
-    for (target, _), config in zip(opened, configs, strict=True):
+    for target, config in opened:
         lowered, report = lower(target, config, model, Context())
         reasons = {skip.node: skip.reason for skip in report.skips}
         layers = [

@@ -22,6 +22,8 @@ def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> list[GateRec
     Raises UsageError if a gate asks for what cannot be measured, and ModelError or DataError as loading does.
     """
     gates = parse_gates(recipe.gates)
+    if not gates:
+        raise UsageError("no gate is named, such as 'top1 drop <= 0.5%'")
     models = [model_file.load(base), model_file.load(candidate)]
     as_evaluation = Recipe(eval=recipe.eval or recipe.data, preprocess=recipe.preprocess)
     data = open_roles(as_evaluation, models[0]).evaluation

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from onnx_lathe.errors import DataError
 from onnx_lathe.optimizer.gate import Gate
@@ -31,6 +32,11 @@ def sample_feeds(source: DataSource | None, session: Any, batch: int) -> Mapping
     }
     count = fixed.pop() if len(fixed) == 1 else batch
     return {name: np.resize(array, (count, *array.shape[1:])) for name, array in first.inputs.items()}
+
+
+def measured_exactly(model: onnx.ModelProto) -> bool:
+    """Whether this model's sums of INT8 were computed in another way than a plain session's: SATURATES says how."""
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node) and ort.saturates()
 
 
 def time_pair(source: DataSource | None, base: Any, candidate: Path) -> tuple[float, float]:

@@ -1,8 +1,8 @@
 """Runs a request: load, check, then pass by pass; at the end gates, targets, report."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -12,12 +12,12 @@ from onnx_lathe.optimizer import artifacts, build, services
 from onnx_lathe.optimizer.checkpoint import Checkpoints, file_hash
 from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.inspect import measure
-from onnx_lathe.optimizer.measuring import SAMPLE_BATCH, judge, sample_feeds, time_pair
-from onnx_lathe.optimizer.recipe import check_order
-from onnx_lathe.optimizer.report.record import RunRecord, StepRecord
+from onnx_lathe.optimizer.measuring import SAMPLE_BATCH, judge, measured_exactly, sample_feeds, time_pair
+from onnx_lathe.optimizer.report.record import RunRecord
 from onnx_lathe.optimizer.run import Request, Run
 from onnx_lathe.optimizer.step import run_step
 from onnx_lathe.optimizer.ui import Ui
+from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.pack.files import onnx_bytes, packed_bytes
 from onnx_lathe.runtime.running import ort
@@ -34,13 +34,11 @@ def run(request: Request, ui: Ui) -> RunRecord:
     """
     started = time.perf_counter()
     state = _open(request, ui)
-    artifacts.check(request.out, request.model)
-    done = state.checkpoints.resume() if request.resume else []
     ui.start(len(state.passes))
     try:
         _baseline(state)
-        _begin(state, done)
-        _steps(state, done)
+        _begin(state)
+        _steps(state)
         if request.measure_latency:
             _latencies(state)
         _judge(state)
@@ -55,32 +53,32 @@ def run(request: Request, ui: Ui) -> RunRecord:
 def _open(request: Request, ui: Ui) -> Run:
     """Reads model and data, and checks that every pass has what it needs and every target is available."""
     passes = request.recipe.passes() if request.steps is None else list(request.steps)
-    check_order(passes)
     gates = parse_gates(request.recipe.gates)
     targets = build.open_targets(request.recipe.targets)
     placement = build.placement(targets)
     model = model_file.load(request.model)
     roles = services.open_roles(request.recipe, model)
     services.check_needs(passes, roles, request.recipe)
-    described = _describe(request.model, model)
+    described = _describe(request, model)
     record = RunRecord(version=VERSION, command=list(request.command), model=described, data=roles.notes)
     record.warnings = model_file.warnings(model) + services.warnings(passes, roles)
     for warning in record.warnings:
         ui.note(f"warning: {warning}")
     identity = _identity(request, passes, roles) | {"placement of INT8 by the targets": str(placement)}
     checkpoints = Checkpoints(request.out, identity)
-    trains = any("trainer" in instance.needs for instance in passes)
-    given = services.Services(
-        request.recipe, roles, model if trains else None, request.out / "retrain.log", ui.status
-    )
-    return Run(request, ui, record, passes, gates, targets, placement, roles, given, checkpoints, model)
+    artifacts.check(request.out, request.model)
+    done = checkpoints.resume() if request.resume else []
+    trains = any("trainer" in instance.needs for instance in passes[len(done) :])
+    log, teacher = request.out / "retrain.log", model if trains else None
+    given = services.Services(request.recipe, roles, teacher, log, ui.status)
+    return Run(request, ui, record, passes, gates, targets, placement, roles, given, checkpoints, done, model)
 
 
-def _describe(path: Path, model: onnx.ModelProto) -> dict[str, Any]:
-    facts = model_file.inspect_file(path)
+def _describe(request: Request, model: onnx.ModelProto) -> dict[str, Any]:
+    facts = model_file.inspect_file(request.model)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     return {
-        "path": str(path),
+        "path": request.name or str(request.model),
         "sha256": facts.sha256,
         "size_bytes": facts.size_bytes,
         "opset": opset,
@@ -88,7 +86,7 @@ def _describe(path: Path, model: onnx.ModelProto) -> dict[str, Any]:
     }
 
 
-def _identity(request: Request, passes: list[Any], roles: services.Roles) -> dict[str, str]:
+def _identity(request: Request, passes: Sequence[Pass], roles: services.Roles) -> dict[str, str]:
     """Ingredients that a resumed run must share with the first one."""
     recipe = [(instance.name, sorted(asdict(instance.config).items(), key=str)) for instance in passes]
     sha256 = model_file.inspect_file(request.model).sha256
@@ -99,7 +97,7 @@ def _identity(request: Request, passes: list[Any], roles: services.Roles) -> dic
     return identity | roles.fingerprints()
 
 
-def _begin(state: Run, done: list[StepRecord]) -> None:
+def _begin(state: Run) -> None:
     """From here on the earlier run's results are gone: the request has passed every check."""
     folder = state.request.out
     try:
@@ -109,7 +107,7 @@ def _begin(state: Run, done: list[StepRecord]) -> None:
     except OSError as error:
         raise UsageError(f"{folder}: cannot write there ({error.strerror}); give another --out") from error
     if state.request.resume:
-        state.ui.note(f"resuming: {len(done)} of {len(state.passes)} steps are done")
+        state.ui.note(f"resuming: {len(state.done)} of {len(state.passes)} steps are done")
 
 
 def _baseline(state: Run) -> None:
@@ -132,14 +130,15 @@ def _available(state: Run) -> set[str]:
     return set(state.record.baseline) | latency | {"packed"}
 
 
-def _steps(state: Run, done: list[StepRecord]) -> None:
+def _steps(state: Run) -> None:
+    done = state.done
     if done:
         state.record.steps.extend(done)
         state.model = model_file.load(state.request.out / done[-1].file)
     for index in range(len(done), len(state.passes)):
         state.ui.step(state.title(index), index)
         run_step(state, index)
-    if any(node.op_type == "QuantizeLinear" for node in state.model.graph.node) and ort.saturates():
+    if measured_exactly(state.model):
         state.record.warnings.append(ort.SATURATES)
         state.ui.note(f"warning: {ort.SATURATES}")
 

@@ -255,8 +255,12 @@ class _Reader:
                 if kind not in ("word", "quoted"):
                     raise UsageError(f"{self.what}: expected a name, found '{key}' in: {self.text}")
                 self.at += 1
-                self.expect(":", f"behind '{key}'")
-                table[key.strip("\"'")] = self.value()
+                name, colon, rest = key.partition(":") if kind == "word" else (key.strip("\"'"), "", "")
+                if name in table:
+                    raise UsageError(f"{self.what}: '{name}' is there twice in: {self.text}")
+                if not colon:
+                    self.expect(":", f"behind '{key}'")
+                table[name] = _literal(rest) if colon else self.value()
                 if not self.accept(","):
                     self.expect("}", "behind the table")
                     break

@@ -11,7 +11,7 @@ import onnx
 from onnx_lathe.optimizer.checkpoint import Checkpoints
 from onnx_lathe.optimizer.gate import Gate
 from onnx_lathe.optimizer.recipe import Recipe
-from onnx_lathe.optimizer.report.record import RunRecord
+from onnx_lathe.optimizer.report.record import RunRecord, StepRecord
 from onnx_lathe.optimizer.services import Roles, Services
 from onnx_lathe.optimizer.ui import Ui
 from onnx_lathe.passes.core.base import Pass
@@ -36,6 +36,8 @@ class Request:
     """Passes that a caller configured itself, in place of the recipe's."""
     command: Sequence[str] = ()
     """The command line, for the record."""
+    name: str = ""
+    """What the record calls the model, if not by its path."""
 
 
 @dataclass
@@ -54,6 +56,8 @@ class Run:
     roles: Roles
     services: Services
     checkpoints: Checkpoints
+    done: Sequence[StepRecord]
+    """Steps of an earlier run that need not run again."""
     model: onnx.ModelProto
     """The model after the last step done. Held here alone: a large one must not be kept alive by a
     caller's variable.

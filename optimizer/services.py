@@ -186,6 +186,10 @@ def check_needs(passes: list[Pass], roles: Roles, recipe: Recipe) -> None:
             require_torch(f"{instance.name}(rounding=adaptive)")
     if recipe.launch is not None:
         parse_launch(recipe.launch)
+        if callable(recipe.train) or (recipe.train is None and callable(recipe.data)):
+            raise UsageError(
+                "a function of this process cannot feed workers of a launch; give 'file.py:function'"
+            )
 
 
 def warnings(passes: list[Pass], roles: Roles) -> list[str]:

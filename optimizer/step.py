@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe import metadata
-from onnx_lathe.errors import ContractError, LatheError, ModelError
+from onnx_lathe.errors import ContractError, LatheError, ModelError, PassError
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.measuring import SAMPLE_BATCH, sample_feeds
 from onnx_lathe.optimizer.report.record import StepRecord
@@ -20,6 +20,7 @@ from onnx_lathe.passes.core import contract
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.model import export_model, import_model, node_metadata
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.files import model_file
@@ -46,8 +47,9 @@ def run_step(run: Run, index: int) -> None:
     path = run.checkpoints.path(index + 1, instance.name)
     model_file.save(run.model, path)
     try:
-        session = _check(run, instance, path, expected, report)
-    except (ModelError, ContractError) as error:
+        lean = run.large and run.roles.evaluation is None
+        session = _check(instance, path, run.feeds, expected, report, lean)
+    except ContractError as error:
         path.unlink()
         raise ContractError(f"{where}: {error}") from error
     quality = _measure(run, path, session)
@@ -63,7 +65,7 @@ def apply_pass(
     """
     graph = import_model(model)
     known = {node.name for node in graph.nodes}
-    report = instance.apply(graph, context)
+    report = _applied(instance, graph, context)
     if not report.edits:
         return model, report
     for node in graph.nodes:
@@ -73,6 +75,23 @@ def apply_pass(
     del graph
     gc.collect()  # onnx-graphsurgeon's graphs are reference cycles, and hold the weights until someone looks
     return after, report
+
+
+def _applied(instance: Pass, graph: Graph, context: Context) -> PassReport:
+    """Raises PassError for whatever a pass of somebody else's raises or returns in place of a report."""
+    place = type(instance).__module__
+    try:
+        report: object = instance.apply(graph, context)
+    except LatheError:
+        raise
+    except Exception as error:
+        if place.startswith("onnx_lathe."):
+            raise
+        message = " ".join(str(error).split()) or "no message"
+        raise PassError(f"the pass of {place} failed: {type(error).__name__}: {message}") from error
+    if not isinstance(report, PassReport):
+        raise PassError(f"the pass of {place} returned {type(report).__name__}, not a PassReport")
+    return report
 
 
 def apply_checked(
@@ -89,9 +108,7 @@ def apply_checked(
         after, report = apply_pass(instance, model, context)
         if after is not model:
             contract.check_structure(model, after, instance.name)
-            outputs = ort.run(ort.session(after), feeds)
-            if instance.lossless:
-                contract.check_outputs(expected, outputs, type(instance))
+            _check(instance, after, feeds, expected, report)
     except LatheError as error:
         raise type(error)(f"{instance.name}: {error}") from error
     return after, report
@@ -107,13 +124,24 @@ def _apply(run: Run, instance: Pass, title: str) -> PassReport:
 
 
 def _check(
-    run: Run, instance: Pass, path: Path, expected: Mapping[str, np.ndarray], report: PassReport
+    instance: Pass,
+    made: onnx.ModelProto | Path,
+    feeds: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
+    report: PassReport,
+    lean: bool = False,
 ) -> Any:
-    """A session of the checkpoint, which runs and, after a lossless pass, computes what was `expected`."""
-    session = ort.session(path, lean=run.large and run.roles.evaluation is None)
-    if ort.is_helped(session):
-        report.warnings.append(ort.HELPED)
-    outputs = ort.run(session, run.feeds)
+    """A session of what the pass made, which runs and, after a lossless pass, computes what was `expected`.
+
+    Raises ContractError: whatever is wrong with it now, the pass has done.
+    """
+    try:
+        session = ort.session(made, lean=lean)
+        if ort.is_helped(session, made):
+            report.warnings.append(ort.HELPED)
+        outputs = ort.run(session, feeds)
+    except ModelError as error:
+        raise ContractError(str(error)) from error
     if instance.lossless:
         contract.check_outputs(expected, outputs, type(instance))
     return session

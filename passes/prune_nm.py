@@ -46,7 +46,7 @@ class PruneNM(Pass):
         n: int = option(2, "how many of every m neighbouring weights stay; below m", low=1)
         m: int = option(4, "how many neighbours, along the inputs of an output, make a group", low=2)
         layers: dict[str, float] = option(
-            {}, "weights or layers by name pattern; 0 leaves one as it is", low=0.0, high=1.0
+            {}, "weights or layers by name pattern, with the value 0: they are left as they are"
         )
         # What zeros save in 64 weights (256 bytes) is about what naming the tensor in lathe.sparse costs.
         min_size: int = option(64, "smaller weights are left as they are", unit="elements", low=1)

@@ -19,22 +19,25 @@ _FOLDERS: list[str] = []
 """What this module put on sys.path."""
 
 
-def import_file(path: Path) -> ModuleType:
-    """The file as a module, imported once for as long as it stays as it is. Its folder comes first on the
-    path, as for a script.
+def import_file(path: Path, anew: bool = False) -> ModuleType:
+    """The file as a module, imported once for as long as it stays as it is, or, `anew`, at every call. Its
+    folder comes first on the path, as for a script, and stays there.
 
-    Two files never share a module, whatever they are called, and a hook and a data function in one file do.
+    Two files never share a module, whatever they are called. A module beside another user's file, which
+    another call imported, gives way to one of the same name beside this file.
     Raises whatever the file raises, and ImportError if it is no Python file, or would get another module
     than the one beside it.
     """
     source = path.read_bytes()
     mark = hashlib.sha256(str(path).encode() + b"\0" + source).hexdigest()[:16]
-    name = f"{path.stem.replace('.', '_')}_{mark}"
-    if name in sys.modules:
+    name = f"{path.stem.replace('.', '_')}_{mark}" + ("_anew" if anew else "")
+    if name in sys.modules and not anew:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
+    for top in {entry.stem for entry in path.parent.iterdir()}:
+        _forget_another_users(top, path.parent)
     _refuse_mixed_up(source, path.parent)
     _put_first(str(path.parent))
     module = importlib.util.module_from_spec(spec)
@@ -112,6 +115,17 @@ def _refuse_mixed_up(source: bytes, folder: Path) -> None:
             continue
         if message := _other_than(top, beside):
             raise ImportError(message.removeprefix("; "))
+
+
+def _forget_another_users(top: str, folder: Path) -> None:
+    """Who has imported the module keeps it; the next import finds the one in `folder`."""
+    found = getattr(sys.modules.get(top), "__file__", None)
+    others = [Path(other) for other in _FOLDERS if other != str(folder)]
+    if found is None or Path(found).is_relative_to(folder):
+        return
+    if any(Path(found).is_relative_to(other) for other in others):
+        for name in [name for name in sys.modules if name.partition(".")[0] == top]:
+            del sys.modules[name]
 
 
 def _beside(top: str, folder: Path) -> Path | None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.commands.options import Parser
 
 
@@ -65,10 +64,7 @@ def check(arguments: list[str]) -> int:
     from onnx_lathe.optimizer.recipe import parse_calls
     from onnx_lathe.optimizer.report.layers import show_checks
 
-    calls = parse_calls(options.target, "--target")
-    if not calls:
-        raise UsageError("--target names no target; see: optimize targets")
-    found = check.check(options.model, calls)
+    found = check.check(options.model, parse_calls(options.target, "--target"))
     if options.json:
         print(json.dumps([one.as_json() for one in found], indent=1))
     else:

@@ -26,7 +26,7 @@ from onnx_lathe.errors import PassError, UsageError
 from onnx_lathe.passes.codebook.options import Meanwhile, Sharing
 from onnx_lathe.passes.codebook.sharing import ClusterJob, Small, ladder
 from onnx_lathe.passes.codebook.summary import Total, entropy_of, how_many, quality
-from onnx_lathe.passes.codebook.trial_model import Candidate
+from onnx_lathe.passes.codebook.trial_model import TrialModel
 from onnx_lathe.passes.codebook.writer import CodebookWriter, Part, index_bits, stored_bytes
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
@@ -175,7 +175,7 @@ class Codebook(Pass):
         """The jobs with the bits that min_sqnr takes, beside what small tensors become; those that need
         more than 8 are skipped.
         """
-        candidate, least = Candidate(export_model(graph), context.need_runner()), float(self.config.min_sqnr)
+        candidate, least = TrialModel(export_model(graph), context.need_runner()), float(self.config.min_sqnr)
         beside = {item.tensor.name: item.decoded(self.rule) for item in small}
         ladders = []
         for job in jobs:

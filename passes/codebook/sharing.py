@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnx_lathe.passes.codebook.trial_model import Candidate
+from onnx_lathe.passes.codebook.trial_model import TrialModel
 from onnx_lathe.passes.graph import Constant
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.layers import Weight
@@ -104,7 +104,7 @@ class Small:
         return encoded.centroids[encoded.indices[0]]
 
 
-def ladder(job: ClusterJob, rule: Rule, candidate: Candidate) -> list[Rung]:
+def ladder(job: ClusterJob, rule: Rule, candidate: TrialModel) -> list[Rung]:
     """The ways to store the job's weights, from the fewest bits on; the last is as float. Of a fixed job,
     the one way.
 

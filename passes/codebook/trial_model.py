@@ -12,7 +12,7 @@ LOUD = 1e30
 """Noise of outputs that are not finite."""
 
 
-class Candidate:
+class TrialModel:
     """Holds the model, which stays as it is, and one copy of it whose initializers change for one
     comparison at a time.
     """

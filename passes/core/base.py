@@ -5,13 +5,16 @@ The pipeline, not the pass, checks the contract (passes/core/contract.py), stamp
 checkpoints.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
+
+Moved = str | Callable[[Any], str]
+"""How an option is written now: a text with {value} in it, or a function of the value."""
 
 
 class Pass:
@@ -34,7 +37,7 @@ class Pass:
     before: ClassVar[Mapping[str, str]] = {}
     """Name of another pass -> reason: no occurrence of it may come before this."""
 
-    moved: ClassVar[Mapping[str, str]] = {}
+    moved: ClassVar[Mapping[str, Moved]] = {}
     """Name of an option that the pass had once -> how it is written now; `{value}` stands for what was
     given.
     """

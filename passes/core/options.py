@@ -10,7 +10,7 @@ from types import MappingProxyType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from onnx_lathe.errors import UsageError, nearest
-from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.base import Moved, Pass
 
 
 def option(
@@ -37,20 +37,31 @@ def configure(pass_class: type[Pass], options: Mapping[str, Any]) -> Pass:
     return pass_class(make_config(pass_class.Config, options, "pass", pass_class.name, see, pass_class.moved))
 
 
+def checked(instance: Pass) -> Pass:
+    """A fresh instance with the same options, which are checked as written ones are: a Config made in Python is
+    not. Raises UsageError as `configure` does, and for the Config of another pass.
+    """
+    kind, config = type(instance), instance.config
+    if type(config) is not kind.Config:
+        raise UsageError(f"pass '{kind.name}' takes its own Config, not {type(config).__qualname__}")
+    return configure(kind, {one.name: getattr(config, one.name) for one in dataclasses.fields(config)})
+
+
 def make_config(
     config_class: type[Any],
     options: Mapping[str, Any],
     kind: str,
     name: str,
     see: str,
-    moved: Mapping[str, str] = MappingProxyType({}),
+    moved: Mapping[str, Moved] = MappingProxyType({}),
 ) -> Any:
     """A frozen Config from options as written. Raises UsageError naming the owner (`kind`, `name`), the
     option and what it takes; for one of the options `moved`, how it is written now.
     """
     for key, value in options.items():
         if key in moved:
-            instead = moved[key].replace("{value}", written(value))
+            told = moved[key]
+            instead = told(value) if callable(told) else told.replace("{value}", written(value))
             raise UsageError(f"{kind} '{name}' has no option '{key}'; {instead}")
     return _made(config_class, options, f"{kind} '{name}'", f"{name}(...)", see)
 
@@ -68,14 +79,23 @@ def _made(config_class: type[Any], options: Mapping[str, Any], owner: str, where
             raise UsageError(f"{owner} has no option '{key}'{nearest(key, fields)}; see: {see}")
         here = where.replace("...", f"{key}{sign}...")
         inner = table_class(hints[key])
-        if inner is None or value is None or isinstance(value, inner):
-            values[key] = value if inner is not None else _checked(here, fields[key], hints[key], value)
-        elif isinstance(value, Mapping):
+        if inner is None:
+            values[key] = _checked(here, fields[key], hints[key], value)
+        elif value is None:
+            values[key] = None
+        elif isinstance(value, Mapping) or type(value) is inner:
             table = here.replace("...", "{...}")
-            values[key] = _made(inner, value, table, table, see)
+            values[key] = _made(
+                inner, value if isinstance(value, Mapping) else vars(value), table, table, see
+            )
         else:
-            raise UsageError(f"{here} takes a table, {{option: value, ...}}, not {value!r}")
-    return config_class(**values)
+            raise UsageError(f"{here} takes a table, {{option: value, ...}}, not {written(value)}")
+    try:
+        return config_class(**values)
+    except UsageError as error:
+        if sign == "=":  # a pass's own options: the message names the pass
+            raise
+        raise UsageError(f"{where}: {error}") from error
 
 
 def table_class(hint: Any) -> type[Any] | None:

@@ -31,7 +31,7 @@ def register(pass_class: "type[Pass]") -> "type[Pass]":
 @cache
 def all_passes() -> dict[str, "type[Pass]"]:
     """Every pass by name, sorted. Lowerings are not among them: a target names its own."""
-    load_all("onnx_lathe.passes", "onnx_lathe.passes", [str(Path(__file__).parents[1])])
+    load_all("onnx_lathe.passes", "onnx_lathe.passes", [str(Path(__file__).parents[1])], _REGISTERED)
     return dict(sorted(_REGISTERED.items()))
 
 

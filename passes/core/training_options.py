@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnx_lathe.errors import PassError, UsageError
+from onnx_lathe.passes.core.base import Moved
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.graph import Constant, Graph
 from onnx_lathe.passes.graph.initializers import read, write
@@ -81,7 +82,7 @@ class TrainingOptions:
         """Raises UsageError for options that contradict each other."""
         if self.patience and not self.holdout:
             raise UsageError(
-                "patience stops by data that is not trained on; give holdout too, such as holdout=0.1"
+                "patience stops by data that is not trained on; give holdout too, such as retrain(patience=2, holdout=0.1)"
             )
         if self.gradients == "threshold" and self.optimizer != "sgd":
             raise UsageError(
@@ -90,8 +91,17 @@ class TrainingOptions:
             )
 
 
-IN_TRAINING: Mapping[str, str] = {
-    field.name: f"write training={{{field.name}: {{value}}}}" for field in fields(TrainingOptions)
+def _epochs(value: Any) -> str:
+    return (
+        f"write training={{epochs: {value}}}"
+        if value
+        else "leave it out: without training={...} nothing trains"
+    )
+
+
+IN_TRAINING: Mapping[str, Moved] = {
+    **{field.name: f"write training={{{field.name}: {{value}}}}" for field in fields(TrainingOptions)},
+    "epochs": _epochs,
 }
 """`Pass.moved` for a pass whose training options once were its own."""
 
@@ -100,6 +110,9 @@ def check_training(config: Any, name: str, meanwhile: Collection[str]) -> None:
     """Raises UsageError for an option in `meanwhile`, which acts while training runs, without
     `config.training`; and for choosing an epoch: an earlier one would be of another sparsity.
     """
+    if not isinstance(config.training, TrainingOptions | None):
+        kind = type(config.training).__name__
+        raise UsageError(f"{name}: training takes TrainingOptions(...), or a table in a recipe, not {kind}")
     if config.training is None:
         for given in fields(config):
             if given.name in meanwhile and getattr(config, given.name) != given.default:

@@ -16,6 +16,7 @@ NeurIPS 2015, section 3.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -76,6 +77,16 @@ class _When:
     )
 
 
+def _pattern(value: Any) -> str:
+    """What the option `pattern` became."""
+    n, colon, m = str(value).partition(":")
+    if colon and n.isdecimal() and m.isdecimal():
+        return f"all but {n} of {m} neighbours go with prune_nm(n={n}, m={m})"
+    if value == "unstructured":
+        return "leave it out: single weights are what prune zeros"
+    return "whole channels go with prune_channels(...), all but N of M neighbours with prune_nm(n=2, m=4)"
+
+
 @register
 class Prune(Pass):
     """Sets the least important weights to zero, at once or while the model is retrained."""
@@ -88,9 +99,7 @@ class Prune(Pass):
     }
     moved = {
         **IN_TRAINING,
-        "pattern": (
-            "whole channels go with prune_channels(...), all but N of M neighbours with prune_nm(n=2, m=4)"
-        ),
+        "pattern": _pattern,
         "importance": "write prune_channels(importance={value})",
         "keep_multiple": "write prune_channels(keep_multiple={value})",
         "macs": "write prune_channels(macs={value})",

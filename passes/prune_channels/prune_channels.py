@@ -4,14 +4,14 @@
     Conv(W1 [O', I, ...], b1 [O']) -> Relu -> Conv(W2 [P, O', ...])       O' = O - round(sparsity * O)
 
 The result is the network in which every weight that reads a removed channel is zero, and it is smaller and
-faster on any runtime. Which channels go together is found by passes/graph/coupling/state.py: a group is all
+faster on any runtime. Which channels go together is found by passes/graph/coupling/analysis.py: a group is all
 that layers write into one sum, or what one layer writes alone. Importances are shares of a layer's, so that
 layers compare; macs= takes the least importance per MAC saved first. Sources: Li et al., "Pruning Filters
 for Efficient ConvNets", ICLR 2017; Molchanov et al., ICLR 2017, section 2; Fang et al., "DepGraph", CVPR
 2023, sections 3.3 and 3.4.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -68,9 +68,9 @@ class PruneChannels(Pass):
                     "prune_channels: a sparsity must be below 1; a layer without channels computes nothing"
                 )
             if self.macs is not None:
-                for name, default in (("sparsity", 0.5), ("scope", "layer")):
-                    if getattr(self, name) != default:
-                        raise UsageError(f"prune_channels: {name} says nothing with macs; leave it out")
+                for given in fields(self):
+                    if given.name in ("sparsity", "scope") and getattr(self, given.name) != given.default:
+                        raise UsageError(f"prune_channels: {given.name} says nothing with macs; leave it out")
 
     def __init__(self, config: "PruneChannels.Config | None" = None) -> None:
         super().__init__(config)

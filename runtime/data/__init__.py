@@ -60,6 +60,11 @@ def open_source(
         )
     if isinstance(spec, Mapping) or callable(spec):
         return open_memory(spec, inputs, options, classes)
+    if not isinstance(spec, str | Path):
+        example = f'{{"{inputs[0].name}": array}}'
+        raise DataError(
+            f"data is a text, arrays by name such as {example}, or a function, not {type(spec).__name__}"
+        )
     path, part = _locate(str(spec))
     if path.is_dir() and part is None:
         return open_images(path, inputs, options, classes)

@@ -79,7 +79,10 @@ def arrays_in_memory(
 ) -> ArraySource:
     """Arrays [N, ...] by the names of the model's inputs, and `labels`. Raises DataError naming the array."""
     wanted = [spec.name for spec in inputs]
-    arrays = {str(name): np.asarray(array) for name, array in given.items()}
+    try:
+        arrays = {str(name): np.asarray(array) for name, array in given.items()}
+    except ValueError as error:
+        raise DataError(f"{IN_MEMORY}: {' '.join(str(error).split())}; give arrays of numbers") from error
     for name in wanted:
         if name not in arrays:
             there = f"it has {_listed(sorted(arrays))}" if arrays else "it is empty"

@@ -1,6 +1,8 @@
 """Data that a Python caller has in memory: arrays by name, or a function that yields batches."""
 
+import hashlib
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ from onnx_lathe.runtime.data.functions import FunctionSource, UserCode
 from onnx_lathe.runtime.data.preprocess import Preprocess
 from onnx_lathe.runtime.data.source import DataSource, fingerprint
 from onnx_lathe.runtime.files.signature import InputSpec
+
+FINGERPRINT_BATCH, FINGERPRINT_BATCHES = 64, 4
+"""How much of what a function yields tells it from another, for `resume`."""
 
 DataSpec = str | Path | Mapping[str, Any] | Callable[[], Any]
 """What names data: a text as --data takes it, arrays by name, or a function that yields batches."""
@@ -43,9 +48,15 @@ def open_memory(
         Path(inspect.getsourcefile(spec) or "memory") if inspect.isfunction(spec) else Path("memory"), name
     )
     source = LiveFunction(spec, guard, inputs, options, classes)
-    code = getattr(spec, "__code__", None)
-    source.fingerprint = fingerprint(
-        name.encode(), code.co_code if code is not None else b"", repr(options).encode()
-    )
+    source.fingerprint = fingerprint(name.encode(), _content(source), repr(options).encode())
     source.description = f"{'labelled' if source.labelled else 'unlabelled'} batches of the function {name}"
     return source
+
+
+def _content(source: DataSource) -> bytes:
+    """The first batches: a function says nothing of what it reads and what it was made with."""
+    found = []
+    for batch in itertools.islice(source.batches(FINGERPRINT_BATCH), FINGERPRINT_BATCHES):
+        found += [array.tobytes() for array in batch.inputs.values()]
+        found += [] if batch.labels is None else [batch.labels.tobytes()]
+    return b"".join(hashlib.sha256(part).digest() for part in found)

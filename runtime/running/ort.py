@@ -31,8 +31,6 @@ SERIALIZED_LIMIT_BYTES = 2**31 - 1
 """Of a model that is given as bytes; protobuf's limit."""
 
 _HELPED: "weakref.WeakSet[onnxruntime.InferenceSession]" = weakref.WeakSet()
-_EXACT: "weakref.WeakKeyDictionary[onnxruntime.InferenceSession, bytes | str]" = weakref.WeakKeyDictionary()
-"""Sessions that do not compute as a plain one would, with what they were made of."""
 
 HELPED = (
     "ONNX Runtime loads this model only without its QDQPropagationTransformer (disabled_optimizers=[...] of InferenceSession), "
@@ -156,14 +154,18 @@ def write_optimized(model: Path, path: Path, portable: bool = False) -> None:
         _open(_source(model), options)
 
 
-def is_helped(session: onnxruntime.InferenceSession) -> bool:
-    """Whether ONNX Runtime by itself would have refused the session's model; HELPED says why."""
-    if session in _EXACT:
-        try:
-            _plain(_EXACT[session])
-        except _REFUSALS as error:
-            return _BROKEN_PAIR in str(error)
-    return session in _HELPED
+def is_helped(session: onnxruntime.InferenceSession, model: onnx.ModelProto | Path) -> bool:
+    """Whether ONNX Runtime by itself would have refused the session's model; HELPED says why.
+
+    Where sums are computed exactly, by other transformers, it is asked.
+    """
+    if session in _HELPED or not saturates():
+        return session in _HELPED
+    try:
+        _plain(_source(model))
+    except _REFUSALS as error:
+        return _BROKEN_PAIR in str(error)
+    return False
 
 
 def _open(
@@ -201,13 +203,11 @@ def _open_exact(source: bytes | str, options: onnxruntime.SessionOptions) -> onn
     options.add_session_config_entry("session.x64quantprecision", "1")
     severity, options.log_severity_level = options.log_severity_level, 4
     try:
-        opened = _open(source, options, "QDQS8ToU8Transformer")
+        return _open(source, options, "QDQS8ToU8Transformer")
     except _REFUSALS:
         options.log_severity_level = severity
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-        opened = _open(source, options)
-    _EXACT[opened] = source
-    return opened
+        return _open(source, options)
 
 
 def _plain(source: bytes | str) -> onnxruntime.InferenceSession:
@@ -218,6 +218,11 @@ def _plain(source: bytes | str) -> onnxruntime.InferenceSession:
 def _source(model: onnx.ModelProto | bytes | str | Path) -> bytes | str:
     """What ONNX Runtime takes: the bytes of an ONNX file, or the path of one."""
     if isinstance(model, onnx.ModelProto):
+        if model.ByteSize() > SERIALIZED_LIMIT_BYTES:
+            raise ModelError(
+                "the model is over 2 GB, which ONNX Runtime takes from a file alone; save it with external data and "
+                "give the path (onnx_lathe.optimize works from files)"
+            )
         return model.SerializeToString()
     if isinstance(model, bytes):
         return unpack(model, SERIALIZED_LIMIT_BYTES) if is_packed(model) else model

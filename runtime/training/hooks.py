@@ -32,7 +32,7 @@ def load_hook(spec: str, log: Path | None = None) -> Callable[..., Any]:
     """
     path, name = hook_place(spec)
     with guarded(f"retraining hook '{spec}' cannot be imported", log, path.parent):
-        module = import_file(path)
+        module = import_file(path, anew=True)  # each training begins with what the file says
     functions = [
         key
         for key, value in vars(module).items()

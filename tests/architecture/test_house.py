@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def test_a_target_stands_where_the_rule_says() -> None:
     assert {found.__module__ for found in targets().values()} == own_modules("runtime/targets")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a clone on Windows may have text files for links")
 def test_type_checkers_see_every_file() -> None:
     """mypy says Success of the face alone, too: the links lead to all the files, and to nothing else."""
     links = ROOT / "typings" / "onnx_lathe"

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -172,7 +173,7 @@ def test_pass_objects_in_a_whole_run(tmp_path: Path) -> None:
 
 def test_a_function_of_this_process_cannot_be_handed_to_workers(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    with pytest.raises(LatheError, match="leave --launch out"):
+    with pytest.raises(LatheError, match="cannot feed workers of a launch"):
         onnx_lathe.optimize(
             network(),
             "retrain(epochs=1)",
@@ -191,3 +192,115 @@ def test_a_module_of_another_model_is_refused() -> None:
         UsageError, match="the module is of another model: 'w1' is no initializer of this one"
     ):
         onnx_lathe.from_torch(module, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("prune", {"scope": "globl"}, r"prune\(scope=...\) must be one of layer, global, not 'globl'"),
+        ("prune", {"sparsity": -1}, r"prune\(sparsity=...\) must be 0.0 to 1.0, not -1"),
+        ("prune_nm", {"n": 0}, r"prune_nm\(n=...\) must be at least 1, not 0"),
+        ("prune_channels", {"keep_multiple": 0}, r"keep_multiple=...\) must be at least 1, not 0"),
+        ("codebook", {"init": "rndom"}, r"codebook\(init=...\) must be one of"),
+        ("retrain", {"epochs": -1}, r"retrain\(epochs=...\) must be at least 1, not -1"),
+        (
+            "prune",
+            {"training": onnx_lathe.TrainingOptions(optimizer="adamm")},
+            r"prune\(training={optimizer: ...}\) must be one of adamw, sgd, not 'adamm'",
+        ),
+    ],
+)
+def test_options_made_in_python_are_checked_too(name: str, options: dict[str, object], said: str) -> None:
+    pass_class = onnx_lathe.passes()[name]
+    with pytest.raises(UsageError, match=said):
+        onnx_lathe.rewrite(network(), pass_class(pass_class.Config(**options)))
+
+
+def test_the_options_of_another_pass_are_refused() -> None:
+    int4, fold = onnx_lathe.passes()["int4"], onnx_lathe.passes()["fold"]
+    with pytest.raises(UsageError, match=r"pass 'int4' takes its own Config, not Fold\.Config"):
+        onnx_lathe.rewrite(network(), int4(fold.Config()))
+    with pytest.raises(UsageError, match=r"prune: training takes TrainingOptions\(...\)"):
+        onnx_lathe.passes()["prune"].Config(training={"epochs": 1})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: onnx_lathe.rewrite(None, "fold"), "model takes a path, not NoneType"),
+        (lambda: onnx_lathe.rewrite(network(), 5), "passes are texts or passes, not int"),
+        (lambda: onnx_lathe.rewrite(network(), onnx_lathe.passes()["fold"]), r"not type; write Fold\(\)"),
+        (lambda: onnx_lathe.rewrite(network(), "int8", data=random(4, 8)), "data is a text, arrays by name"),
+        (lambda: onnx_lathe.rewrite(network(), "int8", data={"x": [[1], [2, 3]]}), "arrays in memory: "),
+        (lambda: onnx_lathe.rewrite(network(), "fold", preprocess=5), "preprocess takes a text, not int"),
+        (lambda: onnx_lathe.rewrite(network(), "fold", seed=1.5), "seed takes a whole number, not 1.5"),
+        (
+            lambda: onnx_lathe.rewrite(network(), "fold", targets="ort(foo=1)"),
+            "target 'ort' has no option 'foo'",
+        ),
+        (
+            lambda: onnx_lathe.optimize(network(), "fold", gates=5),
+            "gates takes a text or a list of texts, not 5",
+        ),
+        (lambda: onnx_lathe.optimize(network(), "fold", out=5), "out takes a path, not int"),
+        (lambda: onnx_lathe.gate("a.onnx", "b.onnx", []), "no gate is named"),
+        (lambda: onnx_lathe.check("a.onnx", ""), "no target is named"),
+        (lambda: onnx_lathe.unpack(None), "file takes a path, not NoneType"),
+    ],
+)
+def test_what_is_of_the_wrong_type_is_one_line(call: Callable[[], object], said: str) -> None:
+    with pytest.raises(LatheError, match=said):
+        call()
+
+
+def test_a_model_that_nothing_changed_is_a_copy() -> None:
+    model = network()
+    after = onnx_lathe.rewrite(model, "fold")
+    assert after is not model
+    assert after.SerializeToString() == model.SerializeToString()
+
+
+def test_a_pass_of_somebody_else_s_is_not_a_defect_of_lathe() -> None:
+    class Broken(Pass):
+        name = "broken"
+
+        def apply(self, graph: object, context: object) -> onnx_lathe.PassReport:
+            return {}["key"]
+
+    class Silent(Pass):
+        name = "silent"
+
+        def apply(self, graph: object, context: object) -> onnx_lathe.PassReport:
+            return None  # type: ignore[return-value]
+
+    with pytest.raises(PassError, match=r"broken: the pass of tests\.\S+ failed: KeyError: 'key'"):
+        onnx_lathe.rewrite(network(), Broken())
+    with pytest.raises(
+        PassError, match=r"silent: the pass of tests\.\S+ returned NoneType, not a PassReport"
+    ):
+        onnx_lathe.rewrite(network(), Silent())
+
+
+def test_warnings_reach_the_caller() -> None:
+    heard: list[str] = []
+    onnx_lathe.rewrite(network(), "int8", calibration={"x": random(1, 8)}, progress=heard.append)
+    assert any(text.startswith("warning: 1 calibration sample") for text in heard)
+
+
+def test_other_data_of_a_function_is_no_resume(tmp_path: Path) -> None:
+    def made(level: float) -> Callable[[], list[np.ndarray]]:
+        return lambda: [np.full((32, 8), level, np.float32)]
+
+    model, arguments = network(), {"out": tmp_path, "latency": False}
+    onnx_lathe.optimize(model, "int8", calibration=made(1), **arguments)
+    with pytest.raises(UsageError, match="cannot resume, the calibration data changed since"):
+        onnx_lathe.optimize(model, "int8", calibration=made(8), resume=True, **arguments)
+    record = onnx_lathe.optimize(model, "int8", calibration=made(1), resume=True, **arguments)
+    assert record.model["path"] == "model in memory"
+
+
+def test_a_star_leaves_pythons_open_as_it_is() -> None:
+    names: dict[str, object] = {}
+    exec("from onnx_lathe import *", names)
+    assert "open" not in names
+    assert callable(onnx_lathe.open)

@@ -55,7 +55,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             ["{model}", "--target", "ort(reduce=true)"],
             "target 'ort' has no option 'reduce'; did you mean 'reduce_range'",
         ),
-        (["{model}", "--target", ""], "--target names no target"),
+        (["{model}", "--target", ""], "no target is named"),
         (["{model}"], "required: --target"),
         (["missing.onnx", "--target", "ort"], "missing.onnx"),
         (["{model}", "--target", "ort", "--jsn"], "unknown argument '--jsn'; did you mean '--json'"),

@@ -44,6 +44,11 @@ def test_values(text: str, value: object) -> None:
     assert parse_calls(f"p(x={text})", "--passes")[0].options == {"x": value}
 
 
+def test_a_table_needs_no_blank_behind_its_colons() -> None:
+    found = parse_calls("p(x={epochs:3, rate:0.1, conv1: 50%})", "--passes")[0].options
+    assert found == {"x": {"epochs": 3, "rate": 0.1, "conv1": 0.5}}
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -54,6 +59,7 @@ def test_values(text: str, value: object) -> None:
         ("prune('x", "a quote is not closed"),
         ("(prune)", r"expected a name, found '\('"),
         ("p(x={a: 1", "behind the table"),
+        ("p(x={a: 1, a: 2})", "'a' is there twice"),
         ("p(x=)", r"expected a value, found '\)'"),
     ],
 )

@@ -1,5 +1,6 @@
 """What a user's file imports, when names clash: nothing is mixed up, or the message says which file it is."""
 
+import importlib
 import queue
 import subprocess
 import sys
@@ -62,15 +63,14 @@ def test_an_edited_hook_is_read_again(tmp_path: Path) -> None:
     assert load_hook(hook(tmp_path, HOOK + "2\n"))(None, None) == 2
 
 
-def test_a_hook_and_a_data_function_in_one_file_share_it(tmp_path: Path) -> None:
-    text = (
-        "import numpy as np\nCALLS = []\n\ndef batches():\n    CALLS.append(1)\n    yield np.ones((4, 2))\n\n"
-    )
-    spec = hook(tmp_path, text + HOOK + "len(CALLS)\n")
+def test_each_training_begins_with_what_the_hook_s_file_says(tmp_path: Path) -> None:
+    """What a module keeps in its variables is a data function's own business, and no hook's."""
+    text = "import numpy as np\nCALLS = []\n\ndef batches():\n    CALLS.append(1)\n    yield np.full((4, 2), float(len(CALLS)), np.float32)\n\n"
+    spec = hook(tmp_path, text + "def retrain(module, job):\n    CALLS.append(1)\n    return len(CALLS)\n")
     source = opened(tmp_path / "train.py")
-    assert load_hook(spec)(None, None) == 1
-    list(source.batches(2))
-    assert load_hook(spec)(None, None) == 2
+    for _ in range(2):
+        assert load_hook(spec)(None, None) == 1
+    assert next(source.batches(4)).inputs["x"][0, 0] == 2
 
 
 def test_a_hook_and_a_data_function_of_one_name_are_two(tmp_path: Path) -> None:
@@ -90,16 +90,28 @@ def test_the_file_s_own_folder_comes_before_those_on_the_path(tmp_path: Path) ->
 
 
 def test_a_module_of_another_folder_is_not_taken_for_the_one_beside(tmp_path: Path) -> None:
-    """Though it has all that is asked of it."""
+    """Though it has all that is asked of it: that of an earlier call gives way."""
     text = "from helping import VALUE\n" + HOOK + "VALUE\n"
-    assert load_hook(hook(tmp_path / "a", text, helping="VALUE = 'a'\n"))(None, None) == "a"
-    message = refusal(hook(tmp_path / "b", text, helping="VALUE = 'b'\n"))
+    for folder in "abab":
+        spec = hook(tmp_path / folder, text, helping=f"VALUE = '{folder}'\n")
+        assert load_hook(spec)(None, None) == folder
+
+
+def test_a_module_that_was_there_before_says_which_file_was_found(tmp_path: Path) -> None:
+    write(tmp_path / "a", {"helping.py": "VALUE = 'a'\n"})
+    sys.path.insert(0, str(tmp_path / "a"))
+    importlib.import_module("helping")
+    message = refusal(
+        hook(tmp_path / "b", "from helping import VALUE\n" + HOOK + "1\n", helping="VALUE = 1\n")
+    )
     found, wanted = tmp_path / "a" / "helping.py", tmp_path / "b" / "helping.py"
     assert message.endswith(f"'helping' was found in {found}, not in {wanted}: give one of them another name")
 
 
 def test_an_import_of_an_import_says_which_file_was_found(tmp_path: Path) -> None:
-    assert load_hook(hook(tmp_path / "a", "import helping\n" + HOOK + "1\n", helping=""))(None, None) == 1
+    write(tmp_path / "a", {"helping.py": ""})
+    sys.path.insert(0, str(tmp_path / "a"))
+    importlib.import_module("helping")
     spec = hook(
         tmp_path / "b", "import own\n" + HOOK + "1\n", own="from helping import VALUE\n", helping="VALUE = 1"
     )
@@ -108,8 +120,18 @@ def test_an_import_of_an_import_says_which_file_was_found(tmp_path: Path) -> Non
     assert f"'helping' was found in {tmp_path / 'a' / 'helping.py'}, not in {tmp_path / 'b'}" in message
 
 
+def test_an_import_of_an_import_is_the_one_beside(tmp_path: Path) -> None:
+    assert load_hook(hook(tmp_path / "a", "import helping\n" + HOOK + "1\n", helping=""))(None, None) == 1
+    spec = hook(
+        tmp_path / "b", "import own\n" + HOOK + "1\n", own="from helping import VALUE\n", helping="VALUE = 1"
+    )
+    assert load_hook(spec)(None, None) == 1
+
+
 def test_a_data_function_says_which_file_was_found(tmp_path: Path) -> None:
-    load_hook(hook(tmp_path / "a", "import helping\n" + HOOK + "1\n", helping=""))
+    write(tmp_path / "a", {"helping.py": ""})
+    sys.path.insert(0, str(tmp_path / "a"))
+    importlib.import_module("helping")
     write(
         tmp_path / "b",
         {"load.py": "def batches():\n    from helping import more\n", "helping.py": "more = 1\n"},

@@ -236,10 +236,13 @@ def test_nothing_but_zeros_is_refused(options: dict[str, object]) -> None:
         ({"keep_multiple": 8}, r"has no option 'keep_multiple'; write prune_channels\(keep_multiple=8\)$"),
         ({"macs": 0.5}, r"has no option 'macs'; write prune_channels\(macs=0.5\)$"),
         (
-            {"pattern": "2:4"},
+            {"pattern": "channels"},
             r"^pass 'prune' has no option 'pattern'; whole channels go with prune_channels\(...\), "
             r"all but N of M neighbours with prune_nm\(n=2, m=4\)$",
         ),
+        ({"pattern": "1:4"}, r"option 'pattern'; all but 1 of 4 neighbours go with prune_nm\(n=1, m=4\)$"),
+        ({"pattern": "unstructured"}, "option 'pattern'; leave it out"),
+        ({"epochs": 0}, "option 'epochs'; leave it out"),
         ({"regrow": False}, "prune: regrow is about training"),
         ({"training": {"epochs": -1}}, r"prune\(training=\{epochs: ...\}\) must be at least 1, not -1"),
         ({"schedule": "cubick"}, "must be one of cubic, linear, once"),

@@ -63,8 +63,8 @@ def test_text_and_toml_say_the_same(tmp_path: Path) -> None:
         ("{rate: fast}", r"NAME\(training=\{rate: ...\}\) takes float or none, not 'fast'"),
         ("{decay: linear}", r"NAME\(training=\{decay: ...\}\) must be one of cosine, onecycle, constant"),
         ("20", r"NAME\(training=...\) takes a table, \{option: value, ...\}, not 20"),
-        ("true", r"NAME\(training=...\) takes a table, \{option: value, ...\}, not True"),
-        ("{patience: 2}", "give holdout too, such as holdout=0.1"),
+        ("true", r"NAME\(training=...\) takes a table, \{option: value, ...\}, not true"),
+        ("{patience: 2}", r"give holdout too, such as retrain\(patience=2, holdout=0.1\)"),
         (
             "{holdout: 0.1}",
             "NAME: with training, only the last epoch's weights .* leave holdout to a retrain step",

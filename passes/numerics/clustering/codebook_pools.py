@@ -65,7 +65,7 @@ def decoded(
 
 
 class Clustered:
-    """A onnx_lathe.protocols.Shaping: while training runs, the network computes with the nearest (or
+    """An onnx_lathe.protocols.Shaping: while training runs, the network computes with the nearest (or
     cheapest) shared values.
 
     Until `freeze`, a share of the training, every call clusters the trained weights again, from the last

@@ -32,7 +32,9 @@ def register(target: type[Target]) -> type[Target]:
 @cache
 def targets() -> dict[str, type[Target]]:
     """Every target by name, sorted."""
-    load_all("onnx_lathe.targets", "onnx_lathe.runtime.targets", [str(Path(__file__).parents[1])])
+    load_all(
+        "onnx_lathe.targets", "onnx_lathe.runtime.targets", [str(Path(__file__).parents[1])], _REGISTERED
+    )
     return dict(sorted(_REGISTERED.items()))
 
 
