@@ -7,6 +7,7 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from onnx_lathe.passes.core.services import Context
@@ -21,6 +22,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # the same examples each time; `--hypothesis-profile=default` looks for new ones
 hypothesis.settings.register_profile("seeded", derandomize=True)
 hypothesis.settings.load_profile("seeded")
+
+
+OLD_RUNTIME = tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 24)
+"""The last ONNX Runtime for Python 3.10 is 1.23: it knows opset 23, and its process ends on some lowered models."""
+NEEDS_NEWER_RUNTIME = ("test_other_passes_and_the_bridge_understand_shared_codebooks",)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items if OLD_RUNTIME else ():
+        parameters = getattr(item, "callspec", None)
+        newest = parameters is not None and any(
+            type(value) is int and value == 24 for name, value in parameters.params.items() if "opset" in name
+        )
+        if newest or getattr(item, "originalname", "") in NEEDS_NEWER_RUNTIME:
+            item.add_marker(pytest.mark.skip(reason="ONNX Runtime before 1.24 cannot run this model"))
 
 
 @pytest.hookimpl(tryfirst=True)
