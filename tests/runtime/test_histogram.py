@@ -37,8 +37,9 @@ def test_every_value_is_in_its_bin(batches: list[list[float]]) -> None:
     assert counts[0]
     assert counts[-1]
     assert (np.diff(edges) >= 0).all()
-    for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
-        assert count <= ((values >= low) & (values <= high)).sum()
+    values.sort()
+    within = np.searchsorted(values, edges[1:], "right") - np.searchsorted(values, edges[:-1], "left")
+    assert (counts <= within).all()
 
 
 def test_a_bin_is_a_small_part_of_its_value() -> None:
