@@ -25,8 +25,16 @@ hypothesis.settings.load_profile("seeded")
 
 
 OLD_RUNTIME = tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 24)
-"""The last ONNX Runtime for Python 3.10 is 1.23: it knows opset 23, and its process ends on some lowered models."""
-NEEDS_NEWER_RUNTIME = ("test_other_passes_and_the_bridge_understand_shared_codebooks",)
+"""The last ONNX Runtime for Python 3.10 is 1.23: it knows opset 23, and fails on models that newer ones run."""
+BEYOND_IT = (
+    "test_other_passes_and_the_bridge_understand_shared_codebooks",  # a lowered model ends its process
+    "test_an_int4_weight_meets_int8_activations_as_int8",  # it fuses a QGemm that it then refuses
+    "test_agrees_with_onnx_runtime[ReduceSum-81]",  # no axes, and noop_with_empty_axes
+    "test_operator_agrees_with_onnx_runtime[ReduceSum-21-2x3-noop_with_empty_axes=1]",
+    "test_operator_agrees_with_onnx_runtime[AveragePool-21-2x4x9x8-kernel_shape=[3, 3]-pads=[0, 1, 2, 1]"
+    "-count_include_pad=1]",  # it divides by another count
+    "test_help_in_loading_is_warned_of",  # it needs no help there
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         newest = parameters is not None and any(
             type(value) is int and value == 24 for name, value in parameters.params.items() if "opset" in name
         )
-        if newest or getattr(item, "originalname", "") in NEEDS_NEWER_RUNTIME:
+        if newest or item.name in BEYOND_IT or getattr(item, "originalname", "") in BEYOND_IT:
             item.add_marker(pytest.mark.skip(reason="ONNX Runtime before 1.24 cannot run this model"))
 
 

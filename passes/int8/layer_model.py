@@ -171,7 +171,10 @@ def _cut_out(graph: Graph, cut: _Cut, shape: Sequence[int], rank: int) -> LayerM
         [_value(output, [None] * rank)],
         [onnx.numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items()],
     )
-    model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", graph.opset)])
+    opsets = [onnx.helper.make_opsetid("", graph.opset)]
+    # the onnx package's own default may be newer than what the installed ONNX Runtime takes
+    ir_version = graph.ir_version or onnx.helper.find_min_ir_version_for(opsets)
+    model = onnx.helper.make_model(made, opset_imports=opsets, ir_version=ir_version)
     return LayerModel(node, model, weight.name, (own, *others), (source.name, *others), output)
 
 

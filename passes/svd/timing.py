@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import onnx
 
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Timer
@@ -101,6 +102,9 @@ def _alone(layer: Layer, shapes: Mapping[str, Shape], opset: int) -> Graph | Non
             constants = copied([tensor for tensor in add.inputs if isinstance(tensor, Constant)])
             nodes.append(Node("Add", f"{node.name}_timed_add", {}, [product, *constants], [result]))
         outputs.append(result)
-    graph = Graph(nodes, inputs, outputs, opset=opset)
+    opsets = [onnx.helper.make_opsetid("", opset)]
+    # the onnx package's own default may be newer than what the installed ONNX Runtime takes
+    ir_version = onnx.helper.find_min_ir_version_for(opsets)
+    graph = Graph(nodes, inputs, outputs, opset=opset, ir_version=ir_version)
     graph.metadata = {}
     return graph
