@@ -35,9 +35,7 @@ def parser_of(description: str | None, sections: Mapping[str, Section], name: st
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "sections", nargs="*", default=list(sections), choices=[[], *sections], metavar="SECTION"
-    )
+    parser.add_argument("sections", nargs="*", choices=[[], *sections], metavar="SECTION")
     parser.add_argument(
         "--data-dir", help="directory with the data sets' files (default: download the public originals)"
     )
@@ -47,7 +45,7 @@ def parser_of(description: str | None, sections: Mapping[str, Section], name: st
 
 def run_sections(parser: argparse.ArgumentParser, sections: Mapping[str, Section]) -> None:
     options = parser.parse_args()
-    for name in options.sections:
+    for name in options.sections or sections:
         started = time.perf_counter()
         sections[name](options)
         print(f"{name}: {time.perf_counter() - started:.0f} s\n", flush=True)
