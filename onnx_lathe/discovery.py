@@ -34,7 +34,8 @@ def load_all(group: str, package: str, path: Iterable[str], registered: dict[str
     """Imports whatever registers itself: the modules of `package`, then the plug-ins of the entry point
     group.
 
-    `path` is the package's `__path__`. What a plug-in that fails has put into `registered` goes again. Raises UsageError naming a plug-in that cannot be imported.
+    `path` is the package's `__path__`. What a plug-in that fails has put into `registered` goes again.
+    Raises UsageError naming a plug-in that cannot be imported.
     """
     with uncollected():
         for module in modules(package, path):

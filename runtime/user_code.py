@@ -36,8 +36,7 @@ def import_file(path: Path, anew: bool = False) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
-    for top in {entry.stem for entry in path.parent.iterdir()}:
-        _forget_another_users(top, path.parent)
+    _forget_other_users(path.parent)
     _refuse_mixed_up(source, path.parent)
     _put_first(str(path.parent))
     module = importlib.util.module_from_spec(spec)
@@ -117,15 +116,22 @@ def _refuse_mixed_up(source: bytes, folder: Path) -> None:
             raise ImportError(message.removeprefix("; "))
 
 
-def _forget_another_users(top: str, folder: Path) -> None:
-    """Who has imported the module keeps it; the next import finds the one in `folder`."""
-    found = getattr(sys.modules.get(top), "__file__", None)
-    others = [Path(other) for other in _FOLDERS if other != str(folder)]
-    if found is None or Path(found).is_relative_to(folder):
-        return
-    if any(Path(found).is_relative_to(other) for other in others):
-        for name in [name for name in sys.modules if name.partition(".")[0] == top]:
-            del sys.modules[name]
+def _forget_other_users(folder: Path) -> None:
+    """Modules that lie beside another user's file give way to those of the same name in `folder`.
+
+    Who has imported one keeps it; the next import finds the one in `folder`.
+    """
+    others = {Path(other) for other in _FOLDERS} - {folder}
+    for top in {name.partition(".")[0] for name in sys.modules}:
+        file = getattr(sys.modules.get(top), "__file__", None)
+        if file is None:
+            continue
+        place = Path(file).parent
+        if Path(file).name == "__init__.py":
+            place = place.parent
+        if place in others and _beside(top, folder) is not None:
+            for name in [name for name in sys.modules if name.partition(".")[0] == top]:
+                del sys.modules[name]
 
 
 def _beside(top: str, folder: Path) -> Path | None:

@@ -132,9 +132,8 @@ def saturates() -> bool:
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     feeds = {"x": np.full((1, 256), 255, np.uint8)}
-    return bool(
-        _plain(model.SerializeToString()).run(None, feeds)[0].item() < 126
-    )  # 255 * 127 * 256 / 65536 = 126.5
+    exact = 255 * 127 * 256 // 65536
+    return bool(_plain(model.SerializeToString()).run(None, feeds)[0].item() < exact)
 
 
 def write_optimized(model: Path, path: Path, portable: bool = False) -> None:

@@ -97,6 +97,16 @@ def test_a_module_of_another_folder_is_not_taken_for_the_one_beside(tmp_path: Pa
         assert load_hook(spec)(None, None) == folder
 
 
+def test_a_module_that_lies_deeper_is_not_anothers(tmp_path: Path) -> None:
+    """Such as one of an environment somewhere below another hook's folder."""
+    assert load_hook(hook(tmp_path, HOOK + "1\n"))(None, None) == 1
+    write(tmp_path / "env" / "lib", {"helping.py": "VALUE = 'installed'\n"})
+    sys.path.insert(0, str(tmp_path / "env" / "lib"))
+    installed = importlib.import_module("helping")
+    refusal(hook(tmp_path / "b", "from helping import VALUE\n" + HOOK + "1\n", helping="VALUE = 1\n"))
+    assert sys.modules["helping"] is installed
+
+
 def test_a_module_that_was_there_before_says_which_file_was_found(tmp_path: Path) -> None:
     write(tmp_path / "a", {"helping.py": "VALUE = 'a'\n"})
     sys.path.insert(0, str(tmp_path / "a"))
