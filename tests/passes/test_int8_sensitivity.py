@@ -117,9 +117,10 @@ def test_a_goal_that_int8_cannot_meet_leaves_everything() -> None:
     assert not report.edits
 
 
-@pytest.mark.parametrize("last, first", [("Log", GOOD["first"]), ("Relu", 0 * GOOD["first"])])
-def test_a_goal_in_decibels_for_outputs_without_a_signal_is_refused(last: str, first: np.ndarray) -> None:
-    """NaN, or zeros only: no layer is to blame, and leaving all of them in float would not help."""
+@pytest.mark.parametrize("last", ["Log", "Relu"])
+def test_a_goal_in_decibels_for_outputs_without_a_signal_is_refused(last: str) -> None:
+    """Infinity, or zeros only: no layer is to blame, and leaving all of them in float would not help."""
+    first = 0 * GOOD["first"]
     model = build(
         f"(float[N, 8] x) => (float[N, 8] y) {{ [one] a = MatMul (x, first)  y = {last} (a) }}", first=first
     )
