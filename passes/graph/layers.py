@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
+from onnx_lathe.passes.graph.bodies import parts
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.model import FOUR_BIT
 
@@ -24,13 +25,15 @@ class Weight:
     """One weight tensor and every layer that reads it.
 
     `tensor` is what the layers read, `axis` its output-channel axis (of the first layer's view), `opset`
-    that of the graph.
+    that of the graph, `place` a body of If, Loop or Scan that one of the layers is in, such as
+    "then_branch of If_3", or nothing.
     """
 
     tensor: Tensor
     nodes: list[Node]
     axis: int
     opset: int
+    place: str = ""
 
     @property
     def name(self) -> str:
@@ -64,27 +67,34 @@ def output_axis(node: Node, rank: int) -> int:
     return rank - 1 if node.op == "MatMul" else 1
 
 
-def weights(graph: Graph, refuse: Callable[[str, str], None], halves: bool = False) -> Iterator[Weight]:
+def weights(
+    graph: Graph, refuse: Callable[[str, str], None], halves: bool = False, bodies: bool = False
+) -> Iterator[Weight]:
     """Every float32 weight that is constant (initializer, or decoded from initializers), once, in graph
-    order; float16 ones if `halves`.
+    order; float16 ones if `halves`; those of layers inside bodies of If, Loop and Scan if `bodies`.
 
     `refuse(node name, reason)` is called for each layer whose weight cannot be used. A MatMul of two
     activations is not a layer.
     """
     found: dict[str, Weight] = {}
-    for node in graph.nodes:
-        if not is_layer(node):
-            continue
-        tensor = node.inputs[WEIGHT_INPUT]
-        if tensor.name in found:
-            found[tensor.name].nodes.append(node)
-            continue
-        reason = _unusable(node, halves) or _uncomputable(tensor, graph.opset)
-        if reason is None:
-            rank = len(tensor.shape) if tensor.shape is not None else len(constant_shape(tensor, graph.opset))
-            found[tensor.name] = Weight(tensor, [node], output_axis(node, rank), graph.opset)
-        elif node.op != "MatMul" or reason != NOT_CONSTANT:
-            refuse(node.name, reason)
+    for part in parts(graph):
+        for node in part.graph.nodes:
+            if not is_layer(node):
+                continue
+            tensor = node.inputs[WEIGHT_INPUT]
+            if tensor.name in found and (bodies or not part.place):
+                found[tensor.name].nodes.append(node)
+                found[tensor.name].place = found[tensor.name].place or part.place
+                continue
+            reason = _unusable(node, halves) or _uncomputable(tensor, graph.opset)
+            if reason is None and part.place and not bodies:
+                refuse(node.name, f"it is in the {part.place}, and this pass changes no layer inside a body")
+            elif reason is None:
+                rank = len(tensor.shape if tensor.shape is not None else constant_shape(tensor, graph.opset))
+                axis = output_axis(node, rank)
+                found[tensor.name] = Weight(tensor, [node], axis, graph.opset, part.place)
+            elif node.op != "MatMul" or reason != NOT_CONSTANT:
+                refuse(node.name, reason)
     yield from found.values()
 
 
@@ -92,8 +102,9 @@ def other_use(graph: Graph, weight: Weight) -> str | None:
     """Why a changed weight would change more than its layers: it is an output of the model, or another node
     reads it too.
     """
-    if any(weight.tensor is output for output in graph.outputs):
-        return "its weight is an output of the model"
+    for part in parts(graph):
+        if any(weight.tensor is output for output in part.graph.outputs):
+            return f"its weight is an output of the {part.place or 'model'}"
     known = {id(node) for node in weight.nodes}
     other = next((node for node in weight.tensor.outputs if id(node) not in known), None)
     return None if other is None else f"its weight is also read by {other.name or other.op}"
