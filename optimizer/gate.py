@@ -151,12 +151,14 @@ class Gate:
         number = f"{exact.scaleb(2).normalize():f}%" if self._kind == "fraction" else f"{exact.normalize():f}"
         return f"{metric} {self.op} {number}"
 
-    def missing(self, available: Collection[str]) -> str | None:
+    def missing(self, available: Collection[str], uncounted: Mapping[str, str] | None = None) -> str | None:
         """Why the gate cannot be judged with these metrics, in one line; None if it can. Unmeasured is
-        never passed.
+        never passed. `uncounted`: metric -> what of it could not be counted.
         """
         if self.metric in available:
             return None
+        if uncounted and self.metric in uncounted:
+            return f"gate '{self}' cannot be judged: {uncounted[self.metric]}"
         return f"gate '{self}' cannot be judged: {self.metric} needs {METRICS[self.metric].needs}"
 
     def judge(self, base: Mapping[str, float], candidate: Mapping[str, float]) -> Verdict:

@@ -52,7 +52,7 @@ def run_step(run: Run, index: int) -> None:
     except ContractError as error:
         path.unlink()
         raise ContractError(f"{where}: {error}") from error
-    quality = _measure(run, path, session)
+    quality = _measure(run, path, session, report)
     _record(run, index, report, path, quality, time.perf_counter() - started)
 
 
@@ -147,8 +147,11 @@ def _check(
     return session
 
 
-def _measure(run: Run, path: Path, session: Any) -> dict[str, float]:
-    quality = measure(run.model).as_metrics() | {"size": float(model_file.inspect_file(path).size_bytes)}
+def _measure(run: Run, path: Path, session: Any, report: PassReport) -> dict[str, float]:
+    weighed = measure(run.model)
+    said = "\n".join(run.record.warnings)
+    report.warnings += [line for line in dict.fromkeys(weighed.uncounted.values()) if line not in said]
+    quality = weighed.as_metrics() | {"size": float(model_file.inspect_file(path).size_bytes)}
     if run.roles.evaluation is not None and run.original is not None:
         quality |= evaluate(session, run.roles.evaluation, run.original, run.ui.status)
     return quality

@@ -29,6 +29,9 @@ def show_layers(rows: Sequence[LayerRow], whole: Size, console: Console) -> None
     table = plain_table("layer", "op", "weight", "output", "parameters", "zeros", "bytes", "MACs")
     for column in table.columns[4:]:
         column.justify = "right"
+    inside = any(row.place for row in rows)
+    if inside:
+        table.add_column("inside")
     for row in rows:
         table.add_row(
             escape(row.node),
@@ -36,9 +39,12 @@ def show_layers(rows: Sequence[LayerRow], whole: Size, console: Console) -> None
             "x".join(map(str, row.weight_shape)),
             "?" if row.output_shape is None else "x".join(map(str, row.output_shape)),
             count(row.parameters),
-            f"{100 * row.zeros / row.parameters:.1f} %" if row.parameters else "shared",
+            f"{100 * row.zeros / row.parameters:.1f} %"
+            if row.parameters
+            else "shared" * bool(row.weight_shape),
             size(row.weight_bytes),
             "?" if row.macs is None else count(row.macs),
+            *([escape(row.place)] if inside else []),
         )
     macs = "?" if whole.macs is None else count(whole.macs)
     table.add_row(
@@ -52,3 +58,5 @@ def show_layers(rows: Sequence[LayerRow], whole: Size, console: Console) -> None
         macs,
     )
     console.print(table)
+    for line in dict.fromkeys(whole.uncounted.values()):
+        console.print(line, markup=False)

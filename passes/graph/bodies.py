@@ -87,18 +87,18 @@ def take_up(graph: Graph, model: onnx.ModelProto) -> None:
             [*_stored(proto), *(value.name for value in proto.input), *(n for node in proto.node for n in node.output)]
         )
         if part.node is not None:
-            _complete_nodes(part, proto, nodes)
+            _complete_nodes(part, part.node, proto, nodes)
             _rename(part, [name for name in local if name in tensors], tensors)
         tensors.update(local)
 
 
-def _complete_nodes(part: Part, proto: onnx.GraphProto, taken: set[str]) -> None:
+def _complete_nodes(part: Part, owner: Node, proto: onnx.GraphProto, taken: set[str]) -> None:
     for index, (node, source) in enumerate(zip(part.graph.nodes, proto.node, strict=True)):
         node.metadata = {entry.key: entry.value for entry in source.metadata_props}
         node.doc_string = source.doc_string
         detach_attributes(node)
         if not node.name or node.name in taken:
-            node.name = unused_name(node.name or f"{part.place}, {node.op}_{index}", taken)
+            node.name = unused_name(node.name or f"{owner.name}/{part.attribute}/{node.op}_{index}", taken)
         taken.add(node.name)
 
 

@@ -113,9 +113,9 @@ def other_use(graph: Graph, weight: Weight) -> str | None:
 def _unusable(node: Node, halves: bool) -> str | None:
     tensor = node.inputs[WEIGHT_INPUT]
     if not is_constant(tensor):
-        if is_constant(tensor, _UNFOLDED):
+        if is_constant(tensor, UNFOLDED):
             return "its weight is a Constant node; fold first"
-        if node.op == "MatMul" and is_constant(node.inputs[0], _UNFOLDED):
+        if node.op == "MatMul" and is_constant(node.inputs[0], UNFOLDED):
             return "its weight is the left operand"
         return NOT_CONSTANT
     if isinstance(tensor, Constant):
@@ -157,7 +157,7 @@ _DECODERS = (
     "Unsqueeze",
     "Squeeze",
 )
-_UNFOLDED = (*_DECODERS, "Constant")
+UNFOLDED = (*_DECODERS, "Constant")
 
 
 def is_constant(tensor: Tensor, decoders: Collection[str] = _DECODERS) -> bool:
@@ -189,6 +189,8 @@ def constant_value(tensor: Tensor, opset: int) -> np.ndarray:
     from onnx_lathe.passes.graph.evaluate import evaluate
 
     node = tensor.inputs[0]
+    if node.op == "Constant" and isinstance(node.attrs.get("value"), Constant):
+        return read(node.attrs["value"])
     values = evaluate(
         node, [None if source.is_empty() else constant_value(source, opset) for source in node.inputs], opset
     )
