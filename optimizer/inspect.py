@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
+from onnx import inliner
 
 from onnx_lathe.optimizer.counting.operators import macs_of
 from onnx_lathe.optimizer.counting.scopes import Scope, scopes, trips
@@ -193,7 +194,7 @@ def _numbers(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
+    return inliner.inline_local_functions(model) if model.functions else model
 
 
 def measure(model: onnx.ModelProto) -> Size:

@@ -28,6 +28,7 @@ class Scope:
     outer: "Scope | None" = None
     node: onnx.NodeProto | None = None
     attribute: str = ""
+    number: int = 0
     bodies: "list[Scope]" = field(default_factory=list)
     shapes: dict[str, OpenShape] = field(default_factory=dict)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
@@ -47,22 +48,21 @@ def scopes(model: onnx.ModelProto) -> list[Scope]:
         del graph.value_info[:]
         for value in graph.output:
             value.type.tensor_type.ClearField("shape")
-    found: list[Scope] = []
-    changing: set[str] = set()
+    facts, found = _Facts(), _opened(light, inferred=False)
     for _ in range(ROUNDS):
         try:
-            light = onnx.shape_inference.infer_shapes(light, data_prop=True)
+            found = _opened(onnx.shape_inference.infer_shapes(facts.told(light), data_prop=True))
         except onnx.shape_inference.InferenceError:
-            return _opened(light, inferred=False)
-        found = _opened(light)
-        if not any([_carry(scope, changing) for scope in found]):
+            return found
+        if not any([facts.learn(scope, number) for number, scope in enumerate(found)]):
             return found
     return found
 
 
 def _opened(model: onnx.ModelProto, inferred: bool = True) -> list[Scope]:
     found = [Scope(model.graph)]
-    for scope in found:
+    for number, scope in enumerate(found):
+        scope.number = number
         if scope.outer is not None:
             scope.shapes, scope.constants = dict(scope.outer.shapes), dict(scope.outer.constants)
         graph = scope.graph
@@ -84,53 +84,73 @@ def _opened(model: onnx.ModelProto, inferred: bool = True) -> list[Scope]:
     return found
 
 
-def _carry(scope: Scope, changing: set[str]) -> bool:
-    """Tells a body the shapes of the first values of what it carries, and the graph around it those of the
-    results. Says whether that was news. `changing`: names of what was found to change its shape.
+class _Facts:
+    """Shapes that shape inference is told: of what bodies carry, and of what Loops and Scans give back. The keys
+    are numbers of scopes, and positions of inputs or names of tensors.
     """
-    node, outer, body = scope.node, scope.outer, scope.graph
-    if node is None or outer is None or node.op_type not in ("Loop", "Scan"):
-        return False
-    loop = node.op_type == "Loop"
-    scanned = 0 if loop else next(item.i for item in node.attribute if item.name == "num_scan_inputs")
-    carried = len(node.input) - (2 if loop else scanned)
-    skip = 2 if loop else 0
-    news = False
-    for index in range(carried):
-        first = outer.shapes.get(node.input[index + skip])
-        inside, result = body.input[index + skip], body.output[index + skip // 2]
-        known = scope.shapes.get(inside.name)
-        if first is None or inside.name in changing:
-            continue
-        if known is None or (known != first and not all(isinstance(size, int) for size in known)):
-            _declare(inside, first)
-            news = True
-        elif scope.shapes.get(result.name) == known == first:
-            news |= _announce(outer, node.output[index], first)
-        else:
-            inside.type.tensor_type.ClearField("shape")
-            changing.add(inside.name)
-            news = True
-    count = trips(node, outer)
-    for index in range(carried, len(node.output)):
-        shape = scope.shapes.get(body.output[index + skip // 2].name)
-        if shape is not None and isinstance(count, int) and loop:
-            news |= _announce(outer, node.output[index], (count, *shape))
-    return news
+
+    def __init__(self) -> None:
+        self.carried: dict[tuple[int, int], OpenShape | None] = {}
+        self.results: dict[tuple[int, str], OpenShape] = {}
+
+    def told(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """A copy of the model that states the facts."""
+        if not self.carried and not self.results:
+            return model
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        graphs = graph_protos(copy.graph)
+        for (number, index), shape in self.carried.items():
+            _declare(graphs[number].input[index], shape)
+        for (number, name), shape in self.results.items():
+            outputs = [value for value in graphs[number].output if value.name == name]
+            _declare(outputs[0] if outputs else graphs[number].value_info.add(name=name), shape)
+        return copy
+
+    def learn(self, scope: Scope, number: int) -> bool:
+        """Takes up what follows from the shapes of a body and of the graph around it. Says whether that is news."""
+        node, outer, body = scope.node, scope.outer, scope.graph
+        if node is None or outer is None or node.op_type not in ("Loop", "Scan"):
+            return False
+        before = dict(self.carried), dict(self.results)
+        loop = node.op_type == "Loop"
+        skip, carried = (2, len(node.input) - 2) if loop else (0, len(node.input) - _scanned(node))
+        for index in range(carried):
+            first = outer.shapes.get(node.input[index + skip])
+            inside, key = scope.shapes.get(body.input[index + skip].name), (number, index + skip)
+            if first is None or (key in self.carried and self.carried[key] is None):
+                continue
+            if inside != first and not _is_known(inside):
+                self.carried[key] = first
+            elif inside == first == scope.shapes.get(body.output[index + skip // 2].name):
+                self._result(outer, node.output[index], first)
+            else:
+                self.carried[key] = None  # it changes from step to step
+        count = trips(node, outer) if loop else ""
+        for index in range(carried, len(node.output)):
+            shape = scope.shapes.get(body.output[index + skip // 2].name)
+            if shape is not None and isinstance(count, int):
+                self._result(outer, node.output[index], (count, *shape))
+        return before != (self.carried, self.results)
+
+    def _result(self, scope: Scope, name: str, shape: OpenShape) -> None:
+        if name and not _is_known(scope.shapes.get(name)):
+            self.results[scope.number, name] = shape
 
 
-def _announce(scope: Scope, name: str, shape: OpenShape) -> bool:
-    known = scope.shapes.get(name)
-    if not name or (known is not None and all(isinstance(size, int) for size in known)):
-        return False
-    for value in [value for value in scope.graph.value_info if value.name == name]:
-        scope.graph.value_info.remove(value)
-    target = next((value for value in scope.graph.output if value.name == name), None)
-    _declare(scope.graph.value_info.add(name=name) if target is None else target, shape)
-    return True
+def _is_known(shape: OpenShape | None) -> bool:
+    return shape is not None and all(isinstance(size, int) for size in shape)
 
 
-def _declare(value: onnx.ValueInfoProto, shape: OpenShape) -> None:
+def _scanned(node: onnx.NodeProto) -> int:
+    return next(int(item.i) for item in node.attribute if item.name == "num_scan_inputs")
+
+
+def _declare(value: onnx.ValueInfoProto, shape: OpenShape | None) -> None:
+    """States the shape, or that it is not known."""
+    if shape is None:
+        value.type.tensor_type.ClearField("shape")
+        return
     if not value.type.tensor_type.elem_type:
         value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     value.type.tensor_type.shape.Clear()
@@ -175,7 +195,7 @@ def _is_true(tensor: onnx.TensorProto | None) -> bool:
 
 def _scan_length(node: onnx.NodeProto, scope: Scope) -> int | str:
     attributes = {item.name: item for item in node.attribute}
-    scanned = attributes["num_scan_inputs"].i
+    scanned = _scanned(node)
     axes = list(attributes["scan_input_axes"].ints) if "scan_input_axes" in attributes else [0] * scanned
     for name, axis in zip(node.input[len(node.input) - scanned :], axes, strict=True):
         shape = scope.shapes.get(name)
