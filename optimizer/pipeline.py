@@ -117,9 +117,7 @@ def _baseline(state: Run) -> None:
     state.feeds = sample_feeds(state.roles.sample, session, SAMPLE_BATCH)
     ort.run(session, state.feeds)  # refuses here, by name, what cannot run at all
     weighed = measure(state.model)
-    for line in dict.fromkeys(weighed.uncounted.values()):
-        record.warnings.append(line)
-        state.ui.note(f"warning: {line}")
+    record.warnings += dict.fromkeys(weighed.uncounted.values())
     record.baseline = weighed.as_metrics() | {"size": float(record.model["size_bytes"])}
     if state.roles.evaluation is not None:
         state.original = reference(session, state.roles.evaluation, state.ui.status)

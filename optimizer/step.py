@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
+from onnx_lathe.passes.graph.layers import layers_inside
 from onnx_lathe.passes.graph.model import export_model, import_model, node_metadata
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.files import model_file
@@ -65,7 +66,9 @@ def apply_pass(
     """
     graph = import_model(model)
     known = {node.name for node in graph.nodes}
+    inside = layers_inside(graph)
     report = _applied(instance, graph, context)
+    _warn_of_bodies(inside, report)
     if not report.edits:
         return model, report
     for node in graph.nodes:
@@ -75,6 +78,15 @@ def apply_pass(
     del graph
     gc.collect()  # onnx-graphsurgeon's graphs are reference cycles, and hold the weights until someone looks
     return after, report
+
+
+def _warn_of_bodies(inside: Mapping[str, Collection[str]], report: PassReport) -> None:
+    """Says it of every body of If, Loop or Scan of whose layers none was changed, and all were refused."""
+    reasons, edited = {skip.node: skip.reason for skip in report.skips}, {edit.node for edit in report.edits}
+    for place, layers in inside.items():
+        if edited.isdisjoint(layers) and reasons.keys() >= set(layers):
+            first = next(iter(layers))
+            report.warnings.append(f"no layer in the {place} was changed; {first}: {reasons[first]}")
 
 
 def _applied(instance: Pass, graph: Graph, context: Context) -> PassReport:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 
 from onnx_lathe.optimizer.check import Check
 from onnx_lathe.optimizer.inspect import LayerRow, Size
 from onnx_lathe.optimizer.report.tables import plain_table
-from onnx_lathe.optimizer.report.terminal import count, size
+from onnx_lathe.optimizer.report.terminal import FILE_WIDTH, count, size
 
 
 def show_checks(checks: Sequence[Check], console: Console) -> None:
@@ -57,6 +58,9 @@ def show_layers(rows: Sequence[LayerRow], whole: Size, console: Console) -> None
         size(whole.weight_bytes),
         macs,
     )
+    if not console.is_terminal:
+        unbounded = console.options.update(max_width=1000)
+        console.width = max(FILE_WIDTH, Measurement.get(console, unbounded, table).maximum)
     console.print(table)
     for line in dict.fromkeys(whole.uncounted.values()):
         console.print(line, markup=False)

@@ -10,6 +10,8 @@ from rich.table import Table
 from onnx_lathe.optimizer.report.record import RunRecord, StepRecord
 
 SKIPS_SHOWN = 8
+UNCOUNTED = ("MACs of ", "weights of ")
+"""How a warning begins that says what the table leaves out."""
 FILE_WIDTH = 140
 """Of the output when it is not a terminal."""
 
@@ -40,6 +42,9 @@ def show(record: RunRecord, console: Console) -> None:
             break
         table = _steps_table(record, DROPPED_FIRST[:count_dropped])
     console.print(table)
+    for line in record.warnings:
+        if line.startswith(UNCOUNTED):
+            console.print(f"warning: {line}", markup=False)
     for step in record.steps:
         start = f"step {step.number}, {step.name}: "
         _show_step(

@@ -98,6 +98,16 @@ def weights(
     yield from found.values()
 
 
+def layers_inside(graph: Graph) -> dict[str, list[str]]:
+    """Each body of If, Loop or Scan that has layers with constant weights -> the names of these."""
+    found: dict[str, list[str]] = {}
+    for part in parts(graph)[1:]:
+        for node in part.graph.nodes:
+            if is_layer(node) and is_constant(node.inputs[WEIGHT_INPUT], UNFOLDED):
+                found.setdefault(part.place, []).append(node.name)
+    return found
+
+
 def other_use(graph: Graph, weight: Weight) -> str | None:
     """Why a changed weight would change more than its layers: it is an output of the model, or another node
     reads it too.

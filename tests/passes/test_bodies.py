@@ -141,3 +141,73 @@ def test_four_bits(make: Callable[..., onnx.ModelProto]) -> None:
     after, _ = applied(model, "int4")
     assert len(after.SerializeToString()) < 0.75 * len(model.SerializeToString())
     assert agreement_db(model, after) > 12
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_weights_of_bodies_are_stored_in_float16(make: Callable[..., onnx.ModelProto]) -> None:
+    model = make()
+    after, report = applied(model, "float16")
+    assert {"w", "shared", "own"}.isdisjoint(tensor for part in stored(after) for tensor in part)
+    assert value(after, "shared_float16" if make is branches else "w_float16").dtype == np.float16
+    assert sum("is stored as float16" in edit.what for edit in report.edits) == (2 if make is branches else 1)
+    assert agreement_db(model, after) > 50
+
+
+def test_a_weight_beyond_float16_stays() -> None:
+    model = loop()
+    body = graph_protos(model.graph)[1]
+    large = value(model, "w").copy()
+    large[0, 0] = 1e6
+    body.initializer[0].CopyFrom(onnx.numpy_helper.from_array(large, "w"))
+    _, report = applied(model, "float16")
+    assert [skip.reason for skip in report.skips if skip.node == "Loop_0/body/MatMul_0"] == [
+        "it is in the body of Loop_0, which stays in float32, and its weight reaches 1e+06, and float16 ends at 65504"
+    ]
+
+
+NORMALIZED = """(float[N, 2, 6, 6] x, bool c) => (float[N, 3, 6, 6] y) { y = If (c) <
+    then_branch = yes () => (float[N, 3, 6, 6] a) {
+        w = Constant <value = float[3, 2, 1, 1] {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}> ()
+        s = Conv (x, w) a = BatchNormalization (s, scale, shift, mean, variance)
+    },
+    else_branch = no () => (float[N, 3, 6, 6] b) { t = Conv (x, v) b = Mul (t, factor) }
+> }"""
+
+
+def test_constants_and_normalizations_inside_bodies_are_folded() -> None:
+    model = build(
+        NORMALIZED,
+        v=random(3, 2, 1, 1),
+        factor=random(3, 1, 1),
+        scale=random(3),
+        shift=random(3),
+        mean=random(3),
+        variance=np.abs(random(3)) + np.float32(0.5),
+    )
+    after, report = applied(model, "fold")
+    assert [[node.op_type for node in graph.node] for graph in graph_protos(after.graph)] == [["If"], ["Conv"], ["Conv"]]
+    assert stored(after) == [["v"], ["w", "w_bias"], ["v_bias"]]
+    assert len(report.edits) == 3
+    x = random(4, 2, 6, 6)
+    for way in (True, False):
+        given = {"x": x, "c": np.array(way)}
+        assert affine.signal_to_noise_db(run(model, given)["y"], run(after, given)["y"]) > 100
+
+
+def test_what_both_branches_read_is_not_folded_into() -> None:
+    text = NORMALIZED.replace("w = Constant <value = float[3, 2, 1, 1] {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}> ()", "")
+    ones = np.ones(3, np.float32)
+    model = build(
+        text.replace("Conv (x, w)", "Conv (x, v)"),
+        v=random(3, 2, 1, 1),
+        factor=random(3, 1, 1),
+        scale=ones,
+        shift=ones,
+        mean=ones,
+        variance=ones,
+    )
+    after, report = applied(model, "fold")
+    assert after is model
+    assert ("If_0/then_branch/BatchNormalization_1", "the weight of If_0/then_branch/Conv_0 has another reader") in [
+        (skip.node, skip.reason) for skip in report.skips
+    ]
