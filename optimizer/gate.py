@@ -59,7 +59,7 @@ METRICS: Mapping[str, Metric] = {
     "packed": Metric("bytes", False, ("value", "ratio"), "the file"),
     "weights": Metric("bytes", False, ("value", "ratio"), "a model with weights"),
     "parameters": Metric("count", False, ("value", "ratio"), "a model with weights"),
-    "macs": Metric("count", False, ("value", "ratio"), "a model whose shapes are known"),
+    "macs": Metric("count", False, ("value", "ratio"), "a model whose products can be counted"),
     "latency": Metric("time", False, ("value", "ratio"), "a run that is timed (without --no-latency)"),
 }
 

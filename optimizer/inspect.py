@@ -94,7 +94,12 @@ def layer_table(model: onnx.ModelProto) -> Table:
 
 
 def _row(
-    part: Part, node: Node, found: Sequence[Stored], scope: Scope, proto: onnx.NodeProto, macs: int | str | None
+    part: Part,
+    node: Node,
+    found: Sequence[Stored],
+    scope: Scope,
+    proto: onnx.NodeProto,
+    macs: int | str | None,
 ) -> LayerRow:
     times = _steps(scope)
     reason = macs if isinstance(macs, str) else times if isinstance(times, str) and macs else ""

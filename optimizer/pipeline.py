@@ -122,7 +122,9 @@ def _baseline(state: Run) -> None:
     if state.roles.evaluation is not None:
         state.original = reference(session, state.roles.evaluation, state.ui.status)
         record.baseline |= state.original.metrics
-    missing = [reason for gate in state.gates if (reason := gate.missing(_available(state), weighed.uncounted))]
+    missing = [
+        reason for gate in state.gates if (reason := gate.missing(_available(state), weighed.uncounted))
+    ]
     if missing:
         raise UsageError(missing[0])
 

@@ -23,7 +23,7 @@ _NO_PRODUCTS_ML = """
 NO_PRODUCTS_ML = frozenset(_NO_PRODUCTS_ML.split())
 
 
-class _Unknown(Exception):
+class _UncountableError(Exception):
     """Why the MACs of a node cannot be counted."""
 
 
@@ -39,16 +39,16 @@ def macs_of(node: onnx.NodeProto, shapes: Shapes) -> int | str | None:
         return None
     try:
         return count(node, shapes)
-    except _Unknown as reason:
+    except _UncountableError as reason:
         return str(reason)
 
 
 def _shape(name: str, shapes: Shapes) -> tuple[int, ...]:
-    """Raises _Unknown if a size is not known."""
+    """Raises _UncountableError if a size is not known."""
     shape = shapes.get(name)
     sizes = tuple(size for size in shape or () if isinstance(size, int))
     if shape is None or len(sizes) < len(shape):
-        raise _Unknown(UNKNOWN_SHAPE)
+        raise _UncountableError(UNKNOWN_SHAPE)
     return sizes
 
 
@@ -81,7 +81,7 @@ def _product(left: int, right: int) -> Callable[[onnx.NodeProto, Shapes], int]:
             other = shapes.get(node.input[right]) or ("?",)
             inner = other[-2 if len(other) > 1 else -1]
         if not isinstance(inner, int):
-            raise _Unknown(UNKNOWN_SHAPE)
+            raise _UncountableError(UNKNOWN_SHAPE)
         return math.prod(_shape(node.output[0], shapes)) * inner
 
     return count
@@ -108,7 +108,7 @@ def _einsum(node: onnx.NodeProto, shapes: Shapes) -> int:
     if len(terms) == 1:
         return 0
     if len(terms) > 2:
-        raise _Unknown(f"in which order it multiplies {len(terms)} operands is up to the runtime")
+        raise _UncountableError(f"in which order it multiplies {len(terms)} operands is up to the runtime")
     sizes: dict[str, int] = {}
     for term, name in zip(terms, node.input, strict=True):
         shape = _shape(name, shapes)
@@ -133,7 +133,7 @@ def _attention(node: onnx.NodeProto, shapes: Shapes) -> int:
 
 def _refused(reason: str) -> Callable[[onnx.NodeProto, Shapes], int]:
     def count(node: onnx.NodeProto, shapes: Shapes) -> int:
-        raise _Unknown(reason)
+        raise _UncountableError(reason)
 
     return count
 

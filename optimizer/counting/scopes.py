@@ -54,7 +54,8 @@ def scopes(model: onnx.ModelProto) -> list[Scope]:
             found = _opened(onnx.shape_inference.infer_shapes(facts.told(light), data_prop=True))
         except onnx.shape_inference.InferenceError:
             return found
-        if not any([facts.learn(scope, number) for number, scope in enumerate(found)]):
+        learnt = [facts.learn(scope, number) for number, scope in enumerate(found)]
+        if not any(learnt):
             return found
     return found
 

@@ -63,7 +63,9 @@ def stored_weights(
             yield part, node, list(_read_by(node, graph.opset, counted, refuse))
 
 
-def _read_by(node: Node, opset: int, counted: set[int], refuse: Callable[[Node, str], None]) -> Iterator[Stored]:
+def _read_by(
+    node: Node, opset: int, counted: set[int], refuse: Callable[[Node, str], None]
+) -> Iterator[Stored]:
     if node.outputs and is_constant(node.outputs[0], UNFOLDED):
         return  # its reader counts what it decodes
     standard = node.domain in (None, "", "ai.onnx")
@@ -173,7 +175,11 @@ def _leaves(tensor: Tensor) -> list[Constant]:
 
 
 def _bytes(leaf: Constant) -> int:
-    number = leaf.dtype if isinstance(leaf.dtype, int) else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(leaf.dtype))
+    number = (
+        leaf.dtype
+        if isinstance(leaf.dtype, int)
+        else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(leaf.dtype))
+    )
     names = onnx.TensorProto
     if number in (names.INT4, names.UINT4, names.FLOAT4E2M1):
         return -(-math.prod(leaf.shape) // 2)

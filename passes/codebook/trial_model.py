@@ -22,8 +22,7 @@ class TrialModel:
         self.model, self.runner = _dense(model), runner
         self.copy = onnx.ModelProto()
         self.copy.CopyFrom(self.model)
-        # Two lists of the same tensors, in the same order.
-        self.kept, self.changed = ({t.name: t for g in graph_protos(m.graph) for t in g.initializer} for m in (self.model, self.copy))
+        self.kept, self.changed = _initializers(self.model), _initializers(self.copy)
         self.runs = 0
 
     def noise(self, values: Mapping[str, np.ndarray]) -> float:
@@ -39,6 +38,10 @@ class TrialModel:
             for name in values:
                 self.changed[name].CopyFrom(self.kept[name])
         return LOUD if np.isnan(sqnr) else min(LOUD, 10 ** (-sqnr / 10))
+
+
+def _initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    return {tensor.name: tensor for graph in graph_protos(model.graph) for tensor in graph.initializer}
 
 
 def _dense(model: onnx.ModelProto) -> onnx.ModelProto:

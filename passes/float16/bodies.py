@@ -54,5 +54,7 @@ def _refusal(graph: Graph, weight: Weight, max_error: float) -> str | None:
         return f"float16 would save {values.nbytes // 2} bytes of its weight and add {_CAST_BYTES} of a Cast"
     lost = half.rounding(values)
     if lost.overflows:
-        return f"its weight reaches {half.largest_magnitude(values):.4g}, and float16 ends at {half.LARGEST:.0f}"
+        return (
+            f"its weight reaches {half.largest_magnitude(values):.4g}, and float16 ends at {half.LARGEST:.0f}"
+        )
     return f"float16 would change its weight by {100 * lost.error:.2g} %" if lost.error > max_error else None

@@ -84,7 +84,11 @@ def take_up(graph: Graph, model: onnx.ModelProto) -> None:
     for part, proto in zip(parts(graph), graph_protos(model.graph), strict=True):
         part.graph.stored_names = set(_stored(proto))
         local = dict.fromkeys(
-            [*_stored(proto), *(value.name for value in proto.input), *(n for node in proto.node for n in node.output)]
+            [
+                *_stored(proto),
+                *(value.name for value in proto.input),
+                *(n for node in proto.node for n in node.output),
+            ]
         )
         if part.node is not None:
             _complete_nodes(part, part.node, proto, nodes)
@@ -148,9 +152,7 @@ def constants(found: Sequence[Part]) -> Iterator[tuple[Constant, Part]]:
 
 
 def _home(tensor: Constant, around: list[list[Part]]) -> Part:
-    common = [
-        first for first, *others in zip(*around, strict=False) if all(part is first for part in others)
-    ]
+    common = [first for first, *others in zip(*around, strict=False) if all(part is first for part in others)]
     for part in common:
         if tensor.name in getattr(part.graph, "stored_names", ()):
             return part

@@ -18,6 +18,11 @@ from onnx_lathe.passes.graph.model import FOUR_BIT
 WEIGHT_INPUT = 1
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 NOT_CONSTANT = "its weight is computed at run time"
+_WITH_WEIGHTS = {
+    "Gather": "its table is an embedding",
+    "Einsum": "its constant is an operand of an Einsum",
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), "its weights are those of a recurrent layer"),
+}
 
 
 @dataclass
@@ -80,6 +85,8 @@ def weights(
     for part in parts(graph):
         for node in part.graph.nodes:
             if not is_layer(node):
+                if reason := _other_weight(node):
+                    refuse(node.name, reason)
                 continue
             tensor = node.inputs[WEIGHT_INPUT]
             if tensor.name in found and (bodies or not part.place):
@@ -118,6 +125,15 @@ def other_use(graph: Graph, weight: Weight) -> str | None:
     known = {id(node) for node in weight.nodes}
     other = next((node for node in weight.tensor.outputs if id(node) not in known), None)
     return None if other is None else f"its weight is also read by {other.name or other.op}"
+
+
+def _other_weight(node: Node) -> str | None:
+    """What constant of an operator that is no layer here would be a weight elsewhere."""
+    if node.domain or node.op not in _WITH_WEIGHTS or is_constant(node.outputs[0]):
+        return None
+    leaves = [leaf for t in node.inputs if not t.is_empty() and is_constant(t) for leaf in stored_in(t)]
+    large = any(leaf.dtype in (np.float32, np.float16) and len(leaf.shape) > 1 for leaf in leaves)
+    return f"{_WITH_WEIGHTS[node.op]}, which this pass does not change" if large else None
 
 
 def _unusable(node: Node, halves: bool) -> str | None:

@@ -73,7 +73,9 @@ class Quantization:
         """Corrects the biases of what `apply` quantized, if the options and the data allow it."""
         if self._correction is not None and written:
             self.context.progress("correcting biases")
-            outside = [weight for weight in written if not weight.place]  # what bodies compute is not observed
+            outside = [
+                weight for weight in written if not weight.place
+            ]  # what bodies compute is not observed
             self._correction.apply(graph, layers_of(outside), report)
 
     def _activations(

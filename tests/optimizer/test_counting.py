@@ -276,6 +276,11 @@ def test_foreign_operators_are_named() -> None:
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((4, 1, 8), np.uint8), "packed"))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(4, np.float32), "scales"))
     size = layer_table(model).size
-    assert size.uncounted["macs"] == "MACs of tiny (MatMulNBits) are not counted: it is no operator of the ONNX standard"
-    assert size.uncounted["sparsity"].startswith("weights of tiny (MatMulNBits) are not counted: com.microsoft")
+    assert (
+        size.uncounted["macs"]
+        == "MACs of tiny (MatMulNBits) are not counted: it is no operator of the ONNX standard"
+    )
+    assert size.uncounted["sparsity"].startswith(
+        "weights of tiny (MatMulNBits) are not counted: com.microsoft"
+    )
     assert set(size.as_metrics()) == {"weights"}

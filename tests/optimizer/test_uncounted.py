@@ -108,6 +108,8 @@ def test_a_body_that_a_pass_leaves_alone_is_a_warning(
 ) -> None:
     code, report = compiled(branches(), tmp_path, "--passes", "tensor_train")
     assert code == 0
-    start = "step 1, tensor_train: no layer in the then_branch of If_1 was changed; If_1/then_branch/MatMul_0: "
+    start = (
+        "step 1, tensor_train: no layer in the then_branch of If_1 was changed; If_1/then_branch/MatMul_0: "
+    )
     assert [line for line in report["warnings"] if line.startswith(start)]
     assert "warning: no layer in the else_branch of If_1" in " ".join(capsys.readouterr().out.split())

@@ -185,7 +185,11 @@ def test_constants_and_normalizations_inside_bodies_are_folded() -> None:
         variance=np.abs(random(3)) + np.float32(0.5),
     )
     after, report = applied(model, "fold")
-    assert [[node.op_type for node in graph.node] for graph in graph_protos(after.graph)] == [["If"], ["Conv"], ["Conv"]]
+    assert [[node.op_type for node in graph.node] for graph in graph_protos(after.graph)] == [
+        ["If"],
+        ["Conv"],
+        ["Conv"],
+    ]
     assert stored(after) == [["v"], ["w", "w_bias"], ["v_bias"]]
     assert len(report.edits) == 3
     x = random(4, 2, 6, 6)
@@ -195,7 +199,9 @@ def test_constants_and_normalizations_inside_bodies_are_folded() -> None:
 
 
 def test_what_both_branches_read_is_not_folded_into() -> None:
-    text = NORMALIZED.replace("w = Constant <value = float[3, 2, 1, 1] {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}> ()", "")
+    text = NORMALIZED.replace(
+        "w = Constant <value = float[3, 2, 1, 1] {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}> ()", ""
+    )
     ones = np.ones(3, np.float32)
     model = build(
         text.replace("Conv (x, w)", "Conv (x, v)"),
@@ -208,6 +214,25 @@ def test_what_both_branches_read_is_not_folded_into() -> None:
     )
     after, report = applied(model, "fold")
     assert after is model
-    assert ("If_0/then_branch/BatchNormalization_1", "the weight of If_0/then_branch/Conv_0 has another reader") in [
-        (skip.node, skip.reason) for skip in report.skips
+    assert (
+        "If_0/then_branch/BatchNormalization_1",
+        "the weight of If_0/then_branch/Conv_0 has another reader",
+    ) in [(skip.node, skip.reason) for skip in report.skips]
+
+
+def test_weights_of_other_operators_are_skipped_by_name() -> None:
+    model = build(
+        """(int64[N, 3] i, float[5, N, 4] x) => (float[N, 3, 2] y, float[5, 1, N, 8] z) {
+            e = Gather (table, i) y = Einsum <equation = "bti,io->bto"> (e, v) z = GRU <hidden_size = 8> (x, w, r)
+        }""",
+        table=random(10, 4),
+        v=random(4, 2),
+        w=random(1, 24, 4),
+        r=random(1, 24, 8),
+    )
+    _, report = applied(model, "prune")
+    assert [(skip.node, skip.reason.split(",")[0]) for skip in report.skips] == [
+        ("Gather_0", "its table is an embedding"),
+        ("Einsum_1", "its constant is an operand of an Einsum"),
+        ("GRU_2", "its weights are those of a recurrent layer"),
     ]
