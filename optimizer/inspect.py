@@ -103,6 +103,7 @@ def _row(
 ) -> LayerRow:
     times = _steps(scope)
     reason = macs if isinstance(macs, str) else times if isinstance(times, str) and macs else ""
+    known = macs * times if isinstance(macs, int) and isinstance(times, int) else 0
     return LayerRow(
         node.name,
         node.op,
@@ -111,7 +112,7 @@ def _row(
         sum(one.elements for one in found),
         sum(one.zeros for one in found),
         sum(one.size_bytes for one in found),
-        None if reason else (macs or 0) * (times if isinstance(times, int) else 0),  # type: ignore[operator]
+        None if reason else known,
         part.place,
         reason,
     )

@@ -20,7 +20,19 @@ _NO_PRODUCTS_ML = """
     ArrayFeatureExtractor Binarizer CastMap CategoryMapper DictVectorizer FeatureVectorizer Imputer LabelEncoder Normalizer
     OneHotEncoder Scaler ZipMap
 """
-NO_PRODUCTS_ML = frozenset(_NO_PRODUCTS_ML.split())
+_NO_PRODUCTS_MICROSOFT = """
+    BiasAdd BiasGelu BiasSoftmax DequantizeLinear EmbedLayerNormalization FastGelu Gelu GroupNorm NhwcMaxPool QLinearAdd
+    QLinearAveragePool QLinearConcat QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearSigmoid QLinearSoftmax
+    QuantizeLinear QuickGelu RotaryEmbedding SimplifiedLayerNormalization SkipGroupNorm SkipLayerNormalization
+    SkipSimplifiedLayerNormalization Trilu
+"""
+NO_PRODUCTS = {
+    "ai.onnx.ml": frozenset(_NO_PRODUCTS_ML.split()),
+    "com.microsoft": frozenset(_NO_PRODUCTS_MICROSOFT.split()),
+}
+"""Operators outside the standard that multiply no matrices, by domain."""
+FUSED = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
+"""Operators of com.microsoft that compute an operator of the standard, and an activation behind it."""
 
 
 class _UncountableError(Exception):
@@ -31,10 +43,11 @@ def macs_of(node: onnx.NodeProto, shapes: Shapes) -> int | str | None:
     """MACs of the node; why they cannot be counted; or None for an operator that has none. Bodies are not
     looked into.
     """
-    if node.domain not in ("", "ai.onnx"):
-        plain = node.domain == "ai.onnx.ml" and node.op_type in NO_PRODUCTS_ML
-        return None if plain else OTHER_DOMAIN
-    count = _COUNTS.get(node.op_type)
+    standard = node.domain in ("", "ai.onnx")
+    fused = node.domain == "com.microsoft" and node.op_type in FUSED
+    if not standard and not fused:
+        return None if node.op_type in NO_PRODUCTS.get(node.domain, ()) else OTHER_DOMAIN
+    count = _COUNTS.get(FUSED[node.op_type] if fused else node.op_type)
     if count is None:
         return None
     try:

@@ -73,7 +73,7 @@ def _read_by(
         integer = standard and node.op in _INTEGER and index == _INTEGER[node.op][0]
         if tensor.is_empty() or not is_constant(tensor, UNFOLDED):
             continue
-        if standard and index in _PARAMETERS.get(node.op, ()):
+        if index in _PARAMETERS.get(node.op, ()):
             continue
         if not integer and not _is_float(tensor):
             if not standard and len(_shape(tensor) or ()) > 1:
@@ -147,11 +147,24 @@ def _zeros(tensor: Tensor, opset: int, zero: np.ndarray | None) -> tuple[tuple[i
         codebook, indices = codes
         found = sum(int(np.count_nonzero(indices == code)) for code in np.flatnonzero(codebook == 0))
         return tuple(_shape(tensor) or indices.shape), found
-    stored = _held(tensor)
+    stored = _held(tensor) or _centred(tensor)
     values = np.asarray(constant_value(tensor, opset) if stored is None else read(stored))
     if zero is not None:
         return tuple(values.shape), int(np.count_nonzero(values == zero))
     return tuple(values.shape), values.size - int(np.count_nonzero(values))
+
+
+def _centred(tensor: Tensor) -> Constant | None:
+    """The integers of a weight whose zero-points and no scales are 0: what decodes to zero is 0 there already."""
+    node = tensor.inputs[0]
+    if node.op != "DequantizeLinear":
+        return None
+    levels, scale, *zeros = [
+        _held(source) if is_constant(source, UNFOLDED) else None for source in node.inputs
+    ]
+    if scale is None or not np.all(read(scale)) or any(zero is None or np.any(read(zero)) for zero in zeros):
+        return None
+    return levels
 
 
 def _zero_point(node: Node, opset: int) -> np.ndarray:
