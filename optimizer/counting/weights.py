@@ -16,7 +16,7 @@ from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.bodies import Part, parts
 from onnx_lathe.passes.graph.evaluate import REFUSALS
 from onnx_lathe.passes.graph.initializers import read, size_bytes
-from onnx_lathe.passes.graph.layers import UNFOLDED, codebook_of, constant_value, is_constant
+from onnx_lathe.passes.graph.layers import UNFOLDED, constant_value, is_constant, zeros_of
 
 _LAYOUT = ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 _PARAMETERS = {
@@ -84,13 +84,13 @@ def _read_by(
             yield Stored(_shape(tensor) or (), 0, 0, 0)
             continue
         try:
-            shape, zeros = _zeros(tensor, opset, _zero_point(node, opset) if integer else None)
+            zeros, shape = _zeros(tensor, opset, _zero_point(node, opset) if integer else None)
         except REFUSALS as error:
             refuse(node, f"'{tensor.name}' cannot be computed: {' '.join(str(error).split())}")
             continue
         counted.add(id(source))
         if shape:  # a single number is part of a formula, such as an epsilon
-            yield Stored(shape, math.prod(shape), zeros, sum(map(_bytes, _leaves(tensor))))
+            yield Stored(_shape(tensor) or shape, math.prod(shape), zeros, sum(map(_bytes, _leaves(tensor))))
 
 
 def _source(tensor: Tensor) -> Tensor:
@@ -140,18 +140,14 @@ def _shape(tensor: Tensor) -> tuple[int, ...] | None:
     return None if shape is None or not all(isinstance(size, int) for size in shape) else tuple(shape)
 
 
-def _zeros(tensor: Tensor, opset: int, zero: np.ndarray | None) -> tuple[tuple[int, ...], int]:
-    """Shape, and how many of the values are zero: of integers, how many are at the zero-point."""
-    codes = codebook_of(tensor)
-    if codes is not None:
-        codebook, indices = codes
-        found = sum(int(np.count_nonzero(indices == code)) for code in np.flatnonzero(codebook == 0))
-        return tuple(_shape(tensor) or indices.shape), found
-    stored = _held(tensor) or _centred(tensor)
-    values = np.asarray(constant_value(tensor, opset) if stored is None else read(stored))
+def _zeros(tensor: Tensor, opset: int, zero: np.ndarray | None) -> tuple[int, tuple[int, ...]]:
+    """How many of the values are zero, of integers at the zero-point, and their shape."""
     if zero is not None:
-        return tuple(values.shape), int(np.count_nonzero(values == zero))
-    return tuple(values.shape), values.size - int(np.count_nonzero(values))
+        values = np.asarray(constant_value(tensor, opset))
+        return int(np.count_nonzero(values == zero)), tuple(values.shape)
+    stored = _held(tensor)
+    stored = _centred(tensor) if stored is None else stored
+    return zeros_of(tensor if stored is None else stored, opset)
 
 
 def _centred(tensor: Tensor) -> Constant | None:

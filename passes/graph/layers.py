@@ -48,16 +48,6 @@ class Weight:
     def is_initializer(self) -> bool:
         return isinstance(self.tensor, Constant)
 
-    def zeros(self) -> tuple[int, int]:
-        """How many of the decoded values are zero, and how many there are."""
-        codes = codebook_of(self.tensor)
-        if codes is None:
-            value = constant_value(self.tensor, self.opset)
-            return value.size - int(np.count_nonzero(value)), value.size
-        codebook, indices = codes
-        zero = np.flatnonzero(codebook == 0)
-        return sum(int(np.count_nonzero(indices == code)) for code in zero), indices.size
-
 
 def is_layer(node: Node) -> bool:
     return node.op in LAYER_OPS and not node.domain and len(node.inputs) > WEIGHT_INPUT
@@ -221,6 +211,17 @@ def constant_value(tensor: Tensor, opset: int) -> np.ndarray:
         node, [None if source.is_empty() else constant_value(source, opset) for source in node.inputs], opset
     )
     return values[next(index for index, output in enumerate(node.outputs) if output is tensor)]
+
+
+def zeros_of(tensor: Tensor, opset: int) -> tuple[int, tuple[int, ...]]:
+    """How many of the decoded values of a constant tensor are zero, and its shape."""
+    codes = codebook_of(tensor)
+    if codes is None:
+        value = constant_value(tensor, opset)
+        return value.size - int(np.count_nonzero(value)), tuple(value.shape)
+    codebook, indices = codes
+    zero = np.flatnonzero(codebook == 0)
+    return sum(int(np.count_nonzero(indices == code)) for code in zero), tuple(indices.shape)
 
 
 def codebook_of(tensor: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
