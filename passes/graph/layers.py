@@ -121,7 +121,9 @@ def _other_weight(node: Node) -> str | None:
     """What constant of an operator that is no layer here would be a weight elsewhere."""
     if node.domain or node.op not in _WITH_WEIGHTS or is_constant(node.outputs[0]):
         return None
-    leaves = [leaf for t in node.inputs if not t.is_empty() and is_constant(t) for leaf in stored_in(t)]
+    # what a layer reads, too, is refused or compressed there
+    own = [tensor for tensor in node.inputs if not any(map(is_layer, tensor.outputs))]
+    leaves = [leaf for t in own if not t.is_empty() and is_constant(t) for leaf in stored_in(t)]
     large = any(leaf.dtype in (np.float32, np.float16) and len(leaf.shape) > 1 for leaf in leaves)
     return f"{_WITH_WEIGHTS[node.op]}, which this pass does not change" if large else None
 
