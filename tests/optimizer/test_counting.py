@@ -284,3 +284,22 @@ def test_foreign_operators_are_named() -> None:
         "weights of tiny (MatMulNBits) are not counted: com.microsoft"
     )
     assert set(size.as_metrics()) == {"weights"}
+
+
+def test_a_branch_inside_a_loop_counts_as_often_as_that_runs() -> None:
+    model = build(
+        """(float[N, 4] x, bool c) => (float[N, 4] y) { y = Loop (trips, yes, x) <
+            body = step (int64 i, bool on, float[N, 4] h) => (bool more, float[N, 4] next) {
+                more = Identity (on)
+                next = If (c) < then_branch = t () => (float[N, 4] p) { p = MatMul (h, w) },
+                                else_branch = e () => (float[N, 4] q) { s = MatMul (h, v) q = MatMul (s, v) } >
+            }> }""",
+        trips=np.array(3),
+        yes=np.array(True),
+        w=random(4, 4),
+        v=random(4, 4),
+    )
+    table = layer_table(model)
+    assert [row.place for row in table.rows][1:] == ["else_branch of Loop_0/body/If_1"] * 2
+    assert [row.macs for row in table.rows] == [3 * 16] * 3
+    assert (table.size.macs, table.size.parameters) == (3 * 2 * 16, 32)
