@@ -2,6 +2,8 @@
 infer and compare.
 """
 
+import math
+
 import onnx
 
 SKELETON_LIMIT_BYTES = 1 << 14
@@ -24,13 +26,18 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.sparse_initializer.extend(source.sparse_initializer)
     graph.input.extend(runtime_inputs(model))
     for tensor in source.initializer:
-        if tensor.ByteSize() <= SKELETON_LIMIT_BYTES:
+        if _is_small(tensor):
             graph.initializer.append(tensor)
         else:
             graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             )
     return light
+
+
+def _is_small(tensor: onnx.TensorProto) -> bool:
+    """Protobuf measures by writing, which fails over 2 GiB; elements are counted first, of 4 bits at least."""
+    return math.prod(tensor.dims) <= 2 * SKELETON_LIMIT_BYTES and tensor.ByteSize() <= SKELETON_LIMIT_BYTES
 
 
 def runtime_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

@@ -56,7 +56,7 @@ def load(path: str | Path) -> ModelProto:
         content = content_of(path)
         model = parse(unpack(content, PROTOBUF_LIMIT_BYTES) if is_packed(content) else content)
         del content
-        _check(model, lambda tensor: read_external(path.parent, tensor))
+        _check(model, lambda tensor: read_external(path, tensor))
     return model
 
 
@@ -97,7 +97,7 @@ def inspect_file(path: str | Path) -> FileFacts:
         model = parse(content)
         del content
         external = [tensor for tensor in all_tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
-        for file in sorted({external_path(path.parent, tensor) for tensor in external}):
+        for file in sorted({external_path(path, tensor) for tensor in external}):
             with explaining(f"external data {file}: "), open(file, "rb") as stream:
                 while chunk := stream.read(_CHUNK_BYTES):
                     size += len(chunk)
@@ -115,7 +115,7 @@ def externals(path: str | Path) -> tuple[ModelProto, list[tuple[TensorProto, Pat
     with naming(path):
         model = parse(content_of(path))
         outside = [tensor for tensor in all_tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
-        return model, [(tensor, *locate(path.parent, tensor)) for tensor in outside]
+        return model, [(tensor, *locate(path, tensor)) for tensor in outside]
 
 
 def warnings(model: ModelProto) -> list[str]:
