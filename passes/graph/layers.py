@@ -12,11 +12,16 @@ import numpy as np
 
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.keeping import is_optional_input
 from onnx_lathe.passes.graph.model import FOUR_BIT
 
 WEIGHT_INPUT = 1
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 NOT_CONSTANT = "its weight is computed at run time"
+OPTIONAL = (
+    "its weight is an input of the model too, so a caller may feed another one; "
+    "take it off the inputs to have it compressed"
+)
 
 
 @dataclass
@@ -106,7 +111,7 @@ def _unusable(node: Node, halves: bool) -> str | None:
             return "its weight is a Constant node; fold first"
         if node.op == "MatMul" and is_constant(node.inputs[0], _UNFOLDED):
             return "its weight is the left operand"
-        return NOT_CONSTANT
+        return OPTIONAL if is_optional_input(tensor) else NOT_CONSTANT
     if isinstance(tensor, Constant):
         if tensor.dtype != np.float32 and not (halves and tensor.dtype == np.float16):
             return f"its weight is {tensor.dtype}, not float32"

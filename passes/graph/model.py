@@ -1,8 +1,8 @@
 """ModelProto <-> onnx-graphsurgeon graph, keeping what graphsurgeon itself drops or writes wrongly.
 
-onnx-graphsurgeon 0.6 loses metadata (of the model and of nodes) and node doc strings, writes a 4-bit tensor
-as one byte per element, and leaves initializers that are also inputs (IR version 3) as initializers alone,
-which is not valid at that version.
+onnx-graphsurgeon 0.6 loses much of what a model says (keeping.py), writes a 4-bit tensor as one byte per
+element, and leaves initializers that are also inputs (IR version 3) as initializers alone, which is not valid
+at that version.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_lathe import metadata
@@ -25,6 +26,7 @@ from onnx_lathe.passes.graph.initializers import (
     store_tensor,
     stored_tensor,
 )
+from onnx_lathe.passes.graph.keeping import keep, restore
 
 G_LOGGER.severity = G_LOGGER.ERROR  # its warnings speak of graphsurgeon's internals
 
@@ -41,13 +43,19 @@ def import_model(model: onnx.ModelProto) -> Graph:
     Every node gets a unique name, so that a report can name it. `graph.metadata` and `node.metadata` are
     dicts of strings.
     """
-    graph = gs.import_onnx(model)
+    graph = OnnxImporter.import_graph(
+        model.graph,
+        opset=OnnxImporter.get_opset(model),
+        import_domains=OnnxImporter.get_import_domains(model),
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        ir_version=model.ir_version,
+    )
+    keep(graph, model)
     graph.metadata = {entry.key: entry.value for entry in model.metadata_props}
     taken = {node.name for node in model.graph.node if node.name}
     seen: set[str] = set()
-    for index, (node, proto) in enumerate(zip(graph.nodes, model.graph.node, strict=True)):
-        node.metadata = {entry.key: entry.value for entry in proto.metadata_props}
-        node.doc_string = proto.doc_string
+    for index, node in enumerate(graph.nodes):
         for value in node.attrs.values():
             if isinstance(value, Constant) and is_lazy(value):
                 # its export writes a name into the tensor that it was read from
@@ -77,10 +85,7 @@ def export_model(graph: Graph) -> onnx.ModelProto:
     model.ir_version = max(model.ir_version, 4)
     for key, value in getattr(graph, "metadata", {}).items():
         model.metadata_props.add(key=key, value=value)
-    for node, proto in zip(graph.nodes, model.graph.node, strict=True):
-        proto.doc_string = getattr(node, "doc_string", "")
-        for key, value in node_metadata(node).items():
-            proto.metadata_props.add(key=key, value=value)
+    restore(graph, model)
     return model
 
 
