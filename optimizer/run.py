@@ -10,6 +10,7 @@ import onnx
 
 from onnx_lathe.optimizer.checkpoint import Checkpoints
 from onnx_lathe.optimizer.gate import Gate
+from onnx_lathe.optimizer.opening import Opened
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.optimizer.report.record import RunRecord, StepRecord
 from onnx_lathe.optimizer.services import Roles, Services
@@ -34,6 +35,8 @@ class Request:
     measure_latency: bool = True
     steps: Sequence[Pass] | None = None
     """Passes that a caller configured itself, in place of the recipe's."""
+    keep_metadata: bool = False
+    """Whether what exporters wrote of the user's source code stays in the model."""
     command: Sequence[str] = ()
     """The command line, for the record."""
     name: str = ""
@@ -62,6 +65,8 @@ class Run:
     """The model after the last step done. Held here alone: a large one must not be kept alive by a
     caller's variable.
     """
+    opened: Opened | None = None
+    """The model as it was opened, until it has been compared with the one given."""
     feeds: Mapping[str, np.ndarray] = field(default_factory=dict)
     original: Reference | None = None
 

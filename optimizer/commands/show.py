@@ -38,10 +38,10 @@ def inspect(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     from onnx_lathe.optimizer.inspect import layer_rows, measure
+    from onnx_lathe.optimizer.opening import open_file
     from onnx_lathe.optimizer.report.layers import show_layers
-    from onnx_lathe.runtime.files import model_file
 
-    model = model_file.load(options.model)
+    model = open_file(options.model).model
     rows = layer_rows(model)
     show_layers(rows, measure(model, rows), Console(highlight=False, emoji=False))
     return 0
