@@ -123,7 +123,7 @@ def _baseline(state: Run) -> None:
     ort.run(session, state.feeds)  # refuses here, by name, what cannot run at all
     if state.opened is not None:
         opening.compare(session, state.opened, state.feeds)
-        state.opened = None
+        state.rewritten, state.opened = state.opened.rewritten, None
     record.baseline = measure(state.model).as_metrics() | {"size": float(record.model["size_bytes"])}
     if state.roles.evaluation is not None:
         state.original = reference(session, state.roles.evaluation, state.ui.status)

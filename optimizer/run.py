@@ -67,12 +67,19 @@ class Run:
     """
     opened: Opened | None = None
     """The model as it was opened, until it has been compared with the one given."""
+    rewritten: bool = False
+    """Whether the model's nodes are others than in the file given, before any pass."""
     feeds: Mapping[str, np.ndarray] = field(default_factory=dict)
     original: Reference | None = None
 
     @property
     def large(self) -> bool:
         return bool(self.record.model["size_bytes"] > LARGE_BYTES)
+
+    @property
+    def source(self) -> Path | onnx.ModelProto:
+        """What a session of `model` is opened from: the model itself while it is another than the file given."""
+        return self.model if self.rewritten and not self.record.steps else self.file
 
     @property
     def file(self) -> Path:
