@@ -1,5 +1,7 @@
 """Inlines the local functions of a model, so that the layers in them are compressed and counted like others."""
 
+from collections.abc import Iterable
+
 import onnx
 from onnx import inliner
 
@@ -20,8 +22,10 @@ def inline_functions(model: onnx.ModelProto) -> str | None:
     if not model.functions:
         return None
     known = {(function.domain, function.name, function.overload) for function in model.functions}
-    calls = sum((node.domain, node.op_type, node.overload) in known for node in _nodes(model.graph))
-    light = inliner.inline_local_functions(skeleton(model))
+    calls = sum((node.domain, node.op_type, node.overload) in known for node in _nodes(model.graph.node))
+    light = skeleton(model)
+    _give_defaults(light)
+    light = inliner.inline_local_functions(light)
     del model.graph.node[:], model.functions[:]
     model.graph.node.extend(light.graph.node)
     model.functions.extend(light.functions)
@@ -37,17 +41,32 @@ def inline_functions(model: onnx.ModelProto) -> str | None:
     )
 
 
-def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Nodes of the graph and of all bodies in it."""
-    inside = [node for one in graph.node for body in bodies(one) for node in body.node]
-    return [*graph.node, *inside]
+def _give_defaults(model: onnx.ModelProto) -> None:
+    """Writes the defaults of functions' attributes into the calls that leave them out: the inliner forgets them
+    (seen in onnx 1.23).
+    """
+    defaults = {
+        (function.domain, function.name, function.overload): function.attribute_proto
+        for function in model.functions
+    }
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in _nodes(nodes):
+            given = {attribute.name for attribute in node.attribute}
+            missing = defaults.get((node.domain, node.op_type, node.overload), ())
+            node.attribute.extend(attribute for attribute in missing if attribute.name not in given)
+
+
+def _nodes(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes and those of all bodies in them."""
+    outer = list(nodes)
+    return [*outer, *(node for one in outer for body in bodies(one) for node in body.node)]
 
 
 def _import_opsets(model: onnx.ModelProto, inlined: onnx.ModelProto) -> None:
     """The opsets of what is in the graph now; the domain of a function that is gone goes too."""
-    used = {node.domain for node in _nodes(model.graph)}
+    used = {node.domain for node in _nodes(model.graph.node)}
     for function in model.functions:
-        used |= {function.domain, *(node.domain for node in function.node)}
+        used |= {function.domain, *(node.domain for node in _nodes(function.node))}
     kept = [entry for entry in inlined.opset_import if entry.domain in used | {"", "ai.onnx"}]
     del model.opset_import[:]
     model.opset_import.extend(kept)
