@@ -29,6 +29,7 @@ from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import checked, configure
 from onnx_lathe.passes.core.registry import all_passes, find
 from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.data import DataSpec
 from onnx_lathe.runtime.files import model_file
@@ -64,6 +65,7 @@ def rewrite(
     targets: str | Sequence[str] = "",
     seed: int = 0,
     keep_metadata: bool = False,
+    drop_optional_inputs: bool = False,
     progress: Progress = lambda text: None,
     on_report: Callable[[Pass, PassReport], None] = lambda instance, report: None,
 ) -> onnx.ModelProto:
@@ -73,7 +75,7 @@ def rewrite(
     passes that do. targets: for whom `int8` places Q/DQ pairs, such as "ort". on_report: called after each
     pass with what it says of its edits, skips and warnings. progress: what a run prints, warnings included.
     """
-    opened = _opened(model, keep_metadata)
+    opened = _opened(model, Wishes(keep_metadata, drop_optional_inputs))
     given = opened.model
     instances = _passes(passes)
     recipe = _asked(
@@ -121,6 +123,7 @@ def optimize(
     resume: bool = False,
     latency: bool = True,
     keep_metadata: bool = False,
+    drop_optional_inputs: bool = False,
     progress: Progress = lambda text: None,
 ) -> RunRecord:
     """Compiles the model as the command `optimize` does, and returns its record, which is in `out` too.
@@ -148,9 +151,10 @@ def optimize(
     if isinstance(passes, str):
         asked, passes = override(asked, steps=parse_calls(passes, "passes")), None
     steps = None if passes is None else _passes(passes)
+    wishes = Wishes(keep_metadata, drop_optional_inputs)
     with _file(model) as path:
         name = "model in memory" if isinstance(model, onnx.ModelProto) else ""
-        request = Request(path, asked, _path(out, "out"), resume, latency, steps, keep_metadata, name=name)
+        request = Request(path, asked, _path(out, "out"), resume, latency, steps, wishes, name=name)
         record = pipeline.run(request, Calling(progress))
     record.write(Path(out) / "report.json")
     return record
@@ -306,19 +310,19 @@ def _path(given: str | Path, what: str) -> Path:
     return Path(given)
 
 
-def _opened(model: Model, keep_metadata: bool) -> opening.Opened:
+def _opened(model: Model, wishes: Wishes) -> opening.Opened:
     """The model as passes take it, compared with the one given where it was rewritten."""
     if isinstance(model, onnx.ModelProto):
-        opened = opening.open_given(model, keep_metadata)
+        opened = opening.open_given(model, wishes)
     else:
-        opened = opening.open_file(_path(model, "model"), keep_metadata)
+        opened = opening.open_file(_path(model, "model"), wishes)
     if opened.rewritten:
         opening.compare_on_random(ort.session(model), opened)
     return opened
 
 
 def _loaded(model: Model) -> onnx.ModelProto:
-    return _opened(model, keep_metadata=True).model
+    return _opened(model, Wishes(keep_metadata=True)).model
 
 
 def _copied(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -12,12 +12,14 @@ import onnx
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.passes.core.contract import check_model
-from onnx_lathe.passes.loading.preparing import is_ready, prepare
+from onnx_lathe.passes.loading.preparing import Wishes, is_ready, prepare
 from onnx_lathe.passes.loading.walk import standard_opset
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.reading import OLDEST
 from onnx_lathe.runtime.running import ort
 
+AS_IT_IS = Wishes()
+"""A user who says nothing."""
 TOLERANCE = 1e-3
 """Of a float output, relative to its largest value: operators are fused otherwise in the rewritten model."""
 FLIPPED = 0.01
@@ -38,21 +40,21 @@ class Opened:
     rewritten: bool = False
 
 
-def open_file(path: str | Path, keep_metadata: bool = False) -> Opened:
+def open_file(path: str | Path, wishes: Wishes = AS_IT_IS) -> Opened:
     """The model of a file, packed or not. Raises ModelError as `model_file.load` does, and for an operator of
     an old opset that cannot be said at a newer one.
     """
-    return _prepared(model_file.load(path, OLDEST), keep_metadata, f"{path}: ")
+    return _prepared(model_file.load(path, OLDEST), wishes, f"{path}: ")
 
 
-def open_given(model: onnx.ModelProto, keep_metadata: bool = False) -> Opened:
+def open_given(model: onnx.ModelProto, wishes: Wishes = AS_IT_IS) -> Opened:
     """A model in memory; the very same one if nothing has to be done, else a copy."""
     model_file.checked(model, OLDEST)
-    if is_ready(model, keep_metadata):
-        return _prepared(model, keep_metadata, "")
+    if is_ready(model, wishes):
+        return _prepared(model, wishes, "")
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    return _prepared(copy, keep_metadata, "")
+    return _prepared(copy, wishes, "")
 
 
 def compare(given: Any, opened: Opened, feeds: Mapping[str, np.ndarray]) -> None:
@@ -62,14 +64,19 @@ def compare(given: Any, opened: Opened, feeds: Mapping[str, np.ndarray]) -> None
     if not opened.rewritten:
         return
     with _session(opened.model) as rewritten:
-        names = [output.name for output in given.get_outputs()]
-        pairs = zip(names, given.run(names, dict(feeds)), rewritten.run(names, dict(feeds)), strict=True)
-        for name, expected, found in pairs:
-            if difference := _difference(expected, found):
-                raise ModelError(
-                    f"{opened.notes[0]}, but output '{name}' differs: {difference}; "
-                    "export the model again with opset_version=17"
-                )
+        if difference := first_difference(given, rewritten, feeds):
+            done = "; ".join(opened.notes)
+            raise ModelError(f"{done}: {difference} then; export the model again with opset_version=17")
+
+
+def first_difference(given: Any, rewritten: Any, feeds: Mapping[str, np.ndarray]) -> str:
+    """The first output that two sessions compute differently, and how; empty if there is none."""
+    names = [output.name for output in given.get_outputs()]
+    pairs = zip(names, given.run(names, dict(feeds)), rewritten.run(names, dict(feeds)), strict=True)
+    for name, expected, found in pairs:
+        if difference := _difference(expected, found):
+            return f"output '{name}' differs: {difference}"
+    return ""
 
 
 def compare_on_random(given: Any, opened: Opened) -> None:
@@ -87,11 +94,11 @@ def compare_on_random(given: Any, opened: Opened) -> None:
     compare(given, opened, feeds)
 
 
-def _prepared(model: onnx.ModelProto, keep_metadata: bool, named: str) -> Opened:
+def _prepared(model: onnx.ModelProto, wishes: Wishes, named: str) -> Opened:
     opset, nodes = standard_opset(model), len(model.graph.node)
     version = 0 if opset is None else opset.version
     try:
-        done = prepare(model, keep_metadata)
+        done = prepare(model, wishes)
         if done.rewritten:
             check_model(model, strict=False)
     except ModelError as error:

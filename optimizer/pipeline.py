@@ -54,7 +54,7 @@ def _open(request: Request, ui: Ui) -> Run:
     gates = parse_gates(request.recipe.gates)
     targets = build.open_targets(request.recipe.targets)
     placement = build.placement(targets)
-    opened = opening.open_file(request.model, request.keep_metadata)
+    opened = opening.open_file(request.model, request.wishes)
     model = opened.model
     roles = services.open_roles(request.recipe, model)
     services.check_needs(passes, roles, request.recipe)
@@ -95,7 +95,7 @@ def _identity(request: Request, passes: Sequence[Pass], roles: services.Roles) -
     recipe = [(instance.name, sorted(asdict(instance.config).items(), key=str)) for instance in passes]
     sha256 = model_file.inspect_file(request.model).sha256
     identity = {"recipe": repr(recipe), "model": sha256, "version": VERSION}
-    identity["metadata kept"] = str(request.keep_metadata)
+    identity["reading of the model"] = repr(request.wishes)
     if request.recipe.retrain is not None:
         path, function = hook_place(request.recipe.retrain)
         identity["retraining hook"] = f"{file_hash(path)} {function}"

@@ -10,12 +10,13 @@ import onnx
 
 from onnx_lathe.optimizer.checkpoint import Checkpoints
 from onnx_lathe.optimizer.gate import Gate
-from onnx_lathe.optimizer.opening import Opened
+from onnx_lathe.optimizer.opening import AS_IT_IS, Opened
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.optimizer.report.record import RunRecord, StepRecord
 from onnx_lathe.optimizer.services import Roles, Services
 from onnx_lathe.optimizer.ui import Ui
 from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.placement import Placement
 from onnx_lathe.runtime.running.evaluate import Reference
 from onnx_lathe.runtime.targets.core.base import Target
@@ -35,8 +36,8 @@ class Request:
     measure_latency: bool = True
     steps: Sequence[Pass] | None = None
     """Passes that a caller configured itself, in place of the recipe's."""
-    keep_metadata: bool = False
-    """Whether what exporters wrote of the user's source code stays in the model."""
+    wishes: Wishes = AS_IT_IS
+    """How the model is read."""
     command: Sequence[str] = ()
     """The command line, for the record."""
     name: str = ""

@@ -18,6 +18,7 @@ from onnx_lathe.optimizer.report.record import RunRecord
 from onnx_lathe.optimizer.run import Request
 from onnx_lathe.optimizer.sizes import parse_bytes
 from onnx_lathe.optimizer.ui import Ui
+from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.version import VERSION
 
 COMPILE_EPILOG = """\
@@ -40,7 +41,7 @@ def compile_model(arguments: list[str]) -> int:
         options.out,
         options.resume,
         not options.no_latency,
-        keep_metadata=options.keep_metadata,
+        wishes=_wishes(options),
         command=arguments,
     )
     return _run(request, options)
@@ -60,7 +61,7 @@ def build(arguments: list[str]) -> int:
         metavar="DIR",
         help="folder for results (default build/targets)",
     )
-    _add_metadata_option(parser)
+    _add_reading_options(parser)
     parser.add_argument("--json", action="store_true", help="print the run record as JSON instead of tables")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     options = parser.parse_args(arguments)
@@ -70,7 +71,7 @@ def build(arguments: list[str]) -> int:
         recipe,
         options.out,
         measure_latency=False,
-        keep_metadata=options.keep_metadata,
+        wishes=_wishes(options),
         command=["build", *arguments],
     )
     return _run(request, options)
@@ -171,19 +172,28 @@ def _add_run_options(parser: Parser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run in the same --out")
     parser.add_argument("--seed", type=int, help="of the split of --data (default 0)")
-    _add_metadata_option(parser)
+    _add_reading_options(parser)
     parser.add_argument("--no-latency", action="store_true", help="do not time the models")
     parser.add_argument("--json", action="store_true", help="print the run record as JSON instead of tables")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--version", action="version", version=f"optimize {VERSION}")
 
 
-def _add_metadata_option(parser: Parser) -> None:
+def _add_reading_options(parser: Parser) -> None:
     parser.add_argument(
         "--keep-metadata",
         action="store_true",
         help="keep what the exporter wrote of your source code: stack traces, scopes",
     )
+    parser.add_argument(
+        "--drop-optional-inputs",
+        action="store_true",
+        help="weights that are inputs too can no longer be fed, so passes may change them",
+    )
+
+
+def _wishes(options: argparse.Namespace) -> Wishes:
+    return Wishes(options.keep_metadata, options.drop_optional_inputs)
 
 
 def attached(arguments: Sequence[str], name: str) -> list[str]:

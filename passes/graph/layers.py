@@ -20,7 +20,7 @@ LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 NOT_CONSTANT = "its weight is computed at run time"
 OPTIONAL = (
     "its weight is an input of the model too, so a caller may feed another one; "
-    "take it off the inputs to have it compressed"
+    "--drop-optional-inputs makes a weight of it"
 )
 
 

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import AttributeProto, helper
 
-from onnx_lathe.passes.loading.preparing import is_ready, prepare
+from onnx_lathe.passes.loading.preparing import Wishes, is_ready, prepare
 from tests.support.builders import build, random, run
 
 OPSETS = [helper.make_opsetid("", 17)]
@@ -170,10 +170,10 @@ def test_traces_are_left_out() -> None:
 
 def test_traces_stay_when_asked() -> None:
     model, original = traced(), traced()
-    assert not prepare(model, keep_metadata=True).notes
+    assert not prepare(model, Wishes(keep_metadata=True)).notes
     assert model == original
-    assert is_ready(model, keep_metadata=True)
-    assert not is_ready(model, keep_metadata=False)
+    assert is_ready(model, Wishes(keep_metadata=True))
+    assert not is_ready(model, Wishes())
 
 
 @pytest.mark.parametrize(
