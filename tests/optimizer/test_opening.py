@@ -96,6 +96,15 @@ def test_a_conversion_that_computes_something_else_is_refused(
         onnx_lathe.rewrite(old_network(), "fold")
 
 
+def test_a_conversion_that_does_not_load_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(rewriter: object, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        return [helper.make_node("Reshape", [node.input[0], node.input[0]], node.output)]
+
+    monkeypatch.setattr(modern, "RULES", {**modern.RULES, "Softmax": wrong})
+    with pytest.raises(ModelError, match=r"opset 9 converted to 17 .*: ONNX Runtime cannot load"):
+        onnx_lathe.rewrite(old_network(), "fold")
+
+
 @pytest.mark.parametrize(
     ("found", "reason"),
     [
