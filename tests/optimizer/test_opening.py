@@ -13,6 +13,7 @@ from onnx_lathe.errors import ModelError
 from onnx_lathe.optimizer import opening
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.passes.loading import modern
+from onnx_lathe.passes.loading.old_operators import RULES
 from onnx_lathe.runtime.running import ort
 from tests.support.builders import build, random
 
@@ -85,7 +86,7 @@ def test_a_conversion_that_computes_something_else_is_refused(
     def wrong(rewriter: object, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         return [helper.make_node("Relu", node.input, node.output)]
 
-    monkeypatch.setattr(modern, "RULES", {**modern.RULES, "Softmax": wrong})
+    monkeypatch.setattr(modern, "RULES", {**RULES, "Softmax": wrong})
     path = tmp_path / "old.onnx"
     onnx.save(old_network(), path)
     assert optimize(path, "--passes", "fold", "--out", tmp_path / "out") == 2
@@ -100,7 +101,7 @@ def test_a_conversion_that_does_not_load_is_refused(monkeypatch: pytest.MonkeyPa
     def wrong(rewriter: object, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         return [helper.make_node("Reshape", [node.input[0], node.input[0]], node.output)]
 
-    monkeypatch.setattr(modern, "RULES", {**modern.RULES, "Softmax": wrong})
+    monkeypatch.setattr(modern, "RULES", {**RULES, "Softmax": wrong})
     with pytest.raises(ModelError, match=r"opset 9 converted to 17 .*: ONNX Runtime cannot load"):
         onnx_lathe.rewrite(old_network(), "fold")
 
