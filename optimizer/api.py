@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.optimizer import artifacts, compare, pipeline
+from onnx_lathe.optimizer import artifacts, compare, opening, pipeline
 from onnx_lathe.optimizer import check as checking
 from onnx_lathe.optimizer.build import configured_targets, placement
 from onnx_lathe.optimizer.inspect import LayerRow, Size, layer_table
@@ -29,9 +29,11 @@ from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import checked, configure
 from onnx_lathe.passes.core.registry import all_passes, find
 from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.data import DataSpec
 from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.files.reading import OLDEST
 from onnx_lathe.runtime.pack import LIMIT_BYTES
 from onnx_lathe.runtime.pack import files as packed_files
 from onnx_lathe.runtime.running import ort
@@ -62,6 +64,8 @@ def rewrite(
     preprocess: str | None = None,
     targets: str | Sequence[str] = "",
     seed: int = 0,
+    keep_metadata: bool = False,
+    drop_optional_inputs: bool = False,
     progress: Progress = lambda text: None,
     on_report: Callable[[Pass, PassReport], None] = lambda instance, report: None,
 ) -> onnx.ModelProto:
@@ -71,7 +75,8 @@ def rewrite(
     passes that do. targets: for whom `int8` places Q/DQ pairs, such as "ort". on_report: called after each
     pass with what it says of its edits, skips and warnings. progress: what a run prints, warnings included.
     """
-    given = _loaded(model)
+    opened = _opened(model, Wishes(keep_metadata, drop_optional_inputs))
+    given = opened.model
     instances = _passes(passes)
     recipe = _asked(
         Recipe(),
@@ -84,6 +89,8 @@ def rewrite(
     check_needs(instances, roles, recipe)
     for warning in (*model_file.warnings(given), *warnings(instances, roles)):
         progress(f"warning: {warning}")
+    for note in opened.notes:
+        progress(note)
     source = given
     place = placement(configured_targets(_calls(targets))) if targets else CANONICAL
     services = Services(recipe, roles, given, None, progress)
@@ -93,7 +100,7 @@ def rewrite(
         on_report(instance, report)
     if measured_exactly(source):
         progress(f"warning: {ort.SATURATES}")
-    return _copied(source) if source is given else source
+    return _copied(source) if source is model else source
 
 
 def optimize(
@@ -115,6 +122,8 @@ def optimize(
     seed: int | None = None,
     resume: bool = False,
     latency: bool = True,
+    keep_metadata: bool = False,
+    drop_optional_inputs: bool = False,
     progress: Progress = lambda text: None,
 ) -> RunRecord:
     """Compiles the model as the command `optimize` does, and returns its record, which is in `out` too.
@@ -142,9 +151,10 @@ def optimize(
     if isinstance(passes, str):
         asked, passes = override(asked, steps=parse_calls(passes, "passes")), None
     steps = None if passes is None else _passes(passes)
+    wishes = Wishes(keep_metadata, drop_optional_inputs)
     with _file(model) as path:
         name = "model in memory" if isinstance(model, onnx.ModelProto) else ""
-        request = Request(path, asked, _path(out, "out"), resume, latency, steps, name=name)
+        request = Request(path, asked, _path(out, "out"), resume, latency, steps, wishes, name=name)
         record = pipeline.run(request, Calling(progress))
     record.write(Path(out) / "report.json")
     return record
@@ -155,10 +165,19 @@ def build(
     targets: str | Sequence[str],
     out: str | Path = "build/targets",
     *,
+    keep_metadata: bool = False,
     progress: Progress = lambda text: None,
 ) -> RunRecord:
     """Builds a finished model for targets such as "ort, pack", as `optimize build` does."""
-    return optimize(model, "", targets=targets, out=out, latency=False, progress=progress)
+    return optimize(
+        model,
+        "",
+        targets=targets,
+        out=out,
+        latency=False,
+        keep_metadata=keep_metadata,
+        progress=progress,
+    )
 
 
 def gate(
@@ -290,10 +309,19 @@ def _path(given: str | Path, what: str) -> Path:
     return Path(given)
 
 
-def _loaded(model: Model) -> onnx.ModelProto:
+def _opened(model: Model, wishes: Wishes) -> opening.Opened:
+    """The model as passes take it, compared with the one given where it was rewritten."""
     if isinstance(model, onnx.ModelProto):
-        return model_file.checked(model)
-    return model_file.load(_path(model, "model"))
+        opened = opening.open_given(model, wishes)
+    else:
+        opened = opening.open_file(_path(model, "model"), wishes)
+    if opened.rewritten:
+        opening.compare_on_random(ort.session(model), opened)
+    return opened
+
+
+def _loaded(model: Model) -> onnx.ModelProto:
+    return _opened(model, Wishes(keep_metadata=True)).model
 
 
 def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -308,7 +336,7 @@ def _file(model: Model) -> Iterator[Path]:
     if isinstance(model, onnx.ModelProto):
         with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
             path = Path(folder) / "model.onnx"
-            model_file.save(model_file.checked(model), path)
+            model_file.save(model_file.checked(model, OLDEST), path)
             yield path
     else:
         yield _path(model, "model")

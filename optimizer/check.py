@@ -7,9 +7,9 @@ from typing import Any
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.build import configured_targets, lower
+from onnx_lathe.optimizer.opening import open_file
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.passes.core.services import Context
-from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.targets.core.base import LayerVerdict
 from onnx_lathe.runtime.targets.core.registry import targets
 
@@ -49,7 +49,7 @@ def check(path: Path, calls: Sequence[Call]) -> list[Check]:
             raise UsageError(
                 f"target '{target.name}' writes a file and runs nothing; name what will run it: {able}"
             )
-    model = model_file.load(path)
+    model = open_file(path).model
     found = []
     for target, config in opened:
         lowered, report = lower(target, config, model, Context())

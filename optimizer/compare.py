@@ -6,6 +6,7 @@ from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.measuring import judge, sample_feeds
+from onnx_lathe.optimizer.opening import open_file
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.optimizer.report.record import GateRecord
 from onnx_lathe.optimizer.services import open_roles
@@ -24,7 +25,7 @@ def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> list[GateRec
     gates = parse_gates(recipe.gates)
     if not gates:
         raise UsageError("no gate is named, such as 'top1 drop <= 0.5%'")
-    models = [model_file.load(base), model_file.load(candidate)]
+    models = [open_file(path).model for path in (base, candidate)]
     as_evaluation = Recipe(eval=recipe.eval or recipe.data, preprocess=recipe.preprocess)
     data = open_roles(as_evaluation, models[0]).evaluation
     sessions = [ort.session(base), ort.session(candidate)]

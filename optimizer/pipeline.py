@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import onnx
-
 from onnx_lathe.errors import ExitCode, UsageError
-from onnx_lathe.optimizer import artifacts, build, services
+from onnx_lathe.optimizer import artifacts, build, opening, services
 from onnx_lathe.optimizer.checkpoint import Checkpoints, file_hash
 from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.inspect import measure
@@ -56,14 +54,17 @@ def _open(request: Request, ui: Ui) -> Run:
     gates = parse_gates(request.recipe.gates)
     targets = build.open_targets(request.recipe.targets)
     placement = build.placement(targets)
-    model = model_file.load(request.model)
+    opened = opening.open_file(request.model, request.wishes)
+    model = opened.model
     roles = services.open_roles(request.recipe, model)
     services.check_needs(passes, roles, request.recipe)
-    described = _describe(request, model)
+    described = _describe(request, opened)
     record = RunRecord(version=VERSION, command=list(request.command), model=described, data=roles.notes)
     record.warnings = model_file.warnings(model) + services.warnings(passes, roles)
     for warning in record.warnings:
         ui.note(f"warning: {warning}")
+    for note in opened.notes:
+        ui.note(note)
     identity = _identity(request, passes, roles) | {"placement of INT8 by the targets": str(placement)}
     checkpoints = Checkpoints(request.out, identity)
     artifacts.check(request.out, request.model)
@@ -71,18 +72,21 @@ def _open(request: Request, ui: Ui) -> Run:
     trains = any("trainer" in instance.needs for instance in passes[len(done) :])
     log, teacher = request.out / "retrain.log", model if trains else None
     given = services.Services(request.recipe, roles, teacher, log, ui.status)
-    return Run(request, ui, record, passes, gates, targets, placement, roles, given, checkpoints, done, model)
+    return Run(
+        request, ui, record, passes, gates, targets, placement, roles, given, checkpoints, done, model, opened
+    )
 
 
-def _describe(request: Request, model: onnx.ModelProto) -> dict[str, Any]:
+def _describe(request: Request, opened: opening.Opened) -> dict[str, Any]:
+    """Of the model as it was given, and what was done to it as it was read."""
     facts = model_file.inspect_file(request.model)
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     return {
         "path": request.name or str(request.model),
         "sha256": facts.sha256,
         "size_bytes": facts.size_bytes,
-        "opset": opset,
-        "nodes": len(model.graph.node),
+        "opset": opened.opset,
+        "nodes": opened.nodes,
+        "changes": opened.notes,
     }
 
 
@@ -91,6 +95,7 @@ def _identity(request: Request, passes: Sequence[Pass], roles: services.Roles) -
     recipe = [(instance.name, sorted(asdict(instance.config).items(), key=str)) for instance in passes]
     sha256 = model_file.inspect_file(request.model).sha256
     identity = {"recipe": repr(recipe), "model": sha256, "version": VERSION}
+    identity["reading of the model"] = repr(request.wishes)
     if request.recipe.retrain is not None:
         path, function = hook_place(request.recipe.retrain)
         identity["retraining hook"] = f"{file_hash(path)} {function}"
@@ -119,6 +124,9 @@ def _baseline(state: Run) -> None:
     weighed = measure(state.model)
     record.warnings += dict.fromkeys(weighed.uncounted.values())
     record.baseline = weighed.as_metrics() | {"size": float(record.model["size_bytes"])}
+    if state.opened is not None:
+        opening.compare(session, state.opened, state.feeds)
+        state.rewritten, state.opened = state.opened.rewritten, None
     if state.roles.evaluation is not None:
         state.original = reference(session, state.roles.evaluation, state.ui.status, state.model)
         record.baseline |= state.original.metrics

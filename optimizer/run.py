@@ -10,11 +10,13 @@ import onnx
 
 from onnx_lathe.optimizer.checkpoint import Checkpoints
 from onnx_lathe.optimizer.gate import Gate
+from onnx_lathe.optimizer.opening import AS_IT_IS, Opened
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.optimizer.report.record import RunRecord, StepRecord
 from onnx_lathe.optimizer.services import Roles, Services
 from onnx_lathe.optimizer.ui import Ui
 from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.placement import Placement
 from onnx_lathe.runtime.running.evaluate import Reference
 from onnx_lathe.runtime.targets.core.base import Target
@@ -34,6 +36,8 @@ class Request:
     measure_latency: bool = True
     steps: Sequence[Pass] | None = None
     """Passes that a caller configured itself, in place of the recipe's."""
+    wishes: Wishes = AS_IT_IS
+    """How the model is read."""
     command: Sequence[str] = ()
     """The command line, for the record."""
     name: str = ""
@@ -62,12 +66,21 @@ class Run:
     """The model after the last step done. Held here alone: a large one must not be kept alive by a
     caller's variable.
     """
+    opened: Opened | None = None
+    """The model as it was opened, until it has been compared with the one given."""
+    rewritten: bool = False
+    """Whether the model's nodes are others than in the file given, before any pass."""
     feeds: Mapping[str, np.ndarray] = field(default_factory=dict)
     original: Reference | None = None
 
     @property
     def large(self) -> bool:
         return bool(self.record.model["size_bytes"] > LARGE_BYTES)
+
+    @property
+    def source(self) -> Path | onnx.ModelProto:
+        """What a session of `model` is opened from: the model itself while it is another than the file given."""
+        return self.model if self.rewritten and not self.record.steps else self.file
 
     @property
     def file(self) -> Path:

@@ -43,7 +43,7 @@ def run_step(run: Run, index: int) -> None:
     """
     instance, started = run.passes[index], time.perf_counter()
     where = f"step {index + 1}, {instance.name}"
-    expected = ort.run(ort.session(run.file), run.feeds) if instance.lossless else {}
+    expected = ort.run(ort.session(run.source), run.feeds) if instance.lossless else {}
     try:
         report = _apply(run, instance, run.title(index))
     except LatheError as error:

@@ -18,6 +18,7 @@ from onnx_lathe.optimizer.report.record import RunRecord
 from onnx_lathe.optimizer.run import Request
 from onnx_lathe.optimizer.sizes import parse_bytes
 from onnx_lathe.optimizer.ui import Ui
+from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.version import VERSION
 
 COMPILE_EPILOG = """\
@@ -35,7 +36,13 @@ def compile_model(arguments: list[str]) -> int:
             "nothing to do; name passes with --passes, or a --recipe (optimize passes lists them)"
         )
     request = Request(
-        options.model, recipe, options.out, options.resume, not options.no_latency, command=arguments
+        options.model,
+        recipe,
+        options.out,
+        options.resume,
+        not options.no_latency,
+        wishes=_wishes(options),
+        command=arguments,
     )
     return _run(request, options)
 
@@ -54,12 +61,18 @@ def build(arguments: list[str]) -> int:
         metavar="DIR",
         help="folder for results (default build/targets)",
     )
+    _add_reading_options(parser)
     parser.add_argument("--json", action="store_true", help="print the run record as JSON instead of tables")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     options = parser.parse_args(arguments)
     recipe = Recipe(targets=parse_calls(options.target, "--target"))
     request = Request(
-        options.model, recipe, options.out, measure_latency=False, command=["build", *arguments]
+        options.model,
+        recipe,
+        options.out,
+        measure_latency=False,
+        wishes=_wishes(options),
+        command=["build", *arguments],
     )
     return _run(request, options)
 
@@ -159,10 +172,28 @@ def _add_run_options(parser: Parser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run in the same --out")
     parser.add_argument("--seed", type=int, help="of the split of --data (default 0)")
+    _add_reading_options(parser)
     parser.add_argument("--no-latency", action="store_true", help="do not time the models")
     parser.add_argument("--json", action="store_true", help="print the run record as JSON instead of tables")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--version", action="version", version=f"optimize {VERSION}")
+
+
+def _add_reading_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--keep-metadata",
+        action="store_true",
+        help="keep what the exporter wrote of your source code: stack traces, scopes",
+    )
+    parser.add_argument(
+        "--drop-optional-inputs",
+        action="store_true",
+        help="weights that are inputs too can no longer be fed, so passes may change them",
+    )
+
+
+def _wishes(options: argparse.Namespace) -> Wishes:
+    return Wishes(options.keep_metadata, options.drop_optional_inputs)
 
 
 def attached(arguments: Sequence[str], name: str) -> list[str]:

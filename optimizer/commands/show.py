@@ -38,11 +38,10 @@ def inspect(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     from onnx_lathe.optimizer.inspect import layer_table
+    from onnx_lathe.optimizer.opening import open_file
     from onnx_lathe.optimizer.report.layers import show_layers
-    from onnx_lathe.runtime.files import model_file
 
-    model = model_file.load(options.model)
-    table = layer_table(model)
+    table = layer_table(open_file(options.model).model)
     show_layers(table.rows, table.size, Console(highlight=False, emoji=False))
     return 0
 

@@ -76,6 +76,8 @@ def show(record: RunRecord, console: Console) -> None:
             f"[{style}]gate {'passed' if verdict.passed else 'FAILED'}[/] ({verdict.subject})  ", end=""
         )
         console.print(verdict.message, markup=False)
+    for note in record.model.get("changes", ()):
+        console.print(f"model  {note}", markup=False)
     for note in record.data:
         console.print(f"data  {note}", markup=False)
     console.print(f"{record.outcome} in {record.seconds:.0f} s", markup=False)

@@ -14,7 +14,7 @@ from onnx_lathe.errors import ContractError, ModelError
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.graph.bodies import graph_protos
 from onnx_lathe.passes.graph.model import import_model
-from onnx_lathe.passes.graph.skeleton import signature, skeleton
+from onnx_lathe.passes.graph.skeleton import optional_inputs, signature, skeleton
 
 
 def check_model(model: onnx.ModelProto, strict: bool = True) -> None:
@@ -33,6 +33,7 @@ def check_structure(before: onnx.ModelProto, after: onnx.ModelProto, pass_name: 
     for key in [*old, *(new.keys() - old.keys())]:
         if old.get(key) != new.get(key):
             raise ContractError(f"pass '{pass_name}' changed {key}: {old.get(key)} became {new.get(key)}")
+    _check_defaults(before, after, pass_name)
     try:
         check_model(before)
         strict = True
@@ -60,6 +61,19 @@ def check_structure(before: onnx.ModelProto, after: onnx.ModelProto, pass_name: 
         raise ContractError(
             f"pass '{pass_name}' left {metadata.SPARSE} naming '{min(missing)}', which is not in the graph"
         )
+
+
+def _check_defaults(before: onnx.ModelProto, after: onnx.ModelProto, pass_name: str) -> None:
+    """Raises ContractError if an optional input has another default: the signature has its type and shape."""
+    defaults = [{tensor.name: tensor for tensor in model.graph.initializer} for model in (before, after)]
+    for value in optional_inputs(before):
+        old, new = (found.get(value.name) for found in defaults)
+        if old is not new and (old is None or new is None or _data(old) != _data(new)):
+            raise ContractError(f"pass '{pass_name}' changed the default of input '{value.name}'")
+
+
+def _data(tensor: onnx.TensorProto) -> bytes:
+    return tensor.raw_data or onnx.numpy_helper.to_array(tensor).tobytes()
 
 
 def check_outputs(

@@ -77,7 +77,7 @@ def graph_protos(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
 
 
 def take_up(graph: Graph, model: onnx.ModelProto) -> None:
-    """Completes an imported graph: nodes of bodies get metadata and names of their own, tensors of bodies names
+    """Completes an imported graph: nodes of bodies get names of their own, tensors of bodies names
     that no other tensor has, and each part remembers what is stored in it (`stored_names`).
     """
     tensors, nodes = set[str](), {node.name for node in graph.nodes}
@@ -91,15 +91,13 @@ def take_up(graph: Graph, model: onnx.ModelProto) -> None:
             ]
         )
         if part.node is not None:
-            _complete_nodes(part, part.node, proto, nodes)
+            _complete_nodes(part, part.node, nodes)
             _rename(part, [name for name in local if name in tensors], tensors)
         tensors.update(local)
 
 
-def _complete_nodes(part: Part, owner: Node, proto: onnx.GraphProto, taken: set[str]) -> None:
-    for index, (node, source) in enumerate(zip(part.graph.nodes, proto.node, strict=True)):
-        node.metadata = {entry.key: entry.value for entry in source.metadata_props}
-        node.doc_string = source.doc_string
+def _complete_nodes(part: Part, owner: Node, taken: set[str]) -> None:
+    for index, node in enumerate(part.graph.nodes):
         detach_attributes(node)
         if not node.name or node.name in taken:
             node.name = unused_name(node.name or f"{owner.name}/{part.attribute}/{node.op}_{index}", taken)
@@ -161,7 +159,7 @@ def _home(tensor: Constant, around: list[list[Part]]) -> Part:
 
 def store_once(graph: Graph, model: onnx.ModelProto, held: Collection[int]) -> None:
     """Takes initializers out of the graphs of an exported model that only read them, and puts them where they
-    are stored; writes the metadata of nodes in bodies. `held`: ids of constants that were exported without data.
+    are stored. `held`: ids of constants that were exported without data.
     """
     found = parts(graph)
     homes: dict[int, dict[str, Constant]] = {id(part): {} for part in found}
@@ -180,8 +178,6 @@ def store_once(graph: Graph, model: onnx.ModelProto, held: Collection[int]) -> N
                 proto.sparse_initializer.append(OnnxExporter.export_sparse_tensor_proto(tensor))
             else:
                 proto.initializer.append(OnnxExporter.export_tensor_proto(tensor))
-        for node, written in zip(part.graph.nodes, proto.node, strict=True):
-            write_node(node, written)
 
 
 def _keep(stored: Any, names: Sequence[str], own: Collection[str]) -> None:
@@ -189,10 +185,3 @@ def _keep(stored: Any, names: Sequence[str], own: Collection[str]) -> None:
     for index in reversed(range(len(names))):
         if names[index] not in own:
             del stored[index]
-
-
-def write_node(node: Node, proto: onnx.NodeProto) -> None:
-    """What onnx-graphsurgeon leaves out of a node."""
-    proto.doc_string = getattr(node, "doc_string", "")
-    for key, value in getattr(node, "metadata", {}).items():
-        proto.metadata_props.add(key=key, value=value)

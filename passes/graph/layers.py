@@ -13,6 +13,7 @@ import numpy as np
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.bodies import parts
 from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.keeping import is_optional_input
 from onnx_lathe.passes.graph.model import FOUR_BIT
 
 WEIGHT_INPUT = 1
@@ -23,6 +24,10 @@ _WITH_WEIGHTS = {
     "Einsum": "its constant is an operand of an Einsum",
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "its weights are those of a recurrent layer"),
 }
+OPTIONAL = (
+    "its weight is an input of the model too, so a caller may feed another one; "
+    "--drop-optional-inputs makes a weight of it"
+)
 
 
 @dataclass
@@ -135,7 +140,7 @@ def _unusable(node: Node, halves: bool) -> str | None:
             return "its weight is a Constant node; fold first"
         if node.op == "MatMul" and is_constant(node.inputs[0], UNFOLDED):
             return "its weight is the left operand"
-        return NOT_CONSTANT
+        return OPTIONAL if is_optional_input(tensor) else NOT_CONSTANT
     if isinstance(tensor, Constant):
         if tensor.dtype != np.float32 and not (halves and tensor.dtype == np.float16):
             return f"its weight is {tensor.dtype}, not float32"

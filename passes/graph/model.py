@@ -1,20 +1,22 @@
 """ModelProto <-> onnx-graphsurgeon graph, keeping what graphsurgeon itself drops or writes wrongly.
 
-onnx-graphsurgeon 0.6 loses metadata (of the model and of nodes) and node doc strings, writes a 4-bit tensor
-as one byte per element, and leaves initializers that are also inputs (IR version 3) as initializers alone,
-which is not valid at that version.
+onnx-graphsurgeon 0.6 loses much of what a model says (keeping.py), writes a 4-bit tensor as one byte per
+element, and leaves initializers that are also inputs (IR version 3) as initializers alone, which is not valid
+at that version.
 """
 
 import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_lathe import metadata
 from onnx_lathe.passes.graph import Graph, Node
 from onnx_lathe.passes.graph.bodies import constants, detach_attributes, parts, store_once, take_up
 from onnx_lathe.passes.graph.initializers import data_withheld, is_sparse, size_bytes, store_packed
+from onnx_lathe.passes.graph.keeping import keep, restore
 from onnx_lathe.passes.graph.names import unused_name as unused_name
 
 G_LOGGER.severity = G_LOGGER.ERROR  # its warnings speak of graphsurgeon's internals
@@ -32,13 +34,19 @@ def import_model(model: onnx.ModelProto) -> Graph:
     Every node gets a unique name, so that a report can name it. `graph.metadata` and `node.metadata` are
     dicts of strings.
     """
-    graph = gs.import_onnx(model)
+    graph = OnnxImporter.import_graph(
+        model.graph,
+        opset=OnnxImporter.get_opset(model),
+        import_domains=OnnxImporter.get_import_domains(model),
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        ir_version=model.ir_version,
+    )
+    keep(graph, model)
     graph.metadata = {entry.key: entry.value for entry in model.metadata_props}
     taken = {node.name for node in model.graph.node if node.name}
     seen: set[str] = set()
-    for index, (node, proto) in enumerate(zip(graph.nodes, model.graph.node, strict=True)):
-        node.metadata = {entry.key: entry.value for entry in proto.metadata_props}
-        node.doc_string = proto.doc_string
+    for index, node in enumerate(graph.nodes):
         detach_attributes(node)
         if not node.name or node.name in seen:
             node.name = unused_name(f"{node.name or node.op}_{index}", taken)
@@ -65,6 +73,7 @@ def export_model(graph: Graph) -> onnx.ModelProto:
     model.ir_version = max(model.ir_version, 4)
     for key, value in getattr(graph, "metadata", {}).items():
         model.metadata_props.add(key=key, value=value)
+    restore(graph, model)
     return model
 
 

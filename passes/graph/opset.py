@@ -6,6 +6,7 @@ from onnx import version_converter
 from onnx_lathe.passes.graph import Constant, Graph, Variable
 from onnx_lathe.passes.graph.constants import constant_to_initializer
 from onnx_lathe.passes.graph.initializers import to_initializer
+from onnx_lathe.passes.graph.keeping import has_functions
 from onnx_lathe.passes.graph.model import export_model, import_model, node_metadata
 from onnx_lathe.passes.graph.skeleton import signature, skeleton
 
@@ -16,7 +17,7 @@ def raise_opset(graph: Graph, wanted: int) -> str | None:
     All nodes and tensors are new objects afterwards; nodes keep their names and metadata, big initializers
     are not copied.
     """
-    if graph.functions or any(True for _ in graph.subgraphs()):
+    if has_functions(graph) or any(True for _ in graph.subgraphs()):
         return "it has subgraphs or local functions"
     original = export_model(graph)
     light = skeleton(original)
@@ -38,15 +39,15 @@ def _ranks(model: onnx.ModelProto) -> dict[str, tuple[str, int, int]]:
 
 def _adopt(graph: Graph, converted: Graph) -> None:
     """`graph` takes the nodes of `converted`, whose big initializers are inputs."""
-    metadata = {node.name: node_metadata(node) for node in graph.nodes}
+    said = {node.name: (node_metadata(node), getattr(node, "doc_string", "")) for node in graph.nodes}
     stored = {name: tensor for name, tensor in graph.tensors().items() if isinstance(tensor, Constant)}
     inputs = {tensor.name for tensor in graph.inputs}
     for tensor in converted.inputs:
         if tensor.name not in inputs:
             to_initializer(tensor, stored[tensor.name])
     for node in converted.nodes:
-        node.metadata = metadata.get(node.name, {})
-        if node.op == "Constant" and node.name not in metadata:  # an attribute that became an input
+        node.metadata, node.doc_string = said.get(node.name, ({}, ""))
+        if node.op == "Constant" and node.name not in said:  # an attribute that became an input
             constant_to_initializer(node)
     shapes = [{tensor.name: tensor.shape for tensor in side} for side in (graph.inputs, graph.outputs)]
     graph.inputs = [tensor for tensor in converted.inputs if tensor.name in inputs]

@@ -1,9 +1,11 @@
 """External data: tensors whose bytes lie in files beside the model, found, read and laid out.
 
 What is read is checked before it is believed: sizes come from the shapes, and the files must lie in the
-model's own folder.
+model's own folder. A model file that is a link has two of them, the link's and that of the file itself, as
+for ONNX Runtime: a hub's cache keeps models and data as links into one folder of blobs.
 """
 
+import os
 from pathlib import Path
 
 import onnx
@@ -11,26 +13,14 @@ from onnx import ModelProto, TensorProto
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.files.reading import explaining
-from onnx_lathe.runtime.files.tensors import copy_fields, data_size, without_big
+from onnx_lathe.runtime.files.tensors import VALUES, copy_fields, data_size, without_big
 
 ALIGNMENT = 4096
 """Of a tensor in external data. Page size: ONNX Runtime maps data that begins on a page."""
 
 
-_VALUES = (
-    "raw_data",
-    "float_data",
-    "int32_data",
-    "int64_data",
-    "double_data",
-    "uint64_data",
-    "data_location",
-    "external_data",
-)
-
-
-def external_path(folder: Path, tensor: TensorProto) -> Path:
-    """The file that holds the tensor's data, in the model's own folder."""
+def external_path(model: Path, tensor: TensorProto) -> Path:
+    """The file that holds the data of a tensor of the model file `model`, links resolved."""
     location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
     named = f"external data '{location}' of tensor '{tensor.name}'"
     if not location:
@@ -38,20 +28,25 @@ def external_path(folder: Path, tensor: TensorProto) -> Path:
             f"tensor '{tensor.name}' has external data without a location; export the model again"
         )
     try:
-        folder = folder.resolve()
-        file = (folder / location).resolve()
+        folders = (model.parent.resolve(), model.resolve().parent)
+        file = (folders[0] / location).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of symbolic links, or a NUL in the name
         raise ModelError(f"{named} is not a usable path; export the model again") from error
-    if not file.is_relative_to(folder):
+    if _leads_out(location) or not any(file.is_relative_to(folder) for folder in folders):
         raise ModelError(
             f"{named} is outside the model's folder; copy the file itself, not a link, beside the model"
         )
     return file
 
 
-def locate(folder: Path, tensor: TensorProto) -> tuple[Path, int, int]:
-    """File, offset and size of a tensor's external data."""
-    file, needed = external_path(folder, tensor), data_size(tensor)
+def _leads_out(location: str) -> bool:
+    """Whether the name itself, without any link, is of a place outside the folder."""
+    return os.path.isabs(location) or os.path.normpath(location).split(os.sep)[0] == os.pardir
+
+
+def locate(model: Path, tensor: TensorProto) -> tuple[Path, int, int]:
+    """File, offset and size of the external data of a tensor of the model file `model`."""
+    file, needed = external_path(model, tensor), data_size(tensor)
     where = {entry.key: entry.value for entry in tensor.external_data}
     named = f"external data of tensor '{tensor.name}'"
     try:
@@ -73,9 +68,9 @@ def locate(folder: Path, tensor: TensorProto) -> tuple[Path, int, int]:
     return file, offset, length
 
 
-def read_external(folder: Path, tensor: TensorProto) -> None:
-    """Reads the data into the tensor and makes it an ordinary one."""
-    file, offset, length = locate(folder, tensor)
+def read_external(model: Path, tensor: TensorProto) -> None:
+    """Reads the data into a tensor of the model file `model` and makes it an ordinary one."""
+    file, offset, length = locate(model, tensor)
     with explaining(f"external data {file}: "), open(file, "rb") as stream:
         stream.seek(offset)
         tensor.raw_data = stream.read(length)
@@ -92,7 +87,7 @@ def externalized(model: ModelProto, location: str) -> tuple[ModelProto, list[tup
         nonlocal end
         offset, length = -(-end // ALIGNMENT) * ALIGNMENT, data_size(tensor)
         entry = graph.initializer.add(data_location=TensorProto.EXTERNAL)
-        copy_fields(tensor, entry, leave_out=_VALUES)
+        copy_fields(tensor, entry, leave_out=(*VALUES, "data_location", "external_data"))
         for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
             entry.external_data.add(key=key, value=value)
         blobs.append((offset, tensor))

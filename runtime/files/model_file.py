@@ -17,6 +17,7 @@ from onnx import ModelProto, TensorProto
 from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.files.external_data import external_path, externalized, locate, read_external
 from onnx_lathe.runtime.files.reading import (
+    OPSETS,
     PROTOBUF_LIMIT_BYTES,
     check_opset,
     check_structure,
@@ -45,10 +46,10 @@ class FileFacts:
     sha256: str
 
 
-def load(path: str | Path) -> ModelProto:
+def load(path: str | Path, oldest: int = OPSETS[0]) -> ModelProto:
     """The model, external data read into it, checked by onnx.checker. The file may be packed (runtime/pack).
 
-    Raises ModelError: unreadable or not ONNX, opset outside 11..24, invalid structure, external data
+    Raises ModelError: unreadable or not ONNX, opset outside `oldest`..24, invalid structure, external data
     missing, too short or elsewhere.
     """
     path = Path(path)
@@ -56,11 +57,11 @@ def load(path: str | Path) -> ModelProto:
         content = content_of(path)
         model = parse(unpack(content, PROTOBUF_LIMIT_BYTES) if is_packed(content) else content)
         del content
-        _check(model, lambda tensor: read_external(path.parent, tensor))
+        _check(model, lambda tensor: read_external(path, tensor), oldest)
     return model
 
 
-def checked(model: ModelProto) -> ModelProto:
+def checked(model: ModelProto, oldest: int = OPSETS[0]) -> ModelProto:
     """The very model, one that a caller has in memory. Raises ModelError for what `load` would not take."""
 
     def refuse(tensor: TensorProto) -> None:
@@ -68,13 +69,13 @@ def checked(model: ModelProto) -> ModelProto:
             f"the data of tensor '{tensor.name}' is in another file; load it with onnx.load, or give the model's path"
         )
 
-    _check(model, refuse)
+    _check(model, refuse, oldest)
     return model
 
 
-def _check(model: ModelProto, external: Callable[[TensorProto], None]) -> None:
+def _check(model: ModelProto, external: Callable[[TensorProto], None], oldest: int) -> None:
     """`external` gets each tensor whose data is in another file."""
-    check_opset(model)
+    check_opset(model, oldest)
     for tensor in all_tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             external(tensor)
@@ -97,7 +98,7 @@ def inspect_file(path: str | Path) -> FileFacts:
         model = parse(content)
         del content
         external = [tensor for tensor in all_tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
-        for file in sorted({external_path(path.parent, tensor) for tensor in external}):
+        for file in sorted({external_path(path, tensor) for tensor in external}):
             with explaining(f"external data {file}: "), open(file, "rb") as stream:
                 while chunk := stream.read(_CHUNK_BYTES):
                     size += len(chunk)
@@ -115,7 +116,7 @@ def externals(path: str | Path) -> tuple[ModelProto, list[tuple[TensorProto, Pat
     with naming(path):
         model = parse(content_of(path))
         outside = [tensor for tensor in all_tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
-        return model, [(tensor, *locate(path.parent, tensor)) for tensor in outside]
+        return model, [(tensor, *locate(path, tensor)) for tensor in outside]
 
 
 def warnings(model: ModelProto) -> list[str]:

@@ -12,6 +12,9 @@ from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.files.tensors import without_big
 
 OPSETS = (11, 24)
+"""What passes and targets know."""
+OLDEST = 7
+"""What a user may give: passes/loading makes it newer. ONNX Runtime runs no older one."""
 
 
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
@@ -91,18 +94,17 @@ def parse(content: bytes) -> ModelProto:
     return model
 
 
-def check_opset(model: ModelProto) -> None:
+def check_opset(model: ModelProto, oldest: int) -> None:
     """Refuses a model whose version of the standard operators Lathe does not know."""
     version = max(
         (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=None
     )
-    low, high = OPSETS
+    high = OPSETS[1]
     if version is None:
         raise ModelError("names no version of the standard operators (opset); export it again")
-    if version < low:
+    if version < oldest:
         raise ModelError(
-            f"opset {version} is older than {low}; "
-            "convert it with onnx.version_converter.convert_version(model, 17)"
+            f"opset {version} is older than {oldest}; export the model again with opset_version=17"
         )
     if version > high:
         raise ModelError(f"opset {version} is newer than {high}; export the model with opset_version=21")
@@ -119,6 +121,8 @@ def check_structure(model: ModelProto) -> None:
             )
 
     light = without_big(model, as_input)
+    # before IR version 4 every initializer had to be an input too; converters leave that out, runtimes ignore it
+    light.ir_version = max(light.ir_version, 4)
     _check_text(light)
     try:
         onnx.checker.check_model(light)

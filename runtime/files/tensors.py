@@ -18,6 +18,12 @@ from onnx_lathe.errors import ModelError
 BIG_BYTES = 1024
 """An initializer from this size on is kept out of copies, and goes into external data if there is any."""
 
+MEASURED_BYTES = 1 << 30
+"""Protobuf measures a message by writing it, and fails from 2 GiB on."""
+
+VALUES = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+"""Fields of a tensor that hold its numbers."""
+
 
 def _main_graphs(model: ModelProto) -> list[onnx.GraphProto]:
     """The graph, and those that train it."""
@@ -123,11 +129,23 @@ def inline_size(model: ModelProto) -> int:
 
     def count(graph: onnx.GraphProto, tensor: TensorProto) -> None:
         nonlocal added
-        added += _field_size(tensor.ByteSize())
+        added += _field_size(tensor_size(tensor))
 
     light = without_big(model, count)
     graph = light.graph.ByteSize()
     return light.ByteSize() - _field_size(graph) + _field_size(graph + added)
+
+
+def tensor_size(tensor: TensorProto) -> int:
+    """Bytes of the tensor in a file; of one that protobuf itself cannot write, which is over 2 GiB, as if it
+    could.
+    """
+    data = data_size(tensor) if tensor.data_type != TensorProto.STRING else 0
+    if data <= MEASURED_BYTES:
+        return tensor.ByteSize()
+    header = TensorProto()
+    copy_fields(tensor, header, leave_out=VALUES)
+    return header.ByteSize() + _field_size(data)
 
 
 def _field_size(content: int) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+from google.protobuf.message import EncodeError
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.pack import MAGIC, is_packed, unpack
@@ -217,12 +218,15 @@ def _plain(source: bytes | str) -> onnxruntime.InferenceSession:
 def _source(model: onnx.ModelProto | bytes | str | Path) -> bytes | str:
     """What ONNX Runtime takes: the bytes of an ONNX file, or the path of one."""
     if isinstance(model, onnx.ModelProto):
-        if model.ByteSize() > SERIALIZED_LIMIT_BYTES:
-            raise ModelError(
-                "the model is over 2 GB, which ONNX Runtime takes from a file alone; save it with external data and "
-                "give the path (onnx_lathe.optimize works from files)"
-            )
-        return model.SerializeToString()
+        try:
+            if model.ByteSize() <= SERIALIZED_LIMIT_BYTES:
+                return model.SerializeToString()
+        except EncodeError:  # one tensor alone is over 2 GiB
+            pass
+        raise ModelError(
+            "the model is over 2 GB, which ONNX Runtime takes from a file alone; save it with external data and "
+            "give the path (onnx_lathe.optimize works from files)"
+        )
     if isinstance(model, bytes):
         return unpack(model, SERIALIZED_LIMIT_BYTES) if is_packed(model) else model
     try:

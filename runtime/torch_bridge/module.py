@@ -85,7 +85,8 @@ class GraphModule(nn.Module):
         super().__init__()
         model = inlined(model)
         graph = model.graph
-        wanted = trainable(graph)
+        optional = {value.name for value in graph.input} if model.ir_version >= 4 else set()
+        wanted = trainable(graph) - optional  # of an optional input, a caller may feed another value
         scales = learnable(graph) if learn_scales else Scales()
         running = statistics(graph) if train_normalization else {}
         kept = {name for pair in running.values() for name in pair}

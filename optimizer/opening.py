@@ -1,0 +1,141 @@
+"""Opens a user's model for the passes: read, prepared (passes/loading), and compared with what was given."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_lathe.errors import ModelError
+from onnx_lathe.passes.core.contract import check_model
+from onnx_lathe.passes.loading.preparing import Wishes, is_ready, prepare
+from onnx_lathe.passes.loading.walk import standard_opset
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.files.reading import OLDEST
+from onnx_lathe.runtime.running import ort
+
+AS_IT_IS = Wishes()
+"""A user who says nothing."""
+TOLERANCE = 1e-3
+"""Of a float output, relative to its largest value: operators are fused otherwise in the rewritten model."""
+FLIPPED = 0.01
+"""Share of a whole-number output that may differ: an index flips between two values that are nearly equal."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that passes can work on. `notes`: what was done to it, for the report. `rewritten`: it has to be
+    compared with the model that was given, by `compare`.
+    """
+
+    model: onnx.ModelProto
+    opset: int
+    nodes: int
+    """Opset and number of nodes of the model that was given."""
+    notes: list[str] = field(default_factory=list)
+    rewritten: bool = False
+
+
+def open_file(path: str | Path, wishes: Wishes = AS_IT_IS) -> Opened:
+    """The model of a file, packed or not. Raises ModelError as `model_file.load` does, and for an operator of
+    an old opset that cannot be said at a newer one.
+    """
+    return _prepared(model_file.load(path, OLDEST), wishes, f"{path}: ")
+
+
+def open_given(model: onnx.ModelProto, wishes: Wishes = AS_IT_IS) -> Opened:
+    """A model in memory; the very same one if nothing has to be done, else a copy."""
+    model_file.checked(model, OLDEST)
+    if is_ready(model, wishes):
+        return _prepared(model, wishes, "")
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return _prepared(copy, wishes, "")
+
+
+def compare(given: Any, opened: Opened, feeds: Mapping[str, np.ndarray]) -> None:
+    """Runs the rewritten model beside a session of the given one. Raises ModelError naming an output that
+    differs.
+    """
+    if not opened.rewritten:
+        return
+    try:
+        with _session(opened.model) as rewritten:
+            difference = first_difference(given, rewritten, feeds)
+    except ModelError as error:
+        difference = str(error)
+    if difference:
+        done = "; ".join(opened.notes)
+        raise ModelError(f"{done}: {difference} then; export the model again with opset_version=17")
+
+
+def first_difference(given: Any, rewritten: Any, feeds: Mapping[str, np.ndarray]) -> str:
+    """The first output that two sessions compute differently, and how; empty if there is none."""
+    found = ort.run(rewritten, feeds)
+    for name, expected in ort.run(given, feeds).items():
+        if name not in found:
+            return f"output '{name}' is missing"
+        if difference := _unlike(expected, found[name]):
+            return f"output '{name}' differs: {difference}"
+    return ""
+
+
+def compare_on_random(given: Any, opened: Opened) -> None:
+    """As `compare`, on random input. An input that cannot be made up leaves the model uncompared, which the
+    notes say.
+    """
+    if not opened.rewritten:
+        return
+    try:
+        feeds = ort.random_feeds(given)
+        ort.run(given, feeds)
+    except ModelError as error:
+        opened.notes.append(f"not compared with the model given, which takes no random input: {error}")
+        return
+    compare(given, opened, feeds)
+
+
+def _prepared(model: onnx.ModelProto, wishes: Wishes, named: str) -> Opened:
+    opset, nodes = standard_opset(model), len(model.graph.node)
+    version = 0 if opset is None else opset.version
+    try:
+        done = prepare(model, wishes)
+        if done.rewritten:
+            check_model(model, strict=False)
+    except ModelError as error:
+        raise ModelError(f"{named}{error}") from error
+    return Opened(model, version, nodes, done.notes, done.rewritten)
+
+
+@contextmanager
+def _session(model: onnx.ModelProto) -> Iterator[Any]:
+    """A session of a model of any size, from a file if it is too large to be given as bytes."""
+    if model_file.size_bytes(model) <= model_file.INLINE_LIMIT_BYTES:
+        yield ort.session(model)
+        return
+    with TemporaryDirectory(prefix="lathe-") as folder:
+        path = Path(folder) / "model.onnx"
+        model_file.save(model, path)
+        yield ort.session(path)
+
+
+def _unlike(expected: np.ndarray, found: np.ndarray) -> str:
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return f"{expected.dtype} {list(expected.shape)} became {found.dtype} {list(found.shape)}"
+    if expected.size == 0:
+        return ""
+    if not np.issubdtype(expected.dtype, np.floating):
+        share = float(np.mean(expected != found))
+        return f"{share:.1%} of its values are others" if share > FLIPPED else ""
+    finite = np.isfinite(expected)
+    if not np.array_equal(finite, np.isfinite(found)):
+        return "it is finite elsewhere"
+    if not finite.any():
+        return ""
+    wide = expected[finite].astype(np.float64), found[finite].astype(np.float64)
+    error = float(np.abs(wide[0] - wide[1]).max() / max(float(np.abs(wide[0]).max()), 1e-30))
+    return f"by {error:.2g} of its largest value" if error > TOLERANCE else ""

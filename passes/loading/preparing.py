@@ -1,0 +1,73 @@
+"""Prepares a model that was just read for the passes, and says what was done, in sentences for the report."""
+
+from dataclasses import dataclass, field
+
+import onnx
+
+from onnx_lathe.passes.graph.skeleton import optional_inputs, runtime_inputs
+from onnx_lathe.passes.loading.functions import inline_functions
+from onnx_lathe.passes.loading.modern import NEWEST_OLD, modernize
+from onnx_lathe.passes.loading.traces import drop_traces, trace_bytes
+from onnx_lathe.passes.loading.walk import standard_opset
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user may say of how a model is read."""
+
+    keep_metadata: bool = False
+    """What exporters wrote of the user's source code stays."""
+    drop_optional_inputs: bool = False
+    """Initializers that are inputs too become weights: nobody will feed another value."""
+
+
+@dataclass
+class Prepared:
+    """What was done to a model. `rewritten`: its nodes are others now, so somebody should compare what they
+    compute.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    rewritten: bool = False
+
+
+def prepare(model: onnx.ModelProto, wishes: Wishes = Wishes()) -> Prepared:
+    """Makes of the model, in place, one that passes can work on: initializers are no inputs at IR version 3,
+    local functions are inlined, opsets 7 to 10 become 17, and what exporters wrote of the user's source code
+    is dropped, unless the wishes say otherwise.
+
+    Raises ModelError naming an operator that cannot be said at the newer opset.
+    """
+    done = Prepared()
+    if model.ir_version < 4:
+        _take_weights_off_inputs(model)
+        model.ir_version = 4
+    elif wishes.drop_optional_inputs and (taken := _take_weights_off_inputs(model)):
+        what = "optional input is a weight now" if taken == 1 else "optional inputs are weights now"
+        done.notes.append(f"{taken} {what}, which no caller can feed")
+    for step in (inline_functions, modernize):
+        if note := step(model):
+            done.notes.append(note)
+            done.rewritten = True
+    if not wishes.keep_metadata and (note := drop_traces(model)):
+        done.notes.append(note)
+    return done
+
+
+def is_ready(model: onnx.ModelProto, wishes: Wishes) -> bool:
+    """Whether `prepare` would leave the model as it is."""
+    opset = standard_opset(model)
+    if not wishes.keep_metadata and trace_bytes(model):
+        return False
+    if wishes.drop_optional_inputs and optional_inputs(model):
+        return False
+    return model.ir_version >= 4 and not model.functions and (opset is None or opset.version > NEWEST_OLD)
+
+
+def _take_weights_off_inputs(model: onnx.ModelProto) -> int:
+    """Returns how many. Up to IR version 3 every initializer is listed among the inputs, and none can be fed."""
+    before, fed = len(model.graph.input), runtime_inputs(model)
+    copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in fed]
+    del model.graph.input[:]
+    model.graph.input.extend(copies)
+    return before - len(copies)
