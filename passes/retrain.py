@@ -50,7 +50,7 @@ class Retrain(Pass):
             report.skip("model", "it has no batch normalization; normalization=train changes nothing")
         if self.config.learn_scales and not operators & {"QuantizeLinear", "DequantizeLinear"}:
             report.skip("model", "it has no Q/DQ pairs; learn_scales=true changes nothing")
-        for weight in weights(graph, refuse=lambda node, reason: None):
+        for weight in weights(graph, refuse=lambda node, reason: None, everywhere=True):
             stored = stored_in(weight.tensor)[0]
             if _is_integer(stored):
                 advice = "only its scales do" if self.config.learn_scales else "retrain before int8"

@@ -108,7 +108,7 @@ class Codebook(Pass):
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
-        found = list(weights(graph, refuse=report.skip))
+        found = list(weights(graph, refuse=report.skip, everywhere=True))
         counts = _value_counts(self.config, found, [skip.node for skip in report.skips])
         jobs = self._jobs(graph, found, counts, report)
         small = self._rounded_codebooks(found, counts) + self._small_biases(graph, found, counts, report)

@@ -33,7 +33,13 @@ def recurrent_case(
     if batch_first:
         shape = (BATCH, directions, UNITS)
     start = [floats(*shape, seed=4 + index) for index in range(states)] if initial else []
-    constants = [w, r, b if biased else None, None if lengths is None else np.array(lengths, np.int32), *start]
+    constants = [
+        w,
+        r,
+        b if biased else None,
+        None if lengths is None else np.array(lengths, np.int32),
+        *start,
+    ]
     while constants[-1] is None:
         constants.pop()
     x = floats(*((BATCH, STEPS) if batch_first else (STEPS, BATCH)), INPUTS)
@@ -54,7 +60,9 @@ def recurrent_cases() -> Iterator[Case]:
     yield recurrent_case("LSTM", activations=["sigmoid", "Tanh", "tanh"])
 
 
-def recurrent_network(op: str = "LSTM", direction: str = "bidirectional", units: int = 32, **attributes: Any) -> onnx.ModelProto:
+def recurrent_network(
+    op: str = "LSTM", direction: str = "bidirectional", units: int = 32, opset: int = 17, **attributes: Any
+) -> onnx.ModelProto:
     """x [batch, steps, 16] -> Transpose -> recurrent layer -> last hidden state -> Gemm -> 5 logits."""
     directions = 1 + (direction == "bidirectional")
     names = [f"recurrent.{part}" for part in ("w", "r", "b")]
@@ -70,7 +78,13 @@ def recurrent_network(op: str = "LSTM", direction: str = "bidirectional", units:
     nodes = [
         helper.make_node("Transpose", ["x"], ["steps"], "turn", perm=[1, 0, 2]),
         helper.make_node(
-            op, ["steps", *names], ["", "last"], "recurrent", hidden_size=units, direction=direction, **attributes
+            op,
+            ["steps", *names],
+            ["", "last"],
+            "recurrent",
+            hidden_size=units,
+            direction=direction,
+            **attributes,
         ),
         helper.make_node("Transpose", ["last"], ["by_sample"], "turn_back", perm=[1, 0, 2]),
         helper.make_node("Flatten", ["by_sample"], ["features"], "flat"),
@@ -81,4 +95,6 @@ def recurrent_network(op: str = "LSTM", direction: str = "bidirectional", units:
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 7, 16])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 5])], stored,
     )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8 if opset < 21 else 10
+    )

@@ -76,7 +76,8 @@ def _refuse(node: Node, *known: tuple[str, ...]) -> tuple[str, ...]:
         raise RefusedError(f"with direction {node.text('direction', '')}")
     directions = _DIRECTIONS[node.text("direction", "forward")]
     given = [
-        name.decode() if isinstance(name, bytes) else str(name) for name in node.attributes.get("activations", ())
+        name.decode() if isinstance(name, bytes) else str(name)
+        for name in node.attributes.get("activations", ())
     ]
     named = tuple(name.lower() for name in given) or known[0] * directions
     if named not in [choice * directions for choice in known]:
