@@ -103,7 +103,7 @@ def test_int8_leaves_a_recurrent_layer_float_unless_it_is_asked_for() -> None:
     quantized = [node.input[0] for node in after.graph.node if node.op_type == "QuantizeLinear"]
     assert quantized == ["features"]  # not what the recurrent layer reads
     assert stored(after, "recurrent.w_int8").dtype == np.int8
-    again, report = applied("int8", after, activations=False)
+    _again, report = applied("int8", after, activations=False)
     assert report.edits == []
     assert {skip.reason for skip in report.skips} == {"already quantized"}
 
@@ -149,7 +149,7 @@ def test_a_table_is_stored_in_less_space(
 ) -> None:
     model = build(EMBEDDING, 21, table=random(400, 64), w=random(64, 24))
     feeds = {"x": np.arange(24).reshape(4, 6) * 16}
-    after, report = applied(name, model, **options)
+    after, _ = applied(name, model, **options)
     assert "table" not in {tensor.name for tensor in after.graph.initializer}
     assert agreement_db(model, after, feeds) > least_db
     assert size(after) < share * size(model)
