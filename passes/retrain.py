@@ -60,7 +60,7 @@ class Retrain(Pass):
                     )
         result = context.need_trainer().train(export_model(graph), asdict(self.config))
         tensors = graph.tensors()
-        for name, change in take_over(graph, result).items():
+        for name, change in take_over(graph, result, report).items():
             report.edit(tensors[name].outputs[0].name, f"{name} changed by {100 * change:.3g} %")
         report.metrics.update(result.metrics)
         return report

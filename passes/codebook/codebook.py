@@ -270,7 +270,7 @@ class Codebook(Pass):
         shaping = Clustered(groups, self.config.every, self.config.freeze)
         result = context.need_trainer().train(export_model(graph), trainer_settings(self.config), shaping)
         tensors, shaped = graph.tensors(), {piece.tensor for group, _ in groups for piece in group.pieces}
-        for name in take_over(graph, result):
+        for name in take_over(graph, result, report):
             if name not in shaped:
                 report.edit(tensors[name].outputs[0].name, f"{name} was trained")
         report.metrics.update(result.metrics)

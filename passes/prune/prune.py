@@ -225,7 +225,7 @@ class Prune(Pass):
         )
         result = context.need_trainer().train(export_model(graph), trainer_settings(config), shaping)
         tensors = graph.tensors()
-        for name, change in take_over(graph, result).items():
+        for name, change in take_over(graph, result, report).items():
             if name not in members:
                 report.edit(tensors[name].outputs[0].name, f"{name} changed by {100 * change:.3g} %")
         report.metrics.update(result.metrics)

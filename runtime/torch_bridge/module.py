@@ -75,12 +75,19 @@ class GraphModule(nn.Module):
     to date. It stays frozen in a node whose mean and variance are not initializers of its own, for a batch
     that has one value per channel only, and for one that is run in pieces.
 
+    freeze: ONNX Runtime computes nodes without PyTorch counterpart, without a gradient, and what lies before
+    them is not trained (frozen.py).
+
     Raises ModelError naming all nodes without PyTorch counterpart, or a `lathe.sparse` entry that names no
     weight.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, learn_scales: bool = False, train_normalization: bool = False
+        self,
+        model: onnx.ModelProto,
+        learn_scales: bool = False,
+        train_normalization: bool = False,
+        freeze: bool = False,
     ) -> None:
         super().__init__()
         model = inlined(model)
@@ -89,7 +96,7 @@ class GraphModule(nn.Module):
         scales = learnable(graph) if learn_scales else Scales()
         running = statistics(graph) if train_normalization else {}
         kept = {name for pair in running.values() for name in pair}
-        plan = make_plan(model, wanted | scales.steps | scales.factors | kept)
+        plan = make_plan(model, wanted | scales.steps | scales.factors | kept, freeze)
         if plan.refused:
             raise ModelError(
                 f"PyTorch cannot run {len(plan.refused)} of the model's nodes: {', '.join(map(str, plan.refused))}"
@@ -130,8 +137,9 @@ class GraphModule(nn.Module):
         self._hold_zeros(read_sparse(model.metadata_props))
         read = {slot for step in plan.steps for slot in step.inputs}
         for name, parameter in (self.weights() | self.scales()).items():
-            if plan.slot(name) not in read:
-                parameter.requires_grad_(False)  # distributed training would wait for its gradient
+            # distributed training would wait for the gradient of one that nothing reads
+            if plan.slot(name) not in read or name in plan.untrained:
+                parameter.requires_grad_(False)
 
     def _add_weight(self, tensor: onnx.TensorProto) -> None:
         weight, value = self._changing(tensor, f"weight_{len(self._weights)}")

@@ -39,10 +39,12 @@ class TorchTrainer:
         fails, DataError for unusable data.
         """
         require_torch()
+        from onnx_lathe.runtime.torch_bridge import kept
+
         if self.setup.launch is None:
             from onnx_lathe.runtime.training.session import train
 
             values, metrics = train(self.setup, model, settings, shaping)
         else:
             values, metrics = train_launched(self.setup, self.setup.launch, model, settings, shaping)
-        return TrainResult(values, metrics)
+        return TrainResult(values, metrics, kept(model))

@@ -86,7 +86,9 @@ def test_channels_that_are_mixed_by_their_place_stay(name: str) -> None:
 )
 def test_what_treats_each_channel_alone_lets_them_go(body: str) -> None:
     parameters = {"s": random(12), "t": np.zeros(12, np.float32)} if "(a, s" in body else {}
-    model = build(TEXT.format(body=body), 21, u=random(12, 12, 1, 1), c=random(12), v=random(5, 12, 1, 1), **parameters)
+    model = build(
+        TEXT.format(body=body), 21, u=random(12, 12, 1, 1), c=random(12), v=random(5, 12, 1, 1), **parameters
+    )
     after, report = prune_channels(model, sparsity=0.5)
     assert report.metrics == {"channels_removed": 0.5}
     assert_same_outputs(zeroed(model, 0.5), after, 1e-5, 2)
