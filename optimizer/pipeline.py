@@ -25,6 +25,9 @@ from onnx_lathe.runtime.running.evaluate import reference
 from onnx_lathe.runtime.training.hooks import hook_place
 from onnx_lathe.version import VERSION
 
+LOG = "retrain.log"
+"""Gets the traceback of a hook."""
+
 
 def run(request: Request, ui: Ui) -> RunRecord:
     """Compiles the model and returns the record, its exit code set: done, gate failed, or target failed.
@@ -59,6 +62,7 @@ def _open(request: Request, ui: Ui) -> Run:
     model = model_file.load(request.model)
     roles = services.open_roles(request.recipe, model)
     services.check_needs(passes, roles, request.recipe)
+    services.check_training(passes, roles, request.recipe, model, request.out / LOG)
     described = _describe(request, model)
     record = RunRecord(version=VERSION, command=list(request.command), model=described, data=roles.notes)
     record.warnings = model_file.warnings(model) + services.warnings(passes, roles)
@@ -69,7 +73,7 @@ def _open(request: Request, ui: Ui) -> Run:
     artifacts.check(request.out, request.model)
     done = checkpoints.resume() if request.resume else []
     trains = any("trainer" in instance.needs for instance in passes[len(done) :])
-    log, teacher = request.out / "retrain.log", model if trains else None
+    log, teacher = request.out / LOG, model if trains else None
     given = services.Services(request.recipe, roles, teacher, log, ui.status)
     return Run(request, ui, record, passes, gates, targets, placement, roles, given, checkpoints, done, model)
 

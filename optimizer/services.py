@@ -2,7 +2,7 @@
 the rounder.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,7 +27,13 @@ from onnx_lathe.runtime.data import (
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from onnx_lathe.runtime.running.evaluate import OutputComparer
 from onnx_lathe.runtime.running.ort import PairTimer
-from onnx_lathe.runtime.training import TorchRounder, TorchTrainer, TrainingSetup, require_torch
+from onnx_lathe.runtime.training import (
+    TorchRounder,
+    TorchTrainer,
+    TrainingSetup,
+    check_trainable,
+    require_torch,
+)
 from onnx_lathe.runtime.training.hooks import hook_place
 from onnx_lathe.runtime.training.parallel.request import parse_launch
 
@@ -190,6 +196,25 @@ def check_needs(passes: list[Pass], roles: Roles, recipe: Recipe) -> None:
             raise UsageError(
                 "a function of this process cannot feed workers of a launch; give 'file.py:function'"
             )
+
+
+def check_training(
+    passes: Sequence[Pass], roles: Roles, recipe: Recipe, model: onnx.ModelProto, log: Path | None
+) -> None:
+    """Raises before anything runs what a training of the passes would end with; `log` gets a hook's traceback.
+    LatheError names the hook, the node or the data.
+    """
+    training = [instance for instance in passes if "trainer" in instance.needs]
+    if not training:
+        return
+    for instance in training if recipe.retrain is None else ():
+        options = getattr(instance.config, "training", None) or instance.config
+        if getattr(options, "distill", None) == 0 and roles.train is not None and not roles.train.labelled:
+            raise DataError(
+                f"pass '{instance.name}' learns from labels alone (distill=0), and the training data has none; "
+                "give labels, or leave distill out to imitate the original model"
+            )
+    check_trainable(model, recipe.retrain, log)
 
 
 def warnings(passes: list[Pass], roles: Roles) -> list[str]:

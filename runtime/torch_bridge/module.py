@@ -13,7 +13,7 @@ from onnx_lathe.metadata import SPARSE, read_sparse
 from onnx_lathe.runtime.torch_bridge.arrays import HALVES, to_numpy, to_torch, torch_type
 from onnx_lathe.runtime.torch_bridge.operators.batch_norm import Observed
 from onnx_lathe.runtime.torch_bridge.parameters import statistics, trainable
-from onnx_lathe.runtime.torch_bridge.plan import NOTHING, Plan, inlined, make_plan
+from onnx_lathe.runtime.torch_bridge.plan import NOTHING, Plan, inlined, make_plan, raise_refused
 from onnx_lathe.runtime.torch_bridge.scales import LearnedScale, Scales, learnable
 from onnx_lathe.runtime.torch_bridge.segments import Segments, run_step
 
@@ -97,10 +97,7 @@ class GraphModule(nn.Module):
         running = statistics(graph) if train_normalization else {}
         kept = {name for pair in running.values() for name in pair}
         plan = make_plan(model, wanted | scales.steps | scales.factors | kept, freeze)
-        if plan.refused:
-            raise ModelError(
-                f"PyTorch cannot run {len(plan.refused)} of the model's nodes: {', '.join(map(str, plan.refused))}"
-            )
+        raise_refused(plan.refused)
         initializers = {tensor.name for tensor in graph.initializer}
         producers = {name: node for node in graph.node for name in node.output}
         self.inputs = tuple(value.name for value in graph.input if value.name not in initializers)

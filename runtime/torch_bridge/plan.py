@@ -6,7 +6,7 @@ weights), are constants: evaluated here and not at every step. What is computed 
 the CPU ("host"), where the next step reads it as numbers.
 """
 
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import onnx
 import torch
 from onnx import inliner
 
+from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.torch_bridge.arrays import to_torch, torch_type
 from onnx_lathe.runtime.torch_bridge.frozen import (
     Frozen,
@@ -72,6 +73,18 @@ def unsupported(model: onnx.ModelProto, freeze: bool = False) -> list[Unsupporte
     """
     model = inlined(model)
     return make_plan(model, trainable(model.graph), freeze).refused
+
+
+def check_runs(model: onnx.ModelProto) -> None:
+    """Raises ModelError naming the nodes for which `GraphModule(model, freeze=True)` cannot be built."""
+    raise_refused(unsupported(model, freeze=True))
+
+
+def raise_refused(refused: Sequence[Unsupported]) -> None:
+    if refused:
+        raise ModelError(
+            f"PyTorch cannot run {len(refused)} of the model's nodes: {', '.join(map(str, refused))}"
+        )
 
 
 def kept(model: onnx.ModelProto) -> list[Kept]:
