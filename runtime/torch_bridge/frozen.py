@@ -20,7 +20,29 @@ from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.torch_bridge.arrays import FLOATS, HALVES, to_numpy, to_torch
 from onnx_lathe.runtime.torch_bridge.registry import RefusedError
 
-_NEVER = ["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Dropout", "Optional", "OptionalGetElement", "OptionalHasElement", "LabelEncoder", "RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer", "ImageDecoder", "Adagrad", "Adam", "Gradient", "Momentum"]
+_NEVER = [
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Dropout",
+    "Optional",
+    "OptionalGetElement",
+    "OptionalHasElement",
+    "LabelEncoder",
+    "RegexFullMatch",
+    "StringConcat",
+    "StringNormalizer",
+    "StringSplit",
+    "TfIdfVectorizer",
+    "ImageDecoder",
+    "Adagrad",
+    "Adam",
+    "Gradient",
+    "Momentum",
+]
 """Random numbers, text, optionals, and steps of training."""
 
 

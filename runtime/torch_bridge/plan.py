@@ -236,7 +236,8 @@ class _Planner:
 
     def add_frozen(self, node: onnx.NodeProto, name: str, opset: int) -> None:
         """A step that ONNX Runtime runs; what it gives PyTorch carries on the device."""
-        known = self.known.keys() | self.plan.static | self.producers.keys() | self.plan.slots.keys()
+        known = self.known.keys() | self.plan.static | self.producers.keys()
+        known |= {value.name for value in self.model.graph.input}
         names = [*node.input, *captured(node, known)]
         sources = [source for source in names if source]
         run = OnnxRuntimeNode(node, names, self.model, self.elements)

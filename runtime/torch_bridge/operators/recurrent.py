@@ -151,17 +151,15 @@ def _packed(kernel: Callable[..., Any]) -> Kernel:
         if lengths is None:
             y, *end = kernel(x, first if len(first) > 1 else first[0], cell.given, *options, False)
             return y, tuple(part[0] for part in end)
-        packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), enforce_sorted=False)
-        first = [part.index_select(1, packed.sorted_indices) for part in first]
+        order = lengths.argsort(descending=True)
+        back = order.argsort()
+        packed = pack_padded_sequence(x[:, order], lengths[order].clamp(min=1).cpu())
+        first = [part[:, order] for part in first]
         y, *end = kernel(
             packed.data, packed.batch_sizes, first if len(first) > 1 else first[0], cell.given, *options
         )
-        y, _ = pad_packed_sequence(
-            PackedSequence(y, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices),
-            total_length=x.shape[0],
-        )
-        empty = lengths == 0
-        last = [part[0].index_select(0, packed.unsorted_indices) for part in end]
+        y, _ = pad_packed_sequence(PackedSequence(y, packed.batch_sizes), total_length=x.shape[0])
+        y, last, empty = y[:, back], [part[0, back] for part in end], lengths == 0
         return y.masked_fill(empty[:, None], 0), tuple(
             torch.where(empty[:, None], before, after) for before, after in zip(state, last, strict=True)
         )
