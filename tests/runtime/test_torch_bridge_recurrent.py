@@ -119,3 +119,15 @@ def test_zeros_of_recurrent_weights_stay_zero() -> None:
     after = module.values()["recurrent.r"]
     np.testing.assert_array_equal(after == 0, values == 0)
     assert not np.array_equal(after, values)
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_recurrent_layer_trains_beside_others_in_half_precision(op: str, dtype: torch.dtype) -> None:
+    module, x = GraphModule(recurrent_network(op)), torch.randn(3, 7, 16)
+    exact = module(x)
+    with torch.autocast("cpu", dtype):
+        output = module(x.to(dtype))
+    assert float((output - exact).detach().abs().max()) < 0.05 * float(exact.detach().abs().max())
+    output.float().square().sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())

@@ -91,13 +91,9 @@ def _layer(node: Node, order: Sequence[int], states: int, kernel: Kernel) -> Fun
     """All directions of the layer. `order`: where each of PyTorch's gates lies among ONNX's."""
     direction, batch_first = node.text("direction", "forward"), node.integer("layout")
 
-    def run(
-        x: Tensor, w: Tensor, r: Tensor, bias: Tensor | None = None, lengths: Tensor | None = None,
-        *initial: Tensor | None,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        if batch_first:
-            x = x.transpose(0, 1)
-        start = [_start(state, x, r, bool(batch_first)) for state in (*initial, None, None)[:states]]
+    def layer(
+        x: Tensor, w: Tensor, r: Tensor, bias: Tensor | None, lengths: Tensor | None, start: State
+    ) -> tuple[Tensor, ...]:
         outputs, ends = [], []
         for number in range(w.shape[0]):
             reverse = direction == "reverse" or number == 1
@@ -107,8 +103,17 @@ def _layer(node: Node, order: Sequence[int], states: int, kernel: Kernel) -> Fun
             )
             outputs.append(_reversed(sequence, lengths) if reverse else sequence)
             ends.append(end)
-        y = torch.stack(outputs, 1)
-        last = [torch.stack(parts) for parts in zip(*ends, strict=True)]
+        return (torch.stack(outputs, 1), *(torch.stack(parts) for parts in zip(*ends, strict=True)))
+
+    def run(
+        x: Tensor, w: Tensor, r: Tensor, bias: Tensor | None = None, lengths: Tensor | None = None,
+        *initial: Tensor | None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        x = (x.transpose(0, 1) if batch_first else x).to(w.dtype)
+        start = tuple(_start(state, x, r, bool(batch_first)) for state in (*initial, None, None)[:states])
+        # PyTorch's kernels on a CPU refuse operands of different precision, which automatic casts make
+        with torch.autocast(x.device.type, enabled=False):
+            y, *last = layer(x, w, r, bias, lengths, start)
         if batch_first:
             y, last = y.permute(2, 0, 1, 3), [part.transpose(0, 1) for part in last]
         return (y, *last)
@@ -120,7 +125,7 @@ def _start(state: Tensor | None, x: Tensor, r: Tensor, batch_first: bool) -> Ten
     """The initial state, [directions, batch, H]."""
     if state is None:
         return x.new_zeros(r.shape[0], x.shape[1], r.shape[2])
-    return state.transpose(0, 1) if batch_first else state
+    return (state.transpose(0, 1) if batch_first else state).to(r.dtype)
 
 
 def _cell(w: Tensor, r: Tensor, bias: Tensor | None, number: int, order: Sequence[int]) -> _Cell:
