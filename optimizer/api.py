@@ -82,7 +82,7 @@ def rewrite(
     )
     roles = open_roles(recipe, given)
     check_needs(instances, roles, recipe)
-    check_training(instances, roles, recipe, given, None)
+    check_training(instances, roles, recipe, given)
     for warning in (*model_file.warnings(given), *warnings(instances, roles)):
         progress(f"warning: {warning}")
     source = given

@@ -34,7 +34,7 @@ from onnx_lathe.runtime.training import (
     check_trainable,
     require_torch,
 )
-from onnx_lathe.runtime.training.hooks import hook_place
+from onnx_lathe.runtime.training.hooks import hook_place, load_hook
 from onnx_lathe.runtime.training.parallel.request import parse_launch
 
 CALIBRATION_SAMPLES = 512
@@ -198,12 +198,16 @@ def check_needs(passes: list[Pass], roles: Roles, recipe: Recipe) -> None:
             )
 
 
-def check_training(
-    passes: Sequence[Pass], roles: Roles, recipe: Recipe, model: onnx.ModelProto, log: Path | None
-) -> None:
-    """Raises before anything runs what a training of the passes would end with; `log` gets a hook's traceback.
-    LatheError names the hook, the node or the data.
+def check_hook(passes: Sequence[Pass], recipe: Recipe, log: Path | None) -> None:
+    """Imports the hook of a recipe that retrains, as each training will. Raises UsageError or PassError; `log`
+    gets the traceback of the latter.
     """
+    if recipe.retrain is not None and any("trainer" in instance.needs for instance in passes):
+        load_hook(recipe.retrain, log)
+
+
+def check_training(passes: Sequence[Pass], roles: Roles, recipe: Recipe, model: onnx.ModelProto) -> None:
+    """Raises LatheError before anything runs for data or nodes that a training of the passes would end with."""
     training = [instance for instance in passes if "trainer" in instance.needs]
     if not training:
         return
@@ -214,7 +218,7 @@ def check_training(
                 f"pass '{instance.name}' learns from labels alone (distill=0), and the training data has none; "
                 "give labels, or leave distill out to imitate the original model"
             )
-    check_trainable(model, recipe.retrain, log)
+    check_trainable(model)
 
 
 def warnings(passes: list[Pass], roles: Roles) -> list[str]:

@@ -22,7 +22,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph, Node
 from onnx_lathe.passes.graph.initializers import read, write_float
-from onnx_lathe.passes.graph.layers import Weight, not_float, other_use, weights
+from onnx_lathe.passes.graph.layers import Weight, not_float, other_use, refuse_recurrent, weights
 from onnx_lathe.passes.graph.model import set_sparse_tensors, sparse_tensors
 from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.numerics.sparsity.n_of_m import holds, nm_kept
@@ -60,6 +60,9 @@ class PruneNM(Pass):
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report, n, m = PassReport(), self.config.n, self.config.m
         found = list(weights(graph, refuse=report.skip))
+        refuse_recurrent(
+            graph, report.skip, "a recurrent layer has no kernels that skip N:M zeros; prune takes it"
+        )
         refused = [skip.node for skip in report.skips]
         left = by_weight(self.config.layers, found, refused, f"{self.name}(layers=...)")
         sparse, total, zeros = sparse_tensors(graph), 0, 0

@@ -74,6 +74,13 @@ def is_recurrent(node: Node) -> bool:
     return node.op in RECURRENT_OPS and not node.domain and len(node.inputs) > max(RECURRENT_INPUTS)
 
 
+def refuse_recurrent(graph: Graph, refuse: Callable[[str, str], None], reason: str) -> None:
+    """Names the recurrent layers to a pass that has nothing for them."""
+    for node in graph.nodes:
+        if is_recurrent(node):
+            refuse(node.name, reason)
+
+
 def is_embedding(node: Node) -> bool:
     """Whether the node looks rows of a stored float table [rows, size] up, which ones being computed."""
     if node.op != "Gather" or node.domain or node.attrs.get("axis", 0) != 0:

@@ -30,7 +30,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Calibrator, Context
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.initializers import read
-from onnx_lathe.passes.graph.layers import Weight, not_float, weights
+from onnx_lathe.passes.graph.layers import Weight, not_float, refuse_recurrent, weights
 from onnx_lathe.passes.graph.macs import Shape, network_macs, sized_shapes
 from onnx_lathe.passes.graph.model import export_model, node_metadata, sparse_tensors
 from onnx_lathe.passes.graph.patterns import by_weight
@@ -104,6 +104,7 @@ class Svd(Pass):
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
         found = list(weights(graph, refuse=report.skip))
+        refuse_recurrent(graph, report.skip, "a recurrent layer is not split")
         own = by_weight(self.config.layers, found, [skip.node for skip in report.skips], "svd(layers=...)")
         captured = captured_names(graph)
         described = [

@@ -28,7 +28,14 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.initializers import read
-from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, Weight, not_float, other_use, weights
+from onnx_lathe.passes.graph.layers import (
+    WEIGHT_INPUT,
+    Weight,
+    not_float,
+    other_use,
+    refuse_recurrent,
+    weights,
+)
 from onnx_lathe.passes.graph.model import node_metadata, sparse_tensors
 from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.graph.shapes import TensorType, infer_types
@@ -97,6 +104,7 @@ class TensorTrain(Pass):
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
         found = list(weights(graph, refuse=report.skip))
+        refuse_recurrent(graph, report.skip, "a recurrent layer is not split")
         refused = [skip.node for skip in report.skips]
         single = by_weight(self.config.layers, found, refused, "tensor_train(layers=...)")
         factors = by_weight(self.config.factors, found, refused, "tensor_train(factors=...)")

@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import onnx
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.protocols import Shaping, TrainResult
-from onnx_lathe.runtime.training.hooks import load_hook
 from onnx_lathe.runtime.training.parallel.launch import train_launched
 from onnx_lathe.runtime.training.setup import TrainingSetup
 
@@ -21,15 +19,11 @@ def require_torch(needed_by: str = "retrain") -> None:
         raise UsageError(f"{needed_by} needs PyTorch; pip install 'onnx-lathe[train]'")
 
 
-def check_trainable(model: onnx.ModelProto, hook: str | None, log: Path | None) -> None:
-    """Finds before anything runs what a training of this model would end with: a hook that cannot be imported
-    (`log` gets the traceback), or a node that neither PyTorch nor, without a gradient, ONNX Runtime computes.
-
-    Raises UsageError, PassError or ModelError, as the training would.
+def check_trainable(model: onnx.ModelProto) -> None:
+    """Raises ModelError, as the training of this model would, for a node that neither PyTorch nor, without a
+    gradient, ONNX Runtime computes.
     """
     require_torch()
-    if hook is not None:
-        load_hook(hook, log)
     from onnx_lathe.runtime.torch_bridge.plan import check_runs
 
     check_runs(model)

@@ -226,3 +226,17 @@ def test_int4_groups_inputs_of_one_output_channel_alone(group: int) -> None:
     assert attributes == {"axis": 0, "block_size": group or 16}
     assert list(stored(after, "w_scale").shape) == [32 // (group or 16), 8 * 16]
     assert f"a scale for {group or 16} inputs" in report.edits[0].what
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("svd", "a recurrent layer is not split"),
+        ("tensor_train", "a recurrent layer is not split"),
+        ("prune_nm", "a recurrent layer has no kernels that skip N:M zeros; prune takes it"),
+    ],
+)
+def test_a_pass_that_has_nothing_for_recurrent_layers_names_them(name: str, reason: str) -> None:
+    options = {"method": "weight"} if name == "svd" else {}
+    _, report = applied(name, recurrent_network(), **options)
+    assert ("recurrent", reason) in [(skip.node, skip.reason) for skip in report.skips]
