@@ -114,7 +114,7 @@ class Int4(Pass):
             signal, noise = signal + more[0], noise + more[1]
         if chosen:
             rewire.sweep(graph)
-        report.metrics["layers"] = float(sum(len(weight.nodes) for weight in chosen))
+        report.metrics["layers"] = float(len({node.name for weight in chosen for node in weight.nodes}))
         if noise:
             report.metrics["weight_sqnr_db"] = float(10 * np.log10(signal / noise))
         return report
