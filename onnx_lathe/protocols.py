@@ -2,7 +2,7 @@
 rounded layer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +16,8 @@ class TrainResult:
 
     values: Mapping[str, "np.ndarray"]
     metrics: Mapping[str, float]
+    kept: Sequence[tuple[str, str]] = ()
+    """(node, reason) of what the network computes with, but no training changes."""
 
 
 @dataclass(frozen=True)

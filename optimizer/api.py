@@ -21,7 +21,7 @@ from onnx_lathe.optimizer.measuring import measured_exactly
 from onnx_lathe.optimizer.recipe import Call, Recipe, check_order, load_recipe, override, parse_calls
 from onnx_lathe.optimizer.report.record import GateRecord, RunRecord
 from onnx_lathe.optimizer.run import Request
-from onnx_lathe.optimizer.services import Services, check_needs, open_roles, warnings
+from onnx_lathe.optimizer.services import Services, check_needs, check_training, open_roles, warnings
 from onnx_lathe.optimizer.sizes import parse_bytes
 from onnx_lathe.optimizer.step import apply_checked
 from onnx_lathe.optimizer.ui import Calling
@@ -87,6 +87,7 @@ def rewrite(
     )
     roles = open_roles(recipe, given)
     check_needs(instances, roles, recipe)
+    check_training(instances, roles, recipe, given)
     for warning in (*model_file.warnings(given), *warnings(instances, roles)):
         progress(f"warning: {warning}")
     for note in opened.notes:

@@ -23,6 +23,9 @@ from onnx_lathe.runtime.running.evaluate import reference
 from onnx_lathe.runtime.training.hooks import hook_place
 from onnx_lathe.version import VERSION
 
+LOG = "retrain.log"
+"""Gets the traceback of a hook."""
+
 
 def run(request: Request, ui: Ui) -> RunRecord:
     """Compiles the model and returns the record, its exit code set: done, gate failed, or target failed.
@@ -54,10 +57,12 @@ def _open(request: Request, ui: Ui) -> Run:
     gates = parse_gates(request.recipe.gates)
     targets = build.open_targets(request.recipe.targets)
     placement = build.placement(targets)
+    services.check_hook(passes, request.recipe, request.out / LOG)
     opened = opening.open_file(request.model, request.wishes)
     model = opened.model
     roles = services.open_roles(request.recipe, model)
     services.check_needs(passes, roles, request.recipe)
+    services.check_training(passes, roles, request.recipe, model)
     described = _describe(request, opened)
     record = RunRecord(version=VERSION, command=list(request.command), model=described, data=roles.notes)
     record.warnings = model_file.warnings(model) + services.warnings(passes, roles)
@@ -70,7 +75,7 @@ def _open(request: Request, ui: Ui) -> Run:
     artifacts.check(request.out, request.model)
     done = checkpoints.resume() if request.resume else []
     trains = any("trainer" in instance.needs for instance in passes[len(done) :])
-    log, teacher = request.out / "retrain.log", model if trains else None
+    log, teacher = request.out / LOG, model if trains else None
     given = services.Services(request.recipe, roles, teacher, log, ui.status)
     return Run(
         request, ui, record, passes, gates, targets, placement, roles, given, checkpoints, done, model, opened

@@ -2,7 +2,7 @@
 the rounder.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,8 +27,14 @@ from onnx_lathe.runtime.data import (
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from onnx_lathe.runtime.running.evaluate import OutputComparer
 from onnx_lathe.runtime.running.ort import PairTimer
-from onnx_lathe.runtime.training import TorchRounder, TorchTrainer, TrainingSetup, require_torch
-from onnx_lathe.runtime.training.hooks import hook_place
+from onnx_lathe.runtime.training import (
+    TorchRounder,
+    TorchTrainer,
+    TrainingSetup,
+    check_trainable,
+    require_torch,
+)
+from onnx_lathe.runtime.training.hooks import hook_place, load_hook
 from onnx_lathe.runtime.training.parallel.request import parse_launch
 
 CALIBRATION_SAMPLES = 512
@@ -190,6 +196,29 @@ def check_needs(passes: list[Pass], roles: Roles, recipe: Recipe) -> None:
             raise UsageError(
                 "a function of this process cannot feed workers of a launch; give 'file.py:function'"
             )
+
+
+def check_hook(passes: Sequence[Pass], recipe: Recipe, log: Path | None) -> None:
+    """Imports the hook of a recipe that retrains, as each training will. Raises UsageError or PassError; `log`
+    gets the traceback of the latter.
+    """
+    if recipe.retrain is not None and any("trainer" in instance.needs for instance in passes):
+        load_hook(recipe.retrain, log)
+
+
+def check_training(passes: Sequence[Pass], roles: Roles, recipe: Recipe, model: onnx.ModelProto) -> None:
+    """Raises LatheError before anything runs for data or nodes that a training of the passes would end with."""
+    training = [instance for instance in passes if "trainer" in instance.needs]
+    if not training:
+        return
+    for instance in training if recipe.retrain is None else ():
+        options = getattr(instance.config, "training", None) or instance.config
+        if getattr(options, "distill", None) == 0 and roles.train is not None and not roles.train.labelled:
+            raise DataError(
+                f"pass '{instance.name}' learns from labels alone (distill=0), and the training data has none; "
+                "give labels, or leave distill out to imitate the original model"
+            )
+    check_trainable(model)
 
 
 def warnings(passes: list[Pass], roles: Roles) -> list[str]:

@@ -3,16 +3,21 @@ that.
 
     MatMul, Gemm:  W f32[K, N]        becomes   DequantizeLinear(W INT4 [K, N], scale [K/group, N], block_size=group) -> W
     Conv:          W f32[O, C, R, S]  becomes   DequantizeLinear(W INT4 [O, C*R*S], scale [O, C*R*S/group]) -> Reshape -> W
+    ConvTranspose: W f32[C, O, R, S]  becomes   DequantizeLinear(W INT4 [C, O*R*S], scale [C/group, O*R*S]) -> Reshape -> W
+    LSTM, GRU, RNN W f32[D, G*H, I]   becomes   DequantizeLinear(W INT4 [D, G*H, I], scale [D, G*H, I/group]) -> W
+    Gather:        table f32[N, C]    becomes   DequantizeLinear(table INT4 [N, C], scale [N, C/group]) -> table
 
 A group never crosses output channels. Its size is the divisor of the number of inputs next to the option
 group: TensorRT takes whole blocks only. What decodes weights as it goes reads less memory: TensorRT, and
 ONNX Runtime for a MatMul whose groups are a power of 2 or all inputs (MatMulNBits, which rounds activations
-to INT8 unless the session's qdq_matmulnbits_accuracy_level is 1). Of a Gemm or Conv ONNX Runtime decodes
+to INT8 unless the session's qdq_matmulnbits_accuracy_level is 1). Of any other layer ONNX Runtime decodes
 the whole weight at every run, and is slower than with float.
 Source: Frantar et al., "GPTQ", ICLR 2023, section 4, for groups; passes/numerics/quantization/int4.py for
 the search of scales.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +32,8 @@ from onnx_lathe.passes.graph.layers import (
     Weight,
     constant_shape,
     constant_value,
+    is_layer,
+    is_recurrent,
     not_float,
     other_use,
     output_axis,
@@ -107,13 +114,13 @@ class Int4(Pass):
             signal, noise = signal + more[0], noise + more[1]
         if chosen:
             rewire.sweep(graph)
-        report.metrics["layers"] = float(sum(len(weight.nodes) for weight in chosen))
+        report.metrics["layers"] = float(len({node.name for weight in chosen for node in weight.nodes}))
         if noise:
             report.metrics["weight_sqnr_db"] = float(10 * np.log10(signal / noise))
         return report
 
     def _choose(self, graph: Graph, report: PassReport) -> list[Weight]:
-        found = list(weights(graph, refuse=report.skip, bodies=True))
+        found = list(weights(graph, refuse=report.skip, bodies=True, everywhere=True))
         wanted = by_weight(
             self.config.layers, found, [skip.node for skip in report.skips], "int4(layers=...)"
         )
@@ -140,19 +147,17 @@ class Int4(Pass):
         size = int(np.prod(shape))
         if (
             len({output_axis(node, len(shape)) for node in weight.nodes}) > 1
-            or len({node.op == "Conv" for node in weight.nodes}) > 1
+            or len({node.op in ("Conv", "ConvTranspose") for node in weight.nodes}) > 1
         ):
             return "its weight is shared with a layer that has its output channels on another axis"
         for node in weight.nodes:
-            if node.op == "ConvTranspose":
-                return "a transposed convolution stays float"
-            if pairs.is_dequantized(node.inputs[0]):
+            if is_layer(node) and pairs.is_dequantized(node.inputs[0]):
                 return "its input is INT8, which does not multiply with INT4"
         if len(shape) > 2 and weight.nodes[0].op == "MatMul":
             return "its weight is a batch of matrices, which TensorRT takes in no blocks"
         if size < self.config.min_size and not explicit:
             return f"its weight has {size} elements, fewer than min_size={self.config.min_size}"
-        inputs = size // shape[weight.axis]
+        inputs = _inputs(weight, shape)
         stored = size / 2 + size / self._group(inputs) * (4.5 if self.config.zero_points else 4)
         if stored + _NODE_BYTES + (_RESHAPE_BYTES if len(shape) > 2 else 0) >= 4 * size:
             return f"its {4 * size} bytes would not become fewer, with one scale for {self._group(inputs)} inputs"
@@ -174,8 +179,8 @@ class Int4(Pass):
         loses.
         """
         values = constant_value(weight.tensor, weight.opset)
-        rows = values.T if weight.axis == 1 else values.reshape(len(values), -1)
-        group = self._group(rows.shape[1])
+        rows = _matrix(weight, values)
+        group = self._group(_inputs(weight, values.shape))
         encoded = int4.encode(rows, group, not self.config.zero_points, self.config.scales == "mse")
         restored = encoded.restored()
         fell = int(np.count_nonzero((restored == 0) & (rows != 0)))
@@ -191,6 +196,34 @@ class Int4(Pass):
         )
 
 
+def _is_transposed(weight: Weight) -> bool:
+    return any(node.op == "ConvTranspose" for node in weight.nodes)
+
+
+def _is_recurrent(weight: Weight) -> bool:
+    return any(is_recurrent(node) for node in weight.nodes)
+
+
+def _inputs(weight: Weight, shape: Sequence[int]) -> int:
+    """How many values in a row of `_matrix` belong to one output channel, so that they may share a scale."""
+    if _is_transposed(weight):
+        return int(shape[0]) // math.lcm(*(int(node.attrs.get("group", 1)) for node in weight.nodes))
+    if _is_recurrent(weight):
+        return int(shape[-1])
+    return int(np.prod(shape)) // int(shape[weight.axis])
+
+
+def _matrix(weight: Weight, values: np.ndarray) -> np.ndarray:
+    """The weight as rows along which values share a scale: of an output channel all inputs; of a transposed
+    convolution, of an output channel and a place of the kernel; of a recurrent layer, of a gate.
+    """
+    if _is_recurrent(weight):
+        return values.reshape(-1, values.shape[-1])
+    if weight.axis == 1:
+        return values.reshape(len(values), -1).T
+    return values.reshape(len(values), -1)
+
+
 class _BlockWriter:
     """Writes the form into one graph."""
 
@@ -201,24 +234,27 @@ class _BlockWriter:
     def replace(self, weight: Weight, encoded: int4.Levels, group: int) -> None:
         """Makes the weight, under its own name, the decoded 4-bit form."""
         self.graph.ir_version = max(self.graph.ir_version or 0, FOUR_BIT_IR_VERSION)
-        name, shape, turned = weight.name, list(weight.tensor.shape), weight.axis == 1
+        name, shape = weight.name, list(weight.tensor.shape)
+        turned, recurrent = weight.axis == 1 and not _is_recurrent(weight), _is_recurrent(weight)
         parts = {"int4": encoded.levels, "scale": encoded.scale, "zero_point": encoded.zeros}
+        arrays = {part: array for part, array in parts.items() if array is not None}
+        axis, one_group = 0 if turned else 1, encoded.scale.shape[1] == 1
+        if recurrent:  # in its own shape: there is no scale per direction and row of gates without blocks
+            arrays = {part: array.reshape(*shape[:2], -1) for part, array in arrays.items()}
+            axis = 2
+        elif turned:
+            arrays = {part: array.T for part, array in arrays.items()}
+        attrs = {"axis": axis, "block_size": group}
+        if one_group and not recurrent:  # one group is one output channel
+            attrs = {"axis": 1 - axis}
+            arrays |= {part: array.reshape(-1) for part, array in arrays.items() if part != "int4"}
         stored: list[Tensor] = [
-            Constant(self._name(f"{name}_{part}"), np.ascontiguousarray(array.T if turned else array))
-            for part, array in parts.items()
-            if array is not None
+            Constant(self._name(f"{name}_{part}"), np.ascontiguousarray(array))
+            for part, array in arrays.items()
         ]
-        attrs = {"axis": 0 if turned else 1, "block_size": group}
-        if encoded.scale.shape[1] == 1:  # one group is one output channel
-            attrs = {"axis": 1 if turned else 0}
-            for tensor in stored[1:]:
-                tensor.values = tensor.values.reshape(-1)
         result = Variable(name, np.float32, shape)
-        flat = (
-            result
-            if len(shape) == 2
-            else Variable(self._name(f"{name}_matrix"), np.float32, encoded.levels.shape)
-        )
+        levels = list(arrays["int4"].shape)
+        flat = result if levels == shape else Variable(self._name(f"{name}_matrix"), np.float32, levels)
         self.graph.nodes.append(
             Node("DequantizeLinear", self._name(f"{name}_DequantizeLinear"), attrs, stored, [flat])
         )

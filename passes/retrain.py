@@ -51,7 +51,7 @@ class Retrain(Pass):
             report.skip("model", "it has no batch normalization; normalization=train changes nothing")
         if self.config.learn_scales and not operators & {"QuantizeLinear", "DequantizeLinear"}:
             report.skip("model", "it has no Q/DQ pairs; learn_scales=true changes nothing")
-        for weight in weights(graph, refuse=lambda node, reason: None, bodies=True):
+        for weight in weights(graph, refuse=lambda node, reason: None, bodies=True, everywhere=True):
             stored = stored_in(weight.tensor)[0]
             if _is_integer(stored):
                 advice = "only its scales do" if self.config.learn_scales else "retrain before int8"
@@ -61,7 +61,7 @@ class Retrain(Pass):
                     )
         result = context.need_trainer().train(export_model(graph), asdict(self.config))
         tensors = all_tensors(graph)
-        for name, change in take_over(graph, result).items():
+        for name, change in take_over(graph, result, report).items():
             report.edit(tensors[name].outputs[0].name, f"{name} changed by {100 * change:.3g} %")
         report.metrics.update(result.metrics)
         return report

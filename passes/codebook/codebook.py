@@ -109,7 +109,7 @@ class Codebook(Pass):
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
-        found = list(weights(graph, refuse=report.skip, bodies=True))
+        found = list(weights(graph, refuse=report.skip, bodies=True, everywhere=True))
         counts = _value_counts(self.config, found, [skip.node for skip in report.skips])
         jobs = self._jobs(graph, found, counts, report)
         small = self._rounded_codebooks(found, counts) + self._small_biases(graph, found, counts, report)
@@ -271,7 +271,7 @@ class Codebook(Pass):
         shaping = Clustered(groups, self.config.every, self.config.freeze)
         result = context.need_trainer().train(export_model(graph), trainer_settings(self.config), shaping)
         tensors, shaped = all_tensors(graph), {piece.tensor for group, _ in groups for piece in group.pieces}
-        for name in take_over(graph, result):
+        for name in take_over(graph, result, report):
             if name not in shaped:
                 report.edit(tensors[name].outputs[0].name, f"{name} was trained")
         report.metrics.update(result.metrics)

@@ -35,4 +35,6 @@ class PassReport:
         self.edits.append(Edit(node, what))
 
     def skip(self, node: str, reason: str) -> None:
-        self.skips.append(Skip(node, reason))
+        """Once for all weights of a node that one reason keeps."""
+        if not self.skips or self.skips[-1] != Skip(node, reason):
+            self.skips.append(Skip(node, reason))

@@ -11,6 +11,7 @@ import numpy as np
 from onnx_lathe.errors import PassError, UsageError
 from onnx_lathe.passes.core.base import Moved
 from onnx_lathe.passes.core.options import option
+from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.graph import Constant, Graph
 from onnx_lathe.passes.graph.bodies import all_tensors
 from onnx_lathe.passes.graph.initializers import read, write
@@ -137,12 +138,14 @@ def trainer_settings(config: Any) -> dict[str, Any]:
     return own | training
 
 
-def take_over(graph: Graph, result: TrainResult) -> dict[str, float]:
+def take_over(graph: Graph, result: TrainResult, report: PassReport) -> dict[str, float]:
     """Puts trained values into the graph. Returns the relative change of each that changed, by name, in the
-    trainer's order.
+    trainer's order. The report gets a skip for what was run, but not trained.
 
     Raises PassError for a value that fits no initializer.
     """
+    for node, reason in result.kept:
+        report.skip(node, reason)
     tensors, changes = all_tensors(graph), {}
     for name, value in result.values.items():
         tensor = tensors.get(name)

@@ -1,5 +1,8 @@
 """Layers with weights: Conv, ConvTranspose, Gemm and MatMul, and where each weight comes from.
 
+`weights(everywhere=True)` also gives the weights that are stored in less space, and computed with as before:
+W and R of LSTM, GRU and RNN, and the table of an embedding (Gather by indices that are computed).
+
 The float tensor that a layer reads keeps its name when a pass changes how it is stored: a codebook weight's
 Gather writes the tensor that was the initializer. So `lathe.sparse` and per-layer options go on naming the
 same thing.
@@ -18,6 +21,9 @@ from onnx_lathe.passes.graph.model import FOUR_BIT
 
 WEIGHT_INPUT = 1
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+RECURRENT_OPS = ("GRU", "LSTM", "RNN")
+RECURRENT_INPUTS = (1, 2)
+"""W [directions, gates * H, I] and R [directions, gates * H, H]."""
 NOT_CONSTANT = "its weight is computed at run time"
 _WITH_WEIGHTS = {
     "Gather": "its table is an embedding",
@@ -60,18 +66,46 @@ def is_layer(node: Node) -> bool:
 
 def output_axis(node: Node, rank: int) -> int:
     """Output-channel axis of the layer's weight: Conv [O, I, ...] 0, ConvTranspose [I, O, ...] 1, Gemm by
-    transB, MatMul last.
+    transB, MatMul last; the rows of gates of a recurrent layer 1, those of an embedding's table 0.
     """
-    if node.op == "Conv" or (node.op == "Gemm" and node.attrs.get("transB", 0)):
+    if node.op in ("Conv", "Gather") or (node.op == "Gemm" and node.attrs.get("transB", 0)):
         return 0
     return rank - 1 if node.op == "MatMul" else 1
 
 
+def is_recurrent(node: Node) -> bool:
+    return node.op in RECURRENT_OPS and not node.domain and len(node.inputs) > max(RECURRENT_INPUTS)
+
+
+def is_embedding(node: Node) -> bool:
+    """Whether the node looks rows of a stored float table [rows, size] up, which ones being computed."""
+    if node.op != "Gather" or node.domain or node.attrs.get("axis", 0) != 0:
+        return False
+    table, indices = node.inputs
+    if is_constant(indices, UNFOLDED) or not is_constant(table):
+        return False
+    return table.dtype in (np.float32, np.float16) and table.shape is not None and len(table.shape) == 2
+
+
+def weight_inputs(node: Node, everywhere: bool = False) -> tuple[int, ...]:
+    """Which inputs of the node are weights, none if it is no layer; `everywhere` as for `weights`."""
+    if is_layer(node):
+        return (WEIGHT_INPUT,)
+    if everywhere and is_recurrent(node):
+        return RECURRENT_INPUTS
+    return (0,) if everywhere and is_embedding(node) else ()
+
+
 def weights(
-    graph: Graph, refuse: Callable[[str, str], None], halves: bool = False, bodies: bool = False
+    graph: Graph,
+    refuse: Callable[[str, str], None],
+    halves: bool = False,
+    bodies: bool = False,
+    everywhere: bool = False,
 ) -> Iterator[Weight]:
     """Every float32 weight that is constant (initializer, or decoded from initializers), once, in graph
-    order; float16 ones if `halves`; those of layers inside bodies of If, Loop and Scan if `bodies`.
+    order; float16 ones if `halves`; those of layers inside bodies of If, Loop and Scan if `bodies`; those of
+    recurrent layers and embeddings if `everywhere`.
 
     `refuse(node name, reason)` is called for each layer whose weight cannot be used. A MatMul of two
     activations is not a layer.
@@ -79,24 +113,26 @@ def weights(
     found: dict[str, Weight] = {}
     for part in parts(graph):
         for node in part.graph.nodes:
-            if not is_layer(node):
-                if reason := _other_weight(node):
-                    refuse(node.name, reason)
-                continue
-            tensor = node.inputs[WEIGHT_INPUT]
-            if tensor.name in found and (bodies or not part.place):
-                found[tensor.name].nodes.append(node)
-                found[tensor.name].place = found[tensor.name].place or part.place
-                continue
-            reason = _unusable(node, halves) or _uncomputable(tensor, graph.opset)
-            if reason is None and part.place and not bodies:
-                refuse(node.name, f"it is in the {part.place}, and this pass changes no layer inside a body")
-            elif reason is None:
-                rank = len(tensor.shape if tensor.shape is not None else constant_shape(tensor, graph.opset))
-                axis = output_axis(node, rank)
-                found[tensor.name] = Weight(tensor, [node], axis, graph.opset, part.place)
-            elif node.op != "MatMul" or reason != NOT_CONSTANT:
+            positions = weight_inputs(node, everywhere)
+            if not positions and (reason := _other_weight(node)):
                 refuse(node.name, reason)
+            for position in positions:
+                tensor = node.inputs[position]
+                if tensor.name in found and (bodies or not part.place):
+                    found[tensor.name].nodes.append(node)
+                    found[tensor.name].place = found[tensor.name].place or part.place
+                    continue
+                reason = _unusable(node, position, halves) or _uncomputable(tensor, graph.opset)
+                if reason is None and part.place and not bodies:
+                    refuse(
+                        node.name, f"it is in the {part.place}, and this pass changes no layer inside a body"
+                    )
+                elif reason is None:
+                    shape = tensor.shape if tensor.shape is not None else constant_shape(tensor, graph.opset)
+                    axis = output_axis(node, len(shape))
+                    found[tensor.name] = Weight(tensor, [node], axis, graph.opset, part.place)
+                elif node.op != "MatMul" or reason != NOT_CONSTANT:
+                    refuse(node.name, reason)
     yield from found.values()
 
 
@@ -108,6 +144,13 @@ def layers_inside(graph: Graph) -> dict[str, list[str]]:
             if is_layer(node) and is_constant(node.inputs[WEIGHT_INPUT], UNFOLDED):
                 found.setdefault(part.place, []).append(node.name)
     return found
+
+
+def is_stored_only(weight: Weight) -> bool:
+    """Whether a layer of the weight is one that `weights` gives `everywhere` alone: no runtime computes with
+    another form of its weight than float.
+    """
+    return not all(is_layer(node) for node in weight.nodes)
 
 
 def other_use(graph: Graph, weight: Weight) -> str | None:
@@ -133,8 +176,8 @@ def _other_weight(node: Node) -> str | None:
     return f"{_WITH_WEIGHTS[node.op]}, which this pass does not change" if large else None
 
 
-def _unusable(node: Node, halves: bool) -> str | None:
-    tensor = node.inputs[WEIGHT_INPUT]
+def _unusable(node: Node, position: int, halves: bool) -> str | None:
+    tensor = node.inputs[position]
     if not is_constant(tensor):
         if is_constant(tensor, UNFOLDED):
             return "its weight is a Constant node; fold first"
@@ -280,7 +323,10 @@ def not_float(tensor: Tensor, pass_name: str) -> str | None:
         return None
     if codebook_of(tensor) is not None:
         return f"its weight is stored as a codebook; {pass_name} before codebook"
-    if tensor.inputs[0].op == "DequantizeLinear":
+    producer = tensor.inputs[0]
+    while producer.op == "Reshape" and producer.inputs[0].inputs:
+        producer = producer.inputs[0].inputs[0]
+    if producer.op == "DequantizeLinear":
         stored = stored_in(tensor)[0].dtype
         maker = "int4" if stored in FOUR_BIT else "int8"
         return f"its weight is stored as {stored}{' already' if pass_name == maker else f'; {pass_name} before {maker}'}"

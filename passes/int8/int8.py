@@ -3,8 +3,9 @@
     x -> Conv(W)   becomes   x -> QuantizeLinear -> DequantizeLinear -> Conv(DequantizeLinear(W_int8))
 
 Conv, Gemm and MatMul with a constant weight. Depthwise and transposed convolutions stay float: INT8 makes
-them slower on TensorRT, or is not there; the option layers can ask for a depthwise one. Bias stays float. A
-residual Add behind a quantized convolution reads its other operand quantized, so that TensorRT joins the
+them slower on TensorRT, or is not there; the option layers can ask for a depthwise one. With
+activations=false the weights of transposed convolutions, recurrent layers and embeddings are stored in INT8,
+too; the option layers can ask for the latter two at any time. Bias stays float. A residual Add behind a quantized convolution reads its other operand quantized, so that TensorRT joins the
 two. The form is in passes/graph/quantization/pairs.py.
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference", CVPR 2018; Wu et al., "Integer Quantization for Deep Learning Inference: Principles and
@@ -12,6 +13,7 @@ Empirical Evaluation", 2020, sections 3 and 5.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +28,11 @@ from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Constant, Graph, rewire
 from onnx_lathe.passes.graph.layers import (
     Weight,
+    codebook_of,
     constant_shape,
     constant_value,
     is_constant,
+    is_stored_only,
     other_use,
     output_axis,
     weights,
@@ -41,7 +45,7 @@ from onnx_lathe.passes.graph.quantization.placement import float_reason, split_g
 from onnx_lathe.passes.int8.bias import OUTPUTS
 from onnx_lathe.passes.int8.existing import CHOICES, treat_existing
 from onnx_lathe.passes.int8.foreign_pairs import is_blocked
-from onnx_lathe.passes.int8.quantization import Quantization, layers_of, skip
+from onnx_lathe.passes.int8.quantization import Quantization, is_weight_only, layers_of, skip
 from onnx_lathe.passes.int8.ranges import METHODS
 from onnx_lathe.passes.int8.rounding import adapt_rounding
 from onnx_lathe.passes.int8.sensitivity import Goal, Sensitivity
@@ -52,6 +56,12 @@ WEIGHT_ONLY = "its weight is quantized already; existing=complete quantizes what
 IN_BLOCKS = "its weight is quantized in blocks, which runtimes do not multiply with INT8 activations"
 IN_BODY = "its weight is read in the {}, where activations are not calibrated; int8(activations=false) stores such weights in 8 bits"
 INPUT_ONLY = "what it reads is quantized already; existing=complete quantizes its weight, too"
+WEIGHT_ALONE: Mapping[str, str] = {
+    "ConvTranspose": "a transposed convolution stays float",
+    "Gather": "an embedding stays float",
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), "a recurrent layer stays float"),
+}
+"""Operator -> what is said where activations are quantized, and the option layers does not ask for its weight."""
 
 LEAST_SQNR = 12.0
 """In dB: below, an error of the outputs is a quarter of their size and more."""
@@ -150,8 +160,12 @@ class Int8(Pass):
             chosen = self._search(quantization, chosen, context, report)
         written = quantization.apply(graph, [weight.name for weight in chosen], report) if chosen else []
         if base is not None and self.adapts:
-            outside = [weight for weight in written if not weight.place]
-            adapt_rounding(graph, base, outside, context, self.config.rounding_steps, report)
+            computed = [
+                weight
+                for weight in written
+                if not weight.place and not is_weight_only(weight, context.placement)
+            ]
+            adapt_rounding(graph, base, computed, context, self.config.rounding_steps, report)
         quantization.correct(graph, written, report)
         if report.metrics.get(OUTPUTS, LEAST_SQNR) < LEAST_SQNR:
             report.warnings.append(COLLAPSED.format(report.metrics[OUTPUTS]))
@@ -161,7 +175,7 @@ class Int8(Pass):
             report.metrics |= {
                 f"calibration_{name}": value for name, value in found.items() if math.isfinite(value)
             }
-        report.metrics["layers"] = len(layers_of(written))
+        report.metrics["layers"] = len({node.name for node in layers_of(written)})
         return report
 
     def _search(
@@ -189,7 +203,7 @@ class Int8(Pass):
         reason.
         """
         report = PassReport()
-        found = list(weights(graph, refuse=report.skip, bodies=True))
+        found = list(weights(graph, refuse=report.skip, bodies=True, everywhere=True))
         wanted = by_weight(
             self.config.layers, found, [skip.node for skip in report.skips], "int8(layers=...)"
         )
@@ -201,7 +215,7 @@ class Int8(Pass):
             reason = (
                 "the option layers leaves it in float"
                 if explicit is False
-                else self._refusal(graph, weight, context.placement)
+                else self._refusal(graph, weight, context.placement, explicit is True)
             )
             if reason is None:
                 chosen.append(weight)
@@ -209,8 +223,8 @@ class Int8(Pass):
                 skip(weight, reason, report)
         return chosen, report.skips
 
-    def _refusal(self, graph: Graph, weight: Weight, placement: Placement) -> str | None:
-        """Why the layers of this weight stay float."""
+    def _refusal(self, graph: Graph, weight: Weight, placement: Placement, explicit: bool) -> str | None:
+        """Why the layers of this weight stay float; `explicit`: the option layers asks for it."""
         shape = (
             tuple(weight.tensor.shape)
             if isinstance(weight.tensor, Constant)
@@ -218,12 +232,17 @@ class Int8(Pass):
         )
         if weight.place and self.config.activations:
             return IN_BODY.format(weight.place)
-        for node in weight.nodes:
+        alone = is_weight_only(weight, placement)
+        if alone and codebook_of(weight.tensor) is not None:
+            return "its weight is a codebook, which takes less space than INT8"
+        if alone and self.config.activations and not (explicit and is_stored_only(weight)):
+            return WEIGHT_ALONE[str(weight.nodes[0].op)]
+        for node in () if alone else weight.nodes:
             if reason := float_reason(node, shape, placement):
                 return reason
             if is_constant(node.inputs[0]):
                 return "its input is constant"
-        if reason := self._already(weight):
+        if reason := self._already(weight, alone):
             return reason
         if _is_stored_quantized(weight):
             return None  # existing=complete: it stays as it is, and what its layers read is quantized
@@ -240,9 +259,13 @@ class Int8(Pass):
             return f"its weight is {values.dtype}, not float32"
         return None if np.isfinite(values).all() else "its weight holds NaN or infinity"
 
-    def _already(self, weight: Weight) -> str | None:
-        """Why the Q/DQ that the model has stays all there is for this weight; None if there is more to do."""
+    def _already(self, weight: Weight, alone: bool) -> str | None:
+        """Why the Q/DQ that the model has stays all there is for this weight; None if there is more to do.
+        `alone`: what its layers read does not matter.
+        """
         stored = _is_stored_quantized(weight)
+        if alone:
+            return "already quantized" if stored else None
         reads = [pairs.is_dequantized(node.inputs[0]) for node in weight.nodes]
         if stored and (all(reads) or not self.config.activations):
             return "already quantized"

@@ -11,7 +11,7 @@ import onnx
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph, Node, Tensor, rewire
-from onnx_lathe.passes.graph.layers import Weight, constant_value, weights
+from onnx_lathe.passes.graph.layers import Weight, constant_value, is_stored_only, weights
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.graph.quantization import pairs
 from onnx_lathe.passes.graph.quantization.placement import handing_on, operands
@@ -20,6 +20,7 @@ from onnx_lathe.passes.int8.ranges import choose_range
 from onnx_lathe.passes.int8.simulation import as_computed
 from onnx_lathe.passes.numerics.quantization import affine
 from onnx_lathe.passes.numerics.quantization.scale_search import crushed_channels, least_error_scale
+from onnx_lathe.placement import Placement
 
 
 class Quantization:
@@ -57,7 +58,7 @@ class Quantization:
         """
         chosen = [
             weight
-            for weight in weights(graph, refuse=lambda node, reason: None, bodies=True)
+            for weight in weights(graph, refuse=lambda node, reason: None, bodies=True, everywhere=True)
             if weight.name in names
         ]
         writer = pairs.PairWriter(graph)
@@ -71,12 +72,17 @@ class Quantization:
 
     def correct(self, graph: Graph, written: Sequence[Weight], report: PassReport) -> None:
         """Corrects the biases of what `apply` quantized, if the options and the data allow it."""
-        if self._correction is not None and written:
+        if self._correction is not None and self._computed(written):
             self.context.progress("correcting biases")
-            outside = [
-                weight for weight in written if not weight.place
-            ]  # what bodies compute is not observed
-            self._correction.apply(graph, layers_of(outside), report)
+            self._correction.apply(graph, layers_of(self._computed(written)), report)
+
+    def _computed(self, chosen: Sequence[Weight]) -> list[Weight]:
+        """Those of the weights that are not merely stored in INT8, and not in bodies, where nothing is observed."""
+        return [
+            weight
+            for weight in chosen
+            if not weight.place and not is_weight_only(weight, self.context.placement)
+        ]
 
     def _activations(
         self, writer: pairs.PairWriter, chosen: list[Weight], report: PassReport
@@ -85,7 +91,7 @@ class Quantization:
         them.
         """
         graph, placement = writer.graph, self.context.placement
-        places = operands(graph, layers_of(chosen), placement)
+        places = operands(graph, layers_of(self._computed(chosen)), placement)
         self._calibrate(
             [node.inputs[index].name for node, index in places if pairs.twin(node.inputs[index]) is None]
         )
@@ -98,7 +104,7 @@ class Quantization:
             else:
                 alive.append(weight)
         if len(alive) < len(chosen):
-            places = operands(graph, layers_of(alive), placement)
+            places = operands(graph, layers_of(self._computed(alive)), placement)
         before = len(graph.nodes)
         for node, index in places:
             if node.inputs[index].name not in silent:
@@ -143,6 +149,8 @@ class Quantization:
         if "DequantizeLinear" in pairs.decoders(weight.tensor):
             return  # existing=complete: with the scales that it has
         values, axis = constant_value(weight.tensor, weight.opset), weight.axis
+        if pairs.has_directions(weight):
+            values, axis = values.reshape(-1, values.shape[-1]), 0
         scale = (
             least_error_scale(values, axis)
             if self.config.weights == "mse"
@@ -155,6 +163,13 @@ class Quantization:
             what += f"; {crushed} channels have an outlier beside which most weights round to zero"
         for node in weight.nodes:
             report.edit(node.name, what + self.phrases.get(weight.name, ""))
+
+
+def is_weight_only(weight: Weight, placement: Placement) -> bool:
+    """Whether INT8 can only be how the weight is stored: its layers read float, and compute in float."""
+    return is_stored_only(weight) or any(
+        node.op == "ConvTranspose" and node.op not in placement.layers for node in weight.nodes
+    )
 
 
 def layers_of(chosen: Sequence[Weight]) -> list[Node]:

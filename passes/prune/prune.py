@@ -36,7 +36,7 @@ from onnx_lathe.passes.core.training_options import (
 from onnx_lathe.passes.graph import Constant, Graph
 from onnx_lathe.passes.graph.bodies import all_tensors
 from onnx_lathe.passes.graph.initializers import read, write, write_float
-from onnx_lathe.passes.graph.layers import Weight, not_float, other_use, weights
+from onnx_lathe.passes.graph.layers import Weight, is_embedding, not_float, other_use, weights
 from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse_tensors, sparse_tensors
 from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.numerics.sparsity.gradual import SCHEDULES, Gradual
@@ -155,14 +155,14 @@ class Prune(Pass):
 
     def _budgets(self, graph: Graph, report: PassReport) -> tuple[list[Budget], "dict[str, _Member]"]:
         """The weights to be pruned, and which of them compete."""
-        found = list(weights(graph, refuse=report.skip, bodies=True))
+        found = list(weights(graph, refuse=report.skip, bodies=True, everywhere=True))
         single = by_weight(
             self.config.layers, found, [skip.node for skip in report.skips], f"{self.name}(layers=...)"
         )
         groups: dict[str, tuple[float, list[_Member]]] = {}
         for weight in found:
             sparsity = single.get(weight.name, self.config.sparsity)
-            member = self._member(graph, weight, sparsity)
+            member = self._member(graph, weight, sparsity, weight.name in single)
             if isinstance(member, str):
                 report.skip(weight.nodes[0].name, member)
             else:
@@ -177,8 +177,8 @@ class Prune(Pass):
         ]
         return budgets, {member.weight.name: member for _, group in groups.values() for member in group}
 
-    def _member(self, graph: Graph, weight: Weight, sparsity: float) -> "_Member | str":
-        """A weight to be pruned, or why not."""
+    def _member(self, graph: Graph, weight: Weight, sparsity: float, named: bool) -> "_Member | str":
+        """A weight to be pruned, or why not; `named`: the option layers does."""
         if reason := not_float(weight.tensor, self.name):
             return reason
         size = int(np.prod(weight.tensor.shape))
@@ -186,6 +186,11 @@ class Prune(Pass):
             return f"its weight has {size} elements, fewer than min_size={self.config.min_size}"
         if sparsity == 0:
             return "its sparsity is set to 0"
+        tables = [] if named else [node for node in weight.nodes if is_embedding(node)]
+        if tables and len(tables) < len(weight.nodes):
+            return f"its weight is also read by {tables[0].name}"
+        if tables:
+            return "a table is looked up, not multiplied with; the option layers can name it"
         if reason := other_use(graph, weight):
             return reason
         values = read(weight.tensor)
@@ -221,7 +226,7 @@ class Prune(Pass):
         )
         result = context.need_trainer().train(export_model(graph), trainer_settings(config), shaping)
         tensors = all_tensors(graph)
-        for name, change in take_over(graph, result).items():
+        for name, change in take_over(graph, result, report).items():
             if name not in members:
                 report.edit(tensors[name].outputs[0].name, f"{name} changed by {100 * change:.3g} %")
         report.metrics.update(result.metrics)

@@ -28,7 +28,13 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.initializers import read
-from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, Weight, not_float, other_use, weights
+from onnx_lathe.passes.graph.layers import (
+    WEIGHT_INPUT,
+    Weight,
+    not_float,
+    other_use,
+    weights,
+)
 from onnx_lathe.passes.graph.model import node_metadata, sparse_tensors
 from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.graph.shapes import TensorType, infer_types

@@ -13,7 +13,7 @@ except ImportError as error:
     raise UsageError("retrain needs PyTorch; pip install 'onnx-lathe[train]'") from error
 
 from onnx_lathe.runtime.torch_bridge.module import GraphModule
-from onnx_lathe.runtime.torch_bridge.plan import unsupported
+from onnx_lathe.runtime.torch_bridge.plan import kept, unsupported
 from onnx_lathe.runtime.torch_bridge.registry import Unsupported
 
-__all__ = ["GraphModule", "Unsupported", "unsupported"]
+__all__ = ["GraphModule", "Unsupported", "kept", "unsupported"]

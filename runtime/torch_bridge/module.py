@@ -13,7 +13,7 @@ from onnx_lathe.metadata import SPARSE, read_sparse
 from onnx_lathe.runtime.torch_bridge.arrays import HALVES, to_numpy, to_torch, torch_type
 from onnx_lathe.runtime.torch_bridge.operators.batch_norm import Observed
 from onnx_lathe.runtime.torch_bridge.parameters import statistics, trainable
-from onnx_lathe.runtime.torch_bridge.plan import NOTHING, Plan, inlined, make_plan
+from onnx_lathe.runtime.torch_bridge.plan import NOTHING, Plan, inlined, make_plan, raise_refused
 from onnx_lathe.runtime.torch_bridge.scales import LearnedScale, Scales, learnable
 from onnx_lathe.runtime.torch_bridge.segments import Segments, run_step
 
@@ -75,12 +75,19 @@ class GraphModule(nn.Module):
     to date. It stays frozen in a node whose mean and variance are not initializers of its own, for a batch
     that has one value per channel only, and for one that is run in pieces.
 
+    freeze: ONNX Runtime computes nodes without PyTorch counterpart, without a gradient, and what lies before
+    them is not trained (frozen.py).
+
     Raises ModelError naming all nodes without PyTorch counterpart, or a `lathe.sparse` entry that names no
     weight.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, learn_scales: bool = False, train_normalization: bool = False
+        self,
+        model: onnx.ModelProto,
+        learn_scales: bool = False,
+        train_normalization: bool = False,
+        freeze: bool = False,
     ) -> None:
         super().__init__()
         model = inlined(model)
@@ -90,11 +97,8 @@ class GraphModule(nn.Module):
         scales = learnable(graph) if learn_scales else Scales()
         running = statistics(graph) if train_normalization else {}
         kept = {name for pair in running.values() for name in pair}
-        plan = make_plan(model, wanted | scales.steps | scales.factors | kept)
-        if plan.refused:
-            raise ModelError(
-                f"PyTorch cannot run {len(plan.refused)} of the model's nodes: {', '.join(map(str, plan.refused))}"
-            )
+        plan = make_plan(model, wanted | scales.steps | scales.factors | kept, freeze)
+        raise_refused(plan.refused)
         initializers = {tensor.name for tensor in graph.initializer}
         producers = {name: node for node in graph.node for name in node.output}
         self.inputs = tuple(value.name for value in graph.input if value.name not in initializers)
@@ -131,8 +135,9 @@ class GraphModule(nn.Module):
         self._hold_zeros(read_sparse(model.metadata_props))
         read = {slot for step in plan.steps for slot in step.inputs}
         for name, parameter in (self.weights() | self.scales()).items():
-            if plan.slot(name) not in read:
-                parameter.requires_grad_(False)  # distributed training would wait for its gradient
+            # distributed training would wait for the gradient of one that nothing reads
+            if plan.slot(name) not in read or name in plan.untrained:
+                parameter.requires_grad_(False)
 
     def _add_weight(self, tensor: onnx.TensorProto) -> None:
         weight, value = self._changing(tensor, f"weight_{len(self._weights)}")

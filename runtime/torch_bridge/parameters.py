@@ -6,6 +6,7 @@
 | Gemm, MatMul, Einsum | every constant operand | |
 | BatchNormalization, InstanceNormalization, GroupNormalization, LayerNormalization, RMSNormalization | scale, bias | not mean, variance |
 | PRelu | slope | |
+| LSTM, GRU, RNN | W, R, B | not initial states |
 | Add | a bias: rank >= 1, at most one dimension > 1 | added to an activation; values that differ are not all whole numbers |
 | Mul | a factor: exactly one dimension > 1 | the same |
 | Add | an embedding of positions: [N, D], [1, N, D] or [N, 1, D] | added to tokens, see below |
@@ -59,6 +60,7 @@ _TRAINED: Mapping[str, frozenset[int]] = {
     "LayerNormalization": _WEIGHT_AND_BIAS,
     "RMSNormalization": frozenset((1,)),
     "PRelu": frozenset((1,)),
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), frozenset((1, 2, 3))),
 }
 _DECODERS = frozenset(
     (

@@ -6,7 +6,7 @@ weights), are constants: evaluated here and not at every step. What is computed 
 the CPU ("host"), where the next step reads it as numbers.
 """
 
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,16 @@ import onnx
 import torch
 from onnx import inliner
 
+from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.torch_bridge.arrays import to_torch, torch_type
+from onnx_lathe.runtime.torch_bridge.frozen import (
+    Frozen,
+    Kept,
+    OnnxRuntimeNode,
+    can_freeze,
+    captured,
+    gives_floats,
+)
 from onnx_lathe.runtime.torch_bridge.parameters import trainable
 from onnx_lathe.runtime.torch_bridge.registry import Function, Node, RefusedError, Unsupported, find
 
@@ -49,17 +58,46 @@ class Plan:
     static: set[str] = field(default_factory=set)
     """Names of the tensors that do not depend on the model's inputs."""
     refused: list[Unsupported] = field(default_factory=list)
+    frozen: list[Frozen] = field(default_factory=list)
+    """Nodes that ONNX Runtime computes."""
+    untrained: dict[str, Frozen] = field(default_factory=dict)
+    """Parameters that are not trained -> the node behind them that has no gradient."""
 
     def slot(self, key: Hashable) -> int:
         return self.slots.setdefault(key, len(self.slots))
 
 
-def unsupported(model: onnx.ModelProto) -> list[Unsupported]:
-    """Every node that has no PyTorch counterpart, in graph order; empty if `GraphModule(model)` can be
-    built.
+def unsupported(model: onnx.ModelProto, freeze: bool = False) -> list[Unsupported]:
+    """Every node that has no PyTorch counterpart, in graph order; empty if `GraphModule(model, freeze=freeze)`
+    can be built.
     """
     model = inlined(model)
-    return make_plan(model, trainable(model.graph)).refused
+    return make_plan(model, trainable(model.graph), freeze).refused
+
+
+def check_runs(model: onnx.ModelProto) -> None:
+    """Raises ModelError naming the nodes for which `GraphModule(model, freeze=True)` cannot be built."""
+    raise_refused(unsupported(model, freeze=True))
+
+
+def raise_refused(refused: Sequence[Unsupported]) -> None:
+    if refused:
+        raise ModelError(
+            f"PyTorch cannot run {len(refused)} of the model's nodes: {', '.join(map(str, refused))}"
+        )
+
+
+def kept(model: onnx.ModelProto) -> list[Kept]:
+    """What `GraphModule(model, freeze=True)` runs, but does not train, in graph order."""
+    model = inlined(model)
+    parameters = trainable(model.graph)
+    plan = make_plan(model, parameters, freeze=True)
+    found = [Kept(one.node, one.reason) for one in plan.frozen]
+    readers = {name: node.name or node.op_type for node in reversed(model.graph.node) for name in node.input}
+    return found + [
+        Kept(readers.get(name, name), f"{name} is not trained: {one.node} behind it has no gradient")
+        for name, one in plan.untrained.items()
+    ]
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -68,18 +106,40 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     return expanded
 
 
-def make_plan(model: onnx.ModelProto, parameters: Collection[str]) -> Plan:
+def make_plan(model: onnx.ModelProto, parameters: Collection[str], freeze: bool = False) -> Plan:
     """The plan of a model in which the initializers `parameters` are trained. If `refused` lists nodes, it
-    cannot run.
+    cannot run. `freeze`: nodes without counterpart are left to ONNX Runtime where that can be.
     """
-    planner = _Planner(model, parameters)
+    planner = _Planner(model, parameters, freeze)
     for value in model.graph.input:
         planner.plan.slot(value.name)  # also if nothing reads it
     for index, node in enumerate(_needed(model.graph)):
         planner.add(node, node.name or f"{node.op_type}_{index}")
     for value in model.graph.output:
         planner.check_output(value)
-    return planner.finish()
+    plan = planner.finish()
+    plan.untrained.update(_untrained(model.graph, plan, parameters))
+    if parameters and plan.untrained.keys() >= set(parameters):
+        plan.refused += planner.without
+    return plan
+
+
+def _untrained(graph: onnx.GraphProto, plan: Plan, parameters: Collection[str]) -> dict[str, Frozen]:
+    """Parameters before a frozen node that a gradient would go through, in graph order -> that node."""
+    producers = {name: node for node in graph.node for name in node.output}
+    found: dict[str, Frozen] = {}
+    for one in plan.frozen:
+        waiting = list(one.reads) if one.passes_gradient else []
+        seen = set(waiting)
+        while waiting:
+            name = waiting.pop()
+            if name in parameters:
+                found.setdefault(name, one)
+            elif name in producers:
+                above = set(_read(producers[name])) - seen
+                seen |= above
+                waiting += above
+    return {tensor.name: found[tensor.name] for tensor in graph.initializer if tensor.name in found}
 
 
 def _needed(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -116,8 +176,11 @@ def _uncarried(value: onnx.ValueInfoProto) -> str | None:
 
 
 class _Planner:
-    def __init__(self, model: onnx.ModelProto, parameters: Collection[str]) -> None:
+    def __init__(self, model: onnx.ModelProto, parameters: Collection[str], freeze: bool) -> None:
         graph = model.graph
+        self.model, self.freeze = model, freeze
+        self.without: list[Unsupported] = []
+        """The frozen nodes, as they are refused where they leave nothing to train."""
         self.plan = Plan()
         self.opsets = {_domain(entry): entry.version for entry in model.opset_import}
         self.outputs = [value.name for value in graph.output]
@@ -132,6 +195,7 @@ class _Planner:
             value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.value_info)
         }
         self.elements.update((tensor.name, tensor.data_type) for tensor in graph.initializer)
+        self.elements.update((value.name, value.type.tensor_type.elem_type) for value in graph.output)
         self.ranks.update((tensor.name, len(tensor.dims)) for tensor in graph.initializer)
         self.elements.update(
             (node.output[0], attribute.t.data_type)
@@ -163,7 +227,27 @@ class _Planner:
                 max((index + 1 for index, output in enumerate(node.output) if output in self.read), default=0),
             ))  # fmt: skip
         except RefusedError as refusal:
-            self.plan.refused.append(Unsupported(name, f"{node.op_type} {refusal}".rstrip(), opset, domain))
+            refused = Unsupported(name, f"{node.op_type} {refusal}".rstrip(), opset, domain)
+            if self.freeze and can_freeze(node) and not self.unreadable.keys() & set(node.input):
+                self.add_frozen(node, name, opset)
+                self.without.append(refused)
+            else:
+                self.plan.refused.append(refused)
+
+    def add_frozen(self, node: onnx.NodeProto, name: str, opset: int) -> None:
+        """A step that ONNX Runtime runs; what it gives PyTorch carries on the device."""
+        known = self.known.keys() | self.plan.static | self.producers.keys()
+        known |= {value.name for value in self.model.graph.input}
+        names = [*node.input, *captured(node, known)]
+        sources = [source for source in names if source]
+        run = OnnxRuntimeNode(node, names, self.model, self.elements)
+        floats = gives_floats(node, self.elements, opset)
+        self.plan.frozen.append(Frozen(name, node.op_type, tuple(sources), floats))
+        if static := self.plan.static.issuperset(sources):
+            self.plan.static.update(node.output)
+        inputs = tuple(self.argument(source, False, False) for source in names)
+        outputs = tuple(self.plan.slot(output or None) for output in node.output)
+        self.plan.steps.append(Step(run, inputs, outputs, node, static))
 
     def check_output(self, value: onnx.ValueInfoProto) -> None:
         """Refuse the node that gives an output of a type that PyTorch lacks, unless it is refused already."""

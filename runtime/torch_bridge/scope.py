@@ -13,7 +13,6 @@ _LEFT_OUT: Mapping[str, str] = {
     "random numbers: a result could not be compared with the original's": (
         "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike"
     ),
-    "a recurrent layer": "GRU LSTM RNN",
     "state kept between calls": "CausalConvWithState LinearAttention TensorScatter",
     "integer arithmetic has no gradient: give the model with QuantizeLinear and DequantizeLinear instead": (
         "ConvInteger DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul"
@@ -40,6 +39,8 @@ LIMITS: Mapping[str, str] = {
     "DequantizeLinear": "floats of 8 and fewer bits, 2-bit integers",
     "Dropout": "training_mode computed or true",
     "Equal": "strings",
+    **dict.fromkeys(("GRU", "RNN"), "clip; activations other than sigmoid and tanh, or for RNN tanh or relu"),
+    "LSTM": "peepholes, input_forget, clip; activations other than sigmoid and tanh",
     "GridSample": "cubic, unless the model declares an input of four dimensions",
     "Identity": "sequences and optionals",
     "QuantizeLinear": "floats of 8 and fewer bits, 2-bit integers; a zero-point of a type that the model does not declare",

@@ -7,6 +7,13 @@ PyTorch is imported when training begins, not with this package.
 from onnx_lathe.runtime.training.job import RetrainJob
 from onnx_lathe.runtime.training.rounding.rounder import TorchRounder
 from onnx_lathe.runtime.training.setup import TrainingSetup
-from onnx_lathe.runtime.training.trainer import TorchTrainer, require_torch
+from onnx_lathe.runtime.training.trainer import TorchTrainer, check_trainable, require_torch
 
-__all__ = ["RetrainJob", "TorchRounder", "TorchTrainer", "TrainingSetup", "require_torch"]
+__all__ = [
+    "RetrainJob",
+    "TorchRounder",
+    "TorchTrainer",
+    "TrainingSetup",
+    "check_trainable",
+    "require_torch",
+]

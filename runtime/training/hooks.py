@@ -27,7 +27,7 @@ def hook_place(spec: str) -> tuple[Path, str]:
 def load_hook(spec: str, log: Path | None = None) -> Callable[..., Any]:
     """The function. Its folder becomes importable, as for a script.
 
-    Raises UsageError if the file has no such function, PassError for whatever importing the file raises;
+    Raises UsageError if the file has no such function of two arguments, PassError for whatever importing the file raises;
     `log` gets the traceback.
     """
     path, name = hook_place(spec)
@@ -46,7 +46,22 @@ def load_hook(spec: str, log: Path | None = None) -> Callable[..., Any]:
     hook: Any = getattr(module, name)
     if not callable(hook):
         raise UsageError(f"retraining hook '{spec}': '{name}' is a {type(hook).__name__}, not a function")
+    if not _takes_two(hook):
+        raise UsageError(
+            f"retraining hook '{spec}': '{name}' is called with (module, job), and takes other arguments"
+        )
     return hook
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Whether it can be called with two arguments; of a function that is not Python's nobody knows."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 @contextmanager

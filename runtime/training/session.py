@@ -145,7 +145,7 @@ def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def _module(model: onnx.ModelProto, setup: TrainingSetup, **choices: bool) -> GraphModule:
-    module = GraphModule(model, **{name: choice for name, choice in choices.items() if choice})
+    module = GraphModule(model, freeze=True, **{name: choice for name, choice in choices.items() if choice})
     agreement.check(model, module.eval(), setup.data)
     return module.train()
 

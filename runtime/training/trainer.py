@@ -19,6 +19,16 @@ def require_torch(needed_by: str = "retrain") -> None:
         raise UsageError(f"{needed_by} needs PyTorch; pip install 'onnx-lathe[train]'")
 
 
+def check_trainable(model: onnx.ModelProto) -> None:
+    """Raises ModelError, as the training of this model would, for a node that neither PyTorch nor, without a
+    gradient, ONNX Runtime computes.
+    """
+    require_torch()
+    from onnx_lathe.runtime.torch_bridge.plan import check_runs
+
+    check_runs(model)
+
+
 @dataclass(frozen=True)
 class TorchTrainer:
     """Trains models as the setup says. Implements Trainer of passes/core/services.py."""
@@ -39,10 +49,12 @@ class TorchTrainer:
         fails, DataError for unusable data.
         """
         require_torch()
+        from onnx_lathe.runtime.torch_bridge import kept
+
         if self.setup.launch is None:
             from onnx_lathe.runtime.training.session import train
 
             values, metrics = train(self.setup, model, settings, shaping)
         else:
             values, metrics = train_launched(self.setup, self.setup.launch, model, settings, shaping)
-        return TrainResult(values, metrics)
+        return TrainResult(values, metrics, kept(model))

@@ -246,7 +246,7 @@ def test_names_that_are_taken_are_not_used_again() -> None:
     "outputs, nodes, reason",
     [
         (", float[40, 50] w", "", "its weight is an output of the model"),
-        (", float[K, 50] e", "e = Gather (w, token)", "its weight is also read by Gather_1"),
+        (", float[40, K] e", "e = Gather <axis = 1> (w, token)", "its weight is also read by Gather_1"),
         (
             ", float[N, 50] z",
             """z = If (c) <

@@ -39,6 +39,7 @@ from tests.support.models import MODELS
 class Result:
     values: Mapping[str, np.ndarray]
     metrics: Mapping[str, float]
+    kept: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass

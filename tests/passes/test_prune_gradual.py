@@ -140,7 +140,7 @@ class Stub:
         self.values = {
             name: np.where(masks.get(name, True), value, np.float32(0)) for name, value in weights.items()
         }
-        self.metrics = {"last_loss": 0.5}
+        self.metrics, self.kept = {"last_loss": 0.5}, ()
         return self
 
 

@@ -1,6 +1,6 @@
 """The pass: values are written back, and nothing else changes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ class Stub:
 
     values: Mapping[str, np.ndarray]
     metrics: Mapping[str, float] = field(default_factory=lambda: {"epochs": 2.0, "last_loss": 0.5})
+    kept: Sequence[tuple[str, str]] = ()
 
     def train(
         self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None
@@ -252,3 +253,9 @@ def test_what_stays_not_a_number_does_not_hide_a_change() -> None:
     assert [edit.what for edit in report.edits] == ["w changed by 50 %"]
     np.testing.assert_array_equal(numpy_helper.to_array(after.graph.initializer[0]), [np.nan, 3])
     assert apply(start, Stub({"w": np.float32([np.nan, 2])}))[1].edits == []
+
+
+def test_what_training_left_alone_is_named() -> None:
+    kept = [("branch", "If runs in ONNX Runtime, without a gradient")]
+    _, report = apply(MODEL, Stub({}, kept=kept))
+    assert [(skip.node, skip.reason) for skip in report.skips] == kept

@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_lathe.metadata import SPARSE, format_sparse
+from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.training_options import take_over
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.prune.prune import Prune
@@ -38,7 +39,7 @@ def assert_round_trip(model: onnx.ModelProto, least: int = 1) -> set[str]:
         for name, value in values.items():
             assert (value.dtype, value.shape, value.tobytes()) == before[name], name
         graph = import_model(model)
-        assert take_over(graph, TrainResult(values, {})) == {}
+        assert take_over(graph, TrainResult(values, {}), PassReport()) == {}
         written = copy.deepcopy(model)
         for tensor in written.graph.initializer:
             if tensor.name in values:

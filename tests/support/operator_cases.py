@@ -4,6 +4,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.support.operator_case import Case, case, floats, ints, positive
+from tests.support.recurrent import recurrent_cases
 
 REDUCTIONS = [
     f"Reduce{name}"
@@ -320,6 +321,8 @@ CASES = [
              {"interleaved": interleaved}, opset=23, reference=True)
         for interleaved in (0, 1)
     ],
+    # recurrent
+    *recurrent_cases(),
     # losses
     case("NegativeLogLikelihoodLoss", floats(3, 5, 2), ints(1, 4, 0, 2, 2, 3).reshape(3, 2), ignore_index=2, opset=13),
     case("NegativeLogLikelihoodLoss", floats(3, 5), ints(1, 4, 0), positive(5), reduction="none", opset=13),

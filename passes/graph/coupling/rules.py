@@ -306,12 +306,19 @@ def _softmax(coupling: Coupling, node: Node) -> str | None:
     return same(coupling, node)
 
 
+def _local_response(coupling: Coupling, node: Node) -> str | None:
+    """Divides by neighbouring channels, which would be others if some went."""
+    if int(node.attrs["size"]) > 1:
+        return f"{node.name} divides by neighbouring channels, which would be others"
+    return same(coupling, node)
+
+
 _SAME = """
-Abs Acos Acosh Asin Asinh Atan Atanh Cast Ceil Celu Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LRN LeakyRelu
+Abs Acos Acosh Asin Asinh Atan Atanh Cast Ceil Celu Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu
 Log Mish Neg Reciprocal Relu Round Selu Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Tan Tanh ThresholdedRelu Clip
 """
-"""LRN divides by neighbouring channels, which become others: it runs, but is no longer what it was with the
-removed channels at zero.
+"""Element by element. Operators that mix channels by their place (GroupNormalization, CumSum, TopK, ...) have
+no rule: without some, the others would compute something else.
 """
 
 _POOLS = "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool"
@@ -329,6 +336,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("Resize", "Upsample"), resize),
     "Concat": _concat,
     "Flatten": flatten,
+    "LRN": _local_response,
     "Pad": pad,
     "Reshape": reshape,
     "Slice": slice_,

@@ -3,6 +3,7 @@
     initializer W f32          becomes  INT8 initializer -> DequantizeLinear(scale [O], axis) -> W
     decoded weight W f32       becomes  W -> QuantizeLinear -> DequantizeLinear(scale [O], axis)
     activation x               becomes  x -> QuantizeLinear -> DequantizeLinear(scale [])
+    recurrent W f32[2, G*H, I] becomes  INT8 [2*G*H, I] -> DequantizeLinear(scale [2*G*H], axis=0) -> Reshape -> W
 
 Zero-points are INT8 zeros, as TensorRT asks; an activation's scale has rank 0, because shape [1] makes
 TensorRT compute in float.
@@ -14,7 +15,7 @@ import numpy as np
 
 from onnx_lathe import metadata
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable, rewire
-from onnx_lathe.passes.graph.layers import Weight
+from onnx_lathe.passes.graph.layers import Weight, is_recurrent
 from onnx_lathe.passes.graph.model import node_metadata, taken_names, unused_name
 from onnx_lathe.passes.numerics.quantization import affine
 
@@ -44,6 +45,11 @@ def twin(tensor: Tensor) -> Tensor | None:
     return None
 
 
+def has_directions(weight: Weight) -> bool:
+    """Whether the weight is that of a recurrent layer with two directions: its rows are on two axes."""
+    return any(is_recurrent(node) for node in weight.nodes) and weight.tensor.shape[0] > 1
+
+
 class PairWriter:
     """Writes the form into one graph. Names are looked up once: asking the graph for each would take longer
     than all else.
@@ -55,7 +61,7 @@ class PairWriter:
 
     def weight(self, weight: Weight, values: np.ndarray, scale: np.ndarray) -> None:
         """Stores the weight as INT8, or puts a Q/DQ pair behind a codebook, whose indices are smaller
-        still. `scale` is float32 [O].
+        still. `scale` is float32 [O]; `values` of a weight that `has_directions` are [rows, inputs].
 
         What decoded the weight before, if anything did, is left without a reader.
         """
@@ -65,9 +71,17 @@ class PairWriter:
         else:
             for producer in list(weight.tensor.inputs):
                 producer.outputs.clear()
-            result = Variable(name, np.float32, list(values.shape))
+            shape = list(weight.tensor.shape) if has_directions(weight) else list(values.shape)
+            result = Variable(name, np.float32, shape)
+            axis = 0 if has_directions(weight) else axis
             levels = Constant(self._name(f"{name}_int8"), affine.quantize(values, scale, axis))
-            self._node("DequantizeLinear", name, [levels, *self._parameters(name, scale)], result, axis)
+            rows = result
+            if shape != list(values.shape):
+                rows = Variable(self._name(f"{name}_rows"), np.float32, list(values.shape))
+            self._node("DequantizeLinear", name, [levels, *self._parameters(name, scale)], rows, axis)
+            if rows is not result:
+                target = Constant(self._name(f"{name}_shape"), np.array(shape, np.int64))
+                self._node("Reshape", name, [rows, target], result, None)
         for node in weight.nodes:
             rewire.replace_input(node, weight.tensor, result)
 
