@@ -14,11 +14,12 @@ from onnx_lathe.passes.graph import Graph, Node, Tensor, rewire
 from onnx_lathe.passes.graph.layers import Weight, constant_value, weights
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.graph.quantization import pairs
+from onnx_lathe.passes.graph.quantization.pair_order import adds_in_pairs, as_added, as_stored
 from onnx_lathe.passes.graph.quantization.placement import handing_on, operands
 from onnx_lathe.passes.int8.bias import BiasCorrection
 from onnx_lathe.passes.int8.ranges import choose_range
 from onnx_lathe.passes.int8.simulation import as_computed
-from onnx_lathe.passes.numerics.quantization import affine
+from onnx_lathe.passes.numerics.quantization import affine, pair_sums
 from onnx_lathe.passes.numerics.quantization.scale_search import crushed_channels, least_error_scale
 
 
@@ -143,8 +144,13 @@ class Quantization:
             if self.config.weights == "mse"
             else affine.channel_scale(values, axis)
         )
-        restored = affine.dequantize(affine.quantize(values, scale, axis), scale, axis)
-        writer.weight(weight, values, scale)
+        levels = affine.quantize(values, scale, axis)
+        layer = weight.nodes[0]
+        if self.context.placement.pairs and adds_in_pairs(layer, values):
+            rows, scale = pair_sums.without_saturation(as_added(layer, values), scale)
+            levels = as_stored(layer, rows, values.shape)
+        restored = affine.dequantize(levels, scale, axis)
+        writer.weight(weight, levels, scale)
         what = f"weight is INT8, {scale.size} scales: {affine.signal_to_noise_db(values, restored):.1f} dB signal to noise"
         if crushed := crushed_channels(values, restored, axis):
             what += f"; {crushed} channels have an outlier beside which most weights round to zero"

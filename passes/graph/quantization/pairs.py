@@ -53,9 +53,9 @@ class PairWriter:
         self.graph = graph
         self.taken = taken_names(graph)
 
-    def weight(self, weight: Weight, values: np.ndarray, scale: np.ndarray) -> None:
-        """Stores the weight as INT8, or puts a Q/DQ pair behind a codebook, whose indices are smaller
-        still. `scale` is float32 [O].
+    def weight(self, weight: Weight, levels: np.ndarray, scale: np.ndarray) -> None:
+        """Stores the weight as INT8 `levels`, or puts a Q/DQ pair behind a codebook, whose indices are
+        smaller still. `scale` is float32 [O].
 
         What decoded the weight before, if anything did, is left without a reader.
         """
@@ -65,9 +65,9 @@ class PairWriter:
         else:
             for producer in list(weight.tensor.inputs):
                 producer.outputs.clear()
-            result = Variable(name, np.float32, list(values.shape))
-            levels = Constant(self._name(f"{name}_int8"), affine.quantize(values, scale, axis))
-            self._node("DequantizeLinear", name, [levels, *self._parameters(name, scale)], result, axis)
+            result = Variable(name, np.float32, list(levels.shape))
+            stored = Constant(self._name(f"{name}_int8"), levels)
+            self._node("DequantizeLinear", name, [stored, *self._parameters(name, scale)], result, axis)
         for node in weight.nodes:
             rewire.replace_input(node, weight.tensor, result)
 

@@ -26,6 +26,7 @@ PLACEMENT = Placement(
     passed=frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Resize"}),
     results=frozenset({"Conv"}),
     unsigned=True,
+    pairs=True,
 )
 
 
