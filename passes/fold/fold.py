@@ -2,6 +2,7 @@
 
     Shape -> Gather -> Concat of constants         becomes  an initializer
     Conv(W, b) -> BatchNormalization | Mul | Add   becomes  Conv(W', b'), see passes/fold/affine.py
+    x -> Pad(0) -> Conv | AveragePool | MaxPool    becomes  the layer with more padding, see passes/fold/pads.py
     x -> Identity | Dropout | Reshape to the same  becomes  x
     y * Clip(x + 3, 0, 6) / 6                      becomes  y * HardSigmoid(x), see passes/graph/gates.py
 
@@ -19,7 +20,7 @@ from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
-from onnx_lathe.passes.fold import affine, noops
+from onnx_lathe.passes.fold import affine, noops, pads
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, constants, rewire
 from onnx_lathe.passes.graph.gates import fuse_hard_sigmoid
 from onnx_lathe.passes.graph.model import sparse_tensors
@@ -75,7 +76,9 @@ class _Run:
             # Gates first: merged into the layer in front, the addition of a gate could not be told any more.
             gates = [node for node in nodes if self._fuse(node)]
             changed = sum(
-                step(node) for node in nodes for step in (self._remove, self._compute, self._merge)
+                step(node)
+                for node in nodes
+                for step in (self._remove, self._compute, self._merge, self._pad)
             ) > 0 or bool(gates)
 
     def _needs_types(self, node: Node) -> bool:
@@ -181,3 +184,17 @@ class _Run:
         if reason is not None and normalization:
             self.refused[node.name] = reason
         return reason is None
+
+    def _pad(self, node: Node) -> bool:
+        """Folds a Pad into the layers behind it."""
+        if not pads.is_foldable(self.graph, node) or node.outputs[0].name in self.captured:
+            return False
+        changed = False
+        for layer in [one for one in node.outputs[0].outputs if one.op in pads.LAYERS and not one.domain]:
+            reason = pads.merge(self.graph, node, layer)
+            if reason is None:
+                self.report.edit(layer.name, f"Pad {node.name} folded into its padding")
+                changed = True
+            else:
+                self.refused[node.name] = reason
+        return changed

@@ -3,6 +3,7 @@
     activation -> Q -> DQ, INT8, zero-point 0    UINT8 over the calibrated range (`lathe.range`), with a zero-point
     Relu or Clip(0, m) -> Q -> DQ                Q -> DQ with zero-point 0 and a range that ends at m
     x -> MaxPool, Reshape, ... -> Q -> DQ        x -> Q -> DQ -> MaxPool -> Q -> DQ, one scale
+    DQ -> Pad, Split, Slice, ... -> Q -> DQ      Pad, Split, Slice, ... -> DQ
     codebook weight -> Q -> DQ                   INT8 initializer -> DQ
     a layer that would run in float              float weight, and no pairs around it that serve nothing else
 
@@ -31,6 +32,7 @@ from onnx_lathe.passes.graph.rewire import sweep
 from onnx_lathe.passes.lowering.ort_integers.activations import add_for_gate, hand_on, widen
 from onnx_lathe.passes.lowering.ort_integers.floats import drop_pairs, restore_layers, shield_layers
 from onnx_lathe.passes.lowering.ort_integers.layers import bound_sums, store_bias, store_weight
+from onnx_lathe.passes.lowering.ort_integers.moves import move_integers
 from onnx_lathe.passes.lowering.ort_integers.work import Work
 
 
@@ -60,6 +62,7 @@ class Lowering(Pass):
             bound_sums(work, node)
             store_bias(work, node)
         shield_layers(work)
+        move_integers(work)
         for node in list(graph.nodes):
             if node.op == "HardSigmoid" and not node.domain and node.outputs:
                 add_for_gate(work, node)

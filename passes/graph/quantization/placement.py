@@ -120,7 +120,7 @@ class Flow:
             if (
                 len(above) > 1
                 and self._source(top) in self.kernels
-                and not any(self.is_seen(one.outputs[0]) for one in above)
+                and not any(self.is_seen(output) for one in above for output in one.outputs)
             ):
                 chain += above
         return [(one, 0) for one in chain]
@@ -168,7 +168,8 @@ class Flow:
     def _readers(self, tensor: Tensor) -> Iterator[Node]:
         for node in tensor.outputs:
             if self._is_transparent(node) and node.inputs[0] is tensor:
-                yield from self._readers(node.outputs[0])
+                for output in node.outputs:
+                    yield from self._readers(output)
             else:
                 yield node
 
@@ -188,8 +189,10 @@ def hands_on(node: Node, placement: Placement) -> bool:
     return (
         node.op in placement.passed
         and not node.domain
-        and len(node.outputs) == 1
-        and node.attrs.get("mode", "nearest") != "cubic"
+        and bool(node.outputs)
+        and bool(node.inputs)
+        and not is_constant(node.inputs[0])
+        and node.attrs.get("mode", "nearest") not in ("cubic", "wrap")
     )
 
 

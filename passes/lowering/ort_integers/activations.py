@@ -44,6 +44,8 @@ def hand_on(work: Work) -> dict[int, Node]:
                 node.inputs[0] = pairs[id(tensor)].dequantize[0].outputs[0]
                 followed[id(below.quantize)] = pairs[id(tensor)].quantize
                 break
+            if len(node.outputs) > 1:
+                break  # the range of one part would clip the others
             above = _copy(work, pair, tensor)
             node.inputs[0] = above.dequantize[0].outputs[0]
             followed[id(below.quantize)] = above.quantize

@@ -63,7 +63,7 @@ def _writer(work: Work, tensor: Tensor) -> Node | None:
 
 def _feeds(work: Work, node: Node, kernels: set[int]) -> bool:
     """Whether a kernel reads the node's result, behind quantization and what hands integers on."""
-    for reader in node.outputs[0].outputs:
+    for reader in [reader for output in node.outputs for reader in output.outputs]:
         if id(reader) in kernels:
             return True
         if (reader.op.endswith("quantizeLinear") or hands_on(reader, work.placement)) and _feeds(
