@@ -1,7 +1,8 @@
 """The order in which ONNX Runtime adds the products of a layer's weight on x86-64, and whether in pairs.
 
 A convolution goes through the places of its kernel, and at each through the input channels of the group;
-Gemm and MatMul go along the rows. Depthwise convolutions add in 32 bits at once.
+Gemm and MatMul go along the rows. Depthwise convolutions with one output channel per input channel add in
+32 bits at once.
 Seen in ONNX Runtime 1.32: tests/passes/test_lowering_sums.py compares outputs for every kind.
 """
 
@@ -13,7 +14,9 @@ from onnx_lathe.passes.graph.quantization.placement import is_depthwise
 
 
 def adds_in_pairs(layer: Node, values: np.ndarray) -> bool:
-    return not is_depthwise(layer, values.shape) and (layer.op == "Conv" or values.ndim == 2)
+    if layer.op == "Conv":
+        return not (is_depthwise(layer, values.shape) and layer.attrs["group"] == len(values))
+    return values.ndim == 2
 
 
 def as_added(layer: Node, values: np.ndarray) -> np.ndarray:
