@@ -82,10 +82,7 @@ class Quantization:
         """
         graph, placement = writer.graph, self.context.placement
         places = operands(graph, layers_of(chosen), placement)
-        self._calibrate(
-            [node.inputs[index].name for node, index in places if pairs.twin(node.inputs[index]) is None]
-        )
-        self._hand_ranges_on([node.inputs[index] for node, index in places])
+        self._find_ranges([node.inputs[index] for node, index in places])
         silent = {name for name, (low, high) in self._ranges.items() if low == high == 0}
         alive = []
         for weight in chosen:
@@ -102,6 +99,22 @@ class Quantization:
         report.metrics["quantized_activations"] = (len(graph.nodes) - before) // 2
         return alive
 
+    def _find_ranges(self, tensors: Sequence[Tensor]) -> None:
+        """Calibrates what has no pair yet. Values that are handed on between two pairs get the range of the
+        upper one unmeasured: rounded twice alike, they stay the same, and what a Pad adds is not among them.
+        """
+        wanted = dict.fromkeys(tensor.name for tensor in tensors if pairs.twin(tensor) is None)
+        upper = {tensor.name: self._upper(tensor, wanted) for tensor in tensors}
+        self._calibrate([name for name in wanted if upper.get(name) is None])
+        for name, known in upper.items():
+            if known is not None and (name in wanted or name in self._ranges):
+                self._ranges[name] = self._ranges[known]
+
+    def _upper(self, tensor: Tensor, wanted: Collection[str]) -> str | None:
+        """The uppermost tensor that hands its values on to this one and has a range, or is to get one."""
+        above = [node.inputs[0].name for node in handing_on(tensor, self.context.placement)]
+        return next((name for name in reversed(above) if name in self._ranges or name in wanted), None)
+
     def _calibrate(self, names: Sequence[str]) -> None:
         missing = [name for name in dict.fromkeys(names) if name not in self._ranges]
         if missing:
@@ -109,16 +122,6 @@ class Quantization:
             statistics = self.context.need_calibrator().statistics(self.base, missing)
             options = self.config.method, self.config.percentile, self.context.placement.unsigned
             self._ranges |= {name: choose_range(statistics[name], *options) for name in missing}
-
-    def _hand_ranges_on(self, tensors: Sequence[Tensor]) -> None:
-        """Gives values that are handed on between two pairs one range, that of the upper one: rounded twice
-        alike, they stay the same.
-        """
-        for tensor in tensors:
-            above = [node.inputs[0].name for node in handing_on(tensor, self.context.placement)]
-            known = next((name for name in reversed(above) if name in self._ranges), None)
-            if known is not None and tensor.name in self._ranges:
-                self._ranges[tensor.name] = self._ranges[known]
 
     def _operand(self, writer: pairs.PairWriter, node: Node, index: int, report: PassReport) -> None:
         """Makes the node read its operand quantized, by the pair that there is or by a new one."""
