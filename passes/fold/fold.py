@@ -4,6 +4,7 @@
     Conv(W, b) -> BatchNormalization | Mul | Add   becomes  Conv(W', b'), see passes/fold/affine.py
     x -> Pad(0) -> Conv | AveragePool | MaxPool    becomes  the layer with more padding, see passes/fold/pads.py
     x -> Identity | Dropout | Reshape to the same  becomes  x
+    Max(x, c), Min(x, c) of one number c           becomes  Clip, see passes/fold/bounds.py
     y * Clip(x + 3, 0, 6) / 6                      becomes  y * HardSigmoid(x), see passes/graph/gates.py
 
 Compressed storage stays as it is: a Cast that widens stored weights, a ConstantOfShape, DequantizeLinear,
@@ -20,7 +21,7 @@ from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
-from onnx_lathe.passes.fold import affine, noops, pads
+from onnx_lathe.passes.fold import affine, bounds, noops, pads
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, constants, rewire
 from onnx_lathe.passes.graph.gates import fuse_hard_sigmoid
 from onnx_lathe.passes.graph.model import sparse_tensors
@@ -78,7 +79,7 @@ class _Run:
             changed = sum(
                 step(node)
                 for node in nodes
-                for step in (self._remove, self._compute, self._merge, self._pad)
+                for step in (self._remove, self._compute, self._merge, self._pad, self._bound)
             ) > 0 or bool(gates)
 
     def _needs_types(self, node: Node) -> bool:
@@ -198,3 +199,10 @@ class _Run:
             else:
                 self.refused[node.name] = reason
         return changed
+
+    def _bound(self, node: Node) -> bool:
+        """Writes the bound that the node is as a Clip."""
+        done = bool(node.outputs) and bounds.write_clip(self.graph, node, self._rank)
+        if done:
+            self.report.edit(node.name, "became a Clip")
+        return done

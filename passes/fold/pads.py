@@ -133,5 +133,6 @@ def _least(source: Tensor) -> float:
         return lowest
     node = source.inputs[0]
     if node.op == "Clip":
-        return max(clip_range(node)[0], lowest)
+        least = clip_range(node)[0]
+        return lowest if least is None else max(least, lowest)
     return 0.0 if node.op in ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs") else lowest

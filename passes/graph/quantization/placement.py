@@ -7,6 +7,7 @@ between two such kernels quantized, for all its readers: then what lies between 
 too, and a ReLU or a Clip at 0 is the lower end of the range.
 """
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 
 from onnx_lathe import metadata
@@ -204,8 +205,18 @@ def handing_on(tensor: Tensor, placement: Placement) -> Iterator[Node]:
 
 
 def is_floor(node: Node) -> bool:
-    """Whether the node is a ReLU or a Clip from 0 up to a constant or to no end."""
-    return not node.domain and (node.op == "Relu" or (node.op == "Clip" and clip_range(node)[0] == 0))
+    """Whether the node is a ReLU, or a Clip between constants around 0, or from 0 up: what a quantizer of
+    its range does by itself.
+    """
+    if node.domain or node.op not in ("Relu", "Clip"):
+        return False
+    low, high = floor_range(node)
+    return low == 0 or (low is not None and high is not None and low < 0 < high)
+
+
+def floor_range(node: Node) -> tuple[float | None, float | None]:
+    """(lowest, highest) value of a ReLU or Clip; None for an end that is computed at run time."""
+    return (0.0, math.inf) if node.op == "Relu" else clip_range(node)
 
 
 def residual_operands(graph: Graph, layers: Sequence[Node]) -> list[Operand]:
