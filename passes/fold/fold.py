@@ -4,6 +4,7 @@
     Conv(W, b) -> BatchNormalization | Mul | Add   becomes  Conv(W', b'), see passes/fold/affine.py
     x -> Pad(0) -> Conv | AveragePool | MaxPool    becomes  the layer with more padding, see passes/fold/pads.py
     x -> Identity | Dropout | Reshape to the same  becomes  x
+    Transpose -> Relu, Add(c), ... -> Transpose    becomes  Relu, Add(c'), ..., see passes/fold/transposes.py
     Max(x, c), Min(x, c) of one number c           becomes  Clip, see passes/fold/bounds.py
     y * Clip(x + 3, 0, 6) / 6                      becomes  y * HardSigmoid(x), see passes/graph/gates.py
 
@@ -21,7 +22,7 @@ from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
-from onnx_lathe.passes.fold import affine, bounds, noops, pads
+from onnx_lathe.passes.fold import affine, bounds, noops, pads, transposes
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, constants, rewire
 from onnx_lathe.passes.graph.gates import fuse_hard_sigmoid
 from onnx_lathe.passes.graph.model import sparse_tensors
@@ -76,11 +77,15 @@ class _Run:
             self.sparse = sparse_tensors(self.graph)
             # Gates first: merged into the layer in front, the addition of a gate could not be told any more.
             gates = [node for node in nodes if self._fuse(node)]
+            cancelled = transposes.cancel(self.graph, self.captured)
+            for name in cancelled:
+                self.report.edit(name, "cancelled by another Transpose")
+            nodes = list(self.graph.nodes)
             changed = sum(
                 step(node)
                 for node in nodes
                 for step in (self._remove, self._compute, self._merge, self._pad, self._bound)
-            ) > 0 or bool(gates)
+            ) > 0 or bool(gates or cancelled)
 
     def _needs_types(self, node: Node) -> bool:
         return (
@@ -140,13 +145,30 @@ class _Run:
         return True
 
     def _known_shape(self, node: Node) -> np.ndarray | None:
-        if node.op != "Shape" or node.domain:
+        """The sizes that a Shape gives, or a Gather picks from one, where inference knows them."""
+        if node.domain or not node.inputs:
             return None
-        known = self.types.get(node.inputs[0].name)
-        if known is None or known.size is None:
+        if node.op == "Gather" and isinstance(node.inputs[1], Constant) and node.inputs[0].inputs:
+            sizes = self._sizes(node.inputs[0].inputs[0])
+            places = node.inputs[1].values
+            if sizes is None or (places.size and not -len(sizes) <= places.min() <= places.max() < len(sizes)):
+                return None
+            picked = [sizes[place] for place in places.reshape(-1)]
+        else:
+            sizes = self._sizes(node)
+            if sizes is None:
+                return None
+            picked, places = sizes, np.empty(len(sizes))
+        if not all(isinstance(size, int) for size in picked):
             return None
-        start, end = node.attrs.get("start", 0), node.attrs.get("end")
-        return np.array(known.shape, np.int64)[start:end]
+        return np.array(picked, np.int64).reshape(places.shape)
+
+    def _sizes(self, node: Node) -> list[int | str | None] | None:
+        """What a Shape gives; a dimension without a number is a name or None."""
+        known = self.types.get(node.inputs[0].name) if node.op == "Shape" and not node.domain else None
+        if known is None or known.shape is None:
+            return None
+        return list(known.shape)[node.attrs.get("start", 0) : node.attrs.get("end")]
 
     def _expected_bytes(self, node: Node) -> int:
         """Size of the outputs as far as shape inference knows it: a lower bound, so that nothing big is
@@ -169,7 +191,7 @@ class _Run:
         if (
             node.domain
             or not node.outputs
-            or not (normalization or (node.op in ("Mul", "Add") and self.graph.opset >= 7))
+            or not (normalization or (node.op in affine.ELEMENTWISE and self.graph.opset >= 7))
         ):
             return False
         data = next(
@@ -188,6 +210,9 @@ class _Run:
 
     def _pad(self, node: Node) -> bool:
         """Folds a Pad into the layers behind it."""
+        if node.outputs and transposes.hoist(self.graph, node, self.captured):
+            self.report.edit(node.name, "moved behind its Transpose")
+            return True
         if not pads.is_foldable(self.graph, node) or node.outputs[0].name in self.captured:
             return False
         changed = False
