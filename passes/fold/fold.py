@@ -151,7 +151,9 @@ class _Run:
         if node.op == "Gather" and isinstance(node.inputs[1], Constant) and node.inputs[0].inputs:
             sizes = self._sizes(node.inputs[0].inputs[0])
             places = node.inputs[1].values
-            if sizes is None or (places.size and not -len(sizes) <= places.min() <= places.max() < len(sizes)):
+            if sizes is None or (
+                places.size and not -len(sizes) <= places.min() <= places.max() < len(sizes)
+            ):
                 return None
             picked = [sizes[place] for place in places.reshape(-1)]
         else:

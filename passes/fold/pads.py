@@ -3,10 +3,12 @@
     x -> Pad(0) -> Conv(pads p)           becomes  x -> Conv(pads p + q)
     x -> Pad(0) -> AveragePool            becomes  x -> AveragePool(pads q, count_include_pad 1)
     x -> Pad(v) -> MaxPool(pads p)        becomes  x -> MaxPool(pads p + q)    where no x is below v
+    x -> Pad(edge) -> MaxPool             becomes  x -> MaxPool(pads q)
 
 TensorFlow's and TensorFlow Lite's exporters write it so where SAME pads one side more than the other.
 A window of MaxPool that touches padding also holds a value of x, since pads are smaller than the kernel:
-the padding's v, which no x is below, never is the largest.
+the padding's v, which no x is below, never is the largest. One that touches the repeated edge holds the
+edge itself.
 """
 
 import numpy as np
@@ -59,7 +61,10 @@ def is_foldable(graph: Graph, pad: Node) -> bool:
 
 def _amounts(graph: Graph, pad: Node, layer: Node) -> tuple[list[int], list[int], float] | str:
     """(Places before, places after, value) of each spatial axis, or why the padding is none of a layer's."""
-    if pad.attrs.get("mode", "constant") not in ("constant", b"constant"):
+    edge = pad.attrs.get("mode", "constant") == "edge" and layer.op == "MaxPool"
+    if edge and any(layer.attrs.get("pads", [0])):
+        return f"{layer.name} pads what it repeats"
+    if not edge and pad.attrs.get("mode", "constant") != "constant":
         return "it does not pad with a constant"
     if graph.opset < 11:
         pads, value = pad.attrs.get("pads", pad.attrs.get("paddings", [])), pad.attrs.get("value", 0.0)
@@ -89,7 +94,7 @@ def _amounts(graph: Graph, pad: Node, layer: Node) -> tuple[list[int], list[int]
         return "it pads samples or channels"
     if min([*begin, *end]) < 0:
         return "it cuts off"
-    return begin[2:], end[2:], float(value)
+    return begin[2:], end[2:], -np.inf if edge else float(value)
 
 
 def _constant(node: Node, index: int) -> np.ndarray | None:
@@ -128,7 +133,9 @@ def _refusal(layer: Node, source: Tensor, value: float, pads: list[int]) -> str 
 
 def _least(source: Tensor) -> float:
     """What no value of the tensor is below, as far as its producer tells."""
-    lowest = _LOWEST.get(np.dtype(source.dtype) if source.dtype is not None else np.dtype(np.float32), -np.inf)
+    lowest = _LOWEST.get(
+        np.dtype(source.dtype) if source.dtype is not None else np.dtype(np.float32), -np.inf
+    )
     if not source.inputs or source.inputs[0].domain:
         return lowest
     node = source.inputs[0]

@@ -19,7 +19,20 @@ from onnx_lathe.passes.graph.rewire import disconnect, is_output, replace_input
 Order = tuple[int, ...]
 
 UNARY = frozenset(
-    ("Abs", "Cast", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Neg")
+    (
+        "Abs",
+        "Cast",
+        "Clip",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Log",
+        "Neg",
+    )
 ) | frozenset(("Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Sqrt", "Tanh"))
 """What computes each element of its first input alone; other inputs are numbers."""
 
@@ -99,7 +112,7 @@ class _Plan:
         order = _order(node)
         if order is not None:
             before = self.orders.get(id(node.inputs[0]))
-            if before is not None and len(before) != len(order):
+            if (before is not None and len(before) != len(order)) or order == tuple(range(len(order))):
                 return
             whole = order if before is None else tuple(before[axis] for axis in order)
             if whole != tuple(range(len(whole))):
@@ -126,7 +139,9 @@ class _Plan:
             orders = {self.orders.get(id(tensor)) for tensor in data}
             found = orders.pop() if len(orders) == 1 else None
             whole = node.op != "Concat" or len(data) == len(node.inputs)
-            fits = found is not None and all(len(t.shape) <= len(found) for t in node.inputs if isinstance(t, Constant))
+            fits = found is not None and all(
+                len(t.shape) <= len(found) for t in node.inputs if isinstance(t, Constant)
+            )
             return found if whole and fits else None
         return self._of_mean(node) if node.op in MEANS else None
 

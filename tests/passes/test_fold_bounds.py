@@ -34,7 +34,12 @@ def test_another_maximum_stays(constant: np.ndarray) -> None:
 
 
 def bounded(text: str) -> onnx.ModelProto:
-    constants = {"low": np.float32(-0.4), "high": np.float32(1.5), "w": random(8, 8, 1, 1), "v": random(8, 8, 1, 1)}
+    constants = {
+        "low": np.float32(-0.4),
+        "high": np.float32(1.5),
+        "w": random(8, 8, 1, 1),
+        "v": random(8, 8, 1, 1),
+    }
     used = {name: values for name, values in constants.items() if f" {name}" in text}
     return build(f"(float[N, 8, 6, 6] x) => (float[N, 8, 6, 6] y) {{ {text}  y = Conv (b, v) }}", **used)
 

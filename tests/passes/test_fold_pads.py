@@ -45,6 +45,7 @@ def assert_equal(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
         ),
         ("p = Pad (x, pads, inf)  y = MaxPool <kernel_shape = [3, 3], strides = [2, 2]> (p)", "MaxPool", [0, 1, 1, 2]),
         ("p = Pad (x, pads, lowest)  y = MaxPool <kernel_shape = [3, 3]> (p)", "MaxPool", [0, 1, 1, 2]),
+        ('p = Pad <mode = "edge"> (x, pads)  y = MaxPool <kernel_shape = [3, 3], strides = [2, 2]> (p)', "MaxPool", [0, 1, 1, 2]),
         ("r = Relu (x)  p = Pad (r, pads)  y = MaxPool <kernel_shape = [3, 3]> (p)", "MaxPool", [0, 1, 1, 2]),
         ("r = Clip (x, one)  p = Pad (r, pads, one)  y = MaxPool <kernel_shape = [3, 3]> (p)", "MaxPool", [0, 1, 1, 2]),
     ],
@@ -63,6 +64,8 @@ def test_a_pad_goes_into_the_layer(body: str, op: str, pads: list[int]) -> None:
     [
         ("p = Pad (x, pads, one)  y = Conv (p, w)", "its value is not 0"),
         ('p = Pad <mode = "reflect"> (x, pads)  y = Conv (p, w)', "it does not pad with a constant"),
+        ('p = Pad <mode = "edge"> (x, pads)  y = Conv (p, w)', "it does not pad with a constant"),
+        ('p = Pad <mode = "edge"> (x, pads)  y = MaxPool <kernel_shape = [4, 4], pads = [1, 1, 1, 1]> (p)', "pads what it repeats"),
         ('p = Pad (x, pads)  y = Conv <auto_pad = "SAME_UPPER"> (p, w)', "chooses its padding by itself"),
         ("p = Pad (x, pads)  y = MaxPool <kernel_shape = [3, 3]> (p)", "its value may be the largest"),
         ("p = Pad (x, pads, inf)  y = MaxPool <kernel_shape = [2, 2]> (p)", "more padding than its kernel"),
@@ -108,7 +111,9 @@ def test_pads_as_attributes() -> None:
 
 
 def test_one_pad_for_two_layers() -> None:
-    before = model("p = Pad (x, pads)  a = Conv (p, w)  b = Conv (p, v)  y = Add (a, b)", v=random(6, 4, 3, 3))
+    before = model(
+        "p = Pad (x, pads)  a = Conv (p, w)  b = Conv (p, v)  y = Add (a, b)", v=random(6, 4, 3, 3)
+    )
     after, _ = fold(before)
     assert ops(after) == ["Conv", "Conv", "Add"]
     assert_equal(before, after)

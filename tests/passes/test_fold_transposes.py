@@ -13,7 +13,13 @@ IMAGE = "5, P, Q"
 
 
 def model(body: str, shape: str = IMAGE, opset: int = 17, **constants: np.ndarray) -> onnx.ModelProto:
-    known = {"w": random(5, 4, 3, 3), "v": random(5, 5, 1, 1), "c": random(1, 1, 1, 5), "d": random(5), "zero": np.float32(0)}
+    known = {
+        "w": random(5, 4, 3, 3),
+        "v": random(5, 5, 1, 1),
+        "c": random(1, 1, 1, 5),
+        "d": random(5),
+        "zero": np.float32(0),
+    }
     known |= {"e": random(4, 5, 5) ** 2 + 1, "six": np.float32(6)} | constants
     words = set(body.replace(",", " ").replace(")", " ").replace("(", " ").split())
     text = HEAD.format(shape=shape, body=body.replace("LAST", LAST).replace("FIRST", FIRST))
@@ -47,7 +53,11 @@ def test_transposes_cancel(body: str, left: list[str]) -> None:
 
 @pytest.mark.parametrize("opset", [17, 18])
 def test_a_mean_over_places_needs_no_transpose(opset: int) -> None:
-    mean = "ReduceMean <axes = [1, 2], keepdims = 0> (r)" if opset < 18 else "ReduceMean <keepdims = 0> (r, places)"
+    mean = (
+        "ReduceMean <axes = [1, 2], keepdims = 0> (r)"
+        if opset < 18
+        else "ReduceMean <keepdims = 0> (r, places)"
+    )
     body = f"a = Conv (x, w)  t = LAST (a)  r = Relu (t)  y = {mean}"
     before = model(body, "5", opset, places=np.array([1, 2], np.int64))
     after, _ = fold(before)
@@ -97,8 +107,10 @@ def test_a_tensor_that_others_read_is_given_back_in_its_own_layout() -> None:
 
 
 def test_sizes_that_are_known_are_picked_from_an_unknown_batch() -> None:
-    text = "(float[N, 4, 6, 7] x) => (float[] y, float[2] z, float[] n) { s = Shape (x)  a = Gather (s, two)  b = Gather (s, last)  c = Gather (s, first)  y = Cast <to = 1> (a)  z = Cast <to = 1> (b)  n = Cast <to = 1> (c) }"
-    before = build(text, two=np.int64(2), last=np.array([-1, 1], np.int64), first=np.int64(0))
+    text = "(float[N, 4, 6, 7] x) => (float[1] y, float[2] z, float[1] n) { s = Shape (x)  a = Gather (s, two)  b = Gather (s, last)  c = Gather (s, first)  y = Cast <to = 1> (a)  z = Cast <to = 1> (b)  n = Cast <to = 1> (c) }"
+    before = build(
+        text, two=np.array([2], np.int64), last=np.array([-1, 1], np.int64), first=np.array([0], np.int64)
+    )
     after, _ = fold(before)
     assert ops(after).count("Gather") == 1
     assert difference(before, after) == 0

@@ -10,13 +10,21 @@ from tests.support.placement import kernels, lowered, output, quantized, relativ
 TEXT = "(float[N, 8, 8, 8] x) => (float[N, C, P, Q] y) {{ a = Conv (x, w)  r = Relu (a)  {moves}  b = Conv ({last}, v)  y = Conv (b, o) }}"
 CASES = {
     "Pad of 2": ("m = Pad (r, pads, two)", "m", 8),
-    "Pad of -inf": ("m = Pad (r, pads, inf)  k = MaxPool <kernel_shape = [3, 3], strides = [2, 2]> (m)", "k", 8),
+    "Pad of -inf": (
+        "m = Pad (r, pads, inf)  k = MaxPool <kernel_shape = [3, 3], strides = [2, 2]> (m)",
+        "k",
+        8,
+    ),
     "Pad by reflection": ('m = Pad <mode = "reflect"> (r, pads)', "m", 8),
     "Slice": ("m = Slice (r, start, end, axis)", "m", 4),
     "Gather": ("m = Gather <axis = 1> (r, picked)", "m", 3),
     "Split": ("m, k = Split <axis = 1> (r)  s = Add (m, k)", "s", 4),
     "Split and Concat": ("m, k = Split <axis = 1> (r)  s = Concat <axis = 1> (k, m)", "s", 8),
-    "Split and a layer": ("m, k = Split <axis = 1> (r)  c = Conv (m, h)  s = Concat <axis = 1> (c, k)", "s", 8),
+    "Split and a layer": (
+        "m, k = Split <axis = 1> (r)  c = Conv (m, h)  s = Concat <axis = 1> (c, k)",
+        "s",
+        8,
+    ),
     "DepthToSpace": ("m = DepthToSpace <blocksize = 2> (r)", "m", 2),
     "SpaceToDepth": ("m = SpaceToDepth <blocksize = 2> (r)", "m", 32),
     "shuffled channels": (

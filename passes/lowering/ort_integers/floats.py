@@ -91,7 +91,11 @@ def shield_layers(work: Work) -> None:
     a DequantizeLinear per channel alone, which gives the same numbers where all channels have one scale.
     """
     for node in list(work.graph.nodes):
-        if not is_layer(node) or not is_dequantized(node.inputs[0]) or not is_constant(node.inputs[WEIGHT_INPUT]):
+        if (
+            not is_layer(node)
+            or not is_dequantized(node.inputs[0])
+            or not is_constant(node.inputs[WEIGHT_INPUT])
+        ):
             continue
         if is_dequantized(node.inputs[WEIGHT_INPUT]) or not _is_rounded_behind(work, node.outputs[0]):
             continue
@@ -101,7 +105,9 @@ def shield_layers(work: Work) -> None:
             continue
         axis, channels = _input_channels(work, node)
         if channels < 2:  # one scale per channel is one scale for all
-            work.report.skip(node.name, "it has one input channel, and ONNX Runtime rounds its weight to INT8")
+            work.report.skip(
+                node.name, "it has one input channel, and ONNX Runtime rounds its weight to INT8"
+            )
             continue
         name = node.inputs[0].name
         result = Variable(work.name(f"{name}_per_channel"), np.float32, node.inputs[0].shape)
@@ -110,10 +116,18 @@ def shield_layers(work: Work) -> None:
             for tensor in parameters
         ]
         work.graph.nodes.append(
-            Node("DequantizeLinear", work.name(f"{name}_DQ"), {"axis": axis}, [decoder.inputs[0], *stored], [result])
+            Node(
+                "DequantizeLinear",
+                work.name(f"{name}_DQ"),
+                {"axis": axis},
+                [decoder.inputs[0], *stored],
+                [result],
+            )
         )
         node.inputs[0] = result
-        work.report.edit(node.name, "reads its integers with a scale per channel, so that its weight stays float")
+        work.report.edit(
+            node.name, "reads its integers with a scale per channel, so that its weight stays float"
+        )
 
 
 def _is_rounded_behind(work: Work, tensor: Tensor) -> bool:
