@@ -87,3 +87,17 @@ def test_a_foreign_bias_survives_loading(zero: int, kind: type, per_channel: boo
     result = lowered(model)[0]
     wanted = np.broadcast_to(np.float32([90, -50, 20, 0]).reshape(4, 1, 1), (2, 4, 5, 5))
     np.testing.assert_allclose(plain(result, data, tmp_path), wanted, atol=1)
+
+
+def test_a_bias_beyond_32_bits_makes_the_scale_of_its_channel_wider() -> None:
+    model = build(
+        "(float[N, 4] x) => (float[N, 7] y) { y = Gemm (x, m, b) }",
+        m=random(4, 7) * np.float32(1e-6),
+        b=random(7) * np.float32(1e4),
+    )
+    rows = random(6, 4) * np.float32(1e-3)
+    result, _ = lowered(quantized(model, data=rows)[0])
+    stored = [t for t in result.graph.initializer if t.data_type == onnx.TensorProto.INT32]
+    units = onnx.numpy_helper.to_array(stored[0]).astype(np.int64)
+    assert 1 << 29 < np.abs(units).max() <= 1 << 30
+    assert relative(output(model, rows), output(result, rows)) < 1e-6

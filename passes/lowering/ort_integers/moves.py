@@ -56,8 +56,8 @@ def _is_inverse(reader: Node, decoder: Node) -> bool:
 def _parameters(node: Node) -> tuple[float, int, np.dtype]:
     """Scale, zero-point and type of the integers of a Q or DQ per tensor."""
     if node.op == "QuantizeLinear":
-        scale, zero = scale_and_zero(node)
-        return float(scale), int(zero), np.dtype(zero.dtype)
+        scale, written = scale_and_zero(node)
+        return float(scale), int(written), np.dtype(written.dtype)
     zero = int(node.inputs[2].values.item()) if len(node.inputs) > 2 else 0
     return float(node.inputs[1].values.item()), zero, np.dtype(node.inputs[0].dtype)
 
