@@ -6,6 +6,7 @@
     x -> Identity | Dropout | Reshape to the same  becomes  x
     Transpose -> Relu, Add(c), ... -> Transpose    becomes  Relu, Add(c'), ..., see passes/fold/transposes.py
     Max(x, c), Min(x, c) of one number c           becomes  Clip, see passes/fold/bounds.py
+    ReduceMean of an image                         becomes  GlobalAveragePool, see passes/fold/means.py
     y * Clip(x + 3, 0, 6) / 6                      becomes  y * HardSigmoid(x), see passes/graph/gates.py
 
 Compressed storage stays as it is: a Cast that widens stored weights, a ConstantOfShape, DequantizeLinear,
@@ -22,7 +23,7 @@ from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
-from onnx_lathe.passes.fold import affine, bounds, noops, pads, transposes
+from onnx_lathe.passes.fold import affine, bounds, means, noops, pads, transposes
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, constants, rewire
 from onnx_lathe.passes.graph.gates import fuse_hard_sigmoid
 from onnx_lathe.passes.graph.model import sparse_tensors
@@ -84,7 +85,7 @@ class _Run:
             changed = sum(
                 step(node)
                 for node in nodes
-                for step in (self._remove, self._compute, self._merge, self._pad, self._bound)
+                for step in (self._remove, self._compute, self._merge, self._pad, self._rename)
             ) > 0 or bool(gates or cancelled)
 
     def _needs_types(self, node: Node) -> bool:
@@ -109,9 +110,12 @@ class _Run:
             self.report.edit(found.name, "became a HardSigmoid, with the addition and the division around it")
         return found is not None
 
-    def _rank(self, tensor: Tensor) -> int | None:
+    def _type(self, tensor: Tensor) -> TensorType | None:
         self.types = self.types or infer_types(self.graph)
-        known = self.types.get(tensor.name)
+        return self.types.get(tensor.name)
+
+    def _rank(self, tensor: Tensor) -> int | None:
+        known = self._type(tensor)
         return None if known is None or known.shape is None else len(known.shape)
 
     def _remove(self, node: Node) -> bool:
@@ -227,9 +231,11 @@ class _Run:
                 self.refused[node.name] = reason
         return changed
 
-    def _bound(self, node: Node) -> bool:
-        """Writes the bound that the node is as a Clip."""
-        done = bool(node.outputs) and bounds.write_clip(self.graph, node, self._rank)
+    def _rename(self, node: Node) -> bool:
+        """Writes a bound as a Clip, and the mean of an image as a GlobalAveragePool."""
+        done = bool(node.outputs) and (
+            bounds.write_clip(self.graph, node, self._rank) or means.write_pool(self.graph, node, self._type)
+        )
         if done:
-            self.report.edit(node.name, "became a Clip")
+            self.report.edit(node.name, f"became a {node.op}")
         return done

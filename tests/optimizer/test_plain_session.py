@@ -12,11 +12,13 @@ from onnx_lathe.optimizer import build as building
 from onnx_lathe.optimizer.report.record import RunRecord
 from tests.support.placement import IMAGES, MOBILE, RESIDUAL, network
 
+EVALUATION = (0.9 * IMAGES[::-1, :, ::-1]).astype(np.float32)
+
 
 def compiled(text: str, folder: Path) -> RunRecord:
-    data = {"x": IMAGES}
+    data = {"x": EVALUATION}
     return onnx_lathe.optimize(
-        network(text), "int8", calibration=data, eval=data, targets="ort", out=folder, latency=False
+        network(text), "int8", calibration={"x": IMAGES}, eval=data, targets="ort", out=folder, latency=False
     )
 
 
@@ -26,7 +28,7 @@ def measured(text: str, folder: Path) -> float:
     outputs = []
     for path in (folder / "original.onnx", folder / "model.ort.onnx"):
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        outputs.append(session.run(None, {"x": IMAGES})[0].astype(np.float64))
+        outputs.append(session.run(None, {"x": EVALUATION})[0].astype(np.float64))
     return float(10 * np.log10((outputs[0] ** 2).sum() / ((outputs[0] - outputs[1]) ** 2).sum()))
 
 

@@ -13,7 +13,7 @@ from onnx_lathe.placement import CANONICAL, Placement
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.ort.ort import PLACEMENT
 from tests.support.builders import build, random
-from tests.support.placement import lowered, quantized, relative
+from tests.support.placement import lowered, output, quantized, relative
 
 TEXT = """(float[N, 3, 8, 8] x) => (float[N, 8, 4, 4] y) {
     a = Conv (x, u, ub)  r = Relu (a)  c = Conv (r, w, b)  s = Relu (c)  y = Conv <strides = [2, 2]> (s, v) }"""
