@@ -1,7 +1,7 @@
 """The mean over all places of an image, written as the pooling that it is.
 
-    ReduceMean(axes 2, 3)                becomes  GlobalAveragePool
-    ReduceMean(axes 2, 3, keepdims 0)    becomes  GlobalAveragePool -> Flatten
+ReduceMean(axes 2, 3)                becomes  GlobalAveragePool
+ReduceMean(axes 2, 3, keepdims 0)    becomes  GlobalAveragePool -> Flatten
 """
 
 from collections.abc import Callable
