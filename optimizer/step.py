@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,18 @@ from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
+from onnx_lathe.passes.graph.layers import layers_inside
 from onnx_lathe.passes.graph.model import export_model, import_model, node_metadata
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import ort
-from onnx_lathe.runtime.running.evaluate import evaluate
+from onnx_lathe.runtime.running.evaluate import Quality, evaluate
 
 GROWTH_NOTED = 1.001
 """A step that makes a file larger by less only added metadata."""
+ROUNDING_DB = 100.0
+"""Above it, outputs differ by what float32 rounds."""
+DECIBELS_NOTED = 0.1
 LOWER_IS_BETTER = ("size", "weights", "macs", "parameters")
 
 
@@ -52,7 +56,7 @@ def run_step(run: Run, index: int) -> None:
     except ContractError as error:
         path.unlink()
         raise ContractError(f"{where}: {error}") from error
-    quality = _measure(run, path, session)
+    quality = _measure(run, path, session, where, report)
     _record(run, index, report, path, quality, time.perf_counter() - started)
 
 
@@ -65,7 +69,9 @@ def apply_pass(
     """
     graph = import_model(model)
     known = {node.name for node in graph.nodes}
+    inside = layers_inside(graph)
     report = _applied(instance, graph, context)
+    _warn_of_bodies(inside, report)
     if not report.edits:
         return model, report
     for node in graph.nodes:
@@ -75,6 +81,15 @@ def apply_pass(
     del graph
     gc.collect()  # onnx-graphsurgeon's graphs are reference cycles, and hold the weights until someone looks
     return after, report
+
+
+def _warn_of_bodies(inside: Mapping[str, Collection[str]], report: PassReport) -> None:
+    """Says it of every body of If, Loop or Scan of whose layers none was changed, and all were refused."""
+    reasons, edited = {skip.node: skip.reason for skip in report.skips}, {edit.node for edit in report.edits}
+    for place, layers in inside.items():
+        if edited.isdisjoint(layers) and reasons.keys() >= set(layers):
+            first = next(iter(layers))
+            report.warnings.append(f"no layer in the {place} was changed; {first}: {reasons[first]}")
 
 
 def _applied(instance: Pass, graph: Graph, context: Context) -> PassReport:
@@ -147,11 +162,23 @@ def _check(
     return session
 
 
-def _measure(run: Run, path: Path, session: Any) -> dict[str, float]:
-    quality = measure(run.model).as_metrics() | {"size": float(model_file.inspect_file(path).size_bytes)}
+def _measure(run: Run, path: Path, session: Any, where: str, report: PassReport) -> dict[str, float]:
+    weighed = measure(run.model)
+    said = "\n".join(run.record.warnings)
+    report.warnings += [line for line in dict.fromkeys(weighed.uncounted.values()) if line not in said]
+    quality = weighed.as_metrics() | {"size": float(model_file.inspect_file(path).size_bytes)}
     if run.roles.evaluation is not None and run.original is not None:
-        quality |= evaluate(session, run.roles.evaluation, run.original, run.ui.status)
+        found = evaluate(session, run.roles.evaluation, run.original, run.ui.status)
+        note_uncompared(run, where, found)
+        quality |= found
     return quality
+
+
+def note_uncompared(run: Run, where: str, quality: Quality) -> None:
+    """Warns of each output whose distance to the original's has no number."""
+    for output, reason in quality.reasons.items():
+        run.record.warnings.append(f"{where}: output '{output}' could not be compared: {reason}")
+        run.ui.note(f"warning: {run.record.warnings[-1]}")
 
 
 def _record(
@@ -180,11 +207,14 @@ def _record(
 
 
 def _worse(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
-    """Metrics that a step made worse; the report says so."""
+    """Metrics that a step made worse; the report says so. Those of single outputs only where that of all is not."""
 
     def falls(name: str) -> bool:
         if name in LOWER_IS_BETTER:
             return after[name] > GROWTH_NOTED * before[name]
+        if name.startswith("sqnr"):
+            return after[name] < min(before[name], ROUNDING_DB) - DECIBELS_NOTED
         return after[name] < before[name]
 
-    return [name for name in before.keys() & after.keys() if name != "sqnr" and falls(name)]
+    worse = [name for name in before.keys() & after.keys() if falls(name)]
+    return [name for name in worse if "[" not in name or name.split("[")[0] not in worse]
