@@ -26,6 +26,10 @@ class Placement:
     """Operators among `layers` that compute in INT8 only if their result is quantized too."""
     unsigned: bool = False
     """Whether activations are UINT8 over their range, with a zero-point, instead of INT8 with zero-point 0."""
+    pairs: bool = False
+    """Whether products are added in pairs in 16 bits on some processors, where weights must keep the sums
+    small.
+    """
 
     def __str__(self) -> str:
         return ", ".join(
@@ -45,6 +49,7 @@ class Placement:
             self.passed | other.passed,
             self.results | other.results,
             self.unsigned and other.unsigned,
+            self.pairs or other.pairs,
         )
 
 

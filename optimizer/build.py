@@ -1,8 +1,9 @@
 """From the finished model to what devices run: per target, lower a copy, measure and judge it, build."""
 
+import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import reduce
 from operator import or_
@@ -30,6 +31,9 @@ from onnx_lathe.runtime.targets.core.registry import find
 
 QUALITY = ("top1", "top5", "agreement", "sqnr")
 """What is measured, and judged, on the lowered model of a target too."""
+
+NOTED_LOSS_DB = 1.0
+"""By which what a user computes may be further from the original than the model itself, unsaid."""
 
 OpenTarget = tuple[Target, Any]
 
@@ -120,15 +124,18 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Path, 
     model_file.save(model, path)
     judged: set[str] = set()
     if target.lowering is not None and run.original is not None and run.roles.evaluation is not None:
-        quality = evaluate(ort.session(path), run.roles.evaluation, run.original, run.ui.status)
+        opened = ort.plain_session(path) if target.timed else ort.session(path)
+        quality = evaluate(opened, run.roles.evaluation, run.original, run.ui.status)
         found.quality = {key: value for key, value in quality.items() if key.split("[")[0] in QUALITY}
         judged.update(QUALITY)
         note_uncompared(run, f"target {target.name}", quality)
+        if target.timed:
+            _compare_with_model(run, target, path, quality)
     base = dict(run.record.baseline)
     if target.timed and run.request.measure_latency:
         run.ui.status(f"timing {target.name}")
         base["latency"], found.quality["latency"] = time_pair(
-            run.roles.sample, ort.session(run.request.model), path
+            run.roles.sample, ort.session(run.request.model), path, plain=True
         )
         found.quality["base_latency"] = base["latency"]
         judged.add("latency")
@@ -137,6 +144,25 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Path, 
     )
     found.skips += [{"node": node, "reason": reason} for node, reason in target.check(model)]
     return path, found
+
+
+def _compare_with_model(run: Run, target: Target, path: Path, quality: Mapping[str, float]) -> None:
+    """Says so where a plain session of the target's file is further from the original than the model is."""
+    before, now = run.record.final().get("sqnr", -math.inf), quality.get("sqnr", math.inf)
+    if run.original is None or run.roles.evaluation is None or not before - now > NOTED_LOSS_DB:
+        return
+    exact = evaluate(ort.session(path), run.roles.evaluation, run.original, run.ui.status)["sqnr"]
+    if exact - now <= NOTED_LOSS_DB:
+        reason = f"the form for {target.name} costs that, in whichever session"
+    elif ort.saturates():
+        reason = f"this processor's sums of INT8 saturate; added exactly, they give {exact:.1f} dB"
+    else:
+        reason = f"ONNX Runtime's optimizers change it when they load it; else it gives {exact:.1f} dB"
+    run.record.warnings.append(
+        f"target {target.name}: its file gives {now:.1f} dB signal to noise, the model {before:.1f} dB: {reason}; "
+        "int8(min_sqnr=...) leaves layers in float"
+    )
+    run.ui.note(f"warning: {run.record.warnings[-1]}")
 
 
 def _build(run: Run, target: Target, config: Any, model: Path, results: Path, found: TargetRecord) -> None:

@@ -1,6 +1,6 @@
 """Per-channel scale and shift behind a layer, folded into the layer's weight and bias.
 
-    Conv(W, b) -> BatchNormalization | Mul(k) | Add(k)      y_c = scale_c * conv_c + shift_c
+    Conv(W, b) -> BatchNormalization | Mul(k) | Add(k) | Sub(k) | Div(k)      y_c = scale_c * conv_c + shift_c
     Conv(W', b')   with W'_c = scale_c * W_c,  b'_c = scale_c * b_c + shift_c
 
 computed in float64 and rounded once.
@@ -19,6 +19,8 @@ from onnx_lathe.passes.graph.rewire import disconnect, is_output
 
 FOLDS_INTO = ("Conv", "ConvTranspose", "Gemm")
 BIAS_INPUT = 2
+ELEMENTWISE = ("Mul", "Add", "Sub", "Div")
+"""What a constant per channel goes into the layer of."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,14 @@ def _elementwise(layer: Node, node: Node) -> ChannelAffine | str:
     if len(shape) != rank or any(size != 1 for axis, size in enumerate(shape) if axis != 1):
         return "its constant is not one value per channel"
     values = constant.values.astype(np.float64).reshape(-1)
-    return ChannelAffine(values, np.zeros(1)) if node.op == "Mul" else ChannelAffine(None, values)
+    if node.op in ("Add", "Mul"):
+        return ChannelAffine(None, values) if node.op == "Add" else ChannelAffine(values, np.zeros(1))
+    first = node.inputs[0] is constant
+    if node.op == "Sub":
+        return ChannelAffine(-np.ones(1), values) if first else ChannelAffine(None, -values)
+    if first or not values.all():
+        return "it divides a constant, or by 0"
+    return ChannelAffine(1 / values, np.zeros(1))
 
 
 def _batch_normalization(graph: Graph, node: Node) -> ChannelAffine | str:

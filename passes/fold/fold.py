@@ -2,7 +2,11 @@
 
     Shape -> Gather -> Concat of constants         becomes  an initializer
     Conv(W, b) -> BatchNormalization | Mul | Add   becomes  Conv(W', b'), see passes/fold/affine.py
+    x -> Pad(0) -> Conv | AveragePool | MaxPool    becomes  the layer with more padding, see passes/fold/pads.py
     x -> Identity | Dropout | Reshape to the same  becomes  x
+    Transpose -> Relu, Add(c), ... -> Transpose    becomes  Relu, Add(c'), ..., see passes/fold/transposes.py
+    Max(x, c), Min(x, c) of one number c           becomes  Clip, see passes/fold/bounds.py
+    ReduceMean of an image                         becomes  GlobalAveragePool, see passes/fold/means.py
     y * Clip(x + 3, 0, 6) / 6                      becomes  y * HardSigmoid(x), see passes/graph/gates.py
 
 Compressed storage stays as it is: a Cast that widens stored weights, a ConstantOfShape, DequantizeLinear,
@@ -19,7 +23,7 @@ from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
-from onnx_lathe.passes.fold import affine, noops
+from onnx_lathe.passes.fold import affine, bounds, means, noops, pads, transposes
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, constants, rewire
 from onnx_lathe.passes.graph.bodies import parts
 from onnx_lathe.passes.graph.gates import fuse_hard_sigmoid
@@ -77,9 +81,15 @@ class _Run:
             self.sparse = sparse_tensors(self.graph)
             # Gates first: merged into the layer in front, the addition of a gate could not be told any more.
             gates = [node for node in nodes if self._fuse(node)]
+            cancelled = transposes.cancel(self.graph, self.captured)
+            for name in cancelled:
+                self.report.edit(name, "cancelled by another Transpose")
+            nodes = list(self.graph.nodes)
             changed = sum(
-                step(node) for node in nodes for step in (self._remove, self._compute, self._merge)
-            ) > 0 or bool(gates)
+                step(node)
+                for node in nodes
+                for step in (self._remove, self._compute, self._merge, self._pad, self._rename)
+            ) > 0 or bool(gates or cancelled)
 
     def inside(self, body: Graph) -> None:
         """Constants and batch normalization inside a body of If, Loop or Scan. What needs shapes, or renames what
@@ -116,9 +126,12 @@ class _Run:
             self.report.edit(found.name, "became a HardSigmoid, with the addition and the division around it")
         return found is not None
 
-    def _rank(self, tensor: Tensor) -> int | None:
+    def _type(self, tensor: Tensor) -> TensorType | None:
         self.types = self.types or infer_types(self.graph)
-        known = self.types.get(tensor.name)
+        return self.types.get(tensor.name)
+
+    def _rank(self, tensor: Tensor) -> int | None:
+        known = self._type(tensor)
         return None if known is None or known.shape is None else len(known.shape)
 
     def _remove(self, node: Node) -> bool:
@@ -152,13 +165,32 @@ class _Run:
         return True
 
     def _known_shape(self, node: Node) -> np.ndarray | None:
-        if node.op != "Shape" or node.domain:
+        """The sizes that a Shape gives, or a Gather picks from one, where inference knows them."""
+        if node.domain or not node.inputs:
             return None
-        known = self.types.get(node.inputs[0].name)
-        if known is None or known.size is None:
+        if node.op == "Gather" and isinstance(node.inputs[1], Constant) and node.inputs[0].inputs:
+            sizes = self._sizes(node.inputs[0].inputs[0])
+            places = node.inputs[1].values
+            if sizes is None or (
+                places.size and not -len(sizes) <= places.min() <= places.max() < len(sizes)
+            ):
+                return None
+            picked = [sizes[place] for place in places.reshape(-1)]
+        else:
+            sizes = self._sizes(node)
+            if sizes is None:
+                return None
+            picked, places = sizes, np.empty(len(sizes))
+        if not all(isinstance(size, int) for size in picked):
             return None
-        start, end = node.attrs.get("start", 0), node.attrs.get("end")
-        return np.array(known.shape, np.int64)[start:end]
+        return np.array(picked, np.int64).reshape(places.shape)
+
+    def _sizes(self, node: Node) -> list[int | str | None] | None:
+        """What a Shape gives; a dimension without a number is a name or None."""
+        known = self.types.get(node.inputs[0].name) if node.op == "Shape" and not node.domain else None
+        if known is None or known.shape is None:
+            return None
+        return list(known.shape)[node.attrs.get("start", 0) : node.attrs.get("end")]
 
     def _expected_bytes(self, node: Node) -> int:
         """Size of the outputs as far as shape inference knows it: a lower bound, so that nothing big is
@@ -181,7 +213,7 @@ class _Run:
         if (
             node.domain
             or not node.outputs
-            or not (normalization or (node.op in ("Mul", "Add") and self.graph.opset >= 7))
+            or not (normalization or (node.op in affine.ELEMENTWISE and self.graph.opset >= 7))
         ):
             return False
         data = next(
@@ -197,3 +229,29 @@ class _Run:
         if reason is not None and normalization:
             self.refused[node.name] = reason
         return reason is None
+
+    def _pad(self, node: Node) -> bool:
+        """Folds a Pad into the layers behind it."""
+        if node.outputs and transposes.hoist(self.graph, node, self.captured):
+            self.report.edit(node.name, "moved behind its Transpose")
+            return True
+        if not pads.is_foldable(self.graph, node) or node.outputs[0].name in self.captured:
+            return False
+        changed = False
+        for layer in [one for one in node.outputs[0].outputs if one.op in pads.LAYERS and not one.domain]:
+            reason = pads.merge(self.graph, node, layer)
+            if reason is None:
+                self.report.edit(layer.name, f"Pad {node.name} folded into its padding")
+                changed = True
+            else:
+                self.refused[node.name] = reason
+        return changed
+
+    def _rename(self, node: Node) -> bool:
+        """Writes a bound as a Clip, and the mean of an image as a GlobalAveragePool."""
+        done = bool(node.outputs) and (
+            bounds.write_clip(self.graph, node, self._rank) or means.write_pool(self.graph, node, self._type)
+        )
+        if done:
+            self.report.edit(node.name, f"became a {node.op}")
+        return done

@@ -41,6 +41,7 @@ from onnx_lathe.passes.graph.model import export_model, node_metadata
 from onnx_lathe.passes.graph.opset import raise_opset
 from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.graph.quantization import pairs
+from onnx_lathe.passes.graph.quantization.bias_range import fit_biases
 from onnx_lathe.passes.graph.quantization.placement import float_reason, split_gates
 from onnx_lathe.passes.int8.bias import OUTPUTS
 from onnx_lathe.passes.int8.existing import CHOICES, treat_existing
@@ -167,6 +168,7 @@ class Int8(Pass):
             ]
             adapt_rounding(graph, base, computed, context, self.config.rounding_steps, report)
         quantization.correct(graph, written, report)
+        fit_biases(graph, report)
         if report.metrics.get(OUTPUTS, LEAST_SQNR) < LEAST_SQNR:
             report.warnings.append(COLLAPSED.format(report.metrics[OUTPUTS]))
         rewire.sweep(graph)

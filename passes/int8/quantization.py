@@ -14,11 +14,12 @@ from onnx_lathe.passes.graph import Graph, Node, Tensor, rewire
 from onnx_lathe.passes.graph.layers import Weight, constant_value, is_stored_only, weights
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.graph.quantization import pairs
+from onnx_lathe.passes.graph.quantization.pair_order import adds_in_pairs, as_added, as_stored
 from onnx_lathe.passes.graph.quantization.placement import handing_on, operands
 from onnx_lathe.passes.int8.bias import BiasCorrection
 from onnx_lathe.passes.int8.ranges import choose_range
 from onnx_lathe.passes.int8.simulation import as_computed
-from onnx_lathe.passes.numerics.quantization import affine
+from onnx_lathe.passes.numerics.quantization import affine, pair_sums
 from onnx_lathe.passes.numerics.quantization.scale_search import crushed_channels, least_error_scale
 from onnx_lathe.placement import Placement
 
@@ -92,10 +93,7 @@ class Quantization:
         """
         graph, placement = writer.graph, self.context.placement
         places = operands(graph, layers_of(self._computed(chosen)), placement)
-        self._calibrate(
-            [node.inputs[index].name for node, index in places if pairs.twin(node.inputs[index]) is None]
-        )
-        self._hand_ranges_on([node.inputs[index] for node, index in places])
+        self._find_ranges([node.inputs[index] for node, index in places])
         silent = {name for name, (low, high) in self._ranges.items() if low == high == 0}
         alive = []
         for weight in chosen:
@@ -112,6 +110,22 @@ class Quantization:
         report.metrics["quantized_activations"] = (len(graph.nodes) - before) // 2
         return alive
 
+    def _find_ranges(self, tensors: Sequence[Tensor]) -> None:
+        """Calibrates what has no pair yet. Values that are handed on between two pairs get the range of the
+        upper one unmeasured: rounded twice alike, they stay the same, and what a Pad adds is not among them.
+        """
+        wanted = dict.fromkeys(tensor.name for tensor in tensors if pairs.twin(tensor) is None)
+        upper = {tensor.name: self._upper(tensor, wanted) for tensor in tensors}
+        self._calibrate([name for name in wanted if upper.get(name) is None])
+        for name, known in upper.items():
+            if known is not None and (name in wanted or name in self._ranges):
+                self._ranges[name] = self._ranges[known]
+
+    def _upper(self, tensor: Tensor, wanted: Collection[str]) -> str | None:
+        """The uppermost tensor that hands its values on to this one and has a range, or is to get one."""
+        above = [node.inputs[0].name for node in handing_on(tensor, self.context.placement)]
+        return next((name for name in reversed(above) if name in self._ranges or name in wanted), None)
+
     def _calibrate(self, names: Sequence[str]) -> None:
         missing = [name for name in dict.fromkeys(names) if name not in self._ranges]
         if missing:
@@ -119,16 +133,6 @@ class Quantization:
             statistics = self.context.need_calibrator().statistics(self.base, missing)
             options = self.config.method, self.config.percentile, self.context.placement.unsigned
             self._ranges |= {name: choose_range(statistics[name], *options) for name in missing}
-
-    def _hand_ranges_on(self, tensors: Sequence[Tensor]) -> None:
-        """Gives values that are handed on between two pairs one range, that of the upper one: rounded twice
-        alike, they stay the same.
-        """
-        for tensor in tensors:
-            above = [node.inputs[0].name for node in handing_on(tensor, self.context.placement)]
-            known = next((name for name in reversed(above) if name in self._ranges), None)
-            if known is not None and tensor.name in self._ranges:
-                self._ranges[tensor.name] = self._ranges[known]
 
     def _operand(self, writer: pairs.PairWriter, node: Node, index: int, report: PassReport) -> None:
         """Makes the node read its operand quantized, by the pair that there is or by a new one."""
@@ -156,8 +160,13 @@ class Quantization:
             if self.config.weights == "mse"
             else affine.channel_scale(values, axis)
         )
-        restored = affine.dequantize(affine.quantize(values, scale, axis), scale, axis)
-        writer.weight(weight, values, scale)
+        levels = affine.quantize(values, scale, axis)
+        layer = weight.nodes[0]
+        if self.context.placement.pairs and adds_in_pairs(layer, values):
+            rows, scale = pair_sums.without_saturation(as_added(layer, values), scale)
+            levels = as_stored(layer, rows, values.shape)
+        restored = affine.dequantize(levels, scale, axis)
+        writer.weight(weight, levels, scale)
         what = f"weight is INT8, {scale.size} scales: {affine.signal_to_noise_db(values, restored):.1f} dB signal to noise"
         if crushed := crushed_channels(values, restored, axis):
             what += f"; {crushed} channels have an outlier beside which most weights round to zero"

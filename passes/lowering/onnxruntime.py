@@ -3,6 +3,7 @@
     activation -> Q -> DQ, INT8, zero-point 0    UINT8 over the calibrated range (`lathe.range`), with a zero-point
     Relu or Clip(0, m) -> Q -> DQ                Q -> DQ with zero-point 0 and a range that ends at m
     x -> MaxPool, Reshape, ... -> Q -> DQ        x -> Q -> DQ -> MaxPool -> Q -> DQ, one scale
+    DQ -> Pad, Split, Slice, ... -> Q -> DQ      Pad, Split, Slice, ... -> DQ
     codebook weight -> Q -> DQ                   INT8 initializer -> DQ
     a layer that would run in float              float weight, and no pairs around it that serve nothing else
 
@@ -11,8 +12,9 @@ at zero-point 0 is the ReLU. What does not become such a kernel runs in float be
 slower than the float model.
 
 An INT8 weight times a UINT8 activation is summed in pairs in 16 bits on x86-64 processors with AVX2 or
-AVX-512 but without VNNI, and saturates there: `reduce_range` stores weights in 7 bits, of which no pair
-can.
+AVX-512 but without VNNI, and saturates there. Weights are rounded so that no pair can
+(passes/numerics/quantization/pair_sums.py), by int8 already if it knew of the target; `reduce_range` stores
+all of them in 7 bits.
 Source: ONNX Runtime's documentation, "Quantize ONNX models", "When and why do I need to try U8U8?".
 """
 
@@ -24,11 +26,13 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.constants import constant_to_initializer
+from onnx_lathe.passes.graph.quantization.bias_range import fit_biases
 from onnx_lathe.passes.graph.quantization.placement import quantized_layers
 from onnx_lathe.passes.graph.rewire import sweep
 from onnx_lathe.passes.lowering.ort_integers.activations import add_for_gate, hand_on, widen
-from onnx_lathe.passes.lowering.ort_integers.floats import drop_pairs, restore_layers
-from onnx_lathe.passes.lowering.ort_integers.layers import store_bias, store_weight
+from onnx_lathe.passes.lowering.ort_integers.floats import drop_pairs, restore_layers, shield_layers
+from onnx_lathe.passes.lowering.ort_integers.layers import bound_sums, store_bias, store_weight
+from onnx_lathe.passes.lowering.ort_integers.moves import move_integers
 from onnx_lathe.passes.lowering.ort_integers.work import Work
 
 
@@ -53,7 +57,12 @@ class Lowering(Pass):
         reduced: set[str] = set()
         for node in quantized_layers(graph):
             store_weight(work, node, self.config.reduce_range, reduced)
+        fit_biases(graph, work.report)
+        for node in quantized_layers(graph):
+            bound_sums(work, node)
             store_bias(work, node)
+        shield_layers(work)
+        move_integers(work)
         for node in list(graph.nodes):
             if node.op == "HardSigmoid" and not node.domain and node.outputs:
                 add_for_gate(work, node)

@@ -106,10 +106,22 @@ def session(
         return _open_exact(source, options) if saturates() else _open(source, options)
 
 
+def plain_session(model: Path, threads: int = 0) -> onnxruntime.InferenceSession:
+    """The session that a user opens on a file: ONNX Runtime's own way on this processor, and nothing but
+    the number of threads chosen. What it computes and how long it takes is what the user gets.
+
+    Raises ModelError with ONNX Runtime's reason if it cannot load the model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    with _refusing(f"load {model}"):
+        return onnxruntime.InferenceSession(_source(model), options, providers=["CPUExecutionProvider"])
+
+
 SATURATES = (
-    "this processor adds products of INT8 in 16 bits, which saturate; figures and times here are of an exact, slower "
-    "way (session.x64quantprecision=1, or float where ONNX Runtime cannot load that): set it too where the model "
-    "runs on such a processor, or build with --target 'ort(reduce_range=true)'"
+    "this processor adds products of INT8 in 16 bits, which saturate; figures and times of this form are of an exact, "
+    "slower way (session.x64quantprecision=1, or float where ONNX Runtime cannot load that): set it too where the "
+    "model runs on such a processor, or build with --target ort, whose file is exact everywhere"
 )
 
 
@@ -211,7 +223,6 @@ def _open_exact(source: bytes | str, options: onnxruntime.SessionOptions) -> onn
 
 
 def _plain(source: bytes | str) -> onnxruntime.InferenceSession:
-    """The session that a user opens without further thought."""
     return onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
 
 

@@ -97,7 +97,8 @@ def test_tensorrt_gets_its_own_form_from_a_model_for_both(text: str) -> None:
     assert sources(shared) == sources(alone)
     assert sorted(Form(shared).ops()) == sorted(Form(alone).ops())
     assert {skip.node for skip in report.skips} == ({"Conv_2"} if text == MOBILE else set())
-    assert relative(output(alone), output(shared)) < 0.01  # the depthwise weight was rounded once
+    # the depthwise weight was rounded once, and those for both targets keep their sums within 16 bits
+    assert relative(output(alone), output(shared)) < 0.02
 
 
 def test_onnxruntime_gets_all_from_a_model_for_both() -> None:

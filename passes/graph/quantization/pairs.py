@@ -59,9 +59,9 @@ class PairWriter:
         self.graph = graph
         self.taken = taken_names(graph)
 
-    def weight(self, weight: Weight, values: np.ndarray, scale: np.ndarray) -> None:
-        """Stores the weight as INT8, or puts a Q/DQ pair behind a codebook, whose indices are smaller
-        still. `scale` is float32 [O]; `values` of a weight that `has_directions` are [rows, inputs].
+    def weight(self, weight: Weight, levels: np.ndarray, scale: np.ndarray) -> None:
+        """Stores the weight as INT8 `levels`, or puts a Q/DQ pair behind a codebook, whose indices are
+        smaller still. `scale` is float32 [O]; `levels` of a weight that `has_directions` are [rows, inputs].
 
         What decoded the weight before, if anything did, is left without a reader.
         """
@@ -71,14 +71,14 @@ class PairWriter:
         else:
             for producer in list(weight.tensor.inputs):
                 producer.outputs.clear()
-            shape = list(weight.tensor.shape) if has_directions(weight) else list(values.shape)
+            shape = list(weight.tensor.shape) if has_directions(weight) else list(levels.shape)
             result = Variable(name, np.float32, shape)
             axis = 0 if has_directions(weight) else axis
-            levels = Constant(self._name(f"{name}_int8"), affine.quantize(values, scale, axis))
+            stored = Constant(self._name(f"{name}_int8"), levels)
             rows = result
-            if shape != list(values.shape):
-                rows = Variable(self._name(f"{name}_rows"), np.float32, list(values.shape))
-            self._node("DequantizeLinear", name, [levels, *self._parameters(name, scale)], rows, axis)
+            if shape != list(levels.shape):
+                rows = Variable(self._name(f"{name}_rows"), np.float32, list(levels.shape))
+            self._node("DequantizeLinear", name, [stored, *self._parameters(name, scale)], rows, axis)
             if rows is not result:
                 target = Constant(self._name(f"{name}_shape"), np.array(shape, np.int64))
                 self._node("Reshape", name, [rows, target], result, None)

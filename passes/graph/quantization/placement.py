@@ -7,6 +7,7 @@ between two such kernels quantized, for all its readers: then what lies between 
 too, and a ReLU or a Clip at 0 is the lower end of the range.
 """
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 
 from onnx_lathe import metadata
@@ -120,7 +121,7 @@ class Flow:
             if (
                 len(above) > 1
                 and self._source(top) in self.kernels
-                and not any(self.is_seen(one.outputs[0]) for one in above)
+                and not any(self.is_seen(output) for one in above for output in one.outputs)
             ):
                 chain += above
         return [(one, 0) for one in chain]
@@ -168,7 +169,8 @@ class Flow:
     def _readers(self, tensor: Tensor) -> Iterator[Node]:
         for node in tensor.outputs:
             if self._is_transparent(node) and node.inputs[0] is tensor:
-                yield from self._readers(node.outputs[0])
+                for output in node.outputs:
+                    yield from self._readers(output)
             else:
                 yield node
 
@@ -188,8 +190,10 @@ def hands_on(node: Node, placement: Placement) -> bool:
     return (
         node.op in placement.passed
         and not node.domain
-        and len(node.outputs) == 1
-        and node.attrs.get("mode", "nearest") != "cubic"
+        and bool(node.outputs)
+        and bool(node.inputs)
+        and not is_constant(node.inputs[0])
+        and node.attrs.get("mode", "nearest") not in ("cubic", "wrap")
     )
 
 
@@ -201,8 +205,18 @@ def handing_on(tensor: Tensor, placement: Placement) -> Iterator[Node]:
 
 
 def is_floor(node: Node) -> bool:
-    """Whether the node is a ReLU or a Clip from 0 up to a constant or to no end."""
-    return not node.domain and (node.op == "Relu" or (node.op == "Clip" and clip_range(node)[0] == 0))
+    """Whether the node is a ReLU, or a Clip between constants around 0, or from 0 up: what a quantizer of
+    its range does by itself.
+    """
+    if node.domain or node.op not in ("Relu", "Clip"):
+        return False
+    low, high = floor_range(node)
+    return low == 0 or (low is not None and high is not None and low < 0 < high)
+
+
+def floor_range(node: Node) -> tuple[float | None, float | None]:
+    """(lowest, highest) value of a ReLU or Clip; None for an end that is computed at run time."""
+    return (0.0, math.inf) if node.op == "Relu" else clip_range(node)
 
 
 def residual_operands(graph: Graph, layers: Sequence[Node]) -> list[Operand]:

@@ -1,16 +1,14 @@
 """Activations: pairs in front of what hands integers on, UINT8 with a zero-point, gates as additions."""
 
 import json
-import math
 
 import numpy as np
 
 from onnx_lathe import metadata
 from onnx_lathe.passes.graph import Node, Tensor, Variable
-from onnx_lathe.passes.graph.gates import clip_range
 from onnx_lathe.passes.graph.model import node_metadata
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized
-from onnx_lathe.passes.graph.quantization.placement import hands_on, is_floor
+from onnx_lathe.passes.graph.quantization.placement import floor_range, hands_on, is_floor
 from onnx_lathe.passes.graph.rewire import disconnect
 from onnx_lathe.passes.lowering.ort_integers.work import ActivationPair, Work, scale_and_zero
 from onnx_lathe.passes.numerics.quantization import affine
@@ -44,6 +42,8 @@ def hand_on(work: Work) -> dict[int, Node]:
                 node.inputs[0] = pairs[id(tensor)].dequantize[0].outputs[0]
                 followed[id(below.quantize)] = pairs[id(tensor)].quantize
                 break
+            if len(node.outputs) > 1:
+                break  # the range of one part would clip the others
             above = _copy(work, pair, tensor)
             node.inputs[0] = above.dequantize[0].outputs[0]
             followed[id(below.quantize)] = above.quantize
@@ -84,15 +84,16 @@ def widen(work: Work, pair: ActivationPair, above: Node | None) -> None:
         return
     floor = _floor(work, pair)
     ends = _range(pair, scale) if zero == 0 else None
-    if ends is None and zero == 0 and floor is not None:
+    if ends is None and zero == 0 and floor is not None and floor[0] == 0:
         ends = 0.0, affine.LEVELS * float(scale)  # what the codes could hold
     if ends is not None:
-        low, high = (0.0, min(ends[1], floor)) if floor is not None else ends
+        low, high = (max(ends[0], floor[0]), min(ends[1], floor[1])) if floor is not None else ends
         scale, middle = affine.unsigned_scale(low, high)
     else:
         middle = np.uint8(int(zero) + _MIDDLE)
-    if middle == 0 and floor is not None and 255 * float(scale) <= floor * (1 + 1e-6):
+    while floor is not None and _ends_within(floor, float(scale), int(middle)):
         _take_floor(pair)
+        floor = _floor(work, pair)
     name = pair.source.name
     stored: dict[str, np.ndarray] = {
         f"{name}_scale": np.asarray(scale, np.float32),
@@ -123,15 +124,21 @@ def _range(pair: ActivationPair, scale: np.float32) -> tuple[float, float] | Non
     return affine.trained_range(scale, *json.loads(text))
 
 
-def _floor(work: Work, pair: ActivationPair) -> float | None:
-    """The upper end of the ReLU or Clip in front of the pair, if nothing else reads it; None without
-    one.
-    """
+def _floor(work: Work, pair: ActivationPair) -> tuple[float, float] | None:
+    """The ends of the ReLU or Clip in front of the pair, if nothing else reads it; None without one."""
     tensor = pair.source
     if not tensor.inputs or not is_floor(tensor.inputs[0]) or len(tensor.outputs) > 1 or work.is_seen(tensor):
         return None
-    node = tensor.inputs[0]
-    return math.inf if node.op == "Relu" else clip_range(node)[1]
+    low, high = floor_range(tensor.inputs[0])
+    return None if low is None or high is None else (low, high)
+
+
+def _ends_within(floor: tuple[float, float], scale: float, middle: int) -> bool:
+    """Whether all levels are within the floor's ends, but for half a step; a lower end of 0 exactly."""
+    if floor[0] == 0:
+        return middle == 0 and (affine.UNSIGNED_LEVELS - middle) * scale <= floor[1] + scale * 1e-3
+    half = scale * 0.501
+    return -middle * scale >= floor[0] - half and (affine.UNSIGNED_LEVELS - middle) * scale <= floor[1] + half
 
 
 def _take_floor(pair: ActivationPair) -> None:

@@ -1,8 +1,10 @@
 """Makes float again what ONNX Runtime would compute in float: layers, and pairs that serve no kernel."""
 
+import numpy as np
+
 from onnx_lathe import metadata
-from onnx_lathe.passes.graph import Node, Tensor
-from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant
+from onnx_lathe.passes.graph import Constant, Node, Tensor, Variable
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_shape, constant_value, is_constant, is_layer
 from onnx_lathe.passes.graph.model import node_metadata
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized
 from onnx_lathe.passes.graph.quantization.placement import float_reason, hands_on, is_floor, quantized_layers
@@ -61,7 +63,7 @@ def _writer(work: Work, tensor: Tensor) -> Node | None:
 
 def _feeds(work: Work, node: Node, kernels: set[int]) -> bool:
     """Whether a kernel reads the node's result, behind quantization and what hands integers on."""
-    for reader in node.outputs[0].outputs:
+    for reader in [reader for output in node.outputs for reader in output.outputs]:
         if id(reader) in kernels:
             return True
         if (reader.op.endswith("quantizeLinear") or hands_on(reader, work.placement)) and _feeds(
@@ -79,3 +81,74 @@ def _drop(work: Work, pair: ActivationPair) -> None:
     work.report.edit(pair.quantize.name, f"{source.name} is float again: nothing computes on its integers")
     for node in pair.nodes:
         disconnect(node)
+
+
+def shield_layers(work: Work) -> None:
+    """Keeps ONNX Runtime from rounding the weights of float layers between pairs.
+
+    Its optimizer WeightBiasQuantization stores a float weight as INT8, with one scale for the whole tensor,
+    if the layer reads a DequantizeLinear per tensor and a QuantizeLinear reads the result. There it leaves
+    a DequantizeLinear per channel alone, which gives the same numbers where all channels have one scale.
+    """
+    for node in list(work.graph.nodes):
+        if (
+            not is_layer(node)
+            or not is_dequantized(node.inputs[0])
+            or not is_constant(node.inputs[WEIGHT_INPUT])
+        ):
+            continue
+        if is_dequantized(node.inputs[WEIGHT_INPUT]) or not _is_rounded_behind(work, node.outputs[0]):
+            continue
+        decoder = node.inputs[0].inputs[0]
+        parameters = decoder.inputs[1:]
+        if any(not isinstance(tensor, Constant) or tensor.values.size > 1 for tensor in parameters):
+            continue
+        axis, channels = _input_channels(work, node)
+        if channels < 2:  # one scale per channel is one scale for all
+            work.report.skip(
+                node.name, "it has one input channel, and ONNX Runtime rounds its weight to INT8"
+            )
+            continue
+        name = node.inputs[0].name
+        result = Variable(work.name(f"{name}_per_channel"), np.float32, node.inputs[0].shape)
+        stored = [
+            work.constant(tensor.name, np.broadcast_to(tensor.values.reshape(-1), channels).copy())
+            for tensor in parameters
+        ]
+        work.graph.nodes.append(
+            Node(
+                "DequantizeLinear",
+                work.name(f"{name}_DQ"),
+                {"axis": axis},
+                [decoder.inputs[0], *stored],
+                [result],
+            )
+        )
+        node.inputs[0] = result
+        work.report.edit(
+            node.name, "reads its integers with a scale per channel, so that its weight stays float"
+        )
+
+
+def _is_rounded_behind(work: Work, tensor: Tensor) -> bool:
+    """Whether a QuantizeLinear is all that reads the tensor, or the bias, ReLU or Clip behind it."""
+    while len(tensor.outputs) == 1 and not work.is_seen(tensor):
+        reader = tensor.outputs[0]
+        if reader.op == "QuantizeLinear":
+            return True
+        if reader.op not in ("Relu", "Clip", "Add") or reader.domain:
+            return False
+        tensor = reader.outputs[0]
+    return False
+
+
+def _input_channels(work: Work, layer: Node) -> tuple[int, int]:
+    """Axis of the input channels in what the layer reads, and how many there are."""
+    shape = constant_shape(layer.inputs[WEIGHT_INPUT], work.graph.opset)
+    if layer.op == "Conv":
+        return 1, shape[1] * layer.attrs.get("group", 1)
+    if layer.op == "ConvTranspose":
+        return 1, shape[0]
+    if layer.op == "MatMul":
+        return -1, shape[-2]
+    return 0 if layer.attrs.get("transA", 0) else 1, shape[1 if layer.attrs.get("transB", 0) else 0]

@@ -5,7 +5,14 @@ import numpy as np
 
 from onnx_lathe.passes.graph import Constant, Node, Variable
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant, output_axis
+from onnx_lathe.passes.graph.quantization.bias_range import set_scale
+from onnx_lathe.passes.graph.quantization.pair_order import adds_in_pairs, as_added, as_stored
 from onnx_lathe.passes.lowering.ort_integers.work import Work
+from onnx_lathe.passes.numerics.quantization import affine, pair_sums
+
+SATURATES = "its sums may saturate on processors without VNNI"
+PER_CHANNEL_OPSET = 13
+"""The first whose DequantizeLinear has a scale per channel."""
 
 
 def store_weight(work: Work, layer: Node, reduce_range: bool, reduced: set[str]) -> None:
@@ -30,6 +37,42 @@ def store_weight(work: Work, layer: Node, reduce_range: bool, reduced: set[str])
         _store(work, node, np.rint(values / 2).astype(np.int8))
         node.inputs[1] = work.constant(node.inputs[1].name, node.inputs[1].values * np.float32(2))
         work.report.edit(node.name, "weight has 7 bits")
+
+
+def bound_sums(work: Work, layer: Node) -> None:
+    """Gives the layer's weight levels whose products ONNX Runtime adds without saturation on processors
+    without VNNI, unless int8 did. Channels that cannot saturate stay.
+    """
+    node = layer.inputs[WEIGHT_INPUT].inputs[0]
+    codes = node.inputs[0]
+    if not isinstance(codes, Constant) or codes.values.dtype != np.int8 or node.attrs.get("block_size", 0):
+        return
+    if not adds_in_pairs(layer, codes.values) or not all(
+        isinstance(tensor, Constant) for tensor in node.inputs[1:]
+    ):
+        return
+    levels = as_added(layer, codes.values)
+    if not pair_sums.saturates(levels).any():
+        return
+    if len(node.inputs) > 2 and np.any(node.inputs[2].values):
+        work.report.skip(layer.name, f"the zero-point of its weight is not 0, and {SATURATES}")
+        return
+    scale = np.broadcast_to(node.inputs[1].values.reshape(-1), len(levels)).astype(np.float32)
+    bound, wider = pair_sums.without_saturation(affine.dequantize(levels, scale, 0), scale)
+    if node.inputs[1].values.size != scale.size:
+        if work.graph.opset < PER_CHANNEL_OPSET:
+            work.report.skip(
+                layer.name, f"its weight has one scale at opset {work.graph.opset}, and {SATURATES}"
+            )
+            return
+        node.attrs["axis"] = output_axis(layer, codes.values.ndim)
+        if len(node.inputs) > 2:
+            node.inputs[2] = work.constant(node.inputs[2].name, np.zeros(scale.shape, np.int8))
+    set_scale(work.graph, node, wider, as_stored(layer, bound, codes.values.shape))
+    work.report.edit(
+        layer.name,
+        f"{np.count_nonzero((bound != levels).any(axis=1))} of {len(levels)} channels rounded so that no two products saturate",
+    )
 
 
 def store_bias(work: Work, layer: Node) -> None:

@@ -78,7 +78,7 @@ class Work:
         if reader.op == "QuantizeLinear":
             return True
         through = is_floor(reader) or hands_on(reader, self.placement)
-        return through and reader.inputs[0] is tensor and self.lands(reader.outputs[0])
+        return through and reader.inputs[0] is tensor and all(map(self.lands, reader.outputs))
 
     def constant(self, name: str, values: np.ndarray) -> Constant:
         return Constant(self.name(name), values)

@@ -23,9 +23,28 @@ PLACEMENT = Placement(
     operators=frozenset(
         {"Add", "Mul", "GlobalAveragePool", "AveragePool", "Concat", "Sigmoid", "HardSigmoid", "LeakyRelu"}
     ),
-    passed=frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Resize"}),
+    passed=frozenset(
+        {
+            "DepthToSpace",
+            "Expand",
+            "Flatten",
+            "Gather",
+            "MaxPool",
+            "Pad",
+            "Reshape",
+            "Resize",
+            "Slice",
+            "SpaceToDepth",
+            "Split",
+            "Squeeze",
+            "Tile",
+            "Transpose",
+            "Unsqueeze",
+        }
+    ),
     results=frozenset({"Conv"}),
     unsigned=True,
+    pairs=True,
 )
 
 

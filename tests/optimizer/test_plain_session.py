@@ -1,0 +1,58 @@
+"""What the report says of the file for ort is what a user gets who opens it, and a loss is said."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+import onnx_lathe
+from onnx_lathe.optimizer import build as building
+from onnx_lathe.optimizer.report.record import RunRecord
+from tests.support.placement import IMAGES, MOBILE, RESIDUAL, network
+
+EVALUATION = (0.9 * IMAGES[::-1, :, ::-1]).astype(np.float32)
+
+
+def compiled(text: str, folder: Path) -> RunRecord:
+    data = {"x": EVALUATION}
+    return onnx_lathe.optimize(
+        network(text), "int8", calibration={"x": IMAGES}, eval=data, targets="ort", out=folder, latency=False
+    )
+
+
+def measured(text: str, folder: Path) -> float:
+    """SQNR in dB of the written file, in a session with nothing chosen."""
+    onnx.save(network(text), folder / "original.onnx")
+    outputs = []
+    for path in (folder / "original.onnx", folder / "model.ort.onnx"):
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        outputs.append(session.run(None, {"x": EVALUATION})[0].astype(np.float64))
+    return float(10 * np.log10((outputs[0] ** 2).sum() / ((outputs[0] - outputs[1]) ** 2).sum()))
+
+
+@pytest.mark.parametrize("text", [RESIDUAL, MOBILE], ids=["residual", "mobile"])
+def test_the_figure_is_that_of_a_plain_session(text: str, tmp_path: Path) -> None:
+    record = compiled(text, tmp_path)
+    assert record.targets[0].quality["sqnr"] == pytest.approx(measured(text, tmp_path), abs=0.05)
+    assert not any("signal to noise, the model" in warning for warning in record.warnings)
+
+
+def test_a_loss_against_the_model_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a user computes is made worse than what Lathe's own session does."""
+
+    def noisy(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
+        model = onnx.load(path)
+        head = next(tensor for tensor in model.graph.initializer if tensor.name == "head_int8")
+        values = onnx.numpy_helper.to_array(head)
+        head.CopyFrom(onnx.numpy_helper.from_array(values // 16 * 16, head.name))
+        return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(building.ort, "plain_session", noisy)
+    record = compiled(RESIDUAL, tmp_path)
+    said = next(warning for warning in record.warnings if warning.startswith("target ort: its file gives"))
+    figures = [float(word) for word in said.replace(":", " ").split() if word.replace(".", "").isdigit()]
+    assert figures[0] == pytest.approx(record.targets[0].quality["sqnr"], abs=0.06)
+    assert figures[0] + 1 < figures[1]
+    assert "it gives" in said or "they give" in said
