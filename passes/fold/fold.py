@@ -76,9 +76,7 @@ class _Run:
             # Gates first: merged into the layer in front, the addition of a gate could not be told any more.
             gates = [node for node in nodes if self._fuse(node)]
             changed = sum(
-                step(node)
-                for node in nodes
-                for step in (self._remove, self._compute, self._merge, self._pad)
+                step(node) for node in nodes for step in (self._remove, self._compute, self._merge, self._pad)
             ) > 0 or bool(gates)
 
     def _needs_types(self, node: Node) -> bool:

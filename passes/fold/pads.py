@@ -128,7 +128,9 @@ def _refusal(layer: Node, source: Tensor, value: float, pads: list[int]) -> str 
 
 def _least(source: Tensor) -> float:
     """What no value of the tensor is below, as far as its producer tells."""
-    lowest = _LOWEST.get(np.dtype(source.dtype) if source.dtype is not None else np.dtype(np.float32), -np.inf)
+    lowest = _LOWEST.get(
+        np.dtype(source.dtype) if source.dtype is not None else np.dtype(np.float32), -np.inf
+    )
     if not source.inputs or source.inputs[0].domain:
         return lowest
     node = source.inputs[0]

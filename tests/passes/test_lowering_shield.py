@@ -38,7 +38,10 @@ def network(case: str) -> tuple[onnx.ModelProto, np.ndarray]:
     channels = np.logspace(-3, 0, 8, dtype=np.float32)
     axis = 1 if "transB" in layer else 0
     spread = channels.reshape([-1 if one == axis else 1 for one in range(rank)])
-    constants = {"u": random(8, 8, 1, 1)[..., 0, 0] if rank == 2 else random(8, 8, 1, 1), "w": random(*shape) * spread}
+    constants = {
+        "u": random(8, 8, 1, 1)[..., 0, 0] if rank == 2 else random(8, 8, 1, 1),
+        "w": random(*shape) * spread,
+    }
     constants["u"] /= spread.reshape([1, -1] if rank == 2 else [-1, 1, 1, 1]) if axis == 0 or rank == 2 else 1
     constants |= {"b": random(8)} if ", b)" in layer else {}
     constants |= {"low": np.float32(0)} if "low" in layer else {}

@@ -61,7 +61,9 @@ def bound_sums(work: Work, layer: Node) -> None:
     bound, wider = pair_sums.without_saturation(affine.dequantize(levels, scale, 0), scale)
     if node.inputs[1].values.size != scale.size:
         if work.graph.opset < PER_CHANNEL_OPSET:
-            work.report.skip(layer.name, f"its weight has one scale at opset {work.graph.opset}, and {SATURATES}")
+            work.report.skip(
+                layer.name, f"its weight has one scale at opset {work.graph.opset}, and {SATURATES}"
+            )
             return
         node.attrs["axis"] = output_axis(layer, codes.values.ndim)
         if len(node.inputs) > 2:
