@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 
 from onnx_lathe.errors import ExitCode, UsageError
-from onnx_lathe.optimizer import artifacts, build, services
+from onnx_lathe.optimizer import advice, artifacts, build, services
 from onnx_lathe.optimizer.checkpoint import Checkpoints, file_hash
 from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.inspect import measure
@@ -41,6 +41,8 @@ def run(request: Request, ui: Ui) -> RunRecord:
         _steps(state)
         if request.measure_latency:
             _latencies(state)
+            advice.note_slower_steps(state)
+            advice.note_slow_integers(state)
         _judge(state)
         if state.record.exit_code == ExitCode.DONE:
             build.build_all(state)

@@ -92,7 +92,7 @@ class Profiler(Protocol):
     """Times whole models in the runtime that they are for, on a sample of the data."""
 
     def latencies(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> tuple[float, float]:
-        """Median milliseconds of (base, candidate), run in turn."""
+        """Milliseconds of (base, candidate), run in turn."""
 
     def profile(self, model: onnx.ModelProto) -> Profile | None:
         """Where the time goes; None if the model is too large to tell."""
