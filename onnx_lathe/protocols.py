@@ -1,5 +1,5 @@
-"""What passes and runtime both speak of: the trainer's result, what a pass does while training runs, and a
-rounded layer.
+"""What passes and runtime both speak of: the trainer's result, what a pass does while training runs, a
+rounded layer, and where a model's time goes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,6 +32,27 @@ class Rounded:
     """INT8 levels; None if the nearest are as good."""
     before: float
     after: float
+
+
+@dataclass(frozen=True)
+class Region:
+    """Nodes of a model, by name, that a runtime computes on integers without a float between them; `ms` with
+    the quantizing and dequantizing at its borders.
+    """
+
+    nodes: frozenset[str]
+    ms: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of one run goes: milliseconds by the name of the model's node that they serve, of the
+    regions on integers, and in total.
+    """
+
+    nodes: Mapping[str, float]
+    regions: Sequence[Region]
+    total: float
 
 
 class Shaping(Protocol):

@@ -119,7 +119,10 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Path, 
     """The model as this target wants it, in a file, measured and judged by the accuracy gates."""
     found, path = TargetRecord(target.name), scratch / target.name / "model.onnx"
     path.parent.mkdir()
-    model, report = lower(target, config, run.model, run.services.context(f"target {target.name}"))
+    context = run.services.context(f"target {target.name}")
+    if target.guards(config) and run.request.measure_latency:
+        context = run.services.profiling(context)
+    model, report = lower(target, config, run.model, context)
     found.skips = [asdict(skip) for skip in report.skips]
     model_file.save(model, path)
     judged: set[str] = set()

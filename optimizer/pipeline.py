@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from onnx_lathe.errors import ExitCode, UsageError
-from onnx_lathe.optimizer import artifacts, build, opening, services
+from onnx_lathe.optimizer import advice, artifacts, build, opening, services
 from onnx_lathe.optimizer.checkpoint import Checkpoints, file_hash
 from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.inspect import measure
@@ -42,6 +42,8 @@ def run(request: Request, ui: Ui) -> RunRecord:
         _steps(state)
         if request.measure_latency:
             _latencies(state)
+            advice.note_slower_steps(state)
+            advice.note_slow_integers(state)
         _judge(state)
         if state.record.exit_code == ExitCode.DONE:
             build.build_all(state)

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from onnx_lathe.errors import DataError, UsageError
+from onnx_lathe.optimizer.measuring import sample_feeds
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.services import Context
@@ -27,6 +28,7 @@ from onnx_lathe.runtime.data import (
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from onnx_lathe.runtime.running.evaluate import OutputComparer
 from onnx_lathe.runtime.running.ort import PairTimer
+from onnx_lathe.runtime.running.profiling import ModelProfiler
 from onnx_lathe.runtime.training import (
     TorchRounder,
     TorchTrainer,
@@ -249,6 +251,7 @@ class Services:
                 calibrator=StreamingCalibrator(roles.calibration, limit=CALIBRATION_SAMPLES, progress=status),
                 runner=OutputComparer(roles.calibration, limit=CALIBRATION_SAMPLES, progress=status),
             )
+        self._sample = roles.sample
         self._setup = None
         if roles.train is not None:
             self._setup = TrainingSetup(
@@ -260,6 +263,12 @@ class Services:
                 memory=recipe.memory,
                 launch=None if recipe.launch is None else parse_launch(recipe.launch),
             )
+
+    def profiling(self, context: Context) -> Context:
+        """The context with times of whole models on the first sample, or on random input without data."""
+        return replace(
+            context, profiler=ModelProfiler(lambda session: sample_feeds(self._sample, session, 1))
+        )
 
     def context(
         self, title: str, training_state: Path | None = None, placement: Placement = CANONICAL

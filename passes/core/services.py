@@ -9,7 +9,7 @@ import onnx
 
 from onnx_lathe.errors import PassError
 from onnx_lathe.placement import CANONICAL, Placement
-from onnx_lathe.protocols import Rounded, Shaping, TrainResult
+from onnx_lathe.protocols import Profile, Rounded, Shaping, TrainResult
 
 
 class TensorStatistics(Protocol):
@@ -88,6 +88,16 @@ class Timer(Protocol):
         """Median milliseconds of (base, candidate), run in turn on the same random input."""
 
 
+class Profiler(Protocol):
+    """Times whole models in the runtime that they are for, on a sample of the data."""
+
+    def latencies(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> tuple[float, float]:
+        """Milliseconds of (base, candidate), run in turn."""
+
+    def profile(self, model: onnx.ModelProto) -> Profile | None:
+        """Where the time goes; None if the model is too large to tell."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What the pipeline gives a pass. A service is None when the request has no data for it; the timer and
@@ -99,6 +109,8 @@ class Context:
     runner: Runner | None = None
     timer: Timer | None = None
     rounder: Rounder | None = None
+    profiler: Profiler | None = None
+    """Set where a model is lowered for a target that runs here, and times are asked for."""
     placement: Placement = CANONICAL
     """What the targets of the request run in INT8; for a lowering, what its own target does."""
     progress: Callable[[str], None] = lambda message: None

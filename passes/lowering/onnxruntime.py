@@ -5,7 +5,8 @@
     x -> MaxPool, Reshape, ... -> Q -> DQ        x -> Q -> DQ -> MaxPool -> Q -> DQ, one scale
     DQ -> Pad, Split, Slice, ... -> Q -> DQ      Pad, Split, Slice, ... -> DQ
     codebook weight -> Q -> DQ                   INT8 initializer -> DQ
-    a layer that would run in float              float weight, and no pairs around it that serve nothing else
+    a layer that would run in float, or that     float weight, and no pairs around it that serve nothing else
+    takes longer on integers than in float
 
 Why: ONNX Runtime makes a QLinearConv only of DQ -> Conv -> Q with nothing in between; saturation of UINT8
 at zero-point 0 is the ReLU. What does not become such a kernel runs in float behind DequantizeLinear nodes,
@@ -18,21 +19,32 @@ all of them in 7 bits.
 Source: ONNX Runtime's documentation, "Quantize ONNX models", "When and why do I need to try U8U8?".
 """
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+import onnx
 
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.report import PassReport
-from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.core.services import Context, Profiler
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.constants import constant_to_initializer
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, is_constant
+from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.graph.quantization.bias_range import fit_biases
 from onnx_lathe.passes.graph.quantization.placement import quantized_layers
 from onnx_lathe.passes.graph.rewire import sweep
 from onnx_lathe.passes.lowering.ort_integers.activations import add_for_gate, hand_on, widen
-from onnx_lathe.passes.lowering.ort_integers.floats import drop_pairs, restore_layers, shield_layers
+from onnx_lathe.passes.lowering.ort_integers.floats import (
+    drop_pairs,
+    integer_operators,
+    restore_layers,
+    shield_layers,
+)
 from onnx_lathe.passes.lowering.ort_integers.layers import bound_sums, store_bias, store_weight
 from onnx_lathe.passes.lowering.ort_integers.moves import move_integers
+from onnx_lathe.passes.lowering.ort_integers.speed import slow_nodes
 from onnx_lathe.passes.lowering.ort_integers.work import Work
 
 
@@ -44,12 +56,35 @@ class Lowering(Pass):
         reduce_range: bool = option(False, "weights of 7 bits, for x86-64 processors without VNNI")
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
+        """Where the context has a profiler, layers that take longer on integers than in float stay float."""
+        slow: Mapping[str, str] = {}
+        layers = [node.name for node in quantized_layers(graph) if is_constant(node.inputs[WEIGHT_INPUT])]
+        if context.profiler is not None and layers:
+            layers += [node.name for node in integer_operators(Work(graph, context.placement))]
+            context.progress("timing layers on integers and in float")
+            slow = self._slow(graph, layers, context, context.profiler)
+        return self._lower(graph, context, slow)
+
+    def _slow(
+        self, graph: Graph, names: Sequence[str], context: Context, profiler: Profiler
+    ) -> dict[str, str]:
+        model = export_model(graph)
+
+        def lowered(left: Collection[str]) -> onnx.ModelProto:
+            copy = import_model(model)
+            self._lower(copy, context, dict.fromkeys(left, ""))
+            return export_model(copy)
+
+        return slow_nodes(model, names, lowered, profiler)
+
+    def _lower(self, graph: Graph, context: Context, slow: Mapping[str, str]) -> PassReport:
+        """`slow`: names of the layers and operators that are to be float, with the reason."""
         work = Work(graph, context.placement)
         for node in graph.nodes:
             if node.op == "Constant" and not work.is_seen(node.outputs[0]):
                 constant_to_initializer(node)
-        restore_layers(work)
-        drop_pairs(work)
+        restore_layers(work, slow)
+        drop_pairs(work, slow)
         followed = hand_on(work)
         graph.toposort()
         for pair in work.pairs():

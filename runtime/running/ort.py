@@ -106,15 +106,18 @@ def session(
         return _open_exact(source, options) if saturates() else _open(source, options)
 
 
-def plain_session(model: Path, threads: int = 0) -> onnxruntime.InferenceSession:
+def plain_session(
+    model: onnx.ModelProto | Path, threads: int = 0, options: onnxruntime.SessionOptions | None = None
+) -> onnxruntime.InferenceSession:
     """The session that a user opens on a file: ONNX Runtime's own way on this processor, and nothing but
     the number of threads chosen. What it computes and how long it takes is what the user gets.
 
-    Raises ModelError with ONNX Runtime's reason if it cannot load the model.
+    `options` may ask for records beside. Raises ModelError with ONNX Runtime's reason if it cannot load the
+    model.
     """
-    options = onnxruntime.SessionOptions()
+    options = options or onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    with _refusing(f"load {model}"):
+    with _refusing(f"load {model if isinstance(model, Path) else 'the model'}"):
         return onnxruntime.InferenceSession(_source(model), options, providers=["CPUExecutionProvider"])
 
 

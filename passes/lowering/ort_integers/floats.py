@@ -1,5 +1,7 @@
 """Makes float again what ONNX Runtime would compute in float: layers, and pairs that serve no kernel."""
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 
 from onnx_lathe import metadata
@@ -18,9 +20,12 @@ UNQUANTIZED_RESULT = (
 OUTPUT_RESULT = "its result is an output of the model, which ONNX Runtime computes in float"
 
 
-def restore_layers(work: Work) -> None:
+def restore_layers(work: Work, slow: Mapping[str, str]) -> None:
+    """`slow`: names of layers that are to be float as well, with the reason."""
     for node in quantized_layers(work.graph):
-        if is_constant(node.inputs[WEIGHT_INPUT]) and (reason := _why_float(work, node)) is not None:
+        if not is_constant(node.inputs[WEIGHT_INPUT]):
+            continue
+        if (reason := slow.get(node.name, _why_float(work, node))) is not None:
             restore_weight(work.graph, node)
             work.report.skip(node.name, reason)
             work.report.edit(node.name, "its weight is float again")
@@ -35,16 +40,20 @@ def _why_float(work: Work, node: Node) -> str | None:
     return OUTPUT_RESULT if is_output(work.graph, node.outputs[0]) else UNQUANTIZED_RESULT
 
 
-def drop_pairs(work: Work) -> None:
-    """Takes out the pairs of the pass that no kernel on integers reads or writes."""
+def drop_pairs(work: Work, slow: Mapping[str, str]) -> None:
+    """Takes out the pairs of the pass that no kernel on integers reads or writes.
+
+    An operator without weights is one if it stands beside a layer that is, if need be with others like it
+    between, and not among the names in `slow`.
+    """
     kernels = {id(node) for node in quantized_layers(work.graph)}
-    for node in work.graph.nodes:
-        if (
-            node.op in work.placement.operators
-            and all(map(is_dequantized, node.inputs))
-            and work.lands(node.outputs[0])
-        ):
-            kernels.add(id(node))
+    waiting = integer_operators(work)
+    for node in [node for node in waiting if node.name in slow]:
+        waiting.remove(node)
+        work.report.skip(node.name, slow[node.name])
+    while beside := [node for node in waiting if _is_beside(work, node, kernels)]:
+        kernels.update(id(node) for node in beside)
+        waiting = [node for node in waiting if id(node) not in kernels]
     for pair in work.pairs():
         writer = _writer(work, pair.source)
         written = writer is not None and id(writer) in kernels
@@ -53,6 +62,39 @@ def drop_pairs(work: Work) -> None:
             written or seen or _feeds(work, pair.quantize, kernels)
         ):
             _drop(work, pair)
+
+
+def integer_operators(work: Work) -> list[Node]:
+    """Operators without weights all of whose values are quantized."""
+    return [
+        node
+        for node in work.graph.nodes
+        if node.op in work.placement.operators
+        and all(map(is_dequantized, node.inputs))
+        and work.lands(node.outputs[0])
+    ]
+
+
+def _is_beside(work: Work, node: Node, kernels: set[int]) -> bool:
+    """Whether a kernel writes what the node reads, or reads what it writes."""
+    sources = [tensor.inputs[0].inputs[0].inputs[0].inputs[0] for tensor in node.inputs if _is_pair(tensor)]
+    writers = [_writer(work, source) for source in sources]
+    return any(id(writer) in kernels for writer in writers) or any(
+        _feeds(work, quantizer, kernels) for quantizer in _quantizers(work, node.outputs[0])
+    )
+
+
+def _quantizers(work: Work, tensor: Tensor) -> Iterator[Node]:
+    """The QuantizeLinear nodes behind the tensor, and what hands integers on."""
+    for reader in tensor.outputs:
+        if reader.op == "QuantizeLinear":
+            yield reader
+        elif is_floor(reader) or hands_on(reader, work.placement):
+            yield from _quantizers(work, reader.outputs[0])
+
+
+def _is_pair(tensor: Tensor) -> bool:
+    return bool(tensor.inputs[0].inputs[0].inputs)
 
 
 def _writer(work: Work, tensor: Tensor) -> Node | None:

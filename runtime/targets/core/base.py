@@ -80,6 +80,10 @@ class Target:
         """Options of the lowering's Config that follow from the target's."""
         return {}
 
+    def guards(self, options: Any) -> bool:
+        """Whether the lowering is to time what it does, on this machine, and leave out what makes the model slower."""
+        return False
+
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
         """Builds the lowered model file into `directory`, which exists. Files appear whole or not at all.
 

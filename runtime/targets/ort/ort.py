@@ -66,12 +66,23 @@ class OnnxRuntime(Target):
         reduce_range: bool = _option(
             "weights of 7 bits, for x86-64 processors without VNNI, whose sums saturate"
         )
+        speed: str = field(
+            default="keep",
+            metadata={
+                "help": "keep: what takes longer on integers than in float goes back to float, by times measured here; any: it stays",
+                "unit": "",
+                "choices": ("keep", "any"),
+            },
+        )
         optimized: bool = _option(
             "also write ONNX Runtime's own graph, fused for this processor and version alone"
         )
 
     def lowering_options(self, options: Any) -> Mapping[str, Any]:
         return {"reduce_range": options.reduce_range}
+
+    def guards(self, options: Any) -> bool:
+        return bool(options.speed == "keep")
 
     def check(self, model: onnx.ModelProto) -> list[tuple[str, str]]:
         return [

@@ -1,0 +1,56 @@
+"""What the user should hear of the finished model's speed, measured."""
+
+import tempfile
+from pathlib import Path
+
+from onnx_lathe.optimizer.build import lower
+from onnx_lathe.optimizer.measuring import time_pair
+from onnx_lathe.optimizer.run import Run
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.core.registry import find
+
+NOTED_RATIO = 1.03
+"""Of the original's time."""
+NOTED_CHANGE = 1.1
+"""A step that makes the model slower by less has changed nothing that these short measurements can tell."""
+TARGET = "ort"
+
+
+def note_slower_steps(run: Run) -> None:
+    """Names `latency` among what a step made worse."""
+    before = 1.0
+    for step in run.record.steps:
+        if "base_latency" not in step.quality:
+            continue
+        ratio = step.quality["latency"] / step.quality["base_latency"]
+        if ratio > NOTED_CHANGE * before and "latency" not in step.worse:
+            step.worse.append("latency")
+        before = ratio
+
+
+def note_slow_integers(run: Run) -> None:
+    """Warns of an INT8 model that is slower than the original here, with what the target for this runtime gives.
+
+    The canonical form of INT8 is for other targets to start from; ONNX Runtime computes it in float.
+    """
+    final = run.record.final()
+    if "base_latency" not in final or any(target.timed for target, _ in run.targets):
+        return
+    ratio = final["latency"] / final["base_latency"]
+    quantized = any(node.op_type == "QuantizeLinear" for node in run.model.graph.node)
+    if not quantized or ratio <= NOTED_RATIO:
+        return
+    run.ui.status(f"timing what --target {TARGET} would give")
+    target = find(TARGET)()
+    context = run.services.profiling(run.services.context(f"target {TARGET}"))
+    lowered, _ = lower(target, target.Config(), run.model, context)
+    with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
+        path = Path(folder) / "model.onnx"
+        model_file.save(lowered, path)
+        base, here = time_pair(run.roles.sample, ort.session(run.request.model), path, plain=True)
+    run.record.warnings.append(
+        f"in ONNX Runtime on this processor the INT8 model takes {ratio:.2g}x the original's time: its form is what other "
+        f"targets start from; built with --target {TARGET} it takes {here / base:.2g}x"
+    )
+    run.ui.note(f"warning: {run.record.warnings[-1]}")

@@ -1,0 +1,127 @@
+"""Which quantized nodes do not pay: they and the quantizing around them take longer than they do in float.
+
+Two profiles are compared, of the model with all layers in float and of the one lowered as it stands. A region
+that computes on integers costs its kernels and the quantizing and dequantizing at its borders; in float, its
+nodes alone. What takes longer on integers goes back to float, region by region and then layer by layer, and
+stays there only if the whole model becomes faster by it: times of single nodes are hints, that of the model
+counts.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from onnx_lathe.passes.core.services import Profiler
+from onnx_lathe.protocols import Profile
+
+ROUNDS = 3
+SLOWER = 1.05
+"""A region this much slower on integers does not pay; less is noise."""
+LEAST_SHARE = 0.005
+"""Of the model's time that must be at stake."""
+FASTER = 0.99
+"""What the whole model must become by it."""
+ALLOWED = 1.03
+"""A model on integers may take so much of float's time; else no layer pays."""
+
+Lower = Callable[[Collection[str]], onnx.ModelProto]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Milliseconds of a layer's region on integers, and of the same nodes in float."""
+
+    integers: float
+    floats: float
+
+    def __str__(self) -> str:
+        return f"on integers it takes {self.integers:.3g} ms, with the quantizing around it, in float {self.floats:.3g} ms"
+
+
+def slow_nodes(
+    model: onnx.ModelProto, names: Collection[str], lower: Lower, profiler: Profiler
+) -> dict[str, str]:
+    """The quantized layers and operators among `names` that do not pay, each with the reason. `model` is in
+    canonical form; `lower` gives it lowered, with the named ones in float.
+    """
+    left: dict[str, str] = {}
+    base, current = lower(names), lower(())
+    in_float = profiler.profile(base)
+    if in_float is None:
+        return {}
+    owners = _Owners(model)
+    for _ in range(ROUNDS):
+        profile = profiler.profile(current)
+        found = {} if profile is None else _not_paying(in_float, profile, set(names) - left.keys(), owners)
+        if not found:
+            break
+        trial = lower({*left, *found})
+        before, after = profiler.latencies(current, trial)
+        if after > FASTER * before:
+            break
+        left |= {name: str(cost) for name, cost in found.items()}
+        current = trial
+    whole, now = profiler.latencies(base, current)
+    if now > ALLOWED * whole and left.keys() != set(names):
+        reason = f"the model takes {now:.3g} ms with layers on integers, and {whole:.3g} ms in float"
+        return {name: left.get(name, reason) for name in names}
+    return left
+
+
+class _Owners:
+    """By the name of a node of the canonical model, the nearest nodes above it."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        producer = {name: node for node in model.graph.node for name in node.output}
+        self.above = {
+            node.name: [producer[name].name for name in node.input if name in producer]
+            for node in model.graph.node
+        }
+
+    def owner(self, name: str, known: Mapping[str, int]) -> int | None:
+        """The region of the nearest node above that has one: a ReLU is part of the convolution before it."""
+        seen, ahead = set(), [name]
+        while ahead:
+            one = ahead.pop(0)
+            if one in known:
+                return known[one]
+            if one not in seen:
+                seen.add(one)
+                ahead += self.above.get(one, [])
+        return None
+
+
+def _not_paying(
+    in_float: Profile, profile: Profile, names: Collection[str], owners: _Owners
+) -> dict[str, Cost]:
+    least = LEAST_SHARE * profile.total
+    region_of = {name: index for index, region in enumerate(profile.regions) for name in region.nodes}
+    floats = dict.fromkeys(range(len(profile.regions)), 0.0)
+    for name, ms in in_float.nodes.items():
+        # what has a time of its own beside the regions is in float in both
+        index = region_of.get(name)
+        if index is None and name not in profile.nodes:
+            index = owners.owner(name, region_of)
+        if index is not None:
+            floats[index] += ms
+    found: dict[str, Cost] = {}
+    for index, region in enumerate(profile.regions):
+        cost = Cost(region.ms, floats[index])
+        if _is_slower(cost, least):
+            found |= {name: cost for name in region.nodes if name in names}
+    return found or dict(_single_nodes(in_float, profile, names, least))
+
+
+def _single_nodes(
+    in_float: Profile, profile: Profile, names: Collection[str], least: float
+) -> Iterator[tuple[str, Cost]]:
+    """What is slower by itself, inside regions that pay as a whole."""
+    for name in names:
+        cost = Cost(profile.nodes.get(name, 0.0), in_float.nodes.get(name, 0.0))
+        if _is_slower(cost, least):
+            yield name, cost
+
+
+def _is_slower(cost: Cost, least: float) -> bool:
+    return cost.integers > SLOWER * cost.floats and cost.integers - cost.floats > least
