@@ -93,6 +93,7 @@ class Float16(Pass):
         choice = Choice(graph, types)
         choice.by_name(self.config.keep)
         choice.by_whole_numbers()
+        choice.by_operands()
         choice.by_constants(self.config.max_error)
         if self.config.ranges == "data" or (self.config.ranges == "auto" and context.calibrator is not None):
             context.progress("measuring ranges")
