@@ -11,19 +11,19 @@ from typing import Any
 
 import onnx
 
-from onnx_lathe.errors import ExitCode, LatheError, TargetError, UsageError
+from onnx_lathe.errors import ContractError, ExitCode, LatheError, TargetError, UsageError
 from onnx_lathe.optimizer.measuring import judge, time_pair
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.report.record import TargetRecord
 from onnx_lathe.optimizer.run import Run
-from onnx_lathe.optimizer.step import apply_pass
+from onnx_lathe.optimizer.step import apply_pass, crashed
 from onnx_lathe.passes.core.options import configure, make_config
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.lowering import find_lowering
 from onnx_lathe.placement import CANONICAL, Placement
 from onnx_lathe.runtime.files import model_file
-from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running import guard, ort
 from onnx_lathe.runtime.running.evaluate import evaluate
 from onnx_lathe.runtime.targets.core.base import Target
 from onnx_lathe.runtime.targets.core.registry import find
@@ -118,6 +118,9 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Path, 
     model, report = lower(target, config, run.model, run.services.context(f"target {target.name}"))
     found.skips = [asdict(skip) for skip in report.skips]
     model_file.save(model, path)
+    if target.lowering is not None and (how := guard.crash(path)):
+        reason = crashed(how, "the model as this target wants it", f"leave {target.name} out")
+        raise ContractError(f"target {target.name}: {reason}")
     if target.lowering is not None and run.original is not None and run.roles.evaluation is not None:
         quality = evaluate(ort.session(path), run.roles.evaluation, run.original, run.ui.status)
         found.quality = {key: quality[key] for key in QUALITY if key in quality}

@@ -24,7 +24,7 @@ from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.model import export_model, import_model, node_metadata
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.files import model_file
-from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running import guard, ort
 from onnx_lathe.runtime.running.evaluate import evaluate
 
 GROWTH_NOTED = 1.001
@@ -135,6 +135,8 @@ def _check(
 
     Raises ContractError: whatever is wrong with it now, the pass has done.
     """
+    if how := guard.crash(made):
+        raise ContractError(crashed(how, "what this pass wrote", f"leave {instance.name} out"))
     try:
         session = ort.session(made, lean=lean)
         if ort.is_helped(session, made):
@@ -145,6 +147,14 @@ def _check(
     if instance.lossless:
         contract.check_outputs(expected, outputs, type(instance))
     return session
+
+
+def crashed(how: str, what: str, advice: str) -> str:
+    """The message about a model that a plain session does not survive."""
+    return (
+        f"ONNX Runtime {ort.VERSION} crashes ({how}) when it loads {what}; {advice}, or spare the nodes it changed by its options, "
+        "and report this with the model of the step before"
+    )
 
 
 def _measure(run: Run, path: Path, session: Any) -> dict[str, float]:

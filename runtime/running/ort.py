@@ -16,6 +16,8 @@ from onnx_lathe.runtime.pack import MAGIC, is_packed, unpack
 
 onnxruntime.set_default_logger_severity(3)  # its warnings are about its own optimizer
 
+VERSION = str(onnxruntime.__version__)
+
 DTYPES = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
