@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get_onnx_tensor_shape
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_lathe import metadata
-from onnx_lathe.passes.graph import Constant, Graph, Node
+from onnx_lathe.passes.graph import Constant, Graph, Node, Variable
 from onnx_lathe.passes.graph.initializers import (
     data_withheld,
     is_lazy,
@@ -43,6 +44,7 @@ def import_model(model: onnx.ModelProto) -> Graph:
     """
     graph = gs.import_onnx(model)
     graph.metadata = {entry.key: entry.value for entry in model.metadata_props}
+    _declare(graph, model)
     taken = {node.name for node in model.graph.node if node.name}
     seen: set[str] = set()
     for index, (node, proto) in enumerate(zip(graph.nodes, model.graph.node, strict=True)):
@@ -57,6 +59,16 @@ def import_model(model: onnx.ModelProto) -> Graph:
             taken.add(node.name)
         seen.add(node.name)
     return graph
+
+
+def _declare(graph: Graph, model: onnx.ModelProto) -> None:
+    """Outputs have the type and shape that the model declares: onnx-graphsurgeon prefers an entry of
+    value_info of the same name, which quantizers leave without a shape.
+    """
+    for tensor, declared in zip(graph.outputs, model.graph.output, strict=True):
+        if isinstance(tensor, Variable) and declared.type.HasField("tensor_type"):
+            tensor.dtype = get_onnx_tensor_dtype(declared)
+            tensor.shape = get_onnx_tensor_shape(declared)
 
 
 def export_model(graph: Graph) -> onnx.ModelProto:
