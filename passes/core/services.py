@@ -101,6 +101,8 @@ class Context:
     rounder: Rounder | None = None
     placement: Placement = CANONICAL
     """What the targets of the request run in INT8; for a lowering, what its own target does."""
+    spared: frozenset[str] = frozenset()
+    """Nodes that a lossless pass leaves as they are, because to change them moved an output."""
     progress: Callable[[str], None] = lambda message: None
 
     def need_calibrator(self) -> Calibrator:

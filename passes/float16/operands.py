@@ -63,4 +63,6 @@ def _moves_batch(perm: Sequence[int]) -> bool:
     there or beside it.
     """
     rank = len(perm)
-    return rank >= 3 and list(perm[: rank - 2]) == list(range(1, rank - 1)) and {0, rank - 1} == set(perm[-2:])
+    return (
+        rank >= 3 and list(perm[: rank - 2]) == list(range(1, rank - 1)) and {0, rank - 1} == set(perm[-2:])
+    )

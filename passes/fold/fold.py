@@ -40,7 +40,7 @@ class Fold(Pass):
         growth: int = option(65536, "most that computing one node may add to the file", unit="bytes", low=0)
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
-        run = _Run(graph, self.config.growth)
+        run = _Run(graph, self.config.growth, context.spared)
         run.to_fixed_point()
         kept = {node.name for node in graph.nodes}
         for name, reason in run.refused.items():
@@ -52,12 +52,14 @@ class Fold(Pass):
 class _Run:
     """One run over one graph: the rounds, and what they share."""
 
-    def __init__(self, graph: Graph, growth: int) -> None:
+    def __init__(self, graph: Graph, growth: int, spared: Collection[str]) -> None:
         self.graph = graph
         self.growth = growth
+        self.spared = spared
         self.report = PassReport()
         self.refused: dict[str, str] = {}
         self.captured = rewire.captured_names(graph)
+        self.kept = self.captured | {t.name for n in graph.nodes if n.name in spared for t in n.outputs}
         self.types: Mapping[str, TensorType] = {}
         self.sparse: Collection[str] = ()
 
@@ -73,9 +75,12 @@ class _Run:
             self.types = infer_types(self.graph) if any(map(self._needs_types, nodes)) else {}
             self.sparse = sparse_tensors(self.graph)
             # Gates first: merged into the layer in front, the addition of a gate could not be told any more.
-            gates = [node for node in nodes if self._fuse(node)]
+            gates = [node for node in nodes if node.name not in self.spared and self._fuse(node)]
             changed = sum(
-                step(node) for node in nodes for step in (self._remove, self._compute, self._merge)
+                step(node)
+                for node in nodes
+                if node.name not in self.spared
+                for step in (self._remove, self._compute, self._merge)
             ) > 0 or bool(gates)
 
     def _needs_types(self, node: Node) -> bool:
@@ -95,7 +100,7 @@ class _Run:
 
     def _fuse(self, node: Node) -> bool:
         """Writes the gate that ends at the node as HardSigmoid."""
-        found = fuse_hard_sigmoid(self.graph, node, self.captured, self._rank) if node.outputs else None
+        found = fuse_hard_sigmoid(self.graph, node, self.kept, self._rank) if node.outputs else None
         if found is not None:
             self.report.edit(found.name, "became a HardSigmoid, with the addition and the division around it")
         return found is not None
@@ -173,6 +178,8 @@ class _Run:
         )
         layer = data.inputs[0] if data is not None and len(data.inputs) == 1 else None
         reason: str | None = "its input is not the output of a Conv, ConvTranspose or Gemm"
+        if layer is not None and layer.name in self.spared:
+            return False
         if layer is not None and layer.op in affine.FOLDS_INTO and not layer.domain:
             reason = affine.merge(self.graph, layer, node)
             if reason is None:

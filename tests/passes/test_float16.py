@@ -307,12 +307,21 @@ ENCODER = """(float[N,3,64] x) => (float[a,b,c] y) {{
     [
         ("o = Transpose<perm=[1,0,2]>(n)", "o, w"),
         ("i = Identity(n) t = Transpose<perm=[1,0,2]>(i) o = Identity(t)", "o, w"),
-        ("t = Transpose<perm=[2,0,1]>(n) u = Transpose<perm=[1,2,0]>(t) o = Transpose<perm=[1,0,2]>(u)", "o, w"),
+        (
+            "t = Transpose<perm=[2,0,1]>(n) u = Transpose<perm=[1,2,0]>(t) o = Transpose<perm=[1,0,2]>(u)",
+            "o, w",
+        ),
         ("o = Transpose<perm=[1,2,0]>(n)", "v, o"),
     ],
 )
 def test_a_transpose_that_would_crash_onnx_runtime_stays(operand: str, order: str) -> None:
-    weights = {"w": random(64, 80), "v": random(96, 64), "bias": random(1), "scale": random(64), "shift": random(64)}
+    weights = {
+        "w": random(64, 80),
+        "v": random(96, 64),
+        "bias": random(1),
+        "scale": random(64),
+        "shift": random(64),
+    }
     model = build(ENCODER.format(operand=operand, order=order), **weights)
     after, report = halve(model)
     last = next(node for node in reversed(model.graph.node) if node.op_type == "Transpose")
@@ -334,6 +343,9 @@ def test_a_transpose_that_would_crash_onnx_runtime_stays(operand: str, order: st
 )
 def test_transposes_that_fuse_well_become_float16(body: str) -> None:
     weights = {"v": random(96, 64), "v3": random(3, 9, 2), "scale": random(64), "shift": random(64)}
-    model = build(f"(float[2,3,64] x) => (float[a,b,c] y) {{ n = LayerNormalization(x, scale, shift) {body} }}", **weights)
+    model = build(
+        f"(float[2,3,64] x) => (float[a,b,c] y) {{ n = LayerNormalization(x, scale, shift) {body} }}",
+        **weights,
+    )
     _, report = halve(model)
     assert not [skip for skip in report.skips if "crashes" in skip.reason]

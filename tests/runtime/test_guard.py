@@ -70,7 +70,9 @@ class Rounding(Pass):
 def test_a_run_ends_with_the_step_and_exit_code_1(tmp_path: Path) -> None:
     path, out = tmp_path / "model.onnx", tmp_path / "out"
     onnx.save(model("Relu"), path)
-    with pytest.raises(ContractError, match=r"step 2, rounding: ONNX Runtime .*SIGSEGV.*leave rounding out") as error:
+    with pytest.raises(
+        ContractError, match=r"step 2, rounding: ONNX Runtime .*SIGSEGV.*leave rounding out"
+    ) as error:
         api.optimize(path, ["fold", Rounding()], out=out, latency=False)
     assert error.value.exit_code == ExitCode.DEFECT
     assert [file.name for file in (out / "steps").glob("*.onnx")] == ["01-fold.onnx"]
