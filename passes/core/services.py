@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.errors import PassError
+from onnx_lathe.passes.graph.evaluate import Evaluator
 from onnx_lathe.placement import CANONICAL, Placement
 from onnx_lathe.protocols import Rounded, Shaping, TrainResult
 
@@ -99,6 +100,7 @@ class Context:
     runner: Runner | None = None
     timer: Timer | None = None
     rounder: Rounder | None = None
+    evaluator: Evaluator | None = None
     placement: Placement = CANONICAL
     """What the targets of the request run in INT8; for a lowering, what its own target does."""
     spared: frozenset[str] = frozenset()

@@ -1,6 +1,7 @@
 """Constant folding, batch normalization into weights, and removal of what does nothing.
 
     Shape -> Gather -> Concat of constants         becomes  an initializer
+    v / ReduceL2(v) * g of constants               becomes  the weight that it is
     Conv(W, b) -> BatchNormalization | Mul | Add   becomes  Conv(W', b'), see passes/fold/affine.py
     x -> Identity | Dropout | Reshape to the same  becomes  x
     y * Clip(x + 3, 0, 6) / 6                      becomes  y * HardSigmoid(x), see passes/graph/gates.py
@@ -40,7 +41,7 @@ class Fold(Pass):
         growth: int = option(65536, "most that computing one node may add to the file", unit="bytes", low=0)
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
-        run = _Run(graph, self.config.growth, context.spared)
+        run = _Run(graph, self.config.growth, context)
         run.to_fixed_point()
         kept = {node.name for node in graph.nodes}
         for name, reason in run.refused.items():
@@ -52,14 +53,14 @@ class Fold(Pass):
 class _Run:
     """One run over one graph: the rounds, and what they share."""
 
-    def __init__(self, graph: Graph, growth: int, spared: Collection[str]) -> None:
+    def __init__(self, graph: Graph, growth: int, context: Context) -> None:
         self.graph = graph
         self.growth = growth
-        self.spared = spared
+        self.evaluator, self.spared = context.evaluator, context.spared
         self.report = PassReport()
         self.refused: dict[str, str] = {}
         self.captured = rewire.captured_names(graph)
-        self.kept = self.captured | {t.name for n in graph.nodes if n.name in spared for t in n.outputs}
+        self.kept = self.captured | {t.name for n in graph.nodes if n.name in self.spared for t in n.outputs}
         self.types: Mapping[str, TensorType] = {}
         self.sparse: Collection[str] = ()
 
@@ -84,9 +85,10 @@ class _Run:
             ) > 0 or bool(gates)
 
     def _needs_types(self, node: Node) -> bool:
-        return (
-            node.op in noops.NEEDS_TYPES or node.op == "Shape" or constants.is_foldable(self.graph, node, ())
-        )
+        return node.op in noops.NEEDS_TYPES or node.op == "Shape" or self._is_foldable(node)
+
+    def _is_foldable(self, node: Node, sparse: Collection[str] = ()) -> bool:
+        return constants.is_foldable(self.graph, node, sparse, self.evaluator is not None)
 
     def _pinned(self, node: Node) -> str | None:
         """Why the node's outputs cannot become initializers."""
@@ -122,13 +124,15 @@ class _Run:
         if not node.outputs or node.name in self.refused:
             return False
         known = self._known_shape(node)
-        if known is None and not constants.is_foldable(self.graph, node, self.sparse):
+        if known is None and not self._is_foldable(node, self.sparse):
             return False
         values: list[np.ndarray] | str = (
             self._pinned(node) or self._too_big(node, self._expected_bytes(node)) or []
         )
         if not values:
-            values = [known] if known is not None else constants.compute(node, self.graph.opset)
+            values = (
+                [known] if known is not None else constants.compute(node, self.graph.opset, self.evaluator)
+            )
         if not isinstance(values, str):
             values = self._too_big(node, sum(value.nbytes for value in values)) or values
         if isinstance(values, str):

@@ -313,3 +313,10 @@ class PairTimer:
     def latencies(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> tuple[float, float]:
         one, other = session(base), session(candidate)
         return latency_pair(one, other, random_feeds(one), budget_s=self.budget_s)
+
+
+class OneTimeEvaluator:
+    """Computes small models once, on one thread. Implements Evaluator of passes/graph/evaluate.py."""
+
+    def evaluate(self, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return list(run(session(model, threads=1, optimized=False), feeds).values())
