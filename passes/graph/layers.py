@@ -16,7 +16,25 @@ from onnx_lathe.passes.graph.model import FOUR_BIT
 
 WEIGHT_INPUT = 1
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+STRIP_FIRST = "int8(existing=strip) gives the float layer back"
 NOT_CONSTANT = "its weight is computed at run time"
+
+
+_INTEGER = (
+    *("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "MatMulIntegerToFloat", "QGemm", "QAttention"),
+    *("DynamicQuantizeMatMul", "DynamicQuantizeLSTM"),
+)
+INTEGER_LAYERS = (
+    *("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QAttention", "DynamicQuantizeMatMul"),
+    *("DynamicQuantizeLSTM", "QLinearConv", "QLinearMatMul"),
+)
+_INTEGER_DOMAINS = (None, "", "ai.onnx", "com.microsoft")
+
+
+def is_integer(node: Node) -> bool:
+    """Whether the node computes on quantized integers, in the form of the standard or of ONNX Runtime."""
+    named = node.op in _INTEGER or node.op.startswith("QLinear")
+    return named and node.domain in _INTEGER_DOMAINS
 
 
 @dataclass
@@ -73,6 +91,8 @@ def weights(graph: Graph, refuse: Callable[[str, str], None], halves: bool = Fal
     """
     found: dict[str, Weight] = {}
     for node in graph.nodes:
+        if node.op in INTEGER_LAYERS and is_integer(node):
+            refuse(node.name, f"{node.op} computes on integers; {STRIP_FIRST}")
         if not is_layer(node):
             continue
         tensor = node.inputs[WEIGHT_INPUT]
