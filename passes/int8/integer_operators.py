@@ -212,22 +212,30 @@ class _Writer:
         found = self._scaled_result(node, quantizer.outputs[1])
         if isinstance(found, str) or isinstance(levels, str):
             return found if isinstance(found, str) else str(levels)
-        last, factor = found
+        last, factor, bias = found
         weight = _weight(node, levels, factor)
         if isinstance(weight, str):
             return weight
         node.op = node.op.removesuffix("Integer")
-        node.inputs = [quantizer.inputs[0], self._constant(node.inputs[1], weight)]
+        node.inputs = [quantizer.inputs[0], self._constant(node.inputs[1], weight), *bias]
         result = last.outputs[0]
         disconnect(last)
         node.outputs = [result]
         return None
 
-    def _scaled_result(self, node: Node, scale: Tensor) -> tuple[Node, np.ndarray] | str:
-        """The Mul after which the result is in floats, and the constant that was multiplied in on the way."""
+    def _scaled_result(self, node: Node, scale: Tensor) -> tuple[Node, np.ndarray, list[Tensor]] | str:
+        """The Mul after which the result is in floats, the constant that was multiplied in on the way, and
+        the bias of a convolution.
+        """
         lost = "its result is not cast and multiplied by the scales alone"
-        factor, seen, tensor = np.ones(()), False, node.outputs[0]
+        factor, seen, tensor, bias = np.ones(()), False, node.outputs[0], list[Tensor]()
         last = _only_reader(self.graph, tensor)
+        if last is not None and last.op == "Add" and node.op == "ConvInteger":
+            added = _rounded_bias(last.inputs[1] if last.inputs[0] is tensor else last.inputs[0])
+            if added is None:
+                return "its bias is not a constant that was rounded"
+            bias.append(added)
+            last = _only_reader(self.graph, last.outputs[0])
         if last is None or last.op != "Cast":
             return lost
         while not seen:
@@ -243,7 +251,7 @@ class _Writer:
                     factor = factor * read(part).astype(np.float64)
                 else:
                     return lost
-        return last, factor
+        return last, factor, bias
 
     def _to_float(self, node: Node) -> str | None:
         a, b_scale = node.inputs[0], node.inputs[3]
@@ -288,6 +296,16 @@ class _Writer:
 def _only_reader(graph: Graph, tensor: Tensor) -> Node | None:
     alone = len(tensor.outputs) == 1 and not is_output(graph, tensor)
     return tensor.outputs[0] if alone else None
+
+
+def _rounded_bias(tensor: Tensor) -> Tensor | None:
+    """The float bias [C] of which a quantizer made integers in units of both scales: Reshape(Cast(Floor(b / s)))."""
+    for op in ("Reshape", "Cast", "Floor", "Div"):
+        node = tensor.inputs[0] if tensor.inputs else None
+        if node is None or node.op not in ((op, "Round") if op == "Floor" else (op,)):
+            return None
+        tensor = node.inputs[0]
+    return tensor if isinstance(tensor, Constant) and len(tensor.shape) == 1 else None
 
 
 def _factors(tensor: Tensor) -> list[Tensor]:

@@ -101,8 +101,9 @@ def test_qoperator_networks_become_float(tmp_path: Path, kind: quantization.Quan
     after, report = strip(quantized)
     assert ops(after) <= FLOAT_OPS | {"Identity"}, report.skips
     expected, found = run(model, {"x": x})["y"], run(after, {"x": x})["y"]
-    loss = sqnr(expected, run(quantized, {"x": x})["y"])
-    assert sqnr(expected, found) > max(loss, 28.0)
+    assert sqnr(expected, found) > 28
+    if not per_channel:  # ONNX Runtime has no kernel for the QGemm that its quantizer writes of INT8
+        assert sqnr(expected, found) > sqnr(expected, run(quantized, {"x": x})["y"])
 
 
 @pytest.mark.parametrize(
@@ -168,3 +169,26 @@ def test_complete_makes_canonical_pairs_of_qoperators(tmp_path: Path) -> None:
     assert "QLinearConv" not in ops(after), report.skips
     assert "DequantizeLinear" in ops(after)
     assert sqnr(run(model, {"x": x})["y"], run(after, {"x": x})["y"]) > 20
+
+
+def test_a_bias_that_was_rounded_at_run_time_comes_back() -> None:
+    """As older versions of onnxruntime's quantize_dynamic wrote convolutions."""
+    weight, bias = random(8, 3, 3, 3), random(8)
+    scale = np.abs(weight).max() / np.float32(127)
+    model = build(
+        """(float[N,3,8,8] x) => (float[N,8,6,6] y) {
+            q, s, z = DynamicQuantizeLinear(x) u = Mul(s, ws) d = Div(b, u) f = Floor(d) i = Cast<to=6>(f)
+            c = ConvInteger(q, w, z, wz) r = Reshape(i, shape) a = Add(c, r) l = Cast<to=1>(a) y = Mul(l, u)
+        }""",
+        ws=scale,
+        w=np.round(weight / scale).astype(np.int8).view(np.uint8) ^ np.uint8(128),
+        wz=np.array(128, np.uint8),
+        b=bias,
+        shape=np.array([1, 8, 1, 1]),
+    )
+    after, report = strip(model)
+    assert ops(after) == {"Conv"}, report.skips
+    x = random(2, 3, 8, 8)
+    assert sqnr(run(model, {"x": x})["y"], run(after, {"x": x})["y"]) > 35
+    plain = build("(float[N,3,8,8] x) => (float[N,8,6,6] y) { y = Conv(x, w, b) }", w=weight, b=bias)
+    assert sqnr(run(plain, {"x": x})["y"], run(after, {"x": x})["y"]) > 35
