@@ -92,7 +92,8 @@ def weights(graph: Graph, refuse: Callable[[str, str], None], halves: bool = Fal
     found: dict[str, Weight] = {}
     for node in graph.nodes:
         if node.op in INTEGER_LAYERS and is_integer(node):
-            refuse(node.name, f"{node.op} computes on integers; {STRIP_FIRST}")
+            advice = "" if node.op == "QAttention" else f"; {STRIP_FIRST}"
+            refuse(node.name, f"{node.op} computes on integers{advice}")
         if not is_layer(node):
             continue
         tensor = node.inputs[WEIGHT_INPUT]

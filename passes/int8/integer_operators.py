@@ -3,7 +3,7 @@
     QLinearConv, QLinearMatMul, QGemm, QLinear*   become  DequantizeLinear -> the float layer -> QuantizeLinear,
                                                           which foreign_pairs.py then takes out or completes
     DynamicQuantizeLinear -> ConvInteger or MatMulInteger -> Cast -> Mul(scales)      become  Conv or MatMul
-    MatMulIntegerToFloat, DynamicQuantizeMatMul   become  MatMul, and Add of the bias
+    MatMulIntegerToFloat, DynamicQuantizeMatMul, DynamicQuantizeLSTM   become  MatMul, and Add of the bias; LSTM
 
 Operators that only move values, between integers, move floats between a pair of their own.
 Source: the operators' definitions in the ONNX standard, and in ONNX Runtime's docs/ContribOperators.md.
@@ -99,6 +99,7 @@ class _Writer:
             "MatMulInteger": self._integer,
             "MatMulIntegerToFloat": self._to_float,
             "DynamicQuantizeMatMul": self._dynamic_matmul,
+            "DynamicQuantizeLSTM": self._lstm,
         }
         if node.op == "DynamicQuantizeLinear":
             return None  # goes with its layer
@@ -282,6 +283,23 @@ class _Writer:
             product = Variable(self.name(f"{result.name}_product"), np.float32, result.shape)
             node.outputs[0] = product
             self.graph.nodes.append(Node("Add", self.name(f"{node.name}_Add"), {}, [product, bias], [result]))
+        return None
+
+    def _lstm(self, node: Node) -> str | None:
+        """Its weights are [directions, inputs, 4 * hidden], transposed beside an LSTM's."""
+        inputs = list(node.inputs)
+        stored, floats = inputs[8:12], list[np.ndarray]()
+        if len(stored) < 4 or not all(isinstance(t, Constant) for t in [*inputs[1:3], *stored]):
+            return "its weight is computed at run time"
+        for weight, scale, zero in ((inputs[1], *stored[:2]), (inputs[2], *stored[2:])):
+            levels, steps, zeros = (read(t).astype(np.float64) for t in (weight, scale, zero))
+            directions = levels.shape[0]
+            values = (levels - zeros.reshape(directions, 1, -1)) * steps.reshape(directions, 1, -1)
+            floats.append(values.transpose(0, 2, 1).astype(np.float32))
+        inputs[1], inputs[2] = (
+            self._constant(t, value) for t, value in zip(inputs[1:3], floats, strict=True)
+        )
+        node.op, node.domain, node.inputs = "LSTM", None, inputs[:8]
         return None
 
     def _constant(self, stored: Tensor, weight: np.ndarray) -> Constant:

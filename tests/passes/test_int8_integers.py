@@ -192,3 +192,21 @@ def test_a_bias_that_was_rounded_at_run_time_comes_back() -> None:
     assert sqnr(run(model, {"x": x})["y"], run(after, {"x": x})["y"]) > 35
     plain = build("(float[N,3,8,8] x) => (float[N,8,6,6] y) { y = Conv(x, w, b) }", w=weight, b=bias)
     assert sqnr(run(plain, {"x": x})["y"], run(after, {"x": x})["y"]) > 35
+
+
+@pytest.mark.parametrize("options", [{}, {"per_channel": True, "weight_type": quantization.QuantType.QInt8}])
+def test_dynamic_recurrent_layers_become_float(tmp_path: Path, options: dict[str, object]) -> None:
+    model = build(
+        """(float[7,N,12] x) => (float[7,1,N,16] y) {
+            y = LSTM<hidden_size=16>(x, w, r, b)
+        }""",
+        w=random(1, 64, 12) / 3,
+        r=random(1, 64, 16) / 4,
+        b=random(1, 128) / 4,
+    )
+    quantized = dynamic(model, tmp_path, **options)
+    assert "DynamicQuantizeLSTM" in ops(quantized)
+    after, report = strip(quantized)
+    assert ops(after) == {"LSTM"}, report.skips
+    x = random(7, 3, 12)
+    assert sqnr(run(model, {"x": x})["y"], run(after, {"x": x})["y"]) > 30
