@@ -87,9 +87,7 @@ def build_all(run: Run) -> None:
     """
     record, out = run.record, run.request.out
     with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as scratch:
-        lowered = [
-            (target, config, *_lower(run, target, config, Path(scratch))) for target, config in run.targets
-        ]
+        lowered = [(target, *_lower(run, target, config, Path(scratch))) for target, config in run.targets]
         if any(not verdict.passed for verdict in record.gates):
             record.end(ExitCode.GATE_FAILED)
             return
@@ -111,8 +109,10 @@ def build_all(run: Run) -> None:
         record.end(ExitCode.TARGET_FAILED)
 
 
-def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Path, TargetRecord]:
-    """The model as this target wants it, in a file, measured and judged by the accuracy gates."""
+def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, Path, TargetRecord]:
+    """The options and the model as this target wants them, in a file, measured and judged by the accuracy
+    gates.
+    """
     found, path = TargetRecord(target.name), scratch / target.name / "model.onnx"
     path.parent.mkdir()
     model, report = lower(target, config, run.model, run.services.context(f"target {target.name}"))
@@ -135,7 +135,16 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Path, 
         judge(run.gates, base, found.quality, target.name, only=lambda metric: metric in found.quality)
     )
     found.skips += [{"node": node, "reason": reason} for node, reason in target.check(model)]
-    return path, found
+    config, notes = target.fitted(model, config, _data_shapes(run))
+    for note in notes:
+        run.record.warnings.append(f"target {target.name}: {note}")
+        run.ui.note(f"warning: {run.record.warnings[-1]}")
+    return config, path, found
+
+
+def _data_shapes(run: Run) -> dict[str, tuple[int, ...]]:
+    """Shapes of the first samples of the data, by input; none without data, where inputs are made up."""
+    return {} if run.roles.sample is None else {name: array.shape for name, array in run.feeds.items()}
 
 
 def _build(run: Run, target: Target, config: Any, model: Path, results: Path, found: TargetRecord) -> None:

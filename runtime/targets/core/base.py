@@ -80,6 +80,15 @@ class Target:
         """Options of the lowering's Config that follow from the target's."""
         return {}
 
+    def fitted(
+        self, model: onnx.ModelProto, options: Any, shapes: Mapping[str, tuple[int, ...]]
+    ) -> tuple[Any, list[str]]:
+        """The options, with what the data's shapes decide where the caller did not; and what to say of it.
+
+        shapes: of the first samples of the data, by input; empty without data. `model` is the lowered model.
+        """
+        return options, []
+
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
         """Builds the lowered model file into `directory`, which exists. Files appear whole or not at all.
 
