@@ -23,6 +23,7 @@ from onnx_lathe.passes.core import contract
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.float16.lifting import lift
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.model import export_model, import_model, node_metadata
 from onnx_lathe.runtime.data import DataSource
@@ -88,9 +89,12 @@ def apply_pass(
     """
     graph = import_model(model)
     known = {node.name for node in graph.nodes}
+    lifted = None if instance.takes_half else lift(graph)
     report = _applied(instance, graph, context)
     if not report.edits:
         return model, report
+    if lifted is not None:
+        lifted.lower(graph)
     for node in graph.nodes:
         if node.name not in known:
             node_metadata(node)[metadata.PASS] = instance.name

@@ -44,6 +44,7 @@ class Float16(Pass):
     """Stores weights in float16 and computes in it, but where that would overflow or lose accuracy."""
 
     name = "float16"
+    takes_half = True
     after = {
         "fold": "a folded batch normalization has other weights, and Constant nodes must be initializers",
         "prune": _FLOAT32_WEIGHTS,

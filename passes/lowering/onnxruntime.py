@@ -34,6 +34,7 @@ from onnx_lathe.passes.lowering.ort_integers.work import Work
 
 class Lowering(Pass):
     name = "lower-onnxruntime"
+    takes_half = True
 
     @dataclass(frozen=True)
     class Config:
