@@ -136,7 +136,7 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
     )
     found.skips += [{"node": node, "reason": reason} for node, reason in target.check(model)]
     config, notes = target.fitted(model, config, _data_shapes(run))
-    for note in notes:
+    for note in [*report.warnings, *notes]:
         run.record.warnings.append(f"target {target.name}: {note}")
         run.ui.note(f"warning: {run.record.warnings[-1]}")
     return config, path, found

@@ -18,10 +18,14 @@ Source: ONNX Runtime's documentation, "Quantize ONNX models", "When and why do I
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.float16.lifting import lift
+from onnx_lathe.passes.float16.ports import QUANTIZERS
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.constants import constant_to_initializer
 from onnx_lathe.passes.graph.quantization.placement import quantized_layers
@@ -41,6 +45,7 @@ class Lowering(Pass):
         reduce_range: bool = option(False, "weights of 7 bits, for x86-64 processors without VNNI")
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
+        lifted = _has_half_scales(graph) and lift(graph) is not None
         work = Work(graph, context.placement)
         for node in graph.nodes:
             if node.op == "Constant" and not work.is_seen(node.outputs[0]):
@@ -59,4 +64,18 @@ class Lowering(Pass):
             if node.op == "HardSigmoid" and not node.domain and node.outputs:
                 add_for_gate(work, node)
         sweep(graph)
+        if lifted:
+            work.report.warnings.append(
+                "the model computes in float32 here: ONNX Runtime's INT8 layers have float32 scales alone"
+            )
         return work.report
+
+
+def _has_half_scales(graph: Graph) -> bool:
+    return any(
+        node.op in QUANTIZERS
+        and not node.domain
+        and len(node.inputs) > 1
+        and node.inputs[1].dtype != np.float32
+        for node in graph.nodes
+    )

@@ -18,6 +18,7 @@ from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.registry import find
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.skeleton import signature
 from onnx_lathe.passes.numerics.quantization import half
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import guard
@@ -349,3 +350,20 @@ def test_transposes_that_fuse_well_become_float16(body: str) -> None:
     )
     _, report = halve(model)
     assert not [skip for skip in report.skips if "crashes" in skip.reason]
+
+
+@pytest.mark.parametrize("declared", [[2, "seqlen"], ["a", "b", "c"]])
+def test_a_declared_output_shape_outlives_a_value_info_without_one(declared: list[int | str]) -> None:
+    """As quantizers leave it behind: value_info of the same name as the output, without a shape."""
+    model = build(
+        "(float[2,64] x) => (float[N] y) { m = MatMul(x, w) y = Reshape(m, s) }",
+        w=random(64, 80),
+        s=np.array([2, 80, 1]),
+    )
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", FLOAT, declared))
+    bare = onnx.helper.make_tensor_value_info("y", FLOAT, None)
+    model.graph.value_info.append(bare)
+    before = signature(model)
+    after, report = apply_pass(configure(find("float16"), {}), model, Context())
+    assert report.edits
+    assert signature(after) == before

@@ -1,11 +1,14 @@
 """Models in float16 and bfloat16: every pass takes them, and gives them back in their own type."""
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 
-from onnx_lathe import PassReport
+from onnx_lathe import ModelError, PassReport, optimize
+from onnx_lathe.optimizer.build import lower
 from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core import contract
 from onnx_lathe.passes.core.options import configure
@@ -15,6 +18,7 @@ from onnx_lathe.passes.float16.lifting import lift
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from onnx_lathe.runtime.running.evaluate import OutputComparer
+from onnx_lathe.runtime.targets.core.registry import find as find_target
 from tests.support.builders import build, random, run
 from tests.support.int8 import Rows
 
@@ -142,3 +146,21 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     end.outputs.clear()
     graph.cleanup()
     return export_model(graph)
+
+
+def test_int8_of_a_half_model_is_lowered_for_onnx_runtime() -> None:
+    model = network()
+    quantized, _ = apply("int8", model)
+    target = find_target("ort")()
+    after, report = lower(target, target.Config(), quantized, Context())
+    assert any("float32" in warning for warning in report.warnings)
+    feeds = {"x": X.astype(np.float16)}
+    assert run(after, feeds)["y"].dtype == np.float16
+    assert sqnr(run(model, feeds)["y"], run(after, feeds)["y"]) > 20
+
+
+def test_a_bfloat16_model_that_cannot_run_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "brain.onnx"
+    onnx.save(network("bfloat16", 22), path)
+    with pytest.raises(ModelError, match="the model is in bfloat16.*give it in float16 or float32"):
+        optimize(path, "prune", out=tmp_path / "out")
