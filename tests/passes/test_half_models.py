@@ -162,5 +162,5 @@ def test_int8_of_a_half_model_is_lowered_for_onnx_runtime() -> None:
 def test_a_bfloat16_model_that_cannot_run_says_why(tmp_path: Path) -> None:
     path = tmp_path / "brain.onnx"
     onnx.save(network("bfloat16", 22), path)
-    with pytest.raises(ModelError, match="the model is in bfloat16.*give it in float16 or float32"):
+    with pytest.raises(ModelError, match=r"the model is in bfloat16.*give it in float16 or float32"):
         optimize(path, "prune", out=tmp_path / "out")
