@@ -12,19 +12,19 @@ from typing import Any
 
 import onnx
 
-from onnx_lathe.errors import ExitCode, LatheError, TargetError, UsageError
+from onnx_lathe.errors import ContractError, ExitCode, LatheError, TargetError, UsageError
 from onnx_lathe.optimizer.measuring import judge, time_pair
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.report.record import TargetRecord
 from onnx_lathe.optimizer.run import Run
-from onnx_lathe.optimizer.step import apply_pass, note_uncompared
+from onnx_lathe.optimizer.step import apply_pass, crashed, note_uncompared
 from onnx_lathe.passes.core.options import configure, make_config
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.lowering import find_lowering
 from onnx_lathe.placement import CANONICAL, Placement
 from onnx_lathe.runtime.files import model_file
-from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running import guard, ort
 from onnx_lathe.runtime.running.evaluate import evaluate
 from onnx_lathe.runtime.targets.core.base import Target
 from onnx_lathe.runtime.targets.core.registry import find
@@ -91,9 +91,7 @@ def build_all(run: Run) -> None:
     """
     record, out = run.record, run.request.out
     with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as scratch:
-        lowered = [
-            (target, config, *_lower(run, target, config, Path(scratch))) for target, config in run.targets
-        ]
+        lowered = [(target, *_lower(run, target, config, Path(scratch))) for target, config in run.targets]
         if any(not verdict.passed for verdict in record.gates):
             record.end(ExitCode.GATE_FAILED)
             return
@@ -115,8 +113,10 @@ def build_all(run: Run) -> None:
         record.end(ExitCode.TARGET_FAILED)
 
 
-def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Path, TargetRecord]:
-    """The model as this target wants it, in a file, measured and judged by the accuracy gates."""
+def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, Path, TargetRecord]:
+    """The options and the model as this target wants them, in a file, measured and judged by the accuracy
+    gates.
+    """
     found, path = TargetRecord(target.name), scratch / target.name / "model.onnx"
     path.parent.mkdir()
     context = run.services.context(f"target {target.name}")
@@ -126,6 +126,9 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Path, 
     found.skips = [asdict(skip) for skip in report.skips]
     model_file.save(model, path)
     judged: set[str] = set()
+    if target.lowering is not None and (how := guard.crash(path)):
+        reason = crashed(how, "the model as this target wants it", f"leave {target.name} out")
+        raise ContractError(f"target {target.name}: {reason}")
     if target.lowering is not None and run.original is not None and run.roles.evaluation is not None:
         opened = ort.plain_session(path) if target.timed else ort.session(path)
         quality = evaluate(opened, run.roles.evaluation, run.original, run.ui.status)
@@ -146,7 +149,16 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Path, 
         judge(run.gates, base, found.quality, target.name, only=lambda metric: metric in judged)
     )
     found.skips += [{"node": node, "reason": reason} for node, reason in target.check(model)]
-    return path, found
+    config, notes = target.fitted(model, config, _data_shapes(run))
+    for note in [*report.warnings, *notes]:
+        run.record.warnings.append(f"target {target.name}: {note}")
+        run.ui.note(f"warning: {run.record.warnings[-1]}")
+    return config, path, found
+
+
+def _data_shapes(run: Run) -> dict[str, tuple[int, ...]]:
+    """Shapes of the first samples of the data, by input; none without data, where inputs are made up."""
+    return {} if run.roles.sample is None else {name: array.shape for name, array in run.feeds.items()}
 
 
 def _compare_with_model(run: Run, target: Target, path: Path, quality: Mapping[str, float]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from onnx_lathe.errors import ExitCode, UsageError
+from onnx_lathe.errors import ExitCode, ModelError, UsageError
 from onnx_lathe.optimizer import advice, artifacts, build, opening, services
 from onnx_lathe.optimizer.checkpoint import Checkpoints, file_hash
 from onnx_lathe.optimizer.gate import parse_gates
@@ -18,7 +18,7 @@ from onnx_lathe.optimizer.ui import Ui
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.pack.files import onnx_bytes, packed_bytes
-from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running import guard, ort
 from onnx_lathe.runtime.running.evaluate import reference
 from onnx_lathe.runtime.training.hooks import hook_place
 from onnx_lathe.version import VERSION
@@ -34,6 +34,7 @@ def run(request: Request, ui: Ui) -> RunRecord:
     then. A step that fails leaves the checkpoints of those before it.
     """
     started = time.perf_counter()
+    guard.prepare()
     state = _open(request, ui)
     ui.start(len(state.passes))
     try:
@@ -125,6 +126,11 @@ def _begin(state: Run) -> None:
 def _baseline(state: Run) -> None:
     record = state.record
     state.ui.status("measuring the original")
+    if how := guard.crash(state.request.model):
+        raise ModelError(
+            f"{state.request.name or state.request.model}: ONNX Runtime {ort.VERSION} crashes ({how}) when it loads this model, before any pass; "
+            "export it in another form (another opset, float32) or use another version of ONNX Runtime"
+        )
     session = ort.session(state.request.model, lean=state.large and state.roles.evaluation is None)
     state.feeds = sample_feeds(state.roles.sample, session, SAMPLE_BATCH)
     ort.run(session, state.feeds)  # refuses here, by name, what cannot run at all

@@ -27,7 +27,7 @@ from onnx_lathe.runtime.data import (
 )
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from onnx_lathe.runtime.running.evaluate import OutputComparer
-from onnx_lathe.runtime.running.ort import PairTimer
+from onnx_lathe.runtime.running.ort import OneTimeEvaluator, PairTimer
 from onnx_lathe.runtime.running.profiling import ModelProfiler
 from onnx_lathe.runtime.training import (
     TorchRounder,
@@ -244,7 +244,12 @@ class Services:
         status: Callable[[str], None],
     ) -> None:
         """`teacher` is the original model, for a recipe that retrains."""
-        self._base = Context(timer=PairTimer(), rounder=TorchRounder(recipe.seed, status), progress=status)
+        self._base = Context(
+            timer=PairTimer(),
+            rounder=TorchRounder(recipe.seed, status),
+            evaluator=OneTimeEvaluator(),
+            progress=status,
+        )
         if roles.calibration is not None:
             self._base = replace(
                 self._base,

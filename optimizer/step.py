@@ -3,7 +3,8 @@
 import gc
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,23 @@ import onnx
 
 from onnx_lathe import metadata
 from onnx_lathe.errors import ContractError, LatheError, ModelError, PassError
+from onnx_lathe.optimizer import lossless
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.measuring import SAMPLE_BATCH, sample_feeds
 from onnx_lathe.optimizer.report.record import StepRecord
+from onnx_lathe.optimizer.rounding import rounding_error
 from onnx_lathe.optimizer.run import Run
 from onnx_lathe.passes.core import contract
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.float16.lifting import lift
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.layers import layers_inside
 from onnx_lathe.passes.graph.model import export_model, import_model, node_metadata
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.files import model_file
-from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running import guard, ort
 from onnx_lathe.runtime.running.evaluate import Quality, evaluate
 
 GROWTH_NOTED = 1.001
@@ -50,14 +54,34 @@ def run_step(run: Run, index: int) -> None:
         raise type(error)(f"{where}: {error}") from error
     path = run.checkpoints.path(index + 1, instance.name)
     model_file.save(run.model, path)
+    sample = Sample(run.feeds, expected, run.source, run.large and run.roles.evaluation is None)
     try:
-        lean = run.large and run.roles.evaluation is None
-        session = _check(instance, path, run.feeds, expected, report, lean)
+        try:
+            session = _check(instance, path, sample, report)
+        except contract.OutputMovedError as error:
+            report = _retreat(run, index, report, sample, error)
+            model_file.save(run.model, path)
+            session = _check(instance, path, sample, report)
     except ContractError as error:
         path.unlink()
         raise ContractError(f"{where}: {error}") from error
     quality = _measure(run, path, session, where, report)
     _record(run, index, report, path, quality, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a step is tried on: inputs, and what the model computed of them before a lossless pass."""
+
+    feeds: Mapping[str, np.ndarray]
+    expected: Mapping[str, np.ndarray]
+    before: onnx.ModelProto | Path
+    lean: bool = False
+
+    @cached_property
+    def rounding(self) -> Mapping[str, float]:
+        """How far rounding alone moves the outputs of `before`."""
+        return rounding_error(self.before, self.feeds, self.expected)
 
 
 def apply_pass(
@@ -70,10 +94,13 @@ def apply_pass(
     graph = import_model(model)
     known = {node.name for node in graph.nodes}
     inside = layers_inside(graph)
+    lifted = None if instance.takes_half else lift(graph)
     report = _applied(instance, graph, context)
     _warn_of_bodies(inside, report)
     if not report.edits:
         return model, report
+    if lifted is not None:
+        lifted.lower(graph)
     for node in graph.nodes:
         if node.name not in known:
             node_metadata(node)[metadata.PASS] = instance.name
@@ -119,11 +146,14 @@ def apply_checked(
     try:
         session = ort.session(model)
         feeds = sample_feeds(sample, session, SAMPLE_BATCH)
-        expected = ort.run(session, feeds)
+        tried = Sample(feeds, ort.run(session, feeds), model)
         after, report = apply_pass(instance, model, context)
         if after is not model:
             contract.check_structure(model, after, instance.name)
-            _check(instance, after, feeds, expected, report)
+            try:
+                _check(instance, after, tried, report)
+            except contract.OutputMovedError as error:
+                return _spared(instance, model, context, report, tried, error)
     except LatheError as error:
         raise type(error)(f"{instance.name}: {error}") from error
     return after, report
@@ -138,28 +168,66 @@ def _apply(run: Run, instance: Pass, title: str) -> PassReport:
     return report
 
 
-def _check(
+def _retreat(
+    run: Run, index: int, report: PassReport, sample: Sample, found: contract.OutputMovedError
+) -> PassReport:
+    """The step with less: run.model is what is left of it."""
+    context = run.services.context(run.title(index), run.checkpoints.training, run.placement)
+    run.model, report = _spared(run.passes[index], model_file.load(run.file), context, report, sample, found)
+    return report
+
+
+def _spared(
     instance: Pass,
-    made: onnx.ModelProto | Path,
-    feeds: Mapping[str, np.ndarray],
-    expected: Mapping[str, np.ndarray],
+    model: onnx.ModelProto,
+    context: Context,
     report: PassReport,
-    lean: bool = False,
-) -> Any:
-    """A session of what the pass made, which runs and, after a lossless pass, computes what was `expected`.
+    sample: Sample,
+    found: contract.OutputMovedError,
+) -> tuple[onnx.ModelProto, PassReport]:
+    """What lossless.retreat makes of the pass, which moved an output of `model`."""
+
+    def apply(spared: frozenset[str]) -> tuple[onnx.ModelProto, PassReport]:
+        fresh = type(instance)(instance.config)
+        return apply_pass(fresh, model, replace(context, spared=spared))
+
+    def holds(after: onnx.ModelProto) -> bool:
+        try:
+            _check(instance, after, sample, PassReport())
+        except contract.OutputMovedError:
+            return False
+        return True
+
+    edited = list(dict.fromkeys(edit.node for edit in report.edits))
+    settled = lossless.retreat(found, edited, apply, holds)
+    return settled or (model, lossless.left_out(instance.name, found))
+
+
+def _check(instance: Pass, made: onnx.ModelProto | Path, sample: Sample, report: PassReport) -> Any:
+    """A session of what the pass made, which runs and, after a lossless pass, computes what it did before.
 
     Raises ContractError: whatever is wrong with it now, the pass has done.
     """
+    if how := guard.crash(made):
+        raise ContractError(crashed(how, "what this pass wrote", f"leave {instance.name} out"))
     try:
-        session = ort.session(made, lean=lean)
+        session = ort.session(made, lean=sample.lean)
         if ort.is_helped(session, made):
             report.warnings.append(ort.HELPED)
-        outputs = ort.run(session, feeds)
+        outputs = ort.run(session, sample.feeds)
     except ModelError as error:
         raise ContractError(str(error)) from error
     if instance.lossless:
-        contract.check_outputs(expected, outputs, type(instance))
+        contract.check_outputs(sample.expected, outputs, type(instance), lambda: sample.rounding)
     return session
+
+
+def crashed(how: str, what: str, advice: str) -> str:
+    """The message about a model that a plain session does not survive."""
+    return (
+        f"ONNX Runtime {ort.VERSION} crashes ({how}) when it loads {what}; {advice}, or spare the nodes it changed by its options, "
+        "and report this with the model of the step before"
+    )
 
 
 def _measure(run: Run, path: Path, session: Any, where: str, report: PassReport) -> dict[str, float]:

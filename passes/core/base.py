@@ -27,6 +27,10 @@ class Pass:
     """
     tolerance: ClassVar[float] = 1e-5
     """For a lossless pass: largest difference of an output, relative to that output's largest magnitude."""
+    takes_half: ClassVar[bool] = False
+    """Whether the pass takes weights of 16 bits as they are; to others they are given in float32, and taken
+    back in the model's type.
+    """
     needs: tuple[str, ...] = ()
     """Services without which the pass cannot run: "calibrator", "trainer", "runner", "rounder", and
     "gradients" of the built-in training, which a user's hook need not follow. What options do without,

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.errors import PassError
+from onnx_lathe.passes.graph.evaluate import Evaluator
 from onnx_lathe.placement import CANONICAL, Placement
 from onnx_lathe.protocols import Profile, Rounded, Shaping, TrainResult
 
@@ -111,8 +112,11 @@ class Context:
     rounder: Rounder | None = None
     profiler: Profiler | None = None
     """Set where a model is lowered for a target that runs here, and times are asked for."""
+    evaluator: Evaluator | None = None
     placement: Placement = CANONICAL
     """What the targets of the request run in INT8; for a lowering, what its own target does."""
+    spared: frozenset[str] = frozenset()
+    """Nodes that a lossless pass leaves as they are, because to change them moved an output."""
     progress: Callable[[str], None] = lambda message: None
 
     def need_calibrator(self) -> Calibrator:

@@ -15,6 +15,7 @@ activations=true: by weights alone, channels that ReLU6 has made alike come apar
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +97,7 @@ class Equalize(Pass):
             scaling = find_scaling(graph, DROP, _above(scaling, context))
         roots = scaling.units.roots(np.arange(len(scaling.units)))
         free = np.array([scaling.units.lock_of(int(root)) is None for root in roots], bool)
+        free &= ~_spared(scaling, roots, context.spared)
         matrices = [_matrices(block, roots) for block in scaling.blocks]
         _skip_locked(scaling, free, matrices, roots, report)
         sizes = self._sizes(scaling, roots, free, context) if self.config.activations and free.any() else None
@@ -144,6 +146,15 @@ def _above(scaling: Scaling, context: Context) -> dict[str, float]:
             seen[index] += values[name].size
     shares = np.divide(cut, seen, out=np.ones_like(cut), where=seen > 0)
     return {bounds.node.name: float(share) for bounds, share in zip(scaling.clips, shares, strict=True)}
+
+
+def _spared(scaling: Scaling, roots: np.ndarray, names: Collection[str]) -> np.ndarray:
+    """Whether each unit is to keep its scale for the sake of a node of these names: bool, by unit."""
+    kept = np.zeros(roots.size, bool)
+    nodes = [*scaling.births, *((bounds.node, bounds.units) for bounds in scaling.clips)]
+    for units in (units for node, units in nodes if node.name in names):
+        kept |= np.isin(roots, roots[units])
+    return kept
 
 
 def _groups(scaling: Scaling, roots: np.ndarray) -> np.ndarray:

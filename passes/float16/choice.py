@@ -8,6 +8,7 @@ import onnx
 
 from onnx_lathe.errors import UsageError, nearest
 from onnx_lathe.passes.core.services import Calibrator
+from onnx_lathe.passes.float16.operands import moved_batches
 from onnx_lathe.passes.float16.ports import QUANTIZERS, RETYPED, Ports, half_ports
 from onnx_lathe.passes.float16.writer import Borders, fill_value
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
@@ -122,6 +123,14 @@ class Choice:
                 and not is_layer(node.inputs[0].inputs[0])
             ):
                 self.keep(node.inputs[0].inputs[0], "its result becomes whole numbers")
+
+    def by_operands(self) -> None:
+        """Transposes in front of a MatMul that would crash ONNX Runtime."""
+        for node, reader in moved_batches(self.graph, self.types):
+            self.keep(
+                node,
+                f"in float16, ONNX Runtime crashes on it in front of {reader.name}, whose other operand has another rank",
+            )
 
     def by_constants(self, max_error: float) -> None:
         """Constants that float16 does not hold: beyond 65504, or so small that they lose more than

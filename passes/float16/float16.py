@@ -45,6 +45,7 @@ class Float16(Pass):
     """Stores weights in float16 and computes in it, but where that would overflow or lose accuracy."""
 
     name = "float16"
+    takes_half = True
     after = {
         "fold": "a folded batch normalization has other weights, and Constant nodes must be initializers",
         "prune": _FLOAT32_WEIGHTS,
@@ -94,6 +95,7 @@ class Float16(Pass):
         choice = Choice(graph, types)
         choice.by_name(self.config.keep)
         choice.by_whole_numbers()
+        choice.by_operands()
         choice.by_constants(self.config.max_error)
         if self.config.ranges == "data" or (self.config.ranges == "auto" and context.calibrator is not None):
             context.progress("measuring ranges")

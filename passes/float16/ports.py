@@ -4,12 +4,40 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import onnx
 
 from onnx_lathe.passes.graph import Node, Tensor
 from onnx_lathe.passes.graph.shapes import TensorType
 
 _FLOAT, _HALF = "tensor(float)", "tensor(float16)"
+
+
+@dataclass(frozen=True)
+class Half:
+    """A type of 16 bits: FLOAT16 or BFLOAT16 of onnx.TensorProto."""
+
+    element: int = int(onnx.TensorProto.FLOAT16)
+
+    @property
+    def dtype(self) -> np.dtype | int:
+        """As onnx-graphsurgeon has it, which knows no NumPy type of bfloat16."""
+        return np.dtype(np.float16) if self.element == onnx.TensorProto.FLOAT16 else self.element
+
+    @property
+    def kind(self) -> str:
+        """As the standard's type constraints write it."""
+        return f"tensor({onnx.TensorProto.DataType.Name(self.element).lower()})"
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """The nearest values of this type."""
+        with np.errstate(over="ignore", under="ignore"):
+            return values.astype(onnx.helper.tensor_dtype_to_np_dtype(self.element))
+
+    @property
+    def smallest(self) -> np.ndarray:
+        return np.nextafter(self.of(np.zeros(())), self.of(np.ones(())))
+
 
 FLOAT_ONLY = frozenset(
     ("If", "Loop", "MeanVarianceNormalization", "Range", "Resize", "Scan", "TopK", "Upsample")
@@ -40,9 +68,11 @@ class Ports:
     outputs: frozenset[int]
 
 
-def half_ports(node: Node, opset: int, types: Mapping[str, TensorType]) -> Ports | str | None:
+def half_ports(
+    node: Node, opset: int, types: Mapping[str, TensorType], known: Half | None = None
+) -> Ports | str | None:
     """The node's ports; why it must stay in float32; or None if it has nothing to do with float32, or works
-    in any type.
+    in any type. `known`: of a node that computes in this type already, whatever it is.
     """
     tensors = [*node.inputs, *node.outputs]
     if node.op in ANY_TYPE | RETYPED and not node.domain:
@@ -51,11 +81,12 @@ def half_ports(node: Node, opset: int, types: Mapping[str, TensorType]) -> Ports
         return None
     if node.domain or not onnx.defs.has(node.op, opset, ""):
         return "it is not an operator of the ONNX standard"
-    if node.op in FLOAT_ONLY or (node.op in _SCATTERS and node.attrs.get("reduction", "none") != "none"):
+    adds = node.op in _SCATTERS and node.attrs.get("reduction", "none") != "none"
+    if known is None and (node.op in FLOAT_ONLY or adds):
         return f"{node.op} stays in float32"
     if any(not tensor.is_empty() and tensor.name not in types for tensor in tensors):
         return "the type of one of its tensors is not known"
-    inputs, outputs = _halvable(node.op, opset)
+    inputs, outputs = _halvable(node.op, opset, _HALF if known is None else known.kind)
     if inputs is None:
         return f"{node.op} works on sequences"
     if (
@@ -84,7 +115,7 @@ def _at(kinds: tuple[str, ...], index: int) -> str:
 
 
 @cache
-def _halvable(op: str, opset: int) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+def _halvable(op: str, opset: int, half: str) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """Per formal input and output: the type variable that float16 may be bound to, or "". None for
     operators on sequences.
     """
@@ -94,7 +125,7 @@ def _halvable(op: str, opset: int) -> tuple[tuple[str, ...] | None, tuple[str, .
     }
     if any(not any(kind.startswith("tensor(") for kind in kinds) for kinds in allowed.values()):
         return None, ()
-    names = {name for name, kinds in allowed.items() if {_FLOAT, _HALF} <= kinds}
+    names = {name for name, kinds in allowed.items() if {_FLOAT, half} <= kinds}
     inputs, outputs = (
         tuple(port.type_str if port.type_str in names else "" for port in side)
         for side in (schema.inputs, schema.outputs)

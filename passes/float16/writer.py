@@ -11,13 +11,12 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from onnx_lathe.passes.float16.ports import ANY_TYPE, QUANTIZERS, RETYPED, Ports
+from onnx_lathe.passes.float16.ports import ANY_TYPE, QUANTIZERS, RETYPED, Half, Ports
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
-from onnx_lathe.passes.graph.initializers import read, write
+from onnx_lathe.passes.graph.initializers import read, store_tensor, write
 from onnx_lathe.passes.graph.model import taken_names, unused_name
 from onnx_lathe.passes.graph.rewire import bypass, captured_names, is_output, sweep
 from onnx_lathe.passes.graph.shapes import TensorType
-from onnx_lathe.passes.numerics.quantization.half import to_half
 
 _T = onnx.TensorProto
 Reader = tuple[Node, int]
@@ -80,17 +79,18 @@ class Borders:
         return up + down
 
 
-def write_half(borders: Borders) -> int:
-    """Rewrites the graph. Returns how many Cast nodes it added."""
-    writer = _HalfWriter(borders)
+def write_half(borders: Borders, half: Half | None = None) -> int:
+    """Rewrites the graph, in float16 or another type of 16 bits. Returns how many Cast nodes it added."""
+    half = half or Half()
+    writer = _HalfWriter(borders, half)
     before = len(borders.graph.nodes)
     for tensor in borders.read.values():
         if isinstance(tensor, Constant) and borders.is_stored_half(tensor):
-            write(tensor, half_constant(tensor))
+            store_half(tensor, half)
     for tensor in borders.produced.values():
         writer.result(tensor)
     for name, tensor in borders.read.items():
-        if name not in borders.produced and not (isinstance(tensor, Constant) and tensor.dtype == np.float16):
+        if name not in borders.produced and not (isinstance(tensor, Constant) and tensor.dtype == half.dtype):
             stand_in = writer.lowered(tensor)
             for node, index in borders.readers[name]:
                 node.inputs[index] = stand_in
@@ -100,18 +100,22 @@ def write_half(borders: Borders) -> int:
     return sum(node.name in added for node in borders.graph.nodes)
 
 
-def half_constant(tensor: Constant) -> np.ndarray:
-    """The initializer's values in float16. The scale of a channel without values stays positive, as
+def store_half(tensor: Constant, half: Half) -> None:
+    """The initializer's values in 16 bits. The scale of a channel without values stays positive, as
     TensorRT asks.
     """
-    values = to_half(read(tensor))
-    scales = any(node.op in QUANTIZERS for node in tensor.outputs)
-    return np.maximum(values, np.finfo(np.float16).smallest_subnormal) if scales else values
+    values = half.of(read(tensor))
+    if any(node.op in QUANTIZERS for node in tensor.outputs):
+        values = np.maximum(values, half.smallest)
+    if isinstance(half.dtype, int):
+        store_tensor(tensor, onnx.numpy_helper.from_array(values, tensor.name))
+    else:
+        write(tensor, values)
 
 
 class _HalfWriter:
-    def __init__(self, borders: Borders) -> None:
-        self.borders, self.graph = borders, borders.graph
+    def __init__(self, borders: Borders, half: Half) -> None:
+        self.borders, self.graph, self.half = borders, borders.graph, half
         self.taken = taken_names(borders.graph)
         self.halves: dict[str, Tensor] = {}
         """Tensor name -> its float16 form, where that is another tensor."""
@@ -120,7 +124,7 @@ class _HalfWriter:
         """Makes what a float16 node writes float16, and adds the float32 form for those who want it."""
         others = self.borders.others(tensor)
         if self.borders.is_seen(tensor):
-            half = Variable(self._name(f"{tensor.name}_float16"), np.float16, tensor.shape)
+            half = Variable(self._name(f"{tensor.name}_float16"), self.half.dtype, tensor.shape)
             producer = tensor.inputs[0]
             place = next(index for index, output in enumerate(producer.outputs) if output is tensor)
             keep = {(id(node), index) for node, index in others}
@@ -132,7 +136,7 @@ class _HalfWriter:
             self._cast(half, tensor, _T.FLOAT)
             self.halves[tensor.name] = half
             return
-        tensor.dtype = np.dtype(np.float16)
+        tensor.dtype = self.half.dtype
         if others:
             wide = Variable(self._name(f"{tensor.name}_float32"), np.float32, tensor.shape)
             for node, index in others:
@@ -147,9 +151,9 @@ class _HalfWriter:
         source = producer.inputs[0] if producer is not None and producer.op == "Cast" else tensor
         half = self.halves.get(source.name, source)
         if not self._is_half(half):
-            half = Variable(self._name(f"{tensor.name}_float16"), np.float16, tensor.shape)
+            half = Variable(self._name(f"{tensor.name}_float16"), self.half.dtype, tensor.shape)
             if producer is not None and producer.op == "ConstantOfShape":
-                value = Constant("", to_half(fill_value(producer)))
+                value = Constant("", self.half.of(fill_value(producer)))
                 self.graph.nodes.append(
                     Node(
                         producer.op,
@@ -160,7 +164,7 @@ class _HalfWriter:
                     )
                 )
             else:
-                self._cast(source, half, _T.FLOAT16)
+                self._cast(source, half, self.half.element)
         self.halves[tensor.name] = half
         return half
 
@@ -169,18 +173,23 @@ class _HalfWriter:
         of results follows.
         """
         for node in list(self.graph.nodes):
-            if node.op == "Cast" and not node.domain and node.inputs and node.attrs.get("to") == _T.FLOAT16:
+            if (
+                node.op == "Cast"
+                and not node.domain
+                and node.inputs
+                and node.attrs.get("to") == self.half.element
+            ):
                 if self._is_half(node.inputs[0]):
                     bypass(self.graph, node, self.borders.captured)
             elif node.name in self.borders.half and node.attrs.get("output_dtype") == _T.FLOAT:
-                node.attrs["output_dtype"] = int(_T.FLOAT16)
+                node.attrs["output_dtype"] = self.half.element
 
     def _is_half(self, tensor: Tensor) -> bool:
         if tensor.name in self.borders.produced:
             return not self.borders.is_seen(tensor)
         if tensor.name in self.borders.types:
-            return self.borders.types[tensor.name].element == _T.FLOAT16
-        return bool(tensor.dtype == np.float16)
+            return self.borders.types[tensor.name].element == self.half.element
+        return bool(tensor.dtype == self.half.dtype)
 
     def _cast(self, source: Tensor, result: Tensor, to: int) -> None:
         self.graph.nodes.append(

@@ -1,6 +1,7 @@
 """Constant folding, batch normalization into weights, and removal of what does nothing.
 
     Shape -> Gather -> Concat of constants         becomes  an initializer
+    v / ReduceL2(v) * g of constants               becomes  the weight that it is
     Conv(W, b) -> BatchNormalization | Mul | Add   becomes  Conv(W', b'), see passes/fold/affine.py
     x -> Pad(0) -> Conv | AveragePool | MaxPool    becomes  the layer with more padding, see passes/fold/pads.py
     x -> Identity | Dropout | Reshape to the same  becomes  x
@@ -45,7 +46,7 @@ class Fold(Pass):
         growth: int = option(65536, "most that computing one node may add to the file", unit="bytes", low=0)
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
-        run = _Run(graph, self.config.growth)
+        run = _Run(graph, self.config.growth, context)
         run.to_fixed_point()
         for part in parts(graph)[1:]:
             run.inside(part.graph)
@@ -59,12 +60,14 @@ class Fold(Pass):
 class _Run:
     """One run over one graph: the rounds, and what they share."""
 
-    def __init__(self, graph: Graph, growth: int) -> None:
+    def __init__(self, graph: Graph, growth: int, context: Context) -> None:
         self.graph = self.whole = graph
         self.growth = growth
+        self.evaluator, self.spared = context.evaluator, context.spared
         self.report = PassReport()
         self.refused: dict[str, str] = {}
         self.captured = rewire.captured_names(graph)
+        self.kept = self.captured | {t.name for n in graph.nodes if n.name in self.spared for t in n.outputs}
         self.types: Mapping[str, TensorType] = {}
         self.sparse: Collection[str] = ()
 
@@ -80,7 +83,7 @@ class _Run:
             self.types = infer_types(self.graph) if any(map(self._needs_types, nodes)) else {}
             self.sparse = sparse_tensors(self.graph)
             # Gates first: merged into the layer in front, the addition of a gate could not be told any more.
-            gates = [node for node in nodes if self._fuse(node)]
+            gates = [node for node in nodes if node.name not in self.spared and self._fuse(node)]
             cancelled = transposes.cancel(self.graph, self.captured)
             for name in cancelled:
                 self.report.edit(name, "cancelled by another Transpose")
@@ -88,6 +91,7 @@ class _Run:
             changed = sum(
                 step(node)
                 for node in nodes
+                if node.name not in self.spared
                 for step in (self._remove, self._compute, self._merge, self._pad, self._rename)
             ) > 0 or bool(gates or cancelled)
 
@@ -105,9 +109,10 @@ class _Run:
         body.nodes = [node for node in body.nodes if node.outputs]
 
     def _needs_types(self, node: Node) -> bool:
-        return (
-            node.op in noops.NEEDS_TYPES or node.op == "Shape" or constants.is_foldable(self.graph, node, ())
-        )
+        return node.op in noops.NEEDS_TYPES or node.op == "Shape" or self._is_foldable(node)
+
+    def _is_foldable(self, node: Node, sparse: Collection[str] = ()) -> bool:
+        return constants.is_foldable(self.graph, node, sparse, self.evaluator is not None)
 
     def _pinned(self, node: Node) -> str | None:
         """Why the node's outputs cannot become initializers."""
@@ -121,7 +126,7 @@ class _Run:
 
     def _fuse(self, node: Node) -> bool:
         """Writes the gate that ends at the node as HardSigmoid."""
-        found = fuse_hard_sigmoid(self.graph, node, self.captured, self._rank) if node.outputs else None
+        found = fuse_hard_sigmoid(self.graph, node, self.kept, self._rank) if node.outputs else None
         if found is not None:
             self.report.edit(found.name, "became a HardSigmoid, with the addition and the division around it")
         return found is not None
@@ -146,13 +151,15 @@ class _Run:
         if not node.outputs or node.name in self.refused:
             return False
         known = self._known_shape(node)
-        if known is None and not constants.is_foldable(self.graph, node, self.sparse):
+        if known is None and not self._is_foldable(node, self.sparse):
             return False
         values: list[np.ndarray] | str = (
             self._pinned(node) or self._too_big(node, self._expected_bytes(node)) or []
         )
         if not values:
-            values = [known] if known is not None else constants.compute(node, self.graph.opset)
+            values = (
+                [known] if known is not None else constants.compute(node, self.graph.opset, self.evaluator)
+            )
         if not isinstance(values, str):
             values = self._too_big(node, sum(value.nbytes for value in values)) or values
         if isinstance(values, str):
@@ -221,6 +228,8 @@ class _Run:
         )
         layer = data.inputs[0] if data is not None and len(data.inputs) == 1 else None
         reason: str | None = "its input is not the output of a Conv, ConvTranspose or Gemm"
+        if layer is not None and layer.name in self.spared:
+            return False
         if layer is not None and layer.op in affine.FOLDS_INTO and not layer.domain:
             reason = affine.merge(self.graph, layer, node, self.whole)
             if reason is None:

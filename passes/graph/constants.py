@@ -6,8 +6,9 @@ from collections.abc import Collection
 import numpy as np
 import onnx
 
+from onnx_lathe.errors import LatheError
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
-from onnx_lathe.passes.graph.evaluate import REFUSALS, evaluate
+from onnx_lathe.passes.graph.evaluate import REFUSALS, Evaluator, evaluate, node_model
 from onnx_lathe.passes.graph.initializers import size_bytes, stored_tensor, to_initializer
 
 _FOLDABLE = """
@@ -22,6 +23,14 @@ FOLDABLE = frozenset(_FOLDABLE.split())
 DequantizeLinear and QuantizeLinear are not among them: folding them would undo or hide compressed
 storage.
 """
+
+_KEPT = """
+Bernoulli Constant DequantizeLinear Dropout DynamicQuantizeLinear If Loop Multinomial Optional OptionalGetElement OptionalHasElement
+QuantizeLinear RandomNormal RandomNormalLike RandomUniform RandomUniformLike Scan
+"""
+
+KEPT = frozenset(_KEPT.split())
+"""Operators that are not computed now: random ones, those with bodies, and those of compressed storage."""
 
 LOWEST_OPSET = 7
 """Broadcasting of older opsets is an attribute, which the reference implementation does not know."""
@@ -59,13 +68,15 @@ def _constant_proto(node: Node) -> onnx.TensorProto | None:
     return None
 
 
-def is_foldable(graph: Graph, node: Node, sparse: Collection[str]) -> bool:
+def is_foldable(graph: Graph, node: Node, sparse: Collection[str], any_operator: bool = False) -> bool:
     """Whether the node may be computed now: deterministic, all inputs constant and of a plain type, and not
     a decoder of stored weights.
 
+    Without `any_operator`, it must be one that the reference implementation computes as ONNX Runtime does.
     A tensor named in `sparse` keeps its place, because the name says whose zeros must stay.
     """
-    if node.op not in FOLDABLE or node.domain or graph.opset < LOWEST_OPSET:
+    known = node.op in FOLDABLE or (any_operator and _is_computable(node, graph.opset))
+    if not known or node.domain or graph.opset < LOWEST_OPSET:
         return False
     inputs = [tensor for tensor in node.inputs if not tensor.is_empty()]
     if not inputs or not all(
@@ -73,6 +84,15 @@ def is_foldable(graph: Graph, node: Node, sparse: Collection[str]) -> bool:
     ):
         return False
     return not decodes_storage(node)
+
+
+def _is_computable(node: Node, opset: int) -> bool:
+    """Whether the standard has the operator, deterministic and on tensors alone."""
+    if node.op in KEPT or node.domain or not onnx.defs.has(node.op, opset, ""):
+        return False
+    schema = onnx.defs.get_schema(node.op, opset, "")
+    kinds = [kind for constraint in schema.type_constraints for kind in constraint.allowed_type_strs]
+    return all(kind.startswith("tensor(") for kind in kinds)
 
 
 def decodes_storage(node: Node) -> bool:
@@ -98,21 +118,23 @@ def is_plain(tensor: Constant) -> bool:
     return isinstance(tensor.dtype, np.dtype | type) and np.dtype(tensor.dtype).kind in PLAIN
 
 
-def compute(node: Node, opset: int) -> list[np.ndarray] | str:
-    """The node's outputs, or why they cannot be computed."""
+def compute(node: Node, opset: int, evaluator: Evaluator | None = None) -> list[np.ndarray] | str:
+    """The node's outputs, or why they cannot be computed. `evaluator` computes what is not in FOLDABLE."""
+    arrays = [None if tensor.is_empty() else tensor.values for tensor in node.inputs]
     try:
-        with np.errstate(all="ignore"):
-            values = evaluate(node, [None if t.is_empty() else t.values for t in node.inputs], opset)
-    except REFUSALS as error:
+        if node.op in FOLDABLE or evaluator is None:
+            with np.errstate(all="ignore"):
+                values = evaluate(node, arrays, opset)
+        else:
+            values = evaluator.evaluate(*node_model(node, arrays, opset))
+    except (*REFUSALS, LatheError) as error:
         return f"it cannot be computed: {' '.join(str(error).split())}"
     for tensor, value in zip(node.outputs, values, strict=True):
         declared = tensor.dtype
         if value.dtype.kind not in PLAIN or (
             declared is not None and (isinstance(declared, int) or np.dtype(declared) != value.dtype)
         ):
-            return (
-                f"the reference implementation computes {value.dtype}, which is not what the model declares"
-            )
+            return f"it computes to {value.dtype}, which is not what the model declares"
     return values
 
 

@@ -1,12 +1,21 @@
-"""Computes one node on constant arrays, with the reference implementation of the ONNX standard."""
+"""Computes one node on constant arrays, with the reference implementation of the ONNX standard, or as a model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from onnx_lathe.passes.graph import Node
+
+
+class Evaluator(Protocol):
+    """Runs a small model that is asked for once."""
+
+    def evaluate(self, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs in the model's order. Raises LatheError if it cannot be loaded or run."""
+
 
 REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What the reference implementation raises for arrays that do not fit, or a variant that it lacks."""
@@ -24,6 +33,16 @@ def evaluate(node: Node, arrays: Sequence[np.ndarray | None], opset: int) -> lis
     """
     from onnx.reference import ReferenceEvaluator  # slow to import, and rarely needed
 
+    model, feeds = node_model(node, arrays, max(opset, _GREW.get(node.op, 1)))
+    return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, feeds)]
+
+
+def node_model(
+    node: Node, arrays: Sequence[np.ndarray | None], opset: int
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A model of this node alone, whose inputs are fed with the arrays (None for an omitted one), and the
+    feeds.
+    """
     names = ["" if array is None else f"input_{index}" for index, array in enumerate(arrays)]
     outputs = [f"output_{index}" for index in range(len(node.outputs))]
     proto = gs.exporters.onnx_exporter.OnnxExporter.export_node(node)
@@ -40,8 +59,8 @@ def evaluate(node: Node, arrays: Sequence[np.ndarray | None], opset: int) -> lis
     graph = onnx.helper.make_graph(
         [proto], "node", typed, [onnx.ValueInfoProto(name=name) for name in outputs]
     )
+    opsets = [onnx.helper.make_opsetid("", opset)]
     model = onnx.helper.make_model(
-        graph, opset_imports=[onnx.helper.make_opsetid("", max(opset, _GREW.get(node.op, 1)))]
+        graph, opset_imports=opsets, ir_version=onnx.helper.find_min_ir_version_for(opsets)
     )
-    feeds = {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
-    return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, feeds)]
+    return model, {name: array for name, array in zip(names, arrays, strict=True) if array is not None}

@@ -24,6 +24,7 @@ LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 RECURRENT_OPS = ("GRU", "LSTM", "RNN")
 RECURRENT_INPUTS = (1, 2)
 """W [directions, gates * H, I] and R [directions, gates * H, H]."""
+STRIP_FIRST = "int8(existing=strip) gives the float layer back"
 NOT_CONSTANT = "its weight is computed at run time"
 _WITH_WEIGHTS = {
     "Gather": "its table is an embedding",
@@ -34,6 +35,23 @@ OPTIONAL = (
     "its weight is an input of the model too, so a caller may feed another one; "
     "--drop-optional-inputs makes a weight of it"
 )
+
+
+_INTEGER = (
+    *("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "MatMulIntegerToFloat", "QGemm", "QAttention"),
+    *("DynamicQuantizeMatMul", "DynamicQuantizeLSTM"),
+)
+INTEGER_LAYERS = (
+    *("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QAttention", "DynamicQuantizeMatMul"),
+    *("DynamicQuantizeLSTM", "QLinearConv", "QLinearMatMul"),
+)
+_INTEGER_DOMAINS = (None, "", "ai.onnx", "com.microsoft")
+
+
+def is_integer(node: Node) -> bool:
+    """Whether the node computes on quantized integers, in the form of the standard or of ONNX Runtime."""
+    named = node.op in _INTEGER or node.op.startswith("QLinear")
+    return named and node.domain in _INTEGER_DOMAINS
 
 
 @dataclass
@@ -113,6 +131,9 @@ def weights(
     found: dict[str, Weight] = {}
     for part in parts(graph):
         for node in part.graph.nodes:
+            if node.op in INTEGER_LAYERS and is_integer(node):
+                advice = "" if node.op == "QAttention" else f"; {STRIP_FIRST}"
+                refuse(node.name, f"{node.op} computes on integers{advice}")
             positions = weight_inputs(node, everywhere)
             if not positions and (reason := _other_weight(node)):
                 refuse(node.name, reason)

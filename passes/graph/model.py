@@ -9,11 +9,15 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
+from onnx_graphsurgeon.importers.onnx_importer import (
+    OnnxImporter,
+    get_onnx_tensor_dtype,
+    get_onnx_tensor_shape,
+)
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_lathe import metadata
-from onnx_lathe.passes.graph import Graph, Node
+from onnx_lathe.passes.graph import Graph, Node, Variable
 from onnx_lathe.passes.graph.bodies import constants, detach_attributes, parts, store_once, take_up
 from onnx_lathe.passes.graph.initializers import data_withheld, is_sparse, size_bytes, store_packed
 from onnx_lathe.passes.graph.keeping import keep, restore
@@ -44,6 +48,7 @@ def import_model(model: onnx.ModelProto) -> Graph:
     )
     keep(graph, model)
     graph.metadata = {entry.key: entry.value for entry in model.metadata_props}
+    _declare(graph, model)
     taken = {node.name for node in model.graph.node if node.name}
     seen: set[str] = set()
     for index, node in enumerate(graph.nodes):
@@ -54,6 +59,16 @@ def import_model(model: onnx.ModelProto) -> Graph:
         seen.add(node.name)
     take_up(graph, model)
     return graph
+
+
+def _declare(graph: Graph, model: onnx.ModelProto) -> None:
+    """Outputs have the type and shape that the model declares: onnx-graphsurgeon prefers an entry of
+    value_info of the same name, which quantizers leave without a shape.
+    """
+    for tensor, declared in zip(graph.outputs, model.graph.output, strict=True):
+        if isinstance(tensor, Variable) and declared.type.HasField("tensor_type"):
+            tensor.dtype = get_onnx_tensor_dtype(declared)
+            tensor.shape = get_onnx_tensor_shape(declared)
 
 
 def export_model(graph: Graph) -> onnx.ModelProto:

@@ -19,13 +19,13 @@ def by_weight(
 
     Patterns are those of `fnmatch`, case-sensitive; a name also matches itself, brackets and all. `refused`
     are layers without a usable weight: naming one is no mistake. Raises UsageError, starting with `option`,
-    for a pattern that matches nothing.
+    for a pattern that matches nothing, but for `*`.
     """
     names = {weight.name: [weight.name, *(node.name for node in weight.nodes)] for weight in weights}
     chosen: dict[str, Value] = {}
     for pattern, value in patterns.items():
         matched = [name for name, aliases in names.items() if _any_matches(aliases, pattern)]
-        if not matched and not _any_matches(refused, pattern):
+        if not matched and pattern != "*" and not _any_matches(refused, pattern):
             known = [*names, *(alias for aliases in names.values() for alias in aliases[1:])]
             raise UsageError(
                 f"{option}: no weight or layer is named '{pattern}'{nearest(pattern, known) or _some(list(names))}"

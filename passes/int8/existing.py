@@ -2,47 +2,38 @@
 
 keep      what is there stays; what TensorRT will refuse of it is said
 complete  pairs are brought to the canonical form, their ranges kept, and layers that have only one side quantized get the other
-strip     pairs go, weights and biases are float again: dequantized, or the floats that the pair quantized
+strip     pairs go, weights and biases are float again: dequantized, or the floats that the pair quantized; layers that
+          compute on integers become float layers
 """
 
 import numpy as np
 
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.graph import Constant, Graph, Node
-from onnx_lathe.passes.graph.layers import codebook_of, is_constant
+from onnx_lathe.passes.graph.layers import INTEGER_LAYERS, STRIP_FIRST, codebook_of, is_constant, is_integer
 from onnx_lathe.passes.graph.rewire import sweep
 from onnx_lathe.passes.int8.foreign_pairs import Pairs, parameters
+from onnx_lathe.passes.int8.integer_operators import to_float
 
 CHOICES = ("keep", "complete", "strip")
-_INTEGER = (
-    "QLinearConv",
-    "QLinearMatMul",
-    "ConvInteger",
-    "MatMulInteger",
-    "QGemm",
-    "QLinearAdd",
-    "DynamicQuantizeLinear",
-)
 
 
 def treat_existing(graph: Graph, choice: str, report: PassReport) -> None:
     """Does what the option `existing` says with the pairs that the graph has."""
-    if not any(node.op in ("QuantizeLinear", "DequantizeLinear", *_INTEGER) for node in graph.nodes):
+    if not any(node.op in ("QuantizeLinear", "DequantizeLinear") or is_integer(node) for node in graph.nodes):
         return
     if choice == "keep":
         _keep(graph, report)
         return
-    for node in graph.nodes:
-        if node.op in _INTEGER:
-            report.skip(
-                node.name, f"{node.op} computes on integers; quantize in the form of Q/DQ pairs (QDQ) instead"
-            )
+    to_float(graph, report, dynamic=choice == "strip")
     (_strip if choice == "strip" else _complete)(graph, Pairs(graph), report)
     sweep(graph)
 
 
 def _keep(graph: Graph, report: PassReport) -> None:
     for node in graph.nodes:
+        if is_integer(node) and node.op not in INTEGER_LAYERS:  # those are skipped as layers
+            report.skip(node.name, f"{node.op} computes on integers; {STRIP_FIRST}")
         if node.op == "QuantizeLinear" and not is_constant(node.inputs[0]):
             found = parameters(node)
             if found is not None and (found.dtype != np.int8 or found.zero_point.any()):

@@ -22,12 +22,15 @@ Source: ONNX Runtime's documentation, "Quantize ONNX models", "When and why do I
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context, Profiler
+from onnx_lathe.passes.float16.lifting import lift
+from onnx_lathe.passes.float16.ports import QUANTIZERS
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.constants import constant_to_initializer
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, is_constant
@@ -50,6 +53,7 @@ from onnx_lathe.passes.lowering.ort_integers.work import Work
 
 class Lowering(Pass):
     name = "lower-onnxruntime"
+    takes_half = True
 
     @dataclass(frozen=True)
     class Config:
@@ -57,13 +61,19 @@ class Lowering(Pass):
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         """Where the context has a profiler, layers that take longer on integers than in float stay float."""
+        lifted = _has_half_scales(graph) and lift(graph) is not None
         slow: Mapping[str, str] = {}
         layers = [node.name for node in quantized_layers(graph) if is_constant(node.inputs[WEIGHT_INPUT])]
         if context.profiler is not None and layers:
             layers += [node.name for node in integer_operators(Work(graph, context.placement))]
             context.progress("timing layers on integers and in float")
             slow = self._slow(graph, layers, context, context.profiler)
-        return self._lower(graph, context, slow)
+        report = self._lower(graph, context, slow)
+        if lifted:
+            report.warnings.append(
+                "the model computes in float32 here: ONNX Runtime's INT8 layers have float32 scales alone"
+            )
+        return report
 
     def _slow(
         self, graph: Graph, names: Sequence[str], context: Context, profiler: Profiler
@@ -103,3 +113,13 @@ class Lowering(Pass):
                 add_for_gate(work, node)
         sweep(graph)
         return work.report
+
+
+def _has_half_scales(graph: Graph) -> bool:
+    return any(
+        node.op in QUANTIZERS
+        and not node.domain
+        and len(node.inputs) > 1
+        and node.inputs[1].dtype != np.float32
+        for node in graph.nodes
+    )

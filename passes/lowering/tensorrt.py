@@ -40,6 +40,7 @@ _UNNAMED = ("None", "unknown")
 
 class Lowering(Pass):
     name = "lower-tensorrt"
+    takes_half = True
     lossless = True
 
     def apply(self, graph: Graph, context: Context) -> PassReport:

@@ -17,6 +17,8 @@ from onnx_lathe.runtime.pack import MAGIC, is_packed, unpack
 
 onnxruntime.set_default_logger_severity(3)  # its warnings are about its own optimizer
 
+VERSION = str(onnxruntime.__version__)
+
 DTYPES = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
@@ -41,6 +43,8 @@ HELPED = (
 _BROKEN_PAIR = "output_dtype INT8 does not match y_zero_point type UINT8"
 
 UNKNOWN_OPERATOR = "Lathe runs what it compiles: export the model with operators of the ONNX standard"
+
+NO_BFLOAT16 = "the model is in bfloat16, of which ONNX Runtime's CPU provider lacks most operators: give it in float16 or float32"
 
 _REFUSALS = tuple(
     getattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
@@ -102,8 +106,13 @@ def session(
         options.add_session_config_entry("session.disable_prepacking", "1")
     named = f"load {model}" if isinstance(model, str | Path) else "load the model"
     source = _source(model)
-    with _refusing(named):
-        return _open_exact(source, options) if saturates() else _open(source, options)
+    try:
+        with _refusing(named):
+            return _open_exact(source, options) if saturates() else _open(source, options)
+    except ModelError as error:
+        if "NOT_IMPLEMENTED" in str(error) and _has_bfloat16(source):
+            raise ModelError(f"{error}; {NO_BFLOAT16}") from error
+        raise
 
 
 def plain_session(
@@ -223,6 +232,15 @@ def _open_exact(source: bytes | str, options: onnxruntime.SessionOptions) -> onn
         options.log_severity_level = severity
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         return _open(source, options)
+
+
+def _has_bfloat16(source: bytes | str) -> bool:
+    model = (
+        onnx.load(source, load_external_data=False)
+        if isinstance(source, str)
+        else onnx.load_model_from_string(source)
+    )
+    return any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in model.graph.initializer)
 
 
 def _plain(source: bytes | str) -> onnxruntime.InferenceSession:
@@ -352,3 +370,10 @@ class PairTimer:
     def latencies(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> tuple[float, float]:
         one, other = session(base), session(candidate)
         return latency_pair(one, other, random_feeds(one), budget_s=self.budget_s)
+
+
+class OneTimeEvaluator:
+    """Computes small models once, on one thread. Implements Evaluator of passes/graph/evaluate.py."""
+
+    def evaluate(self, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return list(run(session(model, threads=1, optimized=False), feeds).values())

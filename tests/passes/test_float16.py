@@ -18,8 +18,10 @@ from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.registry import find
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.skeleton import signature
 from onnx_lathe.passes.numerics.quantization import half
 from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.running import guard
 from tests.support.builders import build, random, run
 
 HALF, FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
@@ -292,3 +294,76 @@ def test_the_option_that_a_reason_names_can_be_given_as_it_stands() -> None:
     (step,) = Recipe(steps=parse_calls(f"float16({advice.group()})", "pass")).passes()
     _, report = apply_pass(step, model, Context())
     assert not report.skips
+
+
+ENCODER = """(float[N,3,64] x) => (float[a,b,c] y) {{
+    n = LayerNormalization(x, scale, shift)
+    {operand}
+    m = MatMul({order}) s = Add(m, bias) y = Relu(s)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("operand", "order"),
+    [
+        ("o = Transpose<perm=[1,0,2]>(n)", "o, w"),
+        ("i = Identity(n) t = Transpose<perm=[1,0,2]>(i) o = Identity(t)", "o, w"),
+        (
+            "t = Transpose<perm=[2,0,1]>(n) u = Transpose<perm=[1,2,0]>(t) o = Transpose<perm=[1,0,2]>(u)",
+            "o, w",
+        ),
+        ("o = Transpose<perm=[1,2,0]>(n)", "v, o"),
+    ],
+)
+def test_a_transpose_that_would_crash_onnx_runtime_stays(operand: str, order: str) -> None:
+    weights = {
+        "w": random(64, 80),
+        "v": random(96, 64),
+        "bias": random(1),
+        "scale": random(64),
+        "shift": random(64),
+    }
+    model = build(ENCODER.format(operand=operand, order=order), **weights)
+    after, report = halve(model)
+    last = next(node for node in reversed(model.graph.node) if node.op_type == "Transpose")
+    said = [skip.reason for skip in report.skips if "crashes on it" in skip.reason]
+    assert said
+    inferred = onnx.shape_inference.infer_shapes(after).graph.value_info
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred}
+    assert types[last.output[0]] == FLOAT
+    assert guard.crash(after) is None
+    assert error(model, after, x=random(2, 3, 64)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "t = Transpose<perm=[0,2,1]>(n) y = MatMul(v, t)",
+        "t = Transpose<perm=[1,0,2]>(n) u = Transpose<perm=[1,2,0]>(n) p = MatMul(t, u) y = MatMul(v3, p)",
+    ],
+)
+def test_transposes_that_fuse_well_become_float16(body: str) -> None:
+    weights = {"v": random(96, 64), "v3": random(3, 9, 2), "scale": random(64), "shift": random(64)}
+    model = build(
+        f"(float[2,3,64] x) => (float[a,b,c] y) {{ n = LayerNormalization(x, scale, shift) {body} }}",
+        **weights,
+    )
+    _, report = halve(model)
+    assert not [skip for skip in report.skips if "crashes" in skip.reason]
+
+
+@pytest.mark.parametrize("declared", [[2, "seqlen"], ["a", "b", "c"]])
+def test_a_declared_output_shape_outlives_a_value_info_without_one(declared: list[int | str]) -> None:
+    """As quantizers leave it behind: value_info of the same name as the output, without a shape."""
+    model = build(
+        "(float[2,64] x) => (float[N] y) { m = MatMul(x, w) y = Reshape(m, s) }",
+        w=random(64, 80),
+        s=np.array([2, 80, 1]),
+    )
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", FLOAT, declared))
+    bare = onnx.helper.make_tensor_value_info("y", FLOAT, None)
+    model.graph.value_info.append(bare)
+    before = signature(model)
+    after, report = apply_pass(configure(find("float16"), {}), model, Context())
+    assert report.edits
+    assert signature(after) == before

@@ -11,7 +11,14 @@ from onnx import TensorProto, helper
 from onnx_lathe.errors import LatheError, UsageError
 from onnx_lathe.runtime.targets.core.base import Artifact, Target
 from onnx_lathe.runtime.targets.core.registry import find, register, targets
-from onnx_lathe.runtime.targets.tensorrt.shapes import Profile, parse_batch, parse_shapes, profiles
+from onnx_lathe.runtime.targets.tensorrt.shapes import (
+    Profile,
+    from_data,
+    parse_batch,
+    parse_shapes,
+    profiles,
+    text,
+)
 from tests.support import quantized
 
 QUIET = lambda text: None  # noqa: E731
@@ -94,6 +101,35 @@ def test_an_initializer_is_no_input() -> None:
     assert profiles(model, BATCH, {}) == {}
 
 
+def test_sizes_that_the_model_leaves_open_come_from_the_data() -> None:
+    model = with_inputs(image=["n", 3, "h", None], ids=["n", "length"], fixed=[1, 2], rows=["n", 4], any=None)
+    samples = {"image": (8, 3, 48, 320), "ids": (8, 17), "fixed": (1, 2), "rows": (8, 4), "any": (8, 5)}
+    found = from_data(model, BATCH, (), samples)
+    assert {name: text(profile) for name, profile in found.items()} == {
+        "image": "1x3x48x320:4x3x48x320:32x3x48x320",
+        "ids": "1x17:4x17:32x17",
+        "any": "1x5:4x5:32x5",
+    }
+    assert profiles(model, BATCH, parse_shapes({name: text(profile) for name, profile in found.items()}))
+    assert set(from_data(model, BATCH, ("image",), samples)) == {"ids", "any"}
+    assert from_data(model, BATCH, (), {}) == {}
+    assert from_data(model, BATCH, (), {"image": (8, 3)}) == {}
+
+
+def test_a_target_says_which_sizes_it_took_from_the_data() -> None:
+    target = find("tensorrt-rtx")()
+    config = target.Config(batch="1:4:32")
+    model = with_inputs(image=["n", 3, "h", "w"])
+    fitted, notes = target.fitted(model, config, {"image": (8, 3, 48, 320)})
+    assert fitted.shapes == {"image": "1x3x48x320:4x3x48x320:32x3x48x320"}
+    assert notes == [
+        "input 'image' has sizes that are not fixed: built for 1x3x48x320:4x3x48x320:32x3x48x320, as the data has them; "
+        "shapes={image: MIN:OPT:MAX} takes others"
+    ]
+    assert target.fitted(model, config, {}) == (config, [])
+    assert find("onnx")().fitted(model, None, {"image": (8, 3, 48, 320)}) == (None, [])
+
+
 @pytest.mark.parametrize("value, expected", [("1:8:32", (1, 8, 32)), (16, (16, 16, 16)), ("2", (2, 2, 2))])
 def test_batch_is_three_sizes_or_one(value, expected) -> None:
     assert parse_batch(value) == Profile(*((size,) for size in expected))
@@ -131,7 +167,7 @@ def test_wrong_shapes_are_refused(value: str) -> None:
         (
             {"image": ["n", 3, "h", 8]},
             {},
-            r"input 'image': dimension 2 \('h'\) is not fixed.*such as 8x3x8x8:8x3x8x8:8x3x8x8",
+            r"input 'image': dimension 2 \('h'\) is not fixed; give data.*such as 1x3x224x8:4x3x224x8:32x3x224x8",
         ),
         ({"image": ["n", None]}, {}, r"input 'image': dimension 1 is not fixed"),
         ({"image": None}, {}, r"input 'image' has no shape"),

@@ -84,6 +84,15 @@ class Target:
         """Whether the lowering is to time what it does, on this machine, and leave out what makes the model slower."""
         return False
 
+    def fitted(
+        self, model: onnx.ModelProto, options: Any, shapes: Mapping[str, tuple[int, ...]]
+    ) -> tuple[Any, list[str]]:
+        """The options, with what the data's shapes decide where the caller did not; and what to say of it.
+
+        shapes: of the first samples of the data, by input; empty without data. `model` is the lowered model.
+        """
+        return options, []
+
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
         """Builds the lowered model file into `directory`, which exists. Files appear whole or not at all.
 

@@ -2,7 +2,7 @@
 and is tuned for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,10 @@ import onnx
 from onnx_lathe.errors import UsageError, nearest
 
 Shape = tuple[int, ...]
+
+SEQUENCE_LENGTH = 128
+USUAL_SIZES = {4: 224, 5: 32}
+"""Rank -> what a message suggests for a size that is open: of pictures, of volumes; of others a length."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def profiles(model: onnx.ModelProto, batch: Profile, shapes: Mapping[str, Profil
             f"option shapes: the model has no input '{name}'{nearest(name, inputs) or '; it has ' + ', '.join(inputs)}"
         )
     wanted = {name: _dimensions(value) for name, value in inputs.items()}
-    batch_names = {dims[0] for dims in wanted.values() if dims and isinstance(dims[0], str) and dims[0]}
+    batch_names = _batch_names(wanted)
     found = {}
     for name, dims in wanted.items():
         if name in shapes:
@@ -91,6 +95,55 @@ def profiles(model: onnx.ModelProto, batch: Profile, shapes: Mapping[str, Profil
     return found
 
 
+def from_data(
+    model: onnx.ModelProto, batch: Profile, given: Collection[str], samples: Mapping[str, Shape]
+) -> dict[str, Profile]:
+    """Profiles for the inputs that need more than `batch`, with the sizes that the data has.
+
+    given: inputs whose shapes are known already; samples: shapes of the data by input.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    wanted = {value.name: _dimensions(value) for value in inputs}
+    batch_names = _batch_names(wanted)
+    found = {}
+    for name, dims in wanted.items():
+        sample = samples.get(name)
+        if name in given or sample is None or (dims is not None and len(dims) != len(sample)):
+            continue
+        known: list[int | str] = dims if dims is not None else ["batch", *sample[1:]] if sample else []
+        if dims is not None and not any(_is_open(axis, dim, batch_names) for axis, dim in enumerate(dims)):
+            continue
+        sizes = [
+            size if _is_open(axis, dim, batch_names) else dim
+            for axis, (dim, size) in enumerate(zip(known, sample, strict=True))
+        ]
+        found[name] = _at_batch(sizes, batch)
+    return found
+
+
+def text(profile: Profile) -> str:
+    """As the option shapes takes it: `1x3x64x64:4x3x64x64:8x3x64x64`."""
+    return ":".join("x".join(map(str, shape)) for shape in (profile.least, profile.tuned, profile.greatest))
+
+
+def _batch_names(wanted: Mapping[str, list[int | str] | None]) -> set[str]:
+    return {dims[0] for dims in wanted.values() if dims and isinstance(dims[0], str) and dims[0]}
+
+
+def _is_open(axis: int, dim: int | str, batch_names: Collection[str]) -> bool:
+    """Whether neither the model nor the option batch gives the dimension a size."""
+    return isinstance(dim, str) and axis > 0 and dim not in batch_names
+
+
+def _at_batch(dims: Sequence[int | str], batch: Profile) -> Profile:
+    least, tuned, greatest = (
+        tuple(dim if isinstance(dim, int) else sizes[0] for dim in dims)
+        for sizes in (batch.least, batch.tuned, batch.greatest)
+    )
+    return Profile(least, tuned, greatest)
+
+
 def _dimensions(value: onnx.ValueInfoProto) -> list[int | str] | None:
     """Sizes; the name, or "" without one, where the size is not fixed. None if even the rank is unknown."""
     tensor = value.type.tensor_type
@@ -102,19 +155,17 @@ def _dimensions(value: onnx.ValueInfoProto) -> list[int | str] | None:
     ]
 
 
-def _batched(name: str, dims: list[int | str], batch: Profile, batch_names: set[str]) -> Profile:
+def _batched(name: str, dims: list[int | str], batch: Profile, batch_names: Collection[str]) -> Profile:
     for axis, dim in enumerate(dims):
-        if isinstance(dim, str) and axis > 0 and dim not in batch_names:
+        if _is_open(axis, dim, batch_names):
             label = f"dimension {axis} ('{dim}')" if dim else f"dimension {axis}"
+            usual = USUAL_SIZES.get(len(dims), SEQUENCE_LENGTH)
+            example = [usual if _is_open(i, other, batch_names) else other for i, other in enumerate(dims)]
             raise UsageError(
-                f"input '{name}': {label} is not fixed; give three shapes with shapes={{{name}: MIN:OPT:MAX}}, "
-                f"such as {':'.join(['x'.join(str(d) if isinstance(d, int) else '8' for d in dims)] * 3)}"
+                f"input '{name}': {label} is not fixed; give data, whose shape is taken, or three shapes with "
+                f"shapes={{{name}: MIN:OPT:MAX}}, such as {text(_at_batch(example, batch))}"
             )
-
-    def shape(size: int) -> Shape:
-        return tuple(dim if isinstance(dim, int) else size for dim in dims)
-
-    return Profile(shape(batch.least[0]), shape(batch.tuned[0]), shape(batch.greatest[0]))
+    return _at_batch(dims, batch)
 
 
 def _fitting(name: str, dims: list[int | str] | None, profile: Profile) -> Profile:

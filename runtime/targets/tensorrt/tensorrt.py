@@ -13,7 +13,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +27,7 @@ from onnx_lathe.runtime.targets.core.base import Artifact, LayerVerdict, Progres
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.tensorrt import process
 from onnx_lathe.runtime.targets.tensorrt.check import concerns, verdicts
-from onnx_lathe.runtime.targets.tensorrt.shapes import parse_batch, parse_shapes, profiles
+from onnx_lathe.runtime.targets.tensorrt.shapes import from_data, parse_batch, parse_shapes, profiles, text
 
 
 def _option(default: Any, help: str, unit: str = "") -> Any:
@@ -100,6 +100,18 @@ class TensorRTBase(Target):
 
     def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
         return verdicts(model)
+
+    def fitted(
+        self, model: onnx.ModelProto, options: Any, shapes: Mapping[str, tuple[int, ...]]
+    ) -> tuple[Any, list[str]]:
+        found = from_data(model, parse_batch(options.batch), options.shapes, shapes)
+        written = {name: text(profile) for name, profile in found.items()}
+        notes = [
+            f"input '{name}' has sizes that are not fixed: built for {shape}, as the data has them; "
+            f"shapes={{{name}: MIN:OPT:MAX}} takes others"
+            for name, shape in written.items()
+        ]
+        return (replace(options, shapes={**options.shapes, **written}) if written else options), notes
 
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
         """Writes `model.NAME.engine` and `.engine.json` beside it; with `log` also `.engine.log`, which a
