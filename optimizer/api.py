@@ -60,6 +60,7 @@ def rewrite(
     train: DataSpec | None = None,
     calibration: DataSpec | None = None,
     preprocess: str | None = None,
+    classes: str | None = None,
     targets: str | Sequence[str] = "",
     seed: int = 0,
     progress: Progress = lambda text: None,
@@ -68,8 +69,9 @@ def rewrite(
     """The model after the passes, below 2 GB; `model` itself stays as it is. Nothing is written to disk.
 
     data: trains and calibrates, unless `train` and `calibration` name other data for that; it is needed by
-    passes that do. targets: for whom `int8` places Q/DQ pairs, such as "ort". on_report: called after each
-    pass with what it says of its edits, skips and warnings. progress: what a run prints, warnings included.
+    passes that do. classes: a file with the names of class folders, one a line, in the order of their
+    indices. targets: for whom `int8` places Q/DQ pairs, such as "ort". on_report: called after each pass with
+    what it says of its edits, skips and warnings. progress: what a run prints, warnings included.
     """
     given = _loaded(model)
     instances = _passes(passes)
@@ -78,6 +80,7 @@ def rewrite(
         train=data if train is None else train,
         calibration=calibration,
         preprocess=preprocess,
+        classes=classes,
         seed=seed,
     )
     roles = open_roles(recipe, given)
@@ -106,6 +109,7 @@ def optimize(
     calibration: DataSpec | None = None,
     eval: DataSpec | None = None,
     preprocess: str | None = None,
+    classes: str | None = None,
     gates: str | Sequence[str] | None = None,
     targets: str | Sequence[str] | None = None,
     out: str | Path = "build",
@@ -132,6 +136,7 @@ def optimize(
         calibration=calibration,
         eval=eval,
         preprocess=preprocess,
+        classes=classes,
         retrain=retrain,
         launch=launch,
         memory=parse_bytes(memory, "memory") if isinstance(memory, str) else memory,
@@ -168,10 +173,11 @@ def gate(
     *,
     data: DataSpec | None = None,
     preprocess: str | None = None,
+    classes: str | None = None,
     progress: Progress = lambda text: None,
 ) -> list[GateRecord]:
     """A verdict per gate, such as "top1 drop <= 0.5%", on a candidate against a base model."""
-    recipe = _asked(Recipe(), gates=_texts(gates, "gates"), eval=data, preprocess=preprocess)
+    recipe = _asked(Recipe(), gates=_texts(gates, "gates"), eval=data, preprocess=preprocess, classes=classes)
     return compare.compare(_path(base, "base"), _path(candidate, "candidate"), recipe, Calling(progress))
 
 
@@ -269,7 +275,7 @@ def _calls(given: str | Sequence[str]) -> tuple[Call, ...]:
 
 def _asked(recipe: Recipe, **changes: Any) -> Recipe:
     """The recipe with every change that is not None. Raises UsageError for a text or number that is none."""
-    for name in ("preprocess", "retrain", "launch"):
+    for name in ("preprocess", "classes", "retrain", "launch"):
         if not isinstance(changes.get(name), str | None):
             raise UsageError(f"{name} takes a text, not {type(changes[name]).__name__}")
     for name in ("seed", "memory"):

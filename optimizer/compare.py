@@ -25,8 +25,13 @@ def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> list[GateRec
     if not gates:
         raise UsageError("no gate is named, such as 'top1 drop <= 0.5%'")
     models = [model_file.load(base), model_file.load(candidate)]
-    as_evaluation = Recipe(eval=recipe.eval or recipe.data, preprocess=recipe.preprocess)
-    data = open_roles(as_evaluation, models[0]).evaluation
+    as_evaluation = Recipe(
+        eval=recipe.eval or recipe.data, preprocess=recipe.preprocess, classes=recipe.classes
+    )
+    roles = open_roles(as_evaluation, models[0])
+    for note in (*roles.notes, *(f"warning: {warning}" for warning in roles.warnings)):
+        ui.note(note)
+    data = roles.evaluation
     sessions = [ort.session(base), ort.session(candidate)]
     found: list[dict[str, float]] = []
     for path, one in zip((base, candidate), models, strict=True):

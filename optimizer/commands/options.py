@@ -32,9 +32,18 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--preprocess",
         metavar="TEXT",
-        help='for uint8 images: "scale=1/255" or "mean=125,123,114 std=63,62,67"',
+        help='for uint8 images: "scale=1/255" or "mean=125,123,114 std=63,62,67"; and for folders of images '
+        '"resize=256, crop=224" (default: stretched to the model\'s input)',
+    )
+    data.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="the order of class folders: one name a line (default: by number if all names are numbers, else by text)",
     )
 
 
 def data_options(options: argparse.Namespace) -> dict[str, str | None]:
-    return {name: getattr(options, name) for name in ("data", "train", "calibration", "eval", "preprocess")}
+    return {
+        name: getattr(options, name)
+        for name in ("data", "train", "calibration", "eval", "preprocess", "classes")
+    }
