@@ -32,7 +32,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.data import DataSpec
 from onnx_lathe.runtime.files import model_file
-from onnx_lathe.runtime.pack import LIMIT_BYTES
+from onnx_lathe.runtime.pack import BEST, LIMIT_BYTES
 from onnx_lathe.runtime.pack import files as packed_files
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.core import registry as target_registry
@@ -193,11 +193,21 @@ def check(model: str | Path, targets: str | Sequence[str]) -> list[checking.Chec
     return checking.check(_path(model, "model"), _calls(targets))
 
 
-def pack(file: str | Path, out: str | Path | None = None) -> packed_files.Sizes:
-    """Compresses a model file without loss; `out` is the file with the ending .lathe if it is not named."""
+def pack(
+    file: str | Path,
+    out: str | Path | None = None,
+    effort: str = BEST,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> packed_files.Sizes:
+    """Compresses a model file without loss; `out` is the file with the ending .lathe if it is not named.
+
+    effort: "best" for the smallest file, "fast" for one that is some per cent larger, ten times sooner. progress:
+    hears of the bytes that are done, and of all.
+    """
     source = _path(file, "file")
     packed_files.require(source, packed=False)
-    return packed_files.pack_file(source, artifacts.beside(source, out, packed_files.SUFFIX))
+    target = artifacts.beside(source, out, packed_files.SUFFIX)
+    return packed_files.pack_file(source, target, effort, progress)
 
 
 def unpack(

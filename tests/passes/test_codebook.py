@@ -72,7 +72,7 @@ def test_a_network_of_an_older_opset_keeps_its_numbers_and_its_zeros() -> None:
     assert "kept" in {entry.key for node in files[0].graph.node for entry in node.metadata_props}
     x = random(3, 40)
     np.testing.assert_array_equal(run(files[0], {"x": x})["y"], run(files[1], {"x": x})["y"])
-    assert files[0].ByteSize() < 1.01 * files[1].ByteSize()
+    assert files[0].ByteSize() < 1.05 * files[1].ByteSize()
 
 
 def test_more_than_sixteen_values_leave_the_opset_as_it_is() -> None:
