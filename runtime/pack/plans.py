@@ -23,7 +23,7 @@ MOST_ADAPTIVE = 1 << 24
 GENERAL_BYTES = 1 << 20
 """Data up to this size is tried with zstd and LZMA; of larger data a sample tells whether it pays."""
 SAMPLE_BYTES = 1 << 18
-QUICK_LEVEL, PROMISING, PROMISING_BYTES = 3, 1.02, 1 << 10
+QUICK_LEVEL, PROMISING, PROMISING_BYTES = 3, 1.06, 1 << 10
 """Of zstd where there is no time; as near to another coder as this it has found repetitions, of which its best
 and LZMA may find more. Small data has too few.
 """
