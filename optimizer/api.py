@@ -37,6 +37,7 @@ from onnx_lathe.runtime.pack import files as packed_files
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.core import registry as target_registry
 from onnx_lathe.runtime.targets.core.base import Target
+from onnx_lathe.runtime.threads import limited
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -118,10 +119,15 @@ def optimize(
     memory: str | int | None = None,
     seed: int | None = None,
     resume: bool = False,
+    force: bool = False,
+    threads: int = 0,
     latency: bool = True,
     progress: Progress = lambda text: None,
 ) -> RunRecord:
     """Compiles the model as the command `optimize` does, and returns its record, which is in `out` too.
+
+    force: erases results of another recipe or model in `out`. threads: of sessions, PyTorch and child processes;
+    0: one per core.
 
     A gate that fails raises nothing: `record.exit_code` is 3 then, and `record.outcome` "gate failed".
     Arguments are the options of the command; `recipe` is a TOML file that they override.
@@ -149,8 +155,9 @@ def optimize(
     steps = None if passes is None else _passes(passes)
     with _file(model) as path:
         name = "model in memory" if isinstance(model, onnx.ModelProto) else ""
-        request = Request(path, asked, _path(out, "out"), resume, latency, steps, name=name)
-        record = pipeline.run(request, Calling(progress))
+        request = Request(path, asked, _path(out, "out"), resume, latency, steps, name=name, force=force)
+        with limited(threads):
+            record = pipeline.run(request, Calling(progress))
     record.write(Path(out) / "report.json")
     return record
 
@@ -160,10 +167,11 @@ def build(
     targets: str | Sequence[str],
     out: str | Path = "build/targets",
     *,
+    force: bool = False,
     progress: Progress = lambda text: None,
 ) -> RunRecord:
     """Builds a finished model for targets such as "ort, pack", as `optimize build` does."""
-    return optimize(model, "", targets=targets, out=out, latency=False, progress=progress)
+    return optimize(model, "", targets=targets, out=out, force=force, latency=False, progress=progress)
 
 
 def gate(

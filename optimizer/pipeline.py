@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 
 from onnx_lathe.errors import ExitCode, UsageError
-from onnx_lathe.optimizer import artifacts, build, services
+from onnx_lathe.optimizer import artifacts, build, services, surroundings
 from onnx_lathe.optimizer.checkpoint import Checkpoints, file_hash
 from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.inspect import measure
@@ -32,8 +32,9 @@ def run(request: Request, ui: Ui) -> RunRecord:
     Raises LatheError for a request that cannot run: what an earlier run left in the folder is untouched
     then. A step that fails leaves the checkpoints of those before it.
     """
-    started = time.perf_counter()
+    started, began = time.perf_counter(), surroundings.now()
     state = _open(request, ui)
+    state.record.started, state.record.processor = began, surroundings.processor()
     ui.start(len(state.passes))
     try:
         _baseline(state)
@@ -46,8 +47,14 @@ def run(request: Request, ui: Ui) -> RunRecord:
             build.build_all(state)
     finally:
         ui.stop()
-    state.record.seconds = time.perf_counter() - started
+    state.record.seconds, state.record.ended = time.perf_counter() - started, surroundings.now()
+    state.record.libraries = surroundings.libraries(_libraries(state))
     return state.record
+
+
+def _libraries(state: Run) -> tuple[str, ...]:
+    """Packages that the targets built with, perhaps in a process of their own."""
+    return tuple(package for target, _ in state.targets for package in target.packages)
 
 
 def _open(request: Request, ui: Ui) -> Run:
@@ -67,6 +74,8 @@ def _open(request: Request, ui: Ui) -> Run:
     identity = _identity(request, passes, roles) | {"placement of INT8 by the targets": str(placement)}
     checkpoints = Checkpoints(request.out, identity)
     artifacts.check(request.out, request.model)
+    if not request.resume and not request.force:
+        artifacts.check_same(request.out, checkpoints.earlier(), identity)
     done = checkpoints.resume() if request.resume else []
     trains = any("trainer" in instance.needs for instance in passes[len(done) :])
     log, teacher = request.out / "retrain.log", model if trains else None
@@ -163,7 +172,8 @@ def _judge(state: Run) -> None:
     record, timed_later = state.record, any(target.timed for target, _ in state.targets)
     if any(gate.metric == "packed" for gate in state.gates):
         state.ui.status("packing")
-        record.final()["packed"] = float(packed_bytes(state.file))
+        efforts = [options.effort for target, options in state.targets if target.name == "pack"]
+        record.final()["packed"] = float(packed_bytes(state.file, *efforts[:1]))
     base = dict(record.baseline)
     final = record.final()
     if "packed" in final:

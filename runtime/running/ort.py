@@ -13,6 +13,7 @@ import onnxruntime
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.pack import MAGIC, is_packed, unpack
+from onnx_lathe.runtime.threads import limit
 
 onnxruntime.set_default_logger_severity(3)  # its warnings are about its own optimizer
 
@@ -77,7 +78,7 @@ def session(
     lean: bool = False,
     integer: bool = True,
 ) -> onnxruntime.InferenceSession:
-    """A CPU session. `threads` 0 means one per core. Prefer a path for a large model: a ModelProto is
+    """A CPU session. `threads` 0 means as --threads says, or one per core. Prefer a path for a large model: a ModelProto is
     copied once more.
 
     A packed file (runtime/pack), its path or its content, is decoded in memory. `lean` loads in two thirds
@@ -91,7 +92,7 @@ def session(
     damaged, or unpacks to over 2 GB.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or limit()
     options.log_severity_level = 3
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
