@@ -68,7 +68,7 @@ def _dispatch(arguments: list[str]) -> int:
         if first in COMMANDS:
             return _command(COMMANDS[first])(arguments[1:])
         if re.fullmatch(r"[A-Za-z][\w-]*", first) and not Path(first).exists():
-            raise UsageError(f"{first}: there is no such file or command{meant(first)}")
+            raise UsageError(f"{first}: there is no such file or command{meant(first, COMMANDS)}")
         return _command("compile.compile_model")(arguments)
 
 

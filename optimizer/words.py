@@ -1,8 +1,8 @@
 """What a word that is no file was meant to be: `optimize quantize model.onnx` is int8, a pass."""
 
-from onnx_lathe.errors import nearest
+import difflib
+from collections.abc import Collection
 
-COMMANDS = ("passes", "targets", "inspect", "check", "build", "gate", "pack", "unpack")
 PASS_WORDS = {
     "int8": ("quantize", "quantise", "quantization", "quant", "qdq", "ptq", "qat", "static"),
     "int4": ("int4", "weight-only", "weightonly", "gptq", "awq"),
@@ -24,7 +24,7 @@ COMMAND_WORDS = {
     "gate": ("compare", "eval", "evaluate", "judge", "accuracy", "diff", "verify"),
     "check": ("validate", "lint", "report", "support"),
     "build": ("compile", "export", "convert", "deploy", "engine"),
-    "passes": ("list", "help", "pass"),
+    "passes": ("list", "pass"),
     "targets": ("target", "backends", "devices"),
 }
 """Command -> what others call it."""
@@ -35,19 +35,19 @@ FORM = {
 }
 
 
-def meant(word: str) -> str:
+def meant(word: str, commands: Collection[str]) -> str:
     """ "; did you mean the pass int8: optimize MODEL --passes int8", or the nearest command or pass, or nothing."""
     low = word.lower().replace("_", "-")
     for table, say in ((PASS_WORDS, _pass), (COMMAND_WORDS, _command)):
         for name, others in table.items():
             if low in (name.replace("_", "-"), *others):
                 return say(name)
-    if hint := nearest(low, COMMANDS):
-        return hint
-    known = {other: say(name) for table, say in ((PASS_WORDS, _pass), (COMMAND_WORDS, _command))
-             for name, others in table.items() for other in (name, *others)}  # fmt: skip
-    close = nearest(low, known)
-    return known[close.split("'")[1]] if close else "; see: optimize --help"
+    known = {command: f"; did you mean '{command}'?" for command in commands}
+    for table, say in ((PASS_WORDS, _pass), (COMMAND_WORDS, _command)):
+        for name, others in table.items():
+            known = {other: say(name) for other in (name, *others)} | known
+    close = difflib.get_close_matches(low, known, n=1, cutoff=0.5)
+    return known[close[0]] if close else "; see: optimize --help"
 
 
 def _pass(name: str) -> str:
