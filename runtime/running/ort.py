@@ -147,6 +147,7 @@ def write_optimized(model: Path, path: Path, portable: bool = False) -> None:
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = limit()
     options.optimized_model_filepath = str(path)
     if portable:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -212,7 +213,9 @@ def _open_exact(source: bytes | str, options: onnxruntime.SessionOptions) -> onn
 
 def _plain(source: bytes | str) -> onnxruntime.InferenceSession:
     """The session that a user opens without further thought."""
-    return onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = limit()
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def _source(model: onnx.ModelProto | bytes | str | Path) -> bytes | str:

@@ -1,5 +1,6 @@
 """Manners of the command: results are not erased in silence, JSON is one document, words that others use are known."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
 import onnx_lathe
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer import cli, surroundings
 from onnx_lathe.optimizer.cli import main
+from onnx_lathe.optimizer.report.sensitivity import show_sensitivity, without_sensitivity
 from onnx_lathe.passes.core.registry import all_passes
 from onnx_lathe.runtime import threads
 from onnx_lathe.runtime.running import ort
@@ -183,3 +186,19 @@ def test_instruction_sets_are_read_from_what_linux_says(monkeypatch: pytest.Monk
     found = surroundings.processor()
     assert found["name"] == "Some Processor"
     assert found["flags"] == ["sse4_2", "avx2", "avx512_vnni"]
+
+
+def test_sensitivity_is_a_table_with_units() -> None:
+    metrics = {
+        "layers": 3.0,
+        "sensitivity/conv[1].weight": 12.34,
+        "sensitivity/b": 30.0,
+        "sensitivity/c": 41.5,
+    }
+    console = Console(file=io.StringIO(), width=100)
+    show_sensitivity(metrics, 2, console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0].split() == ["rank", "changed", "alone", "outputs'", "SQNR", "(dB)"]
+    assert lines[1].split() == ["1", "conv[1].weight", "12.3"]
+    assert "and 1 less sensitive" in lines[3]
+    assert without_sensitivity(metrics) == {"layers": 3.0}
