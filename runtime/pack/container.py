@@ -87,23 +87,20 @@ def pack(
         chosen.append(plan)
         blobs.append(blob)
     stream = encoder.finish()
-    inside = varint.write(len(skeleton)) + skeleton + b"".join(plan.write() for plan in chosen)
-    coder, packed = head.compress(inside, effort == BEST)
     whole = wire.size_of(wire.layout(skeleton, [array.size for array in arrays]))
-    out = (
-        MAGIC
-        + bytes([VERSION])
-        + varint.write(whole)
-        + bytes([coder])
-        + varint.write(len(inside))
-        + varint.write(len(packed))
-        + packed
-    )
-    out = b"".join([out, varint.write(len(stream)), stream, checks, *blobs])
-    out += zlib.crc32(out).to_bytes(4, "little")
+    inside = varint.write(len(skeleton)) + skeleton + b"".join(plan.write() for plan in chosen)
+    out = _file(whole, inside, effort, [varint.write(len(stream)), stream, checks, *blobs])
     if (elsewhere or whole == len(content)) and Unpacker(out, whole).size_bytes == whole:
         return out
     raise ModelError("cannot be packed without loss; save it again with onnx.save")
+
+
+def _file(whole: int, inside: bytes, effort: str, parts: list[bytes]) -> bytes:
+    """The packed file of a model of `whole` bytes: its head, of what is `inside`, then the parts and the check."""
+    coder, packed = head.compress(inside, effort == BEST)
+    sizes = [varint.write(whole), bytes([coder]), varint.write(len(inside)), varint.write(len(packed))]
+    out = b"".join([MAGIC, bytes([VERSION]), *sizes, packed, *parts])
+    return out + zlib.crc32(out).to_bytes(4, "little")
 
 
 def _plan(
