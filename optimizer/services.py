@@ -112,7 +112,7 @@ def open_roles(recipe: Recipe, model: onnx.ModelProto) -> Roles:
 
 def _describe(opened: Mapping[str, DataSource], recipe: Recipe, roles: Roles) -> None:
     """Notes and warnings of the sources. Raises UsageError if --classes orders no folder."""
-    if recipe.classes is not None and opened and not any(source.classes for source in opened.values()):
+    if recipe.classes is not None and opened and not any(source.class_names for source in opened.values()):
         raise UsageError(
             f"--classes {recipe.classes}: gives class folders their order, and no data is a folder of them; leave it out"
         )

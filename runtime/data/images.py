@@ -116,7 +116,7 @@ def open_images(
         + (f" in {len(names)} classes" if names else ", unlabelled,")
         + f" of {folder}"
     )
-    source.classes = names
+    source.class_names = names
     source.notes = (*([order_note(names)] if names else []), f"pictures are {framing}")
     if names and (warning := order_warning(folder, names, given)):
         source.warnings = (warning,)

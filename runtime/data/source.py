@@ -82,7 +82,7 @@ class DataSource(ABC):
     count: int | None
     fingerprint: str
     description: str
-    classes: Sequence[str] = ()
+    class_names: Sequence[str] = ()
     """Names of the classes by index, where the data has names for them."""
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
