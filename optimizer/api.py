@@ -34,11 +34,12 @@ from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.data import DataSpec
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.reading import OLDEST
-from onnx_lathe.runtime.pack import LIMIT_BYTES
+from onnx_lathe.runtime.pack import BEST, LIMIT_BYTES
 from onnx_lathe.runtime.pack import files as packed_files
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.core import registry as target_registry
 from onnx_lathe.runtime.targets.core.base import Target
+from onnx_lathe.runtime.threads import limited
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -62,6 +63,7 @@ def rewrite(
     train: DataSpec | None = None,
     calibration: DataSpec | None = None,
     preprocess: str | None = None,
+    classes: str | None = None,
     targets: str | Sequence[str] = "",
     seed: int = 0,
     keep_metadata: bool = False,
@@ -72,8 +74,9 @@ def rewrite(
     """The model after the passes, below 2 GB; `model` itself stays as it is. Nothing is written to disk.
 
     data: trains and calibrates, unless `train` and `calibration` name other data for that; it is needed by
-    passes that do. targets: for whom `int8` places Q/DQ pairs, such as "ort". on_report: called after each
-    pass with what it says of its edits, skips and warnings. progress: what a run prints, warnings included.
+    passes that do. classes: a file with the names of class folders, one a line, in the order of their
+    indices. targets: for whom `int8` places Q/DQ pairs, such as "ort". on_report: called after each pass with
+    what it says of its edits, skips and warnings. progress: what a run prints, warnings included.
     """
     opened = _opened(model, Wishes(keep_metadata, drop_optional_inputs))
     given = opened.model
@@ -83,6 +86,7 @@ def rewrite(
         train=data if train is None else train,
         calibration=calibration,
         preprocess=preprocess,
+        classes=classes,
         seed=seed,
     )
     roles = open_roles(recipe, given)
@@ -114,6 +118,7 @@ def optimize(
     calibration: DataSpec | None = None,
     eval: DataSpec | None = None,
     preprocess: str | None = None,
+    classes: str | None = None,
     gates: str | Sequence[str] | None = None,
     targets: str | Sequence[str] | None = None,
     out: str | Path = "build",
@@ -122,12 +127,17 @@ def optimize(
     memory: str | int | None = None,
     seed: int | None = None,
     resume: bool = False,
+    force: bool = False,
+    threads: int = 0,
     latency: bool = True,
     keep_metadata: bool = False,
     drop_optional_inputs: bool = False,
     progress: Progress = lambda text: None,
 ) -> RunRecord:
     """Compiles the model as the command `optimize` does, and returns its record, which is in `out` too.
+
+    force: erases results of another recipe or model in `out`. threads: of sessions, PyTorch and child processes;
+    0: one per core.
 
     A gate that fails raises nothing: `record.exit_code` is 3 then, and `record.outcome` "gate failed".
     Arguments are the options of the command; `recipe` is a TOML file that they override.
@@ -142,6 +152,7 @@ def optimize(
         calibration=calibration,
         eval=eval,
         preprocess=preprocess,
+        classes=classes,
         retrain=retrain,
         launch=launch,
         memory=parse_bytes(memory, "memory") if isinstance(memory, str) else memory,
@@ -155,8 +166,10 @@ def optimize(
     wishes = Wishes(keep_metadata, drop_optional_inputs)
     with _file(model) as path:
         name = "model in memory" if isinstance(model, onnx.ModelProto) else ""
-        request = Request(path, asked, _path(out, "out"), resume, latency, steps, wishes, name=name)
-        record = pipeline.run(request, Calling(progress))
+        place = _path(out, "out")
+        request = Request(path, asked, place, resume, latency, steps, wishes, name=name, force=force)
+        with limited(threads):
+            record = pipeline.run(request, Calling(progress))
     record.write(Path(out) / "report.json")
     return record
 
@@ -166,6 +179,7 @@ def build(
     targets: str | Sequence[str],
     out: str | Path = "build/targets",
     *,
+    force: bool = False,
     keep_metadata: bool = False,
     progress: Progress = lambda text: None,
 ) -> RunRecord:
@@ -175,6 +189,7 @@ def build(
         "",
         targets=targets,
         out=out,
+        force=force,
         latency=False,
         keep_metadata=keep_metadata,
         progress=progress,
@@ -188,10 +203,11 @@ def gate(
     *,
     data: DataSpec | None = None,
     preprocess: str | None = None,
+    classes: str | None = None,
     progress: Progress = lambda text: None,
 ) -> list[GateRecord]:
     """A verdict per gate, such as "top1 drop <= 0.5%", on a candidate against a base model."""
-    recipe = _asked(Recipe(), gates=_texts(gates, "gates"), eval=data, preprocess=preprocess)
+    recipe = _asked(Recipe(), gates=_texts(gates, "gates"), eval=data, preprocess=preprocess, classes=classes)
     return compare.compare(_path(base, "base"), _path(candidate, "candidate"), recipe, Calling(progress))
 
 
@@ -206,11 +222,21 @@ def check(model: str | Path, targets: str | Sequence[str]) -> list[checking.Chec
     return checking.check(_path(model, "model"), _calls(targets))
 
 
-def pack(file: str | Path, out: str | Path | None = None) -> packed_files.Sizes:
-    """Compresses a model file without loss; `out` is the file with the ending .lathe if it is not named."""
+def pack(
+    file: str | Path,
+    out: str | Path | None = None,
+    effort: str = BEST,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> packed_files.Sizes:
+    """Compresses a model file without loss; `out` is the file with the ending .lathe if it is not named.
+
+    effort: "best" for the smallest file, "fast" for one that is some per cent larger, ten times sooner. progress:
+    hears of the bytes that are done, and of all.
+    """
     source = _path(file, "file")
     packed_files.require(source, packed=False)
-    return packed_files.pack_file(source, artifacts.beside(source, out, packed_files.SUFFIX))
+    target = artifacts.beside(source, out, packed_files.SUFFIX)
+    return packed_files.pack_file(source, target, effort, progress)
 
 
 def unpack(
@@ -288,7 +314,7 @@ def _calls(given: str | Sequence[str]) -> tuple[Call, ...]:
 
 def _asked(recipe: Recipe, **changes: Any) -> Recipe:
     """The recipe with every change that is not None. Raises UsageError for a text or number that is none."""
-    for name in ("preprocess", "retrain", "launch"):
+    for name in ("preprocess", "classes", "retrain", "launch"):
         if not isinstance(changes.get(name), str | None):
             raise UsageError(f"{name} takes a text, not {type(changes[name]).__name__}")
     for name in ("seed", "memory"):

@@ -4,8 +4,9 @@ Only files that an earlier run's `report.json` lists are removed or replaced; an
 the user's.
 """
 
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from onnx_lathe.errors import UsageError
@@ -25,6 +26,17 @@ def check(out: Path, model: Path) -> None:
     for path in _results(out):
         if path.name not in ours:
             raise UsageError(f"{path}: is there already and not from an earlier run; give another --out")
+
+
+def check_same(out: Path, earlier: Mapping[str, str], identity: Mapping[str, str]) -> None:
+    """Raises UsageError if the results in the folder are of another model or recipe: they would be erased."""
+    changed = [name for name in ("model", "recipe") if name in earlier and earlier[name] != identity[name]]
+    if changed:
+        number = next(number for number in itertools.count(2) if not Path(f"{out}-{number}").exists())
+        raise UsageError(
+            f"{out}: holds the results of another {' and '.join(changed)}; "
+            f"give --out {out}-{number}, or --force to erase them"
+        )
 
 
 def clear(out: Path) -> None:

@@ -31,6 +31,11 @@ class Checkpoints:
         self.resumed = False
         self.training = self.folder / TRAINING
 
+    def earlier(self) -> dict[str, str]:
+        """The identity of the run whose results are there; empty without one."""
+        state = _read_state(self.folder)
+        return {} if state is None else dict(state["identity"])
+
     def path(self, number: int, name: str) -> Path:
         return self.folder / f"{number:02d}-{name}.onnx"
 
@@ -59,7 +64,7 @@ class Checkpoints:
         for key in self.identity.keys() | state["identity"].keys():
             if self.identity.get(key) != state["identity"].get(key):
                 raise UsageError(
-                    f"{self.folder.parent}: cannot resume, the {key} changed since; run without --resume to start again"
+                    f"{self.folder.parent}: cannot resume, the {key} changed since; give another --out, or --force without --resume to start again there"
                 )
         for entry in state["steps"]:
             record = step_from_json(entry["record"])

@@ -3,6 +3,7 @@
 Exit codes: see ExitCode in onnx_lathe/errors.py.
 """
 
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -10,7 +11,9 @@ from importlib import import_module
 from pathlib import Path
 
 from onnx_lathe.discovery import uncollected
-from onnx_lathe.errors import ExitCode, LatheError, UsageError, nearest
+from onnx_lathe.errors import ExitCode, LatheError, UsageError
+from onnx_lathe.optimizer.words import meant
+from onnx_lathe.runtime.threads import limited
 
 COMMANDS = {
     "passes": "show.passes",
@@ -61,11 +64,24 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"optimize {VERSION}")
         return ExitCode.DONE
     first = arguments[0] if arguments else "-"
-    if first in COMMANDS:
-        return _command(COMMANDS[first])(arguments[1:])
-    if not first.startswith("-") and not Path(first).exists() and (hint := nearest(first, COMMANDS)):
-        raise UsageError(f"{first}: there is no such file or command{hint}")
-    return _command("compile.compile_model")(arguments)
+    with limited(_threads(arguments)):
+        if first in COMMANDS:
+            return _command(COMMANDS[first])(arguments[1:])
+        if re.fullmatch(r"[A-Za-z][\w-]*", first) and not Path(first).exists():
+            raise UsageError(f"{first}: there is no such file or command{meant(first, COMMANDS)}")
+        return _command("compile.compile_model")(arguments)
+
+
+def _threads(arguments: Sequence[str]) -> int:
+    """Of `--threads N`, 0 without it: libraries read it when they are imported, which parsing comes after."""
+    for place, word in enumerate(arguments):
+        name, equals, value = word.partition("=")
+        if name == "--threads":
+            value = value if equals else "".join(arguments[place + 1 : place + 2])
+            if not re.fullmatch(r"[1-9][0-9]{0,3}", value):
+                raise UsageError(f"--threads takes a number from 1 to 9999, not '{value}'")
+            return int(value)
+    return 0
 
 
 def _command(place: str) -> Callable[[list[str]], int]:

@@ -26,8 +26,13 @@ def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> list[GateRec
     if not gates:
         raise UsageError("no gate is named, such as 'top1 drop <= 0.5%'")
     models = [open_file(path).model for path in (base, candidate)]
-    as_evaluation = Recipe(eval=recipe.eval or recipe.data, preprocess=recipe.preprocess)
-    data = open_roles(as_evaluation, models[0]).evaluation
+    as_evaluation = Recipe(
+        eval=recipe.eval or recipe.data, preprocess=recipe.preprocess, classes=recipe.classes
+    )
+    roles = open_roles(as_evaluation, models[0])
+    for note in (*roles.notes, *(f"warning: {warning}" for warning in roles.warnings)):
+        ui.note(note)
+    data = roles.evaluation
     sessions = [ort.session(base), ort.session(candidate)]
     found: list[dict[str, float]] = []
     uncounted: dict[str, str] = {}

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from onnx_lathe.errors import ExitCode, ModelError, UsageError
-from onnx_lathe.optimizer import advice, artifacts, build, opening, services
+from onnx_lathe.optimizer import advice, artifacts, build, opening, services, surroundings
 from onnx_lathe.optimizer.checkpoint import Checkpoints, file_hash
 from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.inspect import measure
@@ -33,9 +33,10 @@ def run(request: Request, ui: Ui) -> RunRecord:
     Raises LatheError for a request that cannot run: what an earlier run left in the folder is untouched
     then. A step that fails leaves the checkpoints of those before it.
     """
-    started = time.perf_counter()
+    started, began = time.perf_counter(), surroundings.now()
     guard.prepare()
     state = _open(request, ui)
+    state.record.started, state.record.processor = began, surroundings.processor()
     ui.start(len(state.passes))
     try:
         _baseline(state)
@@ -50,8 +51,14 @@ def run(request: Request, ui: Ui) -> RunRecord:
             build.build_all(state)
     finally:
         ui.stop()
-    state.record.seconds = time.perf_counter() - started
+    state.record.seconds, state.record.ended = time.perf_counter() - started, surroundings.now()
+    state.record.libraries = surroundings.libraries(_libraries(state))
     return state.record
+
+
+def _libraries(state: Run) -> tuple[str, ...]:
+    """Packages that the targets built with, perhaps in a process of their own."""
+    return tuple(package for target, _ in state.targets for package in target.packages)
 
 
 def _open(request: Request, ui: Ui) -> Run:
@@ -76,6 +83,8 @@ def _open(request: Request, ui: Ui) -> Run:
     identity = _identity(request, passes, roles) | {"placement of INT8 by the targets": str(placement)}
     checkpoints = Checkpoints(request.out, identity)
     artifacts.check(request.out, request.model)
+    if not request.resume and not request.force:
+        artifacts.check_same(request.out, checkpoints.earlier(), identity)
     done = checkpoints.resume() if request.resume else []
     trains = any("trainer" in instance.needs for instance in passes[len(done) :])
     log, teacher = request.out / LOG, model if trains else None
@@ -188,7 +197,8 @@ def _judge(state: Run) -> None:
     record, timed_later = state.record, any(target.timed for target, _ in state.targets)
     if any(gate.metric == "packed" for gate in state.gates):
         state.ui.status("packing")
-        record.final()["packed"] = float(packed_bytes(state.file))
+        efforts = [options.effort for target, options in state.targets if target.name == "pack"]
+        record.final()["packed"] = float(packed_bytes(state.file, *efforts[:1]))
     base = dict(record.baseline)
     final = record.final()
     if "packed" in final:

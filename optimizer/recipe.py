@@ -58,6 +58,8 @@ class Recipe:
     calibration: DataSpec | None = None
     eval: DataSpec | None = None
     preprocess: str | None = None
+    classes: str | None = None
+    """A file that gives class folders their order."""
     retrain: str | None = None
     memory: int | None = None
     """Bytes that activations may take in training."""
@@ -106,9 +108,9 @@ def load_recipe(path: Path) -> Recipe:
         path, "", table, ("passes", "pass", "gate", "target", "retrain", "memory", "launch", "seed", "data")
     )
     data = _typed(path, "data", table.get("data", {}), dict)
-    _known(path, "data.", data, (*DATA_ROLES, "preprocess"))
+    _known(path, "data.", data, (*DATA_ROLES, "preprocess", "classes"))
     fields: dict[str, Any] = {key: _typed(path, f"data.{key}", value, str) for key, value in data.items()}
-    for role in DATA_ROLES:
+    for role in (*DATA_ROLES, "classes"):
         if role in fields:
             fields[role] = _beside(path, fields[role])
     if "retrain" in table:

@@ -42,6 +42,8 @@ class Request:
     """The command line, for the record."""
     name: str = ""
     """What the record calls the model, if not by its path."""
+    force: bool = False
+    """Whether results of another recipe or model in `out` may be erased."""
 
 
 @dataclass

@@ -2,7 +2,7 @@
 the rounder.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from onnx_lathe.runtime.data import (
     named,
     open_source,
     overlap,
+    read_classes,
     split,
     take,
 )
@@ -50,12 +51,15 @@ twice.
 
 @dataclass
 class Roles:
-    """Data by role. `notes` are sentences for the report that say where each comes from."""
+    """Data by role. `notes` are sentences for the report that say where each comes from and how it is read;
+    `warnings` what is doubtful about it.
+    """
 
     train: DataSource | None = None
     calibration: DataSource | None = None
     evaluation: DataSource | None = None
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def sample(self) -> DataSource | None:
@@ -79,10 +83,19 @@ def open_roles(recipe: Recipe, model: onnx.ModelProto) -> Roles:
     """
     inputs, classes = model_inputs(model), model_classes(model)
 
+    class_names = None if recipe.classes is None else read_classes(recipe.classes)
+    opened: dict[str, DataSource] = {}
+
     def source(spec: DataSpec | None) -> DataSource | None:
-        return None if spec is None else open_source(spec, inputs, recipe.preprocess, classes)
+        if spec is None:
+            return None
+        found = open_source(spec, inputs, recipe.preprocess, classes, class_names)
+        opened.setdefault(named(spec), found)
+        return found
 
     roles = Roles(source(recipe.train), source(recipe.calibration), source(recipe.eval))
+    whole = source(recipe.data)
+    _describe(opened, recipe, roles)
     for role, spec in (
         ("training", recipe.train),
         ("calibration", recipe.calibration),
@@ -95,16 +108,25 @@ def open_roles(recipe: Recipe, model: onnx.ModelProto) -> Roles:
                 else ""
             )
             roles.notes.append(f"{role}: {named(spec)}{used}")
-    if recipe.data is not None:
-        _split_data(
-            recipe.data, open_source(recipe.data, inputs, recipe.preprocess, classes), roles, recipe.seed
-        )
+    if recipe.data is not None and whole is not None:
+        _split_data(recipe.data, whole, roles, recipe.seed)
     if roles.calibration is None and roles.train is not None:
         roles.calibration = take(roles.train, CALIBRATION_SAMPLES)
         which = "the first" if roles.train.count is None else "evenly spread"
         roles.notes.append(f"calibration: at most {CALIBRATION_SAMPLES} of the training samples, {which}")
     _check_apart(recipe, roles)
     return roles
+
+
+def _describe(opened: Mapping[str, DataSource], recipe: Recipe, roles: Roles) -> None:
+    """Notes and warnings of the sources. Raises UsageError if --classes orders no folder."""
+    if recipe.classes is not None and opened and not any(source.class_names for source in opened.values()):
+        raise UsageError(
+            f"--classes {recipe.classes}: gives class folders their order, and no data is a folder of them; leave it out"
+        )
+    for name, source in opened.items():
+        roles.notes += [f"{name}: {note}" for note in source.notes]
+        roles.warnings += source.warnings
 
 
 def _part_used(calibration: DataSource) -> str:
@@ -226,10 +248,13 @@ def check_training(passes: Sequence[Pass], roles: Roles, recipe: Recipe, model: 
 def warnings(passes: list[Pass], roles: Roles) -> list[str]:
     """What the data allows, but will hardly bring what was hoped for."""
     count = None if roles.calibration is None else roles.calibration.count
+    found = list(roles.warnings)
     if count is None or count >= FEW_SAMPLES:
-        return []
+        return found
     few = f"{count} calibration sample{'' if count == 1 else 's'}: what is measured on so few hardly holds for others; give 100 to 500"
-    return [few] if any({"calibrator", "runner"} & {*instance.needs} for instance in passes) else []
+    return (
+        [*found, few] if any({"calibrator", "runner"} & {*instance.needs} for instance in passes) else found
+    )
 
 
 class Services:

@@ -55,6 +55,14 @@ class Ui:
             self.console.print(f"  {text}", markup=False)
             self._last = time.monotonic()
 
+    def share(self, title: str, done: int, total: int) -> None:
+        """How far one long piece of work is, after `start(100)`: a bar, or a line every few seconds."""
+        per_cent = 100 * done // max(1, total)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=title, completed=per_cent)
+        else:
+            self.status(f"{title}: {per_cent} %")
+
     def note(self, text: str) -> None:
         """A line that stays."""
         if not self.quiet:

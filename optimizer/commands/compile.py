@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,14 @@ from pathlib import Path
 from rich.console import Console
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.optimizer.commands.options import Parser, add_data_options, data_options
+from onnx_lathe.optimizer.commands.options import (
+    Parser,
+    add_data_options,
+    add_output_options,
+    add_threads,
+    data_options,
+    print_json,
+)
 from onnx_lathe.optimizer.recipe import Recipe, load_recipe, override, parse_calls
 from onnx_lathe.optimizer.report import terminal
 from onnx_lathe.optimizer.report.record import RunRecord
@@ -43,6 +49,7 @@ def compile_model(arguments: list[str]) -> int:
         not options.no_latency,
         wishes=_wishes(options),
         command=arguments,
+        force=options.force,
     )
     return _run(request, options)
 
@@ -62,8 +69,9 @@ def build(arguments: list[str]) -> int:
         help="folder for results (default build/targets)",
     )
     _add_reading_options(parser)
-    parser.add_argument("--json", action="store_true", help="print the run record as JSON instead of tables")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    _add_force(parser)
+    add_threads(parser)
+    add_output_options(parser, "the run record")
     options = parser.parse_args(arguments)
     recipe = Recipe(targets=parse_calls(options.target, "--target"))
     request = Request(
@@ -73,6 +81,7 @@ def build(arguments: list[str]) -> int:
         measure_latency=False,
         wishes=_wishes(options),
         command=["build", *arguments],
+        force=options.force,
     )
     return _run(request, options)
 
@@ -91,7 +100,7 @@ def _run(request: Request, options: argparse.Namespace) -> int:
 def _print(record: RunRecord, as_json: bool) -> None:
     try:
         if as_json:
-            print(json.dumps(record.as_json(), indent=1))
+            print_json(record.as_json())
         else:
             terminal.show(record, Console(highlight=False, emoji=False, soft_wrap=True))
         sys.stdout.flush()
@@ -174,8 +183,9 @@ def _add_run_options(parser: Parser) -> None:
     parser.add_argument("--seed", type=int, help="of the split of --data (default 0)")
     _add_reading_options(parser)
     parser.add_argument("--no-latency", action="store_true", help="do not time the models")
-    parser.add_argument("--json", action="store_true", help="print the run record as JSON instead of tables")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    _add_force(parser)
+    add_threads(parser)
+    add_output_options(parser, "the run record")
     parser.add_argument("--version", action="version", version=f"optimize {VERSION}")
 
 
@@ -194,6 +204,12 @@ def _add_reading_options(parser: Parser) -> None:
 
 def _wishes(options: argparse.Namespace) -> Wishes:
     return Wishes(options.keep_metadata, options.drop_optional_inputs)
+
+
+def _add_force(parser: Parser) -> None:
+    parser.add_argument(
+        "--force", action="store_true", help="erase what --out holds of another recipe or model"
+    )
 
 
 def attached(arguments: Sequence[str], name: str) -> list[str]:

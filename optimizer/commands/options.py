@@ -1,9 +1,11 @@
 """What the commands share: the parser that refuses in one line, and the options about data."""
 
 import argparse
-from typing import NoReturn
+import json
+from typing import Any, NoReturn
 
 from onnx_lathe.errors import UsageError, nearest
+from onnx_lathe.optimizer.report.record import plain
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,6 +17,27 @@ class Parser(argparse.ArgumentParser):
             word = unknown.split()[0]
             message = f"unknown argument '{word}'{nearest(word, self._option_string_actions)}"
         raise UsageError(f"{message}; see: {self.prog} --help")
+
+
+def add_output_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """`what`: what --json prints in place of text."""
+    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON, one document")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Read in cli.py, before any library counts the cores."""
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads of each process: sessions, training, children (default: one per core)",
+    )
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(plain(value), indent=1, allow_nan=False))
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +55,18 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--preprocess",
         metavar="TEXT",
-        help='for uint8 images: "scale=1/255" or "mean=125,123,114 std=63,62,67"',
+        help='for uint8 images: "scale=1/255" or "mean=125,123,114 std=63,62,67"; and for folders of images '
+        '"resize=256, crop=224" (default: stretched to the model\'s input)',
+    )
+    data.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="the order of class folders: one name a line (default: by number if all names are numbers, else by text)",
     )
 
 
 def data_options(options: argparse.Namespace) -> dict[str, str | None]:
-    return {name: getattr(options, name) for name in ("data", "train", "calibration", "eval", "preprocess")}
+    return {
+        name: getattr(options, name)
+        for name in ("data", "train", "calibration", "eval", "preprocess", "classes")
+    }

@@ -1,11 +1,11 @@
 """`optimize passes`, `targets`, `inspect` and `check`: tables that explain."""
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
-from onnx_lathe.optimizer.commands.options import Parser
+from onnx_lathe.optimizer.commands.options import Parser, add_output_options, add_threads, print_json
 
 
 def passes(arguments: list[str]) -> int:
@@ -13,21 +13,32 @@ def passes(arguments: list[str]) -> int:
         prog="optimize passes", description="List the passes, or every option of one.", allow_abbrev=False
     )
     parser.add_argument("name", nargs="?")
+    add_output_options(parser, "the passes")
     options = parser.parse_args(arguments)
 
     from onnx_lathe.optimizer.report import reference
 
+    if options.json:
+        print_json(reference.passes_as_data(options.name))
+        return 0
     reference.show_passes(options.name, Console(highlight=False, emoji=False))
     return 0
 
 
 def targets(arguments: list[str]) -> int:
-    Parser(
-        prog="optimize targets", description="List the targets and whether they are available here."
-    ).parse_args(arguments)
+    parser = Parser(
+        prog="optimize targets",
+        description="List the targets and whether they are available here.",
+        allow_abbrev=False,
+    )
+    add_output_options(parser, "the targets")
+    options = parser.parse_args(arguments)
 
     from onnx_lathe.optimizer.report import reference
 
+    if options.json:
+        print_json(reference.targets_as_data())
+        return 0
     reference.show_targets(Console(highlight=False, emoji=False))
     return 0
 
@@ -35,6 +46,7 @@ def targets(arguments: list[str]) -> int:
 def inspect(arguments: list[str]) -> int:
     parser = Parser(prog="optimize inspect", description="Per-layer table of a model.", allow_abbrev=False)
     parser.add_argument("model", type=Path)
+    add_output_options(parser, "layers and totals")
     options = parser.parse_args(arguments)
 
     from onnx_lathe.optimizer.inspect import layer_table
@@ -42,6 +54,9 @@ def inspect(arguments: list[str]) -> int:
     from onnx_lathe.optimizer.report.layers import show_layers
 
     table = layer_table(open_file(options.model).model)
+    if options.json:
+        print_json({"layers": [asdict(row) for row in table.rows], "whole": asdict(table.size)})
+        return 0
     show_layers(table.rows, table.size, Console(highlight=False, emoji=False))
     return 0
 
@@ -56,7 +71,8 @@ def check(arguments: list[str]) -> int:
         metavar="T",
         help="such as ort or tensorrt-rtx; several with a comma between",
     )
-    parser.add_argument("--json", action="store_true", help="print the verdicts as JSON instead of tables")
+    add_threads(parser)
+    add_output_options(parser, "the verdicts")
     options = parser.parse_args(arguments)
 
     from onnx_lathe.optimizer import check
@@ -65,7 +81,7 @@ def check(arguments: list[str]) -> int:
 
     found = check.check(options.model, parse_calls(options.target, "--target"))
     if options.json:
-        print(json.dumps([one.as_json() for one in found], indent=1))
+        print_json([one.as_json() for one in found])
     else:
         show_checks(found, Console(highlight=False, emoji=False))
     return 0

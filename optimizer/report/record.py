@@ -77,6 +77,11 @@ class RunRecord:
     outcome: str = "unfinished"
     exit_code: int = ExitCode.DEFECT
     seconds: float = 0.0
+    started: str = ""
+    ended: str = ""
+    """ISO 8601, UTC."""
+    libraries: dict[str, str] = field(default_factory=dict)
+    processor: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
 
     def end(self, code: ExitCode) -> None:

@@ -26,6 +26,53 @@ def show_passes(name: str | None, console: Console) -> None:
     console.print(table)
 
 
+def passes_as_data(name: str | None) -> Any:
+    """What `show_passes` shows, as plain data: a list, or one pass."""
+    if name is not None:
+        return _pass_as_data(find(name))
+    return [_pass_as_data(pass_class) for pass_class in all_passes().values()]
+
+
+def _pass_as_data(pass_class: type[Pass]) -> dict[str, Any]:
+    return {
+        "name": pass_class.name,
+        "summary": _summary(pass_class),
+        "lossless": pass_class.lossless,
+        "options": _options_as_data(pass_class.Config),
+        "after": dict(pass_class.after),
+        "before": dict(pass_class.before),
+    }
+
+
+def _options_as_data(config_class: type[Any]) -> list[dict[str, Any]]:
+    hints = get_type_hints(config_class)
+    found = []
+    for field in dataclasses.fields(config_class):
+        inner = table_class(hints[field.name])
+        found.append(
+            {
+                "name": field.name,
+                "type": type_name(hints[field.name]),
+                "default": _default(field),
+                "unit": field.metadata.get("unit", ""),
+                "meaning": _meaning(field),
+            }
+            | ({} if inner is None else {"options": _options_as_data(inner)})
+        )
+    return found
+
+
+def targets_as_data() -> list[dict[str, Any]]:
+    """What `show_targets` shows, as plain data."""
+    found = []
+    for name, target_class in targets().items():
+        missing = target_class().available()
+        found.append(
+            {"name": name, "available": missing is None, "makes": target_class.help, "missing": missing}
+        )
+    return found
+
+
 def _summary(pass_class: type[Pass]) -> str:
     """First sentence of the pass's documentation: of the class, or of its file."""
     import sys

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from onnx_lathe.optimizer.report.outputs import show_outputs
 from onnx_lathe.optimizer.report.record import RunRecord, StepRecord
+from onnx_lathe.optimizer.report.sensitivity import show_sensitivity, without_sensitivity
 from onnx_lathe.optimizer.report.units import shown, size
 
 SKIPS_SHOWN = 8
@@ -109,8 +110,9 @@ def _show_step(
     step: StepRecord, before: Mapping[str, float], warnings: Sequence[str], console: Console
 ) -> None:
     console.print(f"[bold]{step.number} {step.name}[/]  ", end="")
-    found = ", ".join(_metric(key, value) for key, value in step.metrics.items())
+    found = ", ".join(_metric(key, value) for key, value in without_sensitivity(step.metrics).items())
     console.print(found or ("" if step.changed else "nothing to do"), markup=False)
+    show_sensitivity(step.metrics, SKIPS_SHOWN, console)
     for edit in step.edits[:SKIPS_SHOWN]:
         console.print(f"    {edit['node']}: {edit['what']}", markup=False)
     if len(step.edits) > SKIPS_SHOWN:

@@ -27,7 +27,7 @@ from onnx_lathe.passes.codebook.options import Meanwhile, Sharing
 from onnx_lathe.passes.codebook.sharing import ClusterJob, Small, ladder
 from onnx_lathe.passes.codebook.summary import Total, entropy_of, how_many, quality
 from onnx_lathe.passes.codebook.trial_model import TrialModel
-from onnx_lathe.passes.codebook.writer import CodebookWriter, Part, index_bits, stored_bytes
+from onnx_lathe.passes.codebook.writer import FOUR_BIT_VALUES, CodebookWriter, Part, index_bits, stored_bytes
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.registry import register
@@ -45,7 +45,8 @@ from onnx_lathe.passes.graph.biases import biases
 from onnx_lathe.passes.graph.bodies import all_tensors
 from onnx_lathe.passes.graph.initializers import read, write
 from onnx_lathe.passes.graph.layers import Weight, codebook_of, not_float, other_use, stored_in, weights
-from onnx_lathe.passes.graph.model import export_model, sparse_tensors
+from onnx_lathe.passes.graph.model import FOUR_BIT_OPSET, export_model, sparse_tensors
+from onnx_lathe.passes.graph.opset import raise_opset
 from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.numerics.clustering.bit_choice import fewest_bytes
 from onnx_lathe.passes.numerics.clustering.codebook_pools import Clustered
@@ -115,6 +116,7 @@ class Codebook(Pass):
         small = self._rounded_codebooks(found, counts) + self._small_biases(graph, found, counts, report)
         if self.config.min_sqnr is not None and (jobs or small):
             jobs = self._fewest_bits(graph, jobs, small, context, report)
+        jobs, small = _with_four_bits(graph, jobs, small, report)
         if self.trains and (jobs or small):
             self._train(graph, jobs, small, context, report)
         writer, total = CodebookWriter(graph), Total()
@@ -346,6 +348,30 @@ def _value_counts(config: Codebook.Config, found: list[Weight], refused: list[st
     centroids = by_weight(config.layer_centroids, found, refused, "codebook(layer_centroids=...)")
     own = {name: 2**given if given else 0 for name, given in bits.items()}
     return ValueCounts(config.centroids or 2**config.bits, own | centroids)
+
+
+def _with_four_bits(
+    graph: Graph, jobs: list[ClusterJob], small: list[Small], report: PassReport
+) -> tuple[list[ClusterJob], list[Small]]:
+    """Raises the opset if it has no 4-bit indices and a codebook of at most 16 values would have them. Returns
+    what is clustered, of the graph as it is then.
+    """
+    opset, few = graph.opset, any(group.k <= FOUR_BIT_VALUES for job in jobs for group in job.groups)
+    if opset >= FOUR_BIT_OPSET or not few:
+        return jobs, small
+    reason = raise_opset(graph, FOUR_BIT_OPSET)
+    if reason is not None:
+        report.warnings.append(
+            f"indices of up to {FOUR_BIT_VALUES} values take 8 bits, not 4: "
+            f"opset {opset} has no 4-bit integers and cannot be raised ({reason}); export at {FOUR_BIT_OPSET} or later"
+        )
+        return jobs, small
+    again = {weight.name: weight for weight in weights(graph, refuse=lambda node, reason: None)}
+    tensors = graph.tensors()
+    return (
+        [replace(job, weights=tuple(again[weight.name] for weight in job.weights)) for job in jobs],
+        [replace(item, tensor=tensors[item.tensor.name]) for item in small],
+    )
 
 
 def _skip(job: ClusterJob, reason: str, report: PassReport) -> None:

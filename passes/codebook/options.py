@@ -12,7 +12,7 @@ class Sharing:
 
     bits: int = option(
         4,
-        "2^bits values are shared; up to 4 bits the file has 4-bit indices, from opset 21 on",
+        "2^bits values are shared; up to 4 bits the file has 4-bit indices, and its opset is raised to 21",
         low=1,
         high=8,
     )

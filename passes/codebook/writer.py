@@ -16,6 +16,7 @@ import onnx
 from onnx_lathe.passes.graph import Constant, Graph, Node, Variable
 from onnx_lathe.passes.graph.model import FOUR_BIT_IR_VERSION, FOUR_BIT_OPSET, taken_names, unused_name
 
+FOUR_BIT_VALUES = 16
 _DECODER_BYTES = 220
 _DECODER_NAMES = 9
 """What a codebook adds to the file besides its numbers: two nodes and an initializer, in which the weight's
@@ -36,7 +37,7 @@ class Part:
 
 def index_bits(graph: Graph, values: int) -> int:
     """Bits per index in the file for so many shared values."""
-    return 4 if values <= 16 and graph.opset >= FOUR_BIT_OPSET else 8
+    return 4 if values <= FOUR_BIT_VALUES and graph.opset >= FOUR_BIT_OPSET else 8
 
 
 def stored_bytes(graph: Graph, name: str, parts: Sequence[Part]) -> int:

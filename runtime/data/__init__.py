@@ -2,7 +2,7 @@
 
     file.npz              arrays named as the model's inputs, and `labels` (int [N]) if there are any
     file.npz:train        the arrays train/<input> and train/labels
-    folder                pictures; in class folders, whose sorted names are the labels, or flat and then without labels
+    folder                pictures; in class folders, whose places are the labels (classes.py), or flat and then without labels
     loader.py:function    function() yields batches: {input: array}, an array for a model with one input, or (either, labels)
 
 The path of an existing file wins over the part behind a colon, and `C:/data.npz` is a path.
@@ -14,15 +14,17 @@ from pathlib import Path
 
 from onnx_lathe.errors import DataError
 from onnx_lathe.runtime.data.arrays import open_arrays
+from onnx_lathe.runtime.data.classes import ClassNames, read_classes
 from onnx_lathe.runtime.data.functions import open_function
-from onnx_lathe.runtime.data.images import open_images
+from onnx_lathe.runtime.data.images import ImageSource, open_images
 from onnx_lathe.runtime.data.memory import DataSpec, named, open_memory
-from onnx_lathe.runtime.data.preprocess import is_float, parse
+from onnx_lathe.runtime.data.preprocess import Preprocess, is_float, parse
 from onnx_lathe.runtime.data.source import Batch, DataSource, Split, overlap, split, take
 from onnx_lathe.runtime.files.signature import InputSpec, model_classes, model_inputs
 
 __all__ = [
     "Batch",
+    "ClassNames",
     "DataSource",
     "DataSpec",
     "InputSpec",
@@ -32,16 +34,21 @@ __all__ = [
     "named",
     "open_source",
     "overlap",
+    "read_classes",
     "split",
     "take",
 ]
 
 
 def open_source(
-    spec: DataSpec, inputs: Sequence[InputSpec], preprocess: str | None = None, classes: int | None = None
+    spec: DataSpec,
+    inputs: Sequence[InputSpec],
+    preprocess: str | None = None,
+    classes: int | None = None,
+    class_names: ClassNames | None = None,
 ) -> DataSource:
     """Opens data for a model with these inputs; `preprocess` is the --preprocess text, `classes` bounds the
-    labels.
+    labels, `class_names` gives class folders their indices.
 
     Everything that can be known is checked now. Raises DataError (UsageError for `preprocess`) naming file,
     array and what is wanted.
@@ -58,6 +65,22 @@ def open_source(
         raise DataError(
             f"--preprocess scales pixels for a float input, but the model takes {inputs[0].dtype}; leave scale, mean and std out"
         )
+    source = _open(spec, inputs, options, classes, class_names)
+    if options.frames and not isinstance(source, ImageSource):
+        unread = (
+            f"{named(spec)}: resize and crop of --preprocess are for folders of pictures and do nothing here"
+        )
+        source.warnings = (*source.warnings, unread)
+    return source
+
+
+def _open(
+    spec: DataSpec,
+    inputs: Sequence[InputSpec],
+    options: Preprocess,
+    classes: int | None,
+    class_names: ClassNames | None,
+) -> DataSource:
     if isinstance(spec, Mapping) or callable(spec):
         return open_memory(spec, inputs, options, classes)
     if not isinstance(spec, str | Path):
@@ -67,7 +90,7 @@ def open_source(
         )
     path, part = _locate(str(spec))
     if path.is_dir() and part is None:
-        return open_images(path, inputs, options, classes)
+        return open_images(path, inputs, options, classes, class_names)
     if path.suffix.lower() == ".npz":
         return open_arrays(path, part, inputs, options, classes)
     if path.suffix.lower() == ".py":

@@ -18,6 +18,8 @@ from onnx_lathe.runtime.data.source import Batch, IndexedSource, check_labels, c
 from onnx_lathe.runtime.files.signature import InputSpec
 
 LABELS = "labels"
+LABEL_WORDS = ("y", "gt", "truth", "class", "classes", "target", "targets", "category", "categories", "lbl")
+"""What others call labels, perhaps with an underscore and more behind it."""
 IN_MEMORY = "arrays in memory"
 _HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -66,12 +68,42 @@ def open_arrays(
         }
         _feeds(path, prefix, headers, inputs, options)  # refuses before anything large is read
         arrays = {name: _read(path, archive, prefix + name) for name in headers}
-    source = _made(path, prefix, headers, arrays, inputs, options, classes)
-    source.description += f" of {path}" + (f":{part}" if part else "")
-    unused = sorted({name.removeprefix(prefix) for name in names if name.startswith(prefix)} - headers.keys())
-    if unused and not labelled:  # they may be labels under another name
-        source.description += f" (arrays not used: {_listed(unused)})"
+        source = _made(path, prefix, headers, arrays, inputs, options, classes)
+        source.description += f" of {path}" + (f":{part}" if part else "")
+        unused = sorted(
+            {name.removeprefix(prefix) for name in names if name.startswith(prefix)} - headers.keys()
+        )
+        if unused and not labelled:
+            source.description += f" (arrays not used: {_listed(unused)})"
+            shapes = {name: _shape(archive, prefix + name) for name in unused}
+            source.warnings = _misnamed(path, prefix, shapes, source.count)
     return source
+
+
+def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
+    """Of an array that nobody reads: () if its header cannot be read."""
+    try:
+        with archive.open(f"{name}.npy") as stream:
+            shape: tuple[int, ...] = _HEADER_READERS[np.lib.format.read_magic(stream)](stream)[0]
+            return shape
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zlib.error):
+        return ()
+
+
+def _misnamed(path: Path, prefix: str, shapes: Mapping[str, tuple[int, ...]], count: int) -> tuple[str, ...]:
+    """A warning for an unused array that may be the labels under another name: the name says so, or nothing else
+    is there with one number per sample.
+    """
+    words = {name: name.lower().split("_")[0] for name in shapes}
+    named = [name for name in shapes if words[name] in LABEL_WORDS or nearest(words[name], [LABELS])]
+    shaped = [name for name, shape in shapes.items() if shape in ((count,), (count, 1))]
+    likely = sorted(named, key=lambda name: name not in shaped) or (shaped if len(shaped) == 1 else [])
+    if not likely:
+        return ()
+    return (
+        f"{path}: array '{prefix + likely[0]}' is not used, so the data is unlabelled; "
+        f"name it '{prefix + LABELS}' if it holds the class numbers",
+    )
 
 
 def arrays_in_memory(

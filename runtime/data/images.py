@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from onnx_lathe.errors import DataError
+from onnx_lathe.runtime.data.classes import ClassNames, in_order, order_note, order_warning
 from onnx_lathe.runtime.data.preprocess import Feed, Preprocess, bind, channel_axis, is_float, show
 from onnx_lathe.runtime.data.source import Batch, IndexedSource, fingerprint
 from onnx_lathe.runtime.files.signature import InputSpec
@@ -35,14 +36,27 @@ _BROKEN = (
 
 @dataclass(frozen=True)
 class Framing:
-    """Pillow mode, and size: the shorter side becomes `shorter` (None: stretch), then the middle height x
-    width is taken.
+    """Pillow mode, and size: the picture is resized, its shorter side to a number or all of it to (height, width),
+    then the middle height x width is taken.
     """
 
     mode: str
-    shorter: int | None
+    resized: int | tuple[int, int]
     height: int
     width: int
+    asked: bool = True
+    """Whether resize or crop says so; else the model's input does."""
+
+    def __str__(self) -> str:
+        if isinstance(self.resized, tuple):
+            done = f"stretched to {self.resized[0]}x{self.resized[1]} pixels (height x width)"
+            if self.resized == (self.height, self.width):
+                return done + (
+                    "" if self.asked else ", the model's input; resize= and crop= in --preprocess keep shapes"
+                )
+        else:
+            done = f"resized until the shorter side has {self.resized} pixels"
+        return f"{done}, then the middle {self.height}x{self.width} is taken"
 
 
 class ImageSource(IndexedSource):
@@ -69,10 +83,14 @@ class ImageSource(IndexedSource):
 
 
 def open_images(
-    folder: Path, inputs: Sequence[InputSpec], options: Preprocess, classes: int | None
+    folder: Path,
+    inputs: Sequence[InputSpec],
+    options: Preprocess,
+    classes: int | None,
+    given: ClassNames | None = None,
 ) -> ImageSource:
-    """The pictures of class folders, or of a flat one. Raises DataError if the model or the folder does not
-    allow it.
+    """The pictures of class folders, in the order that `given` says, or of a flat one. Raises DataError if the
+    model or the folder does not allow it.
     """
     if len(inputs) != 1:
         raise DataError(
@@ -84,7 +102,7 @@ def open_images(
         inputs[0], sample, np.dtype(np.uint8), replace(options, layout="nhwc"), f"{folder}: each picture"
     )
     try:
-        names, files, labels = _scan(folder, classes)
+        names, files, labels = _scan(folder, classes, given)
         stats = [
             (file.relative_to(folder).as_posix(), file.stat().st_size, file.stat().st_mtime_ns)
             for file in files
@@ -98,6 +116,10 @@ def open_images(
         + (f" in {len(names)} classes" if names else ", unlabelled,")
         + f" of {folder}"
     )
+    source.class_names = names
+    source.notes = (*([order_note(names)] if names else []), f"pictures are {framing}")
+    if names and (warning := order_warning(folder, names, given)):
+        source.warnings = (warning,)
     decode(files[0], framing)
     return source
 
@@ -107,7 +129,7 @@ def decode(file: Path, framing: Framing) -> np.ndarray:
     it is broken.
 
     Sizes are rounded and resampled (bilinear, antialiased) as torchvision's Resize and CenterCrop do on
-    Pillow images.
+    Pillow images; beyond its edges a picture is black.
     """
     try:
         with Image.open(file) as opened:
@@ -118,17 +140,14 @@ def decode(file: Path, framing: Framing) -> np.ndarray:
         raise DataError(
             f"{file}: is not a picture, or is damaged ({' '.join(str(error).split())}); mend or remove it"
         ) from error
-    if framing.shorter is None:
-        return np.asarray(picture.resize((framing.width, framing.height), Image.Resampling.BILINEAR))
     width, height = picture.size
-    if width <= height:
-        resized = picture.resize(
-            (framing.shorter, int(framing.shorter * height / width)), Image.Resampling.BILINEAR
-        )
+    if isinstance(framing.resized, tuple):
+        height, width = framing.resized
+    elif width <= height:
+        width, height = framing.resized, int(framing.resized * height / width)
     else:
-        resized = picture.resize(
-            (int(framing.shorter * width / height), framing.shorter), Image.Resampling.BILINEAR
-        )
+        width, height = int(framing.resized * width / height), framing.resized
+    resized = picture.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((resized.width - framing.width) / 2), round((resized.height - framing.height) / 2)
     return np.asarray(resized.crop((left, top, left + framing.width, top + framing.height)))
 
@@ -155,22 +174,26 @@ def _framing(folder: Path, spec: InputSpec, options: Preprocess) -> Framing:
         raise DataError(
             f"{folder}: pictures are uint8, which the model's input '{spec.name}' of {spec.dtype} cannot hold; use a function"
         )
-    side = options.crop or options.resize
-    if side is not None:
-        if height not in (None, side) or width not in (None, side):
+    if options.frames:
+        resized = options.resize or min(options.crop or (0,))
+        made = options.crop or ((resized, resized) if isinstance(resized, int) else resized)
+        if height not in (None, made[0]) or width not in (None, made[1]):
             raise DataError(
-                f"--preprocess makes pictures of {side}x{side}, but the model takes {show((height, width))}; add crop, or leave both out"
+                f"--preprocess makes pictures of {made[0]}x{made[1]}, but the model takes {show((height, width))}; "
+                "add crop, or leave both out"
             )
-        return Framing(_MODES[channels], options.resize or side, side, side)
+        return Framing(_MODES[channels], resized, *made)
     if height is None or width is None:
         raise DataError(
             f'{folder}: the model takes pictures of any size; say which with --preprocess "resize=256 crop=224"'
         )
-    return Framing(_MODES[channels], None, height, width)
+    return Framing(_MODES[channels], (height, width), height, width, asked=False)
 
 
-def _scan(folder: Path, classes: int | None) -> tuple[list[str], list[Path], np.ndarray | None]:
-    """(class names, files, labels); no names and no labels for a flat folder."""
+def _scan(
+    folder: Path, classes: int | None, given: ClassNames | None
+) -> tuple[list[str], list[Path], np.ndarray | None]:
+    """(class names by index, files, labels); no names and no labels for a flat folder."""
     entries = [
         entry
         for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
@@ -190,13 +213,14 @@ def _scan(folder: Path, classes: int | None) -> tuple[list[str], list[Path], np.
         raise DataError(
             f"{folder}: holds one subfolder only; for pictures without labels name {folder / next(iter(groups))}"
         )
-    if classes is not None and len(groups) != classes:
+    names = in_order(folder, groups, given)
+    if classes is not None and len(names) != classes:
         raise DataError(
-            f"{folder}: has {len(groups)} class folders, the model has {classes} classes; labels are positions in the sorted names, "
+            f"{folder}: has {len(names)} class folders, the model has {classes} classes; labels are positions in the sorted names, "
             "so give every class its folder, an empty one if need be"
         )
-    labels = np.repeat(np.arange(len(groups)), [len(files) for files in groups.values()])
-    return list(groups), [file for files in groups.values() for file in files], labels
+    labels = np.repeat(np.arange(len(names)), [len(groups[name]) for name in names])
+    return names, [file for name in names for file in groups[name]], labels
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -9,12 +9,21 @@
     "mean=123.7,116.3,103.5; std=58.4,57.1,57.4; resize=256; crop=224; layout=nhwc"
 
 `mean` and `std` are in grey levels and hold one number or one per channel. `layout` is that of stored
-arrays and is needed only where shapes do not tell. `resize` and `crop` are for image folders: the shorter
-side becomes `resize`, then the middle `crop` x `crop` is taken.
+arrays and is needed only where shapes do not tell. `resize` and `crop` are for image folders, and mean what
+torchvision's Resize and CenterCrop mean on Pillow images (bilinear, antialiased):
+
+| given | picture |
+|---|---|
+| resize=256, crop=224 | the shorter side becomes 256, then the middle 224x224 is taken |
+| resize=256 | the shorter side becomes 256, then the middle 256x256 is taken |
+| crop=224 | the shorter side becomes 224, then the middle 224x224 is taken |
+| resize=48x320 | stretched to height 48 and width 320, whatever its shape was |
+| resize=64, crop=48x320 | as the first; where the picture is smaller than the crop, black is added |
+| neither | stretched to the height and width of the model's input |
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -41,12 +50,19 @@ class Preprocess:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     layout: str | None = None
-    resize: int | None = None
-    crop: int | None = None
+    resize: int | tuple[int, int] | None = None
+    """Of the shorter side, or height and width."""
+    crop: tuple[int, int] | None = None
+    """Height and width."""
 
     @property
     def scales(self) -> bool:
         return bool(self.mean)
+
+    @property
+    def frames(self) -> bool:
+        """Whether it says how large pictures become."""
+        return self.resize is not None or self.crop is not None
 
 
 @dataclass(frozen=True)
@@ -92,12 +108,7 @@ def parse(text: str | None) -> Preprocess:
     layout = values["layout"].lower() if "layout" in values else None
     if layout is not None and layout not in LAYOUTS:
         raise UsageError(f"--preprocess: layout is nchw or nhwc, not '{values['layout']}'")
-    resize, crop = (_pixels(name, values[name]) if name in values else None for name in ("resize", "crop"))
-    if resize is not None and crop is not None and resize < crop:
-        raise UsageError(
-            f"--preprocess: resize={resize} is smaller than crop={crop}; make resize at least as large"
-        )
-    return Preprocess(*_normalization(values), layout, resize, crop)
+    return Preprocess(*_normalization(values), layout, *_sizes(values))
 
 
 def bind(
@@ -239,10 +250,37 @@ def _numbers(name: str, text: str) -> list[Fraction]:
     )
 
 
-def _pixels(name: str, text: str) -> int:
-    if not re.fullmatch(r"\d{1,5}", text) or int(text) == 0:
-        raise UsageError(f"--preprocess: {name} takes a number of pixels such as 224, not '{text}'")
-    return int(text)
+def _sizes(values: Mapping[str, str]) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:
+    """(resize, crop). Raises UsageError for sizes that do not go together."""
+    resize, crop = (_pixels(name, values[name]) if name in values else None for name in ("resize", "crop"))
+    if crop is None:
+        return resize if resize is None or len(resize) == 2 else resize[0], None
+    window = (crop[0], crop[-1])
+    if resize is None:
+        if window[0] != window[1]:
+            raise UsageError(
+                f"--preprocess: crop={values['crop']} is not square; say what is cropped, such as resize=256"
+            )
+        return None, window
+    large = (
+        resize[0] >= min(window) if len(resize) == 1 else resize[0] >= window[0] and resize[1] >= window[1]
+    )
+    if not large:
+        raise UsageError(
+            f"--preprocess: resize={values['resize']} is smaller than crop={values['crop']}; make resize at least as large"
+        )
+    return (resize[0], resize[1]) if len(resize) == 2 else resize[0], window
+
+
+def _pixels(name: str, text: str) -> tuple[int] | tuple[int, int]:
+    """One number, or height and width."""
+    found = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if found is None:
+        raise UsageError(
+            f"--preprocess: {name} takes a number of pixels such as 224, or height x width such as 48x320, not '{text}'"
+        )
+    height, width = found.groups()
+    return (int(height),) if width is None else (int(height), int(width))
 
 
 def is_float(dtype: np.dtype) -> bool:

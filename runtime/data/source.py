@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,13 +74,18 @@ class DataSource(ABC):
     """Batches that can be read again and again.
 
     `count`: samples, None if unknown. `fingerprint`: changes with the data or its preprocessing.
-    `description`: a phrase for the report.
+    `description`: a phrase for the report. `notes`: sentences for it, such as the order of classes; `warnings`:
+    what the user should know before trusting the figures.
     """
 
     labelled: bool
     count: int | None
     fingerprint: str
     description: str
+    class_names: Sequence[str] = ()
+    """Names of the classes by index, where the data has names for them."""
+    notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
     @property
     def total(self) -> int | None:

@@ -7,6 +7,28 @@ small.py, adaptive.py and masks.py code small tensors, blocks.py and static.py b
 range coder. The format: docs/pack-format.md.
 """
 
-from onnx_lathe.runtime.pack.container import LIMIT_BYTES, MAGIC, VERSION, Unpacker, is_packed, pack, unpack
+from onnx_lathe.runtime.pack.container import (
+    BEST,
+    EFFORTS,
+    FAST,
+    LIMIT_BYTES,
+    MAGIC,
+    VERSION,
+    Unpacker,
+    is_packed,
+    pack,
+    unpack,
+)
 
-__all__ = ["LIMIT_BYTES", "MAGIC", "VERSION", "Unpacker", "is_packed", "pack", "unpack"]
+__all__ = [
+    "BEST",
+    "EFFORTS",
+    "FAST",
+    "LIMIT_BYTES",
+    "MAGIC",
+    "VERSION",
+    "Unpacker",
+    "is_packed",
+    "pack",
+    "unpack",
+]

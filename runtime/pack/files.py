@@ -14,7 +14,7 @@ from onnx_lathe.runtime.files.external_data import ALIGNMENT
 from onnx_lathe.runtime.files.tensors import BIG_BYTES
 from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.pack import wire
-from onnx_lathe.runtime.pack.container import LIMIT_BYTES, MAGIC, Unpacker, is_packed, pack
+from onnx_lathe.runtime.pack.container import BEST, LIMIT_BYTES, MAGIC, Progress, Unpacker, is_packed, pack
 
 SUFFIX = ".lathe"
 _Result = TypeVar("_Result")
@@ -42,14 +42,14 @@ def require(path: Path, packed: bool) -> None:
     raise ModelError(f"{path}: is a plain ONNX file, not a packed one; there is nothing to unpack")
 
 
-def packed_file(path: str | Path) -> bytes:
+def packed_file(path: str | Path, effort: str = BEST, progress: Progress = lambda done, total: None) -> bytes:
     """The model file `path` packed. Raises ModelError for what is not a model, or is packed already."""
     path = Path(path)
     require(path, packed=False)
     model, outside = model_file.externals(path)
     if not outside:
         del model, outside
-        return _naming(path, lambda: pack(path.read_bytes()))
+        return _naming(path, lambda: pack(path.read_bytes(), None, effort, progress))
     token = secrets.token_bytes(24)
     elsewhere = {}
     for number, (tensor, file, offset, size) in enumerate(outside):
@@ -58,14 +58,19 @@ def packed_file(path: str | Path) -> bytes:
         tensor.raw_data = name
         del tensor.external_data[:]
         tensor.ClearField("data_location")
-    return _naming(path, lambda: pack(model.SerializeToString(), elsewhere))
+    return _naming(path, lambda: pack(model.SerializeToString(), elsewhere, effort, progress))
 
 
-def pack_file(source: str | Path, target: str | Path) -> Sizes:
-    """Packs a model file into another. Raises ModelError as `packed_file`, LatheError for what the disk
+def pack_file(
+    source: str | Path,
+    target: str | Path,
+    effort: str = BEST,
+    progress: Progress = lambda done, total: None,
+) -> Sizes:
+    """Packs a model file into another, `effort` as container.pack has it. Raises ModelError as `packed_file`, LatheError for what the disk
     refuses.
     """
-    content = packed_file(source)
+    content = packed_file(source, effort, progress)
     with replacing(Path(target)) as file:
         file.write(content)
     return Sizes(model_file.inspect_file(source).size_bytes, len(content))
@@ -110,10 +115,12 @@ def onnx_bytes(path: str | Path) -> int:
     return model_file.inspect_file(path).size_bytes
 
 
-def packed_bytes(path: str | Path) -> int:
+def packed_bytes(path: str | Path, effort: str = BEST) -> int:
     """Bytes of a model when packed, whether it is already or not. Raises ModelError."""
     path = Path(path)
-    return model_file.inspect_file(path).size_bytes if _is_packed_file(path) else len(packed_file(path))
+    if _is_packed_file(path):
+        return model_file.inspect_file(path).size_bytes
+    return len(packed_file(path, effort))
 
 
 def _naming(path: Path, work: Callable[[], _Result]) -> _Result:

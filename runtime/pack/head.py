@@ -9,12 +9,13 @@ from importlib.resources import files
 import zstandard
 
 from onnx_lathe.errors import ModelError
-from onnx_lathe.runtime.pack.coders.general import lzma_filters, unlzma, unzstd
+from onnx_lathe.runtime.pack.coders.general import lzma_filters, reach, unlzma, unzstd
 
 STORED, ZSTD, LZMA = 0, 1, 2
 DICTIONARY = "dictionary-1.bin"
 """Part of the format: version 1 of it always has this one."""
 LZMA_BYTES = 1 << 24
+QUICK_LEVEL, QUICK_PRESET = 12, 6
 
 
 @cache
@@ -23,10 +24,10 @@ def _dictionary() -> zstandard.ZstdCompressionDict:
     return zstandard.ZstdCompressionDict(content, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
 
 
-def compress(content: bytes) -> tuple[int, bytes]:
-    """Which coder did best, and what it made."""
+def compress(content: bytes, thorough: bool = True) -> tuple[int, bytes]:
+    """Which coder did best, and what it made; each tries its hardest if `thorough`."""
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        22, source_size=len(content), dict_size=len(_dictionary()), format=zstandard.FORMAT_ZSTD1_MAGICLESS,
+        22 if thorough else QUICK_LEVEL, source_size=len(content), dict_size=len(_dictionary()), format=zstandard.FORMAT_ZSTD1_MAGICLESS,
         write_content_size=False, write_checksum=False, write_dict_id=False,
     )  # fmt: skip
     made = {
@@ -35,7 +36,11 @@ def compress(content: bytes) -> tuple[int, bytes]:
             content
         ),
         LZMA: lzma.compress(
-            content, lzma.FORMAT_RAW, filters=lzma_filters(LZMA_BYTES, 9 | lzma.PRESET_EXTREME)
+            content,
+            lzma.FORMAT_RAW,
+            filters=lzma_filters(
+                reach(len(content), LZMA_BYTES), 9 | lzma.PRESET_EXTREME if thorough else QUICK_PRESET
+            ),
         ),
     }
     coder = min(made, key=lambda kind: (len(made[kind]), kind))

@@ -1,6 +1,7 @@
 """What was decided for each tensor: how it is coded, and its data size if the shape does not say it."""
 
 import lzma
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from onnx_lathe.runtime.pack.coders import blocks, elements, small, varint
 from onnx_lathe.runtime.pack.coders.adaptive import Memory
 from onnx_lathe.runtime.pack.coders.arithmetic import Encoder
 from onnx_lathe.runtime.pack.coders.elements import Form
-from onnx_lathe.runtime.pack.coders.general import lzma_filters, unlzma, unzstd
+from onnx_lathe.runtime.pack.coders.general import lzma_filters, reach, unlzma, unzstd
 from onnx_lathe.runtime.pack.wire import DOUBLE_DATA, RAW_DATA, Site
 
 EMPTY, STORED, ZSTD, LZMA, COPY, ADAPTIVE, BLOCKS = range(7)
@@ -22,6 +23,10 @@ MOST_ADAPTIVE = 1 << 24
 GENERAL_BYTES = 1 << 20
 """Data up to this size is tried with zstd and LZMA; of larger data a sample tells whether it pays."""
 SAMPLE_BYTES = 1 << 18
+QUICK_LEVEL, PROMISING, PROMISING_BYTES = 3, 1.06, 1 << 10
+"""Of zstd where there is no time; as near to another coder as this it has found repetitions, of which its best
+and LZMA may find more. Small data has too few.
+"""
 LZMA_BYTES = 1 << 23
 WHOLE_CHECK_BYTES = 1 << 16
 """Data from this size on has a CRC-32 of its own; smaller data the lowest byte of one."""
@@ -90,21 +95,31 @@ def read(reader: varint.Reader, site: Site, number: int, limit: int) -> TensorPl
 
 
 def choose(
-    site: Site, content: np.ndarray, memory: Memory, encoder: Encoder, adaptive: bool
+    site: Site,
+    content: np.ndarray,
+    memory: Memory,
+    encoder: Encoder,
+    adaptive: bool,
+    thorough: bool = True,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[TensorPlan, bytes]:
-    """The plan for the data of a tensor, and its blob; what is adaptive goes into `encoder` at once."""
+    """The plan for the data of a tensor, and its blob; what is adaptive goes into `encoder` at once.
+
+    thorough: general compressors are tried at their best, not only where they promise much. progress: hears
+    what share of the work is done.
+    """
     form = form_of(site)
     explicit = form is None or not elements.fits(form, content)
     if form is None or explicit:
         form = elements.as_bytes(content.size)
     size, mode = float(content.size), STORED
     blob = b""
-    best = small.best(memory, form, elements.read(form, content)) if adaptive else None
+    best = small.best(memory, form, elements.read(form, content), progress) if adaptive else None
     if best is not None and best[1] < size:
         size, mode = best[1], ADAPTIVE
     if best is None and (own := blocks.encode(form, content)) is not None and len(own) < size:
         size, mode, blob = len(own), BLOCKS, own
-    for kind, made in _general(content, size):
+    for kind, made in _general(content, size) if thorough else _promising(content, size):
         if len(made) < size:
             size, mode, blob = len(made), kind, made
     if mode == ADAPTIVE and best is not None:
@@ -113,6 +128,14 @@ def choose(
     if mode == STORED:
         blob = content.tobytes()
     return TensorPlan(mode, form, explicit, len(blob)), blob
+
+
+def _promising(content: np.ndarray, size: float) -> list[tuple[int, bytes]]:
+    """A quick look: what zstd makes of the data, or all that `_general` does where that comes near to `size`."""
+    quick = zstandard.ZstdCompressor(level=QUICK_LEVEL, write_checksum=False).compress(content.data)
+    if len(quick) < PROMISING * size and content.size >= PROMISING_BYTES:
+        return _general(content, size)
+    return [(ZSTD, quick)]
 
 
 def _general(content: np.ndarray, size: float) -> list[tuple[int, bytes]]:
@@ -131,7 +154,12 @@ def _general(content: np.ndarray, size: float) -> list[tuple[int, bytes]]:
         return []
     return [
         (ZSTD, quick),
-        (LZMA, lzma.compress(content.tobytes(), lzma.FORMAT_RAW, filters=lzma_filters(LZMA_BYTES))),
+        (
+            LZMA,
+            lzma.compress(
+                content.tobytes(), lzma.FORMAT_RAW, filters=lzma_filters(reach(content.size, LZMA_BYTES))
+            ),
+        ),
     ]
 
 

@@ -14,6 +14,7 @@ from google.protobuf.message import EncodeError
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.pack import MAGIC, is_packed, unpack
+from onnx_lathe.runtime.threads import limit
 
 onnxruntime.set_default_logger_severity(3)  # its warnings are about its own optimizer
 
@@ -82,7 +83,7 @@ def session(
     lean: bool = False,
     integer: bool = True,
 ) -> onnxruntime.InferenceSession:
-    """A CPU session. `threads` 0 means one per core. Prefer a path for a large model: a ModelProto is
+    """A CPU session. `threads` 0 means as --threads says, or one per core. Prefer a path for a large model: a ModelProto is
     copied once more.
 
     A packed file (runtime/pack), its path or its content, is decoded in memory. `lean` loads in two thirds
@@ -96,7 +97,7 @@ def session(
     damaged, or unpacks to over 2 GB.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or limit()
     options.log_severity_level = 3
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -125,7 +126,7 @@ def plain_session(
     model.
     """
     options = options or onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or limit()
     with _refusing(f"load {model if isinstance(model, Path) else 'the model'}"):
         return onnxruntime.InferenceSession(_source(model), options, providers=["CPUExecutionProvider"])
 
@@ -171,6 +172,7 @@ def write_optimized(model: Path, path: Path, portable: bool = False) -> None:
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = limit()
     options.optimized_model_filepath = str(path)
     if portable:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -244,7 +246,10 @@ def _has_bfloat16(source: bytes | str) -> bool:
 
 
 def _plain(source: bytes | str) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    """The session that a user opens without further thought."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = limit()
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def _source(model: onnx.ModelProto | bytes | str | Path) -> bytes | str:

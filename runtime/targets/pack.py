@@ -2,9 +2,12 @@
 and download.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onnx_lathe.errors import UsageError
+from onnx_lathe.runtime.pack import BEST, EFFORTS
 from onnx_lathe.runtime.pack.files import SUFFIX, pack_file
 from onnx_lathe.runtime.targets.core.base import Artifact, Progress, Target
 from onnx_lathe.runtime.targets.core.registry import register
@@ -16,8 +19,27 @@ class PackFile(Target):
     outputs = (f"model{SUFFIX}",)
     help = "the model compressed without loss; unpack it with: optimize unpack"
 
+    @dataclass(frozen=True)
+    class Config:
+        effort: str = field(
+            default=BEST,
+            metadata={
+                "help": "best: the smallest file; fast: ten times sooner, some per cent more",
+                "unit": "",
+                "choices": EFFORTS,
+            },
+        )
+
+        def __post_init__(self) -> None:
+            if self.effort not in EFFORTS:
+                raise UsageError(f"option effort takes {' or '.join(EFFORTS)}, not '{self.effort}'")
+
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
         """Writes `model.lathe`."""
         path = directory / f"model{SUFFIX}"
-        sizes = pack_file(model, path)
-        return Artifact((path,), sizes.packed, {"onnx_bytes": sizes.onnx})
+
+        def report(done: int, total: int) -> None:
+            progress(f"packing: {done / 1e6:.1f} of {total / 1e6:.1f} MB")
+
+        sizes = pack_file(model, path, options.effort, report)
+        return Artifact((path,), sizes.packed, {"onnx_bytes": sizes.onnx, "effort": options.effort})

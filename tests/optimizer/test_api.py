@@ -158,7 +158,7 @@ def test_optimize_is_silent_and_can_be_called_again(
     assert not (tmp_path / "out" / "model.onnx").exists(), "nothing is left of the run that passed"
     assert capfd.readouterr() == ("", "")
     heard: list[str] = []
-    onnx_lathe.optimize(model, "fold", progress=heard.append, **arguments)
+    onnx_lathe.optimize(model, "fold", progress=heard.append, force=True, **arguments)
     assert "1/1 fold" in heard
 
 

@@ -72,7 +72,13 @@ def test_a_failed_gate_is_exit_code_3_and_leaves_no_artifact(
     assert (tmp_path / "model.onnx").exists()
     assert (
         compile_lenet(
-            lenet5, small_mnist, tmp_path, "--gate", "top1 drop <= 0.1%", passes="prune(sparsity=0.99)"
+            lenet5,
+            small_mnist,
+            tmp_path,
+            "--gate",
+            "top1 drop <= 0.1%",
+            "--force",
+            passes="prune(sparsity=0.99)",
         )
         == 3
     )

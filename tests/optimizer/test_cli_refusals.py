@@ -99,7 +99,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def test_a_refused_request_leaves_the_earlier_result(
     changed: list[str], message: str, lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = [str(lenet5), "--out", str(tmp_path), "--no-latency", "--quiet"]
+    common = [str(lenet5), "--out", str(tmp_path), "--no-latency", "--quiet", "--force"]
     assert main([*common, "--passes", "prune(sparsity=0.5)"]) == 0
     capsys.readouterr()
     before = snapshot(tmp_path)

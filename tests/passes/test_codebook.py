@@ -2,10 +2,12 @@
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.passes.codebook import codebook as module
 from onnx_lathe.passes.codebook.codebook import Codebook
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.services import Context
@@ -19,7 +21,15 @@ LAYER = "(float[N, 40] x) => (float[N, 50] y) { y = MatMul (x, w) }"
 
 @pytest.mark.parametrize(
     "opset, bits, kind",
-    [(21, 1, "UINT4"), (21, 4, "UINT4"), (21, 5, "UINT8"), (21, 8, "UINT8"), (17, 4, "UINT8")],
+    [
+        (21, 1, "UINT4"),
+        (21, 4, "UINT4"),
+        (21, 5, "UINT8"),
+        (21, 8, "UINT8"),
+        (17, 5, "UINT8"),
+        (17, 4, "UINT4"),
+        (13, 2, "UINT4"),
+    ],
 )
 def test_canonical_form(opset: int, bits: int, kind: str) -> None:
     model = build(LAYER, opset, w=random(40, 50))
@@ -40,7 +50,44 @@ def test_canonical_form(opset: int, bits: int, kind: str) -> None:
     assert codebook.dtype == np.float32
     assert codebook.shape == (2**bits,)
     assert after.ir_version >= (10 if kind == "UINT4" else 4)
+    assert after.opset_import[0].version == (21 if kind == "UINT4" else opset)
     assert [edit.node for edit in report.edits] == ["MatMul_0"]
+
+
+def test_a_network_of_an_older_opset_keeps_its_numbers_and_its_zeros() -> None:
+    """A branch, a bias and claimed zeros beside the raised opset; what is shared is that of opset 21."""
+    newer, older = two_layers(21), onnx.ModelProto()
+    newer.graph.node[0].metadata_props.add(key="kept", value="yes")
+    older.CopyFrom(newer)
+    older.opset_import[0].version = 13
+    files = []
+    for model in (older, newer):
+        pruned, _ = share(model, (Prune, {"sparsity": 0.8}), centroids=256, layers={"*": 0})
+        files.append(share(pruned, bits=4, biases=2)[0])
+    assert [model.opset_import[0].version for model in files] == [21, 21]
+    old, new = (constants(model) for model in files)
+    assert old.keys() == new.keys()
+    for name in old:
+        np.testing.assert_array_equal(old[name], new[name])
+    assert "kept" in {entry.key for node in files[0].graph.node for entry in node.metadata_props}
+    x = random(3, 40)
+    np.testing.assert_array_equal(run(files[0], {"x": x})["y"], run(files[1], {"x": x})["y"])
+    assert files[0].ByteSize() < 1.05 * files[1].ByteSize()
+
+
+def test_more_than_sixteen_values_leave_the_opset_as_it_is() -> None:
+    after, report = share(build(LAYER, 17, w=random(40, 50)), bits=8)
+    assert after.opset_import[0].version == 17
+    assert not report.warnings
+
+
+def test_an_opset_that_cannot_be_raised_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "raise_opset", lambda graph, wanted: "it has a node of another domain")
+    after, report = share(build(LAYER, 17, w=random(40, 50)), bits=4)
+    assert constants(after)["w_indices"].dtype == np.uint8
+    assert "take 8 bits, not 4: opset 17" in report.warnings[0]
+    assert "it has a node of another domain" in report.warnings[0]
+    assert "8-bit indices" in report.edits[0].what
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -32,7 +32,12 @@ def feed(stored: np.ndarray, wanted: InputSpec, text: str | None) -> np.ndarray:
         ("mean=127.5", Preprocess((127.5,), (1.0,))),
         ("std=58,57,57", Preprocess((0.0,), (58.0, 57.0, 57.0))),
         ("mean=125.3,123.0,113.9 std=63.0,62.1,66.7", Preprocess((125.3, 123.0, 113.9), (63.0, 62.1, 66.7))),
-        ("mean=1, 2, 3; std=4 ;resize=256;crop=224", Preprocess((1.0, 2.0, 3.0), (4.0,), None, 256, 224)),
+        (
+            "mean=1, 2, 3; std=4 ;resize=256;crop=224",
+            Preprocess((1.0, 2.0, 3.0), (4.0,), None, 256, (224, 224)),
+        ),
+        ("resize=48x320", Preprocess(resize=(48, 320))),
+        ("resize=64, crop=48x320", Preprocess(resize=64, crop=(48, 320))),
         ("scale=1/255,layout=NHWC", Preprocess((0.0,), (255.0,), "nhwc")),
     ],
 )

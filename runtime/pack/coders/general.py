@@ -14,6 +14,11 @@ def lzma_filters(dictionary_bytes: int, preset: int = 6) -> list[dict[str, int]]
     return [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": dictionary_bytes}]
 
 
+def reach(size: int, most: int) -> int:
+    """Bytes of dictionary, up to `most`, that so much data can use: the encoder sets up ten times as many."""
+    return min(most, max(1 << 12, 1 << size.bit_length()))
+
+
 def unzstd(
     content: bytes,
     size: int,

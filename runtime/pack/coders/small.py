@@ -5,7 +5,7 @@ commonest value is coded apart.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import isqrt, prod
 
@@ -243,7 +243,9 @@ class _Meter:
         return given(values).astype(np.uint64)
 
 
-def best(memory: Memory, form: Form, values: np.ndarray) -> tuple[Layout, float] | None:
+def best(
+    memory: Memory, form: Form, values: np.ndarray, progress: Callable[[float], None] = lambda share: None
+) -> tuple[Layout, float] | None:
     """The layout that codes the tensor in the fewest bytes, and how many; None if there is none.
 
     First the orientations are tried, then the periods in the best one.
@@ -256,7 +258,11 @@ def best(memory: Memory, form: Form, values: np.ndarray) -> tuple[Layout, float]
         code(meter, copy.deepcopy(memory), form, layout, values)
         return meter.total / 8 + len(layout.write())
 
-    tried = {layout: cost(layout) for layout in _candidates(memory, form, values)}
+    tried: dict[Layout, float] = {}
+    candidates = list(_candidates(memory, form, values))
+    for layout in candidates:
+        tried[layout] = cost(layout)
+        progress(len(tried) / (len(candidates) + 1))  # and coded once more
     if not tried:
         return None
     leader = min(tried, key=lambda layout: tried[layout])

@@ -43,6 +43,8 @@ class Target:
     """One line: what is written, for which device."""
     outputs: ClassVar[tuple[str, ...]]
     """Patterns of the names of the files that `build` writes; no file of a user's is overwritten by them."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Installed packages that it builds with, whose versions the report names."""
     lowering: ClassVar[str | None] = None
     """Module in passes/lowering/ whose pass the driver runs on a copy of the model, just before `check` and
     `build`.

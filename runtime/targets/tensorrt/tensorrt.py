@@ -201,6 +201,7 @@ class TensorRTRTX(TensorRTBase):
     outputs = ("model.tensorrt-rtx.engine*",)
     help = "engine for GeForce and RTX GPUs, compiled ahead on any x86-64 machine, with or without a GPU"
     title = "TensorRT-RTX"
+    packages = ("tensorrt-rtx",)
     library = "tensorrt_rtx"
     missing = "tensorrt_rtx is not installed; pip install 'onnx-lathe[rtx]'"
 
@@ -231,6 +232,7 @@ class TensorRT(TensorRTBase):
     outputs = ("model.tensorrt.engine*",)
     help = "engine for the GPU or Jetson it is built on, with TensorRT 10.3 or later"
     title = "TensorRT"
+    packages = ("tensorrt",)
     library = "tensorrt"
     missing = "tensorrt is not installed; on a Jetson it comes with JetPack (python3-libnvinfer), elsewhere pip install 'onnx-lathe[gpu]'"
 
