@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Generator = np.random.Generator
-WORDS = "the quick brown fox jumps over lazy dogs while seven wizards brew potions in October 1984 and sell 25".split()
+TEXT = "the quick brown fox jumps over lazy dogs while seven wizards brew potions in October 1984 and sell 25"
+WORDS = TEXT.split()
 
 
 def picture(generator: Generator, height: int, width: int, channels: int = 3) -> np.ndarray:

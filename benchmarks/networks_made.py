@@ -24,7 +24,9 @@ NOT_WRITTEN = {
 }
 
 
-def block(read: int, written: int, size: int = 3, stride: int = 1, act: type[nn.Module] = nn.ReLU, groups: int = 1):
+def block(
+    read: int, written: int, size: int = 3, stride: int = 1, act: type[nn.Module] = nn.ReLU, groups: int = 1
+):
     convolution = nn.Conv2d(read, written, size, stride, size // 2, groups=groups, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(written), act())
 
@@ -32,7 +34,9 @@ def block(read: int, written: int, size: int = 3, stride: int = 1, act: type[nn.
 class Residual(nn.Module):
     def __init__(self, read: int, written: int, stride: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(block(read, written, stride=stride), block(written, written, act=nn.Identity))
+        self.body = nn.Sequential(
+            block(read, written, stride=stride), block(written, written, act=nn.Identity)
+        )
         self.short = block(read, written, 1, stride, nn.Identity)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +66,11 @@ class Dense(nn.Module):
     def __init__(self, width: int, growth: int, layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm2d(width + i * growth), nn.ReLU(), nn.Conv2d(width + i * growth, growth, 3, padding=1))
+            nn.Sequential(
+                nn.BatchNorm2d(width + i * growth),
+                nn.ReLU(),
+                nn.Conv2d(width + i * growth, growth, 3, padding=1),
+            )
             for i in range(layers)
         )
 
@@ -161,7 +169,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.words = nn.Embedding(60, 32)
         layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, activation="gelu")
-        self.body = nn.TransformerEncoder(layer, 2) if attention else nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+        self.body = (
+            nn.TransformerEncoder(layer, 2)
+            if attention
+            else nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+        )
         self.head = nn.Linear(32, 7)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -197,7 +209,10 @@ class Next(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.depthwise, self.norm = nn.Conv2d(width, width, 7, padding=3, groups=width), nn.GroupNorm(4, width)
+        self.depthwise, self.norm = (
+            nn.Conv2d(width, width, 7, padding=3, groups=width),
+            nn.GroupNorm(4, width),
+        )
         self.wide, self.narrow = nn.Conv2d(width, 4 * width, 1), nn.Conv2d(4 * width, width, 1)
         self.scale = nn.Parameter(torch.rand(width, 1, 1))
 
@@ -225,7 +240,9 @@ def _vgg() -> nn.Module:
     layers: list[nn.Module] = []
     for read, written in ((3, 16), (16, 32), (32, 32)):
         layers += [nn.Conv2d(read, written, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10))
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10)
+    )
 
 
 def _alexnet() -> nn.Module:
@@ -246,7 +263,14 @@ def _autoencoder() -> nn.Module:
 
 
 def _volume() -> nn.Module:
-    layers = [nn.Conv3d(1, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(8, 12, 3), nn.ReLU()]
+    layers = [
+        nn.Conv3d(1, 8, 3, padding=1),
+        nn.BatchNorm3d(8),
+        nn.ReLU(),
+        nn.MaxPool3d(2),
+        nn.Conv3d(8, 12, 3),
+        nn.ReLU(),
+    ]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(12, 4))
 
 

