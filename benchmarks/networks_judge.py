@@ -19,12 +19,19 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from sets import ROOT
 
 from onnx_lathe.optimizer.cli import main as optimize
 from onnx_lathe.runtime.pack import unpack
 from onnx_lathe.runtime.pack.files import SUFFIX
 from onnx_lathe.runtime.running import ort
 
+PRELOADED = [
+    "networks_judge",
+    "torch",
+    "onnx_lathe.optimizer.commands.compile",
+    "onnx_lathe.runtime.torch_bridge",
+]
 LIMIT_S = 900.0
 REFUSALS = (2, 3, 4)
 DECIBELS = 0.5
@@ -45,6 +52,11 @@ class Ran:
 
     @property
     def message(self) -> str:
+        """One line; that of a target or a gate that failed stands in the report."""
+        said = [target["error"] for target in self.report.get("targets", []) if target["error"]]
+        said += [gate["message"] for gate in self.report.get("gates", []) if not gate["passed"]]
+        if said:
+            return said[0]
         lines = [line for line in self.errors.splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
@@ -97,7 +109,10 @@ def _flushed(code: int) -> int:
 def forked(work: Callable[..., None], *arguments: object) -> tuple[int, Any]:
     """(exit code, what `work` sent) of a process that starts with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["networks_judge"])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        map(str, (ROOT, Path(__file__).parent))
+    )  # where it imports from
+    context.set_forkserver_preload(PRELOADED)
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(theirs, *arguments))
     process.start()

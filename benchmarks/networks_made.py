@@ -4,8 +4,11 @@ Weights are as after training in one thing: statistics of batch normalization ar
 activations stay in range.
 """
 
+import io
+import logging
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -341,6 +344,9 @@ def forms() -> Sequence[Form]:
     ]  # fmt: skip
 
 
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+
+
 def export(form: Form, path: Path) -> None:
     """Raises what the exporter raises, also where it says another opset than was asked for."""
     torch.manual_seed(0)
@@ -355,7 +361,7 @@ def export(form: Form, path: Path) -> None:
         arguments["dynamic_shapes"] = ({0: torch.export.Dim("batch")},)
     elif form.dynamic:
         arguments["dynamic_axes"] = {"x": {0: "batch"}}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         if form.exporter == "dynamo":
             arguments |= {"verbose": False, "external_data": False}

@@ -106,11 +106,11 @@ def run(folder: Path, minutes: float, seed: int, jobs: int = 1) -> Tally:
             np.savez(data, **{f"{part}/x": array for part, array in parts.items()})
         with ThreadPoolExecutor(jobs) as pool:
             tasks = [
-                pool.submit(_one, tally, form, model, data, passes, targets, ends)
-                for passes, targets in recipes
+                pool.submit(_one, form, model, data, passes, targets, ends) for passes, targets in recipes
             ]
         for task in tasks:
-            task.result()  # raises what went wrong in the benchmark itself
+            if (outcome := task.result()) is not None:
+                _record(tally, outcome)
         model.unlink()
     return tally
 
@@ -118,38 +118,53 @@ def run(folder: Path, minutes: float, seed: int, jobs: int = 1) -> Tally:
 PARTS = {"train": 32, "calibration": 16, "evaluation": 8}
 
 
-def _one(
-    tally: Tally, form: made.Form, model: Path, data: Path, passes: str, targets: str, ends: float
-) -> None:
+@dataclass(frozen=True)
+class Outcome:
+    """Of one run. `refusal`: its message, without what differs from run to run."""
+
+    form: made.Form
+    passes: str
+    targets: str
+    problems: list[str]
+    unread: list[str]
+    code: int
+    refusal: str = ""
+
+
+def _one(form: made.Form, model: Path, data: Path, passes: str, targets: str, ends: float) -> Outcome | None:
+    """None when the time is over."""
     if time.monotonic() > ends:
-        return
+        return None
     out = model.with_suffix("") / f"{RECIPES.index((passes, targets)):02d}"
     parts = [("--train", "train"), ("--calibration", "calibration"), ("--eval", "evaluation")]
     arguments = [str(model), "--passes", passes, "--target", targets, "--no-latency"]
     arguments += [word for option, part in parts for word in (option, f"{data}:{part}")]
     ran = judge.run(arguments, out)
-    tally.runs += 1
-    for what in (form.network, form.exporter, f"opset {form.opset}", f"{passes} for {targets}"):
-        tally.seen[what] += 1
-    problems = [ran.failure] if ran.failure else []
+    problems, unread, refusal = [ran.failure] if ran.failure else [], [], ""
     if ran.code == 0 and not problems:
         with np.load(data) as arrays:
             feeds = {"x": arrays["evaluation/x"]}
         found = judge.judged(model, out, ran.report, feeds, lossless=passes in LOSSLESS)
-        tally.unread.update(found.get("unread", []))
-        problems += [f"WRONG {what}" for what in found["wrong"]]
-        tally.done += 1
+        unread = found.get("unread", [])
+        problems = [f"WRONG {what}" for what in found["wrong"]]
     elif not problems:
-        tally.refusals[f"exit {ran.code}: {_general(ran.message, form, model)}"] += 1
-    for what in problems:
-        line = f"{form} | {passes} | {targets} | exit {ran.code} | {what}"
+        refusal = f"exit {ran.code}: {ran.message.replace(str(model), 'MODEL').replace(str(form), 'MODEL')}"
+    shutil.rmtree(out, ignore_errors=True)
+    return Outcome(form, passes, targets, problems, unread, ran.code, refusal)
+
+
+def _record(tally: Tally, outcome: Outcome) -> None:
+    form = outcome.form
+    tally.runs += 1
+    tally.done += outcome.code == 0
+    tally.unread.update(outcome.unread)
+    tally.refusals.update([outcome.refusal] if outcome.refusal else [])
+    recipe = f"`{outcome.passes}` for {outcome.targets}"
+    tally.seen.update([form.network, form.exporter, f"opset {form.opset}", recipe])
+    for what in outcome.problems:
+        line = f"{form} | {outcome.passes} | {outcome.targets} | exit {outcome.code} | {what}"
         tally.lines.append(line)
         print(line, flush=True)
-    shutil.rmtree(out, ignore_errors=True)
-
-
-def _general(message: str, form: made.Form, model: Path) -> str:
-    return message.replace(str(model), "MODEL").replace(str(form), "MODEL")
 
 
 def markdown(tally: Tally) -> list[str]:
