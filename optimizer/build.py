@@ -16,7 +16,7 @@ from onnx_lathe.optimizer.measuring import judge, time_pair
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.report.record import TargetRecord
 from onnx_lathe.optimizer.run import Run
-from onnx_lathe.optimizer.step import apply_pass
+from onnx_lathe.optimizer.step import apply_pass, note_uncompared
 from onnx_lathe.passes.core.options import configure, make_config
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
@@ -118,9 +118,12 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Path, 
     model, report = lower(target, config, run.model, run.services.context(f"target {target.name}"))
     found.skips = [asdict(skip) for skip in report.skips]
     model_file.save(model, path)
+    judged: set[str] = set()
     if target.lowering is not None and run.original is not None and run.roles.evaluation is not None:
         quality = evaluate(ort.session(path), run.roles.evaluation, run.original, run.ui.status)
-        found.quality = {key: quality[key] for key in QUALITY if key in quality}
+        found.quality = {key: value for key, value in quality.items() if key.split("[")[0] in QUALITY}
+        judged.update(QUALITY)
+        note_uncompared(run, f"target {target.name}", quality)
     base = dict(run.record.baseline)
     if target.timed and run.request.measure_latency:
         run.ui.status(f"timing {target.name}")
@@ -128,8 +131,9 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Path, 
             run.roles.sample, ort.session(run.request.model), path
         )
         found.quality["base_latency"] = base["latency"]
+        judged.add("latency")
     run.record.gates.extend(
-        judge(run.gates, base, found.quality, target.name, only=lambda metric: metric in found.quality)
+        judge(run.gates, base, found.quality, target.name, only=lambda metric: metric in judged)
     )
     found.skips += [{"node": node, "reason": reason} for node, reason in target.check(model)]
     return path, found

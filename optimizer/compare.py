@@ -34,7 +34,10 @@ def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> list[GateRec
     if data is not None:
         original = reference(sessions[0], data, ui.status)
         found[0] |= original.metrics
-        found[1] |= evaluate(sessions[1], data, original, ui.status)
+        quality = evaluate(sessions[1], data, original, ui.status)
+        found[1] |= quality
+        for output, why in quality.reasons.items():
+            ui.note(f"warning: output '{output}' could not be compared: {why}")
     if any(gate.metric == "latency" for gate in gates):
         feeds = sample_feeds(data, sessions[0], 1)
         found[0]["latency"], found[1]["latency"] = ort.latency_pair(sessions[0], sessions[1], feeds)

@@ -4,9 +4,10 @@
     top1 >= 98%            the candidate's own value; 0.98 is the same
     size ratio >= 10       how many times smaller, base / candidate
     packed ratio >= 50     the same of the file that `optimize pack` makes, against the original ONNX file as it is
-    sqnr >= 20             decibels
+    sqnr >= 20             decibels, of the worst output, or slice of an output that joins values of several ranges
+    sqnr[boxes] >= 30      of the output named boxes alone; so for agreement
 
-    gate   = metric [ "drop" | "ratio" ] ( "<=" | "<" | ">=" | ">" ) number [ unit ]
+    gate   = metric [ "[" output "]" ] [ "drop" | "ratio" ] ( "<=" | "<" | ">=" | ">" ) number [ unit ]
     unit   = "%" for fractions; "B" "kB" "MB" "GB" (powers of 1000), "ms", "dB", "x"; without one: fraction, bytes, ms, dB, times
 
 Several gates are joined by ";" or ",". Fractions are kept as 0..1.
@@ -33,12 +34,15 @@ LARGEST_PLAIN_DROP = 0.0
 
 @dataclass(frozen=True)
 class Metric:
-    """`kind` gives the unit, `forms` what may be asked of it, `needs` what lets it be measured."""
+    """`kind` gives the unit, `forms` what may be asked of it, `needs` what lets it be measured. `per_output`:
+    whether an output can be named.
+    """
 
     kind: Kind
     higher_is_better: bool
     forms: tuple[Form, ...]
     needs: str
+    per_output: bool = False
 
 
 METRICS: Mapping[str, Metric] = {
@@ -49,10 +53,18 @@ METRICS: Mapping[str, Metric] = {
         "fraction", True, ("value", "drop"), "evaluation data with labels and a model of more than 5 classes"
     ),
     "agreement": Metric(
-        "fraction", True, ("value",), "evaluation data (--data or --eval) and a model that classifies"
+        "fraction",
+        True,
+        ("value",),
+        "evaluation data (--data or --eval) and a model that classifies",
+        per_output=True,
     ),
     "sqnr": Metric(
-        "decibel", True, ("value",), "evaluation data (--data or --eval) and a model with float outputs"
+        "decibel",
+        True,
+        ("value",),
+        "evaluation data (--data or --eval) and a model with float outputs",
+        per_output=True,
     ),
     "sparsity": Metric("fraction", True, ("value",), "a model with weights"),
     "size": Metric("bytes", False, ("value", "ratio"), "the file"),
@@ -77,7 +89,7 @@ _UNITS: Mapping[Kind, Mapping[str, int]] = {  # unit -> power of ten of the stor
 
 _EXAMPLE = 'such as "top1 drop <= 0.5%" or "size ratio >= 10"'
 _SYNTAX = re.compile(
-    r"(?P<metric>[a-z][\w-]*)(?:\s+(?P<form>[a-z]\w*))?\s*(?P<op><=|>=|==|=|<|>)\s*"
+    r"(?P<metric>[a-z][\w-]*)(?P<output>\[.+\])?(?:\s+(?P<form>[a-z]\w*))?\s*(?P<op><=|>=|==|=|<|>)\s*"
     r"(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d{1,3})?)\s*(?P<unit>%|[a-z]*)",
     re.IGNORECASE,
 )
@@ -107,6 +119,8 @@ class Gate:
     form: str
     op: str
     bound: float
+    output: str = ""
+    """The output that it is about, in brackets; empty for all of them."""
 
     @classmethod
     def parse(cls, text: str) -> "Gate":
@@ -126,6 +140,10 @@ class Gate:
                 f"{gate}: there is no metric '{match['metric']}'{known or '; there are ' + ', '.join(METRICS)}"
             )
         metric, form = METRICS[name], (match["form"] or "value").lower()
+        output = match["output"] or ""
+        if output and not metric.per_output:
+            able = " and ".join(one for one, known in METRICS.items() if known.per_output)
+            raise UsageError(f"{gate}: {name} is not measured per output; {able} are")
         if form not in metric.forms or (match["form"] and form == "value"):
             allowed = " or ".join(
                 f"'{name}'" if one == "value" else f"'{name} {one}'" for one in metric.forms
@@ -143,10 +161,15 @@ class Gate:
         bound = _bound(
             gate, "ratio" if form == "ratio" else metric.kind, form, match["number"], match["unit"]
         )
-        return cls(name, form, op, bound)
+        return cls(name, form, op, bound, output)
+
+    @property
+    def key(self) -> str:
+        """Under which the metric is found among those measured."""
+        return self.metric + self.output
 
     def __str__(self) -> str:
-        metric = self.metric if self.form == "value" else f"{self.metric} {self.form}"
+        metric = self.key if self.form == "value" else f"{self.key} {self.form}"
         exact = Decimal(repr(self.bound))
         number = f"{exact.scaleb(2).normalize():f}%" if self._kind == "fraction" else f"{exact.normalize():f}"
         return f"{metric} {self.op} {number}"
@@ -155,8 +178,12 @@ class Gate:
         """Why the gate cannot be judged with these metrics, in one line; None if it can. Unmeasured is
         never passed.
         """
-        if self.metric in available:
+        if self.key in available:
             return None
+        if self.output and self.metric in available:
+            each = sorted(key for key in available if key.startswith(f"{self.metric}["))
+            advice = nearest(self.key, each) or f"; there are {', '.join(each)}"
+            return f"gate '{self}' cannot be judged: {self.metric} has no output {self.output}{advice}"
         return f"gate '{self}' cannot be judged: {self.metric} needs {METRICS[self.metric].needs}"
 
     def judge(self, base: Mapping[str, float], candidate: Mapping[str, float]) -> Verdict:
@@ -165,7 +192,7 @@ class Gate:
         """
         if reason := self._unjudged(base, candidate):
             return Verdict(str(self), False, None, self.bound, None, reason)
-        new = candidate[self.metric]
+        new = candidate[self.key]
         measured = (
             new
             if self.form == "value"
@@ -190,7 +217,7 @@ class Gate:
         return "ratio" if self.form == "ratio" else METRICS[self.metric].kind
 
     def _unjudged(self, base: Mapping[str, float], candidate: Mapping[str, float]) -> str | None:
-        if reason := self.missing(candidate):
+        if reason := self._uncompared(base, candidate) or self.missing(candidate):
             return reason
         compared = (
             {"the model": candidate}
@@ -209,6 +236,27 @@ class Gate:
             return f"gate '{self}' failed: {self.metric} is not above zero, so there is no ratio"
         return None
 
+    def _uncompared(self, base: Mapping[str, float], candidate: Mapping[str, float]) -> str | None:
+        """Why not, if a part of what the gate is about has no number. What was not seen did not pass."""
+        parts = [key for key in base if METRICS[self.metric].per_output and key.startswith(f"{self.key}[")]
+        lost = [key for key in (self.key, *parts) if key in base and key not in candidate]
+        if not lost:
+            return None
+        known = [key for key in parts if key in candidate and not self.output]
+        advice = f"; a gate may name another output: {known[0]}" if known else ""
+        return (
+            f"gate '{self}' failed: {lost[-1]} could not be measured, since the output's shape or its "
+            f"infinite values are not the original's{advice}"
+        )
+
+    def _worst(self, candidate: Mapping[str, float]) -> str:
+        """Which output or slice the number is of, where there are several."""
+        parts = {key: value for key, value in candidate.items() if key.startswith(f"{self.key}[")}
+        if not METRICS[self.metric].per_output or len(parts) < 2:
+            return ""
+        worst = [key for key, value in parts.items() if value == candidate[self.key]]
+        return f" ({worst[-1].removeprefix(self.metric)})" if worst else ""
+
     def _message(
         self,
         base: Mapping[str, float],
@@ -217,7 +265,9 @@ class Gate:
         margin: float,
         passed: bool,
     ) -> str:
-        shown = _shown(measured, self._kind, difference=self.form == "drop")
+        if math.isinf(measured) and measured > 0:
+            return f"{self}: the outputs are equal"
+        shown = _shown(measured, self._kind, difference=self.form == "drop") + self._worst(candidate)
         if self.form != "value":
             kind = METRICS[self.metric].kind
             shown += f" ({_shown(base[self.metric], kind)} -> {_shown(candidate[self.metric], kind)})"
@@ -231,7 +281,7 @@ def parse_gates(texts: Iterable[str]) -> tuple[Gate, ...]:
     """
     gates: list[Gate] = []
     for text in texts:
-        pieces = [piece.strip() for piece in re.split("[;,]", text)]
+        pieces = [piece.strip() for piece in re.split(r"[;,](?![^\[]*\])", text)]  # not within brackets
         if not any(pieces):
             raise UsageError(f"a gate is empty; write one {_EXAMPLE}")
         gates += [Gate.parse(piece) for piece in pieces if piece]

@@ -60,5 +60,6 @@ def judge(
     for gate in gates:
         if only(gate.metric):
             verdict = gate.judge(base, candidate)
-            verdicts.append(GateRecord(str(gate), subject, verdict.passed, verdict.message))
+            numbers = verdict.measured, verdict.needed, verdict.margin
+            verdicts.append(GateRecord(str(gate), subject, verdict.passed, verdict.message, *numbers))
     return verdicts

@@ -25,10 +25,13 @@ from onnx_lathe.passes.graph.model import export_model, import_model, node_metad
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import ort
-from onnx_lathe.runtime.running.evaluate import evaluate
+from onnx_lathe.runtime.running.evaluate import Quality, evaluate
 
 GROWTH_NOTED = 1.001
 """A step that makes a file larger by less only added metadata."""
+ROUNDING_DB = 100.0
+"""Above it, outputs differ by what float32 rounds."""
+DECIBELS_NOTED = 0.1
 LOWER_IS_BETTER = ("size", "weights", "macs", "parameters")
 
 
@@ -52,7 +55,7 @@ def run_step(run: Run, index: int) -> None:
     except ContractError as error:
         path.unlink()
         raise ContractError(f"{where}: {error}") from error
-    quality = _measure(run, path, session)
+    quality = _measure(run, path, session, where)
     _record(run, index, report, path, quality, time.perf_counter() - started)
 
 
@@ -147,11 +150,20 @@ def _check(
     return session
 
 
-def _measure(run: Run, path: Path, session: Any) -> dict[str, float]:
+def _measure(run: Run, path: Path, session: Any, where: str) -> dict[str, float]:
     quality = measure(run.model).as_metrics() | {"size": float(model_file.inspect_file(path).size_bytes)}
     if run.roles.evaluation is not None and run.original is not None:
-        quality |= evaluate(session, run.roles.evaluation, run.original, run.ui.status)
+        found = evaluate(session, run.roles.evaluation, run.original, run.ui.status)
+        note_uncompared(run, where, found)
+        quality |= found
     return quality
+
+
+def note_uncompared(run: Run, where: str, quality: Quality) -> None:
+    """Warns of each output whose distance to the original's has no number."""
+    for output, reason in quality.reasons.items():
+        run.record.warnings.append(f"{where}: output '{output}' could not be compared: {reason}")
+        run.ui.note(f"warning: {run.record.warnings[-1]}")
 
 
 def _record(
@@ -180,11 +192,14 @@ def _record(
 
 
 def _worse(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
-    """Metrics that a step made worse; the report says so."""
+    """Metrics that a step made worse; the report says so. Those of single outputs only where that of all is not."""
 
     def falls(name: str) -> bool:
         if name in LOWER_IS_BETTER:
             return after[name] > GROWTH_NOTED * before[name]
+        if name.startswith("sqnr"):
+            return after[name] < min(before[name], ROUNDING_DB) - DECIBELS_NOTED
         return after[name] < before[name]
 
-    return [name for name in before.keys() & after.keys() if name != "sqnr" and falls(name)]
+    worse = [name for name in before.keys() & after.keys() if falls(name)]
+    return [name for name in worse if "[" not in name or name.split("[")[0] not in worse]

@@ -8,7 +8,7 @@ from rich.markup import escape
 from onnx_lathe.optimizer.check import Check
 from onnx_lathe.optimizer.inspect import LayerRow, Size
 from onnx_lathe.optimizer.report.tables import plain_table
-from onnx_lathe.optimizer.report.terminal import count, size
+from onnx_lathe.optimizer.report.units import count, size
 
 
 def show_checks(checks: Sequence[Check], console: Console) -> None:

@@ -50,10 +50,17 @@ class TargetRecord:
 
 @dataclass
 class GateRecord:
+    """A verdict. `measured`, `needed` and `margin` (negative: missed by so much) are in the metric's stored
+    unit: fraction 0..1, dB, bytes, ms, count, or times for a ratio. None where there is no number.
+    """
+
     gate: str
     subject: str
     passed: bool
     message: str
+    measured: float | None = None
+    needed: float | None = None
+    margin: float | None = None
 
 
 @dataclass

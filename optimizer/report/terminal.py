@@ -1,13 +1,14 @@
 """The run record as tables on a terminal (or as plain text, when the output is not one)."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from onnx_lathe.optimizer.report.outputs import show_outputs
 from onnx_lathe.optimizer.report.record import RunRecord, StepRecord
+from onnx_lathe.optimizer.report.units import shown, size
 
 SKIPS_SHOWN = 8
 FILE_WIDTH = 140
@@ -40,11 +41,12 @@ def show(record: RunRecord, console: Console) -> None:
             break
         table = _steps_table(record, DROPPED_FIRST[:count_dropped])
     console.print(table)
+    before = record.baseline
     for step in record.steps:
         start = f"step {step.number}, {step.name}: "
-        _show_step(
-            step, [text.removeprefix(start) for text in record.warnings if text.startswith(start)], console
-        )
+        warnings = [text.removeprefix(start) for text in record.warnings if text.startswith(start)]
+        _show_step(step, before, warnings, console)
+        before = step.quality
     for target in record.targets:
         if target.error:
             console.print(f"target {target.name}: FAILED: {target.error}", markup=False)
@@ -62,6 +64,7 @@ def show(record: RunRecord, console: Console) -> None:
             markup=False,
         )
         _show_skips(target.skips, console)
+    show_outputs(record, console)
     for verdict in record.gates:
         style = "green" if verdict.passed else "bold red"
         console.print(
@@ -95,7 +98,9 @@ def _base(record: RunRecord, step: StepRecord, key: str) -> float | None:
     return step.quality.get("base_latency") if key == "latency" else record.baseline.get(key)
 
 
-def _show_step(step: StepRecord, warnings: Sequence[str], console: Console) -> None:
+def _show_step(
+    step: StepRecord, before: Mapping[str, float], warnings: Sequence[str], console: Console
+) -> None:
     console.print(f"[bold]{step.number} {step.name}[/]  ", end="")
     found = ", ".join(_metric(key, value) for key, value in step.metrics.items())
     console.print(found or ("" if step.changed else "nothing to do"), markup=False)
@@ -107,7 +112,16 @@ def _show_step(step: StepRecord, warnings: Sequence[str], console: Console) -> N
     for warning in warnings:
         console.print(f"    warning: {warning}", markup=False)
     if step.worse:
-        console.print(f"    made worse: {', '.join(sorted(step.worse))}", markup=False)
+        figures = (
+            f"{name} {shown(_kind(name), before.get(name))} -> {shown(_kind(name), step.quality.get(name))}"
+            for name in sorted(step.worse)
+        )
+        console.print(f"    made worse: {', '.join(figures)}", markup=False)
+
+
+def _kind(metric: str) -> str:
+    """sqnr of sqnr[boxes]."""
+    return metric.split("[")[0]
 
 
 def _metric(name: str, value: float) -> str:
@@ -124,31 +138,3 @@ def _show_skips(skips: list[dict[str, str]], console: Console) -> None:
         console.print(
             f"    and {len(skips) - SKIPS_SHOWN} more skipped; report.json has them all", markup=False
         )
-
-
-def shown(key: str, value: float | None, base: float | None = None) -> str:
-    """A metric with its unit; sizes and times also as a ratio to `base`."""
-    if value is None:
-        return "-"
-    if key in ("top1", "top5", "agreement", "sparsity"):
-        return f"{100 * value:.2f} %"
-    if key == "sqnr":
-        return "equal" if math.isinf(value) else f"{value:.1f} dB"
-    ratio = f" ({base / value:.1f}x)" if base and value and base != value else ""
-    if key in ("size", "weights"):
-        return size(value) + ratio
-    if key == "latency":
-        return f"{value:.2f} ms{ratio}"
-    return count(value)
-
-
-def size(value: float) -> str:
-    """Bytes in decimal units: 1.72 MB."""
-    return f"{count(value)}B" if value >= 1000 else f"{value:.0f} B"
-
-
-def count(value: float) -> str:
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.3g} {unit}"
-    return f"{value:.0f}"

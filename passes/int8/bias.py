@@ -125,7 +125,10 @@ class BiasCorrection:
         self, graph: Graph, places: Sequence[_Place], taken: set[str]
     ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str], float]:
         """(Means of each layer's result, quantized and in float; tensors to judge by; their error now.)"""
-        outputs = [tensor for tensor in graph.outputs if tensor.dtype == np.float32 and tensor.inputs]
+        tensors = {one.name for one in self.original.graph.output if one.type.HasField("tensor_type")}
+        outputs = [
+            one for one in graph.outputs if one.dtype == np.float32 and one.inputs and one.name in tensors
+        ]
         last = [places[-1].response]
         judged = list(dict.fromkeys(map(_scores, outputs))) or last
         self._keep_outputs(judged)

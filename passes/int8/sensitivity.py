@@ -42,7 +42,7 @@ class Goal:
         """Raises PassError if the goal is about agreement and the model is no classifier."""
         if self.max_drop is not None and "agreement" not in quality:
             raise PassError(
-                "int8(max_drop=...) counts points of agreement between classes, and the model's first output is not [samples, classes]; "
+                "int8(max_drop=...) counts points of agreement between classes, and no output of the model is [samples, classes]; "
                 "give min_sqnr=, in dB, instead"
             )
         agrees = self.max_drop is None or _lost_points(quality) <= self.max_drop + 1e-9
@@ -92,7 +92,7 @@ class Sensitivity:
             return {}
         if not goal.is_met(self._compare(self.quantization.base)):
             raise PassError(
-                f"int8({goal}): the model's first output holds NaN or infinity, or nothing but zeros, on the calibration data, so that its "
+                f"int8({goal}): an output of the model holds NaN or infinity, or nothing but zeros, on the calibration data, so that its "
                 "signal to noise cannot be measured; check the scale of the data and the model's weights"
             )
         ranked = list(self.alone)

@@ -41,18 +41,18 @@ def model_inputs(model: ModelProto) -> list[InputSpec]:
 
 
 def model_classes(model: ModelProto) -> int | None:
-    """Number of classes of a model whose first output is float [N, classes]; None if it is something else."""
-    if not model.graph.output:
-        return None
-    tensor = model.graph.output[0].type.tensor_type
-    if len(tensor.shape.dim) != 2 or tensor.elem_type not in (
-        TensorProto.FLOAT,
-        TensorProto.FLOAT16,
-        TensorProto.DOUBLE,
-    ):
-        return None
-    classes = tensor.shape.dim[1].dim_value
-    return classes if classes > 1 else None
+    """Number of classes that labels can name: the most of any output that is float [N, classes]; None if
+    there is no such output, or one whose classes are not known before it runs.
+    """
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+    tensors = [output.type.tensor_type for output in model.graph.output]
+    counts = [
+        tensor.shape.dim[1].dim_value
+        for tensor in tensors
+        if len(tensor.shape.dim) == 2 and tensor.elem_type in floats
+    ]
+    most = max(counts, default=0)
+    return most if most > 1 and min(counts) > 0 else None
 
 
 def _dtype(elem_type: int) -> np.dtype | None:

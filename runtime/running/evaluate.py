@@ -1,5 +1,5 @@
-"""Quality of a model on evaluation data: accuracy against labels, and closeness to the original model's
-outputs.
+"""Quality of a model on evaluation data: accuracy against labels, and closeness of every output to the
+original model's.
 
 Metrics are fractions 0..1 (`top1`, `top5`, `agreement`) or decibels (`sqnr`). What the data cannot tell is
 left out of the result.
@@ -7,8 +7,9 @@ left out of the result.
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -17,42 +18,52 @@ import onnxruntime
 from onnx_lathe.errors import DataError
 from onnx_lathe.runtime.data import DataSource, take
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.scores import Outputs, Scores, Slices, is_float
 
 BATCH = 250
 PIECE_BYTES = 2 << 20
 """Inputs that are run at once: activations take many times as much."""
 KEPT_BYTES = 256 << 20
-"""The original's outputs are kept up to this size, so that it runs once; samples beyond it are compared by
-labels alone.
-"""
+"""The original's outputs are kept up to this size, so that it runs once; for samples beyond it, it runs again."""
 
 
 @dataclass
 class Reference:
-    """The original's first output on the evaluation data, batch by batch (None where it was not kept)."""
+    """The original's outputs on the evaluation data, batch by batch; None where they were not kept, and
+    `session` computes them again.
+    """
 
     metrics: dict[str, float]
-    outputs: list[np.ndarray | None] = field(default_factory=list)
+    outputs: list[Outputs | None] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     """Fingerprint of each batch: data that is not the same when it is read again would judge two models on
     different samples.
     """
+    slices: Mapping[str, Slices] = field(default_factory=dict)
+    session: onnxruntime.InferenceSession | None = None
+
+
+class Quality(dict[str, float]):
+    """Metrics by name; `reasons`: float outputs that could not be compared, and why."""
+
+    reasons: Mapping[str, str] = MappingProxyType({})
 
 
 def reference(
     session: onnxruntime.InferenceSession, data: DataSource, progress: Callable[[str], None]
 ) -> Reference:
     """Evaluates the original and keeps its outputs for `evaluate`."""
-    kept: list[np.ndarray | None] = []
+    kept: list[Outputs | None] = []
     batches: list[int] = []
     total = 0
-    score = _Score()
-    for output, labels, fingerprint in _outputs(session, data, progress):
-        batches.append(fingerprint)
-        score.add(output, labels, output)
-        total += output.nbytes
-        kept.append(output if total <= KEPT_BYTES else None)
-    return Reference(score.metrics(), kept, batches)
+    scores = Scores()
+    for outputs, labels, inputs, _ in _outputs(session, data, progress):
+        batches.append(_fingerprint(inputs, labels))
+        scores.add(outputs, labels, outputs)
+        total += sum(output.nbytes for output in outputs.values())
+        kept.append(outputs if total <= KEPT_BYTES else None)
+    again = session if any(one is None for one in kept) else None
+    return Reference(scores.metrics(), kept, batches, scores.slices(), again)
 
 
 def evaluate(
@@ -60,25 +71,31 @@ def evaluate(
     data: DataSource,
     original: Reference,
     progress: Callable[[str], None],
-) -> dict[str, float]:
-    """Metrics of a candidate on the same data. `sqnr` is infinite when every kept output is equal.
+) -> Quality:
+    """Metrics of a candidate on the same data. `sqnr` is infinite when every output is equal; an output that
+    cannot be compared has none, and `reasons` says why.
 
     Raises DataError if the data is not the same as it was for the original.
     """
-    score = _Score()
+    scores = Scores(original.slices)
     seen = 0
-    for output, labels, fingerprint in _outputs(session, data, progress):
-        if seen == len(original.batches) or original.batches[seen] != fingerprint:
+    for outputs, labels, inputs, count in _outputs(session, data, progress):
+        if seen == len(original.batches) or original.batches[seen] != _fingerprint(inputs, labels):
             raise DataError(
                 f"{data.description}: evaluation data differs from one reading to the next; it must yield the same each time"
             )
-        score.add(output, labels, original.outputs[seen])
+        wanted = original.outputs[seen]
+        if wanted is None and original.session is not None:
+            wanted = _cut(ort.run(original.session, inputs), inputs, count)
+        scores.add(outputs, labels, wanted or {})
         seen += 1
     if seen < len(original.batches):
         raise DataError(
             f"{data.description}: evaluation data ended early when it was read again; it must yield the same each time"
         )
-    return score.metrics()
+    found = Quality(scores.metrics())
+    found.reasons = scores.reasons()
+    return found
 
 
 class OutputComparer:
@@ -95,10 +112,10 @@ class OutputComparer:
         self._known: tuple[bytes, Reference] | None = None
 
     def compare(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> dict[str, float]:
-        """`sqnr` of the first output in dB (inf when equal, -inf when nothing of the base is left) and, for
-        classifiers, `agreement`.
+        """`sqnr` of the worst output or slice in dB (inf when all are equal, -inf when nothing of the base is
+        left) and, for classifiers, `agreement`.
 
-        Raises DataError if there is no data, or if the first output holds no floats.
+        Raises DataError if there is no data, or if no output holds floats.
         """
         digest = hashlib.blake2b(base.SerializeToString()).digest()
         if self._known is None or self._known[0] != digest:
@@ -107,11 +124,9 @@ class OutputComparer:
         original = self._known[1]
         if not original.outputs:
             raise DataError(f"{self.data.description}: there are no samples to compare outputs on")
-        if not any(
-            output is not None and np.issubdtype(output.dtype, np.floating) for output in original.outputs
-        ):
+        if not any(is_float(output) for kept in original.outputs for output in (kept or {}).values()):
             raise DataError(
-                "outputs cannot be compared: the model's first output holds no floats; cut off the ArgMax (or what else makes integers)"
+                "outputs cannot be compared: no output of the model holds floats; cut off the ArgMax (or what else makes integers)"
             )
         found = evaluate(ort.session(candidate), self.data, original, self.progress)
         return {"sqnr": float("-inf")} | {
@@ -121,19 +136,28 @@ class OutputComparer:
 
 def _outputs(
     session: onnxruntime.InferenceSession, data: DataSource, progress: Callable[[str], None]
-) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
+) -> Iterator[tuple[Outputs, np.ndarray | None, dict[str, np.ndarray], int]]:
+    """(outputs, labels, inputs, samples that count), piece by piece."""
     seen = 0
     for batch in data.batches(BATCH):
         for inputs, labels, count in _pieces(session, batch.inputs, batch.labels):
-            output = next(iter(ort.run(session, inputs).values()))
-            output = output[:count] if output.ndim and len(output) > count else output
+            outputs = _cut(ort.run(session, inputs), inputs, count)
             seen += count
             progress(
                 f"evaluating: {seen} samples"
                 if data.count is None
                 else f"evaluating: {seen} of {data.count} samples"
             )
-            yield output, labels, _fingerprint(inputs, labels)
+            yield outputs, labels, inputs, count
+
+
+def _cut(outputs: Outputs, inputs: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """Without the repeats that fill a fixed batch, where the first axis is that of samples."""
+    size = len(next(iter(inputs.values())))
+    return {
+        name: output[:count] if count < size and output.ndim and len(output) == size else output
+        for name, output in outputs.items()
+    }
 
 
 def _fingerprint(inputs: dict[str, np.ndarray], labels: np.ndarray | None) -> int:
@@ -167,44 +191,3 @@ def _pieces(
             None if labels is None else labels[start : start + real],
             real,
         )
-
-
-class _Score:
-    def __init__(self) -> None:
-        self.labelled = self.compared = 0
-        self.top1 = self.top5 = self.agreeing = 0
-        self.classes = 0
-        self.signal = self.noise = 0.0
-
-    def add(self, output: np.ndarray, labels: np.ndarray | None, original: np.ndarray | None) -> None:
-        classifier = output.ndim == 2 and output.shape[1] > 1 and np.issubdtype(output.dtype, np.floating)
-        if classifier:
-            self.classes = output.shape[1]
-        if classifier and labels is not None:
-            self.labelled += len(labels)
-            self.top1 += int((output.argmax(1) == labels).sum())
-            if self.classes > 5:
-                best = np.argpartition(-output, 5, axis=1)[:, :5]
-                self.top5 += int((best == labels[:, None]).any(1).sum())
-        if original is None or not np.issubdtype(output.dtype, np.floating) or original.shape != output.shape:
-            return
-        self.signal += float(np.square(original, dtype=np.float64).sum())
-        with np.errstate(invalid="ignore"):  # of two infinities; there is no signal to noise then
-            self.noise += float(np.square(original.astype(np.float64) - output).sum())
-        if classifier:
-            self.compared += len(output)
-            self.agreeing += int((output.argmax(1) == original.argmax(1)).sum())
-
-    def metrics(self) -> dict[str, float]:
-        found = {}
-        if self.labelled:
-            found["top1"] = self.top1 / self.labelled
-            if self.classes > 5:
-                found["top5"] = self.top5 / self.labelled
-        if self.compared:
-            found["agreement"] = self.agreeing / self.compared
-        if self.signal > 0 and np.isfinite(self.noise):
-            found["sqnr"] = (
-                float("inf") if self.noise == 0 else 10 * float(np.log10(self.signal / self.noise))
-            )
-        return found

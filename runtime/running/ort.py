@@ -237,10 +237,33 @@ def _source(model: onnx.ModelProto | bytes | str | Path) -> bytes | str:
 
 
 def run(open_session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs by name. Raises ModelError with ONNX Runtime's reason if it cannot run the feeds."""
+    """Outputs by name. Of a sequence each tensor has a name of its own, as NAME[0]; maps of one kind, as
+    ZipMap makes of scores, become an array [samples, keys].
+
+    Raises ModelError with ONNX Runtime's reason if it cannot run the feeds.
+    """
     names = [output.name for output in open_session.get_outputs()]
     with _refusing("run the model"):
-        return dict(zip(names, open_session.run(names, dict(feeds)), strict=True))
+        values = open_session.run(names, dict(feeds))
+    found: dict[str, np.ndarray] = {}
+    for name, value in zip(names, values, strict=True):
+        found.update(_tensors(name, value))
+    return found
+
+
+def _tensors(name: str, value: object) -> Iterator[tuple[str, np.ndarray]]:
+    if value is None:  # an optional output that has no value
+        return
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        keys = list(value[0])
+        if all(list(one) == keys for one in value):
+            yield name, np.array([[one[key] for key in keys] for one in value])
+            return
+    if isinstance(value, list | dict):
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(f"{name}[{key}]", one)
+        return
+    yield name, np.asarray(value)
 
 
 def random_feeds(

@@ -15,6 +15,7 @@ from onnx_lathe.errors import TargetError
 from onnx_lathe.optimizer import build
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.passes.core.registry import all_passes
+from onnx_lathe.runtime.running.evaluate import Quality
 from onnx_lathe.runtime.targets.core.registry import find as find_target
 from tests.support.command import compile_lenet, data_arguments
 from tests.support.models import ROOT
@@ -119,7 +120,7 @@ def test_a_gate_that_a_lowered_model_fails_builds_nothing(
     lenet5: Path, small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(find_target("tensorrt-rtx"), "available", lambda self: None)
-    monkeypatch.setattr(build, "evaluate", lambda *_: {"top1": 0.1})
+    monkeypatch.setattr(build, "evaluate", lambda *_: Quality(top1=0.1))
     targets = ["--target", "onnx,tensorrt-rtx", "--gate", "top1 drop <= 5%"]
     assert compile_lenet(lenet5, small_mnist, tmp_path, *targets, passes="fold,codebook") == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "steps"]

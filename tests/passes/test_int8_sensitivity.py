@@ -117,15 +117,16 @@ def test_a_goal_that_int8_cannot_meet_leaves_everything() -> None:
     assert not report.edits
 
 
-@pytest.mark.parametrize("last, first", [("Log", GOOD["first"]), ("Relu", 0 * GOOD["first"])])
-def test_a_goal_in_decibels_for_outputs_without_a_signal_is_refused(last: str, first: np.ndarray) -> None:
-    """NaN, or zeros only: no layer is to blame, and leaving all of them in float would not help."""
+@pytest.mark.parametrize("last", ["Log", "Relu"])
+def test_a_goal_in_decibels_for_outputs_without_a_signal_is_refused(last: str) -> None:
+    """Infinity, or zeros only: no layer is to blame, and leaving all of them in float would not help."""
+    first = 0 * GOOD["first"]
     model = build(
         f"(float[N, 8] x) => (float[N, 8] y) {{ [one] a = MatMul (x, first)  y = {last} (a) }}", first=first
     )
     with pytest.raises(
         PassError,
-        match=r"int8\(min_sqnr=20\): the model's first output holds NaN or infinity, or nothing but zeros",
+        match=r"int8\(min_sqnr=20\): an output of the model holds NaN or infinity, or nothing but zeros",
     ):
         apply(model, min_sqnr=20)
     assert apply(model, max_drop=50)[1].metrics["left_in_float"] == 0

@@ -132,5 +132,5 @@ def test_what_cannot_be_compared() -> None:
         "(float[N, 8] x) => (int64[N] y) { h = MatMul (x, a) y = ArgMax <axis = 1, keepdims = 0> (h) }", a=A
     )
     assert ort.run(ort.session(classes), {"x": X[:2]})["y"].dtype == np.int64
-    with pytest.raises(DataError, match="the model's first output holds no floats; cut off the ArgMax"):
+    with pytest.raises(DataError, match="no output of the model holds floats; cut off the ArgMax"):
         comparer().compare(classes, classes)
