@@ -21,8 +21,8 @@ from pathlib import Path
 
 import networks_matrix
 import networks_real
-from sets import ROOT
 
+ROOT = Path(__file__).resolve().parents[1]
 PAGE = Path(__file__).with_suffix(".md")
 
 

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from sets import ROOT
 
 from onnx_lathe.optimizer.cli import main as optimize
 from onnx_lathe.runtime.pack import unpack
 from onnx_lathe.runtime.pack.files import SUFFIX
 from onnx_lathe.runtime.running import ort
 
+ROOT = Path(__file__).resolve().parents[1]
 PRELOADED = [
     "networks_judge",
     "torch",
@@ -142,9 +142,14 @@ def judged(model: Path, out: Path, report: Mapping[str, Any], feeds: Feeds, loss
     return dict(found)
 
 
-def _judge(
-    pipe: Connection, model: Path, out: Path, report: Mapping[str, Any], feeds: Feeds, lossless: bool
-) -> None:
+def _judge(pipe: Connection, *arguments: Any) -> None:
+    pipe.send(findings(*arguments))
+
+
+def findings(
+    model: Path, out: Path, report: Mapping[str, Any], feeds: Feeds, lossless: bool
+) -> dict[str, Any]:
+    """As `judged`, in this process."""
     found: dict[str, Any] = {"wrong": [], "sqnr": {}, "sizes": {}, "unread": []}
     base = Answers(model, feeds)
     for label, path, quality in _files(out, report, found):
@@ -158,7 +163,7 @@ def _judge(
         found["wrong"] += [f"{label}: {what}" for what in disagreements(base, answers, quality)]
         if lossless:
             found["wrong"] += [f"{label}: {what}" for what in moved(model, base, answers, feeds)]
-    pipe.send(found)
+    return found
 
 
 def _files(
@@ -224,8 +229,11 @@ def computed(session: onnxruntime.InferenceSession, feeds: Feeds) -> dict[str, n
 
 def decibels(base: np.ndarray, other: np.ndarray) -> float:
     """Of `base` over the difference; infinite if they are equal."""
-    signal_energy = float(np.square(base, dtype=np.float64).sum())
-    noise = float(np.square(base.astype(np.float64) - other).sum())
+    known = np.isfinite(base)
+    signal_energy = float(np.square(base, dtype=np.float64, where=known, out=np.zeros(base.shape)).sum())
+    with np.errstate(invalid="ignore"):
+        error = np.where(known, base.astype(np.float64) - other, 0.0)
+    noise = float(np.square(error).sum())
     if not np.isfinite(noise) or noise == 0:
         return float("inf") if noise == 0 else float("-inf")
     return 10 * float(np.log10(max(signal_energy, 1e-30) / noise))
@@ -274,16 +282,21 @@ def disagreements(base: Answers, other: Answers, quality: Mapping[str, float | N
         ]
         return [f"signature: {'; '.join(map(str, changed)) or 'another number of inputs or outputs'}"]
     wrong = []
-    for key, said in quality.items():
-        if not key.startswith("sqnr") or (
-            key == "sqnr" and any(other.startswith("sqnr[") for other in quality)
-        ):
-            continue
+    each = {key: value for key, value in quality.items() if key.startswith("sqnr[")}
+    least = min((_number(value) for value in each.values()), default=None)
+    if least is not None and _number(quality["sqnr"]) != least:
+        wrong.append(f"sqnr is {quality['sqnr']} dB, the least of the outputs' is {least} dB")
+    for key, said in (each or {key: quality[key] for key in ("sqnr",) if key in quality}).items():
         found = _figures(key, base, other)
-        said = float("inf") if said is None else said
+        said = _number(said)
         if found and not any(abs(one - said) <= DECIBELS or min(one, said) > SAME for one in found):
             wrong.append(f"{key} is {found[0]:.1f} dB, the report says {said:.1f} dB")
     return wrong
+
+
+def _number(said: float | None) -> float:
+    """JSON has no infinity."""
+    return float("inf") if said is None else said
 
 
 def _figures(key: str, base: Answers, other: Answers) -> list[float]:

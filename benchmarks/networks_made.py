@@ -4,11 +4,12 @@ Weights are as after training in one thing: statistics of batch normalization ar
 activations stay in range.
 """
 
-import io
 import logging
+import os
+import sys
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -344,6 +345,20 @@ def forms() -> Sequence[Form]:
     ]  # fmt: skip
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Standard output by its descriptor: an exporter that fails prints its whole graph there."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
 
@@ -361,7 +376,7 @@ def export(form: Form, path: Path) -> None:
         arguments["dynamic_shapes"] = ({0: torch.export.Dim("batch")},)
     elif form.dynamic:
         arguments["dynamic_axes"] = {"x": {0: "batch"}}
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), _silence():
         warnings.simplefilter("ignore")
         if form.exporter == "dynamo":
             arguments |= {"verbose": False, "external_data": False}
