@@ -27,6 +27,8 @@ SLOWER = 1.03
 """INT8 for ONNX Runtime may take this of float's time, and of the peer's, before it is a failure."""
 BUDGET_S, LEAST, MOST = 6.0, 7, 150
 PEER = "peer"
+CONFIRMED = 2
+"""More measurements of what was slower, since a shared machine is never quiet."""
 
 
 @dataclass
@@ -132,7 +134,8 @@ def _row(name: str, model: Path, data: Path, recipe: str, out: Path) -> Row:
     if recipe == "pack":
         _pack(row, model, out)
     else:
-        arguments = [str(model), "--passes", recipe, "--target", ",".join(TARGETS), "--no-latency"]
+        arguments = [str(model), "--passes", recipe, "--target", ",".join(TARGETS)]
+        arguments += [] if recipe == INT8 else ["--no-latency"]  # what does not pay is found by measuring
         for part in PARTS:
             arguments += [f"--{part[:4] if part == 'evaluation' else part}", f"{data}:{part}"]
         ran = judge.run(arguments, out)
@@ -172,19 +175,29 @@ def _compare(row: Row, model: Path, data: Path, out: Path, report: Mapping[str, 
     if row.recipe == INT8:
         row.peer = _quantized(model, data, out / "peer.onnx", row)
         files |= {} if row.peer else {PEER: out / "peer.onnx"}
-    code, times = judge.forked(_timed, {"float": model} | files, _part(data, "evaluation"))
-    if times is None:
-        row.problems.append(f"timing ended by {code}")
-        return
-    row.float_ms = times["float"]
-    row.ratios = {label: ms / times["float"] for label, ms in times.items() if label != "float"}
-    if row.recipe == INT8 and "ort" in row.ratios:
-        limits = {"float": 1.0} | ({PEER: row.ratios[PEER]} if PEER in row.ratios else {})
-        row.problems += [
-            f"SLOW {row.ratios['ort'] / ratio:.2f} of the time of {label}"
-            for label, ratio in limits.items()
-            if row.ratios["ort"] > SLOWER * ratio
-        ]
+    for _ in range(1 + CONFIRMED):
+        code, times = judge.forked(_timed, {"float": model} | files, _part(data, "evaluation"))
+        if times is None:
+            row.problems.append(f"timing ends the process with {code}")
+            return
+        row.float_ms = times["float"]
+        row.ratios = {label: ms / times["float"] for label, ms in times.items() if label != "float"}
+        slow = _slow(row)
+        if not slow:
+            break
+    row.problems += slow
+
+
+def _slow(row: Row) -> list[str]:
+    """What INT8 for ONNX Runtime is slower than."""
+    if row.recipe != INT8 or "ort" not in row.ratios:
+        return []
+    limits = {"float": 1.0} | ({PEER: row.ratios[PEER]} if PEER in row.ratios else {})
+    return [
+        f"SLOW {row.ratios['ort'] / ratio:.2f} of the time of {label}"
+        for label, ratio in limits.items()
+        if row.ratios["ort"] > SLOWER * ratio
+    ]
 
 
 def _timed(pipe: Connection, files: Mapping[str, Path], feeds: judge.Feeds) -> None:
@@ -211,9 +224,9 @@ def _quantized(model: Path, data: Path, path: Path, row: Row) -> str:
     code, sent = judge.forked(_peer, model, _part(data, "calibration"), _part(data, "evaluation"), path)
     if sent is None:
         return f"the process ends with {code}"
-    reason, row.sqnr[PEER] = sent
+    reason, found = sent
     if not reason:
-        row.sizes[PEER] = path.stat().st_size
+        row.sqnr[PEER], row.sizes[PEER] = found, path.stat().st_size
     return str(reason)
 
 
