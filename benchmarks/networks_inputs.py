@@ -58,6 +58,13 @@ def page(generator: Generator, height: int, width: int) -> np.ndarray:
     return written
 
 
+def turned(generator: Generator, image: np.ndarray) -> np.ndarray:
+    """By a quarter, half or no turn if it is square, by half a turn or none else; [channels, height, width]."""
+    square = image.shape[1] == image.shape[2]
+    quarters = int(generator.integers(4)) if square else 2 * int(generator.integers(2))
+    return np.ascontiguousarray(np.rot90(image, quarters, (1, 2)))
+
+
 def line(generator: Generator, height: int, width: int) -> np.ndarray:
     """One line of text that fills the picture; float32 [3, height, width], 0..1."""
     return _written(generator, (width, height), 1, int(height * generator.uniform(0.45, 0.75)))

@@ -261,6 +261,8 @@ APART = 16.0
 def _kinds(output: np.ndarray) -> list[tuple[Any, ...]]:
     """Channels of magnitudes that lie apart, such as boxes and scores, as an index of `output` each."""
     best: tuple[float, list[tuple[Any, ...]]] = (1.0, [])
+    if output.ndim == 3 and np.allclose(output.sum(-1), 1, atol=1e-3):  # probabilities are of one kind
+        return []
     for axis in {2, output.ndim - 1} if output.ndim > 2 else set():
         peak = abs(output).max(tuple(i for i in range(output.ndim) if i != axis))
         order = np.argsort(peak)

