@@ -32,7 +32,7 @@ def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> list[GateRec
     for path, one in zip((base, candidate), models, strict=True):
         found.append(measure(one).as_metrics() | {"size": float(model_file.inspect_file(path).size_bytes)})
     if data is not None:
-        original = reference(sessions[0], data, ui.status)
+        original = reference(sessions[0], data, ui.status, models[0])
         found[0] |= original.metrics
         quality = evaluate(sessions[1], data, original, ui.status)
         found[1] |= quality

@@ -118,7 +118,7 @@ def _baseline(state: Run) -> None:
     ort.run(session, state.feeds)  # refuses here, by name, what cannot run at all
     record.baseline = measure(state.model).as_metrics() | {"size": float(record.model["size_bytes"])}
     if state.roles.evaluation is not None:
-        state.original = reference(session, state.roles.evaluation, state.ui.status)
+        state.original = reference(session, state.roles.evaluation, state.ui.status, state.model)
         record.baseline |= state.original.metrics
     missing = [reason for gate in state.gates if (reason := gate.missing(_available(state)))]
     if missing:

@@ -7,7 +7,7 @@ left out of the result.
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -18,6 +18,7 @@ import onnxruntime
 from onnx_lathe.errors import DataError
 from onnx_lathe.runtime.data import DataSource, take
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.joins import Join, joins
 from onnx_lathe.runtime.running.scores import Outputs, Scores, Slices, is_float
 
 BATCH = 250
@@ -39,6 +40,7 @@ class Reference:
     """Fingerprint of each batch: data that is not the same when it is read again would judge two models on
     different samples.
     """
+    joins: Mapping[str, Sequence[Join]] = field(default_factory=dict)
     slices: Mapping[str, Slices] = field(default_factory=dict)
     session: onnxruntime.InferenceSession | None = None
 
@@ -50,20 +52,26 @@ class Quality(dict[str, float]):
 
 
 def reference(
-    session: onnxruntime.InferenceSession, data: DataSource, progress: Callable[[str], None]
+    session: onnxruntime.InferenceSession,
+    data: DataSource,
+    progress: Callable[[str], None],
+    model: onnx.ModelProto | None = None,
 ) -> Reference:
-    """Evaluates the original and keeps its outputs for `evaluate`."""
+    """Evaluates the original and keeps its outputs for `evaluate`. The session's `model` tells which outputs
+    are joined of parts.
+    """
+    joined = {} if model is None else joins(model)
     kept: list[Outputs | None] = []
     batches: list[int] = []
     total = 0
-    scores = Scores()
+    scores = Scores(joined)
     for outputs, labels, inputs, _ in _outputs(session, data, progress):
         batches.append(_fingerprint(inputs, labels))
         scores.add(outputs, labels, outputs)
         total += sum(output.nbytes for output in outputs.values())
         kept.append(outputs if total <= KEPT_BYTES else None)
     again = session if any(one is None for one in kept) else None
-    return Reference(scores.metrics(), kept, batches, scores.slices(), again)
+    return Reference(scores.metrics(), kept, batches, joined, scores.slices(), again)
 
 
 def evaluate(
@@ -77,7 +85,7 @@ def evaluate(
 
     Raises DataError if the data is not the same as it was for the original.
     """
-    scores = Scores(original.slices)
+    scores = Scores(original.joins, original.slices)
     seen = 0
     for outputs, labels, inputs, count in _outputs(session, data, progress):
         if seen == len(original.batches) or original.batches[seen] != _fingerprint(inputs, labels):
@@ -120,7 +128,7 @@ class OutputComparer:
         digest = hashlib.blake2b(base.SerializeToString()).digest()
         if self._known is None or self._known[0] != digest:
             self._known = None
-            self._known = digest, reference(ort.session(base), self.data, self.progress)
+            self._known = digest, reference(ort.session(base), self.data, self.progress, base)
         original = self._known[1]
         if not original.outputs:
             raise DataError(f"{self.data.description}: there are no samples to compare outputs on")

@@ -1,19 +1,20 @@
 """How near a model's outputs are to another's, output by output and slice by slice, and how right they are.
 
-An output may join values of different ranges along its channels: boxes of 0 to 640 beside scores of 0 to 1. As
-one signal, the large values hide what became of the small ones. Such an output is judged per slice: the
-channels whose largest magnitudes lie together, apart from the others by a factor of `APART`.
+An output may join values of different ranges along its channels (runtime/running/joins.py): boxes of 0 to 640
+beside scores of 0 to 1. As one signal, the large values hide what became of the small ones. Such an output is
+judged per slice: the parts whose largest magnitudes lie together, apart from the others by a factor of `APART`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
+from onnx_lathe.runtime.running.joins import Join
+
 APART = 16.0
-"""Channels whose peaks differ by this factor, with none between, hold values of different kinds."""
-MOST_CHANNELS = 4096
-"""A longer axis counts positions, not channels."""
+"""Parts whose peaks differ by this factor, with none between, hold values of different kinds."""
 MOST_RUNS = 4
 """A slice of more runs of channels is named by the first."""
 
@@ -49,6 +50,7 @@ class _Closeness:
     compared: bool = False
     reason: str = ""
     """Why it cannot be compared, if it cannot."""
+    joins: Sequence[Join] = ()
     axes: dict[int, _Sums] = field(default_factory=dict)
 
     def add(self, original: np.ndarray, output: np.ndarray) -> None:
@@ -67,17 +69,11 @@ class _Closeness:
         self._add_axes(np.abs(base), signal, noise)
 
     def _add_axes(self, magnitude: np.ndarray, signal: np.ndarray, noise: np.ndarray) -> None:
-        wanted = {1, signal.ndim - 1} - {0} if signal.ndim > 1 else set()
-        for axis in wanted:
-            channels, others = signal.shape[axis], tuple(i for i in range(signal.ndim) if i != axis)
-            known = self.axes.get(axis)
-            if not 1 < channels <= MOST_CHANNELS or not signal.size:
+        for axis, channels in {join.axis: sum(join.sizes) for join in self.joins}.items():
+            if axis >= signal.ndim or signal.shape[axis] != channels or not signal.size:
                 continue
-            if known is None:
-                known = self.axes[axis] = _Sums(*np.zeros((3, channels)))
-            if len(known.signal) != channels:  # an axis whose length varies holds positions
-                known.signal = np.zeros(0)
-                continue
+            others = tuple(index for index in range(signal.ndim) if index != axis)
+            known = self.axes.setdefault(axis, _Sums(*np.zeros((3, channels))))
             known.signal += signal.sum(others)
             known.noise += noise.sum(others)
             known.peak = np.maximum(known.peak, magnitude.max(others))
@@ -85,12 +81,11 @@ class _Closeness:
     def slices(self) -> Slices | None:
         """The slices of this output by what it holds; None if it is of one kind."""
         best: tuple[float, Slices] | None = None
-        for axis, sums in self.axes.items():
-            if not len(sums.signal):
-                continue
-            found, gap = _groups(sums.peak)
-            if len(found) > 1 and (best is None or gap > best[0]):
-                best = gap, Slices(axis, found)
+        for join in self.joins:
+            if join.axis in self.axes:
+                groups, gap = _groups(self.axes[join.axis].peak, join.sizes)
+                if len(groups) > 1 and (best is None or gap > best[0]):
+                    best = gap, Slices(join.axis, groups)
         return best[1] if best else None
 
     def sqnr(self) -> float | None:
@@ -104,10 +99,16 @@ class _Closeness:
 
 
 class Scores:
-    """Sums over batches; `metrics` at the end. With `slices`, of the original, each is judged by itself."""
+    """Sums over batches; `metrics` at the end. `joins`: those of the original; `slices`: what is to be judged
+    by itself, if that is known from the original's values.
+    """
 
-    def __init__(self, slices: Mapping[str, Slices] | None = None) -> None:
-        self._slices = slices
+    def __init__(
+        self,
+        joins: Mapping[str, Sequence[Join]] = MappingProxyType({}),
+        slices: Mapping[str, Slices] | None = None,
+    ) -> None:
+        self._joins, self._slices = joins, slices
         self._close: dict[str, _Closeness] = {}
         self._agreeing: dict[str, tuple[int, int]] = {}
         """Output -> (answers that are the original's, answers)."""
@@ -160,7 +161,9 @@ class Scores:
         self._right[name] = self._right.get(name, 0) + found
 
     def _compare(self, name: str, original: np.ndarray, output: np.ndarray | None) -> None:
-        found = self._close.setdefault(name, _Closeness()) if is_float(original) else None
+        found = None
+        if is_float(original):
+            found = self._close.setdefault(name, _Closeness(joins=self._joins.get(name, ())))
         if output is None:
             output = np.zeros((0,) * (original.ndim + 1), original.dtype)  # of a sequence that is shorter
         if found is not None:
@@ -221,15 +224,17 @@ def _decibels(signal: float, noise: float) -> float | None:
     return 10 * float(np.log10(max(signal, 1e-30)) - np.log10(noise))
 
 
-def _groups(peak: np.ndarray) -> tuple[list[np.ndarray], float]:
-    """(channels by the order of magnitude of their peaks, the largest gap as a factor)."""
-    order = np.argsort(peak, kind="stable")
-    order = order[peak[order] > 0]
+def _groups(peak: np.ndarray, sizes: Sequence[int]) -> tuple[list[np.ndarray], float]:
+    """(channels of the parts whose peaks are of one order of magnitude, the largest gap as a factor)."""
+    parts = np.split(np.arange(len(peak)), np.cumsum(sizes)[:-1])
+    peaks = np.array([peak[part].max(initial=0) for part in parts])
+    order = np.argsort(peaks, kind="stable")
+    order = order[peaks[order] > 0]
     if len(order) < 2:
         return [], 1.0
-    ratio = peak[order[1:]] / peak[order[:-1]]
+    ratio = peaks[order[1:]] / peaks[order[:-1]]
     cuts = np.flatnonzero(ratio >= APART) + 1
-    groups = [np.sort(part) for part in np.split(order, cuts)]
+    groups = [np.sort(np.concatenate([parts[index] for index in group])) for group in np.split(order, cuts)]
     return sorted(groups, key=lambda group: int(group[0])), float(ratio.max())
 
 

@@ -5,15 +5,20 @@ import math
 import numpy as np
 import pytest
 
+from onnx_lathe.runtime.running.joins import Join
 from onnx_lathe.runtime.running.scores import Scores
 
 
 def judged(
-    originals: dict[str, np.ndarray], outputs: dict[str, np.ndarray], labels: np.ndarray | None = None
+    originals: dict[str, np.ndarray],
+    outputs: dict[str, np.ndarray],
+    labels: np.ndarray | None = None,
+    join: Join | None = None,
 ) -> tuple[dict[str, float], dict[str, str]]:
-    base = Scores()
+    joins = {} if join is None else {"y": [join]}
+    base = Scores(joins)
     base.add(originals, labels, originals)
-    scores = Scores(base.slices())
+    scores = Scores(joins, base.slices())
     scores.add(outputs, labels, originals)
     return scores.metrics(), scores.reasons()
 
@@ -38,7 +43,7 @@ def test_small_values_beside_large_ones_are_judged_by_themselves() -> None:
     original = detections()
     destroyed = original.copy()
     destroyed[:, 4:] = 0
-    found, _ = judged({"y": original}, {"y": destroyed})
+    found, _ = judged({"y": original}, {"y": destroyed}, join=Join(1, (4, 2)))
     assert math.isinf(found["sqnr[y][0-3]"])
     assert found["sqnr[y][4-5]"] == pytest.approx(0, abs=1e-6)
     assert found["sqnr"] == found["sqnr[y]"] == found["sqnr[y][4-5]"]
@@ -48,21 +53,29 @@ def test_the_channels_may_be_the_last_axis_and_need_not_lie_together() -> None:
     original = detections()[:, [0, 1, 4, 2, 3, 5]].transpose(0, 2, 1)
     noisy = original.copy()
     noisy[..., [2, 5]] *= 1.1
-    found, _ = judged({"y": original}, {"y": noisy})
+    found, _ = judged({"y": original}, {"y": noisy}, join=Join(2, (2, 1, 2, 1)))
     assert found["sqnr[y][2,5]"] == pytest.approx(20, abs=1e-3)
     assert math.isinf(found["sqnr[y][0-1,3-4]"])
 
 
-def test_values_of_one_kind_are_one_signal() -> None:
+def test_parts_of_one_kind_are_one_signal() -> None:
     logits = np.random.default_rng(1).standard_normal((64, 10)).astype(np.float32)
-    found, _ = judged({"y": logits}, {"y": logits})
+    found, _ = judged({"y": logits}, {"y": logits}, join=Join(1, (4, 6)))
+    assert [key for key in found if key.startswith("sqnr")] == ["sqnr", "sqnr[y]"]
+
+
+def test_what_is_not_joined_is_one_signal() -> None:
+    """A column that is nearly black in every picture is no slice."""
+    picture = np.ones((2, 1, 4, 4), np.float32)
+    picture[..., 3] = 1e-3
+    found, _ = judged({"y": picture}, {"y": picture})
     assert [key for key in found if key.startswith("sqnr")] == ["sqnr", "sqnr[y]"]
 
 
 def test_slices_are_those_of_the_original() -> None:
     original, flat = np.ones((2, 4, 5), np.float32), np.ones((2, 4, 5), np.float32)
     flat[:, 3] = 1000
-    found, _ = judged({"y": original}, {"y": flat})
+    found, _ = judged({"y": original}, {"y": flat}, join=Join(1, (3, 1)))
     assert [key for key in found if key.startswith("sqnr")] == ["sqnr", "sqnr[y]"]
 
 
@@ -117,10 +130,9 @@ def test_a_sequence_that_is_shorter_is_no_equal_one() -> None:
     assert list(reasons) == ["s[1]"]
 
 
-def test_an_axis_whose_length_varies_has_no_slices() -> None:
-    scores = Scores()
-    for length in (5, 7):
-        values = np.ones((2, length, 3), np.float32)
-        values[:, 0] = 1000
-        scores.add({"y": values}, None, {"y": values})
+def test_a_join_that_the_output_has_not_is_none() -> None:
+    values = np.ones((2, 7, 3), np.float32)
+    values[:, 0] = 1000
+    scores = Scores({"y": [Join(1, (1, 5)), Join(4, (1, 2))]})
+    scores.add({"y": values}, None, {"y": values})
     assert scores.slices() == {}
