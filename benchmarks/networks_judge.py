@@ -159,7 +159,7 @@ def findings(
         except Exception as error:  # noqa: BLE001 - ONNX Runtime raises several, and each is a finding
             found["wrong"].append(f"{label}: {path.name} does not run: {' '.join(str(error).split())[:200]}")
             continue
-        found["sqnr"][label] = worst(base, answers)
+        found["sqnr"][label] = worst(base, answers, slices(base, quality))
         found["wrong"] += [f"{label}: {what}" for what in disagreements(base, answers, quality)]
         if lossless:
             found["wrong"] += [f"{label}: {what}" for what in moved(model, base, answers, feeds)]
@@ -243,35 +243,52 @@ def _floats(answers: Answers) -> list[str]:
     return [name for name, array in answers.outputs.items() if np.issubdtype(array.dtype, np.floating)]
 
 
-def worst(base: Answers, other: Answers) -> float | None:
-    """dB of the worst float output, or of its worst slice along the axis of channels; None without one."""
-    found = []
+@dataclass(frozen=True)
+class Slice:
+    """Channels of an output that the report judges by themselves; `axis` is that of Answers' arrays."""
+
+    output: str
+    key: str
+    axis: int
+    channels: list[int]
+
+    def decibels(self, base: Answers, other: Answers) -> float:
+        before, after = (one.outputs[self.output].take(self.channels, self.axis) for one in (base, other))
+        return decibels(before, after)
+
+
+def slices(base: Answers, quality: Mapping[str, float | None]) -> list[Slice]:
+    """Those that the report's keys name: `sqnr[OUTPUT][0-3,5]`. Their axis is the one that they fill."""
+    found: list[Slice] = []
     for name in _floats(base):
-        before, after = base.outputs[name], other.outputs.get(name)
-        if after is None or before.shape != after.shape:
-            return float("-inf")
-        found.append(decibels(before, after))
-        found += [decibels(before[part], after[part]) for part in _kinds(before)]
-    return min(found, default=None)
+        start = f"sqnr[{name}]["
+        named = {key: _channels(key[len(start) : -1]) for key in quality if key.startswith(start)}
+        named = {key: channels for key, channels in named.items() if channels}
+        shape, every = base.outputs[name].shape, {channel for one in named.values() for channel in one}
+        axes = [axis for axis in range(2, len(shape)) if every and shape[axis] > max(every)]
+        filled = [axis for axis in axes if shape[axis] == len(every)]
+        for axis in (filled or axes)[:1]:
+            found += [Slice(name, key, axis, channels) for key, channels in named.items()]
+    return found
 
 
-APART = 16.0
-
-
-def _kinds(output: np.ndarray) -> list[tuple[Any, ...]]:
-    """Channels of magnitudes that lie apart, such as boxes and scores, as an index of `output` each."""
-    best: tuple[float, list[tuple[Any, ...]]] = (1.0, [])
-    if output.ndim == 3 and np.allclose(output.sum(-1), 1, atol=1e-3):  # probabilities are of one kind
+def _channels(text: str) -> list[int]:
+    """Empty for a slice that the report abbreviates."""
+    if not re.fullmatch(r"[\d,\-]+", text):
         return []
-    for axis in {2, output.ndim - 1} if output.ndim > 2 else set():
-        peak = abs(output).max(tuple(i for i in range(output.ndim) if i != axis))
-        order = np.argsort(peak)
-        order = order[peak[order] > 0]
-        ratio = peak[order[1:]] / peak[order[:-1]] if 1 < len(order) <= 4096 else np.ones(1)
-        if ratio.max() >= APART and ratio.max() > best[0]:
-            groups = np.split(order, np.flatnonzero(ratio >= APART) + 1)
-            best = ratio.max(), [(*[slice(None)] * axis, np.sort(group)) for group in groups]
-    return best[1]
+    runs = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    return [channel for ends in runs for channel in range(ends[0], ends[-1] + 1)]
+
+
+def worst(base: Answers, other: Answers, parts: Sequence[Slice] = ()) -> float | None:
+    """dB of the worst float output or slice; None without one."""
+    outputs = _floats(base)
+    if any(
+        name not in other.outputs or base.outputs[name].shape != other.outputs[name].shape for name in outputs
+    ):
+        return float("-inf")
+    found = [decibels(base.outputs[name], other.outputs[name]) for name in outputs]
+    return min([*found, *(part.decibels(base, other) for part in parts)], default=None)
 
 
 def disagreements(base: Answers, other: Answers, quality: Mapping[str, float | None]) -> list[str]:
@@ -288,9 +305,16 @@ def disagreements(base: Answers, other: Answers, quality: Mapping[str, float | N
     least = min((_number(value) for value in each.values()), default=None)
     if least is not None and _number(quality["sqnr"]) != least:
         wrong.append(f"sqnr is {quality['sqnr']} dB, the least of the outputs' is {least} dB")
+    parts = slices(base, quality)
+    figures = {part.key: [part.decibels(base, other)] for part in parts}
+    for name in _floats(base):
+        whole = decibels(base.outputs[name], other.outputs[name])
+        within = [figures[part.key][0] for part in parts if part.output == name]
+        figures[f"sqnr[{name}]"] = [min([whole, *within])]
+        figures.setdefault("sqnr", []).append(whole)
     for key, said in (each or {key: quality[key] for key in ("sqnr",) if key in quality}).items():
-        found = _figures(key, base, other)
         said = _number(said)
+        found = figures.get(key, [])
         if found and not any(abs(one - said) <= DECIBELS or min(one, said) > SAME for one in found):
             wrong.append(f"{key} is {found[0]:.1f} dB, the report says {said:.1f} dB")
     return wrong
@@ -299,36 +323,6 @@ def disagreements(base: Answers, other: Answers, quality: Mapping[str, float | N
 def _number(said: float | None) -> float:
     """JSON has no infinity."""
     return float("inf") if said is None else said
-
-
-def _figures(key: str, base: Answers, other: Answers) -> list[float]:
-    """What the report's key may mean: `sqnr`, `sqnr[OUTPUT]`, `sqnr[OUTPUT][CHANNELS]`."""
-    whole = {name: decibels(base.outputs[name], other.outputs[name]) for name in _floats(base)}
-    if key == "sqnr":
-        return list(whole.values())[:1]
-    name = next((name for name in whole if key.startswith(f"sqnr[{name}]")), None)
-    if name is None:
-        return []
-    channels = key.removeprefix(f"sqnr[{name}]").strip("[]")
-    before, after = base.outputs[name], other.outputs[name]
-    if not channels:
-        return [whole[name], *(min(whole[name], *_parts(before, after)) for _ in [0])]
-    if not re.fullmatch(r"[\d,\-]+", channels):
-        return []
-    chosen = [
-        number
-        for run_of in channels.split(",")
-        for number in range(int(run_of.split("-")[0]), int(run_of.split("-")[-1]) + 1)
-    ]
-    return [
-        decibels(before.take(chosen, axis), after.take(chosen, axis))
-        for axis in (2, before.ndim - 1)
-        if 1 < axis < before.ndim and before.shape[axis] > max(chosen)
-    ]
-
-
-def _parts(before: np.ndarray, after: np.ndarray) -> list[float]:
-    return [decibels(before[part], after[part]) for part in _kinds(before)] or [float("inf")]
 
 
 def moved(model: Path, base: Answers, other: Answers, feeds: Feeds) -> list[str]:

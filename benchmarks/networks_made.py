@@ -125,7 +125,7 @@ class UNet(nn.Module):
 
 
 class Detector(nn.Module):
-    """Two scales of boxes, in pixels, and scores."""
+    """Two scales of boxes, in pixels, and scores beside them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +140,8 @@ class Detector(nn.Module):
         joined = torch.cat(found, 2).transpose(1, 2)
         middle, size = joined[..., 0:2].sigmoid() * 32, joined[..., 2:4].exp() * 8
         boxes = torch.cat([middle - size / 2, middle + size / 2], -1)
-        return boxes, joined[..., 4:].sigmoid(), deep.mean((2, 3))
+        scores = joined[..., 4:].sigmoid()
+        return torch.cat([boxes, scores], -1), scores.amax(1), deep.mean((2, 3))
 
 
 class Recurrent(nn.Module):

@@ -173,7 +173,8 @@ def _compare(row: Row, model: Path, data: Path, out: Path, report: Mapping[str, 
         if target["name"] in row.sqnr and target["files"]
     }
     if row.recipe == INT8:
-        row.peer = _quantized(model, data, out / "peer.onnx", row)
+        quality = next((one["quality"] for one in report["targets"] if one["name"] == "ort"), {})
+        row.peer = _quantized(model, data, out / "peer.onnx", row, quality)
         files |= {} if row.peer else {PEER: out / "peer.onnx"}
     for _ in range(1 + CONFIRMED):
         code, times = judge.forked(_timed, {"float": model} | files, _part(data, "evaluation"))
@@ -219,9 +220,11 @@ def _timed(pipe: Connection, files: Mapping[str, Path], feeds: judge.Feeds) -> N
     pipe.send({label: float(ms) for label, ms in zip(sessions, medians, strict=True)})
 
 
-def _quantized(model: Path, data: Path, path: Path, row: Row) -> str:
+def _quantized(model: Path, data: Path, path: Path, row: Row, quality: Mapping[str, Any]) -> str:
     """Writes the file of onnxruntime's quantizer and its SQNR; the reason if there is none."""
-    code, sent = judge.forked(_peer, model, _part(data, "calibration"), _part(data, "evaluation"), path)
+    code, sent = judge.forked(
+        _peer, model, _part(data, "calibration"), _part(data, "evaluation"), path, dict(quality)
+    )
     if sent is None:
         return f"the process ends with {code}"
     reason, found = sent
@@ -231,12 +234,17 @@ def _quantized(model: Path, data: Path, path: Path, row: Row) -> str:
 
 
 def _peer(
-    pipe: Connection, model: Path, calibration: judge.Feeds, evaluation: judge.Feeds, path: Path
+    pipe: Connection,
+    model: Path,
+    calibration: judge.Feeds,
+    evaluation: judge.Feeds,
+    path: Path,
+    quality: Mapping[str, Any],
 ) -> None:
     try:
         quantize_by_onnxruntime(model, calibration, path)
         base, answers = judge.Answers(model, evaluation), judge.Answers(path, evaluation)
-        pipe.send(("", judge.worst(base, answers)))
+        pipe.send(("", judge.worst(base, answers, judge.slices(base, quality))))
     except Exception as error:  # noqa: BLE001 - a peer may fail in any way; the table says how
         pipe.send((" ".join(str(error).split())[:120] or type(error).__name__, None))
 

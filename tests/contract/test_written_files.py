@@ -42,7 +42,9 @@ def test_the_report_says_what_the_written_files_compute(
     report, found = _compiled(benchmark, network, passes, targets, tmp_path)
     assert found["wrong"] == []
     assert set(found["sqnr"]) == {"step", *targets.split(",")}
-    assert "sqnr" in report["steps"][-1]["quality"]
+    quality = report["steps"][-1]["quality"]
+    assert "sqnr" in quality
+    assert (network == "detector") == any("][" in name for name in quality)  # boxes apart from scores
 
 
 def test_a_figure_that_no_file_has_is_found(benchmark: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
