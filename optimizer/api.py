@@ -16,7 +16,7 @@ from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer import artifacts, compare, pipeline
 from onnx_lathe.optimizer import check as checking
 from onnx_lathe.optimizer.build import configured_targets, placement
-from onnx_lathe.optimizer.inspect import LayerRow, Size, layer_rows, measure
+from onnx_lathe.optimizer.inspect import LayerRow, Size, layer_table
 from onnx_lathe.optimizer.measuring import measured_exactly
 from onnx_lathe.optimizer.recipe import Call, Recipe, check_order, load_recipe, override, parse_calls
 from onnx_lathe.optimizer.report.record import GateRecord, RunRecord
@@ -177,9 +177,8 @@ def gate(
 
 def inspect(model: Model) -> tuple[list[LayerRow], Size]:
     """(a row per layer, what the whole model weighs)."""
-    found = _loaded(model)
-    rows = layer_rows(found)
-    return rows, measure(found, rows)
+    table = layer_table(_loaded(model))
+    return list(table.rows), table.size
 
 
 def check(model: str | Path, targets: str | Sequence[str]) -> list[checking.Check]:

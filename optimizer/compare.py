@@ -29,8 +29,11 @@ def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> list[GateRec
     data = open_roles(as_evaluation, models[0]).evaluation
     sessions = [ort.session(base), ort.session(candidate)]
     found: list[dict[str, float]] = []
+    uncounted: dict[str, str] = {}
     for path, one in zip((base, candidate), models, strict=True):
-        found.append(measure(one).as_metrics() | {"size": float(model_file.inspect_file(path).size_bytes)})
+        weighed = measure(one)
+        uncounted |= weighed.uncounted
+        found.append(weighed.as_metrics() | {"size": float(model_file.inspect_file(path).size_bytes)})
     if data is not None:
         original = reference(sessions[0], data, ui.status, models[0])
         found[0] |= original.metrics
@@ -44,6 +47,6 @@ def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> list[GateRec
     if any(gate.metric == "packed" for gate in gates):
         found[0]["packed"], found[1]["packed"] = float(onnx_bytes(base)), float(packed_bytes(candidate))
     for gate in gates:
-        if reason := gate.missing(set(found[1])):
+        if reason := gate.missing(found[0].keys() & found[1].keys(), uncounted):
             raise UsageError(reason)
     return judge(gates, found[0], found[1], "model")

@@ -71,7 +71,7 @@ METRICS: Mapping[str, Metric] = {
     "packed": Metric("bytes", False, ("value", "ratio"), "the file"),
     "weights": Metric("bytes", False, ("value", "ratio"), "a model with weights"),
     "parameters": Metric("count", False, ("value", "ratio"), "a model with weights"),
-    "macs": Metric("count", False, ("value", "ratio"), "a model whose shapes are known"),
+    "macs": Metric("count", False, ("value", "ratio"), "a model whose products can be counted"),
     "latency": Metric("time", False, ("value", "ratio"), "a run that is timed (without --no-latency)"),
 }
 
@@ -174,9 +174,9 @@ class Gate:
         number = f"{exact.scaleb(2).normalize():f}%" if self._kind == "fraction" else f"{exact.normalize():f}"
         return f"{metric} {self.op} {number}"
 
-    def missing(self, available: Collection[str]) -> str | None:
+    def missing(self, available: Collection[str], uncounted: Mapping[str, str] | None = None) -> str | None:
         """Why the gate cannot be judged with these metrics, in one line; None if it can. Unmeasured is
-        never passed.
+        never passed. `uncounted`: metric -> what of it could not be counted.
         """
         if self.key in available:
             return None
@@ -184,6 +184,8 @@ class Gate:
             each = sorted(key for key in available if key.startswith(f"{self.metric}["))
             advice = nearest(self.key, each) or f"; there are {', '.join(each)}"
             return f"gate '{self}' cannot be judged: {self.metric} has no output {self.output}{advice}"
+        if uncounted and self.metric in uncounted:
+            return f"gate '{self}' cannot be judged: {uncounted[self.metric]}"
         return f"gate '{self}' cannot be judged: {self.metric} needs {METRICS[self.metric].needs}"
 
     def judge(self, base: Mapping[str, float], candidate: Mapping[str, float]) -> Verdict:

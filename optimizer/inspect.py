@@ -2,112 +2,211 @@
 weights take in the file.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
 import onnx
+from onnx import inliner
 
-from onnx_lathe.passes.graph import Constant, Node
-from onnx_lathe.passes.graph.layers import Weight, stored_in, weights
-from onnx_lathe.passes.graph.macs import OpenShape, open_shapes, repeats
+from onnx_lathe.optimizer.counting.operators import macs_of
+from onnx_lathe.optimizer.counting.scopes import Scope, scopes, trips
+from onnx_lathe.optimizer.counting.weights import Stored, stored_weights
+from onnx_lathe.passes.graph import Node
+from onnx_lathe.passes.graph.bodies import Part
+from onnx_lathe.passes.graph.macs import OpenShape
 from onnx_lathe.passes.graph.model import import_model
+from onnx_lathe.runtime.files.tensors import all_tensors, data_size
+
+SHOWN = 3
+"""How many nodes a line names."""
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer with a weight. `macs` is per sample, None where a shape is not known before the model runs."""
+    """One node with weights or MACs. `macs` is per sample and of all steps of the loops around it; None where it
+    cannot be counted, and `uncounted` says why. `place` is the body that it is in, such as "then_branch of If_3".
+    """
 
     node: str
     op: str
     weight_shape: OpenShape
     output_shape: OpenShape | None
     parameters: int
+    weights: int
+    """Parameters but those in vectors, such as biases; `zeros` is of these."""
     zeros: int
     weight_bytes: int
     macs: int | None
+    place: str = ""
+    uncounted: str = ""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a model weighs, without running it."""
+    """What a model weighs, without running it. `uncounted`: metric -> what it leaves out, in one line; such a
+    metric cannot be judged.
+    """
 
     parameters: int
     weight_bytes: int
     sparsity: float
     macs: int | None
+    uncounted: Mapping[str, str] = field(default_factory=dict)
 
     def as_metrics(self) -> dict[str, float]:
-        found: dict[str, float] = {
+        """What is known for certain."""
+        found: dict[str, float | None] = {
             "weights": self.weight_bytes,
             "sparsity": self.sparsity,
             "parameters": self.parameters,
+            "macs": self.macs,
         }
-        if self.macs is not None:
-            found["macs"] = self.macs
-        return found
+        return {
+            name: value for name, value in found.items() if value is not None and name not in self.uncounted
+        }
 
 
-def layer_rows(model: onnx.ModelProto) -> list[LayerRow]:
-    """One row per layer in graph order; a shared weight is counted in its first row only."""
-    shapes = open_shapes(model, {})
-    rows = []
-    for weight in weights(import_model(model), lambda node, reason: None, halves=True):
-        zeros, size = weight.zeros()
-        counted = (size, zeros, _stored(weight))
-        for node in weight.nodes:
-            macs = _macs(node, size, shapes)
-            output = shapes.get(node.outputs[0].name)
-            rows.append(LayerRow(node.name, node.op, _shape(weight, size, shapes), output, *counted, macs))
-            counted = (0, 0, 0)
-    return rows
+@dataclass(frozen=True)
+class Table:
+    """The rows of a model, and what they add up to. Of an If, the branch with more MACs counts."""
+
+    rows: Sequence[LayerRow]
+    size: Size
 
 
-def _shape(weight: Weight, size: int, shapes: Mapping[str, OpenShape]) -> OpenShape:
-    if weight.is_initializer:
-        return tuple(weight.tensor.shape)
-    return shapes.get(weight.name) or (size,)
-
-
-def _stored(weight: Weight) -> int:
-    """Bytes of the initializers that the weight is read from."""
-    leaves = {leaf.name: leaf for leaf in stored_in(weight.tensor)}
-    return sum(_stored_bytes(leaf) for leaf in leaves.values())
-
-
-def measure(model: onnx.ModelProto, rows: list[LayerRow] | None = None) -> Size:
-    """Parameters are the layers' weights; weight bytes are all initializers as stored; sparsity is the
-    share of zeros of those weights.
+def layer_table(model: onnx.ModelProto) -> Table:
+    """A row per node with weights or MACs, those inside bodies of If, Loop and Scan behind the others; a shared
+    weight is counted in its first row only.
     """
-    rows = layer_rows(model) if rows is None else rows
-    parameters = sum(row.parameters for row in rows)
-    macs = [row.macs for row in rows if row.macs is not None]
-    return Size(
-        parameters=parameters,
-        weight_bytes=sum(_proto_bytes(tensor) for tensor in model.graph.initializer),
-        sparsity=sum(row.zeros for row in rows) / parameters if parameters else 0.0,
-        macs=sum(macs) if len(macs) == len(rows) else None,
+    model = _without_functions(model)
+    lost: list[tuple[str, str]] = []
+    graph = import_model(model)
+    scoped = scopes(model)
+    nodes = iter([(scope, proto) for scope in scoped for proto in scope.graph.node])
+    counted = _Macs()
+    rows = []
+    read = stored_weights(graph, lambda node, reason: lost.append((f"{node.name} ({node.op})", reason)))
+    for part, node, found in read:
+        scope, proto = next(nodes)
+        macs = macs_of(proto, scope.shapes)
+        counted.add(scope, node, proto, macs)
+        if found or macs is not None:
+            rows.append(_row(part, node, found, scope, proto, macs))
+    return Table(rows, _size(model, rows, counted.total(scoped[0]), counted.reasons, lost))
+
+
+def _row(
+    part: Part,
+    node: Node,
+    found: Sequence[Stored],
+    scope: Scope,
+    proto: onnx.NodeProto,
+    macs: int | str | None,
+) -> LayerRow:
+    times = _steps(scope)
+    reason = macs if isinstance(macs, str) else times if isinstance(times, str) and macs else ""
+    known = macs * times if isinstance(macs, int) and isinstance(times, int) else 0
+    return LayerRow(
+        node.name,
+        node.op,
+        max((one.shape for one in found), key=len, default=()),
+        scope.shapes.get(proto.output[0]) if proto.output else None,
+        sum(one.elements for one in found),
+        sum(one.elements for one in found if one.matrix),
+        sum(one.zeros for one in found if one.matrix),
+        sum(one.size_bytes for one in found),
+        None if reason else known,
+        part.place,
+        reason,
     )
 
 
-def _macs(node: Node, weight_size: int, shapes: Mapping[str, OpenShape]) -> int | None:
-    """The whole weight, as often as the layer uses it."""
-    sizes = repeats(node, shapes)
-    known = [size for size in sizes or () if isinstance(size, int)]
-    return None if sizes is None or len(known) < len(sizes) else weight_size * math.prod(known)
+def _steps(scope: Scope) -> int | str:
+    """How often the nodes of a scope run, or why that is not known; each branch of an If once."""
+    if scope.outer is None or scope.node is None:
+        return 1
+    around = _steps(scope.outer)
+    own = trips(scope.node, scope.outer) if scope.node.op_type in ("Loop", "Scan") else 1
+    if isinstance(around, str) or isinstance(own, str):
+        return around if isinstance(around, str) else own
+    return around * own
 
 
-def _stored_bytes(leaf: Constant) -> int:
-    bits = onnx_bits(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(leaf.dtype)))
-    return -(-int(np.prod(leaf.shape, dtype=np.int64)) * bits // 8)
+class _Macs:
+    """Adds up MACs by scope. `reasons`: the nodes whose MACs cannot be counted, and why."""
+
+    def __init__(self) -> None:
+        self.reasons: list[tuple[str, str]] = []
+        self._own: dict[int, int | None] = {}
+        self._inner: dict[int, list[tuple[str, onnx.NodeProto, Scope]]] = {}
+
+    def add(self, scope: Scope, node: Node, proto: onnx.NodeProto, macs: int | str | None) -> None:
+        if isinstance(macs, str):
+            self.reasons.append((f"{node.name} ({node.op})", macs))
+            self._own[id(scope)] = None
+        elif (so_far := self._own.get(id(scope), 0)) is not None:
+            self._own[id(scope)] = so_far + (macs or 0)
+        for body in scope.bodies:
+            if body.node is proto:
+                self._inner.setdefault(id(scope), []).append((node.name, proto, body))
+
+    def total(self, scope: Scope) -> int | None:
+        """MACs of one run of the scope; None if a part cannot be counted."""
+        parts: dict[str, list[int | None]] = {}
+        for name, node, body in self._inner.get(id(scope), []):
+            inside = self.total(body)
+            if node.op_type in ("Loop", "Scan") and inside:
+                times = trips(node, scope)
+                if isinstance(times, str):
+                    self.reasons.append((f"{name} ({node.op_type})", times))
+                inside = None if isinstance(times, str) else inside * times
+            parts.setdefault(name, []).append(inside)
+        known = [self._own.get(id(scope), 0)]
+        for branches in parts.values():
+            sizes = [one for one in branches if one is not None]
+            known.append(max(sizes) if len(sizes) == len(branches) else None)
+        return None if None in known else sum(one for one in known if one is not None)
 
 
-def _proto_bytes(tensor: onnx.TensorProto) -> int:
-    return -(-int(np.prod(tensor.dims, dtype=np.int64)) * onnx_bits(tensor.data_type) // 8)
+def _size(
+    model: onnx.ModelProto,
+    rows: Sequence[LayerRow],
+    macs: int | None,
+    unknown: Sequence[tuple[str, str]],
+    lost: Sequence[tuple[str, str]],
+) -> Size:
+    """Parameters are all float values that nodes read; weight bytes are all tensors as stored; sparsity is the
+    share of zeros of the parameters but those in vectors.
+    """
+    parameters = sum(row.parameters for row in rows)
+    weights = sum(row.weights for row in rows)
+    uncounted = {"macs": f"MACs of {_some(unknown)}"} if unknown else {}
+    if lost:
+        uncounted |= dict.fromkeys(("sparsity", "parameters"), f"weights of {_some(lost)}")
+    return Size(
+        parameters=parameters,
+        weight_bytes=sum(map(data_size, _numbers(model))),
+        sparsity=sum(row.zeros for row in rows) / weights if weights else 0.0,
+        macs=macs,
+        uncounted=uncounted,
+    )
 
 
-def onnx_bits(data_type: int) -> int:
-    """Bits per element of an ONNX element type as packed raw data."""
-    four = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1)
-    return 4 if data_type in four else 8 * onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize
+def _some(nodes: Sequence[tuple[str, str]]) -> str:
+    """The first nodes, and why they are not counted."""
+    name, reason = nodes[0]
+    others = [other for other, _ in nodes[1:SHOWN]] + [f"{len(nodes) - SHOWN} more"] * (len(nodes) > SHOWN)
+    return f"{name} are not counted: {reason}" + (f"; nor those of {', '.join(others)}" if others else "")
+
+
+def _numbers(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    return (tensor for tensor in all_tensors(model) if tensor.data_type != onnx.TensorProto.STRING)
+
+
+def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    return inliner.inline_local_functions(model) if model.functions else model
+
+
+def measure(model: onnx.ModelProto) -> Size:
+    """What `layer_table` adds up to."""
+    return layer_table(model).size

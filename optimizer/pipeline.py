@@ -116,11 +116,15 @@ def _baseline(state: Run) -> None:
     session = ort.session(state.request.model, lean=state.large and state.roles.evaluation is None)
     state.feeds = sample_feeds(state.roles.sample, session, SAMPLE_BATCH)
     ort.run(session, state.feeds)  # refuses here, by name, what cannot run at all
-    record.baseline = measure(state.model).as_metrics() | {"size": float(record.model["size_bytes"])}
+    weighed = measure(state.model)
+    record.warnings += dict.fromkeys(weighed.uncounted.values())
+    record.baseline = weighed.as_metrics() | {"size": float(record.model["size_bytes"])}
     if state.roles.evaluation is not None:
         state.original = reference(session, state.roles.evaluation, state.ui.status, state.model)
         record.baseline |= state.original.metrics
-    missing = [reason for gate in state.gates if (reason := gate.missing(_available(state)))]
+    missing = [
+        reason for gate in state.gates if (reason := gate.missing(_available(state), weighed.uncounted))
+    ]
     if missing:
         raise UsageError(missing[0])
 

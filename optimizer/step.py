@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
+from onnx_lathe.passes.graph.layers import layers_inside
 from onnx_lathe.passes.graph.model import export_model, import_model, node_metadata
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.files import model_file
@@ -55,7 +56,7 @@ def run_step(run: Run, index: int) -> None:
     except ContractError as error:
         path.unlink()
         raise ContractError(f"{where}: {error}") from error
-    quality = _measure(run, path, session, where)
+    quality = _measure(run, path, session, where, report)
     _record(run, index, report, path, quality, time.perf_counter() - started)
 
 
@@ -68,7 +69,9 @@ def apply_pass(
     """
     graph = import_model(model)
     known = {node.name for node in graph.nodes}
+    inside = layers_inside(graph)
     report = _applied(instance, graph, context)
+    _warn_of_bodies(inside, report)
     if not report.edits:
         return model, report
     for node in graph.nodes:
@@ -78,6 +81,15 @@ def apply_pass(
     del graph
     gc.collect()  # onnx-graphsurgeon's graphs are reference cycles, and hold the weights until someone looks
     return after, report
+
+
+def _warn_of_bodies(inside: Mapping[str, Collection[str]], report: PassReport) -> None:
+    """Says it of every body of If, Loop or Scan of whose layers none was changed, and all were refused."""
+    reasons, edited = {skip.node: skip.reason for skip in report.skips}, {edit.node for edit in report.edits}
+    for place, layers in inside.items():
+        if edited.isdisjoint(layers) and reasons.keys() >= set(layers):
+            first = next(iter(layers))
+            report.warnings.append(f"no layer in the {place} was changed; {first}: {reasons[first]}")
 
 
 def _applied(instance: Pass, graph: Graph, context: Context) -> PassReport:
@@ -150,8 +162,11 @@ def _check(
     return session
 
 
-def _measure(run: Run, path: Path, session: Any, where: str) -> dict[str, float]:
-    quality = measure(run.model).as_metrics() | {"size": float(model_file.inspect_file(path).size_bytes)}
+def _measure(run: Run, path: Path, session: Any, where: str, report: PassReport) -> dict[str, float]:
+    weighed = measure(run.model)
+    said = "\n".join(run.record.warnings)
+    report.warnings += [line for line in dict.fromkeys(weighed.uncounted.values()) if line not in said]
+    quality = weighed.as_metrics() | {"size": float(model_file.inspect_file(path).size_bytes)}
     if run.roles.evaluation is not None and run.original is not None:
         found = evaluate(session, run.roles.evaluation, run.original, run.ui.status)
         note_uncompared(run, where, found)

@@ -113,7 +113,7 @@ class Int4(Pass):
         return report
 
     def _choose(self, graph: Graph, report: PassReport) -> list[Weight]:
-        found = list(weights(graph, refuse=report.skip))
+        found = list(weights(graph, refuse=report.skip, bodies=True))
         wanted = by_weight(
             self.config.layers, found, [skip.node for skip in report.skips], "int4(layers=...)"
         )

@@ -59,7 +59,7 @@ class PruneNM(Pass):
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report, n, m = PassReport(), self.config.n, self.config.m
-        found = list(weights(graph, refuse=report.skip))
+        found = list(weights(graph, refuse=report.skip, bodies=True))
         refused = [skip.node for skip in report.skips]
         left = by_weight(self.config.layers, found, refused, f"{self.name}(layers=...)")
         sparse, total, zeros = sparse_tensors(graph), 0, 0

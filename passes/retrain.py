@@ -21,6 +21,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.core.training_options import TrainingOptions, take_over
 from onnx_lathe.passes.graph import Constant, Graph
+from onnx_lathe.passes.graph.bodies import all_tensors
 from onnx_lathe.passes.graph.layers import stored_in, weights
 from onnx_lathe.passes.graph.model import FOUR_BIT, export_model, set_sparse_tensors, sparse_tensors
 
@@ -50,7 +51,7 @@ class Retrain(Pass):
             report.skip("model", "it has no batch normalization; normalization=train changes nothing")
         if self.config.learn_scales and not operators & {"QuantizeLinear", "DequantizeLinear"}:
             report.skip("model", "it has no Q/DQ pairs; learn_scales=true changes nothing")
-        for weight in weights(graph, refuse=lambda node, reason: None):
+        for weight in weights(graph, refuse=lambda node, reason: None, bodies=True):
             stored = stored_in(weight.tensor)[0]
             if _is_integer(stored):
                 advice = "only its scales do" if self.config.learn_scales else "retrain before int8"
@@ -59,7 +60,7 @@ class Retrain(Pass):
                         node.name, f"its weight is stored as {stored.dtype}, which does not train; {advice}"
                     )
         result = context.need_trainer().train(export_model(graph), asdict(self.config))
-        tensors = graph.tensors()
+        tensors = all_tensors(graph)
         for name, change in take_over(graph, result).items():
             report.edit(tensors[name].outputs[0].name, f"{name} changed by {100 * change:.3g} %")
         report.metrics.update(result.metrics)
@@ -70,7 +71,7 @@ def _lift(graph: Graph, report: PassReport) -> None:
     """No zero need stay any more.
     Source: Han et al., "DSD: Dense-Sparse-Dense Training for Deep Neural Networks", ICLR 2017, section 2.
     """
-    sparse, tensors = sparse_tensors(graph), graph.tensors()
+    sparse, tensors = sparse_tensors(graph), all_tensors(graph)
     for name in sparse:
         node = tensors[name].outputs[0].name if name in tensors and tensors[name].outputs else name
         report.edit(node, f"the zeros of {name} may change again")

@@ -37,13 +37,13 @@ def inspect(arguments: list[str]) -> int:
     parser.add_argument("model", type=Path)
     options = parser.parse_args(arguments)
 
-    from onnx_lathe.optimizer.inspect import layer_rows, measure
+    from onnx_lathe.optimizer.inspect import layer_table
     from onnx_lathe.optimizer.report.layers import show_layers
     from onnx_lathe.runtime.files import model_file
 
     model = model_file.load(options.model)
-    rows = layer_rows(model)
-    show_layers(rows, measure(model, rows), Console(highlight=False, emoji=False))
+    table = layer_table(model)
+    show_layers(table.rows, table.size, Console(highlight=False, emoji=False))
     return 0
 
 

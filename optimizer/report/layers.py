@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 
 from onnx_lathe.optimizer.check import Check
 from onnx_lathe.optimizer.inspect import LayerRow, Size
 from onnx_lathe.optimizer.report.tables import plain_table
+from onnx_lathe.optimizer.report.terminal import FILE_WIDTH
 from onnx_lathe.optimizer.report.units import count, size
 
 
@@ -29,6 +31,9 @@ def show_layers(rows: Sequence[LayerRow], whole: Size, console: Console) -> None
     table = plain_table("layer", "op", "weight", "output", "parameters", "zeros", "bytes", "MACs")
     for column in table.columns[4:]:
         column.justify = "right"
+    inside = any(row.place for row in rows)
+    if inside:
+        table.add_column("inside")
     for row in rows:
         table.add_row(
             escape(row.node),
@@ -36,9 +41,10 @@ def show_layers(rows: Sequence[LayerRow], whole: Size, console: Console) -> None
             "x".join(map(str, row.weight_shape)),
             "?" if row.output_shape is None else "x".join(map(str, row.output_shape)),
             count(row.parameters),
-            f"{100 * row.zeros / row.parameters:.1f} %" if row.parameters else "shared",
+            f"{100 * row.zeros / row.weights:.1f} %" if row.weights else "shared" * bool(row.weight_shape),
             size(row.weight_bytes),
             "?" if row.macs is None else count(row.macs),
+            *([escape(row.place)] if inside else []),
         )
     macs = "?" if whole.macs is None else count(whole.macs)
     table.add_row(
@@ -51,4 +57,9 @@ def show_layers(rows: Sequence[LayerRow], whole: Size, console: Console) -> None
         size(whole.weight_bytes),
         macs,
     )
+    if not console.is_terminal:
+        unbounded = console.options.update(max_width=1000)
+        console.width = max(FILE_WIDTH, Measurement.get(console, unbounded, table).maximum)
     console.print(table)
+    for line in dict.fromkeys(whole.uncounted.values()):
+        console.print(line, markup=False)

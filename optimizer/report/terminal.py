@@ -11,6 +11,8 @@ from onnx_lathe.optimizer.report.record import RunRecord, StepRecord
 from onnx_lathe.optimizer.report.units import shown, size
 
 SKIPS_SHOWN = 8
+UNCOUNTED = ("MACs of ", "weights of ")
+"""How a warning begins that says what the table leaves out."""
 FILE_WIDTH = 140
 """Of the output when it is not a terminal."""
 
@@ -41,6 +43,9 @@ def show(record: RunRecord, console: Console) -> None:
             break
         table = _steps_table(record, DROPPED_FIRST[:count_dropped])
     console.print(table)
+    for line in record.warnings:
+        if line.startswith(UNCOUNTED):
+            console.print(f"warning: {line}", markup=False)
     before = record.baseline
     for step in record.steps:
         start = f"step {step.number}, {step.name}: "

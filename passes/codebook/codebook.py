@@ -42,6 +42,7 @@ from onnx_lathe.passes.core.training_options import (
 )
 from onnx_lathe.passes.graph import Constant, Graph
 from onnx_lathe.passes.graph.biases import biases
+from onnx_lathe.passes.graph.bodies import all_tensors
 from onnx_lathe.passes.graph.initializers import read, write
 from onnx_lathe.passes.graph.layers import Weight, codebook_of, not_float, other_use, stored_in, weights
 from onnx_lathe.passes.graph.model import export_model, sparse_tensors
@@ -108,7 +109,7 @@ class Codebook(Pass):
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
-        found = list(weights(graph, refuse=report.skip))
+        found = list(weights(graph, refuse=report.skip, bodies=True))
         counts = _value_counts(self.config, found, [skip.node for skip in report.skips])
         jobs = self._jobs(graph, found, counts, report)
         small = self._rounded_codebooks(found, counts) + self._small_biases(graph, found, counts, report)
@@ -269,7 +270,7 @@ class Codebook(Pass):
         groups += [(item.group, replace(self.rule, tradeoff=0.0)) for item in small]
         shaping = Clustered(groups, self.config.every, self.config.freeze)
         result = context.need_trainer().train(export_model(graph), trainer_settings(self.config), shaping)
-        tensors, shaped = graph.tensors(), {piece.tensor for group, _ in groups for piece in group.pieces}
+        tensors, shaped = all_tensors(graph), {piece.tensor for group, _ in groups for piece in group.pieces}
         for name in take_over(graph, result):
             if name not in shaped:
                 report.edit(tensors[name].outputs[0].name, f"{name} was trained")

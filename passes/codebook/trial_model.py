@@ -7,6 +7,7 @@ import onnx
 from onnx_graphsurgeon.ir.tensor import SparseValues
 
 from onnx_lathe.passes.core.services import Runner
+from onnx_lathe.passes.graph.bodies import graph_protos
 
 LOUD = 1e30
 """Noise of outputs that are not finite."""
@@ -21,25 +22,26 @@ class TrialModel:
         self.model, self.runner = _dense(model), runner
         self.copy = onnx.ModelProto()
         self.copy.CopyFrom(self.model)
-        self.stored = {tensor.name: number for number, tensor in enumerate(self.model.graph.initializer)}
+        self.kept, self.changed = _initializers(self.model), _initializers(self.copy)
         self.runs = 0
 
     def noise(self, values: Mapping[str, np.ndarray]) -> float:
         """Error power in the outputs, relative to theirs, with these float32 values in the initializers; 0
         where all are equal.
         """
-        changed = [self.stored[name] for name in values]
         try:
-            for number, array in zip(changed, values.values(), strict=True):
-                self.copy.graph.initializer[number].CopyFrom(
-                    onnx.numpy_helper.from_array(array, self.model.graph.initializer[number].name)
-                )
+            for name, array in values.items():
+                self.changed[name].CopyFrom(onnx.numpy_helper.from_array(array, name))
             self.runs += 1
             sqnr = float(self.runner.compare(self.model, self.copy)["sqnr"])
         finally:
-            for number in changed:
-                self.copy.graph.initializer[number].CopyFrom(self.model.graph.initializer[number])
+            for name in values:
+                self.changed[name].CopyFrom(self.kept[name])
         return LOUD if np.isnan(sqnr) else min(LOUD, 10 ** (-sqnr / 10))
+
+
+def _initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    return {tensor.name: tensor for graph in graph_protos(model.graph) for tensor in graph.initializer}
 
 
 def _dense(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -12,6 +12,7 @@ import onnx
 from onnx_lathe import metadata
 from onnx_lathe.errors import ContractError, ModelError
 from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.graph.bodies import graph_protos
 from onnx_lathe.passes.graph.model import import_model
 from onnx_lathe.passes.graph.skeleton import signature, skeleton
 
@@ -48,8 +49,11 @@ def check_structure(before: onnx.ModelProto, after: onnx.ModelProto, pass_name: 
     for node in after.graph.node:
         if node.name not in known and metadata.PASS not in {entry.key for entry in node.metadata_props}:
             raise ContractError(f"pass '{pass_name}' made node '{node.name}' without saying so")
-    tensors = {tensor.name for tensor in after.graph.initializer} | {
-        name for node in after.graph.node for name in node.output
+    tensors = {
+        name
+        for part in graph_protos(after.graph)
+        for name in [tensor.name for tensor in part.initializer]
+        + [name for node in part.node for name in node.output]
     }
     missing = metadata.read_sparse(after.metadata_props).keys() - tensors
     if missing:

@@ -12,6 +12,7 @@ from onnx_lathe.errors import PassError, UsageError
 from onnx_lathe.passes.core.base import Moved
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.graph import Constant, Graph
+from onnx_lathe.passes.graph.bodies import all_tensors
 from onnx_lathe.passes.graph.initializers import read, write
 from onnx_lathe.protocols import TrainResult
 
@@ -142,7 +143,7 @@ def take_over(graph: Graph, result: TrainResult) -> dict[str, float]:
 
     Raises PassError for a value that fits no initializer.
     """
-    tensors, changes = graph.tensors(), {}
+    tensors, changes = all_tensors(graph), {}
     for name, value in result.values.items():
         tensor = tensors.get(name)
         if (

@@ -21,6 +21,7 @@ from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.float16.bodies import store_half
 from onnx_lathe.passes.float16.choice import Choice
 from onnx_lathe.passes.float16.ports import QUANTIZERS, Ports
 from onnx_lathe.passes.float16.writer import Borders, write_half
@@ -105,6 +106,7 @@ class Float16(Pass):
             borders = Borders(graph, choice.ports, types)
             _describe(graph, borders, report)
             report.metrics["casts"] = write_half(borders)
+        store_half(graph, self.config.max_error, report)
         report.metrics |= {"float16_nodes": len(choice.ports), "float32_nodes": len(choice.reasons)}
         return report
 

@@ -31,17 +31,19 @@ class ChannelAffine:
     shift: np.ndarray
 
 
-def merge(graph: Graph, layer: Node, node: Node) -> str | None:
+def merge(graph: Graph, layer: Node, node: Node, whole: Graph) -> str | None:
     """Folds `node` into the layer in front of it, which then writes the node's output. Returns why not,
-    having changed nothing.
+    having changed nothing. `graph` has both nodes; it is `whole` or a body inside it.
     """
     reason = _unusable(graph, layer)
+    if reason is None and graph is not whole and is_output(whole, layer.inputs[WEIGHT_INPUT]):
+        reason = f"the weight of {layer.name} is an output of the model"
     if reason is not None:
         return reason
     affine = (
         _batch_normalization(graph, node) if node.op == "BatchNormalization" else _elementwise(layer, node)
     )
-    return affine if isinstance(affine, str) else _apply(graph, layer, node, affine)
+    return affine if isinstance(affine, str) else _apply(graph, layer, node, affine, whole)
 
 
 def _elementwise(layer: Node, node: Node) -> ChannelAffine | str:
@@ -96,7 +98,7 @@ def _unusable(graph: Graph, layer: Node) -> str | None:
     return None
 
 
-def _apply(graph: Graph, layer: Node, node: Node, affine: ChannelAffine) -> str | None:
+def _apply(graph: Graph, layer: Node, node: Node, affine: ChannelAffine, whole: Graph) -> str | None:
     weight = layer.inputs[WEIGHT_INPUT]
     channels = _output_channels(layer)
     width = max(affine.shift.size, 1 if affine.scale is None else affine.scale.size)
@@ -113,7 +115,7 @@ def _apply(graph: Graph, layer: Node, node: Node, affine: ChannelAffine) -> str 
         return f"folded into {layer.name}, it would hold infinity or NaN"
     if scaled is not None:
         weight.values = scaled
-    _set_bias(graph, layer, bias)
+    _set_bias(graph, layer, bias, whole)
     result = node.outputs[0]
     disconnect(node)
     layer.outputs[0] = result
@@ -139,6 +141,10 @@ def _scale_channels(layer: Node, scale: np.ndarray) -> np.ndarray:
     return values * scale.reshape((-1,) + (1,) * (values.ndim - 1))
 
 
+def _is_given(tensor: Tensor, graph: Graph, whole: Graph) -> bool:
+    return is_output(graph, tensor) or is_output(whole, tensor)
+
+
 def _bias(layer: Node) -> Tensor | None:
     present = len(layer.inputs) > BIAS_INPUT and not layer.inputs[BIAS_INPUT].is_empty()
     return layer.inputs[BIAS_INPUT] if present else None
@@ -156,13 +162,13 @@ def _new_bias(layer: Node, affine: ChannelAffine, channels: int) -> np.ndarray:
     )
 
 
-def _set_bias(graph: Graph, layer: Node, values: np.ndarray) -> None:
+def _set_bias(graph: Graph, layer: Node, values: np.ndarray, whole: Graph) -> None:
     layer.attrs.pop("beta", None)  # it is in the values now
     bias = _bias(layer)
-    if isinstance(bias, Constant) and len(bias.outputs) == 1 and not is_output(graph, bias):
+    if isinstance(bias, Constant) and len(bias.outputs) == 1 and not _is_given(bias, graph, whole):
         bias.values = values
         return
-    new = Constant(free_name(graph, f"{layer.inputs[WEIGHT_INPUT].name}_bias"), values)
+    new = Constant(free_name(whole, f"{layer.inputs[WEIGHT_INPUT].name}_bias"), values)
     if len(layer.inputs) > BIAS_INPUT:
         layer.inputs[BIAS_INPUT] = new
     else:

@@ -21,6 +21,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.fold import affine, noops
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, constants, rewire
+from onnx_lathe.passes.graph.bodies import parts
 from onnx_lathe.passes.graph.gates import fuse_hard_sigmoid
 from onnx_lathe.passes.graph.model import sparse_tensors
 from onnx_lathe.passes.graph.shapes import TensorType, infer_types
@@ -42,7 +43,9 @@ class Fold(Pass):
     def apply(self, graph: Graph, context: Context) -> PassReport:
         run = _Run(graph, self.config.growth)
         run.to_fixed_point()
-        kept = {node.name for node in graph.nodes}
+        for part in parts(graph)[1:]:
+            run.inside(part.graph)
+        kept = {node.name for part in parts(graph) for node in part.graph.nodes}
         for name, reason in run.refused.items():
             if name in kept:
                 run.report.skip(name, reason)
@@ -53,7 +56,7 @@ class _Run:
     """One run over one graph: the rounds, and what they share."""
 
     def __init__(self, graph: Graph, growth: int) -> None:
-        self.graph = graph
+        self.graph = self.whole = graph
         self.growth = growth
         self.report = PassReport()
         self.refused: dict[str, str] = {}
@@ -77,6 +80,19 @@ class _Run:
             changed = sum(
                 step(node) for node in nodes for step in (self._remove, self._compute, self._merge)
             ) > 0 or bool(gates)
+
+    def inside(self, body: Graph) -> None:
+        """Constants and batch normalization inside a body of If, Loop or Scan. What needs shapes, or renames what
+        the body reads of the graph around, stays.
+        """
+        self.graph, self.types, self.sparse = body, {}, sparse_tensors(self.whole)
+        self.captured = rewire.captured_names(body)
+        for node in body.nodes:
+            if node.op == "Constant" and not self._pinned(node) and constants.constant_to_initializer(node):
+                self.report.edit(node.name, "became an initializer")
+        while sum(step(node) for node in list(body.nodes) for step in (self._compute, self._merge)):
+            pass
+        body.nodes = [node for node in body.nodes if node.outputs]
 
     def _needs_types(self, node: Node) -> bool:
         return (
@@ -174,7 +190,7 @@ class _Run:
         layer = data.inputs[0] if data is not None and len(data.inputs) == 1 else None
         reason: str | None = "its input is not the output of a Conv, ConvTranspose or Gemm"
         if layer is not None and layer.op in affine.FOLDS_INTO and not layer.domain:
-            reason = affine.merge(self.graph, layer, node)
+            reason = affine.merge(self.graph, layer, node, self.whole)
             if reason is None:
                 self.refused.pop(node.name, None)
                 self.report.edit(layer.name, f"{node.op} {node.name} folded into weight and bias")

@@ -5,7 +5,7 @@ What is stored is an array, a tensor of the model that is read when it is asked 
 one. onnx-graphsurgeon has no public way to tell; this file alone knows its private `_values`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -68,19 +68,19 @@ def to_initializer(tensor: Variable, values: onnx.TensorProto | Constant) -> Non
 
 
 @contextmanager
-def data_withheld(tensors: Mapping[str, Constant]) -> Iterator[None]:
+def data_withheld(tensors: Sequence[Constant]) -> Iterator[None]:
     """For as long as it lasts, the initializers say their type and shape and have no data."""
-    values = {name: tensor._values for name, tensor in tensors.items()}
+    values = [tensor._values for tensor in tensors]
     try:
-        for name, tensor in tensors.items():
+        for tensor in tensors:
             header = onnx.TensorProto(
-                name=name, dims=tensor.shape, data_type=dtype_to_onnx(tensor.export_dtype)
+                name=tensor.name, dims=tensor.shape, data_type=dtype_to_onnx(tensor.export_dtype)
             )
             tensor._values = LazyValues(header)
         yield
     finally:
-        for name, tensor in tensors.items():
-            tensor._values = values[name]
+        for tensor, kept in zip(tensors, values, strict=True):
+            tensor._values = kept
 
 
 def write_float(tensor: Constant, data: bytes) -> None:

@@ -11,12 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
+from onnx_lathe.passes.graph.bodies import parts
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.model import FOUR_BIT
 
 WEIGHT_INPUT = 1
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 NOT_CONSTANT = "its weight is computed at run time"
+_WITH_WEIGHTS = {
+    "Gather": "its table is an embedding",
+    "Einsum": "its constant is an operand of an Einsum",
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), "its weights are those of a recurrent layer"),
+}
 
 
 @dataclass
@@ -24,13 +30,15 @@ class Weight:
     """One weight tensor and every layer that reads it.
 
     `tensor` is what the layers read, `axis` its output-channel axis (of the first layer's view), `opset`
-    that of the graph.
+    that of the graph, `place` a body of If, Loop or Scan that one of the layers is in, such as
+    "then_branch of If_3", or nothing.
     """
 
     tensor: Tensor
     nodes: list[Node]
     axis: int
     opset: int
+    place: str = ""
 
     @property
     def name(self) -> str:
@@ -39,16 +47,6 @@ class Weight:
     @property
     def is_initializer(self) -> bool:
         return isinstance(self.tensor, Constant)
-
-    def zeros(self) -> tuple[int, int]:
-        """How many of the decoded values are zero, and how many there are."""
-        codes = codebook_of(self.tensor)
-        if codes is None:
-            value = constant_value(self.tensor, self.opset)
-            return value.size - int(np.count_nonzero(value)), value.size
-        codebook, indices = codes
-        zero = np.flatnonzero(codebook == 0)
-        return sum(int(np.count_nonzero(indices == code)) for code in zero), indices.size
 
 
 def is_layer(node: Node) -> bool:
@@ -64,47 +62,78 @@ def output_axis(node: Node, rank: int) -> int:
     return rank - 1 if node.op == "MatMul" else 1
 
 
-def weights(graph: Graph, refuse: Callable[[str, str], None], halves: bool = False) -> Iterator[Weight]:
+def weights(
+    graph: Graph, refuse: Callable[[str, str], None], halves: bool = False, bodies: bool = False
+) -> Iterator[Weight]:
     """Every float32 weight that is constant (initializer, or decoded from initializers), once, in graph
-    order; float16 ones if `halves`.
+    order; float16 ones if `halves`; those of layers inside bodies of If, Loop and Scan if `bodies`.
 
     `refuse(node name, reason)` is called for each layer whose weight cannot be used. A MatMul of two
     activations is not a layer.
     """
     found: dict[str, Weight] = {}
-    for node in graph.nodes:
-        if not is_layer(node):
-            continue
-        tensor = node.inputs[WEIGHT_INPUT]
-        if tensor.name in found:
-            found[tensor.name].nodes.append(node)
-            continue
-        reason = _unusable(node, halves) or _uncomputable(tensor, graph.opset)
-        if reason is None:
-            rank = len(tensor.shape) if tensor.shape is not None else len(constant_shape(tensor, graph.opset))
-            found[tensor.name] = Weight(tensor, [node], output_axis(node, rank), graph.opset)
-        elif node.op != "MatMul" or reason != NOT_CONSTANT:
-            refuse(node.name, reason)
+    for part in parts(graph):
+        for node in part.graph.nodes:
+            if not is_layer(node):
+                if reason := _other_weight(node):
+                    refuse(node.name, reason)
+                continue
+            tensor = node.inputs[WEIGHT_INPUT]
+            if tensor.name in found and (bodies or not part.place):
+                found[tensor.name].nodes.append(node)
+                found[tensor.name].place = found[tensor.name].place or part.place
+                continue
+            reason = _unusable(node, halves) or _uncomputable(tensor, graph.opset)
+            if reason is None and part.place and not bodies:
+                refuse(node.name, f"it is in the {part.place}, and this pass changes no layer inside a body")
+            elif reason is None:
+                rank = len(tensor.shape if tensor.shape is not None else constant_shape(tensor, graph.opset))
+                axis = output_axis(node, rank)
+                found[tensor.name] = Weight(tensor, [node], axis, graph.opset, part.place)
+            elif node.op != "MatMul" or reason != NOT_CONSTANT:
+                refuse(node.name, reason)
     yield from found.values()
+
+
+def layers_inside(graph: Graph) -> dict[str, list[str]]:
+    """Each body of If, Loop or Scan that has layers with constant weights -> the names of these."""
+    found: dict[str, list[str]] = {}
+    for part in parts(graph)[1:]:
+        for node in part.graph.nodes:
+            if is_layer(node) and is_constant(node.inputs[WEIGHT_INPUT], UNFOLDED):
+                found.setdefault(part.place, []).append(node.name)
+    return found
 
 
 def other_use(graph: Graph, weight: Weight) -> str | None:
     """Why a changed weight would change more than its layers: it is an output of the model, or another node
     reads it too.
     """
-    if any(weight.tensor is output for output in graph.outputs):
-        return "its weight is an output of the model"
+    for part in parts(graph):
+        if any(weight.tensor is output for output in part.graph.outputs):
+            return f"its weight is an output of the {part.place or 'model'}"
     known = {id(node) for node in weight.nodes}
     other = next((node for node in weight.tensor.outputs if id(node) not in known), None)
     return None if other is None else f"its weight is also read by {other.name or other.op}"
 
 
+def _other_weight(node: Node) -> str | None:
+    """What constant of an operator that is no layer here would be a weight elsewhere."""
+    if node.domain or node.op not in _WITH_WEIGHTS or is_constant(node.outputs[0]):
+        return None
+    # what a layer reads, too, is refused or compressed there
+    own = [tensor for tensor in node.inputs if not any(map(is_layer, tensor.outputs))]
+    leaves = [leaf for t in own if not t.is_empty() and is_constant(t) for leaf in stored_in(t)]
+    large = any(leaf.dtype in (np.float32, np.float16) and len(leaf.shape) > 1 for leaf in leaves)
+    return f"{_WITH_WEIGHTS[node.op]}, which this pass does not change" if large else None
+
+
 def _unusable(node: Node, halves: bool) -> str | None:
     tensor = node.inputs[WEIGHT_INPUT]
     if not is_constant(tensor):
-        if is_constant(tensor, _UNFOLDED):
+        if is_constant(tensor, UNFOLDED):
             return "its weight is a Constant node; fold first"
-        if node.op == "MatMul" and is_constant(node.inputs[0], _UNFOLDED):
+        if node.op == "MatMul" and is_constant(node.inputs[0], UNFOLDED):
             return "its weight is the left operand"
         return NOT_CONSTANT
     if isinstance(tensor, Constant):
@@ -146,7 +175,7 @@ _DECODERS = (
     "Unsqueeze",
     "Squeeze",
 )
-_UNFOLDED = (*_DECODERS, "Constant")
+UNFOLDED = (*_DECODERS, "Constant")
 
 
 def is_constant(tensor: Tensor, decoders: Collection[str] = _DECODERS) -> bool:
@@ -178,10 +207,23 @@ def constant_value(tensor: Tensor, opset: int) -> np.ndarray:
     from onnx_lathe.passes.graph.evaluate import evaluate
 
     node = tensor.inputs[0]
+    if node.op == "Constant" and isinstance(node.attrs.get("value"), Constant):
+        return read(node.attrs["value"])
     values = evaluate(
         node, [None if source.is_empty() else constant_value(source, opset) for source in node.inputs], opset
     )
     return values[next(index for index, output in enumerate(node.outputs) if output is tensor)]
+
+
+def zeros_of(tensor: Tensor, opset: int) -> tuple[int, tuple[int, ...]]:
+    """How many of the decoded values of a constant tensor are zero, and its shape."""
+    codes = codebook_of(tensor)
+    if codes is None:
+        value = constant_value(tensor, opset)
+        return value.size - int(np.count_nonzero(value)), tuple(value.shape)
+    codebook, indices = codes
+    zero = np.flatnonzero(codebook == 0)
+    return sum(int(np.count_nonzero(indices == code)) for code in zero), tuple(indices.shape)
 
 
 def codebook_of(tensor: Tensor) -> tuple[np.ndarray, np.ndarray] | None:

@@ -5,26 +5,17 @@ as one byte per element, and leaves initializers that are also inputs (IR versio
 which is not valid at that version.
 """
 
-from collections.abc import Iterator
-
 import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_lathe import metadata
-from onnx_lathe.passes.graph import Constant, Graph, Node
-from onnx_lathe.passes.graph.initializers import (
-    data_withheld,
-    is_lazy,
-    is_sparse,
-    size_bytes,
-    store_packed,
-    store_tensor,
-    stored_tensor,
-)
+from onnx_lathe.passes.graph import Graph, Node
+from onnx_lathe.passes.graph.bodies import constants, detach_attributes, parts, store_once, take_up
+from onnx_lathe.passes.graph.initializers import data_withheld, is_sparse, size_bytes, store_packed
+from onnx_lathe.passes.graph.names import unused_name as unused_name
 
 G_LOGGER.severity = G_LOGGER.ERROR  # its warnings speak of graphsurgeon's internals
 
@@ -48,14 +39,12 @@ def import_model(model: onnx.ModelProto) -> Graph:
     for index, (node, proto) in enumerate(zip(graph.nodes, model.graph.node, strict=True)):
         node.metadata = {entry.key: entry.value for entry in proto.metadata_props}
         node.doc_string = proto.doc_string
-        for value in node.attrs.values():
-            if isinstance(value, Constant) and is_lazy(value):
-                # its export writes a name into the tensor that it was read from
-                store_tensor(value, _copy(stored_tensor(value)))
+        detach_attributes(node)
         if not node.name or node.name in seen:
             node.name = unused_name(f"{node.name or node.op}_{index}", taken)
             taken.add(node.name)
         seen.add(node.name)
+    take_up(graph, model)
     return graph
 
 
@@ -63,53 +52,20 @@ def export_model(graph: Graph) -> onnx.ModelProto:
     """The graph as a ModelProto, nodes in topological order. Tensors never read are the imported ones,
     unchanged.
     """
-    for tensor in graph.tensors().values():
-        if isinstance(tensor, Constant) and tensor.dtype in FOUR_BIT:
+    stored = [tensor for tensor, _ in constants(parts(graph))]
+    for tensor in stored:
+        if tensor.dtype in FOUR_BIT:
             store_packed(tensor)
     graph.toposort()
-    held = _big_initializers(graph)
+    # onnx-graphsurgeon copies the whole model three times as it writes it
+    held = [tensor for tensor in stored if not is_sparse(tensor) and size_bytes(tensor) >= BIG_BYTES]
     with data_withheld(held):
         model = gs.export_onnx(graph, do_type_check=False)
-    for part in _graphs(model.graph):
-        for proto in part.initializer:
-            if proto.name in held:
-                proto.CopyFrom(OnnxExporter.export_tensor_proto(held[proto.name]))
+    store_once(graph, model, {id(tensor) for tensor in held})
     model.ir_version = max(model.ir_version, 4)
     for key, value in getattr(graph, "metadata", {}).items():
         model.metadata_props.add(key=key, value=value)
-    for node, proto in zip(graph.nodes, model.graph.node, strict=True):
-        proto.doc_string = getattr(node, "doc_string", "")
-        for key, value in node_metadata(node).items():
-            proto.metadata_props.add(key=key, value=value)
     return model
-
-
-def _copy(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    copy = onnx.TensorProto()
-    copy.CopyFrom(tensor)
-    return copy
-
-
-def _big_initializers(graph: Graph) -> dict[str, Constant]:
-    """The initializers, by name, whose data onnx-graphsurgeon is not given: it copies the whole model three
-    times as it writes it.
-    """
-    return {
-        name: tensor
-        for name, tensor in graph.tensors().items()
-        if isinstance(tensor, Constant) and not is_sparse(tensor) and size_bytes(tensor) >= BIG_BYTES
-    }
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and all that its nodes carry: an initializer that a body of If or Loop captures is written
-    into that body too.
-    """
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _graphs(body)
 
 
 def node_metadata(node: Node) -> dict[str, str]:
@@ -147,11 +103,3 @@ def taken_names(graph: Graph) -> set[str]:
     return ends.union(
         *(part.tensors() for part in parts), (node.name for part in parts for node in part.nodes)
     )
-
-
-def unused_name(wanted: str, taken: set[str]) -> str:
-    """`wanted`, or it with the first free number behind, among `taken`."""
-    name, number = wanted, 1
-    while name in taken:
-        name, number = f"{wanted}_{number}", number + 1
-    return name

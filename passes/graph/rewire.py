@@ -5,6 +5,7 @@ name.
 from collections.abc import Collection
 
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
+from onnx_lathe.passes.graph.bodies import all_tensors
 from onnx_lathe.passes.graph.model import set_sparse_tensors, sparse_tensors
 
 
@@ -77,7 +78,7 @@ def sweep(graph: Graph) -> list[str]:
     before = [node for node in graph.nodes if node.outputs]
     graph.cleanup(recurse_subgraphs=False, recurse_functions=False)
     kept = {id(node) for node in graph.nodes}
-    tensors = graph.tensors()
+    tensors = all_tensors(graph)
     sparse = sparse_tensors(graph)
     if sparse.keys() - tensors.keys():
         set_sparse_tensors(graph, {name: pattern for name, pattern in sparse.items() if name in tensors})

@@ -50,6 +50,7 @@ from onnx_lathe.placement import Placement
 
 WEIGHT_ONLY = "its weight is quantized already; existing=complete quantizes what it reads, too"
 IN_BLOCKS = "its weight is quantized in blocks, which runtimes do not multiply with INT8 activations"
+IN_BODY = "its weight is read in the {}, where activations are not calibrated; int8(activations=false) stores such weights in 8 bits"
 INPUT_ONLY = "what it reads is quantized already; existing=complete quantizes its weight, too"
 
 LEAST_SQNR = 12.0
@@ -149,7 +150,8 @@ class Int8(Pass):
             chosen = self._search(quantization, chosen, context, report)
         written = quantization.apply(graph, [weight.name for weight in chosen], report) if chosen else []
         if base is not None and self.adapts:
-            adapt_rounding(graph, base, written, context, self.config.rounding_steps, report)
+            outside = [weight for weight in written if not weight.place]
+            adapt_rounding(graph, base, outside, context, self.config.rounding_steps, report)
         quantization.correct(graph, written, report)
         if report.metrics.get(OUTPUTS, LEAST_SQNR) < LEAST_SQNR:
             report.warnings.append(COLLAPSED.format(report.metrics[OUTPUTS]))
@@ -187,7 +189,7 @@ class Int8(Pass):
         reason.
         """
         report = PassReport()
-        found = list(weights(graph, refuse=report.skip))
+        found = list(weights(graph, refuse=report.skip, bodies=True))
         wanted = by_weight(
             self.config.layers, found, [skip.node for skip in report.skips], "int8(layers=...)"
         )
@@ -214,6 +216,8 @@ class Int8(Pass):
             if isinstance(weight.tensor, Constant)
             else constant_shape(weight.tensor, graph.opset)
         )
+        if weight.place and self.config.activations:
+            return IN_BODY.format(weight.place)
         for node in weight.nodes:
             if reason := float_reason(node, shape, placement):
                 return reason

@@ -56,7 +56,9 @@ class Quantization:
         quantize.
         """
         chosen = [
-            weight for weight in weights(graph, refuse=lambda node, reason: None) if weight.name in names
+            weight
+            for weight in weights(graph, refuse=lambda node, reason: None, bodies=True)
+            if weight.name in names
         ]
         writer = pairs.PairWriter(graph)
         if chosen and self.config.activations:
@@ -71,7 +73,10 @@ class Quantization:
         """Corrects the biases of what `apply` quantized, if the options and the data allow it."""
         if self._correction is not None and written:
             self.context.progress("correcting biases")
-            self._correction.apply(graph, layers_of(written), report)
+            outside = [
+                weight for weight in written if not weight.place
+            ]  # what bodies compute is not observed
+            self._correction.apply(graph, layers_of(outside), report)
 
     def _activations(
         self, writer: pairs.PairWriter, chosen: list[Weight], report: PassReport

@@ -34,6 +34,7 @@ from onnx_lathe.passes.core.training_options import (
     trainer_settings,
 )
 from onnx_lathe.passes.graph import Constant, Graph
+from onnx_lathe.passes.graph.bodies import all_tensors
 from onnx_lathe.passes.graph.initializers import read, write, write_float
 from onnx_lathe.passes.graph.layers import Weight, not_float, other_use, weights
 from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse_tensors, sparse_tensors
@@ -132,7 +133,7 @@ class Prune(Pass):
         if not members:
             return report
         links = find_links(graph, members) if self.config.clean else []
-        tensors = graph.tensors()
+        tensors = all_tensors(graph)
         alone: Mapping[str, str] = {}
         if self.config.sensitivity or self.config.training is None:
             choice = choose(budgets, lambda name: read(tensors[name]), links, self.config.score)
@@ -154,7 +155,7 @@ class Prune(Pass):
 
     def _budgets(self, graph: Graph, report: PassReport) -> tuple[list[Budget], "dict[str, _Member]"]:
         """The weights to be pruned, and which of them compete."""
-        found = list(weights(graph, refuse=report.skip))
+        found = list(weights(graph, refuse=report.skip, bodies=True))
         single = by_weight(
             self.config.layers, found, [skip.node for skip in report.skips], f"{self.name}(layers=...)"
         )
@@ -219,7 +220,7 @@ class Prune(Pass):
             config.regrow,
         )
         result = context.need_trainer().train(export_model(graph), trainer_settings(config), shaping)
-        tensors = graph.tensors()
+        tensors = all_tensors(graph)
         for name, change in take_over(graph, result).items():
             if name not in members:
                 report.edit(tensors[name].outputs[0].name, f"{name} changed by {100 * change:.3g} %")
@@ -274,7 +275,7 @@ def _sensitivity(graph: Graph, choice: Choice, context: Context, report: PassRep
     for name in choice.thresholds:
         context.progress(f"measuring {name} pruned alone")
         candidate = import_model(base)
-        tensor = candidate.tensors()[name]
+        tensor = all_tensors(candidate)[name]
         write_float(tensor, choice.zeroed(name, read(tensor)))
         measured[name] = runner.compare(base, export_model(candidate))
     ranked = sorted(measured, key=lambda name: measured[name]["sqnr"])

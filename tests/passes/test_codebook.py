@@ -250,7 +250,7 @@ def test_names_that_are_taken_are_not_used_again() -> None:
         (
             ", float[N, 50] z",
             """z = If (c) <
-                then_branch = yes () => (float[N, 50] p) { p = MatMul (x, w) },
+                then_branch = yes () => (float[N, 50] p) { r = Relu (w) p = MatMul (x, r) },
                 else_branch = no () => (float[N, 50] q) { q = Relu (y) }
             >""",
             "its weight is also read by",

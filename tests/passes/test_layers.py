@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_lathe.passes.graph.layers import constant_value, weights
+from onnx_lathe.passes.graph.layers import constant_value, weights, zeros_of
 from onnx_lathe.passes.graph.model import import_model
 from tests.support.builders import build, random
 
@@ -31,7 +31,7 @@ def test_a_weight_is_decoded_by_the_rules_of_its_opset(
     (weight,) = weights(import_model(model), refuse=pytest.fail)
     assert constant_value(weight.tensor, weight.opset).shape == shape
     assert weight.axis == 0
-    assert weight.zeros() == (0, stored.size)
+    assert zeros_of(weight.tensor, weight.opset) == (0, shape)
 
 
 @pytest.mark.parametrize("opset", [10, 13, 21])
