@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def matrix(options: argparse.Namespace) -> tuple[list[str], int]:
     tally = networks_matrix.run(options.out / "matrix", options.minutes, options.seed, options.jobs)
-    return networks_matrix.markdown(tally), len(tally.lines)
+    return networks_matrix.markdown(tally), tally.failed
 
 
 def real(options: argparse.Namespace) -> tuple[list[str], int]:

@@ -49,6 +49,7 @@ class Tally:
 
     runs: int = 0
     done: int = 0
+    failed: int = 0
     lines: list[str] = field(default_factory=list)
     refusals: Counter[str] = field(default_factory=Counter)
     skips: Counter[str] = field(default_factory=Counter)
@@ -156,7 +157,8 @@ def _one(form: made.Form, model: Path, data: Path, passes: str, targets: str, en
 def _record(tally: Tally, outcome: Outcome) -> None:
     form = outcome.form
     tally.runs += 1
-    tally.done += outcome.code == 0
+    tally.done += outcome.code == 0 and not outcome.problems
+    tally.failed += bool(outcome.problems)
     tally.unread.update(outcome.unread)
     tally.refusals.update([outcome.refusal] if outcome.refusal else [])
     recipe = f"`{outcome.passes}` for {outcome.targets}"
@@ -171,7 +173,7 @@ def markdown(tally: Tally) -> list[str]:
     """The section of the results page."""
     refused = sum(tally.refusals.values())
     return [
-        f"{tally.runs} runs: {tally.done} done, {refused} refused with a reason, {len(tally.lines)} failed or wrong.",
+        f"{tally.runs} runs: {tally.done} done, {refused} refused with a reason, {tally.failed} failed or wrong.",
         "",
         *(f"- {line}" for line in tally.lines),
         *([""] if tally.lines else []),
