@@ -48,7 +48,7 @@ def note_slow_integers(run: Run) -> None:
     with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
         path = Path(folder) / "model.onnx"
         model_file.save(lowered, path)
-        base, here = time_pair(run.roles.sample, ort.session(run.request.model), path, plain=True)
+        base, here = time_pair(run.roles.sample, ort.session(run.request.model), path)
     run.record.warnings.append(
         f"in ONNX Runtime on this processor the INT8 model takes {ratio:.2g}x the original's time: its form is what other "
         f"targets start from; built with --target {TARGET} it takes {here / base:.2g}x"

@@ -136,11 +136,8 @@ def optimize(
 ) -> RunRecord:
     """Compiles the model as the command `optimize` does, and returns its record, which is in `out` too.
 
-    force: erases results of another recipe or model in `out`. threads: of sessions, PyTorch and child processes;
-    0: one per core.
-
-    A gate that fails raises nothing: `record.exit_code` is 3 then, and `record.outcome` "gate failed".
-    Arguments are the options of the command; `recipe` is a TOML file that they override.
+    Arguments are the options of the command; `recipe` is a TOML file that they override. A gate that fails
+    raises nothing: `record.exit_code` is 3 then, and `record.outcome` "gate failed".
     """
     asked = load_recipe(_path(recipe, "recipe")) if recipe is not None else Recipe()
     if passes is None and recipe is None:
@@ -165,8 +162,7 @@ def optimize(
     steps = None if passes is None else _passes(passes)
     wishes = Wishes(keep_metadata, drop_optional_inputs)
     with _file(model) as path:
-        name = "model in memory" if isinstance(model, onnx.ModelProto) else ""
-        place = _path(out, "out")
+        name, place = "model in memory" if isinstance(model, onnx.ModelProto) else "", _path(out, "out")
         request = Request(path, asked, place, resume, latency, steps, wishes, name=name, force=force)
         with limited(threads):
             record = pipeline.run(request, Calling(progress))

@@ -12,8 +12,8 @@ from typing import Any
 
 import onnx
 
-from onnx_lathe.errors import ContractError, ExitCode, LatheError, TargetError, UsageError
-from onnx_lathe.optimizer.measuring import judge, time_pair
+from onnx_lathe.errors import ContractError, ExitCode, LatheError, ModelError, TargetError, UsageError
+from onnx_lathe.optimizer.measuring import judge, measured_exactly, time_pair
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.report.record import TargetRecord
 from onnx_lathe.optimizer.run import Run
@@ -137,11 +137,13 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
         note_uncompared(run, f"target {target.name}", quality)
         if target.timed:
             _compare_with_model(run, target, path, quality)
+    elif target.opened and measured_exactly(model):
+        _measure_plainly(run, target, path, found)
     base = dict(run.record.baseline)
     if target.timed and run.request.measure_latency:
         run.ui.status(f"timing {target.name}")
         base["latency"], found.quality["latency"] = time_pair(
-            run.roles.sample, ort.session(run.request.model), path, plain=True
+            run.roles.sample, ort.session(run.request.model), path
         )
         found.quality["base_latency"] = base["latency"]
         judged.add("latency")
@@ -159,6 +161,21 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
 def _data_shapes(run: Run) -> dict[str, tuple[int, ...]]:
     """Shapes of the first samples of the data, by input; none without data, where inputs are made up."""
     return {} if run.roles.sample is None else {name: array.shape for name, array in run.feeds.items()}
+
+
+def _measure_plainly(run: Run, target: Target, path: Path, found: TargetRecord) -> None:
+    """What a plain session of the file gives, where the steps were measured in another one. It is not judged:
+    the file is for other processors and targets, too.
+    """
+    if run.original is None or run.roles.evaluation is None:
+        return
+    try:
+        opened = ort.plain_session(path)
+    except ModelError:
+        return  # the step that made it has said so
+    quality = evaluate(opened, run.roles.evaluation, run.original, run.ui.status)
+    found.quality = {key: value for key, value in quality.items() if key.split("[")[0] in QUALITY}
+    _compare_with_model(run, target, path, quality)
 
 
 def _compare_with_model(run: Run, target: Target, path: Path, quality: Mapping[str, float]) -> None:

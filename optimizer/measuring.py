@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_lathe.errors import DataError
+from onnx_lathe.errors import DataError, ModelError
 from onnx_lathe.optimizer.gate import Gate
 from onnx_lathe.optimizer.report.record import GateRecord
 from onnx_lathe.runtime.data import DataSource
@@ -39,15 +39,15 @@ def measured_exactly(model: onnx.ModelProto) -> bool:
     return any(node.op_type == "QuantizeLinear" for node in model.graph.node) and ort.saturates()
 
 
-def time_pair(
-    source: DataSource | None, base: Any, candidate: Path, plain: bool = False
-) -> tuple[float, float]:
-    """Milliseconds of the session `base` and of a model file, in turn on the same sample of the data.
-
-    `plain`: in the session that a user opens on the file.
+def time_pair(source: DataSource | None, base: Any, candidate: Path) -> tuple[float, float]:
+    """Milliseconds of the session `base` and of a model file in the session that a user opens on it, in turn
+    on the same sample of the data. What a plain session refuses is timed as `ort.session` opens it.
     """
     feeds = sample_feeds(source, base, 1)
-    session = ort.plain_session(candidate) if plain else ort.session(candidate)
+    try:
+        session = ort.plain_session(candidate)
+    except ModelError:
+        session = ort.session(candidate)
     return ort.latency_pair(base, session, feeds, budget_s=LATENCY_BUDGET_S)
 
 

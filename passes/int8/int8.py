@@ -139,6 +139,7 @@ class Int8(Pass):
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
+        pairs.state_zero_points(graph)
         treat_existing(graph, self.config.existing, report)
         chosen, skips = self._choose(graph, context)
         if chosen and graph.opset < pairs.LOWEST_OPSET:
@@ -177,6 +178,7 @@ class Int8(Pass):
             report.metrics |= {
                 f"calibration_{name}": value for name, value in found.items() if math.isfinite(value)
             }
+        pairs.omit_zero_points(graph)
         report.metrics["layers"] = len({node.name for node in layers_of(written)})
         return report
 

@@ -132,8 +132,8 @@ def plain_session(
 
 
 SATURATES = (
-    "this processor adds products of INT8 in 16 bits, which saturate; figures and times of this form are of an exact, "
-    "slower way (session.x64quantprecision=1, or float where ONNX Runtime cannot load that): set it too where the "
+    "this processor adds products of INT8 in 16 bits, which saturate; figures of this form are of an exact, slower "
+    "way (session.x64quantprecision=1, or float where ONNX Runtime cannot load that): set it too where the "
     "model runs on such a processor, or build with --target ort, whose file is exact everywhere"
 )
 

@@ -17,8 +17,7 @@ from onnx_lathe.runtime.torch_bridge.plan import NOTHING, Plan, inlined, make_pl
 from onnx_lathe.runtime.torch_bridge.scales import LearnedScale, Scales, learnable
 from onnx_lathe.runtime.torch_bridge.segments import Segments, run_step
 
-_OBSERVED = ("statistics of the batch",)
-"""Key of the slot where batch normalization puts them."""
+_OBSERVED = ("statistics of the batch",)  # key of the slot where batch normalization puts them
 
 
 class _Weight(NamedTuple):

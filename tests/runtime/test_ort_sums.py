@@ -43,5 +43,5 @@ def test_a_run_says_so_for_a_quantized_model_alone(
     monkeypatch.setattr(ort, "saturates", lambda: saturates)
     model, data = build(NETWORK, w=random(8, 4)), {"x": random(64, 8)}
     for passes, quantized in (("fold", False), ("int8", True)):
-        record = onnx_lathe.optimize(model, passes, calibration=data, out=tmp_path, latency=False)
+        record = onnx_lathe.optimize(model, passes, calibration=data, out=tmp_path / passes, latency=False)
         assert (ort.SATURATES in record.warnings) == (saturates and quantized)

@@ -253,7 +253,10 @@ def test_the_target_and_the_gate(small: Path, tmp_path: Path) -> None:
     packed = (out / "model.lathe").stat().st_size
     assert [target["files"] for target in report["targets"]] == [["model.onnx"], ["model.lathe"]]
     assert report["targets"][1]["size_bytes"] == packed == report["steps"][-1]["quality"]["packed"]
-    assert report["targets"][1]["details"] == {"onnx_bytes": (out / "model.onnx").stat().st_size}
+    assert report["targets"][1]["details"] == {
+        "onnx_bytes": (out / "model.onnx").stat().st_size,
+        "effort": "best",
+    }
     ratio = f"{small.stat().st_size / packed:.4g}x"
     assert report["gates"][0]["message"].startswith(f"packed ratio >= 1.5: {ratio} (")
     assert unpack((out / "model.lathe").read_bytes()) == (out / "model.onnx").read_bytes()
@@ -285,6 +288,7 @@ def test_the_gate_command_measures_it(
 
 def test_the_target_refuses_what_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"broken")
+    pack = find("pack")
     with pytest.raises(ModelError, match=r"broken.onnx: is not an ONNX model"):
-        find("pack")().build(tmp_path / "broken.onnx", tmp_path, None, lambda message: None)
+        pack().build(tmp_path / "broken.onnx", tmp_path, pack.Config(), lambda message: None)
     assert LIMIT_BYTES == 4e9

@@ -56,6 +56,9 @@ class Target:
     not the canonical form's.
     """
 
+    opened: ClassVar[bool] = False
+    """Users open the file in ONNX Runtime as it is: its figures are those of a plain session."""
+
     @dataclass(frozen=True)
     class Config:
         """Options. Every field's metadata has `help` and `unit`; values are checked on construction, which
