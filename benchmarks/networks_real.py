@@ -134,7 +134,7 @@ def _row(name: str, model: Path, data: Path, recipe: str, out: Path) -> Row:
     if recipe == "pack":
         _pack(row, model, out)
     else:
-        arguments = [str(model), "--passes", recipe, "--target", ",".join(TARGETS)]
+        arguments = [str(model), "--passes", recipe, "--target", ",".join(TARGETS), "--threads", "1"]
         arguments += [] if recipe == INT8 else ["--no-latency"]  # what does not pay is found by measuring
         for part in PARTS:
             arguments += [f"--{part[:4] if part == 'evaluation' else part}", f"{data}:{part}"]
