@@ -366,8 +366,8 @@ def _with_four_bits(
             f"opset {opset} has no 4-bit integers and cannot be raised ({reason}); export at {FOUR_BIT_OPSET} or later"
         )
         return jobs, small
-    again = {weight.name: weight for weight in weights(graph, refuse=lambda node, reason: None)}
-    tensors = graph.tensors()
+    found = weights(graph, refuse=lambda node, reason: None, bodies=True, everywhere=True)
+    again, tensors = {weight.name: weight for weight in found}, all_tensors(graph)
     return (
         [replace(job, weights=tuple(again[weight.name] for weight in job.weights)) for job in jobs],
         [replace(item, tensor=tensors[item.tensor.name]) for item in small],

@@ -84,7 +84,7 @@ class _Run:
             self.sparse = sparse_tensors(self.graph)
             # Gates first: merged into the layer in front, the addition of a gate could not be told any more.
             gates = [node for node in nodes if node.name not in self.spared and self._fuse(node)]
-            cancelled = transposes.cancel(self.graph, self.captured)
+            cancelled = transposes.cancel(self.graph, self.captured, self.spared)
             for name in cancelled:
                 self.report.edit(name, "cancelled by another Transpose")
             nodes = list(self.graph.nodes)
@@ -104,7 +104,12 @@ class _Run:
         for node in body.nodes:
             if node.op == "Constant" and not self._pinned(node) and constants.constant_to_initializer(node):
                 self.report.edit(node.name, "became an initializer")
-        while sum(step(node) for node in list(body.nodes) for step in (self._compute, self._merge)):
+        while sum(
+            step(node)
+            for node in list(body.nodes)
+            if node.name not in self.spared
+            for step in (self._compute, self._merge)
+        ):
             pass
         body.nodes = [node for node in body.nodes if node.outputs]
 

@@ -42,12 +42,14 @@ JOINING = frozenset(("Add", "Div", "Max", "Min", "Mul", "PRelu", "Pow", "Sub", "
 MEANS = frozenset(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"))
 
 
-def cancel(graph: Graph, captured: Collection[str]) -> list[str]:
-    """Takes out Transposes that cancel. Returns the names of those that are gone."""
+def cancel(graph: Graph, captured: Collection[str], spared: Collection[str] = ()) -> list[str]:
+    """Takes out Transposes that cancel. Returns the names of those that are gone. `spared`: names of nodes that
+    stay as they are.
+    """
     if not any(node.op == "Transpose" for node in graph.nodes):
         return []
     graph.toposort()
-    plan = _Plan(graph, captured)
+    plan = _Plan(graph, captured, spared)
     return plan.apply() if plan.left < plan.found else []
 
 
@@ -83,8 +85,10 @@ def _order(node: Node) -> Order | None:
 class _Plan:
     """Which tensors are transposed ones, in which order of axes, and how many Transposes that leaves."""
 
-    def __init__(self, graph: Graph, captured: Collection[str]) -> None:
-        self.graph, self.captured = graph, captured
+    def __init__(self, graph: Graph, captured: Collection[str], spared: Collection[str]) -> None:
+        self.graph, self.captured, self.spared = graph, captured, spared
+        self.alive = [tensor for node in graph.nodes for tensor in (*node.inputs, *node.outputs)]
+        """Tensors are known by identity, which another one must not get while the plan is carried out."""
         self.orders: dict[int, Order] = {}
         """Of a tensor's axes, by identity: place of each among those of what it is moved to."""
         self.back: dict[int, Node] = {}
@@ -109,6 +113,8 @@ class _Plan:
         return is_output(self.graph, tensor) or tensor.name in self.captured
 
     def _add(self, node: Node) -> None:
+        if node.name in self.spared:
+            return
         order = _order(node)
         if order is not None:
             before = self.orders.get(id(node.inputs[0]))

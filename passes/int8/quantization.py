@@ -162,7 +162,7 @@ class Quantization:
         )
         levels = affine.quantize(values, scale, axis)
         layer = weight.nodes[0]
-        if self.context.placement.pairs and adds_in_pairs(layer, values):
+        if self.context.placement.pairs and not is_stored_only(weight) and adds_in_pairs(layer, values):
             rows, scale = pair_sums.without_saturation(as_added(layer, values), scale)
             levels = as_stored(layer, rows, values.shape)
         restored = affine.dequantize(levels, scale, axis)

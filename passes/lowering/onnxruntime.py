@@ -64,13 +64,15 @@ class Lowering(Pass):
         """Where the context has a profiler, layers that take longer on integers than in float stay float."""
         state_zero_points(graph)
         lifted = _has_half_scales(graph) and lift(graph) is not None
-        slow: Mapping[str, str] = {}
+        slow: Mapping[str, str] | None = {}
         layers = [node.name for node in quantized_layers(graph) if is_constant(node.inputs[WEIGHT_INPUT])]
         if context.profiler is not None and layers:
             layers += [node.name for node in integer_operators(Work(graph, context.placement))]
             context.progress("timing layers on integers and in float")
             slow = self._slow(graph, layers, context, context.profiler)
-        report = self._lower(graph, context, slow)
+        report = self._lower(graph, context, slow or {})
+        if slow is None:
+            report.warnings.append("whether its layers pay on integers was not measured: it is too large")
         if lifted:
             report.warnings.append(
                 "the model computes in float32 here: ONNX Runtime's INT8 layers have float32 scales alone"
@@ -79,7 +81,7 @@ class Lowering(Pass):
 
     def _slow(
         self, graph: Graph, names: Sequence[str], context: Context, profiler: Profiler
-    ) -> dict[str, str]:
+    ) -> dict[str, str] | None:
         model = export_model(graph)
 
         def lowered(left: Collection[str]) -> onnx.ModelProto:

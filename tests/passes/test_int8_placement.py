@@ -149,3 +149,17 @@ def test_values_handed_on_twice_have_one_scale_and_load(opset: int) -> None:
     }
     assert len(scales) == 1
     assert kernels(lowered(canonical)[0])["QLinearConv"] == 1
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -1.0])
+def test_what_a_pad_adds_is_in_the_range(value: float) -> None:
+    """A Pad with another value than 0 hands on more than the values that it reads."""
+    text = """(float[N, 3, 12, 12] x) => (float[N, 5] y) {
+        a = Conv (x, stem, b8)  s = Sigmoid (a)  p = Pad (s, pads, v)  c = Conv (p, first, b8)  r = Relu (c)
+        g = GlobalAveragePool (r)  f = Flatten (g)  y = Gemm <transB = 1> (f, head, b5) }"""
+    names = ("stem", "first", "head", "b8", "b5")
+    constants = {name: CONSTANTS[name] for name in names}
+    pads = np.array([0, 0, 2, 2, 0, 0, 2, 2], np.int64)
+    model = build(text, pads=pads, v=np.float32(value), **constants)
+    result, _ = lowered(quantized(model)[0])
+    assert relative(output(model), output(result)) < 0.06

@@ -80,3 +80,23 @@ def test_one_input_channel_is_said() -> None:
     model = build(text, u=random(1, 8, 3, 3), w=random(1, 8, 2, 2), v=random(8, 8, 1, 1))
     _, report = lowered(quantized(model, data=random(8, 8, 6, 6))[0])
     assert "ONNX Runtime rounds its weight to INT8" in " ".join(skip.reason for skip in report.skips)
+
+
+def test_a_weight_that_is_a_vector_is_no_reason_to_fail() -> None:
+    text = """(float[N, 8] x) => (float[N] y) {
+        q = QuantizeLinear (x, s, z)  d = DequantizeLinear (q, s, z)  m = MatMul (d, w)
+        p = QuantizeLinear (m, s, z)  y = DequantizeLinear (p, s, z) }"""
+    model = build(text, s=np.float32(0.1), z=np.int8(0), w=random(8))
+    result, _ = lowered(model)
+    x = random(16, 8)
+    wanted, found = (ort.run(ort.session(one, threads=1), {"x": x})["y"] for one in (model, result))
+    np.testing.assert_allclose(found, wanted, atol=0.1001)
+
+
+def test_below_opset_13_a_float_layer_between_pairs_is_named() -> None:
+    text = """(float[N, 8, 6, 6] x) => (float[N, 8, 6, 6] y) {
+        q = QuantizeLinear (x, s, z)  d = DequantizeLinear (q, s, z)  [up] m = ConvTranspose (d, w)
+        p = QuantizeLinear (m, s, z)  y = DequantizeLinear (p, s, z) }"""
+    result, report = lowered(build(text, 12, s=np.float32(0.1), z=np.int8(0), w=random(8, 8, 1, 1)))
+    onnx.checker.check_model(result, full_check=True)
+    assert [skip.node for skip in report.skips if "below opset 13" in skip.reason] == ["up"]

@@ -17,6 +17,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.model import import_model, sparse_tensors
 from onnx_lathe.passes.numerics.quantization import affine
+from onnx_lathe.placement import Placement
 from tests.support.builders import build, random, run
 from tests.support.int8 import FixedCalibrator
 from tests.support.operator_case import floats
@@ -236,3 +237,17 @@ def test_a_pass_that_has_nothing_for_recurrent_layers_names_them(name: str) -> N
     options = {"method": "weight"} if name == "svd" else {}
     _, report = applied(name, recurrent_network(), **options)
     assert ("recurrent", reason) in [(skip.node, skip.reason) for skip in report.skips]
+
+
+def test_a_codebook_below_opset_21_raises_it_for_recurrent_layers_too() -> None:
+    after, report = applied("codebook", recurrent_network("LSTM", units=48, opset=17), bits=4)
+    assert [edit.node for edit in report.edits].count("recurrent") == 2
+    assert next(one.version for one in after.opset_import if not one.domain) == 21
+
+
+@pytest.mark.parametrize("op", GATES)
+def test_weights_that_are_stored_alone_need_no_room_for_sums(op: str) -> None:
+    """A target that adds products in 16 bits has no say in what is multiplied in float."""
+    model = recurrent_network(op, "bidirectional", units=48, opset=21)
+    after, _ = applied("int8", model, Context(placement=Placement(pairs=True)), activations=False)
+    assert agreement_db(model, after, X) > 35

@@ -90,7 +90,7 @@ def state_zero_points(graph: Graph) -> None:
         zero = Constant(name, np.zeros(node.inputs[1].shape or (), np.int8))
         del node.attrs["output_dtype"]
         for part in [node, *node.outputs[0].outputs]:
-            if len(part.inputs) == 2:
+            if len(part.inputs) == 2 and part.op in ("QuantizeLinear", "DequantizeLinear"):
                 part.inputs.append(zero)
 
 

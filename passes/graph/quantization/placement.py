@@ -10,10 +10,13 @@ too, and a ReLU or a Clip at 0 is the lower end of the range.
 import math
 from collections.abc import Collection, Iterator, Sequence
 
+import numpy as np
+
 from onnx_lathe import metadata
 from onnx_lathe.passes.core.report import PassReport
-from onnx_lathe.passes.graph import Graph, Node, Tensor, rewire
+from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, rewire
 from onnx_lathe.passes.graph.gates import clip_range, split_hard_swish
+from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.layers import is_constant, is_layer
 from onnx_lathe.passes.graph.model import node_metadata
 from onnx_lathe.passes.graph.quantization import pairs
@@ -23,6 +26,7 @@ from onnx_lathe.placement import Placement
 Operand = tuple[Node, int]
 """An input of a node, by position."""
 
+PAD_VALUE_INPUT = 2
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -194,7 +198,18 @@ def hands_on(node: Node, placement: Placement) -> bool:
         and bool(node.inputs)
         and not is_constant(node.inputs[0])
         and node.attrs.get("mode", "nearest") not in ("cubic", "wrap")
+        and not _pads_with_others(node)
     )
+
+
+def _pads_with_others(node: Node) -> bool:
+    """Whether a Pad adds values that need not lie in the range of what it pads: another constant than 0."""
+    if node.op != "Pad" or node.attrs.get("mode", "constant") != "constant":
+        return False
+    value = node.inputs[PAD_VALUE_INPUT] if len(node.inputs) > PAD_VALUE_INPUT else None
+    if value is None or value.is_empty():
+        return bool(node.attrs.get("value", 0.0))
+    return not isinstance(value, Constant) or bool(np.any(read(value)))
 
 
 def handing_on(tensor: Tensor, placement: Placement) -> Iterator[Node]:

@@ -11,7 +11,7 @@ from onnx_lathe.passes.graph.model import node_metadata
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized
 from onnx_lathe.passes.graph.quantization.placement import float_reason, hands_on, is_floor, quantized_layers
 from onnx_lathe.passes.graph.rewire import disconnect, is_output, replace_input
-from onnx_lathe.passes.lowering.ort_integers.work import ActivationPair, Work
+from onnx_lathe.passes.lowering.ort_integers.work import PER_CHANNEL_OPSET, ActivationPair, Work
 from onnx_lathe.passes.lowering.restoring import restore_weight
 
 UNQUANTIZED_RESULT = (
@@ -145,6 +145,9 @@ def shield_layers(work: Work) -> None:
         parameters = decoder.inputs[1:]
         if any(not isinstance(tensor, Constant) or tensor.values.size > 1 for tensor in parameters):
             continue
+        if work.graph.opset < PER_CHANNEL_OPSET:
+            work.report.skip(node.name, "below opset 13 ONNX Runtime rounds its weight to INT8; export later")
+            continue
         axis, channels = _input_channels(work, node)
         if channels < 2:  # one scale per channel is one scale for all
             work.report.skip(
@@ -192,5 +195,5 @@ def _input_channels(work: Work, layer: Node) -> tuple[int, int]:
     if layer.op == "ConvTranspose":
         return 1, shape[0]
     if layer.op == "MatMul":
-        return -1, shape[-2]
+        return -1, shape[-2] if len(shape) > 1 else shape[0]
     return 0 if layer.attrs.get("transA", 0) else 1, shape[1 if layer.attrs.get("transB", 0) else 0]

@@ -7,12 +7,10 @@ from onnx_lathe.passes.graph import Constant, Node, Variable
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant, output_axis
 from onnx_lathe.passes.graph.quantization.bias_range import set_scale
 from onnx_lathe.passes.graph.quantization.pair_order import adds_in_pairs, as_added, as_stored
-from onnx_lathe.passes.lowering.ort_integers.work import Work
+from onnx_lathe.passes.lowering.ort_integers.work import PER_CHANNEL_OPSET, Work
 from onnx_lathe.passes.numerics.quantization import affine, pair_sums
 
 SATURATES = "its sums may saturate on processors without VNNI"
-PER_CHANNEL_OPSET = 13
-"""The first whose DequantizeLinear has a scale per channel."""
 
 
 def store_weight(work: Work, layer: Node, reduce_range: bool, reduced: set[str]) -> None:
@@ -81,6 +79,8 @@ def store_bias(work: Work, layer: Node) -> None:
     """
     place = _bias_of(work, layer)
     if place is None or work.lands(place[0].outputs[0]):
+        return
+    if work.graph.opset < PER_CHANNEL_OPSET:
         return
     node, index = place
     source, decoder = (tensor.inputs[0] for tensor in layer.inputs[:2])

@@ -64,10 +64,10 @@ def _parameters(node: Node) -> tuple[float, int, np.dtype]:
 
 def _pad_with_level(work: Work, node: Node, decoder: Node) -> bool:
     """Gives a Pad the integer that its value is quantized to. Returns whether its value is known."""
-    if node.attrs.get("mode", "constant") != "constant":
-        return True
     if work.graph.opset < 11:
         return False
+    if node.attrs.get("mode", "constant") != "constant":
+        return True
     given = node.inputs[PAD_VALUE_INPUT] if len(node.inputs) > PAD_VALUE_INPUT else None
     value = 0.0
     if given is not None and not given.is_empty():

@@ -17,6 +17,8 @@ from onnx_lathe.passes.core.services import Profiler
 from onnx_lathe.protocols import Profile
 
 ROUNDS = 3
+TRIALS = 3
+"""Groups that are tried alone in a round, those that lose most first."""
 SLOWER = 1.05
 """A region this much slower on integers does not pay; less is noise."""
 LEAST_SHARE = 0.005
@@ -39,37 +41,52 @@ class Cost:
     integers: float
     floats: float
 
+    @property
+    def loss(self) -> float:
+        return self.integers - self.floats
+
     def __str__(self) -> str:
         return f"on integers it takes {self.integers:.3g} ms, with the quantizing around it, in float {self.floats:.3g} ms"
 
 
 def slow_nodes(
     model: onnx.ModelProto, names: Collection[str], lower: Lower, profiler: Profiler
-) -> dict[str, str]:
+) -> dict[str, str] | None:
     """The quantized layers and operators among `names` that do not pay, each with the reason. `model` is in
-    canonical form; `lower` gives it lowered, with the named ones in float.
+    canonical form; `lower` gives it lowered, with the named ones in float. None for a model that is too large
+    to tell.
     """
     left: dict[str, str] = {}
     base, current = lower(names), lower(())
     in_float = profiler.profile(base)
     if in_float is None:
-        return {}
+        return None
     owners = _Owners(model)
     for _ in range(ROUNDS):
         profile = profiler.profile(current)
-        found = {} if profile is None else _not_paying(in_float, profile, set(names) - left.keys(), owners)
-        if not found:
+        if profile is None:
             break
-        trial = lower({*left, *found})
-        if not _holds(partial(_is_faster, profiler, current, trial)):
+        groups = _not_paying(in_float, profile, set(names) - left.keys(), owners)
+        for found in [one for kind in groups for one in _trials(kind)]:
+            trial = lower({*left, *found})
+            if _holds(partial(_is_faster, profiler, current, trial)):
+                left |= {name: str(cost) for name, cost in found.items()}
+                current = trial
+                break
+        else:
             break
-        left |= {name: str(cost) for name, cost in found.items()}
-        current = trial
     if left.keys() != set(names) and _holds(partial(_is_slower_than, profiler, base, current)):
         whole, now = profiler.latencies(base, current)
         reason = f"the model takes {now:.3g} ms with layers on integers, and {whole:.3g} ms in float"
         return {name: left.get(name, reason) for name in names}
     return left
+
+
+def _trials(groups: list[dict[str, Cost]]) -> Iterator[dict[str, Cost]]:
+    """What is tried: all groups together, then those that lose most alone, since a hint may be wrong."""
+    if len(groups) > 1:
+        yield {name: cost for group in groups for name, cost in group.items()}
+    yield from sorted(groups, key=lambda group: next(iter(group.values())).loss, reverse=True)[:TRIALS]
 
 
 def _is_faster(profiler: Profiler, model: onnx.ModelProto, trial: onnx.ModelProto) -> bool:
@@ -112,7 +129,8 @@ class _Owners:
 
 def _not_paying(
     in_float: Profile, profile: Profile, names: Collection[str], owners: _Owners
-) -> dict[str, Cost]:
+) -> tuple[list[dict[str, Cost]], list[dict[str, Cost]]]:
+    """Regions that do not pay, and single nodes that do not."""
     least = LEAST_SHARE * profile.total
     region_of = {name: index for index, region in enumerate(profile.regions) for name in region.nodes}
     floats = dict.fromkeys(range(len(profile.regions)), 0.0)
@@ -123,12 +141,12 @@ def _not_paying(
             index = owners.owner(name, region_of)
         if index is not None:
             floats[index] += ms
-    found: dict[str, Cost] = {}
+    found: list[dict[str, Cost]] = []
     for index, region in enumerate(profile.regions):
-        cost = Cost(region.ms, floats[index])
-        if _is_slower(cost, least):
-            found |= {name: cost for name in region.nodes if name in names}
-    return found or dict(_single_nodes(in_float, profile, names, least))
+        cost, inside = Cost(region.ms, floats[index]), [name for name in region.nodes if name in names]
+        if inside and _is_slower(cost, least):
+            found.append(dict.fromkeys(inside, cost))
+    return found, [{name: cost} for name, cost in _single_nodes(in_float, profile, names, least)]
 
 
 def _single_nodes(
@@ -136,7 +154,9 @@ def _single_nodes(
 ) -> Iterator[tuple[str, Cost]]:
     """What is slower by itself, inside regions that pay as a whole."""
     for name in names:
-        cost = Cost(profile.nodes.get(name, 0.0), in_float.nodes.get(name, 0.0))
+        if name not in in_float.nodes:  # there it is part of another kernel, and what it takes is not known
+            continue
+        cost = Cost(profile.nodes.get(name, 0.0), in_float.nodes[name])
         if _is_slower(cost, least):
             yield name, cost
 

@@ -13,6 +13,9 @@ from onnx_lathe.passes.graph.quantization.placement import hands_on, is_floor
 from onnx_lathe.passes.graph.rewire import captured_names, is_output
 from onnx_lathe.placement import Placement
 
+PER_CHANNEL_OPSET = 13
+"""The first whose DequantizeLinear has a scale per channel."""
+
 
 class ActivationPair(NamedTuple):
     """An activation's QuantizeLinear and all DequantizeLinear nodes behind it."""
