@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from onnx_lathe.errors import LatheError
 from onnx_lathe.optimizer.build import lower
 from onnx_lathe.optimizer.measuring import time_pair
 from onnx_lathe.optimizer.run import Run
@@ -42,15 +43,24 @@ def note_slow_integers(run: Run) -> None:
     if not quantized or ratio <= NOTED_RATIO:
         return
     run.ui.status(f"timing what --target {TARGET} would give")
+    try:
+        told = f"built with --target {TARGET} it takes {_ratio_as_target(run):.2g}x"
+    except LatheError as error:
+        told = f"what --target {TARGET} would give could not be measured: {error}"
+    run.record.warnings.append(
+        f"in ONNX Runtime on this processor the INT8 model takes {ratio:.2g}x the original's time: its form is what other "
+        f"targets start from; {told}"
+    )
+    run.ui.note(f"warning: {run.record.warnings[-1]}")
+
+
+def _ratio_as_target(run: Run) -> float:
+    """Time of the model as the target has it, over the original's."""
     target = find(TARGET)()
     context = run.services.profiling(run.services.context(f"target {TARGET}"))
     lowered, _ = lower(target, target.Config(), run.model, context)
     with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
         path = Path(folder) / "model.onnx"
         model_file.save(lowered, path)
-        base, here = time_pair(run.roles.sample, ort.session(run.request.model), path)
-    run.record.warnings.append(
-        f"in ONNX Runtime on this processor the INT8 model takes {ratio:.2g}x the original's time: its form is what other "
-        f"targets start from; built with --target {TARGET} it takes {here / base:.2g}x"
-    )
-    run.ui.note(f"warning: {run.record.warnings[-1]}")
+        base, here = time_pair(run.roles.sample, ort.as_opened(run.request.model), path)
+    return here / base

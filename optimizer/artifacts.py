@@ -6,7 +6,7 @@ the user's.
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from onnx_lathe.errors import UsageError
@@ -28,9 +28,15 @@ def check(out: Path, model: Path) -> None:
             raise UsageError(f"{path}: is there already and not from an earlier run; give another --out")
 
 
-def check_same(out: Path, earlier: Mapping[str, str], identity: Mapping[str, str]) -> None:
-    """Raises UsageError if the results in the folder are of another model or recipe: they would be erased."""
+def check_same(
+    out: Path, earlier: Mapping[str, str], identity: Mapping[str, str], targets: Collection[str]
+) -> None:
+    """Raises UsageError if the results in the folder are of another model or recipe, or of a target that this
+    run builds nothing for: they would be erased.
+    """
     changed = [name for name in ("model", "recipe") if name in earlier and earlier[name] != identity[name]]
+    if lost := sorted(_built(out) - set(targets)):
+        changed.append(f"target ({', '.join(lost)})")
     if changed:
         number = next(number for number in itertools.count(2) if not Path(f"{out}-{number}").exists())
         raise UsageError(
@@ -49,6 +55,15 @@ def _results(out: Path) -> Iterable[Path]:
     """What is there of the report, and of the files that any target writes."""
     patterns = {REPORT, *(pattern for target in targets().values() for pattern in target.outputs)}
     return sorted(path for pattern in patterns for path in out.glob(pattern))
+
+
+def _built(out: Path) -> set[str]:
+    """Names of the targets that the earlier run in this folder built files for."""
+    try:
+        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        return {target["name"] for target in report["targets"] if target["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _listed(out: Path) -> set[str]:

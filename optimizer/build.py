@@ -99,6 +99,8 @@ def build_all(run: Run) -> None:
         results.mkdir()
         for target, config, model, found in lowered:
             record.targets.append(found)
+            if found.error:
+                continue
             run.ui.status(f"building {target.name}")
             try:
                 _build(run, target, config, model, results, found)
@@ -130,7 +132,11 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
         reason = crashed(how, "the model as this target wants it", f"leave {target.name} out")
         raise ContractError(f"target {target.name}: {reason}")
     if target.lowering is not None and run.original is not None and run.roles.evaluation is not None:
-        opened = ort.plain_session(path) if target.timed else ort.session(path)
+        try:
+            opened = ort.plain_session(path) if target.timed else ort.session(path)
+        except ModelError as error:
+            found.error = f"ONNX Runtime refuses what was made for it: {error}"
+            return config, path, found
         quality = evaluate(opened, run.roles.evaluation, run.original, run.ui.status)
         found.quality = {key: value for key, value in quality.items() if key.split("[")[0] in QUALITY}
         judged.update(QUALITY)
@@ -143,7 +149,7 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
     if target.timed and run.request.measure_latency:
         run.ui.status(f"timing {target.name}")
         base["latency"], found.quality["latency"] = time_pair(
-            run.roles.sample, ort.session(run.request.model), path
+            run.roles.sample, ort.as_opened(run.request.model), path
         )
         found.quality["base_latency"] = base["latency"]
         judged.add("latency")
@@ -171,10 +177,13 @@ def _measure_plainly(run: Run, target: Target, path: Path, found: TargetRecord) 
         return
     try:
         opened = ort.plain_session(path)
-    except ModelError:
-        return  # the step that made it has said so
+    except ModelError as error:
+        run.record.warnings.append(f"target {target.name}: a plain session does not open its file: {error}")
+        run.ui.note(f"warning: {run.record.warnings[-1]}")
+        return
     quality = evaluate(opened, run.roles.evaluation, run.original, run.ui.status)
     found.quality = {key: value for key, value in quality.items() if key.split("[")[0] in QUALITY}
+    note_uncompared(run, f"target {target.name}", quality)
     _compare_with_model(run, target, path, quality)
 
 
@@ -183,7 +192,7 @@ def _compare_with_model(run: Run, target: Target, path: Path, quality: Mapping[s
     before, now = run.record.final().get("sqnr", -math.inf), quality.get("sqnr", math.inf)
     if run.original is None or run.roles.evaluation is None or not before - now > NOTED_LOSS_DB:
         return
-    exact = evaluate(ort.session(path), run.roles.evaluation, run.original, run.ui.status)["sqnr"]
+    exact = evaluate(ort.session(path), run.roles.evaluation, run.original, run.ui.status).get("sqnr", now)
     if exact - now <= NOTED_LOSS_DB:
         reason = f"the form for {target.name} costs that, in whichever session"
     elif ort.saturates():

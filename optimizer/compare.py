@@ -1,9 +1,8 @@
 """Judges one finished model against another on the same data: the `gate` command."""
 
 from pathlib import Path
-from typing import Any
 
-from onnx_lathe.errors import ModelError, UsageError
+from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.measuring import judge, sample_feeds
@@ -34,7 +33,10 @@ def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> list[GateRec
     for note in (*roles.notes, *(f"warning: {warning}" for warning in roles.warnings)):
         ui.note(note)
     data = roles.evaluation
-    sessions = [ort.session(base), _as_opened(candidate)]
+    sessions = [ort.as_opened(path) for path in (base, candidate)]
+    for path, session in zip((base, candidate), sessions, strict=True):
+        if ort.is_helped(session, path):
+            ui.note(f"warning: {path}: {ort.HELPED}")
     found: list[dict[str, float]] = []
     uncounted: dict[str, str] = {}
     for path, one in zip((base, candidate), models, strict=True):
@@ -57,11 +59,3 @@ def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> list[GateRec
         if reason := gate.missing(found[0].keys() & found[1].keys(), uncounted):
             raise UsageError(reason)
     return judge(gates, found[0], found[1], "model")
-
-
-def _as_opened(path: Path) -> Any:
-    """The session that a user opens on the file; what it refuses, as `ort.session` does or says why not."""
-    try:
-        return ort.plain_session(path)
-    except ModelError:
-        return ort.session(path)

@@ -268,7 +268,7 @@ class Gate:
         passed: bool,
     ) -> str:
         if math.isinf(measured) and measured > 0:
-            return f"{self}: the outputs are equal"
+            return f"{self}: the float outputs are equal"
         shown = _shown(measured, self._kind, difference=self.form == "drop") + self._worst(candidate)
         if self.form != "value":
             kind = METRICS[self.metric].kind

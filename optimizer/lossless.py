@@ -53,4 +53,7 @@ def _culprit(edited: Sequence[str], holds_without: Callable[[frozenset[str]], bo
             suspects = half if holds_without(frozenset(half)) else suspects[len(half) :]
         except ContractError:
             return None
-    return suspects[0] if suspects and holds_without(frozenset(suspects)) else None
+    try:
+        return suspects[0] if suspects and holds_without(frozenset(suspects)) else None
+    except ContractError:
+        return None

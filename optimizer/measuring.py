@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_lathe.errors import DataError, ModelError
+from onnx_lathe.errors import DataError
 from onnx_lathe.optimizer.gate import Gate
 from onnx_lathe.optimizer.report.record import GateRecord
 from onnx_lathe.runtime.data import DataSource
@@ -44,11 +44,7 @@ def time_pair(source: DataSource | None, base: Any, candidate: Path) -> tuple[fl
     on the same sample of the data. What a plain session refuses is timed as `ort.session` opens it.
     """
     feeds = sample_feeds(source, base, 1)
-    try:
-        session = ort.plain_session(candidate)
-    except ModelError:
-        session = ort.session(candidate)
-    return ort.latency_pair(base, session, feeds, budget_s=LATENCY_BUDGET_S)
+    return ort.latency_pair(base, ort.as_opened(candidate), feeds, budget_s=LATENCY_BUDGET_S)
 
 
 def judge(

@@ -84,7 +84,8 @@ def _open(request: Request, ui: Ui) -> Run:
     checkpoints = Checkpoints(request.out, identity)
     artifacts.check(request.out, request.model)
     if not request.resume and not request.force:
-        artifacts.check_same(request.out, checkpoints.earlier(), identity)
+        asked = {target.name for target, _ in targets}
+        artifacts.check_same(request.out, checkpoints.earlier(), identity, asked)
     done = checkpoints.resume() if request.resume else []
     trains = any("trainer" in instance.needs for instance in passes[len(done) :])
     log, teacher = request.out / LOG, model if trains else None
@@ -182,7 +183,7 @@ def _latencies(state: Run) -> None:
     last step alone.
     """
     steps = state.record.steps[-1:] if state.large else state.record.steps
-    base = ort.session(state.request.model)
+    base = ort.as_opened(state.request.model)
     for step in steps:
         state.ui.status(f"timing {step.name}")
         base_ms, step_ms = time_pair(state.roles.sample, base, state.request.out / step.file)

@@ -13,7 +13,7 @@ import onnx
 
 from onnx_lathe import metadata
 from onnx_lathe.errors import ContractError, LatheError, ModelError, PassError
-from onnx_lathe.optimizer import lossless
+from onnx_lathe.optimizer import lossless, opening
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.measuring import SAMPLE_BATCH, sample_feeds
 from onnx_lathe.optimizer.report.record import StepRecord
@@ -47,14 +47,15 @@ def run_step(run: Run, index: int) -> None:
     """
     instance, started = run.passes[index], time.perf_counter()
     where = f"step {index + 1}, {instance.name}"
-    expected = ort.run(ort.session(run.source), run.feeds) if instance.lossless else {}
+    before = run.source  # the pass makes another model the run's
+    expected = ort.run(ort.session(before), run.feeds) if instance.lossless else {}
     try:
         report = _apply(run, instance, run.title(index))
     except LatheError as error:
         raise type(error)(f"{where}: {error}") from error
     path = run.checkpoints.path(index + 1, instance.name)
     model_file.save(run.model, path)
-    sample = Sample(run.feeds, expected, run.source, run.large and run.roles.evaluation is None)
+    sample = Sample(run.feeds, expected, before, run.large and run.roles.evaluation is None)
     try:
         try:
             session = _check(instance, path, sample, report)
@@ -173,7 +174,11 @@ def _retreat(
 ) -> PassReport:
     """The step with less: run.model is what is left of it."""
     context = run.services.context(run.title(index), run.checkpoints.training, run.placement)
-    run.model, report = _spared(run.passes[index], model_file.load(run.file), context, report, sample, found)
+    if run.record.steps:
+        model = model_file.load(run.file)
+    else:
+        model = opening.open_file(run.request.model, run.request.wishes).model
+    run.model, report = _spared(run.passes[index], model, context, report, sample, found)
     return report
 
 
@@ -189,7 +194,10 @@ def _spared(
 
     def apply(spared: frozenset[str]) -> tuple[onnx.ModelProto, PassReport]:
         fresh = type(instance)(instance.config)
-        return apply_pass(fresh, model, replace(context, spared=spared))
+        after, report = apply_pass(fresh, model, replace(context, spared=spared))
+        if after is not model:
+            contract.check_structure(model, after, instance.name)
+        return after, report
 
     def holds(after: onnx.ModelProto) -> bool:
         try:

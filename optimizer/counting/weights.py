@@ -16,7 +16,8 @@ from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.bodies import Part, parts
 from onnx_lathe.passes.graph.evaluate import REFUSALS
 from onnx_lathe.passes.graph.initializers import read, size_bytes
-from onnx_lathe.passes.graph.layers import UNFOLDED, constant_value, is_constant, zeros_of
+from onnx_lathe.passes.graph.keeping import is_optional_input
+from onnx_lathe.passes.graph.layers import OPTIONAL, UNFOLDED, constant_value, is_constant, zeros_of
 
 _LAYOUT = ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 _PARAMETERS = {
@@ -76,6 +77,8 @@ def _read_by(
     standard = node.domain in (None, "", "ai.onnx")
     for index, tensor in enumerate(node.inputs):
         integer = standard and node.op in _INTEGER and index == _INTEGER[node.op][0]
+        if is_optional_input(tensor) and _has_floats(tensor):
+            refuse(node, OPTIONAL)
         if tensor.is_empty() or not is_constant(tensor, UNFOLDED):
             continue
         if index in _PARAMETERS.get(node.op, ()):
@@ -96,6 +99,10 @@ def _read_by(
         counted.add(id(source))
         if shape:  # a single number is part of a formula, such as an epsilon
             yield Stored(_shape(tensor) or shape, math.prod(shape), zeros, sum(map(_bytes, _leaves(tensor))))
+
+
+def _has_floats(tensor: Tensor) -> bool:
+    return tensor.dtype is not None and _floating(tensor.dtype) and len(tensor.shape or ()) > 0
 
 
 def _source(tensor: Tensor) -> Tensor:

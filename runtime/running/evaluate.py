@@ -42,6 +42,9 @@ class Reference:
     """
     joins: Mapping[str, Sequence[Join]] = field(default_factory=dict)
     slices: Mapping[str, Slices] = field(default_factory=dict)
+    labelled: str | None = None
+    """The output that labels belong to."""
+    has_floats: bool = False
     session: onnxruntime.InferenceSession | None = None
 
 
@@ -63,15 +66,18 @@ def reference(
     joined = {} if model is None else joins(model)
     kept: list[Outputs | None] = []
     batches: list[int] = []
-    total = 0
+    total, has_floats = 0, False
     scores = Scores(joined)
     for outputs, labels, inputs, _ in _outputs(session, data, progress):
         batches.append(_fingerprint(inputs, labels))
         scores.add(outputs, labels, outputs)
         total += sum(output.nbytes for output in outputs.values())
         kept.append(outputs if total <= KEPT_BYTES else None)
+        has_floats = has_floats or any(map(is_float, outputs.values()))
     again = session if any(one is None for one in kept) else None
-    return Reference(scores.metrics(), kept, batches, joined, scores.slices(), again)
+    return Reference(
+        scores.metrics(), kept, batches, joined, scores.slices(), scores.labelled(), has_floats, again
+    )
 
 
 def evaluate(
@@ -85,7 +91,7 @@ def evaluate(
 
     Raises DataError if the data is not the same as it was for the original.
     """
-    scores = Scores(original.joins, original.slices)
+    scores = Scores(original.joins, original.slices, original.labelled)
     seen = 0
     for outputs, labels, inputs, count in _outputs(session, data, progress):
         if seen == len(original.batches) or original.batches[seen] != _fingerprint(inputs, labels):
@@ -132,7 +138,7 @@ class OutputComparer:
         original = self._known[1]
         if not original.outputs:
             raise DataError(f"{self.data.description}: there are no samples to compare outputs on")
-        if not any(is_float(output) for kept in original.outputs for output in (kept or {}).values()):
+        if not original.has_floats:
             raise DataError(
                 "outputs cannot be compared: no output of the model holds floats; cut off the ArgMax (or what else makes integers)"
             )

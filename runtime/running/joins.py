@@ -14,6 +14,9 @@ LARGEST_KEPT = 1024
 _ELEMENTWISE = ("Identity", "Cast", "Relu", "Sigmoid", "Tanh", "Exp", "Softplus", "Clip", "HardSigmoid", "LeakyRelu",
                 "Mul", "Add", "Sub", "Div", "Neg", "QuantizeLinear", "DequantizeLinear")  # fmt: skip
 
+MOST_VISITS = 10_000
+"""Of nodes; parts that are joined of themselves again and again are seen no further."""
+
 Dims = tuple[int | str | None, ...]
 Axes = tuple[int | None, ...]
 """By the axis of a tensor, that of the output."""
@@ -38,7 +41,13 @@ class _Finder:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.producer = {name: node for node in model.graph.node for name in node.output if name}
         self.constants = {tensor.name for tensor in model.graph.initializer}
+        for node in model.graph.node:  # in the order of execution
+            if node.op_type == "Constant" or (
+                node.input and self.constants.issuperset(filter(None, node.input))
+            ):
+                self.constants.update(node.output)
         self.dims = _dims(model)
+        self.visits = MOST_VISITS
 
     def find(self, output: str) -> Iterator[Join]:
         dims = self.dims.get(output)
@@ -46,19 +55,24 @@ class _Finder:
             yield from self._walk(output, tuple(range(len(dims))))
 
     def _walk(self, name: str, axes: Axes) -> Iterator[Join]:
-        node = self.producer.get(name)
-        if node is None or not any(axis is not None for axis in axes):
-            return
-        if node.op_type == "Concat":
-            yield from self._concat(node, axes)
-        elif node.op_type in _ELEMENTWISE:
-            sources = [one for one in node.input if one and not self._is_constant(one)]
+        at: tuple[str, Axes] | None = (name, axes)
+        while at is not None and any(axis is not None for axis in at[1]) and self.visits:
+            self.visits -= 1
+            node = self.producer.get(at[0])
+            if node is not None and node.op_type == "Concat":
+                yield from self._concat(node, at[1])
+            at = None if node is None else self._before(node, at[1])
+
+    def _before(self, node: onnx.NodeProto, axes: Axes) -> tuple[str, Axes] | None:
+        """What the node moves or scales, and its axes; None for any other node."""
+        if node.op_type in _ELEMENTWISE:
+            sources = [one for one in node.input if one and one not in self.constants]
             if len(sources) == 1 and len(self.dims.get(sources[0], ())) == len(axes):
-                yield from self._walk(sources[0], axes)
+                return sources[0], axes
         elif node.op_type in ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"):
             moved = self._moved(node, axes)
-            if moved is not None:
-                yield from self._walk(node.input[0], moved)
+            return None if moved is None else (node.input[0], moved)
+        return None
 
     def _concat(self, node: onnx.NodeProto, axes: Axes) -> Iterator[Join]:
         axis = next(attribute.i for attribute in node.attribute if attribute.name == "axis") % len(axes)
@@ -94,14 +108,6 @@ class _Finder:
                 break
             moved[-index] = axes[-index]
         return tuple(moved)
-
-    def _is_constant(self, name: str) -> bool:
-        if name in self.constants:
-            return True
-        node = self.producer.get(name)
-        return node is not None and (
-            node.op_type == "Constant" or (bool(node.input) and all(map(self._is_constant, node.input)))
-        )
 
 
 def _dims(model: onnx.ModelProto) -> Mapping[str, Dims]:

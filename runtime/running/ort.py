@@ -131,6 +131,14 @@ def plain_session(
         return onnxruntime.InferenceSession(_source(model), options, providers=["CPUExecutionProvider"])
 
 
+def as_opened(model: Path) -> onnxruntime.InferenceSession:
+    """A plain session; of a model that it refuses, the one of `session` (`is_helped` tells), or its ModelError."""
+    try:
+        return plain_session(model)
+    except ModelError:
+        return session(model)
+
+
 SATURATES = (
     "this processor adds products of INT8 in 16 bits, which saturate; figures of this form are of an exact, slower "
     "way (session.x64quantprecision=1, or float where ONNX Runtime cannot load that): set it too where the "

@@ -100,15 +100,16 @@ class _Closeness:
 
 class Scores:
     """Sums over batches; `metrics` at the end. `joins`: those of the original; `slices`: what is to be judged
-    by itself, if that is known from the original's values.
+    by itself, and `labelled` the output that labels belong to, if that is known from the original's values.
     """
 
     def __init__(
         self,
         joins: Mapping[str, Sequence[Join]] = MappingProxyType({}),
         slices: Mapping[str, Slices] | None = None,
+        labelled: str | None = None,
     ) -> None:
-        self._joins, self._slices = joins, slices
+        self._joins, self._slices, self._labelled_output = joins, slices, labelled
         self._close: dict[str, _Closeness] = {}
         self._agreeing: dict[str, tuple[int, int]] = {}
         """Output -> (answers that are the original's, answers)."""
@@ -177,11 +178,17 @@ class Scores:
                 same = int(np.sum(given == answers))
             self._agreeing[name] = agreeing + same, count + answers.size
 
-    def _accuracy(self) -> dict[str, float]:
-        """Of the first output that the labels can belong to: [samples, classes], or else one class each."""
+    def labelled(self) -> str | None:
+        """The output that the labels belong to: among those with enough classes the one that is right most
+        often, or else one that gives a class each.
+        """
         fitting = [name for name, classes in self._classes.items() if classes > self._largest_label]
-        name = next(iter(fitting or [name for name in self._right if name not in self._classes]), None)
-        if name is None or not self._labelled:
+        names = fitting or [name for name in self._right if name not in self._classes]
+        return max(names, key=lambda name: int(self._right[name][0]), default=None)
+
+    def _accuracy(self) -> dict[str, float]:
+        name = self.labelled() if self._labelled_output is None else self._labelled_output
+        if name not in self._right or not self._labelled:
             return {}
         top1, top5 = self._right[name] / self._labelled
         return {"top1": float(top1)} | ({"top5": float(top5)} if self._classes.get(name, 0) > 5 else {})

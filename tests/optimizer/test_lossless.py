@@ -12,6 +12,7 @@ import pytest
 from onnx_lathe import ContractError, Graph, Pass, PassReport, optimize, rewrite
 from onnx_lathe.optimizer.rounding import rounding_error
 from onnx_lathe.optimizer.step import apply_pass
+from onnx_lathe.passes.core import contract
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.registry import find
 from onnx_lathe.passes.core.services import Context
@@ -137,6 +138,46 @@ def test_a_pass_that_moves_it_everywhere_is_left_out(tmp_path: Path) -> None:
     feeds = {"x": random(4, 8)}
     written = onnx.load(tmp_path / "out" / "model.onnx")
     np.testing.assert_array_equal(run(written, feeds)["y"], run(model, feeds)["y"])
+
+
+@pytest.mark.parametrize("instance", [Scales, ScalesAll])
+def test_a_model_that_was_rewritten_as_it_was_read_is_held_to_what_it_was(
+    instance: type[Scales], tmp_path: Path
+) -> None:
+    """Of opset 9: what is compared with is the model before the pass, converted, and not the pass's own."""
+    model = three_layers()
+    model.opset_import[0].version = 9
+    model.ir_version = 4
+    record = optimize(model, [instance()], out=tmp_path / "out", latency=False)
+    assert record.exit_code == 0
+    assert any("left" in text for text in record.warnings)
+    feeds = {"x": random(4, 8)}
+    written = onnx.load(tmp_path / "out" / "model.onnx")
+    np.testing.assert_allclose(run(written, feeds)["y"], run(model, feeds)["y"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "before, after, reason",
+    [
+        (np.zeros(100, np.uint8), np.full(100, 255, np.uint8), "100.00% of the values"),
+        (np.arange(100), np.arange(100)[::-1], "100.00% of the values"),
+        (np.array(["a", "b"]), np.array(["a", "c"]), "50.00% of the values"),
+    ],
+)
+def test_outputs_that_are_no_floats_are_held_to_it_too(
+    before: np.ndarray, after: np.ndarray, reason: str
+) -> None:
+    with pytest.raises(contract.OutputMovedError, match=reason):
+        contract.check_outputs({"y": before}, {"y": after}, Scales)
+    contract.check_outputs({"y": before}, {"y": before}, Scales)
+    contract.check_outputs({"y": np.zeros(9, np.uint8)}, {"y": np.ones(9, np.uint8)}, Scales)  # rounding
+
+
+def test_a_sequence_of_another_length_is_no_equal_one() -> None:
+    one = np.ones(3, np.float32)
+    for before, after in (({"s[0]": one}, {"s[0]": one, "s[1]": one}), ({"s[0]": one}, {})):
+        with pytest.raises(contract.OutputMovedError, match="whether there is an output 's"):
+            contract.check_outputs(before, after, Scales)
 
 
 def test_in_memory_it_is_the_same() -> None:

@@ -113,3 +113,19 @@ def test_a_body_that_a_pass_leaves_alone_is_a_warning(
     )
     assert [line for line in report["warnings"] if line.startswith(start)]
     assert "warning: no layer in the else_branch of If_1" in " ".join(capsys.readouterr().out.split())
+
+
+def test_weights_that_a_caller_may_feed_are_not_left_out_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An initializer that is an input too, from IR version 4 on: nobody knows what it will be."""
+    model = build(
+        "(float[N, 64] x) => (float[N, 4] y) { a = MatMul (x, w)  y = MatMul (a, v) }",
+        w=random(64, 64),
+        v=0 * random(64, 4),
+    )
+    model.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [64, 64]))
+    arguments = [saved(model, tmp_path), "--passes", "fold", "--out", str(tmp_path / "out"), "--no-latency"]
+    assert main([*arguments, "--gate", "sparsity >= 90%"]) == 2
+    assert "--drop-optional-inputs" in capsys.readouterr().err
+    assert main([*arguments, "--gate", "sparsity >= 90%", "--drop-optional-inputs"]) == 3

@@ -67,3 +67,17 @@ def test_an_operator_that_is_not_known_ends_the_search() -> None:
     unknown.graph.node[1].op_type, unknown.graph.node[1].domain = "Magic", "mine"
     unknown.opset_import.append(onnx.helper.make_opsetid("mine", 1))
     assert joins(unknown) == {}
+
+
+def test_a_deep_network_is_walked_without_recursion() -> None:
+    nodes = "".join(f"r{index + 1} = Relu (r{index})  " for index in range(1500))
+    deep = model(
+        f"(float[N, 6] r0) => (float[N, 6] y) {{ {nodes} y = Add (r1500, two) }}", two=np.float32([2])
+    )
+    assert joins(deep) == {}
+
+
+def test_what_is_joined_of_itself_again_and_again_ends() -> None:
+    nodes = "".join(f"r{index + 1} = Concat <axis = 1> (r{index}, r{index})  " for index in range(16))
+    found = joins(model(f"(float[N, 1, 2] r0) => (float[N, 65536, 2] y) {{ {nodes} y = Relu (r16) }}"))
+    assert Join(1, (32768, 32768)) in found["y"]

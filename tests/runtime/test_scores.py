@@ -100,6 +100,19 @@ def test_labels_belong_to_the_first_output_with_enough_classes() -> None:
     assert numbers["top1"] == pytest.approx(2 / 3)
 
 
+def test_labels_belong_to_the_output_that_is_right_most_often() -> None:
+    """Boxes before classes, and as many columns: a detector's first output is not what labels are about."""
+    labels = np.array([0, 1, 2])
+    boxes, classes = np.zeros((3, 4), np.float32), np.eye(3, dtype=np.float32)
+    boxes[:, 3] = 1
+    base = Scores()
+    base.add({"boxes": boxes, "classes": classes}, labels, {})
+    assert base.metrics()["top1"] == 1.0
+    scores = Scores(labelled=base.labelled())
+    scores.add({"boxes": classes, "classes": boxes}, labels, {})
+    assert scores.metrics()["top1"] == 0.0
+
+
 def test_infinities_of_the_original_are_no_noise_where_they_stay() -> None:
     original = np.array([[1.0, -np.inf], [2.0, np.nan]], np.float32)
     assert math.isinf(judged({"y": original}, {"y": original})[0]["sqnr"])
