@@ -77,7 +77,7 @@ def _read_by(
     standard = node.domain in (None, "", "ai.onnx")
     for index, tensor in enumerate(node.inputs):
         integer = standard and node.op in _INTEGER and index == _INTEGER[node.op][0]
-        if is_optional_input(tensor) and _has_floats(tensor):
+        if is_optional_input(tensor) and _is_float_matrix(tensor):
             refuse(node, OPTIONAL)
         if tensor.is_empty() or not is_constant(tensor, UNFOLDED):
             continue
@@ -101,8 +101,8 @@ def _read_by(
             yield Stored(_shape(tensor) or shape, math.prod(shape), zeros, sum(map(_bytes, _leaves(tensor))))
 
 
-def _has_floats(tensor: Tensor) -> bool:
-    return tensor.dtype is not None and _floating(tensor.dtype) and len(tensor.shape or ()) > 0
+def _is_float_matrix(tensor: Tensor) -> bool:
+    return tensor.dtype is not None and _floating(tensor.dtype) and len(tensor.shape or ()) > 1
 
 
 def _source(tensor: Tensor) -> Tensor:
