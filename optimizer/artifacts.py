@@ -61,7 +61,7 @@ def _built(out: Path) -> set[str]:
     """Names of the targets that the earlier run in this folder built files for."""
     try:
         report = json.loads((out / REPORT).read_text(encoding="utf-8"))
-        return {target["name"] for target in report["targets"] if target["files"]}
+        return {target["name"] for target in report["targets"] if target["files"] and not target["error"]}
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 

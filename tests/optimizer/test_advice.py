@@ -9,6 +9,12 @@ import pytest
 
 from onnx_lathe.optimizer import advice, pipeline
 from onnx_lathe.optimizer.cli import main
+from onnx_lathe.runtime.running import profiling
+
+
+@pytest.fixture(autouse=True)
+def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "BUDGET_S", 0.02)
 
 
 @pytest.fixture
