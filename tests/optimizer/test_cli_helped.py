@@ -15,10 +15,14 @@ from onnx_lathe.passes.graph.quantization.pairs import omit_zero_points, state_z
 from tests.support.builders import build
 
 REFUSAL = onnxruntime.capi.onnxruntime_pybind11_state.Fail
+POOLED = "{ c = Conv (x, w)  r = Relu (c)  g = GlobalAveragePool (r)  y = Flatten (g) }"
 HEAD = "{ c = Conv (x, w)  p = MaxPool <kernel_shape = [2, 2]> (c)  r = Reshape (p, s)  y = Transpose <perm = [0, 2, 1]> (r) }"
 FOREIGN = """(float[N, 2, 4] x) => (float[M, 4] y) {
     q = QuantizeLinear (x, scale, zero)  d = DequantizeLinear (q, scale, zero)  r = Reshape (d, s)  [mm] y = MatMul (r, w)
 }"""
+
+
+IN_FLOAT = FOREIGN.replace("[mm] y = MatMul (r, w)", "y = Neg (r)").replace("float[M, 4]", "float[M, 8]")
 
 
 def opened(path: Path) -> onnxruntime.InferenceSession:
@@ -26,12 +30,14 @@ def opened(path: Path) -> onnxruntime.InferenceSession:
 
 
 @pytest.mark.parametrize("opset", [17, 21, 23])
+@pytest.mark.parametrize("shape, text", [("N, 49, 4", HEAD), ("N, 4", POOLED)])
 def test_what_int8_writes_loads_by_itself(
-    opset: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shape: str, text: str, opset: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, data, out = tmp_path / "model.onnx", tmp_path / "data.npz", tmp_path / "out"
     weights = {"w": np.ones((4, 3, 1, 1), np.float32), "s": np.array([0, 4, 49])}
-    onnx.save(build(f"(float[N, 3, 8, 8] x) => (float[N, 49, 4] y) {HEAD}", opset, **weights), model)
+    weights = {name: array for name, array in weights.items() if f", {name})" in text}
+    onnx.save(build(f"(float[N, 3, 8, 8] x) => (float[{shape}] y) {text}", opset, **weights), model)
     np.savez(data, x=np.random.default_rng(0).standard_normal((20, 3, 8, 8)).astype(np.float32))
     more = ["--calibration", str(data), "--target", "onnx,ort", "--no-latency", "--out", str(out)]
     assert main([str(model), "--passes", "fold,int8", *more]) == 0
@@ -41,7 +47,8 @@ def test_what_int8_writes_loads_by_itself(
 
 
 def test_zero_points_that_are_left_out_are_stated_again(tmp_path: Path) -> None:
-    graph = import_model(build(FOREIGN, 21, **_constants()))
+    constants = {name: array for name, array in _constants().items() if name != "w"}
+    graph = import_model(build(IN_FLOAT, 21, **constants))
     quantizer = next(node for node in graph.nodes if node.op == "QuantizeLinear")
     quantizer.metadata["lathe.range"] = "[-1, 1]"
     before = export_model(graph)

@@ -10,6 +10,7 @@ TensorRT compute in float.
 """
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -21,6 +22,10 @@ from onnx_lathe.passes.graph.layers import LAYER_OPS, Weight, is_recurrent
 from onnx_lathe.passes.graph.model import node_metadata, taken_names, unused_name
 from onnx_lathe.passes.numerics.quantization import affine
 
+MOVED = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+ON_INTEGERS = ("Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat", "Sigmoid", "HardSigmoid", "LeakyRelu", "Softmax",
+               "Where", "Split", "Slice", "Gather", "Pad", "Resize")  # fmt: skip
+"""Operators that ONNX Runtime may compute on integers."""
 OUTPUT_DTYPE_OPSET = 21
 """The first opset whose QuantizeLinear can say its element type without a zero-point."""
 LOWEST_OPSET = 13
@@ -55,11 +60,11 @@ def has_directions(weight: Weight) -> bool:
 
 
 def omit_zero_points(graph: Graph) -> None:
-    """Leaves the zero-point 0 out of activation pairs that something else than a layer reads, from opset 21 on,
-    where the element type can be said without one.
+    """Leaves the zero-point 0 out of activation pairs whose values are only moved, and then read in float, from
+    opset 21 on, where the element type can be said without one.
 
     ONNX Runtime (seen in 1.32) moves such a pair on, beyond a Reshape or Transpose, and loses the type of a
-    zero-point that it can see: it refuses the model then.
+    zero-point that it can see: it refuses the model then. Its kernels on integers need one that is stated.
     """
     if graph.opset < OUTPUT_DTYPE_OPSET:
         return
@@ -67,13 +72,22 @@ def omit_zero_points(graph: Graph) -> None:
         if node.op != "QuantizeLinear" or metadata.RANGE not in node_metadata(node) or len(node.inputs) < 3:
             continue
         zero, readers = node.inputs[2], list(node.outputs[0].outputs)
-        behind = [last for reader in readers for tensor in reader.outputs for last in tensor.outputs]
+        behind = [reader.op for dequantize in readers for reader in _readers(dequantize)]
         plain = isinstance(zero, Constant) and zero.dtype == np.int8 and not np.any(read(zero))
-        moved = any(last.op not in (*LAYER_OPS, "QuantizeLinear") for last in behind)
-        if plain and moved and all(reader.op == "DequantizeLinear" for reader in readers):
+        in_float = not set(behind).intersection((*LAYER_OPS, *ON_INTEGERS, "QuantizeLinear"))
+        if plain and in_float and all(reader.op == "DequantizeLinear" for reader in readers):
             node.attrs["output_dtype"] = int(onnx.TensorProto.INT8)
             for part in [node, *readers]:
                 part.inputs.pop(2)
+
+
+def _readers(node: Node) -> Iterator[Node]:
+    """What reads the node's values, behind operators that only move them."""
+    for reader in [reader for tensor in node.outputs for reader in tensor.outputs]:
+        if reader.op in MOVED:
+            yield from _readers(reader)
+        else:
+            yield reader
 
 
 def state_zero_points(graph: Graph) -> None:
