@@ -10,13 +10,13 @@ import numpy as np
 
 from onnx_lathe.passes.graph import Constant, Node, Tensor, Variable
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized
+from onnx_lathe.passes.graph.quantization.placement import PAD_VALUE_INPUT
 from onnx_lathe.passes.graph.rewire import disconnect, replace_input
 from onnx_lathe.passes.lowering.ort_integers.work import Work, scale_and_zero
 
 MOVES = ("DepthToSpace", "Expand", "Gather", "Pad", "Slice", "SpaceToDepth", "Split", "Tile")
 """What ONNX Runtime 1.32 has a kernel for UINT8 and INT8 for; it leaves the fewest of them between pairs."""
 
-PAD_VALUE_INPUT = 2
 """Of a Pad from opset 11 on; before, its value is an attribute."""
 
 
