@@ -29,6 +29,7 @@ from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import checked, configure
 from onnx_lathe.passes.core.registry import all_passes, find
 from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.loading.order import sort_nodes
 from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.data import DataSpec
@@ -359,7 +360,7 @@ def _file(model: Model) -> Iterator[Path]:
     if isinstance(model, onnx.ModelProto):
         with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
             path = Path(folder) / "model.onnx"
-            model_file.save(model_file.checked(model, OLDEST), path)
+            model_file.save(model_file.checked(model, OLDEST, sort_nodes), path)
             yield path
     else:
         yield _path(model, "model")

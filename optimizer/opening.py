@@ -12,6 +12,7 @@ import onnx
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.passes.core.contract import check_model
+from onnx_lathe.passes.loading.order import sort_nodes
 from onnx_lathe.passes.loading.preparing import Wishes, is_ready, prepare
 from onnx_lathe.passes.loading.walk import standard_opset
 from onnx_lathe.runtime.files import model_file
@@ -44,12 +45,12 @@ def open_file(path: str | Path, wishes: Wishes = AS_IT_IS) -> Opened:
     """The model of a file, packed or not. Raises ModelError as `model_file.load` does, and for an operator of
     an old opset that cannot be said at a newer one.
     """
-    return _prepared(model_file.load(path, OLDEST), wishes, f"{path}: ")
+    return _prepared(model_file.load(path, OLDEST, sort_nodes), wishes, f"{path}: ")
 
 
 def open_given(model: onnx.ModelProto, wishes: Wishes = AS_IT_IS) -> Opened:
     """A model in memory; the very same one if nothing has to be done, else a copy."""
-    model_file.checked(model, OLDEST)
+    model_file.checked(model, OLDEST, sort_nodes)
     if is_ready(model, wishes):
         return _prepared(model, wishes, "")
     copy = onnx.ModelProto()

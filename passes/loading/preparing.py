@@ -7,6 +7,7 @@ import onnx
 from onnx_lathe.passes.graph.skeleton import optional_inputs, runtime_inputs
 from onnx_lathe.passes.loading.functions import inline_functions
 from onnx_lathe.passes.loading.modern import NEWEST_OLD, modernize
+from onnx_lathe.passes.loading.order import is_sorted, sort_nodes
 from onnx_lathe.passes.loading.traces import drop_traces, trace_bytes
 from onnx_lathe.passes.loading.walk import standard_opset
 
@@ -32,13 +33,15 @@ class Prepared:
 
 
 def prepare(model: onnx.ModelProto, wishes: Wishes = Wishes()) -> Prepared:
-    """Makes of the model, in place, one that passes can work on: initializers are no inputs at IR version 3,
-    local functions are inlined, opsets 7 to 10 become 17, and what exporters wrote of the user's source code
-    is dropped, unless the wishes say otherwise.
+    """Makes of the model, in place, one that passes can work on: nodes stand behind what they read,
+    initializers are no inputs at IR version 3, local functions are inlined, opsets 7 to 10 become 17, and
+    what exporters wrote of the user's source code is dropped, unless the wishes say otherwise.
 
     Raises ModelError naming an operator that cannot be said at the newer opset.
     """
     done = Prepared()
+    if note := sort_nodes(model):
+        done.notes.append(note)
     if model.ir_version < 4:
         _take_weights_off_inputs(model)
         model.ir_version = 4
@@ -61,7 +64,8 @@ def is_ready(model: onnx.ModelProto, wishes: Wishes) -> bool:
         return False
     if wishes.drop_optional_inputs and optional_inputs(model):
         return False
-    return model.ir_version >= 4 and not model.functions and (opset is None or opset.version > NEWEST_OLD)
+    sorted_already = model.ir_version >= 4 and is_sorted(model)
+    return sorted_already and not model.functions and (opset is None or opset.version > NEWEST_OLD)
 
 
 def _take_weights_off_inputs(model: onnx.ModelProto) -> int:

@@ -19,6 +19,8 @@ from onnx_lathe.runtime.files.external_data import external_path, externalized, 
 from onnx_lathe.runtime.files.reading import (
     OPSETS,
     PROTOBUF_LIMIT_BYTES,
+    Mend,
+    as_it_is,
     check_opset,
     check_structure,
     content_of,
@@ -46,8 +48,9 @@ class FileFacts:
     sha256: str
 
 
-def load(path: str | Path, oldest: int = OPSETS[0]) -> ModelProto:
+def load(path: str | Path, oldest: int = OPSETS[0], mend: Mend = as_it_is) -> ModelProto:
     """The model, external data read into it, checked by onnx.checker. The file may be packed (runtime/pack).
+    `mend`: what a caller will do to it that makes it one that the checker takes.
 
     Raises ModelError: unreadable or not ONNX, opset outside `oldest`..24, invalid structure, external data
     missing, too short or elsewhere.
@@ -57,11 +60,11 @@ def load(path: str | Path, oldest: int = OPSETS[0]) -> ModelProto:
         content = content_of(path)
         model = parse(unpack(content, PROTOBUF_LIMIT_BYTES) if is_packed(content) else content)
         del content
-        _check(model, lambda tensor: read_external(path, tensor), oldest)
+        _check(model, lambda tensor: read_external(path, tensor), oldest, mend)
     return model
 
 
-def checked(model: ModelProto, oldest: int = OPSETS[0]) -> ModelProto:
+def checked(model: ModelProto, oldest: int = OPSETS[0], mend: Mend = as_it_is) -> ModelProto:
     """The very model, one that a caller has in memory. Raises ModelError for what `load` would not take."""
 
     def refuse(tensor: TensorProto) -> None:
@@ -69,11 +72,11 @@ def checked(model: ModelProto, oldest: int = OPSETS[0]) -> ModelProto:
             f"the data of tensor '{tensor.name}' is in another file; load it with onnx.load, or give the model's path"
         )
 
-    _check(model, refuse, oldest)
+    _check(model, refuse, oldest, mend)
     return model
 
 
-def _check(model: ModelProto, external: Callable[[TensorProto], None], oldest: int) -> None:
+def _check(model: ModelProto, external: Callable[[TensorProto], None], oldest: int, mend: Mend) -> None:
     """`external` gets each tensor whose data is in another file."""
     check_opset(model, oldest)
     for tensor in all_tensors(model):
@@ -84,7 +87,7 @@ def _check(model: ModelProto, external: Callable[[TensorProto], None], oldest: i
                 f"the data of tensor '{tensor.name}' does not have the size that its shape asks for; "
                 "export it again"
             )
-    check_structure(model)
+    check_structure(model, mend)
 
 
 def inspect_file(path: str | Path) -> FileFacts:

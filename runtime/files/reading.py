@@ -1,6 +1,6 @@
 """Reads one ONNX file into a model that can be believed; a refusal says what the file is and what to do."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -110,8 +110,16 @@ def check_opset(model: ModelProto, oldest: int) -> None:
         raise ModelError(f"opset {version} is newer than {high}; export the model with opset_version=21")
 
 
-def check_structure(model: ModelProto) -> None:
-    """Lets onnx.checker look at the model without its big initializers."""
+Mend = Callable[[ModelProto], object]
+"""Changes a model in place."""
+
+
+def as_it_is(model: ModelProto) -> None:
+    """Mends nothing."""
+
+
+def check_structure(model: ModelProto, mend: Mend) -> None:
+    """Lets onnx.checker look at a copy without the big initializers, mended."""
     inputs = {value.name for value in model.graph.input}
 
     def as_input(graph: onnx.GraphProto, tensor: TensorProto) -> None:
@@ -124,6 +132,7 @@ def check_structure(model: ModelProto) -> None:
     # before IR version 4 every initializer had to be an input too; converters leave that out, runtimes ignore it
     light.ir_version = max(light.ir_version, 4)
     _check_text(light)
+    mend(light)
     try:
         onnx.checker.check_model(light)
     except onnx.checker.ValidationError as error:

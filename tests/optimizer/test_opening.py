@@ -209,3 +209,25 @@ def test_optional_inputs_become_weights_when_asked(tmp_path: Path) -> None:
         assert [value.name for value in made.graph.input] == inputs
         assert (onnx.numpy_helper.to_array(made.graph.initializer[0]) == 0).sum() == zeros
     assert "1 optional input is a weight now, which no caller can feed" in report(out)["model"]["changes"]  # type: ignore[index]
+
+
+def test_a_file_with_unsorted_nodes_is_compiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = '<ir_version: 8, opset_import: ["": 17]> g (float[N, 4] x) => (float[N, 4] y)'
+    model = onnx.parser.parse_model(f"{head} {{ [late] y = Relu (h) [early] h = MatMul (x, w) }}")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(random(4, 4), "w"))
+    path, out = tmp_path / "unsorted.onnx", tmp_path / "out"
+    onnx.save(model, path)
+    assert optimize(path, "--passes", "prune(sparsity=0.5)", "--out", out) == 0
+    assert "nodes sorted: late stood before a node that it reads" in capsys.readouterr().out
+    onnx.checker.check_model(out / "model.onnx")
+    onnx_lathe.optimize(model, "prune(sparsity=0)", out=tmp_path / "again")
+    x = random(3, 4)
+    np.testing.assert_array_equal(outputs(tmp_path / "again" / "model.onnx", x), outputs(path, x))
+
+
+def test_a_circle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = '<ir_version: 10, opset_import: ["": 17]> g (float[2] x) => (float[2] y)'
+    path = tmp_path / "circle.onnx"
+    onnx.save(onnx.parser.parse_model(f"{head} {{ y = Add (x, z) z = Neg (y) }}"), path)
+    assert optimize(path, "--passes", "prune", "--out", tmp_path / "out") == 2
+    assert "circle.onnx: the ONNX checker refuses it: Nodes in a graph must be" in capsys.readouterr().err
