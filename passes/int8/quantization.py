@@ -94,6 +94,7 @@ class Quantization:
         graph, placement = writer.graph, self.context.placement
         places = operands(graph, layers_of(self._computed(chosen)), placement)
         self._find_ranges([node.inputs[index] for node, index in places])
+        self._lend_ranges(chosen)
         silent = {name for name, (low, high) in self._ranges.items() if low == high == 0}
         alive = []
         for weight in chosen:
@@ -120,6 +121,21 @@ class Quantization:
         for name, known in upper.items():
             if known is not None and (name in wanted or name in self._ranges):
                 self._ranges[name] = self._ranges[known]
+
+    def _lend_ranges(self, chosen: Sequence[Weight]) -> None:
+        """A layer of several calls, one of which reads nothing but zeros, as the first step of a recurrent
+        cell does: that call gets the range of the others, in which zero is exact.
+        """
+        for weight in chosen:
+            known = {
+                name: self._ranges[name]
+                for name in (node.inputs[0].name for node in weight.nodes)
+                if name in self._ranges
+            }
+            heard = [bounds for bounds in known.values() if any(bounds)]
+            if heard and len(heard) < len(known):
+                lent = min(low for low, _ in heard), max(high for _, high in heard)
+                self._ranges |= {name: lent for name, bounds in known.items() if not any(bounds)}
 
     def _upper(self, tensor: Tensor, wanted: Collection[str]) -> str | None:
         """The uppermost tensor that hands its values on to this one and has a range, or is to get one."""

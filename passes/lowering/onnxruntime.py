@@ -4,6 +4,7 @@
     Relu or Clip(0, m) -> Q -> DQ                Q -> DQ with zero-point 0 and a range that ends at m
     x -> MaxPool, Reshape, ... -> Q -> DQ        x -> Q -> DQ -> MaxPool -> Q -> DQ, one scale
     DQ -> Pad, Split, Slice, ... -> Q -> DQ      Pad, Split, Slice, ... -> DQ
+    MatMul, Gemm -> Relu, Clip -> not Q          Max and Min for the ReLU or Clip
     codebook weight -> Q -> DQ                   INT8 initializer -> DQ
     a layer that would run in float, or that     float weight, and no pairs around it that serve nothing else
     takes longer on integers than in float
@@ -46,6 +47,7 @@ from onnx_lathe.passes.lowering.ort_integers.floats import (
     restore_layers,
     shield_layers,
 )
+from onnx_lathe.passes.lowering.ort_integers.floors import free_results
 from onnx_lathe.passes.lowering.ort_integers.layers import bound_sums, store_bias, store_weight
 from onnx_lathe.passes.lowering.ort_integers.moves import move_integers
 from onnx_lathe.passes.lowering.ort_integers.speed import slow_nodes
@@ -110,6 +112,7 @@ class Lowering(Pass):
         for node in quantized_layers(graph):
             bound_sums(work, node)
             store_bias(work, node)
+        free_results(work)
         shield_layers(work)
         move_integers(work)
         for node in list(graph.nodes):

@@ -102,6 +102,18 @@ def test_an_input_that_is_always_zero_keeps_its_layer_in_float() -> None:
     assert not report.edits
 
 
+def test_a_call_that_reads_zeros_gets_the_range_of_the_other_calls_of_its_weight() -> None:
+    """As the first step of an unrolled recurrent cell, whose state is zero; all its steps share a weight."""
+    text = "(float[N, 4] x, float[N, 4] z) => (float[N, 4] y) { h = MatMul (z, w) s = Add (h, x) t = Tanh (s) y = MatMul (t, w) }"
+    ranges = FixedCalibrator(z=Fixed(0.0, 0.0), t=Fixed(-0.75, 0.5))
+    result, report = quantize(build(text, w=random(4, 4)), ranges)
+    assert not report.skips
+    assert Form(result).ops().count("QuantizeLinear") == 2
+    scales = {edit.node: edit.what for edit in report.edits if "range" in edit.what}
+    assert "z is INT8: range -0.75 to 0.5, scale 0.00591" in scales["MatMul_0"]
+    assert "t is INT8: range -0.75 to 0.5, scale 0.00591" in scales["MatMul_3"]
+
+
 def test_an_addition_behind_such_a_layer_stays_as_it_is() -> None:
     model = build(RESIDUAL.format(body="z = Tanh (i)  c = Conv (z, w)  s = Add (c, i)"), w=random(4, 4, 1, 1))
     result, report = quantize(model, FixedCalibrator(z=Fixed(0.0, 0.0)))

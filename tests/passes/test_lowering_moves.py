@@ -98,3 +98,22 @@ def test_a_table_is_not_quantized_for_what_is_gathered_from_it() -> None:
     table = next(tensor for tensor in result.graph.initializer if tensor.name == "table")
     readers = [node.op_type for node in result.graph.node if "table" in node.input]
     assert (table.data_type, readers) == (onnx.TensorProto.FLOAT, ["Gather"])
+
+
+def test_parts_of_one_tensor_are_quantized_once() -> None:
+    """The steps of an unrolled recurrent cell: one tensor, no layer's own result, handed to several layers."""
+    text = """(float[N, 3, 4, 8] x) => (float[N, 8] y) {
+        e = Tanh (x)  s = Shape (e)  t = Transpose <perm = [2, 0, 1, 3]> (e)  r = Reshape (t, flat)
+        a = Gather <axis = 0> (r, zero)  b = Gather <axis = 0> (r, one)  c = Gather <axis = 0> (r, two)
+        p = MatMul (a, w)  q = MatMul (b, w)  o = MatMul (c, w)  n = Sum (p, q, o)
+        z = Gather <axis = 0> (s, zero)  f = Cast <to = 1> (z)  y = Mul (n, f) }"""
+    constants = {"flat": np.array([4, -1, 24])} | {
+        name: np.array(index) for index, name in enumerate(("zero", "one", "two"))
+    }
+    data = random(4, 3, 4, 8)
+    model = build(text.replace("float[N, 8] y", "float[N, 5] y"), w=random(24, 5), **constants)
+    result, _ = lowered(quantized(model, data=data)[0])
+    found = kernels(result)
+    assert found["QuantizeLinear"] == 1
+    assert found["MatMulIntegerToFloat"] == 3
+    assert relative(output(model, data), output(result, data)) < 0.02

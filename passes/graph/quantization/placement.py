@@ -113,22 +113,25 @@ class Flow:
         return [(node, index) for node, index in found if node.op != "QuantizeLinear"]
 
     def _between(self, node: Node) -> list[Operand]:
-        """What operators that hand values on read, where several lie between two kernels.
-
-        A target would quantize there itself, and from opset 21 on ONNX Runtime fails at it: it writes INT8
-        as the type of UINT8 integers.
+        """What operators that hand values on read, where several lie between two kernels: a target would
+        quantize there itself, and from opset 21 on ONNX Runtime fails at it, as it writes INT8 as the type of
+        UINT8 integers. Or where they hand parts of one tensor to several kernels, as the steps of an unrolled
+        recurrent cell: quantized once, instead of part by part.
         """
         chain = []
         for tensor in node.inputs[:1] if node.op not in self.placement.operators else node.inputs:
             above = list(handing_on(tensor, self.placement))
             top = above[-1].inputs[0] if above else tensor
-            if (
-                len(above) > 1
-                and self._source(top) in self.kernels
-                and not any(self.is_seen(output) for one in above for output in one.outputs)
+            if ((len(above) > 1 and self._source(top) in self.kernels) or self._parts(top)) and not any(
+                self.is_seen(output) for one in above for output in one.outputs
             ):
                 chain += above
         return [(one, 0) for one in chain]
+
+    def _parts(self, tensor: Tensor) -> bool:
+        """Whether several kernels read the tensor's values, and nobody else does."""
+        readers = [node for node in self._readers(tensor) if node.op not in ("Shape", "Size")]
+        return len(readers) > 1 and all(id(node) in self.kernels for node in readers)
 
     def result(self, node: Node) -> Tensor:
         """What the kernel writes: its output, or that of the ReLU behind it if nothing else reads the

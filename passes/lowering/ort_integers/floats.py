@@ -9,7 +9,13 @@ from onnx_lathe.passes.graph import Constant, Node, Tensor, Variable
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_shape, constant_value, is_constant, is_layer
 from onnx_lathe.passes.graph.model import node_metadata
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized
-from onnx_lathe.passes.graph.quantization.placement import float_reason, hands_on, is_floor, quantized_layers
+from onnx_lathe.passes.graph.quantization.placement import (
+    QUANTIZERS,
+    float_reason,
+    hands_on,
+    is_floor,
+    quantized_layers,
+)
 from onnx_lathe.passes.graph.rewire import disconnect, is_output, replace_input
 from onnx_lathe.passes.lowering.ort_integers.work import PER_CHANNEL_OPSET, ActivationPair, Work
 from onnx_lathe.passes.lowering.restoring import restore_weight
@@ -108,9 +114,7 @@ def _feeds(work: Work, node: Node, kernels: set[int]) -> bool:
     for reader in [reader for output in node.outputs for reader in output.outputs]:
         if id(reader) in kernels:
             return True
-        if (reader.op.endswith("quantizeLinear") or hands_on(reader, work.placement)) and _feeds(
-            work, reader, kernels
-        ):
+        if (reader.op in QUANTIZERS or hands_on(reader, work.placement)) and _feeds(work, reader, kernels):
             return True
     return False
 
