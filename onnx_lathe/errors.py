@@ -1,7 +1,7 @@
 """The errors that a user can mend, all of one root, and the hint at the name that was meant."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 
@@ -65,3 +65,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """ "; did you mean 'prune'?" or nothing."""
     close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def first_few(names: Sequence[str], shown: int = 3) -> str:
+    """The names as a message lists them: "a, b, c and 4 more"."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")

@@ -5,11 +5,9 @@ from collections.abc import Iterable
 import onnx
 from onnx import inliner
 
+from onnx_lathe.errors import first_few
 from onnx_lathe.passes.graph.skeleton import skeleton
 from onnx_lathe.passes.loading.walk import bodies
-
-NAMED = 3
-"""So many functions are named in the note."""
 
 
 def inline_functions(model: onnx.ModelProto) -> str | None:
@@ -34,10 +32,9 @@ def inline_functions(model: onnx.ModelProto) -> str | None:
     gone = sorted(f"{domain}.{name}" for domain, name, _ in known - left)
     if not gone:
         return None
-    shown = ", ".join(gone[:NAMED]) + (f" and {len(gone) - NAMED} more" if len(gone) > NAMED else "")
     return (
         f"{len(gone)} local function{'s' if len(gone) > 1 else ''} inlined where {calls} node"
-        f"{'s' if calls != 1 else ''} called {'them' if len(gone) > 1 else 'it'}: {shown}"
+        f"{'s' if calls != 1 else ''} called {'them' if len(gone) > 1 else 'it'}: {first_few(gone)}"
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from onnx_lathe.errors import UsageError
+from onnx_lathe.errors import UsageError, first_few
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.registry import register
@@ -110,9 +110,7 @@ def _record(plan: RemovalPlan, report: PassReport) -> None:
         shorter = [(node.name, count, size) for node, count, size in lost if count]
         if shorter:
             (name, count, size), *others = shorter
-            named = ", ".join(other for other, _, _ in others[:3]) + (
-                f" and {len(others) - 3} more" if len(others) > 3 else ""
-            )
+            named = first_few([other for other, _, _ in others])
             report.edit(
                 name,
                 f"{count} of {size} channels are removed" + (f", with those of {named}" if others else ""),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_lathe.errors import DataError, nearest
+from onnx_lathe.errors import DataError, first_few, nearest
 from onnx_lathe.runtime.data.preprocess import Feed, Preprocess, bind, is_float
 from onnx_lathe.runtime.data.source import Batch, IndexedSource, check_labels, check_values, fingerprint
 from onnx_lathe.runtime.files.signature import InputSpec
@@ -74,7 +74,7 @@ def open_arrays(
             {name.removeprefix(prefix) for name in names if name.startswith(prefix)} - headers.keys()
         )
         if unused and not labelled:
-            source.description += f" (arrays not used: {_listed(unused)})"
+            source.description += f" (arrays not used: {first_few(unused, 8)})"
             shapes = {name: _shape(archive, prefix + name) for name in unused}
             source.warnings = _misnamed(path, prefix, shapes, source.count)
     return source
@@ -117,7 +117,7 @@ def arrays_in_memory(
         raise DataError(f"{IN_MEMORY}: {' '.join(str(error).split())}; give arrays of numbers") from error
     for name in wanted:
         if name not in arrays:
-            there = f"it has {_listed(sorted(arrays))}" if arrays else "it is empty"
+            there = f"it has {first_few(sorted(arrays), 8)}" if arrays else "it is empty"
             hint = nearest(name, arrays)
             raise DataError(f"{IN_MEMORY}: there is no array '{name}' for the model's input{hint}; {there}")
     if extra := sorted(arrays.keys() - {*wanted, LABELS}):
@@ -188,7 +188,7 @@ def _prefix(path: Path, part: str | None, names: set[str], inputs: Sequence[Inpu
         }
     )
     if part is not None and not any(name.startswith(f"{part}/") for name in names):
-        there = f"it has {_listed(parts)}" if parts else f"name the file alone: {path}"
+        there = f"it has {first_few(parts, 8)}" if parts else f"name the file alone: {path}"
         raise DataError(f"{path}: has no part '{part}'{nearest(part, parts)}; {there}")
     prefix = "" if part is None else f"{part}/"
     for spec in inputs:
@@ -196,8 +196,8 @@ def _prefix(path: Path, part: str | None, names: set[str], inputs: Sequence[Inpu
             continue
         here = sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
         if part is None and parts:
-            raise DataError(f"{path}: has parts {_listed(parts)}; name one, such as {path}:{parts[0]}")
-        there = f"it has {_listed(here)}" if here else "it is empty"
+            raise DataError(f"{path}: has parts {first_few(parts, 8)}; name one, such as {path}:{parts[0]}")
+        there = f"it has {first_few(here, 8)}" if here else "it is empty"
         raise DataError(
             f"{path}: has no array '{prefix + spec.name}' for the model's input{nearest(spec.name, here)}; {there}"
         )
@@ -288,7 +288,3 @@ def _check_pixels(array: np.ndarray, where: str) -> None:
         raise DataError(
             f"{where} holds {low:.3g}..{high:.3g}, not pixels 0..255; leave scale, mean and std out if it is preprocessed already"
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

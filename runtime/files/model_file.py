@@ -14,7 +14,7 @@ import onnx
 from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto
 
-from onnx_lathe.errors import ModelError
+from onnx_lathe.errors import ModelError, first_few
 from onnx_lathe.runtime.files.external_data import external_path, externalized, locate, read_external
 from onnx_lathe.runtime.files.reading import (
     OPSETS,
@@ -139,9 +139,7 @@ def warnings(model: ModelProto) -> list[str]:
         what = (
             "a function of the model" if (domain, op) in functions else "not an operator of the ONNX standard"
         )
-        shown = ", ".join(f"'{name}'" for name in names[:3]) + (
-            f" and {len(names) - 3} more" if len(names) > 3 else ""
-        )
+        shown = first_few([f"'{name}'" for name in names])
         lines.append(
             f"{domain}.{op} is {what}: passes leave it alone and a target may refuse it (node {shown})"
         )

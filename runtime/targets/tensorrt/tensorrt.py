@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import onnx
 
 from onnx_lathe import metadata
-from onnx_lathe.errors import TargetError, UsageError
+from onnx_lathe.errors import TargetError, UsageError, first_few
 from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.targets.core.base import Artifact, LayerVerdict, Progress, Target
@@ -126,7 +126,7 @@ class TensorRTBase(Target):
             if concern.fatal:
                 fatal.setdefault(concern.reason, []).append(concern.node)
         if fatal:
-            listed = "; ".join(f"{', '.join(nodes)}: {reason}" for reason, nodes in fatal.items())
+            listed = "; ".join(f"{first_few(nodes)}: {reason}" for reason, nodes in fatal.items())
             raise TargetError(f"{self.title} would not take {model.name}: {listed}")
         request = self._request(options) | {
             "library": self.library,
