@@ -68,9 +68,12 @@ def configured_targets(calls: Sequence[Call]) -> list[OpenTarget]:
 
 
 def placement(targets: Sequence[OpenTarget]) -> Placement:
-    """What any of the targets runs in INT8; the canonical form's without one that runs a model."""
+    """What any of the targets runs in INT8; the canonical form's without one that runs a model. A file that
+    is opened as it is may meet a processor that adds products in pairs.
+    """
     found = [target.placement for target, _ in targets if target.placement is not None]
-    return reduce(or_, found) if found else CANONICAL
+    place = reduce(or_, found) if found else CANONICAL
+    return replace(place, pairs=place.pairs or any(target.opened for target, _ in targets))
 
 
 def lower(

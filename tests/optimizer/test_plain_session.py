@@ -1,5 +1,6 @@
 """What the report says of the file for ort is what a user gets who opens it, and a loss is said."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 
 import onnx_lathe
 from onnx_lathe.optimizer import build as building
+from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.report.record import RunRecord
+from onnx_lathe.passes.numerics.quantization.pair_sums import saturates
+from tests.support.builders import build
 from tests.support.placement import IMAGES, MOBILE, RESIDUAL, network
 
 EVALUATION = (0.9 * IMAGES[::-1, :, ::-1]).astype(np.float32)
@@ -56,3 +60,18 @@ def test_a_loss_against_the_model_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     assert figures[0] == pytest.approx(record.targets[0].quality["sqnr"], abs=0.06)
     assert figures[0] + 1 < figures[1]
     assert "it gives" in said or "they give" in said
+
+
+def test_no_processor_saturates_in_a_file_that_is_opened_as_it_is() -> None:
+    """Weights of one sign, whose largest levels stand side by side."""
+    weight = np.where(np.arange(64 * 8).reshape(64, 8) % 3, 0.98, 1).astype(np.float32)
+    model = build("(float[N, 64] x) => (float[N, 8] y) { y = MatMul (x, w) }", w=weight)
+    data = {"x": np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)}
+    place = {
+        target: building.placement(building.configured_targets([Call(target, {})]))
+        for target in ("onnx", "tensorrt-rtx")
+    }
+    assert place["onnx"] == replace(place["tensorrt-rtx"], pairs=True)
+    result = onnx_lathe.rewrite(model, "int8", calibration=data, targets="onnx")
+    levels = next(tensor for tensor in result.graph.initializer if tensor.name == "w_int8")
+    assert not saturates(onnx.numpy_helper.to_array(levels).T).any()
