@@ -41,6 +41,10 @@ class ModelError(LatheError):
     """A model file that cannot be read, is invalid, or needs what is not supported."""
 
 
+class CrashError(ModelError):
+    """A model that ends the process in which ONNX Runtime loads it."""
+
+
 class DataError(LatheError):
     """Data that cannot be read or does not fit the model."""
 

@@ -252,9 +252,11 @@ def open(model: Model, threads: int = 0) -> "onnxruntime.InferenceSession":
     """An ONNX Runtime session of a model in memory or of any file that the commands take, packed ones too.
 
     threads: 0 means one per core. On x86-64 processors without VNNI, whose sums of INT8 saturate in a plain
-    session, it computes them exactly, which is slower.
+    session, it computes them exactly, which is slower. It is not tried in a process of its own first: what
+    `optimize` and `rewrite` gave has been.
     """
-    return ort.session(model if isinstance(model, onnx.ModelProto) else _path(model, "model"), threads)
+    source = model if isinstance(model, onnx.ModelProto) else _path(model, "model")
+    return ort.session(source, threads, guarded=False)
 
 
 def to_torch(model: Model) -> "GraphModule":

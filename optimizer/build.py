@@ -3,7 +3,8 @@
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import reduce
 from operator import or_
@@ -17,14 +18,14 @@ from onnx_lathe.optimizer.measuring import judge, measured_exactly, time_pair
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.report.record import TargetRecord
 from onnx_lathe.optimizer.run import Run
-from onnx_lathe.optimizer.step import apply_pass, crashed, note_uncompared
+from onnx_lathe.optimizer.step import apply_pass, crashes_named, note_uncompared
 from onnx_lathe.passes.core.options import configure, make_config
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.lowering import find_lowering
 from onnx_lathe.placement import CANONICAL, Placement
 from onnx_lathe.runtime.files import model_file
-from onnx_lathe.runtime.running import guard, ort
+from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import evaluate
 from onnx_lathe.runtime.targets.core.base import Target
 from onnx_lathe.runtime.targets.core.registry import find
@@ -83,7 +84,17 @@ def lower(
     if target.lowering is None:
         return model, PassReport()
     instance = configure(find_lowering(target.lowering), target.lowering_options(config))
-    return apply_pass(instance, model, replace(context, placement=target.placement or CANONICAL))
+    placed = replace(context, placement=target.placement or CANONICAL)
+    with _naming(target):
+        return apply_pass(instance, model, placed, culprit=target.name)
+
+
+@contextmanager
+def _naming(target: Target) -> Iterator[None]:
+    try:
+        yield
+    except ContractError as error:
+        raise ContractError(f"target {target.name}: {error}") from error
 
 
 def build_all(run: Run) -> None:
@@ -131,9 +142,9 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
     found.skips = [asdict(skip) for skip in report.skips]
     model_file.save(model, path)
     judged: set[str] = set()
-    if target.lowering is not None and (how := guard.crash(path)):
-        reason = crashed(how, "the model as this target wants it", f"leave {target.name} out")
-        raise ContractError(f"target {target.name}: {reason}")
+    if target.lowering is not None:
+        with _naming(target), crashes_named("as this target wants it", target.name):
+            ort.survive(path)
     if target.lowering is not None and run.original is not None and run.roles.evaluation is not None:
         try:
             opened = ort.plain_session(path) if target.timed else ort.session(path)

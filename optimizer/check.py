@@ -9,6 +9,7 @@ from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.build import configured_targets, lower
 from onnx_lathe.optimizer.opening import open_file
 from onnx_lathe.optimizer.recipe import Call
+from onnx_lathe.optimizer.step import crashes_named
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.runtime.targets.core.base import LayerVerdict
 from onnx_lathe.runtime.targets.core.registry import targets
@@ -54,11 +55,13 @@ def check(path: Path, calls: Sequence[Call]) -> list[Check]:
     for target, config in opened:
         lowered, report = lower(target, config, model, Context())
         reasons = {skip.node: skip.reason for skip in report.skips}
+        with crashes_named(f"as target {target.name} wants it", target.name):
+            verdicts = target.layers(lowered)
         layers = [
             layer
             if layer.int8 or layer.node not in reasons
             else LayerVerdict(layer.node, layer.op, False, reasons[layer.node])
-            for layer in target.layers(lowered)
+            for layer in verdicts
         ]
         found.append(Check(target.name, layers))
     return found

@@ -1,10 +1,8 @@
 """Opens a user's model for the passes: read, prepared (passes/loading), and compared with what was given."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -65,8 +63,7 @@ def compare(given: Any, opened: Opened, feeds: Mapping[str, np.ndarray]) -> None
     if not opened.rewritten:
         return
     try:
-        with _session(opened.model) as rewritten:
-            difference = first_difference(given, rewritten, feeds)
+        difference = first_difference(given, ort.session(opened.model), feeds)
     except ModelError as error:
         difference = str(error)
     if difference:
@@ -110,18 +107,6 @@ def _prepared(model: onnx.ModelProto, wishes: Wishes, named: str) -> Opened:
     except ModelError as error:
         raise ModelError(f"{named}{error}") from error
     return Opened(model, version, nodes, done.notes, done.rewritten)
-
-
-@contextmanager
-def _session(model: onnx.ModelProto) -> Iterator[Any]:
-    """A session of a model of any size, from a file if it is too large to be given as bytes."""
-    if model_file.size_bytes(model) <= model_file.INLINE_LIMIT_BYTES:
-        yield ort.session(model)
-        return
-    with TemporaryDirectory(prefix="lathe-") as folder:
-        path = Path(folder) / "model.onnx"
-        model_file.save(model, path)
-        yield ort.session(path)
 
 
 def _unlike(expected: np.ndarray, found: np.ndarray) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from onnx_lathe.errors import ExitCode, ModelError, UsageError
+from onnx_lathe.errors import CrashError, ExitCode, UsageError
 from onnx_lathe.optimizer import advice, artifacts, build, opening, services, surroundings
 from onnx_lathe.optimizer.checkpoint import Checkpoints, file_hash
 from onnx_lathe.optimizer.gate import parse_gates
@@ -136,12 +136,15 @@ def _begin(state: Run) -> None:
 def _baseline(state: Run) -> None:
     record = state.record
     state.ui.status("measuring the original")
-    if how := guard.crash(state.request.model):
-        raise ModelError(
-            f"{state.request.name or state.request.model}: ONNX Runtime {ort.VERSION} crashes ({how}) when it loads this model, before any pass; "
+    given = state.request.model
+    try:
+        ort.survive(given)
+        session = ort.session(given, lean=state.large and state.roles.evaluation is None)
+    except CrashError as error:
+        raise CrashError(
+            f"{state.request.name or given}: {error}, before any pass; "
             "export it in another form (another opset, float32) or use another version of ONNX Runtime"
-        )
-    session = ort.session(state.request.model, lean=state.large and state.roles.evaluation is None)
+        ) from error
     state.feeds = sample_feeds(state.roles.sample, session, SAMPLE_BATCH)
     ort.run(session, state.feeds)  # refuses here, by name, what cannot run at all
     weighed = measure(state.model)

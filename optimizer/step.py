@@ -2,7 +2,8 @@
 
 import gc
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe import metadata
-from onnx_lathe.errors import ContractError, LatheError, ModelError, PassError
+from onnx_lathe.errors import ContractError, CrashError, LatheError, ModelError, PassError
 from onnx_lathe.optimizer import lossless, opening
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.measuring import SAMPLE_BATCH, sample_feeds
@@ -29,7 +30,7 @@ from onnx_lathe.passes.graph.layers import layers_inside
 from onnx_lathe.passes.graph.model import export_model, import_model, node_metadata
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.files import model_file
-from onnx_lathe.runtime.running import guard, ort
+from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import Quality, evaluate
 
 GROWTH_NOTED = 1.001
@@ -86,17 +87,18 @@ class Sample:
 
 
 def apply_pass(
-    instance: Pass, model: onnx.ModelProto, context: Context
+    instance: Pass, model: onnx.ModelProto, context: Context, culprit: str = ""
 ) -> tuple[onnx.ModelProto, PassReport]:
     """Runs one pass on a graph of the model and stamps the nodes that it made.
 
-    Without edits the very same model comes back.
+    Without edits the very same model comes back. `culprit`: what a user would leave out, if not the pass.
     """
     graph = import_model(model)
     known = {node.name for node in graph.nodes}
     inside = layers_inside(graph)
     lifted = None if instance.takes_half else lift(graph)
-    report = _applied(instance, graph, context)
+    with crashes_named("one that this pass tries", culprit or instance.name):
+        report = _applied(instance, graph, context)
     _warn_of_bodies(inside, report)
     if not report.edits:
         return model, report
@@ -216,12 +218,12 @@ def _check(instance: Pass, made: onnx.ModelProto | Path, sample: Sample, report:
 
     Raises ContractError: whatever is wrong with it now, the pass has done.
     """
-    if how := guard.crash(made):
-        raise ContractError(crashed(how, "what this pass wrote", f"leave {instance.name} out"))
     try:
-        session = ort.session(made, lean=sample.lean)
-        if ort.is_helped(session, made):
-            report.warnings.append(ort.HELPED)
+        with crashes_named("what this pass wrote", instance.name):
+            ort.survive(made)  # as a user opens it
+            session = ort.session(made, lean=sample.lean)
+            if ort.is_helped(session, made):
+                report.warnings.append(ort.HELPED)
         outputs = ort.run(session, sample.feeds)
     except ModelError as error:
         raise ContractError(str(error)) from error
@@ -230,12 +232,18 @@ def _check(instance: Pass, made: onnx.ModelProto | Path, sample: Sample, report:
     return session
 
 
-def crashed(how: str, what: str, advice: str) -> str:
-    """The message about a model that a plain session does not survive."""
-    return (
-        f"ONNX Runtime {ort.VERSION} crashes ({how}) when it loads {what}; {advice}, or spare the nodes it changed by its options, "
-        "and report this with the model of the step before"
-    )
+@contextmanager
+def crashes_named(what: str, culprit: str) -> Iterator[None]:
+    """Makes a crash of ONNX Runtime that of a model which Lathe wrote: a ContractError that says what it was,
+    and what to leave out.
+    """
+    try:
+        yield
+    except CrashError as error:
+        raise ContractError(
+            f"{error}, {what}; leave {culprit} out, or spare the nodes it changed by its options, and report this with "
+            "the model of the step before"
+        ) from error
 
 
 def _measure(run: Run, path: Path, session: Any, where: str, report: PassReport) -> dict[str, float]:

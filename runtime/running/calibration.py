@@ -5,22 +5,18 @@ output is never fused away, so it is what its own node computes, up to the round
 another order.
 """
 
-import hashlib
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
-from google.protobuf.message import Message
 
 from onnx_lathe.errors import DataError, ModelError
 from onnx_lathe.runtime.data import DataSource
-from onnx_lathe.runtime.data.source import IndexedSource, fingerprint
-from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.data.source import IndexedSource
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.content import model_fingerprint
 from onnx_lathe.runtime.running.histogram import Histogram
 
 SAMPLED_VALUES = 1 << 20
@@ -73,7 +69,7 @@ class StreamingCalibrator:
         """
         if not tensors:
             return {}
-        content = _content(model)
+        content = model_fingerprint(model)
         known = self._known.get(content, {})
         missing = [name for name in dict.fromkeys(tensors) if name not in known]
         if missing:
@@ -168,26 +164,6 @@ class StreamingCalibrator:
             raise DataError("the calibration data is empty; give at least one sample")
 
 
-def _content(model: onnx.ModelProto) -> str:
-    """Equal for models that compute the same by the same nodes and weights. Part by part: a large model
-    cannot be serialized whole.
-    """
-    graph = model.graph
-    parts = (
-        graph.initializer,
-        graph.sparse_initializer,
-        graph.node,
-        graph.input,
-        model.functions,
-        model.opset_import,
-    )
-    return fingerprint(*(fingerprint(*(_hashed(item) for item in part)).encode() for part in parts))
-
-
-def _hashed(message: Message) -> bytes:
-    return hashlib.blake2b(message.SerializeToString(deterministic=True), digest_size=16).digest()
-
-
 def _fixed_batch(session: onnxruntime.InferenceSession) -> int | None:
     """The batch size that the model's inputs ask for, if they ask for one."""
     fixed = {
@@ -212,12 +188,7 @@ def _session(model: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.Infe
     original = len(model.graph.output)
     model.graph.output.extend(extra)  # taken off again below: copying the model would copy its weights
     try:
-        with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
-            source: onnx.ModelProto | Path = model
-            if model_file.size_bytes(model) > model_file.INLINE_LIMIT_BYTES:
-                source = Path(folder) / "model.onnx"
-                model_file.save(model, source)
-            session = ort.session(source, integer=False)
+        session = ort.session(model, integer=False)
     finally:
         del model.graph.output[original:]
     types = {value.name: value.type for value in [*session.get_inputs(), *session.get_outputs()]}

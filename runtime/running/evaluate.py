@@ -5,7 +5,6 @@ Metrics are fractions 0..1 (`top1`, `top5`, `agreement`) or decibels (`sqnr`). W
 left out of the result.
 """
 
-import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import onnxruntime
 from onnx_lathe.errors import DataError
 from onnx_lathe.runtime.data import DataSource, take
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.content import model_fingerprint
 from onnx_lathe.runtime.running.joins import Join, joins
 from onnx_lathe.runtime.running.scores import Outputs, Scores, Slices, is_float
 
@@ -123,7 +123,7 @@ class OutputComparer:
         self, data: DataSource, limit: int, progress: Callable[[str], None] = lambda text: None
     ) -> None:
         self.data, self.progress = take(data, limit), progress
-        self._known: tuple[bytes, Reference] | None = None
+        self._known: tuple[str, Reference] | None = None
 
     def compare(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> dict[str, float]:
         """`sqnr` of the worst output or slice in dB (inf when all are equal, -inf when nothing of the base is
@@ -131,10 +131,10 @@ class OutputComparer:
 
         Raises DataError if there is no data, or if no output holds floats.
         """
-        digest = hashlib.blake2b(base.SerializeToString()).digest()
-        if self._known is None or self._known[0] != digest:
+        content = model_fingerprint(base)
+        if self._known is None or self._known[0] != content:
             self._known = None
-            self._known = digest, reference(ort.session(base), self.data, self.progress, base)
+            self._known = content, reference(ort.session(base), self.data, self.progress, base)
         original = self._known[1]
         if not original.outputs:
             raise DataError(f"{self.data.description}: there are no samples to compare outputs on")

@@ -2,11 +2,13 @@
 
 ONNX Runtime's optimizer can crash the process that loads a model (seen: SIGSEGV in MatmulTransposeFusion).
 One child serves the whole process: it is started when it is first wanted, and again after a crash; it
-loads each model as a user would, with all of ONNX Runtime's defaults.
+loads each model once for each way of opening it.
 """
 
 import atexit
+import hashlib
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -14,15 +16,13 @@ import sys
 import threading
 import warnings
 from contextlib import suppress
-from pathlib import Path
-
-import onnx
+from dataclasses import asdict
 
 from onnx_lathe.runtime.processes import environment
+from onnx_lathe.runtime.running.settings import Settings
 
 WORKER = "onnx_lathe.runtime.running.guard_worker"
-LIMIT_BYTES = 2**31 - 1
-"""Of a model in memory: protobuf's limit, beyond which ONNX Runtime takes none either."""
+KILLED = "SIGKILL"
 
 
 def prepare() -> None:
@@ -30,17 +30,27 @@ def prepare() -> None:
     _GUARD.start()
 
 
-def crash(model: onnx.ModelProto | Path) -> str | None:
-    """How a process ended that loaded the model, such as "SIGSEGV"; None if it survived.
+def crash(source: bytes | str, settings: Settings) -> str | None:
+    """How a process ended that loaded the model, the content or the path of an ONNX file, such as "SIGSEGV";
+    None if it survived.
 
     A model that ONNX Runtime refuses is survived. Warns, and answers None, where no child can be started.
     """
-    if isinstance(model, Path):
-        return _GUARD.crash(json.dumps({"path": str(model.resolve())}), b"")
-    if model.ByteSize() > LIMIT_BYTES:
+    return _GUARD.crash(source, settings)
+
+
+def _key(source: bytes | str) -> bytes | None:
+    """Equal for equal models; None for a file that cannot be read. A large file is not copied into memory."""
+    if isinstance(source, bytes):
+        return hashlib.blake2b(source, digest_size=16).digest()
+    try:
+        with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            digest = hashlib.blake2b(content, digest_size=16)
+            if content.find(b"location") >= 0:  # data in another file, which the path finds
+                digest.update(os.path.abspath(source).encode())
+            return digest.digest()
+    except (OSError, ValueError):  # ValueError: an empty file
         return None
-    content = model.SerializeToString()
-    return _GUARD.crash(json.dumps({"size": len(content)}), content)
 
 
 class _Guard:
@@ -49,24 +59,39 @@ class _Guard:
         self._owner = 0
         self._usable = True
         self._lock = threading.Lock()
+        self._known: dict[tuple[bytes, Settings], str | None] = {}
         atexit.register(self._end)
 
     def start(self) -> None:
         with self._lock:
             self._started()
 
-    def crash(self, request: str, content: bytes) -> str | None:
+    def crash(self, source: bytes | str, settings: Settings) -> str | None:
         with self._lock:
-            how = self._asked(request, content)
-            # the system ends processes too when memory is short: once more, when it may be free again
-            return self._asked(request, content) if how == "SIGKILL" else how
+            digest = _key(source)
+            if digest is None:
+                return None
+            if (digest, settings) not in self._known:
+                how = self._asked(source, settings)
+                if how == KILLED:
+                    # the system ends processes too when memory is short: once more, when it may be free again
+                    return self._asked(source, settings)
+                self._known[digest, settings] = how
+            return self._known[digest, settings]
 
-    def _asked(self, request: str, content: bytes) -> str | None:
+    def _asked(self, source: bytes | str, settings: Settings) -> str | None:
         process = self._started()
         if process is None or process.stdin is None or process.stdout is None:
             return None
+        request: dict[str, object] = {"settings": asdict(settings)}
+        content = b""
+        if isinstance(source, bytes):
+            content, request["size"] = source, len(source)
+        else:
+            request["path"] = os.path.abspath(source)
         with suppress(OSError):  # the child is gone; how it went comes below
-            process.stdin.write(request.encode() + b"\n" + content)
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.write(content)
             process.stdin.flush()
             ready = process.stdout.read(1)
             if ready and process.stdout.read(1):

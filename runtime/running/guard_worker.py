@@ -1,7 +1,8 @@
 """The child of guard.py: loads the models that it is told of, and says that it is still there.
 
-A request is a line of JSON: {"path": file}, or {"size": bytes} with so many bytes behind it. An answer has
-two bytes, one before the model is loaded and one after. It ends when its standard input does.
+A request is a line of JSON: "settings", the fields of Settings, and "path", a file, or "size", the number of
+bytes behind it. An answer has two bytes, one before the model is loaded and one after. It ends when its
+standard input does.
 """
 
 import json
@@ -11,6 +12,8 @@ import sys
 from contextlib import suppress
 
 import onnxruntime
+
+from onnx_lathe.runtime.running.settings import Settings, create
 
 
 def main() -> None:
@@ -25,17 +28,19 @@ def main() -> None:
         request = json.loads(line)
         content = requests.read(request["size"]) if "size" in request else request["path"]
         answers.write(b"r")
-        _load(content)
+        _load(content, Settings(**request["settings"]))
         answers.write(b"s")
 
 
-def _load(model: str | bytes) -> None:
-    """As a user does, but on one thread. A refusal is for the caller to meet."""
+def _load(model: str | bytes, settings: Settings) -> None:
+    """As the caller will, but on one thread. A refusal is for the caller to meet."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
+    if settings.written:
+        options.optimized_model_filepath = os.devnull
     with suppress(Exception):
-        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        create(model, settings, options)
 
 
 if __name__ == "__main__":

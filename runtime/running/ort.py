@@ -4,16 +4,19 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-from google.protobuf.message import EncodeError
 
-from onnx_lathe.errors import ModelError
-from onnx_lathe.runtime.pack import MAGIC, is_packed, unpack
+from onnx_lathe.errors import CrashError, ModelError
+from onnx_lathe.runtime.running import guard
+from onnx_lathe.runtime.running.settings import PLAIN, Settings, create
+from onnx_lathe.runtime.running.sources import readable
 from onnx_lathe.runtime.threads import limit
 
 onnxruntime.set_default_logger_severity(3)  # its warnings are about its own optimizer
@@ -30,9 +33,6 @@ DTYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
 }
-
-SERIALIZED_LIMIT_BYTES = 2**31 - 1
-"""Of a model that is given as bytes; protobuf's limit."""
 
 _HELPED: "weakref.WeakSet[onnxruntime.InferenceSession]" = weakref.WeakSet()
 
@@ -66,10 +66,19 @@ _REFUSALS = tuple(
 )
 
 
+_IN_FLOAT = ("session.disable_quant_qdq", "1")
+
+
+class _DiedError(Exception):
+    """ONNX Runtime has ended the process that loaded a model; the message is how."""
+
+
 @contextmanager
 def _refusing(what: str) -> Iterator[None]:
     try:
         yield
+    except _DiedError as error:
+        raise CrashError(f"ONNX Runtime {VERSION} crashes ({error}) when it is to {what}") from None
     except _REFUSALS as error:
         reason = " ".join(str(error).split())
         advice = "; " + UNKNOWN_OPERATOR if "is not a registered function/op" in reason else ""
@@ -82,38 +91,39 @@ def session(
     optimized: bool = True,
     lean: bool = False,
     integer: bool = True,
+    guarded: bool = True,
 ) -> onnxruntime.InferenceSession:
     """A CPU session. `threads` 0 means as --threads says, or one per core. Prefer a path for a large model: a ModelProto is
-    copied once more.
+    copied once more, above 1.9 GB to a file.
 
     A packed file (runtime/pack), its path or its content, is decoded in memory. `lean` loads in two thirds
     of the memory, and runs slower: weights are not packed for the processor. Without `integer`, layers
-    between Q/DQ pairs compute in float, as the graph says.
+    between Q/DQ pairs compute in float, as the graph says. Without `guarded`, a crash of ONNX Runtime as it
+    loads the model is the caller's.
 
     x86-64 processors without VNNI add products of INT8 in 16 bits, which saturate. Here they take an
     exact, slower way, so that results are the graph's everywhere.
 
     Raises ModelError with ONNX Runtime's reason if it cannot load the model; for a packed file that is
-    damaged, or unpacks to over 2 GB.
+    damaged, or unpacks to over 2 GB; CrashError if it does not survive the model.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or limit()
     options.log_severity_level = 3
-    if not optimized:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if not integer:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if lean:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    named = f"load {model}" if isinstance(model, str | Path) else "load the model"
-    source = _source(model)
-    try:
-        with _refusing(named):
-            return _open_exact(source, options) if saturates() else _open(source, options)
-    except ModelError as error:
-        if "NOT_IMPLEMENTED" in str(error) and _has_bfloat16(source):
-            raise ModelError(f"{error}; {NO_BFLOAT16}") from error
-        raise
+    settings = Settings(
+        level="ORT_ENABLE_ALL" if optimized else "ORT_DISABLE_ALL", entries=() if integer else (_IN_FLOAT,)
+    )
+    make = _survived if guarded else create
+    with readable(model) as source:
+        try:
+            with _refusing(f"load {_title(model)}"):
+                return (_open_exact if saturates() else _open)(source, settings, options, make)
+        except ModelError as error:
+            if "NOT_IMPLEMENTED" in str(error) and _has_bfloat16(source):
+                raise ModelError(f"{error}; {NO_BFLOAT16}") from error
+            raise
 
 
 def plain_session(
@@ -123,20 +133,29 @@ def plain_session(
     the number of threads chosen. What it computes and how long it takes is what the user gets.
 
     `options` may ask for records beside. Raises ModelError with ONNX Runtime's reason if it cannot load the
-    model.
+    model, CrashError if it does not survive it.
     """
     options = options or onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or limit()
-    with _refusing(f"load {model if isinstance(model, Path) else 'the model'}"):
-        return onnxruntime.InferenceSession(_source(model), options, providers=["CPUExecutionProvider"])
+    settings = replace(PLAIN, written=bool(options.optimized_model_filepath))
+    with readable(model) as source, _refusing(f"load {_title(model)}"):
+        return _survived(source, settings, options)
 
 
 def as_opened(model: Path) -> onnxruntime.InferenceSession:
     """A plain session; of a model that it refuses, the one of `session` (`is_helped` tells), or its ModelError."""
     try:
         return plain_session(model)
+    except CrashError:
+        raise
     except ModelError:
         return session(model)
+
+
+def survive(model: onnx.ModelProto | Path) -> None:
+    """Raises CrashError if a plain session ends the process that opens it. Opens none here."""
+    with readable(model) as source, _refusing(f"load {_title(model)}"):
+        _survive(source, PLAIN)
 
 
 SATURATES = (
@@ -167,7 +186,8 @@ def saturates() -> bool:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     feeds = {"x": np.full((1, 256), 255, np.uint8)}
     exact = 255 * 127 * 256 // 65536
-    return bool(_plain(model.SerializeToString()).run(None, feeds)[0].item() < exact)
+    opened = create(model.SerializeToString(), PLAIN, onnxruntime.SessionOptions())
+    return bool(opened.run(None, feeds)[0].item() < exact)
 
 
 def write_optimized(model: Path, path: Path, portable: bool = False) -> None:
@@ -176,16 +196,15 @@ def write_optimized(model: Path, path: Path, portable: bool = False) -> None:
 
     `portable` leaves out what is chosen for this processor, such as the order of channels; nodes then keep
     their names. Raises ModelError with ONNX Runtime's reason if it cannot load the model, or not write its
-    graph, which must be below 2 GB.
+    graph, which must be below 2 GB; CrashError if it does not survive that.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = limit()
     options.optimized_model_filepath = str(path)
-    if portable:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    with _refusing(f"optimize {model}"):
-        _open(_source(model), options)
+    settings = Settings("ORT_ENABLE_EXTENDED" if portable else "ORT_ENABLE_ALL", written=True)
+    with readable(model) as source, _refusing(f"optimize {model}"):
+        _open(source, settings, options, _survived)
 
 
 def is_helped(session: onnxruntime.InferenceSession, model: onnx.ModelProto | Path) -> bool:
@@ -196,37 +215,45 @@ def is_helped(session: onnxruntime.InferenceSession, model: onnx.ModelProto | Pa
     if session in _HELPED or not saturates():
         return session in _HELPED
     try:
-        _plain(_source(model))
-    except _REFUSALS as error:
+        plain_session(model)
+    except ModelError as error:
         return _BROKEN_PAIR in str(error)
     return False
 
 
+def _survive(source: bytes | str, settings: Settings) -> None:
+    if how := guard.crash(source, settings):
+        raise _DiedError(how)
+
+
+def _survived(
+    source: bytes | str, settings: Settings, options: onnxruntime.SessionOptions
+) -> onnxruntime.InferenceSession:
+    """As `create` does it, once a child has."""
+    _survive(source, settings)
+    return create(source, settings, options)
+
+
 def _open(
-    source: bytes | str, options: onnxruntime.SessionOptions, *left_out: str
+    source: bytes | str, settings: Settings, options: onnxruntime.SessionOptions, make: Any
 ) -> onnxruntime.InferenceSession:
     """Without ONNX Runtime's moving of pairs where that breaks: beyond a Reshape, from opset 21 on, it
-    gives INT8 a zero-point of UINT8. `left_out` are names of more of its transformers.
+    gives INT8 a zero-point of UINT8. `make` is `create` or `_survived`.
     """
-    providers = ["CPUExecutionProvider"]
     try:
-        return onnxruntime.InferenceSession(
-            source, options, providers=providers, disabled_optimizers=[*left_out]
-        )
+        return make(source, settings, options)
     except _REFUSALS as error:
         if _BROKEN_PAIR not in str(error):
             raise
-        opened = onnxruntime.InferenceSession(
-            source,
-            options,
-            providers=providers,
-            disabled_optimizers=["QDQPropagationTransformer", *left_out],
-        )
+        helped = replace(settings, left_out=("QDQPropagationTransformer", *settings.left_out))
+        opened = make(source, helped, options)
         _HELPED.add(opened)
         return opened
 
 
-def _open_exact(source: bytes | str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def _open_exact(
+    source: bytes | str, settings: Settings, options: onnxruntime.SessionOptions, make: Any
+) -> onnxruntime.InferenceSession:
     """For processors whose sums of INT8 saturate: ONNX Runtime makes weights UINT8, which it adds exactly.
 
     Its transformer for weights in Q/DQ pairs is left out (seen in 1.32): it converts a weight that two
@@ -234,14 +261,17 @@ def _open_exact(source: bytes | str, options: onnxruntime.SessionOptions) -> onn
     zero-point a zero-point of rank 0, which does not run. The one for weights of integer kernels does the
     same work later. What it cannot load computes layers between pairs in float, as the graph says.
     """
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    exact = replace(settings, entries=(*settings.entries, ("session.x64quantprecision", "1")))
     severity, options.log_severity_level = options.log_severity_level, 4
     try:
-        return _open(source, options, "QDQS8ToU8Transformer")
+        return _open(source, replace(exact, left_out=("QDQS8ToU8Transformer",)), options, make)
     except _REFUSALS:
         options.log_severity_level = severity
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        return _open(source, options)
+        return _open(source, replace(exact, entries=(*exact.entries, _IN_FLOAT)), options, make)
+
+
+def _title(model: onnx.ModelProto | bytes | str | Path) -> str:
+    return str(model) if isinstance(model, str | Path) else "the model"
 
 
 def _has_bfloat16(source: bytes | str) -> bool:
@@ -251,38 +281,6 @@ def _has_bfloat16(source: bytes | str) -> bool:
         else onnx.load_model_from_string(source)
     )
     return any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in model.graph.initializer)
-
-
-def _plain(source: bytes | str) -> onnxruntime.InferenceSession:
-    """The session that a user opens without further thought."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = limit()
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-def _source(model: onnx.ModelProto | bytes | str | Path) -> bytes | str:
-    """What ONNX Runtime takes: the bytes of an ONNX file, or the path of one."""
-    if isinstance(model, onnx.ModelProto):
-        try:
-            if model.ByteSize() <= SERIALIZED_LIMIT_BYTES:
-                return model.SerializeToString()
-        except EncodeError:  # one tensor alone is over 2 GiB
-            pass
-        raise ModelError(
-            "the model is over 2 GB, which ONNX Runtime takes from a file alone; save it with external data and "
-            "give the path (onnx_lathe.optimize works from files)"
-        )
-    if isinstance(model, bytes):
-        return unpack(model, SERIALIZED_LIMIT_BYTES) if is_packed(model) else model
-    try:
-        with open(model, "rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:
-                return str(model)
-        return unpack(Path(model).read_bytes(), SERIALIZED_LIMIT_BYTES)
-    except OSError:  # ONNX Runtime has the reason
-        return str(model)
-    except ModelError as error:
-        raise ModelError(f"{model}: {error}") from error
 
 
 def run(open_session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

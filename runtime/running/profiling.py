@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 
 from onnx_lathe.protocols import Profile, Region
+from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import ort
 
 BUDGET_S = 0.5
@@ -60,7 +61,7 @@ class ModelProfiler:
 
         Raises ModelError if ONNX Runtime cannot load or run it.
         """
-        if model.ByteSize() > LARGEST_BYTES:
+        if model_file.size_bytes(model) > LARGEST_BYTES:
             return None
         names = [node.name for node in model.graph.node]
         marked = onnx.ModelProto()

@@ -113,3 +113,12 @@ def test_a_file_of_one_pass_is_found() -> None:
     }
     assert rooms_that_use("coupling", graph) == {"fold"}
     assert rooms_that_use("pairs", graph) == {"int4", "lowering"}
+
+
+def test_sessions_are_opened_in_one_place() -> None:
+    """Behind it stands the child process that loads a model first."""
+    opening = "onnxruntime.InferenceSession("
+    found = {path.name for path in FILES if opening in path.read_text(encoding="utf-8")}
+    assert found == {"settings.py"}
+    callers = {path.name for path in FILES if "running.settings import" in path.read_text(encoding="utf-8")}
+    assert callers == {"guard.py", "guard_worker.py", "ort.py"}

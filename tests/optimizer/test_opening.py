@@ -14,6 +14,7 @@ from onnx_lathe.optimizer import opening
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.passes.loading import modern
 from onnx_lathe.passes.loading.old_operators import RULES
+from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import ort
 from tests.support.builders import build, random
 
@@ -209,6 +210,34 @@ def test_optional_inputs_become_weights_when_asked(tmp_path: Path) -> None:
         assert [value.name for value in made.graph.input] == inputs
         assert (onnx.numpy_helper.to_array(made.graph.initializer[0]) == 0).sum() == zeros
     assert "1 optional input is a weight now, which no caller can feed" in report(out)["model"]["changes"]  # type: ignore[index]
+
+
+def test_a_rewritten_model_too_large_for_protobuf_runs_from_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = tmp_path / "old.onnx", tmp_path / "out"
+    onnx.save(old_network(), path)
+    given: list[bytes | str] = []
+    whole = ort.create
+
+    def create(source: bytes | str, *rest: object) -> object:
+        given.append(source)
+        return whole(source, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ort, "create", create)
+    monkeypatch.setattr(model_file, "INLINE_LIMIT_BYTES", 500)
+    arguments = (path, "--passes", "fold,int8", "--calibration", f"{tmp_path / 'data.npz'}", "--out", out)
+    np.savez(tmp_path / "data.npz", x=random(4, 3, 8, 8))
+    assert optimize(*arguments) == 0
+    assert (out / "model.onnx.data").exists()
+    assert all(isinstance(source, str) for source in given)
+    temporary = [Path(str(source)) for source in given if "lathe-" in str(source)]
+    assert temporary
+    assert not any(file.exists() for file in temporary)
+    monkeypatch.undo()
+    x = random(2, 3, 8, 8)
+    difference = np.abs(outputs(out / "model.onnx", x) - outputs(path, x)).max()
+    assert difference < 0.02, "of a softmax, in 8 bits"
 
 
 def test_a_file_with_unsorted_nodes_is_compiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.pack import LIMIT_BYTES, files, pack, unpack
 from onnx_lathe.runtime.pack.files import pack_file, unpack_file
-from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running import ort, sources
 from onnx_lathe.runtime.targets.core.registry import find
 from tests.support import packing
 from tests.support.builders import build, random
@@ -100,7 +100,7 @@ def test_a_session_says_what_is_wrong_with_a_packed_file(
 ) -> None:
     packed = tmp_path / "p.lathe"
     pack_file(small, packed)
-    monkeypatch.setattr(ort, "SERIALIZED_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(sources, "SERIALIZED_LIMIT_BYTES", 1000)
     with pytest.raises(
         ModelError,
         match=r"p.lathe: unpacks to .* GB, more than the 1e-06 GB allowed here; .* optimize unpack",

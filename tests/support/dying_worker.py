@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 from onnx_lathe.runtime.running import guard_worker
+from onnx_lathe.runtime.running.settings import Settings
 
 
-def _load(model: str | bytes) -> None:
+def _load(model: str | bytes, settings: Settings) -> None:
     content = model if isinstance(model, bytes) else Path(model).read_bytes()
     if b"Round" in content:
         sys.stdout.flush()

@@ -59,7 +59,7 @@ def _kernels(model: onnx.ModelProto) -> dict[int, set[str]]:
         try:
             ort.write_optimized(source, written, portable=True)
         except ModelError as error:
-            raise ModelError(str(error).replace(str(source), "the model")) from error
+            raise type(error)(str(error).replace(str(source), "the model")) from error
         optimized = onnx.load(written)
     kernels: dict[int, set[str]] = {}
     for node in optimized.graph.node:
