@@ -27,6 +27,7 @@ from onnx.backend.test.case.node import collect_testcases
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from onnx_lathe.passes.loading.modern import MODERN, OLDEST
 from onnx_lathe.runtime.files.reading import OPSETS
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.torch_bridge import GraphModule, unsupported
@@ -215,7 +216,7 @@ def operator_part(results: Sequence[Result]) -> str:
         "# Operators that can be retrained",
         "",
         "What the bridge from ONNX to PyTorch runs, measured. Every other node is named before anything runs. It knows the operators up to",
-        f"opset {NEWEST_OPSET}; `optimize` itself loads models of opset {OPSETS[0]} to {OPSETS[1]}. Written by",
+        f"opset {NEWEST_OPSET}; `optimize` itself loads models of opset {OLDEST} to {OPSETS[1]}, and makes opset {MODERN} of those below {OPSETS[0]}. Written by",
         "`python benchmarks/bridge_coverage.py`, which says what counts as passed; do not edit.",
         "",
         f"Of the single-operator cases of onnx {onnx.__version__}, {share(under_floor(results))} float cases pass in the families that",

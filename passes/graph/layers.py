@@ -193,7 +193,10 @@ def _other_weight(node: Node) -> str | None:
     # what a layer reads, too, is refused or compressed there
     own = [tensor for tensor in node.inputs if not any(map(is_layer, tensor.outputs))]
     leaves = [leaf for t in own if not t.is_empty() and is_constant(t) for leaf in stored_in(t)]
-    large = any(leaf.dtype in (np.float32, np.float16) and len(leaf.shape) > 1 for leaf in leaves)
+    # a recurrent layer has weights, be they computed of constants by more than decoders
+    large = node.op in RECURRENT_OPS or any(
+        leaf.dtype in (np.float32, np.float16) and len(leaf.shape) > 1 for leaf in leaves
+    )
     return f"{_WITH_WEIGHTS[node.op]}, which this pass does not change" if large else None
 
 

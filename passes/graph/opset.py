@@ -3,7 +3,8 @@
 import onnx
 from onnx import version_converter
 
-from onnx_lathe.passes.graph import Constant, Graph, Variable
+from onnx_lathe.passes.graph import Graph, Variable
+from onnx_lathe.passes.graph.bodies import constants, parts
 from onnx_lathe.passes.graph.constants import constant_to_initializer
 from onnx_lathe.passes.graph.initializers import to_initializer
 from onnx_lathe.passes.graph.keeping import has_functions
@@ -12,13 +13,14 @@ from onnx_lathe.passes.graph.skeleton import signature, skeleton
 
 
 def raise_opset(graph: Graph, wanted: int) -> str | None:
-    """The same graph at opset `wanted`. Returns why it cannot be raised, with nothing changed.
+    """The same graph at opset `wanted`, bodies of If, Loop and Scan included. Returns why it cannot be raised,
+    with nothing changed.
 
     All nodes and tensors are new objects afterwards; nodes keep their names and metadata, big initializers
-    are not copied.
+    of the main graph are not copied.
     """
-    if has_functions(graph) or any(True for _ in graph.subgraphs()):
-        return "it has subgraphs or local functions"
+    if has_functions(graph):
+        return "it has local functions"
     original = export_model(graph)
     light = skeleton(original)
     try:
@@ -39,23 +41,36 @@ def _ranks(model: onnx.ModelProto) -> dict[str, tuple[str, int, int]]:
 
 def _adopt(graph: Graph, converted: Graph) -> None:
     """`graph` takes the nodes of `converted`, whose big initializers are inputs."""
-    said = {node.name: (node_metadata(node), getattr(node, "doc_string", "")) for node in graph.nodes}
-    stored = {name: tensor for name, tensor in graph.tensors().items() if isinstance(tensor, Constant)}
+    said = {
+        node.name: (node_metadata(node), getattr(node, "doc_string", ""))
+        for part in parts(graph)
+        for node in part.graph.nodes
+    }
+    stored = {tensor.name: tensor for tensor, _ in constants(parts(graph))}
     inputs = {tensor.name for tensor in graph.inputs}
     for tensor in converted.inputs:
         if tensor.name not in inputs:
             to_initializer(tensor, stored[tensor.name])
-    for node in converted.nodes:
-        node.metadata, node.doc_string = said.get(node.name, ({}, ""))
-        if node.op == "Constant" and node.name not in said:  # an attribute that became an input
-            constant_to_initializer(node)
-    shapes = [{tensor.name: tensor.shape for tensor in side} for side in (graph.inputs, graph.outputs)]
-    graph.inputs = [tensor for tensor in converted.inputs if tensor.name in inputs]
-    graph.outputs = converted.outputs
-    for side, known in zip((graph.inputs, graph.outputs), shapes, strict=True):
-        for tensor in side:
-            if isinstance(tensor, Variable):
-                tensor.shape = known[tensor.name]
-    graph.nodes = [node for node in converted.nodes if node.outputs]
+    converted.inputs = [tensor for tensor in converted.inputs if tensor.name in inputs]
+    before = {part.place: part.graph for part in parts(graph)}
+    for part in parts(converted):
+        for node in part.graph.nodes:
+            node.metadata, node.doc_string = said.get(node.name, ({}, ""))
+            if node.op == "Constant" and node.name not in said:  # an attribute that became an input
+                constant_to_initializer(node)
+        part.graph.nodes = [node for node in part.graph.nodes if node.outputs]
+        _declare_as(part.graph, before[part.place])
+        if part.node is not None:
+            part.graph.kept = before[part.place].kept
+            part.graph.doc_string = before[part.place].doc_string
+    graph.inputs, graph.outputs, graph.nodes = converted.inputs, converted.outputs, converted.nodes
     graph.opset = converted.opset
     graph.import_domains = converted.import_domains
+
+
+def _declare_as(graph: Graph, before: Graph) -> None:
+    """Shapes of inputs and outputs: the converter infers those that a model leaves open."""
+    for side, old in ((graph.inputs, before.inputs), (graph.outputs, before.outputs)):
+        for tensor, known in zip(side, old, strict=True):
+            if isinstance(tensor, Variable):
+                tensor.shape = known.shape

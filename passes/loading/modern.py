@@ -1,7 +1,7 @@
 """Rewrites a model of opset 7 to 10 at opset 17, node by node, bodies of If and Loop included.
 
-The converter of the ONNX project leaves bodies as they are, copies every weight, forgets metadata and gets some
-operators wrong, so the rules are here (old_operators.py). Operators without a rule only took more types since:
+The converter of the ONNX project copies every weight, forgets metadata and gets some operators wrong, so the
+rules are here (old_operators.py). Operators without a rule only took more types since:
 a test compares all schemas of the standard.
 """
 

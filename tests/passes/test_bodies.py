@@ -136,9 +136,67 @@ def test_weights_of_bodies_are_stored_small_once(
 
 
 @pytest.mark.parametrize("make", MODELS)
-def test_four_bits(make: Callable[..., onnx.ModelProto]) -> None:
-    model = make(21)
+def test_indices_of_bodies_take_four_bits(make: Callable[..., onnx.ModelProto]) -> None:
+    after, report = applied(make(13), "codebook", bits=4)
+    kinds = {tensor.data_type for part in graph_protos(after.graph) for tensor in part.initializer}
+    assert onnx.TensorProto.UINT4 in kinds
+    assert onnx.TensorProto.UINT8 not in kinds
+    assert not report.warnings
+
+
+INSIDE = """(float[2, 8, 8, 8] x, bool c) => (float[2, 8, 8, 8] y) {
+    m = Conv <pads = [1, 1, 1, 1]> (x, w0)
+    y = If (c) <
+        then_branch = yes () => (float[2, 8, 8, 8] a) {
+            p = Conv <pads = [1, 1, 1, 1]> (m, w1) r = Relu (p) a = ConvTranspose <pads = [1, 1, 1, 1]> (r, w2)
+        },
+        else_branch = no () => (float[2, 8, 8, 8] b) { b = If (c) <
+            then_branch = once () => (float[2, 8, 8, 8] d) {
+                e = Reshape (m, rows) f = Gemm (e, g0) d = Reshape (f, whole)
+            },
+            else_branch = more () => (float[2, 8, 8, 8] g) {
+                h = Reshape (m, steps) k = MatMul (h, g0) o = Unsqueeze (single, first) w = Squeeze (o, first)
+                q, l = GRU <hidden_size = 64> (k, w, recurrent) u = Squeeze (q, second) g = Reshape (u, whole)
+            }
+        > }
+    >
+}"""
+
+
+@pytest.mark.parametrize("name", ["svd", "tensor_train", "equalize", "prune_channels"])
+def test_layers_inside_bodies_are_skipped_by_name(name: str) -> None:
+    model = build(
+        INSIDE,
+        **{f"w{index}": random(8, 8, 3, 3) for index in range(3)},
+        g0=random(64, 64),
+        single=random(1, 192, 64),
+        recurrent=random(1, 192, 64),
+        first=np.array([0]),
+        second=np.array([1]),
+        rows=np.array([16, 64]),
+        steps=np.array([16, 1, 64]),
+        whole=np.array([2, 8, 8, 8]),
+    )
+    _, report = applied(model, name, **({"method": "weight"} if name == "svd" else {}))
+    reasons = {skip.node: skip.reason for skip in report.skips}
+    for place, layers in {
+        "then_branch of If_1": ["If_1/then_branch/Conv_0", "If_1/then_branch/ConvTranspose_2"],
+        "then_branch of If_1/else_branch/If_0": ["If_1/else_branch/If_0/then_branch/Gemm_1"],
+        "else_branch of If_1/else_branch/If_0": ["If_1/else_branch/If_0/else_branch/MatMul_1"],
+    }.items():
+        for layer in layers:
+            assert reasons[layer] == f"it is in the {place}, and this pass changes no layer inside a body"
+    # its weight is constant, computed by nodes
+    recurrent = reasons["If_1/else_branch/If_0/else_branch/GRU_4"]
+    assert recurrent == "its weights are those of a recurrent layer, which this pass does not change"
+
+
+@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize("opset", [17, 21])
+def test_four_bits(make: Callable[..., onnx.ModelProto], opset: int) -> None:
+    model = make(opset)
     after, _ = applied(model, "int4")
+    assert after.opset_import[0].version == 21
     assert len(after.SerializeToString()) < 0.75 * len(model.SerializeToString())
     assert agreement_db(model, after) > 12
 

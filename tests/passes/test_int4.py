@@ -86,16 +86,17 @@ def test_opset_17_is_raised() -> None:
 
 
 def test_a_model_that_cannot_be_raised_is_left() -> None:
-    text = "(bool c, float[N, 64] x) => (float[N, 32] y) { h = MatMul (x, w)  y = If (c) <then_branch = t () => (float[N, 32] p) "
     model = build(
-        text + "{ p = Relu (h) }, else_branch = e () => (float[N, 32] q) { q = Neg (h) }> }",
-        17,
-        w=random(64, 32),
+        "(float[N, 64] x) => (float[N, 32] y) { h = MatMul (x, w)  y = Relu (h) }", 17, w=random(64, 32)
     )
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    body = [onnx.helper.make_node("Relu", ["a"], ["b"])]
+    model.functions.append(onnx.helper.make_function("net", "Bound", ["a"], ["b"], body, opsets))
+    model.opset_import.append(onnx.helper.make_opsetid("net", 1))
     after, report = quantize(model)
     assert after is model
     assert report.skips[0].reason.startswith(
-        "opset 17 has no 4-bit weights and cannot be raised: it has subgraphs"
+        "opset 17 has no 4-bit weights and cannot be raised: it has local functions"
     )
 
 
