@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.errors import ModelError
-from onnx_lathe.passes.core.contract import check_model
+from onnx_lathe.passes.core.contract import FLIPPED, check_model, flipped
 from onnx_lathe.passes.loading.order import sort_nodes
 from onnx_lathe.passes.loading.preparing import Wishes, is_ready, prepare
 from onnx_lathe.passes.loading.walk import standard_opset
@@ -21,8 +21,6 @@ AS_IT_IS = Wishes()
 """A user who says nothing."""
 TOLERANCE = 1e-3
 """Of a float output, relative to its largest value: operators are fused otherwise in the rewritten model."""
-FLIPPED = 0.01
-"""Share of a whole-number output that may differ: an index flips between two values that are nearly equal."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def _unlike(expected: np.ndarray, found: np.ndarray) -> str:
     if expected.size == 0:
         return ""
     if not np.issubdtype(expected.dtype, np.floating):
-        share = float(np.mean(expected != found))
+        share = flipped(expected, found)
         return f"{share:.1%} of its values are others" if share > FLIPPED else ""
     finite = np.isfinite(expected)
     if not np.array_equal(finite, np.isfinite(found)):

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.errors import ModelError
+from onnx_lathe.passes.core.contract import flipped
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import ort
 
@@ -17,7 +18,8 @@ _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DO
 def rounding_error(
     model: onnx.ModelProto | Path, feeds: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
-    """Output -> the largest change of an element that rounding makes, as a magnitude.
+    """Output -> the largest change of an element that rounding makes, as a magnitude; of integers and texts,
+    the largest share of elements that it changes.
 
     Rounded otherwise are the operations, when ONNX Runtime computes node by node what it else fuses, and
     the weights, when each has the error that storing it has: one unit in the last place up or down in one
@@ -26,7 +28,11 @@ def rounding_error(
     found = dict.fromkeys(expected, 0.0)
     for outputs in _variants(model, feeds):
         for name, before in expected.items():
-            if np.issubdtype(before.dtype, np.floating) and outputs[name].shape == before.shape:
+            if outputs[name].shape != before.shape:
+                continue
+            if not np.issubdtype(before.dtype, np.floating):
+                found[name] = max(found[name], flipped(before, outputs[name]))
+            else:
                 moved = np.abs(before.astype(np.float64) - outputs[name])
                 found[name] = max(found[name], float(moved.max(initial=0, where=np.isfinite(moved))))
     return found
