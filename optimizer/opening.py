@@ -54,14 +54,14 @@ def open_given(model: onnx.ModelProto, wishes: Wishes = AS_IT_IS) -> Opened:
     return _prepared(copy, wishes, "")
 
 
-def compare(given: Any, opened: Opened, feeds: Mapping[str, np.ndarray]) -> None:
-    """Runs the rewritten model beside a session of the given one. Raises ModelError naming an output that
-    differs.
+def compare(given: Any, opened: Opened, feeds: Mapping[str, np.ndarray], written: Path | None = None) -> None:
+    """Runs the rewritten model, which may be `written` to a file, beside a session of the given one. Raises
+    ModelError naming an output that differs.
     """
     if not opened.rewritten:
         return
     try:
-        difference = first_difference(given, ort.session(opened.model), feeds)
+        difference = first_difference(given, ort.session(written or opened.model), feeds)
     except ModelError as error:
         difference = str(error)
     if difference:

@@ -2,7 +2,10 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from onnx_lathe.errors import CrashError, ExitCode, UsageError
@@ -38,7 +41,9 @@ def run(request: Request, ui: Ui) -> RunRecord:
     state = _open(request, ui)
     state.record.started, state.record.processor = began, surroundings.processor()
     ui.start(len(state.passes))
+    scratch = ExitStack()
     try:
+        _write_large(state, scratch)
         _baseline(state)
         _begin(state)
         _steps(state)
@@ -50,6 +55,7 @@ def run(request: Request, ui: Ui) -> RunRecord:
         if state.record.exit_code == ExitCode.DONE:
             build.build_all(state)
     finally:
+        scratch.close()
         ui.stop()
     state.record.seconds, state.record.ended = time.perf_counter() - started, surroundings.now()
     state.record.libraries = surroundings.libraries(_libraries(state))
@@ -133,6 +139,17 @@ def _begin(state: Run) -> None:
         state.ui.note(f"resuming: {len(state.done)} of {len(state.passes)} steps are done")
 
 
+def _write_large(state: Run, scratch: ExitStack) -> None:
+    """A rewritten model that is too large to be given as bytes goes to a file once, for all sessions of it."""
+    if state.opened is None or not state.opened.rewritten:
+        return
+    if model_file.size_bytes(state.model) > model_file.INLINE_LIMIT_BYTES:
+        state.ui.status("writing the model as it was opened")
+        folder = scratch.enter_context(TemporaryDirectory(prefix="lathe-", ignore_cleanup_errors=True))
+        state.written = Path(folder) / "model.onnx"
+        model_file.save(state.model, state.written)
+
+
 def _baseline(state: Run) -> None:
     record = state.record
     state.ui.status("measuring the original")
@@ -151,7 +168,7 @@ def _baseline(state: Run) -> None:
     record.warnings += dict.fromkeys(weighed.uncounted.values())
     record.baseline = weighed.as_metrics() | {"size": float(record.model["size_bytes"])}
     if state.opened is not None:
-        opening.compare(session, state.opened, state.feeds)
+        opening.compare(session, state.opened, state.feeds, state.written)
         state.rewritten, state.opened = state.opened.rewritten, None
     if state.roles.evaluation is not None:
         state.original = reference(session, state.roles.evaluation, state.ui.status, state.model)

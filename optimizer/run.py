@@ -72,6 +72,8 @@ class Run:
     """The model as it was opened, until it has been compared with the one given."""
     rewritten: bool = False
     """Whether the model's nodes are others than in the file given, before any pass."""
+    written: Path | None = None
+    """Where the rewritten model is, if it is too large to be given as bytes."""
     feeds: Mapping[str, np.ndarray] = field(default_factory=dict)
     original: Reference | None = None
 
@@ -82,7 +84,7 @@ class Run:
     @property
     def source(self) -> Path | onnx.ModelProto:
         """What a session of `model` is opened from: the model itself while it is another than the file given."""
-        return self.model if self.rewritten and not self.record.steps else self.file
+        return self.written or self.model if self.rewritten and not self.record.steps else self.file
 
     @property
     def file(self) -> Path:

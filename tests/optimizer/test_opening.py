@@ -231,6 +231,7 @@ def test_a_rewritten_model_too_large_for_protobuf_runs_from_a_file(
     assert optimize(*arguments) == 0
     assert (out / "model.onnx.data").exists()
     assert all(isinstance(source, str) for source in given)
+    assert given[1] == given[2], "compared and then run from one file"
     temporary = [Path(str(source)) for source in given if "lathe-" in str(source)]
     assert temporary
     assert not any(file.exists() for file in temporary)
