@@ -9,6 +9,7 @@ from onnx_lathe.passes.graph.constants import constant_to_initializer
 from onnx_lathe.passes.graph.initializers import to_initializer
 from onnx_lathe.passes.graph.keeping import has_functions
 from onnx_lathe.passes.graph.model import export_model, import_model, node_metadata
+from onnx_lathe.passes.graph.quantization.propagation import keep_loadable
 from onnx_lathe.passes.graph.skeleton import signature, skeleton
 
 
@@ -31,6 +32,7 @@ def raise_opset(graph: Graph, wanted: int) -> str | None:
     if _ranks(converted) != _ranks(light):
         return "the converter changed its inputs or outputs"
     _adopt(graph, import_model(converted))
+    keep_loadable(graph)
     return None
 
 

@@ -43,6 +43,7 @@ from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.graph.quantization import pairs
 from onnx_lathe.passes.graph.quantization.bias_range import fit_biases
 from onnx_lathe.passes.graph.quantization.placement import float_reason, split_gates
+from onnx_lathe.passes.graph.quantization.propagation import keep_loadable
 from onnx_lathe.passes.int8.bias import OUTPUTS
 from onnx_lathe.passes.int8.existing import CHOICES, treat_existing
 from onnx_lathe.passes.int8.foreign_pairs import is_blocked
@@ -139,7 +140,6 @@ class Int8(Pass):
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
-        pairs.state_zero_points(graph)
         treat_existing(graph, self.config.existing, report)
         chosen, skips = self._choose(graph, context)
         if chosen and graph.opset < pairs.LOWEST_OPSET:
@@ -178,7 +178,7 @@ class Int8(Pass):
             report.metrics |= {
                 f"calibration_{name}": value for name, value in found.items() if math.isfinite(value)
             }
-        pairs.omit_zero_points(graph)
+        keep_loadable(graph)
         report.metrics["layers"] = len({node.name for node in layers_of(written)})
         return report
 

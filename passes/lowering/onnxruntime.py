@@ -37,7 +37,6 @@ from onnx_lathe.passes.graph.constants import constant_to_initializer
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, is_constant
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.graph.quantization.bias_range import fit_biases
-from onnx_lathe.passes.graph.quantization.pairs import state_zero_points
 from onnx_lathe.passes.graph.quantization.placement import quantized_layers
 from onnx_lathe.passes.graph.rewire import sweep
 from onnx_lathe.passes.lowering.ort_integers.activations import add_for_gate, hand_on, widen
@@ -64,7 +63,6 @@ class Lowering(Pass):
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         """Where the context has a profiler, layers that take longer on integers than in float stay float."""
-        state_zero_points(graph)
         lifted = _has_half_scales(graph) and lift(graph) is not None
         slow: Mapping[str, str] | None = {}
         layers = [node.name for node in quantized_layers(graph) if is_constant(node.inputs[WEIGHT_INPUT])]

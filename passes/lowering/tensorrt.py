@@ -29,7 +29,6 @@ from onnx_lathe.passes.graph.constants import constant_to_initializer
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.layers import constant_value, is_constant, is_layer
 from onnx_lathe.passes.graph.model import FOUR_BIT, FOUR_BIT_IR_VERSION, FOUR_BIT_OPSET, free_name
-from onnx_lathe.passes.graph.quantization.pairs import state_zero_points
 from onnx_lathe.passes.graph.rewire import captured_names, disconnect, is_output, replace_input, sweep
 from onnx_lathe.passes.lowering.restoring import restore_canonical
 
@@ -45,7 +44,6 @@ class Lowering(Pass):
     lossless = True
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
-        state_zero_points(graph)
         work = _Work(graph)
         for node in graph.nodes:
             if (

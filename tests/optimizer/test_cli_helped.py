@@ -10,8 +10,6 @@ import onnxruntime
 import pytest
 
 from onnx_lathe.optimizer.cli import main
-from onnx_lathe.passes.graph.model import export_model, import_model
-from onnx_lathe.passes.graph.quantization.pairs import omit_zero_points, state_zero_points
 from tests.support.builders import build
 
 REFUSAL = onnxruntime.capi.onnxruntime_pybind11_state.Fail
@@ -20,9 +18,6 @@ HEAD = "{ c = Conv (x, w)  p = MaxPool <kernel_shape = [2, 2]> (c)  r = Reshape 
 FOREIGN = """(float[N, 2, 4] x) => (float[M, 4] y) {
     q = QuantizeLinear (x, scale, zero)  d = DequantizeLinear (q, scale, zero)  r = Reshape (d, s)  [mm] y = MatMul (r, w)
 }"""
-
-
-IN_FLOAT = FOREIGN.replace("[mm] y = MatMul (r, w)", "y = Neg (r)").replace("float[M, 4]", "float[M, 8]")
 
 
 def opened(path: Path) -> onnxruntime.InferenceSession:
@@ -44,29 +39,6 @@ def test_what_int8_writes_loads_by_itself(
     assert "QDQPropagationTransformer" not in capsys.readouterr().out
     for name in ("model.onnx", "model.ort.onnx", "steps/02-int8.onnx"):
         opened(out / name)
-
-
-def test_zero_points_that_are_left_out_are_stated_again(tmp_path: Path) -> None:
-    constants = {name: array for name, array in _constants().items() if name != "w"}
-    graph = import_model(build(IN_FLOAT, 21, **constants))
-    quantizer = next(node for node in graph.nodes if node.op == "QuantizeLinear")
-    quantizer.metadata["lathe.range"] = "[-1, 1]"
-    before = export_model(graph)
-    omit_zero_points(graph)
-    assert {node.op: len(node.inputs) for node in graph.nodes if "Linear" in node.op} == {
-        "QuantizeLinear": 2,
-        "DequantizeLinear": 2,
-    }
-    omitted = export_model(graph)
-    onnx.checker.check_model(omitted, full_check=True)
-    x = np.random.default_rng(0).standard_normal((3, 2, 4)).astype(np.float32)
-    found = onnxruntime.InferenceSession(omitted.SerializeToString()).run(None, {"x": x})[0]
-    wanted = onnx.reference.ReferenceEvaluator(before).run(None, {"x": x})[0]
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
-    state_zero_points(graph)
-    stated = export_model(graph)
-    assert [len(node.input) for node in stated.graph.node] == [len(node.input) for node in before.graph.node]
-    assert not [one for node in stated.graph.node for one in node.attribute if one.name == "output_dtype"]
 
 
 def test_help_in_loading_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

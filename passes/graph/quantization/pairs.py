@@ -10,24 +10,15 @@ TensorRT compute in float.
 """
 
 import json
-from collections.abc import Iterator
 
 import numpy as np
-import onnx
 
 from onnx_lathe import metadata
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable, rewire
-from onnx_lathe.passes.graph.initializers import read
-from onnx_lathe.passes.graph.layers import LAYER_OPS, Weight, is_recurrent
+from onnx_lathe.passes.graph.layers import Weight, is_recurrent
 from onnx_lathe.passes.graph.model import node_metadata, taken_names, unused_name
 from onnx_lathe.passes.numerics.quantization import affine
 
-MOVED = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity")
-ON_INTEGERS = ("Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat", "Sigmoid", "HardSigmoid", "LeakyRelu", "Softmax",
-               "Where", "Split", "Slice", "Gather", "Pad", "Resize")  # fmt: skip
-"""Operators that ONNX Runtime may compute on integers."""
-OUTPUT_DTYPE_OPSET = 21
-"""The first opset whose QuantizeLinear can say its element type without a zero-point."""
 LOWEST_OPSET = 13
 """The first opset whose DequantizeLinear has a scale per channel."""
 
@@ -57,55 +48,6 @@ def twin(tensor: Tensor) -> Tensor | None:
 def has_directions(weight: Weight) -> bool:
     """Whether the weight is that of a recurrent layer with two directions: its rows are on two axes."""
     return any(is_recurrent(node) for node in weight.nodes) and weight.tensor.shape[0] > 1
-
-
-def omit_zero_points(graph: Graph) -> None:
-    """Leaves the zero-point 0 out of activation pairs whose values are only moved, and then read in float, from
-    opset 21 on, where the element type can be said without one.
-
-    ONNX Runtime (seen in 1.32) moves such a pair on, beyond a Reshape or Transpose, and loses the type of a
-    zero-point that it can see: it refuses the model then. Its kernels on integers need one that is stated.
-    """
-    if graph.opset < OUTPUT_DTYPE_OPSET:
-        return
-    for node in graph.nodes:
-        if node.op != "QuantizeLinear" or metadata.RANGE not in node_metadata(node) or len(node.inputs) < 3:
-            continue
-        zero, readers = node.inputs[2], list(node.outputs[0].outputs)
-        behind = [reader.op for dequantize in readers for reader in _readers(dequantize)]
-        plain = isinstance(zero, Constant) and zero.dtype == np.int8 and not np.any(read(zero))
-        in_float = not set(behind).intersection((*LAYER_OPS, *ON_INTEGERS, "QuantizeLinear"))
-        if plain and in_float and all(reader.op == "DequantizeLinear" for reader in readers):
-            node.attrs["output_dtype"] = int(onnx.TensorProto.INT8)
-            for part in [node, *readers]:
-                part.inputs.pop(2)
-
-
-def _readers(node: Node) -> Iterator[Node]:
-    """What reads the node's values, behind operators that only move them."""
-    for reader in [reader for tensor in node.outputs for reader in tensor.outputs]:
-        if reader.op in MOVED:
-            yield from _readers(reader)
-        else:
-            yield reader
-
-
-def state_zero_points(graph: Graph) -> None:
-    """The opposite of `omit_zero_points`."""
-    taken: set[str] | None = None
-    for node in graph.nodes:
-        if node.op != "QuantizeLinear" or metadata.RANGE not in node_metadata(node) or len(node.inputs) > 2:
-            continue
-        if node.attrs.get("output_dtype") != onnx.TensorProto.INT8:
-            continue
-        taken = taken_names(graph) if taken is None else taken
-        name = unused_name(f"{node.inputs[0].name}_zero_point", taken)
-        taken.add(name)
-        zero = Constant(name, np.zeros(node.inputs[1].shape or (), np.int8))
-        del node.attrs["output_dtype"]
-        for part in [node, *node.outputs[0].outputs]:
-            if len(part.inputs) == 2 and part.op in ("QuantizeLinear", "DequantizeLinear"):
-                part.inputs.append(zero)
 
 
 class PairWriter:
