@@ -1,5 +1,5 @@
 """What passes and runtime both speak of: the trainer's result, what a pass does while training runs, a
-rounded layer, and where a model's time goes.
+rounded layer, what tensors hold, and where a model's time goes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,14 @@ class TrainResult:
     metrics: Mapping[str, float]
     kept: Sequence[tuple[str, str]] = ()
     """(node, reason) of what the network computes with, but no training changes."""
+
+
+class Observed(dict[str, "np.ndarray"]):
+    """Values of tensors by name, as a call of the model computes them for so many `samples` of the data."""
+
+    def __init__(self, values: Mapping[str, "np.ndarray"], samples: int) -> None:
+        super().__init__(values)
+        self.samples = samples
 
 
 @dataclass(frozen=True)

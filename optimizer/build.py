@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 
 from onnx_lathe.errors import ContractError, ExitCode, LatheError, ModelError, TargetError, UsageError
-from onnx_lathe.optimizer.measuring import judge, measured_exactly, time_pair
+from onnx_lathe.optimizer.measuring import fed_one_by_one, judge, measured_exactly, time_pair
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.report.record import TargetRecord
 from onnx_lathe.optimizer.run import Run
@@ -171,7 +171,7 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
         judge(run.gates, base, found.quality, target.name, only=lambda metric: metric in judged)
     )
     found.skips += [{"node": node, "reason": reason} for node, reason in target.check(model)]
-    config, notes = target.fitted(model, config, _data_shapes(run))
+    config, notes = target.fitted(model, config, _data_shapes(run), fed_one_by_one(run.roles.sample))
     for note in [*report.warnings, *notes]:
         run.record.warnings.append(f"target {target.name}: {note}")
         run.ui.note(f"warning: {run.record.warnings[-1]}")

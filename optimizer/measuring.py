@@ -7,31 +7,61 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_lathe.errors import DataError
+from onnx_lathe.errors import DataError, ModelError
 from onnx_lathe.optimizer.gate import Gate
 from onnx_lathe.optimizer.report.record import GateRecord
 from onnx_lathe.runtime.data import DataSource
+from onnx_lathe.runtime.files.signature import fixed_batch
 from onnx_lathe.runtime.running import ort
 
 SAMPLE_BATCH = 8
 """On so many samples a model is tried after each step."""
 LATENCY_BUDGET_S = 1.0
+SIZES = (1, 64, 512)
+"""Of dimensions that the model leaves open, where there is no data: the first on which it runs."""
 
 
 def sample_feeds(source: DataSource | None, session: Any, batch: int) -> Mapping[str, np.ndarray]:
     """The first samples of the data, or random values without data; as many as the model's fixed batch, if
-    it has one. Raises DataError if the data has no samples.
+    it has one, or one where each sample is a call. Raises DataError if the data has no samples, ModelError if
+    the model runs on no random values.
     """
     if source is None:
-        return ort.random_feeds(session, batch)
+        return _made_up(session, batch)
     first = next(iter(source.batches(batch)), None)
     if first is None:
         raise DataError("the data has no samples")
-    fixed = {
-        value.shape[0] for value in session.get_inputs() if value.shape and isinstance(value.shape[0], int)
-    }
-    count = fixed.pop() if len(fixed) == 1 else batch
+    if first.per_call:
+        return first.call(0)
+    count = fixed_batch([value.shape for value in session.get_inputs()]) or batch
     return {name: np.resize(array, (count, *array.shape[1:])) for name, array in first.inputs.items()}
+
+
+def _made_up(session: Any, batch: int) -> Mapping[str, np.ndarray]:
+    """Random values, of the first sizes on which the model runs if it leaves any open."""
+    shapes: list[dict[str, tuple[int, ...]]] = []
+    refusal = ""
+    for size in SIZES:
+        feeds = ort.random_feeds(session, batch, size=size)
+        made = {name: array.shape for name, array in feeds.items()}
+        if made in shapes:
+            break
+        shapes.append(made)
+        try:
+            ort.run(session, feeds)
+            return feeds
+        except ModelError as error:
+            refusal = refusal or str(error)
+    tried = ", ".join(f"'{name}' {list(shape)}" for name, shape in shapes[0].items())
+    raise ModelError(
+        f"{refusal}; these were random values ({tried}): give --data of sizes that the model takes"
+    )
+
+
+def fed_one_by_one(source: DataSource | None) -> bool:
+    """Whether each sample of the data is a call of the model."""
+    first = None if source is None else next(iter(source.batches(1)), None)
+    return first is not None and first.per_call
 
 
 def measured_exactly(model: onnx.ModelProto) -> bool:

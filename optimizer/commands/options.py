@@ -43,7 +43,8 @@ def print_json(value: Any) -> None:
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group(
         "data",
-        "an .npz whose arrays are named as the model's inputs, plus `labels` (FILE.npz:PART for arrays PART/...); "
+        "an .npz whose arrays are named as the model's inputs, plus `labels` (FILE.npz:PART for arrays PART/...; "
+        "[samples, *shape] for inputs without a batch axis); "
         "a folder of images; or FILE.py:FUNCTION yielding batches",
     )  # fmt: skip
     data.add_argument("--data", metavar="D", help="is split into training, calibration and evaluation data")

@@ -10,7 +10,7 @@ import onnx
 from onnx_lathe.errors import PassError
 from onnx_lathe.passes.graph.evaluate import Evaluator
 from onnx_lathe.placement import CANONICAL, Placement
-from onnx_lathe.protocols import Profile, Rounded, Shaping, TrainResult
+from onnx_lathe.protocols import Observed, Profile, Rounded, Shaping, TrainResult
 
 
 class TensorStatistics(Protocol):
@@ -38,8 +38,10 @@ class Calibrator(Protocol):
         run.
         """
 
-    def observe(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
-        """The values of these tensors, batch by batch, the same samples in the same order at every call."""
+    def observe(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Iterator[Observed]:
+        """The values of these tensors, batch by batch, the same samples in the same order at every call. First
+        axes need not be a batch: each sample may be a call of its own.
+        """
 
 
 class Trainer(Protocol):

@@ -54,11 +54,6 @@ def open_source(
     array and what is wanted.
     """
     options = parse(preprocess)
-    for one in inputs:
-        if not one.shape:
-            raise DataError(
-                f"the model's input '{one.name}' is a single number and has no batch axis; make it an initializer of the model"
-            )
     if not inputs:
         raise DataError(f"{named(spec)}: the model has no inputs that data could be fed to")
     if options.scales and not any(is_float(one.dtype) for one in inputs):

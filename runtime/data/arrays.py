@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from onnx_lathe.errors import DataError, first_few, nearest
-from onnx_lathe.runtime.data.preprocess import Feed, Preprocess, bind, is_float
+from onnx_lathe.runtime.data.fitting import Fit, feed, fit
+from onnx_lathe.runtime.data.preprocess import Feed, Preprocess, is_float
 from onnx_lathe.runtime.data.source import Batch, IndexedSource, check_labels, check_values, fingerprint
 from onnx_lathe.runtime.files.signature import InputSpec
 
@@ -37,14 +38,16 @@ class ArraySource(IndexedSource):
     """Arrays [N, ...] in memory, one per input."""
 
     def __init__(
-        self, arrays: dict[str, np.ndarray], labels: np.ndarray | None, feeds: dict[str, Feed]
+        self, arrays: dict[str, np.ndarray], labels: np.ndarray | None, feeds: dict[str, Feed], fitted: Fit
     ) -> None:
-        self.arrays, self.labels, self.feeds = arrays, labels, feeds
-        self.labelled, self.count = labels is not None, len(next(iter(arrays.values())))
+        self.arrays = {name: fitted.samples(name, array) for name, array in arrays.items()}
+        self.labels, self.feeds, self.per_call = labels, feeds, fitted.per_call
+        self.labelled, self.count = labels is not None, fitted.count
 
     def read(self, rows: np.ndarray) -> Batch:
         inputs = {name: self.feeds[name](array[rows]) for name, array in self.arrays.items()}
-        return Batch(inputs, None if self.labels is None else self.labels[rows])
+        labels = None if self.labels is None else self.labels[rows]
+        return Batch(inputs, labels, per_call=self.per_call)
 
     def identities(self, rows: np.ndarray) -> np.ndarray:
         def identity(row: int) -> int:
@@ -142,20 +145,21 @@ def _made(
     classes: int | None,
 ) -> ArraySource:
     """The source of arrays that have been read; `path` and `prefix` are for messages."""
-    feeds = _feeds(path, prefix, headers, inputs, options)
+    feeds, fitted = _feeds(path, prefix, headers, inputs, options)
     for spec in inputs:
         where = f"{path}: array '{prefix + spec.name}'"
         check_values(arrays[spec.name], spec, where)
         if is_float(arrays[spec.name].dtype) and feeds[spec.name].mean is not None:
             _check_pixels(arrays[spec.name], where)
-    labels, count = None, headers[inputs[0].name].shape[0]
+    labels, count = None, fitted.count
     if LABELS in arrays and LABELS not in feeds:
         labels = check_labels(arrays.pop(LABELS), count, classes, f"{path}: array '{prefix + LABELS}'")
-    source = ArraySource(arrays, labels, feeds)
+    source = ArraySource(arrays, labels, feeds, fitted)
     source.fingerprint = fingerprint(
         repr(sorted((name, str(header)) for name, header in headers.items())).encode(), repr(options).encode()
     )
     source.description = f"{count:,} {'unlabelled' if labels is None else 'labelled'} samples"
+    source.notes = tuple(filter(None, [fitted.note(inputs)]))
     return source
 
 
@@ -255,28 +259,25 @@ def _feeds(
     headers: Mapping[str, Header],
     inputs: Sequence[InputSpec],
     options: Preprocess,
-) -> dict[str, Feed]:
+) -> tuple[dict[str, Feed], Fit]:
     """How each input's array is fed. With several inputs, --preprocess scales those that are stored as
     bytes.
     """
+
+    def where(name: str) -> str:
+        return f"{path}: array '{prefix + name}'"
+
+    fitted = fit(inputs, {spec.name: headers[spec.name].shape for spec in inputs}, where)
     feeds = {}
-    count = None
     for spec in inputs:
-        header, where = headers[spec.name], f"{path}: array '{prefix + spec.name}'"
-        if not header.shape or header.shape[0] == 0:
-            raise DataError(f"{where} has no samples; its first axis counts them")
-        if count is not None and header.shape[0] != count:
-            raise DataError(
-                f"{where} has {header.shape[0]} samples, but '{prefix + inputs[0].name}' has {count}; all need as many"
-            )
-        count = header.shape[0]
+        header = headers[spec.name]
         pixels = options.scales and len(inputs) == 1 and is_float(header.dtype)
-        feeds[spec.name] = bind(spec, header.shape[1:], header.dtype, options, where, pixels)
+        feeds[spec.name] = feed(fitted, spec, header.shape, header.dtype, options, where(spec.name), pixels)
     if options.scales and all(feed.mean is None for feed in feeds.values()):
         raise DataError(
             f"{path}: --preprocess scales arrays of uint8, and no input's array is; store pixels as uint8 or leave scaling out"
         )
-    return feeds
+    return feeds, fitted
 
 
 def _check_pixels(array: np.ndarray, where: str) -> None:

@@ -4,6 +4,7 @@ import inspect
 import itertools
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 
 from onnx_lathe.errors import DataError, LatheError, nearest
 from onnx_lathe.runtime.data.arrays import LABELS
-from onnx_lathe.runtime.data.preprocess import Feed, Preprocess, bind
+from onnx_lathe.runtime.data.fitting import feed, fit
+from onnx_lathe.runtime.data.preprocess import Feed, Preprocess
 from onnx_lathe.runtime.data.source import Batch, DataSource, check_labels, check_values, fingerprint
 from onnx_lathe.runtime.files.signature import InputSpec
 from onnx_lathe.runtime.user_code import import_file, shadowed
@@ -104,7 +106,7 @@ class FunctionSource(DataSource):
                 return
             where = f"{self.guard.where}: batch {number}"
             batch = self._ready(*self._parts(item, where), where)
-            if not batch.count:
+            if batch is None:
                 continue
             if labelled not in (None, batch.labels is not None):
                 raise DataError(
@@ -144,26 +146,24 @@ class FunctionSource(DataSource):
             )
         return arrays, labels
 
-    def _ready(self, arrays: dict[str, np.ndarray], labels: np.ndarray | None, where: str) -> Batch:
-        count = len(arrays[self.inputs[0].name]) if arrays[self.inputs[0].name].ndim else 0
+    def _ready(self, arrays: dict[str, np.ndarray], labels: np.ndarray | None, where: str) -> Batch | None:
+        """None for a batch without samples."""
+        shapes = {name: array.shape for name, array in arrays.items()}
+        if any(shape[:1] == (0,) for shape in shapes.values()):
+            return None
+        fitted = fit(self.inputs, shapes, lambda name: f"{where}: '{name}'")
+        self.notes = self.notes or tuple(filter(None, [fitted.note(self.inputs)]))
         ready = {}
         for spec in self.inputs:
             array, here = arrays[spec.name], f"{where}: '{spec.name}'"
-            if not array.ndim:
-                raise DataError(f"{here} is a single number; its first axis has to count samples")
-            if len(array) != count:
-                raise DataError(
-                    f"{here} has {len(array)} samples, but '{self.inputs[0].name}' has {count}; all need as many"
-                )
-            key = (spec.name, array.shape[1:], array.dtype)
+            key = (spec.name, fitted.per_call, array.shape[1:], array.dtype)
             if key not in self.feeds:
-                self.feeds[key] = bind(spec, array.shape[1:], array.dtype, self.options, here)
+                self.feeds[key] = feed(fitted, spec, array.shape, array.dtype, self.options, here)
             check_values(array, spec, here)
-            ready[spec.name] = self.feeds[key](array)
-        return Batch(
-            ready,
-            None if labels is None else check_labels(labels, count, self.classes, f"{where}: the labels"),
-        )
+            ready[spec.name] = self.feeds[key](fitted.samples(spec.name, array))
+        if labels is not None:
+            labels = check_labels(labels, fitted.count, self.classes, f"{where}: the labels")
+        return Batch(ready, labels, per_call=fitted.per_call)
 
 
 class UserCode:
@@ -220,8 +220,8 @@ def open_function(
     return source
 
 
-def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape[1:] for name, array in batch.inputs.items()}
+def _shapes(batch: Batch) -> tuple[bool, dict[str, tuple[int, ...]]]:
+    return batch.per_call, {name: array.shape[1:] for name, array in batch.inputs.items()}
 
 
 def _joined(batches: list[Batch]) -> Batch:
@@ -229,7 +229,7 @@ def _joined(batches: list[Batch]) -> Batch:
         return batches[0]
     inputs = {name: np.concatenate([batch.inputs[name] for batch in batches]) for name in batches[0].inputs}
     labels = [batch.labels for batch in batches if batch.labels is not None]
-    return Batch(inputs, np.concatenate(labels) if labels else None)
+    return replace(batches[0], inputs=inputs, labels=np.concatenate(labels) if labels else None)
 
 
 def _a(value: Any) -> str:

@@ -14,12 +14,15 @@ from PIL import Image
 
 from onnx_lathe.errors import DataError
 from onnx_lathe.runtime.data.classes import ClassNames, in_order, order_note, order_warning
+from onnx_lathe.runtime.data.fitting import ONE_CALL
 from onnx_lathe.runtime.data.preprocess import Feed, Preprocess, bind, channel_axis, is_float, show
 from onnx_lathe.runtime.data.source import Batch, IndexedSource, fingerprint
 from onnx_lathe.runtime.files.signature import InputSpec
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _MODES: dict[int | None, str] = {1: "L", 3: "RGB", 4: "RGBA", None: "RGB"}
+_COLOURED = (3, 4)
+"""Channels of an input [channels, height, width], which is one picture; no batch has just so many grey ones."""
 # What Pillow's decoders let through when a file is damaged.
 _BROKEN = (
     OSError,
@@ -63,16 +66,23 @@ class ImageSource(IndexedSource):
     """Pictures on disk, for the one input of a model."""
 
     def __init__(
-        self, files: list[Path], labels: np.ndarray | None, name: str, framing: Framing, feed: Feed
+        self,
+        files: list[Path],
+        labels: np.ndarray | None,
+        name: str,
+        framing: Framing,
+        feed: Feed,
+        per_call: bool = False,
     ) -> None:
-        self.files, self.labels = files, labels
+        self.files, self.labels, self.per_call = files, labels, per_call
         self.name, self.framing, self.feed = name, framing, feed
         self.labelled, self.count = labels is not None, len(files)
 
     def read(self, rows: np.ndarray) -> Batch:
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
             pixels = np.stack(list(pool.map(lambda row: decode(self.files[row], self.framing), rows)))
-        return Batch({self.name: self.feed(pixels)}, None if self.labels is None else self.labels[rows])
+        labels = None if self.labels is None else self.labels[rows]
+        return Batch({self.name: self.feed(pixels)}, labels, per_call=self.per_call)
 
     def identities(self, rows: np.ndarray) -> np.ndarray:
         names = [os.fsencode(self.files[row].resolve()) for row in rows]
@@ -96,11 +106,11 @@ def open_images(
         raise DataError(
             f"{folder}: a folder feeds a model with one input, this one has {len(inputs)}; use .npz or a function"
         )
-    framing = _framing(folder, inputs[0], options)
+    one_picture = len(inputs[0].shape) == 3 and inputs[0].shape[0] in _COLOURED
+    spec = replace(inputs[0], shape=(None, *inputs[0].shape)) if one_picture else inputs[0]
+    framing = _framing(folder, spec, options)
     sample = (framing.height, framing.width, len(framing.mode))[: 2 if framing.mode == "L" else 3]
-    feed = bind(
-        inputs[0], sample, np.dtype(np.uint8), replace(options, layout="nhwc"), f"{folder}: each picture"
-    )
+    feed = bind(spec, sample, np.dtype(np.uint8), replace(options, layout="nhwc"), f"{folder}: each picture")
     try:
         names, files, labels = _scan(folder, classes, given)
         stats = [
@@ -109,7 +119,7 @@ def open_images(
         ]
     except OSError as error:
         raise DataError(f"{error.filename or folder}: cannot be read: {error.strerror or error}") from error
-    source = ImageSource(files, labels, inputs[0].name, framing, feed)
+    source = ImageSource(files, labels, spec.name, framing, feed, one_picture)
     source.fingerprint = fingerprint(repr(stats).encode(), repr(names).encode(), repr(options).encode())
     source.description = (
         f"{len(files):,} pictures"
@@ -117,7 +127,11 @@ def open_images(
         + f" of {folder}"
     )
     source.class_names = names
-    source.notes = (*([order_note(names)] if names else []), f"pictures are {framing}")
+    source.notes = (
+        *([order_note(names)] if names else []),
+        f"pictures are {framing}",
+        *([ONE_CALL] if one_picture else []),
+    )
     if names and (warning := order_warning(folder, names, given)):
         source.warnings = (warning,)
     decode(files[0], framing)

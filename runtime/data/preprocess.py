@@ -112,15 +112,21 @@ def parse(text: str | None) -> Preprocess:
 
 
 def bind(
-    spec: InputSpec, sample: Sample, stored: np.dtype, options: Preprocess, where: str, pixels: bool = False
+    spec: InputSpec,
+    sample: Sample,
+    stored: np.dtype,
+    options: Preprocess,
+    where: str,
+    pixels: bool = False,
+    moves: bool = True,
 ) -> Feed:
     """How stored arrays of this dtype and sample shape become the graph's input.
 
     Bytes for a float input are scaled, and so are floats that the caller knows to be `pixels` 0..255; other
-    floats are fed as they are. `where` names the data in messages. Raises DataError if dtype or shape do
-    not fit, or if bytes come without scaling.
+    floats are fed as they are. `where` names the data in messages. Without `moves`, the sample's shape has been
+    found to fit. Raises DataError if dtype or shape do not fit, or if bytes come without scaling.
     """
-    arrange, arranged = _arrangement(spec, sample, options.layout, where)
+    arrange, arranged = _arrangement(spec, sample, options.layout, where) if moves else (_as_stored, sample)
     if is_float(spec.dtype) and (stored == np.uint8 or pixels):
         if not options.scales:
             raise DataError(

@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,11 +36,14 @@ class Batch:
 
     `place` is set where the batch is one worker's part of a larger one. A worker for which no sample is
     left gets one that does not count, so that all workers take the same number of steps.
+
+    `per_call`: each sample is a call of its own, [n, *the input's whole shape]; see runtime/data/fitting.py.
     """
 
     inputs: dict[str, np.ndarray]
     labels: np.ndarray | None = None
     place: Place | None = None
+    per_call: bool = False
 
     @property
     def count(self) -> int:
@@ -64,10 +67,12 @@ class Batch:
         return 1.0 if self.place is None else self.place.workers * self.place.mine / self.place.total
 
     def __getitem__(self, rows: slice) -> "Batch":
-        return Batch(
-            {name: array[rows] for name, array in self.inputs.items()},
-            None if self.labels is None else self.labels[rows],
-        )
+        inputs = {name: array[rows] for name, array in self.inputs.items()}
+        return Batch(inputs, None if self.labels is None else self.labels[rows], per_call=self.per_call)
+
+    def call(self, row: int) -> dict[str, np.ndarray]:
+        """Of a batch that is `per_call`, what one sample feeds."""
+        return {name: np.asarray(array[row]) for name, array in self.inputs.items()}
 
 
 class DataSource(ABC):
@@ -192,7 +197,7 @@ class Share(DataSource):
             for rows in self.whole.row_batches(size * self.workers, shuffle_seed):
                 place, mine = self._place(len(rows))
                 batch = self.whole.read(rows[mine])
-                yield Batch(batch.inputs, batch.labels, place)
+                yield replace(batch, place=place)
             return
         whole = self.whole.batches(size * self.workers, shuffle_seed)
         while True:
@@ -204,8 +209,7 @@ class Share(DataSource):
             if found is None:
                 return
             place, mine = self._place(found.count)
-            part = found[mine]
-            yield Batch(part.inputs, part.labels, place)
+            yield replace(found[mine], place=place)
 
     def _place(self, count: int) -> tuple[Place, slice]:
         """Of this worker's samples among `count`; if there are none, of the first one."""
@@ -315,6 +319,7 @@ def check_labels(labels: np.ndarray, count: int, classes: int | None, where: str
 def check_values(array: np.ndarray, spec: InputSpec, where: str) -> None:
     """Raises DataError for NaN, and for integers that the model's dtype cannot hold."""
     if is_float(array.dtype):
+        array = np.atleast_1d(array)
         for start in range(0, len(array), _CHUNK):
             wrong = np.isnan(array[start : start + _CHUNK])
             if wrong.any():

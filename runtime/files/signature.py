@@ -1,5 +1,6 @@
 """What a caller of a model sees: the inputs to feed, and whether it classifies."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +11,13 @@ from onnx_lathe.errors import ModelError
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a caller feeds: `shape` includes the batch axis, None for a dynamic dimension."""
+    """What a caller feeds: `shape` includes the batch axis, None for a dynamic dimension; () for one number."""
 
     name: str
     dtype: np.dtype
     shape: tuple[int | None, ...]
+    ranked: bool = True
+    """Whether the model says how many axes the input has; `shape` is () if it does not."""
 
 
 def model_inputs(model: ModelProto) -> list[InputSpec]:
@@ -36,8 +39,24 @@ def model_inputs(model: ModelProto) -> list[InputSpec]:
             dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
             for dim in tensor.shape.dim
         )
-        specs.append(InputSpec(value.name, dtype, dims))
+        specs.append(InputSpec(value.name, dtype, dims, tensor.HasField("shape")))
     return specs
+
+
+def takes_one_sample(shapes: Sequence[Sequence[int | str | None]]) -> bool:
+    """Whether inputs of these shapes cannot hold a batch along their first axes: one is a single number, or
+    the first axes of two differ, as [batch, n] and [2, batch, 128] do. Names are of dynamic dimensions.
+    """
+    firsts = [shape[0] for shape in shapes if shape]
+    fixed = {size for size in firsts if isinstance(size, int)}
+    mixed = max(fixed, default=1) > 1 and not all(isinstance(size, int) for size in firsts)
+    return len(firsts) < len(shapes) or len(fixed) > 1 or mixed
+
+
+def fixed_batch(shapes: Sequence[Sequence[int | str | None]]) -> int | None:
+    """The batch size that inputs of these shapes ask for, if they ask for one."""
+    fixed = {shape[0] for shape in shapes if shape and isinstance(shape[0], int)}
+    return fixed.pop() if len(fixed) == 1 else None
 
 
 def model_classes(model: ModelProto) -> int | None:

@@ -13,8 +13,10 @@ import onnx
 import onnxruntime
 
 from onnx_lathe.errors import DataError, ModelError
+from onnx_lathe.protocols import Observed
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.data.source import IndexedSource
+from onnx_lathe.runtime.files.signature import fixed_batch
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.content import model_fingerprint
 from onnx_lathe.runtime.running.histogram import Histogram
@@ -85,13 +87,12 @@ class StreamingCalibrator:
         expected = self.limit if self.data.count is None else min(self.limit, self.data.count)
         sampled = max(SAMPLED_PER_SAMPLE, SAMPLED_VALUES // max(expected, 1))
         session = _session(model, tensors)
-        fixed = _fixed_batch(session)
         samples, rows_at_once = 0, 1  # one row tells how much memory the others will take
-        for feeds, count in self._feeds(session):
-            rows, start = fixed or count, 0
-            while start < rows:
-                end = rows if fixed else min(start + rows_at_once, count)
-                part = {name: values[start:end] for name, values in feeds.items()}
+        for feeds, count, divisible in self._feeds(session):
+            start = 0
+            while start < count:
+                end = min(start + rows_at_once, count) if divisible else count
+                part = {name: values[start:end] for name, values in feeds.items()} if divisible else feeds
                 values = part | ort.run(session, part)
                 row_bytes = sum(values[name].nbytes for name in tensors) // (end - start)
                 rows_at_once = max(OUTPUT_BYTES // max(row_bytes, 1), 1)
@@ -99,9 +100,9 @@ class StreamingCalibrator:
                     if not histogram.add(
                         values.pop(name), sampled * (end - start)
                     ):  # popped: memory for the next run
-                        first, last = samples + min(start, count - 1), samples + min(end, count) - 1
+                        where = self._samples(samples + start, samples + end - 1)
                         raise DataError(
-                            f"tensor '{name}' holds NaN or infinity on {self._samples(first, last)}; "
+                            f"tensor '{name}' holds NaN or infinity on {where}; "
                             "check the scale of the data and the model's weights"
                         )
                 start = end
@@ -114,7 +115,7 @@ class StreamingCalibrator:
             )
         return found
 
-    def observe(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
+    def observe(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Iterator[Observed]:
         """The values of the named float tensors of the main graph, batch by batch; every call gives the
         same samples in the same order.
 
@@ -122,9 +123,9 @@ class StreamingCalibrator:
         """
         session = _session(model, tensors)
         samples = 0
-        for feeds, count in self._feeds(session):
+        for feeds, count, _ in self._feeds(session):
             outputs = ort.run(session, feeds)
-            yield {name: feeds[name] if name in feeds else outputs[name] for name in tensors}
+            yield Observed({name: feeds[name] if name in feeds else outputs[name] for name in tensors}, count)
             samples += count
             self._tell(samples)
 
@@ -141,13 +142,15 @@ class StreamingCalibrator:
     def _tell(self, samples: int) -> None:
         self.progress(f"calibrating: {samples} of at most {self.limit} samples")
 
-    def _feeds(self, session: onnxruntime.InferenceSession) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-        """(inputs, samples), `limit` samples in all; at least one batch."""
-        inputs = session.get_inputs()
-        fixed = _fixed_batch(session)
+    def _feeds(
+        self, session: onnxruntime.InferenceSession
+    ) -> Iterator[tuple[dict[str, np.ndarray], int, bool]]:
+        """(inputs, samples, whether they may be run in parts), `limit` samples in all; at least one batch."""
+        names = [value.name for value in session.get_inputs()]
+        fixed = fixed_batch([value.shape for value in session.get_inputs()])
         samples = 0
         for batch in self.data.batches(fixed or min(self.batch, self.limit), shuffle_seed=0):
-            missing = [value.name for value in inputs if value.name not in batch.inputs]
+            missing = [name for name in names if name not in batch.inputs]
             if missing:
                 raise DataError(
                     f"the calibration data has no input '{missing[0]}'; it has {', '.join(map(repr, batch.inputs))}"
@@ -155,21 +158,17 @@ class StreamingCalibrator:
             count = min(batch.count, self.limit - samples)
             if count == 0:
                 continue
-            rows = np.arange(fixed or count) % count  # a fixed batch is filled up with repeats
-            yield {value.name: batch.inputs[value.name][rows] for value in inputs}, count
+            if batch.per_call:
+                calls = (batch.call(row) for row in range(count))
+                yield from (({name: call[name] for name in names}, 1, False) for call in calls)
+            else:
+                rows = np.arange(fixed or count) % count  # a fixed batch is filled up with repeats
+                yield {name: batch.inputs[name][rows] for name in names}, count, fixed is None
             samples += count
             if samples >= self.limit:
                 return
         if samples == 0:
             raise DataError("the calibration data is empty; give at least one sample")
-
-
-def _fixed_batch(session: onnxruntime.InferenceSession) -> int | None:
-    """The batch size that the model's inputs ask for, if they ask for one."""
-    fixed = {
-        value.shape[0] for value in session.get_inputs() if value.shape and isinstance(value.shape[0], int)
-    }
-    return fixed.pop() if len(fixed) == 1 else None
 
 
 def _session(model: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.InferenceSession:

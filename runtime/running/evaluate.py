@@ -15,7 +15,8 @@ import onnx
 import onnxruntime
 
 from onnx_lathe.errors import DataError
-from onnx_lathe.runtime.data import DataSource, take
+from onnx_lathe.runtime.data import Batch, DataSource, take
+from onnx_lathe.runtime.files.signature import fixed_batch
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.content import model_fingerprint
 from onnx_lathe.runtime.running.joins import Join, joins
@@ -68,9 +69,9 @@ def reference(
     batches: list[int] = []
     total, has_floats = 0, False
     scores = Scores(joined)
-    for outputs, labels, inputs, _ in _outputs(session, data, progress):
-        batches.append(_fingerprint(inputs, labels))
-        scores.add(outputs, labels, outputs)
+    for outputs, piece in _outputs(session, data, progress):
+        batches.append(_fingerprint(piece))
+        scores.add(outputs, piece.labels, outputs, piece.alone)
         total += sum(output.nbytes for output in outputs.values())
         kept.append(outputs if total <= KEPT_BYTES else None)
         has_floats = has_floats or any(map(is_float, outputs.values()))
@@ -93,15 +94,15 @@ def evaluate(
     """
     scores = Scores(original.joins, original.slices, original.labelled)
     seen = 0
-    for outputs, labels, inputs, count in _outputs(session, data, progress):
-        if seen == len(original.batches) or original.batches[seen] != _fingerprint(inputs, labels):
+    for outputs, piece in _outputs(session, data, progress):
+        if seen == len(original.batches) or original.batches[seen] != _fingerprint(piece):
             raise DataError(
                 f"{data.description}: evaluation data differs from one reading to the next; it must yield the same each time"
             )
         wanted = original.outputs[seen]
         if wanted is None and original.session is not None:
-            wanted = _cut(ort.run(original.session, inputs), inputs, count)
-        scores.add(outputs, labels, wanted or {})
+            wanted = piece.cut(ort.run(original.session, piece.inputs))
+        scores.add(outputs, piece.labels, wanted or {}, piece.alone)
         seen += 1
     if seen < len(original.batches):
         raise DataError(
@@ -150,58 +151,59 @@ class OutputComparer:
 
 def _outputs(
     session: onnxruntime.InferenceSession, data: DataSource, progress: Callable[[str], None]
-) -> Iterator[tuple[Outputs, np.ndarray | None, dict[str, np.ndarray], int]]:
-    """(outputs, labels, inputs, samples that count), piece by piece."""
+) -> Iterator[tuple[Outputs, "_Piece"]]:
+    """Outputs and what they are of, piece by piece."""
     seen = 0
     for batch in data.batches(BATCH):
-        for inputs, labels, count in _pieces(session, batch.inputs, batch.labels):
-            outputs = _cut(ort.run(session, inputs), inputs, count)
-            seen += count
+        for piece in _pieces(session, batch):
+            outputs = piece.cut(ort.run(session, piece.inputs))
+            seen += piece.count
             progress(
                 f"evaluating: {seen} samples"
                 if data.count is None
                 else f"evaluating: {seen} of {data.count} samples"
             )
-            yield outputs, labels, inputs, count
+            yield outputs, piece
 
 
-def _cut(outputs: Outputs, inputs: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """Without the repeats that fill a fixed batch, where the first axis is that of samples."""
-    size = len(next(iter(inputs.values())))
-    return {
-        name: output[:count] if count < size and output.ndim and len(output) == size else output
-        for name, output in outputs.items()
-    }
+@dataclass(frozen=True)
+class _Piece:
+    """What one call is fed: `count` samples, and repeats of the last up to the `size` of a fixed batch; or one
+    sample that is no part of a batch, `alone`.
+    """
+
+    inputs: Mapping[str, np.ndarray]
+    labels: np.ndarray | None
+    count: int
+    size: int
+    alone: bool = False
+
+    def cut(self, outputs: Outputs) -> dict[str, np.ndarray]:
+        """Without the repeats, where the first axis is that of samples."""
+        return {
+            name: output[: self.count]
+            if self.count < self.size and output.ndim and len(output) == self.size
+            else output
+            for name, output in outputs.items()
+        }
 
 
-def _fingerprint(inputs: dict[str, np.ndarray], labels: np.ndarray | None) -> int:
-    arrays = [*inputs.values(), *([] if labels is None else [labels])]
+def _fingerprint(piece: _Piece) -> int:
+    arrays = [*piece.inputs.values(), *([] if piece.labels is None else [piece.labels])]
     return zlib.crc32(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
 
 
-def _pieces(
-    session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray], labels: np.ndarray | None
-) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray | None, int]]:
-    """(inputs, labels, samples that count). A model with a fixed batch gets just that size, the last one
-    filled with repeats.
-    """
-    count = len(next(iter(inputs.values())))
-    fixed = {
-        value.shape[0] for value in session.get_inputs() if value.shape and isinstance(value.shape[0], int)
-    }
-    if len(fixed) != 1:
-        size = max(PIECE_BYTES * count // max(sum(array.nbytes for array in inputs.values()), 1), 1)
-        for start in range(0, count, size):
-            part = slice(start, start + size)
-            taken = None if labels is None else labels[part]
-            yield {name: array[part] for name, array in inputs.items()}, taken, min(size, count - start)
+def _pieces(session: onnxruntime.InferenceSession, batch: Batch) -> Iterator[_Piece]:
+    """A model with a fixed batch gets just that size."""
+    inputs, labels, count = batch.inputs, batch.labels, batch.count
+    if batch.per_call:
+        for row in range(count):
+            yield _Piece(batch.call(row), None if labels is None else labels[row : row + 1], 1, 1, True)
         return
-    size = fixed.pop()
+    fixed = fixed_batch([value.shape for value in session.get_inputs()])
+    size = fixed or max(PIECE_BYTES * count // max(sum(array.nbytes for array in inputs.values()), 1), 1)
     for start in range(0, count, size):
-        rows = np.minimum(np.arange(start, start + size), count - 1)
         real = min(size, count - start)
-        yield (
-            {name: array[rows] for name, array in inputs.items()},
-            None if labels is None else labels[start : start + real],
-            real,
-        )
+        rows = np.minimum(np.arange(start, start + size), count - 1) if fixed else slice(start, start + real)
+        taken = None if labels is None else labels[start : start + real]
+        yield _Piece({name: array[rows] for name, array in inputs.items()}, taken, real, fixed or real)

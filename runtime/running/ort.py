@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 
 from onnx_lathe.errors import CrashError, ModelError
+from onnx_lathe.runtime.files.signature import takes_one_sample
 from onnx_lathe.runtime.running import guard
 from onnx_lathe.runtime.running.settings import PLAIN, Settings, create
 from onnx_lathe.runtime.running.sources import readable
@@ -314,20 +315,23 @@ def _tensors(name: str, value: object) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def random_feeds(
-    open_session: onnxruntime.InferenceSession, batch: int = 1, seed: int = 0
+    open_session: onnxruntime.InferenceSession, batch: int = 1, seed: int = 0, size: int = 1
 ) -> dict[str, np.ndarray]:
-    """Standard normal values (zeros for integers) for every input; unknown first dimensions are `batch`,
-    others 1.
+    """Standard normal values (zeros for integers) for every input. Unknown first dimensions, and others of their
+    names, are `batch`, or 1 where the inputs cannot hold a batch along their first axes; the rest are `size`.
 
     Raises ModelError for an input that is not a plain tensor.
     """
     generator = np.random.default_rng(seed)
     feeds: dict[str, np.ndarray] = {}
-    for value in open_session.get_inputs():
+    inputs = open_session.get_inputs()
+    batch = 1 if takes_one_sample([value.shape for value in inputs]) else batch
+    names = {value.shape[0] for value in inputs if value.shape} - {None}
+    for value in inputs:
         if value.type not in DTYPES:
             raise ModelError(f"input '{value.name}' is {value.type}; give data for it with --data")
         shape = [
-            dim if isinstance(dim, int) and dim > 0 else batch if axis == 0 else 1
+            dim if isinstance(dim, int) and dim > 0 else batch if axis == 0 or dim in names else size
             for axis, dim in enumerate(value.shape)
         ]
         dtype = DTYPES[value.type]

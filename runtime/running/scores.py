@@ -119,14 +119,22 @@ class Scores:
         self._labelled = 0
         self._largest_label = -1
 
-    def add(self, outputs: Outputs, labels: np.ndarray | None, originals: Outputs) -> None:
+    def add(
+        self, outputs: Outputs, labels: np.ndarray | None, originals: Outputs, alone: bool = False
+    ) -> None:
+        """`alone`: they are of one sample, which is a call, so that an output [classes] is of that sample."""
         if labels is not None:
             self._labelled += len(labels)
             self._largest_label = max(self._largest_label, int(labels.max(initial=-1)))
             for name, output in outputs.items():
-                self._add_labels(name, output, labels)
+                self._add_labels(name, _row(output, alone), labels)
         for name, original in originals.items():
-            self._compare(name, original, outputs.get(name))
+            # of a sequence that is shorter, a tensor of another shape
+            output = outputs.get(name, np.zeros((0,) * (original.ndim + 1), original.dtype))
+            if is_float(original):
+                found = self._close.setdefault(name, _Closeness(joins=self._joins.get(name, ())))
+                found.add(original, output)
+            self._compare_answers(name, _row(original, alone), _row(output, alone))
 
     def slices(self) -> dict[str, Slices]:
         """The outputs that join ranges, by their values here."""
@@ -161,22 +169,16 @@ class Scores:
         found = np.array([int(best.sum()), int(five.sum())])
         self._right[name] = self._right.get(name, 0) + found
 
-    def _compare(self, name: str, original: np.ndarray, output: np.ndarray | None) -> None:
-        found = None
-        if is_float(original):
-            found = self._close.setdefault(name, _Closeness(joins=self._joins.get(name, ())))
-        if output is None:
-            output = np.zeros((0,) * (original.ndim + 1), original.dtype)  # of a sequence that is shorter
-        if found is not None:
-            found.add(original, output)
-        if not is_float(original) or classifies(original):
-            agreeing, count = self._agreeing.get(name, (0, 0))
-            answers = original.argmax(1) if classifies(original) else original
-            same = 0
-            if original.shape == output.shape:
-                given = output.argmax(1) if classifies(original) else output
-                same = int(np.sum(given == answers))
-            self._agreeing[name] = agreeing + same, count + answers.size
+    def _compare_answers(self, name: str, original: np.ndarray, output: np.ndarray) -> None:
+        if is_float(original) and not classifies(original):
+            return
+        agreeing, count = self._agreeing.get(name, (0, 0))
+        answers = original.argmax(1) if classifies(original) else original
+        same = 0
+        if original.shape == output.shape:
+            given = output.argmax(1) if classifies(original) else output
+            same = int(np.sum(given == answers))
+        self._agreeing[name] = agreeing + same, count + answers.size
 
     def labelled(self) -> str | None:
         """The output that the labels belong to: among those with enough classes the one that is right most
@@ -213,6 +215,10 @@ class Scores:
 
 def is_float(array: np.ndarray) -> bool:
     return bool(np.issubdtype(array.dtype, np.floating))
+
+
+def _row(output: np.ndarray, alone: bool) -> np.ndarray:
+    return output[None] if alone and output.ndim == 1 and len(output) > 1 else output
 
 
 def classifies(output: np.ndarray) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 from onnx_lathe.errors import ModelError, PassError
 from onnx_lathe.metadata import SPARSE, read_sparse
 from onnx_lathe.runtime.torch_bridge.arrays import HALVES, to_numpy, to_torch, torch_type
+from onnx_lathe.runtime.torch_bridge.calls import one_by_one, piecewise
 from onnx_lathe.runtime.torch_bridge.operators.batch_norm import Observed
 from onnx_lathe.runtime.torch_bridge.parameters import statistics, trainable
 from onnx_lathe.runtime.torch_bridge.plan import NOTHING, Plan, inlined, make_plan, raise_refused
@@ -108,6 +109,8 @@ class GraphModule(nn.Module):
         """If set, more or fewer samples than these are run so many at a time: for a graph whose own shapes
         hold its batch size.
         """
+        self.per_call = False
+        """If set, inputs are [samples, *the input's whole shape], and each sample is run by itself; see calls.py."""
         self._plan = _extended(plan, scales, running)
         self._results = tuple(
             (plan.slot(value.name), torch_type(value.type.tensor_type.elem_type)) for value in graph.output
@@ -238,9 +241,12 @@ class GraphModule(nn.Module):
 
     def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> Any:
         feeds = self._feeds(inputs, named)
-        results = (
-            self._observing(feeds) if self.fixed_batch is None else self._piecewise(feeds, self.fixed_batch)
-        )
+        if self.per_call:
+            results = one_by_one(self._compute, feeds)
+        elif self.fixed_batch is not None:
+            results = piecewise(self._compute, feeds, self.fixed_batch)
+        else:
+            results = self._observing(feeds)
         return results[0] if len(results) == 1 else results
 
     def _observing(self, feeds: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -268,18 +274,6 @@ class GraphModule(nn.Module):
             values[slot] if values[slot].dtype == dtype else values[slot].to(dtype)
             for slot, dtype in self._results
         )
-
-    def _piecewise(self, feeds: Mapping[str, torch.Tensor], size: int) -> tuple[torch.Tensor, ...]:
-        """The outputs of pieces of `size` samples, joined; the last piece is filled up by repeating its
-        last sample.
-        """
-        count = len(next(iter(feeds.values())))
-        rows = torch.arange(-(-count // size) * size).clamp(max=count - 1).split(size)
-        parts = [
-            self._compute({name: tensor[row.to(tensor.device)] for name, tensor in feeds.items()})
-            for row in rows
-        ]
-        return tuple(torch.cat(outputs)[:count] for outputs in zip(*parts, strict=True))
 
     def trace(self, **named: torch.Tensor) -> Iterator[tuple[onnx.NodeProto, str, torch.Tensor]]:
         """Runs node by node: (node, name of an output, its value), to look for the first that is wrong."""

@@ -7,11 +7,12 @@ import onnx
 import torch
 
 from onnx_lathe.errors import DataError, PassError
-from onnx_lathe.runtime.data import DataSource
+from onnx_lathe.runtime.data import Batch, DataSource
 from onnx_lathe.runtime.files.signature import model_inputs
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.torch_bridge import GraphModule
 from onnx_lathe.runtime.torch_bridge.arrays import to_torch
+from onnx_lathe.runtime.torch_bridge.calls import joined
 
 SAMPLES = 8
 TOLERANCE = 1e-4
@@ -41,6 +42,11 @@ def check(model: onnx.ModelProto, module: GraphModule, data: DataSource) -> None
     if batch is None:
         raise DataError("the training data has no samples")
     comparison = _Comparison(model)
+    if batch.per_call:
+        module.per_call = True
+        if not comparison.agree(_results(module, batch.inputs), _reference_by_call(model, batch)):
+            _refuse(comparison.culprit(module, batch.call(0)))
+        return
     wanted = _reference(model, batch.inputs, batch.count, fixed)
     if fixed is None or batch.count != fixed:
         try:
@@ -57,7 +63,10 @@ def check(model: onnx.ModelProto, module: GraphModule, data: DataSource) -> None
         module.fixed_batch = fixed
         if comparison.agree(_results(module, batch.inputs), wanted):
             return
-    culprit = comparison.culprit(module, _piece(batch.inputs, 0, fixed or batch.count))
+    _refuse(comparison.culprit(module, _piece(batch.inputs, 0, fixed or batch.count)))
+
+
+def _refuse(culprit: str) -> None:
     raise PassError(
         f"PyTorch computes something else than ONNX Runtime: {culprit}; leave training out, and report it"
     )
@@ -133,6 +142,13 @@ def _reference(model: onnx.ModelProto, feeds: Arrays, count: int, fixed: int | N
         return list(ort.run(session, feeds).values())
     parts = [list(ort.run(session, _piece(feeds, start, fixed)).values()) for start in range(0, count, fixed)]
     return [np.concatenate(outputs)[:count] for outputs in zip(*parts, strict=True)]
+
+
+def _reference_by_call(model: onnx.ModelProto, batch: Batch) -> list[np.ndarray]:
+    session = ort.session(model, optimized=False)
+    calls = [ort.run(session, batch.call(row)).values() for row in range(batch.count)]
+    found = [joined([to_torch(value) for value in outputs]) for outputs in zip(*calls, strict=True)]
+    return [(value.double() if value.is_floating_point() else value).numpy() for value in found]
 
 
 def _piece(feeds: Arrays, start: int, size: int) -> dict[str, np.ndarray]:

@@ -71,7 +71,7 @@ def test_same_seed_same_order(tmp_path: Path) -> None:
         ),
         ({"train/image": PIXELS, "eval/image": PIXELS}, "has parts eval, train; name one, such as"),
         ({"image": PIXELS[:0]}, "array 'image' has no samples"),
-        ({"image": np.float32(1)}, "array 'image' has no samples"),
+        ({"image": np.float32(1)}, "array 'image' is a single number"),
         ({"image": PIXELS[:, :5]}, "samples of shape [5, 4], but the model's input 'image' takes [1, 6, 4]"),
         ({"image": PIXELS.astype(np.int64)}, "is int64, the model takes float32"),
         ({"image": PIXELS.astype(object)}, "array 'image' holds Python objects"),
@@ -153,4 +153,4 @@ def test_what_is_no_data(tmp_path: Path) -> None:
         str(tmp_path / "data.csv")
     )
     assert "has no inputs" in refusal(str(tmp_path), [])
-    assert "has no batch axis" in refusal(str(tmp_path), [InputSpec("image", FLOAT, ())])
+    assert "which is no picture" in refusal(str(tmp_path), [InputSpec("image", FLOAT, ())])

@@ -123,16 +123,18 @@ def test_the_objective_is_hintons() -> None:
     smooth = torch.full((5, 4), 0.025)
     smooth[range(5), labels] += 0.9
     want += 0.75 * -(smooth * torch.log_softmax(student, 1)).sum(1).mean()
-    objective = Objective(["Gemm"], [student], True, True, settings)
+    objective = Objective(["Gemm"], [student], 5, True, True, settings)
     torch.testing.assert_close(objective([student], [taught], labels), want)
-    probabilities = Objective(["Softmax"], [student], True, True, settings)
+    probabilities = Objective(["Softmax"], [student], 5, True, True, settings)
     torch.testing.assert_close(probabilities([student.softmax(1)], [taught.softmax(1)], labels), want)
 
 
 @pytest.mark.parametrize("operator, shape", [("Sigmoid", (5, 4)), ("Conv", (5, 4, 2, 2)), ("Gemm", (5, 1))])
 def test_other_outputs_are_compared_by_square_error(operator: str, shape: tuple[int, ...]) -> None:
     student, taught, counts = torch.rand(shape) + 1, torch.rand(shape), torch.arange(5)
-    objective = Objective([operator, ""], [student, counts], True, True, Settings.read(options(distill=0.3)))
+    objective = Objective(
+        [operator, ""], [student, counts], 5, True, True, Settings.read(options(distill=0.3))
+    )
     want = (student - taught).square().mean() / taught.square().mean()
     torch.testing.assert_close(
         objective([student, counts], [taught, counts], torch.zeros(5, dtype=torch.int64)), want
@@ -141,7 +143,7 @@ def test_other_outputs_are_compared_by_square_error(operator: str, shape: tuple[
 
 def test_all_float_outputs_are_distilled() -> None:
     scores, box = torch.randn(5, 4), torch.randn(5, 2, 2)
-    objective = Objective(["Gemm", "Conv"], [scores, box], False, True, Settings.read(options()))
+    objective = Objective(["Gemm", "Conv"], [scores, box], 5, False, True, Settings.read(options()))
     assert objective([scores, box], [scores, box], None).item() == pytest.approx(0, abs=1e-6)
     assert objective([scores, box], [scores, 2 * box], None).item() == pytest.approx(0.25)
 

@@ -90,11 +90,16 @@ class Target:
         return False
 
     def fitted(
-        self, model: onnx.ModelProto, options: Any, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        model: onnx.ModelProto,
+        options: Any,
+        shapes: Mapping[str, tuple[int, ...]],
+        per_call: bool = False,
     ) -> tuple[Any, list[str]]:
         """The options, with what the data's shapes decide where the caller did not; and what to say of it.
 
-        shapes: of the first samples of the data, by input; empty without data. `model` is the lowered model.
+        shapes: of the first samples of the data, by input; empty without data. per_call: each sample is a call of
+        the model, whose first axes are no batch. `model` is the lowered model.
         """
         return options, []
 

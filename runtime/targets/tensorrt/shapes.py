@@ -96,27 +96,33 @@ def profiles(model: onnx.ModelProto, batch: Profile, shapes: Mapping[str, Profil
 
 
 def from_data(
-    model: onnx.ModelProto, batch: Profile, given: Collection[str], samples: Mapping[str, Shape]
+    model: onnx.ModelProto,
+    batch: Profile,
+    given: Collection[str],
+    samples: Mapping[str, Shape],
+    per_call: bool = False,
 ) -> dict[str, Profile]:
     """Profiles for the inputs that need more than `batch`, with the sizes that the data has.
 
-    given: inputs whose shapes are known already; samples: shapes of the data by input.
+    given: inputs whose shapes are known already; samples: shapes of the data by input. per_call: each sample is a
+    call, so that first dimensions are no batch.
     """
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
     wanted = {value.name: _dimensions(value) for value in inputs}
-    batch_names = _batch_names(wanted)
+    batch_names = set() if per_call else _batch_names(wanted)
+    first = 0 if per_call else 1
     found = {}
     for name, dims in wanted.items():
         sample = samples.get(name)
         if name in given or sample is None or (dims is not None and len(dims) != len(sample)):
             continue
         known: list[int | str] = dims if dims is not None else ["batch", *sample[1:]] if sample else []
-        if dims is not None and not any(_is_open(axis, dim, batch_names) for axis, dim in enumerate(dims)):
+        is_open = [_is_open(axis, dim, batch_names, first) for axis, dim in enumerate(known)]
+        if dims is not None and not any(is_open):
             continue
         sizes = [
-            size if _is_open(axis, dim, batch_names) else dim
-            for axis, (dim, size) in enumerate(zip(known, sample, strict=True))
+            size if is_open[axis] else dim for axis, (dim, size) in enumerate(zip(known, sample, strict=True))
         ]
         found[name] = _at_batch(sizes, batch)
     return found
@@ -131,9 +137,9 @@ def _batch_names(wanted: Mapping[str, list[int | str] | None]) -> set[str]:
     return {dims[0] for dims in wanted.values() if dims and isinstance(dims[0], str) and dims[0]}
 
 
-def _is_open(axis: int, dim: int | str, batch_names: Collection[str]) -> bool:
-    """Whether neither the model nor the option batch gives the dimension a size."""
-    return isinstance(dim, str) and axis > 0 and dim not in batch_names
+def _is_open(axis: int, dim: int | str, batch_names: Collection[str], first: int = 1) -> bool:
+    """Whether neither the model nor the option batch, which is for axes before `first`, gives the dimension a size."""
+    return isinstance(dim, str) and axis >= first and dim not in batch_names
 
 
 def _at_batch(dims: Sequence[int | str], batch: Profile) -> Profile:

@@ -102,9 +102,13 @@ class TensorRTBase(Target):
         return verdicts(model)
 
     def fitted(
-        self, model: onnx.ModelProto, options: Any, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        model: onnx.ModelProto,
+        options: Any,
+        shapes: Mapping[str, tuple[int, ...]],
+        per_call: bool = False,
     ) -> tuple[Any, list[str]]:
-        found = from_data(model, parse_batch(options.batch), options.shapes, shapes)
+        found = from_data(model, parse_batch(options.batch), options.shapes, shapes, per_call)
         written = {name: text(profile) for name, profile in found.items()}
         notes = [
             f"input '{name}' has sizes that are not fixed: built for {shape}, as the data has them; "

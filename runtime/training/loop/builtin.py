@@ -91,7 +91,7 @@ class _Loop:
         )
         self.augment.check(first)
         self.objective = Objective(
-            module.output_ops, sample, job.data.labelled, job.teacher is not None, settings
+            module.output_ops, sample, first.count, job.data.labelled, job.teacher is not None, settings
         )
         self.teacher = job.teacher if self.objective.distill > 0 else None
         self.optimizer = _optimizer(self.parameters, settings)

@@ -33,8 +33,8 @@ def _log(output: Tensor) -> Tensor:
 
 
 class Objective:
-    """The loss of a batch. `sample` are the module's outputs, to see their shapes; `operators` what
-    computes each of them.
+    """The loss of a batch. `sample` are the module's outputs for so many `samples`, to see their shapes;
+    `operators` what computes each of them.
 
     Raises PassError if no output has a gradient, or if neither labels nor a teacher give anything to learn
     from.
@@ -44,6 +44,7 @@ class Objective:
         self,
         operators: Sequence[str],
         sample: Sequence[Tensor],
+        samples: int,
         labelled: bool,
         taught: bool,
         settings: Settings,
@@ -62,7 +63,8 @@ class Objective:
         """Output index -> what makes logits of it, for the outputs [batch, classes]. A log-softmax is
         logits already.
         """
-        self.labelled = next(iter(self.scores), None) if labelled else None
+        rows = [index for index in self.scores if len(sample[index]) == samples]
+        self.labelled = next(iter(rows), None) if labelled else None
         """The output that labels belong to: the first that can have them."""
         self.classes = 0 if self.labelled is None else sample[self.labelled].shape[1]
         if self.labelled is None and not taught:
