@@ -233,19 +233,9 @@ class BiasCorrection:
     ) -> Iterator[tuple[Mapping[str, np.ndarray], int]]:
         """(values, samples) of the first batches of the data, SAMPLES samples or a few more."""
         samples, unique = 0, list(dict.fromkeys(names))
-        part = model_up_to(model, unique)
-        constants = {tensor.name for tensor in part.graph.initializer}
-        floats = (
-            value.name
-            for value in part.graph.input
-            if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-        )
-        # an output may have a row per object
-        counted = next((name for name in floats if name not in constants), names[-1])
-        for batch in self.calibrator.observe(part, list(dict.fromkeys([*unique, counted]))):
-            count = _samples(batch[counted])
-            yield batch, count
-            samples += count
+        for batch in self.calibrator.observe(model_up_to(model, unique), unique):
+            yield batch, batch.samples
+            samples += batch.samples
             if samples >= SAMPLES:
                 return
 
@@ -265,10 +255,6 @@ def _scores(tensor: Tensor) -> str:
         if not pairs.is_dequantized(tensor) and tensor.inputs:
             name = str(tensor.name)
     return name
-
-
-def _samples(values: np.ndarray) -> int:
-    return len(values) if values.ndim else 1
 
 
 def _add_mean(model: onnx.ModelProto, place: _Place, tensor: str, channels: int, taken: set[str]) -> str:

@@ -15,8 +15,11 @@ from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.int8.int8 import Int8
 from onnx_lathe.passes.numerics.quantization import affine
 from onnx_lathe.passes.retrain import Retrain
+from onnx_lathe.protocols import Observed
+from onnx_lathe.runtime.data import model_inputs, open_source
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
+from tests.support import calls
 from tests.support.builders import build, random, run
 from tests.support.int8 import Fixed, Form, Rows, quantize
 from tests.support.seeds import generator
@@ -209,12 +212,14 @@ def test_training_goes_on_from_corrected_biases() -> None:
 
 
 class Watched(StreamingCalibrator):
-    """Remembers the sizes of what it hands out."""
+    """Remembers the sizes of what it hands out, and how many batches were taken at the most."""
 
     sizes: dict[str, int]
+    batches = 0
 
-    def observe(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
-        for batch in super().observe(model, tensors):
+    def observe(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Iterator[Observed]:
+        for number, batch in enumerate(super().observe(model, tensors), 1):
+            self.batches = max(self.batches, number)
             self.sizes |= {name: values.size for name, values in batch.items()}
             yield batch
 
@@ -230,7 +235,6 @@ def test_no_activation_leaves_the_network_but_its_outputs(opset: int) -> None:
     _, report = quantize(model, calibrator, method="minmax", bias_correction=True)
     assert report.metrics["bias_correction_gain_db"] > 1
     outputs = calibrator.sizes.pop("y")
-    del calibrator.sizes["x"]
     assert outputs > 5
     assert sorted(calibrator.sizes.values()) == [4, 4, 5, 5]
 
@@ -324,3 +328,10 @@ def test_the_float_copy_reads_floats_where_a_pair_has_operators_on_integers_insi
     )
     assert report.metrics["layers"] == 2
     assert report.metrics["bias_correction_gain_db"] > 1
+
+
+def test_a_call_is_one_sample_however_long_its_first_axis_is() -> None:
+    calibrator = Watched(open_source(calls.samples("spectral"), model_inputs(calls.spectral())))
+    calibrator.sizes = {}
+    quantize(calls.spectral(), calibrator, method="minmax", bias_correction=True)
+    assert calibrator.batches >= calls.SAMPLES
