@@ -46,6 +46,8 @@ def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> list[GateRec
     if data is not None:
         original = reference(sessions[0], data, ui.status, models[0])
         found[0] |= original.metrics
+        if original.note:
+            ui.note(f"warning: {original.note}")
         quality = evaluate(sessions[1], data, original, ui.status)
         found[1] |= quality
         for output, why in quality.reasons.items():

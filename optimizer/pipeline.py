@@ -173,6 +173,9 @@ def _baseline(state: Run) -> None:
     if state.roles.evaluation is not None:
         state.original = reference(session, state.roles.evaluation, state.ui.status, state.model)
         record.baseline |= state.original.metrics
+        if note := state.original.note:
+            record.warnings.append(note)
+            state.ui.note(f"warning: {note}")
     missing = [
         reason for gate in state.gates if (reason := gate.missing(_available(state), weighed.uncounted))
     ]

@@ -20,6 +20,7 @@ from onnx_lathe.runtime.files.signature import fixed_batch
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.content import model_fingerprint
 from onnx_lathe.runtime.running.joins import Join, joins
+from onnx_lathe.runtime.running.mixing import mixed_output
 from onnx_lathe.runtime.running.scores import Outputs, Scores, Slices, is_float
 
 BATCH = 250
@@ -46,7 +47,16 @@ class Reference:
     labelled: str | None = None
     """The output that labels belong to."""
     has_floats: bool = False
+    mixed: str | None = None
+    """An output in which the samples of a batch have to do with one another: they are judged one by one."""
     session: onnxruntime.InferenceSession | None = None
+
+    @property
+    def note(self) -> str | None:
+        """What a reader of the metrics should know of how they were found."""
+        if self.mixed is None:
+            return None
+        return f"output '{self.mixed}' of a sample depends on the other samples of its batch: samples are judged one by one"
 
 
 class Quality(dict[str, float]):
@@ -65,11 +75,12 @@ def reference(
     are joined of parts.
     """
     joined = {} if model is None else joins(model)
+    mixed = mixed_output(session, data)
     kept: list[Outputs | None] = []
     batches: list[int] = []
     total, has_floats = 0, False
     scores = Scores(joined)
-    for outputs, piece in _outputs(session, data, progress):
+    for outputs, piece in _outputs(session, data, progress, mixed is not None):
         batches.append(_fingerprint(piece))
         scores.add(outputs, piece.labels, outputs, piece.alone)
         total += sum(output.nbytes for output in outputs.values())
@@ -77,7 +88,7 @@ def reference(
         has_floats = has_floats or any(map(is_float, outputs.values()))
     again = session if any(one is None for one in kept) else None
     return Reference(
-        scores.metrics(), kept, batches, joined, scores.slices(), scores.labelled(), has_floats, again
+        scores.metrics(), kept, batches, joined, scores.slices(), scores.labelled(), has_floats, mixed, again
     )
 
 
@@ -94,7 +105,7 @@ def evaluate(
     """
     scores = Scores(original.joins, original.slices, original.labelled)
     seen = 0
-    for outputs, piece in _outputs(session, data, progress):
+    for outputs, piece in _outputs(session, data, progress, original.mixed is not None):
         if seen == len(original.batches) or original.batches[seen] != _fingerprint(piece):
             raise DataError(
                 f"{data.description}: evaluation data differs from one reading to the next; it must yield the same each time"
@@ -150,12 +161,15 @@ class OutputComparer:
 
 
 def _outputs(
-    session: onnxruntime.InferenceSession, data: DataSource, progress: Callable[[str], None]
+    session: onnxruntime.InferenceSession,
+    data: DataSource,
+    progress: Callable[[str], None],
+    one_by_one: bool,
 ) -> Iterator[tuple[Outputs, "_Piece"]]:
     """Outputs and what they are of, piece by piece."""
     seen = 0
     for batch in data.batches(BATCH):
-        for piece in _pieces(session, batch):
+        for piece in _pieces(session, batch, one_by_one):
             outputs = piece.cut(ort.run(session, piece.inputs))
             seen += piece.count
             progress(
@@ -193,7 +207,7 @@ def _fingerprint(piece: _Piece) -> int:
     return zlib.crc32(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
 
 
-def _pieces(session: onnxruntime.InferenceSession, batch: Batch) -> Iterator[_Piece]:
+def _pieces(session: onnxruntime.InferenceSession, batch: Batch, one_by_one: bool) -> Iterator[_Piece]:
     """A model with a fixed batch gets just that size."""
     inputs, labels, count = batch.inputs, batch.labels, batch.count
     if batch.per_call:
@@ -201,7 +215,8 @@ def _pieces(session: onnxruntime.InferenceSession, batch: Batch) -> Iterator[_Pi
             yield _Piece(batch.call(row), None if labels is None else labels[row : row + 1], 1, 1, True)
         return
     fixed = fixed_batch([value.shape for value in session.get_inputs()])
-    size = fixed or max(PIECE_BYTES * count // max(sum(array.nbytes for array in inputs.values()), 1), 1)
+    weight = max(sum(array.nbytes for array in inputs.values()), 1)
+    size = fixed or (1 if one_by_one else max(PIECE_BYTES * count // weight, 1))
     for start in range(0, count, size):
         real = min(size, count - start)
         rows = np.minimum(np.arange(start, start + size), count - 1) if fixed else slice(start, start + real)

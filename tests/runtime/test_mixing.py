@@ -1,0 +1,67 @@
+"""Networks whose outputs of a sample depend on the other samples of its batch are judged one by one."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import onnx_lathe
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.evaluate import evaluate, reference
+from onnx_lathe.runtime.running.mixing import mixed_output
+from tests.support.builders import build
+from tests.support.int8 import Rows
+
+MIXED = (
+    "(float[N, 4] x) => (float[N, 4] y) { m = ReduceMax <keepdims = 0> (x)  d = Sub (x, m)  y = Mul (d, w) }"
+)
+PLAIN = (
+    "(float[N, 4] x) => (float[N, 4] y) { m = ReduceMax <axes = [1]> (x)  d = Sub (x, m)  y = Mul (d, w) }"
+)
+DYNAMIC = """(float[N, 4] x) => (float[N, 4] y) {
+    q, s, z = DynamicQuantizeLinear (x)  d = DequantizeLinear (q, s, z)  y = Mul (d, w) }"""
+FIXED = MIXED.replace("N", "2")
+VALUES = (np.random.default_rng(0).standard_normal((6, 4)) * [[1], [5], [2], [9], [3], [7]]).astype(
+    np.float32
+)
+DATA = Rows(x=VALUES)
+
+
+def network(text: str, scale: float = 1.0) -> onnx.ModelProto:
+    return build(text, w=np.float32(scale))
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [(MIXED, "y"), (DYNAMIC, "y"), (PLAIN, None), (FIXED, None)],
+    ids=["max", "dynamic", "row", "fixed"],
+)
+def test_which_are(text: str, found: str | None) -> None:
+    assert mixed_output(ort.session(network(text)), DATA) == found
+
+
+def test_one_sample_tells_nothing() -> None:
+    assert mixed_output(ort.session(network(MIXED)), Rows(x=np.ones((1, 4), np.float32))) is None
+
+
+def test_each_sample_is_judged_alone() -> None:
+    """As a session computes that is given one sample at a time."""
+    sessions = [ort.session(network(MIXED, scale)) for scale in (1.0, 0.9)]
+    original = reference(sessions[0], DATA, lambda text: None)
+    assert original.note is not None
+    assert "one by one" in original.note
+    rows = [VALUES[row : row + 1] for row in range(6)]
+    outputs = [np.concatenate([session.run(None, {"x": row})[0] for row in rows]) for session in sessions]
+    signal, noise = np.square(outputs[0]).sum(), np.square(outputs[0] - outputs[1]).sum()
+    found = evaluate(sessions[1], DATA, original, lambda text: None)["sqnr"]
+    assert found == pytest.approx(10 * math.log10(signal / noise), abs=1e-3)
+
+
+def test_the_report_says_so(tmp_path: Path) -> None:
+    data = {"x": VALUES}
+    record = onnx_lathe.optimize(network(MIXED), "fold", eval=data, out=tmp_path, latency=False)
+    assert any("judged one by one" in warning for warning in record.warnings)
+    record = onnx_lathe.optimize(network(PLAIN), "fold", eval=data, out=tmp_path / "plain", latency=False)
+    assert not any("one by one" in warning for warning in record.warnings)
