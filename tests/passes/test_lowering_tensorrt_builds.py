@@ -14,9 +14,11 @@ from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.registry import find
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.model import export_model, import_model
+from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
+from onnx_lathe.runtime.targets.ort.ort import PLACEMENT
 from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRTRTX
-from tests.support import builders, quantized, tensorrt_log
+from tests.support import builders, placement, quantized, tensorrt_log
 from tests.support.int8 import Rows
 from tests.support.quantized import IMAGES, assert_equal, assert_same, lower, node, stored
 
@@ -144,3 +146,33 @@ def test_float16_builds_in_float16(lenet5: Path, tmp_path: Path) -> None:
     log = build(lower(export_model(graph))[0], tmp_path)
     floats = sum(np.prod(tensor.dims) * 4 for tensor in onnx.load(lenet5).graph.initializer)
     assert tensorrt_log.weight_bytes(log) < 0.52 * floats
+
+
+@pytest.mark.parametrize(
+    "move, shape",
+    [
+        ("Transpose <perm = [0, 2, 3, 1]> (a)", "4, 8, 8, 8"),
+        ("MaxPool <kernel_shape = [2, 2]> (a)", "4, 8, 7, 7"),
+        ("Unsqueeze (a, first)", "4, 1, 8, 8, 8"),
+    ],
+)
+def test_pairs_on_both_sides_of_a_move_leave_layers_in_int8(move: str, shape: str, tmp_path: Path) -> None:
+    """As int8 writes them from opset 21 on, for an output of the model as well."""
+    text = f"(float[4, 8, 8, 8] x) => (float[{shape}] y) {{ [k] c = Conv (x, w)  [l] a = Conv (c, v)  y = {move} }}"
+    constants = {"w": builders.random(8, 8, 1, 1), "v": builders.random(8, 8, 1, 1)}
+    constants |= {"first": np.array([1])} if "first" in move else {}
+    made = builders.build(text, 21, **constants)
+    placed = placement.quantized(made, PLACEMENT | CANONICAL, builders.random(4, 8, 8, 8))[0]
+    behind = [node.op_type for node in placed.graph.node][-3:]
+    assert behind == [move.split()[0], "QuantizeLinear", "DequantizeLinear"]
+    kernels = tensorrt_log.kernels(build(lower(placed)[0], tmp_path))
+    assert {name: kernels[name] for name in "kl"} == {"k": "Int8", "l": "Int8"}
+
+
+@pytest.mark.parametrize("rows", ["2, 16, ", ""], ids=["a bias of two axes", "a vector"])
+def test_a_product_as_onnxruntime_keeps_it_is_int8(rows: str, tmp_path: Path) -> None:
+    text = f"(float[{rows}32] x) => (float[{rows}64] y) {{ [k] p = MatMul (x, w)  s = Add (p, b)  y = Relu (s) }}"
+    made = builders.build(text, 21, w=builders.random(32, 64), b=builders.random(64))
+    sizes = [dim.dim_value for dim in made.graph.input[0].type.tensor_type.shape.dim]
+    placed = placement.quantized(made, CANONICAL, builders.random(*sizes))[0]
+    assert tensorrt_log.kernels(build(lower(placed)[0], tmp_path))["k"] == "Int8"

@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
+from onnx_lathe.runtime.running import ort
+from tests.support.builders import build as built
 from tests.support.operator_case import build, expected
 from tests.support.recurrent import UNITS, recurrent_case, recurrent_network
 
@@ -131,3 +133,30 @@ def test_a_recurrent_layer_trains_beside_others_in_half_precision(op: str, dtype
     assert float((output - exact).detach().abs().max()) < 0.05 * float(exact.detach().abs().max())
     output.float().square().sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("op, gates", [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_state_of_fewer_samples_is_every_samples_or_an_error(op: str, gates: int, samples: int) -> None:
+    """As exporters write one of a fixed batch, while training tries larger ones first."""
+    states = {"LSTM": 2}.get(op, 1)
+    given = np.random.default_rng(0)
+    constants = {
+        "w": given.standard_normal((1, gates * 4, 3)),
+        "r": given.standard_normal((1, gates * 4, 4)),
+        "h": given.standard_normal((1, samples, 4)),
+    }
+    text = f"y = {op} <hidden_size = 4{', linear_before_reset = 1' if op == 'GRU' else ''}> (x, w, r,,,{', '.join('h' * states)})"
+    model = built(f"(float[5, {samples}, 3] x) => (float[5, 1, {samples}, 4] y) {{ {text} }}", **{
+        name: values.astype(np.float32) for name, values in constants.items()
+    })  # fmt: skip
+    x = given.standard_normal((5, 6, 3)).astype(np.float32)
+    module = GraphModule(model)
+    if samples > 1:
+        with pytest.raises(RuntimeError):
+            module(torch.from_numpy(x))
+        return
+    session = ort.session(model)
+    rows = [ort.run(session, {"x": x[:, at : at + 1]})["y"] for at in range(6)]
+    result = module(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(result, np.concatenate(rows, 2), atol=1e-6)

@@ -64,15 +64,10 @@ class _Work:
                     self.follow(self._pair(node, decoder))
 
     def _pair(self, node: Node, decoder: Node) -> Node:
-        """The DequantizeLinear of a pair behind `node`, with the parameters of `decoder`: that of another
-        reader, or a new one.
+        """The DequantizeLinear of a pair behind `node`, with the parameters of `decoder`. A layer's pair of the
+        same scale is not shared: ONNX Runtime would compute the layer in float.
         """
         moved = node.outputs[0]
-        known = None if self._is_seen(moved) else _twin(moved, decoder)
-        if known is not None:
-            for reader in [reader for reader in moved.outputs if reader.op != "QuantizeLinear"]:
-                replace_input(reader, moved, known.outputs[0])
-            return known
         source = Variable(self._name(f"{moved.name}_moved"), moved.dtype, moved.shape)
         kind = decoder.inputs[2].dtype
         codes = Variable(self._name(f"{moved.name}_{kind}"), kind, moved.shape)
@@ -127,22 +122,6 @@ class _Work:
         name = unused_name(wanted, self.taken)
         self.taken.add(name)
         return name
-
-
-def _twin(tensor: Tensor, decoder: Node) -> Node | None:
-    """The DequantizeLinear of a pair behind the tensor that rounds as `decoder` decodes."""
-    for reader in tensor.outputs:
-        if reader.op == "QuantizeLinear" and len(reader.inputs) > 2:
-            alike = all(
-                isinstance(one, Constant)
-                and one.dtype == other.dtype
-                and np.array_equal(one.values, other.values)
-                for one, other in zip(reader.inputs[1:], decoder.inputs[1:], strict=True)
-            )
-            twins = [node for node in reader.outputs[0].outputs if _is_pair(node)] if alike else []
-            if twins:
-                return twins[0]
-    return None
 
 
 def _additions(decoder: Node) -> Iterator[tuple[Node, Node, Tensor]]:

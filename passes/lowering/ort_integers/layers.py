@@ -78,7 +78,10 @@ def store_bias(work: Work, layer: Node) -> None:
     float bias there is no QGemm.
     """
     place = _bias_of(work, layer)
-    if place is None or work.lands(place[0].outputs[0]):
+    if place is None:
+        return
+    _flatten(work, *place)
+    if work.lands(place[0].outputs[0]):
         return
     if work.graph.opset < PER_CHANNEL_OPSET:
         return
@@ -128,6 +131,17 @@ def _bias_of(work: Work, layer: Node) -> tuple[Node, int] | None:
         output_axis(layer, 2)
     ]
     return place if isinstance(bias, Constant) and tuple(bias.shape) in ((columns,), (1, columns)) else None
+
+
+def _flatten(work: Work, node: Node, index: int) -> None:
+    """A bias [1, N] behind a MatMul becomes [N], with which ONNX Runtime makes a Gemm of the two: int8 gave
+    it an axis for the sake of INT8 pairs, that this lowering makes UINT8.
+    """
+    bias = node.inputs[index]
+    if node.op == "Add" and len(bias.shape) > 1:
+        node.inputs[index] = work.constant(
+            f"{bias.name}_flat", constant_value(bias, work.graph.opset).reshape(-1)
+        )
 
 
 def _store(work: Work, node: Node, values: np.ndarray) -> None:

@@ -122,10 +122,15 @@ def _layer(node: Node, order: Sequence[int], states: int, kernel: Kernel) -> Fun
 
 
 def _start(state: Tensor | None, x: Tensor, r: Tensor, batch_first: bool) -> Tensor:
-    """The initial state, [directions, batch, H]."""
+    """The initial state, [directions, batch, H]; that of one sample is every sample's.
+
+    PyTorch's kernels (seen in 2.13) read beyond the end of one for fewer samples than the input has, which a
+    graph that works at its own batch size holds: RuntimeError where its size is neither.
+    """
     if state is None:
         return x.new_zeros(r.shape[0], x.shape[1], r.shape[2])
-    return (state.transpose(0, 1) if batch_first else state).to(r.dtype)
+    given = (state.transpose(0, 1) if batch_first else state).to(r.dtype)
+    return given.expand(r.shape[0], x.shape[1], r.shape[2]).contiguous()
 
 
 def _cell(w: Tensor, r: Tensor, bias: Tensor | None, number: int, order: Sequence[int]) -> _Cell:
