@@ -45,7 +45,7 @@ def pack(
     """A packed file of the ONNX file `content`. Raises ModelError for what is not protobuf.
 
     `elsewhere`: uint8 arrays by the bytes that stand for them in `content` as raw_data: external data, not
-    loaded. `effort`: "best" looks for the smallest file; "fast" codes no tensor adaptively, is at least ten times
+    loaded. `effort`: "best" looks for the smallest file; "fast" codes no tensor adaptively, is mostly ten times
     faster and gives at most some per cent more. `progress` hears of the bytes of data that are coded, and of all.
     """
     if effort not in EFFORTS:
@@ -64,7 +64,7 @@ def pack(
     adaptive = _within_budget(counts) if effort == BEST else [False] * len(counts)
     memory, encoder = Memory(), Encoder()
     chosen: list[TensorPlan] = []
-    blobs: list[bytes] = []
+    blobs: plans.Parts = []
     checks = b""
     known: dict[tuple[int, int], int] = {}
     ticker = _Ticker(sum(array.size for array in arrays), progress)
@@ -85,7 +85,7 @@ def pack(
         ticker.done(array.size)
         checks += check.to_bytes(4, "little")[: plan.check_bytes]
         chosen.append(plan)
-        blobs.append(blob)
+        blobs.extend(blob)
     stream = encoder.finish()
     whole = wire.size_of(wire.layout(skeleton, [array.size for array in arrays]))
     inside = varint.write(len(skeleton)) + skeleton + b"".join(plan.write() for plan in chosen)
@@ -95,12 +95,15 @@ def pack(
     raise ModelError("cannot be packed without loss; save it again with onnx.save")
 
 
-def _file(whole: int, inside: bytes, effort: str, parts: list[bytes]) -> bytes:
+def _file(whole: int, inside: bytes, effort: str, parts: plans.Parts) -> bytes:
     """The packed file of a model of `whole` bytes: its head, of what is `inside`, then the parts and the check."""
     coder, packed = head.compress(inside, effort == BEST)
     sizes = [varint.write(whole), bytes([coder]), varint.write(len(inside)), varint.write(len(packed))]
-    out = b"".join([MAGIC, bytes([VERSION]), *sizes, packed, *parts])
-    return out + zlib.crc32(out).to_bytes(4, "little")
+    parts = [MAGIC, bytes([VERSION]), *sizes, packed, *parts]
+    check = 0
+    for part in parts:
+        check = zlib.crc32(part, check)
+    return b"".join([*parts, check.to_bytes(4, "little")])
 
 
 def _plan(
@@ -114,10 +117,10 @@ def _plan(
     adaptive: bool,
     thorough: bool,
     progress: Callable[[float], None],
-) -> tuple[TensorPlan, bytes]:
+) -> tuple[TensorPlan, plans.Parts]:
     form = plans.form_of(site)
     if not array.size:
-        return TensorPlan(plans.EMPTY, elements.as_bytes(0)), b""
+        return TensorPlan(plans.EMPTY, elements.as_bytes(0)), []
     if same < number and np.array_equal(arrays[same], array):
         explicit = form is None or form.size_bytes != array.size
         return TensorPlan(
@@ -125,7 +128,7 @@ def _plan(
             elements.as_bytes(array.size) if form is None or explicit else form,
             explicit,
             source=same,
-        ), b""
+        ), []
     return plans.choose(site, array, memory, encoder, adaptive, thorough, progress)
 
 

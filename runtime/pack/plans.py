@@ -12,7 +12,7 @@ from onnx_lathe.runtime.pack.coders import blocks, elements, small, varint
 from onnx_lathe.runtime.pack.coders.adaptive import Memory
 from onnx_lathe.runtime.pack.coders.arithmetic import Encoder
 from onnx_lathe.runtime.pack.coders.elements import Form
-from onnx_lathe.runtime.pack.coders.general import lzma_filters, reach, unlzma, unzstd
+from onnx_lathe.runtime.pack.coders.general import lzma_filters, lzma_quick, reach, unlzma, unzstd
 from onnx_lathe.runtime.pack.wire import DOUBLE_DATA, RAW_DATA, Site
 
 EMPTY, STORED, ZSTD, LZMA, COPY, ADAPTIVE, BLOCKS = range(7)
@@ -27,7 +27,13 @@ QUICK_LEVEL, PROMISING, PROMISING_BYTES = 3, 1.06, 1 << 10
 """Of zstd where there is no time; as near to another coder as this it has found repetitions, of which its best
 and LZMA may find more. Small data has too few.
 """
+BLOCKS_BYTES = 1 << 9
+"""Smaller data gains next to nothing by a header of its own, and is not surveyed where there is no time."""
+REPEATING, REPEATING_NUMBERS = 0.95, 1 << 12
+"""Share of distinct numbers, of the first so many, below which LZMA is tried."""
 LZMA_BYTES = 1 << 23
+Parts = list[bytes | memoryview]
+"""Of a blob, in order: they are joined once, with all others."""
 WHOLE_CHECK_BYTES = 1 << 16
 """Data from this size on has a CRC-32 of its own; smaller data the lowest byte of one."""
 
@@ -102,8 +108,8 @@ def choose(
     adaptive: bool,
     thorough: bool = True,
     progress: Callable[[float], None] = lambda share: None,
-) -> tuple[TensorPlan, bytes]:
-    """The plan for the data of a tensor, and its blob; what is adaptive goes into `encoder` at once.
+) -> tuple[TensorPlan, Parts]:
+    """The plan for the data of a tensor, and the parts of its blob; what is adaptive goes into `encoder` at once.
 
     thorough: general compressors are tried at their best, not only where they promise much. progress: hears
     what share of the work is done.
@@ -113,54 +119,78 @@ def choose(
     if form is None or explicit:
         form = elements.as_bytes(content.size)
     size, mode = float(content.size), STORED
-    blob = b""
+    blob: Parts = []
     best = small.best(memory, form, elements.read(form, content), progress) if adaptive else None
     if best is not None and best[1] < size:
         size, mode = best[1], ADAPTIVE
-    if best is None and (own := blocks.encode(form, content)) is not None and len(own) < size:
-        size, mode, blob = len(own), BLOCKS, own
-    for kind, made in _general(content, size) if thorough else _promising(content, size):
+    own: Parts | None = None
+    if best is None and (thorough or content.size >= BLOCKS_BYTES):
+        own = blocks.encode(form, content, thorough)
+    if own is not None and (taken := sum(map(len, own))) < size:
+        size, mode, blob = taken, BLOCKS, own
+    for kind, made in _general(form, content, size) if thorough else _promising(form, content, size):
         if len(made) < size:
-            size, mode, blob = len(made), kind, made
+            size, mode, blob = len(made), kind, [made]
     if mode == ADAPTIVE and best is not None:
         small.code(encoder, memory, form, best[0], elements.read(form, content))
-        return TensorPlan(ADAPTIVE, form, explicit, layout=best[0]), b""
+        return TensorPlan(ADAPTIVE, form, explicit, layout=best[0]), []
     if mode == STORED:
-        blob = content.tobytes()
-    return TensorPlan(mode, form, explicit, len(blob)), blob
+        blob = [content.data]
+    return TensorPlan(mode, form, explicit, int(size)), blob
 
 
-def _promising(content: np.ndarray, size: float) -> list[tuple[int, bytes]]:
-    """A quick look: what zstd makes of the data, or all that `_general` does where that comes near to `size`."""
-    quick = zstandard.ZstdCompressor(level=QUICK_LEVEL, write_checksum=False).compress(content.data)
-    if len(quick) < PROMISING * size and content.size >= PROMISING_BYTES:
-        return _general(content, size)
-    return [(ZSTD, quick)]
+def _promising(form: Form, content: np.ndarray, size: float) -> list[tuple[int, bytes]]:
+    """A quick look: what zstd makes of the data, or a sample of it, and all that `_general` does where that comes
+    near to `size`.
+    """
+    if content.size < PROMISING_BYTES:
+        return [(ZSTD, _zstd(content.data, QUICK_LEVEL)), (LZMA, _lzma(form, content, quick=True))]
+    looked_at = content.data if content.size <= SAMPLE_BYTES else _sample(content)
+    quick = _zstd(looked_at, QUICK_LEVEL)
+    if len(quick) / len(looked_at) < PROMISING * size / content.size or _repeats(form, content):
+        return _general(form, content, size, thorough=False)
+    return []
 
 
-def _general(content: np.ndarray, size: float) -> list[tuple[int, bytes]]:
+def _repeats(form: Form, content: np.ndarray) -> bool:
+    """Whether numbers occur again, as in a symmetric filter: zstd's quick look misses what is no longer than one."""
+    if form.width < 32 or not form.exponent_bits or content.size > GENERAL_BYTES:
+        return False
+    numbers = elements.read(form, content)[:REPEATING_NUMBERS]
+    return bool(np.unique(numbers).size < REPEATING * np.count_nonzero(numbers))
+
+
+def _sample(content: np.ndarray) -> bytes:
+    """SAMPLE_BYTES from four places."""
+    step = content.size // 4
+    return b"".join(content[place * step : place * step + SAMPLE_BYTES // 4].tobytes() for place in range(4))
+
+
+def _general(form: Form, content: np.ndarray, size: float, thorough: bool = True) -> list[tuple[int, bytes]]:
     """What general compressors make of the data, those that may come below `size` bytes."""
     if content.size > GENERAL_BYTES:
-        step = content.size // 4
-        sample = b"".join(
-            content[place * step : place * step + SAMPLE_BYTES // 4].tobytes() for place in range(4)
-        )
-        if len(zstandard.ZstdCompressor(level=3).compress(sample)) / len(sample) > 0.9 * size / content.size:
+        sample = _sample(content)
+        if len(_zstd(sample, QUICK_LEVEL)) / len(sample) > 0.9 * size / content.size:
             return []
-        level = 19 if content.size < 8 * GENERAL_BYTES else 6
-        return [(ZSTD, zstandard.ZstdCompressor(level=level, write_checksum=False).compress(content.data))]
-    quick = zstandard.ZstdCompressor(level=19, write_checksum=False).compress(content.tobytes())
-    if len(quick) > 1.25 * size:
+        level = 19 if content.size < 8 * GENERAL_BYTES and thorough else 6
+        return [(ZSTD, _zstd(content.data, level))]
+    made = _zstd(content.data, 19 if thorough else 6)
+    if len(made) > 1.25 * size:
         return []
     return [
-        (ZSTD, quick),
-        (
-            LZMA,
-            lzma.compress(
-                content.tobytes(), lzma.FORMAT_RAW, filters=lzma_filters(reach(content.size, LZMA_BYTES))
-            ),
-        ),
+        (ZSTD, made),
+        (LZMA, _lzma(form, content, quick=not thorough and content.size > SAMPLE_BYTES // 4)),
     ]
+
+
+def _zstd(content: bytes | memoryview, level: int) -> bytes:
+    return zstandard.ZstdCompressor(level=level, write_checksum=False).compress(content)
+
+
+def _lzma(form: Form, content: np.ndarray, quick: bool) -> bytes:
+    dictionary, element = reach(content.size, LZMA_BYTES), max(1, form.width // 8)
+    filters = lzma_quick(dictionary, element) if quick else lzma_filters(dictionary, 6, element)
+    return lzma.compress(content.data, lzma.FORMAT_RAW, filters=filters)
 
 
 def decode_general(plan: TensorPlan, blob: memoryview, out: np.ndarray) -> None:

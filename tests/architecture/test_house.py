@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,11 @@ def rooms_that_use(unit: str, graph: Mapping[str, set[str]]) -> set[str]:
     return users
 
 
+@cache
+def every_arrow() -> dict[str, set[str]]:
+    return arrows(sources())
+
+
 def units_of_graph() -> list[str]:
     inside = (ROOT / "passes" / "graph").glob("[!_]*")
     return sorted({path.stem for path in inside if path.is_dir() or path.suffix == ".py"})
@@ -99,7 +105,7 @@ def units_of_graph() -> list[str]:
 @pytest.mark.parametrize("unit", units_of_graph())
 def test_what_lies_in_graph_is_shared(unit: str) -> None:
     """A file lives with the only pass that uses it."""
-    users = rooms_that_use(unit, arrows(sources()))
+    users = rooms_that_use(unit, every_arrow())
     assert len(users) > 1, f"passes/graph/{unit} is used by {users} alone"
 
 
@@ -113,12 +119,3 @@ def test_a_file_of_one_pass_is_found() -> None:
     }
     assert rooms_that_use("coupling", graph) == {"fold"}
     assert rooms_that_use("pairs", graph) == {"int4", "lowering"}
-
-
-def test_sessions_are_opened_in_one_place() -> None:
-    """Behind it stands the child process that loads a model first."""
-    opening = "onnxruntime.InferenceSession("
-    found = {path.name for path in FILES if opening in path.read_text(encoding="utf-8")}
-    assert found == {"settings.py"}
-    callers = {path.name for path in FILES if "running.settings import" in path.read_text(encoding="utf-8")}
-    assert callers == {"guard.py", "guard_worker.py", "ort.py"}

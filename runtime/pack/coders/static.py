@@ -8,6 +8,7 @@ rows are coded apart, and decode in parallel. docs/pack-format.md, section 6, ha
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import constriction
@@ -20,6 +21,8 @@ from onnx_lathe.runtime.pack.coders.arithmetic import ONE, guarded, to_words
 
 CHUNK = 1 << 22
 """Elements, of whole rows."""
+PIECE = 1 << 16
+"""Elements, of whole rows, that are surveyed at once: arrays of that size stay in a processor's cache."""
 FLAT = 1 << 16
 """Columns of a tensor whose own rows are longer than a chunk."""
 GAP = 255
@@ -51,8 +54,9 @@ class Blocks:
         self.column_classes = int(self.column_class.max(initial=0)) + 1
         self._columns_of = [np.flatnonzero(self.column_class == kind) for kind in range(self.column_classes)]
 
-    def chunks(self) -> Iterator[slice]:
-        step = max(1, CHUNK // self.columns)
+    def chunks(self, elements: int = CHUNK) -> Iterator[slice]:
+        """Of whole rows, each of about so many elements."""
+        step = max(1, elements // self.columns)
         if self.columns % 4:  # a chunk begins at a whole byte, of elements of two bits too
             step = max(4, step - step % 4)
         return (slice(start, min(self.rows, start + step)) for start in range(0, self.rows, step))
@@ -116,13 +120,14 @@ class Histogram:
 
     def encode(self, encoder: Any, symbols: np.ndarray) -> None:
         if symbols.size and self.choices > 1:
-            encoder.encode(symbols, self.model())
+            encoder.encode(symbols, self.model)
 
     def decode(self, decoder: Any, count: int) -> np.ndarray:
         if self.choices == 1 or not count:
             return np.full(count, self.frequencies.argmax(), np.int32)
-        return decode(decoder, self.model(), count)
+        return decode(decoder, self.model, count)
 
+    @cached_property
     def model(self) -> Any:
         return _MODEL.Categorical(self.frequencies / ONE, perfect=False)
 
@@ -131,9 +136,7 @@ class Histogram:
         return float(-(counts[there] * np.log2(self.frequencies[there] / ONE)).sum())
 
     def write(self) -> bytes:
-        return varint.write(self.frequencies.size) + b"".join(
-            varint.write(int(value)) for value in self.frequencies
-        )
+        return varint.write(self.frequencies.size) + varint.write_all(self.frequencies)
 
     @classmethod
     def read_or_none(cls, reader: varint.Reader, most: int) -> "Histogram | None":
@@ -241,6 +244,9 @@ def decode(decoder: Any, model: Any, count: int) -> np.ndarray:
 
 def in_parallel(work: Callable[[Any], Any], chunks: Sequence[Any]) -> Iterator[Any]:
     """Results in order. Few are under way at a time, so that memory stays small."""
+    if len(chunks) == 1:
+        yield work(chunks[0])
+        return
     with ThreadPoolExecutor(WORKERS) as pool:
         pending = []
         for chunk in chunks:

@@ -1,5 +1,7 @@
 """Unsigned integers in groups of seven bits, lowest first, as protobuf has them."""
 
+import numpy as np
+
 from onnx_lathe.errors import ModelError
 
 
@@ -10,6 +12,15 @@ def write(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def write_all(values: np.ndarray) -> bytes:
+    """Many, int64 [n], one after the other."""
+    groups = max(1, -(-int(values.max(initial=0)).bit_length() // 7))
+    parts = values[:, None] >> 7 * np.arange(groups)
+    more = parts > 127
+    there = np.concatenate([np.ones((values.size, 1), bool), more[:, :-1]], axis=1)
+    return ((parts & 127) | more << 7).astype(np.uint8)[there].tobytes()
 
 
 class Reader:
