@@ -15,65 +15,33 @@ section 4.2, with calibration data for the expectations.
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
 
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Calibrator
-from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
-from onnx_lathe.passes.graph.ancestors import model_up_to
-from onnx_lathe.passes.graph.biases import BIAS_INPUT
-from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph import Graph, Node, Tensor
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_shape, constant_value, weights
-from onnx_lathe.passes.graph.model import export_model, import_model, sparse_tensors, taken_names, unused_name
+from onnx_lathe.passes.graph.model import export_model, import_model, taken_names, unused_name
 from onnx_lathe.passes.graph.quantization import pairs
-from onnx_lathe.passes.graph.rewire import is_output
-from onnx_lathe.passes.int8.simulation import as_computed
+from onnx_lathe.passes.graph.quantization.bias_places import (
+    BiasPlace,
+    add_mean,
+    bias_place,
+    moved,
+    observed,
+)
+from onnx_lathe.passes.graph.quantization.simulation import as_computed
 from onnx_lathe.placement import Placement
 
-SAMPLES = 128
-"""Samples that are run, or a few more. Both means are of the same inputs, so that their difference has
-little noise.
-"""
-AXES_ARE_INPUT = 18
-"""From this opset on, ReduceMean has its axes as an input."""
 OUTPUTS = "outputs_sqnr"
 """Metric: how near the outputs, or what the last Softmax reads, are to those of the float network on these
 samples, in dB.
 """
 KEPT_BYTES = 1 << 26
 """Outputs of the float network that are kept, to be compared with."""
-
-
-@dataclass
-class _Place:
-    """Where a layer's correction goes: `adder` adds its input `index` to the layer's result, `factor`
-    times.
-    """
-
-    layer: Node
-    adder: Node
-    index: int
-    factor: float
-
-    @property
-    def response(self) -> str:
-        return str(self.layer.outputs[0].name)
-
-    @property
-    def tensor(self) -> Tensor | None:
-        return self.adder.inputs[self.index] if self.index < len(self.adder.inputs) else None
-
-    def set(self, tensor: Tensor | None) -> None:
-        if tensor is None:
-            self.adder.inputs.pop()
-        elif self.index < len(self.adder.inputs):
-            self.adder.inputs[self.index] = tensor
-        else:
-            self.adder.inputs.append(tensor)
 
 
 class BiasCorrection:
@@ -94,7 +62,7 @@ class BiasCorrection:
         """Corrects the biases of the quantized `layers`; the metrics get what the network's outputs gain by
         it, in dB of their error.
         """
-        places = [place for node in layers if (place := _place(graph, node)) is not None]
+        places = [place for node in layers if (place := bias_place(graph, node)) is not None]
         if not places:
             return
         saved, taken = [place.tensor for place in places], taken_names(graph)
@@ -105,7 +73,7 @@ class BiasCorrection:
             change = wanted - mean
             if np.isfinite(change).all():
                 off[place.response] = float(np.abs(change).sum() / max(np.abs(wanted).sum(), 1e-30))
-                place.set(_moved(place, change, taken))
+                place.set(moved(place, change, taken))
         after = self._error(graph, judged)
         report.metrics["bias_correction_gain_db"] = (
             10 * math.log10(before / after) if 0 < after < before else 0.0
@@ -122,7 +90,7 @@ class BiasCorrection:
                 )
 
     def _before(
-        self, graph: Graph, places: Sequence[_Place], taken: set[str]
+        self, graph: Graph, places: Sequence[BiasPlace], taken: set[str]
     ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str], float]:
         """(Means of each layer's result, quantized and in float; tensors to judge by; their error now.)"""
         tensors = {one.name for one in self.original.graph.output if one.type.HasField("tensor_type")}
@@ -147,7 +115,7 @@ class BiasCorrection:
         return sum(errors.values())
 
     def _with_float_layers(
-        self, graph: Graph, places: Sequence[_Place], taken: set[str]
+        self, graph: Graph, places: Sequence[BiasPlace], taken: set[str]
     ) -> tuple[onnx.ModelProto, dict[str, tuple[str, str]]]:
         """The quantized network with a float copy beside each layer; by the layer's result, the names of the
         means of that and of the copy's.
@@ -158,11 +126,11 @@ class BiasCorrection:
         for place in reversed(places):
             other = self._add_float_layer(model, place, taken)
             channels = self._channels(place.layer)
-            ours = _add_mean(model, place, place.response, channels, taken)
-            names[place.response] = ours, _add_mean(model, place, other, channels, taken)
+            ours = add_mean(model, place, place.response, channels, taken)
+            names[place.response] = ours, add_mean(model, place, other, channels, taken)
         return model, names
 
-    def _add_float_layer(self, model: onnx.ModelProto, place: _Place, taken: set[str]) -> str:
+    def _add_float_layer(self, model: onnx.ModelProto, place: BiasPlace, taken: set[str]) -> str:
         """Adds the layer in float beside the quantized one: the same bias, what it reads before
         quantization. Returns its result's name.
         """
@@ -194,7 +162,7 @@ class BiasCorrection:
         if self.outputs and self.outputs[0].keys() == {*judged}:
             return
         self.outputs, size = [], 0
-        for batch, _ in self._batches(self.original, judged):
+        for batch, _ in observed(self.calibrator, self.original, judged):
             size += sum(batch[name].nbytes for name in judged)
             if self.outputs and size > KEPT_BYTES:
                 return
@@ -211,7 +179,7 @@ class BiasCorrection:
         signal, noise = dict.fromkeys(judged, 0.0), dict.fromkeys(judged, 0.0)
         totals: dict[str, np.ndarray] = {}
         samples = 0
-        for index, (batch, count) in enumerate(self._batches(model, [*means, *judged])):
+        for index, (batch, count) in enumerate(observed(self.calibrator, model, [*means, *judged])):
             samples += count
             for name in means:
                 totals[name] = totals.get(name, 0.0) + count * batch[name].astype(np.float64)
@@ -227,17 +195,6 @@ class BiasCorrection:
         return {name: total / samples for name, total in totals.items()}, {
             name: noise[name] / max(signal[name], 1e-30) for name in judged
         }
-
-    def _batches(
-        self, model: onnx.ModelProto, names: Sequence[str]
-    ) -> Iterator[tuple[Mapping[str, np.ndarray], int]]:
-        """(values, samples) of the first batches of the data, SAMPLES samples or a few more."""
-        samples, unique = 0, list(dict.fromkeys(names))
-        for batch in self.calibrator.observe(model_up_to(model, unique), unique):
-            yield batch, batch.samples
-            samples += batch.samples
-            if samples >= SAMPLES:
-                return
 
 
 def _scores(tensor: Tensor) -> str:
@@ -255,75 +212,6 @@ def _scores(tensor: Tensor) -> str:
         if not pairs.is_dequantized(tensor) and tensor.inputs:
             name = str(tensor.name)
     return name
-
-
-def _add_mean(model: onnx.ModelProto, place: _Place, tensor: str, channels: int, taken: set[str]) -> str:
-    """Adds the mean per channel, float32 [channels], of a tensor that is like the layer's result. Returns
-    its name.
-    """
-    names = []
-    for what in ("rows", "shape", "axes", "mean"):
-        names.append(unused_name(f"{tensor}_{what}", taken))
-        taken.add(names[-1])
-    rows, shape, axes, mean = names
-    sizes, reduced = ([0, channels, -1], [0, 2]) if place.layer.op == "Conv" else ([-1, channels], [0])
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(sizes, np.int64), shape))
-    model.graph.node.append(onnx.helper.make_node("Reshape", [tensor, shape], [rows], rows))
-    opset = next(entry.version for entry in model.opset_import if not entry.domain)
-    if opset >= AXES_ARE_INPUT:
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(reduced, np.int64), axes))
-        model.graph.node.append(onnx.helper.make_node("ReduceMean", [rows, axes], [mean], mean, keepdims=0))
-    else:
-        model.graph.node.append(
-            onnx.helper.make_node("ReduceMean", [rows], [mean], mean, keepdims=0, axes=reduced)
-        )
-    return mean
-
-
-def _place(graph: Graph, layer: Node) -> _Place | None:
-    """Where the layer's correction goes; None if there is no place for one."""
-    if layer.op in ("Conv", "Gemm"):
-        place = _Place(layer, layer, BIAS_INPUT, layer.attrs.get("beta", 1.0))
-        tensor = place.tensor
-        if tensor is None or tensor.is_empty():
-            return place if place.factor == 1 else None
-        return place if place.factor and _is_plain(graph, tensor) else None
-    readers = layer.outputs[0].outputs
-    if len(readers) != 1 or readers[0].op != "Add" or readers[0].domain or is_output(graph, layer.outputs[0]):
-        return None
-    place = _Place(
-        layer,
-        readers[0],
-        1 - next(i for i, tensor in enumerate(readers[0].inputs) if tensor is layer.outputs[0]),
-        1.0,
-    )
-    tensor = readers[0].inputs[place.index]
-    return place if _is_plain(graph, tensor) and all(size == 1 for size in tensor.shape[:-1]) else None
-
-
-def _is_plain(graph: Graph, tensor: Tensor) -> bool:
-    """Whether the tensor is a float initializer that need not keep its zeros."""
-    return (
-        isinstance(tensor, Constant)
-        and tensor.dtype == np.float32
-        and tensor.name not in sparse_tensors(graph)
-    )
-
-
-def _moved(place: _Place, change: np.ndarray, taken: set[str]) -> Constant:
-    """The bias plus the change, as the layer's own: other readers keep the old one."""
-    old = place.tensor
-    values = (
-        np.float64(0) if old is None or old.is_empty() else read(old).astype(np.float64)
-    ) + change / place.factor
-    name = unused_name(
-        f"{place.layer.inputs[WEIGHT_INPUT].name}_bias"
-        if old is None or old.is_empty()
-        else f"{old.name}_corrected",
-        taken,
-    )
-    taken.add(name)
-    return Constant(name, values.astype(np.float32))
 
 
 def _weight_name(layer: Node, known: Collection[str]) -> str:

@@ -44,6 +44,7 @@ from onnx_lathe.passes.graph.quantization import pairs
 from onnx_lathe.passes.graph.quantization.bias_range import fit_biases
 from onnx_lathe.passes.graph.quantization.placement import float_reason, split_gates
 from onnx_lathe.passes.graph.quantization.propagation import keep_loadable
+from onnx_lathe.passes.graph.quantization.simulation import as_computed
 from onnx_lathe.passes.int8.bias import OUTPUTS
 from onnx_lathe.passes.int8.existing import CHOICES, treat_existing
 from onnx_lathe.passes.int8.foreign_pairs import is_blocked
@@ -51,7 +52,6 @@ from onnx_lathe.passes.int8.quantization import Quantization, is_weight_only, la
 from onnx_lathe.passes.int8.ranges import METHODS
 from onnx_lathe.passes.int8.rounding import adapt_rounding
 from onnx_lathe.passes.int8.sensitivity import Goal, Sensitivity
-from onnx_lathe.passes.int8.simulation import as_computed
 from onnx_lathe.placement import Placement
 
 WEIGHT_ONLY = "its weight is quantized already; existing=complete quantizes what it reads, too"

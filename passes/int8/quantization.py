@@ -16,9 +16,9 @@ from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.graph.quantization import pairs
 from onnx_lathe.passes.graph.quantization.pair_order import adds_in_pairs, as_added, as_stored
 from onnx_lathe.passes.graph.quantization.placement import handing_on, operands
+from onnx_lathe.passes.graph.quantization.simulation import as_computed
 from onnx_lathe.passes.int8.bias import BiasCorrection
 from onnx_lathe.passes.int8.ranges import choose_range
-from onnx_lathe.passes.int8.simulation import as_computed
 from onnx_lathe.passes.numerics.quantization import affine, pair_sums
 from onnx_lathe.passes.numerics.quantization.scale_search import crushed_channels, least_error_scale
 from onnx_lathe.placement import Placement

@@ -10,8 +10,8 @@ import pytest
 from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.quantization.simulation import as_computed
 from onnx_lathe.passes.int8.int8 import Int8
-from onnx_lathe.passes.int8.simulation import as_computed
 from onnx_lathe.passes.numerics.quantization.affine import signal_to_noise_db
 from onnx_lathe.placement import CANONICAL, Placement
 from onnx_lathe.runtime.running import ort
