@@ -15,6 +15,7 @@ import onnx
 
 from onnx_lathe.errors import ContractError, ExitCode, LatheError, ModelError, TargetError, UsageError
 from onnx_lathe.optimizer.measuring import fed_one_by_one, judge, measured_exactly, time_pair
+from onnx_lathe.optimizer.opening import open_file
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.report.record import TargetRecord
 from onnx_lathe.optimizer.run import Run
@@ -138,6 +139,11 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
     context = run.services.context(f"target {target.name}")
     if target.guards(config) and run.request.measure_latency:
         context = run.services.profiling(context)
+    if target.timed:
+        request = run.request
+        context = run.services.judging(
+            context, request.model, lambda: open_file(request.model, request.wishes).model
+        )
     model, report = lower(target, config, run.model, context)
     found.skips = [asdict(skip) for skip in report.skips]
     model_file.save(model, path)

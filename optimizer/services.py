@@ -27,7 +27,7 @@ from onnx_lathe.runtime.data import (
     take,
 )
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
-from onnx_lathe.runtime.running.evaluate import OutputComparer
+from onnx_lathe.runtime.running.evaluate import OriginalComparer, OutputComparer
 from onnx_lathe.runtime.running.ort import OneTimeEvaluator, PairTimer
 from onnx_lathe.runtime.running.profiling import ModelProfiler
 from onnx_lathe.runtime.training import (
@@ -281,7 +281,7 @@ class Services:
                 calibrator=StreamingCalibrator(roles.calibration, limit=CALIBRATION_SAMPLES, progress=status),
                 runner=OutputComparer(roles.calibration, limit=CALIBRATION_SAMPLES, progress=status),
             )
-        self._sample = roles.sample
+        self._sample, self._calibration = roles.sample, roles.calibration
         self._setup = None
         if roles.train is not None:
             self._setup = TrainingSetup(
@@ -298,6 +298,16 @@ class Services:
         """The context with times of whole models on the first sample, or on random input without data."""
         return replace(
             context, profiler=ModelProfiler(lambda session: sample_feeds(self._sample, session, 1))
+        )
+
+    def judging(self, context: Context, original: Path, read: Callable[[], onnx.ModelProto]) -> Context:
+        """The context with how near a model's outputs are to those of the file `original`, which `read` opens,
+        if there is calibration data.
+        """
+        if self._calibration is None:
+            return context
+        return replace(
+            context, fidelity=OriginalComparer(original, read, self._calibration, context.progress)
         )
 
     def context(

@@ -101,6 +101,15 @@ class Profiler(Protocol):
         """Where the time goes; None if the model is too large to tell."""
 
 
+class Fidelity(Protocol):
+    """How near a model's outputs are to those of the original, on calibration data."""
+
+    def sqnr(self, model: onnx.ModelProto, plain: bool = False) -> float | None:
+        """Of the worst output or slice, in dB; None if nothing can be compared. `plain`: in the session that a
+        user opens, instead of an exact one; -inf if there is none of it.
+        """
+
+
 @dataclass(frozen=True)
 class Context:
     """What the pipeline gives a pass. A service is None when the request has no data for it; the timer and
@@ -114,6 +123,8 @@ class Context:
     rounder: Rounder | None = None
     profiler: Profiler | None = None
     """Set where a model is lowered for a target that runs here, and times are asked for."""
+    fidelity: Fidelity | None = None
+    """Set where a model is lowered for a target that runs here, and there is calibration data."""
     evaluator: Evaluator | None = None
     placement: Placement = CANONICAL
     """What the targets of the request run in INT8; for a lowering, what its own target does."""

@@ -7,7 +7,9 @@
     MatMul, Gemm -> Relu, Clip -> not Q          Max and Min for the ReLU or Clip
     codebook weight -> Q -> DQ                   INT8 initializer -> DQ
     a layer that would run in float, or that     float weight, and no pairs around it that serve nothing else
-    takes longer on integers than in float
+    takes longer on integers than in float, or
+    costs the outputs what they keep above
+    bias that makes up for the errors above      bias that does so for the errors below
 
 Why: ONNX Runtime makes a QLinearConv only of DQ -> Conv -> Q with nothing in between; saturation of UINT8
 at zero-point 0 is the ReLU. What does not become such a kernel runs in float behind DequantizeLinear nodes,
@@ -29,7 +31,7 @@ import onnx
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.report import PassReport
-from onnx_lathe.passes.core.services import Context, Profiler
+from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.float16.lifting import lift
 from onnx_lathe.passes.float16.ports import QUANTIZERS
 from onnx_lathe.passes.graph import Graph
@@ -40,6 +42,14 @@ from onnx_lathe.passes.graph.quantization.bias_range import fit_biases
 from onnx_lathe.passes.graph.quantization.placement import quantized_layers
 from onnx_lathe.passes.graph.rewire import sweep
 from onnx_lathe.passes.lowering.ort_integers.activations import add_for_gate, hand_on, widen
+from onnx_lathe.passes.lowering.ort_integers.biases import (
+    CanonicalLayer,
+    Shifts,
+    bias_shifts,
+    canonical_layers,
+    move_biases,
+)
+from onnx_lathe.passes.lowering.ort_integers.choice import Choice, choose
 from onnx_lathe.passes.lowering.ort_integers.floats import (
     drop_pairs,
     integer_operators,
@@ -49,7 +59,6 @@ from onnx_lathe.passes.lowering.ort_integers.floats import (
 from onnx_lathe.passes.lowering.ort_integers.floors import free_results
 from onnx_lathe.passes.lowering.ort_integers.layers import bound_sums, store_bias, store_weight
 from onnx_lathe.passes.lowering.ort_integers.moves import move_integers
-from onnx_lathe.passes.lowering.ort_integers.speed import slow_nodes
 from onnx_lathe.passes.lowering.ort_integers.work import Work
 
 
@@ -62,43 +71,52 @@ class Lowering(Pass):
         reduce_range: bool = option(False, "weights of 7 bits, for x86-64 processors without VNNI")
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
-        """Where the context has a profiler, layers that take longer on integers than in float stay float."""
+        """Where the context has a profiler, layers that take longer on integers than in float stay float; where
+        it can tell how near outputs are to the original's, so do those that cost what the canonical form keeps.
+        """
         lifted = _has_half_scales(graph) and lift(graph) is not None
-        slow: Mapping[str, str] | None = {}
         layers = [node.name for node in quantized_layers(graph) if is_constant(node.inputs[WEIGHT_INPUT])]
-        if context.profiler is not None and layers:
+        if layers:
             layers += [node.name for node in integer_operators(Work(graph, context.placement))]
-            context.progress("timing layers on integers and in float")
-            slow = self._slow(graph, layers, context, context.profiler)
-        report = self._lower(graph, context, slow or {})
-        if slow is None:
-            report.warnings.append("whether its layers pay on integers was not measured: it is too large")
+        choice = self._choose(graph, layers, context) if layers else Choice()
+        report = self._lower(graph, context, choice.floats, choice.shifts)
+        report.warnings += choice.warnings
         if lifted:
             report.warnings.append(
                 "the model computes in float32 here: ONNX Runtime's INT8 layers have float32 scales alone"
             )
         return report
 
-    def _slow(
-        self, graph: Graph, names: Sequence[str], context: Context, profiler: Profiler
-    ) -> dict[str, str] | None:
+    def _choose(self, graph: Graph, names: Sequence[str], context: Context) -> Choice:
+        if context.profiler is None and context.fidelity is None:
+            return Choice()
         model = export_model(graph)
 
-        def lowered(left: Collection[str]) -> onnx.ModelProto:
+        def lowered(floats: Collection[str], shifts: Shifts) -> onnx.ModelProto:
             copy = import_model(model)
-            self._lower(copy, context, dict.fromkeys(left, ""))
+            self._lower(copy, context, dict.fromkeys(floats, ""), shifts)
             return export_model(copy)
 
-        return slow_nodes(model, names, lowered, profiler)
+        def shifted(floats: Collection[str]) -> Shifts:
+            return self._shifts(import_model(model), context, dict.fromkeys(floats, ""))
 
-    def _lower(self, graph: Graph, context: Context, slow: Mapping[str, str]) -> PassReport:
-        """`slow`: names of the layers and operators that are to be float, with the reason."""
+        return choose(model, names, lowered, shifted, context)
+
+    def _shifts(self, graph: Graph, context: Context, floats: Mapping[str, str]) -> Shifts:
+        """What the biases of the canonical form are to be moved by, with these nodes in float."""
+        if context.calibrator is None:
+            return {}
         work = Work(graph, context.placement)
-        for node in graph.nodes:
-            if node.op == "Constant" and not work.is_seen(node.outputs[0]):
-                constant_to_initializer(node)
-        restore_layers(work, slow)
-        drop_pairs(work, slow)
+        layers = _restored(work, floats)
+        sweep(graph)
+        return bias_shifts(work, layers, context.calibrator)
+
+    def _lower(self, graph: Graph, context: Context, floats: Mapping[str, str], shifts: Shifts) -> PassReport:
+        """`floats`: names of the layers and operators that are to be float, with the reason. `shifts`: of
+        biases.
+        """
+        work = Work(graph, context.placement)
+        move_biases(work, _restored(work, floats), shifts)
         followed = hand_on(work)
         graph.toposort()
         for pair in work.pairs():
@@ -118,6 +136,17 @@ class Lowering(Pass):
                 add_for_gate(work, node)
         sweep(graph)
         return work.report
+
+
+def _restored(work: Work, floats: Mapping[str, str]) -> list[CanonicalLayer]:
+    """Makes float what is to be. Returns the layers as they were in canonical form."""
+    for node in work.graph.nodes:
+        if node.op == "Constant" and not work.is_seen(node.outputs[0]):
+            constant_to_initializer(node)
+    layers = canonical_layers(work)
+    restore_layers(work, floats)
+    drop_pairs(work, floats)
+    return layers
 
 
 def _has_half_scales(graph: Graph) -> bool:

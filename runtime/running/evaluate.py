@@ -8,13 +8,14 @@ left out of the result.
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import onnx
 import onnxruntime
 
-from onnx_lathe.errors import DataError
+from onnx_lathe.errors import DataError, ModelError
 from onnx_lathe.runtime.data import Batch, DataSource, take
 from onnx_lathe.runtime.files.signature import fixed_batch
 from onnx_lathe.runtime.running import ort
@@ -26,6 +27,8 @@ from onnx_lathe.runtime.running.scores import Outputs, Scores, Slices, is_float
 BATCH = 250
 PIECE_BYTES = 2 << 20
 """Inputs that are run at once: activations take many times as much."""
+COMPARED_SAMPLES = 128
+"""On which forms of one model are compared with the original, to choose the nearest."""
 KEPT_BYTES = 256 << 20
 """The original's outputs are kept up to this size, so that it runs once; for samples beyond it, it runs again."""
 
@@ -158,6 +161,39 @@ class OutputComparer:
         return {"sqnr": float("-inf")} | {
             name: found[name] for name in ("sqnr", "agreement") if name in found
         }
+
+
+class OriginalComparer:
+    """Compares models with the original on the first samples of one source. Implements Fidelity of
+    passes/core/services.py.
+    """
+
+    def __init__(
+        self,
+        original: Path,
+        read: Callable[[], onnx.ModelProto],
+        data: DataSource,
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`read` opens the file `original`, to tell which outputs are joined of parts."""
+        self.original, self.read, self.progress = original, read, progress
+        self.data = take(data, COMPARED_SAMPLES)
+        self._reference: Reference | None = None
+
+    def sqnr(self, model: onnx.ModelProto, plain: bool = False) -> float | None:
+        """Of the worst output or slice, in dB; None if no output can be compared, or the data is another each
+        time. `plain`: in the session that a user opens, instead of an exact one; -inf if that refuses the model.
+        """
+        if self._reference is None:
+            self._reference = reference(ort.session(self.original), self.data, self.progress, self.read())
+        try:
+            opened = ort.plain_session(model) if plain else ort.session(model)
+        except ModelError:
+            return float("-inf")
+        try:
+            return evaluate(opened, self.data, self._reference, self.progress).get("sqnr")
+        except DataError:  # it yields others each time, which calibrates as well
+            return None
 
 
 def _outputs(

@@ -13,6 +13,7 @@ from onnx_lathe.optimizer import build as building
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.report.record import RunRecord
 from onnx_lathe.passes.numerics.quantization.pair_sums import saturates
+from onnx_lathe.runtime.running import evaluate as evaluating
 from tests.support.builders import build
 from tests.support.placement import IMAGES, MOBILE, RESIDUAL, network
 
@@ -44,10 +45,13 @@ def test_the_figure_is_that_of_a_plain_session(text: str, tmp_path: Path) -> Non
 
 
 def test_a_loss_against_the_model_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a user computes is made worse than what Lathe's own session does."""
+    """What a user computes is made worse than what Lathe's own session does; the lowering does not see it."""
+    plain = building.ort.plain_session
 
-    def noisy(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
-        model = onnx.load(path)
+    def noisy(source: Path | onnx.ModelProto, threads: int = 0) -> onnxruntime.InferenceSession:
+        if isinstance(source, onnx.ModelProto):
+            return plain(source)
+        model = onnx.load(source)
         head = next(tensor for tensor in model.graph.initializer if tensor.name == "head_int8")
         values = onnx.numpy_helper.to_array(head)
         head.CopyFrom(onnx.numpy_helper.from_array(values // 16 * 16, head.name))
@@ -75,3 +79,33 @@ def test_no_processor_saturates_in_a_file_that_is_opened_as_it_is() -> None:
     result = onnx_lathe.rewrite(model, "int8", calibration=data, targets="onnx")
     levels = next(tensor for tensor in result.graph.initializer if tensor.name == "w_int8")
     assert not saturates(onnx.numpy_helper.to_array(levels).T).any()
+
+
+def test_the_lowering_is_judged_by_calibration_data_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sessions of the lowering see no sample that judges."""
+    seen: list[np.ndarray] = []
+    comparer = evaluating.OriginalComparer.sqnr
+
+    def watched(
+        self: evaluating.OriginalComparer, model: onnx.ModelProto, plain: bool = False
+    ) -> float | None:
+        seen.extend(batch.inputs["x"] for batch in self.data.batches(1))
+        return comparer(self, model, plain)
+
+    monkeypatch.setattr(evaluating.OriginalComparer, "sqnr", watched)
+    compiled(RESIDUAL, tmp_path)
+    assert seen
+    assert {sample.tobytes() for sample in seen} == {IMAGES[i : i + 1].tobytes() for i in range(len(IMAGES))}
+
+
+def test_an_original_that_is_sorted_as_it_is_read_is_compared_with(tmp_path: Path) -> None:
+    model = network(RESIDUAL)
+    model.graph.node.insert(0, model.graph.node.pop())
+    path = tmp_path / "unsorted.onnx"
+    path.write_bytes(model.SerializeToString())
+    data = {"calibration": {"x": IMAGES}, "eval": {"x": EVALUATION}}
+    record = onnx_lathe.optimize(path, "int8", **data, targets="ort", out=tmp_path / "out", latency=False)
+    assert record.targets[0].error is None
+    assert record.targets[0].quality["sqnr"] > 20

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ import pytest
 from onnx_lathe.errors import DataError, ModelError
 from onnx_lathe.runtime.data import Batch, DataSource
 from onnx_lathe.runtime.running import ort
-from onnx_lathe.runtime.running.evaluate import evaluate, reference
+from onnx_lathe.runtime.running.evaluate import OriginalComparer, evaluate, reference
 
 
 def scaling(weight: np.ndarray, batch: int | str = "n") -> onnx.ModelProto:
@@ -128,3 +129,42 @@ def test_large_samples_are_run_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) 
         assert found == pytest.approx(expected)
     together_and_alone = [2, 1, 1]  # whether samples have to do with one another
     assert seen == together_and_alone + [2, 1, 2, 1, 1] * 2
+
+
+def test_the_original_is_compared_in_the_session_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "original.onnx"
+    onnx.save(scaling(np.eye(4)), path)
+    comparer = OriginalComparer(path, lambda: onnx.load(path), Rows(np.eye(4)))
+    assert comparer.sqnr(scaling(np.eye(4))) == math.inf
+    assert comparer.sqnr(scaling(1.1 * np.eye(4))) == pytest.approx(20, abs=0.01)
+    monkeypatch.setattr(ort, "plain_session", lambda model: ort.session(scaling(1.01 * np.eye(4))))
+    assert comparer.sqnr(scaling(np.eye(4)), plain=True) == pytest.approx(40, abs=0.1)
+
+
+def test_what_a_plain_session_refuses_is_infinitely_far_from_the_original(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(model: onnx.ModelProto) -> None:
+        raise ModelError("no")
+
+    path = tmp_path / "original.onnx"
+    onnx.save(scaling(np.eye(4)), path)
+    monkeypatch.setattr(ort, "plain_session", refuse)
+    assert (
+        OriginalComparer(path, lambda: onnx.load(path), Rows(np.eye(4))).sqnr(scaling(np.eye(4)), plain=True)
+        == -math.inf
+    )
+
+
+def test_data_that_is_another_each_time_compares_nothing(tmp_path: Path) -> None:
+    class Changing(Rows):
+        def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
+            self.values = self.values + 1
+            return super().batches(size, shuffle_seed)
+
+    path = tmp_path / "original.onnx"
+    onnx.save(scaling(np.eye(4)), path)
+    comparer = OriginalComparer(path, lambda: onnx.load(path), Changing(np.eye(4)))
+    assert comparer.sqnr(scaling(np.eye(4))) is None

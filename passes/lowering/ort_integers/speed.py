@@ -82,6 +82,11 @@ def slow_nodes(
     return left
 
 
+def pays(profiler: Profiler, in_float: onnx.ModelProto, model: onnx.ModelProto) -> bool:
+    """Whether the model takes no longer than ALLOWED of the time in float."""
+    return not _holds(partial(_is_slower_than, profiler, in_float, model))
+
+
 def _trials(groups: list[dict[str, Cost]]) -> Iterator[dict[str, Cost]]:
     """What is tried: all groups together, then those that lose most alone, since a hint may be wrong."""
     if len(groups) > 1:
