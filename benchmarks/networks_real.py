@@ -22,7 +22,7 @@ import onnx
 INT8 = "fold,int8"
 RECIPES = ("fold", INT8, "fold,float16", "fold,prune(sparsity=0.5)", "fold,codebook(bits=4)", "pack")
 TARGETS = ("onnx", "ort", "tensorrt-rtx")
-PARTS = {"calibration": 16, "evaluation": 8}
+PARTS = {"calibration": 16, "evaluation": 32}
 SLOWER = 1.03
 """INT8 for ONNX Runtime may take this of float's time, and of the peer's, before it is a failure."""
 BUDGET_S, LEAST, MOST = 6.0, 7, 150
@@ -283,7 +283,7 @@ def _line(row: Row) -> str:
         + [f"{target} failed: {error}" for target, error in row.targets.items() if error]
     )
     problems = "".join(f"\n    {what}" for what in row.problems)
-    return f"{row.network} | {row.recipe} | exit {row.code} {row.message} | {row.seconds:.0f} s | {figures}{problems}"
+    return f"{row.network} | {row.recipe} | exit {row.code} {row.message if row.code else ''} | {row.seconds:.0f} s | {figures}{problems}"
 
 
 def _db(value: float | None) -> str:

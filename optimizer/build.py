@@ -71,11 +71,14 @@ def configured_targets(calls: Sequence[Call]) -> list[OpenTarget]:
 
 def placement(targets: Sequence[OpenTarget]) -> Placement:
     """What any of the targets runs in INT8; the canonical form's without one that runs a model. A file that
-    is opened as it is may meet a processor that adds products in pairs.
+    is opened as it is may meet a processor that adds products in pairs, and holds its activations in the
+    canonical form: biases are to make up for the rounding of that one.
     """
     found = [target.placement for target, _ in targets if target.placement is not None]
     place = reduce(or_, found) if found else CANONICAL
-    return replace(place, pairs=place.pairs or any(target.opened for target, _ in targets))
+    if any(target.opened for target, _ in targets):
+        return replace(place, pairs=True, unsigned=False)
+    return place
 
 
 def lower(
