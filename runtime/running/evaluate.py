@@ -78,12 +78,18 @@ def reference(
     are joined of parts.
     """
     joined = {} if model is None else joins(model)
-    mixed = mixed_output(session, data)
+    mixed: list[str | None] = []
+
+    def one_by_one(batch: Batch) -> bool:
+        if not mixed:
+            mixed.append(mixed_output(session, batch))
+        return mixed[0] is not None
+
     kept: list[Outputs | None] = []
     batches: list[int] = []
     total, has_floats = 0, False
     scores = Scores(joined)
-    for outputs, piece in _outputs(session, data, progress, mixed is not None):
+    for outputs, piece in _outputs(session, data, progress, one_by_one):
         batches.append(_fingerprint(piece))
         scores.add(outputs, piece.labels, outputs, piece.alone)
         total += sum(output.nbytes for output in outputs.values())
@@ -91,7 +97,15 @@ def reference(
         has_floats = has_floats or any(map(is_float, outputs.values()))
     again = session if any(one is None for one in kept) else None
     return Reference(
-        scores.metrics(), kept, batches, joined, scores.slices(), scores.labelled(), has_floats, mixed, again
+        scores.metrics(),
+        kept,
+        batches,
+        joined,
+        scores.slices(),
+        scores.labelled(),
+        has_floats,
+        next(iter(mixed), None),
+        again,
     )
 
 
@@ -108,7 +122,7 @@ def evaluate(
     """
     scores = Scores(original.joins, original.slices, original.labelled)
     seen = 0
-    for outputs, piece in _outputs(session, data, progress, original.mixed is not None):
+    for outputs, piece in _outputs(session, data, progress, lambda batch: original.mixed is not None):
         if seen == len(original.batches) or original.batches[seen] != _fingerprint(piece):
             raise DataError(
                 f"{data.description}: evaluation data differs from one reading to the next; it must yield the same each time"
@@ -200,12 +214,12 @@ def _outputs(
     session: onnxruntime.InferenceSession,
     data: DataSource,
     progress: Callable[[str], None],
-    one_by_one: bool,
+    one_by_one: Callable[[Batch], bool],
 ) -> Iterator[tuple[Outputs, "_Piece"]]:
     """Outputs and what they are of, piece by piece."""
     seen = 0
     for batch in data.batches(BATCH):
-        for piece in _pieces(session, batch, one_by_one):
+        for piece in _pieces(session, batch, one_by_one(batch)):
             outputs = piece.cut(ort.run(session, piece.inputs))
             seen += piece.count
             progress(

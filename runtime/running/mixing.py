@@ -2,39 +2,56 @@
 loudest sample, or integers whose scale is found at run time for the whole batch.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnxruntime
 
-from onnx_lathe.runtime.data import DataSource
+from onnx_lathe.errors import ModelError
+from onnx_lathe.runtime.data import Batch
 from onnx_lathe.runtime.files.signature import fixed_batch
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.scores import is_float
 
+SAMPLES = 8
+"""Spread over the batch: neighbours, such as frames of a film, may be nearly equal."""
 TOLERANCE = 1e-3
 """Of an output's largest value: kernels add in another order for another batch, which moves it by less."""
 
 
-def mixed_output(session: onnxruntime.InferenceSession, data: DataSource) -> str | None:
-    """The first float output whose values for a sample change with the other sample of a batch of two; None if
-    there is none, or the model's batch is fixed.
+def mixed_output(session: onnxruntime.InferenceSession, batch: Batch) -> str | None:
+    """The first float output whose values for a sample change with the other samples of its batch; None if
+    there is none, or if there is one batch alone that the model takes.
     """
-    first = next(iter(data.batches(2)), None)
-    if first is None or first.per_call or first.count < 2:
+    if batch.per_call or batch.count < 2:
         return None
     if fixed_batch([value.shape for value in session.get_inputs()]) is not None:
         return None
-    two = {name: array[:2] for name, array in first.inputs.items()}
-    together = ort.run(session, two)
-    alone = [ort.run(session, {name: array[row : row + 1] for name, array in two.items()}) for row in (0, 1)]
-    return next((name for name, both in together.items() if _is_mixed(name, both, alone)), None)
+    rows = np.unique(np.linspace(0, batch.count - 1, min(SAMPLES, batch.count)).astype(int))
+    together = ort.run(session, {name: array[rows] for name, array in batch.inputs.items()})
+    try:
+        alone = [
+            ort.run(session, {name: array[row : row + 1] for name, array in batch.inputs.items()})
+            for row in rows
+        ]
+    except ModelError:  # it does not run with one sample: nobody can judge them one by one
+        return None
+    return next(
+        (name for name, value in together.items() if _is_mixed(value, [one[name] for one in alone])), None
+    )
 
 
-def _is_mixed(name: str, both: np.ndarray, alone: list[dict[str, np.ndarray]]) -> bool:
-    if not is_float(both) or both.ndim == 0 or len(both) != 2:
+def _is_mixed(together: np.ndarray, alone: Sequence[np.ndarray]) -> bool:
+    if not is_float(together):
         return False
-    rows = [one[name] for one in alone]
-    if any(row.shape != (1, *both.shape[1:]) for row in rows):
+    if all(one.shape == together.shape for one in alone):  # no row of its own for each sample
+        return any(_differ(together, one) for one in alone)
+    if together.shape[:1] != (len(alone),) or any(one.shape != (1, *together.shape[1:]) for one in alone):
         return False
-    wanted, found = both.astype(np.float64), np.concatenate(rows).astype(np.float64)
-    largest = np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)
-    return not np.allclose(wanted, found, rtol=0, atol=TOLERANCE * largest, equal_nan=True)
+    return _differ(together, np.concatenate(alone))
+
+
+def _differ(wanted: np.ndarray, found: np.ndarray) -> bool:
+    wide = wanted.astype(np.float64)
+    largest = np.abs(wide[np.isfinite(wide)]).max(initial=0.0)
+    return not np.allclose(wide, found.astype(np.float64), rtol=0, atol=TOLERANCE * largest, equal_nan=True)

@@ -127,7 +127,7 @@ def test_large_samples_are_run_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) 
         measured(np.eye(4), np.roll(np.eye(4), 1, axis=1), Rows(values, labels)), whole, strict=True
     ):
         assert found == pytest.approx(expected)
-    together_and_alone = [2, 1, 1]  # whether samples have to do with one another
+    together_and_alone = [3, 1, 1, 1]  # whether samples have to do with one another
     assert seen == together_and_alone + [2, 1, 2, 1, 1] * 2
 
 

@@ -8,6 +8,7 @@ import onnx
 import pytest
 
 import onnx_lathe
+from onnx_lathe.runtime.data import Batch
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import evaluate, reference
 from onnx_lathe.runtime.running.mixing import mixed_output
@@ -39,11 +40,30 @@ def network(text: str, scale: float = 1.0) -> onnx.ModelProto:
     ids=["max", "dynamic", "row", "fixed"],
 )
 def test_which_are(text: str, found: str | None) -> None:
-    assert mixed_output(ort.session(network(text)), DATA) == found
+    assert mixed_output(ort.session(network(text)), Batch({"x": VALUES})) == found
 
 
 def test_one_sample_tells_nothing() -> None:
-    assert mixed_output(ort.session(network(MIXED)), Rows(x=np.ones((1, 4), np.float32))) is None
+    assert mixed_output(ort.session(network(MIXED)), Batch({"x": VALUES[:1]})) is None
+
+
+def test_equal_neighbours_do_not_hide_it() -> None:
+    assert mixed_output(ort.session(network(MIXED)), Batch({"x": VALUES[[0, 0, 0, 1, 2, 3]]})) == "y"
+
+
+def test_an_output_without_rows_of_samples() -> None:
+    """A mean over the batch is one, a constant is none."""
+    text = "(float[N, 4] x) => (float[1] y, float[1] z) {{ m = ReduceMean <keepdims = 0> (x)  y = Mul ({of}, w)  z = Mul (w, w) }}"
+    for of, found in (("m", "y"), ("w", None)):
+        model = build(text.format(of=of), w=np.ones(1, np.float32))
+        assert mixed_output(ort.session(model), Batch({"x": VALUES})) == found
+
+
+def test_a_network_that_does_not_take_one_sample() -> None:
+    text = "(float[N, 4, 3, 3] x) => (float[N, 5] y) { p = GlobalAveragePool (x)  s = Squeeze (p)  m = MatMul (s, v)  y = Softmax <axis = 1> (m) }"
+    model = build(text, v=np.ones((4, 5), np.float32))
+    data = Rows(x=np.random.default_rng(0).standard_normal((6, 4, 3, 3)).astype(np.float32))
+    assert reference(ort.session(model), data, lambda text: None).note is None
 
 
 def test_each_sample_is_judged_alone() -> None:
