@@ -15,13 +15,16 @@ from onnx_lathe.passes.graph.layers import Weight, constant_value, is_stored_onl
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.graph.quantization import pairs
 from onnx_lathe.passes.graph.quantization.pair_order import adds_in_pairs, as_added, as_stored
-from onnx_lathe.passes.graph.quantization.placement import handing_on, operands
+from onnx_lathe.passes.graph.quantization.placement import handing_on, operands, shared_parts
 from onnx_lathe.passes.graph.quantization.simulation import as_computed
 from onnx_lathe.passes.int8.bias import BiasCorrection
 from onnx_lathe.passes.int8.ranges import choose_range
 from onnx_lathe.passes.numerics.quantization import affine, pair_sums
 from onnx_lathe.passes.numerics.quantization.scale_search import crushed_channels, least_error_scale
 from onnx_lathe.placement import Placement
+
+COARSER = 2
+"""So many times as coarse as by its own range a part of a tensor may be rounded: one bit less."""
 
 
 class Quantization:
@@ -94,20 +97,28 @@ class Quantization:
         graph, placement = writer.graph, self.context.placement
         places = operands(graph, layers_of(self._computed(chosen)), placement)
         self._find_ranges([node.inputs[index] for node, index in places])
-        self._lend_ranges(chosen)
         silent = {name for name, (low, high) in self._ranges.items() if low == high == 0}
         alive = []
         for weight in chosen:
-            if any(node.inputs[0].name in silent for node in weight.nodes):
+            if all(node.inputs[0].name in silent for node in weight.nodes):
                 skip(weight, "its input is zero on all calibration data", report)
             else:
                 alive.append(weight)
+        layers = layers_of(self._computed(alive))
         if len(alive) < len(chosen):
-            places = operands(graph, layers_of(self._computed(alive)), placement)
+            places = operands(graph, layers, placement)
+        ranges = self._ranges | self._lent(alive)
+        for chain, parts in shared_parts(graph, layers, placement):
+            known = [ranges[part.name] for part in parts if part.name in ranges]
+            if len(known) == len(parts) and (whole := _common_range(known)):
+                places = chain + places
+                ranges |= {node.inputs[index].name: whole for node, index in chain}
+                ranges |= {part.name: whole for part in parts}
         before = len(graph.nodes)
         for node, index in places:
-            if node.inputs[index].name not in silent:
-                self._operand(writer, node, index, report)
+            tensor = node.inputs[index]
+            if not pairs.is_dequantized(tensor) and any(ranges.get(tensor.name, (1, 1))):
+                self._operand(writer, node, index, ranges, report)
         report.metrics["quantized_activations"] = (len(graph.nodes) - before) // 2
         return alive
 
@@ -122,20 +133,19 @@ class Quantization:
             if known is not None and (name in wanted or name in self._ranges):
                 self._ranges[name] = self._ranges[known]
 
-    def _lend_ranges(self, chosen: Sequence[Weight]) -> None:
-        """A layer of several calls, one of which reads nothing but zeros, as the first step of a recurrent
-        cell does: that call gets the range of the others, in which zero is exact.
+    def _lent(self, alive: Sequence[Weight]) -> dict[str, tuple[float, float]]:
+        """Ranges for calls that read nothing but zeros, as the first step of a recurrent cell does, of layers
+        with other calls: theirs, in which zero is exact.
         """
-        for weight in chosen:
-            known = {
-                name: self._ranges[name]
-                for name in (node.inputs[0].name for node in weight.nodes)
-                if name in self._ranges
-            }
+        lent: dict[str, tuple[float, float]] = {}
+        for weight in alive:
+            names = [node.inputs[0].name for node in weight.nodes]
+            known = {name: self._ranges[name] for name in names if name in self._ranges}
             heard = [bounds for bounds in known.values() if any(bounds)]
             if heard and len(heard) < len(known):
-                lent = min(low for low, _ in heard), max(high for _, high in heard)
-                self._ranges |= {name: lent for name, bounds in known.items() if not any(bounds)}
+                widest = min(low for low, _ in heard), max(high for _, high in heard)
+                lent |= {name: widest for name, bounds in known.items() if not any(bounds)}
+        return lent
 
     def _upper(self, tensor: Tensor, wanted: Collection[str]) -> str | None:
         """The uppermost tensor that hands its values on to this one and has a range, or is to get one."""
@@ -150,12 +160,19 @@ class Quantization:
             options = self.config.method, self.config.percentile, self.context.placement.unsigned
             self._ranges |= {name: choose_range(statistics[name], *options) for name in missing}
 
-    def _operand(self, writer: pairs.PairWriter, node: Node, index: int, report: PassReport) -> None:
+    def _operand(
+        self,
+        writer: pairs.PairWriter,
+        node: Node,
+        index: int,
+        ranges: Mapping[str, tuple[float, float]],
+        report: PassReport,
+    ) -> None:
         """Makes the node read its operand quantized, by the pair that there is or by a new one."""
         tensor = node.inputs[index]
         twin = pairs.twin(tensor)
         if twin is None:
-            low, high = self._ranges[tensor.name]
+            low, high = ranges[tensor.name]
             twin = writer.activation(tensor, low, high)
             report.edit(
                 node.name,
@@ -195,6 +212,16 @@ def is_weight_only(weight: Weight, placement: Placement) -> bool:
     return is_stored_only(weight) or any(
         node.op == "ConvTranspose" and node.op not in placement.layers for node in weight.nodes
     )
+
+
+def _common_range(parts: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """The range of a tensor whose parts have these, if it rounds none of them much more coarsely than their
+    own; parts of zeros are exact in any.
+    """
+    extents = [max(-low, high) for low, high in parts if low or high]
+    if not extents or min(extents) * COARSER < max(extents):
+        return None
+    return min(low for low, _ in parts), max(high for _, high in parts)
 
 
 def layers_of(chosen: Sequence[Weight]) -> list[Node]:

@@ -114,6 +114,16 @@ def test_a_call_that_reads_zeros_gets_the_range_of_the_other_calls_of_its_weight
     assert "t is INT8: range -0.75 to 0.5, scale 0.00591" in scales["MatMul_3"]
 
 
+def test_a_layer_that_reads_nothing_but_zeros_borrows_no_range() -> None:
+    """Not even of another layer that reads the zeros, and something else in another call."""
+    text = "(float[N, 4] x, float[N, 4] z) => (float[N, 4] y, float[N, 6] o) { h = MatMul (z, w) t = MatMul (x, w) y = Add (h, t) o = MatMul (z, u) }"
+    ranges = FixedCalibrator(z=Fixed(0.0, 0.0), x=Fixed(-1.0, 1.0))
+    _, report = quantize(build(text, w=random(4, 4), u=random(4, 6)), ranges)
+    assert [(skip.node, skip.reason) for skip in report.skips] == [
+        ("MatMul_3", "its input is zero on all calibration data")
+    ]
+
+
 def test_an_addition_behind_such_a_layer_stays_as_it_is() -> None:
     model = build(RESIDUAL.format(body="z = Tanh (i)  c = Conv (z, w)  s = Add (c, i)"), w=random(4, 4, 1, 1))
     result, report = quantize(model, FixedCalibrator(z=Fixed(0.0, 0.0)))

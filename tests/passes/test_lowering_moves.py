@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnx_lathe.runtime.running import ort
 from tests.support.builders import build, random
 from tests.support.placement import kernels, lowered, output, quantized, relative
 
@@ -117,3 +118,15 @@ def test_parts_of_one_tensor_are_quantized_once() -> None:
     assert found["QuantizeLinear"] == 1
     assert found["MatMulIntegerToFloat"] == 3
     assert relative(output(model, data), output(result, data)) < 0.02
+
+
+def test_parts_of_unlike_ranges_keep_their_own() -> None:
+    """Halves of one tensor, of which one is 200 times as large: each rounded as finely as it can be."""
+    text = """(float[N, 64] x) => (float[N, 8] y, float[N, 8] z) {
+        a, b = Split <axis = 1> (x)  y = MatMul (a, w)  z = MatMul (b, v) }"""
+    model = build(text, w=random(32, 8), v=random(32, 8))
+    data = random(32, 64) * np.repeat([100, 0.5], 32).astype(np.float32)
+    result, _ = lowered(quantized(model, data=data)[0])
+    wanted, found = (ort.run(ort.session(one, threads=1), {"x": data}) for one in (model, result))
+    assert relative(wanted["y"], found["y"]) < 0.02
+    assert relative(wanted["z"], found["z"]) < 0.02

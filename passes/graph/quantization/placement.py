@@ -9,6 +9,7 @@ too, and a ReLU or a Clip at 0 is the lower end of the range.
 
 import math
 from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -74,6 +75,22 @@ def operands(graph: Graph, layers: Sequence[Node], placement: Placement) -> list
     return [(node, index) for node, index in wanted.values() if not pairs.is_dequantized(node.inputs[index])]
 
 
+class Shared(NamedTuple):
+    """A tensor that is handed on in parts, as to the steps of an unrolled recurrent cell. `chain`: what the
+    operators between read; `parts`: what the kernels read. Quantized as a whole it is quantized once.
+    """
+
+    chain: list[Operand]
+    parts: list[Tensor]
+
+
+def shared_parts(graph: Graph, layers: Sequence[Node], placement: Placement) -> list[Shared]:
+    """Tensors of which several kernels read parts, and nobody else reads anything."""
+    if not (placement.operators or placement.results):
+        return []
+    return Flow(graph, layers, placement).shared()
+
+
 class Flow:
     """The kernels that compute on integers, and the tensors that lie between them. `layers`: those that are
     to run in INT8.
@@ -114,21 +131,35 @@ class Flow:
 
     def _between(self, node: Node) -> list[Operand]:
         """What operators that hand values on read, where several lie between two kernels: a target would
-        quantize there itself, and from opset 21 on ONNX Runtime fails at it, as it writes INT8 as the type of
-        UINT8 integers. Or where they hand parts of one tensor to several kernels, as the steps of an unrolled
-        recurrent cell: quantized once, instead of part by part.
+        quantize there itself.
         """
         chain = []
-        for tensor in node.inputs[:1] if node.op not in self.placement.operators else node.inputs:
+        for tensor in self._inputs(node):
             above = list(handing_on(tensor, self.placement))
             top = above[-1].inputs[0] if above else tensor
-            if ((len(above) > 1 and self._source(top) in self.kernels) or self._parts(top)) and not any(
-                self.is_seen(output) for one in above for output in one.outputs
-            ):
+            if len(above) > 1 and self._source(top) in self.kernels and not self._are_seen(above):
                 chain += above
         return [(one, 0) for one in chain]
 
-    def _parts(self, tensor: Tensor) -> bool:
+    def shared(self) -> list[Shared]:
+        """By the tensor that the parts are of."""
+        found: dict[int, Shared] = {}
+        for node in self.kernels.values():
+            for part in self._inputs(node):
+                above = list(handing_on(part, self.placement))
+                if above and self._is_parted(above[-1].inputs[0]) and not self._are_seen(above):
+                    one = found.setdefault(id(above[-1].inputs[0]), Shared([], []))
+                    one.chain.extend((mover, 0) for mover in above)
+                    one.parts.append(part)
+        return list(found.values())
+
+    def _inputs(self, node: Node) -> list[Tensor]:
+        return list(node.inputs if node.op in self.placement.operators else node.inputs[:1])
+
+    def _are_seen(self, nodes: Sequence[Node]) -> bool:
+        return any(self.is_seen(output) for node in nodes for output in node.outputs)
+
+    def _is_parted(self, tensor: Tensor) -> bool:
         """Whether several kernels read the tensor's values, and nobody else does."""
         readers = [node for node in self._readers(tensor) if node.op not in ("Shape", "Size")]
         return len(readers) > 1 and all(id(node) in self.kernels for node in readers)
