@@ -86,6 +86,12 @@ def fit(inputs: Sequence[InputSpec], shapes: Mapping[str, Sample], where: Callab
     return Fit(per_call, count, frozenset(shared))
 
 
+def without_samples(inputs: Sequence[InputSpec], shapes: Mapping[str, Sample]) -> bool:
+    """Whether no array of these shapes that counts samples has any; `fit` refuses some with and some without."""
+    counted = [shapes[spec.name] for spec in inputs if not _is_shared(spec, shapes[spec.name])]
+    return bool(counted) and all(shape[:1] == (0,) for shape in counted)
+
+
 def feed(
     fitted: Fit,
     spec: InputSpec,
