@@ -19,11 +19,9 @@ import numpy as np
 
 from onnx_lathe.errors import DataError
 from onnx_lathe.runtime.data.preprocess import Feed, Preprocess, Sample, bind, fits, show
-from onnx_lathe.runtime.files.signature import InputSpec, takes_one_sample
+from onnx_lathe.runtime.files.signature import ONE_NUMBER, InputSpec, takes_one_sample
 
 ONE_CALL = "each sample is one call of the model"
-
-_ONE_NUMBER = ((), (1,))
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def feed(
 
 
 def _is_shared(spec: InputSpec, shape: Sample) -> bool:
-    return spec.ranked and spec.shape in _ONE_NUMBER and len(shape) <= 1 and math.prod(shape) == 1
+    return spec.ranked and spec.shape in ONE_NUMBER and len(shape) <= 1 and math.prod(shape) == 1
 
 
 def _fits_call(spec: InputSpec, shape: Sample) -> bool:

@@ -35,12 +35,16 @@ def calls(source: DataSource) -> list[dict[str, np.ndarray]]:
     [
         ([(None, 3)], False),
         ([(8, 3), (8,)], False),
+        ([(1, 3), (1,)], False),
+        ([("batch", 3), ("batch",)], False),
+        ([("batch", 3), (1,)], True),
         ([(None, 3), (1, 4)], False),
         ([(80, 30)], False),
         ([("batch", 3), ()], True),
         ([("batch", 3), (2, "batch", 4)], True),
         ([(1, 3), (2, 1, 4)], True),
         ([()], True),
+        ([(1,)], False),
     ],
 )
 def test_which_models_take_no_batch(shapes: list[tuple[int | str | None, ...]], single: bool) -> None:
