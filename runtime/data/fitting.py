@@ -19,11 +19,9 @@ import numpy as np
 
 from onnx_lathe.errors import DataError
 from onnx_lathe.runtime.data.preprocess import Feed, Preprocess, Sample, bind, fits, show
-from onnx_lathe.runtime.files.signature import InputSpec, takes_one_sample
+from onnx_lathe.runtime.files.signature import ONE_NUMBER, InputSpec, takes_one_sample
 
 ONE_CALL = "each sample is one call of the model"
-
-_ONE_NUMBER = ((), (1,))
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,12 @@ def fit(inputs: Sequence[InputSpec], shapes: Mapping[str, Sample], where: Callab
     return Fit(per_call, count, frozenset(shared))
 
 
+def without_samples(inputs: Sequence[InputSpec], shapes: Mapping[str, Sample]) -> bool:
+    """Whether no array of these shapes that counts samples has any; `fit` refuses some with and some without."""
+    counted = [shapes[spec.name] for spec in inputs if not _is_shared(spec, shapes[spec.name])]
+    return bool(counted) and all(shape[:1] == (0,) for shape in counted)
+
+
 def feed(
     fitted: Fit,
     spec: InputSpec,
@@ -112,7 +116,7 @@ def feed(
 
 
 def _is_shared(spec: InputSpec, shape: Sample) -> bool:
-    return spec.ranked and spec.shape in _ONE_NUMBER and len(shape) <= 1 and math.prod(shape) == 1
+    return spec.ranked and spec.shape in ONE_NUMBER and len(shape) <= 1 and math.prod(shape) == 1
 
 
 def _fits_call(spec: InputSpec, shape: Sample) -> bool:

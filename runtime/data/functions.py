@@ -13,7 +13,7 @@ import numpy as np
 
 from onnx_lathe.errors import DataError, LatheError, nearest
 from onnx_lathe.runtime.data.arrays import LABELS
-from onnx_lathe.runtime.data.fitting import feed, fit
+from onnx_lathe.runtime.data.fitting import feed, fit, without_samples
 from onnx_lathe.runtime.data.preprocess import Feed, Preprocess
 from onnx_lathe.runtime.data.source import Batch, DataSource, check_labels, check_values, fingerprint
 from onnx_lathe.runtime.files.signature import InputSpec
@@ -147,9 +147,9 @@ class FunctionSource(DataSource):
         return arrays, labels
 
     def _ready(self, arrays: dict[str, np.ndarray], labels: np.ndarray | None, where: str) -> Batch | None:
-        """None for a batch without samples."""
+        """None for a batch without samples in any of its arrays."""
         shapes = {name: array.shape for name, array in arrays.items()}
-        if any(shape[:1] == (0,) for shape in shapes.values()):
+        if without_samples(self.inputs, shapes) and (labels is None or labels.size == 0):
             return None
         fitted = fit(self.inputs, shapes, lambda name: f"{where}: '{name}'")
         self.notes = self.notes or tuple(filter(None, [fitted.note(self.inputs)]))

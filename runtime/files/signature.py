@@ -8,6 +8,9 @@ from onnx import ModelProto, TensorProto, helper
 
 from onnx_lathe.errors import ModelError
 
+ONE_NUMBER = ((), (1,))
+"""Shapes of an input that one number fills."""
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -44,12 +47,14 @@ def model_inputs(model: ModelProto) -> list[InputSpec]:
 
 
 def takes_one_sample(shapes: Sequence[Sequence[int | str | None]]) -> bool:
-    """Whether inputs of these shapes cannot hold a batch along their first axes: one is a single number, or
-    the first axes of two differ, as [batch, n] and [2, batch, 128] do. Names are of dynamic dimensions.
+    """Whether inputs of these shapes cannot hold a batch along their first axes: one is a single number ([1]
+    counts as one beside a dynamic batch, which it does not follow), or the first axes of two differ, as
+    [batch, n] and [2, batch, 128] do. Names are of dynamic dimensions.
     """
     firsts = [shape[0] for shape in shapes if shape]
     fixed = {size for size in firsts if isinstance(size, int)}
-    mixed = max(fixed, default=1) > 1 and not all(isinstance(size, int) for size in firsts)
+    single = any(tuple(shape) in ONE_NUMBER for shape in shapes)
+    mixed = (single or max(fixed, default=1) > 1) and not all(isinstance(size, int) for size in firsts)
     return len(firsts) < len(shapes) or len(fixed) > 1 or mixed
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,13 @@ from onnx_lathe.runtime.processes import environment
 from onnx_lathe.runtime.running.settings import Settings
 
 WORKER = "onnx_lathe.runtime.running.guard_worker"
-KILLED = "SIGKILL"
+KILLED = "the system ended it (SIGKILL), likely for lack of memory"
+
+READY, SURVIVED = b"r", b"rs"
+"""What the child has answered when it begins to load a model, and when it has."""
+
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]{0,2}[\x00-\x7f])")
+"""The entry of a tensor in external data that names its file, as protobuf writes it, up to the name's length."""
 
 
 def prepare() -> None:
@@ -31,26 +38,51 @@ def prepare() -> None:
 
 
 def crash(source: bytes | str, settings: Settings) -> str | None:
-    """How a process ended that loaded the model, the content or the path of an ONNX file, such as "SIGSEGV";
-    None if it survived.
+    """How a process ended that loaded the model, the content or the path of an ONNX file, such as "SIGSEGV"
+    or KILLED; None if it survived.
 
-    A model that ONNX Runtime refuses is survived. Warns, and answers None, where no child can be started.
+    A model that ONNX Runtime refuses is survived. Warns, and answers None, where no child can be started, or
+    where it ends before it has anything to load.
     """
     return _GUARD.crash(source, settings)
 
 
 def _key(source: bytes | str) -> bytes | None:
-    """Equal for equal models; None for a file that cannot be read. A large file is not copied into memory."""
+    """Equal for equal models; None for a file that cannot be read. A large file is not copied into memory, and
+    external data is not read: its files' sizes and times of change stand for it.
+    """
     if isinstance(source, bytes):
         return hashlib.blake2b(source, digest_size=16).digest()
     try:
         with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             digest = hashlib.blake2b(content, digest_size=16)
-            if content.find(b"location") >= 0:  # data in another file, which the path finds
-                digest.update(os.path.abspath(source).encode())
-            return digest.digest()
+            locations = _locations(content)
     except (OSError, ValueError):  # ValueError: an empty file
         return None
+    if locations:
+        path = os.path.abspath(source)
+        digest.update(os.fsencode(path))
+        for location in sorted(locations):
+            digest.update(_state(os.path.join(os.fsencode(os.path.dirname(path)), location)))
+    return digest.digest()
+
+
+def _locations(content: mmap.mmap) -> set[bytes]:
+    """The names of files with external data in the content of an ONNX file."""
+    found = set()
+    for match in _LOCATION.finditer(content):
+        length = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(match[1]))  # a varint
+        found.add(content[match.end() : match.end() + length])
+    return found
+
+
+def _state(path: bytes) -> bytes:
+    """Changes when the file is written again; a file that is missing has one too."""
+    try:
+        found = os.stat(path)
+        return b"%b %d %d;" % (path, found.st_size, found.st_mtime_ns)
+    except (OSError, ValueError):  # ValueError: a null byte in the name
+        return path + b";"
 
 
 class _Guard:
@@ -76,33 +108,36 @@ class _Guard:
                 if how == KILLED:
                     # the system ends processes too when memory is short: once more, when it may be free again
                     return self._asked(source, settings)
+                if not self._usable:
+                    return None
                 self._known[digest, settings] = how
             return self._known[digest, settings]
 
     def _asked(self, source: bytes | str, settings: Settings) -> str | None:
-        process = self._started()
-        if process is None or process.stdin is None or process.stdout is None:
-            return None
         request: dict[str, object] = {"settings": asdict(settings)}
         content = b""
         if isinstance(source, bytes):
             content, request["size"] = source, len(source)
         else:
             request["path"] = os.path.abspath(source)
-        with suppress(OSError):  # the child is gone; how it went comes below
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.write(content)
-            process.stdin.flush()
-            ready = process.stdout.read(1)
-            if ready and process.stdout.read(1):
-                # each answer has two bytes: the child is ready for the request, and has survived it
+        message = json.dumps(request).encode() + b"\n"
+        for _ in range(2):
+            process = self._started()
+            if process is None:
                 return None
-        code = process.wait()
-        self._end()
-        if code >= 0 and os.name == "posix":
-            self._unusable(f"it ended with exit code {code}")
-            return None
-        return _signal(code)
+            answer = _answer(process, message, content)
+            if answer == SURVIVED:
+                return None
+            code = process.wait()
+            self._end()
+            if answer == READY:
+                if code < 0 or os.name != "posix":
+                    return _signal(code)
+                self._unusable(f"it ended with exit code {code}")
+                return None
+            # it had not begun to load, so the model is not why: once more
+        self._unusable(f"it ended before it was ready: {_signal(code)}")
+        return None
 
     def _started(self) -> "subprocess.Popen[bytes] | None":
         """The child of this very process: one that a fork inherited belongs to its parent."""
@@ -142,11 +177,27 @@ class _Guard:
         process.wait()
 
 
+def _answer(process: "subprocess.Popen[bytes]", message: bytes, content: bytes) -> bytes:
+    """READY where the child ended as it loaded the content, nothing where it ended before, SURVIVED else."""
+    found = b""
+    with suppress(OSError):  # the child is gone; the caller sees how it went
+        if process.stdin is not None and process.stdout is not None:
+            process.stdin.write(message)
+            process.stdin.write(content)
+            process.stdin.flush()
+            found = process.stdout.read(1)
+            found += process.stdout.read(1)
+    return found
+
+
 def _signal(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code:#x}"
     try:
-        return signal.Signals(-code).name
+        name = signal.Signals(-code).name
     except ValueError:
-        return f"exit code {code:#x}" if code > 0 else f"signal {-code}"
+        return f"signal {-code}"
+    return KILLED if name == "SIGKILL" else name
 
 
 _GUARD = _Guard()

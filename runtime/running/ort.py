@@ -79,6 +79,8 @@ def _refusing(what: str) -> Iterator[None]:
     try:
         yield
     except _DiedError as error:
+        if str(error) == guard.KILLED:
+            raise CrashError(f"ONNX Runtime {VERSION} cannot {what}: {error}") from None
         raise CrashError(f"ONNX Runtime {VERSION} crashes ({error}) when it is to {what}") from None
     except _REFUSALS as error:
         reason = " ".join(str(error).split())

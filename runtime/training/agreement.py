@@ -8,7 +8,7 @@ import torch
 
 from onnx_lathe.errors import DataError, PassError
 from onnx_lathe.runtime.data import Batch, DataSource
-from onnx_lathe.runtime.files.signature import model_inputs
+from onnx_lathe.runtime.files.signature import fixed_batch, model_inputs
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.torch_bridge import GraphModule
 from onnx_lathe.runtime.torch_bridge.arrays import to_torch
@@ -37,7 +37,7 @@ def check(model: onnx.ModelProto, module: GraphModule, data: DataSource) -> None
 
     Raises PassError naming the first node that differs, DataError if there are no samples.
     """
-    fixed = _fixed_batch(model)
+    fixed = fixed_batch([spec.shape for spec in model_inputs(model)])
     batch = next(iter(data.batches(SAMPLES - 1 if fixed == SAMPLES else SAMPLES)), None)
     if batch is None:
         raise DataError("the training data has no samples")
@@ -129,11 +129,6 @@ class _Comparison:
                 if difference > self.tolerance:
                     return f"node '{node.name or name}' ({node.op_type}) differs first, by {difference:.2g} of its output '{name}'"
         return "small differences of many nodes add up"
-
-
-def _fixed_batch(model: onnx.ModelProto) -> int | None:
-    sizes = {spec.shape[0] for spec in model_inputs(model) if spec.shape}
-    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _reference(model: onnx.ModelProto, feeds: Arrays, count: int, fixed: int | None) -> list[np.ndarray]:

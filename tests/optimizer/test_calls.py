@@ -11,6 +11,7 @@ import pytest
 import onnx_lathe
 from onnx_lathe.optimizer.cli import main
 from tests.support import calls
+from tests.support.builders import build, random
 from tests.support.command import refused
 
 FLOORS = {
@@ -78,6 +79,26 @@ def test_models_are_compared_on_calls(tmp_path: Path, name: str, capsys: pytest.
     assert measured > 25
     assert measured == pytest.approx(wanted, rel=1e-3)
     assert main(["check", str(tmp_path / "int8.onnx"), "--target", "ort"]) == 0
+
+
+@pytest.mark.parametrize(
+    "least", [np.array([1.5], np.float32), np.full(64, 1.5, np.float32)], ids=["shared", "each"]
+)
+@pytest.mark.parametrize("features", [8, 16])
+def test_one_number_of_shape_1_beside_a_dynamic_batch_works_throughout(
+    tmp_path: Path, features: int, least: np.ndarray
+) -> None:
+    text = f"(float[N, {features}] x, float[1] t) => (float[N, 6] y) {{ h = Mul(x, t) y = MatMul(h, w) }}"
+    path, data = tmp_path / "model.onnx", tmp_path / "data.npz"
+    onnx.save(build(text, w=random(features, 6)), path)
+    np.savez(data, x=random(64, features), t=least)
+    made, judged = tmp_path / "build", ["--data", str(data), "--gate", "sqnr >= 10"]
+    command = [str(path), *judged, "--out", str(made), "--no-latency", "--quiet", "--force", "--passes"]
+    for recipe in ("fold,int8", "prune(sparsity=0.2),retrain(epochs=1, batch=8)"):
+        assert main([*command, recipe]) == 0
+        report = json.loads((made / "report.json").read_text())
+        assert any("each sample is one call of the model" in note for note in report["data"])
+        assert main(["gate", str(path), str(made / "model.onnx"), *judged]) == 0
 
 
 def test_latency_is_that_of_one_call(tmp_path: Path) -> None:

@@ -35,12 +35,16 @@ def calls(source: DataSource) -> list[dict[str, np.ndarray]]:
     [
         ([(None, 3)], False),
         ([(8, 3), (8,)], False),
+        ([(1, 3), (1,)], False),
+        ([("batch", 3), ("batch",)], False),
+        ([("batch", 3), (1,)], True),
         ([(None, 3), (1, 4)], False),
         ([(80, 30)], False),
         ([("batch", 3), ()], True),
         ([("batch", 3), (2, "batch", 4)], True),
         ([(1, 3), (2, 1, 4)], True),
         ([()], True),
+        ([(1,)], False),
     ],
 )
 def test_which_models_take_no_batch(shapes: list[tuple[int | str | None, ...]], single: bool) -> None:
@@ -79,6 +83,28 @@ def test_archives_and_functions_are_read_alike(tmp_path: Path) -> None:
         assert {name: array.tolist() for name, array in one.items()} == {
             name: array.tolist() for name, array in other.items()
         }
+
+
+def test_a_batch_of_a_function_is_left_out_only_if_all_of_it_is_empty() -> None:
+    inputs = [
+        InputSpec("x", FLOAT, (None, 3)),
+        InputSpec("t", FLOAT, (None, 3)),
+        InputSpec("least", FLOAT, (1,)),
+    ]
+
+    def batches(*sizes: tuple[int, int]) -> object:
+        for x, t in sizes:
+            yield {
+                "x": np.zeros((x, 3), np.float32),
+                "t": np.zeros((t, 3), np.float32),
+                "least": np.float32(0.3),
+            }
+
+    found = open_source(lambda: batches((2, 2), (0, 0), (1, 1)), inputs)
+    assert sum(batch.count for batch in found.batches(8)) == 3
+    for sizes, name in (((2, 0), "t"), ((0, 2), "x")):
+        with pytest.raises(DataError, match=f"batch 2: '{name}' has no samples"):
+            open_source(lambda: batches((2, 2), sizes), inputs)  # noqa: B023
 
 
 def test_samples_of_a_function_may_differ_in_length() -> None:

@@ -115,6 +115,7 @@ def test_shapes_that_cannot_be_joined_stay_apart(tmp_path: Path) -> None:
             "def batches():\n  yield pixels, labels\n  yield pixels",
             "batch 2 has no labels, unlike those before",
         ),
+        ("def batches(): yield pixels[:0], labels", "batch 1: 'image' has no samples"),
         ("def batches(): yield pixels * np.nan", "batch 1: 'image' has NaN in sample 0"),
     ],
 )

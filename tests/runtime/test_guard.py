@@ -66,6 +66,63 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     return found
 
 
+def starting(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> Path:
+    """A guard whose child runs this code before it is ready, with `starts`, a file; returns the file."""
+    starts = folder / "starts"
+    body = f"import os, pathlib, signal\nfrom onnx_lathe.runtime.running import guard_worker\nstarts = pathlib.Path({str(starts)!r})\n"
+    (folder / "starting_worker.py").write_text(f"{body}{code}\nguard_worker.main()\n")
+    starts.write_text("")
+    monkeypatch.setattr(guard, "WORKER", "starting_worker")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *(path for path in sys.path if path)]))
+    monkeypatch.setattr(guard, "_GUARD", guard._Guard())
+    return starts
+
+
+COUNTED = "starts.write_text(starts.read_text() + 's')\n"
+
+
+def test_a_child_that_ends_before_it_is_ready_is_started_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = COUNTED + "if starts.read_text() == 's': os.kill(os.getpid(), signal.SIGTERM)"
+    starts = starting(monkeypatch, tmp_path, first)
+    assert guard.crash(content("Relu"), PLAIN) is None
+    assert starts.read_text() == "ss"
+    assert len(guard._GUARD._known) == 1
+
+
+@pytest.mark.parametrize(
+    "end, how",
+    [
+        ("os.kill(os.getpid(), signal.SIGTERM)", "SIGTERM"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "lack of memory"),
+        ("os._exit(3)", "exit code 0x3"),
+    ],
+)
+def test_a_child_that_is_never_ready_says_nothing_of_the_model(
+    end: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = starting(monkeypatch, tmp_path, COUNTED + end)
+    with pytest.warns(RuntimeWarning, match=f"it ended before it was ready: .*{how}"):
+        assert guard.crash(content("Relu"), PLAIN) is None
+    assert starts.read_text() == "ss"
+    assert not guard._GUARD._known
+
+
+def test_a_child_that_the_system_ends_twice_lacked_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = COUNTED + "guard_worker._load = lambda *given: os.kill(os.getpid(), signal.SIGKILL)"
+    starts = starting(monkeypatch, tmp_path, killed)
+    with pytest.raises(
+        CrashError, match=r"cannot load the model: the system ended it \(SIGKILL\), likely for lack of memory"
+    ) as error:
+        ort.plain_session(model("Relu"))
+    assert "crashes" not in str(error.value)
+    assert starts.read_text() == "ss"
+    assert not guard._GUARD._known
+
+
 def test_what_onnx_runtime_loads_or_refuses_is_survived(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(model("Relu"), path)
@@ -109,6 +166,26 @@ def test_equal_files_with_data_of_their_own_are_two_models(asked: list[Settings]
         assert guard.crash(str(path), PLAIN) is None
     assert (tmp_path / "a/model.onnx").read_bytes() == (tmp_path / "b/model.onnx").read_bytes()
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("location", ["data", "a" * 150], ids=["short", "long"])
+def test_data_beside_a_file_that_is_written_again_makes_another_model(
+    location: str, asked: list[Settings], tmp_path: Path
+) -> None:
+    path, data = tmp_path / "model.onnx", tmp_path / location
+    onnx.save(model("Relu"), path, save_as_external_data=True, location=location, size_threshold=0)
+    for _ in range(2):
+        assert guard.crash(str(path), PLAIN) is None
+    assert len(asked) == 1
+    changed, before = random(3, 4).tobytes(), data.stat()
+    assert len(changed) == before.st_size
+    data.write_bytes(changed)
+    os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns + 1))  # clocks of file systems are coarse
+    assert guard.crash(str(path), PLAIN) is None
+    assert len(asked) == 2
+    data.unlink()
+    assert guard.crash(str(path), PLAIN) is None
+    assert len(asked) == 3
 
 
 def test_the_child_opens_a_model_as_the_caller_will() -> None:

@@ -12,10 +12,10 @@ from onnx import numpy_helper
 
 from onnx_lathe.errors import DataError, ModelError, PassError, UsageError
 from onnx_lathe.passes.core.services import Trainer
-from onnx_lathe.runtime.data import Batch
+from onnx_lathe.runtime.data import Batch, model_inputs, open_source
 from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup, require_torch
 from tests.support import quantized
-from tests.support.builders import build
+from tests.support.builders import build, random
 from tests.support.training import CENTRES, CLASSES, Points, accuracy, disagreement, model, options, updated
 
 torch = pytest.importorskip("torch")
@@ -210,6 +210,18 @@ def test_a_batch_size_that_only_the_signature_has_costs_nothing() -> None:
     module = GraphModule(fixed)
     agreement.check(fixed, module, Points())
     assert module.fixed_batch is None
+
+
+@pytest.mark.parametrize("features", [8, 16])
+def test_a_state_for_one_sample_beside_a_dynamic_batch_is_run_one_by_one(features: int) -> None:
+    mixed = build(
+        f"(float[N,{features}] x, float[1,{features}] s) => (float[N,3] y) {{ h = Mul(x, s) y = MatMul(h, w) }}",
+        w=random(features, 3),
+    )
+    data = open_source({"x": random(9, features), "s": random(9, features)}, model_inputs(mixed))
+    module = GraphModule(mixed)
+    agreement.check(mixed, module, data)
+    TorchTrainer(TrainingSetup(data, mixed)).train(mixed, options(epochs=1, batch=4))
 
 
 def test_images_train_through_a_quantized_codebook() -> None:
