@@ -140,6 +140,7 @@ class Int8(Pass):
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
+        pairs.state_zero_points(graph, report)
         treat_existing(graph, self.config.existing, report)
         chosen, skips = self._choose(graph, context)
         if chosen and graph.opset < pairs.LOWEST_OPSET:

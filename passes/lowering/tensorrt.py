@@ -6,6 +6,7 @@
     UINT8, UINT4 or zero-point not 0 -> DQ        INT8 or INT4 initializer, zero-point 0 -> DQ
     INT32 or 16-bit constant -> DQ                float initializer
     activation -> Q -> DQ, UINT8, zero-point 128  INT8, zero-point 0
+    pair of int8 without a zero-point             zero-point 0
     scale and zero-point of shape [1]             rank 0
     input dimensions named "?"                    without a name
 
@@ -29,6 +30,7 @@ from onnx_lathe.passes.graph.constants import constant_to_initializer
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.layers import constant_value, is_constant, is_layer
 from onnx_lathe.passes.graph.model import FOUR_BIT, FOUR_BIT_IR_VERSION, FOUR_BIT_OPSET, free_name
+from onnx_lathe.passes.graph.quantization.pairs import state_zero_points
 from onnx_lathe.passes.graph.rewire import captured_names, disconnect, is_output, replace_input, sweep
 from onnx_lathe.passes.lowering.restoring import restore_canonical
 
@@ -45,6 +47,7 @@ class Lowering(Pass):
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         work = _Work(graph)
+        state_zero_points(graph, work.report)
         for node in graph.nodes:
             if (
                 node.op == "Constant"

@@ -1,5 +1,6 @@
 """INT8 pairs load in a plain ONNX Runtime session at every opset, whatever moves their values on."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -44,7 +45,7 @@ def model(text: str, opset: int, x: str = "3, 4, 6, 6", y: str = "", **values: n
     words = set(text.replace(",", " ").replace(")", " ").replace("(", " ").split())
     known = {name: np.array(value, np.int64) for name, value in INTEGERS.items()}
     known |= {"scale": np.float32(0.03), "zero": np.int8(0)}
-    values |= {name: value for name, value in known.items() if name in words}
+    values = {name: value for name, value in known.items() if name in words} | values
     made = build(f"(float[{x}] x) => (float y{y}) {{ {text} }}", opset, **values)
     for output in made.graph.output:
         output.type.tensor_type.ClearField("shape")
@@ -65,6 +66,10 @@ def kept(made: onnx.ModelProto) -> onnx.ModelProto:
     result = export_model(graph)
     onnx.checker.check_model(result, full_check=True)
     return result
+
+
+def exported(made: onnx.ModelProto) -> onnx.ModelProto:
+    return export_model(import_model(made))
 
 
 def assert_kept(made: onnx.ModelProto, *shape: int) -> onnx.ModelProto:
@@ -118,6 +123,92 @@ def test_values_are_followed_as_far_as_they_are_moved() -> None:
     result = assert_kept(model(text, 21, y=", float z"))
     assert Counter(node.op_type for node in result.graph.node)["QuantizeLinear"] == 4
     assert len({node.input[1] for node in result.graph.node if node.op_type == "QuantizeLinear"}) == 1
+
+
+TAKEN_OUT = {
+    "Identity": "Identity ({})",
+    "Dropout": "Dropout ({})",
+    "Dropout with a ratio": "Dropout ({}, ratio)",
+    "Dropout that says it does not train": "Dropout ({}, ratio, no)",
+    "Cast": "Cast <to = 1> ({})",
+}
+
+
+@pytest.mark.parametrize("taken_out", TAKEN_OUT.values(), ids=TAKEN_OUT)
+@pytest.mark.parametrize(
+    "behind, shape, added",
+    [
+        ("i = {}  m = Reshape (i, rows)  y = Exp (m)", "3, 4, 6, 6", 2),
+        ("i = {}  m = Transpose (i)  y = Exp (m)", "3, 4, 6, 6", 2),
+        ("m = Reshape (d, rows)  i = {}  y = Exp (i)", "3, 4, 6, 6", 2),
+        ("i = {}  p = MatMul (i, w)  y = Add (p, b)", "2, 6, 8", 0),
+        ("p = MatMul (d, w)  i = {}  y = Add (b, i)", "2, 6, 8", 0),
+    ],
+    ids=[
+        "before a Reshape",
+        "before a Transpose",
+        "behind a Reshape",
+        "before a product",
+        "behind a product",
+    ],
+)
+def test_what_onnxruntime_takes_out_is_looked_through(
+    behind: str, shape: str, added: int, taken_out: str
+) -> None:
+    source = "d" if behind.startswith("i = ") else behind[0]
+    values = {"ratio": np.float32(0.3), "no": np.array(False), "w": random(8, 16), "b": random(16)}
+    text = f"{PAIR}  {behind.format(taken_out.format(source))}"
+    used = {name: value for name, value in values.items() if re.search(rf"\b{name}\b", text)}
+    made = model(text, 21, shape, **used)
+    with pytest.raises(REFUSAL, match="output_dtype INT8"):
+        session(made)
+    assert len(assert_kept(made).graph.node) == len(made.graph.node) + added
+
+
+@pytest.mark.parametrize(
+    "behind",
+    ["i = Cast <to = 10> (d)  m = Transpose (i)  h = Exp (m)  y = Cast <to = 1> (h)",
+     "i, mask = Dropout (d)  m = Transpose (i)  y = Where (mask, d, d)  z = Exp (m)",
+     "m = Reshape (d, rows)  i = Identity (m)  a = QuantizeLinear (i, scale, zero)  y = DequantizeLinear (a, scale, zero)"],
+    ids=["a Cast that changes the type", "a Dropout whose mask is read", "read quantized alone"],
+)  # fmt: skip
+def test_no_pair_is_written_where_onnxruntime_writes_none(behind: str) -> None:
+    made = model(f"{PAIR}  {behind}", 21, y=", float z" if " z = " in behind else "")
+    session(made)
+    assert kept(made).graph.node == exported(made).graph.node
+
+
+CONSTANTS = {
+    "an INT32 bias": ("d = DequantizeLinear (codes, scale, zero)", np.int32),
+    "an INT8 weight": ("d = DequantizeLinear (codes, scale, zero)", np.int8),
+    "a pair behind a weight": (
+        "q = QuantizeLinear (floats, scale, zero)  d = DequantizeLinear (q, scale, zero)",
+        np.int8,
+    ),
+}
+
+
+@pytest.mark.parametrize("move", ["Reshape (d, rows)", "Unsqueeze (d, first)", "Transpose (d)"])
+@pytest.mark.parametrize("pair, kind", CONSTANTS.values(), ids=CONSTANTS)
+def test_constants_are_left_alone(pair: str, kind: type, move: str) -> None:
+    """They load as they are, and a QuantizeLinear writes no INT32."""
+    codes = np.arange(-18, 18).reshape(6, 6)
+    stored = {"codes": codes.astype(kind)} if "codes" in pair else {"floats": codes.astype(np.float32)}
+    graph = import_model(model(f"{pair}  m = {move}  y = Add (x, m)", 17, zero=np.zeros((), kind), **stored))
+    count = len(graph.nodes)
+    assert raise_opset(graph, 21) is None
+    assert len(graph.nodes) == count
+    raised = export_model(graph)
+    onnx.checker.check_model(raised, full_check=True)
+    if kind != np.int32 or "Transpose" not in move:  # which ONNX Runtime refuses at every opset
+        session(raised)
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.uint16])
+def test_wider_activations_are_left_alone(kind: type) -> None:
+    made = model(f"{PAIR}  m = Transpose (d)  y = Exp (m)", 21, zero=np.zeros((), kind))
+    session(made)
+    assert len(kept(made).graph.node) == 4
 
 
 def test_a_body_reads_the_moved_values_by_their_name() -> None:
@@ -204,6 +295,79 @@ def test_a_raised_opset_keeps_pairs_loadable() -> None:
     graph = import_model(model(f"{PAIR}  m = Reshape (d, rows)  y = Neg (m)", 17))
     assert raise_opset(graph, 21) is None
     session(export_model(graph))
+
+
+@pytest.mark.parametrize("before", ["t = Transpose <perm = [0, 2, 1]> (d)", "t = Unsqueeze (d, first)"])
+def test_a_product_behind_what_is_moved_gets_its_axis_at_once(before: str) -> None:
+    made = model(f"{PAIR}  {before}  p = MatMul (t, w)  y = Add (p, b)", 17, "2, 8, 8", w=random(8, 16), b=random(16))  # fmt: skip
+    graph = import_model(made)
+    assert raise_opset(graph, 21) is None
+    once = export_model(graph)
+    assert_kept(once, 2, 8, 8)
+    session(once)
+    assert kept(once) == exported(once)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "m = Reshape (d, rows)  i = Identity (m)  n = Transpose (i)  y = Exp (n)  z = Neg (m)",
+        "i = Identity (d)  m = MaxPool <kernel_shape = [2, 2]> (i)  y = Exp (m)  z = Relu (d)",
+        "p = MatMul (d, w)  y = Add (p, b)  t = Transpose (d)  z = Exp (t)",
+    ],
+)
+def test_the_form_stays_as_it_is(text: str) -> None:
+    values = {"w": random(6, 16), "b": random(16)} if "MatMul" in text else {}
+    once = assert_kept(model(f"{PAIR}  {text}", 21, y=", float z", **values))
+    assert kept(once) == exported(once)
+
+
+def former(made: onnx.ModelProto) -> onnx.ModelProto:
+    """The pairs of activations without a zero-point, as int8 once wrote them."""
+    result = onnx.ModelProto.FromString(made.SerializeToString())
+    quantizers = [node for node in result.graph.node if node.op_type == "QuantizeLinear"]
+    codes = {node.output[0] for node in quantizers}
+    for node in quantizers:
+        node.attribute.append(onnx.helper.make_attribute("output_dtype", onnx.TensorProto.INT8))
+    for node in result.graph.node:
+        if node in quantizers or (node.op_type == "DequantizeLinear" and node.input[0] in codes):
+            del node.input[2:]
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+def quantizers(made: onnx.ModelProto) -> list[tuple[str, str, bool]]:
+    """Operator, type of the integers and whether an `output_dtype` is named, of each pair of activations."""
+    zeros = {
+        tensor.name: onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in made.graph.initializer
+    }
+    written = {node.output[0] for node in made.graph.node if node.op_type == "QuantizeLinear"}
+    return sorted(
+        (node.op_type, zeros.get(node.input[2], "") if len(node.input) > 2 else "", any(a.name == "output_dtype" for a in node.attribute))
+        for node in made.graph.node
+        if node.op_type == "QuantizeLinear" or (node.op_type == "DequantizeLinear" and node.input[0] in written)
+    )  # fmt: skip
+
+
+def test_pairs_without_a_zero_point_get_it_stated() -> None:
+    """By the lowering for TensorRT, and by int8."""
+    made = model(
+        "c = Conv (x, w)  r = Relu (c)  m = Conv (r, w)  f = Flatten (m)  y = Tanh (f)",
+        21,
+        w=random(4, 4, 1, 1),
+    )
+    data = random(3, 4, 6, 6)
+    placed, _ = quantized(made, CANONICAL, data=data)
+    old = former(placed)
+    assert {kind for _, kind, _ in quantizers(old)} == {""}
+    for one, other in (
+        (lowered(placed, "tensorrt", CANONICAL)[0], lowered(old, "tensorrt", CANONICAL)[0]),
+        (placed, quantized(old, CANONICAL, data=data)[0]),
+    ):
+        assert quantizers(one) == quantizers(other)
+        np.testing.assert_array_equal(
+            session(one).run(None, {"x": data})[0], session(other).run(None, {"x": data})[0]
+        )
 
 
 def test_the_form_for_ort_is_the_same_at_every_opset() -> None:

@@ -12,8 +12,10 @@ TensorRT compute in float.
 import json
 
 import numpy as np
+import onnx
 
 from onnx_lathe import metadata
+from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable, rewire
 from onnx_lathe.passes.graph.layers import Weight, is_recurrent
 from onnx_lathe.passes.graph.model import node_metadata, taken_names, unused_name
@@ -48,6 +50,30 @@ def twin(tensor: Tensor) -> Tensor | None:
 def has_directions(weight: Weight) -> bool:
     """Whether the weight is that of a recurrent layer with two directions: its rows are on two axes."""
     return any(is_recurrent(node) for node in weight.nodes) and weight.tensor.shape[0] > 1
+
+
+def state_zero_points(graph: Graph, report: PassReport) -> None:
+    """States the zero-point 0 of int8's pairs that name their type INT8 by `output_dtype` instead, as
+    earlier checkpoints have them from opset 21 on. The canonical form, which TensorRT gets, has it stated.
+    """
+    taken: set[str] | None = None
+    for node in graph.nodes:
+        if (
+            node.op != "QuantizeLinear"
+            or len(node.inputs) > 2
+            or node.attrs.get("output_dtype") != onnx.TensorProto.INT8
+            or metadata.RANGE not in node_metadata(node)
+        ):
+            continue
+        taken = taken_names(graph) if taken is None else taken
+        name = unused_name(f"{node.inputs[0].name}_zero_point", taken)
+        taken.add(name)
+        zero = Constant(name, np.zeros(node.inputs[1].shape or (), np.int8))
+        del node.attrs["output_dtype"]
+        for part in [node, *node.outputs[0].outputs]:
+            if len(part.inputs) == 2 and part.op in ("QuantizeLinear", "DequantizeLinear"):
+                part.inputs.append(zero)
+        report.edit(node.name, "its zero-point is stated")
 
 
 class PairWriter:

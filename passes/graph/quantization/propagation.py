@@ -7,7 +7,8 @@ Behind an operator that moves values, ONNX Runtime writes such a pair by itself.
 of the integers that they are INT8, and takes the zero-point for UINT8: the model does not load. It finds
 nothing to write where a QuantizeLinear stands already; the numbers are the same, since what a pair holds is
 rounded to itself. A MatMul whose input has another rank than two becomes such a Reshape and a Gemm, unless its
-bias has two axes; as a MatMul it is computed on integers, too.
+bias has two axes; as a MatMul it is computed on integers, too. What ONNX Runtime takes out first, such as an
+Identity, is looked through. INT8 constants, other types and pairs without a zero-point load as they are.
 Seen in ONNX Runtime 1.32 (QDQPropagationTransformer, MatMulAddFusion): tests/passes/test_pair_propagation.py
 tries the operators.
 """
@@ -15,10 +16,12 @@ tries the operators.
 from collections.abc import Iterator
 
 import numpy as np
+import onnx
 
 from onnx_lathe import metadata
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
 from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.layers import is_constant
 from onnx_lathe.passes.graph.model import node_metadata, taken_names, unused_name
 from onnx_lathe.passes.graph.rewire import captured_names, is_output, replace_input
 from onnx_lathe.passes.graph.shapes import TensorType, infer_types
@@ -29,23 +32,22 @@ MOVING = ("MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 
 
 def keep_loadable(graph: Graph) -> None:
-    """Brings every pair whose integers are not UINT8 into the form, at opset 21 and above."""
+    """Brings every pair of INT8 activations into the form, at opset 21 and above."""
     decoders = [node for node in graph.nodes if _is_pair(node)] if graph.opset >= LOWEST_OPSET else []
     if decoders:
         work = _Work(graph)
-        for decoder in decoders:
-            work.follow(decoder)
-        work.widen_biases(decoders)
+        work.widen_biases([one for decoder in decoders for one in work.follow(decoder)])
 
 
 def _is_pair(node: Node) -> bool:
-    """Whether it decodes integers of another type than UINT8, by one scale and one zero-point that is stated."""
+    """Whether it decodes INT8 activations, by one scale and one zero-point that is stated."""
     return (
         node.op == "DequantizeLinear"
         and not node.domain
         and len(node.inputs) > 2
         and all(isinstance(tensor, Constant) and tensor.values.size == 1 for tensor in node.inputs[1:])
-        and node.inputs[2].dtype != np.uint8
+        and node.inputs[2].dtype == np.int8
+        and not is_constant(node.inputs[0])
     )
 
 
@@ -55,13 +57,56 @@ class _Work:
         self.taken = taken_names(graph)
         self.captured = captured_names(graph)
 
-    def follow(self, decoder: Node) -> None:
-        """Writes pairs behind what moves the decoded values, as far as they are moved."""
-        for node in list(decoder.outputs[0].outputs):
-            if node.op in MOVING and not node.domain and node.inputs[0] is decoder.outputs[0]:
-                readers = node.outputs[0].outputs
-                if self._is_seen(node.outputs[0]) or any(reader.op != "QuantizeLinear" for reader in readers):
-                    self.follow(self._pair(node, decoder))
+    def follow(self, decoder: Node) -> list[Node]:
+        """Writes pairs behind what moves the decoded values, as far as they are moved. Returns the decoders of
+        these values: `decoder`, and those written.
+        """
+        found, kind = [decoder], decoder.inputs[1].dtype
+        for tensor in list(self._same(decoder.outputs[0], kind)):
+            for node in list(tensor.outputs):
+                if (
+                    node.op in MOVING
+                    and not node.domain
+                    and node.inputs[0] is tensor
+                    and self._is_read(node.outputs[0], kind)
+                ):
+                    found += self.follow(self._pair(node, decoder))
+        return found
+
+    def _same(self, tensor: Tensor, kind: np.dtype) -> Iterator[Tensor]:
+        """The tensor of type `kind`, and what equals it behind operators that ONNX Runtime takes out."""
+        yield tensor
+        for node in tensor.outputs:
+            if self._is_taken_out(node, kind) and node.inputs[0] is tensor:
+                yield from self._same(node.outputs[0], kind)
+
+    def _is_taken_out(self, node: Node, kind: np.dtype) -> bool:
+        if node.domain:
+            return False
+        if node.op == "Cast":
+            return onnx.helper.tensor_dtype_to_np_dtype(node.attrs["to"]) == kind
+        if node.op == "Dropout":
+            training = node.inputs[2:]
+            return not any(mask.outputs or self._is_seen(mask) for mask in node.outputs[1:]) and all(
+                flag.is_empty() or (isinstance(flag, Constant) and not np.any(read(flag)))
+                for flag in training
+            )
+        return node.op == "Identity"
+
+    def _readers(self, tensor: Tensor, kind: np.dtype) -> list[Node]:
+        """Who reads the tensor once ONNX Runtime has taken out what it does."""
+        return [
+            node
+            for same in self._same(tensor, kind)
+            for node in same.outputs
+            if not (self._is_taken_out(node, kind) and node.inputs[0] is same)
+        ]
+
+    def _is_read(self, tensor: Tensor, kind: np.dtype) -> bool:
+        """Whether anybody reads the tensor unquantized."""
+        return any(node.op != "QuantizeLinear" for node in self._readers(tensor, kind)) or any(
+            self._is_seen(same) for same in self._same(tensor, kind)
+        )
 
     def _pair(self, node: Node, decoder: Node) -> Node:
         """The DequantizeLinear of a pair behind `node`, with the parameters of `decoder`. A layer's pair of the
@@ -81,7 +126,7 @@ class _Work:
 
     def widen_biases(self, decoders: list[Node]) -> None:
         """Adds an axis to what is added behind a MatMul that ONNX Runtime would make a Gemm with a Reshape of."""
-        additions = [found for decoder in decoders for found in _additions(decoder)]
+        additions = [found for decoder in decoders for found in self._additions(decoder)]
         types = infer_types(self.graph) if additions else {}
         wanted = [
             (add, bias, rank)
@@ -98,6 +143,21 @@ class _Work:
             if id(bias) not in rows:
                 rows[id(bias)] = self._row(bias, changed)
             replace_input(add, bias, rows[id(bias)])
+
+    def _additions(self, decoder: Node) -> Iterator[tuple[Node, Node, Tensor]]:
+        """MatMuls of the decoded values, each with the addition that alone reads its result, and what is
+        added.
+        """
+        kind = decoder.inputs[1].dtype
+        for tensor in self._same(decoder.outputs[0], kind):
+            for matmul in tensor.outputs:
+                if matmul.op != "MatMul" or matmul.domain or matmul.inputs[0] is not tensor:
+                    continue
+                readers = self._readers(matmul.outputs[0], kind)
+                if len(readers) == 1 and readers[0].op == "Add":
+                    product = {id(same) for same in self._same(matmul.outputs[0], kind)}
+                    for other in [added for added in readers[0].inputs if id(added) not in product]:
+                        yield matmul, readers[0], other
 
     def _row(self, bias: Tensor, changed: set[int]) -> Tensor:
         """The bias as [1, N], under its name if nobody but the additions `changed`, by identity, reads it."""
@@ -122,16 +182,6 @@ class _Work:
         name = unused_name(wanted, self.taken)
         self.taken.add(name)
         return name
-
-
-def _additions(decoder: Node) -> Iterator[tuple[Node, Node, Tensor]]:
-    """MatMuls of the decoded values, each with the addition that alone reads its result, and what is added."""
-    for matmul in decoder.outputs[0].outputs:
-        readers = matmul.outputs[0].outputs if matmul.op == "MatMul" and not matmul.domain else []
-        if len(readers) == 1 and readers[0].op == "Add" and matmul.inputs[0] is decoder.outputs[0]:
-            other = [tensor for tensor in readers[0].inputs if tensor is not matmul.outputs[0]]
-            if other:
-                yield matmul, readers[0], other[0]
 
 
 def _rank(types: dict[str, TensorType], matmul: Node, bias: Tensor) -> int | None:
