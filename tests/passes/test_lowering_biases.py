@@ -17,7 +17,7 @@ from onnx_lathe.placement import CANONICAL, Placement
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from onnx_lathe.runtime.targets.ort.ort import PLACEMENT
-from tests.support.builders import build
+from tests.support.builders import build, random
 from tests.support.int8 import Rows
 
 BOTH = PLACEMENT | CANONICAL
@@ -124,3 +124,24 @@ def test_without_calibration_data_biases_stay() -> None:
     alone = replace(context(PLACEMENT, Nearness(original)), calibrator=None)
     after, _ = apply_pass(configure(Lowering, {}), model, alone)
     np.testing.assert_equal(biases(after), biases(lowered(model, None)[0]))
+
+
+@pytest.mark.parametrize(
+    "vector, shape, rank", [("[32]", "[1, 8]", 1), ("[4, 32]", "[4, 8]", 2), ("[2, 4, 32]", "[2, 4, 8]", 3)]
+)
+def test_a_bias_with_an_axis_more_keeps_the_rank_of_the_result(vector: str, shape: str, rank: int) -> None:
+    text = f"""(float{vector} x) => (float{shape} y) {{
+        q = QuantizeLinear (x, s, z)  d = DequantizeLinear (q, s, z)  v = DequantizeLinear <axis = 1> (w, ws, wz)
+        p = MatMul (d, v)  y = Add (p, b) }}"""
+    constants = {
+        "s": np.float32(0.02),
+        "z": np.int8(0),
+        "ws": np.full(8, 0.01, np.float32),
+        "wz": np.zeros(8, np.int8),
+    }
+    model = build(text, w=np.arange(256).astype(np.int8).reshape(32, 8), b=random(1, 8), **constants)
+    written, _ = lowered(model, None)
+    x = random(*[2, 4, 32][-rank:])
+    wanted, found = (ort.run(ort.session(one, threads=1), {"x": x})["y"] for one in (model, written))
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, atol=0.05 * np.abs(wanted).max())

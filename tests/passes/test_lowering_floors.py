@@ -10,7 +10,11 @@ from onnx_lathe.runtime.running import ort
 from tests.support.builders import build, random
 from tests.support.placement import kernels, lowered, quantized
 
-LAYERS = {"MatMul": "m = MatMul (x, w)", "Gemm": "m = Gemm (x, w, b)"}
+LAYERS = {
+    "MatMul": "m = MatMul (x, w)",
+    "Gemm": "m = Gemm (x, w, b)",
+    "MatMul and Add": "p = MatMul (x, w)  m = Add (p, b)",
+}
 FLOORS = {
     "Relu": ("f = Relu (m)", ["Max"]),
     "Clip": ("f = Clip (m, low, high)", ["Max", "Min"]),

@@ -3,6 +3,7 @@
 import numpy as np
 
 from onnx_lathe.passes.graph import Node, Tensor, Variable
+from onnx_lathe.passes.graph.layers import is_constant
 from onnx_lathe.passes.graph.quantization.placement import quantized_layers
 from onnx_lathe.passes.graph.rewire import disconnect
 from onnx_lathe.passes.lowering.ort_integers.work import Work
@@ -15,7 +16,7 @@ def free_results(work: Work) -> None:
     QuantizeLinear is behind it, it then computes the layer in float.
     """
     for layer in quantized_layers(work.graph):
-        result = layer.outputs[0]
+        result = _result(layer)
         if layer.op not in ("MatMul", "Gemm") or len(result.outputs) != 1 or work.is_seen(result):
             continue
         floor = result.outputs[0]
@@ -26,6 +27,15 @@ def free_results(work: Work) -> None:
         if ends and readers and not all(reader.op == "QuantizeLinear" for reader in readers):
             _rewrite(work, floor, ends)
             work.report.edit(floor.name, f"written as Max and Min, so that {layer.name} stays on integers")
+
+
+def _result(layer: Node) -> Tensor:
+    """What the layer writes, or the addition of its bias if that is all that reads it."""
+    result = layer.outputs[0]
+    if layer.op != "MatMul" or len(result.outputs) != 1 or result.outputs[0].op != "Add":
+        return result
+    add = result.outputs[0]
+    return add.outputs[0] if any(map(is_constant, add.inputs)) and not add.domain else result
 
 
 def _ends(work: Work, floor: Node) -> list[tuple[str, Tensor]]:

@@ -130,7 +130,11 @@ def _bias_of(work: Work, layer: Node) -> tuple[Node, int] | None:
     columns = constant_value(layer.inputs[WEIGHT_INPUT].inputs[0].inputs[0], work.graph.opset).shape[
         output_axis(layer, 2)
     ]
-    return place if isinstance(bias, Constant) and tuple(bias.shape) in ((columns,), (1, columns)) else None
+    if not isinstance(bias, Constant) or tuple(bias.shape) not in ((columns,), (1, columns)):
+        return None
+    if len(bias.shape) > 1 and work.rank(layer.outputs[0]) < len(bias.shape):
+        return None  # an axis of the result comes from the bias, as far as is known
+    return place
 
 
 def _flatten(work: Work, node: Node, index: int) -> None:
