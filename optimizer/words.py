@@ -14,6 +14,7 @@ PASS_WORDS = {
     "tensor_train": ("tensor-train", "tt"),
     "fold": ("fold", "simplify", "sim", "onnxsim", "fuse", "constant-folding", "optimize", "shrink"),
     "equalize": ("equalize", "smooth", "smoothquant", "cle"),
+    "winograd": ("winograd", "convolution-algorithm", "lavin", "minimal-filtering"),
     "retrain": ("retrain", "train", "finetune", "fine-tune", "distill"),
 }
 """Pass -> what others call it."""

@@ -87,7 +87,9 @@ def _product(roots: Iterable[Fraction]) -> tuple[Fraction, ...]:
     coefficients = [Fraction(1)]
     for root in roots:
         shifted = [Fraction(0), *coefficients]
-        coefficients = [high - root * low for high, low in zip(shifted, [*coefficients, Fraction(0)], strict=True)]
+        coefficients = [
+            high - root * low for high, low in zip(shifted, [*coefficients, Fraction(0)], strict=True)
+        ]
     return tuple(coefficients)
 
 

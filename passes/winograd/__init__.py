@@ -1,0 +1,1 @@
+"""The pass `winograd`, and what it alone uses."""

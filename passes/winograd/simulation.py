@@ -1,0 +1,36 @@
+"""The error of a convolution algorithm in a processor's arithmetic, on what a layer reads, with float64 as truth."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from onnx_lathe.passes.numerics.winograd import cook_toom, filter_2d
+
+CHANNELS = 16
+"""So many output channels are looked at, spread over all."""
+EDGE = 26
+"""Side of the piece of an image that is looked at: several tiles of any size."""
+
+
+def relative_errors(
+    image: np.ndarray, weight: np.ndarray, sizes: Sequence[int], arithmetic: type[np.floating]
+) -> Mapping[int, float]:
+    """Largest error over largest result, by m of F(m, 3): image [C, H, W], padded already, weight [O, C, 3, 3].
+
+    Every step is rounded to `arithmetic`, whose sums over channels are the largest part of a direct
+    convolution's error. A result beyond its range makes the error infinite.
+    """
+    chosen = weight[np.unique(np.linspace(0, len(weight) - 1, CHANNELS).astype(int))]
+    piece = image[:, :EDGE, :EDGE]
+    windows = np.lib.stride_tricks.sliding_window_view(piece.astype(np.float64), (3, 3), (1, 2))
+    wanted = np.tensordot(windows, chosen.astype(np.float64), ([0, 3, 4], [1, 2, 3])).transpose(2, 0, 1)
+    largest = float(np.abs(wanted).max(initial=0.0))
+    if largest == 0:
+        return dict.fromkeys(sizes, 0.0)
+    found = {}
+    with np.errstate(over="ignore", invalid="ignore"):
+        for m in sizes:
+            result = filter_2d(piece.astype(arithmetic), chosen, cook_toom(m, 3)).astype(np.float64)
+            error = float(np.abs(result - wanted).max()) / largest
+            found[m] = error if np.isfinite(error) else np.inf
+    return found

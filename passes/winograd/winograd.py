@@ -1,0 +1,222 @@
+"""Chooses the algorithm of each convolution that has a choice, and writes it on the node (`lathe.conv_algorithm`).
+
+Eligible is a Conv of 3 x 3, stride 1, dilation 1, one group, with a stored weight. The choice is between direct
+convolution and minimal filtering F(2 x 2), F(4 x 4) and F(6 x 6), of which a profile says what a processor's
+runtime takes by itself, and what it can be made to take. The network stays the same; a target that can follows
+the choice, others ignore it.
+
+by=cost    products, additions of the transforms and bytes of the weights, at the profile's speeds
+by=error   the profile's own choice, where its error on calibration data is within `error`; else the fastest that
+           is, in the profile's arithmetic, simulated
+Sources: passes/numerics/winograd.py; Lavin and Gray, CVPR 2016, section 4 and table 1, for what transforms cost.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+
+from onnx_lathe import metadata
+from onnx_lathe.errors import UsageError
+from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.options import option
+from onnx_lathe.passes.core.registry import register
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph import Graph, Node
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant
+from onnx_lathe.passes.graph.macs import OpenShape, open_shapes
+from onnx_lathe.passes.graph.model import export_model, node_metadata
+from onnx_lathe.passes.numerics import winograd as numerics
+from onnx_lathe.passes.winograd.profiles import DIRECT, NAMES, PROFILES, Profile
+from onnx_lathe.passes.winograd.simulation import relative_errors
+
+TAPS = 3
+WORTH = 1.1
+"""by=cost leaves the runtime's own choice only for an estimate that is so many times as fast."""
+SAMPLES = 4
+"""Samples of the calibration data whose errors are simulated."""
+
+
+class Layer(NamedTuple):
+    """An eligible convolution: weight [outputs, inputs, 3, 3], and its result's height and width."""
+
+    node: Node
+    weight: np.ndarray
+    height: int
+    width: int
+
+    def tiles(self, m: int) -> int:
+        return -(-self.height // m) * -(-self.width // m)
+
+    def products(self, m: int) -> int:
+        return self.tiles(m) * (m + TAPS - 1) ** 2 * self.weight.shape[0] * self.weight.shape[1]
+
+
+@register
+class Winograd(Pass):
+    """Chooses between direct convolution and Winograd's minimal filtering, layer by layer, for a processor."""
+
+    name = "winograd"
+    lossless = True
+    after = {
+        name: f"the choice is for the layers that {name} leaves"
+        for name in ("fold", "prune_channels", "svd", "tensor_train")
+    }
+
+    @dataclass(frozen=True)
+    class Config:
+        by: str = option(
+            "cost",
+            "what decides: an estimate of time, or the error on calibration data",
+            choices=("cost", "error"),
+        )
+        profile: str = option("x86", "the processor and its arithmetic", choices=tuple(PROFILES))
+        error: float = option(
+            0.01, "by=error: largest error of a layer, relative to its largest result", low=0.0, high=1.0
+        )
+        layers: dict[str, str] = option(
+            {}, "layer names with their algorithm: direct, winograd23, winograd43 or winograd63"
+        )
+
+        def __post_init__(self) -> None:
+            for layer, algorithm in self.layers.items():
+                if algorithm not in NAMES.values():
+                    raise UsageError(
+                        f"winograd: layers={{'{layer}': ...}} takes {', '.join(NAMES.values())}, not '{algorithm}'"
+                    )
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(config)
+        self.needs = ("calibrator",) if self.config.by == "error" else ()
+
+    def apply(self, graph: Graph, context: Context) -> PassReport:
+        report, profile = PassReport(), PROFILES[self.config.profile]
+        model = export_model(graph)
+        layers = list(_eligible(graph, open_shapes(model, {}), report))
+        if unknown := set(self.config.layers) - {layer.node.name for layer in layers}:
+            raise UsageError(f"winograd(layers=...): no eligible layer is named '{min(unknown)}'")
+        errors = self._errors(model, layers, profile, context) if self.config.by == "error" else {}
+        direct, left, extra = 0, 0, 0.0
+        for layer in layers:
+            m, why = self._choice(layer, profile, errors.get(layer.node.name, {}))
+            direct, left = direct + layer.products(DIRECT), left + layer.products(m)
+            extra += layer.weight.nbytes * numerics.memory_factor(m, TAPS) if m > DIRECT else 0
+            said = node_metadata(layer.node)
+            if said.get(metadata.CONV_ALGORITHM) == NAMES[m]:
+                report.skip(layer.node.name, f"its algorithm is {NAMES[m]} already")
+                continue
+            said[metadata.CONV_ALGORITHM] = NAMES[m]
+            report.edit(layer.node.name, f"{NAMES[m]}: {why}")
+        if layers:
+            report.metrics["multiplications_saved"] = direct / left
+            report.metrics["transformed_weight_bytes"] = extra
+        return report
+
+    def _choice(self, layer: Layer, profile: Profile, errors: Mapping[int, float]) -> tuple[int, str]:
+        """(m, why)."""
+        default = profile.default(layer.weight.shape[1], layer.weight.shape[0])
+        able = list(dict.fromkeys((default, *profile.others)))
+        costs = {m: _nanoseconds(layer, m, profile) for m in able}
+        fastest = min(able, key=lambda m: (costs[m], m != default))
+        wanted = self.config.layers.get(layer.node.name)
+        if wanted is not None:
+            m = next(m for m, name in NAMES.items() if name == wanted)
+            return m, f"as the options say, {_gains(layer, m)}"
+        if self.config.by == "cost":
+            over = costs[default] / costs[fastest]
+            fastest = fastest if over >= WORTH else default
+            why = "the runtime's own" if fastest == default else f"{over:.2f}x the speed of {NAMES[default]}"
+            return fastest, f"{why}, {_gains(layer, fastest)}"
+        if profile.arithmetic is None:
+            return default, f"sums of integers are exact, {_gains(layer, default)}"
+        within = [m for m in able if errors[m] <= self.config.error]
+        least = min(able, key=lambda m: (errors[m], costs[m]))
+        m = default if default in within else min(within, key=lambda m: costs[m], default=least)
+        shown = ", ".join(f"{NAMES[one]} {errors[one]:.1e}" for one in able)
+        beyond = "" if m in within else f", all beyond {self.config.error:g}"
+        return m, f"errors {shown}{beyond}, {_gains(layer, m)}"
+
+    def _errors(
+        self, model: onnx.ModelProto, layers: list[Layer], profile: Profile, context: Context
+    ) -> dict[str, dict[int, float]]:
+        """The largest errors on the first samples, by layer and m."""
+        if profile.arithmetic is None or not layers:
+            return {}
+        found: dict[str, dict[int, float]] = {layer.node.name: {} for layer in layers}
+        seen = 0
+        names = list(dict.fromkeys(layer.node.inputs[0].name for layer in layers))
+        for observed in context.need_calibrator().observe(model, names):
+            for layer in layers:
+                context.progress(f"simulating {layer.node.name}")
+                outputs, inputs = layer.weight.shape[:2]
+                able = dict.fromkeys((profile.default(inputs, outputs), *profile.others))
+                for image in observed[layer.node.inputs[0].name][: SAMPLES - seen]:
+                    padded = np.pad(image, ((0, 0), *_pads(layer.node, image.shape[1:])))
+                    errors = relative_errors(padded, layer.weight, list(able), profile.arithmetic)
+                    known = found[layer.node.name]
+                    known |= {m: max(error, known.get(m, 0.0)) for m, error in errors.items()}
+            seen += observed.samples
+            if seen >= SAMPLES:
+                break
+        return found
+
+
+def _eligible(graph: Graph, shapes: Mapping[str, OpenShape], report: PassReport) -> Iterator[Layer]:
+    for node in graph.nodes:
+        if node.op != "Conv" or node.domain:
+            continue
+        weight = node.inputs[WEIGHT_INPUT]
+        shape = shapes.get(node.outputs[0].name, ())
+        if not is_constant(weight):
+            report.skip(node.name, "its weight is computed at run time")
+        elif reason := _not_eligible(node, constant_value(weight, graph.opset).shape):
+            report.skip(node.name, reason)
+        elif len(shape) != 4 or not all(isinstance(size, int) for size in shape[2:]):
+            report.skip(node.name, "the size of its result is not known before the model runs")
+        else:
+            values = constant_value(weight, graph.opset).astype(np.float32)
+            yield Layer(node, values, int(shape[2]), int(shape[3]))
+
+
+def _not_eligible(node: Node, shape: tuple[int, ...]) -> str | None:
+    if shape[2:] != (TAPS, TAPS):
+        return f"its kernel is {' x '.join(map(str, shape[2:]))}, not 3 x 3"
+    for name in ("strides", "dilations"):
+        if any(step != 1 for step in node.attrs.get(name, (1,))):
+            return f"its {name} are {list(node.attrs[name])}"
+    return "it has groups" if node.attrs.get("group", 1) != 1 else None
+
+
+def _pads(node: Node, size: tuple[int, ...]) -> list[tuple[int, int]]:
+    if node.attrs.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
+        return [(1, 1)] * len(size)
+    pads = node.attrs.get("pads", [0] * 4) if node.attrs.get("auto_pad") != "VALID" else [0] * 4
+    return [(pads[0], pads[2]), (pads[1], pads[3])]
+
+
+def _nanoseconds(layer: Layer, m: int, profile: Profile) -> float:
+    """Products, additions of the transforms of data and results, and weights read once."""
+    outputs, inputs = layer.weight.shape[:2]
+    factor = numerics.memory_factor(m, TAPS) if m > DIRECT else 1.0
+    weights = layer.weight.nbytes * factor / profile.weight_bytes
+    if m == DIRECT:
+        return layer.products(m) / profile.products + weights
+    output, _, data = numerics.cook_toom(m, TAPS).arrays()
+    size = m + TAPS - 1
+    of_data = 2 * size * int(np.count_nonzero(data))
+    of_result = (m + size) * int(np.count_nonzero(output))
+    transforms = layer.tiles(m) * (inputs * of_data + outputs * of_result)
+    return layer.products(m) / profile.products + transforms / profile.additions + weights
+
+
+def _gains(layer: Layer, m: int) -> str:
+    if m == DIRECT:
+        return "no multiplications saved"
+    times = numerics.multiplications_saved(m, TAPS)
+    return (
+        f"{times:.3g}x fewer multiplications ({layer.products(DIRECT) / layer.products(m):.3g}x with what tiles leave "
+        f"over), weights take {numerics.memory_factor(m, TAPS):.3g}x the memory"
+    )

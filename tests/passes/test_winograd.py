@@ -1,0 +1,165 @@
+"""The choice of a convolution's algorithm: what is eligible, what decides, what the node and the report say."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_lathe import metadata
+from onnx_lathe.errors import PassError, UsageError
+from onnx_lathe.optimizer.step import apply_pass
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.model import import_model
+from onnx_lathe.passes.winograd.winograd import Winograd
+from onnx_lathe.protocols import Observed
+from tests.support.builders import build, random, run
+
+
+class Given:
+    """A calibrator that has observed one batch."""
+
+    def __init__(self, **values: np.ndarray) -> None:
+        self.values = values
+
+    def observe(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Iterator[Observed]:
+        yield Observed({name: self.values[name] for name in tensors}, len(next(iter(self.values.values()))))
+
+
+def chosen(
+    model: onnx.ModelProto, context: Context | None = None, **options: object
+) -> tuple[dict[str, str], PassReport]:
+    """Node name -> what `lathe.conv_algorithm` says; and the report."""
+    after, report = apply_pass(configure(Winograd, options), model, context or Context())
+    onnx.checker.check_model(after, full_check=True)
+    found = {
+        node.name: entry.value
+        for node in after.graph.node
+        for entry in node.metadata_props
+        if entry.key == metadata.CONV_ALGORITHM
+    }
+    return found, report
+
+
+def layer(inputs: int, outputs: int, size: int, attributes: str = "pads = [1, 1, 1, 1]") -> onnx.ModelProto:
+    text = f"(float[N, {inputs}, {size}, {size}] x) => (float[N, {outputs}, P, Q] y) {{ [conv] y = Conv <{attributes}> (x, w) }}"
+    return build(text, w=(random(outputs, inputs, 3, 3) / np.sqrt(9 * inputs)).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "inputs, outputs, size, algorithm",
+    [
+        (64, 64, 56, "winograd43"),
+        (256, 256, 14, "winograd43"),
+        (512, 512, 7, "winograd23"),
+        (512, 512, 2, "direct"),
+        (3, 64, 112, "direct"),
+        (4, 4, 32, "direct"),
+        (32, 32, 32, "winograd63"),
+        (64, 64, 14, "winograd43"),
+        (128, 128, 10, "winograd23"),
+    ],
+)
+def test_by_cost_on_x86(inputs: int, outputs: int, size: int, algorithm: str) -> None:
+    """As ncnn's own times on x86 have it: small maps are better off with small tiles, three channels with none."""
+    found, report = chosen(layer(inputs, outputs, size))
+    assert found == {"conv": algorithm}
+    assert report.metrics["multiplications_saved"] >= 1
+
+
+def test_what_the_report_says() -> None:
+    _, report = chosen(layer(64, 64, 56))
+    (edit,) = report.edits
+    assert (
+        "winograd43: the runtime's own, 4x fewer multiplications (4x with what tiles leave over)" in edit.what
+    )
+    assert "4x the memory" in edit.what
+    assert report.metrics["multiplications_saved"] == 4
+    assert report.metrics["transformed_weight_bytes"] == 64 * 64 * 36 * 4
+
+
+@pytest.mark.parametrize(
+    "text, shape, reason",
+    [
+        ("y = Conv (x, w)", (8, 16, 1, 1), "its kernel is 1 x 1, not 3 x 3"),
+        ("y = Conv <strides = [2, 2]> (x, w)", (8, 16, 3, 3), r"its strides are \[2, 2\]"),
+        ("y = Conv <dilations = [2, 2]> (x, w)", (8, 16, 3, 3), r"its dilations are \[2, 2\]"),
+        ("y = Conv <group = 2> (x, w)", (8, 8, 3, 3), "it has groups"),
+        ("v = Relu (w)  y = Conv (x, v)", (8, 16, 3, 3), "its weight is computed at run time"),
+    ],
+)
+def test_what_is_not_eligible(text: str, shape: tuple[int, ...], reason: str) -> None:
+    model = build(f"(float[N, 16, 12, 12] x) => (float[N, 8, P, Q] y) {{ {text} }}", w=random(*shape))
+    found, report = chosen(model)
+    assert not found
+    assert not report.edits
+    (skip,) = report.skips
+    assert skip.node.startswith("Conv")
+    assert re.search(reason, skip.reason)
+
+
+def test_an_open_size_is_a_reason() -> None:
+    text = "(float[N, 16, H, W] x) => (float[N, 8, P, Q] y) { y = Conv (x, w) }"
+    found, report = chosen(build(text, w=random(8, 16, 3, 3)))
+    assert not found
+    assert "is not known before the model runs" in report.skips[0].reason
+
+
+def test_by_error_leaves_large_tiles_where_half_precision_is_too_coarse() -> None:
+    """F(6 x 6) is what ARM's runtime takes for few channels; its error in half precision is several percent."""
+    model = layer(64, 64, 24)
+    context = Context(calibrator=Given(x=random(2, 64, 24, 24)))
+    options = {"by": "error", "profile": "arm64-fp16"}
+    strict, report = chosen(model, context, **options)
+    assert strict == {"conv": "direct"}
+    assert "winograd63" in report.edits[0].what
+    assert "e-02" in report.edits[0].what
+    assert chosen(model, context, **options, error=0.5)[0] == {"conv": "winograd63"}
+    assert chosen(model, context, by="error", profile="arm64-fp32")[0] == {"conv": "winograd63"}
+    _, report = chosen(model, context, **options, error=1e-9)
+    assert "all beyond 1e-09" in report.edits[0].what
+
+
+def test_integers_are_exact() -> None:
+    found, report = chosen(layer(16, 16, 12), Context(calibrator=Given()), by="error", profile="arm64-int8")
+    assert found == {"conv": "winograd43"}
+    assert "exact" in report.edits[0].what
+
+
+def test_by_error_needs_data() -> None:
+    assert configure(Winograd, {"by": "error"}).needs == ("calibrator",)
+    assert configure(Winograd, {}).needs == ()
+    with pytest.raises(PassError, match="calibration data"):
+        chosen(layer(16, 16, 12), by="error")
+
+
+def test_a_layer_by_name() -> None:
+    found, report = chosen(layer(64, 64, 56), layers={"conv": "winograd23"})
+    assert found == {"conv": "winograd23"}
+    assert "as the options say" in report.edits[0].what
+
+
+@pytest.mark.parametrize(
+    "layers, message",
+    [
+        ({"conv": "fft"}, r"takes direct, winograd23, winograd43, winograd63, not 'fft'"),
+        ({"cnv": "direct"}, "no eligible layer is named 'cnv'"),
+    ],
+)
+def test_wrong_layers(layers: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        chosen(layer(16, 16, 12), layers=layers)
+
+
+def test_the_network_computes_the_same_and_twice_says_nothing_new() -> None:
+    model = layer(16, 16, 32)
+    after, _ = apply_pass(configure(Winograd, {}), model, Context())
+    x = random(2, 16, 32, 32)
+    np.testing.assert_array_equal(run(after, {"x": x})["y"], run(model, {"x": x})["y"])
+    _, report = apply_pass(configure(Winograd, {}), after, Context())
+    assert not report.edits
+    assert [skip.reason for skip in report.skips] == ["its algorithm is winograd23 already"]
+    assert [node.name for node in import_model(after).nodes] == ["conv"]
