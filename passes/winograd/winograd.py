@@ -128,7 +128,11 @@ class Winograd(Pass):
         if self.config.by == "cost":
             over = costs[default] / costs[fastest]
             fastest = fastest if over >= WORTH else default
-            why = "the runtime's own" if fastest == default else f"{over:.2f}x the speed of {NAMES[default]}"
+            why = (
+                "the runtime's own"
+                if fastest == default
+                else f"an estimated {over:.2f}x the speed of {NAMES[default]}, the runtime's own"
+            )
             return fastest, f"{why}, {_gains(layer, fastest)}"
         if profile.arithmetic is None:
             return default, f"sums of integers are exact, {_gains(layer, default)}"
