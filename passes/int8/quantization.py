@@ -110,7 +110,7 @@ class Quantization:
         ranges = self._ranges | self._lent(alive)
         for chain, parts in shared_parts(graph, layers, placement):
             known = [ranges[part.name] for part in parts if part.name in ranges]
-            if len(known) == len(parts) and (whole := _common_range(known)):
+            if len(known) == len(parts) and (whole := _common_range(known, placement.unsigned)):
                 places = chain + places
                 ranges |= {node.inputs[index].name: whole for node, index in chain}
                 ranges |= {part.name: whole for part in parts}
@@ -214,14 +214,21 @@ def is_weight_only(weight: Weight, placement: Placement) -> bool:
     )
 
 
-def _common_range(parts: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+def _common_range(parts: Sequence[tuple[float, float]], unsigned: bool) -> tuple[float, float] | None:
     """The range of a tensor whose parts have these, if it rounds none of them much more coarsely than their
     own; parts of zeros are exact in any.
     """
-    extents = [max(-low, high) for low, high in parts if low or high]
-    if not extents or min(extents) * COARSER < max(extents):
+    heard = [bounds for bounds in parts if any(bounds)]
+    if not heard:
         return None
-    return min(low for low, _ in parts), max(high for _, high in parts)
+    low, high = min(low for low, _ in heard), max(high for _, high in heard)
+    steps = [_width(*bounds, unsigned) for bounds in heard]
+    return (low, high) if _width(low, high, unsigned) <= COARSER * min(steps) else None
+
+
+def _width(low: float, high: float, unsigned: bool) -> float:
+    """What a step is proportional to."""
+    return max(high, 0.0) - min(low, 0.0) if unsigned else max(-low, high)
 
 
 def layers_of(chosen: Sequence[Weight]) -> list[Node]:

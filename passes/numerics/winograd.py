@@ -51,12 +51,16 @@ class Transform:
 
 @cache
 def cook_toom(m: int, r: int, points: tuple[Fraction | int, ...] | None = None) -> Transform:
-    """F(m, r) from `points`, m + r - 2 different numbers, besides infinity. Raises ValueError for other points.
+    """F(m, r) from `points`, m + r - 2 different numbers, besides infinity; F(1, r) without points is the filter
+    itself, r products and their sum. Raises ValueError for other points.
 
     Let V be the matrix of powers of the points. A linear convolution is V^-1 ((V g) * (V u)); its transpose with
     respect to u is the filter: V^T ((V g) * (V^-T d)). Rows of V^-T are the coefficients of Lagrange's
     polynomials, whose denominators go into G.
     """
+    if m == 1 and points is None:
+        unit = tuple(tuple(Fraction(int(row == column)) for column in range(r)) for row in range(r))
+        return Transform(1, r, ((Fraction(1),) * r,), unit, unit)
     count = m + r - 2
     chosen = tuple(map(Fraction, LAVIN[:count] if points is None else points))
     if m < 1 or r < 1 or len(chosen) != count or len(set(chosen)) != count:
@@ -134,13 +138,14 @@ def filter_1d(signal: np.ndarray, kernel: np.ndarray, transform: Transform) -> n
     padded = np.zeros(tiles * transform.m + transform.r - 1, signal.dtype)
     padded[: len(signal)] = signal
     windows = np.lib.stride_tricks.sliding_window_view(padded, transform.size)[:: transform.m]
-    products = (kernels @ kernel.astype(signal.dtype)) * (windows @ data.T)
-    return (products @ output.T).reshape(-1)[:count]
+    products = _times(kernels, kernel.astype(signal.dtype)[:, None]) * _times(data, windows.T)
+    return _times(output, products).T.reshape(-1)[:count]
 
 
 def filter_2d(image: np.ndarray, weight: np.ndarray, transform: Transform) -> np.ndarray:
     """Results [O, H - r + 1, W - r + 1] of a convolution (no padding, stride 1) of image [C, H, W] with weight
-    [O, C, r, r]; every step is rounded to the image's type, as a kernel of that arithmetic does.
+    [O, C, r, r], in the image's type. Of float16 every product is added and rounded as one step, as processors
+    with half-precision arithmetic do; sums in float32 and float64 have BLAS's order.
     """
     kind, m, n = image.dtype.type, transform.m, transform.size
     output, kernels, data = transform.arrays(kind)
@@ -153,7 +158,7 @@ def filter_2d(image: np.ndarray, weight: np.ndarray, transform: Transform) -> np
     filters = _two_sided(kernels, weight.astype(kind))  # [O, C, n, n]
     summed = np.zeros((len(weight), down, across, n, n), kind)
     for channel in range(len(image)):
-        summed += filters[:, channel, None, None] * tiles[channel]
+        summed = _added(summed, filters[:, channel, None, None], tiles[channel])
     results = _two_sided(output, summed)  # [O, down, across, m, m]
     joined = results.transpose(0, 1, 3, 2, 4).reshape(len(weight), down * m, across * m)
     return joined[:, :rows, :columns]
@@ -161,4 +166,22 @@ def filter_2d(image: np.ndarray, weight: np.ndarray, transform: Transform) -> np
 
 def _two_sided(matrix: np.ndarray, blocks: np.ndarray) -> np.ndarray:
     """matrix block matrix^T for each block of the last two axes, in their type."""
-    return matrix @ (blocks @ matrix.T)
+    return _times(matrix, _times(matrix, blocks.swapaxes(-1, -2)).swapaxes(-1, -2))
+
+
+def _times(matrix: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+    if matrix.dtype != np.float16:
+        return matrix @ blocks
+    summed = np.zeros((*blocks.shape[:-2], len(matrix), blocks.shape[-1]), np.float16)
+    for at in range(matrix.shape[1]):
+        if matrix[:, at].any():
+            summed = _added(summed, matrix[:, at, None], blocks[..., at, None, :])
+    return summed
+
+
+def _added(summed: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """summed + left right, rounded once: a product of two halves is exact in float32."""
+    if summed.dtype != np.float16:
+        return summed + left * right
+    wide = summed.astype(np.float32) + left.astype(np.float32) * right.astype(np.float32)
+    return wide.astype(np.float16)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 DIRECT = 1
-"""Written as F(1, 3), which is what it is: 9 products per result."""
+"""Written as F(1, 3): 9 products per result."""
 NAMES = {DIRECT: "direct", 2: "winograd23", 4: "winograd43", 6: "winograd63"}
 """m of F(m, 3) -> what `lathe.conv_algorithm` says."""
 

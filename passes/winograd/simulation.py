@@ -17,16 +17,20 @@ def relative_errors(
 ) -> Mapping[int, float]:
     """Largest error over largest result, by m of F(m, 3): image [C, H, W], padded already, weight [O, C, 3, 3].
 
-    Every step is rounded to `arithmetic`, whose sums over channels are the largest part of a direct
-    convolution's error. A result beyond its range makes the error infinite.
+    A piece around the largest value is looked at. A result beyond the range of `arithmetic` makes the error
+    infinite; where all results are zero there is none.
     """
     chosen = weight[np.unique(np.linspace(0, len(weight) - 1, CHANNELS).astype(int))]
-    piece = image[:, :EDGE, :EDGE]
+    peak = np.unravel_index(np.abs(image).max(axis=0).argmax(), image.shape[1:])
+    top, left = (
+        max(min(int(at) - EDGE // 2, size - EDGE), 0) for at, size in zip(peak, image.shape[1:], strict=True)
+    )
+    piece = image[:, top : top + EDGE, left : left + EDGE]
     windows = np.lib.stride_tricks.sliding_window_view(piece.astype(np.float64), (3, 3), (1, 2))
     wanted = np.tensordot(windows, chosen.astype(np.float64), ([0, 3, 4], [1, 2, 3])).transpose(2, 0, 1)
     largest = float(np.abs(wanted).max(initial=0.0))
     if largest == 0:
-        return dict.fromkeys(sizes, 0.0)
+        return {}
     found = {}
     with np.errstate(over="ignore", invalid="ignore"):
         for m in sizes:

@@ -41,15 +41,16 @@ SAMPLES = 4
 
 
 class Layer(NamedTuple):
-    """An eligible convolution: weight [outputs, inputs, 3, 3], and its result's height and width."""
+    """An eligible convolution: weight [outputs, inputs, 3, 3], and its result's batch, height and width."""
 
     node: Node
     weight: np.ndarray
+    batch: int
     height: int
     width: int
 
     def tiles(self, m: int) -> int:
-        return -(-self.height // m) * -(-self.width // m)
+        return self.batch * -(-self.height // m) * -(-self.width // m)
 
     def products(self, m: int) -> int:
         return self.tiles(m) * (m + TAPS - 1) ** 2 * self.weight.shape[0] * self.weight.shape[1]
@@ -98,10 +99,18 @@ class Winograd(Pass):
         layers = list(_eligible(graph, open_shapes(model, {}), report))
         if unknown := set(self.config.layers) - {layer.node.name for layer in layers}:
             raise UsageError(f"winograd(layers=...): no eligible layer is named '{min(unknown)}'")
-        errors = self._errors(model, layers, profile, context) if self.config.by == "error" else {}
+        errors = None
+        if self.config.by == "error" and profile.arithmetic is not None and layers:
+            errors = self._errors(model, layers, profile.arithmetic, profile, context)
         direct, left, extra = 0, 0, 0.0
         for layer in layers:
-            m, why = self._choice(layer, profile, errors.get(layer.node.name, {}))
+            if errors is not None and not errors[layer.node.name]:
+                report.skip(
+                    layer.node.name,
+                    "what it computes of the calibration data is zero: its error cannot be told",
+                )
+                continue
+            m, why = self._choice(layer, profile, {} if errors is None else errors[layer.node.name])
             direct, left = direct + layer.products(DIRECT), left + layer.products(m)
             extra += layer.weight.nbytes * numerics.memory_factor(m, TAPS) if m > DIRECT else 0
             said = node_metadata(layer.node)
@@ -110,7 +119,7 @@ class Winograd(Pass):
                 continue
             said[metadata.CONV_ALGORITHM] = NAMES[m]
             report.edit(layer.node.name, f"{NAMES[m]}: {why}")
-        if layers:
+        if left:
             report.metrics["multiplications_saved"] = direct / left
             report.metrics["transformed_weight_bytes"] = extra
         return report
@@ -144,11 +153,14 @@ class Winograd(Pass):
         return m, f"errors {shown}{beyond}, {_gains(layer, m)}"
 
     def _errors(
-        self, model: onnx.ModelProto, layers: list[Layer], profile: Profile, context: Context
+        self,
+        model: onnx.ModelProto,
+        layers: list[Layer],
+        arithmetic: type[np.floating],
+        profile: Profile,
+        context: Context,
     ) -> dict[str, dict[int, float]]:
         """The largest errors on the first samples, by layer and m."""
-        if profile.arithmetic is None or not layers:
-            return {}
         found: dict[str, dict[int, float]] = {layer.node.name: {} for layer in layers}
         seen = 0
         names = list(dict.fromkeys(layer.node.inputs[0].name for layer in layers))
@@ -159,7 +171,7 @@ class Winograd(Pass):
                 able = dict.fromkeys((profile.default(inputs, outputs), *profile.others))
                 for image in observed[layer.node.inputs[0].name][: SAMPLES - seen]:
                     padded = np.pad(image, ((0, 0), *_pads(layer.node, image.shape[1:])))
-                    errors = relative_errors(padded, layer.weight, list(able), profile.arithmetic)
+                    errors = relative_errors(padded, layer.weight, list(able), arithmetic)
                     known = found[layer.node.name]
                     known |= {m: max(error, known.get(m, 0.0)) for m, error in errors.items()}
             seen += observed.samples
@@ -182,7 +194,9 @@ def _eligible(graph: Graph, shapes: Mapping[str, OpenShape], report: PassReport)
             report.skip(node.name, "the size of its result is not known before the model runs")
         else:
             values = constant_value(weight, graph.opset).astype(np.float32)
-            yield Layer(node, values, int(shape[2]), int(shape[3]))
+            yield Layer(
+                node, values, shape[0] if isinstance(shape[0], int) else 1, int(shape[2]), int(shape[3])
+            )
 
 
 def _not_eligible(node: Node, shape: tuple[int, ...]) -> str | None:
@@ -220,7 +234,9 @@ def _gains(layer: Layer, m: int) -> str:
     if m == DIRECT:
         return "no multiplications saved"
     times = numerics.multiplications_saved(m, TAPS)
+    transform, plain = numerics.cook_toom(m, TAPS), numerics.cook_toom(DIRECT, TAPS)
+    coarser = numerics.amplification(transform) / numerics.amplification(plain)
     return (
         f"{times:.3g}x fewer multiplications ({layer.products(DIRECT) / layer.products(m):.3g}x with what tiles leave "
-        f"over), weights take {numerics.memory_factor(m, TAPS):.3g}x the memory"
+        f"over), weights take {numerics.memory_factor(m, TAPS):.3g}x the memory, the bound of the error is {coarser:.3g}x"
     )

@@ -81,9 +81,9 @@ def reference(
     mixed: list[str | None] = []
 
     def one_by_one(batch: Batch) -> bool:
-        if not mixed:
+        if not mixed and batch.count > 1:  # one sample tells nothing
             mixed.append(mixed_output(session, batch))
-        return mixed[0] is not None
+        return any(name is not None for name in mixed)
 
     kept: list[Outputs | None] = []
     batches: list[int] = []

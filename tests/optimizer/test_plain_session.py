@@ -109,3 +109,22 @@ def test_an_original_that_is_sorted_as_it_is_read_is_compared_with(tmp_path: Pat
     record = onnx_lathe.optimize(path, "int8", **data, targets="ort", out=tmp_path / "out", latency=False)
     assert record.targets[0].error is None
     assert record.targets[0].quality["sqnr"] > 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(float[N, 16] x) => (float[N, 8] y) { y = MatMul (x, w) }",
+        "(float[N, 16] x) => (float[N, 8] y) { h = MatMul (x, v)  r = Relu (h)  y = MatMul (r, w) }",
+    ],
+)
+def test_a_network_without_biases_is_written_for_ort(text: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    stored = {"w": rng.standard_normal((16, 8)), "v": rng.standard_normal((16, 16))}
+    model = build(
+        text, **{name: array.astype(np.float32) for name, array in stored.items() if f"{name})" in text}
+    )
+    data = {"x": rng.standard_normal((64, 16)).astype(np.float32)}
+    record = onnx_lathe.optimize(model, "int8", data=data, targets="ort", out=tmp_path, latency=False)
+    assert record.outcome == "done"
+    assert record.targets[0].quality["sqnr"] > 25

@@ -130,3 +130,14 @@ def test_parts_of_unlike_ranges_keep_their_own() -> None:
     wanted, found = (ort.run(ort.session(one, threads=1), {"x": data}) for one in (model, result))
     assert relative(wanted["y"], found["y"]) < 0.02
     assert relative(wanted["z"], found["z"]) < 0.02
+
+
+def test_a_part_that_is_read_as_an_addend_is_no_part() -> None:
+    """A Gemm's C stays float, whatever range the other parts have."""
+    text = """(float[N, 24] x) => (float[N, 8] y, float[N, 8] z) {
+        a, b, c = Split <axis = 1> (x)  y = Gemm (a, w, b)  z = Gemm (c, v) }"""
+    data = random(32, 24) * np.repeat([1, 50, 1], 8).astype(np.float32)
+    model = build(text, w=random(8, 8), v=random(8, 8))
+    result, _ = lowered(quantized(model, data=data)[0])
+    wanted, found = (ort.run(ort.session(one, threads=1), {"x": data}) for one in (model, result))
+    assert relative(wanted["y"], found["y"]) < 0.05

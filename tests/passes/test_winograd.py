@@ -76,7 +76,7 @@ def test_what_the_report_says() -> None:
     assert (
         "winograd43: the runtime's own, 4x fewer multiplications (4x with what tiles leave over)" in edit.what
     )
-    assert "4x the memory" in edit.what
+    assert "4x the memory, the bound of the error is" in edit.what
     assert report.metrics["multiplications_saved"] == 4
     assert report.metrics["transformed_weight_bytes"] == 64 * 64 * 36 * 4
 
@@ -163,3 +163,38 @@ def test_the_network_computes_the_same_and_twice_says_nothing_new() -> None:
     assert not report.edits
     assert [skip.reason for skip in report.skips] == ["its algorithm is winograd23 already"]
     assert [node.name for node in import_model(after).nodes] == ["conv"]
+
+
+def test_direct_is_no_transform_that_overflows() -> None:
+    """A checkerboard near the end of half precision's range: differences of neighbours leave it, products do not."""
+    signs = np.indices((24, 24)).sum(axis=0) % 2 * 2 - 1
+    image = np.broadcast_to(signs * 20000, (1, 64, 24, 24)).astype(np.float32)
+    weight = np.zeros((64, 64, 3, 3), np.float32)
+    weight[:, 0, 1, 1] = 0.5
+    model = build(
+        "(float[N, 64, 24, 24] x) => (float[N, 64, P, Q] y) { [conv] y = Conv <pads = [1, 1, 1, 1]> (x, w) }",
+        w=weight,
+    )
+    found, report = chosen(model, Context(calibrator=Given(x=image)), by="error", profile="arm64-fp16")
+    assert found == {"conv": "direct"}
+    assert "winograd63 inf, direct 0.0e+00" in report.edits[0].what
+
+
+def test_the_piece_with_values_is_looked_at() -> None:
+    """Pictures with a black border above are not exact."""
+    image = random(1, 64, 64, 24)
+    image[:, :, :30] = 0
+    text = (
+        "(float[N, 64, 64, 24] x) => (float[N, 64, P, Q] y) { [conv] y = Conv <pads = [1, 1, 1, 1]> (x, w) }"
+    )
+    model = build(text, w=random(64, 64, 3, 3))
+    options = {"by": "error", "profile": "arm64-fp16"}
+    assert chosen(model, Context(calibrator=Given(x=image)), **options)[0] == {"conv": "direct"}
+    found, report = chosen(model, Context(calibrator=Given(x=0 * image)), **options)
+    assert not found
+    assert "its error cannot be told" in report.skips[0].reason
+
+
+def test_a_fixed_batch_reads_its_weights_once() -> None:
+    text = "(float[64, 512, 7, 7] x) => (float[64, 512, P, Q] y) { [conv] y = Conv <pads = [1, 1, 1, 1]> (x, w) }"
+    assert chosen(build(text, w=random(512, 512, 3, 3)))[0] == {"conv": "winograd43"}

@@ -120,3 +120,14 @@ def test_the_error_is_within_its_bound(m: int) -> None:
 def test_wrong_points(points: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"F\(2, 3\) takes 3 different points"):
         cook_toom(2, 3, points)
+
+
+def test_half_precision_rounds_every_sum() -> None:
+    """2048 + 1 is 2048 there, however many ones follow; a sum over 65504 is infinite, whatever comes after."""
+    ones = np.ones((1, 1, 3, 3), np.float16)
+    image = np.zeros((1, 3, 3), np.float16)
+    image[0, 0] = 2048, 1, 1
+    assert filter_2d(image, ones, cook_toom(1, 3)).item() == 2048
+    assert filter_2d(image.astype(np.float32), ones, cook_toom(1, 3)).item() == 2050
+    signs = np.float16([[[[1, 1, -1], [0, 0, 0], [0, 0, 0]]]])
+    assert np.isinf(filter_2d(np.full((1, 3, 3), 6e4, np.float16), signs, cook_toom(1, 3)).item())

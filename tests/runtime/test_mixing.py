@@ -1,6 +1,7 @@
 """Networks whose outputs of a sample depend on the other samples of its batch are judged one by one."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,19 @@ def test_each_sample_is_judged_alone() -> None:
     signal, noise = np.square(outputs[0]).sum(), np.square(outputs[0] - outputs[1]).sum()
     found = evaluate(sessions[1], DATA, original, lambda text: None)["sqnr"]
     assert found == pytest.approx(10 * math.log10(signal / noise), abs=1e-3)
+
+
+class Single(Rows):
+    """One sample first, then all."""
+
+    def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
+        yield Batch({name: values[:1] for name, values in self.feeds.items()})
+        yield Batch(dict(self.feeds))
+
+
+def test_a_first_batch_of_one_sample_decides_nothing() -> None:
+    original = reference(ort.session(network(MIXED)), Single(x=VALUES), lambda text: None)
+    assert original.mixed == "y"
 
 
 def test_the_report_says_so(tmp_path: Path) -> None:

@@ -160,9 +160,15 @@ class Flow:
         return any(self.is_seen(output) for node in nodes for output in node.outputs)
 
     def _is_parted(self, tensor: Tensor) -> bool:
-        """Whether several kernels read the tensor's values, and nobody else does."""
-        readers = [node for node in self._readers(tensor) if node.op not in ("Shape", "Size")]
-        return len(readers) > 1 and all(id(node) in self.kernels for node in readers)
+        """Whether several kernels read the tensor's values where they are quantized, and nobody else does: a
+        Gemm's addend is none of them.
+        """
+        read = [(node, part) for node, part in self._readings(tensor) if node.op not in ("Shape", "Size")]
+        return len(read) > 1 and all(
+            id(node) in self.kernels
+            and sum(one is part for one in node.inputs) == sum(one is part for one in self._inputs(node))
+            for node, part in read
+        )
 
     def result(self, node: Node) -> Tensor:
         """What the kernel writes: its output, or that of the ReLU behind it if nothing else reads the
@@ -193,7 +199,7 @@ class Flow:
     def _is_between(self, node: Node) -> bool:
         """An addition may take one operand from elsewhere, such as the input of the network's first block."""
         come = [self._source(tensor) in self.kernels for tensor in node.inputs]
-        goes = any(id(reader) in self.kernels for reader in self._readers(node.outputs[0]))
+        goes = any(id(reader) in self.kernels for reader, _ in self._readings(node.outputs[0]))
         return goes and (any(come) if node.op == "Add" else all(come))
 
     def _source(self, tensor: Tensor) -> int:
@@ -204,13 +210,14 @@ class Flow:
             tensor = tensor.inputs[0].inputs[0]
         return id(tensor.inputs[0]) if tensor.inputs else 0
 
-    def _readers(self, tensor: Tensor) -> Iterator[Node]:
+    def _readings(self, tensor: Tensor) -> Iterator[tuple[Node, Tensor]]:
+        """Who reads the tensor's values, and in which tensor."""
         for node in tensor.outputs:
             if self._is_transparent(node) and node.inputs[0] is tensor:
                 for output in node.outputs:
-                    yield from self._readers(output)
+                    yield from self._readings(output)
             else:
-                yield node
+                yield node, tensor
 
     def _is_transparent(self, node: Node) -> bool:
         return is_floor(node) or hands_on(node, self.placement) or (node.op in QUANTIZERS and not node.domain)

@@ -86,6 +86,8 @@ def bias_shifts(work: Work, layers: Sequence[CanonicalLayer], calibrator: Calibr
             other = _add_canonical(model, nodes[place.response], layer, work)
             ours = add_mean(model, place, place.response, layer.channels, work.taken)
             names[place.response] = ours, add_mean(model, place, other, layer.channels, work.taken)
+    if not names:
+        return {}
     totals: dict[str, np.ndarray] = {}
     samples = 0
     for batch, count in observed(calibrator, model, [name for pair in names.values() for name in pair]):
