@@ -106,7 +106,7 @@ class Fidelity(Protocol):
 
     def sqnr(self, model: onnx.ModelProto, plain: bool = False) -> float | None:
         """Of the worst output or slice, in dB; None if nothing can be compared. `plain`: in the session that a
-        user opens, instead of an exact one; -inf if there is none of it.
+        user opens, instead of an exact one. -inf if the session cannot load or run the model.
         """
 
 

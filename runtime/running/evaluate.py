@@ -178,7 +178,7 @@ class OutputComparer:
 
 
 class OriginalComparer:
-    """Compares models with the original on the first samples of one source. Implements Fidelity of
+    """Compares models with the original on samples spread over one source. Implements Fidelity of
     passes/core/services.py.
     """
 
@@ -196,16 +196,16 @@ class OriginalComparer:
 
     def sqnr(self, model: onnx.ModelProto, plain: bool = False) -> float | None:
         """Of the worst output or slice, in dB; None if no output can be compared, or the data is another each
-        time. `plain`: in the session that a user opens, instead of an exact one; -inf if that refuses the model.
+        time. `plain`: in the session that a user opens, instead of an exact one. -inf if the session cannot load
+        or run the model.
         """
         if self._reference is None:
             self._reference = reference(ort.session(self.original), self.data, self.progress, self.read())
         try:
             opened = ort.plain_session(model) if plain else ort.session(model)
+            return evaluate(opened, self.data, self._reference, self.progress).get("sqnr")
         except ModelError:
             return float("-inf")
-        try:
-            return evaluate(opened, self.data, self._reference, self.progress).get("sqnr")
         except DataError:  # it yields others each time, which calibrates as well
             return None
 

@@ -158,6 +158,19 @@ def test_what_a_plain_session_refuses_is_infinitely_far_from_the_original(
     )
 
 
+def test_what_loads_and_does_not_run_is_infinitely_far_from_the_original(tmp_path: Path) -> None:
+    path = tmp_path / "original.onnx"
+    onnx.save(scaling(np.eye(4)), path)
+    failing = scaling(np.eye(4))
+    failing.graph.node[0].output[0] = "z"
+    failing.graph.node.append(onnx.helper.make_node("Reshape", ["z", "shape"], ["y"]))
+    failing.graph.initializer.append(onnx.numpy_helper.from_array(np.array([7, 4]), "shape"))
+    del failing.graph.output[0].type.tensor_type.shape.dim[:]
+    ort.plain_session(failing)
+    comparer = OriginalComparer(path, lambda: onnx.load(path), Rows(np.eye(4)))
+    assert comparer.sqnr(failing) == comparer.sqnr(failing, plain=True) == -math.inf
+
+
 def test_data_that_is_another_each_time_compares_nothing(tmp_path: Path) -> None:
     class Changing(Rows):
         def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
