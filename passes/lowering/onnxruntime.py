@@ -125,6 +125,7 @@ class Lowering(Pass):
         for node in quantized_layers(graph):
             store_weight(work, node, self.config.reduce_range, reduced)
         fit_biases(graph, work.report)
+        sweep(graph)  # ranks are inferred below, of a graph without the pairs that are no longer read
         for node in quantized_layers(graph):
             bound_sums(work, node)
             store_bias(work, node)

@@ -10,7 +10,7 @@ from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.layers import is_constant
 from onnx_lathe.passes.graph.model import taken_names, unused_name
 from onnx_lathe.passes.graph.quantization.placement import hands_on, is_floor
-from onnx_lathe.passes.graph.rewire import captured_names, is_output, sweep
+from onnx_lathe.passes.graph.rewire import captured_names, is_output
 from onnx_lathe.passes.graph.shapes import infer_types
 from onnx_lathe.placement import Placement
 
@@ -46,7 +46,6 @@ class Work:
     def rank(self, tensor: Tensor) -> int:
         """Number of its axes; 0 if it is not known. A tensor keeps that while the graph changes."""
         if self._ranks is None:
-            sweep(self.graph)
             types = infer_types(self.graph).items()
             self._ranks = {name: len(found.shape) for name, found in types if found.shape is not None}
         return self._ranks.get(tensor.name, 0)
