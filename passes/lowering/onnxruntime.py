@@ -49,7 +49,7 @@ from onnx_lathe.passes.lowering.ort_integers.biases import (
     canonical_layers,
     move_biases,
 )
-from onnx_lathe.passes.lowering.ort_integers.choice import Choice, choose
+from onnx_lathe.passes.lowering.ort_integers.choice import Choice, Lowerable, choose
 from onnx_lathe.passes.lowering.ort_integers.floats import (
     drop_pairs,
     integer_operators,
@@ -76,8 +76,6 @@ class Lowering(Pass):
         """
         lifted = _has_half_scales(graph) and lift(graph) is not None
         layers = [node.name for node in quantized_layers(graph) if is_constant(node.inputs[WEIGHT_INPUT])]
-        if layers:
-            layers += [node.name for node in integer_operators(Work(graph, context.placement))]
         choice = self._choose(graph, layers, context) if layers else Choice()
         report = self._lower(graph, context, choice.floats, choice.shifts)
         report.warnings += choice.warnings
@@ -87,9 +85,10 @@ class Lowering(Pass):
             )
         return report
 
-    def _choose(self, graph: Graph, names: Sequence[str], context: Context) -> Choice:
+    def _choose(self, graph: Graph, layers: Sequence[str], context: Context) -> Choice:
         if context.profiler is None and context.fidelity is None:
             return Choice()
+        operators = [node.name for node in integer_operators(Work(graph, context.placement))]
         model = export_model(graph)
 
         def lowered(floats: Collection[str], shifts: Shifts) -> onnx.ModelProto:
@@ -100,7 +99,8 @@ class Lowering(Pass):
         def shifted(floats: Collection[str]) -> Shifts:
             return self._shifts(import_model(model), context, dict.fromkeys(floats, ""))
 
-        return choose(model, names, lowered, shifted, context)
+        reduced = _with_7_bits(import_model(model), context) if self.config.reduce_range else None
+        return choose(Lowerable(model, layers, operators, lowered, shifted, reduced), context)
 
     def _shifts(self, graph: Graph, context: Context, floats: Mapping[str, str]) -> Shifts:
         """What the biases of the canonical form are to be moved by, with these nodes in float."""
@@ -141,13 +141,27 @@ class Lowering(Pass):
 
 def _restored(work: Work, floats: Mapping[str, str]) -> list[CanonicalLayer]:
     """Makes float what is to be. Returns the layers as they were in canonical form."""
-    for node in work.graph.nodes:
-        if node.op == "Constant" and not work.is_seen(node.outputs[0]):
-            constant_to_initializer(node)
+    _store_constants(work)
     layers = canonical_layers(work)
     restore_layers(work, floats)
     drop_pairs(work, floats)
     return layers
+
+
+def _with_7_bits(graph: Graph, context: Context) -> onnx.ModelProto:
+    """The canonical form with the weights of `reduce_range`."""
+    work, reduced = Work(graph, context.placement), set[str]()
+    _store_constants(work)
+    for node in quantized_layers(graph):
+        store_weight(work, node, True, reduced)
+    sweep(graph)
+    return export_model(graph)
+
+
+def _store_constants(work: Work) -> None:
+    for node in work.graph.nodes:
+        if node.op == "Constant" and not work.is_seen(node.outputs[0]):
+            constant_to_initializer(node)
 
 
 def _has_half_scales(graph: Graph) -> bool:
