@@ -17,8 +17,6 @@ from onnx_lathe.passes.lowering.ort_integers.work import Work, scale_and_zero
 MOVES = ("DepthToSpace", "Expand", "Gather", "Pad", "Slice", "SpaceToDepth", "Split", "Tile")
 """What ONNX Runtime 1.32 has a kernel for UINT8 and INT8 for; it leaves the fewest of them between pairs."""
 
-"""Of a Pad from opset 11 on; before, its value is an attribute."""
-
 
 def move_integers(work: Work) -> None:
     """Lets the operators in graph order read integers; a QuantizeLinear of the same scale behind goes."""
