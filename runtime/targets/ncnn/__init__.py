@@ -1,0 +1,1 @@
+"""The target `ncnn`, and what it alone uses."""

@@ -1,0 +1,107 @@
+"""A lowered model -> ncnn's layers: walks the graph, and lists what ncnn cannot compute."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from onnx_lathe.runtime.targets.ncnn.dialect import Layer
+from onnx_lathe.runtime.targets.ncnn.facts import BODIES, Shape, gather
+from onnx_lathe.runtime.targets.ncnn.finish import finish
+from onnx_lathe.runtime.targets.ncnn.network import Axes, Network
+from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported, view
+from onnx_lathe.runtime.targets.ncnn.registry import find
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of the written network. `axes`: of the model's tensor of `shape`, the blob's dimensions."""
+
+    tensor: str
+    blob: str
+    shape: Sequence[int | None]
+    axes: Axes
+    element: int
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """`refused`: (node, operator, reason) of what ncnn cannot compute; then there are no layers."""
+
+    layers: Sequence[Layer]
+    inputs: Sequence[Port]
+    outputs: Sequence[Port]
+    refused: Sequence[tuple[str, str, str]]
+
+
+def convert(model: onnx.ModelProto, sizes: Mapping[str, Shape], others: Mapping[str, Shape]) -> Conversion:
+    """The layers of a model whose inputs have these `sizes`; a size that differs in `others` stays open.
+
+    Raises TargetError where ONNX Runtime cannot run the model at these sizes.
+    """
+    facts = gather(model, sizes, others)
+    opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+    made = {name: node for node in model.graph.node for name in node.output if name}
+    net = Network(facts, made)
+    refused: list[tuple[str, str, str]] = []
+    for name in sizes:
+        _try(refused, Node(name, "Input", opset, (), (name,), {}, {}), lambda name=name: net.input(name))
+    for index, proto in enumerate(model.graph.node):
+        if any(name and name not in facts.free for name in proto.output):
+            _write(net, refused, proto, view(proto, index, opset))
+    if refused:
+        return Conversion((), (), (), refused)
+    outputs = [value.name for value in model.graph.output]
+    for name in outputs:
+        _try(
+            refused,
+            Node(name, "Output", opset, (name,), (), {}, {}),
+            lambda name=name: net.form(name, net.usual(name)),
+        )
+    if refused:
+        return Conversion((), (), (), refused)
+    last = {name: net.form(name, net.usual(name)) for name in outputs}
+    layers, blobs = finish(net.layers, {name: last[name].name for name in outputs})
+    return Conversion(
+        layers,
+        [_port(net, name, net.blobs[name].name, net.blobs[name].axes) for name in sizes],
+        [_port(net, name, blobs[name], last[name].axes) for name in outputs],
+        (),
+    )
+
+
+def _write(net: Network, refused: list[tuple[str, str, str]], proto: onnx.NodeProto, node: Node) -> None:
+    builder = find("" if proto.domain == "ai.onnx" else proto.domain, proto.op_type)
+    if proto.op_type in BODIES and not proto.domain:
+        refused.append((node.name, node.op, "ncnn runs no branches and no loops"))
+    elif builder is None:
+        domain = f" of domain {proto.domain}" if proto.domain else ""
+        refused.append((node.name, node.op, f"ncnn, or Lathe for it, has no {node.op}{domain}"))
+    else:
+        before = len(net.layers)
+        _try(refused, node, lambda: builder(node, net))
+        for layer in net.layers[before:]:
+            layer.nodes = (node.name,)
+    for name in node.outputs:
+        if name and name not in net.blobs:
+            _pretend(net, name)
+
+
+def _try(refused: list[tuple[str, str, str]], node: Node, act) -> None:  # type: ignore[no-untyped-def]
+    try:
+        act()
+    except Unsupported as reason:
+        refused.append((node.name, node.op, str(reason)))
+
+
+def _pretend(net: Network, tensor: str) -> None:
+    """A blob for what a refused node would write, so that the nodes behind it are looked at too."""
+    try:
+        axes = net.usual(tensor)
+    except Unsupported:
+        axes = ()
+    net.name_output(Node("", "", 0, (), (tensor,), {}, {}), "refused", axes)
+
+
+def _port(net: Network, tensor: str, blob: str, axes: Axes) -> Port:
+    return Port(tensor, blob, net.sizes(tensor), axes, net.facts.types.get(tensor, onnx.TensorProto.FLOAT))

@@ -1,0 +1,128 @@
+"""The last touches to a list of layers: what nobody reads goes, activations become part of the layers before them,
+a blob that several layers read is handed out by a Split, and outputs have the model's names.
+
+ncnn releases a blob when it has been read, so that each blob may have one reader alone.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from onnx_lathe.runtime.targets.ncnn.dialect import Layer, Value, plain_name, used
+
+FUSING = (
+    "Convolution",
+    "ConvolutionDepthWise",
+    "Convolution1D",
+    "ConvolutionDepthWise1D",
+    "Convolution3D",
+    "ConvolutionDepthWise3D",
+    "Deconvolution",
+    "DeconvolutionDepthWise",
+    "Deconvolution1D",
+    "DeconvolutionDepthWise1D",
+    "Deconvolution3D",
+    "DeconvolutionDepthWise3D",
+    "InnerProduct",
+)
+"""Layers with activation_type (9) and activation_params (10)."""
+
+
+def finish(layers: Sequence[Layer], outputs: Mapping[str, str]) -> tuple[list[Layer], dict[str, str]]:
+    """(the layers as they are written, output -> blob). `outputs`: name in the model -> blob."""
+    kept = _fused(_alive(list(layers), set(outputs.values())), set(outputs.values()))
+    return _split(kept, outputs)
+
+
+def _alive(layers: list[Layer], wanted: set[str]) -> list[Layer]:
+    """Without layers that no output depends on; inputs stay."""
+    read, kept = set(wanted), []
+    for layer in reversed(layers):
+        if layer.type == "Input" or read.intersection(layer.tops):
+            read.update(layer.bottoms)
+            kept.append(layer)
+    return kept[::-1]
+
+
+def _fused(layers: list[Layer], outputs: set[str]) -> list[Layer]:
+    readers, kept = used(layers), list[Layer]()
+    writer: dict[str, Layer] = {}
+    for layer in layers:
+        before = writer.get(layer.bottoms[0]) if len(layer.bottoms) == 1 else None
+        activation = _activation(layer)
+        if (
+            activation is not None
+            and before is not None
+            and before.type in FUSING
+            and 9 not in before.params
+            and readers[layer.bottoms[0]] == 1
+            and layer.bottoms[0] not in outputs
+        ):
+            before.params |= activation
+            before.tops = list(layer.tops)
+            before.nodes = (*before.nodes, *layer.nodes)
+            writer[layer.tops[0]] = before
+            continue
+        kept.append(layer)
+        writer.update(dict.fromkeys(layer.tops, layer))
+    return kept
+
+
+def _activation(layer: Layer) -> dict[int, Value] | None:
+    """Parameters that make the layer before compute this one. Numbers as src/layer/fused_activation.h has them."""
+    params = {key: value for key, value in layer.params.items() if isinstance(value, int | float)}
+    if layer.type == "ReLU":
+        slope = params.get(0, 0.0)
+        return {9: 2, 10: [slope]} if slope else {9: 1}
+    if layer.type == "Clip":
+        return {9: 3, 10: [params[0], params[1]]}
+    if layer.type in ("Sigmoid", "Mish"):
+        return {9: 4 if layer.type == "Sigmoid" else 5}
+    if layer.type == "HardSwish":
+        return {9: 6, 10: [params[0], params[1]]}
+    return None
+
+
+def _split(layers: list[Layer], outputs: Mapping[str, str]) -> tuple[list[Layer], dict[str, str]]:
+    """Each blob gets one reader; an output counts as one, and keeps its name."""
+    readers = used(layers)
+    taken = {name for layer in layers for name in (*layer.tops, layer.name)}
+    copies: dict[str, list[str]] = {}
+    written: list[Layer] = []
+    names: dict[str, str] = {}
+    by_blob: dict[str, list[str]] = {}
+    for name, blob in outputs.items():
+        by_blob.setdefault(blob, []).append(name)
+    for layer in layers:
+        layer.bottoms = [copies[name].pop(0) if name in copies else name for name in layer.bottoms]
+        written.append(layer)
+        for place, top in enumerate(list(layer.tops)):
+            seen = by_blob.get(top, [])
+            if readers.get(top, 0) + len(seen) < 2 and not (layer.type == "Input" and seen):
+                if seen and plain_name(seen[0]) not in taken:
+                    layer.tops[place] = plain_name(seen[0])
+                    taken.add(layer.tops[place])
+                names |= dict.fromkeys(seen, layer.tops[place])
+                continue
+            own = [_free(plain_name(name), taken - {top}) for name in seen]
+            names |= dict(zip(seen, own, strict=True))
+            source = top
+            if top in own:
+                if layer.type == "Input":
+                    own[own.index(top)] = names[seen[own.index(top)]] = _free(f"{top}_out", taken)
+                else:
+                    source = layer.tops[place] = _free(f"{top}_split", taken)
+            taken.update([source, *own])
+            shares = [_free(f"{top}_split_{number}", taken) for number in range(readers.get(top, 0))]
+            taken.update(shares)
+            split = _free(f"split_{top}", taken)
+            taken.add(split)
+            written.append(Layer("Split", split, [source], [*shares, *own]))
+            copies[top] = shares
+    return written, names
+
+
+def _free(name: str, taken: set[str]) -> str:
+    found, number = name, 1
+    while found in taken:
+        number += 1
+        found = f"{name}_{number}"
+    return found
