@@ -3,7 +3,7 @@
 Parameters of the three dimensions stand at keys of their own (src/layer/convolution*.cpp): w first, then h, then d.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -129,13 +129,8 @@ def _cuts(
         full = strides[axis] * ((size or 1) - 1) + added[axis] + (kernel[axis] - 1) * dilations[axis] + 1
         total = full - target
         half = total // 2
-        begin.append(total - half if auto == "SAME_LOWER" else half)
+        begin.append(half if auto == "SAME_UPPER" else total - half)
         end.append(total - begin[-1])
     if min(*begin, *end) < 0:
         raise Unsupported("its output_shape is larger than what it computes")
     return tuple(begin), tuple(end), added
-
-
-def quantizes(params: Mapping[int, Value]) -> bool:
-    """Whether these are the parameters of an INT8 layer."""
-    return bool(params.get(8))

@@ -1,0 +1,91 @@
+"""Runs a written network in the ncnn package, on this processor, one sample after another."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx_lathe.errors import ModelError, TargetError
+from onnx_lathe.runtime.targets.ncnn.convert import Port
+
+MISSING = "the package ncnn is not installed: pip install 'onnx-lathe[ncnn]'"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a net is loaded with. `half`: as phones compute, in float16 where the processor can."""
+
+    threads: int = 1
+    half: bool = False
+    winograd: bool = True
+
+
+class Opened:
+    """A loaded network. Raises TargetError if ncnn is not installed, ModelError if it does not load the files."""
+
+    def __init__(
+        self,
+        param: Path,
+        weights: Path,
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        settings: Settings = Settings(),
+    ) -> None:
+        self.ncnn = package()
+        self.inputs, self.outputs = inputs, outputs
+        self.net = self.ncnn.Net()
+        _set(self.net.opt, settings)
+        for load, path in ((self.net.load_param, param), (self.net.load_model, weights)):
+            if load(str(path)) != 0:
+                raise ModelError(f"{path}: ncnn {self.ncnn.__version__} does not load it")
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by the model's names, shaped like its tensors, of one sample. Raises ModelError if ncnn cannot."""
+        extractor = self.net.create_extractor()
+        held = []  # ncnn does not keep alive what it is given
+        for port in self.inputs:
+            array = np.ascontiguousarray(as_blob(feeds[port.tensor], port))
+            mat = self.ncnn.Mat(array)
+            held += [array, mat]
+            extractor.input(port.blob, mat)
+        found = {}
+        for port in self.outputs:
+            failed, mat = extractor.extract(port.blob)
+            if failed:
+                raise ModelError(f"ncnn cannot compute its blob '{port.blob}' (error {failed})")
+            found[port.tensor] = as_tensor(np.array(mat), port)
+        return found
+
+
+def package() -> Any:
+    """The module ncnn. Raises TargetError if it is not installed."""
+    try:
+        import ncnn
+    except ImportError as error:
+        raise TargetError(MISSING) from error
+    return ncnn
+
+
+def as_blob(values: np.ndarray, port: Port) -> np.ndarray:
+    """A tensor of the model with the dimensions of its blob; integers stay integers, of 32 bits."""
+    dtype = np.float32 if np.issubdtype(values.dtype, np.floating) else np.int32
+    return values.reshape([values.shape[axis] for axis in port.axes] or [1]).astype(dtype)
+
+
+def as_tensor(values: np.ndarray, port: Port) -> np.ndarray:
+    """A blob with the dimensions of the model's tensor; the others are 1."""
+    sizes = [1] * len(port.shape)
+    for place, axis in enumerate(port.axes):
+        sizes[axis] = values.shape[place]
+    return values.reshape(sizes).copy()
+
+
+def _set(options: Any, settings: Settings) -> None:
+    """The options of a net, which count at loading."""
+    options.num_threads = settings.threads
+    options.use_vulkan_compute = False
+    options.use_bf16_storage = False
+    options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = settings.half
+    options.use_winograd_convolution = settings.winograd
