@@ -64,7 +64,7 @@ def agree(
         opened = Opened(param, weights, found.inputs, found.outputs, Settings())
         for shapes in [sizes or fixed_sizes(model)] + ([others] if others else []):
             given = feeds or random_feeds(model, shapes)
-            wanted, got = ort.run(session, given), opened.run(given)
+            wanted, got = ort.run(session, given), opened.sample(given)
             assert got.keys() == wanted.keys()
             for name, value in wanted.items():
                 assert got[name].shape == value.shape, (name, got[name].shape, value.shape)

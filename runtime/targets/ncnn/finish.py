@@ -7,6 +7,7 @@ ncnn releases a blob when it has been read, so that each blob may have one reade
 from collections.abc import Mapping, Sequence
 
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer, Value, plain_name, used
+from onnx_lathe.runtime.targets.ncnn.requantize import requantize
 
 FUSING = (
     "Convolution",
@@ -28,7 +29,9 @@ FUSING = (
 
 def finish(layers: Sequence[Layer], outputs: Mapping[str, str]) -> tuple[list[Layer], dict[str, str]]:
     """(the layers as they are written, output -> blob). `outputs`: name in the model -> blob."""
-    kept = _fused(_alive(list(layers), set(outputs.values())), set(outputs.values()))
+    wanted = set(outputs.values())
+    kept = _fused(_alive(list(layers), wanted), wanted)
+    requantize(kept, wanted)
     return _split(kept, outputs)
 
 
