@@ -6,7 +6,6 @@ It refuses what ncnn takes in silence and computes wrongly from, with a ValueErr
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,6 @@ MAGIC = "7767517"
 ARRAY = -23300
 TAGS = {0: "float32", 0x01306B47: "float16", 0x000D4B38: "int8", 0x0002C056: "float32 scaled"}
 DTYPES = {"float32": "<f4", "float16": "<f2", "int8": "i1", "float32 scaled": "<f4", "raw": "<f4"}
-INPUT_TYPE = "Input"
 
 Value = int | float | str | tuple[int, ...] | tuple[float, ...]
 
@@ -242,10 +240,3 @@ def _padded(layer: Layer, blob: Blob, data: memoryview, end: int) -> int:
     if any(_taken(data, end, size)):
         raise layer.error(f"{blob.name} is followed by bytes that are not zero")
     return end + size
-
-
-def stored(layers: list[Layer]) -> Iterator[tuple[Layer, str, np.ndarray, str]]:
-    """Layer, name, values and storage of every weight."""
-    for layer in layers:
-        for name, values in layer.weights.items():
-            yield layer, name, values, layer.storage[name]
