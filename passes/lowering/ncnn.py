@@ -20,7 +20,7 @@ from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.float16.lifting import lift
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
 from onnx_lathe.passes.graph.constants import constant_to_initializer
-from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant, output_axis
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant, is_layer, output_axis
 from onnx_lathe.passes.graph.model import free_name
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized, state_zero_points
 from onnx_lathe.passes.graph.quantization.placement import quantized_layers
@@ -44,12 +44,14 @@ class Lowering(Pass):
             is_seen = node.outputs and (is_output(graph, node.outputs[0]) or node.outputs[0].name in captured)
             if node.op == "Constant" and not is_seen:
                 constant_to_initializer(node)
+        for node in list(graph.nodes):
+            if is_layer(node) and is_dequantized(node.inputs[WEIGHT_INPUT]):
+                _approach(graph, node)
         restore_canonical(graph, context.placement, report)
         layers = []
         for node in quantized_layers(graph):
             if not is_constant(node.inputs[WEIGHT_INPUT]):
                 continue
-            _approach(graph, node)
             if reason := _float_reason(graph, node):
                 restore_weight(graph, node)
                 report.skip(node.name, f"{reason}: it runs in float")
