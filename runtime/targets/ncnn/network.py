@@ -205,9 +205,21 @@ class Network:
         weights: Sequence[Weight] = (),
     ) -> str:
         """Writes a layer whose result is no tensor of the model. Returns the blob's name."""
-        top = self._new(plain_name(label))
-        self.add(type, label, list(bottoms), [top], params, weights)
-        return top
+        return self.several(type, label, bottoms, [label], params, weights)[0]
+
+    def several(
+        self,
+        type: str,
+        name: str,
+        bottoms: Sequence[str],
+        labels: Sequence[str],
+        params: Mapping[int, Value] | None = None,
+        weights: Sequence[Weight] = (),
+    ) -> list[str]:
+        """Writes a layer with a top for each label. Returns the blobs' names."""
+        tops = [self._new(plain_name(label)) for label in labels]
+        self.add(type, name, list(bottoms), tops, params, weights)
+        return tops
 
     def add(
         self,
