@@ -126,8 +126,10 @@ def _put(
     tops = net.several(node.op, node.name, bottoms, names[: 2 if node.op != "LSTM" else 3], params, weights)
     for place in states:
         net.name_output(node, tops[place], (0, 2), place)
-    if node.outputs[Y]:
-        steps, axes = tops[Y], (0, 3)
-        if directions > 1:
-            steps, axes = net.reshaped(steps, node.outputs[Y], [-1, directions, units]), (0, 1, 3)
-        net.name_output(node, steps, axes, Y)
+    if not node.outputs[Y]:
+        return
+    if directions == 1:
+        net.name_output(node, tops[Y], (0, 3), Y)
+    else:
+        apart = net.reshaped(tops[Y], node.outputs[Y], [-1, directions, units])
+        net.name_output(node, apart, (0, 1, 3), Y)
