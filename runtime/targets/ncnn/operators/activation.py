@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnx_lathe.runtime.targets.ncnn import arithmetic as math_layers
-from onnx_lathe.runtime.targets.ncnn.arithmetic import binary, logarithm, refuse_integers, scalar, unary
+from onnx_lathe.runtime.targets.ncnn.arithmetic import binary, refuse_integers, scalar, unary
 from onnx_lathe.runtime.targets.ncnn.dialect import Stored, Value, Weight
 from onnx_lathe.runtime.targets.ncnn.network import Blob, Network
 from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
@@ -18,7 +18,6 @@ UNARY = {
     "Floor": math_layers.FLOOR,
     "Ceil": math_layers.CEIL,
     "Sqrt": math_layers.SQRT,
-    "Exp": math_layers.EXP,
     "Sin": math_layers.SIN,
     "Cos": math_layers.COS,
     "Tan": math_layers.TAN,
@@ -28,8 +27,16 @@ UNARY = {
     "Reciprocal": math_layers.RECIPROCAL,
     "Round": math_layers.ROUND,
 }
-PLAIN = {"Relu": "ReLU", "Sigmoid": "Sigmoid", "Tanh": "TanH", "Mish": "Mish", "Erf": "Erf", "Log": "Log"}
-"""Layers without parameters."""
+PLAIN = {
+    "Relu": "ReLU",
+    "Sigmoid": "Sigmoid",
+    "Tanh": "TanH",
+    "Mish": "Mish",
+    "Erf": "Erf",
+    "Exp": "Exp",
+    "Log": "Log",
+}
+"""Layers without parameters. Exp and Log of UnaryOp are other functions, which end before infinity."""
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -122,8 +129,8 @@ def softplus(node: Node, net: Network) -> None:
     """max(x, 0) + log(1 + exp(-|x|)): ncnn's own Softplus has no room for the exponential of a large x."""
     source, name = _source(node, net), node.name
     size = unary(net, f"{name}_size", math_layers.ABS, source.name)
-    power = unary(net, f"{name}_exp", math_layers.EXP, unary(net, f"{name}_neg", math_layers.NEG, size))
-    bend = logarithm(net, f"{name}_log", scalar(net, f"{name}_plus_1", math_layers.ADD, power, 1.0))
+    power = net.inner("Exp", f"{name}_exp", [unary(net, f"{name}_neg", math_layers.NEG, size)])
+    bend = net.inner("Log", f"{name}_log", [scalar(net, f"{name}_plus_1", math_layers.ADD, power, 1.0)])
     line = net.inner("ReLU", f"{name}_relu", [source.name])
     net.put(node, "BinaryOp", [line, bend], {0: math_layers.ADD}, axes=source.axes)
 
