@@ -44,12 +44,10 @@ class Opened:
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by the model's names, shaped like its tensors, of one sample. Raises ModelError if ncnn cannot."""
         extractor = self.net.create_extractor()
-        held = []  # ncnn does not keep alive what it is given
         for port in self.inputs:
             array = np.ascontiguousarray(as_blob(feeds[port.tensor], port))
-            mat = self.ncnn.Mat(array)
-            held += [array, mat]
-            extractor.input(port.blob, mat)
+            # a layer that works in place asks how many hold its input, and memory of ours has no such count
+            extractor.input(port.blob, self.ncnn.Mat(array).clone())
         found = {}
         for port in self.outputs:
             failed, mat = extractor.extract(port.blob)
