@@ -4,7 +4,6 @@ Operands come to the same dimensions first: those of the result that any of them
 operand lacks is 1 there, and its axis has a number below 0 (Network.form).
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,7 +50,7 @@ def pair(node: Node, net: Network) -> None:
 @operator("Sum", "Mean", "Max", "Min")
 def several(node: Node, net: Network) -> None:
     axes = _axes(node, net)
-    operands = _operands(node, net, axes)
+    operands = sorted(_operands(node, net, axes), key=lambda operand: not operand.blob)  # numbers last
     mean = node.op == "Mean" and len(operands) > 1
     if len(operands) == 1:
         net.name_output(node, operands[0].blob, axes)
@@ -93,7 +92,9 @@ def _simple_power(node: Node, net: Network, base: str, exponent: float, axes: Ax
     left, square, result = abs(int(exponent)), base, ""
     while left:
         if left % 2:
-            result = net.inner("BinaryOp", node.name, [result, square], {0: math_layers.MUL}) if result else square
+            result = (
+                net.inner("BinaryOp", node.name, [result, square], {0: math_layers.MUL}) if result else square
+            )
         left //= 2
         if left:
             square = math_layers.unary(net, f"{node.name}_square", math_layers.SQUARE, square)
@@ -108,7 +109,15 @@ def _never_negative(tensor: str, net: Network) -> bool:
     if known is not None:
         return bool((known >= 0).all())
     made = net.nodes.get(tensor)
-    return made is not None and made.op_type in ("Abs", "Relu", "Sigmoid", "Exp", "Softmax", "Softplus", "Sqrt")
+    return made is not None and made.op_type in (
+        "Abs",
+        "Relu",
+        "Sigmoid",
+        "Exp",
+        "Softmax",
+        "Softplus",
+        "Sqrt",
+    )
 
 
 def _operands(node: Node, net: Network, axes: Axes) -> list[Operand]:
@@ -121,7 +130,9 @@ def _operands(node: Node, net: Network, axes: Axes) -> list[Operand]:
             found.append(Operand(number=float(known.reshape(()))))
         elif known is not None:
             whole = known.reshape((1,) * shift + known.shape)
-            found.append(Operand(net.memory(tensor, whole.reshape([whole.shape[axis] for axis in axes] or [1]))))
+            found.append(
+                Operand(net.memory(tensor, whole.reshape([whole.shape[axis] for axis in axes] or [1])))
+            )
         else:
             found.append(Operand(net.form(tensor, tuple(axis - shift for axis in axes)).name))
     if all(not operand.blob for operand in found):
