@@ -50,7 +50,7 @@ def pair(node: Node, net: Network) -> None:
 @operator("Sum", "Mean", "Max", "Min")
 def several(node: Node, net: Network) -> None:
     axes = _axes(node, net)
-    operands = _operands(node, net, axes)
+    operands = sorted(_operands(node, net, axes), key=lambda operand: not operand.blob)  # numbers last
     mean = node.op == "Mean" and len(operands) > 1
     if len(operands) == 1:
         net.name_output(node, operands[0].blob, axes)
