@@ -45,9 +45,11 @@ class Opened:
         """Outputs by the model's names, shaped like its tensors, of one sample. Raises ModelError if ncnn cannot."""
         extractor = self.net.create_extractor()
         held = []  # ncnn does not keep alive what it is given
+        # a copy has channels at multiples of 16 bytes, as ncnn's own blobs have: Crop reads others wrongly
+        # (src/mat.h, channel_range)
         for port in self.inputs:
             array = np.ascontiguousarray(as_blob(feeds[port.tensor], port))
-            mat = self.ncnn.Mat(array)
+            mat = self.ncnn.Mat(array).clone()
             held += [array, mat]
             extractor.input(port.blob, mat)
         found = {}
