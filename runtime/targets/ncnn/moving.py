@@ -6,7 +6,7 @@ the same order, and an operator of one axis needs no more than what lies before 
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import combinations, permutations
+from itertools import combinations, pairwise, permutations
 
 from onnx_lathe.runtime.targets.ncnn.expressions import ONE, Pair, is_open, pairs, product, shape_expression
 from onnx_lathe.runtime.targets.ncnn.network import MOST_DIMENSIONS, Axes, Loose, Network
@@ -142,7 +142,7 @@ def _moves_of(rank: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
     for count in range(2, min(rank, MOST_DIMENSIONS) + 1):
         for cuts in combinations(range(1, rank), count - 1):
             ends = (0, *cuts, rank)
-            lengths = tuple(b - a for a, b in zip(ends, ends[1:], strict=False))
+            lengths = tuple(b - a for a, b in pairwise(ends))
             found += [(lengths, places) for places in permutations(range(count))]
     return tuple(found)
 

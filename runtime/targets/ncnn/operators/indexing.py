@@ -1,5 +1,7 @@
 """Gather: parts of a tensor whose places are known, and rows of a table that an input of integers names (Embed)."""
 
+import itertools
+
 import numpy as np
 
 from onnx_lathe.runtime.targets.ncnn.dialect import Weight
@@ -81,7 +83,7 @@ def _pieces(places: np.ndarray) -> list[tuple[int, int, int]]:
     values = [int(place) for place in places]
     if len(values) > 2:
         step = values[1] - values[0]
-        if step not in (0, 1) and all(b - a == step for a, b in zip(values, values[1:], strict=False)):
+        if step not in (0, 1) and all(b - a == step for a, b in itertools.pairwise(values)):
             return [(values[0], values[-1], step)]
     for value in values:
         if pieces and value == pieces[-1][1] + 1 != 0:  # -1 and 0 are no neighbours

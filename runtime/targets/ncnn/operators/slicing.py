@@ -152,7 +152,7 @@ def _part(size: Pair, start: Pair, end: Pair, step: int, axis: int, own: bool) -
         part = Part(axis, low[0], high[0], (high[0] - low[0],) * 2, step)  # type: ignore[arg-type]
         return None if part.size == size and step == 1 else part
     if step < 0 and (
-        step != -1 or low != (0, 0) or high != size or start[0] >= 0 and start[0] < FARTHEST // 2
+        step != -1 or low != (0, 0) or high != size or (start[0] >= 0 and start[0] < FARTHEST // 2)
     ):
         raise Unsupported(f"it steps backwards along axis {axis}, whose size is open")
     if step < 0:
@@ -168,7 +168,7 @@ def _part(size: Pair, start: Pair, end: Pair, step: int, axis: int, own: bool) -
 def _start(size: Pair, start: Pair, axis: int, own: bool) -> int:
     """The start on an open axis, as Crop has it: from the end if negative."""
     first = start[0]
-    if not is_open(start) and (0 <= first < min(size) or -min(size) <= first < 0 and first != TO_THE_END):
+    if not is_open(start) and (0 <= first < min(size) or (-min(size) <= first < 0 and first != TO_THE_END)):
         return first
     if not is_open(start) and first <= -FARTHEST // 2:
         return 0
@@ -182,7 +182,7 @@ def _end(size: Pair, end: Pair, axis: int, own: bool) -> int:
     last = end[0]
     if not is_open(end) and last >= FARTHEST // 2:
         return TO_THE_END
-    if not is_open(end) and (last > 0 or -min(size) < last < 0 and last != TO_THE_END):
+    if not is_open(end) and (last > 0 or (-min(size) < last < 0 and last != TO_THE_END)):
         return last
     if own and is_open(end) and last - size[0] == end[1] - size[1] and -min(size) < last - size[0] <= 0:
         return last - size[0] or TO_THE_END
