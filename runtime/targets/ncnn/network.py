@@ -30,6 +30,16 @@ class Blob:
     axes: Axes
 
 
+@dataclass(frozen=True)
+class Loose:
+    """A blob with the values of a tensor that has too many dimensions for one, in order. `dims`: what it has instead,
+    at both sizes.
+    """
+
+    name: str
+    dims: tuple[tuple[int, int], ...]
+
+
 class Network:
     """What builders write to. `nodes`: the model's node that writes each tensor."""
 
@@ -38,6 +48,7 @@ class Network:
         self.nodes = nodes
         self.layers: list[Layer] = []
         self.blobs: dict[str, Blob] = {}
+        self.loose: dict[str, Loose] = {}
         self._names: set[str] = set()
         self._forms: dict[tuple[str, Axes], Blob] = {}
         self._tops: dict[str, str] = {}
@@ -115,6 +126,8 @@ class Network:
 
     def blob(self, tensor: str) -> Blob:
         """The blob of a tensor, in the form in which it was written; a constant becomes a layer of its own."""
+        if tensor in self.loose:
+            self.usual(tensor)  # says what is too many
         if tensor not in self.blobs:
             self.blobs[tensor] = self._stored(tensor)
         return self.blobs[tensor]
@@ -239,6 +252,10 @@ class Network:
         """Makes a blob that is there already the node's result, without a layer."""
         tensor = node.outputs[output]
         self.blobs[tensor] = Blob(blob, self.usual(tensor) if axes is None else axes)
+
+    def unused(self, name: str) -> str:
+        """A name for a blob, for `add`."""
+        return self._new(plain_name(name))
 
     def _new(self, name: str, layers: bool = False) -> str:
         """The name, with a number if it is taken."""

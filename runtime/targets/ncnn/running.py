@@ -44,9 +44,10 @@ class Opened:
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by the model's names, shaped like its tensors, of one sample. Raises ModelError if ncnn cannot."""
         extractor = self.net.create_extractor()
+        # a copy is counted by who holds it, which a layer that works in place asks; and its channels lie at multiples of
+        # 16 bytes, as Crop expects (src/net.cpp; src/mat.h, channel_range)
         for port in self.inputs:
             array = np.ascontiguousarray(as_blob(feeds[port.tensor], port))
-            # a layer that works in place asks how many hold its input, and memory of ours has no such count
             extractor.input(port.blob, self.ncnn.Mat(array).clone())
         found = {}
         for port in self.outputs:
