@@ -90,7 +90,7 @@ def _write(net: Network, refused: list[tuple[str, str, str]], proto: onnx.NodePr
         for layer in net.layers[before:]:
             layer.nodes = (node.name,)
     for name in node.outputs:
-        if name and name not in net.blobs:
+        if name and name not in net.blobs and name not in net.loose:
             _pretend(net, name)
 
 

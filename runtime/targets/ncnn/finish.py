@@ -1,4 +1,4 @@
-"""The last touches to a list of layers: what nobody reads goes, activations become part of the layers before them,
+"""The last touches to a list of layers: what nobody reads goes, small layers become one (fusing.py),
 a blob that several layers read is handed out by a Split, and outputs have the model's names.
 
 ncnn releases a blob when it has been read, so that each blob may have one reader alone.
@@ -6,31 +6,16 @@ ncnn releases a blob when it has been read, so that each blob may have one reade
 
 from collections.abc import Mapping, Sequence
 
-from onnx_lathe.runtime.targets.ncnn.dialect import Layer, Value, plain_name, used
+from onnx_lathe.runtime.targets.ncnn.dialect import Layer, plain_name, used
+from onnx_lathe.runtime.targets.ncnn.fusing import fuse
 from onnx_lathe.runtime.targets.ncnn.requantize import requantize
-
-FUSING = (
-    "Convolution",
-    "ConvolutionDepthWise",
-    "Convolution1D",
-    "ConvolutionDepthWise1D",
-    "Convolution3D",
-    "ConvolutionDepthWise3D",
-    "Deconvolution",
-    "DeconvolutionDepthWise",
-    "Deconvolution1D",
-    "DeconvolutionDepthWise1D",
-    "Deconvolution3D",
-    "DeconvolutionDepthWise3D",
-    "InnerProduct",
-)
-"""Layers with activation_type (9) and activation_params (10)."""
 
 
 def finish(layers: Sequence[Layer], outputs: Mapping[str, str]) -> tuple[list[Layer], dict[str, str]]:
     """(the layers as they are written, output -> blob). `outputs`: name in the model -> blob."""
     wanted = set(outputs.values())
-    kept = _fused(_alive(list(layers), wanted), wanted)
+    fused = fuse(_alive(list(layers), wanted), wanted)
+    kept = _alive(fused, wanted)
     requantize(kept, wanted)
     return _split(kept, outputs)
 
@@ -43,45 +28,6 @@ def _alive(layers: list[Layer], wanted: set[str]) -> list[Layer]:
             read.update(layer.bottoms)
             kept.append(layer)
     return kept[::-1]
-
-
-def _fused(layers: list[Layer], outputs: set[str]) -> list[Layer]:
-    readers, kept = used(layers), list[Layer]()
-    writer: dict[str, Layer] = {}
-    for layer in layers:
-        before = writer.get(layer.bottoms[0]) if len(layer.bottoms) == 1 else None
-        activation = _activation(layer)
-        if (
-            activation is not None
-            and before is not None
-            and before.type in FUSING
-            and 9 not in before.params
-            and readers[layer.bottoms[0]] == 1
-            and layer.bottoms[0] not in outputs
-        ):
-            before.params |= activation
-            before.tops = list(layer.tops)
-            before.nodes = (*before.nodes, *layer.nodes)
-            writer[layer.tops[0]] = before
-            continue
-        kept.append(layer)
-        writer.update(dict.fromkeys(layer.tops, layer))
-    return kept
-
-
-def _activation(layer: Layer) -> dict[int, Value] | None:
-    """Parameters that make the layer before compute this one. Numbers as src/layer/fused_activation.h has them."""
-    params = {key: value for key, value in layer.params.items() if isinstance(value, int | float)}
-    if layer.type == "ReLU":
-        slope = params.get(0, 0.0)
-        return {9: 2, 10: [slope]} if slope else {9: 1}
-    if layer.type == "Clip":
-        return {9: 3, 10: [params[0], params[1]]}
-    if layer.type in ("Sigmoid", "Mish"):
-        return {9: 4 if layer.type == "Sigmoid" else 5}
-    if layer.type == "HardSwish":
-        return {9: 6, 10: [params[0], params[1]]}
-    return None
 
 
 def _split(layers: list[Layer], outputs: Mapping[str, str]) -> tuple[list[Layer], dict[str, str]]:

@@ -30,6 +30,16 @@ class Blob:
     axes: Axes
 
 
+@dataclass(frozen=True)
+class Loose:
+    """A blob with the values of a tensor that has too many dimensions for one, in order. `dims`: what it has instead,
+    at both sizes.
+    """
+
+    name: str
+    dims: tuple[tuple[int, int], ...]
+
+
 class Network:
     """What builders write to. `nodes`: the model's node that writes each tensor."""
 
@@ -38,6 +48,7 @@ class Network:
         self.nodes = nodes
         self.layers: list[Layer] = []
         self.blobs: dict[str, Blob] = {}
+        self.loose: dict[str, Loose] = {}
         self._names: set[str] = set()
         self._forms: dict[tuple[str, Axes], Blob] = {}
         self._tops: dict[str, str] = {}
@@ -115,6 +126,8 @@ class Network:
 
     def blob(self, tensor: str) -> Blob:
         """The blob of a tensor, in the form in which it was written; a constant becomes a layer of its own."""
+        if tensor in self.loose:
+            self.usual(tensor)  # says what is too many
         if tensor not in self.blobs:
             self.blobs[tensor] = self._stored(tensor)
         return self.blobs[tensor]
@@ -205,9 +218,21 @@ class Network:
         weights: Sequence[Weight] = (),
     ) -> str:
         """Writes a layer whose result is no tensor of the model. Returns the blob's name."""
-        top = self._new(plain_name(label))
-        self.add(type, label, list(bottoms), [top], params, weights)
-        return top
+        return self.several(type, label, bottoms, [label], params, weights)[0]
+
+    def several(
+        self,
+        type: str,
+        name: str,
+        bottoms: Sequence[str],
+        labels: Sequence[str],
+        params: Mapping[int, Value] | None = None,
+        weights: Sequence[Weight] = (),
+    ) -> list[str]:
+        """Writes a layer with a top for each label. Returns the blobs' names."""
+        tops = [self._new(plain_name(label)) for label in labels]
+        self.add(type, name, list(bottoms), tops, params, weights)
+        return tops
 
     def add(
         self,
@@ -227,6 +252,10 @@ class Network:
         """Makes a blob that is there already the node's result, without a layer."""
         tensor = node.outputs[output]
         self.blobs[tensor] = Blob(blob, self.usual(tensor) if axes is None else axes)
+
+    def unused(self, name: str) -> str:
+        """A name for a blob, for `add`."""
+        return self._new(plain_name(name))
 
     def _new(self, name: str, layers: bool = False) -> str:
         """The name, with a number if it is taken."""

@@ -18,13 +18,15 @@ INT8_TERM = 8
 TERMS = {"Convolution": 2, "ConvolutionDepthWise": 1, "InnerProduct": 2}
 
 
-def int8_scales(node: Node, net: Network) -> tuple[np.ndarray, np.ndarray] | None:
-    """(codes of the weight, scale of each output) of a layer whose weight is quantized per output; else None."""
-    weight = int8_weight(net, node.inputs[1])
+def int8_scales(net: Network, tensor: str, axis: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
+    """(codes of the weight, scale of each output) of a weight that is quantized per output; else None. `axis`: the
+    one of the outputs.
+    """
+    weight = int8_weight(net, tensor)
     if weight is None:
         return None
-    outputs = weight.codes.shape[0]
-    if weight.scales.size not in (1, outputs) or (weight.scales.size > 1 and weight.axis not in (0, None)):
+    outputs = weight.codes.shape[axis]
+    if weight.scales.size not in (1, outputs) or (weight.scales.size > 1 and weight.axis not in (axis, None)):
         return None
     if int(weight.codes.min(initial=0)) < -127:  # ncnn clamps what it quantizes to -127 to 127
         return None
@@ -41,7 +43,7 @@ def put_quantized(
 ) -> bool:
     """Writes a convolution as a layer of INT8, if the model quantizes its input and its weight so that ncnn can."""
     source = quantized_input(net, node.inputs[0])
-    weight = int8_scales(node, net)
+    weight = int8_scales(net, node.inputs[1])
     if source is None or weight is None:
         return False
     codes, scales = weight

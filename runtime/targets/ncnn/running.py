@@ -47,12 +47,11 @@ class Opened:
     def sample(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by the model's names, shaped like its tensors, of one sample. Raises ModelError if ncnn cannot."""
         extractor = self.net.create_extractor()
-        held = []  # ncnn does not keep alive what it is given
+        # a copy is counted by who holds it, which a layer that works in place asks; and its channels lie at multiples of
+        # 16 bytes, as Crop expects (src/net.cpp; src/mat.h, channel_range)
         for port in self.inputs:
             array = np.ascontiguousarray(as_blob(feeds[port.tensor], port))
-            mat = self.ncnn.Mat(array)
-            held += [array, mat]
-            extractor.input(port.blob, mat)
+            extractor.input(port.blob, self.ncnn.Mat(array).clone())
         found = {}
         for port in self.outputs:
             failed, mat = extractor.extract(port.blob)

@@ -1,0 +1,199 @@
+"""Operators of several operands that compute value by value, with ONNX's broadcasting.
+
+Operands come to the same dimensions first: those of the result that any of them varies along. A dimension that an
+operand lacks is 1 there, and its axis has a number below 0 (Network.form).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from onnx_lathe.runtime.targets.ncnn import arithmetic as math_layers
+from onnx_lathe.runtime.targets.ncnn.arithmetic import refuse_integers, scalar_params
+from onnx_lathe.runtime.targets.ncnn.dialect import Value
+from onnx_lathe.runtime.targets.ncnn.network import MOST_DIMENSIONS, Axes, Network
+from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
+from onnx_lathe.runtime.targets.ncnn.registry import operator
+
+PAIRS = {
+    "Add": math_layers.ADD,
+    "Sub": math_layers.SUB,
+    "Mul": math_layers.MUL,
+    "Div": math_layers.DIV,
+    "Pow": math_layers.POW,
+}
+WHOLE_EXPONENTS = {float(value) for value in range(-8, 17) if value}
+SEVERAL = {
+    "Sum": math_layers.ADD,
+    "Mean": math_layers.ADD,
+    "Max": math_layers.MAX,
+    "Min": math_layers.MIN,
+}
+
+
+class Operand(NamedTuple):
+    """A blob, or one constant number."""
+
+    blob: str = ""
+    number: float = 0.0
+
+
+@operator("Add", "Sub", "Mul", "Div")
+def pair(node: Node, net: Network) -> None:
+    if node.op == "Mul" and _gated(node, net):
+        return
+    axes = _axes(node, net)
+    first, second = _operands(node, net, axes)
+    _put(node, net, PAIRS[node.op], first, second, axes)
+
+
+@operator("Sum", "Mean", "Max", "Min")
+def several(node: Node, net: Network) -> None:
+    axes = _axes(node, net)
+    operands = sorted(_operands(node, net, axes), key=lambda operand: not operand.blob)  # numbers last
+    mean = node.op == "Mean" and len(operands) > 1
+    if len(operands) == 1:
+        net.name_output(node, operands[0].blob, axes)
+        return
+    result = operands[0]
+    for number, other in enumerate(operands[1:-1]):
+        params, blobs = _layer(SEVERAL[node.op], result, other)
+        result = Operand(net.inner("BinaryOp", f"{node.name}_{number}", blobs, params))
+    if mean:
+        params, blobs = _layer(math_layers.ADD, result, operands[-1])
+        result = Operand(net.inner("BinaryOp", f"{node.name}_sum", blobs, params))
+        _put(node, net, math_layers.MUL, result, Operand(number=1 / len(operands)), axes)
+    else:
+        _put(node, net, SEVERAL[node.op], result, operands[-1], axes)
+
+
+@operator("Pow")
+def power(node: Node, net: Network) -> None:
+    """Whole exponents become multiplications, and a half a root: ncnn's own power takes the logarithm of the base,
+    so that nothing comes of one below 0.
+    """
+    axes = _axes(node, net)
+    base, other = _operands(node, net, axes)
+    exponent = net.value(node.inputs[1])
+    if base.blob and not other.blob and (other.number == 0.5 or other.number in WHOLE_EXPONENTS):
+        _simple_power(node, net, base.blob, other.number, axes)
+        return
+    broken = exponent is not None and not np.any(exponent == np.round(exponent))
+    if not broken and not _never_negative(node.inputs[0], net):
+        raise Unsupported("ncnn takes the logarithm of its base, which may be negative")
+    _put(node, net, math_layers.POW, base, other, axes)
+
+
+def _simple_power(node: Node, net: Network, base: str, exponent: float, axes: Axes) -> None:
+    """By its binary digits: x^5 = x * (x^2)^2."""
+    if exponent == 0.5:
+        net.put(node, "UnaryOp", [base], {0: math_layers.SQRT}, axes=axes)
+        return
+    left, square, result = abs(int(exponent)), base, ""
+    while left:
+        if left % 2:
+            result = (
+                net.inner("BinaryOp", node.name, [result, square], {0: math_layers.MUL}) if result else square
+            )
+        left //= 2
+        if left:
+            square = math_layers.unary(net, f"{node.name}_square", math_layers.SQUARE, square)
+    if exponent < 0:
+        result = math_layers.unary(net, f"{node.name}_inverse", math_layers.RECIPROCAL, result)
+    net.name_output(node, result, axes)
+
+
+def _never_negative(tensor: str, net: Network) -> bool:
+    """Whether a constant has no negative value, or the tensor's node makes none."""
+    known = net.value(tensor)
+    if known is not None:
+        return bool((known >= 0).all())
+    made = net.nodes.get(tensor)
+    return made is not None and made.op_type in (
+        "Abs",
+        "Relu",
+        "Sigmoid",
+        "Exp",
+        "Softmax",
+        "Softplus",
+        "Sqrt",
+    )
+
+
+def _operands(node: Node, net: Network, axes: Axes) -> list[Operand]:
+    """All inputs in these axes of the result."""
+    rank = net.rank(node.outputs[0])
+    found = []
+    for tensor in node.inputs:
+        known, shift = net.value(tensor), rank - net.rank(tensor)
+        if known is not None and known.size == 1 and np.isfinite(known).all():
+            found.append(Operand(number=float(known.reshape(()))))
+        elif known is not None:
+            whole = known.reshape((1,) * shift + known.shape)
+            found.append(
+                Operand(net.memory(tensor, whole.reshape([whole.shape[axis] for axis in axes] or [1])))
+            )
+        else:
+            found.append(Operand(net.form(tensor, tuple(axis - shift for axis in axes)).name))
+    if all(not operand.blob for operand in found):
+        raise Unsupported("all its operands are constants")
+    return found
+
+
+def _axes(node: Node, net: Network) -> Axes:
+    """The result's axes that operands have dimensions for, or vary along."""
+    refuse_integers(net, *node.inputs, node.outputs[0])
+    target = node.outputs[0]
+    rank, sizes = net.rank(target), net.sizes(target)
+    wanted = {axis for axis, size in enumerate(sizes) if size != 1}
+    for tensor in node.inputs:
+        if net.value(tensor) is None:
+            shift = rank - net.rank(tensor)
+            wanted.update(axis + shift for axis in net.blob(tensor).axes)
+    return tuple(sorted(wanted)) if len(wanted) <= MOST_DIMENSIONS else net.usual(target)
+
+
+def _put(node: Node, net: Network, operation: int, first: Operand, second: Operand, axes: Axes) -> None:
+    params, blobs = _layer(operation, first, second)
+    net.put(node, "BinaryOp", blobs, params, axes=axes)
+
+
+def _layer(operation: int, first: Operand, second: Operand) -> tuple[dict[int, Value], list[str]]:
+    """(parameters, blobs) of the BinaryOp of two operands, of which one at most is a number."""
+    if not second.blob:
+        return scalar_params(operation, second.number), [first.blob]
+    if not first.blob:
+        return scalar_params(math_layers.SWAPPED.get(operation, operation), first.number), [second.blob]
+    return {0: operation}, [first.blob, second.blob]
+
+
+def _gated(node: Node, net: Network) -> bool:
+    """Writes one layer for x times an activation of x, where ncnn has one."""
+    for value, gate in (tuple(node.inputs), tuple(reversed(node.inputs))):
+        if net.is_free(value) or gate not in net.blobs or net.blobs[gate].axes != net.blob(value).axes:
+            continue
+        found = _gate(net, gate, value)
+        if found is not None:
+            source = net.blob(value)
+            net.put(node, found[0], [source.name], found[1], axes=source.axes)
+            return True
+    return False
+
+
+def _gate(net: Network, gate: str, value: str) -> tuple[str, dict[int, Value]] | None:
+    """(layer, parameters) of `value` times `gate`."""
+    made = net.nodes.get(gate)
+    if made is None or made.domain:
+        return None
+    if made.op_type == "Tanh":
+        before = net.nodes.get(made.input[0])
+        plus = before is not None and before.op_type == "Softplus" and before.input[0] == value
+        return ("Mish", {}) if plus else None
+    if made.input[0] != value:
+        return None
+    if made.op_type == "Sigmoid":
+        return "Swish", {}
+    if made.op_type == "HardSigmoid":
+        slopes = {item.name: item.f for item in made.attribute}
+        return "HardSwish", {0: slopes.get("alpha", 0.2), 1: slopes.get("beta", 0.5)}
+    return None
