@@ -112,5 +112,5 @@ def _pretend(net: Network, tensor: str) -> None:
 
 def _port(net: Network, value: onnx.ValueInfoProto, blob: str, axes: Axes) -> Port:
     tensor = value.type.tensor_type
-    declared = [dim.dim_value or None for dim in tensor.shape.dim]
+    declared = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
     return Port(value.name, blob, net.sizes(value.name), axes, tensor.elem_type, declared)

@@ -122,7 +122,9 @@ def _inferred(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]
     for value in [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]:
         tensor = value.type.tensor_type
         types[value.name] = tensor.elem_type
-        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
+        if tensor.HasField("shape") and all(
+            dim.HasField("dim_value") and dim.dim_value >= 0 for dim in tensor.shape.dim
+        ):
             shapes[value.name] = tuple(dim.dim_value for dim in tensor.shape.dim)
     return shapes, types
 

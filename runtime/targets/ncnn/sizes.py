@@ -94,9 +94,9 @@ def sizes_of(model: onnx.ModelProto, given: Mapping[str, tuple[Shape, Shape]]) -
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[int] | None:
-    """0 for a size that is open; None if even the rank is."""
+    """0 for a size that is open, which some exporters write as -1; None if even the rank is."""
     tensor = value.type.tensor_type
-    return [dim.dim_value for dim in tensor.shape.dim] if tensor.HasField("shape") else None
+    return [max(dim.dim_value, 0) for dim in tensor.shape.dim] if tensor.HasField("shape") else None
 
 
 def _check(name: str, dims: list[int] | None, shape: Shape) -> None:
@@ -116,7 +116,7 @@ def from_data(
     stored = {tensor.name for tensor in model.graph.initializer}
     found = {}
     for value in model.graph.input:
-        dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        dims = _dims(value) or []
         sample = samples.get(value.name)
         if value.name in stored or value.name in given or sample is None or len(sample) != len(dims):
             continue
