@@ -1,0 +1,105 @@
+"""The model in ONNX Runtime's own format, for phones, and the operators that a reduced build of it needs.
+
+`python -m onnxruntime.tools.convert_onnx_models_to_ort --optimization_style Fixed --target_platform arm
+--enable_type_reduction` writes the same two files. Its other style, Runtime, saves fusions for later; ONNX Runtime
+1.32 refuses to write that of quantized models ("sum of input arg count"), and replays them only where the
+application asks for it.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx_lathe.errors import ModelError, TargetError
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.files.writing import replacing
+from onnx_lathe.runtime.processes import environment, running
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.settings import MOBILE
+
+FILE = "model.ort"
+CONFIG = "model.ort.required_operators_and_types.config"
+WORKER = "onnx_lathe.runtime.targets.ort.operators_worker"
+
+LIMIT_BYTES = 2**31 - 1
+"""Of an `.ort` file: the offsets of flatbuffers. ONNX Runtime fails above it, and above 4 GiB writes a file that it
+cannot load (seen in 1.32)."""
+
+_TIME_LIMIT_S = 600
+
+_ADVICE = "leave mobile out: ONNX Runtime on a phone loads model.ort.onnx too"
+
+_HEAD = f"""\
+# The operators of {FILE}, with the types that they are used on.
+# For a reduced build of ONNX Runtime: build.py --include_ops_by_config THIS_FILE --minimal_build;
+# --enable_reduced_operator_type_support leaves out other types too.
+"""
+
+Operators = list[tuple[str, int, list[str]]]
+"""Domain, version, and operators of that version, each with its types as JSON behind it."""
+
+
+@dataclass(frozen=True)
+class Mobile:
+    paths: tuple[Path, Path]
+    size_bytes: int
+    operators: int
+    """How many different ones, versions apart."""
+
+
+def write(model: Path, directory: Path) -> Mobile:
+    """Writes both files, or none. Raises TargetError if the format cannot hold the model, if ONNX Runtime
+    refuses to write it or to load what it wrote, or does not survive either.
+    """
+    path, config = directory / FILE, directory / CONFIG
+    size = model_file.inspect_file(model).size_bytes
+    if size > LIMIT_BYTES:
+        raise TargetError(
+            f"{FILE}: the format holds 2.1 GB, and the model has {size / 1e9:.1f} GB; make it smaller, or {_ADVICE}"
+        )
+    with replacing(path) as partial:
+        written = Path(partial.name)
+        _convert(model, written)
+        operators = _operators(written)
+        size = written.stat().st_size
+        with replacing(config) as file:
+            file.write(_text(operators).encode())
+    return Mobile((path, config), size, sum(len(names) for _, _, names in operators))
+
+
+def _convert(model: Path, path: Path) -> None:
+    try:
+        ort.write_optimized(model, path, MOBILE)
+        ort.check_ort_format(path)
+    except ModelError as error:
+        reason = str(error).replace(str(model), "the model").replace(str(path), "what it wrote")
+        raise TargetError(f"{FILE}: {reason}; {_ADVICE}") from error
+
+
+def _operators(path: Path) -> Operators:
+    """As onnxruntime.tools finds them, bodies included, in a process of its own (operators_worker.py)."""
+    command = [sys.executable, "-m", WORKER, str(path)]
+    with tempfile.TemporaryFile() as errors:
+        try:
+            with running(command, environment(), _TIME_LIMIT_S, stderr=errors) as child:
+                assert child.process.stdout is not None
+                answer = child.process.stdout.read()
+                child.process.wait()
+        except OSError as error:
+            raise TargetError(f"{CONFIG}: cannot start {sys.executable}: {error.strerror}") from error
+        if child.process.returncode == 0:
+            found: Operators = json.loads(answer)
+            return found
+        errors.seek(0)
+        words = errors.read().decode("utf-8", "replace").split("\n")
+    last = next((line for line in reversed(words) if line.strip()), f"code {child.process.returncode}")
+    raise TargetError(
+        f"{CONFIG}: ONNX Runtime's tools cannot list the operators of {FILE}: {last}; {_ADVICE}"
+    )
+
+
+def _text(operators: Operators) -> str:
+    lines = [f"{domain};{version};{','.join(names)}\n" for domain, version, names in operators]
+    return "".join([_HEAD, *lines])
