@@ -170,6 +170,7 @@ def test_a_model_beyond_the_limit_is_refused_with_its_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mobile, "LIMIT_BYTES", 100)
+    monkeypatch.setattr(target, "verdicts", lambda model: pytest.fail("it was loaded first"))
     with pytest.raises(
         TargetError, match=r"the format holds 2\.1 GB, and the model has 0\.0 GB; .*mobile out"
     ):

@@ -49,16 +49,20 @@ class Mobile:
     """How many different ones, versions apart."""
 
 
-def write(model: Path, directory: Path) -> Mobile:
-    """Writes both files, or none. Raises TargetError if the format cannot hold the model, if ONNX Runtime
-    refuses to write it or to load what it wrote, or does not survive either.
-    """
-    path, config = directory / FILE, directory / CONFIG
+def check_size(model: Path) -> None:
+    """Raises TargetError if the format cannot hold the model: at once, where loading it takes minutes."""
     size = model_file.inspect_file(model).size_bytes
     if size > LIMIT_BYTES:
         raise TargetError(
             f"{FILE}: the format holds 2.1 GB, and the model has {size / 1e9:.1f} GB; make it smaller, or {_ADVICE}"
         )
+
+
+def write(model: Path, directory: Path) -> Mobile:
+    """Writes both files, or none. Raises TargetError if ONNX Runtime refuses to write the format or to load
+    what it wrote, or does not survive either.
+    """
+    path, config = directory / FILE, directory / CONFIG
     with replacing(path) as partial:
         written = Path(partial.name)
         _convert(model, written)

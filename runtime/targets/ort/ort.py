@@ -109,6 +109,8 @@ class OnnxRuntime(Target):
         `optimized` also `model.ort.optimized.onnx`, with `mobile` what mobile.py writes.
         """
         path = directory / "model.ort.onnx"
+        if options.mobile:
+            mobile.check_size(model)
         proto = model_file.load(model)
         found = verdicts(proto)
         details: dict[str, Any] = {
