@@ -1,5 +1,6 @@
 """The option `mobile` of the target ort: the file for phones, and the operators that a reduced build needs."""
 
+import functools
 import json
 import os
 import platform
@@ -234,6 +235,44 @@ def test_another_value_is_refused() -> None:
         make_config(TARGET.Config, {"mobile": "fixed"}, "target", "ort", "optimize targets")
 
 
+def test_what_it_computes_is_compared_on_data(tmp_path: Path) -> None:
+    artifact = built(tmp_path, network(HEADS))
+    verified = functools.partial(TARGET.verify, artifact.paths[0], artifact, TARGET.Config(mobile=True))
+    found = verified({"x": IMAGES}, lambda text: None)["mobile_error"]
+    assert 0 <= found < 1e-5
+    other = network(HEADS)
+    other.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(random(8, 3, 3, 3), "stem"))
+    onnx.save(other, artifact.paths[0])
+    with pytest.raises(TargetError, match=r"model\.ort: its output 'y' is off by .*; leave mobile out"):
+        verified({"x": IMAGES}, lambda text: None)
+    assert TARGET.verify(tmp_path, artifact, TARGET.Config(), {}, lambda text: None) == {}
+
+
+@pytest.mark.parametrize(
+    "expected, found, error",
+    [
+        ([3.0, 4.0], [3.0, 4.0], 0),
+        ([3.0, 4.0], [3.0, 4.5], 0.1),
+        ([np.nan, np.inf, 1.0], [np.nan, np.inf, 1.0], 0),
+        ([0.0, 1.0], [np.nan, 1.0], np.inf),
+        ([0.0, 0.0], [0.0, 1.0], np.inf),
+        ([1.0], None, np.inf),
+        ([1, 2, 3, 4], [1, 2, 3, 5], 0.25),
+    ],
+)
+def test_errors_are_relative(expected: list[float], found: list[float] | None, error: float) -> None:
+    other = None if found is None else np.array(found)
+    assert mobile._relative(np.array(expected), other) == pytest.approx(error)
+
+
+def test_a_model_that_does_not_repeat_itself_is_not_compared(tmp_path: Path) -> None:
+    text = "(float[3, 4] x) => (float[3, 4] y) { r = RandomNormal <shape = [3, 4]> ()  y = Add (x, r) }"
+    artifact = built(tmp_path, build(text))
+    feeds = {"x": random(3, 4)}
+    config = TARGET.Config(mobile=True)
+    assert TARGET.verify(tmp_path, artifact, config, feeds, lambda text: None) == {"mobile_error": None}
+
+
 @pytest.mark.slow
 def test_the_command_writes_and_reports_both(lenet5: Path, small_mnist: Path, tmp_path: Path) -> None:
     data = ["--train", f"{small_mnist}:train", "--eval", f"{small_mnist}:test", "--preprocess", "scale=1/255"]
@@ -243,6 +282,7 @@ def test_the_command_writes_and_reports_both(lenet5: Path, small_mnist: Path, tm
     (found,) = json.loads((out / "report.json").read_text())["targets"]
     assert found["files"] == FILES
     assert found["details"]["mobile_bytes"] == (out / "model.ort").stat().st_size
+    assert found["details"]["mobile_error"] < 1e-5
     assert found["details"]["mobile_operators"] == sum(map(len, operators(out / FILES[2]).values()))
     images = random(20, 1, 28, 28)
     expected, values = (ort.run(opened(out / name), {"image": images})["logits"] for name in FILES[:2])

@@ -9,8 +9,11 @@ application asks for it.
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from onnx_lathe.errors import ModelError, TargetError
 from onnx_lathe.runtime.files import model_file
@@ -26,6 +29,9 @@ WORKER = "onnx_lathe.runtime.targets.ort.operators_worker"
 LIMIT_BYTES = 2**31 - 1
 """Of an `.ort` file: the offsets of flatbuffers. ONNX Runtime fails above it, and above 4 GiB writes a file that it
 cannot load (seen in 1.32)."""
+
+LIMIT_ERROR = 0.03
+"""Of outputs, relative: what sums in another order cost is far below, where they push integers over an edge too."""
 
 _TIME_LIMIT_S = 600
 
@@ -71,6 +77,40 @@ def write(model: Path, directory: Path) -> Mobile:
         with replacing(config) as file:
             file.write(_text(operators).encode())
     return Mobile((path, config), size, sum(len(names) for _, _, names in operators))
+
+
+def error(model: Path, written: Path, feeds: Mapping[str, np.ndarray]) -> float | None:
+    """How far the worst output of `written`, a `model.ort`, is from that of the model's file: root mean square,
+    relative to the values, or the share of classes and the like that differ. None where the model does not
+    repeat itself, as with random numbers.
+
+    Raises TargetError for an output of float numbers above LIMIT_ERROR.
+    """
+    opened = ort.as_opened(model)
+    expected, again, found = (ort.run(session, feeds) for session in (opened, opened, ort.as_opened(written)))
+    if any(_relative(values, again.get(name)) for name, values in expected.items()):
+        return None
+    errors = {name: _relative(values, found.get(name)) for name, values in expected.items()}
+    for name, value in errors.items():
+        # others are picked from numbers, and flip where two of these are nearly equal
+        if value > LIMIT_ERROR and np.issubdtype(expected[name].dtype, np.floating):
+            raise TargetError(f"{FILE}: its output '{name}' is off by {value:.2g} of the model's; {_ADVICE}")
+    return max(errors.values(), default=0.0)
+
+
+def _relative(expected: np.ndarray, found: np.ndarray | None) -> float:
+    if found is None or found.shape != expected.shape:
+        return np.inf
+    if not np.issubdtype(expected.dtype, np.floating):
+        return float(np.mean(expected != found)) if expected.size else 0.0
+    first, second = expected.astype(np.float64), found.astype(np.float64)
+    differ = ~((first == second) | (np.isnan(first) & np.isnan(second)))
+    if not differ.any():
+        return 0.0
+    if not np.isfinite([first[differ], second[differ]]).all():
+        return np.inf
+    scale = np.square(first[np.isfinite(first)]).sum()
+    return float(np.sqrt(np.square(first[differ] - second[differ]).sum() / scale)) if scale else np.inf
 
 
 def _convert(model: Path, path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnx_lathe.placement import Placement
@@ -132,6 +133,21 @@ class OnnxRuntime(Target):
         notes = _larger(made.size_bytes, size) if options.mobile else ()
         paths = [path, path.with_name(f"{path.name}.data")] if size > path.stat().st_size else [path]
         return Artifact((*paths, *extra), size, details, notes)
+
+    def verify(
+        self,
+        model: Path,
+        artifact: Artifact,
+        options: Any,
+        feeds: Mapping[str, np.ndarray],
+        progress: Progress,
+    ) -> Mapping[str, Any]:
+        """Compares every output of the file for phones with the model's."""
+        if not options.mobile:
+            return {}
+        progress("comparing the file for phones with the model")
+        path = artifact.paths[0]
+        return {"mobile_error": mobile.error(path, path.with_name(mobile.FILE), feeds)}
 
 
 @contextmanager
