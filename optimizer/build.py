@@ -187,10 +187,14 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
     )
     found.skips += [{"node": node, "reason": reason} for node, reason in target.check(model)]
     config, notes = target.fitted(model, config, _data_shapes(run), fed_one_by_one(run.roles.sample))
-    for note in [*report.warnings, *notes]:
+    _warn(run, target, [*report.warnings, *notes])
+    return config, path, found
+
+
+def _warn(run: Run, target: Target, notes: Sequence[str]) -> None:
+    for note in notes:
         run.record.warnings.append(f"target {target.name}: {note}")
         run.ui.note(f"warning: {run.record.warnings[-1]}")
-    return config, path, found
 
 
 def _data_shapes(run: Run) -> dict[str, tuple[int, ...]]:
@@ -252,6 +256,7 @@ def _build(
     found.size_bytes = artifact.size_bytes
     found.details = dict(artifact.details)
     found.details |= target.verify(model, artifact, config, run.feeds, run.ui.status)
+    _warn(run, target, artifact.notes)
     return artifact
 
 

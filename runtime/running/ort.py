@@ -16,7 +16,7 @@ import onnxruntime
 from onnx_lathe.errors import CrashError, ModelError
 from onnx_lathe.runtime.files.signature import takes_one_sample
 from onnx_lathe.runtime.running import guard
-from onnx_lathe.runtime.running.settings import PLAIN, Settings, create
+from onnx_lathe.runtime.running.settings import FUSED, ORT_FORMAT, PLAIN, Settings, create
 from onnx_lathe.runtime.running.sources import readable
 from onnx_lathe.runtime.threads import limit
 
@@ -193,21 +193,25 @@ def saturates() -> bool:
     return bool(opened.run(None, feeds)[0].item() < exact)
 
 
-def write_optimized(model: Path, path: Path, portable: bool = False) -> None:
+def write_optimized(model: Path, path: Path, settings: Settings = FUSED) -> None:
     """Writes the graph that ONNX Runtime would compute: operators fused, in ONNX Runtime's own domains,
-    without execution.
+    without execution. `settings`: one of those in settings.py that write.
 
-    `portable` leaves out what is chosen for this processor, such as the order of channels; nodes then keep
-    their names. Raises ModelError with ONNX Runtime's reason if it cannot load the model, or not write its
-    graph, which must be below 2 GB; CrashError if it does not survive that.
+    Raises ModelError with ONNX Runtime's reason if it cannot load the model, or not write its graph, which
+    must be below 2 GB; CrashError if it does not survive that.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = limit()
     options.optimized_model_filepath = str(path)
-    settings = Settings("ORT_ENABLE_EXTENDED" if portable else "ORT_ENABLE_ALL", written=True)
     with readable(model) as source, _refusing(f"optimize {model}"):
         _open(source, settings, options, _survived)
+
+
+def check_ort_format(path: Path) -> None:
+    """Raises ModelError for an `.ort` file that ONNX Runtime refuses, CrashError if it does not survive it."""
+    with _refusing(f"load {path}"):
+        _survived(str(path), ORT_FORMAT, onnxruntime.SessionOptions())
 
 
 def is_helped(session: onnxruntime.InferenceSession, model: onnx.ModelProto | Path) -> bool:

@@ -27,6 +27,25 @@ class Settings:
 PLAIN = Settings()
 """What a user who sets nothing gets."""
 
+FUSED = Settings(written=True)
+"""Writes the graph that is computed on this processor, such as with its order of channels."""
+
+PORTABLE = Settings("ORT_ENABLE_EXTENDED", written=True)
+"""Writes the graph without what is chosen for this processor; nodes keep their names."""
+
+MOBILE = Settings(
+    entries=(("session.save_model_format", "ORT"), ("session.qdqisint8allowed", "1")),
+    left_out=("NchwcTransformer",),
+    written=True,
+)
+"""Writes an `.ort` file for phones, as onnxruntime/tools/convert_onnx_models_to_ort.py does for
+`--optimization_style Fixed --target_platform arm`: fused for any processor. Channels in blocks (NCHWc), whose size
+is this processor's, are left out; INT8 activations stay INT8, on whichever processor this runs.
+"""
+
+ORT_FORMAT = Settings(entries=(("session.load_model_format", "ORT"),))
+"""As PLAIN, for an `.ort` file whatever its name."""
+
 
 def create(
     source: bytes | str, settings: Settings, options: onnxruntime.SessionOptions

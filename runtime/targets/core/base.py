@@ -14,11 +14,14 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a build wrote. The first path is what the device loads; `details` are plain data for the report."""
+    """What a build wrote. The first path is what the device loads; `details` are plain data for the report;
+    `notes` are warnings, one line each.
+    """
 
     paths: tuple[Path, ...]
     size_bytes: int
     details: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -9,6 +9,7 @@ import onnx
 from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.settings import PORTABLE
 from onnx_lathe.runtime.targets.core.base import NOT_QUANTIZED, LayerVerdict, layers_of
 
 INTEGER = (
@@ -57,7 +58,7 @@ def _kernels(model: onnx.ModelProto) -> dict[int, set[str]]:
         source, written = Path(scratch) / "model.onnx", Path(scratch) / "optimized.onnx"
         model_file.save(model, source)
         try:
-            ort.write_optimized(source, written, portable=True)
+            ort.write_optimized(source, written, PORTABLE)
         except ModelError as error:
             raise type(error)(str(error).replace(str(source), "the model")) from error
         optimized = onnx.load(written)

@@ -2,11 +2,13 @@
 (passes/lowering/onnxruntime.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnx_lathe.placement import Placement
@@ -15,6 +17,7 @@ from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.core.base import Artifact, LayerVerdict, Progress, Target
 from onnx_lathe.runtime.targets.core.registry import register
+from onnx_lathe.runtime.targets.ort import mobile
 from onnx_lathe.runtime.targets.ort.check import is_quantized, verdicts
 
 PLACEMENT = Placement(
@@ -48,6 +51,10 @@ PLACEMENT = Placement(
 )
 
 
+LARGER, LARGER_BYTES = 1.1, 100_000
+"""By how much the file for phones may be larger than the model, unsaid: its format spends more on names and nodes."""
+
+
 def _option(help: str) -> Any:
     return field(default=False, metadata={"help": help, "unit": ""})
 
@@ -55,7 +62,7 @@ def _option(help: str) -> Any:
 @register
 class OnnxRuntime(Target):
     name = "ort"
-    outputs = ("model.ort.*",)
+    outputs = (mobile.FILE, "model.ort.*")
     help = "the model in the form that ONNX Runtime computes in INT8, for CPUs"
     lowering = "onnxruntime"
     placement = PLACEMENT
@@ -77,6 +84,10 @@ class OnnxRuntime(Target):
         optimized: bool = _option(
             "also write ONNX Runtime's own graph, fused for this processor and version alone"
         )
+        mobile: bool = _option(
+            "also write ONNX Runtime's own format for phones, fused for any processor, and the operators "
+            "that a reduced build needs"
+        )
 
     def lowering_options(self, options: Any) -> Mapping[str, Any]:
         return {"reduce_range": options.reduce_range}
@@ -96,21 +107,72 @@ class OnnxRuntime(Target):
 
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
         """Writes `model.ort.onnx`, and `model.ort.onnx.data` if it is larger than one file may be; with
-        `optimized` also `model.ort.optimized.onnx`.
+        `optimized` also `model.ort.optimized.onnx`, with `mobile` what mobile.py writes.
         """
-        path, optimized = directory / "model.ort.onnx", directory / "model.ort.optimized.onnx"
+        path = directory / "model.ort.onnx"
+        if options.mobile:
+            mobile.check_size(model)
         proto = model_file.load(model)
         found = verdicts(proto)
-        details = {
+        details: dict[str, Any] = {
             "int8_layers": sum(layer.int8 for layer in found),
             "float_layers": sum(not layer.int8 for layer in found),
         }
-        if options.optimized:
-            progress("optimizing for this processor")
-            with replacing(optimized) as partial:
-                ort.write_optimized(model, Path(partial.name))
-            details["optimized_bytes"] = optimized.stat().st_size
-        model_file.save(proto, path)
+        with _removing() as extra:
+            if options.mobile:
+                progress("converting for phones")
+                made = mobile.write(model, directory)
+                extra.extend(made.paths)
+                details |= {"mobile_bytes": made.size_bytes, "mobile_operators": made.operators}
+            if options.optimized:
+                progress("optimizing for this processor")
+                extra.append(_write_optimized(model, directory))
+                details["optimized_bytes"] = extra[-1].stat().st_size
+            model_file.save(proto, path)
         size = model_file.inspect_file(path).size_bytes
+        notes = _larger(made.size_bytes, size) if options.mobile else ()
         paths = [path, path.with_name(f"{path.name}.data")] if size > path.stat().st_size else [path]
-        return Artifact((*paths, optimized) if options.optimized else tuple(paths), size, details)
+        return Artifact((*paths, *extra), size, details, notes)
+
+    def verify(
+        self,
+        model: Path,
+        artifact: Artifact,
+        options: Any,
+        feeds: Mapping[str, np.ndarray],
+        progress: Progress,
+    ) -> Mapping[str, Any]:
+        """Compares every output of the file for phones with the model's."""
+        if not options.mobile:
+            return {}
+        progress("comparing the file for phones with the model")
+        path = artifact.paths[0]
+        return {"mobile_error": mobile.error(path, path.with_name(mobile.FILE), feeds)}
+
+
+@contextmanager
+def _removing() -> Iterator[list[Path]]:
+    """A list of files that are removed if the block fails."""
+    paths: list[Path] = []
+    try:
+        yield paths
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _write_optimized(model: Path, directory: Path) -> Path:
+    path = directory / "model.ort.optimized.onnx"
+    with replacing(path) as partial:
+        ort.write_optimized(model, Path(partial.name))
+    return path
+
+
+def _larger(mobile_bytes: int, size_bytes: int) -> tuple[str, ...]:
+    if mobile_bytes <= max(LARGER * size_bytes, size_bytes + LARGER_BYTES):
+        return ()
+    return (
+        f"{mobile.FILE} has {mobile_bytes / 1e6:.3g} MB, model.ort.onnx {size_bytes / 1e6:.3g} MB: ONNX Runtime "
+        "stores codebook and float16 weights decoded in its format; int8 keeps it small",
+    )
