@@ -78,6 +78,7 @@ def convert(model: onnx.ModelProto, sizes: Mapping[str, Shape], others: Mapping[
 
 
 def _write(net: Network, refused: list[tuple[str, str, str]], proto: onnx.NodeProto, node: Node) -> None:
+    known = len(refused)
     builder = find("" if proto.domain == "ai.onnx" else proto.domain, proto.op_type)
     if proto.op_type in BODIES and not proto.domain:
         refused.append((node.name, node.op, "ncnn runs no branches and no loops"))
@@ -89,7 +90,7 @@ def _write(net: Network, refused: list[tuple[str, str, str]], proto: onnx.NodePr
         _try(refused, node, lambda: builder(node, net))
         for layer in net.layers[before:]:
             layer.nodes = (node.name,)
-    for name in node.outputs:
+    for name in node.outputs if len(refused) > known else ():
         if name and name not in net.blobs and name not in net.loose:
             _pretend(net, name)
 

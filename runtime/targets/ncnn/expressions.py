@@ -7,8 +7,14 @@ no other of its kind does: what comes after a guess would be wrong at every othe
 Source: ncnn, docs/developer-guide/expression.md and src/expression.cpp.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+import onnx
+
+from onnx_lathe.errors import ModelError
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.ncnn.facts import SIZE_OPS
 from onnx_lathe.runtime.targets.ncnn.network import Network
 from onnx_lathe.runtime.targets.ncnn.node import Unsupported
 
@@ -16,6 +22,8 @@ Pair = tuple[int, int]
 """A size at the sizes that the model is built for, and at others."""
 LETTERS = {1: "w", 2: "hw", 3: "chw", 4: "cdhw"}
 ONE = (1, 1)
+TRIALS, STRIDES = 3, (7, 11, 17, 23, 31)
+"""How many other sizes a rule is tried with, and by what they grow along each axis."""
 
 
 def pairs(net: Network, tensor: str) -> tuple[Pair, ...]:
@@ -122,15 +130,64 @@ def shape_expression(before: Sequence[Pair], after: Sequence[Pair]) -> str:
 
 def origins(net: Network, tensor: str) -> set[str]:
     """The tensors whose sizes a free tensor is computed from."""
-    found, seen, waiting = set[str](), set[str](), [tensor]
+    return {node.input[0] for node in _computing(net, tensor) if node.op_type in SIZE_OPS}
+
+
+def holds(
+    net: Network, opset: int, tensor: str, source: str, rule: Callable[[np.ndarray, Sequence[int]], bool]
+) -> bool:
+    """Whether a rule about the values of a free tensor, found at two sizes, is true at others too: the values are
+    computed anew from other sizes of `source`, one for each open axis. False where they depend on another tensor's.
+    """
+    sizes = pairs(net, source)
+    if any(pairs(net, name) != sizes for name in origins(net, tensor)):
+        return False
+    for trial in range(TRIALS):
+        shape = [
+            size[0] + STRIDES[axis % len(STRIDES)] * (trial + 1) if is_open(size) else size[0]
+            for axis, size in enumerate(sizes)
+        ]
+        try:
+            if not rule(_recomputed(net, opset, tensor, shape), shape):
+                return False
+        except ModelError:
+            return False
+    return True
+
+
+def _computing(net: Network, tensor: str) -> list[onnx.NodeProto]:
+    """The nodes that a free tensor is computed by, from Shape and constants on, in the order of the model."""
+    seen, waiting = set[str](), [tensor]
     while waiting:
         name = waiting.pop()
         node = net.nodes.get(name)
         if name in seen or node is None:
             continue
         seen.add(name)
-        if node.op_type in ("Shape", "Size"):
-            found.add(node.input[0])
-        else:
+        if node.op_type not in SIZE_OPS:
             waiting += [item for item in node.input if item]
-    return found
+    found = {id(node): node for name, node in net.nodes.items() if name in seen}
+    return list(found.values())
+
+
+def _recomputed(net: Network, opset: int, tensor: str, shape: Sequence[int]) -> np.ndarray:
+    nodes = _computing(net, tensor)
+    fed = dict[str, np.ndarray]()
+    for node in nodes:
+        if node.op_type in SIZE_OPS:
+            bounds = {item.name: item.i for item in node.attribute}
+            part = np.array(shape, np.int64)[bounds.get("start", 0) : bounds.get("end")]
+            fed[node.output[0]] = part if node.op_type == "Shape" else np.array(np.prod(shape), np.int64)
+    for node in nodes:
+        for name in node.input:
+            if name and name not in net.nodes and (value := net.value(name)) is not None:
+                fed[name] = value
+    graph = onnx.helper.make_graph(
+        [node for node in nodes if node.op_type not in SIZE_OPS],
+        "sizes",
+        [],
+        [onnx.ValueInfoProto(name=tensor)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in fed.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
+    return fed[tensor] if tensor in fed else ort.run(ort.session(model), {})[tensor]

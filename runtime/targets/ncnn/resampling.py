@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
+from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.running import ort
 
 NEAREST, BILINEAR, BICUBIC = 1, 2, 3
@@ -38,7 +39,10 @@ def same_places(
     """Whether Interp computes of an axis of `before` values what ONNX Runtime does."""
     if before < LEAST[found.way] or (found.aligned and after < 2):
         return False
-    wanted = _by_onnxruntime(op, opset, tuple(sorted(attributes.items())), before, after, scale)
+    try:
+        wanted = _by_onnxruntime(op, opset, tuple(sorted(attributes.items())), before, after, scale)
+    except ModelError:  # what needs more than one axis, such as a region of the image
+        return False
     ours = _by_interp(found, before, after)
     if wanted.shape != ours.shape:
         return False
@@ -52,7 +56,7 @@ def _by_onnxruntime(
     op: str, opset: int, attributes: tuple[tuple[str, Any], ...], before: int, after: int, scale: float | None
 ) -> np.ndarray:
     """[before, after]: the weight of each value in each. The other axes of an image keep their sizes."""
-    stored = {"x": np.eye(before, dtype=np.float32)[None, None]}
+    stored = {"x": np.eye(before, dtype=np.float32)[None, None], "region": np.zeros(0, np.float32)}
     names = ["x"]
     kept = dict(attributes)
     if op == "Upsample" and opset < 9:
@@ -60,7 +64,7 @@ def _by_onnxruntime(
     elif op == "Upsample" or opset < 11:
         names.append("scales")
     else:
-        names += ["", "scales" if scale is not None else "", *(["sizes"] if scale is None else [])]
+        names += ["region", "scales" if scale is not None else "", *(["sizes"] if scale is None else [])]
     if scale is not None:
         stored["scales"] = np.array([1, 1, 1, scale], np.float32)
     else:

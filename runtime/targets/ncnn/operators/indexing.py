@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from onnx_lathe.runtime.targets.ncnn.dialect import Weight
-from onnx_lathe.runtime.targets.ncnn.expressions import Pair, is_open, pairs, product
+from onnx_lathe.runtime.targets.ncnn.expressions import holds, is_open, pairs, product
 from onnx_lathe.runtime.targets.ncnn.moving import TO_THE_END, along, cropped, held, leave, reshape
 from onnx_lathe.runtime.targets.ncnn.network import Loose, Network
 from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
@@ -52,7 +52,7 @@ def _known(node: Node, net: Network, axis: int, places: tuple[np.ndarray, np.nda
             raise Unsupported("its indices depend on the size of the input")
         found = places[0].reshape(-1) % size[0]
     else:
-        found = _of_open_size(places, size)
+        found = _of_open_size(node, net, axis, places)
     pieces = _pieces(found)
     if len(pieces) > MOST_PIECES:
         raise Unsupported(f"its indices are {len(pieces)} runs of neighbours; a layer for each is too many")
@@ -67,13 +67,21 @@ def _known(node: Node, net: Network, axis: int, places: tuple[np.ndarray, np.nda
     leave(node, net, Loose(name, dims))
 
 
-def _of_open_size(places: tuple[np.ndarray, np.ndarray], size: Pair) -> np.ndarray:
-    """Indices into an axis of open size: from its start, or all from its end, as they are at both sizes."""
-    first, second = (one.reshape(-1) for one in places)
-    if np.array_equal(first, second):
-        return first
-    if np.array_equal(first - size[0], second - size[1]) and np.all(first >= 0):
-        return first - size[0]
+def _of_open_size(node: Node, net: Network, axis: int, places: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Indices into an axis of open size: the same at every size, or as far from its end."""
+    source, index = node.inputs[:2]
+    if np.array_equal(*places):
+        return places[0].reshape(-1)
+    away = places[0].reshape(-1) - net.shape(source)[axis]
+    same = holds(
+        net,
+        node.opset,
+        index,
+        source,
+        lambda values, shape: np.array_equal(values.reshape(-1) - shape[axis], away),
+    )
+    if np.all(places[0] >= 0) and same:
+        return away
     raise Unsupported("its indices depend on the size of the input")
 
 
@@ -98,7 +106,7 @@ def _piece(net: Network, blob: Loose, place: int, first: int, last: int, step: i
     count = (high - low + 1,) * 2
     whole = blob.dims[place] == count and low == 0
     end = TO_THE_END if high == -1 else high + 1
-    part = blob if whole else cropped(net, blob, {place: (low, end, count)}, label)  # type: ignore[dict-item]
+    part = blob if whole else cropped(net, blob, {place: (low, end, count)}, label)
     if step < 0:
         part = Loose(net.inner("Flip", label, [part.name], {0: [place]}), part.dims)
     return part if abs(step) == 1 else strided(net, part, {place: abs(step)}, label)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnx_lathe.runtime.targets.ncnn.expressions import ONE, Pair, is_open, pairs, product
+from onnx_lathe.runtime.targets.ncnn.expressions import ONE, Pair, holds, is_open, pairs, product
 from onnx_lathe.runtime.targets.ncnn.moving import TO_THE_END, along, grouped, held, leave, reshape
 from onnx_lathe.runtime.targets.ncnn.network import MOST_DIMENSIONS, Axes, Loose, Network
 from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
@@ -87,7 +87,9 @@ def _counts(node: Node, net: Network, axis: int) -> list[int]:
         if min(sizes) <= 0:
             raise Unsupported("one of its parts is empty")
         return sizes
-    alike = given is None or all(np.all(size == size[0]) for size in given)
+    alike = given is None or holds(
+        net, node.opset, node.inputs[1], node.inputs[0], lambda values, _: bool(np.all(values == values[0]))
+    )
     if not alike or "num_outputs" in node.attributes:  # that one may leave a smaller part at other sizes
         raise Unsupported(f"the sizes of its parts along axis {axis} depend on the size of the input")
     return [TO_THE_END] * parts

@@ -8,7 +8,7 @@ for each axis is compared with what Interp does (resampling.py).
 from dataclasses import dataclass
 
 from onnx_lathe.runtime.targets.ncnn.dialect import Value
-from onnx_lathe.runtime.targets.ncnn.expressions import Pair, Sources, is_open, origins, pairs
+from onnx_lathe.runtime.targets.ncnn.expressions import Pair, Sources, holds, is_open, origins, pairs
 from onnx_lathe.runtime.targets.ncnn.moving import grouped, held, leave
 from onnx_lathe.runtime.targets.ncnn.network import Loose, Network
 from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
@@ -36,7 +36,12 @@ def resize(node: Node, net: Network) -> None:
         Axis(before[axis], after[axis], None if scales is None else scales[axis])
         for axis in range(len(before))
     ]
-    moved = [axis for axis, one in enumerate(axes) if one.before != one.after or one.scale not in (None, 1.0)]
+    # open sizes that happen to be the input's at both sizes need not be at others
+    moved = [
+        axis
+        for axis, one in enumerate(axes)
+        if one.before != one.after or one.scale not in (None, 1.0) or (sizes and is_open(one.after))
+    ]
     if not moved:
         leave(node, net, held(net, source))
         return
@@ -124,9 +129,8 @@ def _expression(
 ) -> tuple[str, list[str]]:
     """(the sizes of the result, innermost first, the blobs that they are computed from)."""
     sources = Sources(blob.name, blob.dims)
-    own = True
+    own = not sizes or _proportional(node, net, sizes, len(axes))
     for tensor in sorted(origins(net, sizes)) if sizes else ():
-        own = own and tensor == node.inputs[0]
         sources.add(net, tensor)
     letters = "hw"[-len(axes) :]
     texts = []
@@ -135,7 +139,7 @@ def _expression(
         whole = (one.before[0] * ratio, one.before[1] * ratio) == one.after
         if not is_open(one.after):
             texts.append(str(one.after[0]))
-        elif whole and (own or one.before == one.after) and one.scale in (None, ratio):
+        elif whole and own and one.scale in (None, ratio):
             texts.append(f"*(0{letter},{ratio})" if ratio > 1 else f"0{letter}")
         elif one.scale is None and (text := sources.equal(one.after)) is not None and _any_size(node, way):
             texts.append(text)
@@ -143,6 +147,28 @@ def _expression(
             raise Unsupported("its sizes depend on the size of the input, and it is not certain how")
     read = max((int(text[0]) for text in texts if text[-1] in "cdhw"), default=0)
     return ",".join(reversed(texts)), sources.bottoms[: read + 1]
+
+
+def _proportional(node: Node, net: Network, sizes: str, count: int) -> bool:
+    """Whether the last `count` of the sizes are, at every size of the input, what they are at those that are known: as
+    many times the input's.
+    """
+    source = node.inputs[0]
+    known = net.values(sizes)
+    before = net.shape(source)[-count:]
+    if known is None:
+        return False
+    ratios = [int(size) / one for size, one in zip(known[0][-count:], before, strict=True)]
+    return holds(
+        net,
+        node.opset,
+        sizes,
+        source,
+        lambda values, shape: all(
+            int(size) == one * ratio
+            for size, one, ratio in zip(values[-count:], shape[-count:], ratios, strict=True)
+        ),
+    )
 
 
 def _any_size(node: Node, way: int) -> bool:

@@ -15,8 +15,6 @@ def identity(node: Node, net: Network) -> None:
         raise Unsupported("it makes integers of floats, or floats of integers")
     if node.op.startswith("Cast") and is_narrower(net, source, target):
         raise Unsupported("it makes smaller integers, which can change them")
-    if node.op == "Dropout" and len(node.outputs) > 1 and node.outputs[1]:
-        raise Unsupported("its mask is read")
     if source in net.loose:
         net.loose[target] = net.loose[source]
     else:

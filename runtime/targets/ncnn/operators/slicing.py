@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_lathe.runtime.targets.ncnn.expressions import Pair, is_open, origins, pairs, product
+from onnx_lathe.runtime.targets.ncnn.expressions import Pair, holds, is_open, pairs, product
 from onnx_lathe.runtime.targets.ncnn.moving import TO_THE_END, along, cropped, held, leave, reshape
 from onnx_lathe.runtime.targets.ncnn.network import Loose, Network
 from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
@@ -101,8 +101,11 @@ def _parts(node: Node, net: Network) -> list[Part]:
         axis %= len(sizes)
         start = (int(starts[0][number]), int(starts[1][number]))
         end = (int(ends[0][number]), int(ends[1][number]))
-        own = _own(node, net, axis)
-        part = _part(sizes[axis], start, end, step, axis, own)
+        certain = tuple(
+            not is_open(bound) or _from_end(node, net, place, number, axis)
+            for place, bound in ((1, start), (2, end))
+        )
+        part = _part(sizes[axis], start, end, step, axis, certain)
         if part is not None:
             parts.append(part)
     return parts
@@ -125,18 +128,25 @@ def _fixed(node: Node, net: Network, place: int, what: str) -> list[int] | None:
     return [int(one) for one in net.constant(node.inputs[place], what)] if node.given(place) else None
 
 
-def _own(node: Node, net: Network, axis: int) -> bool:
-    """Whether open bounds can but be computed from the size of the axis that they cut: from that of no other tensor."""
-    sizes = pairs(net, node.inputs[0])
-    for place in (1, 2):
-        if node.given(place):
-            for tensor in origins(net, node.inputs[place]):
-                if tensor != node.inputs[0] and sizes[axis] not in pairs(net, tensor):
-                    return False
-    return True
+def _from_end(node: Node, net: Network, place: int, number: int, axis: int) -> bool:
+    """Whether an open bound is as far from the end of its axis at every size as it is at the two that are known."""
+    source = node.inputs[0]
+    if not node.given(place):
+        return False
+    found = net.values(node.inputs[place])
+    if found is None:
+        return False
+    distance = int(found[0].reshape(-1)[number]) - net.shape(source)[axis]
+    return holds(
+        net,
+        node.opset,
+        node.inputs[place],
+        source,
+        lambda values, shape: int(values.reshape(-1)[number]) - shape[axis] == distance,
+    )
 
 
-def _part(size: Pair, start: Pair, end: Pair, step: int, axis: int, own: bool) -> Part | None:
+def _part(size: Pair, start: Pair, end: Pair, step: int, axis: int, certain: Sequence[bool]) -> Part | None:
     """None if that is the whole axis."""
     taken = [
         range(*slice(first, last, step).indices(whole))
@@ -149,7 +159,7 @@ def _part(size: Pair, start: Pair, end: Pair, step: int, axis: int, own: bool) -
     if not is_open(size):
         if is_open(low) or is_open(high):
             raise _unclear(axis)
-        part = Part(axis, low[0], high[0], (high[0] - low[0],) * 2, step)  # type: ignore[arg-type]
+        part = Part(axis, low[0], high[0], (high[0] - low[0],) * 2, step)
         return None if part.size == size and step == 1 else part
     if step < 0 and (
         step != -1 or low != (0, 0) or high != size or (start[0] >= 0 and start[0] < FARTHEST // 2)
@@ -159,32 +169,37 @@ def _part(size: Pair, start: Pair, end: Pair, step: int, axis: int, own: bool) -
         return Part(axis, 0, TO_THE_END, size, step)
     if step > 1:  # the last value need not be a start plus so many steps: up to the end, then
         high = tuple(slice(None, last).indices(whole)[1] for last, whole in zip(end, size, strict=True))  # type: ignore[assignment]
-    begin, until = _start(size, start, axis, own), _end(size, end, axis, own)
+    begin, until = _start(size, start, axis, certain[0]), _end(size, end, axis, certain[1])
     if (begin, until, step) == (0, TO_THE_END, 1):
         return None
     return Part(axis, begin, until, (high[0] - low[0], high[1] - low[1]), step)
 
 
-def _start(size: Pair, start: Pair, axis: int, own: bool) -> int:
+def _start(size: Pair, start: Pair, axis: int, certain: bool) -> int:
     """The start on an open axis, as Crop has it: from the end if negative."""
     first = start[0]
     if not is_open(start) and (0 <= first < min(size) or (-min(size) <= first < 0 and first != TO_THE_END)):
         return first
     if not is_open(start) and first <= -FARTHEST // 2:
         return 0
-    if own and start[0] - size[0] == start[1] - size[1] and -min(size) <= start[0] - size[0] < 0:
+    if (
+        certain
+        and is_open(start)
+        and start[0] - size[0] == start[1] - size[1]
+        and -min(size) <= start[0] - size[0] < 0
+    ):
         return start[0] - size[0]
     raise _unclear(axis)
 
 
-def _end(size: Pair, end: Pair, axis: int, own: bool) -> int:
+def _end(size: Pair, end: Pair, axis: int, certain: bool) -> int:
     """The end on an open axis; one behind the axis means all, at any size."""
     last = end[0]
     if not is_open(end) and last >= FARTHEST // 2:
         return TO_THE_END
     if not is_open(end) and (last > 0 or (-min(size) < last < 0 and last != TO_THE_END)):
         return last
-    if own and is_open(end) and last - size[0] == end[1] - size[1] and -min(size) < last - size[0] <= 0:
+    if certain and is_open(end) and last - size[0] == end[1] - size[1] and -min(size) < last - size[0] <= 0:
         return last - size[0] or TO_THE_END
     raise _unclear(axis)
 
