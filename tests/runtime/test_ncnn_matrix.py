@@ -129,8 +129,21 @@ def test_rows_may_be_open(rows: tuple[str, str]) -> None:
 
 def test_several_dimensions_of_rows_may_be_open() -> None:
     text = "(float[1, H, W, 5] x) => (float[1, H, W, 4] y) { y = MatMul(x, w) }"
-    layers = agree(build(text, w=random(5, 4)), {"x": (1, 3, 7, 5)}, {"x": (1, 8, 4, 5)})
-    assert types(layers) == ["MemoryData", "MatMul"]
+    model = build(text, w=random(5, 4))
+    for sizes in ((8, 4), (9, 21)):  # thrice as large: either could be a multiple of the other, or not
+        layers = agree(model, {"x": (1, 3, 7, 5)}, {"x": (1, *sizes, 5)})
+        assert "Gemm" in types(layers) or types(layers) == ["MemoryData", "MatMul"]
+
+
+def test_rows_along_more_dimensions_than_ncnn_has() -> None:
+    text = """(float[1, 12, 5, 6] x) => (float[12, 5, 4] z) {
+        r = Reshape(x, apart)
+        t = Transpose <perm = [0, 1, 3, 2, 4, 5]> (r)
+        y = MatMul(t, w)
+        z = Reshape(y, together)
+    }"""
+    apart, together = np.array([1, 2, 3, 2, 5, 6]), np.array([12, 5, 4])
+    assert "Gemm" in types(agree(build(text, w=random(6, 4), apart=apart, together=together)))
 
 
 def test_what_is_summed_over_may_be_open() -> None:
