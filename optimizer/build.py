@@ -14,7 +14,8 @@ from typing import Any
 import onnx
 
 from onnx_lathe.errors import ContractError, ExitCode, LatheError, ModelError, TargetError, UsageError
-from onnx_lathe.optimizer.measuring import fed_one_by_one, judge, measured_exactly, time_pair
+from onnx_lathe.optimizer.measuring import QUALITY, fed_one_by_one, judge, measured_exactly, time_pair
+from onnx_lathe.optimizer.opened import judge_opened
 from onnx_lathe.optimizer.opening import open_file
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.report.record import TargetRecord
@@ -28,11 +29,8 @@ from onnx_lathe.placement import CANONICAL, Placement
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import evaluate
-from onnx_lathe.runtime.targets.core.base import Target
+from onnx_lathe.runtime.targets.core.base import Artifact, Target
 from onnx_lathe.runtime.targets.core.registry import find
-
-QUALITY = ("top1", "top5", "agreement", "sqnr")
-"""What is measured, and judged, on the lowered model of a target too."""
 
 NOTED_LOSS_DB = 1.0
 """By which what a user computes may be further from the original than the model itself, unsaid."""
@@ -74,7 +72,7 @@ def placement(targets: Sequence[OpenTarget]) -> Placement:
     is opened as it is may meet a processor that adds products in pairs, and holds its activations in the
     canonical form: biases are to make up for the rounding of that one.
     """
-    found = [target.placement for target, _ in targets if target.placement is not None]
+    found = [place for target, config in targets if (place := target.placed(config)) is not None]
     place = reduce(or_, found) if found else CANONICAL
     if any(target.opened for target, _ in targets):
         return replace(place, pairs=True, unsigned=False)
@@ -88,7 +86,7 @@ def lower(
     if target.lowering is None:
         return model, PassReport()
     instance = configure(find_lowering(target.lowering), target.lowering_options(config))
-    placed = replace(context, placement=target.placement or CANONICAL)
+    placed = replace(context, placement=target.placed(config) or CANONICAL)
     with _naming(target):
         return apply_pass(instance, model, placed, culprit=target.name)
 
@@ -121,12 +119,19 @@ def build_all(run: Run) -> None:
                 continue
             run.ui.status(f"building {target.name}")
             try:
-                _build(run, target, config, model, results, found)
+                artifact = _build(run, target, config, model, results, found)
+                judge_opened(run, target, config, artifact, found)
             except LatheError as error:
                 found.error = str(error)
+                _remove(target, results)
             listed = {name for one in record.targets for name in one.files}
             # such as a failed build's log
             found.files += sorted(path.name for path in results.iterdir() if path.name not in listed)
+        if any(not verdict.passed for verdict in record.gates):
+            for found in record.targets:
+                found.files, found.size_bytes = [], 0
+            record.end(ExitCode.GATE_FAILED)
+            return
         for path in results.iterdir():
             path.replace(out / path.name)
     if any(found.error for found in record.targets):
@@ -154,7 +159,8 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
     if target.lowering is not None:
         with _naming(target), crashes_named("as this target wants it", target.name):
             ort.survive(path)
-    if target.lowering is not None and run.original is not None and run.roles.evaluation is not None:
+    wanted = target.lowering is not None and not target.opens
+    if wanted and run.original is not None and run.roles.evaluation is not None:
         try:
             opened = ort.plain_session(path) if target.timed else ort.session(path)
         except ModelError as error:
@@ -229,12 +235,24 @@ def _compare_with_model(run: Run, target: Target, path: Path, quality: Mapping[s
     run.ui.note(f"warning: {run.record.warnings[-1]}")
 
 
-def _build(run: Run, target: Target, config: Any, model: Path, results: Path, found: TargetRecord) -> None:
+def _remove(target: Target, results: Path) -> None:
+    """Takes away what a target wrote that turned out to be wrong; a log that a failed build leaves stays."""
+    for pattern in target.outputs:
+        for path in results.glob(pattern):
+            if path.suffix != ".log":
+                path.unlink()
+
+
+def _build(
+    run: Run, target: Target, config: Any, model: Path, results: Path, found: TargetRecord
+) -> Artifact:
     _check_space(model, results)
     artifact = target.build(model, results, config, run.ui.status)
     found.files = [path.name for path in artifact.paths]
     found.size_bytes = artifact.size_bytes
     found.details = dict(artifact.details)
+    found.details |= target.verify(model, artifact, config, run.feeds, run.ui.status)
+    return artifact
 
 
 def _check_space(model: Path, out: Path) -> None:

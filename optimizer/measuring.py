@@ -17,6 +17,8 @@ from onnx_lathe.runtime.running import ort
 SAMPLE_BATCH = 8
 """On so many samples a model is tried after each step."""
 LATENCY_BUDGET_S = 1.0
+QUALITY = ("top1", "top5", "agreement", "sqnr")
+"""What is measured, and judged, on what a target makes of the model too."""
 SIZES = (1, 64, 512)
 """Of dimensions that the model leaves open, where there is no data: the first on which it runs."""
 

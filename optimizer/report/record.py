@@ -37,7 +37,9 @@ class StepRecord:
 
 @dataclass
 class TargetRecord:
-    """One target's build; `quality` is measured on the model lowered for it, in ONNX Runtime."""
+    """One target's build; `quality` is measured on the model lowered for it, in ONNX Runtime, unless `measured` says
+    on what else.
+    """
 
     name: str
     files: list[str] = field(default_factory=list)
@@ -46,6 +48,7 @@ class TargetRecord:
     details: dict[str, Any] = field(default_factory=dict)
     skips: list[dict[str, str]] = field(default_factory=list)
     error: str | None = None
+    measured: str = "as lowered"
 
 
 @dataclass

@@ -66,7 +66,7 @@ def show(record: RunRecord, console: Console) -> None:
         files = ", ".join(target.files)
         console.print(
             f"target {target.name}: {files} ({size(target.size_bytes)})"
-            + (f"; as lowered: {quality}" if quality else ""),
+            + (f"; {target.measured}: {quality}" if quality else ""),
             markup=False,
         )
         _show_skips(target.skips, console)

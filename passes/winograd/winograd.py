@@ -20,6 +20,7 @@ import onnx
 
 from onnx_lathe import metadata
 from onnx_lathe.errors import UsageError
+from onnx_lathe.kernels import DIRECT, NAMES, PROFILES, Profile
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.registry import register
@@ -30,7 +31,6 @@ from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_cons
 from onnx_lathe.passes.graph.macs import OpenShape, open_shapes
 from onnx_lathe.passes.graph.model import export_model, node_metadata
 from onnx_lathe.passes.numerics import winograd as numerics
-from onnx_lathe.passes.winograd.profiles import DIRECT, NAMES, PROFILES, Profile
 from onnx_lathe.passes.winograd.simulation import relative_errors
 
 TAPS = 3
@@ -101,7 +101,7 @@ class Winograd(Pass):
             raise UsageError(f"winograd(layers=...): no eligible layer is named '{min(unknown)}'")
         errors = None
         if self.config.by == "error" and profile.arithmetic is not None and layers:
-            errors = self._errors(model, layers, profile.arithmetic, profile, context)
+            errors = self._errors(model, layers, np.dtype(profile.arithmetic).type, profile, context)
         direct, left, extra = 0, 0, 0.0
         for layer in layers:
             if errors is not None and not errors[layer.node.name]:

@@ -49,7 +49,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["{model}", "--target", "orrt"], "there is no target 'orrt'; did you mean 'ort'"),
         (
             ["{model}", "--target", "onnx"],
-            "target 'onnx' writes a file and runs nothing; name what will run it: ort",
+            "target 'onnx' writes a file and runs nothing; name what will run it: ncnn, ort",
         ),
         (
             ["{model}", "--target", "ort(reduce=true)"],

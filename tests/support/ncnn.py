@@ -11,6 +11,7 @@ from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer, param_text, write_weights
 from onnx_lathe.runtime.targets.ncnn.running import Opened, Settings
+from tests.support import ncnn_reader
 
 Sizes = Mapping[str, tuple[int, ...]]
 
@@ -50,7 +51,7 @@ def agree(
     half_weights: bool = False,
 ) -> Sequence[Layer]:
     """Checks that every output of ncnn is ONNX Runtime's, in shape and within `tolerance` of its largest value, at
-    `sizes` and at `others`. Returns the layers.
+    `sizes` and at `others`, and that the strict reader takes the files. Returns the layers.
     """
     onnx.checker.check_model(model, full_check=True)
     found = converted(model, sizes, others)
@@ -61,10 +62,11 @@ def agree(
         param.write_text(param_text(found.layers), encoding="utf-8")
         with weights.open("wb") as file:
             write_weights(found.layers, file, half_weights)
+        ncnn_reader.read(param, weights)
         opened = Opened(param, weights, found.inputs, found.outputs, Settings())
         for shapes in [sizes or fixed_sizes(model)] + ([others] if others else []):
             given = feeds or random_feeds(model, shapes)
-            wanted, got = ort.run(session, given), opened.run(given)
+            wanted, got = ort.run(session, given), opened.sample(given)
             assert got.keys() == wanted.keys()
             for name, value in wanted.items():
                 assert got[name].shape == value.shape, (name, got[name].shape, value.shape)

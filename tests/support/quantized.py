@@ -11,6 +11,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.lowering import find_lowering
+from onnx_lathe.placement import CANONICAL, Placement
 from onnx_lathe.runtime.running import ort
 
 FLOAT_TOLERANCE = 5e-6
@@ -129,9 +130,11 @@ def assert_same(before: onnx.ModelProto, after: onnx.ModelProto, feeds: dict[str
         np.testing.assert_allclose(found, expected, rtol=0, atol=FLOAT_TOLERANCE * np.abs(expected).max())
 
 
-def lower(model: onnx.ModelProto) -> tuple[onnx.ModelProto, PassReport]:
+def lower(
+    model: onnx.ModelProto, lowering: str = "tensorrt", placement: Placement = CANONICAL
+) -> tuple[onnx.ModelProto, PassReport]:
     graph = import_model(model)
-    report = find_lowering("tensorrt")().apply(graph, Context())
+    report = find_lowering(lowering)().apply(graph, Context(placement=placement))
     lowered = export_model(graph)
     onnx.checker.check_model(lowered, full_check=True)
     return lowered, report

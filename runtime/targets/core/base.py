@@ -56,6 +56,10 @@ class Target:
     not the canonical form's.
     """
 
+    opens: ClassVar[bool] = False
+    """What is built runs on this machine (`open`): what is measured and judged is that, not the lowered model in ONNX
+    Runtime.
+    """
     opened: ClassVar[bool] = False
     """Users open the file in ONNX Runtime as it is: its figures are those of a plain session."""
 
@@ -68,6 +72,14 @@ class Target:
     def available(self) -> str | None:
         """None if the target can build on this machine, else one line: why not, and what to install."""
         return None
+
+    def placed(self, options: Any) -> Placement | None:
+        """What the target runs in INT8 with these options."""
+        return self.placement
+
+    def refusals(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str, str]]:
+        """(node, operator, reason) for what makes a build of the lowered model fail, known before it is tried."""
+        return []
 
     def check(self, model: onnx.ModelProto) -> list[tuple[str, str]]:
         """(node, reason) for what the target will refuse, or run in float though it is quantized. `model`
@@ -110,6 +122,25 @@ class Target:
         not fit the model.
         """
         raise NotImplementedError
+
+    def verify(
+        self,
+        model: Path,
+        artifact: Artifact,
+        options: Any,
+        feeds: Mapping[str, Any],
+        progress: Progress,
+    ) -> Mapping[str, Any]:
+        """Tries what was built from the lowered model file on `feeds`, where this machine can. Returns details for
+        the report. Raises TargetError where it does not compute what the model does.
+        """
+        return {}
+
+    def open(self, artifact: Artifact, options: Any, threads: int = 1) -> Any | None:
+        """What was built as a session, with the methods get_inputs, get_outputs and run of an
+        onnxruntime.InferenceSession; metrics, gates and times are then its. None where this machine cannot run it.
+        """
+        return None
 
 
 def layers_of(model: onnx.ModelProto) -> dict[int, onnx.NodeProto]:

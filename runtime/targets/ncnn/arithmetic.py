@@ -55,4 +55,4 @@ def reduced(net: Network, label: str, operation: int, blob: str, places: Sequenc
 def refuse_integers(net: Network, *tensors: str) -> None:
     for tensor in tensors:
         if net.is_integer(tensor):
-            raise Unsupported(f"'{tensor}' holds integers, and ncnn computes with float32")
+            raise Unsupported("it computes with integers, and ncnn with float32")

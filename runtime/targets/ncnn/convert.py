@@ -15,13 +15,16 @@ from onnx_lathe.runtime.targets.ncnn.registry import find
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of the written network. `axes`: of the model's tensor of `shape`, the blob's dimensions."""
+    """An input or output of the written network. `axes`: of the model's tensor of `shape`, the blob's dimensions;
+    `declared`: the shape as the model says it, the batch too, with None where it is open; `element`: ONNX's type.
+    """
 
     tensor: str
     blob: str
     shape: Sequence[int | None]
     axes: Axes
     element: int
+    declared: Sequence[int | None]
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,12 @@ def convert(model: onnx.ModelProto, sizes: Mapping[str, Shape], others: Mapping[
     layers, blobs = finish(net.layers, {name: last[name].name for name in outputs})
     return Conversion(
         layers,
-        [_port(net, name, net.blobs[name].name, net.blobs[name].axes) for name in sizes],
-        [_port(net, name, blobs[name], last[name].axes) for name in outputs],
+        [
+            _port(net, value, net.blobs[value.name].name, net.blobs[value.name].axes)
+            for value in model.graph.input
+            if value.name in sizes
+        ],
+        [_port(net, value, blobs[value.name], last[value.name].axes) for value in model.graph.output],
         (),
     )
 
@@ -103,5 +110,7 @@ def _pretend(net: Network, tensor: str) -> None:
     net.name_output(Node("", "", 0, (), (tensor,), {}, {}), "refused", axes)
 
 
-def _port(net: Network, tensor: str, blob: str, axes: Axes) -> Port:
-    return Port(tensor, blob, net.sizes(tensor), axes, net.facts.types.get(tensor, onnx.TensorProto.FLOAT))
+def _port(net: Network, value: onnx.ValueInfoProto, blob: str, axes: Axes) -> Port:
+    tensor = value.type.tensor_type
+    declared = [dim.dim_value or None for dim in tensor.shape.dim]
+    return Port(value.name, blob, net.sizes(value.name), axes, tensor.elem_type, declared)

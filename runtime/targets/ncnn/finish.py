@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer, plain_name, used
 from onnx_lathe.runtime.targets.ncnn.fusing import fuse
+from onnx_lathe.runtime.targets.ncnn.requantize import requantize
 
 
 def finish(layers: Sequence[Layer], outputs: Mapping[str, str]) -> tuple[list[Layer], dict[str, str]]:
     """(the layers as they are written, output -> blob). `outputs`: name in the model -> blob."""
     wanted = set(outputs.values())
     fused = fuse(_alive(list(layers), wanted), wanted)
-    return _split(_alive(fused, wanted), outputs)
+    kept = _alive(fused, wanted)
+    requantize(kept, wanted)
+    return _split(kept, outputs)
 
 
 def _alive(layers: list[Layer], wanted: set[str]) -> list[Layer]:

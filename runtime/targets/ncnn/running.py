@@ -22,6 +22,9 @@ class Settings:
     winograd: bool = True
 
 
+DEFAULT = Settings()
+
+
 class Opened:
     """A loaded network. Raises TargetError if ncnn is not installed, ModelError if it does not load the files."""
 
@@ -31,17 +34,17 @@ class Opened:
         weights: Path,
         inputs: Sequence[Port],
         outputs: Sequence[Port],
-        settings: Settings = Settings(),
+        settings: Settings | None = None,
     ) -> None:
         self.ncnn = package()
         self.inputs, self.outputs = inputs, outputs
         self.net = self.ncnn.Net()
-        _set(self.net.opt, settings)
+        _set(self.net.opt, settings or DEFAULT)
         for load, path in ((self.net.load_param, param), (self.net.load_model, weights)):
             if load(str(path)) != 0:
                 raise ModelError(f"{path}: ncnn {self.ncnn.__version__} does not load it")
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def sample(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by the model's names, shaped like its tensors, of one sample. Raises ModelError if ncnn cannot."""
         extractor = self.net.create_extractor()
         # a copy is counted by who holds it, which a layer that works in place asks; and its channels lie at multiples of

@@ -169,7 +169,11 @@ def shrink(node: Node, net: Network) -> None:
 
 @operator("Clip")
 def clip(node: Node, net: Network) -> None:
+    """Bounds that are computed at run time become operands of a maximum and a minimum."""
     source = _source(node, net)
+    if any(node.given(position) and not net.is_free(node.inputs[position]) for position in (1, 2)):
+        _clip_by_blobs(node, net, source)
+        return
     low, high = _bound(node, net, 1, "min", -LARGEST), _bound(node, net, 2, "max", LARGEST)
     if low == -LARGEST and high == LARGEST:
         net.name_output(node, source.name, source.axes)
@@ -177,6 +181,16 @@ def clip(node: Node, net: Network) -> None:
         net.put(node, "ReLU", [source.name], axes=source.axes)
     else:
         net.put(node, "Clip", [source.name], {0: low, 1: high}, axes=source.axes)
+
+
+def _clip_by_blobs(node: Node, net: Network, source: Blob) -> None:
+    result = source.name
+    none = tuple(range(-len(source.axes), 0))  # a bound has one value, and no axis that the blob has
+    for position, operation in ((1, math_layers.MAX), (2, math_layers.MIN)):
+        if node.given(position):
+            bound = net.form(node.inputs[position], none).name
+            result = binary(net, f"{node.name}_{position}", operation, result, bound)
+    net.name_output(node, result, source.axes)
 
 
 def _bound(node: Node, net: Network, position: int, name: str, absent: float) -> float:

@@ -1,4 +1,5 @@
-"""What a processor's convolution kernels can do, and what they cost there.
+"""What a processor's convolution kernels can do, and what they cost there: said once, for the pass that chooses
+between algorithms and the target that writes the choice down.
 
 Rules are those of ncnn (source of July 2026: convolution_x86.cpp, convolution_arm.cpp, convolution_arm_asimdhp.cpp),
 whose kernels phones run. Costs: products, additions of the transforms and bytes of weights per nanosecond on one
@@ -8,8 +9,6 @@ only proportions decide, and were not measured.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
 
 DIRECT = 1
 """Written as F(1, 3): 9 products per result."""
@@ -25,11 +24,13 @@ class Profile:
 
     default: Callable[[int, int], int]
     others: tuple[int, ...]
-    arithmetic: type[np.floating] | None
-    """None where sums are exact: integers."""
+    arithmetic: str | None
+    """Name of the dtype; None where sums are exact: integers."""
     products: float = 45.0
     additions: float = 20.0
     weight_bytes: float = 22.0
+    depthwise_int8: bool = False
+    """Whether a depthwise convolution gains from INT8: on x86 it takes twice the time of float."""
 
 
 def _x86(inputs: int, outputs: int) -> int:
@@ -54,10 +55,10 @@ def _arm_int8(inputs: int, outputs: int) -> int:
 
 
 PROFILES = {
-    "x86": Profile(_x86, (DIRECT, 2), np.float32),
-    "arm64-fp32": Profile(_arm(8), (DIRECT,), np.float32),
-    "arm64-fp16": Profile(_arm(16), (DIRECT,), np.float16),
-    "arm64-int8": Profile(_arm_int8, (DIRECT,), None),
+    "x86": Profile(_x86, (DIRECT, 2), "float32"),
+    "arm64-fp32": Profile(_arm(8), (DIRECT,), "float32"),
+    "arm64-fp16": Profile(_arm(16), (DIRECT,), "float16"),
+    "arm64-int8": Profile(_arm_int8, (DIRECT,), None, depthwise_int8=True),
 }
 """x86 takes F(2, 3) through a hint of the layer's shape, where its table agrees. ARM's stock runtime can switch a
 layer to direct, and no other way.

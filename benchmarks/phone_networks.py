@@ -1,0 +1,83 @@
+"""The networks of phone.py, each with data in parts `calibration` and `evaluation`."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import networks_packages as packages
+import numpy as np
+import onnx
+from bridge_coverage import DATA, random_weights
+from networks_real import _data
+from sets import ROOT, data_file, scaled
+
+OWN = {"lenet300-mnist": "mnist", "lenet5-mnist": "mnist", "resnet20-cifar10": "cifar10"}
+SAMPLES = {"calibration": 16, "evaluation": 32}
+NOT_FOR_NCNN: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Network:
+    name: str
+    model: Path
+    data: Path
+    kind: str
+    """Where it comes from: own, onnx or package."""
+
+
+def networks(options: argparse.Namespace) -> Iterator[Network]:
+    """Those of the repository, the `light_*` ones of the onnx package with random weights, and the packages'."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, data in OWN.items():
+        if _wanted(name, options):
+            yield Network(name, ROOT / "models" / name / "model.onnx", _images(name, data, options), "own")
+    for path in sorted((DATA / "light").glob("*.onnx")):
+        if _wanted(path.stem, options):
+            yield _light(path, options.out)
+    folder = options.networks or options.out / "networks"
+    folder.mkdir(parents=True, exist_ok=True)
+    packages.PLACE[0] = folder
+    for network in packages.REAL:
+        if _wanted(network.name, options):
+            place = options.out / network.name
+            place.mkdir(exist_ok=True)
+            yield Network(network.name, packages.fetched(network, folder), _data(network.inputs, place), "package")
+
+
+def _wanted(name: str, options: argparse.Namespace) -> bool:
+    return not options.only or name in options.only
+
+
+def _images(name: str, data: str, options: argparse.Namespace) -> Path:
+    """Training images to calibrate with, and others of them to compare on: the test set is not needed here."""
+    path: Path = options.out / f"{name}.npz"
+    if not path.exists():
+        model = onnx.load(ROOT / "models" / name / "model.onnx")
+        key, images = model.graph.input[0].name, np.load(data_file(data, options.out, options.data_dir))["train/image"]
+        parts, start = {}, 0
+        for part, count in SAMPLES.items():
+            parts[f"{part}/{key}"] = scaled(images[start : start + count], data)
+            start += count
+        np.savez(path, **parts)  # type: ignore[arg-type]
+    return path
+
+
+def _light(path: Path, out: Path) -> Network:
+    model, data = out / path.name, out / f"{path.stem}.npz"
+    if not model.exists():
+        partial = out / f".{path.name}"
+        onnx.save(random_weights(path), partial)
+        os.replace(partial, model)
+    if not data.exists():
+        proto = onnx.load(model)
+        stored = {tensor.name for tensor in proto.graph.initializer}
+        (value,) = [value for value in proto.graph.input if value.name not in stored]
+        shape = [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
+        generator = np.random.default_rng(0)
+        arrays = {
+            f"{part}/{value.name}": generator.standard_normal((4, *shape[1:])).astype(np.float32) for part in SAMPLES
+        }
+        np.savez(data, **arrays)  # type: ignore[arg-type]
+    return Network(path.stem, model, data, "onnx")

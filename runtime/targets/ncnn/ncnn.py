@@ -1,0 +1,204 @@
+"""ncnn, for phones: `.param` and `.bin`, written from the lowered graph and tried in the ncnn package."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_lathe.errors import TargetError, UsageError, first_few
+from onnx_lathe.kernels import PROFILES
+from onnx_lathe.placement import Placement
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.files.writing import replacing
+from onnx_lathe.runtime.targets.core.base import (
+    NOT_QUANTIZED,
+    Artifact,
+    LayerVerdict,
+    Progress,
+    Target,
+    layers_of,
+)
+from onnx_lathe.runtime.targets.core.registry import register
+from onnx_lathe.runtime.targets.ncnn import verify
+from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
+from onnx_lathe.runtime.targets.ncnn.dialect import param_text, write_weights
+from onnx_lathe.runtime.targets.ncnn.requantize import count_requantized
+from onnx_lathe.runtime.targets.ncnn.running import Settings, package
+from onnx_lathe.runtime.targets.ncnn.session import FORMAT, Session, open_files, ports_as_json
+from onnx_lathe.runtime.targets.ncnn.sizes import Sizes, from_data, parse, sizes_of
+
+STORAGES = ("float32", "float16")
+PARAM, WEIGHTS, TABLE = "model.ncnn.param", "model.ncnn.bin", "model.ncnn.json"
+OPEN = "depends on the size of the input"
+
+
+def _option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    extra = {"choices": choices} if choices else {}
+    return field(default=default, metadata={"help": help, "unit": "", **extra})
+
+
+@register
+class Ncnn(Target):
+    name = "ncnn"
+    outputs = ("model.ncnn.*",)
+    packages = ("ncnn",)
+    help = "ncnn's .param and .bin, for phones: float, INT8 and codebooks as the graph has them"
+    lowering = "ncnn"
+    placement = Placement(joins=False)
+    opens = True
+
+    @dataclass(frozen=True)
+    class Config(Target.Config):
+        storage: str = _option(
+            "float32",
+            "how float weights are stored; float16 is half the file, and what phones compute in",
+            STORAGES,
+        )
+        profile: str = _option("arm64-fp16", "the processor it is for, and its arithmetic", tuple(PROFILES))
+        shapes: dict[str, int | str] = field(
+            default_factory=dict,
+            metadata={
+                "help": "input -> the size that it is built for, such as 1x3x224x224; two with a colon between: sizes that differ stay open",
+                "unit": "",
+            },
+        )
+
+        def __post_init__(self) -> None:
+            if self.storage not in STORAGES:
+                raise UsageError(f"option storage takes {' or '.join(STORAGES)}, not '{self.storage}'")
+            if self.profile not in PROFILES:
+                raise UsageError(f"option profile takes {', '.join(PROFILES)}, not '{self.profile}'")
+            parse(self.shapes)
+
+    def available(self) -> str | None:
+        try:
+            package()
+        except TargetError as error:
+            return str(error)
+        return None
+
+    def placed(self, options: Any) -> Placement:
+        return replace(self.placement or Placement(), depthwise=PROFILES[options.profile].depthwise_int8)
+
+    def refusals(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str, str]]:
+        return list(_converted(model, options)[0].refused)
+
+    def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
+        made = {name: node for node in model.graph.node for name in node.output}
+        found = []
+        for index, node in layers_of(model).items():
+            decoders = [made.get(name) for name in node.input[:2]]
+            int8 = all(one is not None and one.op_type == "DequantizeLinear" for one in decoders)
+            name = node.name or f"{node.op_type}_{index}"
+            found.append(LayerVerdict(name, node.op_type, int8, "" if int8 else NOT_QUANTIZED))
+        return found
+
+    def fitted(
+        self,
+        model: onnx.ModelProto,
+        options: Any,
+        shapes: Mapping[str, tuple[int, ...]],
+        per_call: bool = False,
+    ) -> tuple[Any, list[str]]:
+        given = parse(options.shapes)
+        known = from_data(model, given, shapes)
+        sizes = sizes_of(model, given | known)
+        if not sizes.open:
+            return options, []
+        refused = convert(model, sizes.first, sizes.second).refused
+        if not any(OPEN in reason for _, _, reason in refused):
+            return replace(options, shapes={name: sizes.text(name) for name in sizes.first}), []
+        if not known:
+            return options, []
+        fixed = sizes.fixed()
+        node, op, reason = next(one for one in refused if OPEN in one[2])
+        note = (
+            f"built for inputs of {', '.join(f'{name} {fixed.text(name)}' for name in known)}, as the data has them: "
+            f"of node '{node}' ({op}) {reason}"
+        )
+        return replace(options, shapes={name: fixed.text(name) for name in sizes.first}), [note]
+
+    def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
+        """Writes `model.ncnn.param`, `.bin` and `.json`, which says what goes in and out."""
+        proto = model_file.load(model)
+        written, sizes = _converted(proto, options)
+        if written.refused:
+            raise TargetError(_refusal(written))
+        half = options.storage == "float16"
+        param, weights, table = (directory / name for name in (PARAM, WEIGHTS, TABLE))
+        progress("writing ncnn's files")
+        with replacing(weights) as file:
+            write_weights(written.layers, file, half)
+        with replacing(param) as file:
+            file.write(param_text(written.layers).encode())
+        described = {"format": FORMAT, "storage": options.storage, "profile": options.profile}
+        described |= ports_as_json(written.inputs, written.outputs)
+        with replacing(table) as file:
+            file.write((json.dumps(described, indent=1) + "\n").encode())
+        int8 = sum(bool(layer.params.get(8)) for layer in written.layers)
+        details = {
+            "layers": len(written.layers),
+            "int8_layers": int8,
+            "requantized": count_requantized(written.layers),
+            "open_sizes": sizes.open,
+        }
+        return Artifact(
+            (param, weights, table), sum(path.stat().st_size for path in (param, weights)), details
+        )
+
+    def verify(
+        self,
+        model: Path,
+        artifact: Artifact,
+        options: Any,
+        feeds: Mapping[str, np.ndarray],
+        progress: Progress,
+    ) -> Mapping[str, Any]:
+        """Compares every output with ONNX Runtime's: of the network with float32 weights, and of that written."""
+        progress("comparing ncnn with ONNX Runtime")
+        proto = model_file.load(model)
+        written = _converted(proto, options)[0]
+        one = _one_sample(written, feeds)
+        param, weights = artifact.paths[:2]
+        half = options.storage == "float16"
+        if half:
+            with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
+                exact = Path(scratch) / "model.bin"
+                with exact.open("wb") as file:
+                    write_weights(written.layers, file, False)
+                verify.check(verify.agreement(proto, written, (param, exact), one))
+        result = verify.agreement(proto, written, (param, weights), one, half)
+        verify.check(result)
+        return verify.report(result)
+
+    def open(self, artifact: Artifact, options: Any, threads: int = 1) -> Session | None:
+        return open_files(artifact.paths[0], Settings(threads=threads))
+
+
+def _converted(model: onnx.ModelProto, options: Any) -> tuple[Conversion, Sizes]:
+    sizes = sizes_of(model, parse(options.shapes))
+    return convert(model, sizes.first, sizes.second), sizes
+
+
+def _refusal(written: Conversion) -> str:
+    reasons: dict[str, list[str]] = {}
+    for node, op, reason in written.refused:
+        reasons.setdefault(f"({op}) {reason}", []).append(node)
+    listed = "; ".join(f"{first_few(nodes)} {reason}" for reason, nodes in list(reasons.items())[:3])
+    more = f"; and {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
+    fix = "; fix the sizes with shapes={...}" if any(OPEN in reason for reason in reasons) else ""
+    return f"ncnn cannot compute: {listed}{more}{fix}; optimize check MODEL --target ncnn lists all"
+
+
+def _one_sample(written: Conversion, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The first sample, where the model takes a batch of any size."""
+    found = {}
+    for port in written.inputs:
+        value = feeds[port.tensor]
+        found[port.tensor] = value[:1] if port.declared and port.declared[0] is None else value
+    return found

@@ -1,0 +1,130 @@
+"""The sizes of inputs that a network is written for: fixed, or open between two."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from onnx_lathe.errors import UsageError, nearest
+from onnx_lathe.runtime.targets.ncnn.facts import Shape
+
+USUAL = {4: (224, 256)}
+OTHERWISE = (64, 96)
+"""Sizes at which a model is looked at whose own are open, by its rank: what is equal in both does not depend on
+them. All are multiples of 32, by which networks halve their maps.
+"""
+STEP = 32
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Shapes of all inputs, and others; a size that differs stays open."""
+
+    first: Mapping[str, Shape]
+    second: Mapping[str, Shape]
+
+    @property
+    def open(self) -> bool:
+        return self.first != self.second
+
+    def fixed(self) -> "Sizes":
+        return Sizes(self.first, self.first)
+
+    def text(self, name: str) -> str:
+        """As the option shapes takes it: `1x3x224x224`, or two of them with a colon between."""
+        shapes = dict.fromkeys((self.first[name], self.second[name]))
+        return ":".join("x".join(map(str, shape)) for shape in shapes)
+
+
+def parse(table: Mapping[str, int | str]) -> dict[str, tuple[Shape, Shape]]:
+    """Input -> the shapes of `1x3x224x224` or `1x3x224x224:1x3x640x640`. Raises UsageError."""
+    found = {}
+    for name, value in table.items():
+        shapes = [_shape(part) for part in str(value).split(":")]
+        if not 1 <= len(shapes) <= 2 or () in shapes or len({len(shape) for shape in shapes}) != 1:
+            raise UsageError(
+                f"option shapes, '{name}': takes one shape, or two between which sizes stay open, such as "
+                f"1x3x224x224:1x3x640x640, not '{value}'"
+            )
+        found[name] = (shapes[0], shapes[-1])
+    return found
+
+
+def _shape(text: str) -> Shape:
+    try:
+        sizes = tuple(int(size) for size in text.split("x"))
+    except ValueError:
+        return ()
+    return sizes if sizes and min(sizes) > 0 else ()
+
+
+def sizes_of(model: onnx.ModelProto, given: Mapping[str, tuple[Shape, Shape]]) -> Sizes:
+    """The sizes to write a model for: those given, else its own, with a batch of 1 and usual sizes where they are
+    open. Raises UsageError for a shape that does not fit the model.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: value for value in model.graph.input if value.name not in stored}
+    for name in given.keys() - inputs.keys():
+        known = nearest(name, inputs) or "; it has " + ", ".join(inputs)
+        raise UsageError(f"option shapes: the model has no input '{name}'{known}")
+    first: dict[str, Shape] = {}
+    second: dict[str, Shape] = {}
+    batches = {value.type.tensor_type.shape.dim[0].dim_param for value in inputs.values() if _dims(value)} - {
+        ""
+    }
+    for name, value in inputs.items():
+        tensor = value.type.tensor_type
+        dims = _dims(value)
+        if name in given:
+            for shape in given[name]:
+                _check(name, dims, shape)
+            first[name], second[name] = given[name]
+        elif dims is None:
+            raise UsageError(f"input '{name}' has no shape; give one with shapes={{{name}: 1x3x224x224}}")
+        else:
+            names = [dim.dim_param for dim in tensor.shape.dim]
+            first[name], second[name] = (
+                tuple(
+                    dim or (1 if axis == 0 or names[axis] in batches else size)
+                    for axis, dim in enumerate(dims)
+                )
+                for size in USUAL.get(len(dims), OTHERWISE)
+            )
+    return Sizes(first, second)
+
+
+def _dims(value: onnx.ValueInfoProto) -> list[int] | None:
+    """0 for a size that is open; None if even the rank is."""
+    tensor = value.type.tensor_type
+    return [dim.dim_value for dim in tensor.shape.dim] if tensor.HasField("shape") else None
+
+
+def _check(name: str, dims: list[int] | None, shape: Shape) -> None:
+    if dims is None:
+        return
+    if len(dims) != len(shape):
+        raise UsageError(f"option shapes: input '{name}' has {len(dims)} dimensions, not {len(shape)}")
+    for axis, (size, wanted) in enumerate(zip(dims, shape, strict=True)):
+        if size and size != wanted:
+            raise UsageError(f"option shapes: dimension {axis} of input '{name}' is fixed at {size}")
+
+
+def from_data(
+    model: onnx.ModelProto, given: Mapping[str, tuple[Shape, Shape]], samples: Mapping[str, Shape]
+) -> dict[str, tuple[Shape, Shape]]:
+    """For inputs with open sizes that `given` has not: the sizes of the data's samples, and larger ones."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    found = {}
+    for value in model.graph.input:
+        dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        sample = samples.get(value.name)
+        if value.name in stored or value.name in given or sample is None or len(sample) != len(dims):
+            continue
+        if all(size or axis == 0 for axis, size in enumerate(dims)):
+            continue
+        sizes = tuple(size or (1 if axis == 0 else sample[axis]) for axis, size in enumerate(dims))
+        larger = tuple(
+            sizes[axis] if size or axis == 0 else sizes[axis] + STEP for axis, size in enumerate(dims)
+        )
+        found[value.name] = (sizes, larger)
+    return found

@@ -1,0 +1,133 @@
+"""Whether a written network computes what the lowered model does in ONNX Runtime: every output, on the same input.
+
+In float the two differ by how sums are ordered. In INT8 a value near the middle between two levels may be rounded to
+either, and the layers behind it see another input: how much that alone moves this model's outputs is measured first,
+in ONNX Runtime, by input that is changed by less than a step.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_lathe.errors import TargetError
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.ncnn.convert import Conversion
+from onnx_lathe.runtime.targets.ncnn.process import outputs_of
+
+FLOAT = 1e-4
+"""Largest difference of a value, relative to the output's largest."""
+HALF = 2e-2
+"""The same with weights that were rounded to float16."""
+QUANTIZED = 2e-2
+"""Relative distance (L2) of an output of an INT8 network, where rounding moves it less."""
+TIMES_ROUNDING = 3.0
+CHANGES = 3
+CHANGE = 2.0**-9
+"""Of the input's largest value: the change whose effect is measured, a quarter of a step of INT8."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """By output: how far ncnn is from ONNX Runtime, and how far it may be."""
+
+    found: Mapping[str, float]
+    allowed: Mapping[str, float]
+    version: str
+
+    def worst(self) -> str:
+        return max(self.found, key=lambda name: self.found[name] / self.allowed[name])
+
+
+def agreement(
+    model: onnx.ModelProto,
+    written: Conversion,
+    files: tuple[Path, Path],
+    feeds: Mapping[str, np.ndarray],
+    half: bool = False,
+) -> Agreement:
+    """Compares the files (.param, .bin) with the lowered `model` on `feeds`, of one sample.
+
+    Raises TargetError if ncnn cannot load or run them.
+    """
+    got, version = outputs_of(*files, written.inputs, written.outputs, feeds)
+    session = ort.session(model)
+    wanted = ort.run(session, feeds)
+    allowed = dict.fromkeys(wanted, HALF if half else FLOAT)
+    distance = _largest
+    if is_quantized(written):
+        distance = _relative
+        moved = _moved(session, feeds, wanted)
+        allowed = {name: max(QUANTIZED, TIMES_ROUNDING * moved[name]) for name in wanted}
+    found = {name: distance(got[name], value) for name, value in wanted.items()}
+    return Agreement(found, allowed, version)
+
+
+def is_quantized(written: Conversion) -> bool:
+    return any(layer.params.get(8) for layer in written.layers)
+
+
+def check(result: Agreement, names: Sequence[str] = ()) -> None:
+    """Raises TargetError if an output is further from ONNX Runtime's than it may be."""
+    name = result.worst()
+    if not result.found[name] <= result.allowed[name]:
+        raise TargetError(
+            f"ncnn {result.version} computes another output '{name}' than ONNX Runtime: it is off by "
+            f"{result.found[name]:.1e} of its size, {result.allowed[name]:.1e} are allowed; nothing is written"
+        )
+
+
+def report(result: Agreement) -> dict[str, Any]:
+    """For the record."""
+    name = result.worst()
+    return {
+        "verified": {
+            "in": f"ncnn {result.version}",
+            "worst_output": name,
+            "relative_error": result.found[name],
+            "allowed": result.allowed[name],
+        }
+    }
+
+
+def _largest(got: np.ndarray, wanted: np.ndarray) -> float:
+    """Largest difference relative to the largest value; infinite for another shape, or where one is no number."""
+    if got.shape != wanted.shape:
+        return float("inf")
+    one, other = got.astype(np.float64), wanted.astype(np.float64)
+    scale = float(np.abs(other[np.isfinite(other)]).max(initial=0.0)) or 1.0
+    same = (one == other) | (np.isnan(one) & np.isnan(other))
+    worst = float(np.where(same, 0.0, np.abs(one - other)).max(initial=0.0)) / scale
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def _relative(got: np.ndarray, wanted: np.ndarray) -> float:
+    """Distance relative to the length."""
+    if got.shape != wanted.shape:
+        return float("inf")
+    one, other = got.astype(np.float64), wanted.astype(np.float64)
+    found = float(np.linalg.norm(one - other)) / (float(np.linalg.norm(other)) or 1.0)
+    return found if np.isfinite(found) else float("inf")
+
+
+def _moved(
+    session: Any, feeds: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """By output, the largest distance that a small change of the input makes."""
+    found = dict.fromkeys(wanted, 0.0)
+    for seed in range(CHANGES):
+        generator = np.random.default_rng(seed)
+        changed = {
+            name: value
+            if not np.issubdtype(value.dtype, np.floating)
+            else (
+                value + CHANGE * np.abs(value).max(initial=0.0) * generator.uniform(-1, 1, value.shape)
+            ).astype(value.dtype)
+            for name, value in feeds.items()
+        }
+        for name, value in ort.run(session, changed).items():
+            found[name] = max(found[name], _relative(value, wanted[name]))
+    return found
