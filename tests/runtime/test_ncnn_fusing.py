@@ -60,6 +60,7 @@ CONSTANTS = {
     "text, layer",
     [
         (SWISH, "Swish"),
+        ("n = Mul(x, one) g = Sigmoid(n) y = Mul(x, g)", "Swish"),
         (HARD_SIGMOID, "HardSigmoid"),
         *((text, "HardSwish") for text in HARD_SWISH),
         *((text, "GELU") for text in (*GELU, *TANH_GELU)),
@@ -79,6 +80,7 @@ def test_activations(text: str, layer: str, shape: str) -> None:
     "text, count",
     [
         ("n = Neg(x) g = Sigmoid(n) y = Mul(g, x)", 3),
+        ("n = Mul(x, two) g = Sigmoid(n) y = Mul(g, x)", 3),
         ("a = Add(x, three) c = Clip(a, zero, three) y = Div(c, six)", 3),
         ("a = Add(x, three) c = Clip(a, one, six) y = Div(c, six)", 3),
         ("d = Div(x, two) e = Erf(d) a = Add(e, one) m = Mul(x, a) y = Mul(m, half)", 5),
