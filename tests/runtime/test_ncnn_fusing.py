@@ -60,6 +60,7 @@ CONSTANTS = {
     "text, layer",
     [
         (SWISH, "Swish"),
+        ("n = Mul(x, one) g = Sigmoid(n) y = Mul(x, g)", "Swish"),
         (HARD_SIGMOID, "HardSigmoid"),
         *((text, "HardSwish") for text in HARD_SWISH),
         *((text, "GELU") for text in (*GELU, *TANH_GELU)),
@@ -79,6 +80,7 @@ def test_activations(text: str, layer: str, shape: str) -> None:
     "text, count",
     [
         ("n = Neg(x) g = Sigmoid(n) y = Mul(g, x)", 3),
+        ("n = Mul(x, two) g = Sigmoid(n) y = Mul(g, x)", 3),
         ("a = Add(x, three) c = Clip(a, zero, three) y = Div(c, six)", 3),
         ("a = Add(x, three) c = Clip(a, one, six) y = Div(c, six)", 3),
         ("d = Div(x, two) e = Erf(d) a = Add(e, one) m = Mul(x, a) y = Mul(m, half)", 5),
@@ -150,3 +152,51 @@ def test_a_second_bias_stays() -> None:
     text = "(float[1, 7, 5] x) => (float[1, 7, 4] y) { m = Gemm(x, w, b) y = Add(m, b) }"
     model = build(text.replace("1, 7", "7"), w=random(5, 4), b=random(4))
     assert types(agree(model)).count("BinaryOp") == 1
+
+
+NORMAL = "m = ReduceMean <axes = [-1]> (x) d = Sub(x, m) {square} v = ReduceMean <axes = [-1]> (s) e = Add(v, epsilon) "
+SQUARES = ("s = Pow(d, two)", "s = Mul(d, d)")
+DIVISIONS = ("r = Sqrt(e) n = Div(d, r)", "r = Sqrt(e) i = Reciprocal(r) n = Mul(d, i)")
+
+
+def normalization(text: str, shape: str, **stored: np.ndarray) -> onnx.ModelProto:
+    width = int(shape.split(",")[-1])
+    known = {"two": one(2.0), "epsilon": one(1e-5), "weight": random(width), "bias": random(width)} | stored
+    return build(f"(float[{shape}] x) => (float[{shape}] y) {{ {text} }}", **known)
+
+
+@pytest.mark.parametrize("square", SQUARES)
+@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize("shape", ["1, 7", "1, 5, 16", "1, 8, 5, 3", "2, 16, 4, 5"])
+def test_layer_normalization(square: str, division: str, shape: str) -> None:
+    text = NORMAL.format(square=square) + division + " w = Mul(weight, n) y = Add(w, bias)"
+    assert types(agree(normalization(text, shape))) == ["LayerNorm"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        NORMAL.format(square=SQUARES[0]) + DIVISIONS[0] + " y = Mul(n, weight)",
+        NORMAL.format(square="s = Mul(x, d)").replace("Add(v, epsilon)", "Abs(v)")
+        + DIVISIONS[0]
+        + " w = Mul(n, weight) y = Add(w, bias)",
+        NORMAL.format(square="s = Pow(x, two)") + DIVISIONS[0] + " w = Mul(n, weight) y = Add(w, bias)",
+        NORMAL.format(square=SQUARES[0]) + "r = Sqrt(e) n = Div(x, r) w = Mul(n, weight) y = Add(w, bias)",
+        NORMAL.format(square=SQUARES[0])
+        + DIVISIONS[0]
+        + " w = Mul(n, weight) z = Add(w, bias) y = Add(z, m)",
+        NORMAL.format(square=SQUARES[0]).replace("axes = [-1]", "axes = [1]")
+        + DIVISIONS[0]
+        + " w = Mul(n, weight) y = Add(w, bias)",
+    ],
+)
+def test_what_is_no_layer_normalization_stays(text: str) -> None:
+    layers = types(agree(normalization(text, "1, 5, 8"), tolerance=1e-4))  # divides by what may be small
+    assert "LayerNorm" not in layers
+    assert "Reduction" in layers
+
+
+def test_a_weight_for_more_than_the_last_dimension_stays() -> None:
+    text = NORMAL.format(square=SQUARES[0]) + DIVISIONS[0] + " w = Mul(n, weight) y = Add(w, bias)"
+    for shape in ((5, 8), (5, 1)):
+        assert "LayerNorm" not in types(agree(normalization(text, "1, 5, 8", weight=random(*shape))))

@@ -129,8 +129,21 @@ def test_rows_may_be_open(rows: tuple[str, str]) -> None:
 
 def test_several_dimensions_of_rows_may_be_open() -> None:
     text = "(float[1, H, W, 5] x) => (float[1, H, W, 4] y) { y = MatMul(x, w) }"
-    layers = agree(build(text, w=random(5, 4)), {"x": (1, 3, 7, 5)}, {"x": (1, 8, 4, 5)})
-    assert types(layers) == ["MemoryData", "MatMul"]
+    model = build(text, w=random(5, 4))
+    for sizes in ((8, 4), (9, 21)):  # thrice as large: either could be a multiple of the other, or not
+        layers = agree(model, {"x": (1, 3, 7, 5)}, {"x": (1, *sizes, 5)})
+        assert "Gemm" in types(layers) or types(layers) == ["MemoryData", "MatMul"]
+
+
+def test_rows_along_more_dimensions_than_ncnn_has() -> None:
+    text = """(float[1, 12, 5, 6] x) => (float[12, 5, 4] z) {
+        r = Reshape(x, apart)
+        t = Transpose <perm = [0, 1, 3, 2, 4, 5]> (r)
+        y = MatMul(t, w)
+        z = Reshape(y, together)
+    }"""
+    apart, together = np.array([1, 2, 3, 2, 5, 6]), np.array([12, 5, 4])
+    assert "Gemm" in types(agree(build(text, w=random(6, 4), apart=apart, together=together)))
 
 
 def test_what_is_summed_over_may_be_open() -> None:
@@ -206,3 +219,45 @@ def test_an_alpha_of_zero_is_refused() -> None:
 def test_weights_in_float16() -> None:
     text = "(float[7, 5] x) => (float[7, 4] y) { y = Gemm(x, w, b) }"
     agree(build(text, w=random(5, 4), b=random(4)), half_weights=True, tolerance=1e-3)
+
+
+@pytest.mark.parametrize(
+    "equation, left, right, result",
+    [
+        ("ij,jk->ik", "7, 5", "5, 4", "7, 4"),
+        ("ij,jk", "7, 5", "5, 4", "7, 4"),
+        ("ij,kj->ki", "7, 5", "4, 5", "4, 7"),
+        ("bij, bjk -> bik", "1, 7, 5", "1, 5, 4", "1, 7, 4"),
+        ("bhqd,bhkd->bhqk", "1, 3, 7, 5", "1, 3, 8, 5", "1, 3, 7, 8"),
+        ("bhqk,bkhd->bqhd", "1, 3, 7, 5", "1, 5, 3, 4", "1, 7, 3, 4"),
+        ("bqhd,bkhd->bhqk", "1, 7, 3, 5", "1, 8, 3, 5", "1, 3, 7, 8"),
+        ("bchw,bkc->bkhw", "1, 5, 3, 4", "1, 6, 5", "1, 6, 3, 4"),
+        ("bhwc,hkc->bhwk", "1, 3, 4, 5", "3, 6, 5", "1, 3, 4, 6"),
+        ("nctkv,kvw->nctw", "1, 2, 3, 4, 5", "4, 5, 6", "1, 2, 3, 6"),
+        ("i,j->ij", "7", "5", "7, 5"),
+        ("i,i->", "7", "7", ""),
+    ],
+)
+def test_einsum(equation: str, left: str, right: str, result: str) -> None:
+    call = f'y = Einsum <equation = "{equation}"> (a, b)'
+    shape = tuple(int(size) for size in right.split(","))
+    if left.count(",") < 4:
+        agree(build(f"(float[{left}] a, float[{right}] b) => ({floats(result)} y) {{ {call} }}"))
+        agree(build(f"(float[{left}] a) => ({floats(result)} y) {{ {call} }}", b=random(*shape)))
+    shape = tuple(int(size) for size in left.split(","))
+    agree(build(f"(float[{right}] b) => ({floats(result)} y) {{ {call} }}", a=random(*shape)))
+
+
+@pytest.mark.parametrize(
+    "equation, left, right, reason",
+    [
+        ("ii,ij->j", "5, 5", "5, 4", "label twice"),
+        ("ij,k->k", "7, 5", "4", "sums one operand"),
+        ("...j,jk->...k", "7, 5", "5, 4", "dots"),
+    ],
+)
+def test_einsum_that_is_no_product_is_refused(equation: str, left: str, right: str, reason: str) -> None:
+    text = f'(float[{left}] a, float[{right}] b) => (float[M] y) {{ y = Einsum <equation = "{equation}"> (a, b) }}'
+    text = text.replace("float[M]", "float[M, N]" if "." in equation else "float[M]")
+    ((_, _, found),) = refusals(build(text))
+    assert reason in found

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_lathe.runtime.targets.ncnn.dialect import Stored, Value, Weight
-from onnx_lathe.runtime.targets.ncnn.network import Axes, Network
-from onnx_lathe.runtime.targets.ncnn.node import Node
+from onnx_lathe.runtime.targets.ncnn.expressions import ONE, pairs, product
+from onnx_lathe.runtime.targets.ncnn.moving import held, leave, reshape
+from onnx_lathe.runtime.targets.ncnn.network import MOST_DIMENSIONS, Axes, Loose, Network
+from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.quantized import INT8_TERM, TERMS, inverse
 
 NO_BIAS, BIAS_PER_COLUMN = -1, 4
@@ -50,24 +52,32 @@ def put_linear(
     sizes = net.sizes(source)
     last = len(sizes) - 1
     rows = [axis for axis in range(last) if sizes[axis] != 1]
-    target = node.outputs[0]
-    if len(rows) > 1 and [net.sizes(target)[axis] for axis in net.usual(target)].count(None) > 1:
-        _by_matmul(node, net, source, (*rows, last), matrix, shift)
+    if len(rows) > 1:
+        _many_rows(node, net, source, (*rows, last), matrix, shift)
         return
-    if len(rows) > 1:
-        bottom = net.reshaped(net.blob(source).name, source, [-1, matrix.inputs])
-    else:
-        bottom = net.form(source, (*rows, last)).name
+    bottom = net.form(source, (*rows, last)).name
     kind, params, weights = layer(matrix, one_row=not rows)
-    if len(rows) > 1:
-        whole = net.inner(kind, f"{target}_rows", [bottom], params, weights)
-        _reshape_as(node, net, whole)
-    elif vector:
-        column = net.inner(kind, f"{target}_column", [bottom], params, weights)
-        _reshape_as(node, net, column)
+    if vector:
+        column = net.inner(kind, f"{node.outputs[0]}_column", [bottom], params, weights)
+        leave(node, net, Loose(column, tuple(pairs(net, source)[axis] for axis in rows) + (ONE,)))
     else:
         axes = (*(axis + shift for axis in rows), last + shift)
         net.put(node, kind, [bottom], params, weights, axes)
+
+
+def _many_rows(node: Node, net: Network, source: str, axes: Axes, matrix: Matrix, shift: int) -> None:
+    """Rows along several dimensions become one for the layer, and come apart behind it."""
+    sizes = pairs(net, source)
+    rows = product(sizes[:-1])
+    kind, params, weights = layer(matrix, one_row=False)
+    try:
+        flat = reshape(net, held(net, source), [rows, sizes[-1]], source)
+        whole = net.inner(kind, f"{node.outputs[0]}_rows", [flat.name], params, weights)
+        leave(node, net, Loose(whole, (rows, (matrix.outputs, matrix.outputs))))
+    except Unsupported:  # no formula brings the rows apart again
+        if len(axes) > MOST_DIMENSIONS:
+            raise
+        _by_matmul(node, net, source, axes, matrix, shift)
 
 
 def layer(matrix: Matrix, one_row: bool) -> tuple[str, dict[int, Value], list[Weight]]:
@@ -94,16 +104,8 @@ def _gemm(matrix: Matrix, weights: list[Weight]) -> tuple[dict[int, Value], list
     return params, weights
 
 
-def _reshape_as(node: Node, net: Network, blob: str) -> None:
-    """Makes the blob, whose values lie in the right order, the node's result."""
-    target = node.outputs[0]
-    axes, sizes = net.usual(target), net.sizes(target)
-    wanted = [-1 if sizes[axis] is None else sizes[axis] for axis in axes] or [1]
-    net.name_output(node, net.reshaped(blob, target, [int(size or 0) for size in wanted]), axes)
-
-
 def _by_matmul(node: Node, net: Network, source: str, axes: Axes, matrix: Matrix, shift: int) -> None:
-    """Where several dimensions of rows are open, no Reshape brings them together and back: MatMul needs none."""
+    """MatMul takes the rows as they are; it holds the weight in float32 alone."""
     values = matrix.weight.floats().astype(np.float32)
     if matrix.scales is not None:
         values = values * matrix.scales[:, None]

@@ -46,10 +46,16 @@ Rule = Callable[[Links, Layer], Fused | None]
 
 
 def swish(links: Links, last: Layer) -> Fused | None:
+    """x * sigmoid(x), and x * sigmoid(1 * x) as PaddlePaddle writes it."""
     for value, gate in _orders(last, MUL):
         made = links.made_by(gate, "Sigmoid")
-        if made is not None and made.bottoms == [value]:
+        if made is None:
+            continue
+        scaled = links.made_by(made.bottoms[0], "BinaryOp")
+        if made.bottoms == [value]:
             return _one("Swish", last, value, {}, [made])
+        if scaled is not None and scaled.bottoms == [value] and _factor(scaled) == 1.0:
+            return _one("Swish", last, value, {}, [scaled, made])
     return None
 
 
