@@ -1,7 +1,7 @@
 """A lowered model -> ncnn's layers: walks the graph, and lists what ncnn cannot compute."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -49,9 +49,14 @@ def convert(model: onnx.ModelProto, sizes: Mapping[str, Shape], others: Mapping[
     refused: list[tuple[str, str, str]] = []
     for name in sizes:
         _try(refused, Node(name, "Input", opset, (), (name,), {}, {}), lambda name=name: net.input(name))
+    read = {name for node in model.graph.node for name in node.input} | {
+        one.name for one in model.graph.output
+    }
     for index, proto in enumerate(model.graph.node):
         if any(name and name not in facts.free for name in proto.output):
-            _write(net, refused, proto, view(proto, index, opset))
+            node = view(proto, index, opset)
+            kept = tuple(name if name in read else "" for name in node.outputs)
+            _write(net, refused, proto, replace(node, outputs=kept))
     if refused:
         return Conversion((), (), (), refused)
     outputs = [value.name for value in model.graph.output]
