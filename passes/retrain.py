@@ -13,6 +13,7 @@ section 3; "Deep Compression", ICLR 2016, section 3; Hinton et al., "Distilling 
 Network", 2015; Fernandez-Marques et al., "Searching for Winograd-aware Quantized Networks", MLSys 2020.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -55,15 +56,15 @@ class Retrain(Pass):
         dense: bool = option(
             False, "first lift the sparsity: zeros are trained again, as in dense-sparse-dense"
         )
-        winograd: str = option(
-            "none",
+        winograd: str | None = option(
+            None,
             "arithmetic in which training computes convolutions as lathe.conv_algorithm says; none: all are direct",
-            choices=("none", "float16"),
+            choices=("float16",),
         )
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.winograd != "none" and self.precision == "bfloat16":
+            if self.winograd and self.precision == "bfloat16":
                 raise UsageError(
                     "retrain: bfloat16 rounds more coarsely than the float16 that winograd=float16 is about; "
                     "leave precision out"
@@ -86,13 +87,14 @@ class Retrain(Pass):
                     report.skip(
                         node.name, f"its weight is stored as {stored.dtype}, which does not train; {advice}"
                     )
-        tiles = _transforms(graph, report) if self.config.winograd != "none" else {}
+        tiles = _transforms(graph, report) if self.config.winograd else {}
         trainer = context.need_trainer()
         result = trainer.train(export_model(graph), asdict(self.config), tiles=tiles)
         tensors = all_tensors(graph)
         for name, change in take_over(graph, result, report).items():
             report.edit(tensors[name].outputs[0].name, f"{name} changed by {100 * change:.3g} %")
         report.metrics.update(result.metrics)
+        _compare(result.metrics, report)
         return report
 
 
@@ -124,6 +126,15 @@ def _transforms(graph: Graph, report: PassReport) -> dict[str, TileTransform]:
             "run the pass winograd first, such as winograd(profile=arm64-fp16)"
         )
     return found
+
+
+def _compare(measured: Mapping[str, float], report: PassReport) -> None:
+    before, after = measured.get("winograd_sqnr_before"), measured.get("winograd_sqnr_after")
+    if before is not None and after is not None and after < before:
+        report.warnings.append(
+            f"computed as lathe.conv_algorithm says, in float16, the network is farther from the original after "
+            f"training ({after:.1f} dB) than before ({before:.1f} dB); give a smaller rate=, or leave winograd= out"
+        )
 
 
 def _is_integer(tensor: Constant) -> bool:

@@ -47,8 +47,8 @@ def train(
         learn_scales=settings["learn_scales"],
         train_normalization=settings["normalization"] == "train",
     )
-    tried = Tiled(module, tiles or {}, setup.data)
     teacher = None if setup.teacher is None else _module(setup.teacher, setup).requires_grad_(False).eval()
+    tried = Tiled(module, tiles or {}, teacher, setup.data)
     shape = _Shape(module, shaping)
     data, validation = _hold_out(setup, settings)
     workers.begin(model, settings, data.count, list(module.parameters()))

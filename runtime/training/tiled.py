@@ -1,10 +1,11 @@
-"""What convolutions by tiles in float16 cost the network: measured before training and after."""
+"""How near a network computed by tiles in float16 is to the original: before training and after."""
 
 import math
 from collections.abc import Mapping
 
 import torch
 
+from onnx_lathe.errors import PassError
 from onnx_lathe.protocols import TileTransform
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.torch_bridge import GraphModule
@@ -14,45 +15,56 @@ SAMPLES = 64
 
 
 class Tiled:
-    """Has `module` compute by `transforms` from now on; without any, all of this does nothing."""
+    """Has `module` compute by `transforms` from now on. Without any, all of this does nothing.
+
+    `teacher` is the original; without one, it is the module as it is now, without tiles.
+    """
 
     def __init__(
-        self, module: GraphModule, transforms: Mapping[str, TileTransform], data: DataSource
+        self,
+        module: GraphModule,
+        transforms: Mapping[str, TileTransform],
+        teacher: GraphModule | None,
+        data: DataSource,
     ) -> None:
-        self.module, self.transforms, self.data = module, transforms, data
-        module.tile(transforms)
+        self.module, self.active = module, bool(transforms)
+        if self.active:
+            batch = next(iter(data.batches(SAMPLES)))
+            self.feeds = {name: to_torch(array) for name, array in batch.inputs.items()}
+            self.original = _outputs(module if teacher is None else teacher, self.feeds)
+            module.tile(transforms)
 
     def metrics(self, when: str) -> dict[str, float]:
-        """winograd_sqnr_before or _after, in dB: of the worst output by tiles, to the same weights' without,
-        on the first SAMPLES samples. Left out where no output is a float.
+        """winograd_sqnr_before or _after, in dB: of the module's worst output, to the original's, on the first
+        SAMPLES samples. Left out where no output is a float.
+
+        Raises PassError if one is not finite where the original's is: nothing could be learned from it.
         """
-        if not self.transforms:
+        if not self.active:
             return {}
-        batch = next(iter(self.data.batches(SAMPLES)))
-        device = next(self.module.parameters(), torch.empty(0)).device
-        feeds = {name: to_torch(array).to(device) for name, array in batch.inputs.items()}
-        was = self.module.training
-        with torch.no_grad():
-            by_tiles = self._outputs(feeds)
-            self.module.tile({})
-            exact = self._outputs(feeds)
-        self.module.tile(self.transforms)
-        self.module.train(was)
-        found = [
-            _sqnr(one.double(), other.double())
-            for one, other in zip(exact, by_tiles, strict=True)
-            if one.is_floating_point()
-        ]
+        pairs = zip(self.original, _outputs(self.module, self.feeds), strict=True)
+        found = [_sqnr(one.double(), other.double()) for one, other in pairs if one.is_floating_point()]
+        if -math.inf in found:
+            raise PassError(
+                "convolutions as lathe.conv_algorithm says go beyond float16 on the training data; choose others by "
+                "winograd(by=error, profile=arm64-fp16), or leave winograd= out of retrain"
+            )
         return {f"winograd_sqnr_{when}": min(found)} if found else {}
 
-    def _outputs(self, feeds: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        outputs = self.module.eval()(**feeds)
-        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+def _outputs(module: GraphModule, feeds: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    device = next(module.parameters(), torch.empty(0)).device
+    was = module.training
+    with torch.no_grad():
+        outputs = module.eval()(**{name: feed.to(device) for name, feed in feeds.items()})
+    module.train(was)
+    return [output.cpu() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
 def _sqnr(exact: torch.Tensor, found: torch.Tensor) -> float:
-    """-inf if something found is not finite."""
-    noise, signal = float((found - exact).square().sum()), float(exact.square().sum())
+    """Of what is finite in `exact`; -inf if something found is not."""
+    finite = exact.isfinite()
+    noise = float((found - exact)[finite].square().sum())
     if not math.isfinite(noise):
         return -math.inf
-    return 10 * math.log10(signal / noise) if noise and signal else math.inf if not noise else -math.inf
+    return 10 * math.log10(max(float(exact[finite].square().sum()), 1e-300) / noise) if noise else math.inf

@@ -66,6 +66,10 @@ def _rounded(x: Tensor) -> Tensor:
     return x.to(torch.float16)
 
 
+def _in_half(matrix: np.ndarray) -> Tensor:
+    return torch.from_numpy(matrix.astype(np.float16))
+
+
 def _computed(
     x: Tensor, weight: Tensor, bias: Tensor | None, transform: TileTransform, sides: list[int]
 ) -> Tensor:
@@ -109,7 +113,7 @@ def _summed(filters: Tensor, tiles: Tensor) -> Tensor:
 
 def _two_sided(matrix: np.ndarray, blocks: Tensor) -> Tensor:
     """matrix block matrix^T for each block of the first two axes of [n, n, ...]."""
-    half = torch.from_numpy(matrix.astype(np.float16)).to(blocks.device)
+    half = _in_half(matrix).to(blocks.device)
     used = [bool(column.any()) for column in matrix.T]
     size, length = len(half), blocks.shape[-1]
     right = blocks.new_zeros((len(blocks), size, length))
