@@ -204,3 +204,16 @@ def test_going_on_gives_the_same_bits(tmp_path: Path) -> None:
         values(Interrupted(), tmp_path / "training.state")
     assert values(Levels(), tmp_path / "training.state") == whole
     assert resumed == [0, 2]
+
+
+def test_what_lies_behind_a_node_without_gradient_is_trained_so() -> None:
+    text = """(float[n, 3, 14, 14] x) => (float[n, 8, 1, 1] y) {
+        s = ReduceSum <keepdims = 0> (x)  c = Greater (s, zero)
+        [choice] t = If (c) <then_branch = yes () => (float[n, 3, 14, 14] p) { p = Abs (x) },
+                             else_branch = no () => (float[n, 3, 14, 14] q) { q = Neg (x) }>
+        [conv] a = Conv <pads = [1, 1, 1, 1]> (t, w)  y = GlobalAveragePool(a) }"""
+    model = build(text, zero=np.float32(0), w=random(8, 3, 3, 3))
+    _, report = retrained(choose(model, "winograd63", 3), **LEARNS | {"epochs": 1})
+    assert report.metrics["winograd63_layers"] == 1
+    assert [edit.node for edit in report.edits] == ["conv"]
+    assert "choice" in {skip.node for skip in report.skips}
