@@ -33,8 +33,8 @@ def train(
     model: onnx.ModelProto,
     settings: Mapping[str, Any],
     shaping: Shaping | None = None,
-    tiles: Mapping[str, TileTransform] | None = None,
     workers: Strategy | None = None,
+    tiles: Mapping[str, TileTransform] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """(values of the trained initializers, metrics). See TorchTrainer.train."""
     hook = None if setup.hook is None else load_hook(setup.hook, setup.log)

@@ -61,7 +61,7 @@ class TorchTrainer:
         if self.setup.launch is None:
             from onnx_lathe.runtime.training.session import train
 
-            values, metrics = train(self.setup, model, settings, shaping, tiles)
+            values, metrics = train(self.setup, model, settings, shaping, tiles=tiles)
         else:
             values, metrics = train_launched(self.setup, self.setup.launch, model, settings, shaping, tiles)
         return TrainResult(values, metrics, kept(model))

@@ -5,15 +5,14 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
-from onnx_lathe.metadata import CONV_ALGORITHM, CONV_ALGORITHMS
+from onnx_lathe.kernels import DIRECT, NAMES
+from onnx_lathe.metadata import CONV_ALGORITHM
 from onnx_lathe.passes.numerics.winograd import cook_toom
 from onnx_lathe.protocols import TileTransform
 from onnx_lathe.runtime.data import Batch, DataSource
 from tests.support.builders import build
 
-TILES = {
-    name: TileTransform(*cook_toom(m, 3).arrays()) for name, m in CONV_ALGORITHMS.items() if name != "direct"
-}
+TILES = {name: TileTransform(*cook_toom(m, 3).arrays()) for m, name in NAMES.items() if m != DIRECT}
 
 
 def choose(model: onnx.ModelProto, algorithm: str, node: int = 0) -> onnx.ModelProto:

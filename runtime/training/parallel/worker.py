@@ -81,7 +81,7 @@ def _train(folder: Path, job: dict[str, Any], log: Path | None, workers: DataPar
         state=None if job["state"] is None else Path(job["state"]),
     )
     model = model_file.load(folder / "model.onnx")
-    values, metrics = train(setup, model, job["settings"], shaping, tiles, workers)
+    values, metrics = train(setup, model, job["settings"], shaping, workers, tiles)
     if is_first_here:
         _write_result(
             folder, {"values": values, "shaping": {} if shaping is None else shaping.state()}, metrics
