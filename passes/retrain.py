@@ -5,15 +5,22 @@ weights of a codebook go on sharing their centroids, Q/DQ pairs of activations a
 forward pass and let gradients through. A weight stored as integers, as int8 leaves it, does not train: its
 layer is skipped, and what is float around it adapts. By default the retrained model imitates the original
 one (distillation) and learns from labels where there are any.
+
+With winograd=float16 a convolution whose `lathe.conv_algorithm` is winograd23, 43 or 63 is computed so while
+training runs, with the rounding of half-precision arithmetic, so that the network learns to stand it.
 Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015,
 section 3; "Deep Compression", ICLR 2016, section 3; Hinton et al., "Distilling the Knowledge in a Neural
-Network", 2015.
+Network", 2015; Fernandez-Marques et al., "Searching for Winograd-aware Quantized Networks", MLSys 2020.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from onnx_lathe.errors import UsageError
+from onnx_lathe.kernels import DIRECT, NAMES
+from onnx_lathe.metadata import CONV_ALGORITHM
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.registry import register
@@ -23,7 +30,15 @@ from onnx_lathe.passes.core.training_options import TrainingOptions, take_over
 from onnx_lathe.passes.graph import Constant, Graph
 from onnx_lathe.passes.graph.bodies import all_tensors
 from onnx_lathe.passes.graph.layers import stored_in, weights
-from onnx_lathe.passes.graph.model import FOUR_BIT, export_model, set_sparse_tensors, sparse_tensors
+from onnx_lathe.passes.graph.model import (
+    FOUR_BIT,
+    export_model,
+    node_metadata,
+    set_sparse_tensors,
+    sparse_tensors,
+)
+from onnx_lathe.passes.numerics.winograd import cook_toom
+from onnx_lathe.protocols import TileTransform
 
 
 @register
@@ -41,6 +56,19 @@ class Retrain(Pass):
         dense: bool = option(
             False, "first lift the sparsity: zeros are trained again, as in dense-sparse-dense"
         )
+        winograd: str | None = option(
+            None,
+            "arithmetic in which training computes convolutions as lathe.conv_algorithm says; none: all are direct",
+            choices=("float16",),
+        )
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.winograd and self.precision == "bfloat16":
+                raise UsageError(
+                    "retrain: bfloat16 rounds more coarsely than the float16 that winograd=float16 is about; "
+                    "leave precision out"
+                )
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
@@ -59,11 +87,14 @@ class Retrain(Pass):
                     report.skip(
                         node.name, f"its weight is stored as {stored.dtype}, which does not train; {advice}"
                     )
-        result = context.need_trainer().train(export_model(graph), asdict(self.config))
+        tiles = _transforms(graph, report) if self.config.winograd else {}
+        trainer = context.need_trainer()
+        result = trainer.train(export_model(graph), asdict(self.config), tiles=tiles)
         tensors = all_tensors(graph)
         for name, change in take_over(graph, result, report).items():
             report.edit(tensors[name].outputs[0].name, f"{name} changed by {100 * change:.3g} %")
         report.metrics.update(result.metrics)
+        _compare(result.metrics, report)
         return report
 
 
@@ -78,6 +109,32 @@ def _lift(graph: Graph, report: PassReport) -> None:
     if not sparse:
         report.skip("model", "no weight has zeros that must stay; dense=true changes nothing")
     set_sparse_tensors(graph, {})
+
+
+def _transforms(graph: Graph, report: PassReport) -> dict[str, TileTransform]:
+    """The transforms that convolutions of the graph carry the names of, which the report lists."""
+    found, sizes = {}, {name: m for m, name in NAMES.items()}
+    for node in graph.nodes:
+        name = node_metadata(node).get(CONV_ALGORITHM, "") if node.op == "Conv" else ""
+        m = sizes.get(name, DIRECT)
+        if m > DIRECT:
+            found[name] = TileTransform(*cook_toom(m, 3).arrays())
+            report.metrics[f"{name}_layers"] = report.metrics.get(f"{name}_layers", 0.0) + 1
+    if not found:
+        report.warnings.append(
+            f"no convolution carries a choice of Winograd ({CONV_ALGORITHM}), so winograd=float16 changes nothing; "
+            "run the pass winograd first, such as winograd(profile=arm64-fp16)"
+        )
+    return found
+
+
+def _compare(measured: Mapping[str, float], report: PassReport) -> None:
+    before, after = measured.get("winograd_sqnr_before"), measured.get("winograd_sqnr_after")
+    if before is not None and after is not None and after < before:
+        report.warnings.append(
+            f"computed as lathe.conv_algorithm says, in float16, the network is farther from the original after "
+            f"training ({after:.1f} dB) than before ({before:.1f} dB); give a smaller rate=, or leave winograd= out"
+        )
 
 
 def _is_integer(tensor: Constant) -> bool:

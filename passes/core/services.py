@@ -10,7 +10,7 @@ import onnx
 from onnx_lathe.errors import PassError
 from onnx_lathe.passes.graph.evaluate import Evaluator
 from onnx_lathe.placement import CANONICAL, Placement
-from onnx_lathe.protocols import Observed, Profile, Rounded, Shaping, TrainResult
+from onnx_lathe.protocols import Observed, Profile, Rounded, Shaping, TileTransform, TrainResult
 
 
 class TensorStatistics(Protocol):
@@ -48,8 +48,13 @@ class Trainer(Protocol):
     """Retrains a model on the training data. `settings` are the options of passes/core/training_options.py."""
 
     def train(
-        self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None
-    ) -> TrainResult: ...
+        self,
+        model: onnx.ModelProto,
+        settings: Mapping[str, Any],
+        shaping: Shaping | None = None,
+        tiles: Mapping[str, TileTransform] | None = None,
+    ) -> TrainResult:
+        """`tiles`: a Conv whose `lathe.conv_algorithm` is among these names is computed so, in float16."""
 
 
 class Runner(Protocol):

@@ -10,6 +10,7 @@ from torch import nn
 
 from onnx_lathe.errors import ModelError, PassError
 from onnx_lathe.metadata import SPARSE, read_sparse
+from onnx_lathe.protocols import TileTransform
 from onnx_lathe.runtime.torch_bridge.arrays import HALVES, to_numpy, to_torch, torch_type
 from onnx_lathe.runtime.torch_bridge.calls import one_by_one, piecewise
 from onnx_lathe.runtime.torch_bridge.operators.batch_norm import Observed
@@ -17,6 +18,8 @@ from onnx_lathe.runtime.torch_bridge.parameters import statistics, trainable
 from onnx_lathe.runtime.torch_bridge.plan import NOTHING, Plan, inlined, make_plan, raise_refused
 from onnx_lathe.runtime.torch_bridge.scales import LearnedScale, Scales, learnable
 from onnx_lathe.runtime.torch_bridge.segments import Segments, run_step
+from onnx_lathe.runtime.torch_bridge.stand_ins import StandIn, StraightThrough
+from onnx_lathe.runtime.torch_bridge.tiling import use_tiles
 
 _OBSERVED = ("statistics of the batch",)  # key of the slot where batch normalization puts them
 
@@ -30,33 +33,6 @@ class _Weight(NamedTuple):
     slot: int
     dtype: np.dtype
     half: torch.dtype | None
-
-
-class _StandIn(NamedTuple):
-    """What is read instead of a weight: `given` by the caller, and as a tensor like the weight: its values,
-    or 1 and 0 if it is a mask.
-    """
-
-    given: np.ndarray
-    tensor: torch.Tensor
-    is_mask: bool
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Reads the stand-in instead of the value (of a mask: their product), and gives the value the whole
-    gradient.
-
-    Source: Bengio, Leonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons",
-    2013, section 2.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, stand_in: _StandIn) -> torch.Tensor:
-        return value * stand_in.tensor if stand_in.is_mask else stand_in.tensor.view_as(stand_in.tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        return gradients[0], None
 
 
 class GraphModule(nn.Module):
@@ -117,7 +93,7 @@ class GraphModule(nn.Module):
         )
         self.checkpoint()
         self._weights: dict[str, _Weight] = {}
-        self._stand_ins: dict[str, _StandIn] = {}
+        self._stand_ins: dict[str, StandIn] = {}
         """By attribute of the weight."""
         self._scales: dict[str, _Weight] = {}
         self._statistics: dict[str, _Weight] = {}
@@ -224,7 +200,7 @@ class GraphModule(nn.Module):
             known = self._stand_ins.get(weight.attribute)
             if known is None or known.given is not array or array.flags.writeable:
                 tensor = torch.empty_like(parameter, requires_grad=False).copy_(to_torch(array))
-                known = _StandIn(array, tensor, array.dtype == bool)
+                known = StandIn(array, tensor, array.dtype == bool)
             imposed[weight.attribute] = known
         self._stand_ins = imposed
 
@@ -238,6 +214,12 @@ class GraphModule(nn.Module):
         steps; see segments.Segments.
         """
         self.segments = Segments(self._plan, [slot for slot, _ in self._results], cuts, offload)
+
+    def tile(self, transforms: Mapping[str, TileTransform]) -> None:
+        """From now on a Conv whose `lathe.conv_algorithm` is among these names is computed by that transform
+        in float16, and others as they are. Raises ModelError naming a node where that cannot be.
+        """
+        use_tiles(self._plan.steps, transforms)
 
     def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> Any:
         feeds = self._feeds(inputs, named)
@@ -332,7 +314,7 @@ class GraphModule(nn.Module):
             value = value * keep
         if stand_in is None:
             return cast(torch.Tensor, value)
-        read: torch.Tensor = _StraightThrough.apply(value, stand_in)
+        read: torch.Tensor = StraightThrough.apply(value, stand_in)
         return read if keep is None or stand_in.is_mask else read * keep
 
     def _hold_zeros(self, sparse: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ import onnx
 import torch
 
 from onnx_lathe.errors import PassError, UsageError
-from onnx_lathe.protocols import Shaping
+from onnx_lathe.protocols import Shaping, TileTransform
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.torch_bridge import GraphModule
 from onnx_lathe.runtime.training import agreement
@@ -25,6 +25,7 @@ from onnx_lathe.runtime.training.memory import budget
 from onnx_lathe.runtime.training.parallel.strategy import Strategy
 from onnx_lathe.runtime.training.setup import TrainingSetup
 from onnx_lathe.runtime.training.state import JobState
+from onnx_lathe.runtime.training.tiled import Tiled
 
 
 def train(
@@ -33,6 +34,7 @@ def train(
     settings: Mapping[str, Any],
     shaping: Shaping | None = None,
     workers: Strategy | None = None,
+    tiles: Mapping[str, TileTransform] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """(values of the trained initializers, metrics). See TorchTrainer.train."""
     hook = None if setup.hook is None else load_hook(setup.hook, setup.log)
@@ -46,6 +48,7 @@ def train(
         train_normalization=settings["normalization"] == "train",
     )
     teacher = None if setup.teacher is None else _module(setup.teacher, setup).requires_grad_(False).eval()
+    tried = Tiled(module, tiles or {}, teacher, setup.data)
     shape = _Shape(module, shaping)
     data, validation = _hold_out(setup, settings)
     workers.begin(model, settings, data.count, list(module.parameters()))
@@ -67,7 +70,7 @@ def train(
         memory=setup.memory,
         state=None if state is None else workers.state(state),
     )
-    started = time.perf_counter()
+    before, started = tried.metrics("before"), time.perf_counter()
     with _reproducible(job.seed, device):
         if hook is None or setup.hook is None:
             retrain(module.to(device), job)
@@ -76,11 +79,12 @@ def train(
             with guarded(f"retraining hook '{setup.hook}' failed", setup.log, folder):
                 hook(module.to(device), job)
         shape(1.0)
+        after = tried.metrics("after")
     values = workers.agreed(module.values())
     _check_finite(values, broken)
     seconds = time.perf_counter() - started
     metrics = {"epochs": float(job.epochs), "seconds": seconds} | _numbers(job) | workers.metrics()
-    return values, metrics | budget.job_peak(device)
+    return values, metrics | before | after | budget.job_peak(device)
 
 
 def _check_finite(values: Mapping[str, np.ndarray], broken: Container[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.protocols import Shaping, TrainResult
+from onnx_lathe.protocols import Shaping, TileTransform, TrainResult
 from onnx_lathe.runtime.training.parallel.launch import train_launched
 from onnx_lathe.runtime.training.setup import TrainingSetup
 
@@ -36,7 +36,11 @@ class TorchTrainer:
     setup: TrainingSetup
 
     def train(
-        self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None
+        self,
+        model: onnx.ModelProto,
+        settings: Mapping[str, Any],
+        shaping: Shaping | None = None,
+        tiles: Mapping[str, TileTransform] | None = None,
     ) -> TrainResult:
         """Trains a copy of the model's float weights; `settings` are the options of
         passes/core/training_options.py.
@@ -44,9 +48,12 @@ class TorchTrainer:
         With `shaping`, what stands in for the weights after the last step is the result: `validation` then
         chooses no epoch, because an earlier one would be of another sparsity.
 
-        metrics: epochs, seconds, and what the hook reports (the built-in one: first_loss, last_loss,
-        samples, best_epoch). Raises ModelError for a model that PyTorch cannot run, PassError if training
-        fails, DataError for unusable data.
+        With `tiles`, each Conv whose `lathe.conv_algorithm` is among their names is computed by them in
+        float16; the gradient is that of the convolution.
+
+        metrics: epochs, seconds, what the hook reports (the built-in one: first_loss, last_loss, samples,
+        best_epoch), and with `tiles` what session.py measures of them. Raises ModelError for a model that
+        PyTorch cannot run, PassError if training fails, DataError for unusable data.
         """
         require_torch()
         from onnx_lathe.runtime.torch_bridge import kept
@@ -54,7 +61,7 @@ class TorchTrainer:
         if self.setup.launch is None:
             from onnx_lathe.runtime.training.session import train
 
-            values, metrics = train(self.setup, model, settings, shaping)
+            values, metrics = train(self.setup, model, settings, shaping, tiles=tiles)
         else:
-            values, metrics = train_launched(self.setup, self.setup.launch, model, settings, shaping)
+            values, metrics = train_launched(self.setup, self.setup.launch, model, settings, shaping, tiles)
         return TrainResult(values, metrics, kept(model))

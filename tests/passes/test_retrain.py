@@ -19,7 +19,7 @@ from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse_tensors, sparse_tensors
 from onnx_lathe.passes.retrain import Retrain
-from onnx_lathe.protocols import Shaping
+from onnx_lathe.protocols import Shaping, TileTransform
 from onnx_lathe.runtime.data import Batch, DataSource
 from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from tests.support import quantized
@@ -35,9 +35,13 @@ class Stub:
     kept: Sequence[tuple[str, str]] = ()
 
     def train(
-        self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None
+        self,
+        model: onnx.ModelProto,
+        settings: Mapping[str, Any],
+        shaping: Shaping | None = None,
+        tiles: Mapping[str, TileTransform] | None = None,
     ) -> "Stub":
-        self.asked, self.settings = model, settings
+        self.asked, self.settings, self.tiles = model, settings, tiles
         return self
 
 
@@ -82,7 +86,7 @@ def test_the_trainer_gets_the_graph_and_all_options() -> None:
     assert trainer.settings.keys() == {
         "epochs", "rate", "optimizer", "batch", "weight_decay", "momentum", "distill", "temperature", "label_smoothing", "warmup", "clip",
         "shift", "flip", "precision", "seed", "decay", "holdout", "patience", "learn_scales", "normalization", "gradients", "gradient_rank",
-        "gradient_threshold", "dense",
+        "gradient_threshold", "dense", "winograd",
     }  # fmt: skip
 
 

@@ -2,13 +2,16 @@
 
 import itertools
 import math
-from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Size, Tensor
 
+from onnx_lathe.errors import ModelError
+from onnx_lathe.metadata import CONV_ALGORITHM
+from onnx_lathe.protocols import TileTransform
+from onnx_lathe.runtime.torch_bridge.operators.tiles import tiled
 from onnx_lathe.runtime.torch_bridge.operators.window import Window, torch_padding, window
 from onnx_lathe.runtime.torch_bridge.registry import Function, Node, RefusedError, operator
 
@@ -16,25 +19,56 @@ _CONV: dict[int, Any] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 _TRANSPOSED: dict[int, Any] = {3: F.conv_transpose1d, 4: F.conv_transpose2d, 5: F.conv_transpose3d}
 
 
-@operator("Conv", since=1)
-def conv(node: Node) -> Function:
-    groups = node.integer("group", 1)
+class Convolution:
+    """A Conv. `tiles`: how it is computed in float16 in place of PyTorch's convolution; None: it is not."""
 
-    @cache
-    def geometry(kernel: Size) -> Window:
-        return window(node, list(kernel))
+    def __init__(self, node: Node) -> None:
+        self.node, self.groups = node, node.integer("group", 1)
+        self.tiles: TileTransform | None = None
+        self._geometry: dict[Size, Window] = {}
 
-    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        shape = geometry(weight.shape[2:])
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        shape = self.geometry(weight.shape[2:])
         padding: Any = 0
-        if shape.symmetric:
+        if shape.symmetric and self.tiles is None:
             padding = shape.before
         else:
-            x = F.pad(x, torch_padding([shape.padding(axis, size) for axis, size in enumerate(x.shape[2:])]))
-        result: Tensor = _CONV[x.dim()](x, weight, bias, shape.strides, padding, shape.dilations, groups)
+            sides = torch_padding([shape.padding(axis, size) for axis, size in enumerate(x.shape[2:])])
+            if self.tiles is not None:
+                self._check_kernel(weight.shape[2:], self.tiles)
+                return tiled(x, weight, bias, self.tiles, sides)
+            x = F.pad(x, sides)
+        result: Tensor = _CONV[x.dim()](x, weight, bias, shape.strides, padding, shape.dilations, self.groups)
         return result
 
-    return run
+    def _check_kernel(self, kernel: Size, tiles: TileTransform) -> None:
+        """Raises ModelError, as for the attributes `untileable` tells before."""
+        taps = tiles.kernel.shape[1]
+        if tuple(kernel) != (taps, taps):
+            raise ModelError(
+                f"{CONV_ALGORITHM} of the convolution by {self.node.names[1]} is for kernels of {taps} x {taps}, not "
+                f"{' x '.join(map(str, kernel))}; remove the entry, or leave winograd= out"
+            )
+
+    def untileable(self) -> str | None:
+        """Why it cannot be computed by tiles, as far as its attributes tell."""
+        kernel = self.node.integers("kernel_shape")
+        for name in ("strides", "dilations"):
+            if any(step != 1 for step in self.node.integers(name) or ()):
+                return f"its {name} are {self.node.integers(name)}"
+        if self.groups != 1:
+            return f"it has {self.groups} groups"
+        return f"its kernel is {kernel}" if kernel not in (None, [3, 3]) else None
+
+    def geometry(self, kernel: Size) -> Window:
+        if kernel not in self._geometry:
+            self._geometry[kernel] = window(self.node, list(kernel))
+        return self._geometry[kernel]
+
+
+@operator("Conv", since=1)
+def conv(node: Node) -> Function:
+    return Convolution(node)
 
 
 @operator("ConvTranspose", since=1)

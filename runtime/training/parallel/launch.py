@@ -3,7 +3,7 @@
     python -m onnx_lathe.runtime.training.parallel.torchrun FOLDER ARGUMENTS -m onnx_lathe.runtime.training.parallel.worker FOLDER
 
 The folder holds what a worker needs, and in the end what the parent takes over: model.onnx, teacher.onnx,
-job.json, and objects.pickle (data and shaping); result.json with result.npz, or error.json with
+job.json, and objects.pickle (data, shaping, tiles); result.json with result.npz, or error.json with
 traceback.log. The workers' standard output carries progress; their standard input, and torchrun's, is a
 pipe from the parent, and when it closes they end: so a parent that dies leaves none behind.
 """
@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.errors import LatheError, PassError
-from onnx_lathe.protocols import Shaping
+from onnx_lathe.protocols import Shaping, TileTransform
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.processes import environment, running
 from onnx_lathe.runtime.training.parallel.request import Launch
@@ -43,6 +43,7 @@ def train_launched(
     model: onnx.ModelProto,
     settings: Mapping[str, Any],
     shaping: Shaping | None,
+    tiles: Mapping[str, TileTransform] | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """(values of the trained initializers, metrics), as runtime/training/session.py; `shaping` is
     restored to where it ended.
@@ -55,7 +56,7 @@ def train_launched(
         place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="retrain-", dir=place, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        _write_job(folder, setup, model, settings, shaping)
+        _write_job(folder, setup, model, settings, shaping, tiles)
         setup.progress(f"starting {launch.local} workers" if launch.local > 1 else "starting 1 worker")
         code = _run(folder, launch, setup)
         if (folder / "error.json").exists():
@@ -71,6 +72,7 @@ def _write_job(
     model: onnx.ModelProto,
     settings: Mapping[str, Any],
     shaping: Shaping | None,
+    tiles: Mapping[str, TileTransform] | None,
 ) -> None:
     model_file.save(model, folder / "model.onnx")
     if setup.teacher is not None:
@@ -90,7 +92,8 @@ def _write_job(
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     try:
         with open(folder / "objects.pickle", "wb") as file:
-            pickle.dump((setup.data, setup.validation, shaping), file, protocol=pickle.HIGHEST_PROTOCOL)
+            objects = setup.data, setup.validation, shaping, tiles
+            pickle.dump(objects, file, protocol=pickle.HIGHEST_PROTOCOL)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise PassError(
             f"the data or the pass cannot be handed to other processes ({error}); leave --launch out"

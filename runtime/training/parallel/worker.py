@@ -65,7 +65,7 @@ def main(folder: Path) -> None:
 
 def _train(folder: Path, job: dict[str, Any], log: Path | None, workers: DataParallel) -> None:
     with open(folder / "objects.pickle", "rb") as file:
-        data, validation, shaping = pickle.load(file)
+        data, validation, shaping, tiles = pickle.load(file)
     teacher = folder / "teacher.onnx"
     is_first_here = workers.group.local == 0
     setup = TrainingSetup(
@@ -80,7 +80,8 @@ def _train(folder: Path, job: dict[str, Any], log: Path | None, workers: DataPar
         step=job["step"],
         state=None if job["state"] is None else Path(job["state"]),
     )
-    values, metrics = train(setup, model_file.load(folder / "model.onnx"), job["settings"], shaping, workers)
+    model = model_file.load(folder / "model.onnx")
+    values, metrics = train(setup, model, job["settings"], shaping, workers, tiles)
     if is_first_here:
         _write_result(
             folder, {"values": values, "shaping": {} if shaping is None else shaping.state()}, metrics
