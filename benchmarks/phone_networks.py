@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 from bridge_coverage import DATA, random_weights
 from networks_real import _data
-from sets import ROOT, data_file, scaled
+from onnx import numpy_helper
+from sets import ROOT, datasets, scaled
 
 OWN = {"lenet300-mnist": "mnist", "lenet5-mnist": "mnist", "resnet20-cifar10": "cifar10"}
 SAMPLES = {"calibration": 16, "evaluation": 32}
@@ -56,24 +57,32 @@ def _images(name: str, data: str, options: argparse.Namespace) -> Path:
     """Training images to calibrate with, and others of them to compare on: the test set is not needed here."""
     path: Path = options.out / f"{name}.npz"
     if not path.exists():
-        model = onnx.load(ROOT / "models" / name / "model.onnx")
-        key, images = (
-            model.graph.input[0].name,
-            np.load(data_file(data, options.out, options.data_dir))["train/image"],
-        )
+        key = onnx.load(ROOT / "models" / name / "model.onnx").graph.input[0].name
+        images, _ = datasets.load(data, "train", options.data_dir)
+        planes = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
         parts, start = {}, 0
         for part, count in SAMPLES.items():
-            parts[f"{part}/{key}"] = scaled(images[start : start + count], data)
+            parts[f"{part}/{key}"] = scaled(planes[start : start + count], data)
             start += count
         np.savez(path, **parts)  # type: ignore[arg-type]
     return path
+
+
+def _positive_variances(model: onnx.ModelProto) -> None:
+    """A variance below zero would make everything behind it NaN."""
+    names = {node.input[4] for node in model.graph.node if node.op_type == "BatchNormalization"}
+    for tensor in model.graph.initializer:
+        if tensor.name in names:
+            tensor.CopyFrom(numpy_helper.from_array(np.abs(numpy_helper.to_array(tensor)) + 0.1, tensor.name))
 
 
 def _light(path: Path, out: Path) -> Network:
     model, data = out / path.name, out / f"{path.stem}.npz"
     if not model.exists():
         partial = out / f".{path.name}"
-        onnx.save(random_weights(path), partial)
+        made = random_weights(path)
+        _positive_variances(made)
+        onnx.save(made, partial)
         os.replace(partial, model)
     if not data.exists():
         proto = onnx.load(model)

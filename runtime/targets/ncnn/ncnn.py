@@ -27,7 +27,7 @@ from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.ncnn import verify
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import param_text, write_weights
-from onnx_lathe.runtime.targets.ncnn.requantize import count_requantized
+from onnx_lathe.runtime.targets.ncnn.requantize import count_requantized, is_int8
 from onnx_lathe.runtime.targets.ncnn.running import Settings, package
 from onnx_lathe.runtime.targets.ncnn.session import FORMAT, Session, open_files, ports_as_json
 from onnx_lathe.runtime.targets.ncnn.sizes import Sizes, from_data, parse, sizes_of
@@ -140,7 +140,7 @@ class Ncnn(Target):
         described |= ports_as_json(written.inputs, written.outputs)
         with replacing(table) as file:
             file.write((json.dumps(described, indent=1) + "\n").encode())
-        int8 = sum(bool(layer.params.get(8)) for layer in written.layers)
+        int8 = sum(map(is_int8, written.layers))
         details = {
             "layers": len(written.layers),
             "int8_layers": int8,

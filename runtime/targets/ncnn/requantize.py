@@ -12,6 +12,8 @@ from onnx_lathe.runtime.targets.ncnn.dialect import Layer, Weight
 INT8_TERM = 8
 REQUANTIZED = 100
 """What is added to int8_scale_term."""
+QUANTIZED = ("Convolution", "ConvolutionDepthWise", "InnerProduct")
+"""Layers that have int8_scale_term; with others the number is another parameter's."""
 CONVOLUTIONS = ("Convolution", "ConvolutionDepthWise")
 
 
@@ -25,7 +27,12 @@ def requantize(layers: Sequence[Layer], outputs: Collection[str]) -> int:
     for layer in layers:
         (top,) = layer.tops if len(layer.tops) == 1 else ("",)
         behind = readers.get(top, [])
-        if not _is_int8(layer) or top in outputs or not behind or not all(map(_is_int8, behind)):
+        if (
+            not _is_convolution(layer)
+            or top in outputs
+            or not behind
+            or not all(map(_is_convolution, behind))
+        ):
             continue
         scales = {_bottom_scale(reader) for reader in behind}
         if len(scales) == 1:
@@ -36,7 +43,12 @@ def requantize(layers: Sequence[Layer], outputs: Collection[str]) -> int:
 
 
 def count_requantized(layers: Sequence[Layer]) -> int:
-    return sum(_term(layer) > REQUANTIZED for layer in layers)
+    return sum(is_int8(layer) and _term(layer) > REQUANTIZED for layer in layers)
+
+
+def is_int8(layer: Layer) -> bool:
+    """Whether the layer computes in INT8."""
+    return layer.type in QUANTIZED and _term(layer) > 0
 
 
 def _term(layer: Layer) -> int:
@@ -44,7 +56,7 @@ def _term(layer: Layer) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _is_int8(layer: Layer) -> bool:
+def _is_convolution(layer: Layer) -> bool:
     return layer.type in CONVOLUTIONS and _term(layer) > 0
 
 

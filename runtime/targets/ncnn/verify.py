@@ -17,6 +17,7 @@ from onnx_lathe.errors import TargetError
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion
 from onnx_lathe.runtime.targets.ncnn.process import outputs_of
+from onnx_lathe.runtime.targets.ncnn.requantize import is_int8
 
 FLOAT = 1e-4
 """Largest difference of a value, relative to the output's largest."""
@@ -73,7 +74,7 @@ def agreement(
 
 
 def is_quantized(written: Conversion) -> bool:
-    return any(layer.params.get(8) for layer in written.layers)
+    return any(map(is_int8, written.layers))
 
 
 def check(result: Agreement) -> None:
