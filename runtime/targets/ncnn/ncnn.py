@@ -49,7 +49,8 @@ class Ncnn(Target):
     packages = ("ncnn",)
     help = "ncnn's .param and .bin, for phones: float, INT8 and codebooks as the graph has them"
     lowering = "ncnn"
-    placement = Placement(joins=False)
+    placement = Placement(layers=frozenset({"Conv", "Gemm"}), joins=False)
+    """Not MatMul: on the rows of a sequence ncnn's INT8 InnerProduct takes two to five times as long as float."""
     opens = True
 
     @dataclass(frozen=True)

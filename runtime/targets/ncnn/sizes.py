@@ -1,6 +1,7 @@
 """The sizes of inputs that a network is written for: fixed, or open between two."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -8,12 +9,15 @@ import onnx
 from onnx_lathe.errors import UsageError, nearest
 from onnx_lathe.runtime.targets.ncnn.facts import Shape
 
-USUAL = {4: (224, 256)}
-OTHERWISE = (64, 96)
-"""Sizes at which a model is looked at whose own are open, by its rank: what is equal in both does not depend on
-them. All are multiples of 32, by which networks halve their maps.
+USUAL = {4: 224}
+OTHERWISE = 64
+"""The size at which a model is looked at whose own are open, by its rank. What is equal at another does not depend on
+it.
 """
 STEP = 32
+"""By which that other is larger, and by as much more along each further axis, which tells height from width. Networks
+halve their maps five times: all are multiples of 32.
+"""
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,10 @@ def sizes_of(model: onnx.ModelProto, given: Mapping[str, tuple[Shape, Shape]]) -
             raise UsageError(f"input '{name}' has no shape; give one with shapes={{{name}: 1x3x224x224}}")
         else:
             names = [dim.dim_param for dim in tensor.shape.dim]
-            first[name], second[name] = (
-                tuple(
-                    dim or (1 if axis == 0 or names[axis] in batches else size)
-                    for axis, dim in enumerate(dims)
-                )
-                for size in USUAL.get(len(dims), OTHERWISE)
-            )
+            is_open = [not dim and axis > 0 and names[axis] not in batches for axis, dim in enumerate(dims)]
+            size = USUAL.get(len(dims), OTHERWISE)
+            first[name] = tuple(size if free else dim or 1 for free, dim in zip(is_open, dims, strict=True))
+            second[name] = _larger(first[name], is_open)
     return Sizes(first, second)
 
 
@@ -109,6 +110,12 @@ def _check(name: str, dims: list[int] | None, shape: Shape) -> None:
             raise UsageError(f"option shapes: dimension {axis} of input '{name}' is fixed at {size}")
 
 
+def _larger(sizes: Shape, is_open: Sequence[bool]) -> Shape:
+    """Other sizes, by another step along each open axis."""
+    steps = itertools.count(STEP, STEP)
+    return tuple(size + next(steps) if free else size for size, free in zip(sizes, is_open, strict=True))
+
+
 def from_data(
     model: onnx.ModelProto, given: Mapping[str, tuple[Shape, Shape]], samples: Mapping[str, Shape]
 ) -> dict[str, tuple[Shape, Shape]]:
@@ -123,8 +130,5 @@ def from_data(
         if all(size or axis == 0 for axis, size in enumerate(dims)):
             continue
         sizes = tuple(size or (1 if axis == 0 else sample[axis]) for axis, size in enumerate(dims))
-        larger = tuple(
-            sizes[axis] if size or axis == 0 else sizes[axis] + STEP for axis, size in enumerate(dims)
-        )
-        found[value.name] = (sizes, larger)
+        found[value.name] = (sizes, _larger(sizes, [not size and axis > 0 for axis, size in enumerate(dims)]))
     return found

@@ -1,0 +1,67 @@
+"""The sizes that a network is written for: the model's, the options', the data's."""
+
+import onnx
+import pytest
+
+from onnx_lathe.errors import UsageError
+from onnx_lathe.runtime.targets.ncnn.sizes import from_data, parse, sizes_of
+
+
+def model(*shapes: list[int | str | None], names: str = "xyz") -> onnx.ModelProto:
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in zip(names, shapes, strict=False)
+    ]
+    return onnx.helper.make_model(onnx.helper.make_graph([], "sizes", values, []))
+
+
+def test_open_sizes_are_looked_at_twice_and_told_apart() -> None:
+    found = sizes_of(model(["N", 3, "H", "W"]), {})
+    assert found.first == {"x": (1, 3, 224, 224)}
+    assert found.second == {"x": (1, 3, 256, 288)}
+    assert found.open
+
+
+def test_sizes_of_minus_one_are_open() -> None:
+    value = model([1, 3, 8, 8])
+    for dim in value.graph.input[0].type.tensor_type.shape.dim:
+        dim.dim_value = -1
+    assert sizes_of(value, {}).first == {"x": (1, 224, 224, 224)}
+
+
+def test_a_batch_is_one_wherever_its_name_stands() -> None:
+    found = sizes_of(model(["N", 4], [7, "N", 3]), {})
+    assert found.first == {"x": (1, 4), "y": (7, 1, 3)}
+    assert not found.open
+
+
+def test_options_fix_sizes_or_leave_them_open() -> None:
+    given = model([1, 3, "H", "W"])
+    fixed = sizes_of(given, parse({"x": "1x3x32x48"}))
+    assert fixed.first == fixed.second == {"x": (1, 3, 32, 48)}
+    partly = sizes_of(given, parse({"x": "1x3x32x48:1x3x32x96"}))
+    assert partly.open
+    assert partly.text("x") == "1x3x32x48:1x3x32x96"
+    assert partly.fixed().text("x") == "1x3x32x48"
+
+
+def test_data_says_the_sizes_of_what_is_open() -> None:
+    given = model([None, 3, "H", 40], [1, 5])
+    found = from_data(given, {}, {"x": (8, 3, 20, 40), "y": (8, 5)})
+    assert found == {"x": ((1, 3, 20, 40), (1, 3, 52, 40))}
+    assert from_data(given, {"x": ((1, 3, 9, 40),) * 2}, {"x": (8, 3, 20, 40)}) == {}
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        ({"x": "1x3xHxW"}, "takes one shape, or two"),
+        ({"x": "1x3x8x8:1x3x8"}, "takes one shape, or two"),
+        ({"x": "1x3x8"}, "has 4 dimensions, not 3"),
+        ({"x": "1x4x8x8"}, "dimension 1 of input 'x' is fixed at 3"),
+        ({"imag": "1x3x8x8"}, "has no input 'imag'"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(table: dict[str, int | str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        sizes_of(model([1, 3, "H", "W"]), parse(table))
