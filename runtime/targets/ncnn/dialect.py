@@ -86,14 +86,17 @@ def _entry(key: int, value: Value) -> str:
 
 
 def _number(value: int | float) -> str:
-    """Of a float, nine digits: they tell every float32 from its neighbours, in 15 characters."""
+    """Of a float, nine digits: they tell every float32 from its neighbours, in 15 characters. ncnn reads no
+    infinity: the largest float stands for it.
+    """
     if isinstance(value, int | np.integer):
         return str(int(value))
-    return f"{np.float32(value):.8e}"
+    limit = float(np.finfo(np.float32).max)
+    return f"{np.float32(min(max(value, -limit), limit)):.8e}"
 
 
 def write_weights(layers: Sequence[Layer], file: BinaryIO, half: bool) -> None:
-    """`.bin`. half: float32 weights that have a tag are stored in float16."""
+    """`.bin`. half: float32 weights that have a tag are stored in float16; those that it holds exactly always are."""
     for layer in layers:
         for weight in layer.weights:
             for piece in _pieces(weight, half):
@@ -114,10 +117,16 @@ def _pieces(weight: Weight, half: bool) -> Iterator[bytes]:
         yield from (_tag(TABLE), table.tobytes(), _aligned(values.astype(np.uint8)))
     elif values.dtype == np.int8:
         yield from (_tag(INT8), _aligned(values))
-    elif half:
+    elif half or _is_half(values):
         yield from (_tag(FLOAT16), _aligned(values.astype("<f2")))
     else:
         yield from (_tag(FLOAT32), np.ascontiguousarray(values, "<f4").tobytes())
+
+
+def _is_half(values: np.ndarray) -> bool:
+    """Whether float16 holds the same values, as those of a model in half precision."""
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(values.astype(np.float16).astype(np.float32), values))
 
 
 def _tag(value: int) -> bytes:

@@ -245,6 +245,8 @@ class Network:
     ) -> None:
         """Writes a layer as it is given: most builders want `put` or `inner`."""
         kept = {key: value for key, value in (params or {}).items() if value is not None}
+        if any(isinstance(value, float) and np.isnan(value) for value in kept.values()):
+            raise Unsupported("a number of it is NaN")
         unique = self._new(plain_name(name), layers=True)
         self.layers.append(Layer(type, unique, bottoms, tops, kept, list(weights)))
 
