@@ -1,0 +1,173 @@
+"""The target ncnn as a whole: what it writes, what it refuses, and that a wrong result is a failed build."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_lathe.errors import ModelError, TargetError, UsageError
+from onnx_lathe.optimizer.cli import main
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.ncnn import process, verify
+from onnx_lathe.runtime.targets.ncnn.ncnn import Ncnn
+from onnx_lathe.runtime.targets.ncnn.session import open_files
+from tests.support.builders import build, random
+from tests.support.ncnn import converted, random_feeds
+
+TEXT = """(float[N, 3, 8, 8] x) => (float[N, 5] y, float[N, 4, 8, 8] m) {
+    [conv] m = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+    r = Relu (m)
+    g = GlobalAveragePool (r)
+    f = Flatten (g)
+    [fc] y = Gemm <transB = 1> (f, v)
+}"""
+FILES = {"model.ncnn.param", "model.ncnn.bin", "model.ncnn.json"}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "net.onnx"
+    onnx.save(build(TEXT, w=random(4, 3, 3, 3), b=random(4), v=random(5, 4)), path)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.npz"
+    np.savez(path, x=np.random.default_rng(0).standard_normal((6, 3, 8, 8)).astype(np.float32))
+    return path
+
+
+def report_of(out: Path) -> dict:  # type: ignore[type-arg]
+    found: dict = json.loads((out / "report.json").read_text())["targets"][0]  # type: ignore[type-arg]
+    return found
+
+
+def compile_it(model: Path, data: Path, out: Path, target: str = "ncnn", *more: str) -> int:
+    arguments = [str(model), "--passes", "fold", "--eval", str(data), "--target", target, "--out", str(out)]
+    return main([*arguments, "--no-latency", "--quiet", *more])
+
+
+def test_it_writes_tries_and_measures(model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert compile_it(model, data, out) == 0
+    assert {path.name for path in out.glob("model.ncnn.*")} >= FILES
+    found = report_of(out)
+    assert set(found["files"]) >= FILES
+    assert found["measured"] == "as built"
+    assert found["details"]["verified"]["relative_error"] <= 1e-5
+    assert found["quality"]["sqnr"] > 100
+    assert found["size_bytes"] == sum((out / f"model.ncnn.{end}").stat().st_size for end in ("param", "bin"))
+
+
+def test_the_files_open_as_a_session_for_batches(model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert compile_it(model, data, out) == 0
+    session = open_files(out / "model.ncnn.param")
+    feeds = {"x": np.load(data)["x"]}
+    names = [value.name for value in session.get_outputs()]
+    assert names == ["y", "m"]
+    assert session.get_inputs()[0].type == "tensor(float)"
+    for got, wanted in zip(session.run(None, feeds), ort.session(model).run(None, feeds), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_half_weights_are_half_the_file(model: Path, data: Path, tmp_path: Path) -> None:
+    assert compile_it(model, data, tmp_path / "whole") == 0
+    assert compile_it(model, data, tmp_path / "half", "ncnn(storage=float16)") == 0
+    whole, half = ((tmp_path / name / "model.ncnn.bin").stat().st_size for name in ("whole", "half"))
+    weights = 4 * 3 * 9 + 5 * 4
+    assert whole - half == 2 * weights
+    assert 1e-5 < report_of(tmp_path / "half")["details"]["verified"]["relative_error"] < 1e-2
+
+
+def test_a_node_that_ncnn_lacks_fails_the_build_by_name(data: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "net.onnx", tmp_path / "out"
+    text = "(float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) { [odd] d = Det(x) [last] y = Add(x, d) }"
+    text = text.replace("Add(x, d)", "Mul(x, x)").replace(
+        "[odd] d = Det(x)", "[odd] d = NonZero(x) s = Shape(d)"
+    )
+    onnx.save(build(text.replace("float[N, 3, 8, 8] y", "float[N, 3, 8, 8] y, int64[4, M] d")), path)
+    assert compile_it(path, data, out) == 4
+    found = report_of(out)
+    assert "odd" in found["error"]
+    assert "NonZero" in found["error"]
+    assert "optimize check" in found["error"]
+    assert not list(out.glob("model.ncnn*"))
+
+
+def test_other_numbers_than_onnx_runtimes_fail_the_build(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(*arguments: object) -> tuple[dict[str, np.ndarray], str]:
+        found, version = process.outputs_of(*arguments)  # type: ignore[arg-type]
+        return {name: value * np.float32(1.001) for name, value in found.items()}, version
+
+    monkeypatch.setattr(verify, "outputs_of", other)
+    out = tmp_path / "out"
+    assert compile_it(model, data, out) == 4
+    error = report_of(out)["error"]
+    assert "computes another output" in error
+    assert "1.0e-03" in error
+    assert not list(out.glob("model.ncnn*"))
+
+
+def test_a_gate_is_about_what_was_built(model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert compile_it(model, data, out, "ncnn(storage=float16)", "--gate", "sqnr >= 90") == 3
+    assert not list(out.glob("model.ncnn*"))
+    gates = json.loads((out / "report.json").read_text())["gates"]
+    assert {(gate["subject"], gate["passed"]) for gate in gates} == {("model", True), ("ncnn", False)}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"storage": "int4"}, "storage takes float32 or float16, not 'int4'"),
+        ({"profile": "arm"}, "profile takes x86"),
+        ({"shapes": {"x": "big"}}, "takes one shape, or two"),
+    ],
+)
+def test_wrong_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Ncnn.Config(**options)  # type: ignore[arg-type]
+
+
+def broken(tmp_path: Path, change: Callable[[Path, Path], None]) -> str:
+    """What is said of files that were changed behind the writer's back."""
+    model = build(TEXT, w=random(4, 3, 3, 3), b=random(4), v=random(5, 4))
+    path = tmp_path / "net.onnx"
+    onnx.save(model, path)
+    artifact = Ncnn().build(path, tmp_path, Ncnn.Config(), lambda text: None)
+    param, weights = artifact.paths[:2]
+    change(param, weights)
+    written = converted(model)
+    with pytest.raises((TargetError, ModelError)) as caught:
+        process.outputs_of(
+            param, weights, written.inputs, written.outputs, random_feeds(model, {"x": (1, 3, 8, 8)})
+        )
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_a_layer_that_ncnn_does_not_know(tmp_path: Path) -> None:
+    def change(param: Path, weights: Path) -> None:
+        param.write_text(param.read_text().replace("Pooling ", "Poolin "))
+
+    assert "does not load it" in broken(tmp_path, change)
+
+
+def test_weights_that_end_early(tmp_path: Path) -> None:
+    def change(param: Path, weights: Path) -> None:
+        weights.write_bytes(weights.read_bytes()[:40])
+
+    assert "does not load it" in broken(tmp_path, change)
+
+
+def test_a_process_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "WORKER", "tests.support.dying_worker")
+    said = broken(tmp_path, lambda param, weights: None)
+    assert "ncnn ended with" in said
