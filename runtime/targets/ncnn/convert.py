@@ -9,7 +9,7 @@ from onnx_lathe.runtime.targets.ncnn.dialect import Layer
 from onnx_lathe.runtime.targets.ncnn.facts import BODIES, Shape, gather
 from onnx_lathe.runtime.targets.ncnn.finish import finish
 from onnx_lathe.runtime.targets.ncnn.network import Axes, Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported, view
+from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported, overlooked, view
 from onnx_lathe.runtime.targets.ncnn.registry import find
 
 
@@ -43,7 +43,7 @@ def convert(model: onnx.ModelProto, sizes: Mapping[str, Shape], others: Mapping[
     Raises TargetError where ONNX Runtime cannot run the model at these sizes.
     """
     facts = gather(model, sizes, others)
-    opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
     made = {name: node for node in model.graph.node for name in node.output if name}
     net = Network(facts, made)
     refused: list[tuple[str, str, str]] = []
@@ -93,6 +93,10 @@ def _write(net: Network, refused: list[tuple[str, str, str]], proto: onnx.NodePr
     else:
         before = len(net.layers)
         _try(refused, node, lambda: builder(node, net))
+        if (name := overlooked(node, proto.domain)) and len(refused) == known:
+            refused.append(
+                (node.name, node.op, f"Lathe does not know what its attribute '{name}' means for ncnn")
+            )
         for layer in net.layers[before:]:
             layer.nodes = (node.name,)
     for name in node.outputs if len(refused) > known else ():

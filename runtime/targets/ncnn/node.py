@@ -2,13 +2,48 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import onnx
 
+NO_MATTER = frozenset(
+    {
+        "kernel_shape",
+        "hidden_size",
+        "momentum",
+        "consumed_inputs",
+        "storage_order",
+        "is_test",
+        "seed",
+        "allowzero",
+    }
+)
+"""Attributes that say again what weights and shapes do, or that count in training alone."""
+
 
 class Unsupported(Exception):  # noqa: N818 - it is no error of the program: a builder's way to refuse a node
     """Why ncnn cannot compute a node as the model has it."""
+
+
+class Attributes(dict[str, Any]):
+    """Of one node; `read` has the names of those that a builder looked at."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.read: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
+
+    def __contains__(self, name: object) -> bool:
+        self.read.add(str(name))
+        return super().__contains__(name)
+
+    def items(self) -> Any:
+        self.read.update(self)
+        return super().items()
 
 
 @dataclass(frozen=True)
@@ -42,6 +77,33 @@ class Node:
         return None if value is None else [int(item) for item in value]
 
 
+def overlooked(node: Node, domain: str) -> str | None:
+    """An attribute that says something else than its default, and that nobody has read: the operator may be another
+    one than was written.
+    """
+    if not isinstance(node.attributes, Attributes):
+        return None
+    defaults = _defaults(node.op, node.opset, domain)
+    read = frozenset(node.attributes.read)
+    for name, value in node.attributes.items():
+        if name not in read and name not in NO_MATTER and value != defaults.get(name):
+            return name
+    return None
+
+
+@cache
+def _defaults(op: str, opset: int, domain: str) -> Mapping[str, Any]:
+    try:
+        schema = onnx.defs.get_schema(op, opset, domain)
+    except onnx.defs.SchemaError:
+        return {}
+    return {
+        name: onnx.helper.get_attribute_value(item.default_value)
+        for name, item in schema.attributes.items()
+        if item.default_value.name
+    }
+
+
 def view(proto: onnx.NodeProto, index: int, opset: int) -> Node:
     return Node(
         proto.name or f"{proto.op_type}_{index}",
@@ -49,6 +111,6 @@ def view(proto: onnx.NodeProto, index: int, opset: int) -> Node:
         opset,
         tuple(proto.input),
         tuple(proto.output),
-        {item.name: onnx.helper.get_attribute_value(item) for item in proto.attribute},
+        Attributes({item.name: onnx.helper.get_attribute_value(item) for item in proto.attribute}),
         {entry.key: entry.value for entry in proto.metadata_props},
     )

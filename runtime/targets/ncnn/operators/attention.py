@@ -89,6 +89,8 @@ def _mask(node: Node, net: Network) -> str | None:
         added = _causal(node, net)
         if not node.given(MASK):
             return net.memory(f"{node.name}_mask", added)
+        if net.is_free(node.inputs[MASK]):
+            return net.memory(f"{node.name}_mask", _seen(_constant_mask(node, net) + added))
         return binary(net, f"{node.name}_masks", ADD, _given_mask(node, net), net.memory(node.name, added))
     return _given_mask(node, net)
 
@@ -106,13 +108,24 @@ def _given_mask(node: Node, net: Network) -> str:
     tensor = node.inputs[MASK]
     rank = net.rank(tensor)
     if net.is_free(tensor):
-        values = net.constant(tensor, "mask")
-        if values.dtype == np.bool_:
-            values = np.where(values, np.float32(0), np.float32(HIDDEN))
-        floats = np.maximum(values.astype(np.float32), np.float32(HIDDEN))
-        return net.memory(
-            f"{node.name}_mask", floats.reshape((1,) * (3 - rank) + floats.shape[max(rank - 3, 0) :])
-        )
+        return net.memory(f"{node.name}_mask", _seen(_constant_mask(node, net)))
     if net.is_integer(tensor):
         raise Unsupported("its mask is computed, and says yes or no in place of what to add")
     return net.form(tensor, (rank - 3, rank - 2, rank - 1)).name
+
+
+def _constant_mask(node: Node, net: Network) -> np.ndarray:
+    """[heads or 1, L or 1, S], to be added."""
+    values = net.constant(node.inputs[MASK], "mask")
+    if values.dtype == np.bool_:
+        values = np.where(values, np.float32(0), np.float32(HIDDEN))
+    floats = np.maximum(values.astype(np.float32), np.float32(HIDDEN))
+    rank = floats.ndim
+    return floats.reshape((1,) * (3 - rank) + floats.shape[max(rank - 3, 0) :])
+
+
+def _seen(mask: np.ndarray) -> np.ndarray:
+    """The mask, in which every query sees a key: of one that sees none ONNX's attention is zero, a softmax is not."""
+    if bool(np.any(mask.max(axis=-1) <= HIDDEN)):
+        raise Unsupported("its mask hides all keys from a query")
+    return np.maximum(mask, np.float32(HIDDEN))

@@ -5,8 +5,9 @@ from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 
 IMAGE = (1, 2, 3)
-WAYS = {"bilinear": 1, "linear": 1, "nearest": 2}
-EDGES = {"zeros": 1, "border": 2, "reflection": 3}
+WAYS = {"bilinear": 1, "linear": 1}
+EDGES = {"zeros": 1, "border": 2}
+"""ncnn rounds a place half-way between two pixels up, where ONNX takes the even one, and reflects at other places."""
 
 
 @operator("GridSample")
