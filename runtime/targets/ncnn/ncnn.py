@@ -34,7 +34,8 @@ from onnx_lathe.runtime.targets.ncnn.sizes import Sizes, from_data, parse, sizes
 
 STORAGES = ("float32", "float16")
 PARAM, WEIGHTS, TABLE = "model.ncnn.param", "model.ncnn.bin", "model.ncnn.json"
-OPEN = "depends on the size of the input"
+OPEN = "on the size of the input"
+"""Ends each reason that fixed sizes would do away with: one or several things depend on it."""
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -87,7 +88,10 @@ class Ncnn(Target):
         return replace(self.placement or Placement(), depthwise=PROFILES[options.profile].depthwise_int8)
 
     def refusals(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str, str]]:
-        return list(_converted(model, options)[0].refused)
+        written, sizes = _converted(model, options)
+        fixed = ", ".join(f"{name}: {sizes.fixed().text(name)}" for name in sizes.first)
+        fix = f"; fix it, such as with shapes={{{fixed}}}"
+        return [(node, op, reason + (fix if OPEN in reason else "")) for node, op, reason in written.refused]
 
     def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
         made = {name: node for node in model.graph.node for name in node.output}
