@@ -20,6 +20,7 @@ from onnx_lathe.runtime.targets.core.base import (
     Artifact,
     LayerVerdict,
     Progress,
+    Reopened,
     Target,
     layers_of,
 )
@@ -27,6 +28,7 @@ from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.ncnn import verify
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import param_text, write_weights
+from onnx_lathe.runtime.targets.ncnn.reopen import digest, reopen
 from onnx_lathe.runtime.targets.ncnn.requantize import count_requantized, is_int8
 from onnx_lathe.runtime.targets.ncnn.running import Settings, package
 from onnx_lathe.runtime.targets.ncnn.session import FORMAT, Session, open_files, ports_as_json
@@ -53,6 +55,7 @@ class Ncnn(Target):
     placement = Placement(layers=frozenset({"Conv", "Gemm"}), joins=False)
     """Not MatMul: on the rows of a sequence ncnn's INT8 InnerProduct takes two to five times as long as float."""
     opens = True
+    suffixes = (".param",)
 
     @dataclass(frozen=True)
     class Config(Target.Config):
@@ -141,8 +144,9 @@ class Ncnn(Target):
             write_weights(written.layers, file, half)
         with replacing(param) as file:
             file.write(param_text(written.layers).encode())
-        described = {"format": FORMAT, "storage": options.storage, "profile": options.profile}
+        described: dict[str, Any] = {"format": FORMAT, "storage": options.storage, "profile": options.profile}
         described |= ports_as_json(written.inputs, written.outputs)
+        described["files"] = {"param": digest(param), "bin": digest(weights)}
         with replacing(table) as file:
             file.write((json.dumps(described, indent=1) + "\n").encode())
         int8 = sum(map(is_int8, written.layers))
@@ -183,6 +187,9 @@ class Ncnn(Target):
 
     def open(self, artifact: Artifact, options: Any, threads: int = 1) -> Session | None:
         return open_files(artifact.paths[0], Settings(threads=threads))
+
+    def reopen(self, path: Path, threads: int = 1) -> Reopened:
+        return reopen(path, threads)
 
 
 def _converted(model: onnx.ModelProto, options: Any) -> tuple[Conversion, Sizes]:
