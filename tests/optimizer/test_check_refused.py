@@ -21,11 +21,10 @@ def saved(folder: Path, model: onnx.ModelProto) -> str:
 
 @pytest.fixture
 def strange(tmp_path: Path) -> str:
-    """Two nodes that ncnn has no layers for, the second behind the first, and two that it has."""
-    text = """(float[1, 3, 8, 8] x) => (float[1, 4, 6, 6] y)
-    { h = Conv(x, w)  d = Det(h)  u = Unsqueeze(d, axes)  c = CumSum(h, axis)  s = Add(c, u)  y = Relu(s) }"""
-    axes, axis = np.array([2, 3]), np.array(1)
-    return saved(tmp_path, build(text, w=random(4, 3, 3, 3), axes=axes, axis=axis))
+    """Two nodes that ncnn has no layers for, the second behind the first, and others that it has."""
+    text = """(float[1, 3, 8, 8] x) => (float[1, 4] y)
+    { h = Conv(x, w)  d = Det(h)  u = Unsqueeze(d, axes)  s = Add(h, u)  e = Det(s)  y = Relu(e) }"""
+    return saved(tmp_path, build(text, w=random(4, 3, 3, 3), axes=np.array([2, 3])))
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def test_every_refused_node_is_listed(strange: str, capsys: pytest.CaptureFixtur
     assert main(["check", strange, "--target", "ncnn"]) == 4
     shown = capsys.readouterr().out
     assert "Det_1" in shown
-    assert "CumSum_3" in shown
+    assert "Det_4" in shown
     assert "ncnn: refuses 2 nodes: a build fails" in shown
     assert [path.name for path in Path(strange).parent.iterdir()] == ["model.onnx"]
 
@@ -50,11 +49,11 @@ def test_json_and_the_python_api_have_node_operator_and_reason(
 ) -> None:
     assert main(["check", strange, "--target", "ncnn,ort", "--json"]) == 4
     ncnn, ort = json.loads(capsys.readouterr().out)
-    assert [(one["node"], one["op"]) for one in ncnn["refused"]] == [("Det_1", "Det"), ("CumSum_3", "CumSum")]
+    assert [(one["node"], one["op"]) for one in ncnn["refused"]] == [("Det_1", "Det"), ("Det_4", "Det")]
     assert all(one["reason"] for one in ncnn["refused"])
     assert ort["refused"] == []
     (found,) = check(strange, "ncnn")
-    assert [node for node, _, _ in found.refused] == ["Det_1", "CumSum_3"]
+    assert [node for node, _, _ in found.refused] == ["Det_1", "Det_4"]
 
 
 def test_a_model_that_the_target_takes_ends_with_0(lenet5: Path, capsys: pytest.CaptureFixture[str]) -> None:
