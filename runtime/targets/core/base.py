@@ -117,6 +117,10 @@ class Target:
         """Whether the lowering is to time what it does, on this machine, and leave out what makes the model slower."""
         return False
 
+    def fed(self, options: Any, preprocess: str | None) -> Any:
+        """The options, with how the run's data becomes input: the text of --preprocess, where it has one."""
+        return options
+
     def fitted(
         self,
         model: onnx.ModelProto,

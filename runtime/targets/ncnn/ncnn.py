@@ -1,6 +1,5 @@
 """ncnn, for phones: `.param` and `.bin`, written from the lowered graph and tried in the ncnn package."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ import onnx
 from onnx_lathe.errors import TargetError, UsageError, first_few
 from onnx_lathe.kernels import PROFILES
 from onnx_lathe.placement import Placement
+from onnx_lathe.runtime.data import preprocess
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.targets.core.base import (
@@ -26,16 +26,17 @@ from onnx_lathe.runtime.targets.core.base import (
 )
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.ncnn import verify
+from onnx_lathe.runtime.targets.ncnn.bundle.writing import Bundle
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import param_text, write_weights
-from onnx_lathe.runtime.targets.ncnn.reopen import digest, reopen
+from onnx_lathe.runtime.targets.ncnn.reopen import reopen
 from onnx_lathe.runtime.targets.ncnn.requantize import count_requantized, is_int8
 from onnx_lathe.runtime.targets.ncnn.running import Settings, package
-from onnx_lathe.runtime.targets.ncnn.session import FORMAT, Session, open_files, ports_as_json
+from onnx_lathe.runtime.targets.ncnn.session import Session, open_files
 from onnx_lathe.runtime.targets.ncnn.sizes import Sizes, from_data, parse, sizes_of
 
 STORAGES = ("float32", "float16")
-PARAM, WEIGHTS, TABLE = "model.ncnn.param", "model.ncnn.bin", "model.ncnn.json"
+PARAM, WEIGHTS = "model.ncnn.param", "model.ncnn.bin"
 OPEN = "on the size of the input"
 """Ends each reason that fixed sizes would do away with: one or several things depend on it."""
 
@@ -73,7 +74,16 @@ class Ncnn(Target):
             },
         )
 
+        preprocess: str = _option(
+            "",
+            "how pixels become input, as --preprocess says it, for the C++ example; a run's own if it has one",
+        )
+        bundle: bool = _option(
+            True, "a C++ example for Android and iOS, and a README for the application's developer"
+        )
+
         def __post_init__(self) -> None:
+            preprocess.parse(self.preprocess)
             if self.storage not in STORAGES:
                 raise UsageError(f"option storage takes {' or '.join(STORAGES)}, not '{self.storage}'")
             if self.profile not in PROFILES:
@@ -106,6 +116,9 @@ class Ncnn(Target):
             found.append(LayerVerdict(name, node.op_type, int8, "" if int8 else NOT_QUANTIZED))
         return found
 
+    def fed(self, options: Any, preprocess: str | None) -> Any:
+        return options if options.preprocess or not preprocess else replace(options, preprocess=preprocess)
+
     def fitted(
         self,
         model: onnx.ModelProto,
@@ -132,23 +145,21 @@ class Ncnn(Target):
         return replace(options, shapes={name: fixed.text(name) for name in sizes.first}), [note]
 
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
-        """Writes `model.ncnn.param`, `.bin` and `.json`, which says what goes in and out."""
+        """Writes `model.ncnn.param`, `.bin` and `.json`, which says what goes in and out, and what an application's
+        developer wants beside them.
+        """
         proto = model_file.load(model)
         written, sizes = _converted(proto, options)
         if written.refused:
             raise TargetError(_refusal(written))
         half = options.storage == "float16"
-        param, weights, table = (directory / name for name in (PARAM, WEIGHTS, TABLE))
+        param, weights = (directory / name for name in (PARAM, WEIGHTS))
         progress("writing ncnn's files")
         with replacing(weights) as file:
             write_weights(written.layers, file, half)
         with replacing(param) as file:
             file.write(param_text(written.layers).encode())
-        described: dict[str, Any] = {"format": FORMAT, "storage": options.storage, "profile": options.profile}
-        described |= ports_as_json(written.inputs, written.outputs)
-        described["files"] = {"param": digest(param), "bin": digest(weights)}
-        with replacing(table) as file:
-            file.write((json.dumps(described, indent=1) + "\n").encode())
+        paths = Bundle.of(param).write(written, proto, options)
         int8 = sum(map(is_int8, written.layers))
         details = {
             "layers": len(written.layers),
@@ -156,9 +167,7 @@ class Ncnn(Target):
             "requantized": count_requantized(written.layers),
             "open_sizes": sizes.open,
         }
-        return Artifact(
-            (param, weights, table), sum(path.stat().st_size for path in (param, weights)), details
-        )
+        return Artifact(paths, sum(path.stat().st_size for path in (param, weights)), details)
 
     def verify(
         self,
@@ -183,7 +192,9 @@ class Ncnn(Target):
                 verify.check(verify.agreement(proto, written, (param, exact), one))
         result = verify.agreement(proto, written, (param, weights), one, half)
         verify.check(result)
-        return verify.report(result)
+        found = verify.report(result)
+        Bundle.of(param).write(written, proto, options, found["verified"])
+        return found
 
     def open(self, artifact: Artifact, options: Any, threads: int = 1) -> Session | None:
         return open_files(artifact.paths[0], Settings(threads=threads))
