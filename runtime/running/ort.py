@@ -35,6 +35,8 @@ DTYPES = {
     "tensor(bool)": np.bool_,
 }
 
+LEAST_ROUNDS = 5
+
 _HELPED: "weakref.WeakSet[onnxruntime.InferenceSession]" = weakref.WeakSet()
 
 HELPED = (
@@ -350,22 +352,16 @@ def random_feeds(
 
 
 def times(
-    sessions: Sequence[Any],
-    feeds: Mapping[str, np.ndarray],
-    *,
-    budget_s: float = 1.0,
-    least: int = 5,
-    most: int = 200,
+    sessions: Sequence[Any], feeds: Mapping[str, np.ndarray], *, budget_s: float = 1.0, most: int = 200
 ) -> np.ndarray:
     """Milliseconds [rounds, sessions] on the same feeds, run in turn A B A B so that all see the same machine.
 
-    Stops after `budget_s` seconds once `least` rounds are in, and after `most` rounds; the first round is
-    not counted.
+    Stops after `budget_s` seconds once LEAST_ROUNDS are in, and after `most`; the first is not counted.
     """
     rounds: list[list[float]] = []
     names = [[output.name for output in one.get_outputs()] for one in sessions]
     started = time.perf_counter()
-    while len(rounds) <= most and (len(rounds) <= least or time.perf_counter() - started < budget_s):
+    while len(rounds) <= most and (len(rounds) <= LEAST_ROUNDS or time.perf_counter() - started < budget_s):
         rounds.append([])
         for one, outputs in zip(sessions, names, strict=True):
             begin = time.perf_counter()

@@ -56,8 +56,8 @@ def pixels_of(text: str, inputs: Sequence[Port]) -> Pixels | str:
     channels = port.shape[1]
     mean, std = (_per_channel(values, channels) for values in (asked.mean, asked.std))
     resized, made = _frame(asked, port)
-    if isinstance(resized, tuple) and made is not None and (made[0] > resized[0] or made[1] > resized[1]):
-        return "crop is larger than resize, which adds black"
+    if isinstance(resized, int) and made is not None and max(made) > resized:
+        return "crop may be larger than what resize leaves of a picture, which adds black"
     return Pixels(port.tensor, ORDERS[channels], mean, [1 / value for value in std], resized, made)
 
 

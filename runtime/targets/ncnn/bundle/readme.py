@@ -28,7 +28,7 @@ def readme(
                 _pixels(pixels),
                 f"## Android\n\n{ANDROID.format(**names)}",
                 f"## iOS\n\n{IOS.format(**names)}",
-                f"## Options\n\nSet before the network is loaded (`configure` in the example).\n\n{_options(profile, storage)}",
+                f"## Options\n\nSet before the network is loaded (`configure` in the example).\n\n{_options(names, profile, storage)}",
                 f"## Measured where this was built\n\n{_measured(described)}",
                 f"## Tune\n\n{_tune(names, described)}",
             )
@@ -106,7 +106,7 @@ IOS = """1. Add `ncnn.framework` and `openmp.framework` of `ncnn-YYYYMMDD-ios.zi
    `model::load(net, [[[NSBundle mainBundle] resourcePath] UTF8String], threads)`."""
 
 
-def _options(profile: str, storage: str) -> str:
+def _options(names: Mapping[str, str], profile: str, storage: str) -> str:
     stored = {
         "float16": "Weights are stored in float16.",
         "float32": "Float weights are stored in float32; `ncnn(storage=float16)` halves the file.",
@@ -116,6 +116,7 @@ def _options(profile: str, storage: str) -> str:
             "- Threads: as many as there are fast cores, 2 to 4; weights are packed for that number when the network is loaded.",
             f"- {HALF.get(profile, HALF_OTHERWISE)}",
             f"- {stored}",
+            f"- An ncnn built without some layers has to keep those of `{names['param']}`, and Bias and Scale for `substract_mean_normalize`.",
             "- `use_vulkan_compute`: off; the GPU's drivers differ, and nothing here was measured on one.",
         )
     )

@@ -284,7 +284,7 @@ KEPT = r"""    ncnn::Mat in = ncnn::Mat::from_pixels(pixels, ncnn::Mat::$kind, w
 
 ROI_SHORT = r"""    // the shorter side becomes $side pixels, then the middle $width x $height (width x height) is taken
     const float scale = (float)std::min(width, height) / $side.f;
-    const int w = std::min(width, (int)($width * scale + 0.5f)), h = std::min(height, (int)($height * scale + 0.5f));
+    const int w = (int)($width * scale), h = (int)($height * scale);
     ncnn::Mat in = ncnn::Mat::from_pixels_roi_resize(
         pixels, ncnn::Mat::$kind, width, height, (width - w) / 2, (height - h) / 2, w, h, $width, $height);"""
 
