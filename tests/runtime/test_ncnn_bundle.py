@@ -162,8 +162,12 @@ def test_an_algorithm_that_is_written_down_is_described() -> None:
     direct = Layer("Convolution", "two", ["a"], ["b"], params | {31: 64}, nodes=("conv2",))
     strided = Layer("Convolution", "three", ["b"], ["c"], params | {3: 2}, nodes=("conv3",))
     grouped = Layer("ConvolutionDepthWise", "four", ["c"], ["d"], params | {7: 8}, nodes=("conv4",))
-    found = convolutions([plain, direct, strided, grouped], onnx.ModelProto())
-    assert [(one.node, one.inputs, one.outputs, one.algorithm) for one in found] == [
-        ("conv1", 8, 16, None),
-        ("conv2", 8, 16, "direct"),
+    other = Layer("Convolution", "five", ["d"], ["e"], dict(params), nodes=("resize",))
+    names = {"conv1": "Conv", "conv2": "Conv", "conv3": "Conv", "conv4": "Conv", "resize": "Resize"}
+    nodes = [onnx.helper.make_node(op, ["x"], ["y"], name=name) for name, op in names.items()]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], []))
+    found = convolutions([plain, direct, strided, grouped, other], model, "arm64-fp16")
+    assert [(one.node, one.inputs, one.outputs, one.own, one.algorithm) for one in found] == [
+        ("conv1", 8, 16, "winograd63", None),
+        ("conv2", 8, 16, "winograd63", "direct"),
     ]

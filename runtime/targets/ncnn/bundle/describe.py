@@ -6,6 +6,7 @@ from typing import Any
 
 import onnx
 
+from onnx_lathe.kernels import NAMES, PROFILES
 from onnx_lathe.metadata import CONV_ALGORITHM
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer
 from onnx_lathe.runtime.targets.ncnn.requantize import is_int8
@@ -21,7 +22,7 @@ TAPS = 3
 @dataclass(frozen=True)
 class Chosen:
     """A convolution that ncnn can compute in more than one way. `algorithm`: the one written down; None leaves it to
-    ncnn. `node`: its name in the model.
+    ncnn, whose `own` choice it is then. `node`: its name in the model.
     """
 
     node: str
@@ -31,6 +32,7 @@ class Chosen:
     inputs: int
     outputs: int
     int8: bool
+    own: str
     algorithm: str | None
 
     def as_json(self) -> dict[str, Any]:
@@ -39,13 +41,16 @@ class Chosen:
             "layer": self.layer,
             "channels": [self.inputs, self.outputs],
             "int8": self.int8,
+            "own": self.own,
             "algorithm": self.algorithm,
         }
 
 
-def convolutions(layers: Sequence[Layer], model: onnx.ModelProto) -> list[Chosen]:
-    """Those of 3 x 3 with stride and dilation 1, which Winograd's algorithms are for."""
-    said = _said(model)
+def convolutions(layers: Sequence[Layer], model: onnx.ModelProto, profile: str) -> list[Chosen]:
+    """Those of 3 x 3 with stride and dilation 1, which Winograd's algorithms are for, that a Conv of the model has
+    become; other nodes are written as Convolution, too.
+    """
+    said, known = _said(model), {node.name for node in model.graph.node if node.op_type == "Conv"}
     found = []
     for layer in layers:
         params = layer.params
@@ -55,7 +60,9 @@ def convolutions(layers: Sequence[Layer], model: onnx.ModelProto) -> list[Chosen
         steps = {params.get(key, 1) for key in (*DILATION, *STRIDE)}
         if {params.get(key) for key in KERNEL} != {TAPS} or steps != {1}:
             continue
-        node = next((name for name in layer.nodes if name), layer.name)
+        node = next((name for name in layer.nodes if name and name in known), None)
+        if node is None:
+            continue
         inputs = weights // (outputs * TAPS * TAPS)
         found.append(
             Chosen(
@@ -66,10 +73,15 @@ def convolutions(layers: Sequence[Layer], model: onnx.ModelProto) -> list[Chosen
                 inputs,
                 outputs,
                 is_int8(layer),
+                _own(profile, inputs, outputs, is_int8(layer)),
                 _written(layer, said.get(node)),
             )
         )
     return found
+
+
+def _own(profile: str, inputs: int, outputs: int, int8: bool) -> str:
+    return NAMES[PROFILES["arm64-int8" if int8 else profile].default(inputs, outputs)]
 
 
 def _written(layer: Layer, said: str | None) -> str | None:

@@ -66,7 +66,8 @@ def _port(port: Port) -> str:
 
 
 def _convolution(one: Chosen) -> str:
-    return f"{{{literal(json.dumps(one.node))}, {literal(one.bottom)}, {literal(one.top)}}}"
+    named = literal(json.dumps(one.node))
+    return f"{{{named}, {literal(one.own)}, {literal(one.bottom)}, {literal(one.top)}}}"
 
 
 def comment(text: str) -> str:

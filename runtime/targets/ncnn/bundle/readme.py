@@ -147,9 +147,9 @@ def _tune(names: Mapping[str, str], described: Mapping[str, Any]) -> str:
     adb shell "cd /data/local/tmp && ./example . tune choices.json 'NAME OF THE DEVICE' 4"
     adb pull /data/local/tmp/choices.json
 
-times ncnn's own choice and direct computation in turn, layer by layer, and writes the layers in which the latter is certainly
-faster; ncnn can be told that and no more, layer by layer. `--all` times all algorithms. The file
+times ncnn's own choice and direct computation in turn, layer by layer, and writes the better one: direct only where it is certainly
+faster. ncnn can be told that and no more, layer by layer; `--all` times all algorithms. The file
 
     {{"format": 1, "device": "...", "layers": {{"name of the node": "direct"}}}}
 
-goes back into Lathe, which writes the choices into `{names["param"]}`. Layers that it does not name stay with ncnn's own choice."""
+goes back into Lathe: `optimize model.onnx --passes "..., winograd(tuning=choices.json)" --target ncnn`."""

@@ -109,7 +109,8 @@ inline bool run(const ncnn::Net& net, const std::vector<ncnn::Mat>& inputs, std:
 
 // ---- tune: which algorithm computes each 3 x 3 convolution fastest on this device ----
 
-struct Convolution { const char* node; const char* bottom; const char* top; }; // node: its name, as JSON
+// node: its name, as JSON; own: the algorithm that ncnn takes by itself, on the processor that the network was written for.
+struct Convolution { const char* node; const char* own; const char* bottom; const char* top; };
 
 const std::vector<Convolution> CONVOLUTIONS = {
 $convolutions};
@@ -171,8 +172,8 @@ inline std::string free_of_choices(std::string text)
     return text;
 }
 
-// Writes the layers in which another algorithm than ncnn's own choice is faster: three quarters of its times are below
-// three quarters of those. algorithms: 2 compares with "direct" alone, which any ncnn can be told layer by layer; 5 with all.
+// Writes the best algorithm of each layer. Another than ncnn's own choice has to be certainly faster: three quarters of its
+// times are below three quarters of those. algorithms: 2 compares with "direct" alone, which any ncnn can be told layer by layer; 5 with all.
 inline bool tune(const std::string& folder, const std::string& path, const std::string& device, int threads, int algorithms)
 {
     std::ifstream file((folder + "/" + PARAM).c_str(), std::ios::binary);
@@ -214,8 +215,7 @@ inline bool tune(const std::string& folder, const std::string& path, const std::
             std::printf("%-11s %10.1f us  %s\n", a ? ALGORITHMS[a] : "ncnn's own", median, CONVOLUTIONS[i].node);
             if (quantile(times[a][i], 0.75) < quantile(times[0][i], 0.25) && median < quantile(times[best][i], 0.5)) best = a;
         }
-        if (best)
-            layers += std::string(layers.empty() ? "" : ",") + "\n  " + CONVOLUTIONS[i].node + ": \"" + ALGORITHMS[best] + "\"";
+        layers += std::string(i ? "," : "") + "\n  " + CONVOLUTIONS[i].node + ": \"" + (best ? ALGORITHMS[best] : CONVOLUTIONS[i].own) + "\"";
     }
     std::string name;
     for (char c : device)

@@ -46,7 +46,7 @@ class Bundle:
         the comparison with ONNX Runtime. Returns all files that there are now.
         """
         pixels = pixels_of(options.preprocess, written.inputs)
-        chosen = convolutions(written.layers, model)
+        chosen = convolutions(written.layers, model, options.profile)
         described = self._described(written, chosen, pixels, options) | (
             {"verified": dict(verified)} if verified else {}
         )
