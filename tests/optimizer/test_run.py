@@ -5,12 +5,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 import onnx_lathe
 from onnx_lathe.errors import DataError, ModelError
 from onnx_lathe.optimizer.cli import main
+from tests.support.builders import build, random
 
 pytest.importorskip("ncnn")
 PIXELS = ["--preprocess", "scale=1/255", "--quiet"]
@@ -174,6 +176,27 @@ def test_a_network_that_ends_the_process_which_runs_it_is_refused(copied: Path) 
 def test_data_of_another_shape_is_one_line(built: Path) -> None:
     with pytest.raises(DataError, match=r"samples of shape \[1, 32, 32\], .* takes \[1, 28, 28\]"):
         onnx_lathe.run(built, {"image": np.zeros((2, 1, 32, 32), np.float32)})
+
+
+def open_sizes(folder: Path) -> Path:
+    text = """(float[N, 3, H, W] image) => (float[N, 8, P, Q] map)
+    { a = Conv <pads = [1, 1, 1, 1]> (image, v)  map = Relu(a) }"""
+    onnx.save(build(text, v=random(8, 3, 3, 3)), folder / "open.onnx")
+    return folder / "open.onnx"
+
+
+def test_open_sizes_run_at_each_and_fixed_ones_at_theirs_alone(tmp_path: Path) -> None:
+    model = open_sizes(tmp_path)
+    assert onnx_lathe.build(model, "ncnn", tmp_path / "out").exit_code == 0
+    for size in (17, 40):
+        image = {"image": random(2, 3, size, size + 3)}
+        found = onnx_lathe.run(tmp_path / "out" / "model.ncnn.param", image, against=model)
+        assert found.metrics["sqnr"] > 80
+        assert list(found.outputs[0].shape) == [2, 8, size, size + 3]
+    target = "ncnn(shapes={image: 1x3x24x24})"
+    assert onnx_lathe.optimize(model, "fold", targets=target, out=tmp_path / "fixed").exit_code == 0
+    with pytest.raises(DataError, match=r"samples of shape \[3, 30, 24\], .* takes \[3, 24, 24\]"):
+        onnx_lathe.run(tmp_path / "fixed" / "model.ncnn.param", {"image": random(2, 3, 30, 24)})
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:

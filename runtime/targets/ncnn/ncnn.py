@@ -1,7 +1,7 @@
 """ncnn, for phones: `.param` and `.bin`, written from the lowered graph and tried in the ncnn package."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -219,9 +219,18 @@ def _refusal(written: Conversion) -> str:
 
 
 def _one_sample(written: Conversion, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The first sample, where the model takes a batch of any size."""
+    """The first sample, where the model takes a batch of any size; random values for an input whose size was fixed at
+    another one than that of the feeds.
+    """
     found = {}
     for port in written.inputs:
         value = feeds[port.tensor]
-        found[port.tensor] = value[:1] if port.declared and port.declared[0] is None else value
+        one = value[:1] if port.declared and port.declared[0] is None else value
+        sizes = [known or given for known, given in zip(port.shape, one.shape, strict=True)]
+        found[port.tensor] = one if sizes == list(one.shape) else _random(sizes, one.dtype)
     return found
+
+
+def _random(sizes: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    values = np.random.default_rng(0).standard_normal(sizes)
+    return values.astype(dtype) if np.issubdtype(dtype, np.floating) else np.zeros(sizes, dtype)
