@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         pack,
         passes,
         rewrite,
+        run,
         targets,
         to_torch,
         unpack,
@@ -57,8 +58,8 @@ if not (_here / "passes").is_dir():
 
 _PLACES = {
     "optimizer.api": (
-        "build", "check", "from_torch", "gate", "inspect", "open", "optimize", "pack", "rewrite", "targets",
-        "to_torch", "unpack",
+        "build", "check", "from_torch", "gate", "inspect", "open", "optimize", "pack", "rewrite", "run",
+        "targets", "to_torch", "unpack",
     ),
     "passes.core.base": ("Pass",),
     "passes.core.options": ("option",),
@@ -95,6 +96,7 @@ __all__ = [
     "passes",
     "register",
     "rewrite",
+    "run",
     "targets",
     "to_torch",
     "unpack",

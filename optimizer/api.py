@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.optimizer import artifacts, compare, opening, pipeline
+from onnx_lathe.optimizer import artifacts, compare, observing, opening, pipeline
 from onnx_lathe.optimizer import check as checking
 from onnx_lathe.optimizer.build import configured_targets, placement
 from onnx_lathe.optimizer.inspect import LayerRow, Size, layer_table
 from onnx_lathe.optimizer.measuring import measured_exactly
+from onnx_lathe.optimizer.observing import Observation
 from onnx_lathe.optimizer.recipe import Call, Recipe, check_order, load_recipe, override, parse_calls
 from onnx_lathe.optimizer.report.record import GateRecord, RunRecord
 from onnx_lathe.optimizer.run import Request
@@ -208,6 +209,31 @@ def gate(
     return compare.compare(_path(base, "base"), _path(candidate, "candidate"), recipe, Calling(progress))
 
 
+def run(
+    model: str | Path,
+    data: DataSpec | None = None,
+    *,
+    against: str | Path | None = None,
+    preprocess: str | None = None,
+    classes: str | None = None,
+    threads: int = 1,
+    save: str | Path | None = None,
+    progress: Progress = lambda text: None,
+) -> Observation:
+    """What a finished model file computes of the data, or of random values without: outputs, metrics and latency.
+
+    model: an ONNX file, packed or not, an .ort file, or ncnn's .param with its .bin and .json beside it. against:
+    another one, such as the original, which it is compared with and timed in turn with. save: an .npz file for all
+    outputs.
+    """
+    recipe = _asked(Recipe(), eval=data, preprocess=preprocess, classes=classes)
+    paths = [
+        None if one is None else _path(one, what) for one, what in ((against, "against"), (save, "save"))
+    ]
+    with limited(threads):
+        return observing.observe(_path(model, "model"), recipe, Calling(progress), *paths)
+
+
 def inspect(model: Model) -> tuple[list[LayerRow], Size]:
     """(a row per layer, what the whole model weighs)."""
     table = layer_table(_loaded(model))
@@ -215,7 +241,7 @@ def inspect(model: Model) -> tuple[list[LayerRow], Size]:
 
 
 def check(model: str | Path, targets: str | Sequence[str]) -> list[checking.Check]:
-    """Which layers really run in INT8 on each target, and why the others do not."""
+    """Which nodes each target refuses, which layers really run in INT8 on it, and why the others do not."""
     return checking.check(_path(model, "model"), _calls(targets))
 
 

@@ -1,4 +1,4 @@
-"""Which layers of a model really run in INT8 on a target, and why the others do not."""
+"""What a target makes of a model: nodes that it refuses, and which layers really run in INT8."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +21,8 @@ class Check:
 
     target: str
     layers: Sequence[LayerVerdict]
+    refused: Sequence[tuple[str, str, str]] = ()
+    """(node, operator, reason) of what the target cannot compute: a build would fail."""
 
     @property
     def int8(self) -> int:
@@ -31,6 +33,7 @@ class Check:
             "target": self.target,
             "int8_layers": self.int8,
             "layers": [asdict(layer) for layer in self.layers],
+            "refused": [{"node": node, "op": op, "reason": reason} for node, op, reason in self.refused],
         }
 
 
@@ -39,7 +42,7 @@ def check(path: Path, calls: Sequence[Call]) -> list[Check]:
 
     A reason that the lowering gives, such as a layer that it left in float, comes before the target's own.
     Raises ModelError for a file that cannot be read, UsageError for a target that is unknown or only writes
-    a file.
+    a file, TargetError where the target finds that the model cannot be run at all.
     """
     if not calls:
         raise UsageError("no target is named; see: optimize targets")
@@ -57,11 +60,12 @@ def check(path: Path, calls: Sequence[Call]) -> list[Check]:
         reasons = {skip.node: skip.reason for skip in report.skips}
         with crashes_named(f"as target {target.name} wants it", target.name):
             verdicts = target.layers(lowered)
+            refused = target.refusals(lowered, config)
         layers = [
             layer
             if layer.int8 or layer.node not in reasons
             else LayerVerdict(layer.node, layer.op, False, reasons[layer.node])
             for layer in verdicts
         ]
-        found.append(Check(target.name, layers))
+        found.append(Check(target.name, layers, refused))
     return found

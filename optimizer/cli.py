@@ -22,6 +22,7 @@ COMMANDS = {
     "check": "show.check",
     "build": "compile.build",
     "gate": "judge.gate",
+    "run": "running.run",
     "pack": "packing.pack",
     "unpack": "packing.unpack",
 }

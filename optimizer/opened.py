@@ -32,7 +32,9 @@ def judge_opened(run: Run, target: Target, config: Any, artifact: Artifact, foun
         run.ui.status(f"timing {target.name}")
         original = ort.as_opened(run.request.model)
         session = target.open(artifact, config, limit() or os.cpu_count() or 1)
-        feeds = sample_feeds(run.roles.sample, original, 1)
+        # without data the sizes are made up, and those of what was built may be fixed
+        takes = session if run.roles.sample is None and _is_fixed(session) else original
+        feeds = sample_feeds(run.roles.sample, takes, 1)
         base["latency"], found.quality["latency"] = ort.latency_pair(
             original, session, feeds, budget_s=LATENCY_BUDGET_S
         )
@@ -41,3 +43,8 @@ def judge_opened(run: Run, target: Target, config: Any, artifact: Artifact, foun
     run.record.gates.extend(
         judge(run.gates, base, found.quality, target.name, only=lambda metric: metric in judged)
     )
+
+
+def _is_fixed(session: Any) -> bool:
+    """Whether it takes inputs of one size, but for a batch."""
+    return all(isinstance(size, int) for value in session.get_inputs() for size in value.shape[1:])

@@ -17,6 +17,7 @@ from onnx_lathe.placement import CANONICAL, Placement
 from onnx_lathe.runtime.data import (
     DataSource,
     DataSpec,
+    InputSpec,
     model_classes,
     model_inputs,
     named,
@@ -81,8 +82,11 @@ def open_roles(recipe: Recipe, model: onnx.ModelProto) -> Roles:
     Evaluation data is never trained on: the same data in both roles is refused. Raises DataError or
     UsageError.
     """
-    inputs, classes = model_inputs(model), model_classes(model)
+    return open_fed(recipe, model_inputs(model), model_classes(model))
 
+
+def open_fed(recipe: Recipe, inputs: Sequence[InputSpec], classes: int | None) -> Roles:
+    """As `open_roles`, for a model with these inputs and so many classes."""
     class_names = None if recipe.classes is None else read_classes(recipe.classes)
     opened: dict[str, DataSource] = {}
 

@@ -20,6 +20,7 @@ PASS_WORDS = {
 """Pass -> what others call it."""
 COMMAND_WORDS = {
     "inspect": ("profile", "info", "show", "summary", "stats", "layers", "macs", "flops", "view"),
+    "run": ("infer", "predict", "execute", "benchmark", "bench", "time", "test", "inference"),
     "pack": ("compress", "zip", "gzip", "archive"),
     "unpack": ("decompress", "unzip", "extract", "restore"),
     "gate": ("compare", "eval", "evaluate", "judge", "accuracy", "diff", "verify"),

@@ -25,14 +25,12 @@ def add_output_options(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
-def add_threads(parser: argparse.ArgumentParser) -> None:
+def add_threads(
+    parser: argparse.ArgumentParser,
+    help: str = "threads of each process: sessions, training, children (default: one per core)",
+) -> None:
     """Read in cli.py, before any library counts the cores."""
-    parser.add_argument(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="threads of each process: sessions, training, children (default: one per core)",
-    )
+    parser.add_argument("--threads", type=int, metavar="N", help=help)
 
 
 def print_json(value: Any) -> None:
@@ -48,11 +46,20 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "a folder of images; or FILE.py:FUNCTION yielding batches",
     )  # fmt: skip
     data.add_argument("--data", metavar="D", help="is split into training, calibration and evaluation data")
+    _add_roles(data)
+    add_reading_of_data(data)
+
+
+def _add_roles(data: Any) -> None:
     data.add_argument("--train", metavar="D", help="training data")
     data.add_argument(
         "--calibration", metavar="D", help="calibration data (default: part of the training data)"
     )
     data.add_argument("--eval", metavar="D", help="evaluation data; never trained on")
+
+
+def add_reading_of_data(data: Any) -> None:
+    """Options of how data is read, to a parser or a group of one."""
     data.add_argument(
         "--preprocess",
         metavar="TEXT",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from onnx_lathe.errors import ExitCode
 from onnx_lathe.optimizer.commands.options import Parser, add_output_options, add_threads, print_json
 
 
@@ -62,8 +63,8 @@ def inspect(arguments: list[str]) -> int:
 
 
 def check(arguments: list[str]) -> int:
-    parser = Parser(prog="optimize check", description="Which layers really run in INT8 on a target, and why the others do not.",
-                     allow_abbrev=False)  # fmt: skip
+    parser = Parser(prog="optimize check", description="Which nodes a target refuses, which layers really run in INT8 on it, and why the others do not. "
+                     "The exit code is 4 if a node is refused.", allow_abbrev=False)  # fmt: skip
     parser.add_argument("model", type=Path, help="the ONNX file, such as the model.onnx of an earlier run")
     parser.add_argument(
         "--target",
@@ -84,4 +85,4 @@ def check(arguments: list[str]) -> int:
         print_json([one.as_json() for one in found])
     else:
         show_checks(found, Console(highlight=False, emoji=False))
-    return 0
+    return ExitCode.TARGET_FAILED if any(one.refused for one in found) else ExitCode.DONE

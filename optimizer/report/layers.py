@@ -14,7 +14,7 @@ from onnx_lathe.optimizer.report.units import count, size
 
 
 def show_checks(checks: Sequence[Check], console: Console) -> None:
-    """Per target, the layers with the kernel's type and the reason, and how many run in INT8."""
+    """Per target, the layers with the kernel's type and the reason, how many run in INT8, and what is refused."""
     for check in checks:
         table = plain_table("layer", "op", "runs in", "why")
         for layer in check.layers:
@@ -24,6 +24,18 @@ def show_checks(checks: Sequence[Check], console: Console) -> None:
         if table.row_count:
             console.print(table)
         console.print(f"{check.target}: {check.int8} of {len(check.layers)} layers run in INT8", markup=False)
+        if check.refused:
+            _show_refused(check, console)
+
+
+def _show_refused(check: Check, console: Console) -> None:
+    table = plain_table("node", "op", "refused because")
+    for node, op, reason in check.refused:
+        table.add_row(escape(node), escape(op), escape(reason))
+    console.print(table)
+    count = len(check.refused)
+    nodes = "1 node" if count == 1 else f"{count} nodes"
+    console.print(f"{check.target}: refuses {nodes}: a build fails", markup=False)
 
 
 def show_layers(rows: Sequence[LayerRow], whole: Size, console: Console) -> None:

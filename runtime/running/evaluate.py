@@ -33,6 +33,14 @@ KEPT_BYTES = 256 << 20
 """The original's outputs are kept up to this size, so that it runs once; for samples beyond it, it runs again."""
 
 
+Heard = Callable[[Outputs, int, bool], None]
+"""Called with outputs, of how many samples they are, and whether these are one call without a batch."""
+
+
+def unheard(outputs: Outputs, count: int, alone: bool) -> None:
+    """Nobody wants them."""
+
+
 @dataclass
 class Reference:
     """The original's outputs on the evaluation data, batch by batch; None where they were not kept, and
@@ -73,9 +81,10 @@ def reference(
     data: DataSource,
     progress: Callable[[str], None],
     model: onnx.ModelProto | None = None,
+    heard: Heard = unheard,
 ) -> Reference:
     """Evaluates the original and keeps its outputs for `evaluate`. The session's `model` tells which outputs
-    are joined of parts.
+    are joined of parts. `heard` gets the outputs of each call.
     """
     joined = {} if model is None else joins(model)
     mixed: list[str | None] = []
@@ -91,6 +100,7 @@ def reference(
     scores = Scores(joined)
     for outputs, piece in _outputs(session, data, progress, one_by_one):
         batches.append(_fingerprint(piece))
+        heard(outputs, piece.count, piece.alone)
         scores.add(outputs, piece.labels, outputs, piece.alone)
         total += sum(output.nbytes for output in outputs.values())
         kept.append(outputs if total <= KEPT_BYTES else None)
@@ -114,9 +124,10 @@ def evaluate(
     data: DataSource,
     original: Reference,
     progress: Callable[[str], None],
+    heard: Heard = unheard,
 ) -> Quality:
     """Metrics of a candidate on the same data. `sqnr` is infinite when every output is equal; an output that
-    cannot be compared has none, and `reasons` says why.
+    cannot be compared has none, and `reasons` says why. `heard` gets the outputs of each call.
 
     Raises DataError if the data is not the same as it was for the original.
     """
@@ -130,6 +141,7 @@ def evaluate(
         wanted = original.outputs[seen]
         if wanted is None and original.session is not None:
             wanted = piece.cut(ort.run(original.session, piece.inputs))
+        heard(outputs, piece.count, piece.alone)
         scores.add(outputs, piece.labels, wanted or {}, piece.alone)
         seen += 1
     if seen < len(original.batches):

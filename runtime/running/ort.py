@@ -2,7 +2,7 @@
 
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -34,6 +34,8 @@ DTYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(bool)": np.bool_,
 }
+
+LEAST_ROUNDS = 5
 
 _HELPED: "weakref.WeakSet[onnxruntime.InferenceSession]" = weakref.WeakSet()
 
@@ -145,14 +147,14 @@ def plain_session(
         return _survived(source, settings, options)
 
 
-def as_opened(model: Path) -> onnxruntime.InferenceSession:
+def as_opened(model: Path, threads: int = 0) -> onnxruntime.InferenceSession:
     """A plain session; of a model that it refuses, the one of `session` (`is_helped` tells), or its ModelError."""
     try:
-        return plain_session(model)
+        return plain_session(model, threads)
     except CrashError:
         raise
     except ModelError:
-        return session(model)
+        return session(model, threads)
 
 
 def survive(model: onnx.ModelProto | Path) -> None:
@@ -349,34 +351,31 @@ def random_feeds(
     return feeds
 
 
-def latency_pair(
-    base: onnxruntime.InferenceSession,
-    candidate: onnxruntime.InferenceSession,
-    feeds: Mapping[str, np.ndarray],
-    *,
-    budget_s: float = 1.0,
-    least: int = 5,
-    most: int = 200,
-) -> tuple[float, float]:
-    """Median milliseconds of (base, candidate) on the same feeds, run in turn A B A B so that both see the
-    same machine.
+def times(
+    sessions: Sequence[Any], feeds: Mapping[str, np.ndarray], *, budget_s: float = 1.0, most: int = 200
+) -> np.ndarray:
+    """Milliseconds [rounds, sessions] on the same feeds, run in turn A B A B so that all see the same machine.
 
-    Stops after `budget_s` seconds once `least` rounds are in, and after `most` rounds; the first round is
-    not counted.
+    Stops after `budget_s` seconds once LEAST_ROUNDS are in, and after `most`; the first is not counted.
     """
-    rounds: list[tuple[float, float]] = []
-    sessions = (base, candidate)
+    rounds: list[list[float]] = []
     names = [[output.name for output in one.get_outputs()] for one in sessions]
     started = time.perf_counter()
-    while len(rounds) <= most and (len(rounds) <= least or time.perf_counter() - started < budget_s):
-        times = []
+    while len(rounds) <= most and (len(rounds) <= LEAST_ROUNDS or time.perf_counter() - started < budget_s):
+        rounds.append([])
         for one, outputs in zip(sessions, names, strict=True):
             begin = time.perf_counter()
             with _refusing("run the model"):
                 one.run(outputs, dict(feeds))
-            times.append(1e3 * (time.perf_counter() - begin))
-        rounds.append((times[0], times[1]))
-    medians = np.median(np.array(rounds[1:]), axis=0)
+            rounds[-1].append(1e3 * (time.perf_counter() - begin))
+    return np.array(rounds[1:])
+
+
+def latency_pair(
+    base: Any, candidate: Any, feeds: Mapping[str, np.ndarray], *, budget_s: float = 1.0, most: int = 200
+) -> tuple[float, float]:
+    """Median milliseconds of (base, candidate), as `times` finds them."""
+    medians = np.median(times((base, candidate), feeds, budget_s=budget_s, most=most), axis=0)
     return float(medians[0]), float(medians[1])
 
 

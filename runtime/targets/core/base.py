@@ -24,6 +24,17 @@ class Artifact:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Reopened:
+    """A finished file that runs on this machine. `session`: as `Target.open` gives one; `library`: what runs it, with
+    its version; `size_bytes`: of all files that belong to it.
+    """
+
+    session: Any
+    library: str
+    size_bytes: int
+
+
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 NOT_QUANTIZED = "it is not quantized"
 
@@ -63,6 +74,8 @@ class Target:
     """What is built runs on this machine (`open`): what is measured and judged is that, not the lowered model in ONNX
     Runtime.
     """
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Endings of the written files that `reopen` takes."""
     opened: ClassVar[bool] = False
     """Users open the file in ONNX Runtime as it is: its figures are those of a plain session."""
 
@@ -104,6 +117,10 @@ class Target:
         """Whether the lowering is to time what it does, on this machine, and leave out what makes the model slower."""
         return False
 
+    def fed(self, options: Any, preprocess: str | None) -> Any:
+        """The options, with how the run's data becomes input: the text of --preprocess, where it has one."""
+        return options
+
     def fitted(
         self,
         model: onnx.ModelProto,
@@ -144,6 +161,14 @@ class Target:
         onnxruntime.InferenceSession; metrics, gates and times are then its. None where this machine cannot run it.
         """
         return None
+
+    def reopen(self, path: Path, threads: int = 1) -> Reopened:
+        """A file that an earlier build wrote. One that would end the process that runs it is refused.
+
+        Raises ModelError for a file that is not, or not with all that belongs to it, what `build` wrote, TargetError
+        where this machine cannot run it.
+        """
+        raise NotImplementedError
 
 
 def layers_of(model: onnx.ModelProto) -> dict[int, onnx.NodeProto]:

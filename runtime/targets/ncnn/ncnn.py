@@ -1,8 +1,7 @@
 """ncnn, for phones: `.param` and `.bin`, written from the lowered graph and tried in the ncnn package."""
 
-import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import onnx
 from onnx_lathe.errors import TargetError, UsageError, first_few
 from onnx_lathe.kernels import PROFILES
 from onnx_lathe.placement import Placement
+from onnx_lathe.runtime.data import preprocess
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.targets.core.base import (
@@ -20,21 +20,25 @@ from onnx_lathe.runtime.targets.core.base import (
     Artifact,
     LayerVerdict,
     Progress,
+    Reopened,
     Target,
     layers_of,
 )
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.ncnn import verify
+from onnx_lathe.runtime.targets.ncnn.bundle.writing import Bundle
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import param_text, write_weights
+from onnx_lathe.runtime.targets.ncnn.reopen import reopen
 from onnx_lathe.runtime.targets.ncnn.requantize import count_requantized, is_int8
 from onnx_lathe.runtime.targets.ncnn.running import Settings, package
-from onnx_lathe.runtime.targets.ncnn.session import FORMAT, Session, open_files, ports_as_json
+from onnx_lathe.runtime.targets.ncnn.session import Session, open_files
 from onnx_lathe.runtime.targets.ncnn.sizes import Sizes, from_data, parse, sizes_of
 
 STORAGES = ("float32", "float16")
-PARAM, WEIGHTS, TABLE = "model.ncnn.param", "model.ncnn.bin", "model.ncnn.json"
-OPEN = "depends on the size of the input"
+PARAM, WEIGHTS = "model.ncnn.param", "model.ncnn.bin"
+OPEN = "on the size of the input"
+"""Ends each reason that fixed sizes would do away with: one or several things depend on it."""
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -52,6 +56,7 @@ class Ncnn(Target):
     placement = Placement(layers=frozenset({"Conv", "Gemm"}), joins=False)
     """Not MatMul: on the rows of a sequence ncnn's INT8 InnerProduct takes two to five times as long as float."""
     opens = True
+    suffixes = (".param",)
 
     @dataclass(frozen=True)
     class Config(Target.Config):
@@ -69,7 +74,16 @@ class Ncnn(Target):
             },
         )
 
+        preprocess: str = _option(
+            "",
+            "how pixels become input, as --preprocess says it, for the C++ example; a run's own if it has one",
+        )
+        bundle: bool = _option(
+            True, "a C++ example for Android and iOS, and a README for the application's developer"
+        )
+
         def __post_init__(self) -> None:
+            preprocess.parse(self.preprocess)
             if self.storage not in STORAGES:
                 raise UsageError(f"option storage takes {' or '.join(STORAGES)}, not '{self.storage}'")
             if self.profile not in PROFILES:
@@ -87,7 +101,10 @@ class Ncnn(Target):
         return replace(self.placement or Placement(), depthwise=PROFILES[options.profile].depthwise_int8)
 
     def refusals(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str, str]]:
-        return list(_converted(model, options)[0].refused)
+        written, sizes = _converted(model, options)
+        fixed = ", ".join(f"{name}: {sizes.fixed().text(name)}" for name in sizes.first)
+        fix = f"; fix it, such as with shapes={{{fixed}}}"
+        return [(node, op, reason + (fix if OPEN in reason else "")) for node, op, reason in written.refused]
 
     def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
         made = {name: node for node in model.graph.node for name in node.output}
@@ -98,6 +115,9 @@ class Ncnn(Target):
             name = node.name or f"{node.op_type}_{index}"
             found.append(LayerVerdict(name, node.op_type, int8, "" if int8 else NOT_QUANTIZED))
         return found
+
+    def fed(self, options: Any, preprocess: str | None) -> Any:
+        return options if options.preprocess or not preprocess else replace(options, preprocess=preprocess)
 
     def fitted(
         self,
@@ -125,22 +145,21 @@ class Ncnn(Target):
         return replace(options, shapes={name: fixed.text(name) for name in sizes.first}), [note]
 
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
-        """Writes `model.ncnn.param`, `.bin` and `.json`, which says what goes in and out."""
+        """Writes `model.ncnn.param`, `.bin` and `.json`, which says what goes in and out, and what an application's
+        developer wants beside them.
+        """
         proto = model_file.load(model)
         written, sizes = _converted(proto, options)
         if written.refused:
             raise TargetError(_refusal(written))
         half = options.storage == "float16"
-        param, weights, table = (directory / name for name in (PARAM, WEIGHTS, TABLE))
+        param, weights = (directory / name for name in (PARAM, WEIGHTS))
         progress("writing ncnn's files")
         with replacing(weights) as file:
             write_weights(written.layers, file, half)
         with replacing(param) as file:
             file.write(param_text(written.layers).encode())
-        described = {"format": FORMAT, "storage": options.storage, "profile": options.profile}
-        described |= ports_as_json(written.inputs, written.outputs)
-        with replacing(table) as file:
-            file.write((json.dumps(described, indent=1) + "\n").encode())
+        paths = Bundle.of(param).write(written, proto, options)
         int8 = sum(map(is_int8, written.layers))
         details = {
             "layers": len(written.layers),
@@ -148,9 +167,7 @@ class Ncnn(Target):
             "requantized": count_requantized(written.layers),
             "open_sizes": sizes.open,
         }
-        return Artifact(
-            (param, weights, table), sum(path.stat().st_size for path in (param, weights)), details
-        )
+        return Artifact(paths, sum(path.stat().st_size for path in (param, weights)), details)
 
     def verify(
         self,
@@ -175,10 +192,15 @@ class Ncnn(Target):
                 verify.check(verify.agreement(proto, written, (param, exact), one))
         result = verify.agreement(proto, written, (param, weights), one, half)
         verify.check(result)
-        return verify.report(result)
+        found = verify.report(result)
+        Bundle.of(param).write(written, proto, options, found["verified"])
+        return found
 
     def open(self, artifact: Artifact, options: Any, threads: int = 1) -> Session | None:
         return open_files(artifact.paths[0], Settings(threads=threads))
+
+    def reopen(self, path: Path, threads: int = 1) -> Reopened:
+        return reopen(path, threads)
 
 
 def _converted(model: onnx.ModelProto, options: Any) -> tuple[Conversion, Sizes]:
@@ -197,9 +219,18 @@ def _refusal(written: Conversion) -> str:
 
 
 def _one_sample(written: Conversion, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The first sample, where the model takes a batch of any size."""
+    """The first sample, where the model takes a batch of any size; random values for an input whose size was fixed at
+    another one than that of the feeds.
+    """
     found = {}
     for port in written.inputs:
         value = feeds[port.tensor]
-        found[port.tensor] = value[:1] if port.declared and port.declared[0] is None else value
+        one = value[:1] if port.declared and port.declared[0] is None else value
+        sizes = [known or given for known, given in zip(port.shape, one.shape, strict=True)]
+        found[port.tensor] = one if sizes == list(one.shape) else _random(sizes, one.dtype)
     return found
+
+
+def _random(sizes: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    values = np.random.default_rng(0).standard_normal(sizes)
+    return values.astype(dtype) if np.issubdtype(dtype, np.floating) else np.zeros(sizes, dtype)

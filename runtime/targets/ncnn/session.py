@@ -30,33 +30,59 @@ class Value:
 class Session:
     """Runs the samples of a batch one after another; outputs are joined along their first axis."""
 
-    def __init__(self, opened: Opened) -> None:
-        self.opened = opened
+    def __init__(self, inputs: Sequence[Port], outputs: Sequence[Port], opened: Opened | None = None) -> None:
+        self.inputs, self.outputs, self.opened = inputs, outputs, opened
 
     def get_inputs(self) -> list[Value]:
-        return [_value(port) for port in self.opened.inputs]
+        return [_value(port) for port in self.inputs]
 
     def get_outputs(self) -> list[Value]:
-        return [_value(port) for port in self.opened.outputs]
+        return [_value(port) for port in self.outputs]
+
+    def sample(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs of one sample by name."""
+        if self.opened is None:
+            raise ModelError("the network is not loaded")
+        return self.opened.sample(feeds)
 
     def run(self, names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Raises ModelError if ncnn cannot run the feeds."""
-        batched = [port.tensor for port in self.opened.inputs if port.declared and port.declared[0] is None]
+        """Raises ModelError if ncnn cannot run the feeds, or they are not what the network takes."""
+        for port in self.inputs:
+            _check(port, feeds)
+        batched = [port.tensor for port in self.inputs if port.declared and port.declared[0] is None]
         count = len(feeds[batched[0]]) if batched else 1
         rows = [
-            self.opened.sample(
+            self.sample(
                 {name: value[row : row + 1] if name in batched else value for name, value in feeds.items()}
             )
             for row in range(count)
         ]
-        wanted = names or [port.tensor for port in self.opened.outputs]
+        wanted = names or [port.tensor for port in self.outputs]
         return [
             rows[0][name] if count == 1 else np.concatenate([row[name] for row in rows]) for name in wanted
         ]
 
 
+def _takes(port: Port) -> list[int | None]:
+    """The sizes that it was written for; the first is that of a batch where the model leaves it open."""
+    batch = bool(port.declared) and port.declared[0] is None
+    return [None if batch and axis == 0 else size for axis, size in enumerate(port.shape)]
+
+
+def _check(port: Port, feeds: Mapping[str, np.ndarray]) -> None:
+    wanted = _takes(port)
+    shown = ", ".join("?" if size is None else str(size) for size in wanted)
+    if port.tensor not in feeds:
+        raise ModelError(f"input '{port.tensor}' [{shown}] is not fed")
+    given = feeds[port.tensor].shape
+    if len(given) != len(wanted) or any(
+        size not in (None, have) for size, have in zip(wanted, given, strict=True)
+    ):
+        raise ModelError(f"input '{port.tensor}' takes [{shown}], not {list(given)}")
+
+
 def _value(port: Port) -> Value:
-    shape = [f"{port.tensor}_{axis}" if size is None else size for axis, size in enumerate(port.declared)]
+    shape = [f"{port.tensor}_{axis}" if size is None else size for axis, size in enumerate(_takes(port))]
     kind = onnx.helper.tensor_dtype_to_string(port.element).removeprefix("TensorProto.").lower()
     return Value(port.tensor, shape, f"tensor({kind})")
 
@@ -69,11 +95,14 @@ def ports_as_json(inputs: Sequence[Port], outputs: Sequence[Port]) -> dict[str, 
 
 
 def ports_from_json(table: Mapping[str, Any]) -> tuple[list[Port], list[Port]]:
-    """(inputs, outputs)."""
+    """(inputs, outputs). Raises ValueError, KeyError or TypeError for what `ports_as_json` does not make."""
     inputs, outputs = (
         [Port(**{**entry, "axes": tuple(entry["axes"])}) for entry in table[key]]
         for key in ("inputs", "outputs")
     )
+    for port in (*inputs, *outputs):
+        if len(port.shape) != len(port.declared) or not set(port.axes) <= set(range(len(port.shape))):
+            raise ValueError(f"shape and axes of '{port.tensor}' do not fit")
     return inputs, outputs
 
 
@@ -82,13 +111,23 @@ def open_files(param: Path, settings: Settings = DEFAULT) -> Session:
 
     Raises ModelError for a file that is missing or not what it should be, TargetError without the package ncnn.
     """
-    table = param.with_suffix(".json")
+    inputs, outputs = ports_from_json(description(param))
+    return Session(inputs, outputs, Opened(param, param.with_suffix(".bin"), inputs, outputs, settings))
+
+
+def description(param: Path) -> Mapping[str, Any]:
+    """What NAME.json says of NAME.param. Raises ModelError for one that is missing, or that Lathe did not write."""
+    path = param.with_suffix(".json")
     try:
-        inputs, outputs = ports_from_json(json.loads(table.read_text(encoding="utf-8")))
+        table = json.loads(path.read_text(encoding="utf-8"))
+        if table["format"] != FORMAT:
+            raise ModelError(f"{path}: has format {table['format']}, this version of Lathe reads {FORMAT}")
+        ports_from_json(table)
     except OSError as error:
         raise ModelError(
-            f"{table}: {error.strerror}; it says what goes in and out of {param.name}"
+            f"{path}: {error.strerror}; it says what goes in and out of {param.name}, and is written beside it: "
+            "optimize build MODEL --target ncnn"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{table}: is not the description that Lathe writes beside {param.name}") from error
-    return Session(Opened(param, param.with_suffix(".bin"), inputs, outputs, settings))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: is not the description that Lathe writes beside {param.name}") from error
+    return dict(table)

@@ -29,7 +29,7 @@ def _run(request: dict[str, Any]) -> str:
     )
     with np.load(request["feeds"]) as feeds:
         given = {port.tensor: feeds[f"input{place}"] for place, port in enumerate(inputs)}
-    session = Session(opened)
+    session = Session(inputs, outputs, opened)
     values = session.run(None, given)
     arrays: dict[str, Any] = {f"output{place}": value for place, value in enumerate(values)}
     np.savez(request["results"], **arrays)

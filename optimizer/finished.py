@@ -1,0 +1,79 @@
+"""Finished models as they run on this machine: an ONNX file of any kind, or what a target wrote."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_lathe.errors import ModelError
+from onnx_lathe.optimizer.opening import open_file
+from onnx_lathe.runtime.data import InputSpec, model_classes, model_inputs
+from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.core.base import Target
+from onnx_lathe.runtime.targets.core.registry import targets
+
+ORT_FORMAT = ".ort"
+"""ONNX Runtime's own format: it holds no ONNX model, and runs as one."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """`model` is None for a file that holds no ONNX model. `library`: what runs it, with its version."""
+
+    path: Path
+    session: Any
+    library: str
+    size_bytes: int
+    inputs: list[InputSpec]
+    classes: int | None
+    model: onnx.ModelProto | None = None
+
+
+def open_finished(path: Path, threads: int = 0) -> Finished:
+    """The file in a session of so many threads, 0: one per core. It has survived a process of its own.
+
+    Raises ModelError for a file that is not a model or does not run, TargetError where a package is missing.
+    """
+    if target := _written_by(path):
+        opened = target.reopen(path, threads or os.cpu_count() or 1)
+        return _of_session(path, opened.session, opened.library, opened.size_bytes)
+    library = f"ONNX Runtime {ort.VERSION}"
+    if path.suffix.lower() == ORT_FORMAT:
+        session = ort.as_opened(path, threads)
+        return _of_session(path, session, library, path.stat().st_size)
+    model = open_file(path).model
+    return Finished(
+        path,
+        ort.as_opened(path, threads),
+        library,
+        model_file.inspect_file(path).size_bytes,
+        model_inputs(model),
+        model_classes(model),
+        model,
+    )
+
+
+def _written_by(path: Path) -> Target | None:
+    """The target that opens files of this ending again."""
+    able = (target for target in targets().values() if path.suffix.lower() in target.suffixes)
+    found = next(able, None)
+    return None if found is None else found()
+
+
+def _of_session(path: Path, session: Any, library: str, size_bytes: int) -> Finished:
+    inputs = [_spec(path, value) for value in session.get_inputs()]
+    outputs = [value.shape for value in session.get_outputs() if value.type == "tensor(float)"]
+    classes = [shape[1] for shape in outputs if len(shape) == 2]
+    known = bool(classes) and all(isinstance(count, int) for count in classes) and max(classes) > 1
+    return Finished(path, session, library, size_bytes, inputs, max(classes) if known else None)
+
+
+def _spec(path: Path, value: Any) -> InputSpec:
+    if value.type not in ort.DTYPES:
+        raise ModelError(f"{path}: its input '{value.name}' is {value.type}, which cannot be fed")
+    shape = tuple(size if isinstance(size, int) and size > 0 else None for size in value.shape or ())
+    return InputSpec(value.name, np.dtype(ort.DTYPES[value.type]), shape)
