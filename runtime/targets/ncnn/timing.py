@@ -55,15 +55,16 @@ class _Written:
     """What a model becomes without choices."""
 
     model: onnx.ModelProto
+    profile: str
     conversion: Conversion
     feeds: Mapping[str, np.ndarray]
 
 
 class NetworkTimer:
-    """`lowered` gives the model as ncnn's target wants it."""
+    """`lowered` gives the model as ncnn's target wants it, for a profile."""
 
     def __init__(
-        self, lowered: Callable[[onnx.ModelProto], onnx.ModelProto], status: Callable[[str], None]
+        self, lowered: Callable[[onnx.ModelProto, str], onnx.ModelProto], status: Callable[[str], None]
     ) -> None:
         self.lowered, self.status = lowered, status
         self._last: _Written | None = None
@@ -83,7 +84,7 @@ class NetworkTimer:
     def _times(
         self, model: onnx.ModelProto, profile: str, variants: Sequence[Choices], budget: Mapping[str, float]
     ) -> Any:
-        written = self._written(model)
+        written = self._written(model, profile)
         found = written.conversion
         with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
             folder = Path(scratch)
@@ -111,24 +112,32 @@ class NetworkTimer:
             }
             return ask(request, "time the model", LIMIT_S)
 
-    def _written(self, model: onnx.ModelProto) -> _Written:
-        if self._last is not None and self._last.model is model:
+    def _written(self, model: onnx.ModelProto, profile: str) -> _Written:
+        if self._last is not None and self._last.model is model and self._last.profile == profile:
             return self._last
-        lowered = self.lowered(model)
+        lowered = self.lowered(model, profile)
         sizes = sizes_of(lowered, {})
         found = convert(lowered, sizes.first, sizes.second)
         if found.refused:
             listed = first_few([f"'{node}' ({op}): {reason}" for node, op, reason in found.refused])
             raise PassError(f"by=time runs the network in ncnn, which cannot compute {listed}; take by=cost")
         types = {value.name: value.type.tensor_type.elem_type for value in lowered.graph.input}
-        self._last = _Written(model, found, _feeds(sizes.first, types))
+        self._last = _Written(model, profile, found, _feeds(sizes.first, types))
         return self._last
 
 
 def _chosen(found: Conversion, choices: Choices, profile: str) -> list[Layer]:
-    layers = [replace(layer, params=dict(layer.params), bottoms=list(layer.bottoms)) for layer in found.layers]
+    layers = [
+        replace(layer, params=dict(layer.params), bottoms=list(layer.bottoms)) for layer in found.layers
+    ]
     words = {name: m for m, name in NAMES.items()}
-    follow(layers, {name: words[word] for name, word in choices.items()}, found.results, PROFILES[profile], profile)
+    follow(
+        layers,
+        {name: words[word] for name, word in choices.items()},
+        found.results,
+        PROFILES[profile],
+        profile,
+    )
     return layers
 
 
