@@ -99,9 +99,9 @@ class Winograd(Pass):
         free = [layer for layer in layers if layer.name not in choices]
         if self.config.by == "time" and free:
             choices |= self._timed(model, free, choices, context, report)
-        elif self.config.by == "error" and profile.arithmetic is not None and free:
-            exact = [layer for layer in free if not layer.int8]
-            errors = self._errors(model, exact, np.dtype(profile.arithmetic).type, profile, context)
+        elif self.config.by == "error":
+            rounded = [layer for layer in free if not layer.int8 and profile.arithmetic is not None]
+            errors = self._errors(model, rounded, profile, context) if rounded else {}
             choices |= self._by_error(free, errors, profile, report)
         else:
             choices |= {layer.name: self._by_cost(layer, profile) for layer in free}
@@ -157,7 +157,7 @@ class Winograd(Pass):
     ) -> dict[str, Choice]:
         found: dict[str, Choice] = {}
         for layer in layers:
-            if layer.int8:
+            if layer.int8 or profile.arithmetic is None:
                 found[layer.name] = layer.able(profile)[0], "the runtime's own: sums of integers are exact"
             elif not errors[layer.name]:
                 report.skip(
@@ -222,11 +222,11 @@ class Winograd(Pass):
         self,
         model: onnx.ModelProto,
         layers: list[Layer],
-        arithmetic: type[np.floating],
         profile: Profile,
         context: Context,
     ) -> dict[str, dict[int, float]]:
         """The largest errors on the first samples, by layer and m."""
+        arithmetic = np.dtype(profile.arithmetic or "float32").type
         found: dict[str, dict[int, float]] = {layer.name: {} for layer in layers}
         seen = 0
         names = list(dict.fromkeys(layer.node.inputs[0].name for layer in layers))
