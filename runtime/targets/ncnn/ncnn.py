@@ -26,6 +26,7 @@ from onnx_lathe.runtime.targets.core.base import (
 )
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.ncnn import verify
+from onnx_lathe.runtime.targets.ncnn.algorithms import count_chosen, wanted
 from onnx_lathe.runtime.targets.ncnn.bundle.writing import Bundle
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import param_text, write_weights
@@ -106,6 +107,9 @@ class Ncnn(Target):
         fix = f"; fix it, such as with shapes={{{fixed}}}"
         return [(node, op, reason + (fix if OPEN in reason else "")) for node, op, reason in written.refused]
 
+    def check(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str]]:
+        return list(_converted(model, options)[0].unfollowed) if wanted(model.graph.node) else []
+
     def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
         made = {name: node for node in model.graph.node for name in node.output}
         found = []
@@ -165,6 +169,7 @@ class Ncnn(Target):
             "layers": len(written.layers),
             "int8_layers": int8,
             "requantized": count_requantized(written.layers),
+            "algorithms": count_chosen(written.layers),
             "open_sizes": sizes.open,
         }
         return Artifact(paths, sum(path.stat().st_size for path in (param, weights)), details)
@@ -205,7 +210,7 @@ class Ncnn(Target):
 
 def _converted(model: onnx.ModelProto, options: Any) -> tuple[Conversion, Sizes]:
     sizes = sizes_of(model, parse(options.shapes))
-    return convert(model, sizes.first, sizes.second), sizes
+    return convert(model, sizes.first, sizes.second, options.profile), sizes
 
 
 def _refusal(written: Conversion) -> str:

@@ -17,6 +17,7 @@ NO_MATTER = frozenset(
         "is_test",
         "seed",
         "allowzero",
+        "num_outputs",
     }
 )
 """Attributes that say again what weights and shapes do, or that count in training alone."""
@@ -77,6 +78,11 @@ class Node:
         return None if value is None else [int(item) for item in value]
 
 
+def node_name(proto: onnx.NodeProto, index: int) -> str:
+    """The name, or one by the node's place."""
+    return proto.name or f"{proto.op_type}_{index}"
+
+
 def overlooked(node: Node, domain: str) -> str | None:
     """An attribute that says something else than its default, and that nobody has read: the operator may be another
     one than was written.
@@ -106,7 +112,7 @@ def _defaults(op: str, opset: int, domain: str) -> Mapping[str, Any]:
 
 def view(proto: onnx.NodeProto, index: int, opset: int) -> Node:
     return Node(
-        proto.name or f"{proto.op_type}_{index}",
+        node_name(proto, index),
         proto.op_type,
         opset,
         tuple(proto.input),
