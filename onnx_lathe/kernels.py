@@ -10,6 +10,8 @@ only proportions decide, and were not measured.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from onnx_lathe import x86_hints
+
 DIRECT = 1
 """Written as F(1, 3): 9 products per result."""
 NAMES = {DIRECT: "direct", 2: "winograd23", 4: "winograd43", 6: "winograd63"}
@@ -18,19 +20,39 @@ NAMES = {DIRECT: "direct", 2: "winograd23", 4: "winograd43", 6: "winograd63"}
 
 @dataclass(frozen=True)
 class Profile:
-    """`default`: the runtime's own choice for (input channels, output channels), as m. `others`: what it can be
-    made to take instead, layer by layer. `arithmetic`: the type that products and sums are rounded to.
+    """`default`: the runtime's own choice for (input channels, output channels), as m; `int8`: that of a layer on
+    integers. `arithmetic`: the type that products and sums are rounded to.
     """
 
     default: Callable[[int, int], int]
-    others: tuple[int, ...]
+    int8: Callable[[int, int], int]
     arithmetic: str | None
     """Name of the dtype; None where sums are exact: integers."""
+    hinted: Callable[[int, int, int, int], int] | None = None
+    """What the runtime takes for (input channels, output channels, height, width) if it is told the size; None if
+    it does not ask.
+    """
     products: float = 45.0
     additions: float = 20.0
     weight_bytes: float = 22.0
     depthwise_int8: bool = False
     """Whether a depthwise convolution gains from INT8: on x86 it takes twice the time of float."""
+
+    def own(self, inputs: int, outputs: int, int8: bool = False) -> int:
+        """m of what the runtime takes by itself."""
+        return (self.int8 if int8 else self.default)(inputs, outputs)
+
+    def by_hint(self, inputs: int, outputs: int, height: int, width: int, int8: bool = False) -> int:
+        """m of what it takes if it is told the size of the result."""
+        own = self.own(inputs, outputs, int8)
+        if self.hinted is None or int8 or own == DIRECT:
+            return own
+        return self.hinted(inputs, outputs, height, width)
+
+    def able(self, inputs: int, outputs: int, height: int, width: int, int8: bool = False) -> tuple[int, ...]:
+        """What it can be made to take, its own choice first."""
+        hint = self.by_hint(inputs, outputs, height, width, int8)
+        return tuple(dict.fromkeys((self.own(inputs, outputs, int8), hint, DIRECT)))
 
 
 def _x86(inputs: int, outputs: int) -> int:
@@ -54,12 +76,16 @@ def _arm_int8(inputs: int, outputs: int) -> int:
     return 4 if min(inputs, outputs) >= 8 else DIRECT
 
 
+def _x86_int8(inputs: int, outputs: int) -> int:
+    return DIRECT if max(inputs, outputs) <= 8 else 4
+
+
 PROFILES = {
-    "x86": Profile(_x86, (DIRECT, 2), "float32"),
-    "arm64-fp32": Profile(_arm(8), (DIRECT,), "float32"),
-    "arm64-fp16": Profile(_arm(16), (DIRECT,), "float16"),
-    "arm64-int8": Profile(_arm_int8, (DIRECT,), None, depthwise_int8=True),
+    "x86": Profile(_x86, _x86_int8, "float32", x86_hints.hinted),
+    "arm64-fp32": Profile(_arm(8), _arm_int8, "float32"),
+    "arm64-fp16": Profile(_arm(16), _arm_int8, "float16"),
+    "arm64-int8": Profile(_arm_int8, _arm_int8, None, depthwise_int8=True),
 }
-"""x86 takes F(2, 3) through a hint of the layer's shape, where its table agrees. ARM's stock runtime can switch a
-layer to direct, and no other way.
+"""x86 looks up a layer's size in a table, where it is told the size. ARM's stock runtime can switch a layer to direct,
+and no other way; with the dot product of ARMv8.2 it computes integers so by itself.
 """
