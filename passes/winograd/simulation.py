@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from onnx_lathe.passes.numerics.winograd import cook_toom, filter_2d
+from onnx_lathe.kernels import DIRECT, Profile
+from onnx_lathe.passes.numerics.tile_arithmetic import by_tiles, direct
+from onnx_lathe.tiles import NCNN
 
 CHANNELS = 16
 """So many output channels are looked at, spread over all."""
@@ -13,12 +15,17 @@ EDGE = 26
 
 
 def relative_errors(
-    image: np.ndarray, weight: np.ndarray, sizes: Sequence[int], arithmetic: type[np.floating]
+    image: np.ndarray,
+    weight: np.ndarray,
+    sizes: Sequence[int],
+    profile: Profile,
+    stored: type[np.floating] = np.float32,
 ) -> Mapping[int, float]:
     """Largest error over largest result, by m of F(m, 3): image [C, H, W], padded already, weight [O, C, 3, 3].
 
-    A piece around the largest value is looked at. A result beyond the range of `arithmetic` makes the error
-    infinite; where all results are zero there is none.
+    Data and results are rounded to `stored`, what other layers hand on, besides the profile's arithmetic. A piece
+    around the largest value is looked at. A result beyond the range of the arithmetic makes the error infinite; where
+    all results are zero there is none.
     """
     chosen = weight[np.unique(np.linspace(0, len(weight) - 1, CHANNELS).astype(int))]
     peak = np.unravel_index(np.abs(image).max(axis=0).argmax(), image.shape[1:])
@@ -33,8 +40,9 @@ def relative_errors(
         return {}
     found = {}
     with np.errstate(over="ignore", invalid="ignore"):
+        data = piece.astype(stored).astype(profile.arithmetic)
         for m in sizes:
-            result = filter_2d(piece.astype(arithmetic), chosen, cook_toom(m, 3)).astype(np.float64)
-            error = float(np.abs(result - wanted).max()) / largest
+            result = direct(data, chosen, profile.lanes) if m == DIRECT else by_tiles(data, chosen, NCNN[m])
+            error = float(np.abs(result.astype(stored).astype(np.float64) - wanted).max()) / largest
             found[m] = error if np.isfinite(error) else np.inf
     return found

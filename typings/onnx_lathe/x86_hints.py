@@ -1,0 +1,1 @@
+../../onnx_lathe/x86_hints.py
