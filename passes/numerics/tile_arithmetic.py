@@ -20,7 +20,9 @@ def run(program: Program, given: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The results of a program, in the type of what it is given. Factors are rounded to it first."""
     values = list(given)
     for base, factor, term in program.steps:
-        values.append(fused(None if base is None else values[base], values[term].dtype.type(factor), values[term]))
+        values.append(
+            fused(None if base is None else values[base], values[term].dtype.type(factor), values[term])
+        )
     return [values[at] for at in program.results]
 
 

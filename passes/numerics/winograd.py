@@ -127,7 +127,9 @@ def least_error_points(m: int, r: int) -> tuple[Fraction, ...]:
     first = tuple(map(Fraction, (0, 1, -1)[: m + r - 2]))
     signed = [Fraction(sign * size) for size in CANDIDATES for sign in (1, -1)]
     more = combinations(signed, max(m + r - 2 - len(first), 0))
-    return min(((*first, *rest) for rest in more), key=lambda points: amplification(cook_toom(m, r, points).arrays()))
+    return min(
+        ((*first, *rest) for rest in more), key=lambda points: amplification(cook_toom(m, r, points).arrays())
+    )
 
 
 def filter_1d(signal: np.ndarray, kernel: np.ndarray, transform: Transform) -> np.ndarray:

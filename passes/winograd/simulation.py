@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from onnx_lathe.kernels import DIRECT, Profile
+from onnx_lathe.kernels import DIRECT
 from onnx_lathe.passes.numerics.tile_arithmetic import by_tiles, direct
+from onnx_lathe.passes.winograd.ways import Way
 from onnx_lathe.tiles import NCNN
 
 CHANNELS = 16
@@ -17,14 +18,13 @@ EDGE = 26
 def relative_errors(
     image: np.ndarray,
     weight: np.ndarray,
-    sizes: Sequence[int],
-    profile: Profile,
+    ways: Sequence[Way],
     stored: type[np.floating] = np.float32,
-) -> Mapping[int, float]:
-    """Largest error over largest result, by m of F(m, 3): image [C, H, W], padded already, weight [O, C, 3, 3].
+) -> Mapping[Way, float]:
+    """Largest error over largest result: image [C, H, W], padded already, weight [O, C, 3, 3].
 
-    Data and results are rounded to `stored`, what other layers hand on, besides the profile's arithmetic. A piece
-    around the largest value is looked at. A result beyond the range of the arithmetic makes the error infinite; where
+    Data and results are rounded to `stored` too, in which layers hand them on. A piece around the largest value is
+    looked at. A result beyond the range of the arithmetic makes the error infinite; where
     all results are zero there is none.
     """
     chosen = weight[np.unique(np.linspace(0, len(weight) - 1, CHANNELS).astype(int))]
@@ -40,9 +40,15 @@ def relative_errors(
         return {}
     found = {}
     with np.errstate(over="ignore", invalid="ignore"):
-        data = piece.astype(stored).astype(profile.arithmetic)
-        for m in sizes:
-            result = direct(data, chosen, profile.lanes) if m == DIRECT else by_tiles(data, chosen, NCNN[m])
-            error = float(np.abs(result.astype(stored).astype(np.float64) - wanted).max()) / largest
-            found[m] = error if np.isfinite(error) else np.inf
+        data = piece.astype(stored)
+        for way in ways:
+            result = _computed(data.astype(way.profile.arithmetic), chosen, way).astype(stored)
+            error = float(np.abs(result.astype(np.float64) - wanted).max()) / largest
+            found[way] = error if np.isfinite(error) else np.inf
     return found
+
+
+def _computed(data: np.ndarray, weight: np.ndarray, way: Way) -> np.ndarray:
+    if way.m == DIRECT:
+        return direct(data, weight, way.profile.lanes)
+    return by_tiles(data, weight, NCNN[way.m])

@@ -5,15 +5,16 @@ convolution and minimal filtering F(2 x 2), F(4 x 4) and F(6 x 6), of which a pr
 runtime takes by itself, and what it can be made to take. The network stays the same; a target that can follows
 the choice, others ignore it.
 
-by=cost    products, additions of the transforms and bytes of the weights, at the profile's speeds
+by=cost    products, additions of the transforms and bytes of the weights, at the profile's speeds; for a processor
+           whose times were not measured, the runtime's own choice unless arithmetic alone makes it twice as slow
 by=error   the profile's own choice, where its error on calibration data is within `error`; else the fastest that
-           is, in the profile's arithmetic, simulated
+           is, as ncnn's kernels compute it in the profile's arithmetic, simulated. Where that is float16, a layer
+           may be told to compute in float32 (`lathe.conv_precision`), by Winograd again
 Sources: passes/numerics/winograd.py; Lavin and Gray, CVPR 2016, section 4 and table 1, for what transforms cost.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -31,29 +32,16 @@ from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_cons
 from onnx_lathe.passes.graph.macs import OpenShape, open_shapes
 from onnx_lathe.passes.graph.model import export_model, node_metadata
 from onnx_lathe.passes.numerics import winograd as numerics
+from onnx_lathe.passes.numerics.tile_arithmetic import matrices
 from onnx_lathe.passes.winograd.simulation import relative_errors
+from onnx_lathe.passes.winograd.ways import Layer, Way, ways_of
+from onnx_lathe.tiles import NCNN, TAPS
 
-TAPS = 3
-WORTH = 1.1
-"""by=cost leaves the runtime's own choice only for an estimate that is so many times as fast."""
 SAMPLES = 4
 """Samples of the calibration data whose errors are simulated."""
 
 
-class Layer(NamedTuple):
-    """An eligible convolution: weight [outputs, inputs, 3, 3], and its result's batch, height and width."""
-
-    node: Node
-    weight: np.ndarray
-    batch: int
-    height: int
-    width: int
-
-    def tiles(self, m: int) -> int:
-        return self.batch * -(-self.height // m) * -(-self.width // m)
-
-    def products(self, m: int) -> int:
-        return self.tiles(m) * (m + TAPS - 1) ** 2 * self.weight.shape[0] * self.weight.shape[1]
+Errors = Mapping[Way, float]
 
 
 @register
@@ -101,7 +89,7 @@ class Winograd(Pass):
             raise UsageError(f"winograd(layers=...): no eligible layer is named '{min(unknown)}'")
         errors = None
         if self.config.by == "error" and profile.arithmetic is not None and layers:
-            errors = self._errors(model, layers, np.dtype(profile.arithmetic).type, profile, context)
+            errors = self._errors(model, layers, profile, context)
         direct, left, extra = 0, 0, 0.0
         for layer in layers:
             if errors is not None and not errors[layer.node.name]:
@@ -110,74 +98,81 @@ class Winograd(Pass):
                     "what it computes of the calibration data is zero: its error cannot be told",
                 )
                 continue
-            m, why = self._choice(layer, profile, {} if errors is None else errors[layer.node.name])
-            direct, left = direct + layer.products(DIRECT), left + layer.products(m)
-            extra += layer.weight.nbytes * numerics.memory_factor(m, TAPS) if m > DIRECT else 0
-            said = node_metadata(layer.node)
-            if said.get(metadata.CONV_ALGORITHM) == NAMES[m]:
-                report.skip(layer.node.name, f"its algorithm is {NAMES[m]} already")
-                continue
-            said[metadata.CONV_ALGORITHM] = NAMES[m]
-            report.edit(layer.node.name, f"{NAMES[m]}: {why}")
+            way, why = self._choice(layer, profile, {} if errors is None else errors[layer.node.name])
+            direct, left = direct + layer.products(DIRECT), left + layer.products(way.m)
+            extra += way.weight_bytes(layer)
+            if _write(layer.node, way):
+                report.edit(layer.node.name, f"{way.name}: {why}")
+            else:
+                report.skip(layer.node.name, f"its algorithm is {way.name} already")
         if left:
             report.metrics["multiplications_saved"] = direct / left
             report.metrics["transformed_weight_bytes"] = extra
         return report
 
-    def _choice(self, layer: Layer, profile: Profile, errors: Mapping[int, float]) -> tuple[int, str]:
-        """(m, why)."""
-        default = profile.default(layer.weight.shape[1], layer.weight.shape[0])
-        able = list(dict.fromkeys((default, *profile.others)))
-        costs = {m: _nanoseconds(layer, m, profile) for m in able}
-        fastest = min(able, key=lambda m: (costs[m], m != default))
+    def _choice(self, layer: Layer, profile: Profile, errors: Errors) -> tuple[Way, str]:
+        """(how, why)."""
         wanted = self.config.layers.get(layer.node.name)
         if wanted is not None:
             m = next(m for m, name in NAMES.items() if name == wanted)
-            return m, f"as the options say, {_gains(layer, m)}"
+            return Way(m, profile), f"as the options say, {_gains(layer, m)}"
         if self.config.by == "cost":
-            over = costs[default] / costs[fastest]
-            fastest = fastest if over >= WORTH else default
-            why = (
-                "the runtime's own"
-                if fastest == default
-                else f"an estimated {over:.2f}x the speed of {NAMES[default]}, the runtime's own"
-            )
-            return fastest, f"{why}, {_gains(layer, fastest)}"
+            return _by_cost(layer, profile)
+        default = ways_of(layer, profile)[0]
         if profile.arithmetic is None:
-            return default, f"sums of integers are exact, {_gains(layer, default)}"
-        within = [m for m in able if errors[m] <= self.config.error]
-        least = min(able, key=lambda m: (errors[m], costs[m]))
-        m = default if default in within else min(within, key=lambda m: costs[m], default=least)
-        shown = ", ".join(f"{NAMES[one]} {errors[one]:.1e}" for one in able)
-        beyond = "" if m in within else f", all beyond {self.config.error:g}"
-        return m, f"errors {shown}{beyond}, {_gains(layer, m)}"
+            return default, f"sums of integers are exact, {_gains(layer, default.m)}"
+        within = [way for way, error in errors.items() if error <= self.config.error]
+        least = min(errors, key=lambda way: (errors[way], way.cost(layer)))
+        way = default if default in within else min(within, key=lambda way: way.cost(layer), default=least)
+        shown = ", ".join(f"{one.name} {error:.1e}" for one, error in errors.items())
+        beyond = "" if way in within else f", all beyond {self.config.error:g}"
+        return way, f"errors {shown}{beyond}, {_gains(layer, way.m)}"
 
     def _errors(
-        self,
-        model: onnx.ModelProto,
-        layers: list[Layer],
-        arithmetic: type[np.floating],
-        profile: Profile,
-        context: Context,
-    ) -> dict[str, dict[int, float]]:
-        """The largest errors on the first samples, by layer and m."""
-        found: dict[str, dict[int, float]] = {layer.node.name: {} for layer in layers}
+        self, model: onnx.ModelProto, layers: list[Layer], profile: Profile, context: Context
+    ) -> dict[str, dict[Way, float]]:
+        """The largest errors on the first samples, by layer and way, the runtime's own first."""
+        found: dict[str, dict[Way, float]] = {layer.node.name: {} for layer in layers}
+        stored = np.dtype(profile.arithmetic).type
         seen = 0
         names = list(dict.fromkeys(layer.node.inputs[0].name for layer in layers))
         for observed in context.need_calibrator().observe(model, names):
             for layer in layers:
                 context.progress(f"simulating {layer.node.name}")
-                outputs, inputs = layer.weight.shape[:2]
-                able = dict.fromkeys((profile.default(inputs, outputs), *profile.others))
+                known = found[layer.node.name]
                 for image in observed[layer.node.inputs[0].name][: SAMPLES - seen]:
                     padded = np.pad(image, ((0, 0), *_pads(layer.node, image.shape[1:])))
-                    errors = relative_errors(padded, layer.weight, list(able), arithmetic)
-                    known = found[layer.node.name]
-                    known |= {m: max(error, known.get(m, 0.0)) for m, error in errors.items()}
+                    errors = relative_errors(padded, layer.weight, ways_of(layer, profile, told=True), stored)
+                    known |= {way: max(error, known.get(way, 0.0)) for way, error in errors.items()}
             seen += observed.samples
             if seen >= SAMPLES:
                 break
         return found
+
+
+def _by_cost(layer: Layer, profile: Profile) -> tuple[Way, str]:
+    default, *others = ways_of(layer, profile)
+    fastest = min((default, *others), key=lambda way: way.cost(layer))
+    over = default.cost(layer) / fastest.cost(layer)
+    if over < profile.worth:
+        return default, f"the runtime's own, {_gains(layer, default.m)}"
+    estimate = "an estimated" if profile.speeds else "by arithmetic alone"
+    return (
+        fastest,
+        f"{estimate} {over:.2f}x the speed of {default.name}, the runtime's own, {_gains(layer, fastest.m)}",
+    )
+
+
+def _write(node: Node, way: Way) -> bool:
+    """Returns whether the node said something else before."""
+    said = node_metadata(node)
+    before = said.get(metadata.CONV_ALGORITHM), said.get(metadata.CONV_PRECISION)
+    said[metadata.CONV_ALGORITHM] = NAMES[way.m]
+    if way.precision is None:
+        said.pop(metadata.CONV_PRECISION, None)
+    else:
+        said[metadata.CONV_PRECISION] = way.precision
+    return before != (NAMES[way.m], way.precision)
 
 
 def _eligible(graph: Graph, shapes: Mapping[str, OpenShape], report: PassReport) -> Iterator[Layer]:
@@ -215,27 +210,12 @@ def _pads(node: Node, size: tuple[int, ...]) -> list[tuple[int, int]]:
     return [(pads[0], pads[2]), (pads[1], pads[3])]
 
 
-def _nanoseconds(layer: Layer, m: int, profile: Profile) -> float:
-    """Products, additions of the transforms of data and results, and weights read once."""
-    outputs, inputs = layer.weight.shape[:2]
-    factor = numerics.memory_factor(m, TAPS) if m > DIRECT else 1.0
-    weights = layer.weight.nbytes * factor / profile.weight_bytes
-    if m == DIRECT:
-        return layer.products(m) / profile.products + weights
-    output, _, data = numerics.cook_toom(m, TAPS).arrays()
-    size = m + TAPS - 1
-    of_data = 2 * size * int(np.count_nonzero(data))
-    of_result = (m + size) * int(np.count_nonzero(output))
-    transforms = layer.tiles(m) * (inputs * of_data + outputs * of_result)
-    return layer.products(m) / profile.products + transforms / profile.additions + weights
-
-
 def _gains(layer: Layer, m: int) -> str:
     if m == DIRECT:
         return "no multiplications saved"
     times = numerics.multiplications_saved(m, TAPS)
-    transform, plain = numerics.cook_toom(m, TAPS), numerics.cook_toom(DIRECT, TAPS)
-    coarser = numerics.amplification(transform) / numerics.amplification(plain)
+    plain = numerics.cook_toom(DIRECT, TAPS).arrays()
+    coarser = numerics.amplification(matrices(NCNN[m])) / numerics.amplification(plain)
     return (
         f"{times:.3g}x fewer multiplications ({layer.products(DIRECT) / layer.products(m):.3g}x with what tiles leave "
         f"over), weights take {numerics.memory_factor(m, TAPS):.3g}x the memory, the bound of the error is {coarser:.3g}x"

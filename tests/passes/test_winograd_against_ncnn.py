@@ -7,6 +7,7 @@ import pytest
 
 from onnx_lathe.kernels import DIRECT, NAMES, PROFILES
 from onnx_lathe.passes.winograd.simulation import relative_errors
+from onnx_lathe.passes.winograd.ways import Way
 
 ncnn = pytest.importorskip("ncnn")
 
@@ -53,6 +54,7 @@ def test_errors_of_float32(inputs: int, seed: int, m: int, tmp_path: Path) -> No
     image = rng.standard_normal((inputs, SIZE, SIZE)).astype(np.float32)
     weight = (rng.standard_normal((16, inputs, 3, 3)) / np.sqrt(9 * inputs)).astype(np.float32)
     real = own_error(image, weight, m, tmp_path)
-    simulated = relative_errors(image, weight, [m], PROFILES["x86"])[m]
+    way = Way(m, PROFILES["x86"])
+    simulated = relative_errors(image, weight, [way])[way]
     print(f"{inputs} {NAMES[m]} ncnn {real:.2e} simulated {simulated:.2e} ratio {simulated / real:.2f}")
     assert real / BAND <= simulated <= real * BAND
