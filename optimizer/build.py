@@ -185,8 +185,8 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
     run.record.gates.extend(
         judge(run.gates, base, found.quality, target.name, only=lambda metric: metric in judged)
     )
-    found.skips += [{"node": node, "reason": reason} for node, reason in target.check(model)]
     config, notes = target.fitted(model, config, _data_shapes(run), fed_one_by_one(run.roles.sample))
+    found.skips += [{"node": node, "reason": reason} for node, reason in target.check(model, config)]
     _warn(run, target, [*report.warnings, *notes])
     return config, path, found
 

@@ -1,4 +1,4 @@
-"""What the pipeline gives to passes: data in its roles, the calibrator, the trainer, the runner, the timer,
+"""What the pipeline gives to passes: data in its roles, the calibrator, the trainer, the runner, the timers,
 the rounder.
 """
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from onnx_lathe.errors import DataError, UsageError
+from onnx_lathe.optimizer import kernel_times
 from onnx_lathe.optimizer.measuring import sample_feeds
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.passes.core.base import Pass
@@ -212,6 +213,8 @@ def check_needs(passes: list[Pass], roles: Roles, recipe: Recipe) -> None:
             if roles.train is None:
                 raise DataError(f"pass '{instance.name}' needs training data; give --data or --train")
             require_torch()
+        if "kernel_timer" in instance.needs:
+            kernel_times.require(instance)
         if "rounder" in instance.needs:
             require_torch(f"{instance.name}(rounding=adaptive)")
     if recipe.launch is not None:
@@ -272,6 +275,7 @@ class Services:
         self._base = Context(
             timer=PairTimer(),
             rounder=TorchRounder(recipe.seed, status),
+            kernel_timer=kernel_times.kernel_timer(status),
             evaluator=OneTimeEvaluator(),
             progress=status,
         )

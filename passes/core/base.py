@@ -32,8 +32,8 @@ class Pass:
     back in the model's type.
     """
     needs: tuple[str, ...] = ()
-    """Services without which the pass cannot run: "calibrator", "trainer", "runner", "rounder", and
-    "gradients" of the built-in training, which a user's hook need not follow. What options do without,
+    """Services without which the pass cannot run: "calibrator", "trainer", "runner", "rounder",
+    "kernel_timer" (whose kernels `config.profile` names), and "gradients" of the built-in training, which a user's hook need not follow. What options do without,
     an instance may leave out.
     """
     after: ClassVar[Mapping[str, str]] = {}

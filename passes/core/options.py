@@ -21,11 +21,19 @@ def option(
     low: float | None = None,
     high: float | None = None,
     choices: Sequence[str] = (),
+    file: bool = False,
 ) -> Any:
     """A field of a Config: default, one line of help, unit, closed bounds for a number, allowed words for a
-    string.
+    string. `file`: the value is the path of a file, which a recipe means from its own folder.
     """
-    metadata = {"help": help, "unit": unit, "low": low, "high": high, "choices": tuple(choices)}
+    metadata = {
+        "help": help,
+        "unit": unit,
+        "low": low,
+        "high": high,
+        "choices": tuple(choices),
+        "file": file,
+    }
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)

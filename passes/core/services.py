@@ -97,6 +97,22 @@ class Timer(Protocol):
         """Median milliseconds of (base, candidate), run in turn on the same random input."""
 
 
+class KernelTimer(Protocol):
+    """Times a network in the runtime that follows `lathe.conv_algorithm`, on this machine. `variants`: by Conv node,
+    the algorithm that it takes in each network; they run in turn, round by round.
+    """
+
+    def layers(
+        self, model: onnx.ModelProto, profile: str, variants: Sequence[Mapping[str, str]]
+    ) -> Mapping[str, np.ndarray]:
+        """Milliseconds of each layer [rounds, variants], timed inside its network."""
+
+    def whole(
+        self, model: onnx.ModelProto, profile: str, variants: Sequence[Mapping[str, str]]
+    ) -> np.ndarray:
+        """Milliseconds of the network [rounds, variants]."""
+
+
 class Profiler(Protocol):
     """Times whole models in the runtime that they are for, on a sample of the data."""
 
@@ -118,7 +134,7 @@ class Fidelity(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What the pipeline gives a pass. A service is None when the request has no data for it; the timer and
+    """What the pipeline gives a pass. A service is None when the request has no data for it; the timers and
     the rounder need none.
     """
 
@@ -127,6 +143,7 @@ class Context:
     runner: Runner | None = None
     timer: Timer | None = None
     rounder: Rounder | None = None
+    kernel_timer: KernelTimer | None = None
     profiler: Profiler | None = None
     """Set where a model is lowered for a target that runs here, and times are asked for."""
     fidelity: Fidelity | None = None
@@ -166,3 +183,8 @@ class Context:
         if self.timer is None:
             raise PassError("this pass times layers, and there is nothing to time them with")
         return self.timer
+
+    def need_kernel_timer(self) -> KernelTimer:
+        if self.kernel_timer is None:
+            raise PassError("by=time needs ncnn to time layers in, and there is none; take by=cost")
+        return self.kernel_timer

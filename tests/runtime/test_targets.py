@@ -65,7 +65,7 @@ def test_onnx_writes_the_model_as_it_is(tmp_path: Path) -> None:
     assert [path.name for path in out.iterdir()] == ["model.onnx"]
     assert target.available() is None
     assert target.lowering is None
-    assert target.check(onnx.load(source)) == []
+    assert target.check(onnx.load(source), target.Config()) == []
 
 
 def test_onnx_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:

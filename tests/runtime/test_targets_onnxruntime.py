@@ -57,7 +57,7 @@ def test_every_layer_of_a_lowered_network_runs_in_int8(text: str) -> None:
     found = TARGET.layers(model)
     assert len(found) == sum(node.op_type in ("Conv", "Gemm") for node in model.graph.node)
     assert all(layer.int8 and not layer.reason for layer in found)
-    assert TARGET.check(model) == []
+    assert TARGET.check(model, TARGET.Config()) == []
 
 
 def test_verdicts_on_the_canonical_form_name_what_lies_between() -> None:
@@ -66,7 +66,7 @@ def test_verdicts_on_the_canonical_form_name_what_lies_between() -> None:
     reasons = {layer.node: layer.reason for layer in TARGET.layers(model) if not layer.int8}
     assert reasons["Conv_0"] == "its result is read by Relu before it is quantized"
     assert reasons["Conv_5"] == "its result is read by Add before it is quantized"
-    assert dict(TARGET.check(model))["Conv_5"] == f"{reasons['Conv_5']}: it runs in float"
+    assert dict(TARGET.check(model, TARGET.Config()))["Conv_5"] == f"{reasons['Conv_5']}: it runs in float"
     assert model.SerializeToString(deterministic=True) == before
 
 

@@ -25,7 +25,7 @@ def reasons(model: onnx.ModelProto) -> str:
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_a_good_model_raises_none(int8: bool) -> None:
-    assert TensorRT().check(quantized.lenet(codebook=False, int8=int8)) == []
+    assert TensorRT().check(quantized.lenet(codebook=False, int8=int8), TensorRT.Config()) == []
 
 
 @pytest.mark.parametrize(

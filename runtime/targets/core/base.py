@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import onnx
 
+from onnx_lathe import metadata
 from onnx_lathe.placement import Placement
 
 Progress = Callable[[str], None]
@@ -84,9 +85,9 @@ class Target:
         """(node, operator, reason) for what makes a build of the lowered model fail, known before it is tried."""
         return []
 
-    def check(self, model: onnx.ModelProto) -> list[tuple[str, str]]:
-        """(node, reason) for what the target will refuse, or run in float though it is quantized. `model`
-        is the lowered model.
+    def check(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str]]:
+        """(node, reason) for what the target will refuse, run in float though it is quantized, or not do though it is
+        chosen. `model` is the lowered model.
         """
         return []
 
@@ -158,3 +159,24 @@ def layers_of(model: onnx.ModelProto) -> dict[int, onnx.NodeProto]:
         if computed.intersection(node.input) or node.op_type in ("If", "Loop", "Scan"):
             computed.update(node.output)
     return found
+
+
+def own_kernels(model: onnx.ModelProto, runtime: str) -> list[tuple[str, str]]:
+    """(node, reason), once, of a model that carries choices of algorithms for convolutions, for a target whose
+    `runtime` chooses its own.
+    """
+    carrying = [
+        node.name
+        for node in model.graph.node
+        if any(entry.key == metadata.CONV_ALGORITHM for entry in node.metadata_props)
+    ]
+    if not carrying:
+        return []
+    others = len(carrying) - 1
+    more = f" and {others} other layer{'s' if others > 1 else ''}" if others else ""
+    return [
+        (
+            carrying[0],
+            f"the algorithm that winograd chose for it{more} does not apply: {runtime} chooses its own kernels",
+        )
+    ]

@@ -1,15 +1,17 @@
 """A lowered model -> ncnn's layers: walks the graph, and lists what ncnn cannot compute."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import onnx
 
+from onnx_lathe.kernels import PROFILES
+from onnx_lathe.runtime.targets.ncnn.algorithms import Sizes, follow, in_float32, wanted
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer
 from onnx_lathe.runtime.targets.ncnn.facts import BODIES, Shape, gather
 from onnx_lathe.runtime.targets.ncnn.finish import finish
 from onnx_lathe.runtime.targets.ncnn.network import Axes, Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported, view
+from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported, node_name, view
 from onnx_lathe.runtime.targets.ncnn.registry import find
 
 
@@ -29,16 +31,27 @@ class Port:
 
 @dataclass(frozen=True)
 class Conversion:
-    """`refused`: (node, operator, reason) of what ncnn cannot compute; then there are no layers."""
+    """`refused`: (node, operator, reason) of what ncnn cannot compute; then there are no layers. `unfollowed`: (node,
+    reason) of algorithms that its convolutions cannot be made to take. `results`: Conv node -> the sizes that it
+    writes.
+    """
 
     layers: Sequence[Layer]
     inputs: Sequence[Port]
     outputs: Sequence[Port]
     refused: Sequence[tuple[str, str, str]]
+    unfollowed: Sequence[tuple[str, str]] = ()
+    results: Mapping[str, Sizes] = field(default_factory=dict)
 
 
-def convert(model: onnx.ModelProto, sizes: Mapping[str, Shape], others: Mapping[str, Shape]) -> Conversion:
-    """The layers of a model whose inputs have these `sizes`; a size that differs in `others` stays open.
+def convert(
+    model: onnx.ModelProto,
+    sizes: Mapping[str, Shape],
+    others: Mapping[str, Shape],
+    profile: str | None = None,
+) -> Conversion:
+    """The layers of a model whose inputs have these `sizes`; a size that differs in `others` stays open. With a
+    `profile` (kernels.py), convolutions take the algorithms that its kernels can of those chosen in the model.
 
     Raises TargetError where ONNX Runtime cannot run the model at these sizes.
     """
@@ -70,6 +83,15 @@ def convert(model: onnx.ModelProto, sizes: Mapping[str, Shape], others: Mapping[
         return Conversion((), (), (), refused)
     last = {name: net.form(name, net.usual(name)) for name in outputs}
     layers, blobs = finish(net.layers, {name: last[name].name for name in outputs})
+    results = {
+        node_name(one, index): net.sizes(one.output[0])
+        for index, one in enumerate(model.graph.node)
+        if one.op_type == "Conv" and one.output[0] in net.blobs
+    }
+    unfollowed: Sequence[tuple[str, str]] = ()
+    if profile is not None:
+        chosen = wanted(model.graph.node)
+        unfollowed = follow(layers, chosen, results, PROFILES[profile], profile, in_float32(model.graph.node))
     return Conversion(
         layers,
         [
@@ -79,6 +101,8 @@ def convert(model: onnx.ModelProto, sizes: Mapping[str, Shape], others: Mapping[
         ],
         [_port(net, value, blobs[value.name], last[value.name].axes) for value in model.graph.output],
         (),
+        unfollowed,
+        results,
     )
 
 

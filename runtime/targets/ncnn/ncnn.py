@@ -25,6 +25,7 @@ from onnx_lathe.runtime.targets.core.base import (
 )
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.ncnn import verify
+from onnx_lathe.runtime.targets.ncnn.algorithms import count_chosen, wanted
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import param_text, write_weights
 from onnx_lathe.runtime.targets.ncnn.requantize import count_requantized, is_int8
@@ -89,6 +90,9 @@ class Ncnn(Target):
     def refusals(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str, str]]:
         return list(_converted(model, options)[0].refused)
 
+    def check(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str]]:
+        return list(_converted(model, options)[0].unfollowed) if wanted(model.graph.node) else []
+
     def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
         made = {name: node for node in model.graph.node for name in node.output}
         found = []
@@ -146,6 +150,7 @@ class Ncnn(Target):
             "layers": len(written.layers),
             "int8_layers": int8,
             "requantized": count_requantized(written.layers),
+            "algorithms": count_chosen(written.layers),
             "open_sizes": sizes.open,
         }
         return Artifact(
@@ -183,7 +188,7 @@ class Ncnn(Target):
 
 def _converted(model: onnx.ModelProto, options: Any) -> tuple[Conversion, Sizes]:
     sizes = sizes_of(model, parse(options.shapes))
-    return convert(model, sizes.first, sizes.second), sizes
+    return convert(model, sizes.first, sizes.second, options.profile), sizes
 
 
 def _refusal(written: Conversion) -> str:

@@ -42,9 +42,14 @@ class Node:
         return None if value is None else [int(item) for item in value]
 
 
+def node_name(proto: onnx.NodeProto, index: int) -> str:
+    """The name, or one by the node's place."""
+    return proto.name or f"{proto.op_type}_{index}"
+
+
 def view(proto: onnx.NodeProto, index: int, opset: int) -> Node:
     return Node(
-        proto.name or f"{proto.op_type}_{index}",
+        node_name(proto, index),
         proto.op_type,
         opset,
         tuple(proto.input),

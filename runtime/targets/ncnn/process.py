@@ -43,24 +43,25 @@ def outputs_of(
             "results": str(results),
             "settings": asdict(settings),
         }
-        version = _ask(request)
+        version = str(ask(request, "run the model once"))
         with np.load(results) as found:
             return {port.tensor: found[f"output{place}"] for place, port in enumerate(outputs)}, version
 
 
-def _ask(request: Mapping[str, Any]) -> str:
+def ask(request: Mapping[str, Any], what: str, limit_s: float = LIMIT_S) -> Any:
+    """The worker's answer. `what` it is to do, for the error of one that takes too long."""
     command = [sys.executable, "-m", WORKER]
     try:
-        with running(command, environment(), LIMIT_S, stderr=subprocess.PIPE) as child:
+        with running(command, environment(), limit_s, stderr=subprocess.PIPE) as child:
             said, errors = child.process.communicate(json.dumps(request).encode() + b"\n")
     except OSError as error:
         raise TargetError(f"cannot start {sys.executable}: {error.strerror}") from error
     if child.overdue:
-        raise TargetError(f"ncnn did not run the model once within {LIMIT_S:g} s")
+        raise TargetError(f"ncnn did not {what} within {limit_s:g} s")
     lines = said.decode("utf-8", "replace").splitlines()
     answer = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
     if "done" in answer:
-        return str(answer["done"])
+        return answer["done"]
     last = [line for line in errors.decode("utf-8", "replace").splitlines() if line.strip()]
     reason = f"; its last words: {last[-1].strip()}" if last else ""
     if "refusal" in answer:

@@ -15,7 +15,7 @@ from onnx_lathe.placement import Placement
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.running import ort
-from onnx_lathe.runtime.targets.core.base import Artifact, LayerVerdict, Progress, Target
+from onnx_lathe.runtime.targets.core.base import Artifact, LayerVerdict, Progress, Target, own_kernels
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.ort import mobile
 from onnx_lathe.runtime.targets.ort.check import is_quantized, verdicts
@@ -95,12 +95,13 @@ class OnnxRuntime(Target):
     def guards(self, options: Any) -> bool:
         return bool(options.speed == "keep")
 
-    def check(self, model: onnx.ModelProto) -> list[tuple[str, str]]:
-        return [
+    def check(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str]]:
+        found = [
             (layer.node, f"{layer.reason}: it runs in float")
             for layer in verdicts(model)
             if is_quantized(layer) and not layer.int8
         ]
+        return found + own_kernels(model, "ONNX Runtime")
 
     def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
         return verdicts(model)

@@ -23,7 +23,7 @@ from onnx_lathe import metadata
 from onnx_lathe.errors import TargetError, UsageError, first_few
 from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.files import model_file
-from onnx_lathe.runtime.targets.core.base import Artifact, LayerVerdict, Progress, Target
+from onnx_lathe.runtime.targets.core.base import Artifact, LayerVerdict, Progress, Target, own_kernels
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.tensorrt import process
 from onnx_lathe.runtime.targets.tensorrt.check import concerns, verdicts
@@ -95,8 +95,9 @@ class TensorRTBase(Target):
     def _missing(self) -> str:
         return self.missing
 
-    def check(self, model: onnx.ModelProto) -> list[tuple[str, str]]:
-        return [(concern.node, concern.reason) for concern in concerns(model)]
+    def check(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str]]:
+        found = [(concern.node, concern.reason) for concern in concerns(model)]
+        return found + own_kernels(model, self.title)
 
     def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
         return verdicts(model)
