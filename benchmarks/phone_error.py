@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import networks_judge as judge
+import numpy as np
+import onnx
 from phone_networks import Network, networks
 
 PROFILE = "arm64-fp16"
@@ -49,9 +51,11 @@ def _layers(network: Network, out: Path) -> Sequence[tuple[str, str, Mapping[str
     place = out / network.name / "error"
     shutil.rmtree(place, ignore_errors=True)
     passes = f"fold,winograd(by=error,profile={PROFILE},error={LIMIT})"
-    arguments = [str(network.model), "--passes", passes, "--target", "onnx", "--threads", "1", "--no-latency"]
+    model = _fixed(network, out)
+    arguments = [str(model), "--passes", passes, "--target", "onnx", "--threads", "1", "--no-latency"]
     ran = judge.run([*arguments, "--calibration", f"{network.data}:calibration"], place)
     shutil.rmtree(place, ignore_errors=True)
+    model.unlink()
     if ran.code:
         print(f"| {network.name} | exit {ran.code}: {ran.message} | | | | | | | |")
         return []
@@ -63,3 +67,16 @@ def _layers(network: Network, out: Path) -> Sequence[tuple[str, str, Mapping[str
             errors = {name: float(value) for name, value in pairs}
             found.append((match[1], next(iter(errors)), errors))  # the runtime's own choice is named first
     return found
+
+
+def _fixed(network: Network, out: Path) -> Path:
+    """A copy whose inputs have the sizes of the data, all but the batch's: the choice is for known sizes."""
+    model, path = onnx.load(network.model), out / f"{network.name}.fixed.onnx"
+    with np.load(network.data) as data:
+        for value in model.graph.input:
+            key = f"calibration/{value.name}"
+            if key in data:
+                for dim, size in zip(value.type.tensor_type.shape.dim[1:], data[key].shape[1:], strict=True):
+                    dim.dim_value = size
+    onnx.save(model, path)
+    return path
