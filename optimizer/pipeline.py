@@ -19,6 +19,7 @@ from onnx_lathe.optimizer.run import Request, Run
 from onnx_lathe.optimizer.step import run_step
 from onnx_lathe.optimizer.ui import Ui
 from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.options import option_files
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.pack.files import onnx_bytes, packed_bytes
 from onnx_lathe.runtime.running import guard, ort
@@ -123,6 +124,9 @@ def _identity(request: Request, passes: Sequence[Pass], roles: services.Roles) -
     if request.recipe.retrain is not None:
         path, function = hook_place(request.recipe.retrain)
         identity["retraining hook"] = f"{file_hash(path)} {function}"
+    for number, instance in enumerate(passes, 1):
+        for option, path in option_files(instance).items():
+            identity[f"file of step {number}, {option}"] = file_hash(path)
     return identity | roles.fingerprints()
 
 

@@ -20,8 +20,8 @@ from typing import Any
 from onnx_lathe.errors import UsageError, nearest
 from onnx_lathe.optimizer.sizes import parse_bytes
 from onnx_lathe.passes.core.base import Pass
-from onnx_lathe.passes.core.options import configure, written
-from onnx_lathe.passes.core.registry import find
+from onnx_lathe.passes.core.options import configure, file_options, written
+from onnx_lathe.passes.core.registry import all_passes, find
 from onnx_lathe.runtime.data.memory import DataSpec
 
 if sys.version_info >= (3, 11):
@@ -30,6 +30,8 @@ else:
     import tomli as tomllib
 
 DATA_ROLES = ("data", "train", "calibration", "eval")
+TUNED = "winograd"
+"""The pass that takes --tuning."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,33 @@ def load_recipe(path: Path) -> Recipe:
         fields["steps"] = tuple(
             _step(path, entry) for entry in _typed(path, "pass", table.get("pass", []), list)
         )
+    fields["steps"] = _files_beside(path, fields["steps"])
     return Recipe(**fields)
+
+
+def with_tuning(recipe: Recipe, path: str) -> Recipe:
+    """The recipe whose passes winograd take a file of choices. Raises UsageError if it has none."""
+    if not any(step.name == TUNED for step in recipe.steps):
+        raise UsageError(f"--tuning {path}: no pass of the recipe takes it; add {TUNED} to --passes")
+    steps = [
+        Call(step.name, {**step.options, "tuning": path}) if step.name == TUNED else step
+        for step in recipe.steps
+    ]
+    return dataclasses.replace(recipe, steps=tuple(steps))
+
+
+def _files_beside(recipe: Path, steps: Sequence[Call]) -> tuple[Call, ...]:
+    """Options that are paths of files, meant from the recipe's folder."""
+    found = []
+    for step in steps:
+        known = all_passes().get(step.name)
+        files = [] if known is None else [one.name for one in file_options(known)]
+        options = {
+            key: _beside(recipe, value) if key in files and isinstance(value, str) else value
+            for key, value in step.options.items()
+        }
+        found.append(Call(step.name, options))
+    return tuple(found)
 
 
 def _step(path: Path, entry: Any) -> Call:

@@ -18,7 +18,7 @@ from onnx_lathe.optimizer.commands.options import (
     data_options,
     print_json,
 )
-from onnx_lathe.optimizer.recipe import Recipe, load_recipe, override, parse_calls
+from onnx_lathe.optimizer.recipe import Recipe, load_recipe, override, parse_calls, with_tuning
 from onnx_lathe.optimizer.report import terminal
 from onnx_lathe.optimizer.report.record import RunRecord
 from onnx_lathe.optimizer.run import Request
@@ -111,7 +111,7 @@ def _print(record: RunRecord, as_json: bool) -> None:
 
 def _recipe(options: argparse.Namespace) -> Recipe:
     """The recipe file's, with what the command line says in its place."""
-    return override(
+    recipe = override(
         load_recipe(options.recipe) if options.recipe else Recipe(),
         steps=None if options.passes is None else parse_calls(options.passes, "--passes"),
         gates=None if options.gate is None else tuple(options.gate),
@@ -122,6 +122,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         seed=options.seed,
         **data_options(options),
     )
+    return recipe if options.tuning is None else with_tuning(recipe, options.tuning)
 
 
 def _parser() -> Parser:
@@ -175,6 +176,11 @@ def _add_run_options(parser: Parser) -> None:
         "--target",
         metavar="T",
         help="what to build, such as onnx,tensorrt-rtx (default onnx); see: optimize targets",
+    )
+    parser.add_argument(
+        "--tuning",
+        metavar="FILE",
+        help="for the pass winograd: algorithms of convolutions that were chosen on a device",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("build"), metavar="DIR", help="folder for results (default build)"

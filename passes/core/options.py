@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import field
+from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -43,6 +44,17 @@ def configure(pass_class: type[Pass], options: Mapping[str, Any]) -> Pass:
     """An instance with validated options. Raises UsageError naming the pass, the option and what it takes."""
     see = f"optimize passes {pass_class.name}"
     return pass_class(make_config(pass_class.Config, options, "pass", pass_class.name, see, pass_class.moved))
+
+
+def option_files(instance: Pass) -> dict[str, Path]:
+    """Option -> the file that it names."""
+    given = {one.name: getattr(instance.config, one.name) for one in file_options(type(instance))}
+    return {name: Path(value) for name, value in given.items() if value is not None}
+
+
+def file_options(pass_class: type[Pass]) -> list[dataclasses.Field[Any]]:
+    """The options whose values are paths of files."""
+    return [one for one in dataclasses.fields(pass_class.Config) if one.metadata.get("file")]
 
 
 def checked(instance: Pass) -> Pass:

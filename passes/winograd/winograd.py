@@ -102,9 +102,9 @@ class Winograd(Pass):
         free = [layer for layer in layers if layer.name not in choices]
         if self.config.by == "time" and free:
             choices |= self._timed(model, free, choices, context, report)
-        elif self.config.by == "error" and profile.arithmetic is not None and free:
-            exact = [layer for layer in free if not layer.int8]
-            errors = self._errors(model, exact, profile, context)
+        elif self.config.by == "error":
+            rounded = [layer for layer in free if not layer.int8 and profile.arithmetic is not None]
+            errors = self._errors(model, rounded, profile, context) if rounded else {}
             choices |= self._by_error(free, errors, profile, report)
         else:
             choices |= {layer.name: _by_cost(layer, profile) for layer in free}
@@ -150,11 +150,9 @@ class Winograd(Pass):
     ) -> dict[str, Choice]:
         found: dict[str, Choice] = {}
         for layer in layers:
-            if layer.int8:
-                found[layer.name] = (
-                    ways_of(layer, profile)[0],
-                    "the runtime's own: sums of integers are exact",
-                )
+            if layer.int8 or profile.arithmetic is None:
+                own = ways_of(layer, profile)[0]
+                found[layer.name] = own, "the runtime's own: sums of integers are exact"
             elif not errors[layer.name]:
                 report.skip(
                     layer.name, "what it computes of the calibration data is zero: its error cannot be told"

@@ -66,6 +66,7 @@ def layer(inputs: int, outputs: int, size: int, attributes: str = "pads = [1, 1,
         (4, 4, 32, "direct"),
         (32, 32, 32, "winograd63"),
         (64, 64, 14, "winograd43"),
+        (128, 128, 8, "winograd23"),
         (128, 128, 10, "winograd43"),
     ],
 )

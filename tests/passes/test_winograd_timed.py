@@ -1,0 +1,258 @@
+"""by=time: which differences of times count, what the whole network has to say, and who is asked to time."""
+
+import builtins
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_lathe import metadata
+from onnx_lathe.errors import PassError, UsageError
+from onnx_lathe.optimizer.kernel_times import kernel_timer
+from onnx_lathe.optimizer.services import Roles, check_needs
+from onnx_lathe.optimizer.step import apply_pass
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.winograd.timing import compare, fastest, tells
+from onnx_lathe.passes.winograd.winograd import Winograd
+from onnx_lathe.runtime.targets.ncnn import timing
+from tests.support.builders import build, random
+
+Recipe: Any = __import__("onnx_lathe.optimizer.recipe", fromlist=["Recipe"]).Recipe
+
+
+class Clock:
+    """A timer that says: each algorithm's milliseconds by layer, with noise, and the ratio of the whole network."""
+
+    def __init__(
+        self,
+        times: Mapping[str, Mapping[str, float]],
+        noise: float = 0.0,
+        apart: float = 0.0,
+        whole: float = 0.9,
+    ) -> None:
+        self.times, self.noise, self.apart, self.ratio = times, noise, apart, whole
+        self.asked: list[tuple[str, Sequence[Mapping[str, str]]]] = []
+
+    def layers(
+        self, model: onnx.ModelProto, profile: str, variants: Sequence[Mapping[str, str]]
+    ) -> dict[str, np.ndarray]:
+        self.asked.append(("layers", variants))
+        return {
+            name: self._rounds([known[one[name]] for one in variants]) for name, known in self.times.items()
+        }
+
+    def whole(
+        self, model: onnx.ModelProto, profile: str, variants: Sequence[Mapping[str, str]]
+    ) -> np.ndarray:
+        self.asked.append(("whole", variants))
+        return self._rounds([10.0, 10.0, 10.0 * self.ratio])
+
+    def _rounds(self, means: Sequence[float]) -> np.ndarray:
+        generator = np.random.default_rng(0)
+        found = np.array(means) * np.exp(self.noise * generator.standard_normal((40, len(means))))
+        found[:, 1] *= 1 + self.apart
+        return found
+
+
+SMALL = "(float[1, 128, 7, 7] x) => (float[1, 128, P, Q] y) { [conv] y = Conv <pads = [1, 1, 1, 1]> (x, w) }"
+MODEL = build(SMALL, w=random(128, 128, 3, 3))
+
+
+def chosen(timer: Any, model: onnx.ModelProto = MODEL, **options: Any) -> tuple[dict[str, str], PassReport]:
+    """Node -> what `lathe.conv_algorithm` says; and the report."""
+    instance = configure(Winograd, {"by": "time", **options})
+    after, report = apply_pass(instance, model, Context(kernel_timer=timer))
+    found = {
+        node.name: entry.value
+        for node in after.graph.node
+        for entry in node.metadata_props
+        if entry.key == metadata.CONV_ALGORITHM
+    }
+    return found, report
+
+
+TIMES = {"winograd43": 1.0, "winograd23": 0.8, "direct": 0.9}
+
+
+def test_the_fastest_is_taken() -> None:
+    timer = Clock({"conv": TIMES}, noise=0.02)
+    found, report = chosen(timer)
+    assert found == {"conv": "winograd23"}
+    assert [kind for kind, _ in timer.asked] == ["layers", "whole"]
+    own, again, *others = (one["conv"] for one in timer.asked[0][1])
+    assert own == again == "winograd43"
+    assert others == ["winograd23", "direct"]
+    assert [one["conv"] for one in timer.asked[1][1]] == ["winograd43", "winograd43", "winograd23"]
+    assert "0.80x" in report.edits[0].what
+    assert "of winograd43, ncnn's own" in report.edits[0].what
+    assert report.metrics["network_time_ratio"] == pytest.approx(0.9, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "timer, says",
+    [
+        (Clock({"conv": TIMES}, noise=0.9), "times differ by"),
+        (Clock({"conv": TIMES}, apart=0.3), "times differ by 60.0%"),
+        (Clock({"conv": TIMES | {"winograd23": 0.995, "direct": 1.2}}), "direct takes 1.2 ms against 1 ms"),
+        (Clock({"conv": TIMES}, whole=1.0), "as a whole the network gains nothing by such choices"),
+        (Clock({"conv": TIMES}, whole=1.02), "as a whole the network gains nothing"),
+        (Clock({"conv": TIMES}, noise=0.05, whole=0.995), "as a whole the network gains nothing"),
+    ],
+)
+def test_a_gain_within_the_noise_keeps_the_own_choice(timer: Clock, says: str) -> None:
+    found, report = chosen(timer)
+    assert found == {"conv": "winograd43"}
+    assert "ncnn's own" in report.edits[0].what
+    assert says in report.edits[0].what
+
+
+def test_the_noise_of_other_layers_counts() -> None:
+    """One layer whose equal networks happen to agree, among others whose do not."""
+    times = {f"l{place}": np.tile([1.0, 1.1, 0.9], (20, 1)) for place in range(5)}
+    times["quiet"] = np.tile([1.0, 1.0, 0.9], (20, 1))
+    variants = [dict.fromkeys(times, "winograd43")] * 2 + [dict.fromkeys(times, "direct")]
+    found = fastest(times, variants)
+    assert tells(found["quiet"]) is None
+    assert tells(fastest({"quiet": times["quiet"]}, variants)["quiet"]) == "direct"
+
+
+def test_the_ratio_is_of_rounds() -> None:
+    """A machine that becomes half as fast midway."""
+    rounds = np.tile([1.0, 1.0, 0.9], (20, 1)) * np.repeat([1.0, 2.0], 10)[:, None]
+    found = compare(rounds, 2)
+    assert found.ratio == pytest.approx(0.9)
+    assert found.doubt == pytest.approx(0)
+    assert found.gains
+
+
+def test_layers_by_name_are_not_timed_but_stand_in_all_networks() -> None:
+    text = "(float[1, 128, 7, 7] x) => (float[1, 128, P, Q] y) {{ [a] v = Conv <{0}> (x, w) [b] y = Conv <{0}> (v, w) }}"
+    model = build(text.format("pads = [1, 1, 1, 1]"), w=random(128, 128, 3, 3))
+    timer = Clock({"a": TIMES, "b": TIMES})
+    found, report = chosen(timer, model, layers={"a": "direct"})
+    assert found == {"a": "direct", "b": "winograd23"}
+    assert {one["a"] for _, variants in timer.asked for one in variants} == {"direct"}
+    assert "as the options say" in report.edits[0].what
+
+
+def test_nothing_is_timed_where_all_is_said() -> None:
+    timer = Clock({})
+    assert chosen(timer, layers={"conv": "direct"})[0] == {"conv": "direct"}
+    small = build(
+        "(float[1, 4, 7, 7] x) => (float[1, 4, P, Q] y) { [conv] y = Conv (x, w) }", w=random(4, 4, 3, 3)
+    )
+    assert chosen(timer, small)[0] == {"conv": "direct"}
+    assert not timer.asked
+
+
+def test_a_layer_without_times_is_skipped() -> None:
+    found, report = chosen(Clock({}))
+    assert not found
+    assert [(skip.node, skip.reason) for skip in report.skips] == [
+        ("conv", "ncnn has no layer of it that could be timed")
+    ]
+
+
+def test_without_a_timer() -> None:
+    with pytest.raises(PassError, match="by=time needs ncnn"):
+        chosen(None)
+    assert configure(Winograd, {"by": "time"}).needs == ("kernel_timer",)
+
+
+def missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the package ncnn were not installed."""
+    real = builtins.__import__
+
+    def without(name: str, *others: Any, **named: Any) -> Any:
+        if name == "ncnn":
+            raise ImportError(name)
+        return real(name, *others, **named)
+
+    monkeypatch.delitem(sys.modules, "ncnn", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+
+
+def test_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing(monkeypatch)
+    with pytest.raises(UsageError, match=r"winograd\(by=time\): .*pip install 'onnx-lathe\[ncnn\]'"):
+        check_needs([configure(Winograd, {"by": "time"})], Roles(), Recipe())
+    check_needs([configure(Winograd, {})], Roles(), Recipe())
+
+
+@pytest.mark.parametrize(
+    "machine, profile, fits",
+    [
+        ("x86_64", "x86", True),
+        ("AMD64", "x86", True),
+        ("x86_64", "arm64-fp16", False),
+        ("aarch64", "arm64-fp32", True),
+        ("arm64", "arm64-fp16", True),
+        ("aarch64", "x86", False),
+        ("riscv64", "x86", False),
+    ],
+)
+def test_times_are_of_this_machine(
+    machine: str, profile: str, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(timing, "package", lambda: None)
+    reason = timing.why_not(profile)
+    assert (reason is None) == fits
+    if reason is not None:
+        assert f"profile={profile} is for another" in reason
+        assert "--tuning" in reason or "tuning=FILE" in reason
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="times are those of x86 kernels")
+def test_in_ncnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real timer gives times of every layer in every network, float and INT8."""
+    pytest.importorskip("ncnn")
+    monkeypatch.setattr(timing, "LOADS", 2)
+    for budget in (timing.LAYERS, timing.WHOLE):
+        monkeypatch.setitem(budget, "seconds", 0.0)
+        monkeypatch.setitem(budget, "least", 3)
+    said: list[str] = []
+    timer = kernel_timer(said.append)
+    text = """(float[N, 16, 7, 7] x) => (float[N, 16, P, Q] y) {
+        [a] v = Conv <pads = [1, 1, 1, 1]> (x, w)
+        r = Relu (v)
+        [q] s = QuantizeLinear (r, c, z)
+        [dq] t = DequantizeLinear (s, c, z)
+        [dw] u = DequantizeLinear <axis = 0> (i, d)
+        [b] y = Conv <pads = [1, 1, 1, 1]> (t, u)
+    }"""
+    weight = np.random.default_rng(0).integers(-127, 128, (16, 16, 3, 3)).astype(np.int8)
+    constants = {
+        "c": np.array(0.03, np.float32),
+        "z": np.array(0, np.int8),
+        "d": np.full(16, 0.002, np.float32),
+    }
+    model = build(text, w=random(16, 16, 3, 3), i=weight, **constants)
+    own = {"a": "winograd63", "b": "winograd43"}
+    variants = [own, own, dict.fromkeys(own, "direct"), own | {"a": "winograd23"}]
+    times = timer.layers(model, "x86", variants)
+    assert times.keys() == own.keys()
+    for rounds in times.values():
+        assert rounds.shape == (6, 4)
+        assert np.all(rounds > 0)
+    whole = timer.whole(model, "x86", variants)
+    assert whole.shape == (6, 4)
+    assert np.all(whole > 0)
+    assert said[0] == "timing layers in ncnn: 1 of 2, 4 networks in turn"
+
+
+def test_a_network_that_ncnn_cannot_compute() -> None:
+    pytest.importorskip("ncnn")
+    text = "(float[1, 16, 7, 7] x) => (int64[4, U] z) { [conv] y = Conv (x, w) [nz] z = NonZero (y) }"
+    model = build(text, w=random(16, 16, 3, 3))
+    with pytest.raises(
+        PassError, match=r"by=time runs the network in ncnn, which cannot compute 'nz' \(NonZero\)"
+    ):
+        chosen(kernel_timer(lambda text: None), model)
