@@ -21,16 +21,15 @@ from onnx_lathe.metadata import CONV_ALGORITHM
 from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.services import Context
-from onnx_lathe.passes.numerics.winograd import cook_toom
 from onnx_lathe.passes.retrain import Retrain
-from onnx_lathe.protocols import TileTransform
 from onnx_lathe.runtime.data import Batch, DataSource
 from onnx_lathe.runtime.torch_bridge import GraphModule
 from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
+from onnx_lathe.tiles import F63, Tiles
 
 RESNET = ROOT / "models" / "resnet20-cifar10"
 CHOSEN = "winograd63"
-TILES = {CHOSEN: TileTransform(*cook_toom(6, 3).arrays())}
+TILES = {CHOSEN: F63}
 FIT, BATCH = 1500, 250
 
 
@@ -104,7 +103,7 @@ def _row(name: str, seconds: float, model: onnx.ModelProto, original: onnx.Model
     print(f"| {name} | {seconds:.0f} | {' | '.join(cells)} |", flush=True)
 
 
-def _outputs(model: onnx.ModelProto, images: Images, tiles: dict[str, TileTransform]) -> np.ndarray:
+def _outputs(model: onnx.ModelProto, images: Images, tiles: dict[str, Tiles]) -> np.ndarray:
     module = GraphModule(model).eval()
     module.tile(tiles)
     with torch.no_grad():

@@ -2,9 +2,10 @@
 between algorithms and the target that writes the choice down.
 
 Rules are those of ncnn (source of July 2026: convolution_x86.cpp, convolution_arm.cpp, convolution_arm_asimdhp.cpp),
-whose kernels phones run. Costs: products, additions of the transforms and bytes of weights per nanosecond on one
-core. Those of x86 reproduce measured times of layers of 64 to 512 channels within a third; ARM's are the same, since
-only proportions decide, and were not measured.
+whose kernels phones run; tiles.py says what they compute. Costs: products, additions of the transforms and bytes of
+weights per nanosecond on one core. Those of x86 reproduce measured times of layers of 64 to 512 channels within a
+third. ARM's were not measured: there arithmetic alone is counted, and the runtime's own choice is left only where
+it is `worth` times as much.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,15 @@ DIRECT = 1
 """Written as F(1, 3): 9 products per result."""
 NAMES = {DIRECT: "direct", 2: "winograd23", 4: "winograd43", 6: "winograd63"}
 """m of F(m, 3) -> what `lathe.conv_algorithm` says."""
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Per nanosecond on one core."""
+
+    products: float
+    additions: float
+    weight_bytes: float
 
 
 @dataclass(frozen=True)
@@ -32,9 +42,14 @@ class Profile:
     """What the runtime takes for (input channels, output channels, height, width) if it is told the size; None if
     it does not ask.
     """
-    products: float = 45.0
-    additions: float = 20.0
-    weight_bytes: float = 22.0
+    lanes: int = 4
+    """Numbers of the arithmetic in a register: channels that its kernels keep together."""
+    speeds: Speeds | None = None
+    """None where times were not measured."""
+    worth: float = 2.0
+    """by=cost leaves the runtime's own choice only for an estimate that is so many times as fast."""
+    exact: str | None = None
+    """The profile that a layer has which is told to compute in float32, where this one computes in less."""
     depthwise_int8: bool = False
     """Whether a depthwise convolution gains from INT8: on x86 it takes twice the time of float."""
 
@@ -81,9 +96,9 @@ def _x86_int8(inputs: int, outputs: int) -> int:
 
 
 PROFILES = {
-    "x86": Profile(_x86, _x86_int8, "float32", x86_hints.hinted),
+    "x86": Profile(_x86, _x86_int8, "float32", x86_hints.hinted, 16, Speeds(45.0, 20.0, 22.0), worth=1.1),
     "arm64-fp32": Profile(_arm(8), _arm_int8, "float32"),
-    "arm64-fp16": Profile(_arm(16), _arm_int8, "float16"),
+    "arm64-fp16": Profile(_arm(16), _arm_int8, "float16", lanes=8, exact="arm64-fp32"),
     "arm64-int8": Profile(_arm_int8, _arm_int8, None, depthwise_int8=True),
 }
 """x86 looks up a layer's size in a table, where it is told the size. ARM's stock runtime can switch a layer to direct,

@@ -1,5 +1,5 @@
 """What passes and runtime both speak of: the trainer's result, what a pass does while training runs, a
-rounded layer, a tile of a convolution, what tensors hold, and where a model's time goes.
+rounded layer, what tensors hold, and where a model's time goes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,17 +61,6 @@ class Profile:
     nodes: Mapping[str, float]
     regions: Sequence[Region]
     total: float
-
-
-@dataclass(frozen=True)
-class TileTransform:
-    """F(m x m, r x r): tiles of m x m results of a convolution by A^T ((G g G^T) * (B^T d B)) A, with
-    n = m + r - 1. `output` is A^T [m, n], `kernel` G [n, r], `data` B^T [n, n], all float64.
-    """
-
-    output: "np.ndarray"
-    kernel: "np.ndarray"
-    data: "np.ndarray"
 
 
 class Shaping(Protocol):

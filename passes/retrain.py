@@ -7,7 +7,8 @@ layer is skipped, and what is float around it adapts. By default the retrained m
 one (distillation) and learns from labels where there are any.
 
 With winograd=float16 a convolution whose `lathe.conv_algorithm` is winograd23, 43 or 63 is computed so while
-training runs, with the rounding of half-precision arithmetic, so that the network learns to stand it.
+training runs, rounding as ncnn's kernels do in half precision (tiles.py), so that the network learns to stand it;
+one whose `lathe.conv_precision` is float32 is not.
 Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015,
 section 3; "Deep Compression", ICLR 2016, section 3; Hinton et al., "Distilling the Knowledge in a Neural
 Network", 2015; Fernandez-Marques et al., "Searching for Winograd-aware Quantized Networks", MLSys 2020.
@@ -20,7 +21,7 @@ import numpy as np
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.kernels import DIRECT, NAMES
-from onnx_lathe.metadata import CONV_ALGORITHM
+from onnx_lathe.metadata import CONV_ALGORITHM, CONV_PRECISION
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.registry import register
@@ -37,8 +38,7 @@ from onnx_lathe.passes.graph.model import (
     set_sparse_tensors,
     sparse_tensors,
 )
-from onnx_lathe.passes.numerics.winograd import cook_toom
-from onnx_lathe.protocols import TileTransform
+from onnx_lathe.tiles import NCNN, Tiles
 
 
 @register
@@ -111,14 +111,15 @@ def _lift(graph: Graph, report: PassReport) -> None:
     set_sparse_tensors(graph, {})
 
 
-def _transforms(graph: Graph, report: PassReport) -> dict[str, TileTransform]:
-    """The transforms that convolutions of the graph carry the names of, which the report lists."""
+def _transforms(graph: Graph, report: PassReport) -> dict[str, Tiles]:
+    """The tiles that convolutions of the graph carry the names of, which the report lists: those in float16."""
     found, sizes = {}, {name: m for m, name in NAMES.items()}
     for node in graph.nodes:
-        name = node_metadata(node).get(CONV_ALGORITHM, "") if node.op == "Conv" else ""
+        said = node_metadata(node) if node.op == "Conv" else {}
+        name = "" if CONV_PRECISION in said else said.get(CONV_ALGORITHM, "")
         m = sizes.get(name, DIRECT)
         if m > DIRECT:
-            found[name] = TileTransform(*cook_toom(m, 3).arrays())
+            found[name] = NCNN[m]
             report.metrics[f"{name}_layers"] = report.metrics.get(f"{name}_layers", 0.0) + 1
     if not found:
         report.warnings.append(

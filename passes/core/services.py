@@ -10,7 +10,8 @@ import onnx
 from onnx_lathe.errors import PassError
 from onnx_lathe.passes.graph.evaluate import Evaluator
 from onnx_lathe.placement import CANONICAL, Placement
-from onnx_lathe.protocols import Observed, Profile, Rounded, Shaping, TileTransform, TrainResult
+from onnx_lathe.protocols import Observed, Profile, Rounded, Shaping, TrainResult
+from onnx_lathe.tiles import Tiles
 
 
 class TensorStatistics(Protocol):
@@ -52,7 +53,7 @@ class Trainer(Protocol):
         model: onnx.ModelProto,
         settings: Mapping[str, Any],
         shaping: Shaping | None = None,
-        tiles: Mapping[str, TileTransform] | None = None,
+        tiles: Mapping[str, Tiles] | None = None,
     ) -> TrainResult:
         """`tiles`: a Conv whose `lathe.conv_algorithm` is among these names is computed so, in float16."""
 

@@ -20,7 +20,7 @@ import numpy as np
 Matrix = tuple[tuple[Fraction, ...], ...]
 
 LAVIN = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2), 4, -4)
-"""Points in the order in which they are taken, as in Lavin and Gray, 4.3, and in ncnn."""
+"""Points in the order in which they are taken, as in Lavin and Gray, 4.3. ncnn's F(4, 3) has others: tiles.py."""
 CANDIDATES = (2, Fraction(1, 2), 3, Fraction(1, 3), Fraction(2, 3), Fraction(3, 2), 4, Fraction(1, 4))
 """Magnitudes that `least_error_points` tries with both signs."""
 
@@ -107,13 +107,13 @@ def memory_factor(m: int, r: int, dimensions: int = 2) -> float:
     return float(Fraction(m + r - 1, r) ** dimensions)
 
 
-def amplification(transform: Transform, dimensions: int = 2) -> float:
-    """How many times a unit roundoff the error of a result may be, relative to |g| |d| (2-norms): the largest sum
-    over products of |A| |G row| |B row|. Rows may be scaled against each other, which changes no rounding.
+def amplification(matrices: tuple[np.ndarray, np.ndarray, np.ndarray], dimensions: int = 2) -> float:
+    """How many times a unit roundoff the error of a result may be, relative to |g| |d| (2-norms), by (A^T, G, B^T): the
+    largest sum over products of |A| |G row| |B row|. Rows may be scaled against each other, which changes no rounding.
 
     Componentwise form of the bound in Barabasz et al., theorem 1.
     """
-    output, kernel, data = transform.arrays()
+    output, kernel, data = matrices
     rows = np.linalg.norm(kernel, axis=1) * np.linalg.norm(data, axis=1)
     return float((np.abs(output) @ rows).max() ** dimensions)
 
@@ -127,7 +127,9 @@ def least_error_points(m: int, r: int) -> tuple[Fraction, ...]:
     first = tuple(map(Fraction, (0, 1, -1)[: m + r - 2]))
     signed = [Fraction(sign * size) for size in CANDIDATES for sign in (1, -1)]
     more = combinations(signed, max(m + r - 2 - len(first), 0))
-    return min(((*first, *rest) for rest in more), key=lambda points: amplification(cook_toom(m, r, points)))
+    return min(
+        ((*first, *rest) for rest in more), key=lambda points: amplification(cook_toom(m, r, points).arrays())
+    )
 
 
 def filter_1d(signal: np.ndarray, kernel: np.ndarray, transform: Transform) -> np.ndarray:
@@ -138,14 +140,13 @@ def filter_1d(signal: np.ndarray, kernel: np.ndarray, transform: Transform) -> n
     padded = np.zeros(tiles * transform.m + transform.r - 1, signal.dtype)
     padded[: len(signal)] = signal
     windows = np.lib.stride_tricks.sliding_window_view(padded, transform.size)[:: transform.m]
-    products = _times(kernels, kernel.astype(signal.dtype)[:, None]) * _times(data, windows.T)
-    return _times(output, products).T.reshape(-1)[:count]
+    products = (kernels @ kernel.astype(signal.dtype)[:, None]) * (data @ windows.T)
+    return (output @ products).T.reshape(-1)[:count]
 
 
 def filter_2d(image: np.ndarray, weight: np.ndarray, transform: Transform) -> np.ndarray:
     """Results [O, H - r + 1, W - r + 1] of a convolution (no padding, stride 1) of image [C, H, W] with weight
-    [O, C, r, r], in the image's type. Of float16 every product is added and rounded as one step, as processors
-    with half-precision arithmetic do; sums in float32 and float64 have BLAS's order.
+    [O, C, r, r], in the image's type. Sums in float32 and float64 have BLAS's order; kernels' is in tile_arithmetic.py.
     """
     kind, m, n = image.dtype.type, transform.m, transform.size
     output, kernels, data = transform.arrays(kind)
@@ -158,7 +159,7 @@ def filter_2d(image: np.ndarray, weight: np.ndarray, transform: Transform) -> np
     filters = _two_sided(kernels, weight.astype(kind))  # [O, C, n, n]
     summed = np.zeros((len(weight), down, across, n, n), kind)
     for channel in range(len(image)):
-        summed = _added(summed, filters[:, channel, None, None], tiles[channel])
+        summed += filters[:, channel, None, None] * tiles[channel]
     results = _two_sided(output, summed)  # [O, down, across, m, m]
     joined = results.transpose(0, 1, 3, 2, 4).reshape(len(weight), down * m, across * m)
     return joined[:, :rows, :columns]
@@ -166,22 +167,4 @@ def filter_2d(image: np.ndarray, weight: np.ndarray, transform: Transform) -> np
 
 def _two_sided(matrix: np.ndarray, blocks: np.ndarray) -> np.ndarray:
     """matrix block matrix^T for each block of the last two axes, in their type."""
-    return _times(matrix, _times(matrix, blocks.swapaxes(-1, -2)).swapaxes(-1, -2))
-
-
-def _times(matrix: np.ndarray, blocks: np.ndarray) -> np.ndarray:
-    if matrix.dtype != np.float16:
-        return matrix @ blocks
-    summed = np.zeros((*blocks.shape[:-2], len(matrix), blocks.shape[-1]), np.float16)
-    for at in range(matrix.shape[1]):
-        if matrix[:, at].any():
-            summed = _added(summed, matrix[:, at, None], blocks[..., at, None, :])
-    return summed
-
-
-def _added(summed: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """summed + left right, rounded once: a product of two halves is exact in float32."""
-    if summed.dtype != np.float16:
-        return summed + left * right
-    wide = summed.astype(np.float32) + left.astype(np.float32) * right.astype(np.float32)
-    return wide.astype(np.float16)
+    return matrix @ (matrix @ blocks.swapaxes(-1, -2)).swapaxes(-1, -2)

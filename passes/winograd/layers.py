@@ -11,8 +11,7 @@ from onnx_lathe.passes.graph import Graph, Node
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant
 from onnx_lathe.passes.graph.macs import OpenShape
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized
-
-TAPS = 3
+from onnx_lathe.tiles import TAPS
 
 
 class Layer(NamedTuple):

@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from onnx_lathe.passes.numerics.winograd import cook_toom, filter_2d
+from onnx_lathe.kernels import DIRECT
+from onnx_lathe.passes.numerics.tile_arithmetic import by_tiles, direct
+from onnx_lathe.passes.winograd.ways import Way
+from onnx_lathe.tiles import NCNN
 
 CHANNELS = 16
 """So many output channels are looked at, spread over all."""
@@ -13,12 +16,16 @@ EDGE = 26
 
 
 def relative_errors(
-    image: np.ndarray, weight: np.ndarray, sizes: Sequence[int], arithmetic: type[np.floating]
-) -> Mapping[int, float]:
-    """Largest error over largest result, by m of F(m, 3): image [C, H, W], padded already, weight [O, C, 3, 3].
+    image: np.ndarray,
+    weight: np.ndarray,
+    ways: Sequence[Way],
+    stored: type[np.floating] = np.float32,
+) -> Mapping[Way, float]:
+    """Largest error over largest result: image [C, H, W], padded already, weight [O, C, 3, 3].
 
-    A piece around the largest value is looked at. A result beyond the range of `arithmetic` makes the error
-    infinite; where all results are zero there is none.
+    Data and results are rounded to `stored` too, in which layers hand them on. A piece around the largest value is
+    looked at. A result beyond the range of the arithmetic makes the error infinite; where
+    all results are zero there is none.
     """
     chosen = weight[np.unique(np.linspace(0, len(weight) - 1, CHANNELS).astype(int))]
     peak = np.unravel_index(np.abs(image).max(axis=0).argmax(), image.shape[1:])
@@ -33,8 +40,15 @@ def relative_errors(
         return {}
     found = {}
     with np.errstate(over="ignore", invalid="ignore"):
-        for m in sizes:
-            result = filter_2d(piece.astype(arithmetic), chosen, cook_toom(m, 3)).astype(np.float64)
-            error = float(np.abs(result - wanted).max()) / largest
-            found[m] = error if np.isfinite(error) else np.inf
+        data = piece.astype(stored)
+        for way in ways:
+            result = _computed(data.astype(way.profile.arithmetic), chosen, way).astype(stored)
+            error = float(np.abs(result.astype(np.float64) - wanted).max()) / largest
+            found[way] = error if np.isfinite(error) else np.inf
     return found
+
+
+def _computed(data: np.ndarray, weight: np.ndarray, way: Way) -> np.ndarray:
+    if way.m == DIRECT:
+        return direct(data, weight, way.profile.lanes)
+    return by_tiles(data, weight, NCNN[way.m])

@@ -5,9 +5,11 @@ convolution and minimal filtering F(2 x 2), F(4 x 4) and F(6 x 6), of which a pr
 runtime takes by itself, and what it can be made to take. The network stays the same; a target that can follows
 the choice (ncnn), others say that they do not.
 
-by=cost    products, additions of the transforms and bytes of the weights, at the profile's speeds
+by=cost    products, additions of the transforms and bytes of the weights, at the profile's speeds; for a processor
+           whose times were not measured, the runtime's own choice unless arithmetic alone makes it twice as slow
 by=error   the profile's own choice, where its error on calibration data is within `error`; else the fastest that
-           is, in the profile's arithmetic, simulated
+           is, as ncnn's kernels compute it in the profile's arithmetic, simulated. Where that is float16, a layer
+           may be told to compute in float32 (`lathe.conv_precision`), by Winograd again
 by=time    measured in ncnn on this machine, layer by layer and then as a whole (timing.py)
 
 `layers` and a file that a device wrote (tuning.py) come before all of them.
@@ -29,23 +31,24 @@ from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
-from onnx_lathe.passes.graph import Graph
+from onnx_lathe.passes.graph import Graph, Node
 from onnx_lathe.passes.graph.macs import open_shapes
 from onnx_lathe.passes.graph.model import export_model, node_metadata
 from onnx_lathe.passes.numerics import winograd as numerics
-from onnx_lathe.passes.winograd.layers import TAPS, Layer, eligible, pads
+from onnx_lathe.passes.numerics.tile_arithmetic import matrices
+from onnx_lathe.passes.winograd.layers import Layer, eligible, pads
 from onnx_lathe.passes.winograd.simulation import relative_errors
 from onnx_lathe.passes.winograd.timing import Comparison, compare, fastest, tells
 from onnx_lathe.passes.winograd.tuning import check_names, read_tuning
+from onnx_lathe.passes.winograd.ways import Way, ways_of
+from onnx_lathe.tiles import NCNN, TAPS
 
-WORTH = 1.1
-"""by=cost leaves the runtime's own choice only for an estimate that is so many times as fast."""
 SAMPLES = 4
 """Samples of the calibration data whose errors are simulated."""
 SIZES = {name: m for m, name in NAMES.items()}
 
-Choice = tuple[int, str]
-"""m, and why."""
+Choice = tuple[Way, str]
+"""How, and why."""
 
 
 @register
@@ -95,7 +98,7 @@ class Winograd(Pass):
         report, profile = PassReport(), PROFILES[self.config.profile]
         model = export_model(graph)
         layers = list(eligible(graph, open_shapes(model, {}), report))
-        choices = self._given([layer.name for layer in layers])
+        choices = self._given([layer.name for layer in layers], profile)
         free = [layer for layer in layers if layer.name not in choices]
         if self.config.by == "time" and free:
             choices |= self._timed(model, free, choices, context, report)
@@ -104,26 +107,24 @@ class Winograd(Pass):
             errors = self._errors(model, rounded, profile, context) if rounded else {}
             choices |= self._by_error(free, errors, profile, report)
         else:
-            choices |= {layer.name: self._by_cost(layer, profile) for layer in free}
+            choices |= {layer.name: _by_cost(layer, profile) for layer in free}
         direct, left, extra = 0, 0, 0.0
         for layer in layers:
             if layer.name not in choices:
                 continue
-            m, why = choices[layer.name]
-            direct, left = direct + layer.products(DIRECT), left + layer.products(m)
-            extra += layer.weight.nbytes * numerics.memory_factor(m, TAPS) if m > DIRECT else 0
-            said = node_metadata(layer.node)
-            if said.get(metadata.CONV_ALGORITHM) == NAMES[m]:
-                report.skip(layer.name, f"its algorithm is {NAMES[m]} already")
-                continue
-            said[metadata.CONV_ALGORITHM] = NAMES[m]
-            report.edit(layer.name, f"{NAMES[m]}: {why}, {_gains(layer, m)}")
+            way, why = choices[layer.name]
+            direct, left = direct + layer.products(DIRECT), left + layer.products(way.m)
+            extra += way.weight_bytes(layer)
+            if _write(layer.node, way):
+                report.edit(layer.name, f"{way.name}: {why}, {_gains(layer, way.m)}")
+            else:
+                report.skip(layer.name, f"its algorithm is {way.name} already")
         if left:
             report.metrics["multiplications_saved"] = direct / left
             report.metrics["transformed_weight_bytes"] = extra
         return report
 
-    def _given(self, names: list[str]) -> dict[str, Choice]:
+    def _given(self, names: list[str], profile: Profile) -> dict[str, Choice]:
         """What the options say, or the file of a device. Raises UsageError for a layer that has no choice."""
         if unknown := set(self.config.layers) - set(names):
             raise UsageError(f"winograd(layers=...): no eligible layer is named '{min(unknown)}'")
@@ -131,34 +132,27 @@ class Winograd(Pass):
         if self.config.tuning is not None:
             tuning = read_tuning(Path(self.config.tuning))
             check_names(self.config.tuning, tuning, names)
-            given = {name: (SIZES[word], f"as {tuning.device} chose") for name, word in tuning.layers.items()}
+            given = {
+                name: (Way(SIZES[word], profile), f"as {tuning.device} chose")
+                for name, word in tuning.layers.items()
+            }
         return given | {
-            name: (SIZES[word], "as the options say") for name, word in self.config.layers.items()
+            name: (Way(SIZES[word], profile), "as the options say")
+            for name, word in self.config.layers.items()
         }
-
-    def _by_cost(self, layer: Layer, profile: Profile) -> Choice:
-        able = layer.able(profile)
-        default = able[0]
-        if profile.arithmetic is None or layer.int8:
-            return default, "the runtime's own: what integers cost is not estimated"
-        costs = {m: _nanoseconds(layer, m, profile) for m in able}
-        fastest = min(able, key=lambda m: (costs[m], m != default))
-        over = costs[default] / costs[fastest]
-        if over < WORTH or fastest == default:
-            return default, "the runtime's own"
-        return fastest, f"an estimated {over:.2f}x the speed of {NAMES[default]}, the runtime's own"
 
     def _by_error(
         self,
         layers: list[Layer],
-        errors: Mapping[str, Mapping[int, float]],
+        errors: Mapping[str, Mapping[Way, float]],
         profile: Profile,
         report: PassReport,
     ) -> dict[str, Choice]:
         found: dict[str, Choice] = {}
         for layer in layers:
             if layer.int8 or profile.arithmetic is None:
-                found[layer.name] = layer.able(profile)[0], "the runtime's own: sums of integers are exact"
+                own = ways_of(layer, profile)[0]
+                found[layer.name] = own, "the runtime's own: sums of integers are exact"
             elif not errors[layer.name]:
                 report.skip(
                     layer.name, "what it computes of the calibration data is zero: its error cannot be told"
@@ -167,15 +161,14 @@ class Winograd(Pass):
                 found[layer.name] = self._least_error(layer, errors[layer.name], profile)
         return found
 
-    def _least_error(self, layer: Layer, errors: Mapping[int, float], profile: Profile) -> Choice:
-        able = layer.able(profile)
-        costs = {m: _nanoseconds(layer, m, profile) for m in able}
-        within = [m for m in able if errors[m] <= self.config.error]
-        least = min(able, key=lambda m: (errors[m], costs[m]))
-        m = able[0] if able[0] in within else min(within, key=lambda m: costs[m], default=least)
-        shown = ", ".join(f"{NAMES[one]} {errors[one]:.1e}" for one in able)
-        beyond = "" if m in within else f", all beyond {self.config.error:g}"
-        return m, f"errors {shown}{beyond}"
+    def _least_error(self, layer: Layer, errors: Mapping[Way, float], profile: Profile) -> Choice:
+        default = ways_of(layer, profile)[0]
+        within = [way for way, error in errors.items() if error <= self.config.error]
+        least = min(errors, key=lambda way: (errors[way], way.cost(layer)))
+        way = default if default in within else min(within, key=lambda way: way.cost(layer), default=least)
+        shown = ", ".join(f"{one.name} {error:.1e}" for one, error in errors.items())
+        beyond = "" if way in within else f", all beyond {self.config.error:g}"
+        return way, f"errors {shown}{beyond}"
 
     def _timed(
         self,
@@ -187,8 +180,9 @@ class Winograd(Pass):
     ) -> dict[str, Choice]:
         """By times of layers, and of the whole network with what they say."""
         name, timer = self.config.profile, context.need_kernel_timer()
-        able = {layer.name: layer.able(PROFILES[name]) for layer in layers}
-        own = {layer: NAMES[m] for layer, (m, _) in given.items()} | {
+        profile = PROFILES[name]
+        able = {layer.name: layer.able(profile) for layer in layers}
+        own = {layer: NAMES[way.m] for layer, (way, _) in given.items()} | {
             layer: NAMES[sizes[0]] for layer, sizes in able.items()
         }
         variants = [own, own, *_variants(own, able)]
@@ -208,41 +202,60 @@ class Winograd(Pass):
                 report.skip(layer, "ncnn has no layer of it that could be timed")
             elif word is not None and not whole:
                 found[layer] = (
-                    SIZES[word],
+                    Way(SIZES[word], profile),
                     f"timed {compared[layer][word].text()} of {own[layer]}, ncnn's own",
                 )
             else:
                 found[layer] = (
-                    sizes[0],
+                    Way(sizes[0], profile),
                     f"ncnn's own{_timed_text(compared.get(layer, {}))}{whole if word else ''}",
                 )
         return found
 
     def _errors(
-        self,
-        model: onnx.ModelProto,
-        layers: list[Layer],
-        profile: Profile,
-        context: Context,
-    ) -> dict[str, dict[int, float]]:
-        """The largest errors on the first samples, by layer and m."""
-        arithmetic = np.dtype(profile.arithmetic or "float32").type
-        found: dict[str, dict[int, float]] = {layer.name: {} for layer in layers}
+        self, model: onnx.ModelProto, layers: list[Layer], profile: Profile, context: Context
+    ) -> dict[str, dict[Way, float]]:
+        """The largest errors on the first samples, by layer and way, the runtime's own first."""
+        found: dict[str, dict[Way, float]] = {layer.name: {} for layer in layers}
+        stored = np.dtype(profile.arithmetic).type
         seen = 0
         names = list(dict.fromkeys(layer.node.inputs[0].name for layer in layers))
         for observed in context.need_calibrator().observe(model, names):
             for layer in layers:
                 context.progress(f"simulating {layer.name}")
-                able = layer.able(profile)
+                known = found[layer.name]
                 for image in observed[layer.node.inputs[0].name][: SAMPLES - seen]:
                     padded = np.pad(image, ((0, 0), *pads(layer.node, image.shape[1:])))
-                    errors = relative_errors(padded, layer.weight, able, arithmetic)
-                    known = found[layer.name]
-                    known |= {m: max(error, known.get(m, 0.0)) for m, error in errors.items()}
+                    errors = relative_errors(padded, layer.weight, ways_of(layer, profile, told=True), stored)
+                    known |= {way: max(error, known.get(way, 0.0)) for way, error in errors.items()}
             seen += observed.samples
             if seen >= SAMPLES:
                 break
         return found
+
+
+def _by_cost(layer: Layer, profile: Profile) -> Choice:
+    default, *others = ways_of(layer, profile)
+    if profile.arithmetic is None or layer.int8:
+        return default, "the runtime's own: sums of integers are exact, and what they cost is not estimated"
+    fastest = min((default, *others), key=lambda way: way.cost(layer))
+    over = default.cost(layer) / fastest.cost(layer)
+    if over < profile.worth:
+        return default, "the runtime's own"
+    estimate = "an estimated" if profile.speeds else "by arithmetic alone"
+    return fastest, f"{estimate} {over:.2f}x the speed of {default.name}, the runtime's own"
+
+
+def _write(node: Node, way: Way) -> bool:
+    """Returns whether the node said something else before."""
+    said = node_metadata(node)
+    before = said.get(metadata.CONV_ALGORITHM), said.get(metadata.CONV_PRECISION)
+    said[metadata.CONV_ALGORITHM] = NAMES[way.m]
+    if way.precision is None:
+        said.pop(metadata.CONV_PRECISION, None)
+    else:
+        said[metadata.CONV_PRECISION] = way.precision
+    return before != (NAMES[way.m], way.precision)
 
 
 def _variants(own: Mapping[str, str], able: Mapping[str, Sequence[int]]) -> Iterator[dict[str, str]]:
@@ -255,27 +268,12 @@ def _timed_text(compared: Mapping[str, Comparison]) -> str:
     return "".join(f"; {word} takes {one.text()}" for word, one in compared.items())
 
 
-def _nanoseconds(layer: Layer, m: int, profile: Profile) -> float:
-    """Products, additions of the transforms of data and results, and weights read once."""
-    outputs, inputs = layer.weight.shape[:2]
-    factor = numerics.memory_factor(m, TAPS) if m > DIRECT else 1.0
-    weights = layer.weight.nbytes * factor / profile.weight_bytes
-    if m == DIRECT:
-        return layer.products(m) / profile.products + weights
-    output, _, data = numerics.cook_toom(m, TAPS).arrays()
-    size = m + TAPS - 1
-    of_data = 2 * size * int(np.count_nonzero(data))
-    of_result = (m + size) * int(np.count_nonzero(output))
-    transforms = layer.tiles(m) * (inputs * of_data + outputs * of_result)
-    return layer.products(m) / profile.products + transforms / profile.additions + weights
-
-
 def _gains(layer: Layer, m: int) -> str:
     if m == DIRECT:
         return "no multiplications saved"
     times = numerics.multiplications_saved(m, TAPS)
-    transform, plain = numerics.cook_toom(m, TAPS), numerics.cook_toom(DIRECT, TAPS)
-    coarser = numerics.amplification(transform) / numerics.amplification(plain)
+    plain = numerics.cook_toom(DIRECT, TAPS).arrays()
+    coarser = numerics.amplification(matrices(NCNN[m])) / numerics.amplification(plain)
     return (
         f"{times:.3g}x fewer multiplications ({layer.products(DIRECT) / layer.products(m):.3g}x with what tiles leave "
         f"over), weights take {numerics.memory_factor(m, TAPS):.3g}x the memory, the bound of the error is {coarser:.3g}x"

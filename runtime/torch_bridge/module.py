@@ -10,7 +10,6 @@ from torch import nn
 
 from onnx_lathe.errors import ModelError, PassError
 from onnx_lathe.metadata import SPARSE, read_sparse
-from onnx_lathe.protocols import TileTransform
 from onnx_lathe.runtime.torch_bridge.arrays import HALVES, to_numpy, to_torch, torch_type
 from onnx_lathe.runtime.torch_bridge.calls import one_by_one, piecewise
 from onnx_lathe.runtime.torch_bridge.operators.batch_norm import Observed
@@ -20,6 +19,7 @@ from onnx_lathe.runtime.torch_bridge.scales import LearnedScale, Scales, learnab
 from onnx_lathe.runtime.torch_bridge.segments import Segments, run_step
 from onnx_lathe.runtime.torch_bridge.stand_ins import StandIn, StraightThrough
 from onnx_lathe.runtime.torch_bridge.tiling import use_tiles
+from onnx_lathe.tiles import Tiles
 
 _OBSERVED = ("statistics of the batch",)  # key of the slot where batch normalization puts them
 
@@ -215,7 +215,7 @@ class GraphModule(nn.Module):
         """
         self.segments = Segments(self._plan, [slot for slot, _ in self._results], cuts, offload)
 
-    def tile(self, transforms: Mapping[str, TileTransform]) -> None:
+    def tile(self, transforms: Mapping[str, Tiles]) -> None:
         """From now on a Conv whose `lathe.conv_algorithm` is among these names is computed by that transform
         in float16, and others as they are. Raises ModelError naming a node where that cannot be.
         """

@@ -1,22 +1,25 @@
-"""Which convolutions of a plan are computed by tiles: those whose `lathe.conv_algorithm` says so."""
+"""Which convolutions of a plan are computed by tiles in float16: those whose `lathe.conv_algorithm` says so, and no
+`lathe.conv_precision` otherwise.
+"""
 
 from collections.abc import Iterable, Mapping
 
 from onnx_lathe.errors import ModelError
-from onnx_lathe.metadata import CONV_ALGORITHM
-from onnx_lathe.protocols import TileTransform
+from onnx_lathe.metadata import CONV_ALGORITHM, CONV_PRECISION
 from onnx_lathe.runtime.torch_bridge.operators.convolution import Convolution
 from onnx_lathe.runtime.torch_bridge.plan import Step
+from onnx_lathe.tiles import Tiles
 
 
-def use_tiles(steps: Iterable[Step], transforms: Mapping[str, TileTransform]) -> None:
+def use_tiles(steps: Iterable[Step], transforms: Mapping[str, Tiles]) -> None:
     """Each Conv is computed by the transform that its metadata names, or as it is if that is none of these.
 
     Raises ModelError naming a node whose metadata names one that it cannot be computed by.
     """
     for step in steps:
-        said = next((entry.value for entry in step.node.metadata_props if entry.key == CONV_ALGORITHM), "")
-        transform = transforms.get(said)
+        entries = {entry.key: entry.value for entry in step.node.metadata_props}
+        said = entries.get(CONV_ALGORITHM, "")
+        transform = None if CONV_PRECISION in entries else transforms.get(said)
         if isinstance(step.run, Convolution):
             step.run.tiles = transform
             reason = None if transform is None else step.run.untileable()

@@ -13,7 +13,7 @@ import onnx
 import torch
 
 from onnx_lathe.errors import PassError, UsageError
-from onnx_lathe.protocols import Shaping, TileTransform
+from onnx_lathe.protocols import Shaping
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.torch_bridge import GraphModule
 from onnx_lathe.runtime.training import agreement
@@ -26,6 +26,7 @@ from onnx_lathe.runtime.training.parallel.strategy import Strategy
 from onnx_lathe.runtime.training.setup import TrainingSetup
 from onnx_lathe.runtime.training.state import JobState
 from onnx_lathe.runtime.training.tiled import Tiled
+from onnx_lathe.tiles import Tiles
 
 
 def train(
@@ -34,7 +35,7 @@ def train(
     settings: Mapping[str, Any],
     shaping: Shaping | None = None,
     workers: Strategy | None = None,
-    tiles: Mapping[str, TileTransform] | None = None,
+    tiles: Mapping[str, Tiles] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """(values of the trained initializers, metrics). See TorchTrainer.train."""
     hook = None if setup.hook is None else load_hook(setup.hook, setup.log)

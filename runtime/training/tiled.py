@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import torch
 
 from onnx_lathe.errors import PassError
-from onnx_lathe.protocols import TileTransform
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.torch_bridge import GraphModule
 from onnx_lathe.runtime.torch_bridge.arrays import to_torch
+from onnx_lathe.tiles import Tiles
 
 SAMPLES = 64
 
@@ -23,7 +23,7 @@ class Tiled:
     def __init__(
         self,
         module: GraphModule,
-        transforms: Mapping[str, TileTransform],
+        transforms: Mapping[str, Tiles],
         teacher: GraphModule | None,
         data: DataSource,
     ) -> None:

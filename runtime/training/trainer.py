@@ -8,9 +8,10 @@ from typing import Any
 import onnx
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.protocols import Shaping, TileTransform, TrainResult
+from onnx_lathe.protocols import Shaping, TrainResult
 from onnx_lathe.runtime.training.parallel.launch import train_launched
 from onnx_lathe.runtime.training.setup import TrainingSetup
+from onnx_lathe.tiles import Tiles
 
 
 def require_torch(needed_by: str = "retrain") -> None:
@@ -40,7 +41,7 @@ class TorchTrainer:
         model: onnx.ModelProto,
         settings: Mapping[str, Any],
         shaping: Shaping | None = None,
-        tiles: Mapping[str, TileTransform] | None = None,
+        tiles: Mapping[str, Tiles] | None = None,
     ) -> TrainResult:
         """Trains a copy of the model's float weights; `settings` are the options of
         passes/core/training_options.py.

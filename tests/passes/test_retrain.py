@@ -19,9 +19,10 @@ from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.model import export_model, import_model, set_sparse_tensors, sparse_tensors
 from onnx_lathe.passes.retrain import Retrain
-from onnx_lathe.protocols import Shaping, TileTransform
+from onnx_lathe.protocols import Shaping
 from onnx_lathe.runtime.data import Batch, DataSource
 from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
+from onnx_lathe.tiles import Tiles
 from tests.support import quantized
 from tests.support.builders import build, random
 
@@ -39,7 +40,7 @@ class Stub:
         model: onnx.ModelProto,
         settings: Mapping[str, Any],
         shaping: Shaping | None = None,
-        tiles: Mapping[str, TileTransform] | None = None,
+        tiles: Mapping[str, Tiles] | None = None,
     ) -> "Stub":
         self.asked, self.settings, self.tiles = model, settings, tiles
         return self

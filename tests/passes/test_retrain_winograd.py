@@ -18,6 +18,7 @@ from onnx_lathe.passes.retrain import Retrain
 from onnx_lathe.protocols import TrainResult
 from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from onnx_lathe.runtime.training.parallel.request import parse_launch
+from onnx_lathe.tiles import F63
 from tests.support.builders import build, random, run
 from tests.support.tiles import TILES, Levels, choose, detector, sqnr
 
@@ -61,7 +62,7 @@ def test_the_trainer_gets_the_transforms_that_convolutions_carry() -> None:
     trainer = Told()
     _, report = retrained(model, trainer, winograd="float16")
     assert list(trainer.tiles) == ["winograd63"]
-    assert trainer.tiles["winograd63"].data.shape == (8, 8)
+    assert trainer.tiles["winograd63"] is F63
     assert (report.metrics["winograd63_layers"], report.warnings) == (2, [])
     retrained(model, trainer)
     assert trainer.tiles == {}
@@ -81,14 +82,14 @@ def test_without_a_choice_it_says_what_to_run_first(algorithm: str | None) -> No
 
 
 def test_the_network_learns_to_stand_what_half_precision_does_to_it() -> None:
-    model, fresh = detector(), Levels(256, seed=9).pictures
+    model, fresh = detector("winograd43"), Levels(256, seed=9).pictures
     wanted = run(model, {"x": fresh})["y"]
     before = sqnr(wanted, by_tiles(model, fresh))
-    after, report = retrained(model, **LEARNS)
+    after, report = retrained(model, **LEARNS | {"rate": 3e-5})
     found = sqnr(wanted, by_tiles(after, fresh))
-    assert before < 46
-    assert found > before + 3  # dB, on pictures that it was not trained on
-    assert report.metrics["winograd_sqnr_after"] > report.metrics["winograd_sqnr_before"] + 3
+    assert before < 57
+    assert found > before + 2  # dB, on pictures that it was not trained on
+    assert report.metrics["winograd_sqnr_after"] > report.metrics["winograd_sqnr_before"] + 2
     assert report.metrics["winograd_sqnr_before"] == pytest.approx(before, abs=0.5)
     assert report.warnings == []
     onnx.checker.check_model(after, full_check=True)
@@ -97,8 +98,8 @@ def test_the_network_learns_to_stand_what_half_precision_does_to_it() -> None:
     ]
     assert {entry.key: entry.value for entry in after.graph.node[0].metadata_props}[
         CONV_ALGORITHM
-    ] == "winograd63"
-    plain, _ = retrained(model, **LEARNS | {"winograd": None})
+    ] == "winograd43"
+    plain, _ = retrained(model, **LEARNS | {"rate": 3e-5, "winograd": None})
     assert sqnr(wanted, by_tiles(plain, fresh)) == pytest.approx(before, abs=0.1)
 
 

@@ -260,3 +260,34 @@ def test_other_targets_say_once_that_they_choose_themselves() -> None:
             f"the algorithm that winograd chose for it and 1 other layer does not apply: {title} chooses its own kernels"
         ]
         assert not [one for one in target.check(chain((16, 16), 8, {}), options) if "winograd" in one[1]]
+
+
+@pytest.mark.parametrize(
+    "algorithm, profile, mask",
+    [
+        ("winograd63", "arm64-fp16", 3),
+        ("direct", "arm64-fp16", 67),
+        ("winograd63", "arm64-fp32", None),
+        ("direct", "arm64-fp32", 64),
+        ("direct", "x86", 64),
+    ],
+)
+def test_a_layer_in_float32(algorithm: str, profile: str, mask: int | None, tmp_path: Path) -> None:
+    """Where the others are in half precision; ARM's own choice is looked up by float32's rule then."""
+    model = chain((64, 64, 64), 12, {"conv1": algorithm})
+    model.graph.node[0].metadata_props.add(key=metadata.CONV_PRECISION, value="float32")
+    found = written(model, profile)
+    assert not found.unfollowed
+    assert layer_of(found, "conv1").params.get(31) == mask
+    assert 31 not in layer_of(found, "conv2").params
+    assert (" 31=" in param_text(found.layers)) == (mask is not None)
+    computed(model, found, tmp_path)
+
+
+def test_an_algorithm_that_float32_does_not_have_is_said() -> None:
+    """Eight channels are Winograd's in float32, and direct in half precision."""
+    model = chain((8, 8), 12, {"conv1": "winograd43"})
+    model.graph.node[0].metadata_props.add(key=metadata.CONV_PRECISION, value="float32")
+    ((node, reason),) = written(model, "arm64-fp16").unfollowed
+    assert node == "conv1"
+    assert "take winograd63 or direct here: it stays with winograd63" in reason

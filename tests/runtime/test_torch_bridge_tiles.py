@@ -7,7 +7,9 @@ import onnx
 import pytest
 
 from onnx_lathe.errors import ModelError
-from onnx_lathe.passes.numerics.winograd import cook_toom, filter_2d
+from onnx_lathe.metadata import CONV_PRECISION
+from onnx_lathe.passes.numerics.tile_arithmetic import by_tiles as simulate
+from onnx_lathe.tiles import NCNN
 from tests.support.builders import build, random, run
 from tests.support.tiles import TILES, choose
 
@@ -53,7 +55,7 @@ def simulated(x: np.ndarray, weight: np.ndarray, sides: Sequence[int], m: int) -
     """As the pass winograd simulates it, image by image."""
     top, left, bottom, right = sides
     padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right))).astype(np.float16)
-    return np.stack([filter_2d(image, weight, cook_toom(m, 3)) for image in padded])
+    return np.stack([simulate(image, weight.astype(np.float32), NCNN[m]) for image in padded])
 
 
 @pytest.mark.parametrize("algorithm", TILES)
@@ -97,7 +99,7 @@ def test_a_model_in_float16_stays_in_it() -> None:
     weight, x = random(5, 8, 3, 3), random(2, 8, 9, 9).astype(np.float16)
     found = computed(choose(conv(kind=np.float16, w=weight), "winograd23"), x)
     assert found.dtype == np.float16
-    np.testing.assert_array_equal(found, simulated(x, weight, (1, 1, 1, 1), 2))
+    np.testing.assert_array_equal(found, simulated(x, weight.astype(np.float16), (1, 1, 1, 1), 2))
 
 
 def test_the_memory_format_stays() -> None:
@@ -160,6 +162,14 @@ def test_a_choice_that_a_convolution_cannot_have_is_refused(
     with pytest.raises(ModelError, match=f"{reason}; remove the entry, or leave winograd= out"):
         computed(model, random(1, 8, 9, 9))
     assert computed(model, random(1, 8, 9, 9), by_tiles=False).shape[1] == 4
+
+
+def test_a_convolution_in_float32_is_none_of_these() -> None:
+    model, x = choose(conv(), "winograd63"), random(1, 8, 9, 9)
+    plain = computed(model, x, by_tiles=False)
+    assert (computed(model, x) != plain).any()
+    model.graph.node[0].metadata_props.add(key=CONV_PRECISION, value="float32")
+    np.testing.assert_array_equal(computed(model, x), plain)
 
 
 def test_another_operator_with_a_choice_is_refused() -> None:

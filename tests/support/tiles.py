@@ -1,4 +1,4 @@
-"""Transforms of minimal filtering as a trainer is given them, and models whose convolutions carry a choice."""
+"""The tiles of minimal filtering as a trainer is given them, and models whose convolutions carry a choice."""
 
 from collections.abc import Iterator
 
@@ -7,12 +7,11 @@ import onnx
 
 from onnx_lathe.kernels import DIRECT, NAMES
 from onnx_lathe.metadata import CONV_ALGORITHM
-from onnx_lathe.passes.numerics.winograd import cook_toom
-from onnx_lathe.protocols import TileTransform
 from onnx_lathe.runtime.data import Batch, DataSource
+from onnx_lathe.tiles import NCNN
 from tests.support.builders import build
 
-TILES = {name: TileTransform(*cook_toom(m, 3).arrays()) for m, name in NAMES.items() if m != DIRECT}
+TILES = {name: NCNN[m] for m, name in NAMES.items() if m != DIRECT}
 
 
 def choose(model: onnx.ModelProto, algorithm: str, node: int = 0) -> onnx.ModelProto:

@@ -1,6 +1,7 @@
 """The algorithm of each convolution, as far as ncnn's own kernels can be made to take another than they would.
 
     31=64                    a layer without Winograd, on every processor, in float and in INT8
+    31=3                     a layer in float32 where the others are in half precision; 31=67 without Winograd
     -23330=4,3,w,h,c         the layer's result as it is: x86 kernels look up their tile by it (x86_hints.py)
 
 A layer also looks at the hint of what it reads. Where it is to stay with the choice it makes without one, a Split
@@ -9,18 +10,20 @@ Source: ncnn, src/net.cpp, load_param (30: three or four numbers behind the dime
 src/layer/x86/convolution_x86.cpp, create_pipeline.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
 
 from onnx_lathe import metadata
-from onnx_lathe.kernels import DIRECT, NAMES, Profile
+from onnx_lathe.kernels import DIRECT, NAMES, PROFILES, Profile
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer, plain_name
 from onnx_lathe.runtime.targets.ncnn.node import node_name
 
 HINT, MASK = 30, 31
 NO_WINOGRAD = 64
+NO_HALF = 3
+"""Neither arithmetic in float16 (1) nor storage (2)."""
 TAPS = 3
 INT8_TERM = 8
 OPEN_SIZE = "depends on the size of the input"
@@ -66,6 +69,16 @@ def wanted(nodes: Sequence[onnx.NodeProto]) -> dict[str, int]:
     return found
 
 
+def in_float32(nodes: Sequence[onnx.NodeProto]) -> set[str]:
+    """Conv nodes whose `lathe.conv_precision` says float32."""
+    return {
+        node_name(node, index)
+        for index, node in enumerate(nodes)
+        for entry in node.metadata_props
+        if (entry.key, entry.value) == (metadata.CONV_PRECISION, "float32")
+    }
+
+
 def count_chosen(layers: Iterable[Layer]) -> int:
     """Of convolutions with another algorithm than ncnn's own choice, or a hint for it."""
     return sum(HINT in layer.params or MASK in layer.params for layer in layers)
@@ -101,9 +114,11 @@ def follow(
     results: Mapping[str, Sizes],
     profile: Profile,
     title: str,
+    float32: Collection[str] = (),
 ) -> Notes:
     """Writes the choices into the layers, last of all, and puts a Split where a hint is not to be seen. Returns the
-    choices that ncnn cannot be made to take. `title`: what the profile is called.
+    choices that ncnn cannot be made to take. `title`: what the profile is called; `float32`: nodes that are to compute
+    in it.
     """
     notes: Notes = []
     found = convolutions(layers, results)
@@ -117,7 +132,10 @@ def follow(
             )
             continue
         layer, one = found[name]
-        if reason := _write(layer, one, m, profile, title):
+        arithmetic = profile
+        if name in float32 and profile.exact is not None:
+            layer.params[MASK], arithmetic = NO_HALF, PROFILES[profile.exact]
+        if reason := _write(layer, one, m, arithmetic, title):
             notes.append((name, reason))
     _shield(layers, [layer for layer, _ in found.values() if HINT not in layer.params], found, profile)
     return notes
@@ -129,7 +147,7 @@ def _write(layer: Layer, one: Convolution, m: int, profile: Profile, title: str)
     if m == own:
         return None
     if m == DIRECT:
-        layer.params[MASK] = NO_WINOGRAD
+        layer.params[MASK] = NO_WINOGRAD | (NO_HALF if MASK in layer.params else 0)
         return None
     if hint == m:
         layer.params[HINT] = one.shape

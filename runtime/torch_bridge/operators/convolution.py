@@ -10,10 +10,10 @@ from torch import Size, Tensor
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.metadata import CONV_ALGORITHM
-from onnx_lathe.protocols import TileTransform
 from onnx_lathe.runtime.torch_bridge.operators.tiles import tiled
 from onnx_lathe.runtime.torch_bridge.operators.window import Window, torch_padding, window
 from onnx_lathe.runtime.torch_bridge.registry import Function, Node, RefusedError, operator
+from onnx_lathe.tiles import TAPS, Tiles
 
 _CONV: dict[int, Any] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 _TRANSPOSED: dict[int, Any] = {3: F.conv_transpose1d, 4: F.conv_transpose2d, 5: F.conv_transpose3d}
@@ -24,7 +24,7 @@ class Convolution:
 
     def __init__(self, node: Node) -> None:
         self.node, self.groups = node, node.integer("group", 1)
-        self.tiles: TileTransform | None = None
+        self.tiles: Tiles | None = None
         self._geometry: dict[Size, Window] = {}
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -35,18 +35,17 @@ class Convolution:
         else:
             sides = torch_padding([shape.padding(axis, size) for axis, size in enumerate(x.shape[2:])])
             if self.tiles is not None:
-                self._check_kernel(weight.shape[2:], self.tiles)
+                self._check_kernel(weight.shape[2:])
                 return tiled(x, weight, bias, self.tiles, sides)
             x = F.pad(x, sides)
         result: Tensor = _CONV[x.dim()](x, weight, bias, shape.strides, padding, shape.dilations, self.groups)
         return result
 
-    def _check_kernel(self, kernel: Size, tiles: TileTransform) -> None:
+    def _check_kernel(self, kernel: Size) -> None:
         """Raises ModelError, as for the attributes `untileable` tells before."""
-        taps = tiles.kernel.shape[1]
-        if tuple(kernel) != (taps, taps):
+        if tuple(kernel) != (TAPS, TAPS):
             raise ModelError(
-                f"{CONV_ALGORITHM} of the convolution by {self.node.names[1]} is for kernels of {taps} x {taps}, not "
+                f"{CONV_ALGORITHM} of the convolution by {self.node.names[1]} is for kernels of {TAPS} x {TAPS}, not "
                 f"{' x '.join(map(str, kernel))}; remove the entry, or leave winograd= out"
             )
 

@@ -3,29 +3,26 @@ its convolutions so.
 
     Y = A^T ((G g G^T) * (B^T d B)) A        per tile d of the data, g a kernel; summed over channels before A
 
-Every product is added and rounded to float16 as one step, in transforms and in sums over channels, as processors
-with half-precision arithmetic do. Rounding passes gradients straight through, and what is left is linear: the
-gradient is that of the convolution, at data and weights rounded to float16.
+The steps are those of onnx_lathe/tiles.py, each rounded to float16 once, as ncnn's kernels do; weights are transformed
+in float32 and rounded once. Rounding passes gradients straight through, and what is left is linear: the gradient is
+that of the convolution, at data and weights rounded to float16.
 Source: Fernandez-Marques et al., "Searching for Winograd-aware Quantized Networks", MLSys 2020, section 3.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onnx_lathe.protocols import TileTransform
+from onnx_lathe.tiles import TAPS, Program, Tiles
 
 PIECE = 1 << 22
 """Numbers in the transformed data, or sums, of so many samples as are computed at once: what a cache holds."""
 
 
-def tiled(
-    x: Tensor, weight: Tensor, bias: Tensor | None, transform: TileTransform, sides: Sequence[int]
-) -> Tensor:
+def tiled(x: Tensor, weight: Tensor, bias: Tensor | None, transform: Tiles, sides: Sequence[int]) -> Tensor:
     """Convolution of x [N, C, H, W] with weight [O, C, r, r], stride 1, in x's type. `sides` are the zeros around
     x as `torch.nn.functional.pad` takes them.
     """
@@ -40,7 +37,7 @@ class _Tiled(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        transform: TileTransform,
+        transform: Tiles,
         sides: list[int],
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -66,22 +63,15 @@ def _rounded(x: Tensor) -> Tensor:
     return x.to(torch.float16)
 
 
-def _in_half(matrix: np.ndarray) -> Tensor:
-    return torch.from_numpy(matrix.astype(np.float16))
-
-
-def _computed(
-    x: Tensor, weight: Tensor, bias: Tensor | None, transform: TileTransform, sides: list[int]
-) -> Tensor:
-    m, n = transform.output.shape
-    r = weight.shape[-1]
+def _computed(x: Tensor, weight: Tensor, bias: Tensor | None, transform: Tiles, sides: list[int]) -> Tensor:
+    m, n, r = transform.m, transform.size, TAPS
     padded = F.pad(_rounded(x), sides)
     rows, columns = (size - r + 1 for size in padded.shape[2:])
     down, across = -(-rows // m), -(-columns // m)
     padded = F.pad(padded, [0, across * m + r - 1 - padded.shape[3], 0, down * m + r - 1 - padded.shape[2]])
     outputs, inputs = weight.shape[:2]
-    kernels = _rounded(weight).permute(2, 3, 0, 1).reshape(r, r, -1)
-    filters = _two_sided(transform.kernel, kernels).view(n * n, outputs, inputs)
+    kernels = weight.float().permute(2, 3, 0, 1).reshape(r, r, -1)
+    filters = _rounded(_rows_first(transform.kernel, kernels)).reshape(n * n, outputs, inputs)
     form = (
         torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     )
@@ -92,9 +82,10 @@ def _computed(
             padded[start : start + at_once].unfold(2, n, m).unfold(3, n, m)
         )  # [N, C, down, across, n, n]
         count = len(windows)
-        tiles = _two_sided(transform.data, windows.permute(4, 5, 1, 0, 2, 3).reshape(n, n, -1))
-        sums = _summed(filters, tiles.view(n * n, inputs, -1))
-        tile = _two_sided(transform.output, sums.view(n, n, -1)).view(m, m, outputs, count, down, across)
+        tiles = _rows_first(transform.data, windows.permute(4, 5, 1, 0, 2, 3).reshape(n, n, -1))
+        sums = _summed(filters, tiles.reshape(n * n, inputs, -1))
+        tile = _columns_first(transform.output, sums.view(n, n, -1))
+        tile = tile.reshape(m, m, outputs, count, down, across)
         if bias is not None:
             tile += _rounded(bias).view(-1, 1, 1, 1)
         joined = tile.permute(3, 2, 4, 0, 5, 1).reshape(count, outputs, down * m, across * m)
@@ -111,17 +102,28 @@ def _summed(filters: Tensor, tiles: Tensor) -> Tensor:
     return sums
 
 
-def _two_sided(matrix: np.ndarray, blocks: Tensor) -> Tensor:
-    """matrix block matrix^T for each block of the first two axes of [n, n, ...]."""
-    half = _in_half(matrix).to(blocks.device)
-    used = [bool(column.any()) for column in matrix.T]
-    size, length = len(half), blocks.shape[-1]
-    right = blocks.new_zeros((len(blocks), size, length))
-    for column in range(blocks.shape[1]):
-        if used[column]:
-            right.addcmul_(half[:, column, None], blocks[:, column, None])
-    both = blocks.new_zeros((size, size, length))
-    for row in range(len(blocks)):
-        if used[row]:
-            both.addcmul_(half[:, row, None, None], right[row])
-    return both
+def _rows_first(program: Program, blocks: Tensor) -> Tensor:
+    """Blocks of the first two axes, transformed along their rows and then along their columns."""
+    return _columns_first(program, blocks.transpose(0, 1)).transpose(0, 1)
+
+
+def _columns_first(program: Program, blocks: Tensor) -> Tensor:
+    down = torch.stack(_run(program, blocks.unbind(0)))
+    return torch.stack(_run(program, down.unbind(1)), dim=1)
+
+
+def _run(program: Program, given: Sequence[Tensor]) -> list[Tensor]:
+    """The results of a program, each step rounded once, in the type of what it is given: float16 or float32."""
+    values = list(given)
+    for base, factor, term in program.steps:
+        values.append(_fused(None if base is None else values[base], factor, values[term]))
+    return [values[at] for at in program.results]
+
+
+def _fused(base: Tensor | None, factor: float, term: Tensor) -> Tensor:
+    """base + factor term. PyTorch computes it of halves in float32 and rounds once; float32 is widened here."""
+    rounded = torch.tensor(factor, dtype=term.dtype, device=term.device)
+    if term.dtype == torch.float16:
+        return term * rounded if base is None else torch.addcmul(base, term, rounded)
+    product = term.double() * rounded.double()
+    return (product if base is None else base.double() + product).to(term.dtype)

@@ -23,12 +23,13 @@ import numpy as np
 import onnx
 
 from onnx_lathe.errors import LatheError, PassError
-from onnx_lathe.protocols import Shaping, TileTransform
+from onnx_lathe.protocols import Shaping
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.processes import environment, running
 from onnx_lathe.runtime.training.parallel.request import Launch
 from onnx_lathe.runtime.training.setup import TrainingSetup
 from onnx_lathe.runtime.user_code import search_path
+from onnx_lathe.tiles import Tiles
 
 MARK = "\x1e"
 """What stands before a line of progress on a worker's standard output; anything else there is a hook's own."""
@@ -43,7 +44,7 @@ def train_launched(
     model: onnx.ModelProto,
     settings: Mapping[str, Any],
     shaping: Shaping | None,
-    tiles: Mapping[str, TileTransform] | None,
+    tiles: Mapping[str, Tiles] | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """(values of the trained initializers, metrics), as runtime/training/session.py; `shaping` is
     restored to where it ended.
@@ -72,7 +73,7 @@ def _write_job(
     model: onnx.ModelProto,
     settings: Mapping[str, Any],
     shaping: Shaping | None,
-    tiles: Mapping[str, TileTransform] | None,
+    tiles: Mapping[str, Tiles] | None,
 ) -> None:
     model_file.save(model, folder / "model.onnx")
     if setup.teacher is not None:
