@@ -8,6 +8,7 @@ import onnx
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer
 from onnx_lathe.runtime.targets.ncnn.facts import BODIES, Shape, gather
 from onnx_lathe.runtime.targets.ncnn.finish import finish
+from onnx_lathe.runtime.targets.ncnn.integers import held_as_floats, is_integer
 from onnx_lathe.runtime.targets.ncnn.network import Axes, Network
 from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported, view
 from onnx_lathe.runtime.targets.ncnn.registry import find
@@ -16,7 +17,8 @@ from onnx_lathe.runtime.targets.ncnn.registry import find
 @dataclass(frozen=True)
 class Port:
     """An input or output of the written network. `axes`: of the model's tensor of `shape`, the blob's dimensions;
-    `declared`: the shape as the model says it, the batch too, with None where it is open; `element`: ONNX's type.
+    `declared`: the shape as the model says it, the batch too, with None where it is open; `element`: ONNX's type;
+    `floats`: the blob holds float32, of whatever type that is, and not integers of 32 bits.
     """
 
     tensor: str
@@ -25,6 +27,7 @@ class Port:
     axes: Axes
     element: int
     declared: Sequence[int | None]
+    floats: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def convert(model: onnx.ModelProto, sizes: Mapping[str, Shape], others: Mapping[
     facts = gather(model, sizes, others)
     opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
     made = {name: node for node in model.graph.node for name in node.output if name}
-    net = Network(facts, made)
+    net = Network(facts, made, held_as_floats(model.graph, facts.types, facts.free))
     refused: list[tuple[str, str, str]] = []
     for name in sizes:
         _try(refused, Node(name, "Input", opset, (), (name,), {}, {}), lambda name=name: net.input(name))
@@ -119,4 +122,5 @@ def _pretend(net: Network, tensor: str) -> None:
 def _port(net: Network, value: onnx.ValueInfoProto, blob: str, axes: Axes) -> Port:
     tensor = value.type.tensor_type
     declared = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
-    return Port(value.name, blob, net.sizes(value.name), axes, tensor.elem_type, declared)
+    floats = not is_integer(tensor.elem_type) or value.name in net.counted or net.is_free(value.name)
+    return Port(value.name, blob, net.sizes(value.name), axes, tensor.elem_type, declared, floats)
