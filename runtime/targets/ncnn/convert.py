@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import onnx
 
+from onnx_lathe.runtime.targets.ncnn.branches import decided
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer
 from onnx_lathe.runtime.targets.ncnn.facts import BODIES, Shape, gather
 from onnx_lathe.runtime.targets.ncnn.finish import finish
@@ -45,6 +46,7 @@ def convert(model: onnx.ModelProto, sizes: Mapping[str, Shape], others: Mapping[
 
     Raises TargetError where ONNX Runtime cannot run the model at these sizes.
     """
+    model = decided(model, sizes, others)
     facts = gather(model, sizes, others)
     opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
     made = {name: node for node in model.graph.node for name in node.output if name}
@@ -52,11 +54,9 @@ def convert(model: onnx.ModelProto, sizes: Mapping[str, Shape], others: Mapping[
     refused: list[tuple[str, str, str]] = []
     for name in sizes:
         _try(refused, Node(name, "Input", opset, (), (name,), {}, {}), lambda name=name: net.input(name))
-    read = {name for node in model.graph.node for name in node.input} | {
-        one.name for one in model.graph.output
-    }
+    read = _read(model.graph) | {one.name for one in model.graph.output}
     for index, proto in enumerate(model.graph.node):
-        if any(name and name not in facts.free for name in proto.output):
+        if any(name and name in read and name not in facts.free for name in proto.output):
             node = view(proto, index, opset)
             kept = tuple(name if name in read else "" for name in node.outputs)
             _write(net, refused, proto, replace(node, outputs=kept))
@@ -85,11 +85,26 @@ def convert(model: onnx.ModelProto, sizes: Mapping[str, Shape], others: Mapping[
     )
 
 
+def _read(graph: onnx.GraphProto) -> set[str]:
+    """Also what bodies read."""
+    found: set[str] = set()
+    for node in graph.node:
+        found.update(node.input)
+        for item in node.attribute:
+            if item.type == onnx.AttributeProto.GRAPH:
+                found |= _read(item.g) | {value.name for value in item.g.output}
+    return found
+
+
 def _write(net: Network, refused: list[tuple[str, str, str]], proto: onnx.NodeProto, node: Node) -> None:
     known = len(refused)
     builder = find("" if proto.domain == "ai.onnx" else proto.domain, proto.op_type)
     if proto.op_type in BODIES and not proto.domain:
-        refused.append((node.name, node.op, "ncnn runs no branches and no loops"))
+        known_at_sizes = proto.op_type == "If" and net.is_free(proto.input[0])
+        reason = "which of its branches runs depends on the size of the input"
+        refused.append(
+            (node.name, node.op, reason if known_at_sizes else "ncnn runs no branches and no loops")
+        )
     elif builder is None:
         domain = f" of domain {proto.domain}" if proto.domain else ""
         refused.append((node.name, node.op, f"ncnn, or Lathe for it, has no {node.op}{domain}"))
