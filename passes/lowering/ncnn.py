@@ -37,7 +37,8 @@ class Lowering(Pass):
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
-        lift(graph)
+        if lift(graph) is not None:
+            report.edit(graph.name or "the model", "computes in float32, as its weights are in ncnn")
         state_zero_points(graph, report)
         captured = captured_names(graph)
         for node in graph.nodes:
@@ -46,7 +47,7 @@ class Lowering(Pass):
                 constant_to_initializer(node)
         for node in list(graph.nodes):
             if is_layer(node) and is_dequantized(node.inputs[WEIGHT_INPUT]):
-                _approach(graph, node)
+                _approach(graph, node, report)
         restore_canonical(graph, context.placement, report)
         layers = []
         for node in quantized_layers(graph):
@@ -54,16 +55,17 @@ class Lowering(Pass):
                 continue
             if reason := _float_reason(graph, node):
                 restore_weight(graph, node)
+                report.edit(node.name, "has a float weight")
                 report.skip(node.name, f"{reason}: it runs in float")
                 continue
-            _store_codes(graph, node)
+            _store_codes(graph, node, report)
             layers.append(node)
         _drop_pairs(graph, {id(node) for node in layers}, report)
         sweep(graph)
         return report
 
 
-def _approach(graph: Graph, layer: Node) -> None:
+def _approach(graph: Graph, layer: Node, report: PassReport) -> None:
     """Moves the layer's pair behind what stands between the two and changes no value."""
     moved: list[Node] = []
     tensor = layer.inputs[0]
@@ -103,6 +105,7 @@ def _approach(graph: Graph, layer: Node) -> None:
         ),
     ]
     layer.inputs[0] = result
+    report.edit(layer.name, f"its pair stands behind {moved[0].op}")
     graph.toposort()
 
 
@@ -155,12 +158,13 @@ def _is_pair(graph: Graph, tensor: Tensor) -> bool:
     return bool(quantize.inputs[1].values.reshape(()) == dequantize.inputs[1].values.reshape(()))
 
 
-def _store_codes(graph: Graph, layer: Node) -> None:
+def _store_codes(graph: Graph, layer: Node, report: PassReport) -> None:
     """Gives the DequantizeLinear of a weight an INT8 initializer, whatever computed the levels before."""
     decoder = layer.inputs[WEIGHT_INPUT].inputs[0]
     if not isinstance(decoder.inputs[0], Constant):
         codes = constant_value(decoder.inputs[0], graph.opset)
         decoder.inputs[0] = Constant(free_name(graph, f"{layer.inputs[WEIGHT_INPUT].name}_codes"), codes)
+        report.edit(layer.name, "stores the levels of its weight")
 
 
 def _drop_pairs(graph: Graph, layers: set[int], report: PassReport) -> None:

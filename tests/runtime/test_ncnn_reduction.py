@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from tests.support.builders import build, random
-from tests.support.ncnn import agree, refusals, types
+from tests.support.ncnn import agree, types
 
 CHANNELS = (1, 3, 4, 8, 16, 17)
 """ncnn packs 4, 8 or 16 channels, and has other code for each."""
@@ -120,9 +120,3 @@ def test_open_sizes_stay_open() -> None:
 
 def test_a_mean_over_a_plane_is_pooling() -> None:
     assert types(agree(reduce("ReduceMean", (1, 3, 4, 5), (2, 3), True, 17)))[0] == "Pooling"
-
-
-def test_argmax_is_refused() -> None:
-    model = build("(float[1, 3, 4] x) => (int64[1, 1, 4] y) { y = ArgMax <axis = 1> (x) }")
-    ((_, op, reason),) = refusals(model)
-    assert (op, "of equal ones takes the last" in reason) == ("ArgMax", True)

@@ -157,11 +157,6 @@ def test_expanded(channels: int) -> None:
     agree(build(text, s=integers(2, channels, 4)))
 
 
-def test_a_cast_that_rounds_is_refused() -> None:
-    text = "(float[1, 4] x) => (float[1, 4] y) { a = Cast <to = 6> (x) y = Cast <to = 1> (a) }"
-    assert "integers of floats" in refusals(build(text))[0][2]
-
-
 def test_what_dropout_leaves_beside_its_result_is_not_missed() -> None:
     text = "(float[1, 4] x) => (float[1, 4] y) { a, mask = Dropout(x) y = Relu(a) }"
     assert types(agree(build(text))) == ["ReLU"]

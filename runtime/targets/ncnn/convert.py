@@ -7,9 +7,11 @@ import onnx
 
 from onnx_lathe.kernels import PROFILES
 from onnx_lathe.runtime.targets.ncnn.algorithms import Sizes, follow, in_float32, wanted
+from onnx_lathe.runtime.targets.ncnn.branches import decided
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer
 from onnx_lathe.runtime.targets.ncnn.facts import BODIES, Shape, gather
 from onnx_lathe.runtime.targets.ncnn.finish import finish
+from onnx_lathe.runtime.targets.ncnn.integers import held_as_floats, is_integer
 from onnx_lathe.runtime.targets.ncnn.network import Axes, Network
 from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported, node_name, overlooked, view
 from onnx_lathe.runtime.targets.ncnn.registry import find
@@ -18,7 +20,8 @@ from onnx_lathe.runtime.targets.ncnn.registry import find
 @dataclass(frozen=True)
 class Port:
     """An input or output of the written network. `axes`: of the model's tensor of `shape`, the blob's dimensions;
-    `declared`: the shape as the model says it, the batch too, with None where it is open; `element`: ONNX's type.
+    `declared`: the shape as the model says it, the batch too, with None where it is open; `element`: ONNX's type;
+    `floats`: the blob holds float32, of whatever type that is, and not integers of 32 bits.
     """
 
     tensor: str
@@ -27,6 +30,7 @@ class Port:
     axes: Axes
     element: int
     declared: Sequence[int | None]
+    floats: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,18 +59,17 @@ def convert(
 
     Raises TargetError where ONNX Runtime cannot run the model at these sizes.
     """
+    model = decided(model, sizes, others)
     facts = gather(model, sizes, others)
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
     made = {name: node for node in model.graph.node for name in node.output if name}
-    net = Network(facts, made)
+    net = Network(facts, made, held_as_floats(model.graph, facts.types, facts.free))
     refused: list[tuple[str, str, str]] = []
     for name in sizes:
         _try(refused, Node(name, "Input", opset, (), (name,), {}, {}), lambda name=name: net.input(name))
-    read = {name for node in model.graph.node for name in node.input} | {
-        one.name for one in model.graph.output
-    }
+    read = _read(model.graph) | {one.name for one in model.graph.output}
     for index, proto in enumerate(model.graph.node):
-        if any(name and name not in facts.free for name in proto.output):
+        if any(name and name in read and name not in facts.free for name in proto.output):
             node = view(proto, index, opset)
             kept = tuple(name if name in read else "" for name in node.outputs)
             _write(net, refused, proto, replace(node, outputs=kept))
@@ -106,11 +109,26 @@ def convert(
     )
 
 
+def _read(graph: onnx.GraphProto) -> set[str]:
+    """Also what bodies read."""
+    found: set[str] = set()
+    for node in graph.node:
+        found.update(node.input)
+        for item in node.attribute:
+            if item.type == onnx.AttributeProto.GRAPH:
+                found |= _read(item.g) | {value.name for value in item.g.output}
+    return found
+
+
 def _write(net: Network, refused: list[tuple[str, str, str]], proto: onnx.NodeProto, node: Node) -> None:
     known = len(refused)
     builder = find("" if proto.domain == "ai.onnx" else proto.domain, proto.op_type)
     if proto.op_type in BODIES and not proto.domain:
-        refused.append((node.name, node.op, "ncnn runs no branches and no loops"))
+        known_at_sizes = proto.op_type == "If" and net.is_free(proto.input[0])
+        reason = "which of its branches runs depends on the size of the input"
+        refused.append(
+            (node.name, node.op, reason if known_at_sizes else "ncnn runs no branches and no loops")
+        )
     elif builder is None:
         domain = f" of domain {proto.domain}" if proto.domain else ""
         refused.append((node.name, node.op, f"ncnn, or Lathe for it, has no {node.op}{domain}"))
@@ -147,4 +165,5 @@ def _pretend(net: Network, tensor: str) -> None:
 def _port(net: Network, value: onnx.ValueInfoProto, blob: str, axes: Axes) -> Port:
     tensor = value.type.tensor_type
     declared = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
-    return Port(value.name, blob, net.sizes(value.name), axes, tensor.elem_type, declared)
+    floats = not is_integer(tensor.elem_type) or value.name in net.counted or net.is_free(value.name)
+    return Port(value.name, blob, net.sizes(value.name), axes, tensor.elem_type, declared, floats)

@@ -52,6 +52,20 @@ def gather(model: onnx.ModelProto, sizes: Mapping[str, Shape], others: Mapping[s
     )
 
 
+def free_values(
+    model: onnx.ModelProto, sizes: Mapping[str, Shape], wanted: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The values of these free tensors at these sizes."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    _fix_inputs(fixed.graph, sizes)
+    stored = _stored(fixed.graph)
+    made = [name for name in wanted if name not in stored]
+    return {name: stored[name] for name in wanted if name in stored} | (
+        _computed(fixed, sizes, made) if made else {}
+    )
+
+
 def _stored(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
     """Initializers, and what Constant nodes hold as tensors."""
     found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}

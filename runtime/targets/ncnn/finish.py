@@ -56,7 +56,8 @@ def _split(layers: list[Layer], outputs: Mapping[str, str]) -> tuple[list[Layer]
             source = top
             if top in own:
                 if layer.type == "Input":
-                    own[own.index(top)] = names[seen[own.index(top)]] = _free(f"{top}_out", taken)
+                    copy = own.index(top)
+                    own[copy] = names[seen[copy]] = _free(f"{top}_out", taken)
                 else:
                     source = layer.tops[place] = _free(f"{top}_split", taken)
             taken.update([source, *own])

@@ -5,7 +5,7 @@ at most four, are the blob's dimensions, outermost first: c, d, h, w. Values lie
 dimensions of 1 can be put in and taken out where a layer wants them (`form`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import onnx
 
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer, Stored, Value, Weight, plain_name
 from onnx_lathe.runtime.targets.ncnn.facts import Facts
+from onnx_lathe.runtime.targets.ncnn.integers import is_integer
 from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.weights import stored_weight
 
@@ -41,11 +42,16 @@ class Loose:
 
 
 class Network:
-    """What builders write to. `nodes`: the model's node that writes each tensor."""
+    """What builders write to. `nodes`: the model's node that writes each tensor; `counted`: tensors of integers
+    whose blobs hold floats (integers.py).
+    """
 
-    def __init__(self, facts: Facts, nodes: Mapping[str, onnx.NodeProto]) -> None:
+    def __init__(
+        self, facts: Facts, nodes: Mapping[str, onnx.NodeProto], counted: Set[str] = frozenset()
+    ) -> None:
         self.facts = facts
         self.nodes = nodes
+        self.counted = counted
         self.layers: list[Layer] = []
         self.blobs: dict[str, Blob] = {}
         self.loose: dict[str, Loose] = {}
@@ -100,14 +106,11 @@ class Network:
         return stored_weight(self, tensor, self.constant(tensor, what))
 
     def is_integer(self, tensor: str) -> bool:
-        """Whether the tensor's type is none of floating point."""
-        return self.facts.types.get(tensor, 0) not in (
-            0,
-            onnx.TensorProto.FLOAT,
-            onnx.TensorProto.FLOAT16,
-            onnx.TensorProto.DOUBLE,
-            onnx.TensorProto.BFLOAT16,
-        )
+        """Whether the tensor is one of integers; `counted` has those of them that are floats in ncnn."""
+        return is_integer(self.facts.types.get(tensor, 0))
+
+    def is_bool(self, tensor: str) -> bool:
+        return self.facts.types.get(tensor, 0) == onnx.TensorProto.BOOL
 
     # Blobs
 

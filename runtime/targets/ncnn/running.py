@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from onnx_lathe.errors import ModelError, TargetError
 from onnx_lathe.runtime.targets.ncnn.convert import Port
@@ -71,16 +72,21 @@ def package() -> Any:
 
 
 def as_blob(values: np.ndarray, port: Port) -> np.ndarray:
-    """A tensor of the model with the dimensions of its blob; integers stay integers, of 32 bits."""
-    dtype = np.float32 if np.issubdtype(values.dtype, np.floating) else np.int32
+    """A tensor of the model with the dimensions of its blob."""
+    dtype = np.float32 if port.floats else np.int32
     return values.reshape([values.shape[axis] for axis in port.axes] or [1]).astype(dtype)
 
 
 def as_tensor(values: np.ndarray, port: Port) -> np.ndarray:
-    """A blob with the dimensions of the model's tensor; the others are 1."""
+    """A blob with the dimensions of the model's tensor, the others are 1; and with its type."""
     sizes = [1] * len(port.shape)
     for place, axis in enumerate(port.axes):
         sizes[axis] = values.shape[place]
+    if not port.floats:  # ncnn hands out all of four bytes as floats
+        values = values.view(np.int32)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(port.element)
+    if not np.issubdtype(dtype, np.floating):
+        return values.reshape(sizes).astype(dtype)
     return values.reshape(sizes).copy()
 
 

@@ -101,9 +101,13 @@ def report(result: Agreement) -> dict[str, Any]:
 
 
 def _largest(got: np.ndarray, wanted: np.ndarray) -> float:
-    """Largest difference relative to the largest value; infinite for another shape, or where one is no number."""
+    """Largest difference relative to the largest value; infinite for another shape, or where one is no number. Of
+    integers and bools, how many of them differ.
+    """
     if got.shape != wanted.shape:
         return float("inf")
+    if not np.issubdtype(wanted.dtype, np.floating):
+        return float(np.mean(got != wanted)) if wanted.size else 0.0
     one, other = got.astype(np.float64), wanted.astype(np.float64)
     scale = float(np.abs(other[np.isfinite(other)]).max(initial=0.0)) or 1.0
     same = (one == other) | (np.isnan(one) & np.isnan(other))
@@ -112,9 +116,9 @@ def _largest(got: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def _relative(got: np.ndarray, wanted: np.ndarray) -> float:
-    """Distance relative to the length."""
-    if got.shape != wanted.shape:
-        return float("inf")
+    """Distance relative to the length; of integers and bools, how many of them differ."""
+    if got.shape != wanted.shape or not np.issubdtype(wanted.dtype, np.floating):
+        return _largest(got, wanted)
     one, other = got.astype(np.float64), wanted.astype(np.float64)
     found = float(np.linalg.norm(one - other)) / (float(np.linalg.norm(other)) or 1.0)
     return found if np.isfinite(found) else float("inf")

@@ -43,24 +43,24 @@ def pair(node: Node, net: Network) -> None:
     if node.op == "Mul" and _gated(node, net):
         return
     axes = _axes(node, net)
-    first, second = _operands(node, net, axes)
+    first, second = operands_in(node, net, axes)
     _put(node, net, PAIRS[node.op], first, second, axes)
 
 
 @operator("Sum", "Mean", "Max", "Min")
 def several(node: Node, net: Network) -> None:
     axes = _axes(node, net)
-    operands = sorted(_operands(node, net, axes), key=lambda operand: not operand.blob)  # numbers last
+    operands = sorted(operands_in(node, net, axes), key=lambda operand: not operand.blob)  # numbers last
     mean = node.op == "Mean" and len(operands) > 1
     if len(operands) == 1:
         net.name_output(node, operands[0].blob, axes)
         return
     result = operands[0]
     for number, other in enumerate(operands[1:-1]):
-        params, blobs = _layer(SEVERAL[node.op], result, other)
+        params, blobs = layer_of(SEVERAL[node.op], result, other)
         result = Operand(net.inner("BinaryOp", f"{node.name}_{number}", blobs, params))
     if mean:
-        params, blobs = _layer(math_layers.ADD, result, operands[-1])
+        params, blobs = layer_of(math_layers.ADD, result, operands[-1])
         result = Operand(net.inner("BinaryOp", f"{node.name}_sum", blobs, params))
         _put(node, net, math_layers.MUL, result, Operand(number=1 / len(operands)), axes)
     else:
@@ -73,7 +73,7 @@ def power(node: Node, net: Network) -> None:
     so that nothing comes of one below 0.
     """
     axes = _axes(node, net)
-    base, other = _operands(node, net, axes)
+    base, other = operands_in(node, net, axes)
     exponent = net.value(node.inputs[1])
     if base.blob and not other.blob and (other.number == 0.5 or other.number in WHOLE_EXPONENTS):
         _simple_power(node, net, base.blob, other.number, axes)
@@ -120,7 +120,7 @@ def _never_negative(tensor: str, net: Network) -> bool:
     )
 
 
-def _operands(node: Node, net: Network, axes: Axes) -> list[Operand]:
+def operands_in(node: Node, net: Network, axes: Axes) -> list[Operand]:
     """All inputs in these axes of the result."""
     rank = net.rank(node.outputs[0])
     found = []
@@ -141,8 +141,12 @@ def _operands(node: Node, net: Network, axes: Axes) -> list[Operand]:
 
 
 def _axes(node: Node, net: Network) -> Axes:
-    """The result's axes that operands have dimensions for, or vary along."""
     refuse_integers(net, *node.inputs, node.outputs[0])
+    return result_axes(node, net)
+
+
+def result_axes(node: Node, net: Network) -> Axes:
+    """The result's axes that operands have dimensions for, or vary along."""
     target = node.outputs[0]
     rank, sizes = net.rank(target), net.sizes(target)
     wanted = {axis for axis, size in enumerate(sizes) if size != 1}
@@ -154,11 +158,11 @@ def _axes(node: Node, net: Network) -> Axes:
 
 
 def _put(node: Node, net: Network, operation: int, first: Operand, second: Operand, axes: Axes) -> None:
-    params, blobs = _layer(operation, first, second)
+    params, blobs = layer_of(operation, first, second)
     net.put(node, "BinaryOp", blobs, params, axes=axes)
 
 
-def _layer(operation: int, first: Operand, second: Operand) -> tuple[dict[int, Value], list[str]]:
+def layer_of(operation: int, first: Operand, second: Operand) -> tuple[dict[int, Value], list[str]]:
     """(parameters, blobs) of the BinaryOp of two operands, of which one at most is a number."""
     if not second.blob:
         return scalar_params(operation, second.number), [first.blob]

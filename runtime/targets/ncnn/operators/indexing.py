@@ -119,7 +119,7 @@ def _embedding(node: Node, net: Network, axis: int) -> None:
     table, index = node.inputs[:2]
     if axis != 0:
         raise Unsupported(f"it gathers from a table along axis {axis}; ncnn's Embed takes rows")
-    if not _carries_integers(net, index):
+    if index in net.counted or not _carries_integers(net, index):
         raise Unsupported("its indices are computed at run time")
     weight = net.weight(table, "table")
     shape = weight.values.shape

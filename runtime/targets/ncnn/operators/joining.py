@@ -17,8 +17,9 @@ def concat(node: Node, net: Network) -> None:
     sizes = pairs(net, target)
     axis = node.integer("axis") % len(sizes)
     operands = [name for name in node.inputs if pairs(net, name)[axis] != (0, 0)]
-    if net.is_integer(target) and any(net.is_free(name) for name in operands):
-        raise Unsupported("it joins integers with constants")
+    joined = [net.is_free(name) or name in net.counted for name in operands]
+    if net.is_integer(target) and any(joined) and not all(joined):
+        raise Unsupported("it joins integers that point with others")
     if len(operands) == 1:
         leave(node, net, held(net, operands[0]))
         return

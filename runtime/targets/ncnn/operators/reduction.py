@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from onnx_lathe.runtime.targets.ncnn import arithmetic as math_layers
 from onnx_lathe.runtime.targets.ncnn.arithmetic import binary, reduced, reduction_params, refuse_integers
 from onnx_lathe.runtime.targets.ncnn.dialect import Value
@@ -189,4 +191,44 @@ def _along(node: Node, net: Network, blob: str, place: int) -> str:
 
 @operator("ArgMax", "ArgMin")
 def arg_max(node: Node, net: Network) -> None:
-    raise Unsupported("ncnn's ArgMax looks at all values at once, and of equal ones takes the last")
+    """The place of the largest value, the first of several: count - max((x == max x) * (count - place)). ncnn's own
+    ArgMax looks at all values at once.
+    """
+    tensor, name = node.inputs[0], node.name
+    refuse_integers(net, tensor)
+    axis = node.integer("axis") % net.rank(tensor)
+    if node.integer("select_last_index"):
+        raise Unsupported("of equal values it takes the last")
+    count = net.sizes(tensor)[axis]
+    if count is None:
+        raise Unsupported(f"how many values lie along axis {axis} depends on the size of the input")
+    axes = tuple(sorted({*net.blob(tensor).axes, axis}))
+    source = net.form(tensor, axes if len(axes) <= MOST_DIMENSIONS else net.usual(tensor))
+    if axis not in source.axes:
+        raise Unsupported(f"it looks along axis {axis}, which ncnn's blob has no dimension for")
+    place = source.axes.index(axis)
+    values = (
+        source.name
+        if node.op == "ArgMax"
+        else math_layers.unary(net, f"{name}_neg", math_layers.NEG, source.name)
+    )
+    largest = reduced(net, f"{name}_max", math_layers.R_MAX, values, [place])
+    below = net.inner(
+        "Threshold", f"{name}_below", [binary(net, f"{name}_gap", math_layers.SUB, largest, values)]
+    )
+    found = math_layers.scalar(net, f"{name}_found", math_layers.RSUB, below, 1.0)
+    lengths = np.arange(count, 0, -1, dtype=np.float32)
+    left = net.memory(
+        f"{name}_left", lengths.reshape([count if at == place else 1 for at in range(len(source.axes))])
+    )
+    product = binary(net, f"{name}_first", math_layers.MUL, found, left)
+    farthest = reduced(net, f"{name}_farthest", math_layers.R_MAX, product, [place])
+    result = math_layers.scalar(net, name, math_layers.RSUB, farthest, float(count))
+    if node.integer("keepdims", 1):
+        net.name_output(node, result, source.axes)
+        return
+    kept = tuple(at - (at > axis) for at in source.axes if at != axis)
+    if kept:
+        net.put(node, "Squeeze", [result], {3: [place]}, axes=kept)
+    else:
+        net.name_output(node, result, ())

@@ -1,0 +1,140 @@
+"""Comparisons, choices, casts and places of largest values as ncnn's layers, against ONNX Runtime."""
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.support.builders import build, random
+from tests.support.ncnn import agree, refusals
+
+CHANNELS = (1, 3, 8, 17)
+NUMBER = np.array(0.25, np.float32)
+
+
+def image(body: str, channels: int = 3, result: str = "float", **stored: np.ndarray) -> onnx.ModelProto:
+    shape = f"1, {channels}, 5, 6"
+    return build(f"(float[{shape}] x) => ({result}[{shape}] y) {{ {body} }}", **stored)
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("op", ["Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal"])
+def test_comparisons_of_what_is_often_equal(op: str, channels: int) -> None:
+    body = f"r = Round(x) m = {op}(r, v) y = Cast <to = 1> (m)"
+    agree(image(body, channels, v=np.array(1.0, np.float32)))
+    agree(image(f"r = Round(x) s = Neg(r) y = {op}(r, s)", channels, "bool"))
+    agree(image(f"r = Round(x) y = {op}(v, r)", channels, "bool", v=np.round(random(channels, 1, 6))))
+
+
+def test_infinities_are_equal_to_themselves() -> None:
+    feeds = {"x": np.resize(np.array([np.inf, -np.inf, 1, -1, 0], np.float32), (1, 3, 5, 6))}
+    for op in ("Greater", "GreaterOrEqual", "Equal"):
+        agree(image(f"s = Abs(x) y = {op}(x, s)", result="bool"), feeds=feeds)
+
+
+def test_what_is_made_of_comparisons() -> None:
+    body = """a = Greater(x, v) b = Less(x, w) n = And(a, b) o = Not(n) p = Or(o, a) q = Xor(p, b)
+        k = And(q, c) y = Where(k, x, v)"""
+    agree(image(body, v=-NUMBER, w=NUMBER, c=np.arange(6) > 2))
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("fill", [0.0, -1.0, -3.4028235e38, -np.inf, np.inf])
+def test_a_choice_with_a_number(fill: float, channels: int) -> None:
+    mask, value = np.tri(5, 6, dtype=bool), np.array(fill, np.float32)
+    for operands in ("x, v", "v, x"):
+        agree(image(f"z = Where(m, {operands}) y = Sigmoid(z)", channels, m=mask, v=value))
+        agree(
+            image(f"m = Greater(x, w) z = Where(m, {operands}) y = Sigmoid(z)", channels, w=NUMBER, v=value)
+        )
+    agree(image("m = Greater(x, w) z = Where(m, w, v) y = Sigmoid(z)", channels, w=NUMBER, v=value))
+
+
+def test_a_choice_is_exact_between_what_is_infinite() -> None:
+    body = "m = Greater(x, v) e = Mul(x, h) f = Mul(e, h) y = Where(m, f, x)"
+    layers = agree(
+        image(
+            f"{body[: body.index('y =')]} y0 = Where(m, x, f) y = Sigmoid(y0)",
+            v=NUMBER,
+            h=np.array(1e30, np.float32),
+        )
+    )
+    assert "Threshold" in [layer.type for layer in layers]
+
+
+def test_a_choice_between_tensors_that_are_broadcast() -> None:
+    text = (
+        "(float[1, 4, 5] x, float[1, 1, 5] u, bool[1, 4, 1] m) => (float[1, 4, 5] y) { y = Where(m, x, u) }"
+    )
+    mask = np.array([True, False, True, False]).reshape(1, 4, 1)
+    feeds = {"x": random(1, 4, 5), "u": random(1, 1, 5), "m": mask}
+    agree(build(text), feeds=feeds)
+
+
+def test_a_guarded_division_never_divides_by_0() -> None:
+    text = """(float[1, 3, 8] x, float[1, 3, 8] u) => (float[1, 3, 8] y) {
+        e = Equal(u, zero) q = Div(x, u) y = Where(e, zero, q)
+    }"""
+    divisor = np.round(random(1, 3, 8))
+    top = random(1, 3, 8)
+    top[divisor == 0] = 0
+    agree(build(text, zero=np.array(0.0, np.float32)), feeds={"x": top, "u": divisor})
+
+
+def test_what_may_be_no_number_is_refused() -> None:
+    ((_, op, reason),) = refusals(image("m = Greater(x, v) s = Log(x) y = Where(m, s, v)", v=NUMBER))
+    assert (op, reason) == ("Where", "what it chooses from may be no number, as Log writes it")
+
+
+@pytest.mark.parametrize("to", [6, 7])
+def test_casts_cut_off_what_is_behind_the_point(to: int) -> None:
+    kind = {6: "int32", 7: "int64"}[to]
+    agree(image(f"s = Mul(x, v) y = Cast <to = {to}> (s)", result=kind, v=np.array(3.0, np.float32)))
+    agree(image(f"s = Mul(x, v) i = Cast <to = {to}> (s) y = Cast <to = 1> (i)", v=np.array(3.0, np.float32)))
+    agree(image(f"r = Round(x) b = Cast <to = 9> (r) y = Cast <to = {to}> (b)", result=kind))
+
+
+def test_an_input_of_integers_that_is_compared() -> None:
+    text = """(int64[1, 5] x, float[1, 5, 8] u) => (float[1, 5, 8] y) {
+        c = Unsqueeze(x, a) m = Equal(c, z) f = Cast <to = 1> (m) s = Cast <to = 1> (x) k = Unsqueeze(s, a)
+        p = Mul(u, f) y = Add(p, k)
+    }"""
+    feeds = {"x": np.array([[0, 1, 70000, -3, 0]]), "u": random(1, 5, 8)}
+    agree(build(text, z=np.array(0), a=np.array([2])), feeds=feeds)
+
+
+def test_an_input_that_points_and_is_cast_is_refused() -> None:
+    text = """(int64[1, 5] x) => (float[1, 5, 8] y) {
+        r = Gather(table, x) f = Cast <to = 1> (x) k = Unsqueeze(f, a) y = Mul(r, k)
+    }"""
+    ((_, op, reason),) = refusals(build(text, table=random(9, 8), a=np.array([2])))
+    assert (op, reason) == ("Cast", "it makes floats of integers that also point")
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
+@pytest.mark.parametrize("axis", [1, 2, -1])
+def test_places_of_largest_values(op: str, axis: int, channels: int) -> None:
+    shape = [1, channels, 5, 6]
+    shape[axis] = 1
+    kept = ", ".join(map(str, shape))
+    text = (
+        f"(float[1, {channels}, 5, 6] x) => (int64[{kept}] y) {{ r = Round(x) y = {op} <axis = {axis}> (r) }}"
+    )
+    agree(build(text))
+    del shape[axis]
+    text = f"(float[1, {channels}, 5, 6] x) => (int64[{', '.join(map(str, shape))}] y) {{ y = {op} <axis = {axis}, keepdims = 0> (x) }}"
+    agree(build(text))
+
+
+def test_the_place_in_a_row() -> None:
+    agree(build("(float[1, 10] x) => (int64[1] y) { y = ArgMax <axis = 1, keepdims = 0> (x) }"))
+    agree(
+        build(
+            "(float[7, 10] x) => (int32[7] y) { i = ArgMax <axis = 1, keepdims = 0> (x) y = Cast <to = 6> (i) }"
+        )
+    )
+
+
+def test_inputs_that_are_outputs() -> None:
+    agree(build("(float[1, 3] x, float[1, 4] u) => (float[1, 3] y, float[1, 4] u) { y = Relu(x) }"))
+    agree(build("(int64[1, 3] x) => (int64[1, 3] y) { y = Identity(x) }"))
