@@ -272,9 +272,10 @@ def _gains(layer: Layer, m: int) -> str:
     if m == DIRECT:
         return "no multiplications saved"
     times = numerics.multiplications_saved(m, TAPS)
+    fewer = f"{times:.3g}x fewer multiplications ({layer.products(DIRECT) / layer.products(m):.3g}x with what tiles leave over)"
+    factor = numerics.memory_factor(m, TAPS)
+    if layer.int8:
+        return f"{fewer}, weights in 16 bits take {2 * factor:.3g}x the memory, sums are exact"
     plain = numerics.cook_toom(DIRECT, TAPS).arrays()
     coarser = numerics.amplification(matrices(NCNN[m])) / numerics.amplification(plain)
-    return (
-        f"{times:.3g}x fewer multiplications ({layer.products(DIRECT) / layer.products(m):.3g}x with what tiles leave "
-        f"over), weights take {numerics.memory_factor(m, TAPS):.3g}x the memory, the bound of the error is {coarser:.3g}x"
-    )
+    return f"{fewer}, weights take {factor:.3g}x the memory, the bound of the error is {coarser:.3g}x"

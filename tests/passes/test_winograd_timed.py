@@ -248,6 +248,30 @@ def test_in_ncnn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said[0] == "timing layers in ncnn: 1 of 2, 4 networks in turn"
 
 
+def test_layers_of_int8_have_a_choice_of_their_own() -> None:
+    """Their own is F(4, 3) whatever the channels, no hint is asked for, and sums are exact."""
+    text = """(float[1, 16, 8, 8] x) => (float[1, 16, P, Q] y) {
+        [q] s = QuantizeLinear (x, c, z)
+        [dq] t = DequantizeLinear (s, c, z)
+        [dw] u = DequantizeLinear <axis = 0> (i, d)
+        [conv] y = Conv <pads = [1, 1, 1, 1]> (t, u)
+    }"""
+    weight = np.random.default_rng(0).integers(-127, 128, (16, 16, 3, 3)).astype(np.int8)
+    constants = {
+        "c": np.array(0.03, np.float32),
+        "z": np.array(0, np.int8),
+        "d": np.full(16, 0.002, np.float32),
+    }
+    model = build(text, i=weight, **constants)
+    timer = Clock({"conv": {"winograd43": 1.0, "direct": 1.1}})
+    found, report = chosen(timer, model)
+    assert found == {"conv": "winograd43"}
+    assert [one["conv"] for one in timer.asked[0][1]] == ["winograd43", "winograd43", "direct"]
+    assert "weights in 16 bits take 8x the memory, sums are exact" in report.edits[0].what
+    assert report.metrics["transformed_weight_bytes"] == 8 * weight.nbytes
+    assert chosen(Clock({"conv": {"winograd43": 1.0, "direct": 0.7}}), model)[0] == {"conv": "direct"}
+
+
 def test_a_network_that_ncnn_cannot_compute() -> None:
     pytest.importorskip("ncnn")
     text = "(float[1, 16, 7, 7] x) => (int64[4, U] z) { [conv] y = Conv (x, w) [nz] z = NonZero (y) }"
