@@ -127,7 +127,7 @@ def _shaped(name: str, make: Any, out: Path) -> tuple[Path, Path]:
         make(model)
     if not data.exists():
         noise = np.random.default_rng(0).standard_normal((8, 3, 224, 224)).astype(np.float32)
-        np.savez(data, **{"calibration/image": noise, "evaluation/image": noise[:2]})
+        np.savez(data, **{"calibration/image": noise[:6], "evaluation/image": noise[6:]})
     return model, data
 
 

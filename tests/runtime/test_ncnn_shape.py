@@ -20,7 +20,8 @@ def integers(*values: int) -> np.ndarray:
 @pytest.mark.parametrize("rank", [2, 3, 4])
 def test_every_permutation_beside_the_batch(rank: int) -> None:
     sizes = (17, 8, 5, 3)[:rank]
-    for order in permutations(range(rank)):
+    orders = list(permutations(range(rank)))
+    for order in orders if rank < 6 else orders[::29]:  # 29 divides no block of equal beginnings
         perm = [0, *(place + 1 for place in order)]
         target = ",".join(str(sizes[place]) for place in order)
         source = ",".join(map(str, sizes))
@@ -88,7 +89,8 @@ def test_queries_and_keys_of_windows_are_permuted_in_two_steps() -> None:
 
 @pytest.mark.parametrize("rank", [2, 3, 4, 5, 6])
 def test_permutations_of_many_dimensions_are_few_of_four(rank: int) -> None:
-    for order in permutations(range(rank)):
+    orders = list(permutations(range(rank)))
+    for order in orders if rank < 6 else orders[::29]:  # 29 divides no block of equal beginnings
         values = np.arange(2**rank).reshape((2,) * rank)
         found, state = values, list(range(rank))
         for lengths, places in moves(order):

@@ -10,6 +10,7 @@ import onnx
 NO_MATTER = frozenset(
     {
         "kernel_shape",
+        "to",
         "hidden_size",
         "momentum",
         "consumed_inputs",

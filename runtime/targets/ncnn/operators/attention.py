@@ -8,6 +8,7 @@ Written with layers that every release of ncnn has: MatMul and Softmax.
 import math
 
 import numpy as np
+import onnx
 
 from onnx_lathe.runtime.targets.ncnn.arithmetic import ADD, MUL, binary, scalar
 from onnx_lathe.runtime.targets.ncnn.moving import order_type
@@ -109,7 +110,7 @@ def _given_mask(node: Node, net: Network) -> str:
     rank = net.rank(tensor)
     if net.is_free(tensor):
         return net.memory(f"{node.name}_mask", _seen(_constant_mask(node, net)))
-    if net.is_integer(tensor):
+    if net.facts.types.get(tensor) == onnx.TensorProto.BOOL or net.is_integer(tensor):
         raise Unsupported("its mask is computed, and says yes or no in place of what to add")
     return net.form(tensor, (rank - 3, rank - 2, rank - 1)).name
 
