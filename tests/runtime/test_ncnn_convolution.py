@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnx_lathe.runtime.targets.ncnn.convert import convert
 from tests.support.builders import build, random
 from tests.support.ncnn import agree, refusals, types
 
@@ -93,3 +94,11 @@ def test_a_codebook_stays_one() -> None:
     (layer,) = [one for one in layers if one.type == "Convolution"]
     assert layer.weights[0].stored.table is not None
     assert layer.weights[0].stored.values.dtype == np.uint8
+
+
+def test_a_convolution_that_becomes_several_layers_has_no_algorithm() -> None:
+    """One row of a sequence: dimensions of 1 are put in and taken out beside it."""
+    text = "(float[1, 40] x) => (float[1, 4, 38] y) { u = Relu (x) r = Unsqueeze (u, axes) y = Conv (r, w) }"
+    model = build(text, w=random(4, 1, 3), axes=np.array([1]))
+    sizes = {"x": (1, 40)}
+    assert not convert(model, sizes, sizes, "arm64-fp16").refused

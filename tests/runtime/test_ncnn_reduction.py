@@ -120,3 +120,8 @@ def test_open_sizes_stay_open() -> None:
 
 def test_a_mean_over_a_plane_is_pooling() -> None:
     assert types(agree(reduce("ReduceMean", (1, 3, 4, 5), (2, 3), True, 17)))[0] == "Pooling"
+
+
+def test_axes_that_are_given_are_reduced_whatever_no_axes_would_mean() -> None:
+    text = "(float[1, 3, 4] x) => (float[1, 3] y) { y = ReduceSum <noop_with_empty_axes = 1, keepdims = 0> (x, axes) }"
+    agree(build(text, axes=np.array([2])))

@@ -171,3 +171,42 @@ def test_a_process_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(process, "WORKER", "tests.support.dying_worker")
     said = broken(tmp_path, lambda param, weights: None)
     assert "ncnn ended with" in said
+
+
+def test_a_model_of_several_samples_says_how_to_export_it(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "four.onnx"
+    text = TEXT.replace("N, ", "4, ")
+    onnx.save(build(text, w=random(4, 3, 3, 3), b=random(4), v=random(5, 4)), path)
+    assert compile_it(path, data, tmp_path / "out") == 4
+    error = report_of(tmp_path / "out")["error"]
+    assert "the model takes 4 samples at once: export it with a batch of 1, or an open one" in error
+
+
+def test_sizes_that_the_model_does_not_run_at_are_the_datas_then(tmp_path: Path) -> None:
+    """64 is Lathe's own, 7 columns are what the matrix takes; a data's sample has them."""
+    path = tmp_path / "net.onnx"
+    onnx.save(build("(float[N, L] x) => (float[N, M] y) { y = MatMul (x, w) }", w=random(7, 3)), path)
+    with pytest.raises(TargetError, match="Lathe's own sizes for what the model leaves open: give data"):
+        Ncnn().refusals(onnx.load(path), Ncnn.Config())
+    np.savez(tmp_path / "data.npz", x=random(4, 7))
+    assert compile_it(path, tmp_path / "data.npz", tmp_path / "other") == 0
+    notes = json.loads((tmp_path / "other" / "report.json").read_text())["warnings"]
+    assert any("built for inputs of x 1x7, as the data has them" in note for note in notes)
+
+
+def test_weights_in_float16_may_move_what_they_move_in_onnx_runtime(tmp_path: Path) -> None:
+    """A small difference of large numbers."""
+    path, out = tmp_path / "net.onnx", tmp_path / "out"
+    first = random(8, 8)
+    stored = {"w": first, "v": first + 1e-2 * random(8, 8)}
+    onnx.save(
+        build(
+            "(float[N, 8] x) => (float[N, 8] y) { a = MatMul (x, w) b = MatMul (x, v) y = Sub (a, b) }",
+            **stored,
+        ),
+        path,
+    )
+    np.savez(tmp_path / "data.npz", x=random(4, 8))
+    assert compile_it(path, tmp_path / "data.npz", out, "ncnn(storage=float16)") == 0
+    found = report_of(out)["details"]["verified"]
+    assert found["allowed"] > verify.HALF

@@ -87,8 +87,10 @@ def count_chosen(layers: Iterable[Layer]) -> int:
 def convolution(layer: Layer, result: Sizes) -> Convolution | None:
     """What a layer is that has a choice; None for one that has none. `result`: [N, C, H, W]."""
     params = layer.params
+    if layer.type != "Convolution":  # of others that a Conv becomes, numbers may be lists
+        return None
     taps, steps = {params.get(key) for key in (1, 11)}, {params.get(key, 1) for key in (2, 12, 3, 13)}
-    if layer.type != "Convolution" or taps != {TAPS} or steps != {1} or len(result) != 4:
+    if taps != {TAPS} or steps != {1} or len(result) != 4:
         return None
     outputs, weights = params[0], params[6]
     if not isinstance(outputs, int) or not isinstance(weights, int):

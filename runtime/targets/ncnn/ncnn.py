@@ -40,6 +40,7 @@ STORAGES = ("float32", "float16")
 PARAM, WEIGHTS = "model.ncnn.param", "model.ncnn.bin"
 OPEN = "on the size of the input"
 """Ends each reason that fixed sizes would do away with: one or several things depend on it."""
+SEVERAL = "several samples at once"
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -135,16 +136,15 @@ class Ncnn(Target):
         sizes = sizes_of(model, given | known)
         if not sizes.open:
             return options, []
-        refused = convert(model, sizes.first, sizes.second).refused
-        if not any(OPEN in reason for _, _, reason in refused):
+        reason = _closed_by(model, sizes)
+        if not reason:
             return replace(options, shapes={name: sizes.text(name) for name in sizes.first}), []
         if not known:
             return options, []
         fixed = sizes.fixed()
-        node, op, reason = next(one for one in refused if OPEN in one[2])
         note = (
             f"built for inputs of {', '.join(f'{name} {fixed.text(name)}' for name in known)}, as the data has them: "
-            f"of node '{node}' ({op}) {reason}"
+            f"{reason}"
         )
         return replace(options, shapes={name: fixed.text(name) for name in sizes.first}), [note]
 
@@ -155,7 +155,7 @@ class Ncnn(Target):
         proto = model_file.load(model)
         written, sizes = _converted(proto, options)
         if written.refused:
-            raise TargetError(_refusal(written))
+            raise TargetError(_refusal(written, _fixed_batch(proto)))
         half = options.storage == "float16"
         param, weights = (directory / name for name in (PARAM, WEIGHTS))
         progress("writing ncnn's files")
@@ -208,18 +208,49 @@ class Ncnn(Target):
         return reopen(path, threads)
 
 
+def _closed_by(model: onnx.ModelProto, sizes: Sizes) -> str:
+    """Why the sizes cannot stay open; empty if they can."""
+    try:
+        refused = convert(model, sizes.first, sizes.second).refused
+    except TargetError as error:
+        return str(error)
+    found = [f"of node '{node}' ({op}) {reason}" for node, op, reason in refused if OPEN in reason]
+    return found[0] if found else ""
+
+
 def _converted(model: onnx.ModelProto, options: Any) -> tuple[Conversion, Sizes]:
-    sizes = sizes_of(model, parse(options.shapes))
-    return convert(model, sizes.first, sizes.second, options.profile), sizes
+    given = parse(options.shapes)
+    sizes = sizes_of(model, given)
+    try:
+        return convert(model, sizes.first, sizes.second, options.profile), sizes
+    except TargetError as error:
+        if sizes.open and sizes.first.keys() - given.keys():
+            name = next(name for name in sizes.first if sizes.first[name] != sizes.second[name])
+            raise TargetError(
+                f"{error}; these are Lathe's own sizes for what the model leaves open: give data, or "
+                f"ncnn(shapes={{{name}: {'x'.join(map(str, sizes.first[name]))}}}) with the right ones"
+            ) from error
+        raise
 
 
-def _refusal(written: Conversion) -> str:
+def _fixed_batch(model: onnx.ModelProto) -> int:
+    """The batch that all inputs are fixed at, if that is more than 1; else 0."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    shapes = [value.type.tensor_type.shape.dim for value in model.graph.input if value.name not in stored]
+    found = {dims[0].dim_value if dims else 0 for dims in shapes}
+    batch = found.pop() if len(found) == 1 else 0
+    return batch if batch > 1 else 0
+
+
+def _refusal(written: Conversion, batches: int) -> str:
     reasons: dict[str, list[str]] = {}
     for node, op, reason in written.refused:
         reasons.setdefault(f"({op}) {reason}", []).append(node)
     listed = "; ".join(f"{first_few(nodes)} {reason}" for reason, nodes in list(reasons.items())[:3])
     more = f"; and {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""
     fix = "; fix the sizes with shapes={...}" if any(OPEN in reason for reason in reasons) else ""
+    if batches and any(SEVERAL in reason for reason in reasons):
+        fix += f"; the model takes {batches} samples at once: export it with a batch of 1, or an open one"
     return f"ncnn cannot compute: {listed}{more}{fix}; optimize check MODEL --target ncnn lists all"
 
 

@@ -19,9 +19,11 @@ NO_MATTER = frozenset(
         "seed",
         "allowzero",
         "num_outputs",
+        "to",
+        "saturate",
     }
 )
-"""Attributes that say again what weights and shapes do, or that count in training alone."""
+"""Attributes that say again what weights, shapes and types do, or that count in training alone."""
 
 
 class Unsupported(Exception):  # noqa: N818 - it is no error of the program: a builder's way to refuse a node

@@ -76,7 +76,8 @@ def _reduced_axes(node: Node, net: Network) -> set[int]:
         axes = [int(axis) for axis in net.constant(node.inputs[1], "axes").reshape(-1)]
     else:
         axes = node.integers("axes") or []
-    if not axes and not node.integer("noop_with_empty_axes"):
+    nothing = node.integer("noop_with_empty_axes")
+    if not axes and not nothing:
         axes = list(range(rank))
     return {axis % rank for axis in axes} if rank else set()
 
