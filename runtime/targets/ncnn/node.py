@@ -19,7 +19,6 @@ NO_MATTER = frozenset(
         "seed",
         "allowzero",
         "num_outputs",
-        "to",
         "saturate",
     }
 )
