@@ -40,7 +40,8 @@ def compile_model(arguments: list[str]) -> int:
     recipe = _recipe(options)
     if options.passes is None and options.recipe is None:
         raise UsageError(
-            "nothing to do; name passes with --passes, or a --recipe (optimize passes lists them)"
+            "nothing to do; name passes with --passes, or a --recipe (optimize passes lists them); optimize build MODEL "
+            "--target T builds a model as it is"
         )
     request = Request(
         options.model,
