@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_lathe import metadata
 from onnx_lathe.placement import Placement
 from tests.support import quantized
 from tests.support.quantized import IMAGES, assert_same, node, run, stored
@@ -61,10 +62,47 @@ def test_a_pair_that_serves_no_layer_goes() -> None:
     ]
     constants = {"s": np.float32(0.02), "z": np.int8(0)}
     lowered, report = lower(quantized.model(nodes, {"x": [1, 4]}, {"y": [1, 4]}, constants))
-    assert ops(lowered) == ["Relu"]
+    assert ops(lowered) == ["Clip", "Relu"]
     assert [(edit.node, edit.what) for edit in report.edits] == [("relu", "reads x in float")]
-    feeds = {"x": np.array([[-1, 0.013, 0.5, 2]], np.float32)}
-    assert np.array_equal(run(lowered, feeds)[0], np.maximum(feeds["x"], 0))
+    feeds = {"x": np.array([[-1, 0.013, 0.5, 200]], np.float32)}
+    assert np.allclose(run(lowered, feeds)[0], [[0, 0.013, 0.5, 127 * 0.02]])
+
+
+def test_a_pair_of_ours_goes_without_a_trace() -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "q"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], "d"),
+        helper.make_node("Relu", ["d"], ["y"], "relu"),
+    ]
+    nodes[0].metadata_props.add(key=metadata.RANGE, value="[-2.54, 2.54]")
+    constants = {"s": np.float32(0.02), "z": np.int8(0)}
+    lowered, _ = lower(quantized.model(nodes, {"x": [1, 4]}, {"y": [1, 4]}, constants))
+    assert ops(lowered) == ["Relu"]
+
+
+@pytest.mark.parametrize("zero", [np.uint8(0), np.int8(-128), None])
+def test_a_relu_that_a_quantizer_does_is_not_lost(zero: np.generic | None) -> None:
+    """As ONNX Runtime's quantizer writes a ReLU in front of UINT8: it leaves it out."""
+    pair = ["s"] if zero is None else ["s", "z"]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "first"),
+        helper.make_node("QuantizeLinear", ["c", *pair], ["q"], "q"),
+        helper.make_node("DequantizeLinear", ["q", *pair], ["d"], "d"),
+        helper.make_node("DequantizeLinear", ["codes", "ws", "wz"], ["v"], "v", axis=0),
+        helper.make_node("Conv", ["d", "v"], ["y"], "second"),
+    ]
+    generator = np.random.default_rng(0)
+    constants = {
+        "s": np.float32(0.02), "w": generator.standard_normal((4, 4, 1, 1)).astype(np.float32),
+        "codes": generator.integers(-127, 128, (4, 4, 1, 1)).astype(np.int8),
+        "ws": np.full(4, 0.01, np.float32), "wz": np.zeros(4, np.int8),
+    } | ({} if zero is None else {"z": zero})  # fmt: skip
+    model = quantized.model(nodes, {"x": [1, 4, 8, 8]}, {"y": [1, 4, 8, 8]}, constants)
+    lowered, _ = lower(model)
+    assert "QuantizeLinear" not in ops(lowered)
+    feeds = {"x": generator.standard_normal((1, 4, 8, 8)).astype(np.float32)}
+    wanted, got = run(model, feeds)[0], run(lowered, feeds)[0]
+    assert np.abs(wanted - got).max() <= 4 * 127 * 0.01 * 0.01  # half a step of each of four products
 
 
 @pytest.mark.parametrize(
@@ -106,7 +144,7 @@ def test_what_ncnn_has_no_integers_for_is_float(
     }  # fmt: skip
     model = quantized.model(nodes, {"x": size}, {"y": [1, 4, *[4] * (len(weight) - 2)]}, constants)
     lowered, report = lower(model)
-    assert ops(lowered) == ["Conv"]
+    assert ops(lowered) == ["Clip", "Conv"]
     (skip,) = report.skips
     assert skip.node == "conv"
     assert reason in skip.reason
@@ -128,7 +166,7 @@ def test_a_depthwise_layer_is_float_where_the_placement_says_so() -> None:
     }  # fmt: skip
     model = quantized.model(nodes, {"x": [1, 4, 6, 6]}, {"y": [1, 4, 4, 4]}, constants)
     lowered, report = lower(model)
-    assert ops(lowered) == ["Conv"]
+    assert ops(lowered) == ["Clip", "Conv"]
     assert [skip.reason for skip in report.skips] == ["a depthwise convolution stays float"]
     kept, report = lower(model, Placement(joins=False, depthwise=True))
     assert not report.skips
