@@ -162,3 +162,20 @@ def test_expanded(channels: int) -> None:
 def test_what_dropout_leaves_beside_its_result_is_not_missed() -> None:
     text = "(float[1, 4] x) => (float[1, 4] y) { a, mask = Dropout(x) y = Relu(a) }"
     assert types(agree(build(text))) == ["ReLU"]
+
+
+def test_axes_as_attributes() -> None:
+    text = "(float[1, 3, 1, 4] x) => (float[1, 3, 4, 1] z) { y = Squeeze <axes = [2]> (x) z = Unsqueeze <axes = [3]> (y) }"
+    agree(build(text, opset=11))
+
+
+def test_long_names_that_differ_at_their_beginning_alone() -> None:
+    long = "é" * 150
+    text = f"(float[1, 3] x) => (float[1, 3] a{long}, float[1, 3] b{long}) {{ a{long} = Relu(x) b{long} = Sigmoid(a{long}) }}"
+    model = build(text.replace(long, "LONG"))
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [name.replace("LONG", long) for name in names]
+    for value in model.graph.output:
+        value.name = value.name.replace("LONG", long)
+    agree(model)

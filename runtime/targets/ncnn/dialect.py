@@ -21,7 +21,8 @@ ARRAY = -23300
 FLOAT32, FLOAT16, INT8, TABLE = 0, 0x01306B47, 0x000D4B38, 1
 """Tags. Any other number whose bytes do not add up to zero announces a table of 256 floats and a byte per weight."""
 TABLE_SIZE = 256
-LONGEST_NAME = 255
+LONGEST_NAME, ROOM = 255, 30
+"""Bytes."""
 LONGEST_TEXT = 240
 
 Value = int | float | str | Sequence[int] | Sequence[float]
@@ -140,8 +141,9 @@ def _aligned(values: np.ndarray) -> bytes:
 
 
 def plain_name(name: str) -> str:
-    """A name as the files take it: without white space, and not too long."""
-    return "_".join(name.split())[-LONGEST_NAME:] or "unnamed"
+    """A name as the files take it: without white space, and not too long, with room for a number behind it."""
+    kept = "_".join(name.split()).encode()[-(LONGEST_NAME - ROOM) :]
+    return kept.decode(errors="ignore") or "unnamed"
 
 
 def used(layers: Sequence[Layer]) -> Mapping[str, int]:

@@ -65,4 +65,5 @@ def is_narrower(net: Network, source: str, target: str) -> bool:
 
 @operator("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 def reshape(node: Node, net: Network) -> None:
+    node.attributes.items()  # what they say, the shape of the result says
     leave(node, net, held(net, node.inputs[0]))
