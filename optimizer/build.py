@@ -123,6 +123,7 @@ def build_all(run: Run) -> None:
                 judge_opened(run, target, config, artifact, found)
             except LatheError as error:
                 found.error = str(error)
+                found.files, found.size_bytes = [], 0
                 _remove(target, results)
             listed = {name for one in record.targets for name in one.files}
             # such as a failed build's log

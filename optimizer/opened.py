@@ -1,6 +1,8 @@
 """Targets whose results run on this machine: metrics, gates and times are those of what was built."""
 
+import math
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from onnx_lathe.optimizer.measuring import LATENCY_BUDGET_S, QUALITY, judge, sample_feeds
@@ -11,6 +13,11 @@ from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import evaluate
 from onnx_lathe.runtime.targets.core.base import Artifact, Target
 from onnx_lathe.runtime.threads import limit
+
+SAME_DB = 60.0
+"""Beyond it only rounding differs: of float16's weights, say."""
+NOTED_LOSS_DB, NOTED_LOSS_POINTS = 1.0, 0.01
+"""By which what was built may be worse than the model, unsaid."""
 
 
 def judge_opened(run: Run, target: Target, config: Any, artifact: Artifact, found: TargetRecord) -> None:
@@ -28,6 +35,7 @@ def judge_opened(run: Run, target: Target, config: Any, artifact: Artifact, foun
         found.quality = {key: value for key, value in quality.items() if key.split("[")[0] in QUALITY}
         judged.update(QUALITY)
         note_uncompared(run, f"target {target.name}", quality)
+        _warn_of_loss(run, target, found.quality)
     if run.request.measure_latency:
         run.ui.status(f"timing {target.name}")
         original = ort.as_opened(run.request.model)
@@ -43,6 +51,21 @@ def judge_opened(run: Run, target: Target, config: Any, artifact: Artifact, foun
     run.record.gates.extend(
         judge(run.gates, base, found.quality, target.name, only=lambda metric: metric in judged)
     )
+
+
+def _warn_of_loss(run: Run, target: Target, quality: Mapping[str, float]) -> None:
+    """Says so where what was built is further from the original than the model is, beyond what rounding does."""
+    model = run.record.final()
+    before, now = (min(found.get("sqnr", math.inf), SAME_DB) for found in (model, quality))
+    agreed, agrees = (found.get("agreement", 1.0) for found in (model, quality))
+    lost = []
+    if before - now > NOTED_LOSS_DB:
+        lost.append(f"{now:.1f} dB signal to noise, the model {before:.1f} dB or more")
+    if agreed - agrees > NOTED_LOSS_POINTS:
+        lost.append(f"{100 * agrees:.1f} % of the original's answers, the model {100 * agreed:.1f} %")
+    if lost:
+        run.record.warnings.append(f"target {target.name}: what was built gives {' and '.join(lost)}")
+        run.ui.note(f"warning: {run.record.warnings[-1]}")
 
 
 def _is_fixed(session: Any) -> bool:

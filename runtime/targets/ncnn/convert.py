@@ -30,6 +30,12 @@ class Port:
     axes: Axes
     element: int
     declared: Sequence[int | None]
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether the first axis is a batch, of which the network takes one sample after another."""
+        return bool(self.declared) and self.declared[0] is None and self.shape[0] == 1
+
     floats: bool = True
 
 

@@ -1,7 +1,7 @@
 """ncnn, for phones: `.param` and `.bin`, written from the lowered graph and tried in the ncnn package."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ class Ncnn(Target):
         per_call: bool = False,
     ) -> tuple[Any, list[str]]:
         given = parse(options.shapes)
-        known = from_data(model, given, shapes)
+        known = from_data(model, given, shapes, per_call)
         sizes = sizes_of(model, given | known)
         if not sizes.open:
             return options, []
@@ -185,8 +185,9 @@ class Ncnn(Target):
         """Compares every output with ONNX Runtime's: of the network with float32 weights, and of that written."""
         progress("comparing ncnn with ONNX Runtime")
         proto = model_file.load(model)
-        written = _converted(proto, options)[0]
-        one = _one_sample(written, feeds)
+        written, sizes = _converted(proto, options)
+        samples = verify.samples(written, sizes, feeds)
+        verify.check_batch(proto, written, samples[0])
         param, weights = artifact.paths[:2]
         half = options.storage == "float16"
         if half:
@@ -194,10 +195,11 @@ class Ncnn(Target):
                 exact = Path(scratch) / "model.bin"
                 with exact.open("wb") as file:
                     write_weights(written.layers, file, False)
-                verify.check(verify.agreement(proto, written, (param, exact), one))
-        result = verify.agreement(proto, written, (param, weights), one, half)
-        verify.check(result)
-        found = verify.report(result)
+                verify.check(verify.agreement(proto, written, (param, exact), samples[0]))
+        results = [verify.agreement(proto, written, (param, weights), one, half) for one in samples]
+        for result in results:
+            verify.check(result)
+        found = verify.report(max(results, key=verify.Agreement.share))
         Bundle.of(param).write(written, proto, options, found["verified"])
         return found
 
@@ -252,21 +254,3 @@ def _refusal(written: Conversion, batches: int) -> str:
     if batches and any(SEVERAL in reason for reason in reasons):
         fix += f"; the model takes {batches} samples at once: export it with a batch of 1, or an open one"
     return f"ncnn cannot compute: {listed}{more}{fix}; optimize check MODEL --target ncnn lists all"
-
-
-def _one_sample(written: Conversion, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The first sample, where the model takes a batch of any size; random values for an input whose size was fixed at
-    another one than that of the feeds.
-    """
-    found = {}
-    for port in written.inputs:
-        value = feeds[port.tensor]
-        one = value[:1] if port.declared and port.declared[0] is None else value
-        sizes = [known or given for known, given in zip(port.shape, one.shape, strict=True)]
-        found[port.tensor] = one if sizes == list(one.shape) else _random(sizes, one.dtype)
-    return found
-
-
-def _random(sizes: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    values = np.random.default_rng(0).standard_normal(sizes)
-    return values.astype(dtype) if np.issubdtype(dtype, np.floating) else np.zeros(sizes, dtype)

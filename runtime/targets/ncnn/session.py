@@ -49,7 +49,7 @@ class Session:
         """Raises ModelError if ncnn cannot run the feeds, or they are not what the network takes."""
         for port in self.inputs:
             _check(port, feeds)
-        batched = [port.tensor for port in self.inputs if port.declared and port.declared[0] is None]
+        batched = [port.tensor for port in self.inputs if port.is_batched]
         count = len(feeds[batched[0]]) if batched else 1
         rows = [
             self.sample(
@@ -65,8 +65,7 @@ class Session:
 
 def _takes(port: Port) -> list[int | None]:
     """The sizes that it was written for; the first is that of a batch where the model leaves it open."""
-    batch = bool(port.declared) and port.declared[0] is None
-    return [None if batch and axis == 0 else size for axis, size in enumerate(port.shape)]
+    return [None if port.is_batched and axis == 0 else size for axis, size in enumerate(port.shape)]
 
 
 def _check(port: Port, feeds: Mapping[str, np.ndarray]) -> None:

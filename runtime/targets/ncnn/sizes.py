@@ -117,9 +117,14 @@ def _larger(sizes: Shape, is_open: Sequence[bool]) -> Shape:
 
 
 def from_data(
-    model: onnx.ModelProto, given: Mapping[str, tuple[Shape, Shape]], samples: Mapping[str, Shape]
+    model: onnx.ModelProto,
+    given: Mapping[str, tuple[Shape, Shape]],
+    samples: Mapping[str, Shape],
+    per_call: bool = False,
 ) -> dict[str, tuple[Shape, Shape]]:
-    """For inputs with open sizes that `given` has not: the sizes of the data's samples, and larger ones."""
+    """For inputs with open sizes that `given` has not: the sizes of the data's samples, and larger ones. per_call: each
+    sample is a call of the model, whose first axes are no batch.
+    """
     stored = {tensor.name for tensor in model.graph.initializer}
     found = {}
     for value in model.graph.input:
@@ -127,8 +132,9 @@ def from_data(
         sample = samples.get(value.name)
         if value.name in stored or value.name in given or sample is None or len(sample) != len(dims):
             continue
-        if all(size or axis == 0 for axis, size in enumerate(dims)):
+        is_open = [not size and (axis > 0 or per_call) for axis, size in enumerate(dims)]
+        if not any(is_open):
             continue
-        sizes = tuple(size or (1 if axis == 0 else sample[axis]) for axis, size in enumerate(dims))
-        found[value.name] = (sizes, _larger(sizes, [not size and axis > 0 for axis, size in enumerate(dims)]))
+        sizes = tuple(sample[axis] if free else dims[axis] or 1 for axis, free in enumerate(is_open))
+        found[value.name] = (sizes, _larger(sizes, is_open))
     return found

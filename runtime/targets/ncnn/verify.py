@@ -5,7 +5,7 @@ between two levels may be rounded to either, and the layers behind it see anothe
 this model's outputs is measured first, in ONNX Runtime, by input that is changed by as little.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_lathe.errors import TargetError
+from onnx_lathe.errors import ModelError, TargetError
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion
 from onnx_lathe.runtime.targets.ncnn.process import outputs_of
 from onnx_lathe.runtime.targets.ncnn.requantize import is_int8
+from onnx_lathe.runtime.targets.ncnn.sizes import Sizes
 
 FLOAT = 1e-4
 """Largest difference of a value, relative to the output's largest."""
@@ -25,6 +26,8 @@ HALF = 2e-2
 """The same with weights that were rounded to float16, where that alone does not move more in ONNX Runtime."""
 QUANTIZED = 2e-2
 """Relative distance (L2) of an output of an INT8 network, where rounding moves it less."""
+MIXED = 1e-2
+"""Relative distance of a batch's outputs from those of its samples alone, above which it is no batch."""
 MOST, MOST_QUANTIZED = 1e-2, 0.5
 """More is allowed to no network, however rounding moves it."""
 TIMES_ROUNDING = 3.0
@@ -45,6 +48,65 @@ class Agreement:
 
     def worst(self) -> str:
         return max(self.found, key=lambda name: self.found[name] / self.allowed[name])
+
+    def share(self) -> float:
+        """Of what is allowed, in the worst output."""
+        return self.found[self.worst()] / self.allowed[self.worst()]
+
+
+def samples(
+    written: Conversion, sizes: Sizes, feeds: Mapping[str, np.ndarray]
+) -> list[dict[str, np.ndarray]]:
+    """Inputs of one sample each to compare on: the data's, where it has the sizes that the network was written for,
+    else random ones; and random ones of the other sizes, where some are open.
+    """
+    first = {}
+    for port in written.inputs:
+        value = feeds[port.tensor]
+        one = value[:1] if port.is_batched else value
+        shape = sizes.first[port.tensor]
+        first[port.tensor] = one if one.shape == shape else _random(shape, value.dtype, 0)
+    if not sizes.open:
+        return [first]
+    second = {name: _random(sizes.second[name], value.dtype, 1) for name, value in first.items()}
+    return [first, second]
+
+
+def check_batch(model: onnx.ModelProto, written: Conversion, one: Mapping[str, np.ndarray]) -> None:
+    """Raises TargetError if the model computes another thing of two samples at once than of each alone: ncnn has no
+    batch. A model that does not run on two at once has none either.
+    """
+    batched = [port.tensor for port in written.inputs if port.is_batched]
+    if not batched:
+        return
+    other = {
+        name: _random(value.shape, value.dtype, 2) if name in batched else value
+        for name, value in one.items()
+    }
+    session = ort.session(model)
+    joined = {
+        name: np.concatenate([value, other[name]]) if name in batched else value
+        for name, value in one.items()
+    }
+    try:
+        together = ort.run(session, joined)
+    except ModelError:
+        return
+    alone = [ort.run(session, feeds) for feeds in (one, other)]
+    for name, value in together.items():
+        rows = [single[name] for single in alone]
+        joins = all(row.ndim and len(row) == 1 for row in rows)
+        if not joins or _relative(value, np.concatenate(rows)) > MIXED:
+            raise TargetError(
+                f"output '{name}' of two samples at once is another than of each alone, and ncnn takes one after another: "
+                f"export the model with a first dimension of 1, or say that it is no batch, such as with "
+                f"shapes={{{batched[0]}: {'x'.join(map(str, (2, *one[batched[0]].shape[1:])))}}}"
+            )
+
+
+def _random(shape: Sequence[int], dtype: np.dtype, seed: int) -> np.ndarray:
+    values = np.random.default_rng(seed).standard_normal(shape)
+    return values.astype(dtype) if np.issubdtype(dtype, np.floating) else np.zeros(shape, dtype)
 
 
 def agreement(
