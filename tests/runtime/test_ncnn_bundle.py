@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import onnx_lathe
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.targets.ncnn.bundle.describe import convolutions
-from onnx_lathe.runtime.targets.ncnn.bundle.example import literal
+from onnx_lathe.runtime.targets.ncnn.bundle.example import example, literal
 from onnx_lathe.runtime.targets.ncnn.bundle.pixels import Pixels, pixels_of
 from onnx_lathe.runtime.targets.ncnn.convert import Port
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer
@@ -113,6 +114,47 @@ def test_the_example_compiles_whatever_becomes_of_pixels(preprocess: str, tmp_pa
     target = f'ncnn(preprocess="{preprocess}")'
     assert onnx_lathe.build(small(tmp_path), target, tmp_path / "out").exit_code == 0
     assert not cpp.compile_errors(tmp_path / "out" / "model.ncnn.example.cpp")
+
+
+STUB = """#include <cstddef>
+namespace ncnn {
+struct Option { int num_threads; bool use_vulkan_compute, use_fp16_packed, use_fp16_storage, use_fp16_arithmetic,
+    use_winograd_convolution, use_winograd23_convolution, use_winograd43_convolution, use_winograd63_convolution; };
+struct Mat { int w, h, d, c; size_t cstep, elemsize; void* data; void create(int, int = 1, int = 1, int = 1) {} };
+struct Extractor { int input(const char*, const Mat&) { return 0; } int extract(const char*, Mat&, int = 0) { return 0; }
+    void set_light_mode(bool) {} };
+struct Net { Option opt; int load_param(const char*) { return 0; } int load_model(const char*) { return 0; }
+    int load_param_mem(const char*) { return 0; } Extractor create_extractor() const { return Extractor(); } };
+}"""
+READING = """#define MODEL_NO_MAIN
+#include "model.ncnn.example.cpp"
+int main() {
+    int whole[] = {7, -2, 0, 0, 1 << 20, 3, 0, 0};  // two channels of two values, at multiples of 16 bytes
+    float real[] = {0.5f, -2.f, 0, 0, 3.f, 4.f, 0, 0};
+    ncnn::Mat mat = {2, 1, 1, 2, 4, 4, whole};
+    for (size_t i = 0; i < model::OUTPUTS.size(); i++) {
+        mat.data = model::OUTPUTS[i].integers ? (void*)whole : (void*)real;
+        for (float value : model::values(mat, model::OUTPUTS[i])) std::printf("%.9g ", value);
+    }
+}"""
+
+
+@pytest.mark.skipif(cpp.compiler() is None, reason="there is no C++ compiler")
+def test_the_example_reads_an_output_as_what_its_blob_holds(tmp_path: Path) -> None:
+    """Rows of a table are held as integers, the answers of ArgMax as floats: both are INT64 in the model."""
+    element = onnx.TensorProto.INT64
+    held = [
+        Port(name, name, (1, 2, 2), (1, 2), element, (1, 2, 2), floats)
+        for name, floats in (("rows", False), ("answers", True))
+    ]
+    text = example("t", ("a", "b"), "x86", [], held, [], "none")
+    (tmp_path / "model.ncnn.example.cpp").write_text(text)
+    (tmp_path / "net.h").write_text(STUB)
+    (tmp_path / "main.cpp").write_text(READING)
+    command = [cpp.compiler() or "", "-std=c++11", f"-I{tmp_path}", "-o", str(tmp_path / "main")]
+    subprocess.run([*command, str(tmp_path / "main.cpp")], timeout=120, check=True)
+    done = subprocess.run([str(tmp_path / "main")], capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout.split() == ["7", "-2", "1048576", "3", "0.5", "-2", "3", "4"]
 
 
 def test_names_are_escaped_for_c() -> None:

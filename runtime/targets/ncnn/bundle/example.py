@@ -4,8 +4,6 @@ import json
 from collections.abc import Iterable, Sequence
 from string import Template
 
-import onnx
-
 from onnx_lathe.runtime.targets.ncnn.bundle.describe import Chosen
 from onnx_lathe.runtime.targets.ncnn.bundle.pixels import Pixels
 from onnx_lathe.runtime.targets.ncnn.bundle.template import EXAMPLE, FROM_RGBA, KEPT, ROI_SHORT, ROI_STRETCHED
@@ -16,8 +14,6 @@ HALF = {
     "arm64-fp32": "false",
 }
 """By profile, whether arithmetic may be in float16; ncnn uses it where the processor has it."""
-
-FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 
 
 def example(
@@ -61,7 +57,7 @@ def _port(port: Port) -> str:
     w, h, c = sizes[-1], sizes[-2] if len(sizes) > 1 else 1, sizes[0] if len(sizes) > 2 else 1
     d = sizes[1] if len(sizes) == 4 else 1
     said = "x".join("?" if size is None else str(size) for size in port.shape)
-    integers = "false" if port.element in FLOATS else "true"
+    integers = "false" if port.floats else "true"  # what the blob holds, whatever the model's type
     return f"{{{literal(port.blob)}, {len(sizes)}, {w}, {h}, {d}, {c}, {integers}}} /* {comment(port.tensor)}: {said} */"
 
 

@@ -31,7 +31,7 @@ namespace model {
 const char* const PARAM = $param;
 const char* const WEIGHTS = $weights;
 
-// A blob: its number of dimensions, and width, height, depth and channels; 0 where a size is the caller's choice.
+// A blob: its number of dimensions, and width, height, depth and channels; 0 where a size is the caller's choice. integers: it holds int, not float.
 struct Blob { const char* name; int dims, w, h, d, c; bool integers; };
 
 const std::vector<Blob> INPUTS = {
@@ -82,15 +82,23 @@ inline ncnn::Mat filled(const T* values, const Blob& blob)
     return mat;
 }
 
-// The values of an output in the order of the model's tensor.
-inline std::vector<float> values(const ncnn::Mat& mat)
+template<typename T>
+inline void append(std::vector<float>& found, const ncnn::Mat& mat)
 {
-    std::vector<float> found;
     for (int c = 0; c < mat.c; c++)
     {
-        const float* channel = (const float*)((const unsigned char*)mat.data + mat.cstep * c * mat.elemsize);
-        found.insert(found.end(), channel, channel + (size_t)mat.w * mat.h * mat.d);
+        const T* channel = (const T*)((const unsigned char*)mat.data + mat.cstep * c * mat.elemsize);
+        const size_t size = (size_t)mat.w * mat.h * mat.d;
+        for (size_t i = 0; i < size; i++) found.push_back((float)channel[i]);
     }
+}
+
+// The values of an output in the order of the model's tensor. Integers of an output that holds them become floats, which are exact to 2^24.
+inline std::vector<float> values(const ncnn::Mat& mat, const Blob& blob)
+{
+    std::vector<float> found;
+    if (blob.integers) append<int>(found, mat);
+    else append<float>(found, mat);
     return found;
 }
 
@@ -258,7 +266,7 @@ int main(int argc, char** argv)
     for (size_t i = 0; i < outputs.size(); i++)
     {
         std::printf("%s", model::OUTPUTS[i].name);
-        const std::vector<float> numbers = model::values(outputs[i]);
+        const std::vector<float> numbers = model::values(outputs[i], model::OUTPUTS[i]);
         for (size_t n = 0; n < std::min<size_t>(numbers.size(), 10); n++) std::printf(" %g", numbers[n]);
         if (numbers.size() > 10) std::printf(" ... %zu values", numbers.size());
         std::printf("\n");
