@@ -31,7 +31,7 @@ class TriedSession(Session):
     def load(self) -> None:
         """Loads it now, where its sizes are known."""
         if all(None not in port.shape for port in self.inputs):
-            self.sample({port.tensor: _zeros(port) for port in self.inputs})
+            self.sample({port.tensor: _zeros(port, self.param) for port in self.inputs})
 
     def sample(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._try(feeds)
@@ -105,5 +105,13 @@ def _check_weights(param: Path, weights: Path, said: Mapping[str, object]) -> No
     )
 
 
-def _zeros(port: Port) -> np.ndarray:
-    return np.zeros([size or 1 for size in port.shape], onnx.helper.tensor_dtype_to_np_dtype(port.element))
+def _zeros(port: Port, param: Path) -> np.ndarray:
+    """Raises ModelError for sizes that no machine holds, as a damaged description may say."""
+    shape = [size or 1 for size in port.shape]
+    try:
+        return np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(port.element))
+    except (MemoryError, ValueError) as error:  # numpy's ValueError: more bytes than an address can count
+        raise ModelError(
+            f"{param.with_suffix('.json')}: input '{port.tensor}' {shape} does not fit into memory; copy the files "
+            "again, together, or build for smaller sizes"
+        ) from error

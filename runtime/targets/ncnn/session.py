@@ -16,6 +16,12 @@ from onnx_lathe.runtime.targets.ncnn.convert import Port
 from onnx_lathe.runtime.targets.ncnn.running import DEFAULT, Opened, Settings
 
 FORMAT = 1
+ELEMENTS = tuple(
+    getattr(onnx.TensorProto, name)
+    for name in ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "BOOL")
+    + tuple(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
+)
+"""Types of a port."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +105,27 @@ def ports_from_json(table: Mapping[str, Any]) -> tuple[list[Port], list[Port]]:
         [Port(**{**entry, "axes": tuple(entry["axes"])}) for entry in table[key]]
         for key in ("inputs", "outputs")
     )
+    if not inputs or not outputs:
+        raise ValueError("there is no input, or no output")
     for port in (*inputs, *outputs):
-        if len(port.shape) != len(port.declared) or not set(port.axes) <= set(range(len(port.shape))):
-            raise ValueError(f"shape and axes of '{port.tensor}' do not fit")
+        _check_port(port)
     return inputs, outputs
+
+
+def _check_port(port: Port) -> None:
+    """Raises ValueError for a field that no network has: a file may be damaged or changed by hand."""
+    if not all(isinstance(name, str) and name for name in (port.tensor, port.blob)):
+        raise ValueError("a name is no text")
+    if not all(_is_size(size) for size in (*port.shape, *port.declared)):
+        raise ValueError(f"a size of '{port.tensor}' is neither open nor a whole number from 1 on")
+    if len(port.shape) != len(port.declared) or not set(port.axes) <= set(range(len(port.shape))):
+        raise ValueError(f"shape and axes of '{port.tensor}' do not fit")
+    if port.element not in ELEMENTS or not isinstance(port.floats, bool):
+        raise ValueError(f"the type of '{port.tensor}' is not known")
+
+
+def _is_size(size: object) -> bool:
+    return size is None or (isinstance(size, int) and not isinstance(size, bool) and size > 0)
 
 
 def open_files(param: Path, settings: Settings = DEFAULT) -> Session:
