@@ -12,6 +12,7 @@ from onnx_lathe.errors import ModelError
 from onnx_lathe.optimizer.opening import open_file
 from onnx_lathe.runtime.data import InputSpec, model_classes, model_inputs
 from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.files.reading import explaining, naming
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.core.base import Target
 from onnx_lathe.runtime.targets.core.registry import targets
@@ -43,8 +44,7 @@ def open_finished(path: Path, threads: int = 0) -> Finished:
         return _of_session(path, opened.session, opened.library, opened.size_bytes)
     library = f"ONNX Runtime {ort.VERSION}"
     if path.suffix.lower() == ORT_FORMAT:
-        session = ort.as_opened(path, threads)
-        return _of_session(path, session, library, path.stat().st_size)
+        return _of_session(path, _open_ort(path, threads), library, path.stat().st_size)
     model = open_file(path).model
     return Finished(
         path,
@@ -55,6 +55,20 @@ def open_finished(path: Path, threads: int = 0) -> Finished:
         model_classes(model),
         model,
     )
+
+
+def _open_ort(path: Path, threads: int) -> Any:
+    """Raises ModelError for a file that cannot be read, or that ONNX Runtime does not load."""
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder; name the .ort file in it")
+    with naming(path), explaining(""), path.open("rb"):
+        pass
+    try:
+        return ort.as_opened(path, threads)
+    except ModelError as error:
+        raise ModelError(
+            f"{path}: is no ORT-format model, or truncated; copy or build it again ({error})"
+        ) from error
 
 
 def _written_by(path: Path) -> Target | None:
