@@ -7,7 +7,7 @@ from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.finished import Finished, open_finished
 from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.inspect import measure
-from onnx_lathe.optimizer.measuring import judge, sample_feeds
+from onnx_lathe.optimizer.measuring import judge, shared_feeds
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.optimizer.report.record import GateRecord
 from onnx_lathe.optimizer.services import open_fed
@@ -57,7 +57,7 @@ def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> list[GateRec
         for output, why in quality.reasons.items():
             ui.note(f"warning: output '{output}' could not be compared: {why}")
     if any(gate.metric == "latency" for gate in gates):
-        feeds = sample_feeds(data, sessions[0], 1)
+        feeds = shared_feeds(data, sessions, 1)
         found[0]["latency"], found[1]["latency"] = ort.latency_pair(sessions[0], sessions[1], feeds)
     if any(gate.metric == "packed" for gate in gates) and "packed" not in uncounted:
         found[0]["packed"], found[1]["packed"] = float(onnx_bytes(base)), float(packed_bytes(candidate))

@@ -39,6 +39,30 @@ def sample_feeds(source: DataSource | None, session: Any, batch: int) -> Mapping
     return {name: np.resize(array, (count, *array.shape[1:])) for name, array in first.inputs.items()}
 
 
+def is_fixed(session: Any) -> bool:
+    """Whether it takes inputs of one size, but for a batch."""
+    return all(isinstance(size, int) for value in session.get_inputs() for size in value.shape[1:])
+
+
+def shared_feeds(source: DataSource | None, sessions: Sequence[Any], batch: int) -> Mapping[str, np.ndarray]:
+    """As `sample_feeds` of the first session. Without data, of one whose sizes are fixed, if any is, and tried on
+    all: raises ModelError for sizes that another does not take.
+    """
+    if source is not None:
+        return sample_feeds(source, sessions[0], batch)
+    takes = next((one for one in sessions if is_fixed(one)), sessions[0])
+    feeds = sample_feeds(None, takes, batch)
+    for other in sessions:
+        try:
+            if other is not takes:
+                ort.run(other, feeds)
+        except ModelError as error:
+            raise ModelError(
+                f"{error}; these were random values of sizes that the other model takes: give --data of sizes that both take"
+            ) from error
+    return feeds
+
+
 def _made_up(session: Any, batch: int) -> Mapping[str, np.ndarray]:
     """Random values, of the first sizes on which the model runs if it leaves any open."""
     shapes: list[dict[str, tuple[int, ...]]] = []

@@ -1,5 +1,6 @@
 """Runs one finished model on data: what comes out, how good that is, and how long it takes. The `run` command."""
 
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -8,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from onnx_lathe.errors import ModelError
+from onnx_lathe.errors import ModelError, UsageError
 from onnx_lathe.optimizer.finished import Finished, open_finished
-from onnx_lathe.optimizer.measuring import LATENCY_BUDGET_S, QUALITY, sample_feeds
+from onnx_lathe.optimizer.measuring import LATENCY_BUDGET_S, QUALITY, sample_feeds, shared_feeds
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.optimizer.services import open_fed
 from onnx_lathe.optimizer.ui import Ui
@@ -18,6 +19,7 @@ from onnx_lathe.runtime.data import Batch, DataSource
 from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import evaluate, reference
+from onnx_lathe.runtime.running.scores import NO_SIGNAL
 from onnx_lathe.runtime.threads import limit
 
 OF_LABELS = ("top1", "top5")
@@ -87,16 +89,22 @@ def observe(
     """Runs the model on all of the recipe's data, or on random values without, on as many threads as the process may
     have, or on one. `save`: a .npz file for all outputs.
 
-    Raises ModelError, DataError or TargetError as opening does.
+    Raises ModelError, DataError or TargetError as opening does; UsageError for a `save` that is no file to write.
     """
+    if save is not None:
+        _check_save(
+            save, [path, *([] if against is None else [against]), *_files(recipe.eval or recipe.data)]
+        )
     threads = limit() or 1
     model = open_finished(path, threads)
     other = None if against is None else open_finished(against, threads)
-    data, notes = _data(recipe, model)
+    data, notes = _data(recipe, model, other)
     for note in notes:
         ui.note(note)
     outputs = Outputs(keep=save is not None)
-    metrics, of_other = _metrics(model, other, data, ui.status, outputs.add)
+    metrics, of_other, warnings = _metrics(model, other, data, ui.status, outputs.add)
+    for warning in warnings:
+        ui.note(warning)
     sessions = [model.session] if other is None else [other.session, model.session]
     ui.status("timing")
     times = ort.times(
@@ -116,8 +124,28 @@ def observe(
         metrics,
         latency,
         None if other is None else _against(other, of_other, _timing(times[:, 0]), latency),
-        notes,
+        [*notes, *warnings],
     )
+
+
+def _check_save(save: Path, read: Sequence[Path]) -> None:
+    """Before anything runs: an ending that says what is written, no file that is read here, and a usable folder."""
+    if save.suffix.lower() != ".npz":
+        raise UsageError(f"{save}: outputs are saved as .npz; give a name that ends so")
+    for path in read:
+        if path.exists() and (save.resolve() == path.resolve() or (save.exists() and save.samefile(path))):
+            raise UsageError(f"{save}: is read here as {path}; save the outputs to another file")
+    if save.is_dir():
+        raise UsageError(f"{save}: is a folder; name a file in it")
+    if not save.parent.is_dir() or not os.access(save.parent, os.W_OK):
+        raise UsageError(f"{save}: {save.parent} is no folder that can be written to; make it first")
+
+
+def _files(spec: Any) -> list[Path]:
+    """The files that data may be: PATH or PATH:PART."""
+    if not isinstance(spec, str | Path):
+        return []
+    return [Path(text) for text in (str(spec), str(spec).rpartition(":")[0]) if text]
 
 
 def _against(other: Finished, metrics: Mapping[str, float], its: Timing, latency: Timing) -> Against:
@@ -126,7 +154,7 @@ def _against(other: Finished, metrics: Mapping[str, float], its: Timing, latency
     )
 
 
-def _data(recipe: Recipe, model: Finished) -> tuple[DataSource, list[str]]:
+def _data(recipe: Recipe, model: Finished, other: Finished | None) -> tuple[DataSource, list[str]]:
     """(samples, what is to be said of them)."""
     spec = recipe.eval or recipe.data
     roles = open_fed(
@@ -135,19 +163,31 @@ def _data(recipe: Recipe, model: Finished) -> tuple[DataSource, list[str]]:
     said = [*roles.notes, *(f"warning: {warning}" for warning in roles.warnings)]
     if roles.evaluation is not None:
         return roles.evaluation, said
-    return MadeUp(sample_feeds(None, model.session, 1)), [*said, "no data is given: these are random values"]
+    sessions = [model.session, *([] if other is None else [other.session])]
+    return MadeUp(shared_feeds(None, sessions, 1)), [*said, "no data is given: these are random values"]
 
 
 def _metrics(
     model: Finished, other: Finished | None, data: DataSource, progress: Callable[[str], None], heard: Any
-) -> tuple[dict[str, float], dict[str, float]]:
-    """(of the model, of the other one)."""
+) -> tuple[dict[str, float], dict[str, float], list[str]]:
+    """(of the model, of the other one, what could not be judged)."""
     if other is None:
-        found = reference(model.session, data, progress, model.model, heard).metrics
-        return _among(found, OF_LABELS), {}
+        found = reference(model.session, data, progress, model.model, heard)
+        return _among(found.metrics, OF_LABELS), {}, _warned([found.note])
     original = reference(other.session, data, progress, other.model)
     quality = evaluate(model.session, data, original, progress, heard)
-    return _among(quality, QUALITY), _among(original.metrics, OF_LABELS)
+    has = {value.name for value in model.session.get_outputs()}
+    lacks = {value.name for value in other.session.get_outputs()} - has
+    reasons = dict(quality.reasons) | dict.fromkeys(sorted(lacks), f"{model.path} has no such output")
+    metrics = _among(quality, QUALITY)
+    if any(reason != NO_SIGNAL for reason in reasons.values()):
+        metrics.pop("sqnr", None)  # the worst of all outputs is not known
+    said = [f"output '{name}' could not be compared: {why}" for name, why in reasons.items()]
+    return metrics, _among(original.metrics, OF_LABELS), _warned([original.note, *said])
+
+
+def _warned(texts: Sequence[str | None]) -> list[str]:
+    return [f"warning: {text}" for text in texts if text]
 
 
 def _among(metrics: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from onnx_lathe.optimizer.measuring import LATENCY_BUDGET_S, QUALITY, judge, sample_feeds
+from onnx_lathe.optimizer.measuring import LATENCY_BUDGET_S, QUALITY, is_fixed, judge, sample_feeds
 from onnx_lathe.optimizer.report.record import TargetRecord
 from onnx_lathe.optimizer.run import Run
 from onnx_lathe.optimizer.step import note_uncompared
@@ -41,7 +41,7 @@ def judge_opened(run: Run, target: Target, config: Any, artifact: Artifact, foun
         original = ort.as_opened(run.request.model)
         session = target.open(artifact, config, limit() or os.cpu_count() or 1)
         # without data the sizes are made up, and those of what was built may be fixed
-        takes = session if run.roles.sample is None and _is_fixed(session) else original
+        takes = session if run.roles.sample is None and is_fixed(session) else original
         feeds = sample_feeds(run.roles.sample, takes, 1)
         base["latency"], found.quality["latency"] = ort.latency_pair(
             original, session, feeds, budget_s=LATENCY_BUDGET_S
@@ -66,8 +66,3 @@ def _warn_of_loss(run: Run, target: Target, quality: Mapping[str, float]) -> Non
     if lost:
         run.record.warnings.append(f"target {target.name}: what was built gives {' and '.join(lost)}")
         run.ui.note(f"warning: {run.record.warnings[-1]}")
-
-
-def _is_fixed(session: Any) -> bool:
-    """Whether it takes inputs of one size, but for a batch."""
-    return all(isinstance(size, int) for value in session.get_inputs() for size in value.shape[1:])

@@ -18,7 +18,7 @@ def show_observation(found: Observation, console: Console) -> None:
     _show_outputs(found, console)
     table = plain_table("", "model", *(["against"] if found.against else []))
     other = found.against
-    names = [name for name in found.metrics if "[" not in name or len(found.outputs) > 1]
+    names = [name for name in found.metrics if _is_shown(name, found)]
     for name in names:
         row = [escape(name), shown(name.split("[")[0], found.metrics[name])]
         table.add_row(*row, *([shown(name, other.metrics.get(name))] if other else []))
@@ -32,6 +32,12 @@ def show_observation(found: Observation, console: Console) -> None:
         ratio = other.latency_ratio
         word = f"{ratio:.2f}x as fast as" if ratio >= 1 else f"{1 / ratio:.2f}x slower than"
         console.print(f"{word} {other.model} in {other.library}, run in turn", markup=False)
+
+
+def _is_shown(name: str, found: Observation) -> bool:
+    """That of one output repeats the metric of all where there is but one, and all were compared."""
+    whole, of_one, _ = name.partition("[")
+    return not of_one or len(found.outputs) > 1 or whole not in found.metrics
 
 
 def _show_outputs(found: Observation, console: Console) -> None:
