@@ -126,6 +126,13 @@ def test_places_of_largest_values(op: str, axis: int, channels: int) -> None:
     agree(build(text))
 
 
+def test_more_places_than_float16_counts_are_refused() -> None:
+    text = "(float[1, N] x) => (int64[1] y) { y = ArgMax <axis = 1, keepdims = 0> (x) }"
+    agree(build(text), {"x": (1, 2048)})
+    ((_, _, reason),) = refusals(build(text), {"x": (1, 2049)})
+    assert reason == "it looks at 2049 values; phones count in float16, which is exact up to 2048"
+
+
 def test_the_place_in_a_row() -> None:
     agree(build("(float[1, 10] x) => (int64[1] y) { y = ArgMax <axis = 1, keepdims = 0> (x) }"))
     agree(
