@@ -126,6 +126,40 @@ def test_places_of_largest_values(op: str, axis: int, channels: int) -> None:
     agree(build(text))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Gather <axis = 1> (i, c)",
+        "y = Concat <axis = 1> (c, i)",
+        "y = Concat <axis = 1> (i, c)",
+        "y = CastLike(r, c)",
+        "l = CastLike(r, c) y = Gather <axis = 1> (l, c)",
+        "f = Cast <to = 1> (i) l = CastLike(f, c) s = CastLike(l, f) y = CastLike(s, c)",
+    ],
+)
+def test_what_is_made_of_counted_integers(body: str) -> None:
+    text = f"(float[1, 5, 8] x) => (int64[A, B] y) {{ i = ArgMax <axis = 2, keepdims = 0> (x) r = ReduceMax <axes = [1], keepdims = 0> (x) {body} }}"
+    agree(build(text, opset=17, c=np.array([[1, 3]] if "Concat" in body else [1, 3])))
+
+
+def test_an_input_that_is_cast_like_another() -> None:
+    text = "(int64[1, 5] x, float[1, 5] u) => (float[1, 5] y) { f = CastLike(x, u) y = Mul(f, u) }"
+    agree(build(text))
+
+
+def test_a_table_of_integers_is_refused() -> None:
+    text = "(int64[1, 5] x) => (int64[1, 5] y) { y = Gather(table, x) }"
+    ((_, _, reason),) = refusals(build(text, table=np.arange(7)))
+    assert reason == "its table is one of integers, and Embed writes floats"
+
+
+def test_more_places_than_float16_counts_are_refused() -> None:
+    text = "(float[1, N] x) => (int64[1] y) { y = ArgMax <axis = 1, keepdims = 0> (x) }"
+    agree(build(text), {"x": (1, 2048)})
+    ((_, _, reason),) = refusals(build(text), {"x": (1, 2049)})
+    assert reason == "it looks at 2049 values; phones count in float16, which is exact up to 2048"
+
+
 def test_the_place_in_a_row() -> None:
     agree(build("(float[1, 10] x) => (int64[1] y) { y = ArgMax <axis = 1, keepdims = 0> (x) }"))
     agree(

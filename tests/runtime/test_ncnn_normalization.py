@@ -1,9 +1,13 @@
 """Normalizations as ncnn's layers, against ONNX Runtime."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 import pytest
 
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.ncnn.dialect import Layer
 from tests.support.builders import build, random
 from tests.support.ncnn import agree, refusals, types
 
@@ -116,6 +120,52 @@ def test_mean_and_variance() -> None:
     for channels in CHANNELS:
         agree(one("MeanVarianceNormalization", "<axes = [0, 2, 3]>", (1, channels, 5, 7), 13), tolerance=2e-5)
         agree(one("MeanVarianceNormalization", "<axes = [1, 2, 3]>", (1, channels, 5, 7), 13), tolerance=2e-5)
+
+
+def in_float16(layers: Sequence[Layer], x: np.ndarray) -> np.ndarray:
+    """What layers of arithmetic make of the blob x if each result, and each number of theirs, is stored in float16."""
+    operations = {0: np.add, 1: np.subtract, 2: np.multiply, 3: np.divide, 4: np.maximum}
+    operations |= {7: lambda a, b: b - a}
+    reductions = {0: np.sum, 3: np.mean, 7: lambda v, **how: np.abs(v).sum(**how)}
+    reductions |= {8: lambda v, **how: np.sqrt(np.square(v, dtype=np.float32).sum(**how))}
+    blobs: dict[str, np.ndarray] = {}
+    for layer in layers:
+        given, kind = [blobs[name] for name in layer.bottoms], layer.params.get(0, 0)
+        if layer.type == "Input":
+            found = x
+        elif layer.type == "Split":
+            found = given[0]
+        elif layer.type == "Threshold":
+            found = given[0] > layer.params[0]
+        elif layer.type == "UnaryOp":
+            found = {4: np.square, 5: np.sqrt}[kind](given[0])
+        elif layer.type == "Reduction":
+            axes = tuple(layer.params[3])
+            found = reductions[kind](given[0].astype(np.float32), axis=axes, keepdims=True)
+        else:
+            assert layer.type == "BinaryOp"
+            found = operations[kind](*given, *([np.float16(layer.params[2])] if layer.params.get(1) else []))
+        blobs |= dict.fromkeys(layer.tops, np.asarray(found).astype(np.float16))
+    return blobs["y"]
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_norm_of_nothing_in_float16(order: int, value: float) -> None:
+    x = np.full((1, 4, 5), value, np.float32)
+    model = one("LpNormalization", f"<p = {order}>", x.shape)
+    wanted = ort.run(ort.session(model), {"x": x})["y"][0]
+    np.testing.assert_allclose(in_float16(agree(model, feeds={"x": x}), x[0]), wanted, rtol=2e-3)
+
+
+def test_no_deviation_in_float16() -> None:
+    """ONNX's definition makes 0 of values that are all alike; ONNX Runtime divides 0 by 0."""
+    layers = agree(one("MeanVarianceNormalization", "<axes = [0, 2, 3]>", (1, 2, 4, 5), 13), tolerance=2e-5)
+    assert not in_float16(layers, np.ones((2, 4, 5), np.float32)).any()
+
+
+def test_small_norms_are_divided_by() -> None:
+    agree(one("LpNormalization", "<p = 2>", (1, 5)), feeds={"x": random(1, 5) * np.float32(1e-12)})
 
 
 def test_open_sizes_stay_open() -> None:

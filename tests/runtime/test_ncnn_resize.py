@@ -129,3 +129,9 @@ def test_a_refusal_names_the_mode() -> None:
         refusals(model)[0][2]
         == "ncnn's Interp does not resize 8 to 16 and 8 to 16 with mode cubic, asymmetric"
     )
+
+
+def test_integers_are_refused() -> None:
+    text = '(int32[1, 3, 4, 5] x) => (int32[1, 3, 8, 10] y) { y = Resize <mode = "nearest"> (x, , scales) }'
+    ((_, _, reason),) = refusals(build(text, scales=np.array([1, 1, 2, 2], np.float32)))
+    assert reason == "it computes with integers, and ncnn with float32"

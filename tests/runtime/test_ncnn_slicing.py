@@ -1,8 +1,11 @@
 """Parts of tensors as ncnn's layers: Slice, Split, Gather and tables, against ONNX Runtime."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from onnx_lathe.runtime.targets.ncnn import running
 from tests.support.builders import build, random
 from tests.support.ncnn import agree, refusals, types
 
@@ -136,6 +139,30 @@ def test_the_last_of_an_open_size() -> None:
 def test_rows_of_a_table(shape: str) -> None:
     text = f"(int64[{shape}] x) => (float[{shape}, 6] y) {{ y = Gather(table, x) }}"
     assert "Embed" in types(agree(build(text, table=random(9, 6))))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "(int64[1, 6] x) => (float[1, 3, 6] y) { a, b = Split <axis = 1> (x) y = Gather(table, b) }",
+        "(int64[1, 6] x) => (float[1, 6, 6] y, float[1, 2, 6] z) { y = Gather(table, x) s = Slice(x, i1, i3, i1) z = Gather(table, s) }",
+        "(int64[1, 3, 6] x) => (float[1, 18, 6] y) { r = Reshape(x, flat) y = Gather(table, r) }",
+        "(int64[1, 3] x, int64[1, 4] u) => (float[1, 7, 6] y, int64[1, 7] c) { c = Concat <axis = 1> (x, u) y = Gather(table, c) }",
+    ],
+)
+def test_integers_that_point_survive_storage_in_half_precision(
+    body: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bfloat16 stands for float16 here, which ncnn stores on ARM alone: both are cast in one place."""
+    usual = running._set
+
+    def with_halves(options: Any, settings: running.Settings) -> None:
+        usual(options, settings)
+        options.use_bf16_storage = True
+
+    monkeypatch.setattr(running, "_set", with_halves)
+    stored = {"table": random(9, 6), "i1": integers(1), "i3": integers(3), "flat": integers(1, 18)}
+    agree(build(body, **{name: value for name, value in stored.items() if name in body}), tolerance=1e-2)
 
 
 def test_as_many_rows_as_there_are_words() -> None:

@@ -91,7 +91,8 @@ def convert(
     if refused:
         return Conversion((), (), (), refused)
     last = {name: net.form(name, net.usual(name)) for name in outputs}
-    layers, blobs = finish(net.layers, {name: last[name].name for name in outputs})
+    pointing = {net.blobs[name].name for name in sizes if net.is_integer(name) and name not in net.counted}
+    layers, blobs = finish(net.layers, {name: last[name].name for name in outputs}, pointing)
     results = {
         node_name(one, index): net.sizes(one.output[0])
         for index, one in enumerate(model.graph.node)

@@ -1,23 +1,46 @@
 """The last touches to a list of layers: what nobody reads goes, small layers become one (fusing.py),
-a blob that several layers read is handed out by a Split, and outputs have the model's names.
+a blob that several layers read is handed out by a Split, outputs have the model's names, and what hands on integers
+keeps their bits.
 
 ncnn releases a blob when it has been read, so that each blob may have one reader alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer, plain_name, used
 from onnx_lathe.runtime.targets.ncnn.fusing import fuse
 from onnx_lathe.runtime.targets.ncnn.requantize import requantize
 
+FEATURES = 31
+WHOLE = 7
+"""No arithmetic in float16 (1), no storage in float16 (2) or bfloat16 (4)."""
 
-def finish(layers: Sequence[Layer], outputs: Mapping[str, str]) -> tuple[list[Layer], dict[str, str]]:
-    """(the layers as they are written, output -> blob). `outputs`: name in the model -> blob."""
+
+def finish(
+    layers: Sequence[Layer], outputs: Mapping[str, str], pointing: Set[str] = frozenset()
+) -> tuple[list[Layer], dict[str, str]]:
+    """(the layers as they are written, output -> blob). `outputs`: name in the model -> blob; `pointing`: blobs of
+    inputs with integers of 32 bits.
+    """
     wanted = set(outputs.values())
     fused = fuse(_alive(list(layers), wanted), wanted)
     kept = _alive(fused, wanted)
     requantize(kept, wanted)
-    return _split(kept, outputs)
+    written, names = _split(kept, outputs)
+    _keep_bits(written, pointing)
+    return written, names
+
+
+def _keep_bits(layers: Sequence[Layer], pointing: Set[str]) -> None:
+    """Tells layers that hand integers on to leave them as they are: where a layer can store half precision, ncnn
+    casts every blob of 32 bits before it as if it were floats, and small integers become 0 (src/net.cpp,
+    convert_layout). Embed, which reads them, has no such storage.
+    """
+    held = set(pointing)
+    for layer in layers:
+        if held.intersection(layer.bottoms) and layer.type != "Embed":
+            layer.params = layer.params | {FEATURES: WHOLE}
+            held.update(layer.tops)
 
 
 def _alive(layers: list[Layer], wanted: set[str]) -> list[Layer]:

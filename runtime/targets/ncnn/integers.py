@@ -9,7 +9,7 @@ ncnn has no layer between the last and the others, so that an input is held in o
 only move values hand either on.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 
@@ -17,6 +17,7 @@ from onnx_lathe.runtime.targets.ncnn.facts import SIZE_OPS
 
 MOVING = (
     "Identity",
+    "Dropout",
     "Reshape",
     "Flatten",
     "Squeeze",
@@ -27,9 +28,12 @@ MOVING = (
     "Concat",
     "Expand",
     "Tile",
+    "Gather",
 )
+"""Of these, Concat moves all that it reads, the others the first."""
 COMPARING = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
-COUNTING = ("Cast", "ArgMax", "ArgMin")
+CASTS = ("Cast", "CastLike")
+COUNTING = (*CASTS, "ArgMax", "ArgMin")
 """Operators that make integers of other values."""
 FLOATS = (
     onnx.TensorProto.FLOAT,
@@ -55,32 +59,45 @@ def held_as_floats(graph: onnx.GraphProto, types: Mapping[str, int], free: Itera
     found = {
         value.name
         for value in graph.input
-        if is_integer(value.type.tensor_type.elem_type) and _is_counted(value.name, readers, outputs)
+        if is_integer(value.type.tensor_type.elem_type) and _is_counted(value.name, readers, outputs, types)
     }
     for node in graph.node:
         counted = node.op_type in COUNTING and not _hands_on(node, types, found | known)
-        moved = node.op_type in (*MOVING, "Cast") and node.input and node.input[0] in found
+        moved = any(name in found for name in _moved(node))
         if not node.domain and (counted or moved):
             found.update(name for name in node.output if is_integer(types.get(name, 0)))
     return found
 
 
+def _moved(node: onnx.NodeProto) -> Sequence[str]:
+    """What a node only moves."""
+    if node.domain or node.op_type not in (*MOVING, *CASTS):
+        return ()
+    return node.input if node.op_type == "Concat" else node.input[:1]
+
+
 def _hands_on(node: onnx.NodeProto, types: Mapping[str, int], floats: set[str]) -> bool:
     """Whether it is a cast between integers that are none but an input's own."""
-    return node.op_type == "Cast" and is_integer(types.get(node.input[0], 0)) and node.input[0] not in floats
+    return node.op_type in CASTS and is_integer(types.get(node.input[0], 0)) and node.input[0] not in floats
 
 
-def _is_counted(tensor: str, readers: Mapping[str, list[onnx.NodeProto]], outputs: set[str]) -> bool:
+def _is_counted(
+    tensor: str,
+    readers: Mapping[str, list[onnx.NodeProto]],
+    outputs: set[str],
+    types: Mapping[str, int],
+) -> bool:
     """Whether all that comes of an input of integers is cast to floats or compared."""
     nodes = readers.get(tensor, [])
     if tensor in outputs or not nodes:
         return False
     for node in nodes:
-        casts = node.op_type == "Cast" and not any(
-            item.name == "to" and is_integer(item.i) for item in node.attribute
-        )
-        if node.domain or not (casts or node.op_type in (*COMPARING, *SIZE_OPS)):
-            moved = node.op_type in (*MOVING, "Cast") and node.input[0] == tensor and not node.domain
-            if not moved or not all(_is_counted(name, readers, outputs) for name in node.output):
-                return False
+        if node.domain:
+            return False
+        casts = node.op_type in CASTS and not is_integer(types.get(node.output[0], 0))
+        if casts or node.op_type in (*COMPARING, *SIZE_OPS):
+            continue
+        moved = tensor in _moved(node)
+        if not moved or not all(_is_counted(name, readers, outputs, types) for name in node.output):
+            return False
     return True

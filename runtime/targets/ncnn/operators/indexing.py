@@ -121,6 +121,8 @@ def _embedding(node: Node, net: Network, axis: int) -> None:
         raise Unsupported(f"it gathers from a table along axis {axis}; ncnn's Embed takes rows")
     if index in net.counted or not _carries_integers(net, index):
         raise Unsupported("its indices are computed at run time")
+    if net.is_integer(node.outputs[0]):
+        raise Unsupported("its table is one of integers, and Embed writes floats")
     weight = net.weight(table, "table")
     shape = weight.values.shape
     width = int(np.prod(shape[1:]))

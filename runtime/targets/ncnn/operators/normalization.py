@@ -11,9 +11,6 @@ from onnx_lathe.runtime.targets.ncnn.network import MOST_DIMENSIONS, Axes, Netwo
 from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 
-SMALLEST = 1e-30
-"""Below a norm: what is divided by it is 0 then, and stays so, as in ONNX Runtime."""
-
 
 @operator("BatchNormalization")
 def batch_normalization(node: Node, net: Network) -> None:
@@ -178,13 +175,13 @@ def lp_normalization(node: Node, net: Network) -> None:
         source = net.form(tensor, axes)
     operation = math_layers.R_L1 if order == 1 else math_layers.R_L2
     norm = reduced(net, f"{node.name}_norm", operation, source.name, [source.axes.index(axis)])
-    above = scalar(net, f"{node.name}_above", math_layers.MAX, norm, SMALLEST)
-    net.put(node, "BinaryOp", [source.name, above], {0: math_layers.DIV}, axes=source.axes)
+    divisor = _never_zero(node, net, norm)
+    net.put(node, "BinaryOp", [source.name, divisor], {0: math_layers.DIV}, axes=source.axes)
 
 
 @operator("MeanVarianceNormalization")
 def mean_variance_normalization(node: Node, net: Network) -> None:
-    """(x - mean) / (sqrt(mean((x - mean)^2)) + 1e-9)."""
+    """(x - mean) / (sqrt(mean((x - mean)^2)) + 1e-9); float16 has no 1e-9."""
     tensor, name = node.inputs[0], node.name
     refuse_integers(net, tensor)
     rank = net.rank(tensor)
@@ -204,4 +201,14 @@ def mean_variance_normalization(node: Node, net: Network) -> None:
         unary(net, f"{name}_root", math_layers.SQRT, variance),
         1e-9,
     )
-    net.put(node, "BinaryOp", [apart, deviation], {0: math_layers.DIV}, axes=source.axes)
+    divisor = _never_zero(node, net, deviation)
+    net.put(node, "BinaryOp", [apart, divisor], {0: math_layers.DIV}, axes=source.axes)
+
+
+def _never_zero(node: Node, net: Network, blob: str) -> str:
+    """blob + (blob <= 0): 1 instead of 0, so that nothing divided by it is 0, as ONNX has it. A smallest number
+    below it would do in float32, but none that is small enough is more than 0 in float16.
+    """
+    positive = net.inner("Threshold", f"{node.name}_positive", [blob], {0: 0.0})
+    nothing = scalar(net, f"{node.name}_nothing", math_layers.RSUB, positive, 1.0)
+    return binary(net, f"{node.name}_divisor", math_layers.ADD, blob, nothing)

@@ -30,6 +30,8 @@ OF_ONE: dict[str, tuple[str, dict[int, Value]]] = {
 }
 """What is left of a reduction along axes of one value; of the others, nothing."""
 MAX_POOLING, MEAN_POOLING = 0, 1
+MOST_COUNTED = 2048
+"""Float16 holds all whole numbers up to this one."""
 
 
 @operator(*OPERATIONS, "ReduceLogSumExp")
@@ -203,6 +205,10 @@ def arg_max(node: Node, net: Network) -> None:
     count = net.sizes(tensor)[axis]
     if count is None:
         raise Unsupported(f"how many values lie along axis {axis} depends on the size of the input")
+    if count > MOST_COUNTED:
+        raise Unsupported(
+            f"it looks at {count} values; phones count in float16, which is exact up to {MOST_COUNTED}"
+        )
     axes = tuple(sorted({*net.blob(tensor).axes, axis}))
     source = net.form(tensor, axes if len(axes) <= MOST_DIMENSIONS else net.usual(tensor))
     if axis not in source.axes:

@@ -7,6 +7,7 @@ for each axis is compared with what Interp does (resampling.py).
 
 from dataclasses import dataclass
 
+from onnx_lathe.runtime.targets.ncnn.arithmetic import refuse_integers
 from onnx_lathe.runtime.targets.ncnn.dialect import Value
 from onnx_lathe.runtime.targets.ncnn.expressions import Pair, Sources, holds, is_open, origins, pairs
 from onnx_lathe.runtime.targets.ncnn.moving import grouped, held, leave
@@ -30,6 +31,7 @@ class Axis:
 @operator("Resize", "Upsample")
 def resize(node: Node, net: Network) -> None:
     source, target = node.inputs[0], node.outputs[0]
+    refuse_integers(net, source)
     before, after = pairs(net, source), pairs(net, target)
     scales, sizes = _wanted(node, net)
     axes = [
