@@ -69,7 +69,9 @@ def test_parts_of_open_sizes(part: tuple[int, int, int, int]) -> None:
     agree(sliced("1, 16, H, W", 4, part), SMALL, LARGE)
 
 
-@pytest.mark.parametrize("part", [(0, 20, 2, 1), (1, 20, 2, 1), (-7, FAR, 2, 1), (-7, FAR, 3, 1), (0, 20, 2, 2)])
+@pytest.mark.parametrize(
+    "part", [(0, 20, 2, 1), (1, 20, 2, 1), (-7, FAR, 2, 1), (-7, FAR, 3, 1), (0, 20, 2, 2)]
+)
 @pytest.mark.parametrize("sizes", [((9, 8), (12, 15)), ((15, 18), (40, 64))])
 def test_a_part_is_right_at_sizes_it_was_not_written_for(
     part: tuple[int, int, int, int], sizes: tuple[tuple[int, int], ...]
