@@ -62,6 +62,25 @@ def never_negative(net: Network, tensor: str, left: int = FARTHEST) -> bool:
     return _writes_none(net, made, lambda names: [never_negative(net, name, left - 1) for name in names])
 
 
+def above_0(net: Network, tensor: str, left: int = FARTHEST) -> bool:
+    """Whether a constant has no value of 0 or below, or the tensor's nodes make none."""
+    known, made = net.value(tensor), net.nodes.get(tensor)
+    if known is not None:
+        return bool((known > 0).all())
+    if made is None or made.domain or not left or not made.input:
+        return False
+    op = made.op_type
+    judged = (above_0(net, name, left - 1) for name in made.input)
+    if op == "Clip":
+        return _least(net, made) > 0 or next(judged)
+    if op in ("Max", "Add", "Sum"):
+        rest = op == "Max" or all(never_negative(net, name, left - 1) for name in made.input)
+        return rest and any(judged)
+    if op in ("Sqrt", "Abs", "Relu") or (op in OF_ONE and op not in ("Floor", "Round", "Reciprocal")):
+        return next(judged)
+    return op in ("Mul", "Div", "Concat", "Min", "Mean") and all(judged)
+
+
 def is_positive(net: Network, tensor: str) -> bool:
     """Whether the tensor's node writes 0 only where float32 has nothing smaller."""
     made = net.nodes.get(tensor)
@@ -73,7 +92,7 @@ def _writes_none(net: Network, made: onnx.NodeProto, judge: Callable[[Iterable[s
     if op in NEVER_NEGATIVE or (op == "Mul" and inputs[0] == inputs[1]):
         return True
     if op == "Clip":
-        return _clips_at_0(net, made) or all(judge(inputs[:1]))
+        return _least(net, made) >= 0 or all(judge(inputs[:1]))
     if op == "Pow":
         exponent = net.value(inputs[1])
         even = exponent is not None and not np.any(exponent % 2)
@@ -83,9 +102,9 @@ def _writes_none(net: Network, made: onnx.NodeProto, judge: Callable[[Iterable[s
     return all(judge(inputs[:1] if op in OF_ONE else inputs)) if op in (*OF_ONE, *OF_ALL) else False
 
 
-def _clips_at_0(net: Network, made: onnx.NodeProto) -> bool:
-    """An attribute up to opset 10, an input since."""
+def _least(net: Network, made: onnx.NodeProto) -> float:
+    """What a Clip lets through: an attribute up to opset 10, an input since."""
     if len(made.input) > 1 and made.input[1]:
         low = net.value(made.input[1])
-        return low is not None and bool((low >= 0).all())
-    return any(item.name == "min" and item.f >= 0 for item in made.attribute)
+        return -np.inf if low is None else float(low.min())
+    return next((item.f for item in made.attribute if item.name == "min"), -np.inf)
