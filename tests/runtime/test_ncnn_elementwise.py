@@ -29,9 +29,8 @@ def pair(
     if constant:
         name, shape = values[constant]
         stored[name] = (np.abs(random(*shape)) + 0.5).astype(np.float32)
-    return build(
-        f"({', '.join(inputs.values())}) => ({shaped(result)} y) {{ y = {op}(a, b) }}", opset, **stored
-    )
+    body = "p = Abs(a) y = Pow(p, b)" if op == "Pow" else f"y = {op}(a, b)"
+    return build(f"({', '.join(inputs.values())}) => ({shaped(result)} y) {{ {body} }}", opset, **stored)
 
 
 def positive(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -122,7 +121,9 @@ def test_both_operands_may_be_the_same() -> None:
     agree(build("(float[1, 3, 5] x) => (float[1, 3, 5] y) { a = Mul(x, x) b = Sub(a, x) y = Add(b, b) }"))
 
 
-@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.0, -1.0, -2.0, 1.7])
+@pytest.mark.parametrize(
+    "exponent", [0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.0, -1.0, -2.0, 1.5, 3.5, -0.5, -2.5]
+)
 def test_powers(exponent: float) -> None:
     model = build(
         "(float[1, 16, 5] x) => (float[1, 16, 5] y) { y = Pow(x, e) }", e=np.array([exponent], np.float32)
@@ -131,6 +132,42 @@ def test_powers(exponent: float) -> None:
         random(1, 16, 5) if exponent == round(exponent) > 0 else np.abs(random(1, 16, 5)) + np.float32(0.5)
     )
     agree(model, feeds={"x": given}, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.5, 0.45, 1 / 3, 2.2])
+@pytest.mark.parametrize("shape", ["1, 3, 5", "1, 16, 4, 5"])
+def test_a_power_of_0_is_0(exponent: float, shape: str) -> None:
+    for stored in (np.array(exponent, np.float32), np.full(5, exponent, np.float32)):
+        for body in (
+            "r = Relu(x)",
+            "c = Clip(x, zero) r = Mul(c, c)",
+            "a = Abs(x) s = Floor(a) r = Identity(s)",
+        ):
+            text = f"(float[{shape}] x) => (float[{shape}] y) {{ {body} y = Pow(r, e) }}"
+            agree(build(text, e=stored, zero=np.float32(0)), tolerance=2e-5)
+
+
+def test_a_power_of_what_is_too_small_for_float32() -> None:
+    text = "(float[1, 16] x, float[1, 16] e) => (float[1, 16] y) { a = Exp(x) y = Pow(a, e) }"
+    feeds = {"x": np.linspace(-120, 2, 16, dtype=np.float32)[None], "e": np.full((1, 16), 1.3, np.float32)}
+    agree(build(text), feeds=feeds, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("exponent", [0.0, -0.3, None])
+def test_a_power_of_what_may_be_0_is_refused_where_the_result_is_not_0(exponent: float | None) -> None:
+    text = "(float[1, 16] x, float[1, 16] e) => (float[1, 16] y) { a = Relu(x) y = Pow(a, %s) }"
+    stored = {} if exponent is None else {"f": np.array(exponent, np.float32)}
+    assert [reason for *_, reason in refusals(build(text % ("f" if stored else "e"), **stored))] == [
+        "ncnn takes the logarithm of its base, which may be 0"
+    ]
+
+
+@pytest.mark.parametrize("exponent", [0.45, 20.0])
+def test_other_powers_of_an_input_are_refused(exponent: float) -> None:
+    text = "(float[1, 16] x) => (float[1, 16] y) { y = Pow(x, e) }"
+    assert [reason for *_, reason in refusals(build(text, e=np.array(exponent, np.float32)))] == [
+        "ncnn takes the logarithm of its base, which may be negative"
+    ]
 
 
 def test_a_power_of_what_may_be_negative_is_refused() -> None:

@@ -85,6 +85,54 @@ def test_what_may_be_no_number_is_refused() -> None:
     assert (op, reason) == ("Where", "what it chooses from may be no number, as Log writes it")
 
 
+@pytest.mark.parametrize(
+    "body, op",
+    [
+        ("l = Log(x) s = Mul(l, x)", "Log"),
+        ("l = Sqrt(x) n = Neg(l) t = Transpose<perm = [0, 1, 2, 3]>(n) s = Relu(t)", "Sqrt"),
+        ("a = Abs(x) s = Pow(x, half)", "Pow"),
+        ("s = Reciprocal(x)", "Reciprocal"),
+        ("q = Div(v, x) s = Add(q, q)", "Div"),
+        ("s = Pow(x, minus)", "Pow"),
+        ("e = Exp(x) s = Mul(e, x)", "Exp"),
+        ("r = Relu(x) s = Log(r)", "Log"),
+        ("w = Sqrt(x) s = Max(w, v)", "Sqrt"),
+    ],
+)
+def test_what_comes_of_what_may_be_no_number_is_refused(body: str, op: str) -> None:
+    stored = {"half": np.array(0.5, np.float32), "minus": np.array(-1, np.float32), "v": NUMBER}
+    for operands in ("s, x", "x, s"):
+        found = refusals(image(f"{body} m = Greater(x, v) y = Where(m, {operands})", **stored))
+        assert [reason for *_, reason in found] == [
+            f"what it chooses from may be no number, as {op} writes it"
+        ]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "r = Relu(x) s = Sqrt(r)",
+        "s = Pow(x, two)",
+        "b = Abs(x) a = Add(b, v) l = Log(a) s = Mul(l, x)",
+        "q = Mul(x, x) m1 = ReduceMean<axes = [3]>(q) a = Add(m1, v) r = Sqrt(a) s = Div(x, r)",
+        "e = Exp(x) s = Sub(e, v)",
+        "b = Abs(x) n = Neg(b) e = Exp(n) s = Mul(e, x)",
+        "c = Clip(x, v) s = Pow(c, third)",
+    ],
+)
+def test_what_is_always_a_number_is_chosen_from(body: str) -> None:
+    stored = {"two": np.array(2, np.float32), "third": np.array(1 / 3, np.float32), "v": NUMBER}
+    agree(image(f"{body} m = Greater(x, v) y = Where(m, s, x)", **stored), tolerance=2e-5)
+
+
+def test_a_mask_of_infinity_is_chosen() -> None:
+    body = "m = Greater(x, v) z = Where(m, {}) y = Sigmoid(z)"
+    stored = {"v": NUMBER, "zero": np.array(0, np.float32)}
+    for fill in (-np.inf, np.inf):
+        for operands in ("zero, fill", "fill, zero"):
+            agree(image(body.format(operands), fill=np.array(fill, np.float32), **stored))
+
+
 @pytest.mark.parametrize("to", [6, 7])
 def test_casts_cut_off_what_is_behind_the_point(to: int) -> None:
     kind = {6: "int32", 7: "int64"}[to]

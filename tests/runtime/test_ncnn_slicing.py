@@ -72,6 +72,25 @@ def test_parts_of_open_sizes(part: tuple[int, int, int, int]) -> None:
     agree(sliced("1, 16, H, W", 4, part), SMALL, LARGE)
 
 
+@pytest.mark.parametrize(
+    "part", [(0, 20, 2, 1), (1, 20, 2, 1), (-7, FAR, 2, 1), (-7, FAR, 3, 1), (0, 20, 2, 2)]
+)
+@pytest.mark.parametrize("sizes", [((9, 8), (12, 15)), ((15, 18), (40, 64))])
+def test_a_part_is_right_at_sizes_it_was_not_written_for(
+    part: tuple[int, int, int, int], sizes: tuple[tuple[int, int], ...]
+) -> None:
+    model = sliced("1, 16, H, W", 4, part)
+    for other in ((4, 3), (31, 33), (48, 70)):
+        agree(model, *({"x": (1, 16, *size)} for size in sizes), elsewhere=[{"x": (1, 16, *other)}])
+
+
+def test_a_backward_slice_whose_end_larger_sizes_reach_is_refused() -> None:
+    model = sliced("1, 16, H, W", 4, (-1, -70, 2, -1))
+    assert [reason for *_, reason in refusals(model, SMALL, LARGE)] == [
+        "it steps backwards along axis 2, whose size is open"
+    ]
+
+
 def test_a_part_that_depends_on_another_size_is_refused() -> None:
     text = """(float[1, 16, H, W] x) => (float[1, 16, P, W] y) {
         width = Shape <start = 3> (x)

@@ -49,9 +49,10 @@ def agree(
     feeds: Mapping[str, np.ndarray] | None = None,
     tolerance: float = 1e-5,
     half_weights: bool = False,
+    elsewhere: Sequence[Sizes] = (),
 ) -> Sequence[Layer]:
     """Checks that every output of ncnn is ONNX Runtime's, in shape and within `tolerance` of its largest value, at
-    `sizes` and at `others`, and that the strict reader takes the files. Returns the layers.
+    `sizes`, at `others` and `elsewhere`, and that the strict reader takes the files. Returns the layers.
     """
     onnx.checker.check_model(model, full_check=True)
     found = converted(model, sizes, others)
@@ -64,7 +65,7 @@ def agree(
             write_weights(found.layers, file, half_weights)
         ncnn_reader.read(param, weights)
         opened = Opened(param, weights, found.inputs, found.outputs, Settings())
-        for shapes in [sizes or fixed_sizes(model)] + ([others] if others else []):
+        for shapes in [sizes or fixed_sizes(model)] + ([others] if others else []) + list(elsewhere):
             given = feeds or random_feeds(model, shapes)
             wanted, got = ort.run(session, given), opened.sample(given)
             assert got.keys() == wanted.keys()

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import combinations, pairwise, permutations
 
-from onnx_lathe.runtime.targets.ncnn.expressions import ONE, Pair, is_open, pairs, product, shape_expression
+from onnx_lathe.runtime.targets.ncnn.dialect import Value
+from onnx_lathe.runtime.targets.ncnn.expressions import (
+    LETTERS,
+    ONE,
+    Pair,
+    is_open,
+    pairs,
+    product,
+    shape_expression,
+)
 from onnx_lathe.runtime.targets.ncnn.network import MOST_DIMENSIONS, Axes, Loose, Network
 from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 
@@ -162,12 +171,25 @@ def cropped(net: Network, blob: Loose, cuts: dict[int, tuple[int, int, Pair]], l
     if not cuts:
         return blob
     places = sorted(cuts)
-    params = {
-        9: [cuts[place][0] for place in places],
-        10: [cuts[place][1] for place in places],
-        11: places,
-    }
+    starts = [_begin(blob, place, cuts[place][0]) for place in places]
+    ends = [cuts[place][1] for place in places]
+    params: dict[int, Value] = {9: [cuts[place][0] for place in places], 10: ends, 11: places}
+    if any(isinstance(start, str) for start in starts):
+        params = {19 + number: _listed(values) for number, values in enumerate((starts, ends, places))}
     name = net.inner("Crop", label, [blob.name], params)
     return Loose(
         name, tuple(cuts[place][2] if place in cuts else size for place, size in enumerate(blob.dims))
     )
+
+
+def _begin(blob: Loose, place: int, start: int) -> int | str:
+    """Crop clamps an end to the axis, but no start: one from the end of an open axis is a formula, since the axis may
+    be shorter (resolve_crop_roi in src/layer/crop.cpp).
+    """
+    if start >= -1 or not is_open(blob.dims[place]):
+        return start
+    return f"max(-(0{LETTERS[len(blob.dims)][place]},{-start}),0)"
+
+
+def _listed(values: Sequence[int | str]) -> str:
+    return ",".join(map(str, values))

@@ -14,6 +14,7 @@ from onnx_lathe.runtime.targets.ncnn.dialect import Value
 from onnx_lathe.runtime.targets.ncnn.network import MOST_DIMENSIONS, Axes, Network
 from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
+from onnx_lathe.runtime.targets.ncnn.signs import is_positive, never_negative
 
 PAIRS = {
     "Add": math_layers.ADD,
@@ -23,6 +24,8 @@ PAIRS = {
     "Pow": math_layers.POW,
 }
 WHOLE_EXPONENTS = {float(value) for value in range(-8, 17) if value}
+SMALLEST = 1.1754944e-38
+"""Of float32's normal numbers."""
 SEVERAL = {
     "Sum": math_layers.ADD,
     "Mean": math_layers.ADD,
@@ -69,27 +72,68 @@ def several(node: Node, net: Network) -> None:
 
 @operator("Pow")
 def power(node: Node, net: Network) -> None:
-    """Whole exponents become multiplications, and a half a root: ncnn's own power takes the logarithm of the base,
-    so that nothing comes of one below 0.
+    """Whole exponents become multiplications, a half a root: ncnn's own power is the exponential of a logarithm, and
+    right for a base above 0 alone.
     """
     axes = _axes(node, net)
     base, other = operands_in(node, net, axes)
-    exponent = net.value(node.inputs[1])
-    if base.blob and not other.blob and (other.number == 0.5 or other.number in WHOLE_EXPONENTS):
+    if base.blob and not other.blob and other.number in WHOLE_EXPONENTS:
         _simple_power(node, net, base.blob, other.number, axes)
-        return
-    broken = exponent is not None and not np.any(exponent == np.round(exponent))
-    if not broken and not _never_negative(node.inputs[0], net):
+    elif base.blob and not other.blob and abs(other.number) - 0.5 in {0.0, *WHOLE_EXPONENTS}:
+        _half_power(node, net, base.blob, other.number, axes)
+    elif not never_negative(net, node.inputs[0]):
         raise Unsupported("ncnn takes the logarithm of its base, which may be negative")
-    _put(node, net, math_layers.POW, base, other, axes)
+    else:
+        _logarithmic_power(node, net, base, other, axes)
+
+
+def _logarithmic_power(node: Node, net: Network, base: Operand, exponent: Operand, axes: Axes) -> None:
+    """Of 0 there is no logarithm: with t = x > 0, t * (x + 1 - t)^e. What is 0 only where float32 has nothing smaller
+    is taken for the smallest there is, if the exponent is not known to be positive.
+    """
+    known, powers = net.value(node.inputs[0]), net.value(node.inputs[1])
+    if known is not None and np.all(known > 0):
+        _put(node, net, math_layers.POW, base, exponent, axes)
+    elif known is None and powers is not None and np.all(powers > 0):
+        _guarded_power(node, net, base.blob, exponent, axes)
+    elif known is None and is_positive(net, node.inputs[0]):
+        above = math_layers.scalar(net, f"{node.name}_above", math_layers.MAX, base.blob, SMALLEST)
+        _put(node, net, math_layers.POW, Operand(above), exponent, axes)
+    else:
+        raise Unsupported("ncnn takes the logarithm of its base, which may be 0")
+
+
+def _guarded_power(node: Node, net: Network, base: str, exponent: Operand, axes: Axes) -> None:
+    above = net.inner("Threshold", f"{node.name}_above", [base], {0: 0.0})
+    below = math_layers.scalar(net, f"{node.name}_below", math_layers.RSUB, above, 1.0)
+    shifted = math_layers.binary(net, f"{node.name}_shifted", math_layers.ADD, base, below)
+    params, blobs = layer_of(math_layers.POW, Operand(shifted), exponent)
+    result = net.inner("BinaryOp", f"{node.name}_power", blobs, params)
+    net.put(node, "BinaryOp", [result, above], {0: math_layers.MUL}, axes=axes)
+
+
+def _half_power(node: Node, net: Network, base: str, exponent: float, axes: Axes) -> None:
+    """x^2.5 = x^2 * sqrt(x)."""
+    whole = int(abs(exponent))
+    result = math_layers.unary(net, f"{node.name}_root", math_layers.SQRT, base)
+    if whole:
+        power = _multiplied(node, net, base, whole)
+        result = math_layers.binary(net, f"{node.name}_half", math_layers.MUL, power, result)
+    if exponent < 0:
+        result = math_layers.unary(net, f"{node.name}_inverse", math_layers.RECIPROCAL, result)
+    net.name_output(node, result, axes)
 
 
 def _simple_power(node: Node, net: Network, base: str, exponent: float, axes: Axes) -> None:
-    """By its binary digits: x^5 = x * (x^2)^2."""
-    if exponent == 0.5:
-        net.put(node, "UnaryOp", [base], {0: math_layers.SQRT}, axes=axes)
-        return
-    left, square, result = abs(int(exponent)), base, ""
+    result = _multiplied(node, net, base, abs(int(exponent)))
+    if exponent < 0:
+        result = math_layers.unary(net, f"{node.name}_inverse", math_layers.RECIPROCAL, result)
+    net.name_output(node, result, axes)
+
+
+def _multiplied(node: Node, net: Network, base: str, left: int) -> str:
+    """By the exponent's binary digits: x^5 = x * (x^2)^2."""
+    square, result = base, ""
     while left:
         if left % 2:
             result = (
@@ -98,26 +142,7 @@ def _simple_power(node: Node, net: Network, base: str, exponent: float, axes: Ax
         left //= 2
         if left:
             square = math_layers.unary(net, f"{node.name}_square", math_layers.SQUARE, square)
-    if exponent < 0:
-        result = math_layers.unary(net, f"{node.name}_inverse", math_layers.RECIPROCAL, result)
-    net.name_output(node, result, axes)
-
-
-def _never_negative(tensor: str, net: Network) -> bool:
-    """Whether a constant has no negative value, or the tensor's node makes none."""
-    known = net.value(tensor)
-    if known is not None:
-        return bool((known >= 0).all())
-    made = net.nodes.get(tensor)
-    return made is not None and made.op_type in (
-        "Abs",
-        "Relu",
-        "Sigmoid",
-        "Exp",
-        "Softmax",
-        "Softplus",
-        "Sqrt",
-    )
+    return result
 
 
 def operands_in(node: Node, net: Network, axes: Axes) -> list[Operand]:

@@ -12,6 +12,7 @@ In comparisons, one that is no number is equal to everything.
 import math
 
 import numpy as np
+import onnx
 
 from onnx_lathe.runtime.targets.ncnn import arithmetic as math_layers
 from onnx_lathe.runtime.targets.ncnn.arithmetic import binary, scalar, unary
@@ -19,11 +20,10 @@ from onnx_lathe.runtime.targets.ncnn.network import Axes, Network
 from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.operators.elementwise import Operand, layer_of, operands_in, result_axes
 from onnx_lathe.runtime.targets.ncnn.registry import operator
+from onnx_lathe.runtime.targets.ncnn.unsure import unsure
 
 HUGE = 3e38
 """Its half times itself is infinite: ncnn's files have no infinity."""
-UNSURE = ("Div", "Log", "Sqrt", "Pow", "Acos", "Asin")
-"""Operators whose results may be no numbers."""
 
 
 @operator("Greater", "Less", "GreaterOrEqual", "LessOrEqual")
@@ -96,7 +96,8 @@ def where(node: Node, net: Network) -> None:
 
 def _chosen(node: Node, net: Network, condition: str, operands: tuple[Operand, Operand]) -> str:
     first, second = operands
-    if not first.blob and not second.blob and 0.0 in (first.number, second.number):
+    numbers = () if first.blob or second.blob else (first.number, second.number)
+    if 0.0 in numbers and all(map(math.isfinite, numbers)):
         if second.number:
             condition = scalar(net, f"{node.name}_not", math_layers.RSUB, condition, 1.0)
         return scalar(net, node.name, math_layers.MUL, condition, first.number or second.number)
@@ -143,18 +144,17 @@ def _guarded(
     )
     if top is not None:
         return first, Operand(binary(net, f"{node.name}_quotient", math_layers.DIV, top.name, divisor))
-    number = net.value(quotient.input[0])
-    if number is None or number.size != 1:
-        return first, second
-    return first, Operand(
-        scalar(net, f"{node.name}_quotient", math_layers.RDIV, divisor, float(number.reshape(())))
-    )
+    number = float(net.constant(quotient.input[0], "dividend").reshape(()))
+    return first, Operand(scalar(net, f"{node.name}_quotient", math_layers.RDIV, divisor, number))
 
 
-def _guarded_quotient(node: Node, net: Network):  # type: ignore[no-untyped-def]
+def _guarded_quotient(node: Node, net: Network) -> onnx.NodeProto | None:
     """The Div whose divisor the condition compares with 0, and that is chosen where it is another; or None."""
     made, quotient = net.nodes.get(node.inputs[0]), net.nodes.get(node.inputs[2])
     if made is None or quotient is None or made.op_type != "Equal" or quotient.op_type != "Div":
+        return None
+    top = net.value(quotient.input[0])
+    if net.is_free(quotient.input[0]) and (top is None or top.size != 1):
         return None
     for tensor, other in (tuple(made.input), tuple(reversed(made.input))):
         zero = net.value(other)
@@ -168,11 +168,7 @@ def _refuse_unsure(node: Node, net: Network) -> None:
     for tensor in node.inputs[1:]:
         if net.is_integer(tensor) and tensor not in net.counted:
             raise Unsupported("it chooses between integers")
-        made = net.nodes.get(tensor)
-        if made is None or net.is_free(tensor) or made.op_type not in UNSURE:
-            continue
-        if made.op_type == "Div" and (net.value(made.input[1]) is not None or _guarded_quotient(node, net)):
-            continue
-        if made.op_type == "Pow" and net.value(made.input[1]) is not None:
-            continue
-        raise Unsupported(f"what it chooses from may be no number, as {made.op_type} writes it")
+    quotient = _guarded_quotient(node, net)
+    second = list(quotient.input) if quotient is not None else [node.inputs[2]]
+    if (op := unsure(net, [node.inputs[1], *second])) is not None:
+        raise Unsupported(f"what it chooses from may be no number, as {op} writes it")

@@ -51,7 +51,8 @@ def take(node: Node, net: Network, parts: Sequence[Part]) -> None:
     cuts = {
         place: (part.start, part.end, part.size)
         for place, part in zip(places, parts, strict=True)
-        if (part.start, part.end) != (0, TO_THE_END) and blob.dims[place] != part.size
+        if (part.start, part.end) != (0, TO_THE_END)
+        and (is_open(blob.dims[place]) or blob.dims[place] != part.size)  # else it cuts at other sizes
     }
     blob = cropped(net, blob, cuts, label)
     backwards = [place for place, part in zip(places, parts, strict=True) if part.step < 0]
@@ -161,9 +162,8 @@ def _part(size: Pair, start: Pair, end: Pair, step: int, axis: int, certain: Seq
             raise _unclear(axis)
         part = Part(axis, low[0], high[0], (high[0] - low[0],) * 2, step)
         return None if part.size == size and step == 1 else part
-    if step < 0 and (
-        step != -1 or low != (0, 0) or high != size or (start[0] >= 0 and start[0] < FARTHEST // 2)
-    ):
+    whole = (start[0] == -1 or start[0] >= FARTHEST // 2) and max(end) <= -FARTHEST // 2  # at any size
+    if step < 0 and (step != -1 or is_open(start) or not whole):
         raise Unsupported(f"it steps backwards along axis {axis}, whose size is open")
     if step < 0:
         return Part(axis, 0, TO_THE_END, size, step)
