@@ -110,6 +110,7 @@ def test_a_gain_within_the_noise_keeps_the_own_choice(timer: Clock, says: str) -
     assert found == {"conv": "winograd43"}
     assert "ncnn's own" in report.edits[0].what
     assert says in report.edits[0].what
+    assert "network_time_ratio" not in report.metrics
 
 
 def test_the_noise_of_other_layers_counts() -> None:
