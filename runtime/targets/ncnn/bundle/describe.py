@@ -14,7 +14,7 @@ from onnx_lathe.runtime.targets.ncnn.requantize import is_int8
 KERNEL, DILATION, STRIDE = (1, 11), (2, 12), (3, 13)
 OUTPUTS, WEIGHTS = 0, 6
 MASK, HINT = 31, 30
-"""What a layer is not to use, of which 64 is Winograd; the sizes that it is told (src/layer.cpp, layer/convolution)."""
+"""What a layer is not to use, of which 64 is Winograd, and 1 arithmetic in half; the sizes that it is told (src/layer.cpp, layer/convolution)."""
 NO_HALF_ARITHMETIC, NO_WINOGRAD = 1, 64
 TAPS = 3
 
