@@ -36,8 +36,8 @@ class Profile:
 
     default: Callable[[int, int], int]
     int8: Callable[[int, int], int]
-    arithmetic: str | None
-    """Name of the dtype; None where sums are exact: integers."""
+    arithmetic: str
+    """Name of the dtype; layers on integers have exact sums."""
     hinted: Callable[[int, int, int, int], int] | None = None
     """What the runtime takes for (input channels, output channels, height, width) if it is told the size; None if
     it does not ask.
@@ -48,8 +48,8 @@ class Profile:
     """None where times were not measured."""
     worth: float = 2.0
     """by=cost leaves the runtime's own choice only for an estimate that is so many times as fast."""
-    exact: str | None = None
-    """The profile that a layer has which is told to compute in float32, where this one computes in less."""
+    sums: str | None = None
+    """The type that a layer can be told to sum in, by direct convolution alone; it reads, and hands on, `arithmetic`."""
     depthwise_int8: bool = False
     """Whether a depthwise convolution gains from INT8: on x86 it takes twice the time of float."""
 
@@ -98,9 +98,10 @@ def _x86_int8(inputs: int, outputs: int) -> int:
 PROFILES = {
     "x86": Profile(_x86, _x86_int8, "float32", x86_hints.hinted, 16, Speeds(45.0, 20.0, 22.0), worth=1.1),
     "arm64-fp32": Profile(_arm(8), _arm_int8, "float32"),
-    "arm64-fp16": Profile(_arm(16), _arm_int8, "float16", lanes=8, exact="arm64-fp32"),
-    "arm64-int8": Profile(_arm_int8, _arm_int8, None, depthwise_int8=True),
+    "arm64-fp16": Profile(_arm(16), _arm_int8, "float16", lanes=8, sums="float32"),
+    "arm64-int8": Profile(_arm(16), _arm_int8, "float16", lanes=8, sums="float32", depthwise_int8=True),
 }
 """x86 looks up a layer's size in a table, where it is told the size. ARM's stock runtime can switch a layer to direct,
-and no other way; with the dot product of ARMv8.2 it computes integers so by itself.
+and no other way; with the dot product of ARMv8.2 it computes integers so by itself. arm64-int8 is arm64-fp16 where
+layers on integers are wanted: what is left in float is in float16 there, too.
 """

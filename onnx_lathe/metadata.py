@@ -25,7 +25,9 @@ CONV_ALGORITHM = "lathe.conv_algorithm"
 """Conv metadata: direct, winograd23, winograd43 or winograd63."""
 
 CONV_PRECISION = "lathe.conv_precision"
-"""Conv metadata: "float32" if the layer is to compute in float32 where the runtime would in less."""
+"""Conv metadata: "float32" if the layer is to sum in float32, by direct convolution, where the runtime
+would in less.
+"""
 
 INT8 = "lathe.int8"
 """Layer metadata: "asked" if a user's option named the layer for INT8; no lowering then takes it for one

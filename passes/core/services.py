@@ -99,18 +99,19 @@ class Timer(Protocol):
 
 class KernelTimer(Protocol):
     """Times a network in the runtime that follows `lathe.conv_algorithm`, on this machine. `variants`: by Conv node,
-    the algorithm that it takes in each network; they run in turn, round by round.
+    the algorithm that it takes in each network; they run in turn, round by round. Each load puts the networks anew into
+    memory: its rounds have in common what that makes slower or faster.
     """
 
     def layers(
         self, model: onnx.ModelProto, profile: str, variants: Sequence[Mapping[str, str]]
     ) -> Mapping[str, np.ndarray]:
-        """Milliseconds of each layer [rounds, variants], timed inside its network."""
+        """Milliseconds of each layer [loads, rounds, variants], timed inside its network; of two loads or more."""
 
     def whole(
         self, model: onnx.ModelProto, profile: str, variants: Sequence[Mapping[str, str]]
     ) -> np.ndarray:
-        """Milliseconds of the network [rounds, variants]."""
+        """Milliseconds of the network [loads, rounds, variants]."""
 
 
 class Profiler(Protocol):

@@ -42,13 +42,16 @@ def relative_errors(
     with np.errstate(over="ignore", invalid="ignore"):
         data = piece.astype(stored)
         for way in ways:
-            result = _computed(data.astype(way.profile.arithmetic), chosen, way).astype(stored)
+            result = _computed(data, chosen, way).astype(stored)
             error = float(np.abs(result.astype(np.float64) - wanted).max()) / largest
             found[way] = error if np.isfinite(error) else np.inf
     return found
 
 
 def _computed(data: np.ndarray, weight: np.ndarray, way: Way) -> np.ndarray:
+    """Weights are stored in the profile's arithmetic, whatever the type of the sums."""
+    kind = way.profile.arithmetic
     if way.m == DIRECT:
-        return direct(data, weight, way.profile.lanes)
-    return by_tiles(data, weight, NCNN[way.m])
+        sums = way.sums or kind
+        return direct(data.astype(sums), weight.astype(kind).astype(sums), way.lanes)
+    return by_tiles(data.astype(kind), weight, NCNN[way.m])

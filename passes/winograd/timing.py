@@ -1,14 +1,18 @@
 """by=time: which algorithm each layer takes by times that a timer measured, against how far equal things were apart.
 
 Layers are timed in networks that take turns: twice the runtime's own choice, then one network for each algorithm that
-it can be made to take. The own choice is left only for a gain that is larger than
+it can be made to take. The networks are loaded several times, for where a load puts their weights makes a layer
+slower or faster in all rounds that follow: a load gives one value, the median of its rounds' logarithms of the ratio to
+the two equal networks, however many rounds it has. The own choice is left only where Student's test of these values
+says, at 3 % over all layers and algorithms together (Bonferroni), that the gain is one, and where it is larger than
 
-    the difference of the two equal networks, in this layer
-    twice the middle of those differences over all layers
-    twice the standard error of the median of the rounds' ratios
+    the difference of the two equal networks
+    1 %
 
-Then the whole network is timed with these choices, in turn with the own ones twice; where it gains no more than those
-differ, all layers keep their own choice: what layers gain alone does not always add up.
+Then the whole network is timed with these choices, in turn with the own ones twice, and tested alike; where it does
+not gain, all layers keep their own choice: what layers gain alone does not always add up.
+
+Source of the test: Student, The Probable Error of a Mean, Biometrika 6, 1908.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,18 +20,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_lathe.passes.numerics.student import quantile
+
 LEAST = 0.01
 """A gain below that is none."""
-ERRORS = 2.0
-EFFICIENCY = 1.2533
-"""Standard error of a median over that of a mean, of normal values."""
-TO_DEVIATION = 1.4826
-"""Median absolute deviation -> standard deviation, of normal values."""
+LEVEL = 0.03
+"""Probability that noise alone chooses anything in a network."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One variant beside the own choice: its milliseconds, those of the own, the median ratio, and its doubt."""
+    """One variant beside the own choice: its milliseconds, those of the own, the ratio, and the gain that it has to be
+    beyond.
+    """
 
     own_ms: float
     ms: float
@@ -39,23 +44,23 @@ class Comparison:
         return 1 - self.ratio > max(self.doubt, LEAST)
 
     def text(self) -> str:
-        return f"{self.ms:.3g} ms against {self.own_ms:.3g} ms ({self.ratio:.2f}x, times differ by {self.doubt:.1%})"
+        return (
+            f"{self.ms:.3g} ms against {self.own_ms:.3g} ms ({self.ratio:.2f}x, in doubt by {self.doubt:.1%})"
+        )
 
 
-def compare(rounds: np.ndarray, place: int, least_doubt: float = 0.0) -> Comparison:
-    """`rounds`: milliseconds [rounds, variants], of which 0 and 1 are equal."""
-    own = np.sqrt(rounds[:, 0] * rounds[:, 1])
-    ratios = rounds[:, place] / own
-    ratio = float(np.median(ratios))
-    deviation = TO_DEVIATION * float(np.median(np.abs(ratios - ratio)))
-    error = ERRORS * EFFICIENCY * deviation / np.sqrt(len(ratios))
-    own_ms, ms = float(np.median(own)), float(np.median(rounds[:, place]))
-    return Comparison(own_ms, ms, ratio, max(difference(rounds), error, least_doubt))
-
-
-def difference(rounds: np.ndarray) -> float:
-    """How far the two equal variants are apart."""
-    return abs(float(np.median(rounds[:, 1] / rounds[:, 0])) - 1)
+def compare(times: np.ndarray, place: int, comparisons: int = 1) -> Comparison:
+    """`times`: milliseconds [loads, rounds, variants], of which variants 0 and 1 are equal. `comparisons`: how many are
+    made, each of which may be wrong.
+    """
+    logs = np.log(times)
+    own = logs[..., :2].mean(axis=-1)
+    ratios = np.median(logs[..., place] - own, axis=1)
+    equal = np.median(logs[..., 1] - logs[..., 0], axis=1)
+    ratio = float(np.exp(ratios.mean()))
+    bar = quantile(LEVEL / comparisons, len(ratios) - 1) * ratios.std(ddof=1) / np.sqrt(len(ratios))
+    own_ms, ms = float(np.exp(np.median(own))), float(np.median(times[..., place]))
+    return Comparison(own_ms, ms, ratio, float(-np.expm1(-max(bar, abs(equal.mean())))))
 
 
 def fastest(
@@ -64,14 +69,18 @@ def fastest(
     """Layer -> algorithm -> how it compares, the fastest first. `variants`: layer -> algorithm of each network that was
     timed; the first two are equal. A layer that a variant does not name is not compared in it.
     """
-    middle = float(np.median([difference(rounds) for rounds in times.values()])) if times else 0.0
-    found: dict[str, dict[str, Comparison]] = {}
-    for layer, rounds in times.items():
-        compared = {
-            choices[layer]: compare(rounds, place, ERRORS * middle)
+    places = {
+        layer: {
+            choices[layer]: place
             for place, choices in enumerate(variants)
             if place > 1 and choices.get(layer, variants[0].get(layer)) != variants[0].get(layer)
         }
+        for layer in times
+    }
+    comparisons = sum(map(len, places.values()))
+    found: dict[str, dict[str, Comparison]] = {}
+    for layer, others in places.items():
+        compared = {name: compare(times[layer], place, comparisons) for name, place in others.items()}
         found[layer] = dict(sorted(compared.items(), key=lambda item: item[1].ratio))
     return found
 

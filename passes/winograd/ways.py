@@ -1,10 +1,10 @@
-"""The ways in which a processor's runtime can compute a layer: an algorithm, and an arithmetic; what each costs."""
+"""The ways in which a processor's runtime can compute a layer: an algorithm, and the type of its sums; what each costs."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from onnx_lathe.kernels import DIRECT, NAMES, PROFILES, Profile
+from onnx_lathe.kernels import DIRECT, NAMES, Profile
 from onnx_lathe.passes.numerics import winograd as numerics
 from onnx_lathe.passes.numerics.tile_arithmetic import matrices
 from onnx_lathe.passes.winograd.layers import Layer
@@ -12,24 +12,26 @@ from onnx_lathe.tiles import NCNN, TAPS
 
 
 class Way(NamedTuple):
-    """m of F(m, 3), in the arithmetic of a profile; `told`: which is not the one that the layer has by itself."""
+    """m of F(m, 3), in the arithmetic of a profile; `sums`: the wider type that the layer is told to sum in."""
 
     m: int
     profile: Profile
-    told: bool = False
+    sums: str | None = None
 
     @property
     def name(self) -> str:
-        return f"{NAMES[self.m]} in {self.profile.arithmetic}" if self.told else NAMES[self.m]
+        return NAMES[self.m] if self.sums is None else f"{NAMES[self.m]} with sums in {self.sums}"
 
     @property
-    def precision(self) -> str | None:
-        """What `lathe.conv_precision` says."""
-        return self.profile.arithmetic if self.told else None
+    def lanes(self) -> int:
+        """Numbers of the sums' type in a register."""
+        if self.sums is None:
+            return self.profile.lanes
+        return self.profile.lanes * np.dtype(self.profile.arithmetic).itemsize // np.dtype(self.sums).itemsize
 
     def weight_bytes(self, layer: Layer) -> float:
         """Of the transformed weights; integers are transformed to 16 bits."""
-        kind = "int16" if layer.int8 or self.profile.arithmetic is None else self.profile.arithmetic
+        kind = "int16" if layer.int8 else self.profile.arithmetic
         stored = np.dtype(kind).itemsize * layer.weight.size
         return stored * numerics.memory_factor(self.m, TAPS) if self.m > DIRECT else 0.0
 
@@ -40,22 +42,16 @@ class Way(NamedTuple):
         products, additions = layer.products(self.m), _additions(layer, self.m)
         speeds = self.profile.speeds
         if speeds is None:
-            return (products + additions) / self.profile.lanes
+            return (products + additions) / self.lanes
         factor = numerics.memory_factor(self.m, TAPS) if self.m > DIRECT else 1.0
         weights = layer.weight.nbytes * factor
         return products / speeds.products + additions / speeds.additions + weights / speeds.weight_bytes
 
 
 def ways_of(layer: Layer, profile: Profile, told: bool = False) -> list[Way]:
-    """What the runtime takes by itself first, then what it can be made to take; if `told`, also in float32, where that
-    errs alike by any algorithm: storage in half is what is left of the error. The dearer ones are left out.
-    """
+    """What the runtime takes by itself first, then what it can be made to take; if `told`, also with wider sums."""
     found = [Way(m, profile) for m in layer.able(profile)]
-    if told and profile.exact is not None:
-        exact = PROFILES[profile.exact]
-        own, *others = (Way(m, exact, told=True) for m in layer.able(exact))
-        found += [own, *(way for way in others if way.cost(layer) < own.cost(layer))]
-    return found
+    return [*found, Way(DIRECT, profile, profile.sums)] if told and profile.sums is not None else found
 
 
 def _additions(layer: Layer, m: int) -> int:

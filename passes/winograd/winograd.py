@@ -9,7 +9,7 @@ by=cost    products, additions of the transforms and bytes of the weights, at th
            whose times were not measured, the runtime's own choice unless arithmetic alone makes it twice as slow
 by=error   the profile's own choice, where its error on calibration data is within `error`; else the fastest that
            is, as ncnn's kernels compute it in the profile's arithmetic, simulated. Where that is float16, a layer
-           may be told to compute in float32 (`lathe.conv_precision`), by Winograd again
+           may be told to sum in float32 (`lathe.conv_precision`), by direct convolution
 by=time    measured in ncnn on this machine, layer by layer and then as a whole (timing.py)
 
 `layers` and a file that a device wrote (tuning.py) come before all of them.
@@ -103,7 +103,7 @@ class Winograd(Pass):
         if self.config.by == "time" and free:
             choices |= self._timed(model, free, choices, context, report)
         elif self.config.by == "error":
-            rounded = [layer for layer in free if not layer.int8 and profile.arithmetic is not None]
+            rounded = [layer for layer in free if not layer.int8]
             errors = self._errors(model, rounded, profile, context) if rounded else {}
             choices |= self._by_error(free, errors, profile, report)
         else:
@@ -150,7 +150,7 @@ class Winograd(Pass):
     ) -> dict[str, Choice]:
         found: dict[str, Choice] = {}
         for layer in layers:
-            if layer.int8 or profile.arithmetic is None:
+            if layer.int8:
                 own = ways_of(layer, profile)[0]
                 found[layer.name] = own, "the runtime's own: sums of integers are exact"
             elif not errors[layer.name]:
@@ -192,8 +192,9 @@ class Winograd(Pass):
         whole = ""
         if chosen:
             comparison = compare(timer.whole(model, name, [own, own, own | chosen]), 2)
-            report.metrics["network_time_ratio"] = comparison.ratio
-            if not comparison.gains:
+            if comparison.gains:
+                report.metrics["network_time_ratio"] = comparison.ratio
+            else:
                 whole = f", but as a whole the network gains nothing by such choices: {comparison.text()}"
         found: dict[str, Choice] = {}
         for layer, sizes in able.items():
@@ -236,7 +237,7 @@ class Winograd(Pass):
 
 def _by_cost(layer: Layer, profile: Profile) -> Choice:
     default, *others = ways_of(layer, profile)
-    if profile.arithmetic is None or layer.int8:
+    if layer.int8:
         return default, "the runtime's own: sums of integers are exact, and what they cost is not estimated"
     fastest = min((default, *others), key=lambda way: way.cost(layer))
     over = default.cost(layer) / fastest.cost(layer)
@@ -251,11 +252,11 @@ def _write(node: Node, way: Way) -> bool:
     said = node_metadata(node)
     before = said.get(metadata.CONV_ALGORITHM), said.get(metadata.CONV_PRECISION)
     said[metadata.CONV_ALGORITHM] = NAMES[way.m]
-    if way.precision is None:
+    if way.sums is None:
         said.pop(metadata.CONV_PRECISION, None)
     else:
-        said[metadata.CONV_PRECISION] = way.precision
-    return before != (NAMES[way.m], way.precision)
+        said[metadata.CONV_PRECISION] = way.sums
+    return before != (NAMES[way.m], way.sums)
 
 
 def _variants(own: Mapping[str, str], able: Mapping[str, Sequence[int]]) -> Iterator[dict[str, str]]:

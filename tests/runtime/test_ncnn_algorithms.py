@@ -265,15 +265,17 @@ def test_other_targets_say_once_that_they_choose_themselves() -> None:
 @pytest.mark.parametrize(
     "algorithm, profile, mask",
     [
-        ("winograd63", "arm64-fp16", 3),
-        ("direct", "arm64-fp16", 67),
+        ("direct", "arm64-fp16", 1),
+        ("direct", "arm64-int8", 1),
         ("winograd63", "arm64-fp32", None),
         ("direct", "arm64-fp32", 64),
         ("direct", "x86", 64),
     ],
 )
-def test_a_layer_in_float32(algorithm: str, profile: str, mask: int | None, tmp_path: Path) -> None:
-    """Where the others are in half precision; ARM's own choice is looked up by float32's rule then."""
+def test_a_layer_that_sums_in_float32(algorithm: str, profile: str, mask: int | None, tmp_path: Path) -> None:
+    """Sums in float32 where the others sum in half precision. Storage stays in half (bit 2): a layer without it would
+    read the 16 bits of its blob as float32.
+    """
     model = chain((64, 64, 64), 12, {"conv1": algorithm})
     model.graph.node[0].metadata_props.add(key=metadata.CONV_PRECISION, value="float32")
     found = written(model, profile)
@@ -284,10 +286,31 @@ def test_a_layer_in_float32(algorithm: str, profile: str, mask: int | None, tmp_
     computed(model, found, tmp_path)
 
 
-def test_an_algorithm_that_float32_does_not_have_is_said() -> None:
-    """Eight channels are Winograd's in float32, and direct in half precision."""
-    model = chain((8, 8), 12, {"conv1": "winograd43"})
+@pytest.mark.parametrize("algorithm", ["winograd43", "winograd63"])
+def test_there_is_no_winograd_with_sums_in_float32(algorithm: str) -> None:
+    model = chain((64, 64), 12, {"conv1": algorithm})
     model.graph.node[0].metadata_props.add(key=metadata.CONV_PRECISION, value="float32")
-    ((node, reason),) = written(model, "arm64-fp16").unfollowed
+    found = written(model, "arm64-fp16")
+    ((node, reason),) = found.unfollowed
     assert node == "conv1"
-    assert "take winograd63 or direct here: it stays with winograd63" in reason
+    assert (
+        reason
+        == f"{algorithm} is chosen, and ncnn sums in float32 by direct convolution alone: it stays with that"
+    )
+    assert layer_of(found, "conv1").params[31] == 1
+
+
+def test_int8_has_no_sums_to_widen() -> None:
+    model = in_int8("direct")
+    (node,) = [node for node in model.graph.node if node.name == "conv1"]
+    node.metadata_props.add(key=metadata.CONV_PRECISION, value="float32")
+    assert layer_of(written(model, "arm64-int8"), "conv1").params[31] == 64
+
+
+@pytest.mark.parametrize("profile", ["arm64-fp16", "arm64-int8"])
+@pytest.mark.parametrize("inputs, algorithm", [(3, "winograd63"), (256, "winograd43")])
+def test_a_layer_in_float_has_the_rule_of_float(inputs: int, algorithm: str, profile: str) -> None:
+    """In a network for integers, too."""
+    found = written(chain((inputs, 32), 12, {"conv1": algorithm}), profile)
+    assert not found.unfollowed
+    assert not {30, 31}.intersection(layer_of(found, "conv1").params)

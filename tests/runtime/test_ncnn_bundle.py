@@ -208,7 +208,8 @@ def test_an_algorithm_that_is_written_down_is_described() -> None:
     names = {"conv1": "Conv", "conv2": "Conv", "conv3": "Conv", "conv4": "Conv", "resize": "Resize"}
     nodes = [onnx.helper.make_node(op, ["x"], ["y"], name=name) for name, op in names.items()]
     model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], []))
-    found = convolutions([plain, direct, strided, grouped, other], model, "arm64-fp16")
+    wide = Layer("Convolution", "six", ["e"], ["f"], params | {31: 1}, nodes=("conv1",))
+    found = convolutions([plain, direct, strided, grouped, other, wide], model, "arm64-fp16")
     assert [(one.node, one.inputs, one.outputs, one.own, one.algorithm) for one in found] == [
         ("conv1", 8, 16, "winograd63", None),
         ("conv2", 8, 16, "winograd63", "direct"),

@@ -1,13 +1,17 @@
 """The algorithm of each convolution, as far as ncnn's own kernels can be made to take another than they would.
 
     31=64                    a layer without Winograd, on every processor, in float and in INT8
-    31=3                     a layer in float32 where the others are in half precision; 31=67 without Winograd
+    31=1                     sums in float32 where the others sum in half precision; there is no Winograd then
     -23330=4,3,w,h,c         the layer's result as it is: x86 kernels look up their tile by it (x86_hints.py)
 
 A layer also looks at the hint of what it reads. Where it is to stay with the choice it makes without one, a Split
 with one result stands in between: it hands on the blob without its shape, and copies nothing.
+
+No layer is kept from storage in half (31=2): it would read its blob of 16 bits as float32, since what converts blobs
+in front of a layer goes by the layer's own options, too (src/net.cpp, forward_layer, do_forward_layer).
 Source: ncnn, src/net.cpp, load_param (30: three or four numbers behind the dimensions are read; 31: featmask);
-src/layer/x86/convolution_x86.cpp, create_pipeline.
+src/layer/x86/convolution_x86.cpp, create_pipeline; src/layer/arm/convolution_arm_asimdhp.cpp, create_pipeline_fp16s
+(Winograd asks for arithmetic in float16), forward_fp16s.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,14 +20,13 @@ from dataclasses import dataclass
 import onnx
 
 from onnx_lathe import metadata
-from onnx_lathe.kernels import DIRECT, NAMES, PROFILES, Profile
+from onnx_lathe.kernels import DIRECT, NAMES, Profile
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer, plain_name
 from onnx_lathe.runtime.targets.ncnn.node import node_name
 
 HINT, MASK = 30, 31
 NO_WINOGRAD = 64
-NO_HALF = 3
-"""Neither arithmetic in float16 (1) nor storage (2)."""
+NO_HALF_ARITHMETIC = 1
 TAPS = 3
 INT8_TERM = 8
 OPEN_SIZE = "depends on the size of the input"
@@ -69,7 +72,7 @@ def wanted(nodes: Sequence[onnx.NodeProto]) -> dict[str, int]:
     return found
 
 
-def in_float32(nodes: Sequence[onnx.NodeProto]) -> set[str]:
+def summed_in_float32(nodes: Sequence[onnx.NodeProto]) -> set[str]:
     """Conv nodes whose `lathe.conv_precision` says float32."""
     return {
         node_name(node, index)
@@ -119,8 +122,8 @@ def follow(
     float32: Collection[str] = (),
 ) -> Notes:
     """Writes the choices into the layers, last of all, and puts a Split where a hint is not to be seen. Returns the
-    choices that ncnn cannot be made to take. `title`: what the profile is called; `float32`: nodes that are to compute
-    in it.
+    choices that ncnn cannot be made to take. `title`: what the profile is called; `float32`: nodes that are to sum
+    so.
     """
     notes: Notes = []
     found = convolutions(layers, results)
@@ -134,13 +137,19 @@ def follow(
             )
             continue
         layer, one = found[name]
-        arithmetic = profile
-        if name in float32 and profile.exact is not None:
-            layer.params[MASK], arithmetic = NO_HALF, PROFILES[profile.exact]
-        if reason := _write(layer, one, m, arithmetic, title):
+        wide = name in float32 and profile.sums is not None and not one.int8
+        if reason := _sum_wide(layer, m) if wide else _write(layer, one, m, profile, title):
             notes.append((name, reason))
     _shield(layers, [layer for layer, _ in found.values() if HINT not in layer.params], found, profile)
     return notes
+
+
+def _sum_wide(layer: Layer, m: int) -> str | None:
+    """Returns why it is not the algorithm that was chosen, if it is not."""
+    layer.params[MASK] = NO_HALF_ARITHMETIC
+    if m == DIRECT:
+        return None
+    return f"{NAMES[m]} is chosen, and ncnn sums in float32 by direct convolution alone: it stays with that"
 
 
 def _write(layer: Layer, one: Convolution, m: int, profile: Profile, title: str) -> str | None:
@@ -149,7 +158,7 @@ def _write(layer: Layer, one: Convolution, m: int, profile: Profile, title: str)
     if m == own:
         return None
     if m == DIRECT:
-        layer.params[MASK] = NO_WINOGRAD | (NO_HALF if MASK in layer.params else 0)
+        layer.params[MASK] = NO_WINOGRAD
         return None
     if hint == m:
         layer.params[HINT] = one.shape

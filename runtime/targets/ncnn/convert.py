@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import onnx
 
 from onnx_lathe.kernels import PROFILES
-from onnx_lathe.runtime.targets.ncnn.algorithms import Sizes, follow, in_float32, wanted
+from onnx_lathe.runtime.targets.ncnn.algorithms import Sizes, follow, summed_in_float32, wanted
 from onnx_lathe.runtime.targets.ncnn.branches import decided
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer
 from onnx_lathe.runtime.targets.ncnn.facts import BODIES, Shape, gather
@@ -101,7 +101,8 @@ def convert(
     unfollowed: Sequence[tuple[str, str]] = ()
     if profile is not None:
         chosen = wanted(model.graph.node)
-        unfollowed = follow(layers, chosen, results, PROFILES[profile], profile, in_float32(model.graph.node))
+        wide = summed_in_float32(model.graph.node)
+        unfollowed = follow(layers, chosen, results, PROFILES[profile], profile, wide)
     return Conversion(
         layers,
         [

@@ -14,8 +14,8 @@ from onnx_lathe.runtime.targets.ncnn.requantize import is_int8
 KERNEL, DILATION, STRIDE = (1, 11), (2, 12), (3, 13)
 OUTPUTS, WEIGHTS = 0, 6
 MASK, HINT = 31, 30
-"""What a layer is not to use, of which 64 is Winograd; the sizes that it is told (src/layer.cpp, layer/convolution)."""
-NO_WINOGRAD = 64
+"""What a layer is not to use, of which 64 is Winograd, and 1 arithmetic in half; the sizes that it is told (src/layer.cpp, layer/convolution)."""
+NO_HALF_ARITHMETIC, NO_WINOGRAD = 1, 64
 TAPS = 3
 
 
@@ -60,6 +60,8 @@ def convolutions(layers: Sequence[Layer], model: onnx.ModelProto, profile: str) 
         steps = {params.get(key, 1) for key in (*DILATION, *STRIDE)}
         if {params.get(key) for key in KERNEL} != {TAPS} or steps != {1}:
             continue
+        if _masked(layer, NO_HALF_ARITHMETIC):  # direct, for its error: no time outweighs that
+            continue
         node = next((name for name in layer.nodes if name and name in known), None)
         if node is None:
             continue
@@ -81,14 +83,18 @@ def convolutions(layers: Sequence[Layer], model: onnx.ModelProto, profile: str) 
 
 
 def _own(profile: str, inputs: int, outputs: int, int8: bool) -> str:
-    return NAMES[PROFILES["arm64-int8" if int8 else profile].default(inputs, outputs)]
+    return NAMES[PROFILES[profile].own(inputs, outputs, int8)]
 
 
 def _written(layer: Layer, said: str | None) -> str | None:
-    mask = layer.params.get(MASK, 0)
-    if isinstance(mask, int) and mask & NO_WINOGRAD:
+    if _masked(layer, NO_WINOGRAD):
         return "direct"
     return said if HINT in layer.params else None
+
+
+def _masked(layer: Layer, bit: int) -> bool:
+    mask = layer.params.get(MASK, 0)
+    return isinstance(mask, int) and bool(mask & bit)
 
 
 def _said(model: onnx.ModelProto) -> Mapping[str, str]:
