@@ -257,7 +257,9 @@ def _build(
     found.files = [path.name for path in artifact.paths]
     found.size_bytes = artifact.size_bytes
     found.details = dict(artifact.details)
-    found.details |= target.verify(model, artifact, config, run.feeds, run.ui.status)
+    tried = dict(target.verify(model, artifact, config, run.feeds, run.ui.status))
+    _warn(run, target, tried.pop("notes", ()))
+    found.details |= tried
     _warn(run, target, artifact.notes)
     return artifact
 

@@ -121,9 +121,7 @@ def test_both_operands_may_be_the_same() -> None:
     agree(build("(float[1, 3, 5] x) => (float[1, 3, 5] y) { a = Mul(x, x) b = Sub(a, x) y = Add(b, b) }"))
 
 
-@pytest.mark.parametrize(
-    "exponent", [0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.0, -1.0, -2.0, 1.5, 3.5, -0.5, -2.5]
-)
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.0, -1.0, -2.0, 1.5, 3.5, -0.5, -2.5])
 def test_powers(exponent: float) -> None:
     model = build(
         "(float[1, 16, 5] x) => (float[1, 16, 5] y) { y = Pow(x, e) }", e=np.array([exponent], np.float32)

@@ -210,3 +210,18 @@ def test_weights_in_float16_may_move_what_they_move_in_onnx_runtime(tmp_path: Pa
     assert compile_it(path, tmp_path / "data.npz", out, "ncnn(storage=float16)") == 0
     found = report_of(out)["details"]["verified"]
     assert found["allowed"] > verify.HALF
+
+
+def test_activations_beyond_float16_are_named(data: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "net.onnx", tmp_path / "out"
+    text = """(float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) {
+        [wide] m = Conv (x, w)
+        r = Relu (m)
+        [narrow] y = Mul (r, s)
+    }"""
+    onnx.save(build(text, w=1e6 * random(4, 3, 3, 3), s=np.float32(1e-6)), path)
+    assert compile_it(path, data, out) == 0
+    warnings = json.loads((out / "report.json").read_text())["warnings"]
+    assert any("65504" in line and "wide" in line for line in warnings)
+    assert "const bool half = false" in (out / "model.ncnn.example.cpp").read_text()
+    assert report_of(out)["details"]["verified"]["fits_float16"] is False

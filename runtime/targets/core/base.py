@@ -153,7 +153,7 @@ class Target:
         progress: Progress,
     ) -> Mapping[str, Any]:
         """Tries what was built from the lowered model file on `feeds`, where this machine can. Returns details for
-        the report. Raises TargetError where it does not compute what the model does.
+        the report; of them `notes` are warnings. Raises TargetError where it does not compute what the model does.
         """
         return {}
 

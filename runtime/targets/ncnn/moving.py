@@ -175,7 +175,8 @@ def cropped(net: Network, blob: Loose, cuts: dict[int, tuple[int, int, Pair]], l
     ends = [cuts[place][1] for place in places]
     params: dict[int, Value] = {9: [cuts[place][0] for place in places], 10: ends, 11: places}
     if any(isinstance(start, str) for start in starts):
-        params = {19 + number: _listed(values) for number, values in enumerate((starts, ends, places))}
+        said: tuple[list[int | str], ...] = (starts, [*ends], [*places])
+        params = {19 + number: _listed(values) for number, values in enumerate(said)}
     name = net.inner("Crop", label, [blob.name], params)
     return Loose(
         name, tuple(cuts[place][2] if place in cuts else size for place, size in enumerate(blob.dims))

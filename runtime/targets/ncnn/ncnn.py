@@ -30,6 +30,7 @@ from onnx_lathe.runtime.targets.ncnn.algorithms import count_chosen, wanted
 from onnx_lathe.runtime.targets.ncnn.bundle.writing import Bundle
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import param_text, write_weights
+from onnx_lathe.runtime.targets.ncnn.halves import beyond_half
 from onnx_lathe.runtime.targets.ncnn.reopen import reopen
 from onnx_lathe.runtime.targets.ncnn.requantize import count_requantized, is_int8
 from onnx_lathe.runtime.targets.ncnn.running import Settings, package
@@ -38,6 +39,8 @@ from onnx_lathe.runtime.targets.ncnn.sizes import Sizes, from_data, parse, sizes
 
 STORAGES = ("float32", "float16")
 PARAM, WEIGHTS = "model.ncnn.param", "model.ncnn.bin"
+HALVES = ("arm64-fp16", "arm64-int8")
+"""Profiles whose float layers compute in float16."""
 OPEN = "on the size of the input"
 """Ends each reason that fixed sizes would do away with: one or several things depend on it."""
 SEVERAL = "several samples at once"
@@ -200,6 +203,14 @@ class Ncnn(Target):
         for result in results:
             verify.check(result)
         found = verify.report(max(results, key=verify.Agreement.share))
+        beyond = beyond_half(proto, samples[0]) if options.profile in HALVES else []
+        found["verified"]["fits_float16"] = not beyond
+        if beyond:
+            listed = ", ".join(f"{node} {largest:.3g}" for node, largest in beyond)
+            found["notes"] = [
+                f"activations come near the largest value of float16, 65504, in which phones compute: {listed}; the example "
+                "therefore switches float16 off, and ncnn(profile=arm64-fp32) chooses algorithms for that"
+            ]
         Bundle.of(param).write(written, proto, options, found["verified"])
         return found
 

@@ -9,23 +9,17 @@ from onnx_lathe.runtime.targets.ncnn.bundle.pixels import Pixels
 from onnx_lathe.runtime.targets.ncnn.bundle.template import EXAMPLE, FROM_RGBA, KEPT, ROI_SHORT, ROI_STRETCHED
 from onnx_lathe.runtime.targets.ncnn.convert import Port
 
-HALF = {
-    "arm64-fp16": "true",
-    "arm64-fp32": "false",
-}
-"""By profile, whether arithmetic may be in float16; ncnn uses it where the processor has it."""
-
 
 def example(
     title: str,
     names: tuple[str, str],
-    profile: str,
+    half: bool,
     inputs: Sequence[Port],
     outputs: Sequence[Port],
     convolutions: Sequence[Chosen],
     pixels: Pixels | str,
 ) -> str:
-    """The source text. `names`: of the files .param and .bin."""
+    """The source text. `names`: of the files .param and .bin. half: whether arithmetic may be in float16."""
     return Template(EXAMPLE).substitute(
         title=title,
         param=literal(names[0]),
@@ -33,7 +27,7 @@ def example(
         inputs=_lines(_port(port) for port in inputs),
         outputs=_lines(_port(port) for port in outputs),
         convolutions=_lines(_convolution(one) for one in convolutions),
-        half=HALF.get(profile, "true"),
+        half="true" if half else "false",
         from_rgba=_no_pixels(pixels) if isinstance(pixels, str) else _from_rgba(pixels),
     )
 

@@ -45,6 +45,7 @@ class Bundle:
         """Writes the description and, if the options want it, the example and the README. `verified`: what came of
         the comparison with ONNX Runtime. Returns all files that there are now.
         """
+        halves = options.profile != "arm64-fp32" and bool((verified or {}).get("fits_float16", True))
         pixels = pixels_of(options.preprocess, written.inputs)
         chosen = convolutions(written.layers, model, options.profile)
         described = self._described(written, chosen, pixels, options) | (
@@ -59,7 +60,7 @@ class Bundle:
             example(
                 f"{self.param.name}, written by Lathe {VERSION}",
                 names,
-                options.profile,
+                halves,
                 written.inputs,
                 written.outputs,
                 chosen,
