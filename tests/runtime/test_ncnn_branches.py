@@ -2,7 +2,9 @@
 
 import numpy as np
 import onnx
+import pytest
 
+from onnx_lathe.runtime.targets.ncnn.further import further_values
 from tests.support.builders import build, random
 from tests.support.ncnn import agree, refusals, types
 
@@ -38,6 +40,55 @@ def test_a_branch_that_is_the_same_at_all_sizes() -> None:
 def test_a_branch_that_the_size_decides_is_refused() -> None:
     ((_, op, reason),) = refusals(branch(), {"x": (1, 4, 6)}, {"x": (1, 7, 6)})
     assert (op, reason) == ("If", "which of its branches runs depends on the size of the input")
+
+
+PROBED = {"x": (1, 3, 224, 224)}, {"x": (1, 3, 256, 288)}
+
+
+@pytest.mark.parametrize("size, taken", [(512, False), (128, False), (64, True), (900, True)])
+def test_a_branch_that_sizes_far_away_decide_is_refused(size: int, taken: bool) -> None:
+    text = """(float[1, 3, H, W] x) => (float[1, 3, A, B] y) {
+        s = Shape(x) h = Gather(s, two) c = Greater(h, limit)
+        y = If (c) < then_branch = a () => (float[1, 3, A, B] p) { p = Neg(x) }, else_branch = b () => (float[1, 3, A, B] q) { q = Relu(x) } >
+    }"""
+    found = refusals(build(text, two=np.array(2), limit=np.array(size)), *PROBED)
+    assert [op for _, op, _ in found] == ([] if taken else ["If"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "m = Min(h, limit) f = Cast <to = 1> (m) y = Mul(x, f)",
+        "m = Min(h, limit) e = Concat <axis = 0> (m, w) y = Slice(x, zeros, e, axes)",
+        "r = Relu(x) t = Shape(r) k = Gather(t, two) m = Min(k, limit) f = Cast <to = 1> (m) y = Mul(x, f)",
+    ],
+)
+def test_what_is_the_same_at_sizes_nearby_alone_is_refused(body: str) -> None:
+    text = f"(float[1, 3, H, W] x) => (float[A, B, C, D] y) {{ s = Shape(x) h = Gather(s, two) w = Gather(s, three) {body} }}"
+    stored = {
+        "two": np.array([2]),
+        "three": np.array([3]),
+        "limit": np.array([150]),
+        "zeros": np.array([0, 0]),
+        "axes": np.array([2, 3]),
+    }
+    model = build(
+        text, **{name: value for name, value in stored.items() if name in body or name in "two three"}
+    )
+    ((_, _, reason),) = refusals(model, *PROBED)
+    assert "depends on the size of the input" in reason
+    assert not refusals(model, PROBED[0], PROBED[0])
+
+
+def test_sizes_that_the_model_does_not_fit_say_nothing() -> None:
+    """Positions are known up to 12: at three times 12 it cannot run, at half of 9 it can."""
+    text = """(float[1, N] x) => (float[1, N] y) {
+        s = Shape(x) n = Gather(s, one) p = Slice(table, zero, n, one) a = Add(x, p)
+        m = Max(n, limit) f = Cast <to = 1> (m) y = Mul(a, f)
+    }"""
+    stored = {"one": np.array([1]), "zero": np.array([0]), "limit": np.array([20]), "table": random(1, 12)}
+    found = further_values(build(text, **stored), {"x": (1, 9)}, {"x": (1, 12)}, ["f"])
+    assert [values["f"].tolist() for values in found] == [[20.0]]
 
 
 def test_branches_within_branches_and_names_that_are_taken() -> None:

@@ -3,7 +3,7 @@
     If(Equal(Gather(Shape(x), 1), 1))      one of its bodies, whichever runs at these sizes
 
 Exporters write such a branch where a layer drops a dimension of 1. ncnn has no branches; where the condition is the same
-at both sizes that are looked at, the body's nodes take the place of the If.
+at all sizes that are looked at, the body's nodes take the place of the If.
 """
 
 import itertools
@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.runtime.targets.ncnn.facts import Shape, free_tensors, free_values
+from onnx_lathe.runtime.targets.ncnn.further import further_values
 
 MOST_ROUNDS = 16
 """How deep branches may lie in one another."""
@@ -34,10 +35,11 @@ def decided(
         known = [
             free_values(model, each, wanted) for each in ((sizes, others) if sizes != others else (sizes,))
         ]
+        known += further_values(model, sizes, others, wanted) if sizes != others else []
         chosen = {
             name: bool(known[0][name])
             for name in wanted
-            if all(np.all(one[name] == known[0][name]) for one in known)
+            if all(np.all(one[name] == known[0][name]) for one in known if name in one)
         }
         if not chosen:
             break

@@ -9,12 +9,13 @@ from onnx_lathe.kernels import PROFILES
 from onnx_lathe.runtime.targets.ncnn.algorithms import Sizes, follow, summed_in_float32, wanted
 from onnx_lathe.runtime.targets.ncnn.branches import decided
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer
-from onnx_lathe.runtime.targets.ncnn.facts import BODIES, Shape, gather
+from onnx_lathe.runtime.targets.ncnn.facts import BODIES, Facts, Shape, gather
 from onnx_lathe.runtime.targets.ncnn.finish import finish
+from onnx_lathe.runtime.targets.ncnn.further import varying
 from onnx_lathe.runtime.targets.ncnn.integers import held_as_floats, is_integer
 from onnx_lathe.runtime.targets.ncnn.network import Axes, Network
 from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported, node_name, overlooked, view
-from onnx_lathe.runtime.targets.ncnn.registry import find
+from onnx_lathe.runtime.targets.ncnn.registry import Builder, find
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,7 @@ def convert(
     model = decided(model, sizes, others)
     facts = gather(model, sizes, others)
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
-    made = {name: node for node in model.graph.node for name in node.output if name}
-    net = Network(facts, made, held_as_floats(model.graph, facts.types, facts.free))
+    net = _network(model, facts)
     refused: list[tuple[str, str, str]] = []
     for name in sizes:
         _try(refused, Node(name, "Input", opset, (), (name,), {}, {}), lambda name=name: net.input(name))
@@ -86,7 +86,7 @@ def convert(
         _try(
             refused,
             Node(name, "Output", opset, (name,), (), {}, {}),
-            lambda name=name: net.form(name, net.usual(name)),
+            lambda name=name: _handed_out(net, name),
         )
     if refused:
         return Conversion((), (), (), refused)
@@ -117,6 +117,12 @@ def convert(
     )
 
 
+def _network(model: onnx.ModelProto, facts: Facts) -> Network:
+    made = {name: node for node in model.graph.node for name in node.output if name}
+    counted = held_as_floats(model.graph, facts.types, facts.free)
+    return Network(facts, made, counted, varying(model, facts))
+
+
 def _read(graph: onnx.GraphProto) -> set[str]:
     """Also what bodies read."""
     found: set[str] = set()
@@ -142,7 +148,7 @@ def _write(net: Network, refused: list[tuple[str, str, str]], proto: onnx.NodePr
         refused.append((node.name, node.op, f"ncnn, or Lathe for it, has no {node.op}{domain}"))
     else:
         before = len(net.layers)
-        _try(refused, node, lambda: builder(node, net))
+        _try(refused, node, lambda: _built(net, node, builder))
         if (name := overlooked(node, proto.domain)) and len(refused) == known:
             refused.append(
                 (node.name, node.op, f"Lathe does not know what its attribute '{name}' means for ncnn")
@@ -152,6 +158,16 @@ def _write(net: Network, refused: list[tuple[str, str, str]], proto: onnx.NodePr
     for name in node.outputs if len(refused) > known else ():
         if name and name not in net.blobs and name not in net.loose:
             _pretend(net, name)
+
+
+def _built(net: Network, node: Node, builder: Builder) -> None:
+    net.refuse_varying(node.inputs)
+    builder(node, net)
+
+
+def _handed_out(net: Network, tensor: str) -> None:
+    net.refuse_varying([tensor])
+    net.form(tensor, net.usual(tensor))
 
 
 def _try(refused: list[tuple[str, str, str]], node: Node, act) -> None:  # type: ignore[no-untyped-def]

@@ -56,9 +56,7 @@ def free_values(
     model: onnx.ModelProto, sizes: Mapping[str, Shape], wanted: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """The values of these free tensors at these sizes."""
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    _fix_inputs(fixed.graph, sizes)
+    fixed = fixed_at(model, sizes)
     stored = _stored(fixed.graph)
     made = [name for name in wanted if name not in stored]
     return {name: stored[name] for name in wanted if name in stored} | (
@@ -99,9 +97,7 @@ def _look(
     model: onnx.ModelProto, sizes: Mapping[str, Shape], free: set[str], stored: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, Shape], dict[str, np.ndarray], dict[str, int]]:
     """(shapes, values of free tensors, element types) at these sizes."""
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    _fix_inputs(fixed.graph, sizes)
+    fixed = fixed_at(model, sizes)
     shapes, types = _inferred(fixed)
     if any(_rounds_up(node) for node in fixed.graph.node):
         shapes = dict(sizes)
@@ -121,6 +117,14 @@ def _rounds_up(node: onnx.NodeProto) -> bool:
     the padding, which ONNX Runtime leaves out. Then ONNX Runtime is asked for every shape.
     """
     return any(item.name == "ceil_mode" and item.i for item in node.attribute)
+
+
+def fixed_at(model: onnx.ModelProto, sizes: Mapping[str, Shape]) -> onnx.ModelProto:
+    """A copy whose inputs have these sizes, and that says no other shape."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    _fix_inputs(fixed.graph, sizes)
+    return fixed
 
 
 def _fix_inputs(graph: onnx.GraphProto, sizes: Mapping[str, Shape]) -> None:

@@ -5,7 +5,7 @@ at most four, are the blob's dimensions, outermost first: c, d, h, w. Values lie
 dimensions of 1 can be put in and taken out where a layer wants them (`form`).
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,15 +43,20 @@ class Loose:
 
 class Network:
     """What builders write to. `nodes`: the model's node that writes each tensor; `counted`: tensors of integers
-    whose blobs hold floats (integers.py).
+    whose blobs hold floats (integers.py); `varying`: free tensors that are not what they seem (further.py).
     """
 
     def __init__(
-        self, facts: Facts, nodes: Mapping[str, onnx.NodeProto], counted: Set[str] = frozenset()
+        self,
+        facts: Facts,
+        nodes: Mapping[str, onnx.NodeProto],
+        counted: Set[str] = frozenset(),
+        varying: Set[str] = frozenset(),
     ) -> None:
         self.facts = facts
         self.nodes = nodes
         self.counted = counted
+        self.varying = varying
         self.layers: list[Layer] = []
         self.blobs: dict[str, Blob] = {}
         self.loose: dict[str, Loose] = {}
@@ -86,6 +91,13 @@ class Network:
         """The values of a constant; None for a tensor that is none, or depends on the sizes of inputs."""
         found = self.values(tensor)
         return found[0] if found is not None and _same(*found) else None
+
+    def refuse_varying(self, tensors: Iterable[str]) -> None:
+        """Refuses what is equal at both sizes by chance."""
+        if found := next((tensor for tensor in tensors if tensor in self.varying), None):
+            raise Unsupported(
+                f"'{found}' depends on the size of the input, in a way that shows only far from the sizes looked at"
+            )
 
     def values(self, tensor: str) -> tuple[np.ndarray, np.ndarray] | None:
         """The values of a free tensor at both sizes."""
