@@ -165,3 +165,10 @@ def test_rounding_is_to_even_and_special_values_stay() -> None:
 def test_an_open_size_stays_open() -> None:
     text = "(float[1, 3, H, W] x) => (float[1, 3, H, W] y) { a = Softplus(x) y = HardSwish(a) }"
     agree(build(text), {"x": (1, 3, 4, 5)}, {"x": (1, 3, 7, 2)})
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.0, -0.5])
+def test_a_threshold_of_what_is_infinite(alpha: float) -> None:
+    text = f"(float[1, 6] x) => (float[1, 6] y) {{ t = ThresholdedRelu<alpha = {alpha}>(x) y = Sigmoid(t) }}"
+    feeds = {"x": np.array([[-np.inf, np.inf, 0, 2, -0.25, alpha]], np.float32)}
+    agree(build(text), feeds=feeds)

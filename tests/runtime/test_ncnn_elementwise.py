@@ -212,3 +212,15 @@ def test_open_sizes_stay_open() -> None:
 def test_integers_are_refused() -> None:
     model = build("(int64[1, 3] x) => (int64[1, 3] y) { y = Add(x, x) }")
     assert [reason for *_, reason in refusals(model)] == ["it computes with integers, and ncnn with float32"]
+
+
+@pytest.mark.parametrize("made", ["RandomNormal<shape = [1, 3]>()", "RandomUniform<shape = [1, 3]>()"])
+def test_a_factor_of_a_node_that_reads_nothing_is_refused(made: str) -> None:
+    for body in (
+        "y = Mul(x, r)",
+        "t = Tanh(r) y = Mul(x, t)",
+        "w = Mul(r, r) y = Pow(w, x)",
+        "y = Div(x, r)",
+    ):
+        model = build(f"(float[1, 3] x) => (float[1, 3] y) {{ r = {made} {body} }}")
+        assert made.split("<")[0] in [op for _, op, _ in refusals(model)]

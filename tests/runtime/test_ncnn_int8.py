@@ -9,7 +9,7 @@ import pytest
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer
 from onnx_lathe.runtime.targets.ncnn.requantize import count_requantized, is_int8
 from tests.support.builders import build
-from tests.support.ncnn import agree, types
+from tests.support.ncnn import agree, refusals, types
 
 ONE_LEVEL = 0.02
 """Of the largest value: a value half-way between two levels may be rounded to either, here and there."""
@@ -117,3 +117,53 @@ def test_a_pair_in_front_of_no_layer_rounds_in_float() -> None:
     model = net(f"{pair('x', 's', 'xq')} y = Relu(xq)")
     layers = agree(model, feeds={"x": np.linspace(-5, 5, 800, dtype=np.float32).reshape(1, 8, 10, 10)})
     assert types(layers) == ["BinaryOp", "UnaryOp", "Clip", "BinaryOp", "ReLU"]
+
+
+def rounded(
+    zero: onnx.TensorProto, other: onnx.TensorProto | None, first: Sequence[float]
+) -> onnx.ModelProto:
+    """A pair around `zero` and `other`, the second's zero-point."""
+    second = ["q", "t"] + (["o"] if other is not None else [])
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], axis=1),
+        onnx.helper.make_node("DequantizeLinear", second, ["y"], "decoded"),
+    ]
+    scales = [
+        onnx.numpy_helper.from_array(np.array(value, np.float32), name)
+        for name, value in (("s", first if len(first) > 1 else first[0]), ("t", 0.1))
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "pair",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 3])],
+        [*scales, zero, *([other] if other is not None else [])],
+    )
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def point(name: str, kind: str, *values: int) -> onnx.TensorProto:
+    shape = [len(values)] if len(values) > 1 else []
+    return onnx.helper.make_tensor(name, getattr(onnx.TensorProto, kind), shape, values)
+
+
+@pytest.mark.parametrize("kind, value", [("INT8", 0), ("UINT8", 128), ("INT16", 5), ("UINT16", 300)])
+def test_a_pair_alone_is_written_in_float(kind: str, value: int) -> None:
+    agree(rounded(point("z", kind, value), point("o", kind, value), [0.1]))
+
+
+@pytest.mark.parametrize(
+    "zero, other, first, reason",
+    [
+        (point("z", "INT4", 0), point("o", "INT4", 0), [0.1], "it reads int4; of integers, those of 8 and 16 bits are written"),
+        (point("z", "UINT8", 128), point("o", "UINT8", 127), [0.1], "its zero-point is not that of QuantizeLinear"),
+        (point("z", "UINT8", 128), None, [0.1], "its zero-point is not that of QuantizeLinear"),
+        (point("z", "INT8", 0, 0, 0), point("o", "INT8", 0), [0.1, 0.2, 0.3], "the scale of the activation is not one number"),
+        (point("z", "FLOAT8E4M3FN", 0), point("o", "FLOAT8E4M3FN", 0), [0.1], "it reads float8_e4m3fn; of integers, those of 8 and 16 bits are written"),
+    ],
+)  # fmt: skip
+def test_a_pair_that_is_not_one_of_8_or_16_bits_is_refused(
+    zero: onnx.TensorProto, other: onnx.TensorProto | None, first: Sequence[float], reason: str
+) -> None:
+    assert refusals(rounded(zero, other, first)) == [("decoded", "DequantizeLinear", reason)]

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnx_lathe.runtime.targets.ncnn.operators.reduction import OPERATIONS
 from tests.support.builders import build, random
 from tests.support.ncnn import agree, types
 
@@ -125,3 +126,9 @@ def test_a_mean_over_a_plane_is_pooling() -> None:
 def test_axes_that_are_given_are_reduced_whatever_no_axes_would_mean() -> None:
     text = "(float[1, 3, 4] x) => (float[1, 3] y) { y = ReduceSum <noop_with_empty_axes = 1, keepdims = 0> (x, axes) }"
     agree(build(text, axes=np.array([2])))
+
+
+@pytest.mark.parametrize("op", sorted({*OPERATIONS, "ReduceLogSumExp"}))
+def test_a_reduction_of_nothing(op: str) -> None:
+    text = f"(float[2, 3] x) => (float[a, b] y) {{ p = Exp(x) y = {op}<noop_with_empty_axes = 1>(p) }}"
+    agree(build(text, opset=18))

@@ -179,3 +179,13 @@ def test_long_names_that_differ_at_their_beginning_alone() -> None:
     for value in model.graph.output:
         value.name = value.name.replace("LONG", long)
     agree(model)
+
+
+@pytest.mark.parametrize("op", ["Expand", "Reshape"])
+def test_a_shape_that_is_made_of_values_is_refused(op: str) -> None:
+    text = """(float[1, 4] x) => (float[a, b] y) {
+        m = ReduceMax<keepdims = 0>(x) t = Sigmoid(m) g = Ceil(t) c = Cast<to = 7>(g) u = Unsqueeze(c, zero)
+        s = Concat<axis = 0>(u, four) [shaped] y = %s(x, s)
+    }"""
+    model = build(text % op, zero=integers(0), four=integers(4))
+    assert ("shaped", op, "its shape is computed at run time") in refusals(model)

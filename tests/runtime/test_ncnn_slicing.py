@@ -193,3 +193,9 @@ def test_indices_that_a_layer_computes_are_refused() -> None:
     text = "(float[1, 5] x) => (float[1, 6] y) { i = ArgMax <axis = 1, keepdims = 0> (x) [row] y = Gather(table, i) }"
     reasons = {node: reason for node, _, reason in refusals(build(text, table=random(5, 6)))}
     assert reasons["row"] == "its indices are computed at run time"
+
+
+@pytest.mark.parametrize("places", [(1, 0, -1), (0, -1, -2), (-1, 0, 1), (-1, -2, -3), (0, 2, 4)])
+def test_places_on_both_sides_of_the_ends_of_an_open_size(places: tuple[int, ...]) -> None:
+    text = "(float[1, 3, H] x) => (float[1, 3, P] y) { y = Gather <axis = 2> (x, places) }"
+    agree(build(text, places=integers(*places)), {"x": (1, 3, 6)}, {"x": (1, 3, 9)})

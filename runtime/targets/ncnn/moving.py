@@ -95,6 +95,13 @@ def leave(node: Node, net: Network, blob: Loose, output: int = 0) -> None:
     net.name_output(node, blob.name, axes, output)
 
 
+def refuse_computed_shape(node: Node, net: Network) -> None:
+    """What the two known sizes say of a shape holds at no other, nor for other values, if it is made of an input's."""
+    if node.given(1) and not net.is_free(node.inputs[1]):
+        what = "axes are" if node.op in ("Squeeze", "Unsqueeze") else "shape is"
+        raise Unsupported(f"its {what} computed at run time")
+
+
 def _matched(dims: Sequence[Pair], sizes: Sequence[Pair], usual: Axes) -> Axes | None:
     """The axes that are a blob's dimensions, if each of these is one: as usual, or else the innermost that fit."""
     if list(dims) == ([sizes[axis] for axis in usual] or [ONE]):
@@ -175,8 +182,7 @@ def cropped(net: Network, blob: Loose, cuts: dict[int, tuple[int, int, Pair]], l
     ends = [cuts[place][1] for place in places]
     params: dict[int, Value] = {9: [cuts[place][0] for place in places], 10: ends, 11: places}
     if any(isinstance(start, str) for start in starts):
-        said: tuple[list[int | str], ...] = (starts, [*ends], [*places])
-        params = {19 + number: _listed(values) for number, values in enumerate(said)}
+        params = {19: _listed(starts), 20: _listed(ends), 21: _listed(places)}
     name = net.inner("Crop", label, [blob.name], params)
     return Loose(
         name, tuple(cuts[place][2] if place in cuts else size for place, size in enumerate(blob.dims))

@@ -63,10 +63,10 @@ def int8_weight(net: Known, tensor: str) -> Int8Weight | None:
 def quantized_input(net: Known, tensor: str) -> tuple[str, float] | None:
     """(what is quantized, its scale) of a tensor behind a pair of INT8 with one scale and zero-point 0."""
     dequantize = net.nodes.get(tensor)
-    quantize = None if dequantize is None else net.nodes.get(dequantize.input[0])
-    if dequantize is None or quantize is None:
+    if dequantize is None or dequantize.op_type != "DequantizeLinear":
         return None
-    if dequantize.op_type != "DequantizeLinear" or quantize.op_type != "QuantizeLinear":
+    quantize = net.nodes.get(dequantize.input[0])
+    if quantize is None or quantize.op_type != "QuantizeLinear":
         return None
     scales = []
     for node in (quantize, dequantize):

@@ -156,10 +156,11 @@ def sign(node: Node, net: Network) -> None:
 
 @operator("ThresholdedRelu")
 def thresholded_relu(node: Node, net: Network) -> None:
-    """x where it is above alpha, else 0."""
-    source = _source(node, net)
-    above = net.inner("Threshold", f"{node.name}_above", [source.name], {0: node.number("alpha", 1.0)})
-    net.put(node, "BinaryOp", [source.name, above], {0: math_layers.MUL}, axes=source.axes)
+    """x where it is above alpha, else 0: (x > alpha) * max(x, alpha), since 0 times infinity is no number."""
+    source, alpha = _source(node, net), node.number("alpha", 1.0)
+    above = net.inner("Threshold", f"{node.name}_above", [source.name], {0: alpha})
+    kept = scalar(net, f"{node.name}_kept", math_layers.MAX, source.name, alpha)
+    net.put(node, "BinaryOp", [kept, above], {0: math_layers.MUL}, axes=source.axes)
 
 
 @operator("Shrink")

@@ -212,11 +212,11 @@ def _gated(node: Node, net: Network) -> bool:
 def _gate(net: Network, gate: str, value: str) -> tuple[str, dict[int, Value]] | None:
     """(layer, parameters) of `value` times `gate`."""
     made = net.nodes.get(gate)
-    if made is None or made.domain:
+    if made is None or made.domain or not made.input:
         return None
     if made.op_type == "Tanh":
         before = net.nodes.get(made.input[0])
-        plus = before is not None and before.op_type == "Softplus" and before.input[0] == value
+        plus = before is not None and before.op_type == "Softplus" and list(before.input) == [value]
         return ("Mish", {}) if plus else None
     if made.input[0] != value:
         return None

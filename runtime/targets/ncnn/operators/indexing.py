@@ -89,7 +89,7 @@ def _pieces(places: np.ndarray) -> list[tuple[int, int, int]]:
     """Runs (first, last, step) of places at equal distances; a run of less than three is one of neighbours."""
     pieces: list[tuple[int, int, int]] = []
     values = [int(place) for place in places]
-    if len(values) > 2:
+    if len(values) > 2 and (min(values) >= 0 or max(values) < 0):  # no run goes on behind the first value
         step = values[1] - values[0]
         if step not in (0, 1) and all(b - a == step for a, b in itertools.pairwise(values)):
             return [(values[0], values[-1], step)]
@@ -140,4 +140,4 @@ def _carries_integers(net: Network, tensor: str) -> bool:
     made = net.nodes.get(tensor)
     if made is None:
         return tensor in net.facts.inputs
-    return made.op_type in CARRYING and _carries_integers(net, made.input[0])
+    return made.op_type in CARRYING and bool(made.input) and _carries_integers(net, made.input[0])

@@ -5,7 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnx_lathe.runtime.targets.ncnn.expressions import ONE, Pair, holds, is_open, pairs, product
-from onnx_lathe.runtime.targets.ncnn.moving import TO_THE_END, along, grouped, held, leave, reshape
+from onnx_lathe.runtime.targets.ncnn.moving import (
+    TO_THE_END,
+    along,
+    grouped,
+    held,
+    leave,
+    refuse_computed_shape,
+    reshape,
+)
 from onnx_lathe.runtime.targets.ncnn.network import MOST_DIMENSIONS, Axes, Loose, Network
 from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
@@ -107,6 +115,7 @@ def tile(node: Node, net: Network) -> None:
 @operator("Expand")
 def expand(node: Node, net: Network) -> None:
     """Dimensions of 1 are repeated; those that come in front are 1 until then."""
+    refuse_computed_shape(node, net)
     before, after = pairs(net, node.inputs[0]), pairs(net, node.outputs[0])
     before = (ONE,) * (len(after) - len(before)) + before
     repeats = []

@@ -14,6 +14,7 @@ from onnx_lathe.runtime.targets.ncnn.registry import operator
 from onnx_lathe.runtime.targets.ncnn.weights import zero_point
 
 MUL, ROUND = 2, 18
+LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "uint16": (0, 65535)}
 
 
 @operator("QuantizeLinear")
@@ -34,17 +35,21 @@ def dequantize(node: Node, net: Network) -> None:
     first = net.constant(before.input[1], "scale")
     if (
         zero is None
-        or scale.size != 1
-        or zero.size != 1
-        or float(first.reshape(())) != float(scale.reshape(()))
+        or not scale.size == zero.size == first.size == 1
+        or first.reshape(()) != scale.reshape(())
     ):
         raise Unsupported("the scale of the activation is not one number")
+    if zero.dtype.name not in LIMITS:
+        raise Unsupported(f"it reads {zero.dtype.name}; of integers, those of 8 and 16 bits are written")
+    own = net.constant(node.inputs[2], "zero-point") if node.given(2) else np.zeros(1, zero.dtype)
+    if own.size != 1 or own.reshape(()) != zero.reshape(()):
+        raise Unsupported("its zero-point is not that of QuantizeLinear")
     step, offset = float(scale.reshape(())), int(zero.reshape(()))
-    limits = np.iinfo(zero.dtype)
+    low, high = LIMITS[zero.dtype.name]
     source = net.blob(node.inputs[0])
     name = node.outputs[0]
     blob = net.inner("BinaryOp", f"{name}_scaled", [source.name], {0: MUL, 1: 1, 2: 1.0 / step})
     blob = net.inner("UnaryOp", f"{name}_rounded", [blob], {0: ROUND})
-    bounds = {0: float(limits.min - offset), 1: float(limits.max - offset)}
+    bounds = {0: float(low - offset), 1: float(high - offset)}
     blob = net.inner("Clip", f"{name}_clipped", [blob], bounds)
     net.put(node, "BinaryOp", [blob], {0: MUL, 1: 1, 2: step}, axes=source.axes)

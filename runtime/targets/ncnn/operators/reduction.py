@@ -1,6 +1,6 @@
 """Reductions along axes, global pooling, and softmax."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -29,6 +29,8 @@ OF_ONE: dict[str, tuple[str, dict[int, Value]]] = {
     "ReduceLogSum": ("Log", {}),
 }
 """What is left of a reduction along axes of one value; of the others, nothing."""
+NOTHING_GOES = {op: OF_ONE[op] for op in ("ReduceSumSquare", "ReduceLogSum")}
+"""What ONNX Runtime computes value by value where no axes are given; the other operators hand on what they read."""
 MAX_POOLING, MEAN_POOLING = 0, 1
 MOST_COUNTED = 2048
 """Float16 holds all whole numbers up to this one."""
@@ -40,8 +42,8 @@ def reduce(node: Node, net: Network) -> None:
     source = net.blob(node.inputs[0])
     rank, gone = net.rank(node.inputs[0]), _reduced_axes(node, net)
     places = [place for place, axis in enumerate(source.axes) if axis in gone]
-    if not gone:  # noop_with_empty_axes: ONNX Runtime hands on what it is given, whatever the operator
-        net.name_output(node, source.name, source.axes)
+    if not gone:  # noop_with_empty_axes
+        _write_each(node, net, source.name, source.axes, NOTHING_GOES)
         return
     left = tuple(axis for axis in source.axes if axis not in gone)
     keep = node.integer("keepdims", 1) == 1
@@ -51,11 +53,7 @@ def reduce(node: Node, net: Network) -> None:
         kept = [axis for axis in range(rank) if axis not in gone]
         axes = tuple(kept.index(axis) for axis in left)
     if not places:
-        layer = OF_ONE.get(node.op)
-        if layer is None:
-            net.name_output(node, source.name, axes)
-        else:
-            net.put(node, layer[0], [source.name], layer[1], axes=axes)
+        _write_each(node, net, source.name, axes, OF_ONE)
     elif node.op == "ReduceLogSumExp":
         _log_sum_exp(node, net, source, places, keep, axes)
     elif node.op == "ReduceLogSum":
@@ -65,6 +63,17 @@ def reduce(node: Node, net: Network) -> None:
         _global_pooling(node, net, source, MEAN_POOLING if node.op == "ReduceMean" else MAX_POOLING)
     else:
         net.put(node, "Reduction", [source.name], _params(node, places, keep), axes=axes)
+
+
+def _write_each(
+    node: Node, net: Network, blob: str, axes: Axes, layers: Mapping[str, tuple[str, dict[int, Value]]]
+) -> None:
+    """What is left of the operator for each value alone."""
+    if node.op in layers:
+        kind, params = layers[node.op]
+        net.put(node, kind, [blob], params, axes=axes)
+    else:
+        net.name_output(node, blob, axes)
 
 
 def _params(node: Node, places: Sequence[int], keep: bool) -> dict[int, Value]:

@@ -3,7 +3,7 @@
 import onnx
 
 from onnx_lathe.runtime.targets.ncnn.arithmetic import ABS, ADD, CEIL, FLOOR, MIN, scalar, unary
-from onnx_lathe.runtime.targets.ncnn.moving import held, leave
+from onnx_lathe.runtime.targets.ncnn.moving import held, leave, refuse_computed_shape
 from onnx_lathe.runtime.targets.ncnn.network import Network
 from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
@@ -65,5 +65,6 @@ def is_narrower(net: Network, source: str, target: str) -> bool:
 
 @operator("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 def reshape(node: Node, net: Network) -> None:
+    refuse_computed_shape(node, net)
     node.attributes.items()  # what they say, the shape of the result says
     leave(node, net, held(net, node.inputs[0]))
