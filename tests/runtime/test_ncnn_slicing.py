@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnx_lathe.runtime.targets.ncnn import running
+from onnx_lathe.runtime.targets.ncnn.algorithms import count_chosen
 from tests.support.builders import build, random
 from tests.support.ncnn import agree, refusals, types
 
@@ -182,6 +183,13 @@ def test_integers_that_point_survive_storage_in_half_precision(
     monkeypatch.setattr(running, "_set", with_halves)
     stored = {"table": random(9, 6), "i1": integers(1), "i3": integers(3), "flat": integers(1, 18)}
     agree(build(body, **{name: value for name, value in stored.items() if name in body}), tolerance=1e-2)
+
+
+def test_layers_that_keep_bits_are_no_chosen_convolutions() -> None:
+    text = "(int64[1, 6] x) => (float[1, 3, 6] y) { a, b = Split <axis = 1> (x) y = Gather(table, b) }"
+    layers = agree(build(text, table=random(9, 6)))
+    assert [layer.params.get(31) for layer in layers if layer.type == "Slice"] == [7]
+    assert count_chosen(layers) == 0
 
 
 def test_as_many_rows_as_there_are_words() -> None:

@@ -7,7 +7,7 @@
 A layer also looks at the hint of what it reads. Where it is to stay with the choice it makes without one, a Split
 with one result stands in between: it hands on the blob without its shape, and copies nothing.
 
-No layer is kept from storage in half (31=2): it would read its blob of 16 bits as float32, since what converts blobs
+No convolution is kept from storage in half (31=2): it would read its blob of 16 bits as float32, since what converts blobs
 in front of a layer goes by the layer's own options, too (src/net.cpp, forward_layer, do_forward_layer).
 Source: ncnn, src/net.cpp, load_param (30: three or four numbers behind the dimensions are read; 31: featmask);
 src/layer/x86/convolution_x86.cpp, create_pipeline; src/layer/arm/convolution_arm_asimdhp.cpp, create_pipeline_fp16s
@@ -84,7 +84,10 @@ def summed_in_float32(nodes: Sequence[onnx.NodeProto]) -> set[str]:
 
 def count_chosen(layers: Iterable[Layer]) -> int:
     """Of convolutions with another algorithm than ncnn's own choice, or a hint for it."""
-    return sum(HINT in layer.params or MASK in layer.params for layer in layers)
+    return sum(
+        layer.type.startswith("Convolution") and (HINT in layer.params or MASK in layer.params)
+        for layer in layers
+    )
 
 
 def convolution(layer: Layer, result: Sizes) -> Convolution | None:
