@@ -1,7 +1,8 @@
 """A lowered model -> ncnn's layers: walks the graph, and lists what ncnn cannot compute."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import onnx
 
@@ -72,7 +73,7 @@ def convert(
     net = _network(model, facts)
     refused: list[tuple[str, str, str]] = []
     for name in sizes:
-        _try(refused, Node(name, "Input", opset, (), (name,), {}, {}), lambda name=name: net.input(name))
+        _try(refused, Node(name, "Input", opset, (), (name,), {}, {}), partial(net.input, name))
     read = _read(model.graph) | {one.name for one in model.graph.output}
     for index, proto in enumerate(model.graph.node):
         if any(name and name in read and name not in facts.free for name in proto.output):
@@ -86,7 +87,7 @@ def convert(
         _try(
             refused,
             Node(name, "Output", opset, (name,), (), {}, {}),
-            lambda name=name: _handed_out(net, name),
+            partial(_handed_out, net, name),
         )
     if refused:
         return Conversion((), (), (), refused)
@@ -170,7 +171,7 @@ def _handed_out(net: Network, tensor: str) -> None:
     net.form(tensor, net.usual(tensor))
 
 
-def _try(refused: list[tuple[str, str, str]], node: Node, act) -> None:  # type: ignore[no-untyped-def]
+def _try(refused: list[tuple[str, str, str]], node: Node, act: Callable[[], None]) -> None:
     try:
         act()
     except Unsupported as reason:
