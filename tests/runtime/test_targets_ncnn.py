@@ -225,3 +225,28 @@ def test_activations_beyond_float16_are_named(data: Path, tmp_path: Path) -> Non
     assert any("65504" in line and "wide" in line for line in warnings)
     assert "const bool half = false" in (out / "model.ncnn.example.cpp").read_text()
     assert report_of(out)["details"]["verified"]["fits_float16"] is False
+
+
+@pytest.mark.parametrize("op, passes", [("Sigmoid", True), ("Relu", False)])
+def test_probabilities_next_to_nothing_are_alike(
+    op: str, passes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundredth of 1e-6 is no difference where 1 is "yes"; of other values it is one."""
+    text = f"(float[1, 4] x) => (float[1, 4] y) {{ s = Add (x, b) y = {op} (s) }}"
+    shift = np.float32(-14 if op == "Sigmoid" else 1e-6)
+    path = tmp_path / "net.onnx"
+    onnx.save(build(text, b=shift), path)
+    target = Ncnn()
+    artifact = target.build(path, tmp_path, Ncnn.Config(), lambda text: None)
+
+    def other(*arguments: object) -> tuple[dict[str, np.ndarray], str]:
+        found, version = process.outputs_of(*arguments)  # type: ignore[arg-type]
+        return {name: value * np.float32(1.01) for name, value in found.items()}, version
+
+    monkeypatch.setattr(verify, "outputs_of", other)
+    feeds = {"x": np.zeros((1, 4), np.float32)}
+    if passes:
+        target.verify(path, artifact, Ncnn.Config(), feeds, lambda text: None)
+    else:
+        with pytest.raises(TargetError, match="computes another output"):
+            target.verify(path, artifact, Ncnn.Config(), feeds, lambda text: None)

@@ -26,6 +26,10 @@ HALF = 2e-2
 """The same with weights that were rounded to float16, where that alone does not move more in ONNX Runtime."""
 QUANTIZED = 2e-2
 """Relative distance (L2) of an output of an INT8 network, where rounding moves it less."""
+PROBABILITIES = ("Sigmoid", "Softmax", "HardSigmoid")
+MOVING = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice")
+SMALLEST_PROBABILITY = 1e-2
+"""A detector that sees nothing in noise writes 1e-6 everywhere: a difference relative to that tells nothing of it."""
 MIXED = 1e-2
 """Relative distance of a batch's outputs from those of its samples alone, above which it is no batch."""
 MOST, MOST_QUANTIZED = 1e-2, 0.5
@@ -124,19 +128,36 @@ def agreement(
     session = ort.session(model)
     wanted = ort.run(session, feeds)
     quantized = is_quantized(written)
-    distance = _relative if quantized else _largest
+    floors = _floors(model)
+
+    def distance(name: str, value: np.ndarray) -> float:
+        return (_relative if quantized else _largest)(value, wanted[name], floors.get(name, 0.0))
+
     least = QUANTIZED if quantized else HALF if half else FLOAT
-    found = {name: distance(got[name], value) for name, value in wanted.items()}
+    found = {name: distance(name, got[name]) for name in wanted}
     allowed = dict.fromkeys(wanted, least)
     if half and max(found.values(), default=0.0) > least:
         rounded = ort.run(ort.session(_with_half_weights(model)), feeds)
-        moved = {name: distance(rounded[name], value) for name, value in wanted.items()}
+        moved = {name: distance(name, rounded[name]) for name in wanted}
         allowed = {name: max(least, min(TIMES_ROUNDING * moved[name], MOST_QUANTIZED)) for name in wanted}
     elif max(found.values(), default=0.0) > least:
         most = MOST_QUANTIZED if quantized else MOST
         moved = _moved(session, feeds, wanted, CHANGE_QUANTIZED if quantized else CHANGE, distance)
         allowed = {name: max(least, min(TIMES_ROUNDING * moved[name], most)) for name in wanted}
     return Agreement(found, allowed, version)
+
+
+def _floors(model: onnx.ModelProto) -> dict[str, float]:
+    """By output that holds probabilities: the size below which they say "no", however they differ."""
+    made = {name: node for node in model.graph.node for name in node.output}
+    found = {}
+    for value in model.graph.output:
+        node = made.get(value.name)
+        while node is not None and node.op_type in MOVING:
+            node = made.get(node.input[0])
+        if node is not None and node.op_type in PROBABILITIES:
+            found[value.name] = SMALLEST_PROBABILITY
+    return found
 
 
 def _with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -179,8 +200,8 @@ def report(result: Agreement) -> dict[str, Any]:
     }
 
 
-def _largest(got: np.ndarray, wanted: np.ndarray) -> float:
-    """Largest difference relative to the largest value; infinite for another shape, or where one is no number. Of
+def _largest(got: np.ndarray, wanted: np.ndarray, floor: float = 0.0) -> float:
+    """Largest difference relative to the largest value, or to `floor` if that is more; infinite for another shape, or where one is no number. Of
     integers and bools, how many of them differ.
     """
     if got.shape != wanted.shape:
@@ -188,18 +209,19 @@ def _largest(got: np.ndarray, wanted: np.ndarray) -> float:
     if not np.issubdtype(wanted.dtype, np.floating):
         return float(np.mean(got != wanted)) if wanted.size else 0.0
     one, other = got.astype(np.float64), wanted.astype(np.float64)
-    scale = float(np.abs(other[np.isfinite(other)]).max(initial=0.0)) or 1.0
+    scale = max(float(np.abs(other[np.isfinite(other)]).max(initial=0.0)), floor) or 1.0
     same = (one == other) | (np.isnan(one) & np.isnan(other))
     worst = float(np.where(same, 0.0, np.abs(one - other)).max(initial=0.0)) / scale
     return worst if np.isfinite(worst) else float("inf")
 
 
-def _relative(got: np.ndarray, wanted: np.ndarray) -> float:
-    """Distance relative to the length; of integers and bools, how many of them differ."""
+def _relative(got: np.ndarray, wanted: np.ndarray, floor: float = 0.0) -> float:
+    """Distance relative to the length, or to that of values of `floor` if it is more; of integers and bools, how many of them differ."""
     if got.shape != wanted.shape or not np.issubdtype(wanted.dtype, np.floating):
-        return _largest(got, wanted)
+        return _largest(got, wanted, floor)
     one, other = got.astype(np.float64), wanted.astype(np.float64)
-    found = float(np.linalg.norm(one - other)) / (float(np.linalg.norm(other)) or 1.0)
+    length = max(float(np.linalg.norm(other)), floor * other.size**0.5) or 1.0
+    found = float(np.linalg.norm(one - other)) / length
     return found if np.isfinite(found) else float("inf")
 
 
@@ -208,7 +230,7 @@ def _moved(
     feeds: Mapping[str, np.ndarray],
     wanted: Mapping[str, np.ndarray],
     change: float,
-    distance: Callable[[np.ndarray, np.ndarray], float],
+    distance: Callable[[str, np.ndarray], float],
 ) -> dict[str, float]:
     """By output, the largest distance that a small change of the input makes."""
     found = dict.fromkeys(wanted, 0.0)
@@ -223,5 +245,5 @@ def _moved(
             for name, value in feeds.items()
         }
         for name, value in ort.run(session, changed).items():
-            found[name] = max(found[name], distance(value, wanted[name]))
+            found[name] = max(found[name], distance(name, value))
     return found
