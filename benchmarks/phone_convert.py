@@ -3,7 +3,6 @@
 import argparse
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -126,9 +125,3 @@ def _line(row: Row, floats: int) -> str:
         share,
     ]
     return "| " + " | ".join([*cells, str(row.int8_layers or ""), *cosines]) + " |"
-
-
-def summary(rows: Mapping[str, Row]) -> str:
-    """How many of the runs converted."""
-    done = sum(row.code == 0 for row in rows.values())
-    return f"{done} of {len(rows)} runs"

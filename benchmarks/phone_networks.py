@@ -16,7 +16,6 @@ from sets import ROOT, datasets, scaled
 
 OWN = {"lenet300-mnist": "mnist", "lenet5-mnist": "mnist", "resnet20-cifar10": "cifar10"}
 SAMPLES = {"calibration": 16, "evaluation": 32}
-NOT_FOR_NCNN: dict[str, str] = {}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 import onnx
 import pytest
 
-from onnx_lathe.runtime.targets.ncnn.node import NO_MATTER
+from onnx_lathe.runtime.targets.ncnn.facts import gather
+from onnx_lathe.runtime.targets.ncnn.network import Network
+from onnx_lathe.runtime.targets.ncnn.node import NO_MATTER, Unsupported
 from tests.support.builders import build, random
 from tests.support.ncnn import agree, refusals
 
@@ -46,3 +48,12 @@ def test_a_mask_that_hides_everything_is_refused() -> None:
     model = build(text, opset=23)
     ((node, _, reason),) = refusals(model)
     assert (node, reason) == ("layer", "its mask hides all keys from a query")
+
+
+def test_a_formula_that_ncnn_cannot_read_is_refused() -> None:
+    model = build("(float[1, 3] x) => (float[1, 3] y) { y = Relu (x) }")
+    facts = gather(model, {"x": (1, 3)}, {"x": (1, 3)})
+    net = Network(facts, {})
+    net.add("Reshape", "short", ["a"], ["b"], {6: "0w"})
+    with pytest.raises(Unsupported, match="more than 240 characters"):
+        net.add("Reshape", "long", ["b"], ["c"], {6: "+(0w," * 60})

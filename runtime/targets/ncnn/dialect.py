@@ -104,10 +104,6 @@ def write_weights(layers: Sequence[Layer], file: BinaryIO, half: bool) -> None:
                 file.write(piece)
 
 
-def weight_bytes(layers: Sequence[Layer], half: bool) -> int:
-    return sum(len(piece) for layer in layers for weight in layer.weights for piece in _pieces(weight, half))
-
-
 def _pieces(weight: Weight, half: bool) -> Iterator[bytes]:
     values = weight.stored.values
     if not weight.tagged:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnx_lathe.runtime.targets.ncnn.dialect import Layer, Stored, Value, Weight, plain_name
+from onnx_lathe.runtime.targets.ncnn.dialect import LONGEST_TEXT, Layer, Stored, Value, Weight, plain_name
 from onnx_lathe.runtime.targets.ncnn.facts import Facts
 from onnx_lathe.runtime.targets.ncnn.integers import is_integer
 from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
@@ -262,6 +262,10 @@ class Network:
         kept = {key: value for key, value in (params or {}).items() if value is not None}
         if any(isinstance(value, float) and np.isnan(value) for value in kept.values()):
             raise Unsupported("a number of it is NaN")
+        if any(isinstance(value, str) and len(value) > LONGEST_TEXT for value in kept.values()):
+            raise Unsupported(
+                f"its sizes need a formula of more than {LONGEST_TEXT} characters, which ncnn does not read"
+            )
         unique = self._new(plain_name(name), layers=True)
         self.layers.append(Layer(type, unique, bottoms, tops, kept, list(weights)))
 
