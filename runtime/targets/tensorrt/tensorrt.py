@@ -10,64 +10,24 @@ import hashlib
 import importlib.util
 import json
 import platform
-import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import onnx
 
 from onnx_lathe import metadata
-from onnx_lathe.errors import TargetError, UsageError, first_few
+from onnx_lathe.errors import TargetError, first_few
 from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.targets.core.base import Artifact, LayerVerdict, Progress, Target, own_kernels
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.tensorrt import process
 from onnx_lathe.runtime.targets.tensorrt.check import concerns, verdicts
+from onnx_lathe.runtime.targets.tensorrt.options import BuildConfig, RTXConfig, TensorRTConfig
 from onnx_lathe.runtime.targets.tensorrt.shapes import from_data, parse_batch, parse_shapes, profiles, text
-
-
-def _option(default: Any, help: str, unit: str = "") -> Any:
-    return field(default=default, metadata={"help": help, "unit": unit})
-
-
-@dataclass(frozen=True)
-class BuildConfig(Target.Config):
-    """Options of both TensorRT targets."""
-
-    batch: int | str = _option(
-        "1:1:32", "sizes of a dynamic first dimension: MIN:OPT:MAX, or one for all", "samples"
-    )
-    shapes: dict[str, int | str] = field(
-        default_factory=dict,
-        metadata={
-            "help": "dynamic input -> shape, or MIN:OPT:MAX shapes, such as 1x3x32x32:1x3x64x64:8x3x128x128",
-            "unit": "",
-        },
-    )
-    level: int | None = _option(
-        None, "builder optimization level, 0 (fast build) to 5 (fast engine); none: TensorRT's own default"
-    )
-    workspace_mb: int | None = _option(
-        None, "GPU memory that a layer may use for scratch; none: TensorRT's own default", "MiB"
-    )
-    time_limit: float | None = _option(3600.0, "end a build that takes longer; none: never", "s")
-    log: bool = _option(
-        False, "write the builder's whole log, with the layers that it chose, beside the engine"
-    )
-
-    def __post_init__(self) -> None:
-        parse_batch(self.batch)
-        parse_shapes(self.shapes)
-        if self.level is not None and not 0 <= self.level <= 5:
-            raise UsageError(f"option level must be 0 to 5, not {self.level}")
-        if self.workspace_mb is not None and self.workspace_mb < 1:
-            raise UsageError(f"option workspace_mb must be at least 1, not {self.workspace_mb}")
-        if self.time_limit is not None and self.time_limit <= 0:
-            raise UsageError(f"option time_limit must be positive, not {self.time_limit:g}")
 
 
 class TensorRTBase(Target):
@@ -210,17 +170,7 @@ class TensorRTRTX(TensorRTBase):
     library = "tensorrt_rtx"
     missing = "tensorrt_rtx is not installed; pip install 'onnx-lathe[rtx]'"
 
-    @dataclass(frozen=True)
-    class Config(BuildConfig):
-        compute: str = _option("sm86", "GPU architectures in one engine, joined by +, such as sm86+sm89")
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            names = self.compute.lower().split("+")
-            if not all(re.fullmatch(r"sm\d+", name) for name in names) or len(set(names)) != len(names):
-                raise UsageError(
-                    f"option compute takes different GPU architectures joined by +, such as sm86+sm89, not '{self.compute}'"
-                )
+    Config = RTXConfig
 
     def _missing(self) -> str:
         if platform.system() in ("Linux", "Windows") and platform.machine().lower() in ("x86_64", "amd64"):
@@ -241,11 +191,7 @@ class TensorRT(TensorRTBase):
     library = "tensorrt"
     missing = "tensorrt is not installed; on a Jetson it comes with JetPack (python3-libnvinfer), elsewhere pip install 'onnx-lathe[gpu]'"
 
-    @dataclass(frozen=True)
-    class Config(BuildConfig):
-        portable: bool = _option(
-            False, "an engine that also runs on other desktop GPUs from Ampere on, slower; not on a Jetson"
-        )
+    Config = TensorRTConfig
 
     def _request(self, options: Any) -> dict[str, Any]:
         return super()._request(options) | {"portable": options.portable}
