@@ -30,8 +30,8 @@ HEAD = f"""# Operators of the target ncnn
 Written by `{COMMAND}` from the code. `optimize check MODEL --target ncnn` says of a model which of its nodes are refused, and why.
 
 Nodes that depend on no input, or on the shapes of inputs alone, need no operator of ncnn: their values are computed when the network is
-written. Before that the lowering has made float32 of float16 and bfloat16, and taken out quantization that ncnn has no layer for. Where sizes of
-the input stay open, what ncnn has to be told as a number is refused with "depends on the size of the input"; with fixed sizes it is not.
+written. Before that the lowering has made float32 of float16 and bfloat16, taken out quantization that ncnn has no layer for, and put one body in
+the place of an `If` whose condition they decide. Where sizes of the input stay open, what ncnn has to be told as a number is refused with "depends on the size of the input"; with fixed sizes it is not.
 """
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 
 from onnx_lathe.errors import ContractError, ExitCode, LatheError, ModelError, TargetError, UsageError
+from onnx_lathe.optimizer.lowering import lowered
 from onnx_lathe.optimizer.measuring import QUALITY, fed_one_by_one, judge, measured_exactly, time_pair
 from onnx_lathe.optimizer.opened import judge_opened
 from onnx_lathe.optimizer.opening import open_file
@@ -21,10 +22,10 @@ from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.report.record import TargetRecord
 from onnx_lathe.optimizer.run import Run
 from onnx_lathe.optimizer.step import apply_pass, crashes_named, note_uncompared
-from onnx_lathe.passes.core.options import configure, make_config
+from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.options import make_config
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
-from onnx_lathe.passes.lowering import find_lowering
 from onnx_lathe.placement import CANONICAL, Placement
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import ort
@@ -83,12 +84,13 @@ def lower(
     target: Target, config: Any, model: onnx.ModelProto, context: Context
 ) -> tuple[onnx.ModelProto, PassReport]:
     """The model as the target wants it. `config`: the target's options."""
-    if target.lowering is None:
-        return model, PassReport()
-    instance = configure(find_lowering(target.lowering), target.lowering_options(config))
     placed = replace(context, placement=target.placed(config) or CANONICAL)
+
+    def apply(instance: Pass, before: onnx.ModelProto) -> tuple[onnx.ModelProto, PassReport]:
+        return apply_pass(instance, before, placed, culprit=target.name)
+
     with _naming(target):
-        return apply_pass(instance, model, placed, culprit=target.name)
+        return lowered(target, config, model, apply)
 
 
 @contextmanager
@@ -107,13 +109,13 @@ def build_all(run: Run) -> None:
     """
     record, out = run.record, run.request.out
     with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as scratch:
-        lowered = [(target, *_lower(run, target, config, Path(scratch))) for target, config in run.targets]
+        ready = [(target, *_lower(run, target, config, Path(scratch))) for target, config in run.targets]
         if any(not verdict.passed for verdict in record.gates):
             record.end(ExitCode.GATE_FAILED)
             return
         results = Path(scratch) / "results"
         results.mkdir()
-        for target, config, model, found in lowered:
+        for target, config, model, found in ready:
             record.targets.append(found)
             if found.error:
                 continue
@@ -153,7 +155,7 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
         context = run.services.judging(
             context, request.model, lambda: open_file(request.model, request.wishes).model
         )
-    model, report = lower(target, config, run.model, context)
+    config, model, report, notes = _fitted(run, target, config, context)
     found.skips = [asdict(skip) for skip in report.skips]
     model_file.save(model, path)
     judged: set[str] = set()
@@ -186,11 +188,30 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
     run.record.gates.extend(
         judge(run.gates, base, found.quality, target.name, only=lambda metric: metric in judged)
     )
-    config = target.fed(config, run.request.recipe.preprocess)
-    config, notes = target.fitted(model, config, _data_shapes(run), fed_one_by_one(run.roles.sample))
     found.skips += [{"node": node, "reason": reason} for node, reason in target.check(model, config)]
     _warn(run, target, [*report.warnings, *notes])
     return config, path, found
+
+
+def _fitted(
+    run: Run, target: Target, options: Any, context: Context
+) -> tuple[Any, onnx.ModelProto, PassReport, list[str]]:
+    """The target's options, fitted to the model and the data, and the model lowered with them; what the lowering
+    reports, and what to say of the options.
+    """
+    options = target.fed(options, run.request.recipe.preprocess)
+    fitted, notes = target.fitted(run.model, options, _data_shapes(run), fed_one_by_one(run.roles.sample))
+    model, report = lower(target, fitted, run.model, context)
+    config, more = target.settled(model, options, fitted)
+    if config != fitted and _sees_more(target, model, fitted, config):
+        model, report = lower(target, config, run.model, context)
+    return config, model, report, [*notes, *more]
+
+
+def _sees_more(target: Target, model: onnx.ModelProto, fitted: Any, config: Any) -> bool:
+    """Whether the options `config` let the target see more of the model than those that it was lowered with."""
+    before, now = (target.lowering_options(one, model, {}) for one in (fitted, config))
+    return before != now
 
 
 def _warn(run: Run, target: Target, notes: Sequence[str]) -> None:
@@ -257,7 +278,7 @@ def _build(
     found.files = [path.name for path in artifact.paths]
     found.size_bytes = artifact.size_bytes
     found.details = dict(artifact.details)
-    tried = dict(target.verify(model, artifact, config, run.feeds, run.ui.status))
+    tried = dict(target.verify(model, artifact, config, run.feeds, run.ui.status, run.model))
     _warn(run, target, tried.pop("notes", ()))
     found.details |= tried
     _warn(run, target, artifact.notes)

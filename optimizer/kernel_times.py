@@ -5,10 +5,11 @@ from collections.abc import Callable
 import onnx
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer.lowering import lowered
 from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.model import export_model, import_model
-from onnx_lathe.passes.lowering import find_lowering
 from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.targets.core.registry import find
 from onnx_lathe.runtime.targets.ncnn.timing import NetworkTimer, why_not
@@ -28,7 +29,12 @@ def kernel_timer(status: Callable[[str], None]) -> NetworkTimer:
 
 def _lowered(model: onnx.ModelProto, profile: str) -> onnx.ModelProto:
     target = find(TARGET)()
-    placement = target.placed(find(TARGET).Config(profile=profile)) or CANONICAL  # type: ignore[call-arg]
-    graph = import_model(model)
-    find_lowering(TARGET)().apply(graph, Context(placement=placement))
-    return export_model(graph)
+    config = find(TARGET).Config(profile=profile)  # type: ignore[call-arg]
+    context = Context(placement=target.placed(config) or CANONICAL)
+
+    def apply(instance: Pass, before: onnx.ModelProto) -> tuple[onnx.ModelProto, PassReport]:
+        graph = import_model(before)
+        report = instance.apply(graph, context)
+        return export_model(graph), report
+
+    return lowered(target, config, model, apply)[0]

@@ -7,17 +7,21 @@
     a layer quantized in another way                    a float weight, and no pair
     codebook weight -> Q -> DQ                          INT8 initializer -> DQ
     float16 or bfloat16                                 float32; the writer stores in half what half holds
+    If(condition that is known)                         the body that runs, see branches.py
 
 Why: ncnn's INT8 layers quantize what they read themselves, by one scale around zero, and write floats; what they
 hand on in INT8 the writer finds out. Its files hold no other integers.
 Source: ncnn, docs/how-to-use-and-FAQ/quantized-int8-inference.md, and src/layer/convolution.cpp.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
 
 from onnx_lathe import metadata
 from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.float16.lifting import lift
@@ -28,6 +32,7 @@ from onnx_lathe.passes.graph.model import free_name, node_metadata
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized, state_zero_points
 from onnx_lathe.passes.graph.quantization.placement import quantized_layers
 from onnx_lathe.passes.graph.rewire import captured_names, is_output, sweep
+from onnx_lathe.passes.lowering.branches import take_branches
 from onnx_lathe.passes.lowering.restoring import restore_canonical, restore_weight
 
 CLIP_INPUTS_OPSET = 11
@@ -40,8 +45,14 @@ class Lowering(Pass):
     name = "lower-ncnn"
     takes_half = True
 
+    @dataclass(frozen=True)
+    class Config:
+        branches: dict[str, bool] = option({}, "condition of an If -> what it always is")
+
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
+        if self.config.branches:
+            take_branches(graph, self.config.branches, report)
         if lift(graph) is not None:
             report.edit(graph.name or "the model", "computes in float32, as its weights are in ncnn")
         state_zero_points(graph, report)

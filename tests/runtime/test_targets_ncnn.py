@@ -246,7 +246,7 @@ def test_probabilities_next_to_nothing_are_alike(
     monkeypatch.setattr(verify, "outputs_of", other)
     feeds = {"x": np.zeros((1, 4), np.float32)}
     if passes:
-        target.verify(path, artifact, Ncnn.Config(), feeds, lambda text: None)
+        target.verify(path, artifact, Ncnn.Config(), feeds, lambda text: None, onnx.load(path))
     else:
         with pytest.raises(TargetError, match="computes another output"):
-            target.verify(path, artifact, Ncnn.Config(), feeds, lambda text: None)
+            target.verify(path, artifact, Ncnn.Config(), feeds, lambda text: None, onnx.load(path))

@@ -238,14 +238,14 @@ def test_another_value_is_refused() -> None:
 def test_what_it_computes_is_compared_on_data(tmp_path: Path) -> None:
     artifact = built(tmp_path, network(HEADS))
     verified = functools.partial(TARGET.verify, artifact.paths[0], artifact, TARGET.Config(mobile=True))
-    found = verified({"x": IMAGES}, lambda text: None)["mobile_error"]
+    found = verified({"x": IMAGES}, lambda text: None, network(HEADS))["mobile_error"]
     assert 0 <= found < 1e-5
     other = network(HEADS)
     other.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(random(8, 3, 3, 3), "stem"))
     onnx.save(other, artifact.paths[0])
     with pytest.raises(TargetError, match=r"model\.ort: its output 'y' is off by .*; leave mobile out"):
-        verified({"x": IMAGES}, lambda text: None)
-    assert TARGET.verify(tmp_path, artifact, TARGET.Config(), {}, lambda text: None) == {}
+        verified({"x": IMAGES}, lambda text: None, other)
+    assert TARGET.verify(tmp_path, artifact, TARGET.Config(), {}, lambda text: None, onnx.ModelProto()) == {}
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,9 @@ def test_a_model_that_does_not_repeat_itself_is_not_compared(tmp_path: Path) -> 
     artifact = built(tmp_path, build(text))
     feeds = {"x": random(3, 4)}
     config = TARGET.Config(mobile=True)
-    assert TARGET.verify(tmp_path, artifact, config, feeds, lambda text: None) == {"mobile_error": None}
+    assert TARGET.verify(tmp_path, artifact, config, feeds, lambda text: None, onnx.ModelProto()) == {
+        "mobile_error": None
+    }
 
 
 @pytest.mark.slow

@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.graph.model import export_model, import_model
+from onnx_lathe.passes.lowering.branches import take_branches
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.ncnn.branches import decided
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer, param_text, write_weights
 from onnx_lathe.runtime.targets.ncnn.running import Opened, Settings
@@ -30,9 +34,17 @@ def fixed_sizes(model: onnx.ModelProto) -> Sizes:
 
 
 def converted(model: onnx.ModelProto, sizes: Sizes | None = None, others: Sizes | None = None) -> Conversion:
-    """The layers; `sizes` and `others` where a size is open."""
+    """The layers; `sizes` and `others` where a size is open. Branches that these decide are taken before, as the
+    lowering does.
+    """
     sizes = sizes or fixed_sizes(model)
-    return convert(model, sizes, others or sizes)
+    others = others or sizes
+    while chosen := decided(model, sizes, others):
+        graph = import_model(model)
+        take_branches(graph, chosen, PassReport())
+        model = export_model(graph)
+        onnx.checker.check_model(model, full_check=True)
+    return convert(model, sizes, others)
 
 
 def refusals(

@@ -110,8 +110,13 @@ class Target:
         """
         return []
 
-    def lowering_options(self, options: Any) -> Mapping[str, Any]:
-        """Options of the lowering's Config that follow from the target's."""
+    def lowering_options(
+        self, options: Any, model: onnx.ModelProto, known: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Options of the lowering's Config that follow from the target's, and from what the model is: the one that is
+        to be lowered, with nothing `known`, then what the lowering made of it with the options `known`, until they
+        stay the same.
+        """
         return {}
 
     def guards(self, options: Any) -> bool:
@@ -132,9 +137,16 @@ class Target:
         """The options, with what the data's shapes decide where the caller did not; and what to say of it.
 
         shapes: of the first samples of the data, by input; empty without data. per_call: each sample is a call of
-        the model, whose first axes are no batch. `model` is the lowered model.
+        the model, whose first axes are no batch. `model` is the model before its lowering. Raises UsageError for
+        options that do not fit the model.
         """
         return options, []
+
+    def settled(self, model: onnx.ModelProto, options: Any, fitted: Any) -> tuple[Any, list[str]]:
+        """What `fitted` made of the caller's `options`, without what the lowered `model` does not allow; and what to
+        say of it.
+        """
+        return fitted, []
 
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
         """Builds the lowered model file into `directory`, which exists. Files appear whole or not at all.
@@ -151,9 +163,11 @@ class Target:
         options: Any,
         feeds: Mapping[str, Any],
         progress: Progress,
+        canonical: onnx.ModelProto,
     ) -> Mapping[str, Any]:
         """Tries what was built from the lowered model file on `feeds`, where this machine can. Returns details for
-        the report; of them `notes` are warnings. Raises TargetError where it does not compute what the model does.
+        the report; of them `notes` are warnings. `canonical`: the model before its lowering, which may hold at the
+        sizes alone that it is built for. Raises TargetError where it does not compute what the model does.
         """
         return {}
 

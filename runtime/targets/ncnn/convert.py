@@ -8,7 +8,6 @@ import onnx
 
 from onnx_lathe.kernels import PROFILES
 from onnx_lathe.runtime.targets.ncnn.algorithms import Sizes, follow, summed_in_float32, wanted
-from onnx_lathe.runtime.targets.ncnn.branches import decided
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer
 from onnx_lathe.runtime.targets.ncnn.facts import BODIES, Facts, Shape, gather
 from onnx_lathe.runtime.targets.ncnn.finish import finish
@@ -67,7 +66,6 @@ def convert(
 
     Raises TargetError where ONNX Runtime cannot run the model at these sizes.
     """
-    model = decided(model, sizes, others)
     facts = gather(model, sizes, others)
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
     net = _network(model, facts)

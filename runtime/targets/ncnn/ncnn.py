@@ -27,6 +27,7 @@ from onnx_lathe.runtime.targets.core.base import (
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.ncnn import verify
 from onnx_lathe.runtime.targets.ncnn.algorithms import count_chosen, wanted
+from onnx_lathe.runtime.targets.ncnn.branches import decided
 from onnx_lathe.runtime.targets.ncnn.bundle.writing import Bundle
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import param_text, write_weights
@@ -124,6 +125,13 @@ class Ncnn(Target):
             found.append(LayerVerdict(name, node.op_type, int8, "" if int8 else NOT_QUANTIZED))
         return found
 
+    def lowering_options(
+        self, options: Any, model: onnx.ModelProto, known: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        sizes = sizes_of(model, parse(options.shapes))
+        found = decided(model, sizes.first, sizes.second)
+        return {"branches": {**known.get("branches", {}), **found}}
+
     def fed(self, options: Any, preprocess: str | None) -> Any:
         return options if options.preprocess or not preprocess else replace(options, preprocess=preprocess)
 
@@ -137,19 +145,21 @@ class Ncnn(Target):
         given = parse(options.shapes)
         known = from_data(model, given, shapes, per_call)
         sizes = sizes_of(model, given | known)
-        if not sizes.open:
-            return options, []
-        reason = _closed_by(model, sizes)
+        return replace(options, shapes={**options.shapes, **{name: sizes.text(name) for name in known}}), []
+
+    def settled(self, model: onnx.ModelProto, options: Any, fitted: Any) -> tuple[Any, list[str]]:
+        """Sizes of the data that cannot stay open are fixed at them."""
+        known = [name for name in fitted.shapes if name not in options.shapes]
+        sizes = sizes_of(model, parse(fitted.shapes))
+        reason = _closed_by(model, sizes) if known and sizes.open else ""
         if not reason:
-            return replace(options, shapes={name: sizes.text(name) for name in sizes.first}), []
-        if not known:
-            return options, []
+            return fitted, []
         fixed = sizes.fixed()
         note = (
             f"built for inputs of {', '.join(f'{name} {fixed.text(name)}' for name in known)}, as the data has them: "
             f"{reason}"
         )
-        return replace(options, shapes={name: fixed.text(name) for name in sizes.first}), [note]
+        return replace(fitted, shapes={name: fixed.text(name) for name in sizes.first}), [note]
 
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
         """Writes `model.ncnn.param`, `.bin` and `.json`, which says what goes in and out, and what an application's
@@ -184,13 +194,14 @@ class Ncnn(Target):
         options: Any,
         feeds: Mapping[str, np.ndarray],
         progress: Progress,
+        canonical: onnx.ModelProto,
     ) -> Mapping[str, Any]:
         """Compares every output with ONNX Runtime's: of the network with float32 weights, and of that written."""
         progress("comparing ncnn with ONNX Runtime")
         proto = model_file.load(model)
         written, sizes = _converted(proto, options)
         samples = verify.samples(written, sizes, feeds)
-        verify.check_batch(proto, written, samples[0])
+        verify.check_batch(canonical, written, samples[0])
         param, weights = artifact.paths[:2]
         half = options.storage == "float16"
         if half:

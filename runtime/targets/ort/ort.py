@@ -89,7 +89,9 @@ class OnnxRuntime(Target):
             "that a reduced build needs"
         )
 
-    def lowering_options(self, options: Any) -> Mapping[str, Any]:
+    def lowering_options(
+        self, options: Any, model: onnx.ModelProto, known: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         return {"reduce_range": options.reduce_range}
 
     def guards(self, options: Any) -> bool:
@@ -142,6 +144,7 @@ class OnnxRuntime(Target):
         options: Any,
         feeds: Mapping[str, np.ndarray],
         progress: Progress,
+        canonical: onnx.ModelProto,
     ) -> Mapping[str, Any]:
         """Compares every output of the file for phones with the model's."""
         if not options.mobile:
