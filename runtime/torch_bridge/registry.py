@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import onnx
 import torch
 
+from onnx_lathe.runtime.attributes import Attributed
 from onnx_lathe.runtime.torch_bridge.scope import REASONS
 
 NEWEST_OPSET = 28
@@ -48,7 +49,7 @@ class Unsupported(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Node:
+class Node(Attributed):
     """What a builder may know of its node. `constants` holds the inputs that are known before any step,
     else None.
     """
@@ -72,21 +73,6 @@ class Node:
     def given(self, position: int) -> bool:
         """Whether an optional input is there."""
         return position < len(self.names) and bool(self.names[position])
-
-    def integer(self, name: str, default: int = 0) -> int:
-        return int(self.attributes.get(name, default))
-
-    def number(self, name: str, default: float) -> float:
-        return float(self.attributes.get(name, default))
-
-    def text(self, name: str, default: str) -> str:
-        value = self.attributes.get(name, default)
-        return value.decode() if isinstance(value, bytes) else str(value)
-
-    def integers(self, name: str) -> list[int] | None:
-        """None if the attribute is absent."""
-        value = self.attributes.get(name)
-        return None if value is None else [int(item) for item in value]
 
 
 Function = Callable[..., Any]

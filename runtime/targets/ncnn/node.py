@@ -7,6 +7,8 @@ from typing import Any
 
 import onnx
 
+from onnx_lathe.runtime.attributes import Attributed
+
 NO_MATTER = frozenset(
     {
         "kernel_shape",
@@ -50,7 +52,7 @@ class Attributes(dict[str, Any]):
 
 
 @dataclass(frozen=True)
-class Node:
+class Node(Attributed):
     """One node of the model. An optional input that is left out has an empty name."""
 
     name: str
@@ -63,21 +65,6 @@ class Node:
 
     def given(self, position: int) -> bool:
         return position < len(self.inputs) and bool(self.inputs[position])
-
-    def integer(self, name: str, default: int = 0) -> int:
-        return int(self.attributes.get(name, default))
-
-    def number(self, name: str, default: float) -> float:
-        return float(self.attributes.get(name, default))
-
-    def text(self, name: str, default: str) -> str:
-        value = self.attributes.get(name, default)
-        return value.decode() if isinstance(value, bytes) else str(value)
-
-    def integers(self, name: str) -> list[int] | None:
-        """None if the attribute is absent."""
-        value = self.attributes.get(name)
-        return None if value is None else [int(item) for item in value]
 
 
 def node_name(proto: onnx.NodeProto, index: int) -> str:
