@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from onnx_lathe.layout import LAYOUT
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.bodies import Part, parts
 from onnx_lathe.passes.graph.evaluate import REFUSALS
@@ -19,7 +20,6 @@ from onnx_lathe.passes.graph.initializers import read, size_bytes
 from onnx_lathe.passes.graph.keeping import is_optional_input
 from onnx_lathe.passes.graph.layers import OPTIONAL, UNFOLDED, constant_value, is_constant, zeros_of
 
-_LAYOUT = ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten")
 _PARAMETERS = {
     "QuantizeLinear": (1, 2),
     "DequantizeLinear": (1, 2),
@@ -107,7 +107,7 @@ def _is_float_matrix(tensor: Tensor) -> bool:
 
 def _source(tensor: Tensor) -> Tensor:
     """What the tensor holds the values of, in whatever layout."""
-    while not isinstance(tensor, Constant) and tensor.inputs and tensor.inputs[0].op in _LAYOUT:
+    while not isinstance(tensor, Constant) and tensor.inputs and tensor.inputs[0].op in LAYOUT:
         tensor = tensor.inputs[0].inputs[0]
     return tensor
 

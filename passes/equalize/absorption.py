@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_lathe.layout import LAYOUT
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.equalize.scalable import KEEP, Scaling, find_scaling
@@ -25,18 +26,7 @@ from onnx_lathe.passes.graph.initializers import read, write
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant, is_layer
 from onnx_lathe.passes.graph.model import export_model, free_name
 
-SHIFTED = (
-    "Identity",
-    "Dropout",
-    "Flatten",
-    "Reshape",
-    "Squeeze",
-    "Unsqueeze",
-    "Transpose",
-    "MaxPool",
-    "GlobalMaxPool",
-    "GlobalAveragePool",
-)
+SHIFTED = (*LAYOUT, "Dropout", "MaxPool", "GlobalMaxPool", "GlobalAveragePool")
 """Operators for which f(x - c) = f(x) - c."""
 
 

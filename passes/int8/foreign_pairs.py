@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe import metadata
+from onnx_lathe.layout import LAYOUT
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
 from onnx_lathe.passes.graph.constants import constant_to_initializer
 from onnx_lathe.passes.graph.evaluate import REFUSALS
@@ -30,18 +31,9 @@ CLIP_TOLERANCE = 6e-3
 """A range that ends so near to 6 comes from a ReLU6: a float16 scale is off by as much as 2^-11."""
 _POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Abs")
 _PASSED_ON = (
-    *(
-        "MaxPool",
-        "AveragePool",
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-        "Reshape",
-        "Flatten",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-    ),
-    *("Identity", "Dropout", "Slice", "Resize", "QuantizeLinear", "DequantizeLinear"),
+    *LAYOUT,
+    *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"),
+    *("Dropout", "Slice", "Resize", "QuantizeLinear", "DequantizeLinear"),
 )
 
 

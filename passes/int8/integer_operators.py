@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from onnx_lathe.layout import LAYOUT
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
 from onnx_lathe.passes.graph.constants import constant_to_initializer
@@ -23,8 +24,8 @@ from onnx_lathe.passes.graph.quantization.pairs import LOWEST_OPSET
 from onnx_lathe.passes.graph.rewire import disconnect, is_output, sweep
 
 _MOVES = (
-    *("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Expand"),
-    *("Gather", "DepthToSpace", "SpaceToDepth", "Tile"),
+    *LAYOUT,
+    *("MaxPool", "Slice", "Expand", "Gather", "DepthToSpace", "SpaceToDepth", "Tile"),
 )
 _ONE_OPERAND = {
     "QLinearAveragePool": "AveragePool",

@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe import metadata
+from onnx_lathe.layout import LAYOUT
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.report import PassReport
@@ -37,8 +38,6 @@ from onnx_lathe.passes.lowering.restoring import restore_canonical, restore_weig
 
 CLIP_INPUTS_OPSET = 11
 """The first opset whose Clip has its bounds as inputs."""
-MOVING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity")
-"""Operators that change no value: a pair may stand before or behind them."""
 
 
 class Lowering(Pass):
@@ -85,7 +84,7 @@ def _approach(graph: Graph, layer: Node, report: PassReport) -> None:
     """Moves the layer's pair behind what stands between the two and changes no value."""
     moved: list[Node] = []
     tensor = layer.inputs[0]
-    while tensor.inputs and tensor.inputs[0].op in MOVING and not tensor.inputs[0].domain:
+    while tensor.inputs and tensor.inputs[0].op in LAYOUT and not tensor.inputs[0].domain:
         moved.append(tensor.inputs[0])
         tensor = moved[-1].inputs[0]
     if not moved or not is_dequantized(tensor) or not _is_pair(graph, tensor):

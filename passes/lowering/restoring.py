@@ -3,6 +3,7 @@
 import numpy as np
 
 from onnx_lathe import metadata
+from onnx_lathe.layout import LAYOUT
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant
@@ -92,6 +93,6 @@ def _is_ours(tensor: Tensor) -> bool:
 
 def _serves(node: Node, layers: set[int]) -> bool:
     """Whether the node is between a pair and a layer: it moves values and computes nothing."""
-    if node.op not in ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Flatten") or node.domain:
+    if node.op not in LAYOUT or node.domain:
         return False
     return any(id(reader) in layers or _serves(reader, layers) for reader in node.outputs[0].outputs)

@@ -43,6 +43,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_lathe.layout import LAYOUT
 from onnx_lathe.runtime.torch_bridge.arrays import FLOATS
 
 _STANDARD = ("", "ai.onnx")
@@ -64,19 +65,9 @@ _TRAINED: Mapping[str, frozenset[int]] = {
 }
 _DECODERS = frozenset(
     (
-        *(
-            "Cast",
-            "CastLike",
-            "DequantizeLinear",
-            "Expand",
-            "Flatten",
-            "Gather",
-            "Identity",
-            "Pad",
-            "QuantizeLinear",
-            "Reshape",
-        ),
-        *("Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+        *LAYOUT,
+        *("Cast", "CastLike", "DequantizeLinear", "Expand", "Gather", "Pad", "QuantizeLinear"),
+        *("Slice", "Split", "Tile"),
     )
 )
 

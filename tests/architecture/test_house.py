@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from onnx_lathe.layout import LAYOUT
 from onnx_lathe.passes.core.registry import all_passes
 from onnx_lathe.runtime.targets.core.registry import targets
 from tests.support.house import FILES, ROOT, arrows, sources
@@ -70,6 +71,18 @@ def test_one_file_knows_how_initializers_are_stored() -> None:
         if isinstance(node, ast.Attribute) and node.attr == "_values"
     }
     assert users == {"passes/graph/initializers.py"}
+
+
+def test_one_file_lists_the_operators_that_lay_out_anew() -> None:
+    """Lists that begin alike drift apart: one that has all of LAYOUT is built of it."""
+    places = {
+        path.relative_to(ROOT).as_posix()
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Tuple | ast.List | ast.Set)
+        and set(LAYOUT) <= {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)}
+    }
+    assert places == {"onnx_lathe/layout.py"}
 
 
 def rooms_that_use(unit: str, graph: Mapping[str, set[str]]) -> set[str]:

@@ -13,23 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 
+from onnx_lathe.layout import LAYOUT
 from onnx_lathe.runtime.targets.ncnn.facts import SIZE_OPS
 
-MOVING = (
-    "Identity",
-    "Dropout",
-    "Reshape",
-    "Flatten",
-    "Squeeze",
-    "Unsqueeze",
-    "Transpose",
-    "Slice",
-    "Split",
-    "Concat",
-    "Expand",
-    "Tile",
-    "Gather",
-)
+MOVING = (*LAYOUT, "Dropout", "Slice", "Split", "Concat", "Expand", "Tile", "Gather")
 """Of these, Concat moves all that it reads, the others the first."""
 COMPARING = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 CASTS = ("Cast", "CastLike")

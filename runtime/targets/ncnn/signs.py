@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import onnx
 
+from onnx_lathe.layout import LAYOUT
 from onnx_lathe.runtime.targets.ncnn.network import Network
 
 FARTHEST = 8
@@ -22,30 +23,25 @@ NEVER_NEGATIVE = (
     "Sqrt",
 )
 OF_ONE = (
+    *LAYOUT,
     "AveragePool",
     "Ceil",
     "Dropout",
     "Expand",
-    "Flatten",
     "Floor",
     "Gather",
     "GlobalAveragePool",
     "GlobalMaxPool",
-    "Identity",
     "MaxPool",
     "ReduceMax",
     "ReduceMean",
     "ReduceMin",
     "ReduceSum",
     "Reciprocal",
-    "Reshape",
     "Round",
     "Slice",
     "Split",
-    "Squeeze",
     "Tile",
-    "Transpose",
-    "Unsqueeze",
 )
 """Operators whose results are never negative if their first input is not."""
 OF_ALL = ("Add", "Concat", "Div", "Mean", "Min", "Mul", "Sum")

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.errors import ModelError, TargetError
+from onnx_lathe.layout import LAYOUT
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion
 from onnx_lathe.runtime.targets.ncnn.process import outputs_of
@@ -27,7 +28,7 @@ HALF = 2e-2
 QUANTIZED = 2e-2
 """Relative distance (L2) of an output of an INT8 network, where rounding moves it less."""
 PROBABILITIES = ("Sigmoid", "Softmax", "HardSigmoid")
-MOVING = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice")
+MOVING = (*LAYOUT, "Slice")
 SMALLEST_PROBABILITY = 1e-2
 """A detector that sees nothing in noise writes 1e-6 everywhere: a difference relative to that tells nothing of it."""
 MIXED = 1e-2

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 
+from onnx_lathe.layout import LAYOUT
 from onnx_lathe.runtime.targets.ncnn.dialect import Weight
 from onnx_lathe.runtime.targets.ncnn.expressions import holds, is_open, pairs, product
 from onnx_lathe.runtime.targets.ncnn.moving import TO_THE_END, along, cropped, held, leave, reshape
@@ -13,18 +14,7 @@ from onnx_lathe.runtime.targets.ncnn.operators.slicing import strided
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 
 MOST_PIECES = 32
-CARRYING = (
-    "Identity",
-    "Cast",
-    "Reshape",
-    "Flatten",
-    "Squeeze",
-    "Unsqueeze",
-    "Transpose",
-    "Slice",
-    "Split",
-    "Concat",
-)
+CARRYING = (*LAYOUT, "Cast", "Slice", "Split", "Concat")
 """Operators that hand integers on as they are."""
 
 
