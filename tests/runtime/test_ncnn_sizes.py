@@ -1,10 +1,13 @@
 """The sizes that a network is written for: the model's, the options', the data's."""
 
+import numpy as np
 import onnx
 import pytest
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.runtime.targets.ncnn.ncnn import Ncnn
 from onnx_lathe.runtime.targets.ncnn.sizes import from_data, parse, sizes_of
+from tests.support.builders import build, random
 
 
 def model(*shapes: list[int | str | None], names: str = "xyz") -> onnx.ModelProto:
@@ -65,3 +68,56 @@ def test_data_says_the_sizes_of_what_is_open() -> None:
 def test_shapes_that_do_not_fit_are_refused(table: dict[str, int | str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         sizes_of(model([1, 3, "H", "W"]), parse(table))
+
+
+def fitted(
+    text: str, shapes: dict[str, str], data: dict[str, tuple[int, ...]], **stored: np.ndarray
+) -> tuple[dict[str, int | str], list[str]]:
+    """(shapes, notes) that the target settles on, as a build asks for them."""
+    target, network = Ncnn(), build(text, **stored)
+    options = target.Config(shapes=shapes)
+    taken, notes = target.fitted(network, options, data)
+    assert not notes
+    settled, notes = target.settled(network, options, taken)
+    return settled.shapes, notes
+
+
+FREE = "(float[N, 3, H, W] x) => (float[N, 3, H, W] y) { y = Relu (x) }"
+HALF = "(float[N, 3, H, W] x) => (float[N, 3, A, B] y) { s = Shape (x) h = Gather (s, two) f = Cast <to = 1> (h) y = Mul (x, f) }"
+COLUMNS = "(float[N, L] x) => (float[N, M] y) { y = MatMul (x, w) }"
+
+
+def test_sizes_of_the_data_stay_open_where_ncnn_can() -> None:
+    found = fitted(FREE, {}, {"x": (6, 3, 20, 40)})
+    assert found == ({"x": "1x3x20x40:1x3x52x104"}, [])
+
+
+def test_sizes_of_the_data_are_fixed_where_a_node_needs_them() -> None:
+    shapes, (note,) = fitted(HALF, {}, {"x": (6, 3, 20, 40)}, two=np.array([2]))
+    assert shapes == {"x": "1x3x20x40"}
+    assert note.startswith("built for inputs of x 1x3x20x40, as the data has them: of node 'Mul_3' (Mul) ")
+    assert note.endswith("depends on the size of the input")
+
+
+def test_sizes_of_the_data_are_fixed_where_the_model_runs_at_no_others() -> None:
+    shapes, (note,) = fitted(COLUMNS, {}, {"x": (4, 7)}, w=random(7, 3))
+    assert shapes == {"x": "1x7"}
+    assert (
+        "built for inputs of x 1x7, as the data has them: the model does not run with inputs x 1x39" in note
+    )
+
+
+@pytest.mark.parametrize("shapes", [{}, {"x": "1x3x20x40:1x3x52x104"}])
+def test_what_a_caller_leaves_open_is_not_fixed_in_silence(shapes: dict[str, str]) -> None:
+    """Without data of its sizes; the build then refuses what it cannot compute."""
+    data = {"x": (6, 3, 20, 40)} if shapes else {}
+    assert fitted(HALF, shapes, data, two=np.array([2])) == (shapes, [])
+
+
+def test_where_the_data_fixes_one_input_all_are_fixed() -> None:
+    text = FREE.replace("x)", "x, float[N, 3, H, W] z)", 1).replace("Relu (x)", "Add (x, h)")
+    text = text.replace("{ y", "{ s = Shape (z) i = Gather (s, two) f = Cast <to = 1> (i) h = Mul (z, f) y")
+    given = {"z": "1x3x20x40:1x3x52x104"}
+    shapes, (note,) = fitted(text, given, {"x": (6, 3, 20, 40)}, two=np.array([2]))
+    assert shapes == {"x": "1x3x20x40", "z": "1x3x20x40"}
+    assert note.startswith("built for inputs of x 1x3x20x40, as the data has them: ")
