@@ -4,6 +4,7 @@ import builtins
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -341,3 +342,49 @@ def test_a_network_that_ncnn_cannot_compute() -> None:
         PassError, match=r"by=time runs the network in ncnn, which cannot compute 'nz' \(NonZero\)"
     ):
         chosen(kernel_timer(lambda text: None), model)
+
+
+def test_files_are_written_once_and_each_load_takes_them_in_another_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The weights of a large network are hundreds of megabytes; every load is a process of its own all the same."""
+    written: list[Path] = []
+    asked: list[dict[str, Any]] = []
+    plain = timing.write_weights
+
+    def counted(layers: Any, file: Any, half: bool) -> None:
+        written.append(Path(file.name))
+        plain(layers, file, half)
+
+    def answered(request: dict[str, Any], what: str, limit_s: float) -> Any:
+        """Times that say which network they are of."""
+        assert Path(request["weights"]).stat().st_size > 4 * 9 * 128 * 128
+        assert all(Path(one).is_file() for one in [*request["params"], request["feeds"]])
+        asked.append(request)
+        times = [float(Path(one).stem) for one in request["params"]]
+        return [times] if request["layers"] is None else {"a": [times]}
+
+    monkeypatch.setattr(timing, "write_weights", counted)
+    monkeypatch.setattr(timing, "ask", answered)
+    timer = kernel_timer(lambda text: None)
+    text = """(float[1, 128, 7, 7] x) => (float[1, 128, P, Q] y) {
+        [a] v = Conv <pads = [1, 1, 1, 1]> (x, w)
+        [b] y = Conv <pads = [1, 1, 1, 1]> (v, w)
+    }"""
+    model = build(text, w=random(128, 128, 3, 3))
+    variants = [
+        {"a": name, "b": "winograd43"} for name in ("winograd43", "winograd43", "winograd23", "direct")
+    ]
+    layers = timer.layers(model, "x86", variants)["a"]
+    assert len(written) == 1
+    assert len(asked) == timing.LOADS
+    whole = timer.whole(model, "x86", variants)
+    assert len(written) == 2
+    for times in (layers, whole):
+        np.testing.assert_array_equal(times, np.tile(np.arange(4.0), (timing.LOADS, 1, 1)))
+    firsts = [Path(request["params"][0]).stem for request in asked[: timing.LOADS]]
+    assert firsts == [str(number % 4) for number in range(timing.LOADS)]
+    blobs = [dict(zip(one["params"], map(str, one["layers"]), strict=True)) for one in asked[: timing.LOADS]]
+    assert all(one == blobs[0] for one in blobs)
+    assert len(set(blobs[0].values())) == 2  # where a layer has a hint, its reader does not read it
+    assert not any(path.parent.exists() for path in written)

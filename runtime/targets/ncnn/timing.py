@@ -27,6 +27,9 @@ from onnx_lathe.runtime.targets.ncnn.session import ports_as_json
 from onnx_lathe.runtime.targets.ncnn.sizes import sizes_of
 
 LOADS = 8
+"""For networks of any size: Student's test has one value of each load, however many rounds that has. Half as many loads
+would leave two to three times as much in doubt.
+"""
 LAYERS = {"seconds": 4.0, "least": 6, "most": 25}
 WHOLE = {"seconds": 2.0, "least": 6, "most": 40}
 """Of each load, rounds go on for so long, once the least are in."""
@@ -88,50 +91,30 @@ class NetworkTimer:
         variants: Sequence[Choices],
         budget: Mapping[str, float],
     ) -> list[Any]:
-        """What each load gives, the variants in their own order."""
-        found = []
-        for number in range(LOADS):
-            self.status(f"timing {what} in ncnn: {number + 1} of {LOADS}, {len(variants)} networks in turn")
-            order = [(place + number) % len(variants) for place in range(len(variants))]
-            times = self._times(model, profile, [variants[place] for place in order], budget)
-            back = np.argsort(order)
-            found.append(
-                {name: np.array(rounds)[:, back] for name, rounds in times.items()}
-                if isinstance(times, dict)
-                else np.array(times)[:, back]
-            )
-        return found
-
-    def _times(
-        self, model: onnx.ModelProto, profile: str, variants: Sequence[Choices], budget: Mapping[str, float]
-    ) -> Any:
-        written = self._written(model, profile)
-        found = written.conversion
+        """What each load gives, the variants in their own order. Their files are written once: large networks have weights
+        of hundreds of megabytes.
+        """
+        written, found = self._written(model, profile), []
         with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
-            folder = Path(scratch)
-            with (folder / "model.bin").open("wb") as file:
-                write_weights(found.layers, file, False)
-            params, blobs = [], []
-            for number, choices in enumerate(variants):
-                layers = _chosen(found, choices, profile)
-                params.append(str(folder / f"{number}.param"))
-                Path(params[-1]).write_text(param_text(layers), encoding="utf-8")
-                places = convolutions(layers, found.results)
-                blobs.append({name: (one.bottoms[0], one.tops[0]) for name, (one, _) in places.items()})
-            np.savez(
-                folder / "feeds.npz",
-                **{f"input{place}": written.feeds[port.tensor] for place, port in enumerate(found.inputs)},  # type: ignore[arg-type]
-            )
-            request = {
-                "params": params,
-                "weights": str(folder / "model.bin"),
-                "ports": ports_as_json(found.inputs, found.outputs),
-                "feeds": str(folder / "feeds.npz"),
-                "settings": asdict(Settings(threads=1, half=PROFILES[profile].arithmetic == "float16")),
-                "layers": blobs if budget is LAYERS else None,
-                "budget": budget,
-            }
-            return ask(request, "time the model", LIMIT_S)
+            request = _files(written, variants, Path(scratch))
+            for number in range(LOADS):
+                self.status(
+                    f"timing {what} in ncnn: {number + 1} of {LOADS}, {len(variants)} networks in turn"
+                )
+                order = [(place + number) % len(variants) for place in range(len(variants))]
+                turned: dict[str, Any] = {
+                    name: [request[name][place] for place in order] for name in ("params", "layers")
+                }
+                if budget is not LAYERS:
+                    turned["layers"] = None
+                times = ask(request | turned | {"budget": budget}, "time the model", LIMIT_S)
+                back = np.argsort(order)
+                found.append(
+                    {name: np.array(rounds)[:, back] for name, rounds in times.items()}
+                    if isinstance(times, dict)
+                    else np.array(times)[:, back]
+                )
+        return found
 
     def _written(self, model: onnx.ModelProto, profile: str) -> _Written:
         if self._last is not None and self._last.model is model and self._last.profile == profile:
@@ -145,6 +128,32 @@ class NetworkTimer:
         types = {value.name: value.type.tensor_type.elem_type for value in lowered.graph.input}
         self._last = _Written(model, profile, found, _feeds(sizes.first, types))
         return self._last
+
+
+def _files(written: _Written, variants: Sequence[Choices], folder: Path) -> dict[str, Any]:
+    """Writes the variants' networks and their input. Returns what the worker is told of them, in their own order."""
+    found, profile = written.conversion, written.profile
+    with (folder / "model.bin").open("wb") as file:
+        write_weights(found.layers, file, False)
+    params, blobs = [], []
+    for number, choices in enumerate(variants):
+        layers = _chosen(found, choices, profile)
+        params.append(str(folder / f"{number}.param"))
+        Path(params[-1]).write_text(param_text(layers), encoding="utf-8")
+        places = convolutions(layers, found.results)
+        blobs.append({name: (one.bottoms[0], one.tops[0]) for name, (one, _) in places.items()})
+    np.savez(
+        folder / "feeds.npz",
+        **{f"input{place}": written.feeds[port.tensor] for place, port in enumerate(found.inputs)},  # type: ignore[arg-type]
+    )
+    return {
+        "params": params,
+        "weights": str(folder / "model.bin"),
+        "ports": ports_as_json(found.inputs, found.outputs),
+        "feeds": str(folder / "feeds.npz"),
+        "settings": asdict(Settings(threads=1, half=PROFILES[profile].arithmetic == "float16")),
+        "layers": blobs,
+    }
 
 
 def _stacked(loads: Sequence[np.ndarray]) -> np.ndarray:
