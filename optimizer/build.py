@@ -278,6 +278,7 @@ def _build(
     found.files = [path.name for path in artifact.paths]
     found.size_bytes = artifact.size_bytes
     found.details = dict(artifact.details)
+    found.facts = list(artifact.facts)
     tried = dict(target.verify(model, artifact, config, run.feeds, run.ui.status, run.model))
     _warn(run, target, tried.pop("notes", ()))
     found.details |= tried

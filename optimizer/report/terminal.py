@@ -69,6 +69,8 @@ def show(record: RunRecord, console: Console) -> None:
             + (f"; {target.measured}: {quality}" if quality else ""),
             markup=False,
         )
+        for fact in target.facts:
+            console.print(f"    {fact}", markup=False)
         _show_skips(target.skips, console)
     show_outputs(record, console)
     for verdict in record.gates:

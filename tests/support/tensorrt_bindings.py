@@ -1,5 +1,13 @@
 """A module that stands in for TensorRT: what both its families share, and what each version has."""
 
+import textwrap
+from pathlib import Path
+
+import onnx
+import pytest
+
+from tests.support import quantized
+
 STAND_IN = '''
 import enum, json
 
@@ -30,6 +38,7 @@ HardwareCompatibilityLevel = enum.Enum("HardwareCompatibilityLevel", ["NONE", "A
 ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["DETAILED"])
 Severity = enum.Enum("Severity", ["ERROR", "WARNING", "VERBOSE"])
 DataType = enum.Enum("DataType", ["FLOAT"])
+LayerInformationFormat = enum.Enum("LayerInformationFormat", ["JSON"])
 
 
 class Tensor:
@@ -56,6 +65,17 @@ class Config(Strict):
     def set_memory_pool_limit(self, pool, size): CALLS.append(["workspace", size])
     def add_optimization_profile(self, profile): return 0
 
+class Engine:
+    def __init__(self, text): self.text = text
+    def create_engine_inspector(self): return self
+    def get_engine_information(self, form): return self.text if form is LayerInformationFormat.JSON else None
+
+class Runtime:
+    def __init__(self, logger): pass
+    def deserialize_cuda_engine(self, plan):
+        assert json.loads(plan)
+        @INSPECT@
+
 class Builder:
     def __init__(self, logger):
         self.logger = logger
@@ -73,3 +93,29 @@ TEN = {
     "NetworkDefinitionCreationFlag": {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1},
 }
 ELEVEN = {"BuilderFlag": ["SPARSE_WEIGHTS"], "NetworkDefinitionCreationFlag": {"STRONGLY_TYPED": 0}}
+
+
+def put_stand_in(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str = "10.3.0",
+    flags: object = TEN,
+    builder: str = "pass",
+    build: str = "pass",
+    text: str | None = None,
+    inspect: str = "return None",
+) -> Path:
+    """Puts a module `tensorrt` where this process, and so the worker, imports from, and a model.onnx beside an empty
+    folder out. builder, build, inspect: statements of the stand-in; text: another module in its place.
+    """
+    folder = tmp_path / "site" / "tensorrt"
+    folder.mkdir(parents=True)
+    source = STAND_IN if text is None else textwrap.dedent(text)
+    marks = {"VERSION": version, "FLAGS": repr(flags), "BUILDER": builder, "BUILD": build, "INSPECT": inspect}
+    for mark, value in marks.items():
+        source = source.replace(f"@{mark}@", value)
+    (folder / "__init__.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    onnx.save(quantized.lenet(codebook=False), tmp_path / "model.onnx")
+    (tmp_path / "out").mkdir()
+    return tmp_path

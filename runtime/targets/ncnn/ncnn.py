@@ -115,7 +115,7 @@ class Ncnn(Target):
     def check(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str]]:
         return list(_converted(model, options)[0].unfollowed) if wanted(model.graph.node) else []
 
-    def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
+    def layers(self, model: onnx.ModelProto, options: Any = None) -> list[LayerVerdict]:
         made = {name: node for node in model.graph.node for name in node.output}
         found = []
         for index, node in layers_of(model).items():

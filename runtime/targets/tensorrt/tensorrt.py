@@ -11,7 +11,7 @@ import importlib.util
 import json
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +27,15 @@ from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.tensorrt import process
 from onnx_lathe.runtime.targets.tensorrt.check import concerns, verdicts
 from onnx_lathe.runtime.targets.tensorrt.options import BuildConfig, RTXConfig, TensorRTConfig
+from onnx_lathe.runtime.targets.tensorrt.promise import Promise, is_quantized, promises
+from onnx_lathe.runtime.targets.tensorrt.proof import weight_facts
+from onnx_lathe.runtime.targets.tensorrt.proving import proven
 from onnx_lathe.runtime.targets.tensorrt.shapes import from_data, parse_batch, parse_shapes, profiles, text
+
+NO_INT8_ON_TURING = (
+    "TensorRT-RTX has no INT8 kernels for sm75, and computes one engine alike on all its GPUs: the layer runs in float; "
+    "build for sm75 apart"
+)
 
 
 class TensorRTBase(Target):
@@ -57,10 +65,18 @@ class TensorRTBase(Target):
 
     def check(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str]]:
         found = [(concern.node, concern.reason) for concern in concerns(model)]
+        in_float = self.in_float(options)
+        if in_float is not None:
+            quantized = [verdict.node for verdict in verdicts(model) if verdict.int8]
+            found += [(node, in_float) for node in quantized]
         return found + own_kernels(model, self.title)
 
-    def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
-        return verdicts(model)
+    def layers(self, model: onnx.ModelProto, options: Any = None) -> list[LayerVerdict]:
+        return verdicts(model, self.in_float(options))
+
+    def in_float(self, options: Any) -> str | None:
+        """Why an engine with these options has no INT8 at all; None if it may."""
+        return None
 
     def fitted(
         self,
@@ -102,17 +118,29 @@ class TensorRTBase(Target):
                 for name, profile in wanted.items()
             },
         }
+        promised = None
+        if is_quantized(proto):
+            tuned = {name: profile.tuned for name, profile in wanted.items()}
+            promised = promises(proto, tuned, self.in_float(options))
+        request["prove"] = promised is not None
         del proto  # the worker reads the file; two copies of a large model are enough
         try:
             with tempfile.TemporaryDirectory(prefix=".lathe-", dir=directory) as scratch:
-                return self._build_in(Path(scratch).resolve(), directory, request, options, progress)
+                place = Path(scratch).resolve()
+                return self._build_in(place, directory, request, options, progress, promised)
         except OSError as error:
             raise TargetError(
                 f"{directory}: cannot be written ({error.strerror or error}); choose another folder"
             ) from error
 
     def _build_in(
-        self, scratch: Path, directory: Path, request: dict[str, Any], options: Any, progress: Progress
+        self,
+        scratch: Path,
+        directory: Path,
+        request: dict[str, Any],
+        options: Any,
+        progress: Progress,
+        promised: Sequence[Promise] | None,
     ) -> Artifact:
         """Everything is made in `scratch`, a folder on the same disk, and moved out of it when it is whole."""
         engine = directory / f"model.{self.name}.engine"
@@ -126,14 +154,24 @@ class TensorRTBase(Target):
         finally:
             if made[log].exists():
                 made[log].replace(log)
+        described = answer.pop("layers")
+        proof = None
+        if promised is not None:
+            progress("reading which layers run in INT8")
+            proof = proven(self.library, made[engine], described, promised, scratch)
         details = self._describe(answer, request, made[engine])
+        details["int8"] = None if proof is None else proof.as_json()
         made[sidecar].write_text(
             json.dumps({"engine": engine.name} | details, indent=1) + "\n", encoding="utf-8"
         )
         made[sidecar].replace(sidecar)
         made[engine].replace(engine)
         return Artifact(
-            (engine, sidecar, log) if options.log else (engine, sidecar), engine.stat().st_size, details
+            (engine, sidecar, log) if options.log else (engine, sidecar),
+            engine.stat().st_size,
+            details,
+            notes=() if proof is None else tuple(proof.warnings()),
+            facts=(*weight_facts(details), *(() if proof is None else proof.facts())),
         )
 
     def _request(self, options: Any) -> dict[str, Any]:
@@ -176,6 +214,11 @@ class TensorRTRTX(TensorRTBase):
         if platform.system() in ("Linux", "Windows") and platform.machine().lower() in ("x86_64", "amd64"):
             return self.missing
         return "tensorrt_rtx exists only for Linux and Windows on x86-64; build there, with the .onnx file of target 'onnx'"
+
+    def in_float(self, options: Any) -> str | None:
+        if options is None:
+            return None
+        return NO_INT8_ON_TURING if "SM75" in options.compute.upper().split("+") else None
 
     def _request(self, options: Any) -> dict[str, Any]:
         return super()._request(options) | {"compute": options.compute.upper().split("+")}
