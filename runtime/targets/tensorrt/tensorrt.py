@@ -62,6 +62,11 @@ class TensorRTBase(Target):
     def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
         return verdicts(model)
 
+    def lowering_options(
+        self, options: Any, model: onnx.ModelProto, known: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        return {"shapes": {name: str(shape) for name, shape in options.shapes.items()}}
+
     def fitted(
         self,
         model: onnx.ModelProto,
