@@ -25,7 +25,10 @@ from tests.support.quantized import assert_equal, lower, node, run, stored
 needs_builder = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
 )
-RANDOM = np.random.default_rng(5)
+
+
+def fresh() -> np.random.Generator:
+    return np.random.default_rng(5)
 
 
 def builds(model: onnx.ModelProto, folder: Path) -> bool:
@@ -90,7 +93,7 @@ def body_of(kind: type, zero: int) -> onnx.ModelProto:
     return quantized.model([node], inputs, {"y": [6, 4]}, constants)
 
 
-CODES = RANDOM.integers(0, 200, (6, 4))
+CODES = np.random.default_rng(4).integers(0, 200, (6, 4))
 
 
 def tensor(name: str, array: np.ndarray) -> onnx.TensorProto:
@@ -129,34 +132,36 @@ def convolution(codes: np.ndarray, scale: np.ndarray, **attributes: int) -> onnx
 def test_blocks_of_a_convolutions_weight(
     axis: int, kind: type, size: int, dims: list, stored_as: int, tmp_path: Path
 ) -> None:
-    codes = RANDOM.integers(-8, 8, (6, 8, size, size)).astype(kind)
+    codes = fresh().integers(-8, 8, (6, 8, size, size)).astype(kind)
     shape = [length // 2 if index == axis else length for index, length in enumerate(codes.shape)]
-    model = convolution(codes, RANDOM.random(shape, np.float32), axis=axis, block_size=2)
+    model = convolution(codes, fresh().random(shape, np.float32), axis=axis, block_size=2)
     lowered, _ = lower(model)
     found = stored(lowered)[node(lowered, "dq").input[0]]
     assert (list(found.dims), found.data_type) == (dims, stored_as)
-    assert_equal(model, lowered, {"x": RANDOM.random((1, 8, 8, 8), np.float32)})
+    assert_equal(model, lowered, {"x": fresh().random((1, 8, 8, 8), np.float32)})
     if importlib.util.find_spec("tensorrt_rtx") is not None:
         assert builds(lowered, tmp_path)
 
 
 @pytest.mark.parametrize("block, why", [(5, "whole blocks"), (1, "one value each")])
 def test_blocks_that_no_shape_helps_become_float(block: int, why: str) -> None:
-    codes = RANDOM.integers(-8, 8, (6, 8, 3, 3)).astype(np.int8)
-    model = convolution(codes, RANDOM.random((6, -(-8 // block), 3, 3), np.float32), axis=1, block_size=block)
+    codes = fresh().integers(-8, 8, (6, 8, 3, 3)).astype(np.int8)
+    model = convolution(
+        codes, fresh().random((6, -(-8 // block), 3, 3), np.float32), axis=1, block_size=block
+    )
     lowered, report = lower(model)
     assert [node.op_type for node in lowered.graph.node] == ["Conv"]
     assert why in report.edits[0].what
-    assert_equal(model, lowered, {"x": RANDOM.random((1, 8, 8, 8), np.float32)})
+    assert_equal(model, lowered, {"x": fresh().random((1, 8, 8, 8), np.float32)})
 
 
 def test_odd_rows_of_int4_stay_int4() -> None:
-    codes = RANDOM.integers(-8, 8, (6, 8, 3, 3)).astype(ml_dtypes.int4)
-    model = convolution(codes, RANDOM.random(6, np.float32), axis=0)
+    codes = fresh().integers(-8, 8, (6, 8, 3, 3)).astype(ml_dtypes.int4)
+    model = convolution(codes, fresh().random(6, np.float32), axis=0)
     lowered, _ = lower(model)
     found = stored(lowered)[node(lowered, "dq").input[0]]
     assert (list(found.dims), found.data_type) == ([6, 72], TensorProto.INT4)
-    assert_equal(model, lowered, {"x": RANDOM.random((1, 8, 8, 8), np.float32)})
+    assert_equal(model, lowered, {"x": fresh().random((1, 8, 8, 8), np.float32)})
 
 
 def test_a_scale_that_does_not_fit_is_left_alone() -> None:
@@ -225,7 +230,7 @@ def doubles(weight: np.ndarray, inside: bool) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_floats_of_64_bits_become_those_of_32(inside: bool, tmp_path: Path) -> None:
-    model = doubles(RANDOM.random((4, 3)), inside)
+    model = doubles(fresh().random((4, 3)), inside)
     lowered, report = lower(model)
     assert "DOUBLE" not in kinds(lowered.graph)
     assert {"product", "fill"} & {edit.node for edit in report.edits}
@@ -236,7 +241,7 @@ def test_floats_of_64_bits_become_those_of_32(inside: bool, tmp_path: Path) -> N
     ]
     inner = onnx.shape_inference.infer_shapes(lowered).graph.value_info
     assert {value.type.tensor_type.elem_type for value in inner} == {TensorProto.FLOAT}
-    feeds = {"x": RANDOM.random((2, 4)).astype(np.float32 if inside else np.float64)}
+    feeds = {"x": fresh().random((2, 4)).astype(np.float32 if inside else np.float64)}
     np.testing.assert_allclose(run(lowered, feeds)[0], run(model, feeds)[0], rtol=1e-6)
     if importlib.util.find_spec("tensorrt_rtx") is not None:
         assert builds(lowered, tmp_path)

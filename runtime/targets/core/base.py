@@ -94,6 +94,11 @@ class Target:
         """What the target runs in INT8 with these options."""
         return self.placement
 
+    def accepts(self, model: onnx.ModelProto, options: Any) -> None:
+        """Raises UsageError for options that contradict the model's inputs: asked before the first pass, of the model
+        as it was given.
+        """
+
     def refusals(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str, str]]:
         """(node, operator, reason) for what makes a build of the lowered model fail, known before it is tried."""
         return []

@@ -74,13 +74,7 @@ def profiles(model: onnx.ModelProto, batch: Profile, shapes: Mapping[str, Profil
 
     Raises UsageError naming the input and the dimension that neither `batch` nor `shapes` gives a size.
     """
-    stored = {tensor.name for tensor in model.graph.initializer}
-    inputs = {value.name: value for value in model.graph.input if value.name not in stored}
-    for name in shapes.keys() - inputs.keys():
-        raise UsageError(
-            f"option shapes: the model has no input '{name}'{nearest(name, inputs) or '; it has ' + ', '.join(inputs)}"
-        )
-    wanted = {name: _dimensions(value) for name, value in inputs.items()}
+    wanted = fit_given(model, shapes)
     batch_names = _batch_names(wanted)
     found = {}
     for name, dims in wanted.items():
@@ -93,6 +87,20 @@ def profiles(model: onnx.ModelProto, batch: Profile, shapes: Mapping[str, Profil
         elif any(isinstance(dim, str) for dim in dims):
             found[name] = _batched(name, dims, batch, batch_names)
     return found
+
+
+def fit_given(model: onnx.ModelProto, shapes: Mapping[str, Profile]) -> dict[str, list[int | str] | None]:
+    """The model's inputs with their dimensions. Raises UsageError where `shapes` contradict them."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: value for value in model.graph.input if value.name not in stored}
+    for name in shapes.keys() - inputs.keys():
+        raise UsageError(
+            f"option shapes: the model has no input '{name}'{nearest(name, inputs) or '; it has ' + ', '.join(inputs)}"
+        )
+    wanted = {name: _dimensions(value) for name, value in inputs.items()}
+    for name, profile in shapes.items():
+        _fitting(name, wanted[name], profile)
+    return wanted
 
 
 def from_data(

@@ -27,7 +27,15 @@ from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.tensorrt import process
 from onnx_lathe.runtime.targets.tensorrt.check import concerns, verdicts
 from onnx_lathe.runtime.targets.tensorrt.options import BuildConfig, RTXConfig, TensorRTConfig
-from onnx_lathe.runtime.targets.tensorrt.shapes import from_data, parse_batch, parse_shapes, profiles, text
+from onnx_lathe.runtime.targets.tensorrt.refusals import fatal, unknown_operators
+from onnx_lathe.runtime.targets.tensorrt.shapes import (
+    fit_given,
+    from_data,
+    parse_batch,
+    parse_shapes,
+    profiles,
+    text,
+)
 
 
 class TensorRTBase(Target):
@@ -54,6 +62,17 @@ class TensorRTBase(Target):
 
     def _missing(self) -> str:
         return self.missing
+
+    def accepts(self, model: onnx.ModelProto, options: Any) -> None:
+        fit_given(model, parse_shapes(options.shapes))
+
+    def refusals(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str, str]]:
+        found = [*fatal(model, self._compute(options)), *unknown_operators(model)]
+        return [(concern.node, concern.op, concern.reason) for concern in found]
+
+    def _compute(self, options: Any) -> list[str]:
+        """The GPUs that it is built for, where the options say so."""
+        return []
 
     def check(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str]]:
         found = [(concern.node, concern.reason) for concern in concerns(model)]
@@ -91,12 +110,11 @@ class TensorRTBase(Target):
             raise TargetError(self._missing())
         proto = model_file.load(model)
         wanted = profiles(proto, parse_batch(options.batch), parse_shapes(options.shapes))
-        fatal: dict[str, list[str]] = {}
-        for concern in concerns(proto):
-            if concern.fatal:
-                fatal.setdefault(concern.reason, []).append(concern.node)
-        if fatal:
-            listed = "; ".join(f"{first_few(nodes)}: {reason}" for reason, nodes in fatal.items())
+        refused: dict[str, list[str]] = {}
+        for concern in fatal(proto, self._compute(options)):
+            refused.setdefault(concern.reason, []).append(concern.node)
+        if refused:
+            listed = "; ".join(f"{first_few(nodes)}: {reason}" for reason, nodes in refused.items())
             raise TargetError(f"{self.title} would not take {model.name}: {listed}")
         request = self._request(options) | {
             "library": self.library,
@@ -183,7 +201,10 @@ class TensorRTRTX(TensorRTBase):
         return "tensorrt_rtx exists only for Linux and Windows on x86-64; build there, with the .onnx file of target 'onnx'"
 
     def _request(self, options: Any) -> dict[str, Any]:
-        return super()._request(options) | {"compute": options.compute.upper().split("+")}
+        return super()._request(options) | {"compute": [name.upper() for name in self._compute(options)]}
+
+    def _compute(self, options: Any) -> list[str]:
+        return str(options.compute).lower().split("+")
 
 
 @register
