@@ -7,8 +7,8 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -17,40 +17,14 @@ import pytest
 from onnx_lathe.errors import TargetError
 from onnx_lathe.runtime.targets.tensorrt import tensorrt as targets
 from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRT
-from tests.support import quantized
-from tests.support.tensorrt_bindings import ELEVEN, STAND_IN, TEN
+from tests.support.tensorrt_bindings import ELEVEN, TEN, put_stand_in
 
 QUIET = lambda text: None  # noqa: E731
 
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Puts a module `tensorrt` where this process, and so the worker, imports from."""
-
-    def put(
-        version: str = "10.3.0",
-        flags: object = TEN,
-        builder: str = "pass",
-        build: str = "pass",
-        text: str | None = None,
-    ) -> Path:
-        folder = tmp_path / "site" / "tensorrt"
-        folder.mkdir(parents=True)
-        source = STAND_IN if text is None else textwrap.dedent(text)
-        for mark, value in {
-            "VERSION": version,
-            "FLAGS": repr(flags),
-            "BUILDER": builder,
-            "BUILD": build,
-        }.items():
-            source = source.replace(f"@{mark}@", value)
-        (folder / "__init__.py").write_text(source)
-        monkeypatch.syspath_prepend(tmp_path / "site")
-        onnx.save(quantized.lenet(codebook=False), tmp_path / "model.onnx")
-        (tmp_path / "out").mkdir()
-        return tmp_path
-
-    return put
+    return partial(put_stand_in, tmp_path, monkeypatch)
 
 
 def build(folder: Path, **options) -> list:

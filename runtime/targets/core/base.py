@@ -80,6 +80,9 @@ class Target:
     opened: ClassVar[bool] = False
     """Users open the file in ONNX Runtime as it is: its figures are those of a plain session."""
 
+    moved: ClassVar[Mapping[str, str]] = {}
+    """Name of an option that a neighbour of the target has -> why this one has not, and what to do instead."""
+
     @dataclass(frozen=True)
     class Config:
         """Options. Every field's metadata has `help` and `unit`; values are checked on construction, which

@@ -6,22 +6,25 @@ with what an engine does not say without a GPU: its inputs and outputs, the shap
 builder's version and the GPUs it runs on.
 """
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import onnx
 
 from onnx_lathe import metadata
-from onnx_lathe.errors import TargetError, first_few
+from onnx_lathe.errors import LatheError, TargetError, first_few
 from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.targets.core.base import Artifact, LayerVerdict, Progress, Target, own_kernels
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.tensorrt import process
@@ -119,7 +122,7 @@ class TensorRTBase(Target):
         request = self._request(options) | {
             "library": self.library,
             "model": str(model.resolve()),
-            "flags": _flags(proto),
+            "flags": options.flags() + _sparse_flags(proto, options.sparse),
             "profiles": {
                 name: [list(profile.least), list(profile.tuned), list(profile.greatest)]
                 for name, profile in wanted.items()
@@ -142,6 +145,7 @@ class TensorRTBase(Target):
         sidecar, log = engine.with_name(f"{engine.name}.json"), engine.with_name(f"{engine.name}.log")
         made = {path: scratch / path.name for path in (engine, sidecar, log)}
         request |= {"engine": str(made[engine]), "log": str(made[log]) if options.log else None}
+        request |= {"timing_cache_written": str(scratch / "timing.cache")}
         try:
             answer = process.ask(request, scratch, progress, options.time_limit)
         except TargetError as error:
@@ -149,26 +153,27 @@ class TensorRTBase(Target):
         finally:
             if made[log].exists():
                 made[log].replace(log)
-        details = self._describe(answer, request, made[engine])
+        details = self._describe(answer, request, made[engine], options)
         made[sidecar].write_text(
             json.dumps({"engine": engine.name} | details, indent=1) + "\n", encoding="utf-8"
         )
+        weights = _keep_weights(Path(request["model"]), scratch, engine) if options.strip else []
+        _keep_times(scratch / "timing.cache", request.get("timing_cache"))
         made[sidecar].replace(sidecar)
         made[engine].replace(engine)
-        return Artifact(
-            (engine, sidecar, log) if options.log else (engine, sidecar), engine.stat().st_size, details
-        )
+        written = [engine, sidecar, *([log] if options.log else []), *weights]
+        notes = _notes(options, details["version"], weights)
+        return Artifact(tuple(written), engine.stat().st_size, details, notes)
 
     def _request(self, options: Any) -> dict[str, Any]:
         return {
             "level": options.level,
             "workspace_bytes": None if options.workspace_mb is None else options.workspace_mb << 20,
             "compute": [],
-            "portable": False,
         }
 
     def _describe(
-        self, answer: Mapping[str, Any], request: Mapping[str, Any], engine: Path
+        self, answer: Mapping[str, Any], request: Mapping[str, Any], engine: Path, options: Any
     ) -> dict[str, Any]:
         return {
             "engine_bytes": engine.stat().st_size,
@@ -179,6 +184,7 @@ class TensorRTBase(Target):
                 name: dict(zip(("min", "opt", "max"), shapes, strict=True))
                 for name, shapes in request["profiles"].items()
             },
+            **_named_options(options),
             **answer,
         }
 
@@ -191,6 +197,14 @@ class TensorRTRTX(TensorRTBase):
     title = "TensorRT-RTX"
     packages = ("tensorrt-rtx",)
     library = "tensorrt_rtx"
+    moved = MappingProxyType(
+        {
+            "timing_cache": "TensorRT-RTX times no kernels when it builds, so there is nothing to keep",
+            "dla": "TensorRT-RTX runs on GPUs alone; target tensorrt builds for a Jetson's DLA",
+            "portable": "name the GPUs that one engine is for: compute=sm86+sm89",
+            "same_compute": "its engines run on every GPU of the architectures that compute names",
+        }
+    )
     missing = "tensorrt_rtx is not installed; pip install 'onnx-lathe[rtx]'"
 
     Config = RTXConfig
@@ -215,19 +229,84 @@ class TensorRT(TensorRTBase):
     title = "TensorRT"
     packages = ("tensorrt",)
     library = "tensorrt"
+    moved = MappingProxyType(
+        {"compute": "TensorRT builds for the GPU that it runs on; target tensorrt-rtx builds for others"}
+    )
     missing = "tensorrt is not installed; on a Jetson it comes with JetPack (python3-libnvinfer), elsewhere pip install 'onnx-lathe[gpu]'"
 
     Config = TensorRTConfig
 
     def _request(self, options: Any) -> dict[str, Any]:
-        return super()._request(options) | {"portable": options.portable}
+        level = (
+            "AMPERE_PLUS" if options.portable else "SAME_COMPUTE_CAPABILITY" if options.same_compute else None
+        )
+        if level is not None and JETSON.exists():
+            raise TargetError(
+                "options portable and same_compute: an engine that is built on a Jetson runs on that kind alone; "
+                "leave the option out"
+            )
+        return super()._request(options) | {
+            "hardware": level,
+            "dla": options.dla,
+            "timing_cache": options.timing_cache and str(Path(options.timing_cache).resolve()),
+        }
 
 
-def _flags(model: onnx.ModelProto) -> list[str]:
+JETSON = Path("/etc/nv_tegra_release")
+"""Is on every Jetson, and on nothing else."""
+
+
+def _sparse_flags(model: onnx.ModelProto, wanted: str) -> list[str]:
     """SPARSE_WEIGHTS lets TensorRT choose kernels for weights with 2 zeros in each 4, where such a kernel
     is faster.
     """
-    return ["SPARSE_WEIGHTS"] if "2:4" in metadata.read_sparse(model.metadata_props).values() else []
+    found = "2:4" in metadata.read_sparse(model.metadata_props).values()
+    return ["SPARSE_WEIGHTS"] if wanted == "yes" or (wanted == "auto" and found) else []
+
+
+def _keep_weights(model: Path, scratch: Path, engine: Path) -> list[Path]:
+    """Writes the model that a stripped engine gets its weights from beside it."""
+    kept = engine.with_name(f"{engine.name}.onnx")
+    model_file.save(model_file.load(model), scratch / kept.name)
+    found = sorted(scratch.glob(f"{kept.name}*"))
+    for path in found:
+        path.replace(engine.with_name(path.name))
+    return [engine.with_name(path.name) for path in found]
+
+
+def _keep_times(written: Path, wanted: str | None) -> None:
+    if wanted is None:
+        return
+    try:
+        with replacing(Path(wanted)) as file:
+            file.write(written.read_bytes())
+    except LatheError as error:
+        raise TargetError(f"option timing_cache: {error}") from error
+
+
+def _named_options(options: Any) -> dict[str, Any]:
+    """Of the options that decide where and how an engine can be loaded, those that are not at their default."""
+    names = ("refit", "strip", "compatible", "weight_streaming", "portable", "same_compute", "dla")
+    fields = {field.name: field.default for field in dataclasses.fields(options)}
+    return {
+        name: getattr(options, name)
+        for name in names
+        if name in fields and getattr(options, name) != fields[name]
+    }
+
+
+def _notes(options: Any, version: str, weights: Sequence[Path]) -> tuple[str, ...]:
+    found = []
+    if weights:
+        found.append(
+            f"the engine holds no weights: it computes nothing right before it is refitted from {weights[0].name}"
+        )
+    if options.refit == "any" and version.startswith("11.3."):
+        found.append(
+            "TensorRT 11.3 may drop the bias of a matrix product in an engine for refit=any, as its release notes "
+            "say; compare its outputs, or give refit=same"
+        )
+    return tuple(found)
 
 
 def _sha256(path: Path) -> str:
