@@ -12,6 +12,7 @@ IMPORT_ERRORS = ("Failed to open file", "external weights")
 ADVICE = {
     "libnvinfer_lean": "install TensorRT's lean runtime of the same version, or give lean_runtime=false",
     "equal ranks when condition": "reshape one of the branches, or export the model with the condition fixed",
+    "ScopeType::kUNDEFINED": "it is about an If or Loop of the model: export the model without, such as with fixed sizes",
     "HW-specific datatypes": "build for a GPU that has the type, or quantize in another",
     "FP32 GEMM is not supported": "run the pass float16, or build for sm80 or later",
     "Could not find any implementation": "more workspace_mb may help; else leave the layer in float",

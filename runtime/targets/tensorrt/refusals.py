@@ -165,7 +165,10 @@ def _is_finite(tensor: TensorProto) -> bool:
 
 
 def _branches(reader: Reader) -> Iterator[Concern]:
-    """An If on a value of run time whose branches give different numbers of dimensions, where the model says them."""
+    """An If on a value of run time whose branches give different numbers of dimensions, where the model says them.
+
+    One on shapes is left to TensorRT, which takes it where they are known when it builds.
+    """
     computed = {value.name for value in reader.graph.input} - reader.constants.keys()
     for node, name in reader.nodes():
         if node.op_type == "If" and node.input[0] in computed:
@@ -177,6 +180,8 @@ def _branches(reader: Reader) -> Iterator[Concern]:
                         f"its branches give {listed}; TensorRT wants as many in both: reshape one of them"
                     )
                     yield Concern(name, reason, True, node.op_type)
+        if node.op_type in ("Shape", "Size"):
+            continue
         if computed.intersection(node.input) or any(True for _ in reader.bodies(node)):
             computed.update(node.output)
 
