@@ -128,7 +128,8 @@ def _inferred(model: onnx.ModelProto) -> Iterator[str]:
         if found := _FIRST_ERROR.search(text):
             op, name, reason = found.groups()
             reason = re.sub(r"^(\[\w+\] )+", "", reason).rstrip(". ")
-            yield f"node {name or op}: {reason}; {AGAIN}"
+            named = f"'{name}'" if name else op
+            yield f"node {named}: {reason}; {AGAIN}"
 
 
 def _light(model: onnx.ModelProto) -> onnx.ModelProto:

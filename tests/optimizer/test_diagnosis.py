@@ -20,7 +20,7 @@ WORDS = {
     "input of size 0": "input 'x' has size 0 in dimension 0",
     "text as input": "input 'x' is STRING, not numbers",
     "nodes of one name": "several nodes have the one name 'node'",
-    "weight of another type": "node conv1: B has inconsistent type tensor(double)",
+    "weight of another type": "node 'conv1': B has inconsistent type tensor(double)",
 }
 
 
@@ -41,7 +41,7 @@ def test_nothing_is_wrong(model: onnx.ModelProto) -> None:
 
 
 def test_what_onnx_runtime_takes_is_not_refused(tmp_path: Path) -> None:
-    """Shape inference of the standard may be stricter: two shapes that a Concat of run time makes equal."""
+    """It has the last word: shape inference of the standard may be stricter."""
     nodes = [helper.make_node("Add", ["x", "w"], ["y"], "add")]
     model = quantized.model(nodes, {"x": ["n", 4]}, {"y": ["n", 4]}, {"w": np.ones(4, np.float32)})
     onnx.save(model, tmp_path / FILE)
