@@ -19,7 +19,7 @@ from onnx_lathe.passes.graph.bodies import graph_protos
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.lowering.tensorrt import Lowering
 from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRTRTX
-from tests.support import bodies, quantized
+from tests.support import bodies, quantized, tensorrt_log
 from tests.support.quantized import assert_equal, lower, node, run, stored
 
 needs_builder = pytest.mark.skipif(
@@ -271,3 +271,32 @@ def test_one_name_of_several_sizes_is_taken_away() -> None:
     assert named({"a": "1x8x8:4x16x16"}) == [["n", "s", "s"], ["n", "t", "s"]]
     assert named({"a": "1x8x9"}) == [["n", "", ""], ["n", "t", ""]]
     assert named({"a": "1x8x8", "b": "2x5x8"}) == [["", "s", "s"], ["", "t", "s"]]
+
+
+@needs_builder
+def test_a_layer_in_a_loop_runs_in_int8(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["h", "s", "z"], ["q"], "q"),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], "dq"),
+            helper.make_node("DequantizeLinear", ["codes", "scales"], ["w"], "w_dq", axis=1),
+            helper.make_node("MatMul", ["d", "w"], ["next"], "product"),
+            helper.make_node("Identity", ["on"], ["on_out"], "same"),
+        ],
+        "step",
+        [value("i", TensorProto.INT64, []), value("on", TensorProto.BOOL, []), value("h", 1, [64, 64])],
+        [value("on_out", TensorProto.BOOL, []), value("next", 1, [64, 64])],
+    )
+    constants = {
+        "trips": np.array(3), "yes": np.array(True), "s": np.float32(0.1), "z": np.array(128, np.uint8),
+        "codes": fresh().integers(0, 100, (64, 64)).astype(np.uint8), "scales": np.full(64, 0.1, np.float32),
+    }  # fmt: skip
+    loop = helper.make_node("Loop", ["trips", "yes", "x"], ["y"], "loop", body=body)
+    model = quantized.model([loop], {"x": [64, 64]}, {"y": [64, 64]}, constants)
+    lowered, _ = lower(model)
+    assert_equal(model, lowered, {"x": fresh().random((64, 64), np.float32)})
+    onnx.save(lowered, tmp_path / "lowered.onnx")
+    config = TensorRTRTX.Config(log=True)
+    made = TensorRTRTX().build(tmp_path / "lowered.onnx", tmp_path, config, lambda text: None)
+    assert tensorrt_log.kernels(made.paths[2])["product"] == "Int8"

@@ -69,8 +69,8 @@ class BuildConfig(Target.Config):
         """Names of BuilderFlag that the options ask for, without what a model's weights decide."""
         refit = {"no": "REFIT_IDENTICAL" if self.strip else "", "any": "REFIT", "same": "REFIT_IDENTICAL"}
         wanted = {
+            "STRIP_PLAN": self.strip,  # first: what is missing is told by the first option that asks for it
             refit[self.refit]: True,
-            "STRIP_PLAN": self.strip,
             "VERSION_COMPATIBLE": self.compatible,
             "EXCLUDE_LEAN_RUNTIME": self.compatible and not self.lean_runtime,
             "WEIGHT_STREAMING": self.weight_streaming,

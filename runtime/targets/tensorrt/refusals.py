@@ -32,6 +32,9 @@ _GPUS: dict[int, tuple[str, int]] = {
 }
 """Type -> its name, and the first GPU architecture that has it."""
 
+PIECE = 1 << 22
+"""Elements of a weight that are looked at in one go."""
+
 _NO_TENSORS = (TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128)
 
 _SHAPE_INPUTS = {
@@ -155,13 +158,14 @@ def _weights(reader: Reader) -> Iterator[Concern]:
 
 
 def _is_finite(tensor: TensorProto) -> bool:
-    """Without a copy of the weight; data in another file is not read."""
+    """Piece by piece, for large weights; data in another file is not read."""
     if tensor.data_location == TensorProto.EXTERNAL:
         return True
     values = onnx.numpy_helper.to_array(tensor)
-    if values.dtype.kind != "f" or not values.size:
+    if values.dtype.kind != "f":
         return True
-    return bool(np.isfinite(values.min()) and np.isfinite(values.max()))
+    flat = values.reshape(-1)
+    return all(np.isfinite(flat[start : start + PIECE]).all() for start in range(0, flat.size, PIECE))
 
 
 def _branches(reader: Reader) -> Iterator[Concern]:

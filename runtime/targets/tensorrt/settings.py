@@ -11,7 +11,7 @@ from typing import Any
 
 OPTIONS = {
     "REFIT": "refit=any",
-    "REFIT_IDENTICAL": "refit=same or strip",
+    "REFIT_IDENTICAL": "refit=same",
     "STRIP_PLAN": "strip",
     "VERSION_COMPATIBLE": "compatible",
     "EXCLUDE_LEAN_RUNTIME": "lean_runtime",
@@ -23,7 +23,7 @@ OPTIONS = {
 }
 """Name of a flag or level -> the option that asks for it."""
 
-_NEED_A_GPU = ("REFIT", "REFIT_IDENTICAL", "STRIP_PLAN")
+_NEED_A_GPU = ("STRIP_PLAN", "REFIT", "REFIT_IDENTICAL")
 """What TensorRT-RTX builds for an engine only where a driver is: it fails in its own compiler else."""
 
 
@@ -35,10 +35,11 @@ def apply(trt: Any, logger: Any, builder: Any, config: Any, request: Mapping[str
     """Returns the timing cache, which must outlive the build, or None. Raises RefusedError."""
     before = len(logger.records)
     if trt.__name__ == "tensorrt_rtx" and not has_driver():
-        for name in (name for name in request["flags"] if name in _NEED_A_GPU):
+        asked = [OPTIONS[name] for name in _NEED_A_GPU if name in request["flags"]]
+        if asked:
             raise RefusedError(
-                f"TensorRT-RTX builds engines for option {OPTIONS[name]} only where a GPU and its driver are; "
-                "leave the option out, or build there"
+                f"option {asked[0]}: TensorRT-RTX builds such engines only where a GPU and its driver are; leave the "
+                "option out, or build there"
             )
     for name in request["flags"]:
         config.set_flag(named(trt, "BuilderFlag", name))
