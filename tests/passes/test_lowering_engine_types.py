@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from onnx_lathe.optimizer.cli import main
 from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.registry import find
@@ -300,3 +301,16 @@ def test_a_layer_in_a_loop_runs_in_int8(tmp_path: Path) -> None:
     config = TensorRTRTX.Config(log=True)
     made = TensorRTRTX().build(tmp_path / "lowered.onnx", tmp_path, config, lambda text: None)
     assert tensorrt_log.kernels(made.paths[2])["product"] == "Int8"
+
+
+@needs_builder
+def test_data_that_parts_a_name_builds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Height and width have one name in the model, and the data's pictures are no squares."""
+    nodes = [helper.make_node("Relu", ["image"], ["y"], "relu")]
+    shape = ["n", 3, "s", "s"]
+    onnx.save(quantized.model(nodes, {"image": shape}, {"y": shape}, {}), tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", image=fresh().random((8, 3, 16, 24), np.float32))
+    arguments = [str(tmp_path / "model.onnx"), "--passes", "fold", "--data", str(tmp_path / "data.npz")]
+    options = ["--target", "tensorrt-rtx", "--out", str(tmp_path / "out"), "--no-latency", "--quiet"]
+    assert main([*arguments, *options]) == 0, capsys.readouterr()
+    assert (tmp_path / "out" / "model.tensorrt-rtx.engine").exists()
