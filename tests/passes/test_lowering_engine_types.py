@@ -270,6 +270,7 @@ def named(shapes: dict[str, str]) -> list[list[str]]:
 def test_one_name_of_several_sizes_is_taken_away() -> None:
     assert named({}) == [["n", "s", "s"], ["n", "t", "s"]]
     assert named({"a": "1x8x8:4x16x16"}) == [["n", "s", "s"], ["n", "t", "s"]]
+    assert named({"a": "1x8x8|4x8x9"}) == named({"a": "1x8x9"})
     assert named({"a": "1x8x9"}) == [["n", "", ""], ["n", "t", ""]]
     assert named({"a": "1x8x8", "b": "2x5x8"}) == [["", "s", "s"], ["", "t", "s"]]
 

@@ -1,5 +1,6 @@
 """Names of the inputs' dimensions: to TensorRT, dimensions of one name have one size."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from onnx_lathe.passes.core.report import PassReport
@@ -25,9 +26,9 @@ def unname(graph: Graph, shapes: Mapping[str, Sequence[Sequence[int]]], report: 
 
 
 def sizes(shapes: Mapping[str, str]) -> dict[str, list[list[int]]]:
-    """Shapes of inputs from how a target's option has them: `1x3x32x32`, or several with colons between."""
+    """Shapes of inputs from their text: `1x3x32x32`, or several with : or | between."""
     return {
-        name: [[int(size) for size in shape.split("x")] for shape in text.split(":")]
+        name: [[int(size) for size in shape.split("x")] for shape in re.split("[:|]", text)]
         for name, text in shapes.items()
     }
 

@@ -159,14 +159,22 @@ def _at_batch(dims: Sequence[int | str], batch: Profile) -> Profile:
 
 
 def _dimensions(value: onnx.ValueInfoProto) -> list[int | str] | None:
-    """Sizes; the name, or "" without one, where the size is not fixed. None if even the rank is unknown."""
+    """Sizes; the name, or "" without one that says something, where the size is not fixed. None if even the rank is
+    unknown.
+    """
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return None
     return [
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else _name(dim.dim_param)
         for dim in tensor.shape.dim
     ]
+
+
+def _name(dimension: str) -> str:
+    """The lowering takes names away that converters give to sizes that they do not know, such as ?."""
+    says_nothing = dimension in ("None", "unknown") or not any(letter.isalpha() for letter in dimension)
+    return "" if says_nothing else dimension
 
 
 def _batched(name: str, dims: list[int | str], batch: Profile, batch_names: Collection[str]) -> Profile:

@@ -87,7 +87,7 @@ class TensorRTBase(Target):
     def lowering_options(
         self, options: Any, model: onnx.ModelProto, known: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        return {"shapes": {name: str(shape) for name, shape in options.shapes.items()}}
+        return {"shapes": {name: text(shape) for name, shape in parse_shapes(options.shapes).items()}}
 
     def fitted(
         self,
