@@ -305,10 +305,12 @@ def test_a_layer_in_a_loop_runs_in_int8(tmp_path: Path) -> None:
 
 
 @needs_builder
-def test_data_that_parts_a_name_builds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("shape", [["n", 3, "s", "s"], ["?", 3, "?", "?"]], ids=["equal", "unknown"])
+def test_data_that_parts_a_name_builds(
+    shape: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Height and width have one name in the model, and the data's pictures are no squares."""
     nodes = [helper.make_node("Relu", ["image"], ["y"], "relu")]
-    shape = ["n", 3, "s", "s"]
     onnx.save(quantized.model(nodes, {"image": shape}, {"y": shape}, {}), tmp_path / "model.onnx")
     np.savez(tmp_path / "data.npz", image=fresh().random((8, 3, 16, 24), np.float32))
     arguments = [str(tmp_path / "model.onnx"), "--passes", "fold", "--data", str(tmp_path / "data.npz")]
