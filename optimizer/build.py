@@ -59,13 +59,12 @@ def open_targets(calls: Sequence[Call]) -> list[OpenTarget]:
 
 def configured_targets(calls: Sequence[Call]) -> list[OpenTarget]:
     """The targets with their options, available here or not. Raises UsageError for a wrong name or option."""
-    return [
-        (
-            find(call.name)(),
-            make_config(find(call.name).Config, call.options, "target", call.name, "optimize targets"),
-        )
-        for call in calls
-    ]
+    opened = []
+    for call in calls:
+        kind = find(call.name)
+        see = "optimize targets"
+        opened.append((kind(), make_config(kind.Config, call.options, "target", call.name, see, kind.moved)))
+    return opened
 
 
 def placement(targets: Sequence[OpenTarget]) -> Placement:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer import diagnosis
 from onnx_lathe.optimizer.build import configured_targets, lower
 from onnx_lathe.optimizer.opening import open_file
 from onnx_lathe.optimizer.recipe import Call
@@ -54,6 +55,9 @@ def check(path: Path, calls: Sequence[Call]) -> list[Check]:
                 f"target '{target.name}' writes a file and runs nothing; name what will run it: {able}"
             )
     model = open_file(path).model
+    diagnosis.refuse_broken(path, model)
+    for target, config in opened:
+        target.accepts(model, config)
     found = []
     for target, config in opened:
         lowered, report = lower(target, config, model, Context())

@@ -8,8 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from onnx_lathe.errors import CrashError, ExitCode, UsageError
-from onnx_lathe.optimizer import advice, artifacts, build, opening, services, surroundings
+from onnx_lathe.errors import CrashError, ExitCode, ModelError, UsageError
+from onnx_lathe.optimizer import advice, artifacts, build, diagnosis, opening, services, surroundings
 from onnx_lathe.optimizer.checkpoint import Checkpoints, file_hash
 from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.inspect import measure
@@ -77,6 +77,8 @@ def _open(request: Request, ui: Ui) -> Run:
     services.check_hook(passes, request.recipe, request.out / LOG)
     opened = opening.open_file(request.model, request.wishes)
     model = opened.model
+    for target, options in targets:
+        target.accepts(model, options)
     roles = services.open_roles(request.recipe, model)
     services.check_needs(passes, roles, request.recipe)
     services.check_training(passes, roles, request.recipe, model)
@@ -161,13 +163,17 @@ def _baseline(state: Run) -> None:
     try:
         ort.survive(given)
         session = ort.session(given, lean=state.large and state.roles.evaluation is None)
+        state.feeds = sample_feeds(state.roles.sample, session, SAMPLE_BATCH)
+        ort.run(session, state.feeds)  # refuses here, by name, what cannot run at all
     except CrashError as error:
         raise CrashError(
             f"{state.request.name or given}: {error}, before any pass; "
             "export it in another form (another opset, float32) or use another version of ONNX Runtime"
         ) from error
-    state.feeds = sample_feeds(state.roles.sample, session, SAMPLE_BATCH)
-    ort.run(session, state.feeds)  # refuses here, by name, what cannot run at all
+    except ModelError as error:
+        if found := diagnosis.problem(state.model):
+            raise ModelError(f"{state.request.name or given}: {found}") from error
+        raise
     weighed = measure(state.model)
     record.warnings += dict.fromkeys(weighed.uncounted.values())
     record.baseline = weighed.as_metrics() | {"size": float(record.model["size_bytes"])}

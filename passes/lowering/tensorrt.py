@@ -7,37 +7,57 @@
     INT32 or 16-bit constant -> DQ                float initializer
     activation -> Q -> DQ, UINT8, zero-point 128  INT8, zero-point 0
     pair of int8 without a zero-point             zero-point 0
+    UINT8 that comes in, or goes out              computed: Cast -> Sub -> Mul, Div -> Round -> Add -> Clip -> Cast
+    blocks of a convolution's weight              three dimensions -> Reshape; whole weights where blocks are partial
     scale and zero-point of shape [1]             rank 0
+    64-bit floats                                 32-bit floats, cast at inputs and outputs
     input dimensions named "?"                    without a name
 
 Why: only a DequantizeLinear may read an INT8 or INT4 constant; UINT8 and UINT4 are no types of TensorRT; a
 scale of shape [1] counts as per channel, which puts the layer in float; dimensions of one name must be
-equal, and "?" is a name.
+equal, and "?" is a name. Bodies of If, Loop and Scan get the same forms; helpers are in engine_types/.
 
 The rules come from builds with TensorRT-RTX 1.7 and from the source of the ONNX parser of TensorRT 10.1;
 docs/targets.md has the table.
 """
 
+from dataclasses import dataclass
+
 import ml_dtypes
 import numpy as np
-import onnx
 
 from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
+from onnx_lathe.passes.graph.bodies import parts
 from onnx_lathe.passes.graph.constants import constant_to_initializer
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.layers import constant_value, is_constant, is_layer
-from onnx_lathe.passes.graph.model import FOUR_BIT, FOUR_BIT_IR_VERSION, FOUR_BIT_OPSET, free_name
+from onnx_lathe.passes.graph.model import FOUR_BIT, FOUR_BIT_OPSET
 from onnx_lathe.passes.graph.quantization.pairs import state_zero_points
-from onnx_lathe.passes.graph.rewire import captured_names, disconnect, is_output, replace_input, sweep
+from onnx_lathe.passes.graph.rewire import disconnect, is_output, replace_input, sweep
+from onnx_lathe.passes.lowering.engine_types import blocks, ports
+from onnx_lathe.passes.lowering.engine_types.codebooks import store_indices
+from onnx_lathe.passes.lowering.engine_types.dimensions import sizes, unname
+from onnx_lathe.passes.lowering.engine_types.doubles import single_precision
+from onnx_lathe.passes.lowering.engine_types.parameters import (
+    BYTES,
+    along,
+    code_type,
+    fits,
+    values_of,
+    zero_point,
+)
+from onnx_lathe.passes.lowering.engine_types.work import Work
 from onnx_lathe.passes.lowering.restoring import restore_canonical
 
-WANTED = "TensorRT takes INT8 with zero-point 0 only; quantize the float model with 'int8'"
-_BYTES = (np.dtype(np.int8), np.dtype(np.uint8))
+WANTED = (
+    "TensorRT takes INT8 with zero-point 0 only; quantize the float model with 'int8', or this one with "
+    "'int8(existing=complete)'"
+)
 _TO_FLOAT = (np.dtype(np.int16), np.dtype(np.uint16), np.dtype(np.int32))
-_UNNAMED = ("None", "unknown")
 
 
 class Lowering(Pass):
@@ -45,141 +65,177 @@ class Lowering(Pass):
     takes_half = True
     lossless = True
 
+    @dataclass(frozen=True)
+    class Config:
+        shapes: dict[str, str] = option(
+            {}, "input -> shapes that it is built for, such as 1x3x32x32:8x3x64x64, which may part names"
+        )
+
     def apply(self, graph: Graph, context: Context) -> PassReport:
-        work = _Work(graph)
-        state_zero_points(graph, work.report)
-        for node in graph.nodes:
+        report = PassReport()
+        state_zero_points(graph, report)
+        single_precision(graph, report)
+        shared: dict[str, Constant] = {}
+        found = [_Work(graph, part.graph, report, shared) for part in parts(graph)]
+        for work in found:
+            work.initializers()
+        restore_canonical(graph, context.placement, report)
+        for work in found:
+            work.quantizers()
+        for work in found:
+            work.codebooks()
+        unname(graph, sizes(self.config.shapes), report)
+        for work in reversed(found[1:]):
+            work.sweep()
+        sweep(graph)
+        return report
+
+
+class _Work(Work):
+    """The steps on one graph or body."""
+
+    def initializers(self) -> None:
+        for node in self.graph.nodes:
             if (
                 node.op == "Constant"
-                and not is_output(graph, node.outputs[0])
-                and node.outputs[0].name not in work.captured
+                and not is_output(self.graph, node.outputs[0])
+                and node.outputs[0].name not in self.captured
             ):
                 constant_to_initializer(node)
-        restore_canonical(graph, context.placement, work.report)
-        quantizers = [
+
+    def quantizers(self) -> None:
+        found = [
             node
-            for node in graph.nodes
+            for node in self.graph.nodes
             if node.op in ("QuantizeLinear", "DequantizeLinear") and not node.domain
         ]
-        for node in quantizers:
-            work.scalar_scale(node)
-        for node in quantizers:
+        for node in found:
+            self.scalar_scale(node)
+        for node in found:
             if node.op == "DequantizeLinear" and node.inputs and is_constant(node.inputs[0]):
-                work.constant(node)
-        for node in quantizers:
+                self.store(node)
+        for node in found:
             if node.op == "QuantizeLinear" and node.outputs and not is_constant(node.inputs[0]):
-                work.centre(node)
-        for node in quantizers:
+                self.centre(node)
+        for node in found:
             if node.outputs and not is_constant(node.inputs[0]):
-                work.refuse(node)
-        for node in list(graph.nodes):
+                ports.compute(self, node)
+        for node in found:
+            if node.outputs and not is_constant(node.inputs[0]):
+                self.refuse(node)
+
+    def codebooks(self) -> None:
+        for node in list(self.graph.nodes):
             if node.op == "Gather" and not node.domain and node.inputs:
-                work.codebook(node)
-        work.input_dimensions()
-        sweep(graph)
-        return work.report
-
-
-class _Work:
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.report = PassReport()
-        self.captured = captured_names(graph)
-        self.shared: dict[str, Constant] = {}
-
-    def _constant(self, name: str, values: np.ndarray) -> Constant:
-        return Constant(free_name(self.graph, name), values)
-
-    def _shared(self, name: str, values: np.ndarray) -> Constant:
-        """One constant of this lowering for all its readers."""
-        if name not in self.shared:
-            self.shared[name] = self._constant(name, values)
-        return self.shared[name]
+                store_indices(self, node)
 
     def scalar_scale(self, node: Node) -> None:
-        scale = _values(node.inputs[1])
+        scale = values_of(node.inputs[1])
         if node.attrs.get("block_size", 0) or scale is None or scale.shape != (1,):
             return
         for index, tensor in enumerate(node.inputs[1:3], 1):
-            values = _values(tensor)
+            values = values_of(tensor)
             if values is not None and values.size == 1:
-                node.inputs[index] = self._shared(f"{tensor.name}_scalar", values.reshape(()))
+                node.inputs[index] = self.shared(f"{tensor.name}_scalar", values.reshape(()))
         node.attrs.pop("axis", None)
         self.report.edit(node.name, "scale of rank 0")
 
-    def constant(self, node: Node) -> None:
+    def store(self, node: Node) -> None:
         """Constant -> DQ, whatever computes the constant: stored as INT8 or INT4 with zero-point 0, or as
         float.
         """
-        source, zero = node.inputs[0], _zero_point(node)
-        if (
-            isinstance(source, Constant)
-            and not np.any(zero)
-            and self._is_fine(node, source.dtype, tuple(source.shape))
-        ):
+        source, zero = node.inputs[0], zero_point(node)
+        scale = values_of(node.inputs[1])
+        if scale is None:
             return
-        codes = read(source) if isinstance(source, Constant) else constant_value(source, self.graph.opset)
-        if (
-            _values(node.inputs[1]) is None
-            or codes.size == 0
-            or codes.dtype not in (*_BYTES, *FOUR_BIT, *_TO_FLOAT)
-        ):
+        if isinstance(source, Constant) and not np.any(zero):
+            form = blocks.as_it_is(node, tuple(source.shape), scale.shape)
+            if fits(node, form.shape) and self._is_fine(node, source.dtype, form):
+                return
+        codes = read(source) if isinstance(source, Constant) else constant_value(source, self.opset)
+        if codes.size == 0 or codes.dtype not in (*BYTES, *FOUR_BIT, *_TO_FLOAT):
             return
-        centred = codes.astype(np.int32) - _along(node, zero, codes.shape)
-        stored = None if codes.dtype in _TO_FLOAT else self._stored(node, codes.dtype, centred)
+        if not fits(node, codes.shape):
+            self.report.skip(node.name, "its scale or zero-point does not have the shape of its axis")
+            return
+        form = blocks.as_it_is(node, codes.shape, scale.shape)
+        centred = codes.astype(np.int32) - along(node, zero, codes.shape)
+        stored = None if codes.dtype in _TO_FLOAT else self._stored(node, codes.dtype, centred, form)
         if stored is None:
-            self._to_float(node)
+            self._to_float(node, blocks.refusal(node, form))
             return
+        values, form = stored
         sole = isinstance(source, Constant) and len(source.outputs) == 1
-        node.inputs[0] = Constant(source.name, stored) if sole else Constant("", stored)
+        node.inputs[0] = Constant(source.name, values) if sole else Constant("", values)
         while len(node.inputs) > 2:
             node.inputs.pop()
         self._drop_quantizer(source, node.outputs[0])
         if not sole:
-            node.inputs[0].name = free_name(self.graph, f"{node.outputs[0].name}_{stored.dtype}")
-        self.report.edit(node.name, f"constant stored as {stored.dtype.name.upper()} with zero-point 0")
+            node.inputs[0].name = self.name(f"{node.outputs[0].name}_{values.dtype}")
+        said = f"constant stored as {values.dtype.name.upper()} with zero-point 0"
+        if form.shape != codes.shape:
+            self._reshape(node, form, codes.shape)
+            said += f" in {len(form.shape)} dimensions"
+        self.report.edit(node.name, said)
 
-    def _is_fine(self, node: Node, dtype: np.dtype, shape: tuple[int, ...]) -> bool:
-        return dtype == np.int8 or (dtype == ml_dtypes.int4 and self._takes_int4(node, shape))
+    def _is_fine(self, node: Node, dtype: np.dtype, form: blocks.Form) -> bool:
+        if blocks.refusal(node, form) or blocks.fitting(node, form) != form:
+            return False
+        return dtype == np.int8 or (
+            dtype == ml_dtypes.int4 and self._takes_int4(node) and blocks.even(node, form) == form
+        )
 
-    def _takes_int4(self, node: Node, shape: tuple[int, ...]) -> bool:
-        """An INT4 constant needs an even last dimension and is for layers with a float input: INT4 and INT8
-        do not multiply.
-        """
+    def _takes_int4(self, node: Node) -> bool:
+        """An INT4 constant is for layers with a float input: INT4 and INT8 do not multiply."""
         layers = [reader for reader in node.outputs[0].outputs if is_layer(reader)]
         in_int8 = any(
             layer.inputs[0].inputs and layer.inputs[0].inputs[0].op == "DequantizeLinear" for layer in layers
         )
-        return self.graph.opset >= FOUR_BIT_OPSET and bool(shape) and shape[-1] % 2 == 0 and not in_int8
+        return self.opset >= FOUR_BIT_OPSET and not in_int8
 
-    def _stored(self, node: Node, dtype: np.dtype, centred: np.ndarray) -> np.ndarray | None:
-        """The integers in the smallest type that TensorRT takes, None if none holds them. `dtype` is what
-        they were stored as.
+    def _stored(
+        self, node: Node, dtype: np.dtype, centred: np.ndarray, form: blocks.Form
+    ) -> tuple[np.ndarray, blocks.Form] | None:
+        """The integers in the smallest type that TensorRT takes, and their form; None if no type holds them.
+        `dtype` is what they were stored as.
         """
         low, high = int(centred.min()), int(centred.max())
-        if dtype in FOUR_BIT and low >= -8 and high <= 7 and self._takes_int4(node, centred.shape):
-            return self._int4(centred)
-        return centred.astype(np.int8) if low >= -128 and high <= 127 else None
+        if blocks.refusal(node, form) or low < -128 or high > 127:
+            return None
+        form = blocks.fitting(node, form)
+        small = blocks.even(node, form)
+        if dtype in FOUR_BIT and low >= -8 and high <= 7 and small is not None and self._takes_int4(node):
+            return self.int4(centred.reshape(small.shape)), small
+        return centred.astype(np.int8).reshape(form.shape), form
 
-    def _int4(self, values: np.ndarray) -> np.ndarray:
-        self.graph.ir_version = max(self.graph.ir_version or 0, FOUR_BIT_IR_VERSION)
-        return values.astype(ml_dtypes.int4)
+    def _reshape(self, node: Node, form: blocks.Form, shape: tuple[int, ...]) -> None:
+        """Lets the node decode the integers in their form, and gives the result its shape back."""
+        result, scale = node.outputs[0], node.inputs[1]
+        if form.scale != scale.shape:
+            node.inputs[1] = self.constant(f"{scale.name}_rows", scale.values.reshape(form.scale))
+        if form.scale:
+            node.attrs["axis"] = form.axis
+        rows = Variable(self.name(f"{result.name}_rows"), result.dtype, list(form.shape))
+        node.outputs[0] = rows
+        target = self.constant(f"{result.name}_shape", np.array(shape, np.int64))
+        name = self.name(f"{node.name}_Reshape")
+        self.graph.nodes.append(Node("Reshape", name, {}, [rows, target], [result]))
 
-    def _to_float(self, node: Node) -> None:
+    def _to_float(self, node: Node, reason: str = "") -> None:
         result = node.outputs[0]
         if is_output(self.graph, result):
             self.report.skip(
                 node.name, "TensorRT does not take its integer type, and its result is an output of the graph"
             )
             return
-        values = constant_value(result, self.graph.opset)
+        values = constant_value(result, self.opset)
         disconnect(node)
         decoded = Constant(result.name, values)
         for reader in list(result.outputs):
             replace_input(reader, result, decoded)
         self.report.edit(
             node.name,
-            f"{values.size} values stored as {values.dtype}, for which TensorRT has no integer form",
+            f"{values.size} values stored as {values.dtype}: {reason or 'TensorRT has no integer form for them'}",
         )
 
     def _drop_quantizer(self, codes: Tensor, result: Tensor) -> None:
@@ -211,7 +267,7 @@ class _Work:
         pair = [quantizer, *codes.outputs]
         zeros = [
             zero
-            for zero in map(_zero_point, pair)
+            for zero in map(zero_point, pair)
             if zero is not None and zero.dtype == np.uint8 and np.all(zero == 128)
         ]
         only_read_by_dq = all(
@@ -220,7 +276,7 @@ class _Work:
         if len(zeros) < len(pair) or not only_read_by_dq or is_output(self.graph, codes):
             return
         for node, zero in zip(pair, zeros, strict=True):
-            node.inputs[2] = self._shared(
+            node.inputs[2] = self.shared(
                 "_".join(["int8_zero", *map(str, zero.shape)]), np.zeros(zero.shape, np.int8)
             )
         quantizer.attrs.pop("output_dtype", None)
@@ -229,116 +285,10 @@ class _Work:
 
     def refuse(self, node: Node) -> None:
         """What has no exact INT8 form with zero-point 0."""
-        zero = _zero_point(node)
+        zero = zero_point(node)
         if zero is None and len(node.inputs) > 2 and not node.inputs[2].is_empty():
             self.report.skip(node.name, f"its zero-point is computed at run time; {WANTED}")
-        elif _code_type(node, zero) in (np.uint8, np.uint16, np.int16, ml_dtypes.uint4):
-            self.report.skip(node.name, f"it is {np.dtype(_code_type(node, zero)).name.upper()}; {WANTED}")
+        elif code_type(node, zero) in (np.uint8, np.uint16, np.int16, ml_dtypes.uint4):
+            self.report.skip(node.name, f"it is {np.dtype(code_type(node, zero)).name.upper()}; {WANTED}")
         elif zero is not None and np.any(zero):
             self.report.skip(node.name, f"its zero-point is not 0; {WANTED}")
-
-    def codebook(self, gather: Node) -> None:
-        """Indices i -> DQ(i - offset, scale 1) + offset: integers up to 255 are exact in float32."""
-        table, cast = gather.inputs[0], gather.inputs[1].inputs[0] if gather.inputs[1].inputs else None
-        if not isinstance(table, Constant) or len(table.shape) != 1 or cast is None or cast.op != "Cast":
-            return
-        indices = cast.inputs[0]
-        if (
-            not isinstance(indices, Constant)
-            or indices.dtype not in (*_BYTES, *FOUR_BIT)
-            or 0 in indices.shape
-        ):
-            return
-        codes = read(indices).astype(np.int32)
-        codes = np.where(codes < 0, codes + table.shape[0], codes)
-        packed = self.graph.opset >= FOUR_BIT_OPSET and codes.size % 2 == 0 and int(codes.max()) < 16
-        offset, shape = (8, _even(codes.shape)) if packed else (128, codes.shape)
-        centred = (codes - offset).reshape(shape)
-        values = self._int4(centred) if packed else centred.astype(np.int8)
-        weight = gather.outputs[0].name
-        stored = self._constant(f"{weight}_{values.dtype}", values)
-        tensor = self._node(
-            "DequantizeLinear",
-            weight,
-            np.float32,
-            [stored, self._shared("index_scale", np.array(1, np.float32))],
-        )
-        tensor = self._node(
-            "Add",
-            weight,
-            np.float32,
-            [tensor, self._shared(f"index_offset_{offset}", np.array(offset, np.float32))],
-        )
-        tensor = self._node("Cast", weight, np.int32, [tensor], to=int(onnx.TensorProto.INT32))
-        if shape != codes.shape:
-            tensor = self._node(
-                "Reshape",
-                weight,
-                np.int32,
-                [tensor, self._constant(f"{weight}_shape", np.array(codes.shape, np.int64))],
-            )
-        gather.inputs[1] = tensor
-        self.report.edit(
-            gather.name, f"indices stored as {values.dtype.name.upper()}; the weight is decoded at every run"
-        )
-
-    def _node(self, op: str, weight: str, dtype: type, inputs: list[Tensor], **attributes: int) -> Variable:
-        result = Variable(free_name(self.graph, f"{weight}_{op.lower()}"), dtype)
-        node = Node(op, free_name(self.graph, f"{weight}_{op}"), attributes, inputs, [result])
-        self.graph.nodes.append(node)
-        return result
-
-    def input_dimensions(self) -> None:
-        for tensor in self.graph.inputs:
-            named = [
-                None if isinstance(dim, str) and _says_nothing(dim) else dim for dim in tensor.shape or []
-            ]
-            if tensor.shape is not None and named != list(tensor.shape):
-                tensor.shape = named
-                self.report.edit(tensor.name, "dimensions of unknown size have no common name")
-
-
-def _says_nothing(dimension: str) -> bool:
-    return dimension in _UNNAMED or not any(character.isalpha() for character in dimension)
-
-
-def _values(tensor: Tensor) -> np.ndarray | None:
-    return tensor.values if isinstance(tensor, Constant) else None
-
-
-def _zero_point(node: Node) -> np.ndarray | None:
-    return _values(node.inputs[2]) if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
-
-
-def _code_type(node: Node, zero: np.ndarray | None) -> np.dtype | None:
-    """The type of the integers that the node writes or reads; a QuantizeLinear without zero-point and type
-    writes UINT8.
-    """
-    if zero is not None:
-        return zero.dtype
-    if node.op == "DequantizeLinear":
-        return node.inputs[0].dtype
-    return onnx.helper.tensor_dtype_to_np_dtype(node.attrs.get("output_dtype", 0) or onnx.TensorProto.UINT8)
-
-
-def _along(node: Node, zero: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
-    """The zero-point, int32, in a shape that broadcasts to the tensor's: per tensor, along an axis, or per
-    block along an axis.
-    """
-    if zero is None or zero.ndim == 0:
-        return np.array(0 if zero is None else zero, np.int32)
-    axis, block = node.attrs.get("axis", 1) % len(shape), node.attrs.get("block_size", 0)
-    wide = zero.astype(np.int32)
-    if block:
-        return np.repeat(wide, block, axis).take(range(shape[axis]), axis)
-    return wide.reshape([-1 if index == axis else 1 for index in range(len(shape))])
-
-
-def _even(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape of the same even number of elements whose last dimension is even: the parser of TensorRT 10
-    takes no other INT4.
-    """
-    if shape and shape[-1] % 2 == 0:
-        return shape
-    size = int(np.prod(shape))
-    return (shape[0], size // shape[0]) if size // shape[0] % 2 == 0 else (size // 2, 2)

@@ -79,6 +79,8 @@ def checked(model: ModelProto, oldest: int = OPSETS[0], mend: Mend = as_it_is) -
 def _check(model: ModelProto, external: Callable[[TensorProto], None], oldest: int, mend: Mend) -> None:
     """`external` gets each tensor whose data is in another file."""
     check_opset(model, oldest)
+    if not model.graph.output:
+        raise ModelError("has no output, so it computes nothing; export it again")
     for tensor in all_tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             external(tensor)

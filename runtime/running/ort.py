@@ -114,7 +114,7 @@ def session(
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or limit()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised, and need not be printed too
     if lean:
         options.add_session_config_entry("session.disable_prepacking", "1")
     settings = Settings(

@@ -170,5 +170,5 @@ def test_an_operator_that_onnx_runtime_lacks_is_told_with_what_to_do(
     line = refused(
         capsys, [str(tmp_path / "model.onnx"), "--passes", "fold", "--quiet", "--out", str(tmp_path / "out")]
     )
-    assert "com.acme:Frobnicate" in line
+    assert "com.acme.Frobnicate" in line
     assert line.endswith("export the model with operators of the ONNX standard")

@@ -183,7 +183,7 @@ def test_constants_in_nodes_are_constants_too() -> None:
 
 
 def test_blocks_keep_their_zero_points() -> None:
-    codes = np.random.default_rng(4).integers(60, 120, (6, 5)).astype(np.uint8)
+    codes = np.random.default_rng(4).integers(60, 120, (6, 6)).astype(np.uint8)
     zero = np.arange(18, dtype=np.uint8).reshape(6, 3) + 60
     model = dequantized(codes, zero, np.full((6, 3), 0.5, np.float32), axis=1, block_size=2)
     lowered, _ = lower(model)

@@ -1,5 +1,6 @@
 """What the check says of a quantized model: refusals, and layers that would run in float."""
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -7,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_lathe.runtime.targets.core.base import LayerVerdict
 from onnx_lathe.runtime.targets.tensorrt.check import concerns
-from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRT
+from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRT, TensorRTRTX
 from tests.support import quantized
 from tests.support.one_layer import BAD, GOOD, one_layer
 from tests.support.quantized import node, stored
@@ -185,3 +186,121 @@ def test_blocks_do_not_go_with_int8() -> None:
     )
     assert found(model) == [("layer", True)]
     assert "in blocks" in reasons(model)
+
+
+def conditional(
+    condition: list[onnx.NodeProto], then_body: list[onnx.NodeProto], rank: int = 2
+) -> onnx.ModelProto:
+    """y = If(c): what `then_body` makes of x [2, 4], else Abs(x); `rank`: of the first."""
+    value = helper.make_tensor_value_info
+    shapes = [[2, 4][-rank:], [2, 4]]
+    bodies = [
+        helper.make_graph(nodes, name, [], [value(nodes[-1].output[0], TensorProto.FLOAT, shape)])
+        for nodes, name, shape in (
+            (then_body, "yes", shapes[0]),
+            ([helper.make_node("Abs", ["x"], ["b"], "abs")], "no", shapes[1]),
+        )
+    ]
+    choose = helper.make_node("If", ["c"], ["y"], "choose", then_branch=bodies[0], else_branch=bodies[1])
+    constants = {
+        "zero": np.float32(0), "first": np.array(0), "two": np.array(2), "axes": np.array([0]), "s": np.float32(0.1),
+        "z16": np.int16(0), "z": np.int8(0), "wz": np.zeros(4, np.int8), "w": np.ones((4, 4), np.int8), "ws": np.ones(4, np.float32),
+    }  # fmt: skip
+    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    graph = helper.make_graph(
+        [*condition, choose], "net", [value("x", TensorProto.FLOAT, ["n", 4])], [value("y", TensorProto.FLOAT, ["a", "b"])], tensors
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+ON_VALUES = [
+    helper.make_node("ReduceSum", ["x"], ["sum"], "sum", keepdims=0),
+    helper.make_node("Greater", ["sum", "zero"], ["c"], "greater"),
+]
+ON_SHAPES = [
+    helper.make_node("Shape", ["x"], ["shape"], "shape"),
+    helper.make_node("Gather", ["shape", "first"], ["size"], "size"),
+    helper.make_node("Equal", ["size", "two"], ["c"], "equal"),
+]
+INT8_LAYER = [
+    helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "q"),
+    helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], "dq"),
+    helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["weight"], "w_dq", axis=1),
+    helper.make_node("MatMul", ["d", "weight"], ["a"], "layer"),
+]
+
+
+def test_bodies_are_looked_into() -> None:
+    wrong = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z16"], ["q"], "q"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z16"], ["a"], "dq"),
+    ]
+    assert found(conditional(ON_VALUES, wrong)) == [("q", True), ("dq", True)]
+    right = conditional(ON_VALUES, INT8_LAYER)
+    assert found(right) == []
+    assert [(one.node, one.int8) for one in TensorRT().layers(right)] == [("layer", True)]
+
+
+def refused(model: onnx.ModelProto, target: type = TensorRT, **options: str) -> list[tuple[str, str]]:
+    config = target.Config(**options)
+    return [(name, reason) for name, _, reason in target().refusals(model, config)]
+
+
+def test_branches_of_unlike_ranks_are_refused_where_a_value_decides() -> None:
+    squeeze = [helper.make_node("ReduceSum", ["x", "axes"], ["a"], "reduce", keepdims=0)]
+    (name, reason), *more = refused(conditional(ON_VALUES, squeeze, rank=1))
+    assert (name, more) == ("choose", [])
+    assert "1 dimension and 2 dimensions" in reason
+    assert refused(conditional(ON_SHAPES, squeeze, rank=1)) == []
+    assert refused(conditional(ON_VALUES, INT8_LAYER)) == []
+
+
+def test_fp8_runs_in_fp8_on_gpus_that_have_it() -> None:
+    kind = ml_dtypes.float8_e4m3fn
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "q"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], "dq"),
+        helper.make_node("DequantizeLinear", ["codes", "s", "z"], ["w"], "w_dq"),
+        helper.make_node("MatMul", ["d", "w"], ["y"], "product"),
+    ]
+    constants = {"s": np.float32(0.1), "z": np.array(0, kind), "codes": np.ones((4, 4), kind)}
+    model = quantized.model(nodes, {"x": [2, 4]}, {"y": [2, 4]}, constants)
+    (verdict,) = TensorRT().layers(model)
+    assert (verdict.int8, verdict.reason) == (False, "it runs in FP8")
+    assert refused(model, TensorRTRTX, compute="sm89+sm120") == []
+    (name, reason), *more = refused(model, TensorRTRTX, compute="sm86+sm89")
+    assert (name, more) == ("q", [])
+    assert reason == "it is FP8, which needs sm89 or later, and this build is for sm86"
+    assert refused(model) == []  # TensorRT builds for the GPU at hand, which it knows itself
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-45])
+def test_a_scale_that_a_gpu_takes_for_zero(scale: float) -> None:
+    model = quantized.lenet(codebook=False)
+    replace(model, "p1_scale", np.float32(scale))
+    assert found(model) == [("p1_Q", True), ("p1_DQ", True)]
+    replace(model, "p1_scale", np.float32(2e-38))
+    assert found(model) == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers(value: float) -> None:
+    weight = np.ones((4, 4), np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "product")]
+    assert refused(quantized.model(nodes, {"x": [2, 4]}, {"y": [2, 4]}, {"w": weight})) == []
+    weight[3, 3] = value
+    (name, reason), *more = refused(quantized.model(nodes, {"x": [2, 4]}, {"y": [2, 4]}, {"w": weight}))
+    assert (name, more) == ("product", [])
+    assert "its weight 'w' has values that are NaN or infinite" in reason
+
+
+def test_an_input_that_decides_a_shape_by_way_of_others() -> None:
+    nodes = [
+        helper.make_node("Unsqueeze", ["size", "axes"], ["row"], "row"),
+        helper.make_node("Concat", ["row", "rest"], ["shape"], "concat", axis=0),
+        helper.make_node("Reshape", ["x", "shape"], ["y"], "reshape"),
+    ]
+    constants = {"axes": np.array([0]), "rest": np.array([-1])}
+    inputs = {"x": [2, 4], "size": ([], TensorProto.INT64)}
+    model = quantized.model(nodes, inputs, {"y": [None, None]}, constants)
+    assert [name for name, _ in refused(model)] == ["input 'size'"]

@@ -2,6 +2,7 @@
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -34,7 +35,8 @@ class IProgressMonitor:
 BuilderFlag = enum.Enum("BuilderFlag", FLAGS["BuilderFlag"])
 NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", FLAGS["NetworkDefinitionCreationFlag"])
 MemoryPoolType = enum.Enum("MemoryPoolType", ["WORKSPACE"])
-HardwareCompatibilityLevel = enum.Enum("HardwareCompatibilityLevel", ["NONE", "AMPERE_PLUS"])
+HardwareCompatibilityLevel = enum.Enum("HardwareCompatibilityLevel", FLAGS["HardwareCompatibilityLevel"])
+DeviceType = enum.Enum("DeviceType", ["GPU", "DLA"])
 ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["DETAILED"])
 Severity = enum.Enum("Severity", ["ERROR", "WARNING", "VERBOSE"])
 DataType = enum.Enum("DataType", ["FLOAT"])
@@ -59,8 +61,23 @@ class OnnxParser:
 class Profile:
     def set_shape(self, name, low, opt, high): CALLS.append(["set_shape", [name, low, opt, high]])
 
+class TimingCache:
+    def __init__(self, content): self.content = content
+    def serialize(self): return b"times " + self.content
+
 class Config(Strict):
-    allowed = ("progress_monitor", "builder_optimization_level", "hardware_compatibility_level", "profiling_verbosity")
+    allowed = (
+        "progress_monitor", "builder_optimization_level", "hardware_compatibility_level", "profiling_verbosity",
+        "default_device_type", "DLA_core",
+    )
+    cache = None
+    def create_timing_cache(self, content):
+        CALLS.append(["create_timing_cache", content.decode("latin1")])
+        return None if content.startswith(b"garbage") else TimingCache(content)
+    def set_timing_cache(self, cache, ignore_mismatch):
+        Config.cache = cache
+        return not cache.content.startswith(b"other")
+    def get_timing_cache(self): return Config.cache
     def set_flag(self, flag): CALLS.append(["set_flag", flag.name])
     def set_memory_pool_limit(self, pool, size): CALLS.append(["workspace", size])
     def add_optimization_profile(self, profile): return 0
@@ -77,6 +94,7 @@ class Runtime:
         @INSPECT@
 
 class Builder:
+    num_DLA_cores = FLAGS.get("cores", 0)
     def __init__(self, logger):
         self.logger = logger
         @BUILDER@
@@ -88,11 +106,20 @@ class Builder:
         @BUILD@
         return json.dumps([call for call in CALLS if call[0] != "progress_monitor"]).encode()
 '''
-TEN = {
-    "BuilderFlag": ["FP16", "INT8", "SPARSE_WEIGHTS"],
+_ALL = [
+    *("SPARSE_WEIGHTS", "REFIT", "STRIP_PLAN", "REFIT_IDENTICAL", "WEIGHT_STREAMING", "VERSION_COMPATIBLE"),
+    *("EXCLUDE_LEAN_RUNTIME", "GPU_FALLBACK"),
+]
+TEN: dict[str, Any] = {
+    "BuilderFlag": ["FP16", "INT8", *_ALL],
     "NetworkDefinitionCreationFlag": {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1},
+    "HardwareCompatibilityLevel": ["NONE", "AMPERE_PLUS"],
 }
-ELEVEN = {"BuilderFlag": ["SPARSE_WEIGHTS"], "NetworkDefinitionCreationFlag": {"STRONGLY_TYPED": 0}}
+ELEVEN: dict[str, Any] = {
+    "BuilderFlag": _ALL,
+    "NetworkDefinitionCreationFlag": {"STRONGLY_TYPED": 0},
+    "HardwareCompatibilityLevel": ["NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"],
+}
 
 
 def put_stand_in(

@@ -81,6 +81,9 @@ class Target:
     opened: ClassVar[bool] = False
     """Users open the file in ONNX Runtime as it is: its figures are those of a plain session."""
 
+    moved: ClassVar[Mapping[str, str]] = {}
+    """Name of an option that a neighbour of the target has -> why this one has not, and what to do instead."""
+
     @dataclass(frozen=True)
     class Config:
         """Options. Every field's metadata has `help` and `unit`; values are checked on construction, which
@@ -94,6 +97,11 @@ class Target:
     def placed(self, options: Any) -> Placement | None:
         """What the target runs in INT8 with these options."""
         return self.placement
+
+    def accepts(self, model: onnx.ModelProto, options: Any) -> None:
+        """Raises UsageError for options that contradict the model's inputs: asked before the first pass, of the model
+        as it was given.
+        """
 
     def refusals(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str, str]]:
         """(node, operator, reason) for what makes a build of the lowered model fail, known before it is tried."""

@@ -11,11 +11,21 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from onnx_lathe.runtime.targets.core.base import NOT_QUANTIZED, LayerVerdict, layers_of
+from onnx_lathe.runtime.targets.core.base import LAYERS, NOT_QUANTIZED, LayerVerdict, layers_of
 from onnx_lathe.runtime.targets.tensorrt.following import Follower
 
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 UNSUPPORTED = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
+TAKEN = (
+    *(TensorProto.INT8, TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1),
+    TensorProto.UNDEFINED,
+)
+WANTED = (
+    "TensorRT takes INT8 with zero-point 0: quantize the float model with 'int8' instead, or this one with "
+    "'int8(existing=complete)'"
+)
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""Of a scale: GPUs flush smaller floats to zero, and what they are a divisor of becomes infinite."""
 IN_FLOAT = "the layer runs in float"
 IN_BLOCKS = (
     "its weight is quantized in blocks and its input in INT8, for which TensorRT-RTX applies the scales wrongly; "
@@ -29,43 +39,80 @@ class Concern(NamedTuple):
     reason: str
     fatal: bool
     """Whether a build would fail, crash, or give an engine with wrong values."""
+    op: str = ""
 
 
 def concerns(model: onnx.ModelProto) -> Iterator[Concern]:
-    """In graph order. Bodies of If and Loop are not looked into."""
-    reader = _Reader(model.graph)
-    for node in model.graph.node:
+    """In graph order; those of a body of If, Loop or Scan behind the node that holds it."""
+    yield from _concerns(Reader(model.graph))
+
+
+def _concerns(reader: "Reader") -> Iterator[Concern]:
+    for node, name in reader.nodes():
         if node.op_type in UNSUPPORTED and not node.domain:
-            yield Concern(
-                node.name,
-                f"TensorRT has no {node.op_type}; quantize the float model with 'int8' instead",
-                True,
-            )
+            reason = f"TensorRT has no {node.op_type}; quantize the float model with 'int8' instead"
+            yield Concern(name, reason, True, node.op_type)
         elif node.op_type in QUANTIZERS and not node.domain:
-            yield from (Concern(node.name, reason, fatal) for reason, fatal in reader.quantizer(node))
-        elif node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            yield from (Concern(node.name, reason, reason == IN_BLOCKS) for reason in reader.layer(node))
+            for reason, fatal in reader.quantizer(node):
+                yield Concern(name, reason, fatal, node.op_type)
+        elif node.op_type in LAYERS and not node.domain:
+            for reason in reader.layer(node):
+                yield Concern(name, reason, reason == IN_BLOCKS, node.op_type)
+        for body in reader.bodies(node):
+            yield from _concerns(body)
 
 
 def verdicts(model: onnx.ModelProto, in_float: str | None = None) -> list[LayerVerdict]:
-    """One per layer of the main graph, in graph order, by the rules above: no engine is built. in_float: why the
-    engine has no INT8 at all.
+    """One per layer, in graph order, those of bodies behind the main graph's, by the rules above: no engine is
+    built. in_float: why the engine has no INT8 at all.
     """
-    reader = _Reader(model.graph)
-    return [
+    reader = Reader(model.graph)
+    main = [
         reader.verdict(node, node.name or f"{node.op_type}_{index}", in_float)
         for index, node in layers_of(model).items()
     ]
+    computed = {value.name for value in model.graph.input} - reader.constants.keys()
+    return main + list(_inside(reader, computed, in_float, main=True))
 
 
-class _Reader:
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.producers = {name: node for node in graph.node for name in node.output}
+def _inside(
+    reader: "Reader", computed: set[str], in_float: str | None, main: bool = False
+) -> Iterator[LayerVerdict]:
+    """Of the layers in bodies; `computed`: names that depend on the model's inputs."""
+    computed = computed | {value.name for value in reader.graph.input}
+    for node, name in reader.nodes():
+        if not main and node.op_type in LAYERS and not node.domain and node.input[1] not in computed:
+            yield reader.verdict(node, name, in_float)
+        bodies = list(reader.bodies(node))
+        if bodies or computed.intersection(node.input):
+            computed.update(node.output)
+        for body in bodies:
+            yield from _inside(body, computed, in_float)
+
+
+class Reader:
+    """A graph, or a body, with what it sees of the graph around it."""
+
+    def __init__(self, graph: onnx.GraphProto, outer: "Reader | None" = None) -> None:
+        self.graph = graph
+        self.constants: dict[str, TensorProto] = {} if outer is None else dict(outer.constants)
+        self.producers: dict[str, onnx.NodeProto] = {} if outer is None else dict(outer.producers)
+        self.constants |= {tensor.name: tensor for tensor in graph.initializer}
+        self.producers |= {name: node for node in graph.node for name in node.output}
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
                 self.constants[node.output[0]] = node.attribute[0].t
         self.follower = Follower(self.producers, self.constants)
+
+    def nodes(self) -> Iterator[tuple[onnx.NodeProto, str]]:
+        """Each node with what to call it."""
+        for index, node in enumerate(self.graph.node):
+            yield node, node.name or f"{node.op_type}_{index}"
+
+    def bodies(self, node: onnx.NodeProto) -> Iterator["Reader"]:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield Reader(attribute.g, self)
 
     def quantizer(self, node: onnx.NodeProto) -> Iterator[tuple[str, bool]]:
         scale = self.constants.get(node.input[1])
@@ -74,31 +121,44 @@ class _Reader:
             return
         zero_point = self.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         code_type = self._code_type(node, zero_point)
-        if code_type in (
-            TensorProto.UINT8,
-            TensorProto.UINT4,
-            TensorProto.INT16,
-            TensorProto.UINT16,
-            TensorProto.INT32,
-        ):
-            name = TensorProto.DataType.Name(code_type)
-            yield (
-                f"it is {name}; TensorRT takes INT8 with zero-point 0: quantize the float model with 'int8' instead",
-                True,
-            )
+        if code_type not in TAKEN:
+            yield f"it is {TensorProto.DataType.Name(code_type)}; {WANTED}", True
         elif zero_point is not None and np.any(_values(zero_point)):
-            yield (
-                "its zero-point is not 0; TensorRT takes INT8 with zero-point 0: quantize the float model with 'int8' instead",
-                True,
-            )
+            yield f"its zero-point is not 0; {WANTED}", True
         values = _values(scale)
         if values is not None and not np.all(np.isfinite(values) & (values > 0)):
-            yield "a scale is not positive and finite", True
+            yield "a scale is not positive and finite; calibrate and export the model again", True
+        elif values is not None and values.size and float(values.min()) < SMALLEST:
+            yield (
+                f"a scale is {values.min():.2g}, which a GPU takes for 0; give it one of {SMALLEST:.2g} or more",
+                True,
+            )
+        if blocks := self._blocks(node):
+            yield blocks, True
         if scale.dims and node.input[0] not in self.constants and not self._quantized_constant(node):
             yield (
                 "its activation is not quantized per tensor with a scale of rank 0: the layers behind it run in float",
                 False,
             )
+
+    def _blocks(self, node: onnx.NodeProto) -> str:
+        """Why TensorRT does not take the blocks of a constant; empty if it does, or there are none."""
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        dims = self._dims(node.input[0])
+        if not attributes.get("block_size") or not dims:
+            return ""
+        axis = attributes.get("axis", 1) % len(dims)
+        if axis < len(dims) - 2:
+            return f"its blocks lie along axis {axis} of {len(dims)}; TensorRT takes them along one of the last two"
+        if dims[axis] % attributes["block_size"]:
+            return (
+                f"its blocks of {attributes['block_size']} do not divide {dims[axis]}; take a divisor of it"
+            )
+        return ""
+
+    def eight_bit_float(self, node: onnx.NodeProto) -> bool:
+        zero_point = self.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        return self._code_type(node, zero_point) == TensorProto.FLOAT8E4M3FN
 
     def _code_type(self, node: onnx.NodeProto, zero_point: TensorProto | None) -> int:
         if zero_point is not None:
@@ -124,6 +184,8 @@ class _Reader:
         if not pairs:
             return LayerVerdict(name, node.op_type, False, NOT_QUANTIZED)
         reasons = [*self.layer(node), *(reason for pair in pairs for reason, _ in self.quantizer(pair))]
+        if any(map(self.eight_bit_float, pairs)):
+            reasons.append("it runs in FP8")
         int8 = not any(reason != PADDED for reason in reasons)
         if int8 and in_float is not None:
             return LayerVerdict(name, node.op_type, False, in_float)

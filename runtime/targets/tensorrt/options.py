@@ -1,6 +1,7 @@
 """Options of the targets `tensorrt` and `tensorrt-rtx`, checked when they are made."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +10,12 @@ from onnx_lathe.runtime.targets.core.base import Target
 from onnx_lathe.runtime.targets.tensorrt.shapes import parse_batch, parse_shapes
 
 
-def _option(default: Any, help: str, unit: str = "") -> Any:
-    return field(default=default, metadata={"help": help, "unit": unit})
+def _option(
+    default: Any, help: str, unit: str = "", choices: Sequence[str] = (), low: float | None = None
+) -> Any:
+    return field(
+        default=default, metadata={"help": help, "unit": unit, "choices": tuple(choices), "low": low}
+    )
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,50 @@ class BuildConfig(Target.Config):
         False, "write the builder's whole log, with the layers that it chose, beside the engine"
     )
 
+    sparse: str = _option(
+        "auto",
+        "let TensorRT use kernels for weights with 2 zeros in each 4: where prune_nm made some, always, or never",
+        choices=("auto", "yes", "no"),
+    )
+    refit: str = _option(
+        "no",
+        "weights that can be replaced in the finished engine: none, by any others, or by the same alone, which is faster",
+        choices=("no", "any", "same"),
+    )
+    strip: bool = _option(
+        False,
+        "leave the weights out of the engine, and write the model that they are refitted from beside it",
+    )
+    compatible: bool = _option(False, "an engine that later versions of TensorRT can load too; may be slower")
+    lean_runtime: bool = _option(
+        True, "with compatible: the engine carries the runtime that loads it; false: the device has one"
+    )
+    weight_streaming: bool = _option(
+        False, "an engine that can keep a part of its weights in the host's memory, at a price in speed"
+    )
+
+    def flags(self) -> list[str]:
+        """Names of BuilderFlag that the options ask for, without what a model's weights decide."""
+        refit = {"no": "REFIT_IDENTICAL" if self.strip else "", "any": "REFIT", "same": "REFIT_IDENTICAL"}
+        wanted = {
+            "STRIP_PLAN": self.strip,  # first: what is missing is told by the first option that asks for it
+            refit[self.refit]: True,
+            "VERSION_COMPATIBLE": self.compatible,
+            "EXCLUDE_LEAN_RUNTIME": self.compatible and not self.lean_runtime,
+            "WEIGHT_STREAMING": self.weight_streaming,
+        }
+        return [name for name, asked in wanted.items() if name and asked]
+
     def __post_init__(self) -> None:
+        for name, allowed in (("sparse", ("auto", "yes", "no")), ("refit", ("no", "any", "same"))):
+            if getattr(self, name) not in allowed:
+                raise UsageError(
+                    f"option {name} must be one of {', '.join(allowed)}, not '{getattr(self, name)}'"
+                )
+        if not self.lean_runtime and not self.compatible:
+            raise UsageError(
+                "option lean_runtime=false needs compatible=true: only such an engine carries one"
+            )
         parse_batch(self.batch)
         parse_shapes(self.shapes)
         if self.level is not None and not 0 <= self.level <= 5:
@@ -57,6 +105,10 @@ class RTXConfig(BuildConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.compatible and self.lean_runtime:
+            raise UsageError(
+                "option compatible: TensorRT-RTX has no lean runtime to put into the engine; add lean_runtime=false"
+            )
         names = self.compute.lower().split("+")
         if not all(re.fullmatch(r"sm\d+", name) for name in names) or len(set(names)) != len(names):
             raise UsageError(
@@ -71,3 +123,31 @@ class TensorRTConfig(BuildConfig):
     portable: bool = _option(
         False, "an engine that also runs on other desktop GPUs from Ampere on, slower; not on a Jetson"
     )
+    same_compute: bool = _option(
+        False,
+        "an engine that also runs on other GPUs of the same compute capability; TensorRT 10.13 or later",
+    )
+    timing_cache: str | None = _option(
+        None,
+        "file with times of kernels, read if it is there and written after the build; the next is faster",
+    )
+    dla: int | None = _option(None, "core of the deep learning accelerator of a Jetson that runs it", low=0)
+    dla_fallback: bool = _option(
+        True, "with dla: layers that it cannot run go to the GPU; false: the build fails then"
+    )
+
+    def flags(self) -> list[str]:
+        return super().flags() + (["GPU_FALLBACK"] if self.dla is not None and self.dla_fallback else [])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.portable and self.same_compute:
+            raise UsageError(
+                "options portable and same_compute: an engine has one of them; portable is the wider one"
+            )
+        if self.dla is None and not self.dla_fallback:
+            raise UsageError("option dla_fallback=false needs dla=CORE, such as dla=0")
+        if self.dla is not None and (self.portable or self.same_compute):
+            raise UsageError(
+                "option dla: an engine for DLA runs on this kind of device alone; leave portable out"
+            )

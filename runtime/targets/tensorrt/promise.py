@@ -44,7 +44,8 @@ def promises(
         wanted = dict.fromkeys(name for node in unknown for name in (*node.input[:2], node.output[0]))
         shapes |= computed(model, sizes, list(wanted))
     found = []
-    for node, verdict in zip(layers, verdicts(model, in_float), strict=True):
+    of_main = verdicts(model, in_float)[: len(layers)]  # those of bodies come behind
+    for node, verdict in zip(layers, of_main, strict=True):
         macs = macs_of(node, shapes)
         found.append(
             Promise(

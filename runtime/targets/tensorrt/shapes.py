@@ -74,13 +74,7 @@ def profiles(model: onnx.ModelProto, batch: Profile, shapes: Mapping[str, Profil
 
     Raises UsageError naming the input and the dimension that neither `batch` nor `shapes` gives a size.
     """
-    stored = {tensor.name for tensor in model.graph.initializer}
-    inputs = {value.name: value for value in model.graph.input if value.name not in stored}
-    for name in shapes.keys() - inputs.keys():
-        raise UsageError(
-            f"option shapes: the model has no input '{name}'{nearest(name, inputs) or '; it has ' + ', '.join(inputs)}"
-        )
-    wanted = {name: _dimensions(value) for name, value in inputs.items()}
+    wanted = fit_given(model, shapes)
     batch_names = _batch_names(wanted)
     found = {}
     for name, dims in wanted.items():
@@ -93,6 +87,20 @@ def profiles(model: onnx.ModelProto, batch: Profile, shapes: Mapping[str, Profil
         elif any(isinstance(dim, str) for dim in dims):
             found[name] = _batched(name, dims, batch, batch_names)
     return found
+
+
+def fit_given(model: onnx.ModelProto, shapes: Mapping[str, Profile]) -> dict[str, list[int | str] | None]:
+    """The model's inputs with their dimensions. Raises UsageError where `shapes` contradict them."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: value for value in model.graph.input if value.name not in stored}
+    for name in shapes.keys() - inputs.keys():
+        raise UsageError(
+            f"option shapes: the model has no input '{name}'{nearest(name, inputs) or '; it has ' + ', '.join(inputs)}"
+        )
+    wanted = {name: _dimensions(value) for name, value in inputs.items()}
+    for name, profile in shapes.items():
+        _fitting(name, wanted[name], profile)
+    return wanted
 
 
 def from_data(
@@ -151,14 +159,22 @@ def _at_batch(dims: Sequence[int | str], batch: Profile) -> Profile:
 
 
 def _dimensions(value: onnx.ValueInfoProto) -> list[int | str] | None:
-    """Sizes; the name, or "" without one, where the size is not fixed. None if even the rank is unknown."""
+    """Sizes; the name, or "" without one that says something, where the size is not fixed. None if even the rank is
+    unknown.
+    """
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return None
     return [
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else _name(dim.dim_param)
         for dim in tensor.shape.dim
     ]
+
+
+def _name(dimension: str) -> str:
+    """The lowering takes names away that converters give to sizes that they do not know, such as ?."""
+    says_nothing = dimension in ("None", "unknown") or not any(letter.isalpha() for letter in dimension)
+    return "" if says_nothing else dimension
 
 
 def _batched(name: str, dims: list[int | str], batch: Profile, batch_names: Collection[str]) -> Profile:

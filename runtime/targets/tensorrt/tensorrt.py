@@ -6,6 +6,7 @@ with what an engine does not say without a GPU: its inputs and outputs, the shap
 builder's version and the GPUs it runs on.
 """
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -14,14 +15,16 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import onnx
 
 from onnx_lathe import metadata
-from onnx_lathe.errors import TargetError, first_few
+from onnx_lathe.errors import LatheError, TargetError, first_few
 from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.targets.core.base import Artifact, LayerVerdict, Progress, Target, own_kernels
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.tensorrt import process
@@ -30,7 +33,15 @@ from onnx_lathe.runtime.targets.tensorrt.options import BuildConfig, RTXConfig, 
 from onnx_lathe.runtime.targets.tensorrt.promise import Promise, is_quantized, promises
 from onnx_lathe.runtime.targets.tensorrt.proof import weight_facts
 from onnx_lathe.runtime.targets.tensorrt.proving import proven
-from onnx_lathe.runtime.targets.tensorrt.shapes import from_data, parse_batch, parse_shapes, profiles, text
+from onnx_lathe.runtime.targets.tensorrt.refusals import fatal, unknown_operators
+from onnx_lathe.runtime.targets.tensorrt.shapes import (
+    fit_given,
+    from_data,
+    parse_batch,
+    parse_shapes,
+    profiles,
+    text,
+)
 
 NO_INT8_ON_TURING = (
     "TensorRT-RTX has no INT8 kernels for sm75, and computes one engine alike on all its GPUs: the layer runs in float; "
@@ -63,6 +74,17 @@ class TensorRTBase(Target):
     def _missing(self) -> str:
         return self.missing
 
+    def accepts(self, model: onnx.ModelProto, options: Any) -> None:
+        fit_given(model, parse_shapes(options.shapes))
+
+    def refusals(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str, str]]:
+        found = [*fatal(model, self._compute(options)), *unknown_operators(model)]
+        return [(concern.node, concern.op, concern.reason) for concern in found]
+
+    def _compute(self, options: Any) -> list[str]:
+        """The GPUs that it is built for, where the options say so."""
+        return []
+
     def check(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str]]:
         found = [(concern.node, concern.reason) for concern in concerns(model)]
         in_float = self.in_float(options)
@@ -77,6 +99,11 @@ class TensorRTBase(Target):
     def in_float(self, options: Any) -> str | None:
         """Why an engine with these options has no INT8 at all; None if it may."""
         return None
+
+    def lowering_options(
+        self, options: Any, model: onnx.ModelProto, known: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        return {"shapes": {name: text(shape) for name, shape in parse_shapes(options.shapes).items()}}
 
     def fitted(
         self,
@@ -102,17 +129,16 @@ class TensorRTBase(Target):
             raise TargetError(self._missing())
         proto = model_file.load(model)
         wanted = profiles(proto, parse_batch(options.batch), parse_shapes(options.shapes))
-        fatal: dict[str, list[str]] = {}
-        for concern in concerns(proto):
-            if concern.fatal:
-                fatal.setdefault(concern.reason, []).append(concern.node)
-        if fatal:
-            listed = "; ".join(f"{first_few(nodes)}: {reason}" for reason, nodes in fatal.items())
+        refused: dict[str, list[str]] = {}
+        for concern in fatal(proto, self._compute(options)):
+            refused.setdefault(concern.reason, []).append(concern.node)
+        if refused:
+            listed = "; ".join(f"{first_few(nodes)}: {reason}" for reason, nodes in refused.items())
             raise TargetError(f"{self.title} would not take {model.name}: {listed}")
         request = self._request(options) | {
             "library": self.library,
             "model": str(model.resolve()),
-            "flags": _flags(proto),
+            "flags": options.flags() + _sparse_flags(proto, options.sparse),
             "profiles": {
                 name: [list(profile.least), list(profile.tuned), list(profile.greatest)]
                 for name, profile in wanted.items()
@@ -147,6 +173,7 @@ class TensorRTBase(Target):
         sidecar, log = engine.with_name(f"{engine.name}.json"), engine.with_name(f"{engine.name}.log")
         made = {path: scratch / path.name for path in (engine, sidecar, log)}
         request |= {"engine": str(made[engine]), "log": str(made[log]) if options.log else None}
+        request |= {"timing_cache_written": str(scratch / "timing.cache")}
         try:
             answer = process.ask(request, scratch, progress, options.time_limit)
         except TargetError as error:
@@ -159,31 +186,31 @@ class TensorRTBase(Target):
         if promised is not None:
             progress("reading which layers run in INT8")
             proof = proven(self.library, made[engine], described, promised, scratch)
-        details = self._describe(answer, request, made[engine])
+        details = self._describe(answer, request, made[engine], options)
         details["int8"] = None if proof is None else proof.as_json()
         made[sidecar].write_text(
             json.dumps({"engine": engine.name} | details, indent=1) + "\n", encoding="utf-8"
         )
+        weights = _keep_weights(Path(request["model"]), scratch, engine) if options.strip else []
+        _keep_times(scratch / "timing.cache", request.get("timing_cache"))
         made[sidecar].replace(sidecar)
         made[engine].replace(engine)
-        return Artifact(
-            (engine, sidecar, log) if options.log else (engine, sidecar),
-            engine.stat().st_size,
-            details,
-            notes=() if proof is None else tuple(proof.warnings()),
-            facts=(*weight_facts(details), *(() if proof is None else proof.facts())),
-        )
+        written = [engine, sidecar, *([log] if options.log else []), *weights]
+        notes = _notes(options, details["version"], weights)
+        facts = weight_facts(details)
+        if proof is not None:
+            notes, facts = [*notes, *proof.warnings()], [*facts, *proof.facts()]
+        return Artifact(tuple(written), engine.stat().st_size, details, tuple(notes), tuple(facts))
 
     def _request(self, options: Any) -> dict[str, Any]:
         return {
             "level": options.level,
             "workspace_bytes": None if options.workspace_mb is None else options.workspace_mb << 20,
             "compute": [],
-            "portable": False,
         }
 
     def _describe(
-        self, answer: Mapping[str, Any], request: Mapping[str, Any], engine: Path
+        self, answer: Mapping[str, Any], request: Mapping[str, Any], engine: Path, options: Any
     ) -> dict[str, Any]:
         return {
             "engine_bytes": engine.stat().st_size,
@@ -194,6 +221,7 @@ class TensorRTBase(Target):
                 name: dict(zip(("min", "opt", "max"), shapes, strict=True))
                 for name, shapes in request["profiles"].items()
             },
+            **_named_options(options),
             **answer,
         }
 
@@ -206,6 +234,14 @@ class TensorRTRTX(TensorRTBase):
     title = "TensorRT-RTX"
     packages = ("tensorrt-rtx",)
     library = "tensorrt_rtx"
+    moved = MappingProxyType(
+        {
+            "timing_cache": "TensorRT-RTX times no kernels when it builds, so there is nothing to keep",
+            "dla": "TensorRT-RTX runs on GPUs alone; target tensorrt builds for a Jetson's DLA",
+            "portable": "name the GPUs that one engine is for: compute=sm86+sm89",
+            "same_compute": "its engines run on every GPU of the architectures that compute names",
+        }
+    )
     missing = "tensorrt_rtx is not installed; pip install 'onnx-lathe[rtx]'"
 
     Config = RTXConfig
@@ -221,7 +257,10 @@ class TensorRTRTX(TensorRTBase):
         return NO_INT8_ON_TURING if "SM75" in options.compute.upper().split("+") else None
 
     def _request(self, options: Any) -> dict[str, Any]:
-        return super()._request(options) | {"compute": options.compute.upper().split("+")}
+        return super()._request(options) | {"compute": [name.upper() for name in self._compute(options)]}
+
+    def _compute(self, options: Any) -> list[str]:
+        return str(options.compute).lower().split("+")
 
 
 @register
@@ -232,19 +271,84 @@ class TensorRT(TensorRTBase):
     title = "TensorRT"
     packages = ("tensorrt",)
     library = "tensorrt"
+    moved = MappingProxyType(
+        {"compute": "TensorRT builds for the GPU that it runs on; target tensorrt-rtx builds for others"}
+    )
     missing = "tensorrt is not installed; on a Jetson it comes with JetPack (python3-libnvinfer), elsewhere pip install 'onnx-lathe[gpu]'"
 
     Config = TensorRTConfig
 
     def _request(self, options: Any) -> dict[str, Any]:
-        return super()._request(options) | {"portable": options.portable}
+        level = (
+            "AMPERE_PLUS" if options.portable else "SAME_COMPUTE_CAPABILITY" if options.same_compute else None
+        )
+        if level is not None and JETSON.exists():
+            raise TargetError(
+                "options portable and same_compute: an engine that is built on a Jetson runs on that kind alone; "
+                "leave the option out"
+            )
+        return super()._request(options) | {
+            "hardware": level,
+            "dla": options.dla,
+            "timing_cache": options.timing_cache and str(Path(options.timing_cache).resolve()),
+        }
 
 
-def _flags(model: onnx.ModelProto) -> list[str]:
+JETSON = Path("/etc/nv_tegra_release")
+"""Is on every Jetson, and on nothing else."""
+
+
+def _sparse_flags(model: onnx.ModelProto, wanted: str) -> list[str]:
     """SPARSE_WEIGHTS lets TensorRT choose kernels for weights with 2 zeros in each 4, where such a kernel
     is faster.
     """
-    return ["SPARSE_WEIGHTS"] if "2:4" in metadata.read_sparse(model.metadata_props).values() else []
+    found = "2:4" in metadata.read_sparse(model.metadata_props).values()
+    return ["SPARSE_WEIGHTS"] if wanted == "yes" or (wanted == "auto" and found) else []
+
+
+def _keep_weights(model: Path, scratch: Path, engine: Path) -> list[Path]:
+    """Writes the model that a stripped engine gets its weights from beside it."""
+    kept = engine.with_name(f"{engine.name}.onnx")
+    model_file.save(model_file.load(model), scratch / kept.name)
+    found = sorted(scratch.glob(f"{kept.name}*"))
+    for path in found:
+        path.replace(engine.with_name(path.name))
+    return [engine.with_name(path.name) for path in found]
+
+
+def _keep_times(written: Path, wanted: str | None) -> None:
+    if wanted is None:
+        return
+    try:
+        with replacing(Path(wanted)) as file:
+            file.write(written.read_bytes())
+    except LatheError as error:
+        raise TargetError(f"option timing_cache: {error}") from error
+
+
+def _named_options(options: Any) -> dict[str, Any]:
+    """Of the options that decide where and how an engine can be loaded, those that are not at their default."""
+    names = ("refit", "strip", "compatible", "weight_streaming", "portable", "same_compute", "dla")
+    fields = {field.name: field.default for field in dataclasses.fields(options)}
+    return {
+        name: getattr(options, name)
+        for name in names
+        if name in fields and getattr(options, name) != fields[name]
+    }
+
+
+def _notes(options: Any, version: str, weights: Sequence[Path]) -> tuple[str, ...]:
+    found = []
+    if weights:
+        found.append(
+            f"the engine holds no weights: it computes nothing right before it is refitted from {weights[0].name}"
+        )
+    if options.refit == "any" and version.startswith("11.3."):
+        found.append(
+            "TensorRT 11.3 may drop the bias of a matrix product in an engine for refit=any, as its release notes "
+            "say; compare its outputs, or give refit=same"
+        )
+    return tuple(found)
 
 
 def _sha256(path: Path) -> str:

@@ -13,7 +13,6 @@ precision is in the graph.
 import importlib
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -22,16 +21,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from onnx_lathe.runtime.targets.tensorrt import settings
 from onnx_lathe.runtime.targets.tensorrt.engine_layers import LAYER
 from onnx_lathe.runtime.targets.tensorrt.inspecting import inspected, weights_bytes
-
-NOISE = "catchCudaError"  # follows every error on a machine without a GPU, and says only that
-# the parser's own message leaves out which file and why
-IMPORT_ERRORS = ("Failed to open file", "external weights")
-
-
-class RefusedError(Exception):
-    """A request that TensorRT could not serve; the message is for the user."""
+from onnx_lathe.runtime.targets.tensorrt.messages import (
+    NOISE,
+    explained,
+    one_line,
+    parse_refusal,
+    tidy_error,
+)
+from onnx_lathe.runtime.targets.tensorrt.settings import RefusedError, named
 
 
 def main() -> None:
@@ -142,6 +142,7 @@ def build(
     if network.num_outputs == 0:
         raise RefusedError("TensorRT found no output in the model")
     config = make_config(trt, builder, request)
+    cache = settings.apply(trt, logger, builder, config, request)  # must outlive the build
     apply_profiles(builder, network, config, request["profiles"], logger)
     monitor = make_monitor(trt, progress)  # must outlive the build
     config.progress_monitor = monitor
@@ -149,11 +150,14 @@ def build(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         reasons = logger.errors(before) or ["TensorRT gives no reason"]
-        raise RefusedError("; ".join(reasons))
+        raise RefusedError(explained("; ".join(map(tidy_error, reasons))))
+    settings.dropped(logger, before, request["flags"])
     try:
         Path(request["engine"]).write_bytes(memoryview(plan))
     except OSError as error:
         raise RefusedError(f"the engine cannot be written: {error.strerror}") from error
+    if cache is not None:
+        settings.write_cache(config, request["timing_cache_written"])
     return {
         "build_seconds": round(time.perf_counter() - started, 3),
         "inputs": [describe(network.get_input(index)) for index in range(network.num_inputs)],
@@ -166,30 +170,17 @@ def build(
 
 def make_config(trt: Any, builder: Any, request: Mapping[str, Any]) -> Any:
     config = builder.create_builder_config()
-    for name in request["flags"]:
-        config.set_flag(_named(trt.BuilderFlag, name))
     if request["workspace_bytes"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
     if request["level"] is not None:
         config.builder_optimization_level = request["level"]
-    if request["portable"]:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if request.get("log") or request.get("prove"):
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if request["compute"]:
         config.num_compute_capabilities = len(request["compute"])
         for index, name in enumerate(request["compute"]):
-            config.set_compute_capability(_named(trt.ComputeCapability, name), index)
+            config.set_compute_capability(named(trt, "ComputeCapability", name), index)
     return config
-
-
-def _named(enumeration: Any, name: str) -> Any:
-    if name not in enumeration.__members__:
-        known = ", ".join(
-            sorted(key.lower() for key in enumeration.__members__ if key not in ("NONE", "CURRENT"))
-        )
-        raise RefusedError(f"this version has no {enumeration.__name__} {name}; it has {known}")
-    return enumeration.__members__[name]
 
 
 def apply_profiles(builder: Any, network: Any, config: Any, wanted: Mapping[str, Any], logger: Any) -> None:
@@ -237,44 +228,9 @@ def make_monitor(trt: Any, progress: Callable[[str], None]) -> Any:
     return Monitor()
 
 
-def parse_refusal(parser: Any, logger: Any) -> str:
-    """Every node that the parser refuses, with its operator, grouped by reason."""
-    nodes: dict[str, list[str]] = {}
-    for index in range(parser.num_errors):
-        error = parser.get_error(index)
-        operator, place = error.node_operator(), error.node_name()
-        reason = tidy(error.desc())
-        if reason in ("", "false"):
-            reason = f"operator {operator} is not supported"
-        where = (
-            f"{place} ({operator})"
-            if place
-            else f"node {error.node()} ({operator})"
-            if error.node() >= 0
-            else "the model"
-        )
-        nodes.setdefault(reason, []).append(where)
-    parts = [f"{', '.join(dict.fromkeys(where))}: {reason}" for reason, where in nodes.items()]
-    parts += [text for text in logger.errors() if any(sign in text for sign in IMPORT_ERRORS)]
-    return "; ".join(parts) or "; ".join(logger.errors()) or "the parser gives no reason"
-
-
-def tidy(text: str) -> str:
-    """TensorRT's sentence without the C++ condition before it: `Assertion failed: condition: sentence`, or
-    `condition && "sentence"`.
-    """
-    text = one_line(text)
-    quoted = re.search(r'&& "(.*)"$', text)
-    return (quoted[1] if quoted else re.sub(r"^.*Assertion failed: .*?: (?=\S)", "", text)).removesuffix(".")
-
-
 def describe(tensor: Any) -> dict[str, Any]:
     dtype = {"FLOAT": "float32", "HALF": "float16"}.get(tensor.dtype.name, tensor.dtype.name.lower())
     return {"name": tensor.name, "dtype": dtype, "shape": list(tensor.shape)}
-
-
-def one_line(text: object) -> str:
-    return " ".join(str(text).split())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Helpers of the lowering in tensorrt.py; no target names them."""
