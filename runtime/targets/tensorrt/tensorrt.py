@@ -196,10 +196,10 @@ class TensorRTBase(Target):
         made[sidecar].replace(sidecar)
         made[engine].replace(engine)
         written = [engine, sidecar, *([log] if options.log else []), *weights]
-        notes = _notes(options, details["version"], weights)
-        facts = weight_facts(details)
+        notes, facts = [*_notes(options, details["version"], weights)], [*weight_facts(details)]
         if proof is not None:
-            notes, facts = [*notes, *proof.warnings()], [*facts, *proof.facts()]
+            notes += proof.warnings()
+            facts += proof.facts()
         return Artifact(tuple(written), engine.stat().st_size, details, tuple(notes), tuple(facts))
 
     def _request(self, options: Any) -> dict[str, Any]:
