@@ -42,7 +42,7 @@ from onnx_lathe.passes.graph.opset import raise_opset
 from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.graph.quantization import pairs
 from onnx_lathe.passes.graph.quantization.bias_range import fit_biases
-from onnx_lathe.passes.graph.quantization.placement import float_reason, split_gates
+from onnx_lathe.passes.graph.quantization.placement import Rows, float_reason, split_gates
 from onnx_lathe.passes.graph.quantization.propagation import keep_loadable
 from onnx_lathe.passes.graph.quantization.simulation import as_computed
 from onnx_lathe.passes.int8.bias import OUTPUTS
@@ -213,6 +213,7 @@ class Int8(Pass):
             self.config.layers, found, [skip.node for skip in report.skips], "int8(layers=...)"
         )
         chosen = []
+        rows = Rows(graph)
         for weight in found:
             explicit = wanted.get(weight.name)
             for node in weight.nodes if explicit else ():
@@ -220,7 +221,7 @@ class Int8(Pass):
             reason = (
                 "the option layers leaves it in float"
                 if explicit is False
-                else self._refusal(graph, weight, context.placement, explicit is True)
+                else self._refusal(graph, weight, context.placement, rows, explicit is True)
             )
             if reason is None:
                 chosen.append(weight)
@@ -228,7 +229,9 @@ class Int8(Pass):
                 skip(weight, reason, report)
         return chosen, report.skips
 
-    def _refusal(self, graph: Graph, weight: Weight, placement: Placement, explicit: bool) -> str | None:
+    def _refusal(
+        self, graph: Graph, weight: Weight, placement: Placement, rows: Rows, explicit: bool
+    ) -> str | None:
         """Why the layers of this weight stay float; `explicit`: the option layers asks for it."""
         shape = (
             tuple(weight.tensor.shape)
@@ -243,7 +246,7 @@ class Int8(Pass):
         if alone and self.config.activations and not (explicit and is_stored_only(weight)):
             return WEIGHT_ALONE[str(weight.nodes[0].op)]
         for node in () if alone else weight.nodes:
-            if reason := float_reason(node, shape, placement):
+            if reason := float_reason(node, shape, placement, rows):
                 return reason
             if is_constant(node.inputs[0]):
                 return "its input is constant"

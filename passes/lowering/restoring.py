@@ -9,7 +9,12 @@ from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant
 from onnx_lathe.passes.graph.model import free_name, node_metadata
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized
-from onnx_lathe.passes.graph.quantization.placement import float_reason, quantized_layers, residual_operands
+from onnx_lathe.passes.graph.quantization.placement import (
+    Rows,
+    float_reason,
+    quantized_layers,
+    residual_operands,
+)
 from onnx_lathe.passes.graph.rewire import captured_names, is_output
 from onnx_lathe.placement import Placement
 
@@ -28,12 +33,12 @@ def restore_canonical(graph: Graph, placement: Placement, report: PassReport) ->
     A pair serves a layer that reads it, if need be behind a Reshape and the like, and the other operand of
     a residual addition.
     """
+    rows = Rows(graph)
     for node in quantized_layers(graph):
         if not is_constant(node.inputs[WEIGHT_INPUT]):
             continue
-        if reason := float_reason(
-            node, constant_value(node.inputs[WEIGHT_INPUT], graph.opset).shape, placement
-        ):
+        shape = constant_value(node.inputs[WEIGHT_INPUT], graph.opset).shape
+        if reason := float_reason(node, shape, placement, rows):
             restore_weight(graph, node)
             report.skip(node.name, reason)
             report.edit(node.name, "its weight is float again")
