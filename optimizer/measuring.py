@@ -1,6 +1,7 @@
 """Measures models on samples of the data, and judges what was measured by gates."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,31 @@ SIZES = (1, 64, 512)
 """Of dimensions that the model leaves open, where there is no data: the first on which it runs."""
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Of one sample: the median, between which times 8 of 10 calls lie, and below which 99 of 100."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    calls: int
+    p99_ms: float
+
+
+def timing(ms: np.ndarray) -> Timing:
+    """Of the milliseconds of calls [calls]."""
+    low, median, high, last = np.percentile(ms, [10, 50, 90, 99])
+    return Timing(float(median), float(low), float(high), len(ms), float(last))
+
+
+def ways_of(session: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, Timing | str]:
+    """Of a session that can be run in several ways (Target.open): by the way its times, or why it cannot be run so."""
+    if not hasattr(session, "ways_ms"):
+        return {}
+    found = session.ways_ms(feeds, LATENCY_BUDGET_S)
+    return {way: ms if isinstance(ms, str) else timing(ms) for way, ms in found.items()}
+
+
 def sample_feeds(source: DataSource | None, session: Any, batch: int) -> Mapping[str, np.ndarray]:
     """The first samples of the data, or random values without data; as many as the model's fixed batch, if
     it has one, or one where each sample is a call. Raises DataError if the data has no samples, ModelError if
@@ -40,8 +66,10 @@ def sample_feeds(source: DataSource | None, session: Any, batch: int) -> Mapping
 
 
 def is_fixed(session: Any) -> bool:
-    """Whether it takes inputs of one size, but for a batch."""
-    return all(isinstance(size, int) for value in session.get_inputs() for size in value.shape[1:])
+    """Whether it takes inputs of one size, but for a batch, or says itself which it is for (Target.open)."""
+    return hasattr(session, "usual_shapes") or all(
+        isinstance(size, int) for value in session.get_inputs() for size in value.shape[1:]
+    )
 
 
 def shared_feeds(source: DataSource | None, sessions: Sequence[Any], batch: int) -> Mapping[str, np.ndarray]:
@@ -63,8 +91,21 @@ def shared_feeds(source: DataSource | None, sessions: Sequence[Any], batch: int)
     return feeds
 
 
+@dataclass(frozen=True)
+class _Sized:
+    """The inputs of a session, of the sizes that it is for."""
+
+    session: Any
+
+    def get_inputs(self) -> list[Any]:
+        shapes = self.session.usual_shapes
+        return [replace(value, shape=shapes[value.name]) for value in self.session.get_inputs()]
+
+
 def _made_up(session: Any, batch: int) -> Mapping[str, np.ndarray]:
-    """Random values, of the first sizes on which the model runs if it leaves any open."""
+    """Random values, of the sizes that the session is for, or the first on which the model runs if it leaves any open."""
+    if hasattr(session, "usual_shapes"):
+        return ort.random_feeds(_Sized(session))
     shapes: list[dict[str, tuple[int, ...]]] = []
     refusal = ""
     for size in SIZES:

@@ -25,15 +25,27 @@ from onnx_lathe.errors import LatheError, TargetError, first_few
 from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.writing import replacing
-from onnx_lathe.runtime.targets.core.base import Artifact, LayerVerdict, Progress, Target, own_kernels
+from onnx_lathe.runtime.targets.core.base import (
+    Artifact,
+    Feeds,
+    LayerVerdict,
+    Progress,
+    Reopened,
+    Target,
+    own_kernels,
+)
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.tensorrt import process
 from onnx_lathe.runtime.targets.tensorrt.check import concerns, verdicts
+from onnx_lathe.runtime.targets.tensorrt.engine_process import compute_here
 from onnx_lathe.runtime.targets.tensorrt.options import BuildConfig, RTXConfig, TensorRTConfig
+from onnx_lathe.runtime.targets.tensorrt.profiling import EngineProfiler
 from onnx_lathe.runtime.targets.tensorrt.promise import Promise, is_quantized, promises
 from onnx_lathe.runtime.targets.tensorrt.proof import weight_facts
 from onnx_lathe.runtime.targets.tensorrt.proving import proven
 from onnx_lathe.runtime.targets.tensorrt.refusals import fatal, unknown_operators
+from onnx_lathe.runtime.targets.tensorrt.reopen import open_engine, reopen
+from onnx_lathe.runtime.targets.tensorrt.session import EngineSession
 from onnx_lathe.runtime.targets.tensorrt.shapes import (
     fit_given,
     from_data,
@@ -85,6 +97,22 @@ class TensorRTBase(Target):
         """The GPUs that it is built for, where the options say so."""
         return []
 
+    def guards(self, options: Any) -> bool:
+        return bool(options.speed == "keep" and self.runs_here(options))
+
+    def profiler(self, options: Any, feeds: Feeds, progress: Progress) -> EngineProfiler:
+        count = parse_batch(options.batch).tuned[0]
+        return EngineProfiler(self, options, lambda session: feeds(session, count), progress)
+
+    def runs_here(self, options: Any) -> bool:
+        return self.opens and not options.strip and compute_here(self.library) is not None
+
+    def open(self, artifact: Artifact, options: Any, threads: int = 1) -> EngineSession | None:
+        return open_engine(artifact.paths[0], artifact.details)
+
+    def reopen(self, path: Path, threads: int = 1) -> Reopened:
+        return reopen(path)
+
     def check(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str]]:
         found = [(concern.node, concern.reason) for concern in concerns(model)]
         in_float = self.in_float(options)
@@ -103,7 +131,8 @@ class TensorRTBase(Target):
     def lowering_options(
         self, options: Any, model: onnx.ModelProto, known: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        return {"shapes": {name: text(shape) for name, shape in parse_shapes(options.shapes).items()}}
+        shapes = {name: text(shape) for name, shape in parse_shapes(options.shapes).items()}
+        return {"shapes": shapes, "speed": options.speed}
 
     def fitted(
         self,
@@ -231,6 +260,8 @@ class TensorRTRTX(TensorRTBase):
     name = "tensorrt-rtx"
     outputs = ("model.tensorrt-rtx.engine*",)
     help = "engine for GeForce and RTX GPUs, compiled ahead on any x86-64 machine, with or without a GPU"
+    opens = True
+    suffixes = (".engine",)
     title = "TensorRT-RTX"
     packages = ("tensorrt-rtx",)
     library = "tensorrt_rtx"
@@ -245,6 +276,9 @@ class TensorRTRTX(TensorRTBase):
     missing = "tensorrt_rtx is not installed; pip install 'onnx-lathe[rtx]'"
 
     Config = RTXConfig
+
+    def runs_here(self, options: Any) -> bool:
+        return super().runs_here(options) and compute_here(self.library) in options.compute.lower().split("+")
 
     def _missing(self) -> str:
         if platform.system() in ("Linux", "Windows") and platform.machine().lower() in ("x86_64", "amd64"):
@@ -268,6 +302,8 @@ class TensorRT(TensorRTBase):
     name = "tensorrt"
     outputs = ("model.tensorrt.engine*",)
     help = "engine for the GPU or Jetson it is built on, with TensorRT 10.3 or later"
+    opens = True
+    suffixes = (".engine",)
     title = "TensorRT"
     packages = ("tensorrt",)
     library = "tensorrt"

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lathe.runtime.targets.tensorrt import settings
+from onnx_lathe.runtime.targets.tensorrt.cuda import Cuda, CudaError
 from onnx_lathe.runtime.targets.tensorrt.engine_layers import LAYER
 from onnx_lathe.runtime.targets.tensorrt.inspecting import inspected, weights_bytes
 from onnx_lathe.runtime.targets.tensorrt.messages import (
@@ -165,7 +166,17 @@ def build(
         "warnings": logger.warnings(),
         "weights_bytes": logger.weights_bytes,
         "layers": "\n".join(logger.layers),
+        "gpu": gpu(),
     }
+
+
+def gpu() -> dict[str, str] | None:
+    """Name and architecture of the GPU here, which an engine of TensorRT is for; None if there is none."""
+    try:
+        found = Cuda()
+    except CudaError:
+        return None
+    return {"name": found.name, "compute": found.compute}
 
 
 def make_config(trt: Any, builder: Any, request: Mapping[str, Any]) -> Any:
