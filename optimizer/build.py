@@ -149,7 +149,7 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
     context = run.services.context(f"target {target.name}")
     if target.guards(config) and run.request.measure_latency:
         context = run.services.profiling(context)
-    if target.timed:
+    if target.lowering is not None:
         request = run.request
         context = run.services.judging(
             context, request.model, lambda: open_file(request.model, request.wishes).model

@@ -1,5 +1,8 @@
 """Back to float, for a target, of what int8 quantized for another target of the same request."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 
 from onnx_lathe import metadata
@@ -26,9 +29,11 @@ def restore_weight(graph: Graph, node: Node) -> None:
     node.inputs[WEIGHT_INPUT] = Constant(free_name(graph, f"{tensor.name}_float"), values)
 
 
-def restore_canonical(graph: Graph, placement: Placement, report: PassReport) -> None:
+def restore_canonical(
+    graph: Graph, placement: Placement, report: PassReport, floats: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Takes out what the canonical form has not: layers that the placement leaves in float, and the pairs
-    of int8 that serve no layer.
+    of int8 that serve no layer. And layers by the names of `floats`, which gives the reason.
 
     A pair serves a layer that reads it, if need be behind a Reshape and the like, and the other operand of
     a residual addition.
@@ -38,7 +43,7 @@ def restore_canonical(graph: Graph, placement: Placement, report: PassReport) ->
         if not is_constant(node.inputs[WEIGHT_INPUT]):
             continue
         shape = constant_value(node.inputs[WEIGHT_INPUT], graph.opset).shape
-        if reason := float_reason(node, shape, placement, rows):
+        if reason := floats.get(node.name) or float_reason(node, shape, placement, rows):
             restore_weight(graph, node)
             report.skip(node.name, reason)
             report.edit(node.name, "its weight is float again")

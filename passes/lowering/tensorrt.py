@@ -38,6 +38,7 @@ from onnx_lathe.passes.graph.layers import constant_value, is_constant, is_layer
 from onnx_lathe.passes.graph.model import FOUR_BIT, FOUR_BIT_OPSET
 from onnx_lathe.passes.graph.quantization.pairs import state_zero_points
 from onnx_lathe.passes.graph.rewire import disconnect, is_output, replace_input, sweep
+from onnx_lathe.passes.lowering.engine_floats import restore
 from onnx_lathe.passes.lowering.engine_types import blocks, ports
 from onnx_lathe.passes.lowering.engine_types.codebooks import store_indices
 from onnx_lathe.passes.lowering.engine_types.dimensions import sizes, unname
@@ -51,7 +52,6 @@ from onnx_lathe.passes.lowering.engine_types.parameters import (
     zero_point,
 )
 from onnx_lathe.passes.lowering.engine_types.work import Work
-from onnx_lathe.passes.lowering.restoring import restore_canonical
 
 WANTED = (
     "TensorRT takes INT8 with zero-point 0 only; quantize the float model with 'int8', or this one with "
@@ -79,7 +79,7 @@ class Lowering(Pass):
         found = [_Work(graph, part.graph, report, shared) for part in parts(graph)]
         for work in found:
             work.initializers()
-        restore_canonical(graph, context.placement, report)
+        restore(graph, context, report)
         for work in found:
             work.quantizers()
         for work in found:
