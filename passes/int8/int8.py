@@ -157,6 +157,14 @@ class Int8(Pass):
         calibrates = (self.config.activations and self.config.ranges is None) or self.adapts
         needed = {"calibrator": calibrates, "runner": self.searches, "rounder": self.adapts}
         self.needs = () if only_strips else tuple(name for name, wanted in needed.items() if wanted)
+        if self.config.ranges is not None:
+            asked = {
+                "sensitivity": self.config.sensitivity,
+                "max_drop": self.config.max_drop is not None,
+                "min_sqnr": self.config.min_sqnr is not None,
+                "rounding=adaptive": self.adapts,
+            }
+            self.measuring = tuple(name for name, wanted in asked.items() if wanted)
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()

@@ -37,6 +37,7 @@ LEAST_DB = 20.0
 """An error of the outputs of a tenth of their size. What is nearer to the original stays as it is."""
 WANTED_DB = 23.0
 """More than that, since the layers are chosen on few samples, and others are used later."""
+ALONE = "; a request for this target alone gives it weights, ranges and biases of its own"
 
 
 @dataclass
@@ -93,7 +94,7 @@ class _Trials:
         left, reached = inexact_nodes(names, WANTED_DB, lambda some: self.best(some)[0])
         loss = f"in INT8 its outputs are at {now:.1f} dB on calibration data"
         if not left:
-            report.warnings.append(f"{loss}, and layers in float do not mend that")
+            report.warnings.append(f"{loss}, and layers in float do not mend that{self._advice()}")
             return {}
         if 2 * len(left) > len(names):
             report.warnings.append(
@@ -107,6 +108,12 @@ class _Trials:
         these = f"these {len(left)}" if len(left) > 1 else "it"
         return dict.fromkeys(
             left, f"in INT8 the outputs are at {now:.1f} dB, with {these} in float at {reached:.1f} dB"
+        )
+
+    def _advice(self) -> str:
+        """What to do where weights and ranges were made for other targets, too."""
+        return (
+            ALONE if any(not is_dequantized(layer.node.inputs[0]) for layer in self._form(()).layers) else ""
         )
 
     def best(self, floats: Collection[str]) -> tuple[float, Shifts]:

@@ -11,6 +11,7 @@ from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Calibrator, Context
 from onnx_lathe.passes.int8.int8 import Int8
+from onnx_lathe.passes.lowering.engine_floats import ALONE
 from onnx_lathe.passes.lowering.tensorrt import Lowering
 from onnx_lathe.passes.numerics.quantization.affine import signal_to_noise_db
 from onnx_lathe.placement import CANONICAL
@@ -161,3 +162,10 @@ def test_biases_of_what_another_target_has_in_int8_make_up_for_no_rounding_here(
     blind: Calibrator | None = None
     same, _ = made(replace(here, fidelity=Nearness(original), calibrator=blind))
     assert sqnr(original, same, JUDGED) == sqnr(original, without, JUDGED)
+
+
+def test_what_other_targets_cost_is_advised_against() -> None:
+    context = Context(calibrator=StreamingCalibrator(Rows(x=CALIBRATION)), placement=PLACEMENT | CANONICAL)
+    model, _ = apply_pass(configure(Int8, {"method": "minmax"}), depthwise(), context)
+    _, report = apply_pass(configure(Lowering, {}), model, Context(fidelity=Costly(high=15.0)))
+    assert report.warnings == [f"{LOSS.format('15.0')}, and layers in float do not mend that{ALONE}"]
