@@ -1,6 +1,7 @@
-"""Canonical form -> what TensorRT builds, with the same outputs.
+"""Canonical form -> what TensorRT builds, with the same outputs but for the first two lines.
 
-    what int8 quantized for another target alone  float
+    what int8 quantized for another target alone  float, with biases that make up for its rounding no more
+    layers that cost the outputs too much         float (engine_floats.py)
     decoded weight -> Q -> DQ                     INT8 initializer -> DQ
     Gather(codebook, Cast(UINT4 or UINT8))        Gather(codebook, Cast(DQ(INT4 or INT8) + 8 or 128))
     UINT8, UINT4 or zero-point not 0 -> DQ        INT8 or INT4 initializer, zero-point 0 -> DQ
@@ -63,7 +64,6 @@ _TO_FLOAT = (np.dtype(np.int16), np.dtype(np.uint16), np.dtype(np.int32))
 class Lowering(Pass):
     name = "lower-tensorrt"
     takes_half = True
-    lossless = True
 
     @dataclass(frozen=True)
     class Config:
