@@ -25,6 +25,8 @@ TARGETS = ("ort", "tensorrt-rtx")
 FLOOR_DB = 20.0
 LEFT = "in INT8 the outputs are at"
 """How the reason of such a layer begins."""
+LONGEST = 80
+"""Characters of what a target was refused for."""
 
 
 def main() -> None:
@@ -83,7 +85,7 @@ def _found(report: Mapping[str, Any], message: str) -> dict[str, Any]:
 
 
 def _cells(row: Mapping[str, Any], left: bool = False) -> str:
-    figure = row["message"] or ("equal" if row["sqnr"] is None else f"{row['sqnr']:.1f} dB")
+    figure = row["message"][:LONGEST] or ("equal" if row["sqnr"] is None else f"{row['sqnr']:.1f} dB")
     cells = [f"{row['layers']:g}", *([str(row["left"])] if left else []), figure]
     return " | ".join(cells)
 
