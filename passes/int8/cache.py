@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.layout import LAYOUT
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.quantization.placement import floor_range, is_floor
@@ -23,7 +24,7 @@ from onnx_lathe.passes.numerics.quantization import affine
 
 FIRST_LINE = re.compile(rb"TRT-\d+-\w+\s*")
 LONGEST_FIRST_LINE = 100
-SAME_VALUES = ("Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
+SAME_VALUES = (*LAYOUT, "Dropout")
 """Operators that hand their values on as they are: what TensorRT knows of one side holds for the other."""
 NOT_BELOW_ZERO = ("Sigmoid", "HardSigmoid", "Softmax", "Softplus", "Abs")
 NEIGHBOURS = (*SAME_VALUES, "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool")

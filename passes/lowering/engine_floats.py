@@ -84,7 +84,9 @@ class _Trials:
         them would have to be, or where that is not enough.
         """
         now = self.best(())[0]
-        if now >= LEAST_DB or now == -math.inf:  # what ONNX Runtime does not run as it is here is judged when it is lowered
+        if (
+            now >= LEAST_DB or now == -math.inf
+        ):  # what ONNX Runtime does not run as it is here is judged when it is lowered
             return {}
         names = [
             node.name
