@@ -158,7 +158,7 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
     if target.guards(config) and run.request.measure_latency:
         profiler = target.profiler(config, partial(sample_feeds, run.roles.sample), run.ui.status)
         context = run.services.profiling(context) if profiler is None else context
-    if target.timed:
+    if target.lowering is not None:
         request = run.request
         context = run.services.judging(
             context, request.model, lambda: open_file(request.model, request.wishes).model
