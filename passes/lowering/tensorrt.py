@@ -2,7 +2,7 @@
 
     what int8 quantized for another target alone  float, with biases that make up for its rounding no more
     layers that cost the outputs too much         float (engine_floats.py)
-    decoded weight -> Q -> DQ                     INT8 initializer -> DQ
+    decoded weight -> Q -> DQ                     INT8 initializer -> DQ; with prefer=size it stays, decoded from 4 bits
     Gather(codebook, Cast(UINT4 or UINT8))        Gather(codebook, Cast(DQ(INT4 or INT8) + 8 or 128))
     UINT8, UINT4 or zero-point not 0 -> DQ        INT8 or INT4 initializer, zero-point 0 -> DQ
     INT32 or 16-bit constant -> DQ                float initializer
@@ -43,7 +43,7 @@ from onnx_lathe.passes.graph.quantization.pairs import state_zero_points
 from onnx_lathe.passes.graph.rewire import disconnect, is_output, replace_input, sweep
 from onnx_lathe.passes.lowering.engine_floats import restore
 from onnx_lathe.passes.lowering.engine_types import blocks, ports
-from onnx_lathe.passes.lowering.engine_types.codebooks import store_indices
+from onnx_lathe.passes.lowering.engine_types.codebooks import stays_shared, store_indices
 from onnx_lathe.passes.lowering.engine_types.dimensions import sizes, unname
 from onnx_lathe.passes.lowering.engine_types.doubles import single_precision
 from onnx_lathe.passes.lowering.engine_types.parameters import (
@@ -70,6 +70,11 @@ class Lowering(Pass):
 
     @dataclass(frozen=True)
     class Config:
+        prefer: str = option(
+            "speed",
+            "codebook in front of an INT8 layer: INT8 weights, or 4 bits where that holds its indices",
+            choices=("speed", "size"),
+        )
         shapes: dict[str, str] = option(
             {}, "input -> shapes that it is built for, such as 1x3x32x32:8x3x64x64, which may part names"
         )
@@ -105,7 +110,7 @@ class Lowering(Pass):
             work.initializers()
         restore(graph, context, report, floats)
         for work in found:
-            work.quantizers()
+            work.quantizers(self.config.prefer == "size")
         for work in found:
             work.codebooks()
         unname(graph, sizes(self.config.shapes), report)
@@ -127,7 +132,8 @@ class _Work(Work):
             ):
                 constant_to_initializer(node)
 
-    def quantizers(self) -> None:
+    def quantizers(self, small: bool) -> None:
+        """small: codebooks of 4 bits stay in front of INT8 layers."""
         found = [
             node
             for node in self.graph.nodes
@@ -136,7 +142,9 @@ class _Work(Work):
         for node in found:
             self.scalar_scale(node)
         for node in found:
-            if node.op == "DequantizeLinear" and node.inputs and is_constant(node.inputs[0]):
+            if node.op != "DequantizeLinear" or not node.inputs or not is_constant(node.inputs[0]):
+                continue
+            if not small or not stays_shared(self, node):
                 self.store(node)
         for node in found:
             if node.op == "QuantizeLinear" and node.outputs and not is_constant(node.inputs[0]):

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_lathe import metadata
+from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRT
 from tests.support import quantized
 from tests.support.quantized import IMAGES, assert_equal, assert_same, lower, node, run, stored
 
@@ -100,6 +101,42 @@ def test_how_indices_are_stored(shape, codes, kind, dims) -> None:
     )
     assert (found.data_type, list(found.dims)) == (kind, dims)
     np.testing.assert_array_equal(run(lowered, {"x": np.zeros(shape, np.float32)})[0], table[indices])
+
+
+def test_with_size_preferred_int8_layers_keep_their_codebooks_in_4_bits() -> None:
+    model = quantized.lenet()
+    lowered, report = lower(model, prefer="size")
+    assert_same(model, lowered, IMAGES)
+    for name in ("w1", "w2", "w3"):
+        assert stored(lowered)[f"{name}_int4"].data_type == TensorProto.INT4
+        assert node(lowered, f"{name}_Q").input[0] == name
+    assert {edit.node for edit in report.edits} == {"w1_gather", "w2_gather", "w3_gather"}
+    assert not report.skips
+    assert TensorRT().check(lowered, TensorRT.Config()) == []
+    assert all(layer.int8 for layer in TensorRT().layers(lowered))
+
+
+@pytest.mark.parametrize(
+    ("opset", "many", "unsigned"), [(19, False, False), (21, True, False), (21, False, True)]
+)
+def test_what_4_bits_do_not_hold_is_int8_with_size_preferred_too(
+    opset: int, many: bool, unsigned: bool
+) -> None:
+    """By the opset, by the number of values, and by a zero-point that TensorRT does not take."""
+    model = quantized.lenet(opset)
+    tensors = stored(model)
+    if many:
+        indices = (np.arange(576) % 17).astype(np.uint8).reshape(8, 8, 3, 3)
+        for name, array in (
+            ("w2_indices", indices),
+            ("w2_codebook", np.linspace(-1, 1, 17, dtype=np.float32)),
+        ):
+            tensors[name].CopyFrom(numpy_helper.from_array(array, name))
+    if unsigned:
+        tensors["w2_zero"].CopyFrom(numpy_helper.from_array(np.full(8, 128, np.uint8), "w2_zero"))
+    lowered, _ = lower(model, prefer="size")
+    assert_same(model, lowered, IMAGES)
+    assert stored(lowered)[node(lowered, "w2_DQ").input[0]].data_type == TensorProto.INT8
 
 
 def test_int4_asks_for_an_ir_version_that_has_it() -> None:

@@ -72,6 +72,17 @@ def test_tensorrt_runs_int8_layers_in_int8(codebook: bool, tmp_path: Path) -> No
     assert not tensorrt_log.stored(log, "Float") & {72, 576, 3920}
 
 
+def test_with_size_preferred_int8_layers_read_4_bits(tmp_path: Path) -> None:
+    """Through the target's own option, as the driver asks for it."""
+    model = quantized.lenet()
+    options = TensorRTRTX().lowering_options(TensorRTRTX.Config(prefer="size"), model, {})
+    log = build(lower(model, **options)[0], tmp_path)
+    kernels = tensorrt_log.kernels(log)
+    assert {kernels[name] for name in ("conv1", "conv2", "fc")} == {"Int8"}
+    assert tensorrt_log.stored(log, "Int4") == {72, 576, 3920}
+    assert not tensorrt_log.stored(log, "Int8") & {72, 576, 3920}
+
+
 def test_tensorrt_stores_a_float_codebook_in_4_bits(tmp_path: Path) -> None:
     log = build(lower(quantized.lenet(int8=False))[0], tmp_path)
     assert tensorrt_log.kernels(log)["conv2"] == "Float"

@@ -13,13 +13,14 @@ from onnx_lathe.runtime.targets.core.base import Artifact, Target
 from onnx_lathe.runtime.targets.core.registry import find, register, targets
 from onnx_lathe.runtime.targets.tensorrt.shapes import (
     Profile,
+    Sizes,
     from_data,
     parse_batch,
     parse_shapes,
     profiles,
     text,
 )
-from tests.support import quantized
+from tests.support import builders, quantized
 
 QUIET = lambda text: None  # noqa: E731
 
@@ -88,32 +89,36 @@ BATCH = parse_batch("1:4:32")
 
 def test_batch_and_equal_names_get_the_batch_sizes() -> None:
     model = with_inputs(a=["n", 3, 8], b=[None, 5], c=[2, "n"], fixed=[1, 2])
-    assert profiles(model, BATCH, {}) == {
-        "a": Profile((1, 3, 8), (4, 3, 8), (32, 3, 8)),
-        "b": Profile((1, 5), (4, 5), (32, 5)),
-        "c": Profile((2, 1), (2, 4), (2, 32)),
-    }
+    assert profiles(model, BATCH, {}) == [
+        {
+            "a": Profile((1, 3, 8), (4, 3, 8), (32, 3, 8)),
+            "b": Profile((1, 5), (4, 5), (32, 5)),
+            "c": Profile((2, 1), (2, 4), (2, 32)),
+        }
+    ]
 
 
 def test_an_initializer_is_no_input() -> None:
     model = with_inputs(a=["n", 3])
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((2, 3), np.float32), "a"))
-    assert profiles(model, BATCH, {}) == {}
+    assert profiles(model, BATCH, {}) == []
 
 
 def test_sizes_that_the_model_leaves_open_come_from_the_data() -> None:
     model = with_inputs(image=["n", 3, "h", None], ids=["n", "length"], fixed=[1, 2], rows=["n", 4], any=None)
     samples = {"image": (8, 3, 48, 320), "ids": (8, 17), "fixed": (1, 2), "rows": (8, 4), "any": (8, 5)}
-    found = from_data(model, BATCH, (), samples)
-    assert {name: text(profile) for name, profile in found.items()} == {
+    found = from_data(model, (), samples)
+    assert found == {"image": "Nx3x48x320", "ids": "Nx17", "any": "Nx5"}
+    (taken,) = profiles(model, BATCH, parse_shapes(found))
+    assert {name: text(profile) for name, profile in taken.items()} == {
         "image": "1x3x48x320:4x3x48x320:32x3x48x320",
         "ids": "1x17:4x17:32x17",
+        "rows": "1x4:4x4:32x4",
         "any": "1x5:4x5:32x5",
     }
-    assert profiles(model, BATCH, parse_shapes({name: text(profile) for name, profile in found.items()}))
-    assert set(from_data(model, BATCH, ("image",), samples)) == {"ids", "any"}
-    assert from_data(model, BATCH, (), {}) == {}
-    assert from_data(model, BATCH, (), {"image": (8, 3)}) == {}
+    assert set(from_data(model, ("image",), samples)) == {"ids", "any"}
+    assert from_data(model, (), {}) == {}
+    assert from_data(model, (), {"image": (8, 3)}) == {}
 
 
 def test_a_target_says_which_sizes_it_took_from_the_data() -> None:
@@ -121,41 +126,112 @@ def test_a_target_says_which_sizes_it_took_from_the_data() -> None:
     config = target.Config(batch="1:4:32")
     model = with_inputs(image=["n", 3, "h", "w"])
     fitted, notes = target.fitted(model, config, {"image": (8, 3, 48, 320)})
-    assert fitted.shapes == {"image": "1x3x48x320:4x3x48x320:32x3x48x320"}
+    assert fitted.shapes == {"image": "Nx3x48x320"}
     assert notes == [
-        "input 'image' has sizes that are not fixed: built for 1x3x48x320:4x3x48x320:32x3x48x320, as the data has them; "
-        "shapes={image: MIN:OPT:MAX} takes others"
+        "input 'image' has sizes that are not fixed: built for Nx3x48x320 (N: option batch), as the data has them; "
+        "shapes={image: MIN:OPT:MAX} gives others"
     ]
-    assert target.fitted(model, config, {}) == (config, [])
     assert find("onnx")().fitted(model, None, {"image": (8, 3, 48, 320)}) == (None, [])
 
 
 @pytest.mark.parametrize("value, expected", [("1:8:32", (1, 8, 32)), (16, (16, 16, 16)), ("2", (2, 2, 2))])
 def test_batch_is_three_sizes_or_one(value, expected) -> None:
-    assert parse_batch(value) == Profile(*((size,) for size in expected))
+    assert parse_batch(value) == [Profile(*((size,) for size in expected))]
 
 
 def test_shapes_are_three_or_one() -> None:
-    assert parse_shapes({"x": "1x3:2x3:4x3", "y": "2x2", "z": 5}) == {
-        "x": Profile((1, 3), (2, 3), (4, 3)),
-        "y": Profile((2, 2), (2, 2), (2, 2)),
-        "z": Profile((5,), (5,), (5,)),
+    assert parse_shapes({"x": "1x3:2x3:4x3", "y": "2x2", "z": 5, "n": "Nx2"}) == {
+        "x": [Sizes((1, 3), (2, 3), (4, 3))],
+        "y": [Sizes((2, 2), (2, 2), (2, 2))],
+        "z": [Sizes((5,), (5,), (5,))],
+        "n": [Sizes((None, 2), (None, 2), (None, 2))],
     }
-    assert profiles(with_inputs(x=["n", "m"]), BATCH, parse_shapes({"x": "1x3:2x3:4x3"})) == {
-        "x": Profile((1, 3), (2, 3), (4, 3))
-    }
-    assert profiles(with_inputs(x=None), BATCH, parse_shapes({"x": "4x4"})) == {
-        "x": Profile((4, 4), (4, 4), (4, 4))
-    }
+    assert profiles(with_inputs(x=["n", "m"]), BATCH, parse_shapes({"x": "1x3:2x3:4x3"})) == [
+        {"x": Profile((1, 3), (2, 3), (4, 3))}
+    ]
+    assert profiles(with_inputs(x=None), BATCH, parse_shapes({"x": "4x4"})) == [
+        {"x": Profile((4, 4), (4, 4), (4, 4))}
+    ]
 
 
-@pytest.mark.parametrize("value", ["", "0", "1:2", "8:4:2", "1:2:3:4", "a", "1x2", "-1:1:2", "1:8:"])
+def test_each_profile_has_its_own_batch_and_shapes() -> None:
+    model = with_inputs(image=["n", 3, "h"], ids=["n", "l"])
+    shapes = {"image": "Nx3x8|Nx3x4:Nx3x6:Nx3x9", "ids": "Nx5"}
+    small, large = profiles(model, parse_batch("1|2:4:8"), parse_shapes(shapes))
+    assert {name: text(one) for name, one in small.items()} == {"image": "1x3x8", "ids": "1x5"}
+    assert {name: text(one) for name, one in large.items()} == {
+        "image": "2x3x4:4x3x6:8x3x9",
+        "ids": "2x5:4x5:8x5",
+    }
+    assert profiles(with_inputs(a=["n", 3]), parse_batch("4|4|8"), {}) == [
+        {"a": Profile((size, 3), (size, 3), (size, 3))} for size in (4, 8)
+    ]
+
+
+def test_numbers_of_profiles_that_do_not_agree_are_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"option shapes of 'x' is for 3 profiles, option batch for 2: give one, or 3"
+    ):
+        profiles(with_inputs(x=["n", "m"]), parse_batch("1|2"), parse_shapes({"x": "Nx3|Nx4|Nx5"}))
+
+
+def runnable(text: str, **constants) -> onnx.ModelProto:
+    return builders.build(text, 17, **constants)
+
+
+def test_without_data_a_usual_size_is_taken_on_which_the_model_runs() -> None:
+    target = find("tensorrt-rtx")()
+    picture = runnable("(float[n, 3, h, w] x) => (float[n, 3, a, b] y) { y = Relu (x) }")
+    fitted, notes = target.fitted(picture, target.Config(), {})
+    assert fitted.shapes == {"x": "Nx3x224x224"}
+    assert notes == [
+        "input 'x' has sizes that are not fixed: built for Nx3x224x224 (N: option batch), a size on which it runs, "
+        "since there is no data to say it; data or shapes={x: MIN:OPT:MAX} gives others"
+    ]
+    wide = runnable("(float[n, l] x) => (float[n, 2] y) { y = MatMul (x, w) }", w=builders.random(320, 2))
+    assert target.fitted(wide, target.Config(), {})[0].shapes == {"x": "Nx320"}
+    odd = runnable("(float[n, l] x) => (float[n, 2] y) { y = MatMul (x, w) }", w=builders.random(97, 2))
+    assert target.fitted(odd, target.Config(), {}) == (target.Config(), [])
+    given = target.Config(shapes={"x": "1x97"})
+    assert target.fitted(odd, given, {}) == (given, [])
+
+
+def test_sizes_that_are_tried_in_vain_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    odd = runnable("(float[n, l] x) => (float[n, 2] y) { y = MatMul (x, w) }", w=builders.random(97, 2))
+    assert find("tensorrt-rtx")().fitted(odd, find("tensorrt-rtx").Config(), {})[1] == []
+    assert capfd.readouterr().err == ""
+
+
+def test_what_is_given_of_one_input_counts_for_the_usual_size_of_another() -> None:
+    target = find("tensorrt-rtx")()
+    both = runnable("(float[n, l] x, float[n, m] y) => (float[n, k] z) { z = Add (x, y) }")
+    fitted, _ = target.fitted(both, target.Config(shapes={"y": "Nx64"}), {})
+    assert fitted.shapes == {"x": "Nx64", "y": "Nx64"}
+
+
+@pytest.mark.parametrize(
+    "value", ["", "0", "1:2", "8:4:2", "1:2:3:4", "a", "1x2", "-1:1:2", "1:8:", "N", "1|", "1||2", "1|8:4:2"]
+)
 def test_a_wrong_batch_is_refused(value: str) -> None:
     with pytest.raises(UsageError, match=r"^option batch "):
         parse_batch(value)
 
 
-@pytest.mark.parametrize("value", ["1x", "1x0", "1x3:2x3", "1x3:2x3:4", "4x3:2x3:1x3", "1x3:2x2:4x3"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "1x",
+        "1x0",
+        "1x3:2x3",
+        "1x3:2x3:4",
+        "4x3:2x3:1x3",
+        "1x3:2x2:4x3",
+        "1x3|",
+        "Nx3:Nx3:4x3",
+        "nx3",
+        "1x3|2x0",
+    ],
+)
 def test_wrong_shapes_are_refused(value: str) -> None:
     with pytest.raises(UsageError, match=r"^option shapes, 'x': "):
         parse_shapes({"x": value})
@@ -167,7 +243,7 @@ def test_wrong_shapes_are_refused(value: str) -> None:
         (
             {"image": ["n", 3, "h", 8]},
             {},
-            r"input 'image': dimension 2 \('h'\) is not fixed; give data.*such as 1x3x224x8:4x3x224x8:32x3x224x8",
+            r"input 'image': dimension 2 \('h'\) is not fixed; give data.*such as Nx3x224x8",
         ),
         ({"image": ["n", None]}, {}, r"input 'image': dimension 1 is not fixed"),
         ({"image": None}, {}, r"input 'image' has no shape"),

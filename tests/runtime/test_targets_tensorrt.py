@@ -5,6 +5,7 @@ nothing is left behind.
 import hashlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,11 +59,67 @@ def test_an_engine_and_what_it_is(tmp_path: Path) -> None:
     assert found["version"].split(".")[0].isdigit()
     assert found["inputs"] == [{"name": "image", "dtype": "float32", "shape": [-1, 1, 28, 28]}]
     assert found["outputs"] == [{"name": "logits", "dtype": "float32", "shape": [-1, 10]}]
-    assert found["profile"] == {
-        "image": {"min": [1, 1, 28, 28], "opt": [8, 1, 28, 28], "max": [16, 1, 28, 28]}
-    }
+    assert found["profiles"] == [
+        {"image": {"min": [1, 1, 28, 28], "opt": [8, 1, 28, 28], "max": [16, 1, 28, 28]}}
+    ]
     assert found["build_seconds"] > 0
     assert said
+
+
+def test_several_profiles_in_one_engine(tmp_path: Path) -> None:
+    """The builder's log names the shapes of each."""
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[1, 1, 1, 1])]
+    weight = np.random.default_rng(0).normal(0, 1, (4, 3, 3, 3)).astype(np.float32)
+    model = quantized.model(nodes, {"x": ["n", 3, "h", "w"]}, {"y": ["n", 4, "h", "w"]}, {"w": weight})
+    shapes = {"x": "Nx3x32x32|Nx3x32x32:Nx3x48x64:Nx3x64x64"}
+    artifact = build(model, tmp_path, batch="1|2:4:8", shapes=shapes, log=True)
+    assert artifact.details["profiles"] == [
+        {"x": {"min": [1, 3, 32, 32], "opt": [1, 3, 32, 32], "max": [1, 3, 32, 32]}},
+        {"x": {"min": [2, 3, 32, 32], "opt": [4, 3, 48, 64], "max": [8, 3, 64, 64]}},
+    ]
+    said = artifact.paths[2].read_text(encoding="utf-8")
+    shapes = re.findall(r"MinShape: \[(.*?)\], OptShape: \[(.*?)\], MaxShape: \[(.*?)\]", said)
+    assert shapes == [("1,3,32,32",) * 3, ("2,3,32,32", "4,3,48,64", "8,3,64,64")]
+
+
+def one_sample_alone() -> onnx.ModelProto:
+    """As exporters write a squeeze of a recurrent network: ranks differ between the branches of an If."""
+    shape = helper.make_tensor_value_info("squeezed", TensorProto.FLOAT, None)
+    same = helper.make_tensor_value_info("same", TensorProto.FLOAT, None)
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"], "shape"),
+        helper.make_node("Gather", ["shape", "first"], ["count"], "gather"),
+        helper.make_node("Equal", ["count", "one"], ["is_one"], "equal"),
+        helper.make_node(
+            "If",
+            ["is_one"],
+            ["chosen"],
+            "if",
+            then_branch=helper.make_graph(
+                [helper.make_node("Squeeze", ["x", "axis"], ["squeezed"])], "then", [], [shape]
+            ),
+            else_branch=helper.make_graph(
+                [helper.make_node("Identity", ["x"], ["same"])], "else", [], [same]
+            ),
+        ),
+        helper.make_node("Reshape", ["chosen", "flat"], ["y"], "reshape"),
+    ]
+    constants = {"first": np.array(0), "one": np.array(1), "axis": np.array([0]), "flat": np.array([-1])}
+    return quantized.model(nodes, {"x": ["n", 4]}, {"y": [None]}, constants)
+
+
+def test_where_the_usual_batch_is_refused_one_sample_builds_and_is_said(tmp_path: Path) -> None:
+    artifact = build(one_sample_alone(), tmp_path)
+    assert artifact.details["profiles"] == [{"x": {"min": [1, 4], "opt": [1, 4], "max": [1, 4]}}]
+    (note,) = artifact.notes
+    assert note.startswith("the engine takes one sample at a time, since a batch of 1:1:32 is refused: ")
+    assert "Must have inputs with equal ranks" in note
+    with pytest.raises(
+        TargetError, match=r"TensorRT has to know the conditions of if when it builds: pass fold"
+    ):
+        build(one_sample_alone(), tmp_path, batch="1:1:32")
+    with pytest.raises(TargetError, match="TensorRT-RTX did not build"):
+        build(one_sample_alone(), tmp_path, time_limit=0.01)
 
 
 def test_int8_makes_the_engine_smaller_and_builds_repeat(tmp_path: Path) -> None:
@@ -197,7 +254,7 @@ def test_a_crash_of_the_builder_is_an_error_of_the_target(tmp_path: Path) -> Non
     onnx.save(model, source)
     request = {
         "library": "tensorrt_rtx", "model": str(source), "engine": str(tmp_path / "engine"), "log": None, "flags": [], "level": None,
-        "workspace_bytes": None, "portable": False, "compute": ["SM86"], "profiles": {"image": [[1, 1, 28, 28]] * 3},
+        "workspace_bytes": None, "portable": False, "compute": ["SM86"], "profiles": [{"image": [[1, 1, 28, 28]] * 3}],
     }  # fmt: skip
     with pytest.raises(TargetError, match=r"the builder ended with (signal SIG|exit code 0x)"):
         process.ask(request, tmp_path, QUIET)

@@ -186,7 +186,7 @@ def test_a_dla_core(stand_in) -> None:
     [
         (0, {"dla": 0, "batch": "1"}, "this machine has no DLA that TensorRT 10.3.0 can use"),
         (2, {"dla": 2, "batch": "1"}, "has 2 DLA cores, 0 to 1"),
-        (2, {"dla": 0}, "DLA takes no dynamic sizes, and input 'image' has some"),
+        (2, {"dla": 0, "batch": "1:1:32"}, "DLA takes no dynamic sizes, and input 'image' has some"),
     ],
 )
 def test_dla_where_it_cannot_be(stand_in, cores: int, options: dict, message: str) -> None:

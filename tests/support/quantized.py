@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.model import export_model, import_model
@@ -131,10 +132,10 @@ def assert_same(before: onnx.ModelProto, after: onnx.ModelProto, feeds: dict[str
 
 
 def lower(
-    model: onnx.ModelProto, lowering: str = "tensorrt", placement: Placement = CANONICAL
+    model: onnx.ModelProto, lowering: str = "tensorrt", placement: Placement = CANONICAL, **options
 ) -> tuple[onnx.ModelProto, PassReport]:
     graph = import_model(model)
-    report = find_lowering(lowering)().apply(graph, Context(placement=placement))
+    report = configure(find_lowering(lowering), options).apply(graph, Context(placement=placement))
     lowered = export_model(graph)
     onnx.checker.check_model(lowered, full_check=True)
     return lowered, report

@@ -7,21 +7,16 @@ from onnx_lathe.passes.graph import Constant, Node
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.model import FOUR_BIT, FOUR_BIT_OPSET
 from onnx_lathe.passes.lowering.engine_types import blocks
-from onnx_lathe.passes.lowering.engine_types.parameters import BYTES
+from onnx_lathe.passes.lowering.engine_types.parameters import BYTES, zero_point
 from onnx_lathe.passes.lowering.engine_types.work import Work
 
 
 def store_indices(work: Work, gather: Node) -> None:
     """Indices i -> DQ(i - offset, scale 1) + offset: integers up to 255 are exact in float32."""
-    table, cast = gather.inputs[0], gather.inputs[1].inputs[0] if gather.inputs[1].inputs else None
-    if not isinstance(table, Constant) or len(table.shape) != 1 or cast is None or cast.op != "Cast":
+    codes = _codes(gather)
+    if codes is None:
         return
-    indices = cast.inputs[0]
-    if not isinstance(indices, Constant) or indices.dtype not in (*BYTES, *FOUR_BIT) or 0 in indices.shape:
-        return
-    codes = read(indices).astype(np.int32)
-    codes = np.where(codes < 0, codes + table.shape[0], codes)
-    packed = work.opset >= FOUR_BIT_OPSET and codes.size % 2 == 0 and int(codes.max()) < 16
+    packed = _packs(work, codes)
     offset, shape = (8, blocks.even_rows(codes.shape)) if packed else (128, codes.shape)
     centred = (codes - offset).reshape(shape)
     values = work.int4(centred) if packed else centred.astype(np.int8)
@@ -39,3 +34,38 @@ def store_indices(work: Work, gather: Node) -> None:
     work.report.edit(
         gather.name, f"indices stored as {values.dtype.name.upper()}; the weight is decoded at every run"
     )
+
+
+def stays_shared(work: Work, node: Node) -> bool:
+    """Whether a weight that the DQ reads quantized is decoded from indices of 4 bits, and needs no other form."""
+    quantizer, zero = next(iter(node.inputs[0].inputs), None), zero_point(node)
+    if quantizer is None or quantizer.op != "QuantizeLinear" or zero is None or zero.dtype != np.int8:
+        return False
+    source = quantizer.inputs[0]
+    maker = next(iter(source.inputs), None)
+    parts = [source] if maker is None or maker.op != "Concat" else maker.inputs
+    decoders = [next(iter(part.inputs), None) for part in parts]
+    return not np.any(zero) and all(
+        decoder is not None
+        and decoder.op == "Gather"
+        and (codes := _codes(decoder)) is not None
+        and _packs(work, codes)
+        for decoder in decoders
+    )
+
+
+def _packs(work: Work, codes: np.ndarray) -> bool:
+    """Whether 4 bits hold the indices."""
+    return work.opset >= FOUR_BIT_OPSET and codes.size % 2 == 0 and int(codes.max()) < 16
+
+
+def _codes(gather: Node) -> np.ndarray | None:
+    """Indices, int32, of what decodes a weight: Gather(codebook, Cast(indices)); None of any other."""
+    table, cast = gather.inputs[0], gather.inputs[1].inputs[0] if gather.inputs[1].inputs else None
+    if not isinstance(table, Constant) or len(table.shape) != 1 or cast is None or cast.op != "Cast":
+        return None
+    indices = cast.inputs[0]
+    if not isinstance(indices, Constant) or indices.dtype not in (*BYTES, *FOUR_BIT) or 0 in indices.shape:
+        return None
+    codes = read(indices).astype(np.int32)
+    return np.where(codes < 0, codes + table.shape[0], codes)

@@ -26,6 +26,7 @@ WANTED = (
 )
 SMALLEST = float(np.finfo(np.float32).tiny)
 """Of a scale: GPUs flush smaller floats to zero, and what they are a divisor of becomes infinite."""
+BODIES = ("If", "Loop", "Scan")
 IN_FLOAT = "the layer runs in float"
 IN_BLOCKS = (
     "its weight is quantized in blocks and its input in INT8, for which TensorRT-RTX applies the scales wrongly; "
@@ -50,7 +51,7 @@ def concerns(model: onnx.ModelProto) -> Iterator[Concern]:
 def _concerns(reader: "Reader") -> Iterator[Concern]:
     for node, name in reader.nodes():
         if node.op_type in UNSUPPORTED and not node.domain:
-            reason = f"TensorRT has no {node.op_type}; quantize the float model with 'int8' instead"
+            reason = f"TensorRT has no {node.op_type}; quantize the float model with 'int8' instead, or int8(existing=strip) gives the float layer back"
             yield Concern(name, reason, True, node.op_type)
         elif node.op_type in QUANTIZERS and not node.domain:
             for reason, fatal in reader.quantizer(node):
@@ -103,6 +104,11 @@ class Reader:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
                 self.constants[node.output[0]] = node.attribute[0].t
         self.follower = Follower(self.producers, self.constants)
+        self.known: set[str] = set(self.constants) | (set() if outer is None else outer.known)
+        """Tensors that do not depend on the inputs."""
+        for node in graph.node:
+            if node.input and node.op_type not in BODIES and self.known.issuperset(filter(None, node.input)):
+                self.known.update(node.output)
 
     def nodes(self) -> Iterator[tuple[onnx.NodeProto, str]]:
         """Each node with what to call it."""
@@ -135,7 +141,7 @@ class Reader:
             )
         if blocks := self._blocks(node):
             yield blocks, True
-        if scale.dims and node.input[0] not in self.constants and not self._quantized_constant(node):
+        if scale.dims and node.input[0] not in self.known:
             yield (
                 "its activation is not quantized per tensor with a scale of rank 0: the layers behind it run in float",
                 False,
@@ -168,15 +174,6 @@ class Reader:
             return source.data_type if source is not None else TensorProto.UNDEFINED
         declared = next((attribute.i for attribute in node.attribute if attribute.name == "output_dtype"), 0)
         return declared or TensorProto.UINT8
-
-    def _quantized_constant(self, node: onnx.NodeProto) -> bool:
-        """Whether a Q or DQ belongs to a weight: Constant -> Q -> DQ."""
-        producer = self.producers.get(node.input[0])
-        return (
-            producer is not None
-            and producer.op_type == "QuantizeLinear"
-            and producer.input[0] in self.constants
-        )
 
     def verdict(self, node: onnx.NodeProto, name: str, in_float: str | None) -> LayerVerdict:
         found = (self.follower.activation(node.input[0]), self.follower.weight(node.input[1]))

@@ -7,7 +7,7 @@ from typing import Any
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.runtime.targets.core.base import Target
-from onnx_lathe.runtime.targets.tensorrt.shapes import parse_batch, parse_shapes
+from onnx_lathe.runtime.targets.tensorrt.shapes import USUAL_BATCH, parse_batch, parse_shapes
 
 
 def _option(
@@ -22,15 +22,23 @@ def _option(
 class BuildConfig(Target.Config):
     """Options of both TensorRT targets."""
 
-    batch: int | str = _option(
-        "1:1:32", "sizes of a dynamic first dimension: MIN:OPT:MAX, or one for all", "samples"
+    batch: int | str | None = _option(
+        None,
+        f"sizes of a dynamic first dimension: MIN:OPT:MAX, or one for all; none: {USUAL_BATCH}, or 1 where only that builds",
+        "samples",
     )
     shapes: dict[str, int | str] = field(
         default_factory=dict,
         metadata={
-            "help": "dynamic input -> shape, or MIN:OPT:MAX shapes, such as 1x3x32x32:1x3x64x64:8x3x128x128",
+            "help": "dynamic input -> shape, or MIN:OPT:MAX shapes, such as 1x3x32x32:1x3x64x64:8x3x128x128; "
+            "N is the batch; of several with | between, as of batch, each is a profile",
             "unit": "",
         },
+    )
+    prefer: str = _option(
+        "speed",
+        "a codebook of up to 16 values in front of an INT8 layer: INT8 weights, or 4 bits, decoded at every run",
+        choices=("speed", "size"),
     )
     level: int | None = _option(
         None, "builder optimization level, 0 (fast build) to 5 (fast engine); none: TensorRT's own default"

@@ -87,7 +87,7 @@ def has_driver() -> bool:
     return False
 
 
-def _set_dla(trt: Any, builder: Any, config: Any, core: int, profiles: Any) -> None:
+def _set_dla(trt: Any, builder: Any, config: Any, core: int, profiles: Sequence[Mapping[str, Any]]) -> None:
     cores = builder.num_DLA_cores
     if core >= cores:
         have = f"has {cores} DLA cores, 0 to {cores - 1}" if cores else "has no DLA"
@@ -95,7 +95,7 @@ def _set_dla(trt: Any, builder: Any, config: Any, core: int, profiles: Any) -> N
             f"option dla: this machine {have} that TensorRT {trt.__version__} can use; DLA is on Jetson AGX Orin, "
             "Orin NX and Xavier, with TensorRT up to 10.7 or from 11.4.1 on"
         )
-    for profile in profiles if isinstance(profiles, list) else [profiles]:
+    for profile in profiles:
         for name, (least, _, greatest) in profile.items():
             if least != greatest:
                 raise RefusedError(

@@ -1,20 +1,26 @@
-"""Dynamic inputs -> the sizes of an optimization profile: what a TensorRT engine must run (least, greatest)
-and is tuned for.
+"""Dynamic inputs -> the sizes of optimization profiles: what a TensorRT engine must run (least, greatest) and is
+tuned for. Several profiles are several such ranges in one engine, each with kernels of its own.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import onnx
 
 from onnx_lathe.errors import UsageError, nearest
 
 Shape = tuple[int, ...]
+Pattern = tuple[int | None, ...]
+"""A shape in which None stands for the batch."""
 
 SEQUENCE_LENGTH = 128
 USUAL_SIZES = {4: 224, 5: 32}
-"""Rank -> what a message suggests for a size that is open: of pictures, of volumes; of others a length."""
+"""Rank -> a usual size where one is open: of pictures, of volumes; of others a length."""
+USUAL_BATCH = "1:1:32"
+BATCH = "N"
+"""In the option shapes: the sizes of the option batch."""
+BETWEEN = "|"
+"""Between what is for one profile and what is for the next."""
 
 
 @dataclass(frozen=True)
@@ -26,102 +32,168 @@ class Profile:
     greatest: Shape
 
 
-def parse_batch(value: int | str) -> Profile:
-    """`8` or `1:1:32`, as shapes of one dimension. Raises UsageError."""
-    return _ordered(
-        "option batch", value, [_sizes("option batch", value, part) for part in str(value).split(":")], rank=1
-    )
+@dataclass(frozen=True)
+class Sizes:
+    """Three shapes of one input as the option shapes says them."""
 
+    least: Pattern
+    tuned: Pattern
+    greatest: Pattern
 
-def parse_shapes(table: Mapping[str, int | str]) -> dict[str, Profile]:
-    """Input -> `1x3x224x224` (one shape), or three of them with colons between. Raises UsageError."""
-    return {
-        name: _ordered(
-            f"option shapes, '{name}':",
-            value,
-            [_sizes(f"option shapes, '{name}':", value, part) for part in str(value).split(":")],
+    def at(self, batch: Profile) -> Profile:
+        """`batch` has one dimension."""
+        return Profile(
+            _filled(self.least, batch.least[0]),
+            _filled(self.tuned, batch.tuned[0]),
+            _filled(self.greatest, batch.greatest[0]),
         )
-        for name, value in table.items()
-    }
 
 
-def _sizes(what: str, value: Any, text: str) -> Shape:
+def _filled(pattern: Pattern, batch: int) -> Shape:
+    return tuple(batch if size is None else size for size in pattern)
+
+
+def parse_batch(value: int | str | None) -> list[Profile]:
+    """`8` or `1:1:32`, as shapes of one dimension, one for each profile; None is the usual one. Raises UsageError."""
+    what = "option batch"
+    parts = str(USUAL_BATCH if value is None else value).split(BETWEEN)
+    found = [_ordered(what, part, [_sizes(what, part, one) for one in part.split(":")], 1) for part in parts]
+    return [Profile(_filled(one.least, 0), _filled(one.tuned, 0), _filled(one.greatest, 0)) for one in found]
+
+
+def parse_shapes(table: Mapping[str, int | str]) -> dict[str, list[Sizes]]:
+    """Input -> for each profile `1x3x224x224` (one shape), or three of them with colons between. Raises UsageError."""
+    found = {}
+    for name, value in table.items():
+        what, parts = f"option shapes, '{name}':", str(value).split(BETWEEN)
+        found[name] = [
+            _ordered(what, part, [_sizes(what, part, one, BATCH) for one in part.split(":")])
+            for part in parts
+        ]
+    return found
+
+
+def _sizes(what: str, value: str, text: str, batch: str = "") -> Pattern:
+    """`batch`: what stands for the batch, if anything does."""
     try:
-        sizes = tuple(int(size) for size in text.split("x"))
+        sizes = tuple(None if batch and size == batch else int(size) for size in text.split("x"))
     except ValueError:
         sizes = ()
-    if not sizes or min(sizes) < 1:
-        example = "1:8:32" if what == "option batch" else "1x3x32x32:1x3x64x64:8x3x128x128"
+    if not sizes or any(size is not None and size < 1 for size in sizes):
+        example = "1x3x32x32:1x3x64x64:8x3x128x128" if batch else "1:8:32"
         raise UsageError(
             f"{what} takes positive sizes as MIN:OPT:MAX or one for all, such as {example}, not '{value}'"
         )
     return sizes
 
 
-def _ordered(what: str, value: Any, shapes: list[Shape], rank: int | None = None) -> Profile:
+def _ordered(what: str, value: str, shapes: list[Pattern], rank: int | None = None) -> Sizes:
     shapes = shapes * 3 if len(shapes) == 1 else shapes
     ranks = {len(shape) for shape in shapes} | ({rank} if rank else set())
     if len(shapes) != 3 or len(ranks) != 1:
         raise UsageError(f"{what} takes one value, or three of equal rank as MIN:OPT:MAX, not '{value}'")
-    if any(not low <= middle <= high for low, middle, high in zip(*shapes, strict=True)):
-        raise UsageError(f"{what} '{value}' must not fall from MIN to OPT to MAX")
-    return Profile(*shapes)
+    for sizes in zip(*shapes, strict=True):
+        known = [size for size in sizes if size is not None]
+        if len(known) not in (0, 3):
+            raise UsageError(
+                f"{what} '{value}' has {BATCH} in one place and a size in the same place of another"
+            )
+        if known != sorted(known):
+            raise UsageError(f"{what} '{value}' must not fall from MIN to OPT to MAX")
+    return Sizes(*shapes)
 
 
-def profiles(model: onnx.ModelProto, batch: Profile, shapes: Mapping[str, Profile]) -> dict[str, Profile]:
-    """A profile for every dynamic input. First dimensions that are not fixed are `batch`, and so are those
-    of the same name elsewhere.
+def profiles(
+    model: onnx.ModelProto, batch: Sequence[Profile], shapes: Mapping[str, Sequence[Sizes]]
+) -> list[dict[str, Profile]]:
+    """For each profile the shapes of every dynamic input; none where all sizes are fixed. First dimensions that are not
+    fixed are `batch`, and so are those of the same name elsewhere. What is given once is the same in all profiles.
 
     Raises UsageError naming the input and the dimension that neither `batch` nor `shapes` gives a size.
     """
-    wanted = fit_given(model, shapes)
-    batch_names = _batch_names(wanted)
+    inputs = fit_given(model, batch, shapes)
+    count = _count(batch, shapes)
+    found: list[dict[str, Profile]] = []
+    for index in range(count):
+        sizes = {name: every[index % len(every)] for name, every in shapes.items()}
+        one = _profile(inputs, batch[index % len(batch)], sizes)
+        if one and one not in found:
+            found.append(one)
+    return found
+
+
+def fit_given(
+    model: onnx.ModelProto, batch: Sequence[Profile], shapes: Mapping[str, Sequence[Sizes]]
+) -> dict[str, list[int | str] | None]:
+    """The model's inputs with their dimensions. Raises UsageError where `shapes` contradict them."""
+    inputs = _inputs(model)
+    for name in shapes.keys() - inputs.keys():
+        raise UsageError(
+            f"option shapes: the model has no input '{name}'{nearest(name, inputs) or '; it has ' + ', '.join(inputs)}"
+        )
+    for name, every in shapes.items():
+        for sizes in every:
+            _fitting(name, inputs[name], sizes.at(batch[0]))
+    _count(batch, shapes)
+    return inputs
+
+
+def _count(batch: Sequence[Profile], shapes: Mapping[str, Sequence[Sizes]]) -> int:
+    """Of profiles. Raises UsageError where they do not agree on it."""
+    given = {"option batch": len(batch)} | {
+        f"option shapes of '{name}'": len(every) for name, every in shapes.items()
+    }
+    count = max(given.values())
+    for what, number in given.items():
+        if number not in (1, count):
+            most = next(what for what, number in given.items() if number == count)
+            raise UsageError(f"{most} is for {count} profiles, {what} for {number}: give one, or {count}")
+    return count
+
+
+def given_shapes(batch: Sequence[Profile], shapes: Mapping[str, Sequence[Sizes]]) -> dict[str, str]:
+    """Input -> the three shapes of each profile, all with sizes: `1x3x8x8:4x3x8x8:8x3x8x8|...`.
+    Raises UsageError where numbers of profiles do not agree.
+    """
+    count = _count(batch, shapes)
     found = {}
-    for name, dims in wanted.items():
+    for name, every in shapes.items():
+        each = [every[index % len(every)].at(batch[index % len(batch)]) for index in range(count)]
+        found[name] = BETWEEN.join(":".join(map(_text, (one.least, one.tuned, one.greatest))) for one in each)
+    return found
+
+
+def _profile(
+    inputs: Mapping[str, list[int | str] | None], batch: Profile, shapes: Mapping[str, Sizes]
+) -> dict[str, Profile]:
+    batch_names, found = _batch_names(inputs), {}
+    for name, dims in inputs.items():
         if name in shapes:
-            found[name] = _fitting(name, dims, shapes[name])
+            found[name] = _fitting(name, dims, shapes[name].at(batch))
         elif dims is None:
             raise UsageError(
                 f"input '{name}' has no shape; give one with shapes={{{name}: MIN:OPT:MAX}}, such as 1x3x32x32"
             )
         elif any(isinstance(dim, str) for dim in dims):
-            found[name] = _batched(name, dims, batch, batch_names)
+            _refuse_open(name, dims, batch_names)
+            found[name] = _patterned(dims).at(batch)
     return found
 
 
-def fit_given(model: onnx.ModelProto, shapes: Mapping[str, Profile]) -> dict[str, list[int | str] | None]:
-    """The model's inputs with their dimensions. Raises UsageError where `shapes` contradict them."""
-    stored = {tensor.name for tensor in model.graph.initializer}
-    inputs = {value.name: value for value in model.graph.input if value.name not in stored}
-    for name in shapes.keys() - inputs.keys():
-        raise UsageError(
-            f"option shapes: the model has no input '{name}'{nearest(name, inputs) or '; it has ' + ', '.join(inputs)}"
-        )
-    wanted = {name: _dimensions(value) for name, value in inputs.items()}
-    for name, profile in shapes.items():
-        _fitting(name, wanted[name], profile)
-    return wanted
-
-
 def from_data(
-    model: onnx.ModelProto,
-    batch: Profile,
-    given: Collection[str],
-    samples: Mapping[str, Shape],
-    per_call: bool = False,
-) -> dict[str, Profile]:
-    """Profiles for the inputs that need more than `batch`, with the sizes that the data has.
+    model: onnx.ModelProto, given: Collection[str], samples: Mapping[str, Shape], per_call: bool = False
+) -> dict[str, str]:
+    """Input -> what the option shapes is to say of it, for inputs that need more than a batch: the sizes that the data
+    has.
 
     given: inputs whose shapes are known already; samples: shapes of the data by input. per_call: each sample is a
     call, so that first dimensions are no batch.
     """
-    stored = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in stored]
-    wanted = {value.name: _dimensions(value) for value in inputs}
-    batch_names = set() if per_call else _batch_names(wanted)
+    inputs = _inputs(model)
+    batch_names = set() if per_call else _batch_names(inputs)
     first = 0 if per_call else 1
     found = {}
-    for name, dims in wanted.items():
+    for name, dims in inputs.items():
         sample = samples.get(name)
         if name in given or sample is None or (dims is not None and len(dims) != len(sample)):
             continue
@@ -132,17 +204,27 @@ def from_data(
         sizes = [
             size if is_open[axis] else dim for axis, (dim, size) in enumerate(zip(known, sample, strict=True))
         ]
-        found[name] = _at_batch(sizes, batch)
+        found[name] = text(_patterned(sizes))
     return found
 
 
-def text(profile: Profile) -> str:
-    """As the option shapes takes it: `1x3x64x64:4x3x64x64:8x3x64x64`."""
-    return ":".join("x".join(map(str, shape)) for shape in (profile.least, profile.tuned, profile.greatest))
+def text(sizes: Sizes | Profile) -> str:
+    """As the option shapes takes it: `Nx3x64x64`, or `1x3x64x64:4x3x64x64:8x3x64x64`."""
+    written = [_text(shape) for shape in (sizes.least, sizes.tuned, sizes.greatest)]
+    return written[0] if len(set(written)) == 1 else ":".join(written)
 
 
-def _batch_names(wanted: Mapping[str, list[int | str] | None]) -> set[str]:
-    return {dims[0] for dims in wanted.values() if dims and isinstance(dims[0], str) and dims[0]}
+def _text(shape: Pattern) -> str:
+    return "x".join(BATCH if size is None else str(size) for size in shape)
+
+
+def _inputs(model: onnx.ModelProto) -> dict[str, list[int | str] | None]:
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return {value.name: _dimensions(value) for value in model.graph.input if value.name not in stored}
+
+
+def _batch_names(inputs: Mapping[str, list[int | str] | None]) -> set[str]:
+    return {dims[0] for dims in inputs.values() if dims and isinstance(dims[0], str) and dims[0]}
 
 
 def _is_open(axis: int, dim: int | str, batch_names: Collection[str], first: int = 1) -> bool:
@@ -150,12 +232,9 @@ def _is_open(axis: int, dim: int | str, batch_names: Collection[str], first: int
     return isinstance(dim, str) and axis >= first and dim not in batch_names
 
 
-def _at_batch(dims: Sequence[int | str], batch: Profile) -> Profile:
-    least, tuned, greatest = (
-        tuple(dim if isinstance(dim, int) else sizes[0] for dim in dims)
-        for sizes in (batch.least, batch.tuned, batch.greatest)
-    )
-    return Profile(least, tuned, greatest)
+def _patterned(dims: Sequence[int | str]) -> Sizes:
+    pattern = tuple(dim if isinstance(dim, int) else None for dim in dims)
+    return Sizes(pattern, pattern, pattern)
 
 
 def _dimensions(value: onnx.ValueInfoProto) -> list[int | str] | None:
@@ -177,17 +256,47 @@ def _name(dimension: str) -> str:
     return "" if says_nothing else dimension
 
 
-def _batched(name: str, dims: list[int | str], batch: Profile, batch_names: Collection[str]) -> Profile:
+def leaves_open(model: onnx.ModelProto, given: Collection[str]) -> bool:
+    """Whether an input that is not among the `given` has a size that only data or the option shapes can say."""
+    inputs = _inputs(model)
+    batch_names = _batch_names(inputs)
+    return any(
+        _is_open(axis, dim, batch_names)
+        for name, dims in inputs.items()
+        if name not in given
+        for axis, dim in enumerate(dims or ())
+    )
+
+
+def usual_shapes(model: onnx.ModelProto, size: int | None = None) -> dict[str, Shape]:
+    """Shapes of one sample, with a usual size, or `size`, where one is open; of inputs whose rank is known."""
+    inputs = _inputs(model)
+    batch_names = _batch_names(inputs)
+    return {
+        name: tuple(
+            dim if isinstance(dim, int) else size or _usual(dims) if _is_open(axis, dim, batch_names) else 1
+            for axis, dim in enumerate(dims)
+        )
+        for name, dims in inputs.items()
+        if dims is not None
+    }
+
+
+def _usual(dims: Sequence[int | str]) -> int:
+    return USUAL_SIZES.get(len(dims), SEQUENCE_LENGTH)
+
+
+def _refuse_open(name: str, dims: list[int | str], batch_names: Collection[str]) -> None:
     for axis, dim in enumerate(dims):
         if _is_open(axis, dim, batch_names):
             label = f"dimension {axis} ('{dim}')" if dim else f"dimension {axis}"
-            usual = USUAL_SIZES.get(len(dims), SEQUENCE_LENGTH)
-            example = [usual if _is_open(i, other, batch_names) else other for i, other in enumerate(dims)]
+            example = [
+                _usual(dims) if _is_open(i, other, batch_names) else other for i, other in enumerate(dims)
+            ]
             raise UsageError(
-                f"input '{name}': {label} is not fixed; give data, whose shape is taken, or three shapes with "
-                f"shapes={{{name}: MIN:OPT:MAX}}, such as {text(_at_batch(example, batch))}"
+                f"input '{name}': {label} is not fixed; give data, whose shape is taken, or one or three shapes with "
+                f"shapes={{{name}: MIN:OPT:MAX}}, such as {text(_patterned(example))}"
             )
-    return _at_batch(dims, batch)
 
 
 def _fitting(name: str, dims: list[int | str] | None, profile: Profile) -> Profile:

@@ -36,6 +36,7 @@ from onnx_lathe.runtime.targets.core.base import (
 )
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.tensorrt import process
+from onnx_lathe.runtime.targets.tensorrt.attempts import Profiles, attempt, plain, with_branches
 from onnx_lathe.runtime.targets.tensorrt.check import concerns, verdicts
 from onnx_lathe.runtime.targets.tensorrt.engine_process import compute_here
 from onnx_lathe.runtime.targets.tensorrt.options import BuildConfig, RTXConfig, TensorRTConfig
@@ -47,14 +48,17 @@ from onnx_lathe.runtime.targets.tensorrt.refusals import fatal, unknown_operator
 from onnx_lathe.runtime.targets.tensorrt.reopen import open_engine, reopen
 from onnx_lathe.runtime.targets.tensorrt.session import EngineSession
 from onnx_lathe.runtime.targets.tensorrt.shapes import (
+    BATCH,
     fit_given,
     from_data,
+    given_shapes,
     parse_batch,
     parse_shapes,
     profiles,
-    text,
 )
+from onnx_lathe.runtime.targets.tensorrt.usual import usual_samples
 
+OF_BATCH = f" ({BATCH}: option batch)"
 NO_INT8_ON_TURING = (
     "TensorRT-RTX has no INT8 kernels for sm75, and computes one engine alike on all its GPUs: the layer runs in float; "
     "build for sm75 apart"
@@ -87,7 +91,7 @@ class TensorRTBase(Target):
         return self.missing
 
     def accepts(self, model: onnx.ModelProto, options: Any) -> None:
-        fit_given(model, parse_shapes(options.shapes))
+        fit_given(model, parse_batch(options.batch), parse_shapes(options.shapes))
 
     def refusals(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str, str]]:
         found = [*fatal(model, self._compute(options)), *unknown_operators(model)]
@@ -131,8 +135,8 @@ class TensorRTBase(Target):
     def lowering_options(
         self, options: Any, model: onnx.ModelProto, known: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        shapes = {name: text(shape) for name, shape in parse_shapes(options.shapes).items()}
-        return {"shapes": shapes, "speed": options.speed}
+        shapes = given_shapes(parse_batch(options.batch), parse_shapes(options.shapes))
+        return {"shapes": shapes, "speed": options.speed, "prefer": options.prefer}
 
     def fitted(
         self,
@@ -141,11 +145,14 @@ class TensorRTBase(Target):
         shapes: Mapping[str, tuple[int, ...]],
         per_call: bool = False,
     ) -> tuple[Any, list[str]]:
-        found = from_data(model, parse_batch(options.batch), options.shapes, shapes, per_call)
-        written = {name: text(profile) for name, profile in found.items()}
+        why, instead = "as the data has them", ""
+        if not shapes:
+            shapes = usual_samples(model, parse_shapes(options.shapes))
+            why, instead = "a size on which it runs, since there is no data to say it", "data or "
+        written = from_data(model, options.shapes, shapes, per_call)
         notes = [
-            f"input '{name}' has sizes that are not fixed: built for {shape}, as the data has them; "
-            f"shapes={{{name}: MIN:OPT:MAX}} takes others"
+            f"input '{name}' has sizes that are not fixed: built for {shape}{OF_BATCH if BATCH in shape else ''}, {why}; "
+            f"{instead}shapes={{{name}: MIN:OPT:MAX}} gives others"
             for name, shape in written.items()
         ]
         return (replace(options, shapes={**options.shapes, **written}) if written else options), notes
@@ -157,7 +164,10 @@ class TensorRTBase(Target):
         if importlib.util.find_spec(self.library) is None:
             raise TargetError(self._missing())
         proto = model_file.load(model)
-        wanted = profiles(proto, parse_batch(options.batch), parse_shapes(options.shapes))
+        sizes = parse_shapes(options.shapes)
+        each = profiles(proto, parse_batch(options.batch), sizes)
+        wanted = plain(each)
+        alone = plain(profiles(proto, parse_batch(1), sizes)) if options.batch is None else wanted
         refused: dict[str, list[str]] = {}
         for concern in fatal(proto, self._compute(options)):
             refused.setdefault(concern.reason, []).append(concern.node)
@@ -168,21 +178,21 @@ class TensorRTBase(Target):
             "library": self.library,
             "model": str(model.resolve()),
             "flags": options.flags() + _sparse_flags(proto, options.sparse),
-            "profiles": {
-                name: [list(profile.least), list(profile.tuned), list(profile.greatest)]
-                for name, profile in wanted.items()
-            },
+            "profiles": wanted,
         }
         promised = None
         if is_quantized(proto):
-            tuned = {name: profile.tuned for name, profile in wanted.items()}
+            tuned = {name: profile.tuned for name, profile in each[0].items()} if each else {}
             promised = promises(proto, tuned, self.in_float(options))
         request["prove"] = promised is not None
+        branches = [node.name for node in proto.graph.node if node.op_type in ("If", "Loop")]
         del proto  # the worker reads the file; two copies of a large model are enough
         try:
             with tempfile.TemporaryDirectory(prefix=".lathe-", dir=directory) as scratch:
                 place = Path(scratch).resolve()
-                return self._build_in(place, directory, request, options, progress, promised)
+                return self._build_in(place, directory, request, alone, options, progress, promised)
+        except TargetError as error:
+            raise with_branches(error, branches) from error
         except OSError as error:
             raise TargetError(
                 f"{directory}: cannot be written ({error.strerror or error}); choose another folder"
@@ -193,6 +203,7 @@ class TensorRTBase(Target):
         scratch: Path,
         directory: Path,
         request: dict[str, Any],
+        alone: Profiles,
         options: Any,
         progress: Progress,
         promised: Sequence[Promise] | None,
@@ -204,7 +215,7 @@ class TensorRTBase(Target):
         request |= {"engine": str(made[engine]), "log": str(made[log]) if options.log else None}
         request |= {"timing_cache_written": str(scratch / "timing.cache")}
         try:
-            answer = process.ask(request, scratch, progress, options.time_limit)
+            answer, tried = attempt(request, alone, scratch, progress, options.time_limit)
         except TargetError as error:
             raise TargetError(f"{self.title} did not build {Path(request['model']).name}: {error}") from error
         finally:
@@ -225,7 +236,7 @@ class TensorRTBase(Target):
         made[sidecar].replace(sidecar)
         made[engine].replace(engine)
         written = [engine, sidecar, *([log] if options.log else []), *weights]
-        notes, facts = [*_notes(options, details["version"], weights)], [*weight_facts(details)]
+        notes, facts = [*tried, *_notes(options, details["version"], weights)], [*weight_facts(details)]
         if proof is not None:
             notes += proof.warnings()
             facts += proof.facts()
@@ -246,10 +257,10 @@ class TensorRTBase(Target):
             "engine_sha256": _sha256(engine),
             "library": self.library,
             "compute": [name.lower() for name in request["compute"]],
-            "profile": {
-                name: dict(zip(("min", "opt", "max"), shapes, strict=True))
-                for name, shapes in request["profiles"].items()
-            },
+            "profiles": [
+                {name: dict(zip(("min", "opt", "max"), shapes, strict=True)) for name, shapes in one.items()}
+                for one in request["profiles"]
+            ],
             **_named_options(options),
             **answer,
         }

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +194,11 @@ def make_config(trt: Any, builder: Any, request: Mapping[str, Any]) -> Any:
     return config
 
 
-def apply_profiles(builder: Any, network: Any, config: Any, wanted: Mapping[str, Any], logger: Any) -> None:
-    """Raises RefusedError if TensorRT does not accept the shapes. They cover every dynamic input
-    (runtime/targets/tensorrt/shapes.py).
+def apply_profiles(
+    builder: Any, network: Any, config: Any, wanted: Sequence[Mapping[str, Any]], logger: Any
+) -> None:
+    """One optimization profile for each of `wanted`, which cover every dynamic input
+    (runtime/targets/tensorrt/shapes.py). Raises RefusedError if TensorRT does not accept the shapes.
     """
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     for tensor in inputs:
@@ -205,16 +207,15 @@ def apply_profiles(builder: Any, network: Any, config: Any, wanted: Mapping[str,
                 f"input '{tensor.name}' decides the shape of a tensor; make it a constant of the model"
             )
     dynamic = [tensor.name for tensor in inputs if any(size < 0 for size in tensor.shape)]
-    if not dynamic:
-        return
-    profile = builder.create_optimization_profile()
-    before = len(logger.records)
-    for name in dynamic:
-        profile.set_shape(name, *wanted[name])
-    if config.add_optimization_profile(profile) < 0:
-        raise RefusedError(
-            "; ".join(logger.errors(before)) or "TensorRT refuses the shapes of the dynamic inputs"
-        )
+    for shapes in wanted if dynamic else ():
+        profile = builder.create_optimization_profile()
+        before = len(logger.records)
+        for name in dynamic:
+            profile.set_shape(name, *shapes[name])
+        if config.add_optimization_profile(profile) < 0:
+            raise RefusedError(
+                "; ".join(logger.errors(before)) or "TensorRT refuses the shapes of the dynamic inputs"
+            )
 
 
 def make_monitor(trt: Any, progress: Callable[[str], None]) -> Any:

@@ -1,0 +1,58 @@
+"""A build in up to two attempts: with the profiles that are wanted, and with those of one sample where the caller left the
+batch open.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onnx_lathe.errors import TargetError, first_few
+from onnx_lathe.runtime.targets.core.base import Progress
+from onnx_lathe.runtime.targets.tensorrt import process
+from onnx_lathe.runtime.targets.tensorrt.shapes import USUAL_BATCH, Profile
+
+OF_BRANCHES = ("graphScope", "IConditionalOutputLayer")
+"""In what TensorRT says of a branch that it cannot build, without its name."""
+Profiles = list[dict[str, list[list[int]]]]
+"""For each profile the least, the tuned and the greatest shape of each dynamic input."""
+
+
+def attempt(
+    request: dict[str, Any], alone: Profiles, scratch: Path, progress: Progress, time_limit_s: float | None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The worker's, and what to say of it. Where the profiles of the usual batch are refused, it is asked with those
+    `alone`, of one sample: an exporter may have frozen it into a branch or a shape.
+    """
+    started = time.monotonic()
+    try:
+        return process.ask(request, scratch, progress, time_limit_s), ()
+    except TargetError as refused:
+        left = None if time_limit_s is None else time_limit_s - (time.monotonic() - started)
+        if alone == request["profiles"] or (left is not None and left <= 0):
+            raise
+        request["profiles"] = alone
+        try:
+            found = process.ask(request, scratch, progress, left)
+        except TargetError:
+            raise refused from None
+        return found, (
+            f"the engine takes one sample at a time, since a batch of {USUAL_BATCH} is refused: {refused}",
+        )
+
+
+def plain(found: list[dict[str, Profile]]) -> Profiles:
+    return [
+        {name: [list(shape) for shape in (one.least, one.tuned, one.greatest)] for name, one in each.items()}
+        for each in found
+    ]
+
+
+def with_branches(error: TargetError, branches: Sequence[str]) -> TargetError:
+    """The error, which names the model's If and Loop nodes where TensorRT speaks of them without their names."""
+    if not branches or not any(sign in str(error) for sign in OF_BRANCHES):
+        return error
+    return TargetError(
+        f"{error}; TensorRT has to know the conditions of {first_few(branches)} when it builds: "
+        "pass fold, and sizes that are fixed, may take them out"
+    )
