@@ -48,17 +48,14 @@ from onnx_lathe.runtime.targets.tensorrt.refusals import fatal, unknown_operator
 from onnx_lathe.runtime.targets.tensorrt.reopen import open_engine, reopen
 from onnx_lathe.runtime.targets.tensorrt.session import EngineSession
 from onnx_lathe.runtime.targets.tensorrt.shapes import (
-    BATCH,
     fit_given,
-    from_data,
     given_shapes,
     parse_batch,
     parse_shapes,
     profiles,
 )
-from onnx_lathe.runtime.targets.tensorrt.usual import usual_samples
+from onnx_lathe.runtime.targets.tensorrt.usual import settled
 
-OF_BATCH = f" ({BATCH}: option batch)"
 NO_INT8_ON_TURING = (
     "TensorRT-RTX has no INT8 kernels for sm75, and computes one engine alike on all its GPUs: the layer runs in float; "
     "build for sm75 apart"
@@ -105,7 +102,7 @@ class TensorRTBase(Target):
         return bool(options.speed == "keep" and self.runs_here(options))
 
     def profiler(self, options: Any, feeds: Feeds, progress: Progress) -> EngineProfiler:
-        count = parse_batch(options.batch).tuned[0]
+        count = parse_batch(options.batch)[0].tuned[0]
         return EngineProfiler(self, options, lambda session: feeds(session, count), progress)
 
     def runs_here(self, options: Any) -> bool:
@@ -145,16 +142,7 @@ class TensorRTBase(Target):
         shapes: Mapping[str, tuple[int, ...]],
         per_call: bool = False,
     ) -> tuple[Any, list[str]]:
-        why, instead = "as the data has them", ""
-        if not shapes:
-            shapes = usual_samples(model, parse_shapes(options.shapes))
-            why, instead = "a size on which it runs, since there is no data to say it", "data or "
-        written = from_data(model, options.shapes, shapes, per_call)
-        notes = [
-            f"input '{name}' has sizes that are not fixed: built for {shape}{OF_BATCH if BATCH in shape else ''}, {why}; "
-            f"{instead}shapes={{{name}: MIN:OPT:MAX}} gives others"
-            for name, shape in written.items()
-        ]
+        written, notes = settled(model, options.shapes, shapes, per_call)
         return (replace(options, shapes={**options.shapes, **written}) if written else options), notes
 
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:

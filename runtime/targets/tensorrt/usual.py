@@ -1,4 +1,4 @@
-"""Sizes to build for where the model leaves them open and there is no data: usual ones, on which it runs."""
+"""Sizes to build for where the model leaves them open: those of the data, or usual ones, on which it runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,10 +9,40 @@ import onnxruntime
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.running import ort
-from onnx_lathe.runtime.targets.tensorrt.shapes import Shape, Sizes, leaves_open, parse_batch, usual_shapes
+from onnx_lathe.runtime.targets.tensorrt.shapes import (
+    BATCH,
+    Shape,
+    Sizes,
+    from_data,
+    leaves_open,
+    parse_batch,
+    parse_shapes,
+    usual_shapes,
+)
 
+OF_BATCH = f" ({BATCH}: option batch)"
 TRIED = (None, 64, 320, 512)
 """Sizes of what is open, in turn; None: what is usual for an input of its rank."""
+
+
+def settled(
+    model: onnx.ModelProto, given: Mapping[str, int | str], samples: Mapping[str, Shape], per_call: bool
+) -> tuple[dict[str, str], list[str]]:
+    """What the option shapes is to say beside the `given`, and a note on each.
+
+    samples: shapes of the data by input, empty without data; per_call: each sample is a call.
+    """
+    why, instead = "as the data has them", ""
+    if not samples:
+        samples = usual_samples(model, parse_shapes(given))
+        why, instead = "a size on which it runs, since there is no data to say it", "data or "
+    found = from_data(model, given, samples, per_call)
+    notes = [
+        f"input '{name}' has sizes that are not fixed: built for {shape}{OF_BATCH if BATCH in shape else ''}, {why}; "
+        f"{instead}shapes={{{name}: MIN:OPT:MAX}} gives others"
+        for name, shape in found.items()
+    ]
+    return found, notes
 
 
 def usual_samples(model: onnx.ModelProto, given: Mapping[str, Sequence[Sizes]]) -> dict[str, Shape]:
