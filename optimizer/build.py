@@ -161,7 +161,7 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
     if target.lowering is not None:
         with _naming(target), crashes_named("as this target wants it", target.name):
             ort.survive(path)
-    wanted = target.lowering is not None and not target.opens
+    wanted = target.lowering is not None and not target.runs_here(config)
     if wanted and run.original is not None and run.roles.evaluation is not None:
         try:
             opened = ort.plain_session(path) if target.timed else ort.session(path)

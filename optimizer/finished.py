@@ -32,6 +32,8 @@ class Finished:
     inputs: list[InputSpec]
     classes: int | None
     model: onnx.ModelProto | None = None
+    device: str = ""
+    """What it runs on, if not this processor."""
 
 
 def open_finished(path: Path, threads: int = 0) -> Finished:
@@ -41,7 +43,7 @@ def open_finished(path: Path, threads: int = 0) -> Finished:
     """
     if target := _written_by(path):
         opened = target.reopen(path, threads or os.cpu_count() or 1)
-        return _of_session(path, opened.session, opened.library, opened.size_bytes)
+        return _of_session(path, opened.session, opened.library, opened.size_bytes, opened.device)
     library = f"ONNX Runtime {ort.VERSION}"
     if path.suffix.lower() == ORT_FORMAT:
         return _of_session(path, _open_ort(path, threads), library, path.stat().st_size)
@@ -78,12 +80,14 @@ def _written_by(path: Path) -> Target | None:
     return None if found is None else found()
 
 
-def _of_session(path: Path, session: Any, library: str, size_bytes: int) -> Finished:
+def _of_session(path: Path, session: Any, library: str, size_bytes: int, device: str = "") -> Finished:
     inputs = [_spec(path, value) for value in session.get_inputs()]
     outputs = [value.shape for value in session.get_outputs() if value.type == "tensor(float)"]
     classes = [shape[1] for shape in outputs if len(shape) == 2]
     known = bool(classes) and all(isinstance(count, int) for count in classes) and max(classes) > 1
-    return Finished(path, session, library, size_bytes, inputs, max(classes) if known else None)
+    return Finished(
+        path, session, library, size_bytes, inputs, max(classes) if known else None, device=device
+    )
 
 
 def _spec(path: Path, value: Any) -> InputSpec:

@@ -1,6 +1,7 @@
 """Measures models on samples of the data, and judges what was measured by gates."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,31 @@ QUALITY = ("top1", "top5", "agreement", "sqnr")
 """What is measured, and judged, on what a target makes of the model too."""
 SIZES = (1, 64, 512)
 """Of dimensions that the model leaves open, where there is no data: the first on which it runs."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of one sample: the median, between which times 8 of 10 calls lie, and below which 99 of 100."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    calls: int
+    p99_ms: float
+
+
+def timing(ms: np.ndarray) -> Timing:
+    """Of the milliseconds of calls [calls]."""
+    low, median, high, last = np.percentile(ms, [10, 50, 90, 99])
+    return Timing(float(median), float(low), float(high), len(ms), float(last))
+
+
+def ways_of(session: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, Timing | str]:
+    """Of a session that can be run in several ways (Target.open): by the way its times, or why it cannot be run so."""
+    if not hasattr(session, "ways_ms"):
+        return {}
+    found = session.ways_ms(feeds, LATENCY_BUDGET_S)
+    return {way: ms if isinstance(ms, str) else timing(ms) for way, ms in found.items()}
 
 
 def sample_feeds(source: DataSource | None, session: Any, batch: int) -> Mapping[str, np.ndarray]:

@@ -11,7 +11,15 @@ import numpy as np
 
 from onnx_lathe.errors import ModelError, UsageError
 from onnx_lathe.optimizer.finished import Finished, open_finished
-from onnx_lathe.optimizer.measuring import LATENCY_BUDGET_S, QUALITY, sample_feeds, shared_feeds
+from onnx_lathe.optimizer.measuring import (
+    LATENCY_BUDGET_S,
+    QUALITY,
+    Timing,
+    sample_feeds,
+    shared_feeds,
+    timing,
+    ways_of,
+)
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.optimizer.services import open_fed
 from onnx_lathe.optimizer.ui import Ui
@@ -38,16 +46,6 @@ class OutputFacts:
     maximum: float | None
     mean: float | None
     not_finite: int
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Of one sample: the median, and between which times 8 of 10 calls lie."""
-
-    median_ms: float
-    low_ms: float
-    high_ms: float
-    calls: int
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,10 @@ class Observation:
     latency: Timing
     against: Against | None = None
     notes: Sequence[str] = ()
+    device: str = ""
+    """What it ran on, if not this processor."""
+    ways: Mapping[str, Timing | str] = field(default_factory=dict)
+    """Times of other ways to run it, such as with a CUDA graph, or why it cannot be run so."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -107,12 +109,11 @@ def observe(
         ui.note(warning)
     sessions = [model.session] if other is None else [other.session, model.session]
     ui.status("timing")
-    times = ort.times(
-        sessions, sample_feeds(data, model.session, 1), budget_s=LATENCY_BUDGET_S * len(sessions)
-    )
+    feeds = sample_feeds(data, model.session, 1)
+    times = ort.times(sessions, feeds, budget_s=LATENCY_BUDGET_S * len(sessions))
     if save is not None:
         write_arrays(save, outputs.arrays())
-    latency = _timing(times[:, -1])
+    latency, ways = timing(times[:, -1]), ways_of(model.session, feeds)
     return Observation(
         str(path),
         model.library,
@@ -123,8 +124,10 @@ def observe(
         outputs.facts(),
         metrics,
         latency,
-        None if other is None else _against(other, of_other, _timing(times[:, 0]), latency),
+        None if other is None else _against(other, of_other, timing(times[:, 0]), latency),
         [*notes, *warnings],
+        model.device,
+        ways,
     )
 
 
@@ -192,11 +195,6 @@ def _warned(texts: Sequence[str | None]) -> list[str]:
 
 def _among(metrics: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
     return {key: value for key, value in metrics.items() if key.split("[")[0] in names}
-
-
-def _timing(times: np.ndarray) -> Timing:
-    low, median, high = np.percentile(times, [10, 50, 90])
-    return Timing(float(median), float(low), float(high), len(times))
 
 
 class MadeUp(DataSource):

@@ -2,10 +2,12 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
-from onnx_lathe.optimizer.measuring import LATENCY_BUDGET_S, QUALITY, is_fixed, judge, sample_feeds
+from onnx_lathe.optimizer.measuring import LATENCY_BUDGET_S, QUALITY, is_fixed, judge, sample_feeds, ways_of
 from onnx_lathe.optimizer.report.record import TargetRecord
 from onnx_lathe.optimizer.run import Run
 from onnx_lathe.optimizer.step import note_uncompared
@@ -25,9 +27,26 @@ def judge_opened(run: Run, target: Target, config: Any, artifact: Artifact, foun
 
     Raises ModelError or TargetError where it cannot be run.
     """
-    session = target.open(artifact, config) if target.opens else None
+    session = target.open(artifact, config) if target.runs_here(config) else None
     if session is None:
         return
+    with _closing(session):
+        _judge(run, target, config, artifact, found, session)
+
+
+@contextmanager
+def _closing(session: Any) -> Iterator[None]:
+    """Gives back what a session holds outside this process, such as a GPU's memory."""
+    try:
+        yield
+    finally:
+        if hasattr(session, "close"):
+            session.close()
+
+
+def _judge(
+    run: Run, target: Target, config: Any, artifact: Artifact, found: TargetRecord, session: Any
+) -> None:
     found.measured = "as built"
     base, judged = dict(run.record.baseline), set[str]()
     if run.original is not None and run.roles.evaluation is not None:
@@ -39,7 +58,8 @@ def judge_opened(run: Run, target: Target, config: Any, artifact: Artifact, foun
     if run.request.measure_latency:
         run.ui.status(f"timing {target.name}")
         original = ort.as_opened(run.request.model)
-        session = target.open(artifact, config, limit() or os.cpu_count() or 1)
+        if not hasattr(session, "call_ms"):  # else threads of this processor are nothing to it
+            session = target.open(artifact, config, limit() or os.cpu_count() or 1)
         # without data the sizes are made up, and those of what was built may be fixed
         takes = session if run.roles.sample is None and is_fixed(session) else original
         feeds = sample_feeds(run.roles.sample, takes, 1)
@@ -48,9 +68,17 @@ def judge_opened(run: Run, target: Target, config: Any, artifact: Artifact, foun
         )
         found.quality["base_latency"] = base["latency"]
         judged.add("latency")
+        if ways := further_times(session, feeds):
+            found.details["times"] = ways
     run.record.gates.extend(
         judge(run.gates, base, found.quality, target.name, only=lambda metric: metric in judged)
     )
+
+
+def further_times(session: Any, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """Times of all ways in which the session can be run, or why it cannot, for the report."""
+    found = ways_of(session, feeds)
+    return {way: {"refused": one} if isinstance(one, str) else asdict(one) for way, one in found.items()}
 
 
 def _warn_of_loss(run: Run, target: Target, quality: Mapping[str, float]) -> None:

@@ -3,16 +3,23 @@
 from rich.console import Console
 from rich.markup import escape
 
+from onnx_lathe.optimizer.measuring import Timing
 from onnx_lathe.optimizer.observing import Observation
 from onnx_lathe.optimizer.report.tables import plain_table
 from onnx_lathe.optimizer.report.units import shown, size
+
+WAYS = {
+    "call": "call by call, with the copies to the GPU and back",
+    "cuda_graph": "the same as a CUDA graph",
+    "gpu_alone": "on the GPU alone, without the copies",
+}
 
 
 def show_observation(found: Observation, console: Console) -> None:
     """Outputs, metrics and times; those of the other model beside them."""
     threads = "1 thread" if found.threads == 1 else f"{found.threads} threads"
     console.print(
-        f"{found.model} ({size(found.size_bytes)}) in {found.library} on {threads}: {found.data}",
+        f"{found.model} ({size(found.size_bytes)}) in {found.library} on {found.device or threads}: {found.data}",
         markup=False,
     )
     _show_outputs(found, console)
@@ -25,13 +32,22 @@ def show_observation(found: Observation, console: Console) -> None:
     timings = [found.latency, *([other.latency] if other else [])]
     table.add_row("latency", *(f"{one.median_ms:.3f} ms" for one in timings))
     table.add_row("8 of 10 calls", *(f"{one.low_ms:.3f} to {one.high_ms:.3f} ms" for one in timings))
+    table.add_row("99 of 100 calls", *(f"below {one.p99_ms:.3f} ms" for one in timings))
     if other:
         table.add_row("size", size(found.size_bytes), size(other.size_bytes))
     console.print(table)
+    for way, one in found.ways.items():
+        console.print(f"{WAYS.get(way, way)}: {_way(one)}", markup=False)
     if other:
         ratio = other.latency_ratio
         word = f"{ratio:.2f}x as fast as" if ratio >= 1 else f"{1 / ratio:.2f}x slower than"
         console.print(f"{word} {other.model} in {other.library}, run in turn", markup=False)
+
+
+def _way(one: Timing | str) -> str:
+    if isinstance(one, str):
+        return f"not possible: {one}"
+    return f"{one.median_ms:.3f} ms, 99 of 100 calls below {one.p99_ms:.3f} ms"
 
 
 def _is_shown(name: str, found: Observation) -> bool:

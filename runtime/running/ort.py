@@ -364,10 +364,11 @@ def times(
     while len(rounds) <= most and (len(rounds) <= LEAST_ROUNDS or time.perf_counter() - started < budget_s):
         rounds.append([])
         for one, outputs in zip(sessions, names, strict=True):
+            clock = getattr(one, "call_ms", None)  # a session in another process has its own
             begin = time.perf_counter()
             with _refusing("run the model"):
-                one.run(outputs, dict(feeds))
-            rounds[-1].append(1e3 * (time.perf_counter() - begin))
+                own = clock(feeds) if clock else one.run(outputs, dict(feeds))
+            rounds[-1].append(own if clock else 1e3 * (time.perf_counter() - begin))
     return np.array(rounds[1:])
 
 

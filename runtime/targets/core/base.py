@@ -1,6 +1,7 @@
 """What a target is: it says whether it can build here, what it will not take of a model, and builds."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from onnx_lathe import metadata
 from onnx_lathe.placement import Placement
 
 Progress = Callable[[str], None]
+Feeds = Callable[[Any, int], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,13 @@ class Artifact:
 @dataclass(frozen=True)
 class Reopened:
     """A finished file that runs on this machine. `session`: as `Target.open` gives one; `library`: what runs it, with
-    its version; `size_bytes`: of all files that belong to it.
+    its version; `size_bytes`: of all files that belong to it; `device`: what it runs on, if not this processor.
     """
 
     session: Any
     library: str
     size_bytes: int
+    device: str = ""
 
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -72,8 +75,8 @@ class Target:
     """
 
     opens: ClassVar[bool] = False
-    """What is built runs on this machine (`open`): what is measured and judged is that, not the lowered model in ONNX
-    Runtime.
+    """What is built runs where Lathe does (`open`): what is measured and judged is that, not the lowered model in ONNX
+    Runtime. `runs_here` says it of this machine.
     """
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Endings of the written files that `reopen` takes."""
@@ -179,9 +182,24 @@ class Target:
         """
         return {}
 
+    def runs_here(self, options: Any) -> bool:
+        """Whether this machine runs what is built with these options; asked before it is built."""
+        return self.opens
+
+    def profiler(self, options: Any, feeds: Feeds, progress: Progress) -> AbstractContextManager[Any] | None:
+        """For a target that guards: what times its lowered models on their own device, a Profiler of
+        passes/core/services.py. None where that is ONNX Runtime on this processor. `feeds`: a batch of so many samples
+        for a session.
+        """
+        return None
+
     def open(self, artifact: Artifact, options: Any, threads: int = 1) -> Any | None:
         """What was built as a session, with the methods get_inputs, get_outputs and run of an
         onnxruntime.InferenceSession; metrics, gates and times are then its. None where this machine cannot run it.
+
+        A session that runs elsewhere than in this process says itself how long a call takes: `call_ms(feeds)`. It may
+        time other ways to run: `ways_ms(feeds, budget_s)`, by name the milliseconds of calls, or why it cannot. What
+        else it holds it gives back by `close()`.
         """
         return None
 
@@ -189,7 +207,7 @@ class Target:
         """A file that an earlier build wrote. One that would end the process that runs it is refused.
 
         Raises ModelError for a file that is not, or not with all that belongs to it, what `build` wrote, TargetError
-        where this machine cannot run it.
+        where this machine cannot run it as it is.
         """
         raise NotImplementedError
 

@@ -17,6 +17,7 @@ from onnx_lathe.runtime.user_code import search_path
 
 WORKER = "onnx_lathe.runtime.targets.tensorrt.worker"
 NOISE = "catchCudaError"
+SILENCE = " and said nothing; log=true shows how far it came"
 
 
 def ask(
@@ -46,7 +47,7 @@ def ask(
             )
         errors.seek(0)
         raise TargetError(
-            f"the builder ended with {_ending(child.process.returncode)}{_last_words(errors.read())}"
+            f"the builder ended with {ending(child.process.returncode)}{last_words(errors.read())}"
         )
 
 
@@ -72,7 +73,8 @@ def _converse(
     return {}
 
 
-def _ending(code: int) -> str:
+def ending(code: int) -> str:
+    """How a process of this exit code ended."""
     if code >= 0:
         return f"exit code {code}" if code < 1 << 16 else f"exit code {code:#x}"
     try:
@@ -81,12 +83,9 @@ def _ending(code: int) -> str:
         return f"signal {-code}"
 
 
-def _last_words(errors: bytes) -> str:
+def last_words(errors: bytes, none: str = SILENCE) -> str:
+    """What a process said last, for the end of a message; `none` if it said nothing."""
     lines = [
         line for line in errors.decode("utf-8", "replace").splitlines() if line.strip() and NOISE not in line
     ]
-    return (
-        f"; its last words: {' '.join(lines[-1].split())}"
-        if lines
-        else " and said nothing; log=true shows how far it came"
-    )
+    return f"; its last words: {' '.join(lines[-1].split())}" if lines else none

@@ -25,12 +25,22 @@ from onnx_lathe.errors import LatheError, TargetError, first_few
 from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.writing import replacing
-from onnx_lathe.runtime.targets.core.base import Artifact, LayerVerdict, Progress, Target, own_kernels
+from onnx_lathe.runtime.targets.core.base import (
+    Artifact,
+    LayerVerdict,
+    Progress,
+    Reopened,
+    Target,
+    own_kernels,
+)
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.tensorrt import process
 from onnx_lathe.runtime.targets.tensorrt.check import concerns, verdicts
+from onnx_lathe.runtime.targets.tensorrt.engine_process import compute_here
 from onnx_lathe.runtime.targets.tensorrt.options import BuildConfig, RTXConfig, TensorRTConfig
 from onnx_lathe.runtime.targets.tensorrt.refusals import fatal, unknown_operators
+from onnx_lathe.runtime.targets.tensorrt.reopen import open_engine, reopen
+from onnx_lathe.runtime.targets.tensorrt.session import EngineSession
 from onnx_lathe.runtime.targets.tensorrt.shapes import (
     fit_given,
     from_data,
@@ -46,6 +56,8 @@ class TensorRTBase(Target):
 
     lowering = "tensorrt"
     placement = CANONICAL
+    opens = True
+    suffixes = (".engine",)
     title: ClassVar[str]
     library: ClassVar[str]
     missing: ClassVar[str]
@@ -76,6 +88,15 @@ class TensorRTBase(Target):
     def _compute(self, options: Any) -> list[str]:
         """The GPUs that it is built for, where the options say so."""
         return []
+
+    def runs_here(self, options: Any) -> bool:
+        return compute_here(self.library) is not None
+
+    def open(self, artifact: Artifact, options: Any, threads: int = 1) -> EngineSession | None:
+        return open_engine(artifact.paths[0], artifact.details)
+
+    def reopen(self, path: Path, threads: int = 1) -> Reopened:
+        return reopen(path)
 
     def check(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str]]:
         found = [(concern.node, concern.reason) for concern in concerns(model)]
@@ -208,6 +229,9 @@ class TensorRTRTX(TensorRTBase):
     missing = "tensorrt_rtx is not installed; pip install 'onnx-lathe[rtx]'"
 
     Config = RTXConfig
+
+    def runs_here(self, options: Any) -> bool:
+        return super().runs_here(options) and compute_here(self.library) in options.compute.lower().split("+")
 
     def _missing(self) -> str:
         if platform.system() in ("Linux", "Windows") and platform.machine().lower() in ("x86_64", "amd64"):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lathe.runtime.targets.tensorrt import settings
+from onnx_lathe.runtime.targets.tensorrt.cuda import Cuda, CudaError
 from onnx_lathe.runtime.targets.tensorrt.messages import (
     NOISE,
     explained,
@@ -151,7 +152,17 @@ def build(
         "inputs": [describe(network.get_input(index)) for index in range(network.num_inputs)],
         "outputs": [describe(network.get_output(index)) for index in range(network.num_outputs)],
         "warnings": logger.warnings(),
+        "gpu": gpu(),
     }
+
+
+def gpu() -> dict[str, str] | None:
+    """Name and architecture of the GPU here, which an engine of TensorRT is for; None if there is none."""
+    try:
+        found = Cuda()
+    except CudaError:
+        return None
+    return {"name": found.name, "compute": found.compute}
 
 
 def make_config(trt: Any, builder: Any, request: Mapping[str, Any]) -> Any:

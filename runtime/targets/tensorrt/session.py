@@ -1,0 +1,181 @@
+"""An engine as a session: the three methods of onnxruntime.InferenceSession that measuring uses, so that metrics and
+gates are the same code for it, and times that leave out the pipe between the processes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx_lathe.errors import ModelError
+from onnx_lathe.runtime.targets.tensorrt.engine_process import EngineProcess
+
+WAYS = ("call", "cuda_graph", "gpu_alone")
+"""What is timed: execution.Engine.times."""
+_TYPES = {"float32": "float", "float64": "double"}
+
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Value:
+    """An input or output, as onnxruntime.NodeArg describes one."""
+
+    name: str
+    shape: Sequence[int | str]
+    type: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Feeds of one call, of `count` samples, the last of which is repeated up to `room`."""
+
+    feeds: Feeds
+    count: int = 1
+    room: int = 1
+
+    def cut(self, name: str, output: np.ndarray) -> np.ndarray:
+        """The rows of these samples."""
+        if self.room == self.count:
+            return output
+        if not output.ndim or len(output) % self.room:
+            raise ModelError(
+                f"output '{name}' has no batch, and the engine takes {self.room} samples or more: feed these"
+            )
+        return output[: len(output) // self.room * self.count]
+
+
+class EngineSession:
+    """Runs an engine in a process of its own. A batch larger than the engine takes runs piece by piece."""
+
+    def __init__(self, process: EngineProcess, engine: Path) -> None:
+        """Raises ModelError if TensorRT does not load the engine."""
+        self.process = process
+        told = process.ask({"do": "open", "engine": str(engine.resolve())})[0]
+        self.number: int = told["number"]
+        self._inputs, self._outputs = told["inputs"], told["outputs"]
+        self._profiles: list[dict[str, list[list[int]]]] = told["profiles"]
+        self._open = [port["name"] for port in self._inputs if port["shape"] and port["shape"][0] < 0]
+        """Inputs whose first size is open: those of a batch."""
+
+    def get_inputs(self) -> list[Value]:
+        return [_value(port, self._sizes(port)) for port in self._inputs]
+
+    def get_outputs(self) -> list[Value]:
+        return [_value(port, port["shape"]) for port in self._outputs]
+
+    def _sizes(self, port: Mapping[str, Any]) -> list[int]:
+        """-1 where profiles take more than one size."""
+        found = [profile[port["name"]] for profile in self._profiles]
+        return [
+            size
+            if size >= 0
+            else low
+            if all(least[axis] == greatest[axis] == low for least, greatest in found)
+            else -1
+            for axis, (size, low) in enumerate(zip(port["shape"], found[0][0], strict=True))
+        ]
+
+    def run(self, names: Sequence[str] | None, feeds: Feeds) -> list[np.ndarray]:
+        """Raises ModelError for feeds that the engine does not take, TargetError where the GPU fails."""
+        pieces = self._pieces(feeds)
+        made = [self._call(piece)[0] for piece in pieces]
+        wanted = names or [port["name"] for port in self._outputs]
+        cut = {
+            name: [piece.cut(name, one[name]) for piece, one in zip(pieces, made, strict=True)]
+            for name in wanted
+        }
+        return [_joined(name, parts) for name, parts in cut.items()]
+
+    def call_ms(self, feeds: Feeds) -> float:
+        """Milliseconds of one call, with the copies to the GPU and back, and without what it costs to hand arrays to
+        another process.
+        """
+        return sum(self._call(piece)[1] for piece in self._pieces(feeds))
+
+    def ways_ms(self, feeds: Feeds, budget_s: float) -> dict[str, np.ndarray | str]:
+        """By WAYS, milliseconds of calls in turn [calls], or why it cannot be run so. Of feeds that are run in
+        pieces, the first piece.
+        """
+        found: dict[str, np.ndarray | str] = {}
+        piece = self._pieces(feeds)[0].feeds
+        for way in WAYS:
+            request = {"do": "times", "number": self.number, "how": way, "budget_s": budget_s}
+            try:
+                found[way] = self.process.ask(request, piece)[1]["ms"]
+            except ModelError as error:
+                found[way] = str(error)
+        return found
+
+    def close(self) -> None:
+        self.process.close()
+
+    def _call(self, piece: Piece) -> tuple[dict[str, np.ndarray], float]:
+        answer, outputs = self.process.ask({"do": "run", "number": self.number}, piece.feeds)
+        return outputs, answer["ms"]
+
+    def _count(self, feeds: Feeds) -> int | None:
+        """Of samples; None where the inputs have no batch in common."""
+        counts = {len(feeds[name]) for name in self._open if name in feeds}
+        return counts.pop() if len(counts) == 1 else None
+
+    def _pieces(self, feeds: Feeds) -> list[Piece]:
+        """The feeds, cut along the batch so that a profile takes each; the last sample is repeated where a profile wants
+        more than there are.
+        """
+        given = {
+            port["name"]: np.asarray(feeds[port["name"]]) for port in self._inputs if port["name"] in feeds
+        }
+        count = self._count(given)
+        if (
+            len(given) < len(self._inputs)
+            or not count
+            or any(self._takes(one, given) for one in self._profiles)
+        ):
+            return [Piece(given)]  # what is wrong with it, if anything, the engine says
+        for profile in self._profiles:
+            least, greatest = _batch(profile, self._open)
+            pieces = -(-count // greatest)
+            ends = [count * index // pieces for index in range(pieces + 1)]
+            parts = [self._piece(given, first, last, least) for first, last in pairwise(ends)]
+            if all(self._takes(profile, part.feeds) for part in parts):
+                return parts
+        return [Piece(given)]
+
+    def _piece(self, given: Feeds, first: int, last: int, least: int) -> Piece:
+        room = max(last - first, least)
+        rows = np.minimum(np.arange(first, first + room), last - 1)
+        feeds = {name: value[rows] if name in self._open else value for name, value in given.items()}
+        return Piece(feeds, last - first, room)
+
+    @staticmethod
+    def _takes(profile: Mapping[str, list[list[int]]], feeds: Feeds) -> bool:
+        return all(
+            len(least) == feeds[name].ndim
+            and all(
+                low <= size <= high
+                for low, size, high in zip(least, feeds[name].shape, greatest, strict=True)
+            )
+            for name, (least, greatest) in profile.items()
+        )
+
+
+def _joined(name: str, parts: list[np.ndarray]) -> np.ndarray:
+    if len(parts) > 1 and any(not part.ndim for part in parts):
+        raise ModelError(
+            f"output '{name}' has no batch, and the engine takes these samples only in pieces: feed fewer"
+        )
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _batch(profile: Mapping[str, list[list[int]]], names: Sequence[str]) -> tuple[int, int]:
+    return max(profile[name][0][0] for name in names), min(profile[name][1][0] for name in names)
+
+
+def _value(port: Mapping[str, Any], sizes: Sequence[int]) -> Value:
+    name, kind = port["name"], port["dtype"]
+    shape = [f"{name}_{axis}" if size < 0 else size for axis, size in enumerate(sizes)]
+    return Value(name, shape, f"tensor({_TYPES.get(kind, kind)})")

@@ -1,0 +1,66 @@
+"""A machine with a GPU, made up: a compiled stand-in for CUDA's driver, and a stand-in for TensorRT that computes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from onnx_lathe.runtime.targets.tensorrt.engine_process import compute_here
+
+FOLDER = Path(__file__).parent
+VERSIONS = {
+    "10.3.0": "tensorrt",
+    "10.13.3.9": "tensorrt",
+    "11.4.0.106": "tensorrt",
+    "1.7.1.116": "tensorrt_rtx",
+}
+"""Version -> its library."""
+
+
+def missing() -> str:
+    """Why there can be no such machine here; empty if there can."""
+    if sys.platform != "linux":
+        return "the stand-in for CUDA's driver is for Linux"
+    return "" if shutil.which("cc") else "there is no C compiler"
+
+
+class Machine:
+    """Child processes find the libraries by LD_LIBRARY_PATH and sys.path, as the parent's say."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self._patch = folder / "machine", monkeypatch
+        self.folder.mkdir()
+        command = [
+            "cc",
+            "-shared",
+            "-fPIC",
+            "-o",
+            str(self.folder / "libcuda.so.1"),
+            str(FOLDER / "cuda_driver.c"),
+        ]
+        subprocess.run(command, check=True, timeout=60)
+        inherited = os.environ.get("LD_LIBRARY_PATH", "")
+        monkeypatch.setenv("LD_LIBRARY_PATH", os.pathsep.join(filter(None, [str(self.folder), inherited])))
+        monkeypatch.syspath_prepend(self.folder)
+        self.has_gpu("86")
+
+    def has_gpu(self, compute: str) -> None:
+        """Of that architecture, such as 86; empty: there is a driver, and no GPU."""
+        self._patch.setenv("FAKE_GPU", compute)
+        compute_here.cache_clear()
+
+    def install(self, version: str, costs: Mapping[str, float] | None = None) -> str:
+        """Returns the library's name. `costs`: milliseconds by node, NODE|int8 on integers, or by operator."""
+        library = VERSIONS[version]
+        package = self.folder / library
+        package.mkdir(exist_ok=True)
+        shutil.copy(FOLDER / "fake_tensorrt.py", package / "__init__.py")
+        settings = {"version": version, "rtx": library == "tensorrt_rtx", "costs": dict(costs or {})}
+        (package / "settings.json").write_text(json.dumps(settings))
+        compute_here.cache_clear()
+        return library
