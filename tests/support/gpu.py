@@ -54,13 +54,15 @@ class Machine:
         self._patch.setenv("FAKE_GPU", compute)
         compute_here.cache_clear()
 
-    def install(self, version: str, costs: Mapping[str, float] | None = None) -> str:
-        """Returns the library's name. `costs`: milliseconds by node, NODE|int8 on integers, or by operator."""
+    def install(self, version: str, costs: Mapping[str, float] | None = None, noise: float = 0.0) -> str:
+        """Returns the library's name. `costs`: milliseconds by node, NODE|int8 on integers, or by operator. `noise` is
+        added to outputs, of that standard deviation.
+        """
         library = VERSIONS[version]
         package = self.folder / library
         package.mkdir(exist_ok=True)
         shutil.copy(FOLDER / "fake_tensorrt.py", package / "__init__.py")
-        settings = {"version": version, "rtx": library == "tensorrt_rtx", "costs": dict(costs or {})}
+        settings = {"version": version, "rtx": library == "tensorrt_rtx", "costs": dict(costs or {}), "noise": noise}
         (package / "settings.json").write_text(json.dumps(settings))
         compute_here.cache_clear()
         return library

@@ -56,8 +56,6 @@ class TensorRTBase(Target):
 
     lowering = "tensorrt"
     placement = CANONICAL
-    opens = True
-    suffixes = (".engine",)
     title: ClassVar[str]
     library: ClassVar[str]
     missing: ClassVar[str]
@@ -90,7 +88,7 @@ class TensorRTBase(Target):
         return []
 
     def runs_here(self, options: Any) -> bool:
-        return compute_here(self.library) is not None
+        return self.opens and compute_here(self.library) is not None
 
     def open(self, artifact: Artifact, options: Any, threads: int = 1) -> EngineSession | None:
         return open_engine(artifact.paths[0], artifact.details)
@@ -215,6 +213,8 @@ class TensorRTRTX(TensorRTBase):
     name = "tensorrt-rtx"
     outputs = ("model.tensorrt-rtx.engine*",)
     help = "engine for GeForce and RTX GPUs, compiled ahead on any x86-64 machine, with or without a GPU"
+    opens = True
+    suffixes = (".engine",)
     title = "TensorRT-RTX"
     packages = ("tensorrt-rtx",)
     library = "tensorrt_rtx"
@@ -250,6 +250,8 @@ class TensorRT(TensorRTBase):
     name = "tensorrt"
     outputs = ("model.tensorrt.engine*",)
     help = "engine for the GPU or Jetson it is built on, with TensorRT 10.3 or later"
+    opens = True
+    suffixes = (".engine",)
     title = "TensorRT"
     packages = ("tensorrt",)
     library = "tensorrt"
