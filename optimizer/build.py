@@ -4,9 +4,9 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,14 @@ import onnx
 
 from onnx_lathe.errors import ContractError, ExitCode, LatheError, ModelError, TargetError, UsageError
 from onnx_lathe.optimizer.lowering import lowered
-from onnx_lathe.optimizer.measuring import QUALITY, fed_one_by_one, judge, measured_exactly, time_pair
+from onnx_lathe.optimizer.measuring import (
+    QUALITY,
+    fed_one_by_one,
+    judge,
+    measured_exactly,
+    sample_feeds,
+    time_pair,
+)
 from onnx_lathe.optimizer.opened import judge_opened
 from onnx_lathe.optimizer.opening import open_file
 from onnx_lathe.optimizer.recipe import Call
@@ -147,14 +154,17 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
     found, path = TargetRecord(target.name), scratch / target.name / "model.onnx"
     path.parent.mkdir()
     context = run.services.context(f"target {target.name}")
+    profiler = None
     if target.guards(config) and run.request.measure_latency:
-        context = run.services.profiling(context)
+        profiler = target.profiler(config, partial(sample_feeds, run.roles.sample), run.ui.status)
+        context = run.services.profiling(context) if profiler is None else context
     if target.timed:
         request = run.request
         context = run.services.judging(
             context, request.model, lambda: open_file(request.model, request.wishes).model
         )
-    config, model, report, notes = _fitted(run, target, config, context)
+    with profiler or nullcontext(context.profiler) as timed:
+        config, model, report, notes = _fitted(run, target, config, replace(context, profiler=timed))
     found.skips = [asdict(skip) for skip in report.skips]
     model_file.save(model, path)
     judged: set[str] = set()

@@ -1,12 +1,15 @@
 """Back to float, for a target, of what int8 quantized for another target of the same request."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 
 from onnx_lathe import metadata
 from onnx_lathe.layout import LAYOUT
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
-from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_shape, constant_value, is_constant
 from onnx_lathe.passes.graph.model import free_name, node_metadata
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized
 from onnx_lathe.passes.graph.quantization.placement import float_reason, quantized_layers, residual_operands
@@ -21,9 +24,11 @@ def restore_weight(graph: Graph, node: Node) -> None:
     node.inputs[WEIGHT_INPUT] = Constant(free_name(graph, f"{tensor.name}_float"), values)
 
 
-def restore_canonical(graph: Graph, placement: Placement, report: PassReport) -> None:
-    """Takes out what the canonical form has not: layers that the placement leaves in float, and the pairs
-    of int8 that serve no layer.
+def restore_canonical(
+    graph: Graph, placement: Placement, report: PassReport, floats: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Takes out what the canonical form has not: layers that the placement leaves in float, those of `floats`, by
+    name with the reason, and the pairs of int8 that serve no layer.
 
     A pair serves a layer that reads it, if need be behind a Reshape and the like, and the other operand of
     a residual addition.
@@ -31,9 +36,8 @@ def restore_canonical(graph: Graph, placement: Placement, report: PassReport) ->
     for node in quantized_layers(graph):
         if not is_constant(node.inputs[WEIGHT_INPUT]):
             continue
-        if reason := float_reason(
-            node, constant_value(node.inputs[WEIGHT_INPUT], graph.opset).shape, placement
-        ):
+        shape = constant_shape(node.inputs[WEIGHT_INPUT], graph.opset)
+        if reason := floats.get(node.name) or float_reason(node, shape, placement):
             restore_weight(graph, node)
             report.skip(node.name, reason)
             report.edit(node.name, "its weight is float again")
@@ -42,7 +46,7 @@ def restore_canonical(graph: Graph, placement: Placement, report: PassReport) ->
     taken: dict[tuple[int, int], Tensor] = {}
     for node in graph.nodes:
         for index, tensor in enumerate(node.inputs):
-            if _is_ours(tensor) and not (id(node) in known and index == 0) and not _serves(node, known):
+            if is_ours(tensor) and not (id(node) in known and index == 0) and not _serves(node, known):
                 taken[id(node), index] = tensor
                 node.inputs[index] = tensor.inputs[0].inputs[0].inputs[0].inputs[0]
     seen = captured_names(graph)
@@ -83,7 +87,7 @@ def _attach(graph: Graph, tensor: Tensor, source: Tensor) -> None:
     graph.nodes += [quantize, dequantize]
 
 
-def _is_ours(tensor: Tensor) -> bool:
+def is_ours(tensor: Tensor) -> bool:
     """Whether int8 put the pair there that the tensor comes from."""
     if not is_dequantized(tensor) or not tensor.inputs[0].inputs[0].inputs:
         return False

@@ -21,6 +21,7 @@ The rules come from builds with TensorRT-RTX 1.7 and from the source of the ONNX
 docs/targets.md has the table.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -35,7 +36,7 @@ from onnx_lathe.passes.graph.bodies import parts
 from onnx_lathe.passes.graph.constants import constant_to_initializer
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.layers import constant_value, is_constant, is_layer
-from onnx_lathe.passes.graph.model import FOUR_BIT, FOUR_BIT_OPSET
+from onnx_lathe.passes.graph.model import FOUR_BIT, FOUR_BIT_OPSET, export_model, import_model
 from onnx_lathe.passes.graph.quantization.pairs import state_zero_points
 from onnx_lathe.passes.graph.rewire import disconnect, is_output, replace_input, sweep
 from onnx_lathe.passes.lowering.engine_types import blocks, ports
@@ -52,6 +53,7 @@ from onnx_lathe.passes.lowering.engine_types.parameters import (
 )
 from onnx_lathe.passes.lowering.engine_types.work import Work
 from onnx_lathe.passes.lowering.restoring import restore_canonical
+from onnx_lathe.passes.lowering.tensorrt_speed import choose
 
 WANTED = (
     "TensorRT takes INT8 with zero-point 0 only; quantize the float model with 'int8', or this one with "
@@ -70,8 +72,29 @@ class Lowering(Pass):
         shapes: dict[str, str] = option(
             {}, "input -> shapes that it is built for, such as 1x3x32x32:8x3x64x64, which may part names"
         )
+        speed: str = option(
+            "any",
+            "keep: layers that do not pay in INT8 are float again; any: all stay",
+            choices=("keep", "any"),
+        )
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
+        if self.config.speed == "any":
+            return self._lower(graph, context, {})
+        model = export_model(graph)
+
+        def lowered(floats: Collection[str]) -> onnx.ModelProto:
+            copy = import_model(model)
+            self._lower(copy, context, dict.fromkeys(floats, "tried in float"))
+            return export_model(copy)
+
+        choice = choose(graph, model, lowered, context)
+        report = self._lower(graph, context, choice.floats)
+        report.warnings += choice.warnings
+        return report
+
+    def _lower(self, graph: Graph, context: Context, floats: Mapping[str, str]) -> PassReport:
+        """`floats`: layers that are to be float again, by name with the reason."""
         report = PassReport()
         state_zero_points(graph, report)
         single_precision(graph, report)
@@ -79,7 +102,7 @@ class Lowering(Pass):
         found = [_Work(graph, part.graph, report, shared) for part in parts(graph)]
         for work in found:
             work.initializers()
-        restore_canonical(graph, context.placement, report)
+        restore_canonical(graph, context.placement, report, floats)
         for work in found:
             work.quantizers()
         for work in found:

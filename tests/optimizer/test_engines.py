@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import onnx
 import pytest
 
 import onnx_lathe
@@ -80,7 +81,17 @@ def test_a_gate_judges_the_engine(
 
 
 def run(lenet5: Path, data: Path, out: Path, *more: str) -> dict:
-    arguments = [str(lenet5), "--passes", "fold", *data_arguments(data), "--target", "tensorrt", "--out", str(out), *more]
+    arguments = [
+        str(lenet5),
+        "--passes",
+        "fold",
+        *data_arguments(data),
+        "--target",
+        "tensorrt",
+        "--out",
+        str(out),
+        *more,
+    ]
     code = main(arguments)
     return {"code": code, **json.loads((out / "report.json").read_text())}
 
@@ -99,7 +110,18 @@ def test_the_report_is_of_the_engine(
     assert [gate["subject"] for gate in found["gates"]] == ["model", "tensorrt"]
     machine.has_gpu("")
     assert "no NVIDIA GPU or driver" in refused(
-        capsys, [str(lenet5), "--passes", "fold", *data_arguments(small_mnist), "--target", "tensorrt", "--out", str(tmp_path / "o")], 4
+        capsys,
+        [
+            str(lenet5),
+            "--passes",
+            "fold",
+            *data_arguments(small_mnist),
+            "--target",
+            "tensorrt",
+            "--out",
+            str(tmp_path / "o"),
+        ],
+        4,
     )
 
 
@@ -107,7 +129,14 @@ def test_an_engine_for_other_gpus_is_judged_as_lowered(
     machine: gpu.Machine, lenet5: Path, small_mnist: Path, tmp_path: Path
 ) -> None:
     machine.install("1.7.1.116")
-    arguments = [str(lenet5), "--passes", "fold", *data_arguments(small_mnist), "--target", "tensorrt-rtx(compute=sm89)"]
+    arguments = [
+        str(lenet5),
+        "--passes",
+        "fold",
+        *data_arguments(small_mnist),
+        "--target",
+        "tensorrt-rtx(compute=sm89)",
+    ]
     assert main([*arguments, "--out", str(tmp_path / "out"), "--gate", "sqnr >= 60"]) == 0
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert found["targets"][0]["measured"] == "as lowered"
@@ -122,5 +151,42 @@ def test_a_gate_that_the_engine_fails_leaves_no_engine(
     machine.install("10.13.3.9", noise=0.5)
     found = run(lenet5, small_mnist, tmp_path / "out", "--gate", "sqnr >= 60")
     assert found["code"] == 3
-    assert [(gate["subject"], gate["passed"]) for gate in found["gates"]] == [("model", True), ("tensorrt", False)]
+    assert [(gate["subject"], gate["passed"]) for gate in found["gates"]] == [
+        ("model", True),
+        ("tensorrt", False),
+    ]
     assert not list((tmp_path / "out").glob("*.engine*"))
+
+
+def test_int8_that_does_not_pay_is_float(
+    machine: gpu.Machine, lenet5: Path, small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timed where there is a GPU, by rules where there is none, and either is said."""
+    monkeypatch.setattr("onnx_lathe.runtime.targets.tensorrt.profiling.BUDGET_S", 0.02)
+    names = [node.name for node in onnx.load(lenet5).graph.node if node.op_type in ("Conv", "Gemm")]
+    slow = {names[1]: 1.0, f"{names[1]}|int8": 2.0}
+    machine.install("10.13.3.9", slow | dict.fromkeys((name for name in names if name != names[1]), 1.0))
+    data = ["--passes", "fold,int8", *data_arguments(small_mnist), "--target"]
+
+    def target(call: str, out: str, *more: str) -> tuple[dict[str, str], list[str]]:
+        assert main([str(lenet5), *data, call, "--out", str(tmp_path / out), *more]) == 0
+        found = json.loads((tmp_path / out / "report.json").read_text())
+        ruled = [text for text in found["warnings"] if "decided by published rules" in text]
+        return {skip["node"]: skip["reason"] for skip in found["targets"][0]["skips"]}, ruled
+
+    skips, ruled = target("tensorrt", "timed")
+    assert list(skips) == [names[1]]
+    assert skips[names[1]].startswith("on integers it takes 2")
+    assert not ruled
+    skips, ruled = target("tensorrt(speed=any)", "any")
+    assert (skips, ruled) == ({}, [])
+    for call, out, more in (
+        ("tensorrt", "untimed", ["--no-latency"]),
+        ("tensorrt-rtx(compute=sm120)", "rtx", []),
+    ):
+        if out == "rtx":
+            machine.install("1.7.1.116")
+        skips, ruled = target(call, out, *more)
+        assert names[1] not in skips
+        assert skips[names[0]] == "by rule: a convolution of 1 to 20 channels gains nothing from INT8"
+        assert len(ruled) == 1

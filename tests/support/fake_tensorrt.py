@@ -351,7 +351,9 @@ class _Context:
                 allocator.notify_shape(name, value.shape)
             assert _CUDA.fake_holds(address, value.nbytes), f"{name} is not on the GPU"
             if _SETTINGS["noise"]:
-                value += np.random.default_rng(0).normal(0, _SETTINGS["noise"], value.shape).astype(value.dtype)
+                value += (
+                    np.random.default_rng(0).normal(0, _SETTINGS["noise"], value.shape).astype(value.dtype)
+                )
             ctypes.memmove(address, value.tobytes(), value.nbytes)
         costs = _costs(self._engine._network.model)
         _CUDA.fake_spend(sum(costs.values()))

@@ -62,7 +62,12 @@ class Machine:
         package = self.folder / library
         package.mkdir(exist_ok=True)
         shutil.copy(FOLDER / "fake_tensorrt.py", package / "__init__.py")
-        settings = {"version": version, "rtx": library == "tensorrt_rtx", "costs": dict(costs or {}), "noise": noise}
+        settings = {
+            "version": version,
+            "rtx": library == "tensorrt_rtx",
+            "costs": dict(costs or {}),
+            "noise": noise,
+        }
         (package / "settings.json").write_text(json.dumps(settings))
         compute_here.cache_clear()
         return library

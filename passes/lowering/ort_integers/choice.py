@@ -11,7 +11,7 @@ import onnx
 from onnx_lathe.passes.core.services import Context, Fidelity, Profiler
 from onnx_lathe.passes.lowering.ort_integers.biases import Shifts
 from onnx_lathe.passes.lowering.ort_integers.exactness import LOSS_DB, inexact_nodes
-from onnx_lathe.passes.lowering.ort_integers.speed import pays, slow_nodes
+from onnx_lathe.passes.lowering.speed import pays, slow_nodes
 
 Lower = Callable[[Collection[str], Shifts], onnx.ModelProto]
 """The model lowered, with the named nodes in float and biases moved."""

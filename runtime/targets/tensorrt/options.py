@@ -38,6 +38,14 @@ class BuildConfig(Target.Config):
     workspace_mb: int | None = _option(
         None, "GPU memory that a layer may use for scratch; none: TensorRT's own default", "MiB"
     )
+    speed: str = field(
+        default="keep",
+        metadata={
+            "help": "keep: what takes longer in INT8 than in float goes back to float, by times on the GPU if there is one here, else by rules; any: it stays",
+            "unit": "",
+            "choices": ("keep", "any"),
+        },
+    )
     time_limit: float | None = _option(3600.0, "end a build that takes longer; none: never", "s")
     log: bool = _option(
         False, "write the builder's whole log, with the layers that it chose, beside the engine"

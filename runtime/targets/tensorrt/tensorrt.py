@@ -27,6 +27,7 @@ from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.targets.core.base import (
     Artifact,
+    Feeds,
     LayerVerdict,
     Progress,
     Reopened,
@@ -39,6 +40,7 @@ from onnx_lathe.runtime.targets.tensorrt.check import concerns, verdicts
 from onnx_lathe.runtime.targets.tensorrt.engine_process import compute_here
 from onnx_lathe.runtime.targets.tensorrt.options import BuildConfig, RTXConfig, TensorRTConfig
 from onnx_lathe.runtime.targets.tensorrt.refusals import fatal, unknown_operators
+from onnx_lathe.runtime.targets.tensorrt.profiling import EngineProfiler
 from onnx_lathe.runtime.targets.tensorrt.reopen import open_engine, reopen
 from onnx_lathe.runtime.targets.tensorrt.session import EngineSession
 from onnx_lathe.runtime.targets.tensorrt.shapes import (
@@ -87,6 +89,13 @@ class TensorRTBase(Target):
         """The GPUs that it is built for, where the options say so."""
         return []
 
+    def guards(self, options: Any) -> bool:
+        return bool(options.speed == "keep" and self.runs_here(options))
+
+    def profiler(self, options: Any, feeds: Feeds, progress: Progress) -> EngineProfiler:
+        count = parse_batch(options.batch).tuned[0]
+        return EngineProfiler(self, options, lambda session: feeds(session, count), progress)
+
     def runs_here(self, options: Any) -> bool:
         return self.opens and compute_here(self.library) is not None
 
@@ -106,7 +115,8 @@ class TensorRTBase(Target):
     def lowering_options(
         self, options: Any, model: onnx.ModelProto, known: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        return {"shapes": {name: text(shape) for name, shape in parse_shapes(options.shapes).items()}}
+        shapes = {name: text(shape) for name, shape in parse_shapes(options.shapes).items()}
+        return {"shapes": shapes, "speed": options.speed}
 
     def fitted(
         self,
