@@ -21,11 +21,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(model), "--target", "ort,tensorrt-rtx"]) == 0
+    assert main(["check", str(model), "--target", "ort,tensorrt-rtx(speed=any)"]) == 0
     shown = capsys.readouterr().out
     assert "ort: 8 of 8 layers run in INT8" in shown
     assert "tensorrt-rtx: 7 of 8 layers run in INT8" in shown
     assert "a depthwise convolution stays float" in shown
+    assert "by rule" not in shown
+    assert main(["check", str(model), "--target", "tensorrt-rtx"]) == 0
+    shown = capsys.readouterr().out
+    assert "tensorrt-rtx: 2 of 8 layers run in INT8" in shown
+    assert "by rule: a convolution of 8 to 8 channels" in shown
 
 
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,8 +60,7 @@ class Machine:
         """
         library = VERSIONS[version]
         package = self.folder / library
-        package.mkdir(exist_ok=True)
-        shutil.copy(FOLDER / "fake_tensorrt.py", package / "__init__.py")
+        shutil.copytree(FOLDER / "fake_tensorrt", package, dirs_exist_ok=True)
         settings = {
             "version": version,
             "rtx": library == "tensorrt_rtx",

@@ -16,10 +16,11 @@ import onnx
 import onnxruntime
 from onnx.reference import ReferenceEvaluator
 
+from .layers import costs, information
+
 _SETTINGS = json.loads(Path(__file__).with_name("settings.json").read_text())
 __version__ = _SETTINGS["version"]
 _MAJOR = 11 if _SETTINGS["rtx"] else int(__version__.split(".")[0])
-_COST_MS = 0.01
 _CUDA = ctypes.CDLL("libcuda.so.1")
 _CUDA.fake_launch.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 _CUDA.fake_holds.argtypes = (ctypes.c_ulonglong, ctypes.c_size_t)
@@ -355,55 +356,10 @@ class _Context:
                     np.random.default_rng(0).normal(0, _SETTINGS["noise"], value.shape).astype(value.dtype)
                 )
             ctypes.memmove(address, value.tobytes(), value.nbytes)
-        costs = _costs(self._engine._network.model)
-        _CUDA.fake_spend(sum(costs.values()))
-        for name, ms in costs.items() if self.profiler is not None else ():
+        spent = costs(self._engine._network.model, _SETTINGS["costs"])
+        _CUDA.fake_spend(sum(spent.values()))
+        for name, ms in spent.items() if self.profiler is not None else ():
             self.profiler.report_layer_time(name, ms)
-
-
-def _layers(model):
-    """(name, ONNX nodes, whether it computes on integers, input, output) of each kernel: a layer takes the ReLU behind
-    it and the Q behind that, if it computes on integers; a DQ is part of what reads it.
-    """
-    makers = {name: node for node in model.graph.node for name in node.output}
-    readers = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    constants = {tensor.name for tensor in model.graph.initializer}
-    done = set()
-    for node in model.graph.node:
-        if (
-            id(node) in done
-            or node.op_type == "DequantizeLinear"
-            or (node.input[:1] and node.input[0] in constants)
-        ):
-            continue
-        sources = [makers.get(name) for name in node.input[:2]]
-        is_layer = node.op_type in ("Conv", "Gemm", "MatMul")
-        int8 = is_layer and all(one is not None and one.op_type == "DequantizeLinear" for one in sources)
-        nodes = [node]
-        while is_layer:
-            behind = readers.get(nodes[-1].output[0], [])
-            if len(behind) != 1 or behind[0].op_type not in (
-                ("Relu", "QuantizeLinear") if int8 else ("Relu",)
-            ):
-                break
-            nodes.append(behind[0])
-        done.update(map(id, nodes))
-        source = sources[0].input[0] if int8 else node.input[0] if node.input else ""
-        yield " + ".join(one.name for one in nodes), nodes, int8, source, nodes[-1].output[0]
-
-
-def _costs(model):
-    table = _SETTINGS["costs"]
-    return {
-        name: sum(
-            table.get(f"{one.name}{'|int8' if int8 else ''}", table.get(one.op_type, _COST_MS))
-            for one in nodes
-        )
-        for name, nodes, int8, _, _ in _layers(model)
-    }
 
 
 class _Inspector:
@@ -413,32 +369,5 @@ class _Inspector:
         self._engine = engine
 
     def get_engine_information(self, form):
-        model = self._engine._network.model
-        integers = {node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
-        layers = []
-        for name, nodes, _, source, result in _layers(model):
-            if not self._engine._plan["detailed"]:
-                layers.append(name)
-                continue
-            ends = [[self._port(one, one in integers)] for one in (source, result)]
-            metadata = "\x1e".join(f"[ONNX Layer: {node.name}]" for node in nodes)
-            layers.append(
-                {
-                    "Name": name,
-                    "LayerType": "kernel",
-                    "Inputs": ends[0],
-                    "Outputs": ends[1],
-                    "Metadata": metadata,
-                }
-            )
-        return json.dumps({"Layers": layers, "Bindings" if _MAJOR == 10 else "I/O Tensors": []})
-
-    def _port(self, name, int8):
-        kind = "Int8" if int8 else "Float"
-        if _MAJOR == 10:
-            return {
-                "Name": name,
-                "Dimensions": [],
-                "Format/Datatype": f"{kind} NCHW" if int8 else f"Row major linear {kind}",
-            }
-        return {"Name": name, "Dimensions": [], "Format": "Row major linear", "Datatype": kind}
+        assert form == LayerInformationFormat.JSON
+        return information(self._engine._network.model, self._engine._plan["detailed"], _MAJOR)
