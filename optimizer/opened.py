@@ -68,17 +68,17 @@ def _judge(
         )
         found.quality["base_latency"] = base["latency"]
         judged.add("latency")
-        if ways := further_times(session, feeds):
-            found.details["times"] = ways
+        if ways := _ways(session, feeds):
+            found.details["ways"] = ways
     run.record.gates.extend(
         judge(run.gates, base, found.quality, target.name, only=lambda metric: metric in judged)
     )
 
 
-def further_times(session: Any, feeds: Mapping[str, Any]) -> dict[str, Any]:
+def _ways(session: Any, feeds: Mapping[str, Any]) -> dict[str, Any]:
     """Times of all ways in which the session can be run, or why it cannot, for the report."""
     found = ways_of(session, feeds)
-    return {way: {"refused": one} if isinstance(one, str) else asdict(one) for way, one in found.items()}
+    return {way: one if isinstance(one, str) else asdict(one) for way, one in found.items()}
 
 
 def _warn_of_loss(run: Run, target: Target, quality: Mapping[str, float]) -> None:

@@ -3,16 +3,10 @@
 from rich.console import Console
 from rich.markup import escape
 
-from onnx_lathe.optimizer.measuring import Timing
 from onnx_lathe.optimizer.observing import Observation
 from onnx_lathe.optimizer.report.tables import plain_table
 from onnx_lathe.optimizer.report.units import shown, size
-
-WAYS = {
-    "call": "call by call, with the copies to the GPU and back",
-    "cuda_graph": "the same as a CUDA graph",
-    "gpu_alone": "on the GPU alone, without the copies",
-}
+from onnx_lathe.optimizer.report.ways import show_ways
 
 
 def show_observation(found: Observation, console: Console) -> None:
@@ -36,18 +30,11 @@ def show_observation(found: Observation, console: Console) -> None:
     if other:
         table.add_row("size", size(found.size_bytes), size(other.size_bytes))
     console.print(table)
-    for way, one in found.ways.items():
-        console.print(f"{WAYS.get(way, way)}: {_way(one)}", markup=False)
+    show_ways(found.as_json()["ways"], console)
     if other:
         ratio = other.latency_ratio
         word = f"{ratio:.2f}x as fast as" if ratio >= 1 else f"{1 / ratio:.2f}x slower than"
         console.print(f"{word} {other.model} in {other.library}, run in turn", markup=False)
-
-
-def _way(one: Timing | str) -> str:
-    if isinstance(one, str):
-        return f"not possible: {one}"
-    return f"{one.median_ms:.3f} ms, 99 of 100 calls below {one.p99_ms:.3f} ms"
 
 
 def _is_shown(name: str, found: Observation) -> bool:

@@ -10,6 +10,7 @@ from onnx_lathe.optimizer.report.outputs import show_outputs
 from onnx_lathe.optimizer.report.record import RunRecord, StepRecord
 from onnx_lathe.optimizer.report.sensitivity import show_sensitivity, without_sensitivity
 from onnx_lathe.optimizer.report.units import shown, size
+from onnx_lathe.optimizer.report.ways import show_ways
 
 SKIPS_SHOWN = 8
 UNCOUNTED = ("MACs of ", "weights of ")
@@ -69,6 +70,7 @@ def show(record: RunRecord, console: Console) -> None:
             + (f"; {target.measured}: {quality}" if quality else ""),
             markup=False,
         )
+        show_ways(target.details.get("ways", {}), console, indent="    ")
         _show_skips(target.skips, console)
     show_outputs(record, console)
     for verdict in record.gates:

@@ -99,15 +99,19 @@ def run(lenet5: Path, data: Path, out: Path, *more: str) -> dict:
 def test_the_report_is_of_the_engine(
     machine: gpu.Machine, lenet5: Path, small_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """On the terminal too."""
     found = run(lenet5, small_mnist, tmp_path / "out", "--gate", "sqnr >= 60")
     (target,) = found["targets"]
     assert found["code"] == 0
     assert target["measured"] == "as built"
     assert target["quality"]["top1"] > 0.9
     assert target["quality"]["latency"] > 0
-    assert set(target["details"]["times"]) == {"call", "cuda_graph", "gpu_alone"}
-    assert target["details"]["times"]["cuda_graph"]["p99_ms"] > 0
+    assert set(target["details"]["ways"]) == {"call", "cuda_graph", "gpu_alone"}
+    assert target["details"]["ways"]["cuda_graph"]["p99_ms"] > 0
     assert [gate["subject"] for gate in found["gates"]] == ["model", "tensorrt"]
+    shown = capsys.readouterr().out
+    assert re.search(r"as built: .*latency", shown)
+    assert re.search(r"the same as a CUDA graph: \d.* ms, 99 of 100 calls below", shown)
     machine.has_gpu("")
     assert "no NVIDIA GPU or driver" in refused(
         capsys,

@@ -166,6 +166,14 @@ def test_a_batch_of_one_size_is_told(machine: gpu.Machine) -> None:
     assert session.get_inputs()[0].shape == [4, 3]
 
 
+def test_fixed_sizes(machine: gpu.Machine) -> None:
+    session = reopen(build(machine, network(x=[4, 3], y=[4, 2]))).session
+    assert session.get_inputs()[0].shape == [4, 3]
+    assert session.run(None, {"x": X[:4]})[0].shape == (4, 2)
+    with pytest.raises(ModelError, match=r"input 'x' takes \[4, 3\], not \[5, 3\]"):
+        session.run(None, {"x": X})
+
+
 def test_what_has_no_batch_is_not_cut(machine: gpu.Machine) -> None:
     nodes = [helper.make_node("ReduceSum", ["x"], ["y"], "sum", keepdims=0)]
     session = reopen(build(machine, network(nodes, y=[]), batch="2:2:4")).session

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,3 +71,10 @@ class Machine:
         (package / "settings.json").write_text(json.dumps(settings))
         compute_here.cache_clear()
         return library
+
+    def python(self, library: str, version: str, expression: str) -> Any:
+        """What the expression gives, of `trt`, the library in that version, in a process that finds it."""
+        assert self.install(version) == library
+        code = f"import json, sys; sys.path.insert(0, {str(self.folder)!r}); import {library} as trt; print(json.dumps({expression}))"
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+        return json.loads(done.stdout)

@@ -118,6 +118,9 @@ class Engine:
     def _profile(self, index: int) -> Profile:
         found = Profile()
         for port in self.inputs:
+            if all(size >= 0 for size in port.shape):
+                found.least[port.name] = found.greatest[port.name] = port.shape
+                continue
             least, _, greatest = self._engine.get_tensor_profile_shape(port.name, index)
             found.least[port.name], found.greatest[port.name] = tuple(least), tuple(greatest)
         return found

@@ -253,10 +253,12 @@ class _Engine:
         return False
 
     def get_tensor_profile_shape(self, name, index):
-        profiles = self._plan["profiles"]
-        return (
-            profiles[index][name] if profiles and name in profiles[index] else [self._tensor(name).shape] * 3
-        )
+        assert -1 in self._tensor(name).shape, "what it gives of fixed sizes is not documented"
+        return self._limits(name, index)
+
+    def _limits(self, name, index):
+        shape = self._tensor(name).shape
+        return self._plan["profiles"][index][name] if -1 in shape else [shape] * 3
 
     def create_execution_context(self):
         return _Context(self)
@@ -283,7 +285,7 @@ class _Context:
         return True
 
     def set_input_shape(self, name, shape):
-        least, _, greatest = self._engine.get_tensor_profile_shape(name, self._chosen)
+        least, _, greatest = self._engine._limits(name, self._chosen)
         if len(shape) != len(least) or any(
             not a <= b <= c for a, b, c in zip(least, shape, greatest, strict=True)
         ):
