@@ -14,7 +14,8 @@ from onnx_lathe.placement import CANONICAL
 from onnx_lathe.protocols import Profile, Region
 from onnx_lathe.runtime.running import ort
 from tests.support.builders import build, random
-from tests.support.placement import quantized
+from tests.support.placement import IMAGES, RESIDUAL, quantized
+from tests.support.placement import network as residual
 from tests.support.regions import X, network, on_integers
 
 KEEP, ANY = {"speed": "keep"}, {"speed": "any"}
@@ -86,6 +87,24 @@ def test_a_pair_that_others_read_stays() -> None:
     assert on_integers(after) == set(FLOATS) - {"one"}
     wanted, found = (ort.run(ort.session(model), {"x": X})["y"] for model in (network(), after))
     assert np.abs(wanted - found).max() < 0.05 * np.abs(wanted).max()
+
+
+def test_the_pair_of_a_residual_addition_goes_with_its_convolution() -> None:
+    """The addition becomes part of a convolution in INT8; behind one in float its pair serves nothing."""
+    before, _ = lowered(residual(RESIDUAL), IMAGES, ANY)
+    (add,) = (node for node in before.graph.node if node.op_type == "Add")
+    makers = {name: node.op_type for node in before.graph.node for name in node.output}
+    assert "DequantizeLinear" in {makers[name] for name in add.input}
+    costs = dict.fromkeys(on_integers(before), 1.0)
+    (slow,) = (
+        node.name for node in before.graph.node if node.output[0] in add.input and node.op_type == "Conv"
+    )
+    profiler = MadeUp({name: 0.2 for name in costs} | {slow: 3.0}, costs, border=0.01)
+    after, report = lowered(residual(RESIDUAL), IMAGES, KEEP, profiler)
+    assert skips(report).keys() == {slow}
+    (add,) = (node for node in after.graph.node if node.op_type == "Add")
+    makers = {name: node.op_type for node in after.graph.node for name in node.output}
+    assert "DequantizeLinear" not in {makers[name] for name in add.input}
 
 
 def test_a_network_that_does_not_pay_is_float() -> None:

@@ -140,6 +140,13 @@ def test_bfloat16_goes_in_as_float32(machine: gpu.Machine) -> None:
     assert np.array_equal(ort.run(session, {"x": X})["y"], X.astype(ml_dtypes.bfloat16).astype(np.float32))
 
 
+def test_a_single_number(machine: gpu.Machine) -> None:
+    nodes = [helper.make_node("Neg", ["x"], ["y"], "neg")]
+    session = reopen(build(machine, network(nodes, ([], TensorProto.FLOAT), []))).session
+    found = session.run(None, {"x": np.array(3, np.float32)})[0]
+    assert (found.shape, float(found)) == ((), -3.0)
+
+
 def test_a_type_that_nothing_here_holds(machine: gpu.Machine) -> None:
     nodes = [helper.make_node("Cast", ["x"], ["y"], "cast", to=TensorProto.FLOAT8E4M3FN)]
     engine = build(machine, network(nodes, y=(["n", 3], TensorProto.FLOAT8E4M3FN)))

@@ -206,9 +206,7 @@ class Engine:
                 raise EngineError(f"input '{port.name}' is not fed")
         self._select({port.name: feeds[port.name].shape for port in self.inputs})
         for port in self.inputs:
-            values = np.ascontiguousarray(
-                _to_bits(feeds[port.name]) if port.kind == "BF16" else feeds[port.name]
-            )
+            values = _to_bits(feeds[port.name]) if port.kind == "BF16" else feeds[port.name]
             if values.dtype != DTYPES[port.kind]:
                 raise EngineError(f"input '{port.name}' takes {port.dtype}, not {values.dtype}")
             buffer = self._room(port.name, values.nbytes)
@@ -367,7 +365,7 @@ def _itemsize(port: Port) -> int:
 
 def _to_bits(values: np.ndarray) -> np.ndarray:
     """float32 -> bfloat16, rounded to the nearest even."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    bits = np.array(values, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
