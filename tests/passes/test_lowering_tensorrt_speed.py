@@ -99,7 +99,7 @@ def test_the_pair_of_a_residual_addition_goes_with_its_convolution() -> None:
     (slow,) = (
         node.name for node in before.graph.node if node.output[0] in add.input and node.op_type == "Conv"
     )
-    profiler = MadeUp({name: 0.2 for name in costs} | {slow: 3.0}, costs, border=0.01)
+    profiler = MadeUp(dict.fromkeys(costs, 0.2) | {slow: 3.0}, costs, border=0.01)
     after, report = lowered(residual(RESIDUAL), IMAGES, KEEP, profiler)
     assert skips(report).keys() == {slow}
     (add,) = (node for node in after.graph.node if node.op_type == "Add")

@@ -304,6 +304,13 @@ def test_a_description_that_is_none(machine: gpu.Machine, text: str) -> None:
         reopen(engine)
 
 
+def test_an_engine_without_its_weights(machine: gpu.Machine) -> None:
+    engine = build(machine, network())
+    describe(engine, strip=True)
+    with pytest.raises(TargetError, match="holds no weights, and computes nothing right"):
+        reopen(engine)
+
+
 def test_files_that_are_missing(machine: gpu.Machine) -> None:
     engine = build(machine, network())
     engine.with_name(f"{engine.name}.json").unlink()

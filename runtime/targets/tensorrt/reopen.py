@@ -31,6 +31,10 @@ def reopen(engine: Path) -> Reopened:
 def open_engine(engine: Path, said: Mapping[str, Any]) -> EngineSession:
     """Raises TargetError where it cannot be run. `said`: what the file beside it has of library, version and GPU."""
     library = said["library"]
+    if said.get("strip"):
+        raise TargetError(
+            f"{engine}: holds no weights, and computes nothing right before it is refitted; build it without strip to run it"
+        )
     if importlib.util.find_spec(library) is None:
         raise TargetError(
             f"{engine}: {library} is not installed, whose {TITLES[library]} {said['version']} built it; "

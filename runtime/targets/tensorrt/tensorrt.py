@@ -97,7 +97,8 @@ class TensorRTBase(Target):
         return EngineProfiler(self, options, lambda session: feeds(session, count), progress)
 
     def runs_here(self, options: Any) -> bool:
-        return self.opens and compute_here(self.library) is not None
+        has_weights = not getattr(options, "strip", False)
+        return self.opens and has_weights and compute_here(self.library) is not None
 
     def open(self, artifact: Artifact, options: Any, threads: int = 1) -> EngineSession | None:
         return open_engine(artifact.paths[0], artifact.details)
