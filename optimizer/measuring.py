@@ -1,7 +1,7 @@
 """Measures models on samples of the data, and judges what was measured by gates."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,10 @@ def sample_feeds(source: DataSource | None, session: Any, batch: int) -> Mapping
 
 
 def is_fixed(session: Any) -> bool:
-    """Whether it takes inputs of one size, but for a batch."""
-    return all(isinstance(size, int) for value in session.get_inputs() for size in value.shape[1:])
+    """Whether it takes inputs of one size, but for a batch, or says itself which it is for (Target.open)."""
+    return hasattr(session, "usual_shapes") or all(
+        isinstance(size, int) for value in session.get_inputs() for size in value.shape[1:]
+    )
 
 
 def shared_feeds(source: DataSource | None, sessions: Sequence[Any], batch: int) -> Mapping[str, np.ndarray]:
@@ -89,8 +91,21 @@ def shared_feeds(source: DataSource | None, sessions: Sequence[Any], batch: int)
     return feeds
 
 
+@dataclass(frozen=True)
+class _Sized:
+    """The inputs of a session, of the sizes that it is for."""
+
+    session: Any
+
+    def get_inputs(self) -> list[Any]:
+        shapes = self.session.usual_shapes
+        return [replace(value, shape=shapes[value.name]) for value in self.session.get_inputs()]
+
+
 def _made_up(session: Any, batch: int) -> Mapping[str, np.ndarray]:
-    """Random values, of the first sizes on which the model runs if it leaves any open."""
+    """Random values, of the sizes that the session is for, or the first on which the model runs if it leaves any open."""
+    if hasattr(session, "usual_shapes"):
+        return ort.random_feeds(_Sized(session))
     shapes: list[dict[str, tuple[int, ...]]] = []
     refusal = ""
     for size in SIZES:

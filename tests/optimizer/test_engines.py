@@ -10,6 +10,7 @@ import pytest
 import onnx_lathe
 from onnx_lathe.optimizer.cli import main
 from tests.support import gpu
+from tests.support.builders import build
 from tests.support.command import data_arguments, refused
 
 pytestmark = pytest.mark.skipif(bool(gpu.missing()), reason=gpu.missing())
@@ -160,6 +161,26 @@ def test_a_gate_that_the_engine_fails_leaves_no_engine(
         ("tensorrt", False),
     ]
     assert not list((tmp_path / "out").glob("*.engine*"))
+
+
+def test_open_sizes_without_data(
+    machine: gpu.Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Random values are of the sizes that the engine is for."""
+    model = build("(float[N, 1, H, W] x) => (float[N, 1, H, W] y) { y = Relu (x) }")
+    onnx.save(model, tmp_path / "open.onnx")
+    call = "tensorrt(shapes={x: 2x1x20x30:2x1x24x32:4x1x40x60})"
+    arguments = [str(tmp_path / "open.onnx"), "--passes", "fold", "--target", call]
+    assert main([*arguments, "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    (target,) = json.loads((tmp_path / "out" / "report.json").read_text())["targets"]
+    assert target["measured"] == "as built"
+    assert target["quality"]["latency"] > 0
+    capsys.readouterr()
+    engine = str(tmp_path / "out" / "model.tensorrt.engine")
+    for more in ([], ["--against", str(tmp_path / "open.onnx")]):
+        assert main(["run", engine, "--quiet", "--json", *more]) == 0
+        (output,) = json.loads(capsys.readouterr().out)["outputs"]
+        assert output["shape"] == [2, 1, 24, 32]
 
 
 @pytest.mark.slow

@@ -198,8 +198,8 @@ class Target:
         onnxruntime.InferenceSession; metrics, gates and times are then its. None where this machine cannot run it.
 
         A session that runs elsewhere than in this process says itself how long a call takes: `call_ms(feeds)`. It may
-        time other ways to run: `ways_ms(feeds, budget_s)`, by name the milliseconds of calls, or why it cannot. What
-        else it holds it gives back by `close()`.
+        time other ways to run: `ways_ms(feeds, budget_s)`, by name the milliseconds of calls, or why it cannot; and say
+        which sizes it is for, by input: `usual_shapes`. What it holds it gives back by `close()`.
         """
         return None
 

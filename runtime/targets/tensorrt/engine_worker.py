@@ -66,7 +66,10 @@ class _Worker:
         engine = Engine(self.trt, self.logger, self.cuda, plan)
         self.engines.append(engine)
         profiles = [
-            {port.name: [profile.least[port.name], profile.greatest[port.name]] for port in engine.inputs}
+            {
+                port.name: [shapes[port.name] for shapes in (profile.least, profile.tuned, profile.greatest)]
+                for port in engine.inputs
+            }
             for profile in engine.profiles
         ]
         ports = {"inputs": _described(engine.inputs), "outputs": _described(engine.outputs)}

@@ -65,9 +65,10 @@ class _Grown:
 
 @dataclass
 class Profile:
-    """Sizes that the engine takes: by input, the least and the greatest shape."""
+    """Sizes that the engine takes: by input, the least and the greatest shape, and the one that it is tuned for."""
 
     least: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    tuned: dict[str, tuple[int, ...]] = field(default_factory=dict)
     greatest: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def takes(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -118,11 +119,10 @@ class Engine:
     def _profile(self, index: int) -> Profile:
         found = Profile()
         for port in self.inputs:
-            if all(size >= 0 for size in port.shape):
-                found.least[port.name] = found.greatest[port.name] = port.shape
-                continue
-            least, _, greatest = self._engine.get_tensor_profile_shape(port.name, index)
-            found.least[port.name], found.greatest[port.name] = tuple(least), tuple(greatest)
+            shapes = [port.shape] * 3
+            if any(size < 0 for size in port.shape):
+                shapes = [tuple(shape) for shape in self._engine.get_tensor_profile_shape(port.name, index)]
+            found.least[port.name], found.tuned[port.name], found.greatest[port.name] = shapes
         return found
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]:

@@ -67,6 +67,14 @@ class EngineSession:
     def get_outputs(self) -> list[Value]:
         return [_value(port, port["shape"]) for port in self._outputs]
 
+    @property
+    def usual_shapes(self) -> dict[str, list[int]]:
+        """By input, the shape that the engine is tuned for, of as few samples as it takes."""
+        return {
+            name: [least[0], *tuned[1:]] if name in self._open else tuned
+            for name, (least, tuned, _) in self._profiles[0].items()
+        }
+
     def _sizes(self, port: Mapping[str, Any]) -> list[int]:
         """-1 where profiles take more than one size."""
         found = [profile[port["name"]] for profile in self._profiles]
@@ -74,7 +82,7 @@ class EngineSession:
             size
             if size >= 0
             else low
-            if all(least[axis] == greatest[axis] == low for least, greatest in found)
+            if all(least[axis] == greatest[axis] == low for least, _, greatest in found)
             else -1
             for axis, (size, low) in enumerate(zip(port["shape"], found[0][0], strict=True))
         ]
@@ -159,7 +167,7 @@ class EngineSession:
                 low <= size <= high
                 for low, size, high in zip(least, feeds[name].shape, greatest, strict=True)
             )
-            for name, (least, greatest) in profile.items()
+            for name, (least, _, greatest) in profile.items()
         )
 
 
@@ -172,7 +180,7 @@ def _joined(name: str, parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _batch(profile: Mapping[str, list[list[int]]], names: Sequence[str]) -> tuple[int, int]:
-    return max(profile[name][0][0] for name in names), min(profile[name][1][0] for name in names)
+    return max(profile[name][0][0] for name in names), min(profile[name][2][0] for name in names)
 
 
 def _value(port: Mapping[str, Any], sizes: Sequence[int]) -> Value:
