@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
+import onnx
 
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option

@@ -309,6 +309,9 @@ def test_an_engine_without_its_weights(machine: gpu.Machine) -> None:
     describe(engine, strip=True)
     with pytest.raises(TargetError, match="holds no weights, and computes nothing right"):
         reopen(engine)
+    target = find("tensorrt")()
+    assert target.runs_here(target.Config())
+    assert not target.runs_here(target.Config(strip=True))
 
 
 def test_files_that_are_missing(machine: gpu.Machine) -> None:

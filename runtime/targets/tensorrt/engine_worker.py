@@ -18,7 +18,9 @@ import numpy as np
 from onnx_lathe.runtime.targets.tensorrt import wire
 from onnx_lathe.runtime.targets.tensorrt.cuda import Cuda, CudaError
 from onnx_lathe.runtime.targets.tensorrt.execution import WARM_UPS, Engine, EngineError, Port
-from onnx_lathe.runtime.targets.tensorrt.worker import RefusedError, load, make_logger, one_line
+from onnx_lathe.runtime.targets.tensorrt.messages import one_line
+from onnx_lathe.runtime.targets.tensorrt.settings import RefusedError
+from onnx_lathe.runtime.targets.tensorrt.worker import load, make_logger
 
 LEAST_ROUNDS, MOST_ROUNDS = 10, 1000
 

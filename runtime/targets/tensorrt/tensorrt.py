@@ -39,8 +39,8 @@ from onnx_lathe.runtime.targets.tensorrt import process
 from onnx_lathe.runtime.targets.tensorrt.check import concerns, verdicts
 from onnx_lathe.runtime.targets.tensorrt.engine_process import compute_here
 from onnx_lathe.runtime.targets.tensorrt.options import BuildConfig, RTXConfig, TensorRTConfig
-from onnx_lathe.runtime.targets.tensorrt.refusals import fatal, unknown_operators
 from onnx_lathe.runtime.targets.tensorrt.profiling import EngineProfiler
+from onnx_lathe.runtime.targets.tensorrt.refusals import fatal, unknown_operators
 from onnx_lathe.runtime.targets.tensorrt.reopen import open_engine, reopen
 from onnx_lathe.runtime.targets.tensorrt.session import EngineSession
 from onnx_lathe.runtime.targets.tensorrt.shapes import (
@@ -97,8 +97,7 @@ class TensorRTBase(Target):
         return EngineProfiler(self, options, lambda session: feeds(session, count), progress)
 
     def runs_here(self, options: Any) -> bool:
-        has_weights = not getattr(options, "strip", False)
-        return self.opens and has_weights and compute_here(self.library) is not None
+        return self.opens and not options.strip and compute_here(self.library) is not None
 
     def open(self, artifact: Artifact, options: Any, threads: int = 1) -> EngineSession | None:
         return open_engine(artifact.paths[0], artifact.details)
