@@ -140,6 +140,19 @@ class TensorRTBase(Target):
         """
         if importlib.util.find_spec(self.library) is None:
             raise TargetError(self._missing())
+        request = self._prepared(model, options) | {"library": self.library, "model": str(model.resolve())}
+        try:
+            with tempfile.TemporaryDirectory(prefix=".lathe-", dir=directory) as scratch:
+                return self._build_in(Path(scratch).resolve(), directory, request, options, progress)
+        except OSError as error:
+            raise TargetError(
+                f"{directory}: cannot be written ({error.strerror or error}); choose another folder"
+            ) from error
+
+    def _prepared(self, model: Path, options: Any) -> dict[str, Any]:
+        """What the worker is asked for, but for files. Raises TargetError for what TensorRT would not take of the
+        model.
+        """
         proto = model_file.load(model)
         wanted = profiles(proto, parse_batch(options.batch), parse_shapes(options.shapes))
         refused: dict[str, list[str]] = {}
@@ -148,23 +161,13 @@ class TensorRTBase(Target):
         if refused:
             listed = "; ".join(f"{first_few(nodes)}: {reason}" for reason, nodes in refused.items())
             raise TargetError(f"{self.title} would not take {model.name}: {listed}")
-        request = self._request(options) | {
-            "library": self.library,
-            "model": str(model.resolve()),
+        return self._request(options) | {
             "flags": options.flags() + _sparse_flags(proto, options.sparse),
             "profiles": {
                 name: [list(profile.least), list(profile.tuned), list(profile.greatest)]
                 for name, profile in wanted.items()
             },
         }
-        del proto  # the worker reads the file; two copies of a large model are enough
-        try:
-            with tempfile.TemporaryDirectory(prefix=".lathe-", dir=directory) as scratch:
-                return self._build_in(Path(scratch).resolve(), directory, request, options, progress)
-        except OSError as error:
-            raise TargetError(
-                f"{directory}: cannot be written ({error.strerror or error}); choose another folder"
-            ) from error
 
     def _build_in(
         self, scratch: Path, directory: Path, request: dict[str, Any], options: Any, progress: Progress
