@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -14,12 +15,21 @@ from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.ncnn.session import open_files
 
 RECIPES = {
-    "float": "fold",
-    "svd": "fold,svd(macs=0.7)",
-    "channels": "fold,prune_channels(sparsity=0.25)",
-    "codebook": "fold,codebook(bits=4)",
-    "int8": "fold,int8",
+    "float": ("fold", "ncnn"),
+    "svd": ("fold,svd(macs=0.7)", "ncnn"),
+    "channels": ("fold,prune_channels(sparsity=0.25)", "ncnn"),
+    "codebook": ("fold,codebook(bits=4)", "ncnn"),
+    "int8": ("fold,int8", "ncnn"),
+    "int8-half": ("fold,int8", "ncnn(storage=float16)"),
 }
+"""Passes and target by name."""
+SMALLER = {
+    "int8-depthwise": ("fold,int8", "ncnn(profile=arm64-int8,storage=float16)"),
+    "int8-tables": ("fold,codebook(bits=8),int8", "ncnn(storage=float16)"),
+}
+"""Tried where the files of INT8 are above `SHARE`."""
+SHARE = 0.27
+"""What INT8 files may take of float's."""
 
 
 @dataclass
@@ -44,22 +54,43 @@ def convert(options: argparse.Namespace) -> None:
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for network in networks(options):
-        floats = 0
-        for name, recipe in RECIPES.items():
-            kept = options.out / network.name / f"{name}.json"
-            kept.parent.mkdir(exist_ok=True)
-            if not kept.exists():
-                kept.write_text(json.dumps(asdict(_row(network, name, recipe, options.out))))
-            row = Row(**json.loads(kept.read_text()))
-            floats = row.size if name == "float" else floats
-            print(_line(row, floats), flush=True)
+        rows: dict[str, Row] = {}
+        for name, recipe in (RECIPES | SMALLER).items():
+            if name in SMALLER and _is_small(rows):
+                continue
+            row = _kept(network, name, recipe, options.out)
+            if not _is_known(row, rows):
+                print(_line(row, rows["float"].size if rows else row.size), flush=True)
+            rows[name] = row
 
 
-def _row(network: Network, name: str, recipe: str, out: Path) -> Row:
+def _is_small(rows: Mapping[str, Row]) -> bool:
+    """Whether an INT8 file is within `SHARE` already, or none can be told."""
+    sizes = [row.size for name, row in rows.items() if name.startswith("int8") and row.size]
+    return not sizes or min(sizes) <= SHARE * rows["float"].size
+
+
+def _is_known(row: Row, rows: Mapping[str, Row]) -> bool:
+    """Whether storing in another way changed nothing: no weight is left in float."""
+    sizes = [one.size for name, one in rows.items() if name.startswith("int8")]
+    return row.recipe.startswith("int8") and bool(row.size) and row.size in sizes
+
+
+def _kept(network: Network, name: str, recipe: tuple[str, str], out: Path) -> Row:
+    """The row, measured or as an earlier run left it."""
+    path = out / network.name / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists():
+        path.write_text(json.dumps(asdict(_row(network, name, recipe, out))))
+    return Row(**json.loads(path.read_text()))
+
+
+def _row(network: Network, name: str, recipe: tuple[str, str], out: Path) -> Row:
     place = out / network.name / name
     shutil.rmtree(place, ignore_errors=True)
     row = Row(network.name, name)
-    arguments = [str(network.model), "--passes", recipe, "--target", "ncnn", "--threads", "1", "--no-latency"]
+    passes, target = recipe
+    arguments = [str(network.model), "--passes", passes, "--target", target, "--threads", "1", "--no-latency"]
     arguments += ["--calibration", f"{network.data}:calibration", "--eval", f"{network.data}:evaluation"]
     ran = judge.run(arguments, place)
     row.code, row.message = ran.code, ran.message
@@ -68,7 +99,7 @@ def _row(network: Network, name: str, recipe: str, out: Path) -> Row:
         details = targets[0]["details"]
         row.error, row.allowed = details["verified"]["relative_error"], details["verified"]["allowed"]
         row.size, row.int8_layers = targets[0]["size_bytes"], details["int8_layers"]
-        if name == "int8":
+        if name.startswith("int8"):
             row.cosine = _cosines(network, place)
     shutil.rmtree(place, ignore_errors=True)
     return row
@@ -114,7 +145,7 @@ def _worst(found: list[list[np.ndarray]], wanted: list[list[np.ndarray]]) -> flo
 def _line(row: Row, floats: int) -> str:
     if row.code:
         return f"| {row.network} | {row.recipe} | exit {row.code}: {row.message} | | | | | | |"
-    share = f"{row.size / floats:.2f}" if floats else ""
+    share = f"{row.size / floats:.3f}" if floats else ""
     cosines = [f"{row.cosine[label]:.5f}" if label in row.cosine else "" for label in ("ncnn", "ort")]
     cells = [
         row.network,

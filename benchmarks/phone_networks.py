@@ -14,7 +14,12 @@ from networks_real import _data
 from onnx import numpy_helper
 from sets import ROOT, datasets, scaled
 
+from onnx_lathe.runtime.running import ort
+
 OWN = {"lenet300-mnist": "mnist", "lenet5-mnist": "mnist", "resnet20-cifar10": "cifar10"}
+ALONE = ("captcha-crnn", "silero-vad", "silero-vad-half", "wake-mel")
+"""Networks whose outputs have their batch on another axis than the first, or no batch: taken for one sample."""
+SATURATED = 0.999
 SAMPLES = {"calibration": 16, "evaluation": 32}
 
 
@@ -43,9 +48,10 @@ def networks(options: argparse.Namespace) -> Iterator[Network]:
         if _wanted(network.name, options):
             place = options.out / network.name
             place.mkdir(exist_ok=True)
-            yield Network(
-                network.name, packages.fetched(network, folder), _data(network.inputs, place), "package"
-            )
+            path = packages.fetched(network, folder)
+            if network.name in ALONE:
+                path = _for_one(path, options.out)
+            yield Network(network.name, path, _data(network.inputs, place), "package")
 
 
 def _wanted(name: str, options: argparse.Namespace) -> bool:
@@ -75,6 +81,20 @@ def _positive_variances(model: onnx.ModelProto) -> None:
             tensor.CopyFrom(numpy_helper.from_array(np.abs(numpy_helper.to_array(tensor)) + 0.1, tensor.name))
 
 
+def _for_one(path: Path, out: Path) -> Path:
+    """The network with a first dimension of 1 in all inputs, as the target ncnn asks for it."""
+    target = out / path.name
+    if not target.exists():
+        model = onnx.load(path)
+        for value in model.graph.input:
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+        for value in model.graph.output:
+            for dim in value.type.tensor_type.shape.dim:
+                dim.ClearField("dim_param")
+        onnx.save(model, target)
+    return target
+
+
 def _light(path: Path, out: Path) -> Network:
     model, data = out / path.name, out / f"{path.stem}.npz"
     if not model.exists():
@@ -94,4 +114,21 @@ def _light(path: Path, out: Path) -> Network:
             for part in SAMPLES
         }
         np.savez(data, **arrays)  # type: ignore[arg-type]
+        _unsaturated(model, value.name, arrays[f"evaluation/{value.name}"])
     return Network(path.stem, model, data, "onnx")
+
+
+def _unsaturated(path: Path, name: str, samples: np.ndarray) -> None:
+    """Takes a last Softmax off a model whose random weights make it say 1 and 0, whatever is before it."""
+    proto = onnx.load(path)
+    last, (output,) = proto.graph.node[-1], proto.graph.output
+    if last.op_type != "Softmax" or last.output[0] != output.name:
+        return
+    (said,) = ort.run(ort.session(proto), {name: samples[:1]}).values()
+    if said.max() < SATURATED:
+        return
+    proto.graph.node.remove(last)
+    output.name = last.input[0]
+    partial = path.with_name(f".{path.name}")
+    onnx.save(proto, partial)
+    os.replace(partial, path)

@@ -17,8 +17,6 @@ from onnx_lathe.runtime.targets.ncnn.session import open_files
 LEAST = 15
 INT8_NETWORKS = ("ResNet-18", "VGG-16")
 EFFICIENT = "efficientnet-lite0"
-SHARE = 0.27
-"""What INT8 files may take of float's."""
 
 
 def resnet50(path: Path) -> None:

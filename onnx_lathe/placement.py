@@ -13,6 +13,10 @@ class Placement:
 
     layers: frozenset[str] = frozenset({"Conv", "Gemm", "MatMul"})
     """Operators with weights that have an INT8 kernel which pays."""
+    single_rows: frozenset[str] = frozenset()
+    """Operators beside those whose INT8 kernel pays where they read one row of each sample, and not on the many
+    rows of a sequence.
+    """
     depthwise: bool = False
     joins: bool = True
     """Whether an addition behind a convolution becomes part of it when its other operand is quantized, and
@@ -43,6 +47,7 @@ class Placement:
         """
         return Placement(
             self.layers | other.layers,
+            self.single_rows | other.single_rows,
             self.depthwise or other.depthwise,
             self.joins or other.joins,
             self.operators | other.operators,

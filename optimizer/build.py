@@ -158,7 +158,7 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
     if target.guards(config) and run.request.measure_latency:
         profiler = target.profiler(config, partial(sample_feeds, run.roles.sample), run.ui.status)
         context = run.services.profiling(context) if profiler is None else context
-    if target.timed:
+    if target.lowering is not None:
         request = run.request
         context = run.services.judging(
             context, request.model, lambda: open_file(request.model, request.wishes).model
@@ -294,6 +294,7 @@ def _build(
     found.files = _names(artifact.paths, results)
     found.size_bytes = artifact.size_bytes
     found.details = dict(artifact.details)
+    found.facts = list(artifact.facts)
     tried = dict(target.verify(model, artifact, config, run.feeds, run.ui.status, run.model))
     _warn(run, target, tried.pop("notes", ()))
     found.details |= tried

@@ -63,7 +63,7 @@ def check(path: Path, calls: Sequence[Call]) -> list[Check]:
         lowered, report = lower(target, config, model, Context())
         reasons = {skip.node: skip.reason for skip in report.skips}
         with crashes_named(f"as target {target.name} wants it", target.name):
-            verdicts = target.layers(lowered)
+            verdicts = target.layers(lowered, config)
             refused = target.refusals(lowered, config)
         layers = [
             layer

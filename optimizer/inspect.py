@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import inliner
 
-from onnx_lathe.optimizer.counting.operators import macs_of
+from onnx_lathe.macs import OpenShape, macs_of
 from onnx_lathe.optimizer.counting.scopes import Scope, scopes, trips
 from onnx_lathe.optimizer.counting.weights import Stored, stored_weights
 from onnx_lathe.passes.graph import Node
 from onnx_lathe.passes.graph.bodies import Part
-from onnx_lathe.passes.graph.macs import OpenShape
 from onnx_lathe.passes.graph.model import import_model
 from onnx_lathe.runtime.files.tensors import all_tensors, data_size
 

@@ -205,8 +205,9 @@ def check_needs(passes: list[Pass], roles: Roles, recipe: Recipe) -> None:
                 )
     for instance in passes:
         if {"calibrator", "runner"} & {*instance.needs} and roles.calibration is None:
+            purpose = f" for {', '.join(instance.measuring)}" if instance.measuring else ""
             raise DataError(
-                f"pass '{instance.name}' needs calibration data; give --data, --train or --calibration"
+                f"pass '{instance.name}' needs calibration data{purpose}; give --data, --train or --calibration"
             )
         if "gradients" in instance.needs and recipe.retrain is not None:
             raise UsageError(

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
+from onnx_lathe.macs import OpenShape
 from onnx_lathe.passes.graph.bodies import graph_protos
-from onnx_lathe.passes.graph.macs import OpenShape
 from onnx_lathe.passes.graph.skeleton import runtime_inputs, skeleton
 
 ROUNDS = 4

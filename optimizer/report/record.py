@@ -46,6 +46,7 @@ class TargetRecord:
     size_bytes: int = 0
     quality: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    facts: list[str] = field(default_factory=list)
     skips: list[dict[str, str]] = field(default_factory=list)
     error: str | None = None
     measured: str = "as lowered"

@@ -71,6 +71,8 @@ def show(record: RunRecord, console: Console) -> None:
             + (f"; {target.measured}: {quality}" if quality else ""),
             markup=False,
         )
+        for fact in target.facts:
+            console.print(f"    {fact}", markup=False)
         show_ways(target.details.get("ways", {}), console, indent="    ")
         _show_skips(target.skips, console)
     show_outputs(record, console)

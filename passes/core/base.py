@@ -36,6 +36,8 @@ class Pass:
     "kernel_timer" (whose kernels `config.profile` names), and "gradients" of the built-in training, which a user's hook need not follow. What options do without,
     an instance may leave out.
     """
+    measuring: tuple[str, ...] = ()
+    """Options that make an instance need calibration data, where it would do without."""
     after: ClassVar[Mapping[str, str]] = {}
     """Name of another pass -> reason: if the recipe has it, one occurrence of it must come before this."""
     before: ClassVar[Mapping[str, str]] = {}

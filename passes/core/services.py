@@ -148,7 +148,7 @@ class Context:
     profiler: Profiler | None = None
     """Set where a model is lowered for a target that runs here, and times are asked for."""
     fidelity: Fidelity | None = None
-    """Set where a model is lowered for a target that runs here, and there is calibration data."""
+    """Set where a model is lowered for a target, and there is calibration data."""
     evaluator: Evaluator | None = None
     placement: Placement = CANONICAL
     """What the targets of the request run in INT8; for a lowering, what its own target does."""

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 import onnx
 
 from onnx_lathe import metadata
+from onnx_lathe.macs import OpenShape
 from onnx_lathe.passes.graph import Graph, Node
 from onnx_lathe.passes.graph.layers import Weight, output_axis, weights
 from onnx_lathe.passes.graph.model import node_metadata
 from onnx_lathe.passes.graph.skeleton import runtime_inputs, skeleton
 
 Shape = tuple[int, ...]
-OpenShape = tuple[int | str, ...]
-"""A size that is not known before the model runs is its name, or "?"."""
 
 
 def open_shapes(model: onnx.ModelProto, inputs: Mapping[str, Sequence[int]]) -> dict[str, OpenShape]:

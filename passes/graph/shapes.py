@@ -36,11 +36,15 @@ class TensorType:
         return None if size is None else size * onnx.helper.tensor_dtype_to_np_dtype(self.element).itemsize
 
 
-def infer_types(graph: Graph) -> dict[str, TensorType]:
+def infer_types(graph: Graph, one_sample: bool = False) -> dict[str, TensorType]:
     """Tensor name -> type, of every tensor of the main graph whose type follows from the graph's inputs and
-    initializers.
+    initializers. one_sample: where the first dimension of an input is open, it is taken to be 1.
     """
     model = skeleton(export_model(graph))
+    for value in model.graph.input if one_sample else ():
+        dims = value.type.tensor_type.shape.dim
+        if dims and not dims[0].dim_value:
+            dims[0].dim_value = 1
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from onnx_lathe import metadata
+from onnx_lathe.errors import UsageError
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.registry import register
@@ -42,10 +43,11 @@ from onnx_lathe.passes.graph.opset import raise_opset
 from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.graph.quantization import pairs
 from onnx_lathe.passes.graph.quantization.bias_range import fit_biases
-from onnx_lathe.passes.graph.quantization.placement import float_reason, split_gates
+from onnx_lathe.passes.graph.quantization.placement import Rows, float_reason, split_gates
 from onnx_lathe.passes.graph.quantization.propagation import keep_loadable
 from onnx_lathe.passes.graph.quantization.simulation import as_computed
 from onnx_lathe.passes.int8.bias import OUTPUTS
+from onnx_lathe.passes.int8.cache import read_cache, tell_of_cache, unmatched_names
 from onnx_lathe.passes.int8.existing import CHOICES, treat_existing
 from onnx_lathe.passes.int8.foreign_pairs import is_blocked
 from onnx_lathe.passes.int8.quantization import Quantization, is_weight_only, layers_of, skip
@@ -69,6 +71,8 @@ LEAST_SQNR = 12.0
 """In dB: below, an error of the outputs is a quarter of their size and more."""
 COLLAPSED = "INT8 leaves the outputs at {:.1f} dB signal to noise on calibration data; min_sqnr=20 finds the fewest layers to leave in float"
 
+UNCORRECTED = "ranges= needs no data, but bias correction does: biases stay as they are; --calibration corrects them too"
+
 
 @register
 class Int8(Pass):
@@ -90,6 +94,9 @@ class Int8(Pass):
             unit="percent",
             low=50,
             high=100,
+        )
+        ranges: str | None = option(
+            None, "calibration cache of TensorRT, whose scales take the place of calibration data", file=True
         )
         weights: str = option(
             "max",
@@ -128,19 +135,42 @@ class Int8(Pass):
             None, "leave the fewest layers in float for the outputs to keep this signal to noise", unit="dB"
         )
 
+        def __post_init__(self) -> None:
+            if self.ranges is None:
+                return
+            if not self.activations:
+                raise UsageError(
+                    "int8(ranges=...) gives ranges of activations, and activations=false quantizes none; leave one of them out"
+                )
+            if (self.method, self.percentile) != (Int8.Config.method, Int8.Config.percentile):
+                raise UsageError(
+                    "int8(ranges=...) has ranges already, and method= and percentile= choose them from data; leave one of them out"
+                )
+            read_cache(self.ranges)
+
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self.goal = Goal(self.config.max_drop, self.config.min_sqnr)
         self.searches = self.config.sensitivity or bool(self.goal)
         only_strips = "*" in self.config.layers and not any(self.config.layers.values())
         self.adapts = self.config.rounding == "adaptive"
-        calibrates = self.config.activations or self.adapts
+        calibrates = (self.config.activations and self.config.ranges is None) or self.adapts
         needed = {"calibrator": calibrates, "runner": self.searches, "rounder": self.adapts}
         self.needs = () if only_strips else tuple(name for name, wanted in needed.items() if wanted)
+        if self.config.ranges is not None:
+            asked = {
+                "sensitivity": self.config.sensitivity,
+                "max_drop": self.config.max_drop is not None,
+                "min_sqnr": self.config.min_sqnr is not None,
+                "rounding=adaptive": self.adapts,
+            }
+            self.measuring = tuple(name for name, wanted in asked.items() if wanted)
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
         pairs.state_zero_points(graph, report)
+        cache = None if self.config.ranges is None else read_cache(self.config.ranges)
+        unmatched = [] if cache is None else unmatched_names(graph, cache)
         treat_existing(graph, self.config.existing, report)
         chosen, skips = self._choose(graph, context)
         if chosen and graph.opset < pairs.LOWEST_OPSET:
@@ -158,7 +188,7 @@ class Int8(Pass):
             split_gates(graph, context.placement, report)
         measures = self.config.activations or self.searches or self.adapts or context.calibrator is not None
         base = export_model(graph) if chosen and measures else None
-        quantization = Quantization(base, self.config, context)
+        quantization = Quantization(base, self.config, context, cache)
         if chosen and self.searches:
             chosen = self._search(quantization, chosen, context, report)
         written = quantization.apply(graph, [weight.name for weight in chosen], report) if chosen else []
@@ -180,6 +210,10 @@ class Int8(Pass):
                 f"calibration_{name}": value for name, value in found.items() if math.isfinite(value)
             }
         keep_loadable(graph)
+        if cache is not None:
+            tell_of_cache(cache, unmatched, report)
+            if written and self.config.bias_correction and context.calibrator is None:
+                report.warnings.append(UNCORRECTED)
         report.metrics["layers"] = len({node.name for node in layers_of(written)})
         return report
 
@@ -213,6 +247,7 @@ class Int8(Pass):
             self.config.layers, found, [skip.node for skip in report.skips], "int8(layers=...)"
         )
         chosen = []
+        rows = Rows(graph)
         for weight in found:
             explicit = wanted.get(weight.name)
             for node in weight.nodes if explicit else ():
@@ -220,7 +255,7 @@ class Int8(Pass):
             reason = (
                 "the option layers leaves it in float"
                 if explicit is False
-                else self._refusal(graph, weight, context.placement, explicit is True)
+                else self._refusal(graph, weight, context.placement, rows, explicit is True)
             )
             if reason is None:
                 chosen.append(weight)
@@ -228,7 +263,9 @@ class Int8(Pass):
                 skip(weight, reason, report)
         return chosen, report.skips
 
-    def _refusal(self, graph: Graph, weight: Weight, placement: Placement, explicit: bool) -> str | None:
+    def _refusal(
+        self, graph: Graph, weight: Weight, placement: Placement, rows: Rows, explicit: bool
+    ) -> str | None:
         """Why the layers of this weight stay float; `explicit`: the option layers asks for it."""
         shape = (
             tuple(weight.tensor.shape)
@@ -243,7 +280,7 @@ class Int8(Pass):
         if alone and self.config.activations and not (explicit and is_stored_only(weight)):
             return WEIGHT_ALONE[str(weight.nodes[0].op)]
         for node in () if alone else weight.nodes:
-            if reason := float_reason(node, shape, placement):
+            if reason := float_reason(node, shape, placement, rows):
                 return reason
             if is_constant(node.inputs[0]):
                 return "its input is constant"

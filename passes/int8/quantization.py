@@ -1,6 +1,7 @@
 """Quantizes the layers of chosen weights, in the graph of the pass or in copies of it that are only measured.
 
 Ranges are calibrated once, on the network as it was before; a copy that needs one more makes one more run.
+Or they come from a calibration cache, and what that has no range for stays in float.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +19,7 @@ from onnx_lathe.passes.graph.quantization.pair_order import adds_in_pairs, as_ad
 from onnx_lathe.passes.graph.quantization.placement import handing_on, operands, shared_parts
 from onnx_lathe.passes.graph.quantization.simulation import as_computed
 from onnx_lathe.passes.int8.bias import BiasCorrection
+from onnx_lathe.passes.int8.cache import CalibrationCache
 from onnx_lathe.passes.int8.ranges import choose_range
 from onnx_lathe.passes.numerics.quantization import affine, pair_sums
 from onnx_lathe.passes.numerics.quantization.scale_search import crushed_channels, least_error_scale
@@ -25,18 +27,28 @@ from onnx_lathe.placement import Placement
 
 COARSER = 2
 """So many times as coarse as by its own range a part of a tensor may be rounded: one bit less."""
+NO_RANGE = "its input '{}' has no range in {}"
 
 
 class Quantization:
-    """`config` is that of the pass; `base` the network before, which all but weights alone need."""
+    """`config` is that of the pass; `base` the network before, which all but weights alone need. `cache`: where
+    ranges come from, if not from data.
+    """
 
-    def __init__(self, base: onnx.ModelProto | None, config: Any, context: Context) -> None:
+    def __init__(
+        self,
+        base: onnx.ModelProto | None,
+        config: Any,
+        context: Context,
+        cache: CalibrationCache | None = None,
+    ) -> None:
         self._base = base
         self.config = config
         self.context = context
         self.phrases: Mapping[str, str] = {}
         """What the report says of a weight besides, by its name."""
         self._ranges: dict[str, tuple[float, float]] = {}
+        self._cache = cache
         self._correction: BiasCorrection | None = None
         if config.bias_correction and base is not None and context.calibrator is not None:
             self._correction = BiasCorrection(base, context.calibrator, context.placement)
@@ -100,7 +112,9 @@ class Quantization:
         silent = {name for name, (low, high) in self._ranges.items() if low == high == 0}
         alive = []
         for weight in chosen:
-            if all(node.inputs[0].name in silent for node in weight.nodes):
+            if unknown := self._without_range(weight):
+                skip(weight, NO_RANGE.format(unknown, self.config.ranges), report)
+            elif all(node.inputs[0].name in silent for node in weight.nodes):
                 skip(weight, "its input is zero on all calibration data", report)
             else:
                 alive.append(weight)
@@ -117,7 +131,11 @@ class Quantization:
         before = len(graph.nodes)
         for node, index in places:
             tensor = node.inputs[index]
-            if not pairs.is_dequantized(tensor) and any(ranges.get(tensor.name, (1, 1))):
+            if pairs.is_dequantized(tensor):
+                continue
+            if tensor.name not in ranges and pairs.twin(tensor) is None:
+                report.skip(node.name, NO_RANGE.format(tensor.name, self.config.ranges))
+            elif any(ranges.get(tensor.name, (1, 1))):
                 self._operand(writer, node, index, ranges, report)
         report.metrics["quantized_activations"] = (len(graph.nodes) - before) // 2
         return alive
@@ -128,10 +146,30 @@ class Quantization:
         """
         wanted = dict.fromkeys(tensor.name for tensor in tensors if pairs.twin(tensor) is None)
         upper = {tensor.name: self._upper(tensor, wanted) for tensor in tensors}
-        self._calibrate([name for name in wanted if upper.get(name) is None])
+        if self._cache is not None:
+            cached = {
+                tensor.name: self._cache.range_of(tensor) for tensor in tensors if tensor.name in wanted
+            }
+            self._ranges |= {name: bounds for name, bounds in cached.items() if bounds is not None}
+        else:
+            self._calibrate([name for name in wanted if upper.get(name) is None])
         for name, known in upper.items():
-            if known is not None and (name in wanted or name in self._ranges):
+            if known in self._ranges and (name in wanted or name in self._ranges):
                 self._ranges[name] = self._ranges[known]
+
+    def _without_range(self, weight: Weight) -> str | None:
+        """The tensor that a call of the weight's layers reads and of which no range is known; with data there is
+        none.
+        """
+        read = [node.inputs[0] for node in layers_of(self._computed([weight]))]
+        missing = [
+            tensor.name
+            for tensor in read
+            if tensor.name not in self._ranges
+            and not pairs.is_dequantized(tensor)
+            and pairs.twin(tensor) is None
+        ]
+        return missing[0] if missing else None
 
     def _lent(self, alive: Sequence[Weight]) -> dict[str, tuple[float, float]]:
         """Ranges for calls that read nothing but zeros, as the first step of a recurrent cell does, of layers

@@ -38,6 +38,10 @@ from onnx_lathe.passes.lowering.restoring import restore_canonical, restore_weig
 
 CLIP_INPUTS_OPSET = 11
 """The first opset whose Clip has its bounds as inputs."""
+IN_GROUPS = "ncnn's INT8 convolutions of groups of several channels compute other numbers"
+"""Seen on x86 with ncnn 1.0.20261020: of 8 channels a group and more they read what nobody wrote, and it has one
+scale for all outputs of a group.
+"""
 
 
 class Lowering(Pass):
@@ -129,12 +133,12 @@ def _float_reason(graph: Graph, layer: Node) -> str | None:
     shape = constant_value(layer.inputs[WEIGHT_INPUT], graph.opset).shape
     if not is_dequantized(layer.inputs[0]) or not _is_pair(graph, layer.inputs[0]):
         return "its input is not quantized to INT8 with one scale and zero-point 0, as ncnn has it"
-    if layer.op == "Conv" and len(shape) != 4:
-        return "ncnn's INT8 convolutions have two dimensions"
-    if layer.op == "Conv" and layer.attrs.get("group", 1) > 1 and shape[1] != 1:
-        return "ncnn has one INT8 scale for all outputs of a group"
+    if layer.op == "Conv" and len(shape) not in (3, 4):
+        return "ncnn's INT8 convolutions have one or two dimensions"
     if layer.op == "Conv" and layer.attrs.get("group", 1) not in (1, shape[0]):
-        return "ncnn has one INT8 scale for all outputs of a group"
+        return IN_GROUPS
+    if layer.op == "Conv" and layer.attrs.get("group", 1) > 1 and shape[1] != 1:
+        return IN_GROUPS
     decoder = layer.inputs[WEIGHT_INPUT].inputs[0]
     scale = constant_value(decoder.inputs[1], graph.opset)
     if decoder.op != "DequantizeLinear" or decoder.attrs.get("block_size", 0):

@@ -41,14 +41,14 @@ from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.graph.quantization.bias_range import fit_biases
 from onnx_lathe.passes.graph.quantization.placement import quantized_layers
 from onnx_lathe.passes.graph.rewire import sweep
-from onnx_lathe.passes.lowering.ort_integers.activations import add_for_gate, hand_on, widen
-from onnx_lathe.passes.lowering.ort_integers.biases import (
+from onnx_lathe.passes.lowering.biases import (
     CanonicalLayer,
     Shifts,
     bias_shifts,
     canonical_layers,
     move_biases,
 )
+from onnx_lathe.passes.lowering.ort_integers.activations import add_for_gate, hand_on, widen
 from onnx_lathe.passes.lowering.ort_integers.choice import Choice, Lowerable, choose
 from onnx_lathe.passes.lowering.ort_integers.floats import (
     drop_pairs,
@@ -142,7 +142,7 @@ class Lowering(Pass):
 def _restored(work: Work, floats: Mapping[str, str]) -> list[CanonicalLayer]:
     """Makes float what is to be. Returns the layers as they were in canonical form."""
     _store_constants(work)
-    layers = canonical_layers(work)
+    layers = canonical_layers(work.graph)
     restore_layers(work, floats)
     drop_pairs(work, floats)
     return layers

@@ -12,7 +12,12 @@ from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_shape, constant_value, is_constant
 from onnx_lathe.passes.graph.model import free_name, node_metadata
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized
-from onnx_lathe.passes.graph.quantization.placement import float_reason, quantized_layers, residual_operands
+from onnx_lathe.passes.graph.quantization.placement import (
+    Rows,
+    float_reason,
+    quantized_layers,
+    residual_operands,
+)
 from onnx_lathe.passes.graph.rewire import captured_names, is_output
 from onnx_lathe.placement import Placement
 
@@ -33,11 +38,12 @@ def restore_canonical(
     A pair serves a layer that reads it, if need be behind a Reshape and the like, and the other operand of
     a residual addition.
     """
+    rows = Rows(graph)
     for node in quantized_layers(graph):
         if not is_constant(node.inputs[WEIGHT_INPUT]):
             continue
         shape = constant_shape(node.inputs[WEIGHT_INPUT], graph.opset)
-        if reason := floats.get(node.name) or float_reason(node, shape, placement):
+        if reason := floats.get(node.name) or float_reason(node, shape, placement, rows):
             restore_weight(graph, node)
             report.skip(node.name, reason)
             report.edit(node.name, "its weight is float again")

@@ -1,6 +1,7 @@
-"""Canonical form -> what TensorRT builds, with the same outputs.
+"""Canonical form -> what TensorRT builds, with the same outputs but for the first two lines.
 
-    what int8 quantized for another target alone  float
+    what int8 quantized for another target alone  float, with biases that make up for its rounding no more
+    layers that cost the outputs too much         float (engine_floats.py)
     decoded weight -> Q -> DQ                     INT8 initializer -> DQ
     Gather(codebook, Cast(UINT4 or UINT8))        Gather(codebook, Cast(DQ(INT4 or INT8) + 8 or 128))
     UINT8, UINT4 or zero-point not 0 -> DQ        INT8 or INT4 initializer, zero-point 0 -> DQ
@@ -22,7 +23,7 @@ docs/targets.md has the table.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
@@ -40,6 +41,7 @@ from onnx_lathe.passes.graph.layers import constant_value, is_constant, is_layer
 from onnx_lathe.passes.graph.model import FOUR_BIT, FOUR_BIT_OPSET, export_model, import_model
 from onnx_lathe.passes.graph.quantization.pairs import state_zero_points
 from onnx_lathe.passes.graph.rewire import disconnect, is_output, replace_input, sweep
+from onnx_lathe.passes.lowering.engine_floats import restore
 from onnx_lathe.passes.lowering.engine_types import blocks, ports
 from onnx_lathe.passes.lowering.engine_types.codebooks import store_indices
 from onnx_lathe.passes.lowering.engine_types.dimensions import sizes, unname
@@ -53,7 +55,6 @@ from onnx_lathe.passes.lowering.engine_types.parameters import (
     zero_point,
 )
 from onnx_lathe.passes.lowering.engine_types.work import Work
-from onnx_lathe.passes.lowering.restoring import restore_canonical
 from onnx_lathe.passes.lowering.tensorrt_speed import choose
 
 WANTED = (
@@ -66,7 +67,6 @@ _TO_FLOAT = (np.dtype(np.int16), np.dtype(np.uint16), np.dtype(np.int32))
 class Lowering(Pass):
     name = "lower-tensorrt"
     takes_half = True
-    lossless = True
 
     @dataclass(frozen=True)
     class Config:
@@ -86,7 +86,7 @@ class Lowering(Pass):
 
         def lowered(floats: Collection[str]) -> onnx.ModelProto:
             copy = import_model(model)
-            self._lower(copy, context, dict.fromkeys(floats, "tried in float"))
+            self._lower(copy, replace(context, fidelity=None), dict.fromkeys(floats, "tried in float"))
             return export_model(copy)
 
         choice = choose(graph, model, lowered, context)
@@ -103,7 +103,7 @@ class Lowering(Pass):
         found = [_Work(graph, part.graph, report, shared) for part in parts(graph)]
         for work in found:
             work.initializers()
-        restore_canonical(graph, context.placement, report, floats)
+        restore(graph, context, report, floats)
         for work in found:
             work.quantizers()
         for work in found:

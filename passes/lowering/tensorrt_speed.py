@@ -19,7 +19,7 @@ from onnx_lathe.errors import TargetError
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph, Node
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_shape, is_constant
-from onnx_lathe.passes.graph.quantization.placement import float_reason, quantized_layers
+from onnx_lathe.passes.graph.quantization.placement import Rows, float_reason, quantized_layers
 from onnx_lathe.passes.lowering.restoring import is_ours
 from onnx_lathe.passes.lowering.speed import slow_nodes
 from onnx_lathe.placement import Placement
@@ -65,12 +65,13 @@ def choose(graph: Graph, model: onnx.ModelProto, lower: Lower, context: Context)
 
 def paying_layers(graph: Graph, placement: Placement) -> list[Node]:
     """Layers that int8 quantized and that the placement leaves on integers: those that there is a choice for."""
+    rows = Rows(graph)
     return [
         node
         for node in quantized_layers(graph)
         if is_constant(node.inputs[WEIGHT_INPUT])
         and is_ours(node.inputs[0])
-        and not float_reason(node, constant_shape(node.inputs[WEIGHT_INPUT], graph.opset), placement)
+        and not float_reason(node, constant_shape(node.inputs[WEIGHT_INPUT], graph.opset), placement, rows)
     ]
 
 

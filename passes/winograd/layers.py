@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from onnx_lathe.kernels import Profile
+from onnx_lathe.macs import OpenShape
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.graph import Graph, Node
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant
-from onnx_lathe.passes.graph.macs import OpenShape
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized
 from onnx_lathe.tiles import TAPS
 

@@ -9,21 +9,23 @@ import onnxruntime
 import pytest
 
 import onnx_lathe
+from onnx_lathe.errors import TargetError
 from onnx_lathe.optimizer import build as building
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.report.record import RunRecord
 from onnx_lathe.passes.numerics.quantization.pair_sums import saturates
 from onnx_lathe.runtime.running import evaluate as evaluating
+from onnx_lathe.runtime.targets.core.registry import find as find_target
 from tests.support.builders import build
 from tests.support.placement import IMAGES, MOBILE, RESIDUAL, kernels, network
 
 EVALUATION = (0.9 * IMAGES[::-1, :, ::-1]).astype(np.float32)
 
 
-def compiled(text: str, folder: Path) -> RunRecord:
+def compiled(text: str, folder: Path, target: str = "ort") -> RunRecord:
     data = {"x": EVALUATION}
     return onnx_lathe.optimize(
-        network(text), "int8", calibration={"x": IMAGES}, eval=data, targets="ort", out=folder, latency=False
+        network(text), "int8", calibration={"x": IMAGES}, eval=data, targets=target, out=folder, latency=False
     )
 
 
@@ -81,8 +83,9 @@ def test_no_processor_saturates_in_a_file_that_is_opened_as_it_is() -> None:
     assert not saturates(onnx.numpy_helper.to_array(levels).T).any()
 
 
+@pytest.mark.parametrize("target", ["ort", "tensorrt-rtx"])
 def test_the_lowering_is_judged_by_calibration_data_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sessions of the lowering see no sample that judges."""
     seen: list[np.ndarray] = []
@@ -94,8 +97,13 @@ def test_the_lowering_is_judged_by_calibration_data_alone(
         seen.extend(batch.inputs["x"] for batch in self.data.batches(1))
         return comparer(self, model, plain)
 
+    def unbuilt(*_: object) -> None:
+        raise TargetError("not here")
+
     monkeypatch.setattr(evaluating.OriginalComparer, "sqnr", watched)
-    compiled(RESIDUAL, tmp_path)
+    monkeypatch.setattr(find_target("tensorrt-rtx"), "available", lambda self: None)
+    monkeypatch.setattr(find_target("tensorrt-rtx"), "build", unbuilt)
+    compiled(RESIDUAL, tmp_path, target)
     assert seen
     assert {sample.tobytes() for sample in seen} == {IMAGES[i : i + 1].tobytes() for i in range(len(IMAGES))}
 

@@ -163,3 +163,35 @@ def test_what_a_pad_adds_is_in_the_range(value: float) -> None:
     model = build(text, pads=pads, v=np.float32(value), **constants)
     result, _ = lowered(quantized(model)[0])
     assert relative(output(model), output(result)) < 0.06
+
+
+ROWS = Placement(layers=frozenset({"Conv"}), single_rows=frozenset({"MatMul"}))
+ON_ROWS = ["MatMul on several rows stays float"]
+
+
+@pytest.mark.parametrize(
+    "shape, body, reasons",
+    [
+        ("N, 24", "y = MatMul (x, w)", []),
+        ("N, 1, 24", "y = MatMul (x, w)", []),
+        ("N, 2, 12", "f = Flatten (x) y = MatMul (f, w)", []),
+        ("N, 2, 12", "f = Reshape (x, rows) y = MatMul (f, w)", []),
+        ("N, 7, 24", "y = MatMul (x, w)", ON_ROWS),
+        ("N, T, 24", "y = MatMul (x, w)", ON_ROWS),
+        ("N, 7, 24", "f = Reshape (x, rows) y = MatMul (f, w)", ON_ROWS),
+    ],
+)
+def test_a_target_may_run_an_operator_on_one_row_alone(shape: str, body: str, reasons: list[str]) -> None:
+    rows = {"rows": np.array([-1, 24], np.int64)} if "rows" in body else {}
+    rank = shape.count(",") + 1 if body.startswith("y") else 2
+    result = ", ".join("PQRS"[:rank])
+    model = build(f"(float[{shape}] x) => (float[{result}] y) {{ {body} }}", w=random(24, 5), **rows)
+    sizes = [int(size) if size.isdigit() else 3 for size in shape.split(", ")[1:]]
+    data = np.random.default_rng(0).standard_normal((4, *sizes)).astype(np.float32)
+    _, report = quantized(model, ROWS, data)
+    assert [skip.reason for skip in report.skips] == reasons
+    whole, report = quantized(model, CANONICAL, data)
+    assert not report.skips
+    back, report = lowered(whole, "ncnn", ROWS)
+    assert [skip.reason for skip in report.skips] == reasons
+    assert ("QuantizeLinear" in {node.op_type for node in back.graph.node}) == (not reasons)

@@ -11,9 +11,9 @@ from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.lowering.exactness import inexact_nodes
 from onnx_lathe.passes.lowering.onnxruntime import Lowering
 from onnx_lathe.passes.lowering.ort_integers.choice import UNCOMPARED
-from onnx_lathe.passes.lowering.ort_integers.exactness import inexact_nodes
 from onnx_lathe.protocols import Profile
 from onnx_lathe.runtime.targets.ort.ort import PLACEMENT
 from tests.support.placement import quantized

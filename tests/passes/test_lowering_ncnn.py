@@ -122,8 +122,8 @@ def test_a_relu_that_a_quantizer_does_is_not_lost(zero: np.generic | None) -> No
             (4, 4, 3, 3),
             "its input is not quantized to INT8 with one scale and zero-point 0",
         ),
-        (np.int8(0), 4, 2, (4, 2, 3, 3), "one INT8 scale for all outputs of a group"),
-        (np.int8(0), 1, 1, (4, 4, 3), "INT8 convolutions have two dimensions"),
+        (np.int8(0), 4, 2, (4, 2, 3, 3), "groups of several channels"),
+        (np.int8(0), 1, 1, (4, 4, 3, 3, 3), "INT8 convolutions have one or two dimensions"),
     ],
 )
 def test_what_ncnn_has_no_integers_for_is_float(

@@ -43,10 +43,24 @@ def test_integers_and_tables() -> None:
     codes = np.array([-127, 0, 5], np.int8)
     assert written(Stored(codes)) == (0x000D4B38).to_bytes(4, "little") + codes.tobytes() + bytes(1)
     table = np.array([0.1, 0.2], np.float32)
-    found = written(Stored(np.array([1, 0, 1, 1, 0], np.uint8), table))
+    indices = np.tile(np.array([1, 0, 1, 1, 0], np.uint8), 69)
+    found = written(Stored(indices, table))
     assert sum(found[:4]) > 0
     assert np.array_equal(np.frombuffer(found[4:12], "<f4"), table)
-    assert found[4 + 1024 :] == bytes([1, 0, 1, 1, 0, 0, 0, 0])
+    assert found[4 + 1024 :] == indices.tobytes() + bytes(3)
+
+
+@pytest.mark.parametrize("half, count, value_bytes", [(False, 341, 4), (True, 1024, 2)])
+def test_a_table_that_takes_more_than_its_values_is_not_written(
+    half: bool, count: int, value_bytes: int
+) -> None:
+    table = np.array([0.1, 0.2], np.float32)
+    indices = np.arange(count + 1, dtype=np.uint8) % 2
+    one, more = (written(Stored(indices[:size], table), half=half) for size in (count, count + 1))
+    kind = np.dtype(f"<f{value_bytes}")
+    assert one[4:] == table[indices[:count]].astype(kind).tobytes()
+    assert sum(more[:4]) == 1
+    assert len(one) <= len(more) <= len(one) + 4  # padding
 
 
 @pytest.mark.parametrize(

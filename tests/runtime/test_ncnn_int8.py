@@ -1,15 +1,18 @@
 """INT8 layers in ncnn: scales as the model has them, integers handed on where that is the same, numbers near ONNX Runtime's."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from onnx_lathe.runtime.targets.ncnn import verify
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer
+from onnx_lathe.runtime.targets.ncnn.ncnn import Ncnn
 from onnx_lathe.runtime.targets.ncnn.requantize import count_requantized, is_int8
 from tests.support.builders import build
-from tests.support.ncnn import agree, refusals, types
+from tests.support.ncnn import agree, converted, refusals, types
 
 ONE_LEVEL = 0.02
 """Of the largest value: a value half-way between two levels may be rounded to either, here and there."""
@@ -167,3 +170,53 @@ def test_a_pair_that_is_not_one_of_8_or_16_bits_is_refused(
     zero: onnx.TensorProto, other: onnx.TensorProto | None, first: Sequence[float], reason: str
 ) -> None:
     assert refusals(rounded(zero, other, first)) == [("decoded", "DequantizeLinear", reason)]
+
+
+@pytest.mark.parametrize("group, kind", [(1, "Convolution"), (8, "ConvolutionDepthWise")])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("window", ["pads = [2, 0]", 'auto_pad = "SAME_LOWER"'])
+def test_one_dimension_is_a_row_of_two(window: str, stride: int, group: int, kind: str) -> None:
+    """ncnn's Convolution1D has no INT8."""
+    generator = np.random.default_rng(0)
+    constants = {
+        "s": np.float32(0.03), "z": np.int8(0), "ws": generator.uniform(0.001, 0.002, 8).astype(np.float32),
+        "wz": np.zeros(8, np.int8), "q": generator.integers(-127, 128, (8, 8 // group, 3)).astype(np.int8),
+        "b": generator.standard_normal(8).astype(np.float32),
+    }  # fmt: skip
+    model = build(
+        f"""(float[N, 8, L] x) => (float[N, 8, M] y) {{ {pair("x", "s", "xq")}
+        w = DequantizeLinear <axis = 0> (q, ws, wz)
+        [conv] c = Conv <{window}, strides = [{stride}], group = {group}> (xq, w, b) y = Relu(c) }}""",
+        **constants,
+    )
+    sizes, others = {"x": (1, 8, 20)}, {"x": (1, 8, 31)}
+    layers = agree(model, sizes=sizes, others=others, tolerance=ONE_LEVEL)
+    assert [(layer.type, layer.name) for layer in layers if is_int8(layer)] == [(kind, "conv")]
+
+
+def test_rounding_counts_beside_weights_in_float16(tmp_path: Path) -> None:
+    """INT8 rounds as it does with float32 weights: here all that is stored in float16 holds the same values."""
+    model = net(f"{pair('x', 's', 'xq')} y = Conv <pads = [1, 1, 1, 1]> (xq, w1)", s=np.float32(0.3))
+    path = tmp_path / "net.onnx"
+    onnx.save(model, path)
+    options = Ncnn.Config(storage="float16")
+    artifact = Ncnn().build(path, tmp_path, options, lambda text: None)
+    generator = np.random.default_rng(1)
+    feeds = {"x": generator.standard_normal((1, 8, 10, 10)).astype(np.float32)}
+    near = onnx.ModelProto()
+    near.CopyFrom(model)
+    (scale,) = [one for one in near.graph.initializer if one.name == "s"]
+    scale.CopyFrom(onnx.numpy_helper.from_array(np.float32(0.33), "s"))  # another network
+    allowed = {
+        half: verify.agreement(near, converted(model), artifact.paths[:2], feeds, half).allowed["y"]
+        for half in (False, True)
+    }
+    assert allowed[True] == allowed[False] > verify.QUANTIZED
+
+
+def test_scales_are_no_weights_in_float16() -> None:
+    model = net(f"{pair('x', 's', 'xq')} y = Conv <pads = [1, 1, 1, 1]> (xq, w1, b)")
+    near = verify._with_half_weights(model)
+    stored = {one.name: onnx.numpy_helper.to_array(one) for one in near.graph.initializer}
+    assert np.array_equal(stored["ws"], net_scales(model))
+    assert np.array_equal(stored["b"], stored["b"].astype(np.float16))

@@ -250,3 +250,16 @@ def test_probabilities_next_to_nothing_are_alike(
     else:
         with pytest.raises(TargetError, match="computes another output"):
             target.verify(path, artifact, Ncnn.Config(), feeds, lambda text: None, onnx.load(path))
+
+
+@pytest.mark.parametrize("second, is_said", [("w", True), ("v", False)])
+def test_weights_that_are_written_twice_are_said(second: str, is_said: bool, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    text = (
+        f"(float[N, 64] x) => (float[N, 64] y) {{ a = MatMul (x, w) r = Relu (a) y = MatMul (r, {second}) }}"
+    )
+    onnx.save(build(text, **{name: random(64, 64) for name in ("w", second)}), path)
+    np.savez(tmp_path / "data.npz", x=random(4, 64))
+    assert compile_it(path, tmp_path / "data.npz", tmp_path / "out") == 0
+    warnings = json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
+    assert any("'w', which 2 nodes read" in line for line in warnings) == is_said

@@ -6,9 +6,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_lathe.runtime.targets.core.base import LayerVerdict
 from onnx_lathe.runtime.targets.tensorrt.check import concerns
 from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRT, TensorRTRTX
 from tests.support import quantized
+from tests.support.one_layer import BAD, GOOD, one_layer
 from tests.support.quantized import node, stored
 
 
@@ -140,6 +142,50 @@ def test_depthwise_and_transposed_layers() -> None:
     model = quantized.lenet(codebook=False)
     node(model, "conv2").op_type = "ConvTranspose"
     assert "no INT8 transposed convolution" in reasons(model)
+
+
+def verdict(layer: dict) -> LayerVerdict:
+    (found,) = TensorRT().layers(one_layer(**layer))
+    return found
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_operators_that_hand_int8_on(name: str) -> None:
+    assert verdict(GOOD[name]) == LayerVerdict("layer", GOOD[name].get("op", "Conv"), True)
+    assert found(one_layer(**GOOD[name])) == []
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_operators_that_do_not(name: str) -> None:
+    layer, rule = BAD[name]
+    assert not verdict(layer).int8
+    assert rule in verdict(layer).reason
+
+
+@pytest.mark.parametrize("scale, int8", [(0.05, True), (0.08, False)])
+def test_a_concat_hands_on_what_has_one_scale(scale: float, int8: bool) -> None:
+    model = one_layer(codes=(32, 32, 3, 3), activation=[("Concat", {}, {"axis": 1})])
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(scale), "s2"))
+    second = [onnx.NodeProto() for _ in range(2)]
+    for copy, original in zip(second, model.graph.node, strict=False):
+        copy.CopyFrom(original)
+        copy.name += "2"
+        copy.output[0] += "2"
+        copy.input[1] = "s2"
+    second[1].input[0] += "2"
+    model.graph.node.insert(2, second[1])
+    model.graph.node.insert(2, second[0])
+    node(model, "x_dq_Concat").input.append("x_dq2")
+    (layer,) = TensorRT().layers(model)
+    assert layer.int8 == int8
+
+
+def test_blocks_do_not_go_with_int8() -> None:
+    model = one_layer(
+        op="MatMul", image=(8, 32), codes=(32, 16), axis=0, block_size=16, scales=np.ones((2, 16), np.float32)
+    )
+    assert found(model) == [("layer", True)]
+    assert "in blocks" in reasons(model)
 
 
 def conditional(

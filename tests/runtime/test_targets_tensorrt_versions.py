@@ -44,6 +44,7 @@ def test_the_same_calls_for_10_and_11(stand_in, version: str, flags: object, str
     assert calls == [
         ["create_network", strong],  # 1 << STRONGLY_TYPED, whose value differs
         ["parse_from_file", str(folder / "model.onnx")],
+        ["profiling_verbosity", "ProfilingVerbosity.DETAILED"],  # the model is quantized
         ["set_shape", ["image", [1, 1, 28, 28], [2, 1, 28, 28], [4, 1, 28, 28]]],
     ]
     details = json.loads((folder / "out" / "model.tensorrt.engine.json").read_text())

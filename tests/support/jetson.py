@@ -10,7 +10,7 @@ import onnx
 from onnx_lathe.runtime.targets.core.base import Artifact
 from onnx_lathe.runtime.targets.jetson.jetson import Jetson
 from tests.support import quantized
-from tests.support.tensorrt_bindings import ELEVEN, STAND_IN, TEN
+from tests.support.tensorrt_bindings import ELEVEN, STAND_IN, TEN, filled
 
 QUIET = lambda text: None  # noqa: E731
 
@@ -51,11 +51,8 @@ def write(folder: Path, model: onnx.ModelProto | None = None, **options) -> tupl
 
 def library(folder: Path, version: str = "10.3.0", cores: int = 2, **changes: str) -> Path:
     """Puts a module `tensorrt` of that version into `folder`, which then is for PYTHONPATH."""
-    marks = {"BUILDER": "pass", "BUILD": "pass"} | changes
-    marks |= {"VERSION": version, "FLAGS": repr(_flags(version)), "CORES": str(cores)}
-    source = STAND_IN + WITH_DLA
-    for mark, value in marks.items():
-        source = source.replace(f"@{mark}@", value)
+    marks = {"VERSION": version, "FLAGS": repr(_flags(version)), "CORES": str(cores)}
+    source = filled(STAND_IN + WITH_DLA, **changes, **marks)
     package = folder / "tensorrt"
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").write_text(source, encoding="utf-8")

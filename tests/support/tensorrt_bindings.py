@@ -40,6 +40,7 @@ DeviceType = enum.Enum("DeviceType", ["GPU", "DLA"])
 ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["DETAILED"])
 Severity = enum.Enum("Severity", ["ERROR", "WARNING", "VERBOSE"])
 DataType = enum.Enum("DataType", ["FLOAT"])
+LayerInformationFormat = enum.Enum("LayerInformationFormat", ["JSON"])
 
 
 class Tensor:
@@ -82,6 +83,17 @@ class Config(Strict):
     def set_memory_pool_limit(self, pool, size): CALLS.append(["workspace", size])
     def add_optimization_profile(self, profile): return 0
 
+class Engine:
+    def __init__(self, text): self.text = text
+    def create_engine_inspector(self): return self
+    def get_engine_information(self, form): return self.text if form is LayerInformationFormat.JSON else None
+
+class Runtime:
+    def __init__(self, logger): pass
+    def deserialize_cuda_engine(self, plan):
+        assert json.loads(plan)
+        @INSPECT@
+
 class Builder:
     num_DLA_cores = FLAGS.get("cores", 0)
     def __init__(self, logger):
@@ -111,6 +123,20 @@ ELEVEN: dict[str, Any] = {
 }
 
 
+def filled(source: str = STAND_IN, **marks: str) -> str:
+    """The stand-in's text with its marks replaced, by these or by what does nothing."""
+    nothing = {
+        "VERSION": "10.3.0",
+        "FLAGS": repr(TEN),
+        "BUILDER": "pass",
+        "BUILD": "pass",
+        "INSPECT": "return None",
+    }
+    for mark, value in (nothing | marks).items():
+        source = source.replace(f"@{mark}@", value)
+    return source
+
+
 def put_stand_in(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -128,9 +154,7 @@ def put_stand_in(
     folder.mkdir(parents=True)
     source = STAND_IN if text is None else textwrap.dedent(text)
     marks = {"VERSION": version, "FLAGS": repr(flags), "BUILDER": builder, "BUILD": build, "INSPECT": inspect}
-    for mark, value in marks.items():
-        source = source.replace(f"@{mark}@", value)
-    (folder / "__init__.py").write_text(source)
+    (folder / "__init__.py").write_text(filled(source, **marks))
     monkeypatch.syspath_prepend(tmp_path / "site")
     onnx.save(quantized.lenet(codebook=False), tmp_path / "model.onnx")
     (tmp_path / "out").mkdir()

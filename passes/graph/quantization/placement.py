@@ -8,7 +8,7 @@ too, and a ReLU or a Clip at 0 is the lower end of the range.
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,10 +31,31 @@ PAD_VALUE_INPUT = 2
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
 
-def float_reason(node: Node, weight_shape: Sequence[int], placement: Placement) -> str | None:
+class Rows:
+    """Which layers read one row of each sample. Shapes are inferred when the first one is asked for."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._types: Mapping[str, TensorType] | None = None
+
+    def is_single(self, node: Node) -> bool:
+        """Whether the node reads [1, ..., 1, inputs] when the network is given one sample; False if that is not
+        known.
+        """
+        if self._types is None:
+            self._types = infer_types(self._graph, one_sample=True)
+        found = self._types.get(node.inputs[0].name)
+        if found is None or not found.shape:
+            return False
+        return all(size == 1 for size in found.shape[:-1])
+
+
+def float_reason(node: Node, weight_shape: Sequence[int], placement: Placement, rows: Rows) -> str | None:
     """Why no target of the request runs this layer in INT8. A layer that a user asked for (`lathe.int8`)
     may be depthwise.
     """
+    if node.op not in placement.layers and node.op in placement.single_rows:
+        return None if rows.is_single(node) else f"{node.op} on several rows stays float"
     if node.op not in placement.layers:
         return (
             "a transposed convolution stays float" if node.op == "ConvTranspose" else f"{node.op} stays float"

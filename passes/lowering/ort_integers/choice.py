@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 import onnx
 
 from onnx_lathe.passes.core.services import Context, Fidelity, Profiler
-from onnx_lathe.passes.lowering.ort_integers.biases import Shifts
-from onnx_lathe.passes.lowering.ort_integers.exactness import LOSS_DB, inexact_nodes
+from onnx_lathe.passes.lowering.biases import Shifts
+from onnx_lathe.passes.lowering.exactness import LOSS_DB, inexact_nodes
 from onnx_lathe.passes.lowering.speed import pays, slow_nodes
 
 Lower = Callable[[Collection[str], Shifts], onnx.ModelProto]

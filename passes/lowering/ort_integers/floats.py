@@ -39,7 +39,7 @@ def restore_layers(work: Work, slow: Mapping[str, str]) -> None:
 
 def _why_float(work: Work, node: Node) -> str | None:
     weight = constant_value(node.inputs[WEIGHT_INPUT], work.graph.opset)
-    if reason := float_reason(node, weight.shape, work.placement):
+    if reason := float_reason(node, weight.shape, work.placement, work.rows):
         return reason
     if node.op not in work.placement.results or work.lands(node.outputs[0]):
         return None

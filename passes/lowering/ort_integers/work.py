@@ -9,7 +9,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.layers import is_constant
 from onnx_lathe.passes.graph.model import taken_names, unused_name
-from onnx_lathe.passes.graph.quantization.placement import hands_on, is_floor
+from onnx_lathe.passes.graph.quantization.placement import Rows, hands_on, is_floor
 from onnx_lathe.passes.graph.rewire import captured_names, is_output
 from onnx_lathe.passes.graph.shapes import infer_types
 from onnx_lathe.placement import Placement
@@ -41,6 +41,7 @@ class Work:
         self.report = PassReport()
         self.captured = captured_names(graph)
         self.taken = taken_names(graph)
+        self.rows = Rows(graph)
         self._ranks: dict[str, int] | None = None
 
     def rank(self, tensor: Tensor) -> int:

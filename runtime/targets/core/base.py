@@ -18,13 +18,14 @@ Feeds = Callable[[Any, int], Mapping[str, Any]]
 @dataclass(frozen=True)
 class Artifact:
     """What a build wrote. The first path is what the device loads; `details` are plain data for the report;
-    `notes` are warnings, one line each.
+    `notes` are warnings, one line each; `facts` are lines of the report that are none.
     """
 
     paths: tuple[Path, ...]
     size_bytes: int
     details: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,9 @@ class Target:
         """
         return []
 
-    def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
+    def layers(self, model: onnx.ModelProto, options: Any = None) -> list[LayerVerdict]:
         """A verdict per layer, in graph order; empty for a target that only writes a file. `model` is the
-        lowered model.
+        lowered model; without options, theirs by default.
         """
         return []
 

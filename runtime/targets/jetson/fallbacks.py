@@ -11,9 +11,10 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
+from onnx_lathe.layout import LAYOUT
 from onnx_lathe.runtime.files.external_data import externalized
 from onnx_lathe.runtime.targets.core.base import LAYERS
-from onnx_lathe.runtime.targets.tensorrt.check import PASSED_THROUGH, QUANTIZERS, verdicts
+from onnx_lathe.runtime.targets.tensorrt.check import QUANTIZERS, verdicts
 
 KERNEL, STRIDE, CHANNELS = 32, 8, 8192
 POOL_WINDOW, POOL_STRIDE = 8, 16
@@ -90,7 +91,7 @@ def _beside_pairs(graph: onnx.GraphProto) -> set[str]:
     """Tensors that are quantized next, or were just now, also through what only moves them."""
     near = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     for node in graph.node:
-        if node.op_type in (*PASSED_THROUGH, "Relu", "MaxPool", "Concat", "Clip") and near & set(node.input):
+        if node.op_type in (*LAYOUT, "Relu", "MaxPool", "Concat", "Clip") and near & set(node.input):
             near.update(node.output)
     for node in reversed(graph.node):
         if node.op_type == "QuantizeLinear" or (

@@ -126,7 +126,8 @@ class Jetson(TensorRTBase):
 
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
         """Writes the folder `model.jetson`, whole or not at all. Inputs to compare with are stored by `verify`."""
-        request = self._prepared(model, options)
+        proto = model_file.load(model)
+        request = self._prepared(proto, model.name, options)
         progress("writing the bundle")
         target = directory / FOLDER
         if target.exists():
@@ -135,7 +136,7 @@ class Jetson(TensorRTBase):
             with tempfile.TemporaryDirectory(prefix=".lathe-", dir=directory) as scratch:
                 bundle = Bundle(Path(scratch) / FOLDER)
                 bundle.folder.mkdir()
-                details = bundle.write(model_file.load(model), request, options)
+                details = bundle.write(proto, request, options)
                 bundle.folder.replace(target)
         except OSError as error:
             raise TargetError(
@@ -159,8 +160,8 @@ class Jetson(TensorRTBase):
         bundle = Bundle(artifact.paths[0].parent)
         return bundle.store(model, options.reference == DATA, feeds)
 
-    def _prepared(self, model: Path, options: Any) -> dict[str, Any]:
-        request = super()._prepared(model, options)
+    def _prepared(self, model: onnx.ModelProto, name: str, options: Any) -> dict[str, Any]:
+        request = super()._prepared(model, name, options)
         fallback = [] if options.dla is None else [FALLBACK]
         return request | {"flags": [*request["flags"], *fallback]}
 

@@ -108,16 +108,21 @@ def _pieces(weight: Weight, half: bool) -> Iterator[bytes]:
     values = weight.stored.values
     if not weight.tagged:
         yield np.ascontiguousarray(weight.stored.floats(), "<f4").tobytes()
-    elif weight.stored.table is not None:
+    elif weight.stored.table is not None and _table_pays(values.size, half):
         table = np.zeros(TABLE_SIZE, "<f4")
         table[: weight.stored.table.size] = weight.stored.table
         yield from (_tag(TABLE), table.tobytes(), _aligned(values.astype(np.uint8)))
     elif values.dtype == np.int8:
         yield from (_tag(INT8), _aligned(values))
-    elif half or _is_half(values):
-        yield from (_tag(FLOAT16), _aligned(values.astype("<f2")))
+    elif half or _is_half(weight.stored.floats()):
+        yield from (_tag(FLOAT16), _aligned(weight.stored.floats().astype("<f2")))
     else:
-        yield from (_tag(FLOAT32), np.ascontiguousarray(values, "<f4").tobytes())
+        yield from (_tag(FLOAT32), np.ascontiguousarray(weight.stored.floats(), "<f4").tobytes())
+
+
+def _table_pays(count: int, half: bool) -> bool:
+    """Whether a table and a byte for each of `count` values take less than the values themselves."""
+    return 4 * TABLE_SIZE + count < (2 if half else 4) * count
 
 
 def _is_half(values: np.ndarray) -> bool:

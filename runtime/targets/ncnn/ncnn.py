@@ -36,6 +36,7 @@ from onnx_lathe.runtime.targets.ncnn.reopen import reopen
 from onnx_lathe.runtime.targets.ncnn.requantize import count_requantized, is_int8
 from onnx_lathe.runtime.targets.ncnn.running import Settings, package
 from onnx_lathe.runtime.targets.ncnn.session import Session, open_files
+from onnx_lathe.runtime.targets.ncnn.sharing import repeated
 from onnx_lathe.runtime.targets.ncnn.sizes import Sizes, from_data, parse, sizes_of
 
 STORAGES = ("float32", "float16")
@@ -59,8 +60,8 @@ class Ncnn(Target):
     packages = ("ncnn",)
     help = "ncnn's .param and .bin, for phones: float, INT8 and codebooks as the graph has them"
     lowering = "ncnn"
-    placement = Placement(layers=frozenset({"Conv", "Gemm"}), joins=False)
-    """Not MatMul: on the rows of a sequence ncnn's INT8 InnerProduct takes two to five times as long as float."""
+    placement = Placement(layers=frozenset({"Conv", "Gemm"}), single_rows=frozenset({"MatMul"}), joins=False)
+    """On the rows of a sequence ncnn's INT8 InnerProduct takes two to five times as long as float."""
     opens = True
     suffixes = (".param",)
 
@@ -115,7 +116,7 @@ class Ncnn(Target):
     def check(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str]]:
         return list(_converted(model, options)[0].unfollowed) if wanted(model.graph.node) else []
 
-    def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
+    def layers(self, model: onnx.ModelProto, options: Any = None) -> list[LayerVerdict]:
         made = {name: node for node in model.graph.node for name in node.output}
         found = []
         for index, node in layers_of(model).items():
@@ -216,12 +217,15 @@ class Ncnn(Target):
         found = verify.report(max(results, key=verify.Agreement.share))
         beyond = beyond_half(proto, samples[0]) if options.profile in HALVES else []
         found["verified"]["fits_float16"] = not beyond
+        notes = [note] if (note := repeated(proto)) else []
         if beyond:
             listed = ", ".join(f"{node} {largest:.3g}" for node, largest in beyond)
-            found["notes"] = [
+            notes.append(
                 f"activations come near the largest value of float16, 65504, in which phones compute: {listed}; the example "
                 "therefore switches float16 off, and ncnn(profile=arm64-fp32) chooses algorithms for that"
-            ]
+            )
+        if notes:
+            found["notes"] = notes
         Bundle.of(param).write(written, proto, options, found["verified"])
         return found
 

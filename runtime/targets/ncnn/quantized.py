@@ -10,7 +10,7 @@ Source: ncnn, src/layer/convolution.cpp, forward_int8.
 import numpy as np
 
 from onnx_lathe.runtime.targets.ncnn.dialect import Stored, Value, Weight
-from onnx_lathe.runtime.targets.ncnn.network import Axes, Network
+from onnx_lathe.runtime.targets.ncnn.network import Network
 from onnx_lathe.runtime.targets.ncnn.node import Node
 from onnx_lathe.runtime.targets.ncnn.weights import int8_weight, quantized_input
 
@@ -33,34 +33,29 @@ def int8_scales(net: Network, tensor: str, axis: int = 0) -> tuple[np.ndarray, n
     return weight.codes, np.broadcast_to(weight.scales, (outputs,)).copy()
 
 
-def put_quantized(
-    node: Node,
-    net: Network,
-    kind: str,
-    params: dict[int, Value],
-    bias: np.ndarray | None,
-    axes: Axes,
-) -> bool:
-    """Writes a convolution as a layer of INT8, if the model quantizes its input and its weight so that ncnn can."""
+def quantized_layer(
+    node: Node, net: Network, kind: str, params: dict[int, Value], bias: np.ndarray | None
+) -> tuple[str, list[Weight]] | None:
+    """(the tensor that it quantizes, its weights) of a convolution as a layer of INT8, if the model quantizes its input
+    and its weight so that ncnn can; `params` says so then.
+    """
     source = quantized_input(net, node.inputs[0])
     weight = int8_scales(net, node.inputs[1])
     if source is None or weight is None:
-        return False
+        return None
     codes, scales = weight
     if kind == "ConvolutionDepthWise":
         group = int(params[7])  # type: ignore[arg-type]
         by_group = scales.reshape(group, -1)
         if not np.all(by_group == by_group[:, :1]):  # one scale for all outputs of a group
-            return False
+            return None
         scales = by_group[:, 0].copy()
     tensor, scale = source
     params[INT8_TERM] = TERMS[kind]
     weights = [Weight(Stored(codes.reshape(-1)), tagged=True)]
     if bias is not None:
         weights.append(Weight(Stored(bias)))
-    weights += [Weight(Stored(inverse(scales))), Weight(Stored(inverse(np.array([scale]))))]
-    net.put(node, kind, [net.form(tensor, axes).name], params, weights, axes)
-    return True
+    return tensor, [*weights, Weight(Stored(inverse(scales))), Weight(Stored(inverse(np.array([scale]))))]
 
 
 def inverse(scales: np.ndarray) -> np.ndarray:

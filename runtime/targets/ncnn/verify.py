@@ -28,6 +28,7 @@ HALF = 2e-2
 QUANTIZED = 2e-2
 """Relative distance (L2) of an output of an INT8 network, where rounding moves it less."""
 PROBABILITIES = ("Sigmoid", "Softmax", "HardSigmoid")
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 MOVING = (*LAYOUT, "Slice")
 SMALLEST_PROBABILITY = 1e-2
 """A detector that sees nothing in noise writes 1e-6 everywhere: a difference relative to that tells nothing of it."""
@@ -137,13 +138,14 @@ def agreement(
     least = QUANTIZED if quantized else HALF if half else FLOAT
     found = {name: distance(name, got[name]) for name in wanted}
     allowed = dict.fromkeys(wanted, least)
-    if half and max(found.values(), default=0.0) > least:
-        rounded = ort.run(ort.session(_with_half_weights(model)), feeds)
-        moved = {name: distance(name, rounded[name]) for name in wanted}
-        allowed = {name: max(least, min(TIMES_ROUNDING * moved[name], MOST_QUANTIZED)) for name in wanted}
-    elif max(found.values(), default=0.0) > least:
-        most = MOST_QUANTIZED if quantized else MOST
-        moved = _moved(session, feeds, wanted, CHANGE_QUANTIZED if quantized else CHANGE, distance)
+    if max(found.values(), default=0.0) > least:
+        moved = dict.fromkeys(wanted, 0.0)
+        if quantized or not half:
+            moved = _moved(session, feeds, wanted, CHANGE_QUANTIZED if quantized else CHANGE, distance)
+        if half:
+            rounded = ort.run(ort.session(_with_half_weights(model)), feeds)
+            moved = {name: max(moved[name], distance(name, rounded[name])) for name in wanted}
+        most = MOST_QUANTIZED if quantized or half else MOST
         allowed = {name: max(least, min(TIMES_ROUNDING * moved[name], most)) for name in wanted}
     return Agreement(found, allowed, version)
 
@@ -162,11 +164,14 @@ def _floors(model: onnx.ModelProto) -> dict[str, float]:
 
 
 def _with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose float32 constants hold what float16 can: what that moves is the format's, and no defect."""
+    """A copy whose float32 constants hold what float16 can: what that moves is the format's, and no defect. Scales of
+    INT8 are stored in float32 always.
+    """
     found = onnx.ModelProto()
     found.CopyFrom(model)
+    scales = {name for node in found.graph.node if node.op_type in QUANTIZERS for name in node.input[1:]}
     for tensor in found.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims:
+        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims and tensor.name not in scales:
             values = onnx.numpy_helper.to_array(tensor)
             with np.errstate(over="ignore"):
                 half = values.astype(np.float16).astype(np.float32)

@@ -105,7 +105,7 @@ class OnnxRuntime(Target):
         ]
         return found + own_kernels(model, "ONNX Runtime")
 
-    def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
+    def layers(self, model: onnx.ModelProto, options: Any = None) -> list[LayerVerdict]:
         return verdicts(model)
 
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:

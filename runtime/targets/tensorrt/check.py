@@ -12,10 +12,10 @@ import onnx
 from onnx import TensorProto
 
 from onnx_lathe.runtime.targets.core.base import LAYERS, NOT_QUANTIZED, LayerVerdict, layers_of
+from onnx_lathe.runtime.targets.tensorrt.following import Follower
 
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 UNSUPPORTED = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
-PASSED_THROUGH = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity")
 TAKEN = (
     *(TensorProto.INT8, TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1),
     TensorProto.UNDEFINED,
@@ -27,6 +27,10 @@ WANTED = (
 SMALLEST = float(np.finfo(np.float32).tiny)
 """Of a scale: GPUs flush smaller floats to zero, and what they are a divisor of becomes infinite."""
 IN_FLOAT = "the layer runs in float"
+IN_BLOCKS = (
+    "its weight is quantized in blocks and its input in INT8, for which TensorRT-RTX applies the scales wrongly; "
+    "quantize the weight per output channel"
+)
 PADDED = "a depthwise convolution in INT8 is padded and grows; leave it in float"
 
 
@@ -53,35 +57,37 @@ def _concerns(reader: "Reader") -> Iterator[Concern]:
                 yield Concern(name, reason, fatal, node.op_type)
         elif node.op_type in LAYERS and not node.domain:
             for reason in reader.layer(node):
-                yield Concern(name, reason, False, node.op_type)
+                yield Concern(name, reason, reason == IN_BLOCKS, node.op_type)
         for body in reader.bodies(node):
             yield from _concerns(body)
 
 
-def verdicts(model: onnx.ModelProto) -> list[LayerVerdict]:
+def verdicts(model: onnx.ModelProto, in_float: str | None = None) -> list[LayerVerdict]:
     """One per layer, in graph order, those of bodies behind the main graph's, by the rules above: no engine is
-    built.
+    built. in_float: why the engine has no INT8 at all.
     """
     reader = Reader(model.graph)
     main = [
-        reader.verdict(node, node.name or f"{node.op_type}_{index}")
+        reader.verdict(node, node.name or f"{node.op_type}_{index}", in_float)
         for index, node in layers_of(model).items()
     ]
     computed = {value.name for value in model.graph.input} - reader.constants.keys()
-    return main + list(_inside(reader, computed, main=True))
+    return main + list(_inside(reader, computed, in_float, main=True))
 
 
-def _inside(reader: "Reader", computed: set[str], main: bool = False) -> Iterator[LayerVerdict]:
+def _inside(
+    reader: "Reader", computed: set[str], in_float: str | None, main: bool = False
+) -> Iterator[LayerVerdict]:
     """Of the layers in bodies; `computed`: names that depend on the model's inputs."""
     computed = computed | {value.name for value in reader.graph.input}
     for node, name in reader.nodes():
         if not main and node.op_type in LAYERS and not node.domain and node.input[1] not in computed:
-            yield reader.verdict(node, name)
+            yield reader.verdict(node, name, in_float)
         bodies = list(reader.bodies(node))
         if bodies or computed.intersection(node.input):
             computed.update(node.output)
         for body in bodies:
-            yield from _inside(body, computed)
+            yield from _inside(body, computed, in_float)
 
 
 class Reader:
@@ -96,6 +102,7 @@ class Reader:
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
                 self.constants[node.output[0]] = node.attribute[0].t
+        self.follower = Follower(self.producers, self.constants)
 
     def nodes(self) -> Iterator[tuple[onnx.NodeProto, str]]:
         """Each node with what to call it."""
@@ -171,18 +178,21 @@ class Reader:
             and producer.input[0] in self.constants
         )
 
-    def verdict(self, node: onnx.NodeProto, name: str) -> LayerVerdict:
-        pairs = [pair for pair in map(self._dequantizer, node.input[:2]) if pair is not None]
+    def verdict(self, node: onnx.NodeProto, name: str, in_float: str | None) -> LayerVerdict:
+        found = (self.follower.activation(node.input[0]), self.follower.weight(node.input[1]))
+        pairs = [pair for pair in found if pair is not None]
         if not pairs:
             return LayerVerdict(name, node.op_type, False, NOT_QUANTIZED)
         reasons = [*self.layer(node), *(reason for pair in pairs for reason, _ in self.quantizer(pair))]
         if any(map(self.eight_bit_float, pairs)):
             reasons.append("it runs in FP8")
         int8 = not any(reason != PADDED for reason in reasons)
+        if int8 and in_float is not None:
+            return LayerVerdict(name, node.op_type, False, in_float)
         return LayerVerdict(name, node.op_type, int8, "; ".join(reasons))
 
     def layer(self, node: onnx.NodeProto) -> Iterator[str]:
-        activation, weight = self._dequantizer(node.input[0]), self._dequantizer(node.input[1])
+        activation, weight = self.follower.activation(node.input[0]), self.follower.weight(node.input[1])
         if activation is None and weight is None:
             return
         if weight is None:
@@ -193,14 +203,10 @@ class Reader:
             yield f"TensorRT-RTX has no INT8 transposed convolution: {IN_FLOAT}"
         elif node.op_type == "Conv" and self._depthwise(node):
             yield PADDED
+        elif any(attribute.name == "block_size" and attribute.i for attribute in weight.attribute):
+            yield IN_BLOCKS
         elif self._wrong_axis(node, weight):
             yield f"its weight is not quantized per output channel: {IN_FLOAT}"
-
-    def _dequantizer(self, tensor: str) -> onnx.NodeProto | None:
-        node = self.producers.get(tensor)
-        while node is not None and node.op_type in PASSED_THROUGH:
-            node = self.producers.get(node.input[0])
-        return node if node is not None and node.op_type == "DequantizeLinear" else None
 
     def _depthwise(self, node: onnx.NodeProto) -> bool:
         return any(
@@ -208,20 +214,20 @@ class Reader:
         ) and self._dims(node.input[1])[1:2] == [1]
 
     def _wrong_axis(self, node: onnx.NodeProto, weight: onnx.NodeProto) -> bool:
-        """Only told where the weight is the DequantizeLinear's own output, and the scale is per channel."""
+        """Whether the weight is quantized along another axis than the layer's outputs. Only told where its shape is
+        known.
+        """
         scale, codes = self.constants.get(weight.input[1]), self._dims(weight.input[0])
-        if (
-            scale is None
-            or len(scale.dims) != 1
-            or scale.dims[0] == 1
-            or not codes
-            or weight.output[0] != node.input[1]
-        ):
+        if scale is None or len(scale.dims) != 1 or scale.dims[0] == 1 or not codes:
             return False
         attributes = {attribute.name: attribute.i for attribute in weight.attribute}
         axis = attributes.get("axis", 1) % len(codes)
+        found = self.follower.weight_axis(node.input[1], axis, codes)
         transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-        return bool(axis != (0 if node.op_type == "Conv" or transposed else len(codes) - 1))
+        if found is None:
+            return True
+        place, rank = found
+        return bool(place != (0 if node.op_type == "Conv" or transposed else rank - 1))
 
     def _dims(self, tensor: str) -> list[int]:
         """Shape of a constant, or of what a DequantizeLinear or QuantizeLinear made of one; empty if

@@ -6,8 +6,6 @@ with what an engine does not say without a GPU: its inputs and outputs, the shap
 builder's version and the GPUs it runs on.
 """
 
-import dataclasses
-import hashlib
 import importlib.util
 import json
 import platform
@@ -20,11 +18,9 @@ from typing import Any, ClassVar
 
 import onnx
 
-from onnx_lathe import metadata
-from onnx_lathe.errors import LatheError, TargetError, first_few
+from onnx_lathe.errors import TargetError, first_few
 from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.files import model_file
-from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.targets.core.base import (
     Artifact,
     Feeds,
@@ -36,10 +32,21 @@ from onnx_lathe.runtime.targets.core.base import (
 )
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.tensorrt import process
+from onnx_lathe.runtime.targets.tensorrt.belongings import (
+    keep_times,
+    keep_weights,
+    named_options,
+    notes_of,
+    sha256,
+    sparse_flags,
+)
 from onnx_lathe.runtime.targets.tensorrt.check import concerns, verdicts
 from onnx_lathe.runtime.targets.tensorrt.engine_process import compute_here
 from onnx_lathe.runtime.targets.tensorrt.options import BuildConfig, RTXConfig, TensorRTConfig
 from onnx_lathe.runtime.targets.tensorrt.profiling import EngineProfiler
+from onnx_lathe.runtime.targets.tensorrt.promise import Promise, is_quantized, promises
+from onnx_lathe.runtime.targets.tensorrt.proof import weight_facts
+from onnx_lathe.runtime.targets.tensorrt.proving import proven
 from onnx_lathe.runtime.targets.tensorrt.refusals import fatal, unknown_operators
 from onnx_lathe.runtime.targets.tensorrt.reopen import open_engine, reopen
 from onnx_lathe.runtime.targets.tensorrt.session import EngineSession
@@ -50,6 +57,11 @@ from onnx_lathe.runtime.targets.tensorrt.shapes import (
     parse_shapes,
     profiles,
     text,
+)
+
+NO_INT8_ON_TURING = (
+    "TensorRT-RTX has no INT8 kernels for sm75, and computes one engine alike on all its GPUs: the layer runs in float; "
+    "build for sm75 apart"
 )
 
 
@@ -107,10 +119,18 @@ class TensorRTBase(Target):
 
     def check(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str]]:
         found = [(concern.node, concern.reason) for concern in concerns(model)]
+        in_float = self.in_float(options)
+        if in_float is not None:
+            quantized = [verdict.node for verdict in verdicts(model) if verdict.int8]
+            found += [(node, in_float) for node in quantized]
         return found + own_kernels(model, self.title)
 
-    def layers(self, model: onnx.ModelProto) -> list[LayerVerdict]:
-        return verdicts(model)
+    def layers(self, model: onnx.ModelProto, options: Any = None) -> list[LayerVerdict]:
+        return verdicts(model, self.in_float(options))
+
+    def in_float(self, options: Any) -> str | None:
+        """Why an engine with these options has no INT8 at all; None if it may."""
+        return None
 
     def lowering_options(
         self, options: Any, model: onnx.ModelProto, known: Mapping[str, Any]
@@ -140,37 +160,51 @@ class TensorRTBase(Target):
         """
         if importlib.util.find_spec(self.library) is None:
             raise TargetError(self._missing())
-        request = self._prepared(model, options) | {"library": self.library, "model": str(model.resolve())}
+        proto = model_file.load(model)
+        request = self._prepared(proto, model.name, options)
+        request |= {"library": self.library, "model": str(model.resolve())}
+        promised = None
+        if is_quantized(proto):
+            tuned = {name: tuple(sizes[1]) for name, sizes in request["profiles"].items()}
+            promised = promises(proto, tuned, self.in_float(options))
+        request["prove"] = promised is not None
+        del proto  # the worker reads the file; two copies of a large model are enough
         try:
             with tempfile.TemporaryDirectory(prefix=".lathe-", dir=directory) as scratch:
-                return self._build_in(Path(scratch).resolve(), directory, request, options, progress)
+                place = Path(scratch).resolve()
+                return self._build_in(place, directory, request, options, progress, promised)
         except OSError as error:
             raise TargetError(
                 f"{directory}: cannot be written ({error.strerror or error}); choose another folder"
             ) from error
 
-    def _prepared(self, model: Path, options: Any) -> dict[str, Any]:
+    def _prepared(self, model: onnx.ModelProto, name: str, options: Any) -> dict[str, Any]:
         """What the worker is asked for, but for files. Raises TargetError for what TensorRT would not take of the
-        model.
+        model, which was read from the file `name`.
         """
-        proto = model_file.load(model)
-        wanted = profiles(proto, parse_batch(options.batch), parse_shapes(options.shapes))
+        wanted = profiles(model, parse_batch(options.batch), parse_shapes(options.shapes))
         refused: dict[str, list[str]] = {}
-        for concern in fatal(proto, self._compute(options)):
+        for concern in fatal(model, self._compute(options)):
             refused.setdefault(concern.reason, []).append(concern.node)
         if refused:
             listed = "; ".join(f"{first_few(nodes)}: {reason}" for reason, nodes in refused.items())
-            raise TargetError(f"{self.title} would not take {model.name}: {listed}")
+            raise TargetError(f"{self.title} would not take {name}: {listed}")
         return self._request(options) | {
-            "flags": options.flags() + _sparse_flags(proto, options.sparse),
+            "flags": options.flags() + sparse_flags(model, options.sparse),
             "profiles": {
-                name: [list(profile.least), list(profile.tuned), list(profile.greatest)]
-                for name, profile in wanted.items()
+                tensor: [list(profile.least), list(profile.tuned), list(profile.greatest)]
+                for tensor, profile in wanted.items()
             },
         }
 
     def _build_in(
-        self, scratch: Path, directory: Path, request: dict[str, Any], options: Any, progress: Progress
+        self,
+        scratch: Path,
+        directory: Path,
+        request: dict[str, Any],
+        options: Any,
+        progress: Progress,
+        promised: Sequence[Promise] | None,
     ) -> Artifact:
         """Everything is made in `scratch`, a folder on the same disk, and moved out of it when it is whole."""
         engine = directory / f"model.{self.name}.engine"
@@ -185,17 +219,26 @@ class TensorRTBase(Target):
         finally:
             if made[log].exists():
                 made[log].replace(log)
+        described = answer.pop("layers")
+        proof = None
+        if promised is not None:
+            progress("reading which layers run in INT8")
+            proof = proven(self.library, made[engine], described, promised, scratch)
         details = self._describe(answer, request, made[engine], options)
+        details["int8"] = None if proof is None else proof.as_json()
         made[sidecar].write_text(
             json.dumps({"engine": engine.name} | details, indent=1) + "\n", encoding="utf-8"
         )
-        weights = _keep_weights(Path(request["model"]), scratch, engine) if options.strip else []
-        _keep_times(scratch / "timing.cache", request.get("timing_cache"))
+        weights = keep_weights(Path(request["model"]), scratch, engine) if options.strip else []
+        keep_times(scratch / "timing.cache", request.get("timing_cache"))
         made[sidecar].replace(sidecar)
         made[engine].replace(engine)
         written = [engine, sidecar, *([log] if options.log else []), *weights]
-        notes = _notes(options, details["version"], weights)
-        return Artifact(tuple(written), engine.stat().st_size, details, notes)
+        notes, facts = [*notes_of(options, details["version"], weights)], [*weight_facts(details)]
+        if proof is not None:
+            notes += proof.warnings()
+            facts += proof.facts()
+        return Artifact(tuple(written), engine.stat().st_size, details, tuple(notes), tuple(facts))
 
     def _request(self, options: Any) -> dict[str, Any]:
         return {
@@ -209,14 +252,14 @@ class TensorRTBase(Target):
     ) -> dict[str, Any]:
         return {
             "engine_bytes": engine.stat().st_size,
-            "engine_sha256": _sha256(engine),
+            "engine_sha256": sha256(engine),
             "library": self.library,
             "compute": [name.lower() for name in request["compute"]],
             "profile": {
                 name: dict(zip(("min", "opt", "max"), shapes, strict=True))
                 for name, shapes in request["profiles"].items()
             },
-            **_named_options(options),
+            **named_options(options),
             **answer,
         }
 
@@ -250,6 +293,11 @@ class TensorRTRTX(TensorRTBase):
         if platform.system() in ("Linux", "Windows") and platform.machine().lower() in ("x86_64", "amd64"):
             return self.missing
         return "tensorrt_rtx exists only for Linux and Windows on x86-64; build there, with the .onnx file of target 'onnx'"
+
+    def in_float(self, options: Any) -> str | None:
+        if options is None:
+            return None
+        return NO_INT8_ON_TURING if "SM75" in options.compute.upper().split("+") else None
 
     def _request(self, options: Any) -> dict[str, Any]:
         return super()._request(options) | {"compute": [name.upper() for name in self._compute(options)]}
@@ -293,64 +341,3 @@ class TensorRT(TensorRTBase):
 
 JETSON = Path("/etc/nv_tegra_release")
 """Is on every Jetson, and on nothing else."""
-
-
-def _sparse_flags(model: onnx.ModelProto, wanted: str) -> list[str]:
-    """SPARSE_WEIGHTS lets TensorRT choose kernels for weights with 2 zeros in each 4, where such a kernel
-    is faster.
-    """
-    found = "2:4" in metadata.read_sparse(model.metadata_props).values()
-    return ["SPARSE_WEIGHTS"] if wanted == "yes" or (wanted == "auto" and found) else []
-
-
-def _keep_weights(model: Path, scratch: Path, engine: Path) -> list[Path]:
-    """Writes the model that a stripped engine gets its weights from beside it."""
-    kept = engine.with_name(f"{engine.name}.onnx")
-    model_file.save(model_file.load(model), scratch / kept.name)
-    found = sorted(scratch.glob(f"{kept.name}*"))
-    for path in found:
-        path.replace(engine.with_name(path.name))
-    return [engine.with_name(path.name) for path in found]
-
-
-def _keep_times(written: Path, wanted: str | None) -> None:
-    if wanted is None:
-        return
-    try:
-        with replacing(Path(wanted)) as file:
-            file.write(written.read_bytes())
-    except LatheError as error:
-        raise TargetError(f"option timing_cache: {error}") from error
-
-
-def _named_options(options: Any) -> dict[str, Any]:
-    """Of the options that decide where and how an engine can be loaded, those that are not at their default."""
-    names = ("refit", "strip", "compatible", "weight_streaming", "portable", "same_compute", "dla")
-    fields = {field.name: field.default for field in dataclasses.fields(options)}
-    return {
-        name: getattr(options, name)
-        for name in names
-        if name in fields and getattr(options, name) != fields[name]
-    }
-
-
-def _notes(options: Any, version: str, weights: Sequence[Path]) -> tuple[str, ...]:
-    found = []
-    if weights:
-        found.append(
-            f"the engine holds no weights: it computes nothing right before it is refitted from {weights[0].name}"
-        )
-    if options.refit == "any" and version.startswith("11.3."):
-        found.append(
-            "TensorRT 11.3 may drop the bias of a matrix product in an engine for refit=any, as its release notes "
-            "say; compare its outputs, or give refit=same"
-        )
-    return tuple(found)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -24,6 +24,8 @@ from typing import Any
 
 from onnx_lathe.runtime.targets.tensorrt import dla, settings
 from onnx_lathe.runtime.targets.tensorrt.cuda import Cuda, CudaError
+from onnx_lathe.runtime.targets.tensorrt.engine_layers import LAYER
+from onnx_lathe.runtime.targets.tensorrt.inspecting import inspected, weights_bytes
 from onnx_lathe.runtime.targets.tensorrt.messages import (
     NOISE,
     explained,
@@ -53,6 +55,8 @@ def main() -> None:
         answer = {"version": trt.__version__}
         if "model" in request:
             answer |= build(trt, logger, builder, request, lambda text: send({"progress": text}))
+        if "inspect" in request:
+            answer["layers"] = inspected(trt, logger, Path(request["inspect"]).read_bytes())
     except RefusedError as refusal:
         send({"refusal": str(refusal)})
     else:
@@ -82,16 +86,24 @@ def load(library: str) -> Any:
 
 def make_logger(trt: Any, verbose_log: str | None) -> Any:
     class Logger(trt.ILogger):
-        """Keeps warnings and errors as (severity, text); writes everything to the log file if there is one."""
+        """Keeps warnings and errors as (severity, text), and what describes the engine; writes everything to the log
+        file if there is one.
+        """
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.records: list[tuple[str, str]] = []
+            self.layers: list[str] = []
+            self.weights_bytes: int | None = None
             self.file = open(verbose_log, "w", encoding="utf-8") if verbose_log else None  # noqa: SIM115
 
         def log(self, severity: Any, text: str) -> None:
             if self.file is not None:
                 print(f"{severity.name}: {text}", file=self.file, flush=True)
+            if LAYER in text:
+                self.layers.append(text)
+            elif (size := weights_bytes(text)) is not None:
+                self.weights_bytes = size
             if severity.name in ("INTERNAL_ERROR", "ERROR", "WARNING") and NOISE not in text:
                 self.records.append((severity.name, one_line(text)))
                 print(one_line(text), file=sys.stderr, flush=True)
@@ -155,6 +167,8 @@ def build(
         "inputs": [describe(network.get_input(index)) for index in range(network.num_inputs)],
         "outputs": [describe(network.get_output(index)) for index in range(network.num_outputs)],
         "warnings": logger.warnings(),
+        "weights_bytes": logger.weights_bytes,
+        "layers": "\n".join(logger.layers),
         "gpu": gpu(),
         **left,
     }
@@ -175,7 +189,7 @@ def make_config(trt: Any, builder: Any, request: Mapping[str, Any]) -> Any:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
     if request["level"] is not None:
         config.builder_optimization_level = request["level"]
-    if request.get("log"):
+    if request.get("log") or request.get("prove"):
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if request["compute"]:
         config.num_compute_capabilities = len(request["compute"])

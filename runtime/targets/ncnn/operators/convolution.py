@@ -3,21 +3,25 @@
 Parameters of the three dimensions stand at keys of their own (src/layer/convolution*.cpp): w first, then h, then d.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from onnx_lathe.runtime.targets.ncnn.dialect import Stored, Value, Weight
 from onnx_lathe.runtime.targets.ncnn.network import Network
 from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
-from onnx_lathe.runtime.targets.ncnn.quantized import put_quantized
+from onnx_lathe.runtime.targets.ncnn.quantized import quantized_layer
 from onnx_lathe.runtime.targets.ncnn.registry import operator
-from onnx_lathe.runtime.targets.ncnn.windows import Window, window
+from onnx_lathe.runtime.targets.ncnn.windows import SAME_LOWER, SAME_UPPER, Window, window
 
 KERNEL, DILATION, STRIDE = (1, 11, 21), (2, 12, 22), (3, 13, 23)
 BEGIN, END = (4, 14, 24), (15, 16, 17)
 OUTPUT_PAD = (18, 19, 20)
 OUTPUTS, BIAS, WEIGHT_SIZE, GROUP = 0, 5, 6, 7
+ABSENT = -1
+"""An axis that the tensor has not: its dimension in the blob is 1."""
+SQUEEZED = 3
+"""Squeeze's axes."""
 
 
 @operator("Conv")
@@ -33,11 +37,39 @@ def conv(node: Node, net: Network) -> None:
     params[BIAS] = int(bias is not None)
     kind = "ConvolutionDepthWise" if group > 1 else "Convolution"
     axes = tuple(range(1, spatial + 2))
-    if spatial == 2 and put_quantized(node, net, kind, params, bias, axes):
+    if spatial < 3 and _put_quantized(node, net, kind, params, bias):
         return
     stored = net.weight(weight).moved(lambda values: values.reshape(-1))
     weights = [Weight(stored, tagged=True), *([Weight(Stored(bias))] if bias is not None else [])]
     net.put(node, f"{kind}{_suffix(spatial)}", [net.form(source, axes).name], params, weights, axes)
+
+
+def _put_quantized(
+    node: Node, net: Network, kind: str, params: dict[int, Value], bias: np.ndarray | None
+) -> bool:
+    """ncnn's INT8 convolutions have two dimensions: one of a single dimension is one over rows of height 1."""
+    is_row = KERNEL[1] not in params
+    wide = _of_rows(params) if is_row else dict(params)
+    found = quantized_layer(node, net, kind, wide, bias)
+    if found is None:
+        return False
+    tensor, weights = found
+    if not is_row:
+        axes = (1, 2, 3)
+        net.put(node, kind, [net.form(tensor, axes).name], wide, weights, axes)
+        return True
+    row = net.form(tensor, (1, ABSENT, 2)).name
+    whole = net.several(kind, node.name, [row], [f"{node.outputs[0]}_row"], wide, weights)
+    net.put(node, "Squeeze", whole, {SQUEEZED: [1]}, axes=(1, 2))
+    return True
+
+
+def _of_rows(params: Mapping[int, Value]) -> dict[int, Value]:
+    """Parameters of a window over a single dimension as those of one over two, of which the first is 1."""
+    known = {KERNEL[1]: 1, DILATION[1]: 1, STRIDE[1]: 1}
+    by_word = params[BEGIN[0]] in (SAME_UPPER, SAME_LOWER)  # ncnn wants the word on all sides, or on none
+    sides = {key[1]: params[key[0]] if by_word else 0 for key in (BEGIN, END)}
+    return {**params, **known, **sides}
 
 
 @operator("ConvTranspose")

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 
 import onnx
 
-from onnx_lathe.passes.graph.macs import OpenShape
-
+OpenShape = tuple[int | str, ...]
+"""A size that is not known before the model runs is its name, or "?"."""
 Shapes = Mapping[str, OpenShape]
 
 UNKNOWN_SHAPE = "a size that it depends on is not known before the model runs"

@@ -1,0 +1,174 @@
+"""What TensorRT says of the kernels of an engine: their kind, the types that they read, and the nodes of the ONNX
+model that they compute. From the builder's log, or from the JSON of the engine inspector.
+
+The log, where the profiling verbosity is DETAILED, in one record of severity VERBOSE:
+
+    Name: conv1_myl0_2, LayerType: correlation, Inputs: [ { Name: x, Dimensions: [1,4,8,8], Datatype: Int8, ... }],
+    Constants: [ { Name: w, Dimensions: [16,4,3,3], Datatype: Int8, ... }], Outputs: [ ... ],
+    TacticName: ..., Metadata: [ONNX Layer: conv1][ONNX Layer: w_DequantizeLinear]
+
+The inspector gives the same as an object with these keys. TensorRT 10 writes "Format/Datatype": "Row major Int8
+format" where TensorRT 11 and TensorRT-RTX write "Datatype": "Int8", and separates the names in the metadata by control
+characters. Other wordings are not guessed at.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LAYER = ", LayerType: "
+"""In every line of the log that describes a kernel."""
+
+_PRODUCTS = re.compile(r"conv|correlation|gemm|fully_connected|matrix_?mul|matmul|fprop", re.IGNORECASE)
+"""Kinds of kernels that multiply by weights, or names of their tactics."""
+_FUSED = re.compile(r"fusion", re.IGNORECASE)
+_FUSED_PRODUCT = re.compile(r"_myl_(?:[A-Z][a-z]*)*?(?:Fc|Conv|Gemm|MatMul|Correlation)(?![a-z])")
+"""A kernel made of several operators is named after them: __myl_CastMulCastCastMulFc_myl0_1."""
+_INTEGERS = re.compile(r"i8i8|imma", re.IGNORECASE)
+"""In the tactic's name of a kernel that multiplies INT8 by INT8."""
+_TYPES = {
+    "int8": "int8", "float": "float32", "fp32": "float32", "half": "float16", "fp16": "float16", "bf16": "bfloat16",
+    "bfloat16": "bfloat16", "fp8": "float8", "int4": "int4", "fp4": "float4", "int32": "int32", "int64": "int64",
+    "uint8": "uint8", "bool": "bool",
+}  # fmt: skip
+_TYPE = re.compile(rf"\b({'|'.join(_TYPES)})\b", re.IGNORECASE)
+_DATATYPE = re.compile(r"(?:Format/)?Datatype: ([^,}]*)")
+_LINE = re.compile(
+    r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<inputs>.*?)\]"
+    r"(?:, Constants: \[(?P<constants>.*?)\])?, Outputs: \["
+)
+_WEIGHTS = re.compile(r"\bWeights: \{\s*\"?Type\"?: \"?(\w+)")
+_TACTIC = re.compile(r"\bTacticName: ([^,]*)")
+_METADATA = re.compile(r"\bMetadata: (.*)$")
+_NUMBER = re.compile(r"_myl\d+_\d+$")
+_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f\s,]*(?:\[ONNX Layer: |$))")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One layer of an engine. `reads`: types of its inputs, None where TensorRT states none; `weight`: type of its
+    weight; `nodes`: names of the ONNX nodes that it computes, wholly or in part.
+    """
+
+    name: str
+    kind: str
+    tactic: str
+    reads: tuple[str | None, ...]
+    weight: str | None
+    nodes: tuple[str, ...]
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether this is where a layer's products are computed, and not what prepares or finishes them."""
+        if not self.fused:
+            return bool(_PRODUCTS.search(self.kind))
+        return bool(_PRODUCTS.search(self.tactic) or _FUSED_PRODUCT.search(self.name))
+
+    @property
+    def fused(self) -> bool:
+        """Whether it may decode what it reads before it multiplies."""
+        return bool(_FUSED.search(self.kind))
+
+    @property
+    def named_after(self) -> list[str]:
+        """The nodes in `conv1 + relu1 || conv2`, or in `conv1_myl0_2`; a kernel is named after what it is mainly."""
+        return re.split(r" (?:\+|\|\|) ", _NUMBER.sub("", self.name))
+
+    @property
+    def type(self) -> str | None:
+        """The type that it multiplies in; None where TensorRT does not say."""
+        first = self.reads[0] if self.reads else None
+        if first not in (None, "int8"):
+            return first
+        if self.fused or first is None:
+            return "int8" if _INTEGERS.search(self.tactic) else None
+        return first if self.weight in (None, "int8") else self.weight
+
+
+def from_log(text: str) -> list[Kernel]:
+    """The kernels that a builder's log describes; none if it is worded otherwise than above."""
+    found = []
+    for line in text.split("\n"):  # splitlines would also split at the separators of the metadata
+        match = _LINE.search(line)
+        metadata = _METADATA.search(line)
+        if match is None or metadata is None:
+            continue
+        stated, tactic = _WEIGHTS.search(line), _TACTIC.search(line)
+        inputs, constants = (
+            tuple(map(_type, _DATATYPE.findall(match[group] or ""))) for group in ("inputs", "constants")
+        )
+        found.append(
+            _kernel(
+                match["name"],
+                match["kind"],
+                tactic[1] if tactic else "",
+                inputs,
+                constants,
+                _type(stated[1]) if stated else None,
+                metadata[1],
+            )
+        )
+    return found
+
+
+def from_inspector(text: str) -> list[Kernel]:
+    """The kernels that the inspector's JSON describes; none if it is no such JSON, or says names only."""
+    try:
+        table = json.loads(text, strict=False)
+    except ValueError:
+        return []
+    layers = table.get("Layers") if isinstance(table, dict) else None
+    if not isinstance(layers, list):
+        return []
+    return [_inspected(layer) for layer in layers if isinstance(layer, dict) and "LayerType" in layer]
+
+
+def _inspected(layer: Mapping[str, Any]) -> Kernel:
+    weights = layer.get("Weights")
+    return _kernel(
+        str(layer.get("Name", "")),
+        str(layer["LayerType"]),
+        str(layer.get("TacticName", "")),
+        _types(layer.get("Inputs")),
+        _types(layer.get("Constants")),
+        _type(str(weights.get("Type", ""))) if isinstance(weights, dict) else None,
+        str(layer.get("Metadata", "")),
+    )
+
+
+def _kernel(
+    name: str,
+    kind: str,
+    tactic: str,
+    inputs: tuple[str | None, ...],
+    constants: tuple[str | None, ...],
+    stated: str | None,
+    metadata: str,
+) -> Kernel:
+    """stated: the type of the weight where it is said apart; else it is the first constant, and the second of a
+    product of two constants.
+    """
+    reads = inputs or constants[:1]
+    weight = stated or next(iter(constants if inputs else constants[1:]), None)
+    return Kernel(name, kind.strip(), tactic, reads, weight, _nodes(metadata))
+
+
+def _types(tensors: object) -> tuple[str | None, ...]:
+    listed = tensors if isinstance(tensors, list) else []
+    return tuple(
+        _type(str(tensor.get("Datatype", tensor.get("Format/Datatype", ""))))
+        for tensor in listed
+        if isinstance(tensor, dict)
+    )
+
+
+def _type(text: str) -> str | None:
+    """`Int8`, or the type in `Thirty-two wide channel vectorized row major Int8 format`."""
+    found = _TYPE.search(text)
+    return _TYPES[found[1].lower()] if found else None
+
+
+def _nodes(metadata: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_NODE.findall(metadata)))
