@@ -7,7 +7,8 @@ the user's.
 import itertools
 import json
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.runtime.targets.core.registry import targets
@@ -24,7 +25,7 @@ def check(out: Path, model: Path) -> None:
         raise UsageError(f"{model}: lies in the output folder {out}, where results go; give another --out")
     ours = _listed(out)
     for path in _results(out):
-        if path.name not in ours:
+        if path.relative_to(out).as_posix() not in ours:
             raise UsageError(f"{path}: is there already and not from an earlier run; give another --out")
 
 
@@ -48,13 +49,19 @@ def check_same(
 def clear(out: Path) -> None:
     """Removes what an earlier run built, so that nothing of it can pass for the result of this one."""
     for name in _listed(out):
-        (out / name).unlink(missing_ok=True)
+        path = out / name
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder is not empty yet, or not there
+            while (path := path.parent) != out:
+                path.rmdir()
 
 
 def _results(out: Path) -> Iterable[Path]:
-    """What is there of the report, and of the files that any target writes."""
+    """What is there of the report, and of the files that any target writes, those in its folders too."""
     patterns = {REPORT, *(pattern for target in targets().values() for pattern in target.outputs)}
-    return sorted(path for pattern in patterns for path in out.glob(pattern))
+    found = {path for pattern in patterns for path in out.glob(pattern)}
+    inside = {path for folder in found if folder.is_dir() for path in folder.rglob("*")}
+    return sorted(path for path in found | inside if not path.is_dir())
 
 
 def _built(out: Path) -> set[str]:
@@ -67,11 +74,14 @@ def _built(out: Path) -> set[str]:
 
 
 def _listed(out: Path) -> set[str]:
-    """Names of the files that the earlier run in this folder made; empty without its report."""
+    """Names of the files that the earlier run in this folder made; empty without its report. One that leads out of
+    the folder is none of them.
+    """
     try:
         report = json.loads((out / REPORT).read_text(encoding="utf-8"))
-        files = {Path(name).name for target in report["targets"] for name in target["files"]}
-        return {REPORT, *files} if "schema" in report else set()
+        files = {PurePosixPath(name) for target in report["targets"] for name in target["files"]}
+        inside = {str(path) for path in files if not path.is_absolute() and ".." not in path.parts}
+        return {REPORT, *inside} if "schema" in report else set()
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 

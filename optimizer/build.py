@@ -3,7 +3,7 @@
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial, reduce
@@ -135,7 +135,7 @@ def build_all(run: Run) -> None:
                 _remove(target, results)
             listed = {name for one in record.targets for name in one.files}
             # such as a failed build's log
-            found.files += sorted(path.name for path in results.iterdir() if path.name not in listed)
+            found.files += sorted(set(_names(results.rglob("*"), results)) - listed)
         if any(not verdict.passed for verdict in record.gates):
             for found in record.targets:
                 found.files, found.size_bytes = [], 0
@@ -275,8 +275,15 @@ def _remove(target: Target, results: Path) -> None:
     """Takes away what a target wrote that turned out to be wrong; a log that a failed build leaves stays."""
     for pattern in target.outputs:
         for path in results.glob(pattern):
-            if path.suffix != ".log":
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.suffix != ".log":
                 path.unlink()
+
+
+def _names(paths: Iterable[Path], results: Path) -> list[str]:
+    """The files among them, as the report names them: `model.onnx`, `model.jetson/build.sh`."""
+    return [path.relative_to(results).as_posix() for path in paths if path.is_file()]
 
 
 def _build(
@@ -284,7 +291,7 @@ def _build(
 ) -> Artifact:
     _check_space(model, results)
     artifact = target.build(model, results, config, run.ui.status)
-    found.files = [path.name for path in artifact.paths]
+    found.files = _names(artifact.paths, results)
     found.size_bytes = artifact.size_bytes
     found.details = dict(artifact.details)
     found.facts = list(artifact.facts)

@@ -1,5 +1,6 @@
 """The run record as tables on a terminal (or as plain text, when the output is not one)."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -64,7 +65,7 @@ def show(record: RunRecord, console: Console) -> None:
             for key, title in COLUMNS
             if key in target.quality
         )
-        files = ", ".join(target.files)
+        files = ", ".join(short_names(target.files))
         console.print(
             f"target {target.name}: {files} ({size(target.size_bytes)})"
             + (f"; {target.measured}: {quality}" if quality else ""),
@@ -86,6 +87,13 @@ def show(record: RunRecord, console: Console) -> None:
     for note in record.data:
         console.print(f"data  {note}", markup=False)
     console.print(f"{record.outcome} in {record.seconds:.0f} s", markup=False)
+
+
+def short_names(files: Sequence[str]) -> list[str]:
+    """Names as the terminal lists them: of a folder its name, and how many files it holds."""
+    folders = Counter(name.partition("/")[0] for name in files if "/" in name)
+    listed = [f"{folder}/ ({count} files)" for folder, count in folders.items()]
+    return [*(name for name in files if "/" not in name), *listed]
 
 
 def _steps_table(record: RunRecord, dropped: Sequence[str]) -> Table:

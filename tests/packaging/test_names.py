@@ -13,7 +13,7 @@ from onnx_lathe.runtime.files.signature import InputSpec
 from onnx_lathe.runtime.training.hooks import load_hook
 from tests.support import builders
 from tests.support.projects import FILES, FOUND, HOOK, LOADER, NAMES, lathe, run, script, write
-from tests.support.tensorrt_bindings import STAND_IN, TEN
+from tests.support.tensorrt_bindings import filled
 
 COMMANDS = {"script": script, "module": lathe}
 
@@ -31,10 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a stand-in for TensorRT, so that its process runs everywhere."""
-    text = STAND_IN
-    for mark, value in {"VERSION": "10.3.0", "FLAGS": repr(TEN), "BUILDER": "pass", "BUILD": "pass"}.items():
-        text = text.replace(f"@{mark}@", value)
-    return write(tmp_path_factory.mktemp("site"), {"tensorrt/__init__.py": text})
+    return write(tmp_path_factory.mktemp("site"), {"tensorrt/__init__.py": filled()})
 
 
 @pytest.mark.parametrize(

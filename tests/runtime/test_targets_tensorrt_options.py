@@ -178,7 +178,7 @@ def test_a_dla_core(stand_in) -> None:
     assert ["default_device_type", "DeviceType.DLA"] in made
     assert ["DLA_core", "1"] in made
     assert ["set_flag", "GPU_FALLBACK"] in made
-    assert flags(folder, dla=0, batch="1", dla_fallback=False) == []
+    assert flags(folder, dla=0, batch="1", dla_fallback=False) == ["FP16"]  # as DLA needs it in TensorRT 10
 
 
 @pytest.mark.parametrize(

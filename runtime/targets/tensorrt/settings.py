@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onnx_lathe.runtime.targets.tensorrt import dla
+
 OPTIONS = {
     "REFIT": "refit=any",
     "REFIT_IDENTICAL": "refit=same",
@@ -102,8 +104,7 @@ def _set_dla(trt: Any, builder: Any, config: Any, core: int, profiles: Sequence[
                     f"option dla: DLA takes no dynamic sizes, and input '{name}' has some; give one size, such as "
                     "batch=1"
                 )
-    config.default_device_type = trt.DeviceType.DLA
-    config.DLA_core = core
+    dla.configure(trt, config, core)
 
 
 def _read_cache(config: Any, path: str) -> Any:

@@ -6,8 +6,6 @@ with what an engine does not say without a GPU: its inputs and outputs, the shap
 builder's version and the GPUs it runs on.
 """
 
-import dataclasses
-import hashlib
 import importlib.util
 import json
 import platform
@@ -20,11 +18,9 @@ from typing import Any, ClassVar
 
 import onnx
 
-from onnx_lathe import metadata
-from onnx_lathe.errors import LatheError, TargetError, first_few
+from onnx_lathe.errors import TargetError, first_few
 from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.files import model_file
-from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.targets.core.base import (
     Artifact,
     Feeds,
@@ -37,6 +33,14 @@ from onnx_lathe.runtime.targets.core.base import (
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.tensorrt import process
 from onnx_lathe.runtime.targets.tensorrt.attempts import Profiles, attempt, plain, with_branches
+from onnx_lathe.runtime.targets.tensorrt.belongings import (
+    keep_times,
+    keep_weights,
+    named_options,
+    notes_of,
+    sha256,
+    sparse_flags,
+)
 from onnx_lathe.runtime.targets.tensorrt.check import concerns, verdicts
 from onnx_lathe.runtime.targets.tensorrt.engine_process import compute_here
 from onnx_lathe.runtime.targets.tensorrt.options import BuildConfig, RTXConfig, TensorRTConfig
@@ -152,25 +156,15 @@ class TensorRTBase(Target):
         if importlib.util.find_spec(self.library) is None:
             raise TargetError(self._missing())
         proto = model_file.load(model)
-        sizes = parse_shapes(options.shapes)
-        each = profiles(proto, parse_batch(options.batch), sizes)
-        wanted = plain(each)
-        alone = plain(profiles(proto, parse_batch(1), sizes)) if options.batch is None else wanted
-        refused: dict[str, list[str]] = {}
-        for concern in fatal(proto, self._compute(options)):
-            refused.setdefault(concern.reason, []).append(concern.node)
-        if refused:
-            listed = "; ".join(f"{first_few(nodes)}: {reason}" for reason, nodes in refused.items())
-            raise TargetError(f"{self.title} would not take {model.name}: {listed}")
-        request = self._request(options) | {
-            "library": self.library,
-            "model": str(model.resolve()),
-            "flags": options.flags() + _sparse_flags(proto, options.sparse),
-            "profiles": wanted,
-        }
+        request = self._prepared(proto, model.name, options)
+        request |= {"library": self.library, "model": str(model.resolve())}
+        alone = request["profiles"]
+        if options.batch is None:
+            alone = plain(profiles(proto, parse_batch(1), parse_shapes(options.shapes)))
         promised = None
         if is_quantized(proto):
-            tuned = {name: profile.tuned for name, profile in each[0].items()} if each else {}
+            first = request["profiles"][0] if request["profiles"] else {}
+            tuned = {name: tuple(sizes[1]) for name, sizes in first.items()}
             promised = promises(proto, tuned, self.in_float(options))
         request["prove"] = promised is not None
         branches = [node.name for node in proto.graph.node if node.op_type in ("If", "Loop")]
@@ -185,6 +179,22 @@ class TensorRTBase(Target):
             raise TargetError(
                 f"{directory}: cannot be written ({error.strerror or error}); choose another folder"
             ) from error
+
+    def _prepared(self, model: onnx.ModelProto, name: str, options: Any) -> dict[str, Any]:
+        """What the worker is asked for, but for files. Raises TargetError for what TensorRT would not take of the
+        model, which was read from the file `name`.
+        """
+        wanted = profiles(model, parse_batch(options.batch), parse_shapes(options.shapes))
+        refused: dict[str, list[str]] = {}
+        for concern in fatal(model, self._compute(options)):
+            refused.setdefault(concern.reason, []).append(concern.node)
+        if refused:
+            listed = "; ".join(f"{first_few(nodes)}: {reason}" for reason, nodes in refused.items())
+            raise TargetError(f"{self.title} would not take {name}: {listed}")
+        return self._request(options) | {
+            "flags": options.flags() + sparse_flags(model, options.sparse),
+            "profiles": plain(wanted),
+        }
 
     def _build_in(
         self,
@@ -219,12 +229,12 @@ class TensorRTBase(Target):
         made[sidecar].write_text(
             json.dumps({"engine": engine.name} | details, indent=1) + "\n", encoding="utf-8"
         )
-        weights = _keep_weights(Path(request["model"]), scratch, engine) if options.strip else []
-        _keep_times(scratch / "timing.cache", request.get("timing_cache"))
+        weights = keep_weights(Path(request["model"]), scratch, engine) if options.strip else []
+        keep_times(scratch / "timing.cache", request.get("timing_cache"))
         made[sidecar].replace(sidecar)
         made[engine].replace(engine)
         written = [engine, sidecar, *([log] if options.log else []), *weights]
-        notes, facts = [*tried, *_notes(options, details["version"], weights)], [*weight_facts(details)]
+        notes, facts = [*tried, *notes_of(options, details["version"], weights)], [*weight_facts(details)]
         if proof is not None:
             notes += proof.warnings()
             facts += proof.facts()
@@ -242,14 +252,14 @@ class TensorRTBase(Target):
     ) -> dict[str, Any]:
         return {
             "engine_bytes": engine.stat().st_size,
-            "engine_sha256": _sha256(engine),
+            "engine_sha256": sha256(engine),
             "library": self.library,
             "compute": [name.lower() for name in request["compute"]],
             "profiles": [
                 {name: dict(zip(("min", "opt", "max"), shapes, strict=True)) for name, shapes in one.items()}
                 for one in request["profiles"]
             ],
-            **_named_options(options),
+            **named_options(options),
             **answer,
         }
 
@@ -331,64 +341,3 @@ class TensorRT(TensorRTBase):
 
 JETSON = Path("/etc/nv_tegra_release")
 """Is on every Jetson, and on nothing else."""
-
-
-def _sparse_flags(model: onnx.ModelProto, wanted: str) -> list[str]:
-    """SPARSE_WEIGHTS lets TensorRT choose kernels for weights with 2 zeros in each 4, where such a kernel
-    is faster.
-    """
-    found = "2:4" in metadata.read_sparse(model.metadata_props).values()
-    return ["SPARSE_WEIGHTS"] if wanted == "yes" or (wanted == "auto" and found) else []
-
-
-def _keep_weights(model: Path, scratch: Path, engine: Path) -> list[Path]:
-    """Writes the model that a stripped engine gets its weights from beside it."""
-    kept = engine.with_name(f"{engine.name}.onnx")
-    model_file.save(model_file.load(model), scratch / kept.name)
-    found = sorted(scratch.glob(f"{kept.name}*"))
-    for path in found:
-        path.replace(engine.with_name(path.name))
-    return [engine.with_name(path.name) for path in found]
-
-
-def _keep_times(written: Path, wanted: str | None) -> None:
-    if wanted is None:
-        return
-    try:
-        with replacing(Path(wanted)) as file:
-            file.write(written.read_bytes())
-    except LatheError as error:
-        raise TargetError(f"option timing_cache: {error}") from error
-
-
-def _named_options(options: Any) -> dict[str, Any]:
-    """Of the options that decide where and how an engine can be loaded, those that are not at their default."""
-    names = ("refit", "strip", "compatible", "weight_streaming", "portable", "same_compute", "dla")
-    fields = {field.name: field.default for field in dataclasses.fields(options)}
-    return {
-        name: getattr(options, name)
-        for name in names
-        if name in fields and getattr(options, name) != fields[name]
-    }
-
-
-def _notes(options: Any, version: str, weights: Sequence[Path]) -> tuple[str, ...]:
-    found = []
-    if weights:
-        found.append(
-            f"the engine holds no weights: it computes nothing right before it is refitted from {weights[0].name}"
-        )
-    if options.refit == "any" and version.startswith("11.3."):
-        found.append(
-            "TensorRT 11.3 may drop the bias of a matrix product in an engine for refit=any, as its release notes "
-            "say; compare its outputs, or give refit=same"
-        )
-    return tuple(found)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

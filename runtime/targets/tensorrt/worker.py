@@ -7,7 +7,8 @@ failed build TensorRT-RTX 1.7 compiles the next one with leftovers of it, and be
 builder without an exception.
 
 The API used is the part that TensorRT 10.x, 11.x and TensorRT-RTX share. Precision flags are never set:
-precision is in the graph.
+precision is in the graph (dla.py has the one exception). A bundle for a Jetson carries this file and what it
+imports, none of which needs more than Python, NumPy and TensorRT.
 """
 
 import importlib
@@ -21,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx_lathe.runtime.targets.tensorrt import settings
+from onnx_lathe.runtime.targets.tensorrt import dla, settings
 from onnx_lathe.runtime.targets.tensorrt.cuda import Cuda, CudaError
 from onnx_lathe.runtime.targets.tensorrt.engine_layers import LAYER
 from onnx_lathe.runtime.targets.tensorrt.inspecting import inspected, weights_bytes
@@ -136,7 +137,8 @@ def build(
     reasons.
     """
     started = time.perf_counter()
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    core = request.get("dla")
+    network = builder.create_network(dla.creation_flags(trt, core))
     parser = trt.OnnxParser(network, logger)  # keeps no reference to the network; this function does
     if not parser.parse_from_file(request["model"]) or parser.num_errors:
         raise RefusedError(parse_refusal(parser, logger))
@@ -145,6 +147,7 @@ def build(
     config = make_config(trt, builder, request)
     cache = settings.apply(trt, logger, builder, config, request)  # must outlive the build
     apply_profiles(builder, network, config, request["profiles"], logger)
+    left = {} if core is None else {"on_gpu": dla.on_gpu(network, config)}
     monitor = make_monitor(trt, progress)  # must outlive the build
     config.progress_monitor = monitor
     before = len(logger.records)
@@ -167,6 +170,7 @@ def build(
         "weights_bytes": logger.weights_bytes,
         "layers": "\n".join(logger.layers),
         "gpu": gpu(),
+        **left,
     }
 
 

@@ -1,0 +1,1 @@
+typings/onnx_lathe/runtime/targets/tensorrt/belongings.py

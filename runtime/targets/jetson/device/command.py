@@ -1,0 +1,188 @@
+"""The command `build.py`: checks the files, builds the engine, and compares it with what was stored.
+
+Everything that can go wrong is one line on standard error and an exit code (refusal.py).
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnx_lathe.runtime.targets.jetson.device import memory, showing, verifying, versions
+from onnx_lathe.runtime.targets.jetson.device.asking import ask
+from onnx_lathe.runtime.targets.jetson.device.checksums import check
+from onnx_lathe.runtime.targets.jetson.device.refusal import (
+    DEFECT,
+    DIFFERS,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    WRONG_USE,
+    RefusedError,
+)
+from onnx_lathe.runtime.targets.tensorrt import worker
+
+DESCRIPTION, ENGINE = "bundle.json", "model.engine"
+LIBRARIES = ("tensorrt", "tensorrt_rtx")
+KEPT = ("version", "gpu", "build_seconds", "weights_bytes", "inputs", "outputs", "on_gpu", "warnings")
+"""Of the builder's answer, what model.engine.json says."""
+FALLBACK = "GPU_FALLBACK"
+MISSING = (
+    "tensorrt is not installed for {python}: on a Jetson it comes with JetPack (sudo apt install python3-libnvinfer), for the "
+    "system's python3 and for environments made with --system-site-packages; ./build.sh needs no Python"
+)
+
+
+def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
+    """Runs the command for the bundle in `folder`. Returns the exit code."""
+    try:
+        return _run(folder.resolve(), _parser().parse_args(arguments))
+    except RefusedError as refusal:
+        print(f"build.py: {refusal}", file=sys.stderr)
+        return refusal.code
+    except KeyboardInterrupt:
+        print("build.py: interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 one line for the person at the device, whatever it is
+        print(f"build.py: a defect: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return DEFECT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="build.py", description="Builds model.engine with TensorRT, on the device that will run it."
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="run the engine on the stored inputs: SQNR, top-1, latency; builds it first if it is not there",
+    )
+    parser.add_argument(
+        "--least-sqnr",
+        type=float,
+        default=20.0,
+        metavar="DB",
+        help="with --verify: exit code 3 for an output below it (default 20)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=3.0,
+        metavar="S",
+        help="with --verify: how long each way of running is timed (default 3)",
+    )
+    parser.add_argument("--gpu", action="store_true", help="build for the GPU where the bundle is for DLA")
+    parser.add_argument(
+        "--explicit",
+        action="store_true",
+        help="say what the network needs of each device's memory, and build nothing",
+    )
+    parser.add_argument(
+        "--log", action="store_true", help="write all that the builder says to model.engine.log"
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="S",
+        help="end a build that takes longer (default: as the bundle says)",
+    )
+    parser.add_argument(
+        "--library",
+        choices=LIBRARIES,
+        default=LIBRARIES[0],
+        help="tensorrt_rtx stands in on a desktop; no Jetson loads its engine",
+    )
+    return parser  # fmt: skip
+
+
+def _run(folder: Path, options: argparse.Namespace) -> int:
+    check(folder)
+    described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    if options.explicit:
+        print(memory.notes(described))
+        return DONE
+    if importlib.util.find_spec(options.library) is None:
+        raise RefusedError(MISSING.format(python=sys.executable) if options.library == LIBRARIES[0] else f"{options.library} is not installed")  # fmt: skip
+    if options.verify and described["reference"] is None:
+        raise RefusedError("no inputs are stored in this bundle: --verify has nothing to run", WRONG_USE)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as scratch:
+            return _work(folder, Path(scratch), described, options)
+    except OSError as error:
+        raise RefusedError(f"{folder}: cannot be written ({error.strerror or error}); copy it to a disk that can", WRONG_USE) from error  # fmt: skip
+
+
+def _work(folder: Path, scratch: Path, described: Mapping[str, Any], options: argparse.Namespace) -> int:
+    request = {**described["request"], "library": options.library}
+    if options.gpu:
+        request |= {"dla": None, "flags": [name for name in request["flags"] if name != FALLBACK]}
+    version = ask(worker.__name__, {"library": options.library}, scratch, showing.quiet, 300.0)["version"]
+    if options.library == LIBRARIES[0] and (
+        reason := versions.refusal(version, request["dla"], versions.on_jetson())
+    ):
+        raise RefusedError(reason)
+    engine = folder / ENGINE
+    if not (options.verify and engine.exists()):
+        _build(folder, scratch, described, request, version, options)
+    if not options.verify:
+        return DONE
+    return _verify(folder, scratch, described, options)
+
+
+def _build(
+    folder: Path,
+    scratch: Path,
+    described: Mapping[str, Any],
+    request: dict[str, Any],
+    version: str,
+    options: argparse.Namespace,
+) -> None:
+    """Everything is made in `scratch`, and moved out of it when it is whole."""
+    if warning := memory.scarce(described):
+        print(f"warning: {warning}", file=sys.stderr)
+    engine, log = scratch / ENGINE, scratch / f"{ENGINE}.log"
+    wants_log = options.log or described["log"]
+    limit = options.time_limit or described["time_limit_s"]
+    print(f"building with {options.library} {version}; this takes minutes", flush=True)
+    asked = request | {"model": str(folder / described["model"]), "engine": str(engine), "log": str(log) if wants_log else None}  # fmt: skip
+    try:
+        answer = ask(worker.__name__, asked, scratch, showing.progress, limit)
+    except RefusedError as error:
+        raise RefusedError(f"{described['model']} was not built: {error}", FAILED) from error
+    finally:
+        showing.end()
+        if log.exists():
+            log.replace(folder / log.name)
+    size = engine.stat().st_size
+    sidecar = scratch / f"{ENGINE}.json"
+    found = {"engine": ENGINE, "engine_bytes": size, "library": options.library, "dla": request["dla"]}
+    found |= {key: answer[key] for key in KEPT if key in answer}
+    sidecar.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    sidecar.replace(folder / sidecar.name)
+    engine.replace(folder / ENGINE)
+    for warning in answer["warnings"]:
+        print(f"TensorRT: {warning}", file=sys.stderr)
+    if "on_gpu" in answer:
+        print(showing.on_gpu(answer["on_gpu"]))
+    print(f"{ENGINE}: {size / 1e6:.3g} MB, built in {answer['build_seconds']:.3g} s")
+
+
+def _verify(folder: Path, scratch: Path, described: Mapping[str, Any], options: argparse.Namespace) -> int:
+    request = {
+        "library": options.library,
+        "engine": str(folder / ENGINE),
+        "reference": str(folder / described["reference"]["file"]),
+        "inputs": described["reference"]["inputs"],
+        "outputs": described["reference"]["outputs"],
+        "budget_s": options.seconds,
+    }
+    found = ask(verifying.__name__, request, scratch, showing.quiet)
+    print(showing.verified(found, described["reference"]))
+    low = showing.too_different(found, options.least_sqnr)
+    if low:
+        raise RefusedError(f"{low}: the engine does not compute what the model does", DIFFERS)
+    return DONE

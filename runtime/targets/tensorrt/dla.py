@@ -1,0 +1,28 @@
+"""DLA, the accelerator beside the GPU of a Jetson AGX Orin or Orin NX: how a builder is asked for it.
+
+TensorRT 10 builds for DLA in weakly typed networks alone, with the flag FP16, as its own trtexec does: a
+strongly typed one refuses the flag, and DLA refuses to go without. From 11.4.1 on all networks are strongly
+typed, those for DLA too.
+"""
+
+from typing import Any
+
+
+def creation_flags(trt: Any, core: int | None) -> int:
+    """Flags for create_network: strongly typed, but for DLA in TensorRT 10."""
+    weak = core is not None and hasattr(trt.BuilderFlag, "FP16")
+    return 0 if weak else 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+def configure(trt: Any, config: Any, core: int) -> None:
+    """Puts what DLA can compute on that core. The rest goes to the GPU, if GPU_FALLBACK is among the flags."""
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = core
+    if hasattr(trt.BuilderFlag, "FP16"):
+        config.set_flag(trt.BuilderFlag.FP16)
+
+
+def on_gpu(network: Any, config: Any) -> list[str]:
+    """Layers that the builder will not give to DLA, by its own names."""
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    return [layer.name for layer in layers if not config.can_run_on_DLA(layer)]
