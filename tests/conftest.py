@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +54,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collectstart() -> None:
     """A file is imported next: what it draws then does not depend on the files before."""
     seeds.reseed(seeds.FILE)
+
+
+@pytest.fixture(autouse=True)
+def _forgets_the_gpu() -> Iterator[None]:
+    """Which GPU is here is asked once in a process: a test with a made-up one leaves none to the next."""
+    yield
+    if module := sys.modules.get("onnx_lathe.runtime.targets.tensorrt.engine_process"):
+        module.compute_here.cache_clear()
 
 
 _module: ModuleType | None = None

@@ -16,7 +16,7 @@ import onnx_lathe
 from onnx_lathe import ContractError, ExitCode, Graph, ModelError, Pass, PassReport, rewrite
 from onnx_lathe.errors import CrashError
 from onnx_lathe.optimizer import api, opening
-from onnx_lathe.optimizer import build as build_module
+from onnx_lathe.optimizer import lowering as lowering_module
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.loading import preparing
 from onnx_lathe.runtime.data import InputSpec, open_source
@@ -313,7 +313,7 @@ def test_a_lowering_that_crashes_names_the_target(
     path = tmp_path / "model.onnx"
     onnx.save(model("Relu"), path)
     work: Pass = Trying() if trial else Rounding()
-    monkeypatch.setattr(build_module, "configure", lambda *given: work)
+    monkeypatch.setattr(lowering_module, "configure", lambda *given: work)
     with pytest.raises(ContractError, match=r"target ort: ONNX Runtime .*SIGSEGV.*; leave ort out") as error:
         api.optimize(path, "fold", targets="ort", out=tmp_path / "out", latency=False)
     assert error.value.exit_code == ExitCode.DEFECT
@@ -323,7 +323,7 @@ def test_a_lowering_that_crashes_names_the_target(
 def test_check_names_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(model("Relu"), path)
-    monkeypatch.setattr(build_module, "configure", lambda *given: Rounding())
+    monkeypatch.setattr(lowering_module, "configure", lambda *given: Rounding())
     with pytest.raises(ContractError, match=r"SIGSEGV.*as target ort wants it; leave ort out"):
         api.check(path, "ort")
 
