@@ -9,7 +9,6 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -19,6 +18,7 @@ from onnx_lathe.runtime.targets.core.registry import find
 from onnx_lathe.runtime.targets.tensorrt.cuda import Cuda, CudaError
 from onnx_lathe.runtime.targets.tensorrt.reopen import open_engine, reopen
 from tests.support import gpu, quantized
+from tests.support.engines import build, network
 
 pytestmark = pytest.mark.skipif(bool(gpu.missing()), reason=gpu.missing())
 QUIET = lambda text: None  # noqa: E731
@@ -28,25 +28,6 @@ X = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> gpu.Machine:
     return gpu.Machine(tmp_path, monkeypatch)
-
-
-def network(
-    nodes: list[onnx.NodeProto] | None = None, x: object = None, y: object = None, **constants: object
-) -> onnx.ModelProto:
-    """x [n, 3] -> y [n, 2], unless others are given."""
-    weight = np.arange(6, dtype=np.float32).reshape(3, 2)
-    nodes = nodes or [helper.make_node("MatMul", ["x", "w"], ["y"], "fc")]
-    return quantized.model(
-        nodes, {"x": x or ["n", 3]}, {"y": ["n", 2] if y is None else y}, constants or {"w": weight}
-    )
-
-
-def build(machine: gpu.Machine, model: onnx.ModelProto, version: str = "10.13.3.9", **options) -> Path:
-    target = find(machine.install(version).replace("_", "-"))()
-    folder = machine.folder.parent
-    onnx.save(model, folder / "model.onnx")
-    (folder / "out").mkdir(exist_ok=True)
-    return target.build(folder / "model.onnx", folder / "out", target.Config(**options), QUIET).paths[0]
 
 
 def described(engine: Path) -> dict:
@@ -160,14 +141,6 @@ def test_other_sizes_and_no_values_at_all(machine: gpu.Machine) -> None:
         assert ort.run(session, {"x": np.ones((count, 3), np.float32)})["y"].tolist() == [[6, 9]] * count
 
 
-def test_a_batch_is_cut_to_what_the_engine_takes(machine: gpu.Machine) -> None:
-    session = reopen(build(machine, network(), batch="2:2:3")).session
-    weight = np.arange(6, dtype=np.float32).reshape(3, 2)
-    for count in (1, 2, 4, 5, 7):
-        values = np.random.default_rng(count).standard_normal((count, 3)).astype(np.float32)
-        assert np.allclose(ort.run(session, {"x": values})["y"], values @ weight, atol=1e-5)
-
-
 def test_a_batch_of_one_size_is_told(machine: gpu.Machine) -> None:
     session = reopen(build(machine, network(), batch=4)).session
     assert session.get_inputs()[0].shape == [4, 3]
@@ -179,16 +152,6 @@ def test_fixed_sizes(machine: gpu.Machine) -> None:
     assert session.run(None, {"x": X[:4]})[0].shape == (4, 2)
     with pytest.raises(ModelError, match=r"input 'x' takes \[4, 3\], not \[5, 3\]"):
         session.run(None, {"x": X})
-
-
-def test_what_has_no_batch_is_not_cut(machine: gpu.Machine) -> None:
-    nodes = [helper.make_node("ReduceSum", ["x"], ["y"], "sum", keepdims=0)]
-    session = reopen(build(machine, network(nodes, y=[]), batch="2:2:4")).session
-    assert ort.run(session, {"x": np.ones((4, 3), np.float32)})["y"] == 12
-    with pytest.raises(ModelError, match="output 'y' has no batch"):
-        ort.run(session, {"x": np.ones((8, 3), np.float32)})
-    with pytest.raises(ModelError, match=r"output 'y' has no batch, and the engine takes 2 samples or more"):
-        ort.run(session, {"x": np.ones((1, 3), np.float32)})
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,11 @@ import numpy as np
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.targets.tensorrt.engine_process import EngineProcess
+from onnx_lathe.runtime.targets.tensorrt.pieces import Feeds, Piece, joined
 
 WAYS = ("call", "cuda_graph", "gpu_alone")
 """What is timed: execution.Engine.times."""
 _TYPES = {"float32": "float", "float64": "double"}
-
-Feeds = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -27,25 +26,6 @@ class Value:
     name: str
     shape: Sequence[int | str]
     type: str
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Feeds of one call, of `count` samples, the last of which is repeated up to `room`."""
-
-    feeds: Feeds
-    count: int = 1
-    room: int = 1
-
-    def cut(self, name: str, output: np.ndarray) -> np.ndarray:
-        """The rows of these samples."""
-        if self.room == self.count:
-            return output
-        if not output.ndim or len(output) % self.room:
-            raise ModelError(
-                f"output '{name}' has no batch, and the engine takes {self.room} samples or more: feed these"
-            )
-        return output[: len(output) // self.room * self.count]
 
 
 class EngineSession:
@@ -92,11 +72,10 @@ class EngineSession:
         pieces = self._pieces(feeds)
         made = [self._call(piece)[0] for piece in pieces]
         wanted = names or [port["name"] for port in self._outputs]
-        cut = {
-            name: [piece.cut(name, one[name]) for piece, one in zip(pieces, made, strict=True)]
-            for name in wanted
-        }
-        return [_joined(name, parts) for name, parts in cut.items()]
+        if len(pieces) == 1 and not pieces[0].padded:
+            return [made[0][name] for name in wanted]
+        opened = {port["name"]: bool(port["shape"]) and port["shape"][0] < 0 for port in self._outputs}
+        return [joined(name, opened[name], pieces, [one[name] for one in made]) for name in wanted]
 
     def call_ms(self, feeds: Feeds) -> float:
         """Milliseconds of one call, with the copies to the GPU and back, and without what it costs to hand arrays to
@@ -148,16 +127,10 @@ class EngineSession:
             least, greatest = _batch(profile, self._open)
             pieces = -(-count // greatest)
             ends = [count * index // pieces for index in range(pieces + 1)]
-            parts = [self._piece(given, first, last, least) for first, last in pairwise(ends)]
+            parts = [Piece.of(given, self._open, first, last, least) for first, last in pairwise(ends)]
             if all(self._takes(profile, part.feeds) for part in parts):
                 return parts
         return [Piece(given)]
-
-    def _piece(self, given: Feeds, first: int, last: int, least: int) -> Piece:
-        room = max(last - first, least)
-        rows = np.minimum(np.arange(first, first + room), last - 1)
-        feeds = {name: value[rows] if name in self._open else value for name, value in given.items()}
-        return Piece(feeds, last - first, room)
 
     @staticmethod
     def _takes(profile: Mapping[str, list[list[int]]], feeds: Feeds) -> bool:
@@ -169,14 +142,6 @@ class EngineSession:
             )
             for name, (least, _, greatest) in profile.items()
         )
-
-
-def _joined(name: str, parts: list[np.ndarray]) -> np.ndarray:
-    if len(parts) > 1 and any(not part.ndim for part in parts):
-        raise ModelError(
-            f"output '{name}' has no batch, and the engine takes these samples only in pieces: feed fewer"
-        )
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _batch(profile: Mapping[str, list[list[int]]], names: Sequence[str]) -> tuple[int, int]:
