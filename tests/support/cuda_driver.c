@@ -128,10 +128,11 @@ int cuGetErrorName(int code, const char **name) {
     return OK;
 }
 
-/* What the stand-in of TensorRT calls. */
+/* What the stand-in of TensorRT and tests call. */
 int fake_launch(void *which, void (*work)(void *), void *argument) {
     return which == &stream ? put((Op){.kind = CALL, .work = work, .argument = argument}) : INVALID_VALUE;
 }
 int fake_is_capturing(void) { return recorded != NULL; }
 int fake_holds(unsigned long long address, size_t size) { return holds(address, size, 1); }
+int fake_blocks(void) { return block_count; }
 void fake_spend(double ms) { now_ms += ms; }

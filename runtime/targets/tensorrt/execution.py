@@ -104,6 +104,8 @@ class Engine:
         self.profiles = [self._profile(index) for index in range(self._engine.num_optimization_profiles)]
         self._buffers: dict[str, _Buffer] = {}
         self._allocators: dict[str, Any] = {}
+        """Of outputs whose shape the engine finds as it runs, in the call that is bound."""
+        self._grown: dict[str, _Grown] = {}
         self._selected = 0
 
     def _port(self, name: str) -> Port:
@@ -223,7 +225,8 @@ class Engine:
         for port in self.outputs:
             shape = tuple(self._context.get_tensor_shape(port.name))
             if any(size < 0 for size in shape):
-                allocator = make_allocator(self._trt, self._cuda, self._grown(port.name))
+                grown = self._grown.setdefault(port.name, _Grown())
+                allocator = make_allocator(self._trt, self._cuda, grown)
                 self._allocators[port.name] = allocator
                 self._accept(
                     self._context.set_output_allocator(port.name, allocator), f"memory of '{port.name}'"
@@ -270,15 +273,12 @@ class Engine:
         buffer = self._buffers.get(name)
         if buffer is None or buffer.host.size < size:
             if buffer is not None:
+                del self._buffers[name]  # also if there is no room for the larger one
                 self._cuda.free(buffer.device)
                 self._cuda.unpin(buffer.host)
             self._buffers[name] = buffer = _Buffer(self._cuda.allocate(size), self._cuda.pinned(size))
         buffer.size = size
         return buffer
-
-    def _grown(self, name: str) -> _Grown:
-        known = self._allocators.get(name)
-        return _Grown() if known is None else known.grown
 
     def _enqueue(self) -> None:
         for port in self.inputs:
@@ -338,6 +338,7 @@ def make_allocator(trt: Any, cuda: Cuda, grown: _Grown) -> Any:
             if size > grown.room or not grown.address:
                 if grown.address:
                     cuda.free(grown.address)
+                    grown.address = 0  # also if there is no room for the larger one
                 grown.address, grown.room = cuda.allocate(size), size
             return grown.address
 
