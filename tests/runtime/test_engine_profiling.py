@@ -17,6 +17,7 @@ from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.targets.core.registry import find
 from onnx_lathe.runtime.targets.tensorrt.profiling import EngineProfiler, read_profile
 from tests.support import gpu
+from tests.support.engine_descriptions import INTERLEAVED, layer, ten
 from tests.support.placement import quantized
 from tests.support.regions import X, network, on_integers
 
@@ -26,6 +27,7 @@ COSTS = {
     "one|int8": 0.4, "two|int8": 0.4, "three|int8": 0.4, "head|int8": 0.05, "QuantizeLinear": 0.02,
 }  # fmt: skip
 """Milliseconds."""
+INT8 = [{"Format/Datatype": INTERLEAVED}]
 
 
 @pytest.fixture
@@ -115,7 +117,26 @@ def test_a_model_too_large_to_be_built_again_and_again(
         assert made.profile(network()) is None
 
 
-@pytest.mark.parametrize("text", ['{"Layers": ["one", "two"]}', "{}"])
+@pytest.mark.parametrize(
+    "text", ['{"Layers": ["one", "two"]}', "{}", "[]", "", "no JSON", '{"Layers": null}']
+)
 def test_an_engine_that_tells_no_details(text: str) -> None:
     with pytest.raises(TargetError, match="TensorRT tells nothing of the engine's layers"):
         read_profile(network(), text, {})
+
+
+def test_names_of_nodes_with_brackets_between_raw_separators() -> None:
+    model = network()
+    model.graph.node[0].name = "net[0]/one"
+    text = ten(
+        [
+            layer("net[0]/one", "CaskConvolution", INT8, "[ONNX Layer: net[0]/one]\x1e[ONNX Layer: relu[1]]"),
+            layer(
+                "other", "kgen", [{"Format/Datatype": "Row major linear UInt8"}, {}], "[ONNX Layer: other]"
+            ),
+        ]
+    ).replace("\\u001e", "\x1e")
+    found = read_profile(model, text, {"net[0]/one": 1.0, "other": 0.5})
+    assert found.nodes == {"net[0]/one": 1.0, "other": 0.5}
+    (region,) = found.regions
+    assert (region.nodes, region.ms) == ({"net[0]/one", "relu[1]"}, 1.0)

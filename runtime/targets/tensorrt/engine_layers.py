@@ -107,7 +107,7 @@ def from_log(text: str) -> list[Kernel]:
                 inputs,
                 constants,
                 _type(stated[1]) if stated else None,
-                metadata[1],
+                _nodes(metadata[1]),
             )
         )
     return found
@@ -115,6 +115,11 @@ def from_log(text: str) -> list[Kernel]:
 
 def from_inspector(text: str) -> list[Kernel]:
     """The kernels that the inspector's JSON describes; none if it is no such JSON, or says names only."""
+    return [_inspected(layer) for layer in inspected(text)]
+
+
+def inspected(text: str) -> list[Mapping[str, Any]]:
+    """The inspector's own objects of layers; none if it is no such JSON, or says names only."""
     try:
         table = json.loads(text, strict=False)
     except ValueError:
@@ -122,7 +127,24 @@ def from_inspector(text: str) -> list[Kernel]:
     layers = table.get("Layers") if isinstance(table, dict) else None
     if not isinstance(layers, list):
         return []
-    return [_inspected(layer) for layer in layers if isinstance(layer, dict) and "LayerType" in layer]
+    return [layer for layer in layers if isinstance(layer, dict) and "LayerType" in layer]
+
+
+def nodes_of(layer: Mapping[str, Any]) -> tuple[str, ...]:
+    """The ONNX nodes that an inspected layer computes, wholly or in part."""
+    return _nodes(str(layer.get("Metadata", "")))
+
+
+def types_of(layer: Mapping[str, Any], key: str) -> list[tuple[str, str | None]]:
+    """(name, type) of the tensors that an inspected layer lists as `Inputs`, `Outputs` or `Constants`; a type that is
+    not stated is None.
+    """
+    listed = layer.get(key)
+    return [
+        (str(tensor.get("Name", "")), _type(str(tensor.get("Datatype", tensor.get("Format/Datatype", "")))))
+        for tensor in (listed if isinstance(listed, list) else [])
+        if isinstance(tensor, dict)
+    ]
 
 
 def _inspected(layer: Mapping[str, Any]) -> Kernel:
@@ -131,10 +153,10 @@ def _inspected(layer: Mapping[str, Any]) -> Kernel:
         str(layer.get("Name", "")),
         str(layer["LayerType"]),
         str(layer.get("TacticName", "")),
-        _types(layer.get("Inputs")),
-        _types(layer.get("Constants")),
+        _types(layer, "Inputs"),
+        _types(layer, "Constants"),
         _type(str(weights.get("Type", ""))) if isinstance(weights, dict) else None,
-        str(layer.get("Metadata", "")),
+        nodes_of(layer),
     )
 
 
@@ -145,23 +167,18 @@ def _kernel(
     inputs: tuple[str | None, ...],
     constants: tuple[str | None, ...],
     stated: str | None,
-    metadata: str,
+    nodes: tuple[str, ...],
 ) -> Kernel:
     """stated: the type of the weight where it is said apart; else it is the first constant, and the second of a
     product of two constants.
     """
     reads = inputs or constants[:1]
     weight = stated or next(iter(constants if inputs else constants[1:]), None)
-    return Kernel(name, kind.strip(), tactic, reads, weight, _nodes(metadata))
+    return Kernel(name, kind.strip(), tactic, reads, weight, nodes)
 
 
-def _types(tensors: object) -> tuple[str | None, ...]:
-    listed = tensors if isinstance(tensors, list) else []
-    return tuple(
-        _type(str(tensor.get("Datatype", tensor.get("Format/Datatype", ""))))
-        for tensor in listed
-        if isinstance(tensor, dict)
-    )
+def _types(layer: Mapping[str, Any], key: str) -> tuple[str | None, ...]:
+    return tuple(kind for _, kind in types_of(layer, key))
 
 
 def _type(text: str) -> str | None:

@@ -1,8 +1,6 @@
 """Times lowered models as engines on the GPU here: whole models in turn, and where the time of one goes."""
 
 import hashlib
-import json
-import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +17,13 @@ from onnx_lathe.protocols import Profile, Region
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.core.base import Progress, Target
+from onnx_lathe.runtime.targets.tensorrt.engine_layers import inspected, nodes_of, types_of
 from onnx_lathe.runtime.targets.tensorrt.engine_process import EngineProcess
 
 BUDGET_S = 0.5
 LARGEST_BYTES = 1 << 30
 """Of a model that is timed: it is built into an engine again and again."""
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-_NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
 
 
 class EngineProfiler:
@@ -121,20 +118,15 @@ def read_profile(model: onnx.ModelProto, information: str, times: Mapping[str, f
     """`information`: of TensorRT's inspector, of an engine built with details; `times`: milliseconds by its layers'
     names. Raises TargetError for what is none.
     """
-    layers = json.loads(information).get("Layers", [])
-    if not layers or not all(isinstance(layer, dict) for layer in layers):
+    layers = inspected(information)
+    if not layers:
         raise TargetError("TensorRT tells nothing of the engine's layers")
     operators = {node.name: node.op_type for node in model.graph.node}
     spent: dict[str, float] = defaultdict(float)
     for layer in layers:
-        if (owner := _owner(_nodes(layer), operators)) is not None:
-            spent[owner] += times.get(layer["Name"], 0.0)
+        if (owner := _owner(nodes_of(layer), operators)) is not None:
+            spent[owner] += times.get(str(layer.get("Name")), 0.0)
     return Profile(dict(spent), list(_regions(layers, times)), sum(times.values()))
-
-
-def _nodes(layer: Mapping[str, Any]) -> list[str]:
-    """The ONNX nodes that the layer computes."""
-    return _NODE.findall(layer.get("Metadata") or "")
 
 
 def _owner(nodes: Sequence[str], operators: Mapping[str, str]) -> str | None:
@@ -147,9 +139,9 @@ def _regions(layers: Sequence[Mapping[str, Any]], times: Mapping[str, float]) ->
     """Layers joined by tensors of INT8, with those that quantize at their borders."""
     ends: dict[str, list[int]] = defaultdict(list)
     for index, layer in enumerate(layers):
-        for port in (*layer.get("Inputs", ()), *layer.get("Outputs", ())):
-            if _is_int8(port):
-                ends[port["Name"]].append(index)
+        for name, kind in (*types_of(layer, "Inputs"), *types_of(layer, "Outputs")):
+            if kind == "int8":
+                ends[name].append(index)
     group = list(range(len(layers)))
 
     def root(index: int) -> int:
@@ -164,10 +156,7 @@ def _regions(layers: Sequence[Mapping[str, Any]], times: Mapping[str, float]) ->
     for index in sorted({index for joined in ends.values() for index in joined}):
         members[root(index)].append(index)
     for indices in members.values():
-        nodes = {name for index in indices for name in _nodes(layers[index])}
-        yield Region(frozenset(nodes), sum(times.get(layers[index]["Name"], 0.0) for index in indices))
-
-
-def _is_int8(port: Mapping[str, Any]) -> bool:
-    """TensorRT 10 says `Format/Datatype`, 11 has the type apart."""
-    return "int8" in str(port.get("Datatype") or port.get("Format/Datatype") or "").lower()
+        nodes = {name for index in indices for name in nodes_of(layers[index])}
+        yield Region(
+            frozenset(nodes), sum(times.get(str(layers[index].get("Name")), 0.0) for index in indices)
+        )

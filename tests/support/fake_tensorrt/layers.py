@@ -50,7 +50,7 @@ def costs(model, table):
 
 
 def information(model, detailed, major):
-    """As JSON; names of layers alone without details."""
+    """As JSON; names of layers alone without details. TensorRT 10 separates nodes by a raw control character."""
     integers = {node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     found = []
     for name, nodes, _, source, result in kernels(model):
@@ -58,11 +58,12 @@ def information(model, detailed, major):
             found.append(name)
             continue
         ends = [[_port(one, one in integers, major)] for one in (source, result)]
-        metadata = "\x1e".join(f"[ONNX Layer: {node.name}]" for node in nodes)
+        metadata = ("\x1e" if major == 10 else "").join(f"[ONNX Layer: {node.name}]" for node in nodes)
         found.append(
             {"Name": name, "LayerType": "kernel", "Inputs": ends[0], "Outputs": ends[1], "Metadata": metadata}
         )
-    return json.dumps({"Layers": found, "Bindings" if major == 10 else "I/O Tensors": []})
+    text = json.dumps({"Layers": found, "Bindings" if major == 10 else "I/O Tensors": []})
+    return text.replace("\\u001e", "\x1e")
 
 
 def _port(name, int8, major):
