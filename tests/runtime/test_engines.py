@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -293,6 +294,28 @@ def test_an_engine_that_crashes_ends_its_own_process_alone(machine: gpu.Machine)
     session.process._child.process.kill()
     with pytest.raises(TargetError, match="the process that runs the engine ended with signal SIGKILL"):
         session.run(None, {"x": X})
+
+
+@pytest.mark.parametrize("count", [5, 60_000], ids=["an answer", "to read its feeds"])
+def test_an_engine_that_hangs_is_ended(
+    machine: gpu.Machine, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    session = reopen(build(machine, network(), batch="1:4:60000")).session
+    monkeypatch.setattr("onnx_lathe.runtime.targets.tensorrt.engine_process.LIMIT_S", 0.5)
+    os.kill(session.process._child.process.pid, signal.SIGSTOP)
+    for _ in range(2):  # and it stays so
+        with pytest.raises(TargetError, match=r"gave no answer within 0\.5 s, and was ended") as caught:
+            session.run(None, {"x": np.ones((count, 3), np.float32)})
+        assert caught.value.exit_code == 4
+        assert session.process._child.process.poll() == -signal.SIGKILL
+
+
+def test_the_time_limit_is_that_of_one_answer(machine: gpu.Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = reopen(build(machine, network())).session
+    monkeypatch.setattr("onnx_lathe.runtime.targets.tensorrt.engine_process.LIMIT_S", 3.0)
+    session.run(None, {"x": X})
+    time.sleep(3.2)
+    assert session.run(None, {"x": X})[0].shape == (5, 2)
 
 
 def test_the_process_ends_with_the_session(machine: gpu.Machine) -> None:

@@ -2,9 +2,10 @@
 
 import sys
 import tempfile
+import threading
 import weakref
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,8 @@ from onnx_lathe.runtime.targets.tensorrt.conversation import ending, last_words
 from onnx_lathe.runtime.user_code import search_path
 
 WORKER = "onnx_lathe.runtime.targets.tensorrt.engine_worker"
+LIMIT_S = 600.0
+"""For one answer: far more than any takes on a GPU that works. A request is a few calls of an engine, or loads one."""
 
 Answer = tuple[dict[str, Any], dict[str, np.ndarray]]
 
@@ -59,16 +62,17 @@ class EngineProcess:
         self.version: str = found["version"]
 
     def ask(self, request: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> Answer:
-        """Raises ModelError for what the engine or its feeds do not allow, TargetError where the GPU fails or the
-        process ends.
+        """Raises ModelError for what the engine or its feeds do not allow, TargetError where the GPU fails, the process
+        ends, or it gives no answer within LIMIT_S, which ends it.
         """
         process = self._child.process
         assert process.stdin is not None
         assert process.stdout is not None
         message = {"library": self._library, "path": search_path(), **request}
         try:
-            wire.send(process.stdin, message, arrays)  # type: ignore[arg-type]
-            answer = wire.receive(process.stdout)  # type: ignore[arg-type]
+            with self._limited(LIMIT_S):
+                wire.send(process.stdin, message, arrays)  # type: ignore[arg-type]
+                answer = wire.receive(process.stdout)  # type: ignore[arg-type]
         except BrokenPipeError:
             answer = None
         except BaseException:  # half a conversation: what comes next would be taken for another answer
@@ -76,6 +80,11 @@ class EngineProcess:
             raise
         if answer is None:
             process.wait()
+            if self._child.overdue:
+                raise TargetError(
+                    f"the process that runs the engine gave no answer within {LIMIT_S:g} s, and was ended: the GPU hangs, "
+                    "or is busy with other work; see what else runs on it, or feed fewer samples at a time"
+                )
             self._errors.seek(0)
             words = last_words(self._errors.read(), none=" and said nothing")
             raise TargetError(
@@ -86,6 +95,23 @@ class EngineProcess:
         if "gpu" in answer[0]:
             raise TargetError(answer[0]["gpu"])
         return answer
+
+    @contextmanager
+    def _limited(self, limit_s: float) -> Iterator[None]:
+        """A block in which the process is killed after so many seconds: what waits for it then reads its end."""
+        child = self._child
+
+        def end_it() -> None:
+            child.overdue = True
+            child.process.kill()
+
+        timer = threading.Timer(limit_s, end_it)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def close(self) -> None:
         self._end()

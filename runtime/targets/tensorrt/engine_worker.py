@@ -2,7 +2,8 @@
 engine_process.py.
 
 Requests come on standard input and answers go to standard output (wire.py), until the parent closes the pipe. What
-TensorRT says goes to standard error. An engine that crashes, or a GPU that hangs, ends this process alone.
+TensorRT says goes to standard error. An engine that crashes ends this process alone, and the parent ends it where a
+GPU that hangs lets it wait too long for an answer.
 """
 
 import os
