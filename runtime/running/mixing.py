@@ -45,13 +45,14 @@ def _is_mixed(together: np.ndarray, alone: Sequence[np.ndarray]) -> bool:
     if not is_float(together):
         return False
     if all(one.shape == together.shape for one in alone):  # no row of its own for each sample
-        return any(_differ(together, one) for one in alone)
+        return any(differ(together, one) for one in alone)
     if together.shape[:1] != (len(alone),) or any(one.shape != (1, *together.shape[1:]) for one in alone):
         return False
-    return _differ(together, np.concatenate(alone))
+    return differ(together, np.concatenate(alone))
 
 
-def _differ(wanted: np.ndarray, found: np.ndarray) -> bool:
+def differ(wanted: np.ndarray, found: np.ndarray, tolerance: float = TOLERANCE) -> bool:
+    """Whether two arrays of one shape differ by more than so much of the largest value."""
     wide = wanted.astype(np.float64)
     largest = np.abs(wide[np.isfinite(wide)]).max(initial=0.0)
-    return not np.allclose(wide, found.astype(np.float64), rtol=0, atol=TOLERANCE * largest, equal_nan=True)
+    return not np.allclose(wide, found.astype(np.float64), rtol=0, atol=tolerance * largest, equal_nan=True)

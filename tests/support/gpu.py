@@ -57,7 +57,7 @@ class Machine:
 
     def install(self, version: str, costs: Mapping[str, float] | None = None, noise: float = 0.0) -> str:
         """Returns the library's name. `costs`: milliseconds by node, NODE|int8 on integers, or by operator. `noise` is
-        added to outputs, of that standard deviation.
+        added to outputs, of that standard deviation, and the same to each sample.
         """
         library = VERSIONS[version]
         package = self.folder / library

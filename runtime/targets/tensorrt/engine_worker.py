@@ -79,8 +79,9 @@ class _Worker:
         return ports | {"number": len(self.engines) - 1, "profiles": profiles}, {}
 
     def do_run(self, request: Mapping[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-        outputs, ms = self.engines[request["number"]].run(arrays)
-        return {"ms": ms}, outputs
+        engine = self.engines[request["number"]]
+        outputs, ms = engine.run(arrays)
+        return {"ms": ms, "found": engine.found}, outputs
 
     def do_times(self, request: Mapping[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         engine = self.engines[request["number"]]

@@ -139,6 +139,11 @@ class Engine:
         ms = 1e3 * (time.perf_counter() - started)
         return {port.name: self._read(port) for port in self.outputs}, ms
 
+    @property
+    def found(self) -> list[str]:
+        """Outputs of the last run whose shape depends on the values that went in."""
+        return list(self._allocators)
+
     def times(self, feeds: Mapping[str, np.ndarray], how: str, budget_s: float) -> np.ndarray:
         """Milliseconds of each call [calls]. `how`: `call` as `run` counts them, `cuda_graph` the same launched as
         one graph, `gpu_alone` on the GPU between the copies.

@@ -12,7 +12,15 @@ import numpy as np
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.targets.tensorrt.engine_process import EngineProcess
-from onnx_lathe.runtime.targets.tensorrt.pieces import Feeds, Piece, joined
+from onnx_lathe.runtime.targets.tensorrt.pieces import (
+    Feeds,
+    Piece,
+    are_alike,
+    is_mixed,
+    joined,
+    limits,
+    moved,
+)
 
 WAYS = ("call", "cuda_graph", "gpu_alone")
 """What is timed: execution.Engine.times."""
@@ -40,6 +48,12 @@ class EngineSession:
         self._profiles: list[dict[str, list[list[int]]]] = told["profiles"]
         self._open = [port["name"] for port in self._inputs if port["shape"] and port["shape"][0] < 0]
         """Inputs whose first size is open: those of a batch."""
+        self._cut = [port["name"] for port in self._outputs if port["shape"] and port["shape"][0] < 0]
+        """Outputs that may have a batch, likewise."""
+        self._mixed: dict[bool, set[str]] = {}
+        """Outputs in which the samples of a batch have to do with one another, tried with samples that are alike, or
+        not.
+        """
 
     def get_inputs(self) -> list[Value]:
         return [_value(port, self._sizes(port)) for port in self._inputs]
@@ -70,18 +84,47 @@ class EngineSession:
     def run(self, names: Sequence[str] | None, feeds: Feeds) -> list[np.ndarray]:
         """Raises ModelError for feeds that the engine does not take, TargetError where the GPU fails."""
         pieces = self._pieces(feeds)
-        made = [self._call(piece)[0] for piece in pieces]
+        answers = [self._call(piece.feeds) for piece in pieces]
+        made = [outputs for outputs, _ in answers]
         wanted = names or [port["name"] for port in self._outputs]
         if len(pieces) == 1 and not pieces[0].padded:
             return [made[0][name] for name in wanted]
-        opened = {port["name"]: bool(port["shape"]) and port["shape"][0] < 0 for port in self._outputs}
-        return [joined(name, opened[name], pieces, [one[name] for one in made]) for name in wanted]
+        for name in wanted:
+            if name in answers[0][1]["found"]:
+                raise ModelError(f"the shape of output '{name}' depends on values, and {limits(pieces)}")
+        joint = {
+            name: joined(name, name in self._cut, pieces, [one[name] for one in made]) for name in wanted
+        }
+        self._refuse_mixed(wanted, pieces, made)
+        return [joint[name] for name in wanted]
+
+    def _refuse_mixed(
+        self, names: Sequence[str], pieces: Sequence[Piece], made: Sequence[Mapping[str, np.ndarray]]
+    ) -> None:
+        """Raises ModelError for outputs whose values for a sample change with the others, which pieces leave out or
+        repeat; tried once with samples that differ, and once with such as do not, which tell less. An engine that
+        takes one sample alone cannot be asked.
+        """
+        piece, outputs = max(zip(pieces, made, strict=True), key=lambda pair: pair[0].room)
+        if piece.room < 2:
+            return
+        alike = are_alike(piece, self._open)
+        if alike not in self._mixed:
+            again, _ = self._call(moved(piece, self._open))
+            self._mixed[alike] = {
+                name for name in self._cut if is_mixed(outputs[name], again[name], piece.room)
+            }
+        for name in names:
+            if name in self._mixed[alike]:
+                raise ModelError(
+                    f"output '{name}' of a sample depends on its place in the batch or on the other samples, and {limits(pieces)}"
+                )
 
     def call_ms(self, feeds: Feeds) -> float:
         """Milliseconds of one call, with the copies to the GPU and back, and without what it costs to hand arrays to
         another process.
         """
-        return sum(self._call(piece)[1] for piece in self._pieces(feeds))
+        return sum(self._call(piece.feeds)[1]["ms"] for piece in self._pieces(feeds))
 
     def ways_ms(self, feeds: Feeds, budget_s: float) -> dict[str, np.ndarray | str]:
         """By WAYS, milliseconds of calls in turn [calls], or why it cannot be run so. Of feeds that are run in
@@ -100,9 +143,9 @@ class EngineSession:
     def close(self) -> None:
         self.process.close()
 
-    def _call(self, piece: Piece) -> tuple[dict[str, np.ndarray], float]:
-        answer, outputs = self.process.ask({"do": "run", "number": self.number}, piece.feeds)
-        return outputs, answer["ms"]
+    def _call(self, feeds: Feeds) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        answer, outputs = self.process.ask({"do": "run", "number": self.number}, feeds)
+        return outputs, answer
 
     def _count(self, feeds: Feeds) -> int | None:
         """Of samples; None where the inputs have no batch in common."""
