@@ -5,7 +5,8 @@
     (Unnamed Layer* 3) [Constant]_output: 3a83126f
 
 A number is the bits of a float32 in hexadecimal, high byte first: the tensor's scale, which is its range
-over 127. Names are those of the ONNX model, and some that TensorRT made up for tensors of its own.
+over 127. TensorRT writes it without leading zeros, so that 0 is one digit, and any scale from 2.6e-29 on eight:
+fewer are taken for a line that was cut. Names are those of the ONNX model, and some that TensorRT made up for tensors of its own.
 """
 
 import math
@@ -22,6 +23,7 @@ from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.quantization.placement import floor_range, is_floor
 from onnx_lathe.passes.numerics.quantization import affine
 
+DIGITS = re.compile(r"0|[0-9a-fA-F]{8}")
 FIRST_LINE = re.compile(rb"TRT-\d+-\w+\s*")
 LONGEST_FIRST_LINE = 100
 SAME_VALUES = (*LAYOUT, "Dropout")
@@ -42,15 +44,30 @@ class CalibrationCache:
         """(low, high) of the tensor, under its own name or that of a tensor with the same values above it;
         None if the cache has neither.
 
-        What follows from the operator that writes it is known besides: a ReLU leaves nothing below zero.
+        What follows from the operator that writes it is known besides: a ReLU leaves nothing below zero. (0, 0)
+        where the scale is too small to be used.
         """
+        source = self._source(tensor)
+        scale = self.scales.get(source.name)
+        if scale is None:
+            return None
+        if scale < affine.SMALLEST_SCALE:
+            return 0.0, 0.0
+        high = affine.LEVELS * scale
+        return (0.0 if _is_not_below_zero(source) else -high), high
+
+    def too_small(self, tensor: Tensor) -> str:
+        """Why a tensor whose range is (0, 0) stays in float."""
+        scale = self.scales.get(self._source(tensor).name, 0.0)
+        smallest = f", below {affine.SMALLEST_SCALE:.0e}, the smallest that is used" if scale else ""
+        return f"its input '{tensor.name}' has scale {scale:.2g} in {self.path}{smallest}"
+
+    def _source(self, tensor: Tensor) -> Tensor:
+        """The tensor itself if it has a scale, else the nearest with the same values above it that has one."""
         source = tensor
         while source.name not in self.scales and source.inputs and _is(source.inputs[0], SAME_VALUES):
             source = source.inputs[0].inputs[0]
-        if source.name not in self.scales:
-            return None
-        high = affine.LEVELS * self.scales[source.name]
-        return (0.0 if _is_not_below_zero(source) else -high), high
+        return source
 
 
 def read_cache(path: str) -> CalibrationCache:
@@ -110,9 +127,9 @@ def tell_of_cache(cache: CalibrationCache, unmatched: Sequence[str], report: Pas
 def _entry(where: str, line: str) -> tuple[str, float]:
     """(tensor, scale) of a line. A name may hold a colon."""
     name, colon, digits = line.rpartition(":")
-    if not (colon and name.strip() and re.fullmatch(r"[0-9a-fA-F]{1,8}", digits.strip())):
+    if not (colon and name.strip() and DIGITS.fullmatch(digits.strip())):
         raise UsageError(
-            f"{where}: is not 'tensor: scale' with the scale in 8 hexadecimal digits, but '{line.strip()[:60]}'; the cache is damaged"
+            f"{where}: is not 'tensor: scale' with the scale in 8 hexadecimal digits or 0, but '{line.strip()[:60]}'; the cache is damaged"
         )
     (scale,) = struct.unpack(">f", bytes.fromhex(digits.strip().zfill(8)))
     if not math.isfinite(scale) or scale < 0:

@@ -115,7 +115,7 @@ class Quantization:
             if unknown := self._without_range(weight):
                 skip(weight, NO_RANGE.format(unknown, self.config.ranges), report)
             elif all(node.inputs[0].name in silent for node in weight.nodes):
-                skip(weight, "its input is zero on all calibration data", report)
+                skip(weight, self._silence(weight.nodes[0].inputs[0]), report)
             else:
                 alive.append(weight)
         layers = layers_of(self._computed(alive))
@@ -137,6 +137,8 @@ class Quantization:
                 report.skip(node.name, NO_RANGE.format(tensor.name, self.config.ranges))
             elif any(ranges.get(tensor.name, (1, 1))):
                 self._operand(writer, node, index, ranges, report)
+            elif self._cache is not None:
+                report.skip(node.name, self._cache.too_small(tensor))
         report.metrics["quantized_activations"] = (len(graph.nodes) - before) // 2
         return alive
 
@@ -170,6 +172,12 @@ class Quantization:
             and pairs.twin(tensor) is None
         ]
         return missing[0] if missing else None
+
+    def _silence(self, tensor: Tensor) -> str:
+        """Why a layer that reads this tensor, whose range is (0, 0), stays in float."""
+        if self._cache is None:
+            return "its input is zero on all calibration data"
+        return self._cache.too_small(tensor)
 
     def _lent(self, alive: Sequence[Weight]) -> dict[str, tuple[float, float]]:
         """Ranges for calls that read nothing but zeros, as the first step of a recurrent cell does, of layers

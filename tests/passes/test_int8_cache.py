@@ -124,13 +124,30 @@ def test_names_that_tensorrt_made_up_are_reported(tmp_path: Path) -> None:
     assert report.metrics["cached_ranges"] == len(SCALES)
 
 
-def test_a_tensor_that_was_zero_stays_in_float(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "digits, said",
+    [
+        ("0", "has scale 0 in {}"),
+        ("00000000", "has scale 0 in {}"),
+        (bits(2.5e-10), "has scale 2.5e-10 in {}, below 1e-08, the smallest that is used"),
+    ],
+)
+def test_a_tensor_whose_scale_is_too_small_stays_in_float(tmp_path: Path, digits: str, said: str) -> None:
     path = tmp_path / "calib.cache"
-    path.write_text(f"{HEAD}\nx: 0\nm: {bits(0.04)}\nc: {bits(0.5)}\n")
-    report = quantize(str(path))[1]
+    path.write_text(f"{HEAD}\nx: {digits}\nm: {bits(0.04)}\nc: {bits(0.5)}\n")
+    form, report = quantize(str(path))
     assert {skip.node: skip.reason for skip in report.skips} == {
-        "first": "its input is zero on all calibration data"
+        "first": "its input 'x' " + said.format(path)
     }
+    assert form.ops().count("QuantizeLinear") == 2
+
+
+def test_a_tensor_that_is_zero_in_the_data_stays_in_float() -> None:
+    calibrator = StreamingCalibrator(Rows(x=np.zeros_like(IMAGES["x"])))
+    report = apply_pass(configure(Int8, {}), network(), Context(calibrator=calibrator))[1]
+    assert ("first", "its input is zero on all calibration data") in [
+        (skip.node, skip.reason) for skip in report.skips
+    ]
 
 
 def test_an_addition_whose_other_operand_has_no_range_reads_it_in_float(tmp_path: Path) -> None:
@@ -145,6 +162,12 @@ def test_an_addition_whose_other_operand_has_no_range_reads_it_in_float(tmp_path
     assert [node.op_type for node in made.graph.node].count("QuantizeLinear") == 1
     assert [(skip.node, skip.reason) for skip in report.skips] == [
         ("join", f"its input 'other' has no range in {cache}")
+    ]
+    cache = written(tmp_path, {"i": 0.1, "other": 0.0})
+    made, report = apply_pass(configure(Int8, {"ranges": cache}), model, Context())
+    assert [node.op_type for node in made.graph.node].count("QuantizeLinear") == 1
+    assert [(skip.node, skip.reason) for skip in report.skips] == [
+        ("join", f"its input 'other' has scale 0 in {cache}")
     ]
 
 
@@ -175,6 +198,11 @@ def test_the_cache_of_another_model_is_refused(tmp_path: Path) -> None:
         (f"{HEAD}\nx: 3caa5293\nm: 3caz5293\n", "line 3: is not 'tensor: scale'"),
         (f"{HEAD}\nx 3caa5293\n", "line 2: is not 'tensor: scale'"),
         (f"{HEAD}\nx: 3caa52931\n", "line 2: is not 'tensor: scale'"),
+        (
+            f"{HEAD}\nx: 3caa5293\nm: 3d337\n",
+            "line 3: is not 'tensor: scale' with the scale in 8 hexadecimal digits or 0",
+        ),
+        (f"{HEAD}\nx: 00\n", "line 2: is not 'tensor: scale'"),
         (f"{HEAD}\nx: 7fc00000\n", "line 2: the scale of 'x' is nan"),
         (f"{HEAD}\nx: 7f800000\n", "line 2: the scale of 'x' is inf"),
         (f"{HEAD}\nx: bcaa5293\n", "line 2: the scale of 'x' is -0.02"),
