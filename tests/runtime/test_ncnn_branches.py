@@ -34,7 +34,9 @@ def test_the_body_that_runs_takes_the_place_of_the_branch() -> None:
 
 
 def test_a_branch_that_is_the_same_at_all_sizes() -> None:
-    agree(branch(), {"x": (1, 5, 6)}, {"x": (1, 7, 6)})
+    """There is no dimension of 0."""
+    model = build(BRANCH, **STORED | {"number": np.array(0)})
+    agree(model, {"x": (1, 5, 6)}, {"x": (1, 7, 6)})
 
 
 def test_a_branch_that_the_size_decides_is_refused() -> None:
@@ -45,14 +47,46 @@ def test_a_branch_that_the_size_decides_is_refused() -> None:
 PROBED = {"x": (1, 3, 224, 224)}, {"x": (1, 3, 256, 288)}
 
 
-@pytest.mark.parametrize("size, taken", [(512, False), (128, False), (64, True), (900, True)])
-def test_a_branch_that_sizes_far_away_decide_is_refused(size: int, taken: bool) -> None:
+LIMITS = {"two": np.array(2), "limit": np.array(48), "zero": np.array(0)}
+
+
+@pytest.mark.parametrize(
+    "condition, taken",
+    [
+        ("c = Equal(h, limit)", False),
+        ("k = Equal(h, limit) c = Not(k)", False),
+        ("c = Less(h, limit)", False),
+        ("c = LessOrEqual(limit, h)", False),
+        ("m = Mod(h, limit) c = Equal(m, two)", False),
+        ("m = Div(h, limit) c = Equal(m, two)", False),
+        ("m = Max(h, limit) c = Equal(m, limit)", False),
+        ("r = MaxPool <kernel_shape = [8, 8], strides = [8, 8]> (x) t = Shape(r) k = Gather(t, two) c = Equal(k, two)", False),
+        ("c = Equal(h, zero)", True),
+        ("c = Greater(h, zero)", True),
+        ("k = Neg(h) c = Greater(h, k)", True),
+    ],
+)  # fmt: skip
+def test_a_branch_that_one_size_decides_is_refused(condition: str, taken: bool) -> None:
+    """At 24 to 768, where branches are looked at, nearly all of these are what they are at 224."""
+    text = f"""(float[1, 3, H, W] x) => (float[1, 3, A, B] y) {{
+        s = Shape(x) h = Gather(s, two) {condition}
+        y = If (c) < then_branch = a () => (float[1, 3, A, B] p) {{ p = Neg(x) }}, else_branch = b () => (float[1, 3, A, B] q) {{ q = Relu(x) }} >
+    }}"""
+    model = build(text, **{name: value for name, value in LIMITS.items() if name in text})
+    found = refusals(model, *PROBED)
+    assert [op for _, op, _ in found] == ([] if taken else ["If"])
+    assert all(reason.endswith("depends on the size of the input") for _, _, reason in found)
+    agree(model, {"x": (1, 3, 48, 48)})
+
+
+@pytest.mark.parametrize("size", [512, 128, 64, 900])
+def test_a_branch_that_sizes_far_away_decide_is_refused(size: int) -> None:
     text = """(float[1, 3, H, W] x) => (float[1, 3, A, B] y) {
         s = Shape(x) h = Gather(s, two) c = Greater(h, limit)
         y = If (c) < then_branch = a () => (float[1, 3, A, B] p) { p = Neg(x) }, else_branch = b () => (float[1, 3, A, B] q) { q = Relu(x) } >
     }"""
     found = refusals(build(text, two=np.array(2), limit=np.array(size)), *PROBED)
-    assert [op for _, op, _ in found] == ([] if taken else ["If"])
+    assert [op for _, op, _ in found] == ["If"]
 
 
 @pytest.mark.parametrize(

@@ -3,38 +3,60 @@
     If(Equal(Gather(Shape(x), 1), 1))      one of its bodies, whichever runs at these sizes
 
 Exporters write such a branch where a layer drops a dimension of 1. ncnn has no branches; where the condition is the same
-at all sizes that are looked at, the lowering puts that body in the place of the If.
+at all sizes that are looked at, the lowering puts that body in the place of the If. Among these are the numbers that
+an open size meets on the way to the condition, and those beside them: Equal(H, 48) is the same at nearly all sizes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 
 from onnx_lathe.errors import TargetError
 from onnx_lathe.runtime.targets.ncnn.facts import Shape, free_tensors, free_values
-from onnx_lathe.runtime.targets.ncnn.further import further_values
+from onnx_lathe.runtime.targets.ncnn.further import further_values, sized_tensors, values_at
+
+COMPARISONS = {
+    "Equal": np.equal,
+    "Greater": np.greater,
+    "GreaterOrEqual": np.greater_equal,
+    "Less": np.less,
+    "LessOrEqual": np.less_equal,
+}
+MEETINGS = frozenset((*COMPARISONS, "Div", "Max", "Min", "Mod", "Mul"))
+"""Operators in which a size meets a number that may change what comes of it."""
+LARGEST = 65536
+"""Larger numbers stand for no end, and are no size."""
+Values = Mapping[str, np.ndarray]
 
 
 def decided(
     model: onnx.ModelProto, sizes: Mapping[str, Shape], others: Mapping[str, Shape]
 ) -> dict[str, bool]:
-    """Condition -> what it is at inputs of these `sizes`, of `others`, and further away. Those of branches in other
-    branches' bodies are known once these are in the main graph.
+    """Condition -> what it is at inputs of these `sizes`, of `others`, further away, and at the numbers that sizes
+    meet. Those of branches in other branches' bodies are known once these are in the main graph.
     """
     wanted = _conditions(model.graph)
     if not wanted:
         return {}
     looked = (sizes, others) if sizes != others else (sizes,)
+    meetings = _meetings(model.graph, wanted) if sizes != others else []
+    operands = {name for node in meetings for name in node.input}
     try:
-        known = [free_values(model, each, wanted) for each in looked]
+        known = [free_values(model, each, [*dict.fromkeys([*wanted, *operands])]) for each in looked]
     except TargetError:  # the conversion asks for the same sizes, and says what to do
         return {}
-    known += further_values(model, sizes, others, wanted) if sizes != others else []
+    if sizes != others:
+        met = _sizes_met(sizes, others, meetings, known[0], known[1])
+        known += further_values(model, sizes, others, wanted) + values_at(model, met, sizes, wanted)
     return {
         name: bool(known[0][name])
         for name in wanted
         if all(np.all(one[name] == known[0][name]) for one in known if name in one)
+        and not any(
+            _goes_either_way(node, known[0], known[1])
+            for node in _meetings(model.graph, [name] if len(known) > 1 and sizes != others else [])
+        )
     }
 
 
@@ -42,3 +64,76 @@ def _conditions(graph: onnx.GraphProto) -> list[str]:
     """Those that no input's content decides."""
     found = {node.input[0] for node in graph.node if node.op_type == "If" and not node.domain}
     return sorted(found.intersection(free_tensors(graph))) if found else []
+
+
+def _above(graph: onnx.GraphProto, tensors: Sequence[str]) -> list[onnx.NodeProto]:
+    """The nodes that these free tensors are computed by, from sizes on."""
+    sized, wanted, found = sized_tensors(graph), set(tensors), []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output) and sized.intersection(node.output):
+            wanted.update(sized.intersection(node.input))
+            found.append(node)
+    return found
+
+
+def _meetings(graph: onnx.GraphProto, conditions: Sequence[str]) -> list[onnx.NodeProto]:
+    free = free_tensors(graph)
+    return [
+        node
+        for node in _above(graph, conditions)
+        if node.op_type in MEETINGS and not node.domain and free.issuperset(node.input)
+    ]
+
+
+def _sizes_met(
+    sizes: Mapping[str, Shape],
+    others: Mapping[str, Shape],
+    meetings: Sequence[onnx.NodeProto],
+    first: Values,
+    second: Values,
+) -> list[dict[str, Shape]]:
+    """The inputs' sizes, with each number that an open size meets, and those beside it, for all that are open."""
+    numbers = {
+        int(number) + step
+        for node in meetings
+        if not all(np.array_equal(first[name], second[name]) for name in node.input)
+        for name in node.input
+        if np.array_equal(first[name], second[name])
+        for number in first[name].ravel()
+        if np.isfinite(number) and abs(number) < LARGEST
+        for step in (-1, 0, 1)
+    }
+    return [
+        {
+            name: tuple(a if a == b else number for a, b in zip(shape, others[name], strict=True))
+            for name, shape in sizes.items()
+        }
+        for number in sorted(numbers)
+        if number >= 1
+    ]
+
+
+def _goes_either_way(node: onnx.NodeProto, first: Values, second: Values) -> bool:
+    """Whether a comparison of what follows an open size with a number is another at that number or beside it. The
+    size may be that of a map inside the network, which no size of an input gives directly.
+    """
+    compare = COMPARISONS.get(node.op_type)
+    if compare is None:
+        return False
+    for place in (0, 1):
+        sized, number = node.input[place], first[node.input[1 - place]]
+        if np.array_equal(first[sized], second[sized]) or not np.array_equal(
+            number, second[node.input[1 - place]]
+        ):
+            continue
+        now = compare(*_ordered(first[sized], number, place))
+        for step in (-1, 0, 1):
+            near = np.where(number + step >= 1, number + step, first[sized])
+            tried = np.where(first[sized] == second[sized], first[sized], near)
+            if np.any(compare(*_ordered(tried, number, place)) != now):
+                return True
+    return False
+
+
+def _ordered(sized: np.ndarray, number: np.ndarray, place: int) -> tuple[np.ndarray, np.ndarray]:
+    return (sized, number) if place == 0 else (number, sized)

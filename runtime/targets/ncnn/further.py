@@ -50,10 +50,21 @@ def further_values(
     model: onnx.ModelProto, first: Mapping[str, Shape], second: Mapping[str, Shape], wanted: Sequence[str]
 ) -> list[dict[str, np.ndarray]]:
     """Values of the `wanted` free tensors that depend on sizes, at each further size that the model fits."""
+    return values_at(model, further(first, second), first, wanted)
+
+
+def values_at(
+    model: onnx.ModelProto,
+    sizes: Sequence[Mapping[str, Shape]],
+    first: Mapping[str, Shape],
+    wanted: Sequence[str],
+) -> list[dict[str, np.ndarray]]:
+    """Values of the `wanted` free tensors that depend on sizes, at each of these `sizes` that the model fits; it fits
+    `first`.
+    """
     wanted = sorted(sized_tensors(model.graph).intersection(wanted))
     if not wanted:
         return []
-    sizes = further(first, second)
     found = [_sized_values(model, each, wanted) for each in sizes]
     if (
         None in found and _sized_values(model, first, wanted) is None
