@@ -150,3 +150,17 @@ def test_a_branch_that_data_decides_is_refused() -> None:
     }"""
     ((_, op, reason),) = refusals(build(text, v=np.array(0.0, np.float32)))
     assert (op, reason) == ("If", "ncnn runs no branches and no loops")
+
+
+def test_a_branch_that_an_input_with_a_default_value_decides_is_refused() -> None:
+    """A caller of the model may give another value."""
+    text = """(float[1, 3] x, bool[1] flag) => (float[1, 3] y) {
+        c = Not (flag)
+        y = If (c) < then_branch = a () => (float[1, 3] s) { s = Neg(x) }, else_branch = b () => (float[1, 3] s) { s = Abs(x) } >
+    }"""
+    model = build(text, flag=np.array([True]))
+    ((_, op, reason),) = refusals(model)
+    assert op == "If"
+    assert "an input with a default value" in reason
+    del model.graph.input[1]
+    agree(model)

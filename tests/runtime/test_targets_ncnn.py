@@ -263,3 +263,20 @@ def test_weights_that_are_written_twice_are_said(second: str, is_said: bool, tmp
     assert compile_it(path, tmp_path / "data.npz", tmp_path / "out") == 0
     warnings = json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
     assert any("'w', which 2 nodes read" in line for line in warnings) == is_said
+
+
+@pytest.mark.parametrize("is_input", [True, False])
+def test_an_input_with_a_default_value_is_said_to_be_a_constant(is_input: bool, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    model = build(
+        f"(float[N, 4] x{', float gain' * is_input}) => (float[N, 4] y) {{ y = Mul (x, gain) }}",
+        gain=np.float32(3),
+    )
+    onnx.save(model, path)
+    np.savez(tmp_path / "data.npz", x=random(4, 4))
+    assert compile_it(path, tmp_path / "data.npz", tmp_path / "out") == 0
+    warnings = json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
+    assert (
+        any("gain: an input with a default value is written as a constant" in line for line in warnings)
+        == is_input
+    )

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.errors import TargetError
-from onnx_lathe.runtime.targets.ncnn.facts import Shape, free_tensors, free_values
+from onnx_lathe.runtime.targets.ncnn.facts import Shape, behind_defaults, free_tensors, free_values
 from onnx_lathe.runtime.targets.ncnn.further import further_values, sized_tensors, values_at
 
 COMPARISONS = {
@@ -61,9 +61,9 @@ def decided(
 
 
 def _conditions(graph: onnx.GraphProto) -> list[str]:
-    """Those that no input's content decides."""
+    """Those that no input's content decides, and none with a default value either: a caller may give another."""
     found = {node.input[0] for node in graph.node if node.op_type == "If" and not node.domain}
-    return sorted(found.intersection(free_tensors(graph))) if found else []
+    return sorted(found.intersection(free_tensors(graph)) - behind_defaults(graph)) if found else []
 
 
 def _above(graph: onnx.GraphProto, tensors: Sequence[str]) -> list[onnx.NodeProto]:

@@ -1,6 +1,6 @@
 """A lowered model -> ncnn's layers: walks the graph, and lists what ncnn cannot compute."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -9,7 +9,7 @@ import onnx
 from onnx_lathe.kernels import PROFILES
 from onnx_lathe.runtime.targets.ncnn.algorithms import Sizes, follow, summed_in_float32, wanted
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer
-from onnx_lathe.runtime.targets.ncnn.facts import BODIES, Facts, Shape, gather
+from onnx_lathe.runtime.targets.ncnn.facts import BODIES, Facts, Shape, behind_defaults, gather
 from onnx_lathe.runtime.targets.ncnn.finish import finish
 from onnx_lathe.runtime.targets.ncnn.further import varying
 from onnx_lathe.runtime.targets.ncnn.integers import held_as_floats, is_integer
@@ -72,12 +72,13 @@ def convert(
     refused: list[tuple[str, str, str]] = []
     for name in sizes:
         _try(refused, Node(name, "Input", opset, (), (name,), {}, {}), partial(net.input, name))
+    behind = behind_defaults(model.graph)
     read = _read(model.graph) | {one.name for one in model.graph.output}
     for index, proto in enumerate(model.graph.node):
         if any(name and name in read and name not in facts.free for name in proto.output):
             node = view(proto, index, opset)
             kept = tuple(name if name in read else "" for name in node.outputs)
-            _write(net, refused, proto, replace(node, outputs=kept))
+            _write(net, refused, proto, replace(node, outputs=kept), behind)
     if refused:
         return Conversion((), (), (), refused)
     outputs = [value.name for value in model.graph.output]
@@ -133,15 +134,26 @@ def _read(graph: onnx.GraphProto) -> set[str]:
     return found
 
 
-def _write(net: Network, refused: list[tuple[str, str, str]], proto: onnx.NodeProto, node: Node) -> None:
+def _write(
+    net: Network,
+    refused: list[tuple[str, str, str]],
+    proto: onnx.NodeProto,
+    node: Node,
+    behind: Collection[str],
+) -> None:
+    """`behind`: tensors that inputs with a default value go into."""
     known = len(refused)
     builder = find("" if proto.domain == "ai.onnx" else proto.domain, proto.op_type)
     if proto.op_type in BODIES and not proto.domain:
-        known_at_sizes = proto.op_type == "If" and net.is_free(proto.input[0])
-        reason = "which of its branches runs depends on the size of the input"
-        refused.append(
-            (node.name, node.op, reason if known_at_sizes else "ncnn runs no branches and no loops")
-        )
+        reason = "ncnn runs no branches and no loops"
+        if proto.op_type == "If" and proto.input[0] in behind:
+            reason = (
+                "an input with a default value goes into its condition, and ncnn runs no branches; "
+                "--drop-optional-inputs makes a constant of the input"
+            )
+        elif proto.op_type == "If" and net.is_free(proto.input[0]):
+            reason = "which of its branches runs depends on the size of the input"
+        refused.append((node.name, node.op, reason))
     elif builder is None:
         domain = f" of domain {proto.domain}" if proto.domain else ""
         refused.append((node.name, node.op, f"ncnn, or Lathe for it, has no {node.op}{domain}"))

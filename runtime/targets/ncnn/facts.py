@@ -89,6 +89,21 @@ def free_tensors(graph: onnx.GraphProto) -> set[str]:
     return free
 
 
+def defaults(graph: onnx.GraphProto) -> list[str]:
+    """Inputs with a default value: they are stored, too."""
+    stored = {tensor.name for tensor in graph.initializer}
+    return [value.name for value in graph.input if value.name in stored]
+
+
+def behind_defaults(graph: onnx.GraphProto) -> set[str]:
+    """Inputs with a default value, and what is computed of them."""
+    found = set(defaults(graph))
+    for node in graph.node:
+        if found.intersection(node.input) and node.op_type not in SIZE_OPS:
+            found.update(name for name in node.output if name)
+    return found
+
+
 def _is_random(node: onnx.NodeProto) -> bool:
     return node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial")
 

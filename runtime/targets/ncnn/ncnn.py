@@ -32,6 +32,7 @@ from onnx_lathe.runtime.targets.ncnn.bundle.writing import Bundle
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import param_text, write_weights
 from onnx_lathe.runtime.targets.ncnn.halves import beyond_half
+from onnx_lathe.runtime.targets.ncnn.notes import about_defaults
 from onnx_lathe.runtime.targets.ncnn.reopen import reopen
 from onnx_lathe.runtime.targets.ncnn.requantize import count_requantized, is_int8
 from onnx_lathe.runtime.targets.ncnn.running import Settings, package
@@ -186,7 +187,8 @@ class Ncnn(Target):
             "algorithms": count_chosen(written.layers),
             "open_sizes": sizes.open,
         }
-        return Artifact(paths, sum(path.stat().st_size for path in (param, weights)), details)
+        notes = tuple(filter(None, (about_defaults(proto.graph),)))
+        return Artifact(paths, sum(path.stat().st_size for path in (param, weights)), details, notes)
 
     def verify(
         self,
