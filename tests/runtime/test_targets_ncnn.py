@@ -11,8 +11,10 @@ import pytest
 from onnx_lathe.errors import ModelError, TargetError, UsageError
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.running import ort
-from onnx_lathe.runtime.targets.ncnn import process, verify
+from onnx_lathe.runtime.targets.ncnn import notes, process, verify
+from onnx_lathe.runtime.targets.ncnn.dialect import Layer, Stored, Weight
 from onnx_lathe.runtime.targets.ncnn.ncnn import Ncnn
+from onnx_lathe.runtime.targets.ncnn.quantized import INT8_TERM, TERMS
 from onnx_lathe.runtime.targets.ncnn.session import open_files
 from tests.support.builders import build, random
 from tests.support.ncnn import converted, random_feeds
@@ -280,3 +282,33 @@ def test_an_input_with_a_default_value_is_said_to_be_a_constant(is_input: bool, 
         any("gain: an input with a default value is written as a constant" in line for line in warnings)
         == is_input
     )
+
+
+@pytest.mark.parametrize(
+    "profile, passes, is_said",
+    [
+        ("x86", "fold,int8", True),
+        ("x86", "fold,int8(layers={fc: false})", False),
+        ("arm64-fp16", "fold,int8", False),
+    ],
+)
+def test_matrices_that_int8_makes_slow_are_named(
+    profile: str, passes: str, is_said: bool, model: Path, data: Path, tmp_path: Path
+) -> None:
+    target = f"ncnn(profile={profile})"
+    np.savez(tmp_path / "calibration.npz", x=random(8, 3, 8, 8))
+    more = ("--passes", passes, "--calibration", str(tmp_path / "calibration.npz"))
+    assert compile_it(model, data, tmp_path / "out", target, *more) == 0
+    warnings = json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
+    said = [line for line in warnings if "about twice float's time on x86" in line]
+    assert bool(said) == is_said
+    assert all(
+        "1 matrix product in INT8 (fc) takes" in line and "int8(layers={fc: false})" in line for line in said
+    )
+
+
+def test_matrices_beyond_the_cache_are_not_called_slow() -> None:
+    for size, is_said in ((64, True), (notes.FITS, False)):
+        weight = Weight(Stored(np.zeros(size, np.int8)), tagged=True)
+        layer = Layer("InnerProduct", "fc", [], [], {INT8_TERM: TERMS["InnerProduct"]}, [weight])
+        assert bool(notes.about_slow_matrices([layer], "x86")) == is_said

@@ -32,7 +32,7 @@ from onnx_lathe.runtime.targets.ncnn.bundle.writing import Bundle
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import param_text, write_weights
 from onnx_lathe.runtime.targets.ncnn.halves import beyond_half
-from onnx_lathe.runtime.targets.ncnn.notes import about_defaults
+from onnx_lathe.runtime.targets.ncnn.notes import about_defaults, about_slow_matrices
 from onnx_lathe.runtime.targets.ncnn.reopen import reopen
 from onnx_lathe.runtime.targets.ncnn.requantize import count_requantized, is_int8
 from onnx_lathe.runtime.targets.ncnn.running import Settings, package
@@ -62,7 +62,9 @@ class Ncnn(Target):
     help = "ncnn's .param and .bin, for phones: float, INT8 and codebooks as the graph has them"
     lowering = "ncnn"
     placement = Placement(layers=frozenset({"Conv", "Gemm"}), single_rows=frozenset({"MatMul"}), joins=False)
-    """On the rows of a sequence ncnn's INT8 InnerProduct takes two to five times as long as float."""
+    """On the rows of a sequence ncnn's INT8 InnerProduct takes two to five times as long as float. On one row it takes
+    about twice as long on x86 while the weights lie in the cache; there it is for the file's size, which a note says.
+    """
     opens = True
     suffixes = (".param",)
 
@@ -187,7 +189,8 @@ class Ncnn(Target):
             "algorithms": count_chosen(written.layers),
             "open_sizes": sizes.open,
         }
-        notes = tuple(filter(None, (about_defaults(proto.graph),)))
+        found = about_defaults(proto.graph), about_slow_matrices(written.layers, options.profile)
+        notes = tuple(filter(None, found))
         return Artifact(paths, sum(path.stat().st_size for path in (param, weights)), details, notes)
 
     def verify(
