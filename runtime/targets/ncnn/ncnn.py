@@ -222,7 +222,7 @@ class Ncnn(Target):
         found = verify.report(max(results, key=verify.Agreement.share))
         beyond = beyond_half(proto, samples[0]) if options.profile in HALVES else []
         found["verified"]["fits_float16"] = not beyond
-        notes = [note] if (note := repeated(proto)) else []
+        notes = [note] if (note := repeated(proto, half)) else []
         if beyond:
             listed = ", ".join(f"{node} {largest:.3g}" for node, largest in beyond)
             notes.append(

@@ -4,25 +4,29 @@ import math
 from collections import Counter
 from collections.abc import Collection
 
+import numpy as np
 import onnx
 
 LEAST = 0.5
 """Of the model's own weights: what they take beyond that is said."""
+LEAST_BYTES = 100_000
 
 
-def repeated(model: onnx.ModelProto) -> str:
-    """What a user is to know of weights that are written several times; empty where that is little."""
-    stored = {tensor.name: _bytes(tensor) for tensor in model.graph.initializer}
-    readers = _readers(model.graph, stored.keys())
+def repeated(model: onnx.ModelProto, half: bool) -> str:
+    """What a user is to know of weights that are written several times; empty where that is little. half: with
+    storage=float16.
+    """
+    readers = _readers(model.graph, {tensor.name for tensor in model.graph.initializer})
+    read = [tensor for tensor in model.graph.initializer if readers[tensor.name]]
+    stored = {tensor.name: _bytes(tensor, half) for tensor in read}
     more = {name: size * (readers[name] - 1) for name, size in stored.items() if readers[name] > 1}
     total = sum(stored.values())
-    if not more or sum(more.values()) < LEAST * total:
+    if not more or sum(more.values()) < max(LEAST * total, LEAST_BYTES):
         return ""
     worst = max(more, key=lambda name: more[name])
     return (
         f"ncnn's layers share no weights: its files hold {sum(more.values()) / 1e6:.1f} MB beside the model's "
-        f"{total / 1e6:.1f} MB, most of it '{worst}', which {readers[worst]} nodes read; export a cell that is written "
-        "out step by step as one LSTM, GRU or RNN"
+        f"{total / 1e6:.1f} MB, most of it '{worst}', which {readers[worst]} nodes read"
     )
 
 
@@ -48,6 +52,11 @@ def _readers(graph: onnx.GraphProto, stored: Collection[str]) -> Counter[str]:
     return found
 
 
-def _bytes(tensor: onnx.TensorProto) -> int:
-    item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return math.prod(tensor.dims) * item
+def _bytes(tensor: onnx.TensorProto, half: bool) -> int:
+    """What a layer holds of it: integers, such as those of INT8 and of codebooks, in a byte each. Vectors stay in
+    float32.
+    """
+    dtype, count = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type), math.prod(tensor.dims)
+    if dtype.itemsize == 1:
+        return count
+    return (2 if len(tensor.dims) > 1 and (half or dtype == np.float16) else 4) * count
