@@ -149,3 +149,10 @@ def test_a_recipe_means_the_cache_from_its_own_folder(project: Path, tmp_path: P
 def test_python_takes_a_cache_too(project: Path) -> None:
     made = onnx_lathe.rewrite("model.onnx", "int8(ranges=calib.cache)")
     assert sum(node.op_type == "QuantizeLinear" for node in made.graph.node) == 4
+
+
+def test_trtexec_of_tensorrt_10_is_told_to_take_types_as_they_are() -> None:
+    """As `build.sh` of a Jetson's bundle tells it."""
+    passage = next(part for part in PAGE.split("\n\n") if "trtexec --onnx=" in part)
+    assert "10.x with `--stronglyTyped`" in passage
+    assert "--stronglyTyped" in (ROOT / "docs" / "jetson.md").read_text(encoding="utf-8")
