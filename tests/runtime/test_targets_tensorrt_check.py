@@ -178,6 +178,28 @@ def test_a_concat_hands_on_what_has_one_scale(scale: float, int8: bool) -> None:
     node(model, "x_dq_Concat").input.append("x_dq2")
     (layer,) = TensorRT().layers(model)
     assert layer.int8 == int8
+    assert ("Concat stands between its input's pair and it" in layer.reason) != int8
+
+
+BETWEEN = [("Relu", {}, {}), ("Add", {"b": np.float32(1)}, {}), ("Flatten", {}, {})]
+
+
+def test_what_stands_between_a_pair_and_its_layer_is_named() -> None:
+    """The nearest of them, behind which a pair would do: Flatten hands INT8 on, Relu and Add do not."""
+    layer = {"op": "Gemm", "codes": (4096, 8), "axis": 1, "activation": BETWEEN}
+    assert verdict(layer).reason == (
+        "Add stands between its input's pair and it: the layer runs in float; move the pair behind it"
+    )
+
+
+@pytest.mark.parametrize("cut", ["Conv", "input"])
+def test_a_pair_of_another_layer_or_none_is_not_blamed(cut: str) -> None:
+    steps = [("Conv", {"k": np.ones((16, 16, 1, 1), np.float32)}, {}), ("Relu", {}, {})]
+    model = one_layer(activation=steps[cut == "input" :])
+    if cut == "input":
+        node(model, "x_dq_Relu").input[0] = "x"
+    (layer,) = [one for one in TensorRT().layers(model) if one.node == "layer"]
+    assert layer.reason.startswith("only its weight is quantized")
 
 
 def test_blocks_do_not_go_with_int8() -> None:

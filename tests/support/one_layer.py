@@ -98,12 +98,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
                 ("Resize", {"r": np.zeros(0, np.float32), "s": np.array([1, 1, 2, 2], np.float32)}, {})
             ]
         },
-        "only its weight",
+        "Resize stands between",
     ),
-    "AveragePool": ({"activation": [("AveragePool", {}, {"kernel_shape": [2, 2]})]}, "only its weight"),
+    "AveragePool": (
+        {"activation": [("AveragePool", {}, {"kernel_shape": [2, 2]})]},
+        "AveragePool stands between",
+    ),
     "Pad with 1.5": (
         {"activation": [("Pad", {"p": integers(0, 0, 1, 1, 0, 0, 1, 1), "v": np.float32(1.5)}, {})]},
-        "only its weight",
+        "Pad stands between",
     ),
     "transposed input channels": (
         {"weight": [("Transpose", {}, {"perm": [1, 0, 2, 3]})], "codes": (16, 32, 3, 3), "axis": 0},

@@ -195,7 +195,11 @@ class Reader:
         if weight is None:
             yield f"only its input is quantized: {IN_FLOAT}, and quantizing costs time"
         elif activation is None:
-            yield f"only its weight is quantized: {IN_FLOAT}; the weight stays small"
+            stopper = self.follower.stopper(node.input[0])
+            if stopper is None:
+                yield f"only its weight is quantized: {IN_FLOAT}; the weight stays small"
+            else:
+                yield f"{stopper.op_type} stands between its input's pair and it: {IN_FLOAT}; move the pair behind it"
         elif node.op_type == "ConvTranspose":
             yield f"TensorRT-RTX has no INT8 transposed convolution: {IN_FLOAT}"
         elif node.op_type == "Conv" and self._depthwise(node):

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.layout import LAYOUT
+from onnx_lathe.runtime.targets.core.base import LAYERS
 
 HANDED_ON = frozenset(
     (*LAYOUT, "DepthToSpace", "Dropout", "Expand", "Gather", "GlobalMaxPool", "MaxPool", "ReduceMax", "Slice")
@@ -34,6 +35,31 @@ class Follower:
                 return self._joined(node)
             node = self.producers.get(node.input[0])
         return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+    def stopper(self, tensor: str) -> onnx.NodeProto | None:
+        """The operator nearest to the layer that INT8 is not moved through, where all that goes into it comes from
+        pairs; None where `activation` finds one, or there is none above.
+        """
+        node = self.producers.get(tensor)
+        while node is not None and self._hands_on(node):
+            if node.op_type == "Concat" and all(self.activation(name) for name in node.input):
+                return None if self._joined(node) else node
+            node = self.producers.get(node.input[0])
+        return node if node is not None and self._behind_pairs(node) else None
+
+    def _behind_pairs(self, node: onnx.NodeProto) -> bool:
+        """Whether pairs, and no layer, lie above all inputs of the node; along operators of one input."""
+        while node.op_type not in (*LAYERS, "QuantizeLinear", "DequantizeLinear"):
+            computed = [name for name in node.input if name and name not in self.constants]
+            if not computed:
+                return False
+            if all(self.activation(name) for name in computed):
+                return True
+            above = self.producers.get(computed[0])
+            if len(computed) > 1 or above is None:
+                return False
+            node = above
+        return False
 
     def weight(self, tensor: str) -> onnx.NodeProto | None:
         """The DequantizeLinear that a weight comes from."""
