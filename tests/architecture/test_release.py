@@ -54,3 +54,13 @@ def test_every_document_is_in_the_navigation() -> None:
     assert not [
         path.name for path in (ROOT / "models").glob("*/README.md") if f"{path.parent.name}.md" not in site
     ]
+
+
+def test_no_change_is_told_twice() -> None:
+    """As merges do: by whole entries, and by the words that entries of one version begin with."""
+    versions = re.split(r"^## ", text("CHANGELOG.md"), flags=re.MULTILINE)[1:]
+    entries = [re.findall(r"^- (.*)$", version, re.MULTILINE) for version in versions]
+    every = [entry for version in entries for entry in version]
+    assert sorted(set(every)) == sorted(every)
+    begins = [" ".join(entry.split()[:12]) for entry in entries[0] if len(entry.split()) > 12]
+    assert sorted(set(begins)) == sorted(begins)
