@@ -3,6 +3,7 @@ are stored.
 """
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,8 @@ def test_with_size_preferred_int8_layers_read_4_bits(tmp_path: Path) -> None:
     log = build(lower(model, **options)[0], tmp_path)
     kernels = tensorrt_log.kernels(log)
     assert {kernels[name] for name in ("conv1", "conv2", "fc")} == {"Int8"}
+    proof = json.loads((tmp_path / "model.tensorrt-rtx.engine.json").read_text())["int8"]
+    assert (proof["layers"]["int8"], proof["layers"]["kept"]) == (1.0, 1.0)
     assert tensorrt_log.stored(log, "Int4") == {72, 576, 3920}
     assert not tensorrt_log.stored(log, "Int8") & {72, 576, 3920}
 

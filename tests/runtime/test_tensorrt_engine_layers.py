@@ -5,7 +5,7 @@ import json
 import pytest
 
 from onnx_lathe.runtime.targets.tensorrt.engine_layers import Kernel, from_inspector, from_log
-from tests.support.engine_descriptions import ELEVEN, NAMES_ONLY, RTX_LOG, TEN, layer, line, ten
+from tests.support.engine_descriptions import ELEVEN, NAMES_ONLY, RTX_LOG, TEN, eleven, layer, line, ten
 
 
 def types(kernels: list[Kernel]) -> dict[str, str | None]:
@@ -69,6 +69,28 @@ def test_an_int8_input_with_a_float_weight_is_not_int8() -> None:
 def test_a_product_of_two_constants() -> None:
     (kernel,) = from_log(line("c_myl0_1", "gemm", [], ["Int8", "Int8", "Float"], "[ONNX Layer: c]"))
     assert (kernel.type, kernel.weight) == ("int8", "int8")
+
+
+@pytest.mark.parametrize("sizes", ["1,50,1,1", "1"], ids=["scales of channels", "alpha of a product"])
+def test_a_weight_that_is_decoded_at_run_time_is_the_second_input(sizes: str) -> None:
+    text = line("c_myl0_3", "correlation", ["Int8", "Int8"], ["Float"] * 2, "[ONNX Layer: c]", sizes=sizes)
+    (kernel,) = from_log(text)
+    assert (kernel.type, kernel.weight) == ("int8", "int8")
+    (kernel,) = from_log(text.replace("Datatype: Int8", "Datatype: Half"))
+    assert (kernel.type, kernel.weight) == ("float16", "float16")
+
+
+def test_the_inspectors_dimensions_tell_scales_from_the_weight() -> None:
+    int8, scales = {"Datatype": "Int8"}, {"Datatype": "Float", "Dimensions": [1, 50, 1, 1]}
+    decoded = layer("c", "correlation", [int8, int8], "[ONNX Layer: c]", Constants=[scales])
+    weight = {"Datatype": "Int8", "Dimensions": [50, 20, 5, 5]}
+    stored = layer("d", "correlation", [int8], "[ONNX Layer: d]", Constants=[scales, weight])
+    assert types(from_inspector(eleven([decoded, stored]))) == {"c": "int8", "d": "int8"}
+
+
+def test_a_weight_of_one_column_is_still_the_weight() -> None:
+    text = line("c_myl0_3", "gemm", ["Int8"], ["Half", "Float"], "[ONNX Layer: c]", sizes="64,1")
+    assert from_log(text)[0].weight == "float16"
 
 
 def test_a_type_that_is_not_stated() -> None:

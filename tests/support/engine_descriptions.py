@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 
-def tensor(name: str, datatype: str) -> str:
+def tensor(name: str, datatype: str, dimensions: str = "-1,4,28,28") -> str:
     return (
-        f"{{ Name: {name}, Dimensions: [-1,4,28,28], Strides: [3136,1,112,4], StrideOrder: [3,0,2,1], "
+        f"{{ Name: {name}, Dimensions: [{dimensions}], Strides: [3136,1,112,4], StrideOrder: [3,0,2,1], "
         f"Datatype: {datatype}, Format: (NHWC) Channel major format }}"
     )
 
@@ -20,11 +20,14 @@ def line(
     constants: list[str],
     nodes: str,
     tactic: str = "__myelin_CASK_STUB",
+    sizes: str = "16,4,3,3",
 ) -> str:
-    """A kernel of the log. `inputs`, `constants`: their types; `nodes`: "[ONNX Layer: a][ONNX Layer: b]"."""
+    """A kernel of the log. `inputs`, `constants`: their types; `nodes`: "[ONNX Layer: a][ONNX Layer: b]"; `sizes`: of
+    each constant.
+    """
     read = ", ".join(tensor(f"__mye{place}_myl0", datatype) for place, datatype in enumerate(inputs))
     stored = ", ".join(
-        tensor(f"__mye{place}dconst_myl0", datatype) for place, datatype in enumerate(constants)
+        tensor(f"__mye{place}dconst_myl0", datatype, sizes) for place, datatype in enumerate(constants)
     )
     return (
         f"Name: {name}, LayerType: {kind}, Inputs: [{f' {read}' if read else ''}], "

@@ -14,7 +14,7 @@ characters. Other wordings are not guessed at.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ _TYPES = {
     "uint8": "uint8", "bool": "bool",
 }  # fmt: skip
 _TYPE = re.compile(rf"\b({'|'.join(_TYPES)})\b", re.IGNORECASE)
-_DATATYPE = re.compile(r"(?:Format/)?Datatype: ([^,}]*)")
+_TENSOR = re.compile(r"(?:\bDimensions: \[([^\]]*)\][^{]*?)?\bDatatype: ([^,}]*)")
 _LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<inputs>.*?)\]"
     r"(?:, Constants: \[(?P<constants>.*?)\])?, Outputs: \["
@@ -44,6 +44,19 @@ _TACTIC = re.compile(r"\bTacticName: ([^,]*)")
 _METADATA = re.compile(r"\bMetadata: (.*)$")
 _NUMBER = re.compile(r"_myl\d+_\d+$")
 _NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f\s,]*(?:\[ONNX Layer: |$))")
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """What a kernel reads. `shape` is empty where TensorRT does not state it."""
+
+    type: str | None
+    shape: tuple[int, ...] = ()
+
+    @property
+    def may_be_weight(self) -> bool:
+        """Scales of channels, such as [1, 50, 1, 1], and gemm's alpha, [1], are constants of a kernel as well."""
+        return not self.shape or sum(size != 1 for size in self.shape) > 1
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,11 @@ def from_log(text: str) -> list[Kernel]:
             continue
         stated, tactic = _WEIGHTS.search(line), _TACTIC.search(line)
         inputs, constants = (
-            tuple(map(_type, _DATATYPE.findall(match[group] or ""))) for group in ("inputs", "constants")
+            [
+                _Tensor(_type(kind), _shape(sizes.split(",") if sizes else []))
+                for sizes, kind in _TENSOR.findall(match[group] or "")
+            ]
+            for group in ("inputs", "constants")
         )
         found.append(
             _kernel(
@@ -139,12 +156,16 @@ def types_of(layer: Mapping[str, Any], key: str) -> list[tuple[str, str | None]]
     """(name, type) of the tensors that an inspected layer lists as `Inputs`, `Outputs` or `Constants`; a type that is
     not stated is None.
     """
+    return [(str(tensor.get("Name", "")), _stated(tensor)) for tensor in _listed(layer, key)]
+
+
+def _listed(layer: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     listed = layer.get(key)
-    return [
-        (str(tensor.get("Name", "")), _type(str(tensor.get("Datatype", tensor.get("Format/Datatype", "")))))
-        for tensor in (listed if isinstance(listed, list) else [])
-        if isinstance(tensor, dict)
-    ]
+    return [tensor for tensor in (listed if isinstance(listed, list) else []) if isinstance(tensor, dict)]
+
+
+def _stated(tensor: Mapping[str, Any]) -> str | None:
+    return _type(str(tensor.get("Datatype", tensor.get("Format/Datatype", ""))))
 
 
 def _inspected(layer: Mapping[str, Any]) -> Kernel:
@@ -153,8 +174,8 @@ def _inspected(layer: Mapping[str, Any]) -> Kernel:
         str(layer.get("Name", "")),
         str(layer["LayerType"]),
         str(layer.get("TacticName", "")),
-        _types(layer, "Inputs"),
-        _types(layer, "Constants"),
+        _tensors(layer, "Inputs"),
+        _tensors(layer, "Constants"),
         _type(str(weights.get("Type", ""))) if isinstance(weights, dict) else None,
         nodes_of(layer),
     )
@@ -164,21 +185,35 @@ def _kernel(
     name: str,
     kind: str,
     tactic: str,
-    inputs: tuple[str | None, ...],
-    constants: tuple[str | None, ...],
+    inputs: Sequence[_Tensor],
+    constants: Sequence[_Tensor],
     stated: str | None,
     nodes: tuple[str, ...],
 ) -> Kernel:
-    """stated: the type of the weight where it is said apart; else it is the first constant, and the second of a
-    product of two constants.
+    """stated: the type of the weight where it is said apart."""
+    reads = tuple(tensor.type for tensor in inputs or constants[:1])
+    return Kernel(name, kind.strip(), tactic, reads, stated or _weight(inputs, constants), nodes)
+
+
+def _weight(inputs: Sequence[_Tensor], constants: Sequence[_Tensor]) -> str | None:
+    """The type of the weight: the first constant that may be one, or the second of a product of two constants. A
+    weight that is decoded at run time is no constant, but the second input.
     """
-    reads = inputs or constants[:1]
-    weight = stated or next(iter(constants if inputs else constants[1:]), None)
-    return Kernel(name, kind.strip(), tactic, reads, weight, nodes)
+    left = constants if inputs else constants[1:]
+    fitting = [tensor for tensor in left if tensor.may_be_weight]
+    return next((tensor.type for tensor in (*fitting, *inputs[1:2], *left)), None)
 
 
-def _types(layer: Mapping[str, Any], key: str) -> tuple[str | None, ...]:
-    return tuple(kind for _, kind in types_of(layer, key))
+def _tensors(layer: Mapping[str, Any], key: str) -> list[_Tensor]:
+    return [_Tensor(_stated(tensor), _shape(tensor.get("Dimensions"))) for tensor in _listed(layer, key)]
+
+
+def _shape(sizes: object) -> tuple[int, ...]:
+    """Empty where not all sizes are numbers."""
+    try:
+        return tuple(int(size) for size in sizes) if isinstance(sizes, list) else ()
+    except (TypeError, ValueError):
+        return ()
 
 
 def _type(text: str) -> str | None:
