@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.registry import find
@@ -190,3 +190,17 @@ def test_a_product_as_onnxruntime_keeps_it_is_int8(rows: str, tmp_path: Path) ->
     sizes = [dim.dim_value for dim in made.graph.input[0].type.tensor_type.shape.dim]
     placed = placement.quantized(made, CANONICAL, builders.random(*sizes))[0]
     assert tensorrt_log.kernels(build(lower(placed)[0], tmp_path))["k"] == "Int8"
+
+
+def test_indices_from_the_end_of_a_long_table_build(tmp_path: Path) -> None:
+    """-1 is the index 299, which 8 bits do not hold."""
+    nodes = [
+        helper.make_node("Cast", ["indices"], ["index"], "cast", to=TensorProto.INT32),
+        helper.make_node("Gather", ["table", "index"], ["w"], "gather"),
+        helper.make_node("Add", ["x", "w"], ["y"], "add"),
+    ]
+    constants = {"table": np.arange(300, dtype=np.float32), "indices": np.array([-1, 0, 5, -128], np.int8)}
+    lowered, report = lower(quantized.model(nodes, {"x": [4]}, {"y": [4]}, constants))
+    assert quantized.run(lowered, {"x": np.zeros(4, np.float32)})[0].tolist() == [299, 0, 5, 172]
+    assert [edit.node for edit in report.edits] == ["gather"]
+    assert build(lowered, tmp_path).exists()

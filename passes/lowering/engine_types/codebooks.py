@@ -10,11 +10,18 @@ from onnx_lathe.passes.lowering.engine_types import blocks
 from onnx_lathe.passes.lowering.engine_types.parameters import BYTES, zero_point
 from onnx_lathe.passes.lowering.engine_types.work import Work
 
+_LARGEST = 255
+"""Index that 8 bits hold."""
+
 
 def store_indices(work: Work, gather: Node) -> None:
     """Indices i -> DQ(i - offset, scale 1) + offset: integers up to 255 are exact in float32."""
     codes = _codes(gather)
     if codes is None:
+        return
+    if codes.max() > _LARGEST:  # as INT8 has them that counts from the end of a long table
+        gather.inputs[1] = work.constant(f"{gather.outputs[0].name}_int32", codes)
+        work.report.edit(gather.name, "indices stored as INT32: 8 bits do not hold them from 0 on")
         return
     packed = _packs(work, codes)
     offset, shape = (8, blocks.even_rows(codes.shape)) if packed else (128, codes.shape)
