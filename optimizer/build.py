@@ -28,7 +28,7 @@ from onnx_lathe.optimizer.opening import open_file
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.report.record import TargetRecord
 from onnx_lathe.optimizer.run import Run
-from onnx_lathe.optimizer.step import apply_pass, crashes_named, note_uncompared
+from onnx_lathe.optimizer.step import ROUNDING_DB, apply_pass, crashes_named, note_uncompared
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import make_config
 from onnx_lathe.passes.core.report import PassReport
@@ -182,8 +182,7 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
         found.quality = {key: value for key, value in quality.items() if key.split("[")[0] in QUALITY}
         judged.update(QUALITY)
         note_uncompared(run, f"target {target.name}", quality)
-        if target.timed:
-            _compare_with_model(run, target, path, quality)
+        _compare_with_model(run, target, path, quality, plain=target.timed)
     elif target.opened and measured_exactly(model):
         _measure_plainly(run, target, path, found)
     base = dict(run.record.baseline)
@@ -249,15 +248,25 @@ def _measure_plainly(run: Run, target: Target, path: Path, found: TargetRecord) 
     quality = evaluate(opened, run.roles.evaluation, run.original, run.ui.status)
     found.quality = {key: value for key, value in quality.items() if key.split("[")[0] in QUALITY}
     note_uncompared(run, f"target {target.name}", quality)
-    _compare_with_model(run, target, path, quality)
+    _compare_with_model(run, target, path, quality, plain=True)
 
 
-def _compare_with_model(run: Run, target: Target, path: Path, quality: Mapping[str, float]) -> None:
-    """Says so where a plain session of the target's file is further from the original than the model is."""
-    before, now = run.record.final().get("sqnr", -math.inf), quality.get("sqnr", math.inf)
+def _compare_with_model(
+    run: Run, target: Target, path: Path, quality: Mapping[str, float], *, plain: bool
+) -> None:
+    """Says so where the model in the target's form is further from the original than the model is, by more than
+    rounding. `plain`: `quality` is that of a session that lets ONNX Runtime change the file.
+    """
+    before = min(run.record.final().get("sqnr", -math.inf), ROUNDING_DB)
+    now = quality.get("sqnr", math.inf)
     if run.original is None or run.roles.evaluation is None or not before - now > NOTED_LOSS_DB:
         return
-    exact = evaluate(ort.session(path), run.roles.evaluation, run.original, run.ui.status).get("sqnr", now)
+    exact, what = now, "the model as it is lowered for it"
+    if plain:
+        what = "its file"
+        exact = evaluate(ort.session(path), run.roles.evaluation, run.original, run.ui.status).get(
+            "sqnr", now
+        )
     if exact - now <= NOTED_LOSS_DB:
         reason = f"the form for {target.name} costs that, in whichever session"
     elif ort.saturates():
@@ -265,7 +274,8 @@ def _compare_with_model(run: Run, target: Target, path: Path, quality: Mapping[s
     else:
         reason = f"ONNX Runtime's optimizers change it when they load it; else it gives {exact:.1f} dB"
     run.record.warnings.append(
-        f"target {target.name}: its file gives {now:.1f} dB signal to noise, the model {before:.1f} dB: {reason}; "
+        f"target {target.name}: {what} gives {now:.1f} dB signal to noise, the model {before:.1f} dB"
+        f"{' or more' if before == ROUNDING_DB else ''}: {reason}; "
         "int8(min_sqnr=...) leaves layers in float"
     )
     run.ui.note(f"warning: {run.record.warnings[-1]}")

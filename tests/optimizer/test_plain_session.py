@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,6 +28,10 @@ def compiled(text: str, folder: Path, target: str = "ort") -> RunRecord:
     return onnx_lathe.optimize(
         network(text), "int8", calibration={"x": IMAGES}, eval=data, targets=target, out=folder, latency=False
     )
+
+
+def unbuilt(*_: object) -> None:
+    raise TargetError("not here")
 
 
 def measured(text: str, folder: Path) -> float:
@@ -68,6 +73,35 @@ def test_a_loss_against_the_model_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     assert "it gives" in said or "they give" in said
 
 
+def test_a_lowering_that_costs_accuracy_is_said_for_what_is_not_timed_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine's file cannot be opened without its GPU; the model that it is built from can."""
+    lowered = building.lower
+
+    def coarser(*arguments: Any) -> Any:
+        model, report = lowered(*arguments)
+        for tensor in model.graph.initializer:
+            if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1:
+                values = onnx.numpy_helper.to_array(tensor) // 16 * 16
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        return model, report
+
+    monkeypatch.setattr(find_target("tensorrt-rtx"), "available", lambda self: None)
+    monkeypatch.setattr(find_target("tensorrt-rtx"), "runs_here", lambda self, options: False)
+    monkeypatch.setattr(find_target("tensorrt-rtx"), "build", unbuilt)
+
+    def warnings(folder: Path) -> list[str]:
+        found = compiled(RESIDUAL, tmp_path / folder, "tensorrt-rtx").warnings
+        return [warning for warning in found if "as it is lowered for it gives" in warning]
+
+    assert warnings(Path("exact")) == []
+    monkeypatch.setattr(building, "lower", coarser)
+    (said,) = warnings(Path("coarse"))
+    assert said.startswith("target tensorrt-rtx: the model as it is lowered for it gives ")
+    assert "the form for tensorrt-rtx costs that" in said
+
+
 def test_no_processor_saturates_in_a_file_that_is_opened_as_it_is() -> None:
     """Weights of one sign, whose largest levels stand side by side."""
     weight = np.where(np.arange(64 * 8).reshape(64, 8) % 3, 0.98, 1).astype(np.float32)
@@ -96,9 +130,6 @@ def test_the_lowering_is_judged_by_calibration_data_alone(
     ) -> float | None:
         seen.extend(batch.inputs["x"] for batch in self.data.batches(1))
         return comparer(self, model, plain)
-
-    def unbuilt(*_: object) -> None:
-        raise TargetError("not here")
 
     monkeypatch.setattr(evaluating.OriginalComparer, "sqnr", watched)
     monkeypatch.setattr(find_target("tensorrt-rtx"), "available", lambda self: None)
