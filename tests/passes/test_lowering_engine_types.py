@@ -248,6 +248,41 @@ def test_floats_of_64_bits_become_those_of_32(inside: bool, tmp_path: Path) -> N
         assert builds(lowered, tmp_path)
 
 
+@pytest.mark.parametrize("first", ["Cast", "Identity"])
+def test_an_output_of_64_bits_that_is_read_on_keeps_its_type(first: str) -> None:
+    """Of TensorRT's types is what is computed from it, and of the model's own what comes out."""
+    double = TensorProto.DOUBLE
+    to = {"to": double} if first == "Cast" else {}
+    nodes = [
+        helper.make_node(first, ["x"], ["y"], "first", **to),
+        helper.make_node("Mul", ["y", "k"], ["z"], "mul"),
+    ]
+    kind = TensorProto.FLOAT if first == "Cast" else double
+    outputs = {name: ([2, 4], double) for name in ("y", "z")}
+    model = quantized.model(nodes, {"x": ([2, 4], kind)}, outputs, {"k": np.full(4, 1.5)})
+    lowered, _ = lower(model)
+    onnx.checker.check_model(lowered, full_check=True)
+    feeds = {"x": fresh().random((2, 4)).astype(helper.tensor_dtype_to_np_dtype(kind))}
+    for before, after in zip(run(model, feeds), run(lowered, feeds), strict=True):
+        assert after.dtype == np.float64
+        np.testing.assert_allclose(after, before, rtol=1e-6)
+
+
+def test_an_initializer_of_64_bits_that_is_an_output_keeps_its_type() -> None:
+    nodes = [helper.make_node("Mul", ["x", "k"], ["z"], "mul")]
+    double = TensorProto.DOUBLE
+    outputs = {"z": ([2, 4], double), "k": ([4], double)}
+    model = quantized.model(nodes, {"x": ([2, 4], double)}, outputs, {"k": np.full(4, 0.1)})
+    lowered, report = lower(model)
+    onnx.checker.check_model(lowered, full_check=True)
+    assert "DOUBLE" not in kinds(lowered.graph)
+    assert "k" in {edit.node for edit in report.edits}
+    product, constant = run(lowered, {"x": np.ones((2, 4))})
+    assert (product.dtype, constant.dtype) == (np.float64, np.float64)
+    np.testing.assert_allclose(constant, np.full(4, 0.1), rtol=1e-6)
+    np.testing.assert_allclose(product, np.full((2, 4), 0.1), rtol=1e-6)
+
+
 def test_floats_beyond_those_of_32_bits_are_said() -> None:
     lowered, report = lower(doubles(np.full((4, 3), 1e300), True))
     assert report.warnings == [

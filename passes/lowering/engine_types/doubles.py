@@ -30,12 +30,15 @@ def single_precision(graph: Graph, report: PassReport) -> None:
     casts = [node for part in found for node in part.graph.nodes if _writes_double(node)]
     if not doubles and not casts:
         return
+    outputs = list(graph.outputs)
     _keep_ends(graph, report)
-    ends = {id(tensor) for tensor in (*graph.inputs, *graph.outputs)}
+    ends = {id(tensor) for tensor in (*graph.inputs, *graph.outputs, *outputs)}
     for tensor in doubles:
+        if id(tensor) in ends:
+            continue
         if isinstance(tensor, Constant):
             tensor.values = _narrowed(read(tensor), tensor.name, report)
-        elif id(tensor) not in ends:
+        else:
             tensor.dtype = np.dtype(np.float32)
     for node in [node for part in found for node in part.graph.nodes]:
         if not _is_end(node, ends):
@@ -66,7 +69,8 @@ def _keep_ends(graph: Graph, report: PassReport) -> None:
     for tensor in graph.outputs:
         if _is_double(tensor) and tensor.inputs:
             producer = tensor.inputs[0]
-            if producer.op == "Cast" and producer.attrs.get("to") == onnx.TensorProto.DOUBLE:
+            casts = producer.op == "Cast" and producer.attrs.get("to") == onnx.TensorProto.DOUBLE
+            if casts and not tensor.outputs:
                 continue
             inner = single(tensor.name, tensor.shape)
             for reader in list(tensor.outputs):
@@ -74,6 +78,14 @@ def _keep_ends(graph: Graph, report: PassReport) -> None:
             producer.outputs[next(i for i, one in enumerate(producer.outputs) if one is tensor)] = inner
             cast(inner, tensor, onnx.TensorProto.DOUBLE, f"{tensor.name}_float64_Cast")
             report.edit(tensor.name, "computed in 32-bit floats, as TensorRT does")
+    for place, tensor in enumerate(graph.outputs):
+        if _is_double(tensor) and isinstance(tensor, Constant):
+            inner = single(tensor.name, tensor.shape)
+            stored = Constant(inner.name, _narrowed(read(tensor), tensor.name, report))
+            for reader in list(tensor.outputs):
+                replace_input(reader, tensor, stored)
+            graph.outputs[place] = Variable(tensor.name, np.float64, tensor.shape)
+            cast(stored, graph.outputs[place], onnx.TensorProto.DOUBLE, f"{tensor.name}_float64_Cast")
 
 
 def _is_double(tensor: Tensor) -> bool:
