@@ -32,7 +32,8 @@ def refuse_broken(path: Path, model: onnx.ModelProto) -> None:
 
 def problem(model: onnx.ModelProto) -> str:
     """The first thing found wrong, and what to do; empty if all seems right."""
-    return next((reason for check in (_inputs, _operators, _nodes, _inferred) for reason in check(model)), "")
+    checks = (_inputs, _operators, _nodes, _inferred, _names)
+    return next((reason for check in checks for reason in check(model)), "")
 
 
 def _inputs(model: onnx.ModelProto) -> Iterator[str]:
@@ -58,9 +59,6 @@ def _inputs(model: onnx.ModelProto) -> Iterator[str]:
 
 def _operators(model: onnx.ModelProto) -> Iterator[str]:
     functions = {(function.domain, function.name) for function in model.functions}
-    names = [node.name for node in model.graph.node if node.name]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        yield f"several nodes have the one name '{twice[0]}'; {AGAIN}, or give each its own"
     for node in all_nodes(model):
         known = _KNOWN_DOMAINS.fullmatch(node.domain) or (node.domain, node.op_type) in functions
         if not known:
@@ -68,6 +66,13 @@ def _operators(model: onnx.ModelProto) -> Iterator[str]:
                 f"node {_named(node)}: {node.domain}.{node.op_type} is not an operator of the ONNX standard; "
                 f"{ort.UNKNOWN_OPERATOR}"
             )
+
+
+def _names(model: onnx.ModelProto) -> Iterator[str]:
+    """Comes last: ONNX Runtime takes nodes of one name, which are seldom why it refuses a model."""
+    names = [node.name for node in model.graph.node if node.name]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        yield f"several nodes have the one name '{twice[0]}'; {AGAIN}, or give each its own"
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[str]:

@@ -33,6 +33,16 @@ def test_what_is_wrong(name: str, tmp_path: Path) -> None:
     assert "export the model" in found or "cut it off" in found
 
 
+def test_nodes_of_one_name_do_not_hide_what_is_wrong(tmp_path: Path) -> None:
+    case = next(case for case in BROKEN if case.name == "weight of another type")
+    case.write(tmp_path / FILE)
+    model = onnx.load(tmp_path / FILE)
+    names = {node.name for node in model.graph.node} - {"conv1"}
+    for node in model.graph.node:
+        node.name = "one" if node.name in names else node.name
+    assert diagnosis.problem(model).startswith("node 'conv1': B has inconsistent type tensor(double)")
+
+
 @pytest.mark.parametrize(
     "model", [quantized.lenet(), quantized.lenet(int8=False), bodies.branches(), bodies.loop()]
 )
