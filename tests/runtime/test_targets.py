@@ -256,3 +256,27 @@ def test_wrong_shapes_are_refused(value: str) -> None:
 def test_shapes_that_do_not_fit_the_model_are_refused(inputs, shapes, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         profiles(with_inputs(**inputs), BATCH, parse_shapes(shapes))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "shapes", "taken"),
+    [
+        ({"x": [1, 3, 8, 8]}, {}, False),
+        ({"x": ["n", 3]}, {"x": "2x3"}, False),
+        ({"x": [1, "length"]}, {}, False),
+        ({"x": ["n", 3]}, {"x": "Nx3"}, True),
+        ({"x": [1, 3], "y": [None, 3]}, {}, True),
+        ({"x": [8, 3]}, {}, True),
+        ({"x": None}, {}, True),
+    ],
+)
+def test_a_batch_that_no_input_takes_is_refused(inputs, shapes, taken: bool) -> None:
+    """One that is the fixed size already harms nobody."""
+    target, model = find("tensorrt-rtx")(), with_inputs(**inputs)
+    target.accepts(model, target.Config(shapes=shapes))
+    config = target.Config(batch=8, shapes=shapes)
+    if taken:
+        target.accepts(model, config)
+    else:
+        with pytest.raises(UsageError, match=r"option batch: no input takes it.*leave batch out"):
+            target.accepts(model, config)

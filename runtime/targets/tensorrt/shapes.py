@@ -123,9 +123,14 @@ def profiles(
 
 
 def fit_given(
-    model: onnx.ModelProto, batch: Sequence[Profile], shapes: Mapping[str, Sequence[Sizes]]
+    model: onnx.ModelProto,
+    batch: Sequence[Profile],
+    shapes: Mapping[str, Sequence[Sizes]],
+    asked: bool = False,
 ) -> dict[str, list[int | str] | None]:
-    """The model's inputs with their dimensions. Raises UsageError where `shapes` contradict them."""
+    """The model's inputs with their dimensions. Raises UsageError where `shapes` contradict them, and where `batch` was
+    `asked` for and no input takes it.
+    """
     inputs = _inputs(model)
     for name in shapes.keys() - inputs.keys():
         raise UsageError(
@@ -135,7 +140,32 @@ def fit_given(
         for sizes in every:
             _fitting(name, inputs[name], sizes.at(batch[0]))
     _count(batch, shapes)
+    if asked and not _takes_batch(inputs, batch, shapes):
+        raise UsageError(
+            "option batch: no input takes it, since first dimensions are fixed in the model, or given in the option "
+            f"shapes without {BATCH}; leave batch out, or export the model with an open first dimension"
+        )
     return inputs
+
+
+def _takes_batch(
+    inputs: Mapping[str, list[int | str] | None],
+    batch: Sequence[Profile],
+    shapes: Mapping[str, Sequence[Sizes]],
+) -> bool:
+    """Whether an input has a place for the batch, or is fixed at that very size."""
+    names = _batch_names(inputs)
+    asked = {one for profile in batch for one in (*profile.least, *profile.greatest)}
+    for name, dims in inputs.items():
+        if name in shapes:
+            taken = any(None in sizes.least for sizes in shapes[name])
+        else:
+            taken = dims is None or any(
+                isinstance(dim, str) and not _is_open(axis, dim, names) for axis, dim in enumerate(dims)
+            )
+        if taken or (dims and asked == {dims[0]}):
+            return True
+    return False
 
 
 def _count(batch: Sequence[Profile], shapes: Mapping[str, Sequence[Sizes]]) -> int:

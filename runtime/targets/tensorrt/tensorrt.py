@@ -92,7 +92,8 @@ class TensorRTBase(Target):
         return self.missing
 
     def accepts(self, model: onnx.ModelProto, options: Any) -> None:
-        fit_given(model, parse_batch(options.batch), parse_shapes(options.shapes))
+        batch, shapes = parse_batch(options.batch), parse_shapes(options.shapes)
+        fit_given(model, batch, shapes, asked=options.batch is not None)
 
     def refusals(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str, str]]:
         found = [*fatal(model, self._compute(options)), *unknown_operators(model)]
