@@ -121,6 +121,7 @@ def build_all(run: Run) -> None:
             return
         results = Path(scratch) / "results"
         results.mkdir()
+        wrong_use = False
         for target, config, model, found in ready:
             record.targets.append(found)
             if found.error:
@@ -130,6 +131,7 @@ def build_all(run: Run) -> None:
                 artifact = _build(run, target, config, model, results, found)
                 judge_opened(run, target, config, artifact, found)
             except LatheError as error:
+                wrong_use |= isinstance(error, UsageError)
                 found.error = str(error)
                 found.files, found.size_bytes = [], 0
                 _remove(target, results)
@@ -144,7 +146,7 @@ def build_all(run: Run) -> None:
         for path in results.iterdir():
             path.replace(out / path.name)
     if any(found.error for found in record.targets):
-        record.end(ExitCode.TARGET_FAILED)
+        record.end(ExitCode.WRONG_USE if wrong_use else ExitCode.TARGET_FAILED)
 
 
 def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, Path, TargetRecord]:

@@ -7,7 +7,9 @@ from pathlib import Path
 import onnx
 import pytest
 
+from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.cli import main
+from onnx_lathe.runtime.targets.core.registry import find
 from tests.support import builders
 
 pytestmark = pytest.mark.skipif(
@@ -54,3 +56,17 @@ def test_profiles_that_do_not_agree_are_refused(model: Path, capsys: pytest.Capt
         "option shapes of 'x' is for 3 profiles, option batch for 2: give one, or 3"
         in capsys.readouterr().err
     )
+
+
+def test_options_that_do_not_fit_the_model_are_wrong_use_in_a_build_too(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as sizes that only what the passes made of the model contradicts."""
+
+    def contradicted(*_: object) -> None:
+        raise UsageError("option shapes: dimension 0 of input 'x' is fixed at 1")
+
+    monkeypatch.setattr(find("tensorrt-rtx"), "build", contradicted)
+    code, report, _ = built(model, "tensorrt-rtx")
+    assert (code, report["exit_code"]) == (2, 2)
+    assert "is fixed at 1" in report["targets"][0]["error"]

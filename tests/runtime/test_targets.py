@@ -258,6 +258,27 @@ def test_shapes_that_do_not_fit_the_model_are_refused(inputs, shapes, message: s
         profiles(with_inputs(**inputs), BATCH, parse_shapes(shapes))
 
 
+def test_each_profile_is_fitted_to_the_model() -> None:
+    """The batch of the second profile is not the size that the model has."""
+    config = find("tensorrt-rtx").Config(batch="4|8", shapes={"x": "Nx3"})
+    with pytest.raises(UsageError, match=r"dimension 0 of input 'x' is fixed at 4"):
+        find("tensorrt-rtx")().accepts(with_inputs(x=[4, 3], y=["n", 3]), config)
+
+
+SWAPPED = "(float[N, 4, L] a, float[N, L, 4] b) => (float[N, 4, 4] y) { y = MatMul (a, b) }"
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [("Nx4x8", "Nx8x4"), ("Nx4x8:Nx4x9:Nx4x12|Nx4x16", "Nx8x4:Nx9x4:Nx12x4|Nx16x4"), ("2x4x8", "Nx8x4")],
+)
+@pytest.mark.parametrize("data", [{}, {"a": (2, 4, 8), "b": (2, 8, 4)}], ids=["no data", "data"])
+def test_dimensions_of_one_name_get_the_sizes_that_are_given_of_one(data, given: str, taken: str) -> None:
+    config = find("tensorrt-rtx").Config(shapes={"a": given})
+    fitted, _ = find("tensorrt-rtx")().fitted(runnable(SWAPPED), config, data)
+    assert fitted.shapes == {"a": given, "b": taken}
+
+
 @pytest.mark.parametrize(
     ("inputs", "shapes", "taken"),
     [

@@ -269,7 +269,7 @@ BROKEN = [
     Broken("empty", lambda path: path.touch(), (FILE, "is empty"), (2, 2)),
     Broken("folder", lambda path: path.mkdir(), (FILE, "folder"), (2, 2)),
     Broken("no outputs", model_of(lambda model: model.graph.ClearField("output")), ("output",), (2, 2)),
-    Broken("sizes without a profile", open_sizes, ("'image'", "dimension 2", "shapes="), (4, 0)),
+    Broken("sizes without a profile", open_sizes, ("'image'", "dimension 2", "shapes="), (2, 0)),
     Broken("profile of a fixed size", model_of(lambda model: None), ("'image'", "dimension 2", "fixed at 28"), (2, 2), "shapes={image: 1x1x32x32}"),
     Broken("profile that falls", model_of(lambda model: None), ("'image'", "must not fall"), (2, 2), "shapes={image: 8x1x28x28:1x1x28x28:8x1x28x28}"),
     Broken("profile of no input", model_of(lambda model: None), ("imgae", "did you mean 'image'"), (2, 2), "shapes={imgae: 1x1x28x28}"),

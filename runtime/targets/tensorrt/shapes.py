@@ -4,6 +4,7 @@ tuned for. Several profiles are several such ranges in one engine, each with ker
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import onnx
 
@@ -136,10 +137,9 @@ def fit_given(
         raise UsageError(
             f"option shapes: the model has no input '{name}'{nearest(name, inputs) or '; it has ' + ', '.join(inputs)}"
         )
-    for name, every in shapes.items():
-        for sizes in every:
-            _fitting(name, inputs[name], sizes.at(batch[0]))
-    _count(batch, shapes)
+    for index in range(_count(batch, shapes)):
+        for name, every in shapes.items():
+            _fitting(name, inputs[name], every[index % len(every)].at(batch[index % len(batch)]))
     if asked and not _takes_batch(inputs, batch, shapes):
         raise UsageError(
             "option batch: no input takes it, since first dimensions are fixed in the model, or given in the option "
@@ -210,14 +210,37 @@ def _profile(
     return found
 
 
+def sizes_of_names(
+    model: onnx.ModelProto, shapes: Mapping[str, Sequence[Sizes]]
+) -> dict[str, list[tuple[int, int, int]]]:
+    """Name of a dimension -> the least, the tuned and the greatest size that `shapes` say of it, for each profile. The
+    batch is none of them.
+    """
+    inputs = _inputs(model)
+    found: dict[str, list[tuple[int, int, int]]] = {}
+    for name, every in shapes.items():
+        for axis, dim in enumerate(inputs.get(name) or ()):
+            if isinstance(dim, str) and dim and all(len(sizes.least) > axis for sizes in every):
+                said = [(sizes.least[axis], sizes.tuned[axis], sizes.greatest[axis]) for sizes in every]
+                numbers = [(a, b, c) for a, b, c in said if a is not None and b is not None and c is not None]
+                if len(numbers) == len(said):
+                    found.setdefault(dim, numbers)
+    return found
+
+
 def from_data(
-    model: onnx.ModelProto, given: Collection[str], samples: Mapping[str, Shape], per_call: bool = False
+    model: onnx.ModelProto,
+    given: Collection[str],
+    samples: Mapping[str, Shape],
+    per_call: bool = False,
+    named: Mapping[str, Sequence[tuple[int, int, int]]] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Input -> what the option shapes is to say of it, for inputs that need more than a batch: the sizes that the data
     has.
 
     given: inputs whose shapes are known already; samples: shapes of the data by input. per_call: each sample is a
-    call, so that first dimensions are no batch.
+    call, so that first dimensions are no batch. named: dimension -> its sizes where the given shapes say them, in each
+    profile, which those of the same name have too.
     """
     inputs = _inputs(model)
     batch_names = set() if per_call else _batch_names(inputs)
@@ -234,8 +257,21 @@ def from_data(
         sizes = [
             size if is_open[axis] else dim for axis, (dim, size) in enumerate(zip(known, sample, strict=True))
         ]
-        found[name] = text(_patterned(sizes))
+        of_axes = {axis: named[dim] for axis, dim in enumerate(known) if is_open[axis] and str(dim) in named}
+        found[name] = _text_of_profiles(sizes, of_axes)
     return found
+
+
+def _text_of_profiles(dims: Sequence[int | str], sizes: Mapping[int, Sequence[tuple[int, int, int]]]) -> str:
+    """Of a shape whose axes in `sizes` have three sizes for each profile."""
+    profiles = []
+    for index in range(max((len(every) for every in sizes.values()), default=1)):
+        patterns = [list(_patterned(dims).tuned) for _ in range(3)]
+        for axis, every in sizes.items():
+            for pattern, size in zip(patterns, every[index % len(every)], strict=True):
+                pattern[axis] = size
+        profiles.append(text(Sizes(*map(tuple, patterns))))
+    return BETWEEN.join(profiles)
 
 
 def text(sizes: Sizes | Profile) -> str:
@@ -298,15 +334,24 @@ def leaves_open(model: onnx.ModelProto, given: Collection[str]) -> bool:
     )
 
 
-def usual_shapes(model: onnx.ModelProto, size: int | None = None) -> dict[str, Shape]:
-    """Shapes of one sample, with a usual size, or `size`, where one is open; of inputs whose rank is known."""
+def usual_shapes(
+    model: onnx.ModelProto, size: int | None, named: Mapping[str, Sequence[tuple[int, int, int]]]
+) -> dict[str, Shape]:
+    """Shapes of one sample, with a usual size, or `size`, where one is open and not `named`; of inputs whose rank is
+    known.
+    """
     inputs = _inputs(model)
     batch_names = _batch_names(inputs)
+
+    def one(axis: int, dim: int | str, dims: Sequence[int | str]) -> int:
+        if isinstance(dim, int):
+            return dim
+        if dim in named:
+            return named[dim][0][1]
+        return size or _usual(dims) if _is_open(axis, dim, batch_names) else 1
+
     return {
-        name: tuple(
-            dim if isinstance(dim, int) else size or _usual(dims) if _is_open(axis, dim, batch_names) else 1
-            for axis, dim in enumerate(dims)
-        )
+        name: tuple(one(axis, dim, dims) for axis, dim in enumerate(dims))
         for name, dims in inputs.items()
         if dims is not None
     }

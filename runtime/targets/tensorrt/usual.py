@@ -17,6 +17,7 @@ from onnx_lathe.runtime.targets.tensorrt.shapes import (
     leaves_open,
     parse_batch,
     parse_shapes,
+    sizes_of_names,
     usual_shapes,
 )
 
@@ -33,10 +34,11 @@ def settled(
     samples: shapes of the data by input, empty without data; per_call: each sample is a call.
     """
     why, instead = "as the data has them", ""
+    parsed = parse_shapes(given)
     if not samples:
-        samples = usual_samples(model, parse_shapes(given))
+        samples = usual_samples(model, parsed)
         why, instead = "a size on which it runs, since there is no data to say it", "data or "
-    found = from_data(model, given, samples, per_call)
+    found = from_data(model, given, samples, per_call, sizes_of_names(model, parsed))
     notes = [
         f"input '{name}' has sizes that are not fixed: built for {shape}{OF_BATCH if BATCH in shape else ''}, {why}; "
         f"{instead}shapes={{{name}: MIN:OPT:MAX}} gives others"
@@ -54,6 +56,7 @@ def usual_samples(model: onnx.ModelProto, given: Mapping[str, Sequence[Sizes]]) 
     if not leaves_open(model, given):
         return {}
     (one,) = parse_batch(1)
+    named = sizes_of_names(model, given)
     known = {name: sizes[0].at(one).tuned for name, sizes in given.items()}
     try:
         session = ort.session(model)
@@ -61,7 +64,7 @@ def usual_samples(model: onnx.ModelProto, given: Mapping[str, Sequence[Sizes]]) 
     except ModelError:
         return {}
     for size in TRIED:
-        shapes = {**usual_shapes(model, size), **known}
+        shapes = {**usual_shapes(model, size, named), **known}
         feeds = {name: np.resize(value, shapes.get(name, value.shape)) for name, value in values.items()}
         try:
             ort.run(_Silent(session), feeds)
