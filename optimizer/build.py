@@ -48,7 +48,7 @@ OpenTarget = tuple[Target, Any]
 
 def open_targets(calls: Sequence[Call]) -> list[OpenTarget]:
     """The targets with their options. Raises UsageError for a wrong name or option, TargetError if one is
-    not available here.
+    not available here, or not with its options.
     """
     if not calls:
         raise UsageError("no target is named; leave --target out for onnx, or see: optimize targets")
@@ -58,8 +58,8 @@ def open_targets(calls: Sequence[Call]) -> list[OpenTarget]:
             f"target '{twice}' is named twice; its files would overwrite each other: run once for each, with another --out"
         )
     opened = configured_targets(calls)
-    for target, _ in opened:
-        if reason := target.available():
+    for target, config in opened:
+        if reason := target.available() or target.unserved(config):
             raise TargetError(f"target '{target.name}': {reason}")
     return opened
 

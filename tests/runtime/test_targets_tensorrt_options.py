@@ -14,6 +14,7 @@ import pytest
 from onnx_lathe.errors import TargetError, UsageError
 from onnx_lathe.optimizer.build import configured_targets
 from onnx_lathe.optimizer.recipe import parse_calls
+from onnx_lathe.passes.core.registry import find
 from onnx_lathe.runtime.targets.tensorrt import messages, settings
 from onnx_lathe.runtime.targets.tensorrt import tensorrt as targets
 from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRT, TensorRTRTX
@@ -249,6 +250,39 @@ def test_rtx_refits_only_where_a_gpu_is(options: dict, named: str, tmp_path: Pat
     with pytest.raises(TargetError, match=rf"option {named}: .* only where a GPU and its driver are"):
         rtx(tmp_path, **options)
     assert left(tmp_path) == set()
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("compute=sm99", "this version has no ComputeCapability SM99"),
+        pytest.param("strip=true", "option strip: TensorRT-RTX builds such engines only", marks=needs_no_gpu),
+    ],
+)
+def test_what_cannot_be_served_here_is_said_before_the_first_pass(
+    option: str,
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Training for hours is not for nothing."""
+    onnx.save(quantized.lenet(codebook=False, int8=False), tmp_path / "model.onnx")
+    monkeypatch.setattr(find("prune"), "apply", lambda self, graph, context: pytest.fail("a pass ran"))
+    out = tmp_path / "out"
+    arguments = [str(tmp_path / "model.onnx"), "--passes", "prune", "--target", f"tensorrt-rtx({option})"]
+    line = refused(capsys, [*arguments, "--out", str(out), "--quiet"], code=4)
+    assert line.startswith("optimize: target 'tensorrt-rtx': ")
+    assert words in line
+    assert not list(tmp_path.glob("out/model*"))
+
+
+def test_what_the_stand_in_cannot_serve_is_said_without_a_model(stand_in) -> None:
+    stand_in("10.3.0", TEN)
+    assert TensorRT().unserved(TensorRT.Config()) is None
+    assert TensorRT().unserved(TensorRT.Config(portable=True)) is None
+    assert "SAME_COMPUTE_CAPABILITY" in str(TensorRT().unserved(TensorRT.Config(same_compute=True)))
 
 
 @needs_rtx

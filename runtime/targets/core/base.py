@@ -97,6 +97,12 @@ class Target:
         """None if the target can build on this machine, else one line: why not, and what to install."""
         return None
 
+    def unserved(self, options: Any) -> str | None:
+        """None if the target, which is available, can build with these options on this machine, else one line: which
+        it cannot serve. Asked before the first pass.
+        """
+        return None
+
     def placed(self, options: Any) -> Placement | None:
         """What the target runs in INT8 with these options."""
         return self.placement

@@ -73,6 +73,8 @@ class TensorRTBase(Target):
     placement = CANONICAL
     title: ClassVar[str]
     library: ClassVar[str]
+    builds_here: ClassVar[bool] = False
+    """Whether this machine's TensorRT builds the engine."""
     missing: ClassVar[str]
     """What to do when the library is not installed."""
 
@@ -81,9 +83,26 @@ class TensorRTBase(Target):
     def available(self) -> str | None:
         if importlib.util.find_spec(self.library) is None:
             return self._missing()
+        return self._asked({})
+
+    def unserved(self, options: Any) -> str | None:
+        if not self.builds_here or importlib.util.find_spec(self.library) is None:
+            return None
+        try:
+            asked, usual = (
+                self._request(one) | {"flags": one.flags(), "profiles": []}
+                for one in (options, self.Config())
+            )
+        except TargetError as error:
+            return str(error)
+        return None if asked == usual else self._asked({"asked": asked})
+
+    def _asked(self, request: Mapping[str, Any]) -> str | None:
+        """None, or why TensorRT's process does not serve it."""
         with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
             try:
-                process.ask({"library": self.library}, Path(scratch), lambda text: None, time_limit_s=120.0)
+                request = {"library": self.library, **request}
+                process.ask(request, Path(scratch), lambda text: None, time_limit_s=120.0)
             except TargetError as error:
                 return str(error)
         return None
@@ -271,6 +290,7 @@ class TensorRTRTX(TensorRTBase):
     outputs = ("model.tensorrt-rtx.engine*",)
     help = "engine for GeForce and RTX GPUs, compiled ahead on any x86-64 machine, with or without a GPU"
     opens = True
+    builds_here = True
     suffixes = (".engine",)
     title = "TensorRT-RTX"
     packages = ("tensorrt-rtx",)
@@ -313,6 +333,7 @@ class TensorRT(TensorRTBase):
     outputs = ("model.tensorrt.engine*",)
     help = "engine for the GPU or Jetson it is built on, with TensorRT 10.3 or later"
     opens = True
+    builds_here = True
     suffixes = (".engine",)
     title = "TensorRT"
     packages = ("tensorrt",)

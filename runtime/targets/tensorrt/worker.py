@@ -53,6 +53,8 @@ def main() -> None:
         logger = make_logger(trt, request.get("log"))
         builder = make_builder(trt, logger)
         answer = {"version": trt.__version__}
+        if "asked" in request:
+            check_served(trt, logger, builder, request["asked"])
         if "model" in request:
             answer |= build(trt, logger, builder, request, lambda text: send({"progress": text}))
         if "inspect" in request:
@@ -172,6 +174,12 @@ def build(
         "gpu": gpu(),
         **left,
     }
+
+
+def check_served(trt: Any, logger: Any, builder: Any, asked: Mapping[str, Any]) -> None:
+    """Raises RefusedError for options that a build would be refused for, whatever its model."""
+    config = make_config(trt, builder, asked)
+    settings.apply(trt, logger, builder, config, asked)
 
 
 def gpu() -> dict[str, str] | None:
