@@ -173,6 +173,27 @@ def test_a_folder_that_is_not_there_for_times(stand_in) -> None:
     assert left(folder) == set()
 
 
+def test_a_folder_that_is_not_there_for_times_is_said_before_the_build(stand_in) -> None:
+    folder = stand_in(build="return None")
+    times = str(folder / "absent" / "kernels.cache")
+    with pytest.raises(TargetError, match=r"option timing_cache: .*its folder does not exist"):
+        artifact(folder, timing_cache=times)
+    assert "its folder does not exist" in str(TensorRT().unserved(TensorRT.Config(timing_cache=times)))
+
+
+def test_nothing_is_left_of_an_engine_whose_times_cannot_be_kept(
+    stand_in, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise TargetError("option timing_cache: the disk is full")
+
+    monkeypatch.setattr(targets, "keep_times", full)
+    folder = stand_in()
+    with pytest.raises(TargetError, match="the disk is full"):
+        artifact(folder, strip=True, timing_cache=str(folder / "kernels.cache"))
+    assert left(folder) == set()
+
+
 def test_a_dla_core(stand_in) -> None:
     folder = stand_in(flags=TEN | {"cores": 2})
     made = calls(folder, dla=1, batch="1")

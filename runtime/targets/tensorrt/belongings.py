@@ -25,13 +25,12 @@ def sparse_flags(model: onnx.ModelProto, wanted: str) -> list[str]:
 
 
 def keep_weights(model: Path, scratch: Path, engine: Path) -> list[Path]:
-    """Writes the model that a stripped engine gets its weights from beside it."""
-    kept = engine.with_name(f"{engine.name}.onnx")
-    model_file.save(model_file.load(model), scratch / kept.name)
-    found = sorted(scratch.glob(f"{kept.name}*"))
-    for path in found:
-        path.replace(engine.with_name(path.name))
-    return [engine.with_name(path.name) for path in found]
+    """Writes into `scratch` the model that a stripped engine gets its weights from. Returns the files, which belong
+    beside the engine.
+    """
+    kept = scratch / f"{engine.name}.onnx"
+    model_file.save(model_file.load(model), kept)
+    return sorted(scratch.glob(f"{kept.name}*"))
 
 
 def keep_times(written: Path, wanted: str | None) -> None:

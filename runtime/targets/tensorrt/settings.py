@@ -5,6 +5,7 @@ asked beforehand is asked, and the log is read afterwards.
 """
 
 import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,16 @@ def _set_dla(trt: Any, builder: Any, config: Any, core: int, profiles: Sequence[
 
 
 def _read_cache(config: Any, path: str) -> Any:
-    """The timing cache of the file, an empty one if there is none yet."""
+    """The timing cache of the file, an empty one if there is none yet. It is written after the build, which may take
+    an hour.
+    """
     file = Path(path)
+    if not file.parent.is_dir():
+        raise RefusedError(
+            f"option timing_cache: {path}: its folder does not exist; create it or choose another"
+        )
+    if not os.access(file.parent, os.W_OK):
+        raise RefusedError(f"option timing_cache: {path}: its folder cannot be written; choose another")
     try:
         content = file.read_bytes() if file.exists() else b""
     except OSError as error:

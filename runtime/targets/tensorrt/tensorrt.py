@@ -249,8 +249,9 @@ class TensorRTBase(Target):
         made[sidecar].write_text(
             json.dumps({"engine": engine.name} | details, indent=1) + "\n", encoding="utf-8"
         )
-        weights = keep_weights(Path(request["model"]), scratch, engine) if options.strip else []
+        stripped = keep_weights(Path(request["model"]), scratch, engine) if options.strip else []
         keep_times(scratch / "timing.cache", request.get("timing_cache"))
+        weights = [path.replace(directory / path.name) for path in stripped]
         made[sidecar].replace(sidecar)
         made[engine].replace(engine)
         written = [engine, sidecar, *([log] if options.log else []), *weights]
