@@ -1,7 +1,9 @@
-"""What is said in several files is said alike: the version, and the project's address."""
+"""What is said in several files is said alike, as the version and the project's address; and once in each."""
 
 import re
 import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -64,3 +66,12 @@ def test_no_change_is_told_twice() -> None:
     assert sorted(set(every)) == sorted(every)
     begins = [" ".join(entry.split()[:12]) for entry in entries[0] if len(entry.split()) > 12]
     assert sorted(set(begins)) == sorted(begins)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_no_heading_occurs_twice_in_a_page(path: Path) -> None:
+    """Merging two branches that moved one section leaves it twice."""
+    prose = re.sub(r"(?ms)^```.*?^```", "", path.read_text(encoding="utf-8"))
+    headings = re.findall(r"(?m)^#+ .*$", prose)
+    assert headings
+    assert [heading for heading, count in Counter(headings).items() if count > 1] == []
