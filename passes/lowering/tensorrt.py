@@ -198,6 +198,7 @@ class _Work(Work):
             return
         values, form = stored
         sole = isinstance(source, Constant) and len(source.outputs) == 1
+        sole = sole and not is_output(self.graph, source) and not is_output(self.root, source)
         node.inputs[0] = Constant(source.name, values) if sole else Constant("", values)
         while len(node.inputs) > 2:
             node.inputs.pop()

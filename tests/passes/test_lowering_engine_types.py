@@ -214,6 +214,20 @@ def test_an_activation_in_uint8_between_layers_is_refused_with_what_to_do() -> N
     assert [node.op_type for node in lowered.graph.node] == ["QuantizeLinear", "DequantizeLinear"]
 
 
+def test_a_stored_weight_that_is_an_output_stays_as_it_is() -> None:
+    """Its INT8 form has a name of its own."""
+    nodes = [
+        helper.make_node("DequantizeLinear", ["codes", "s", "z"], ["w"], "dq"),
+        helper.make_node("Add", ["x", "w"], ["y"], "add"),
+    ]
+    outputs = {"y": [6, 4], "codes": ([6, 4], TensorProto.UINT8)}
+    constants = {"codes": CODES.astype(np.uint8), "s": np.float32(0.1), "z": np.uint8(100)}
+    model = quantized.model(nodes, {"x": [6, 4]}, outputs, constants)
+    lowered, _ = lower(model)
+    assert_equal(model, lowered, {"x": np.ones((6, 4), np.float32)})
+    assert stored(lowered)[node(lowered, "dq").input[0]].data_type == TensorProto.INT8
+
+
 def doubles(weight: np.ndarray, inside: bool) -> onnx.ModelProto:
     """x -> MatMul(w) + fill -> y in float64; `inside`: cast there and back, x and y in float32."""
     kind = TensorProto.FLOAT if inside else TensorProto.DOUBLE
