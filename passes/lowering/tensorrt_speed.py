@@ -59,7 +59,10 @@ def choose(graph: Graph, model: onnx.ModelProto, lower: Lower, context: Context)
         if slow is not None:
             return Choice(slow)
     found = {node.name: reason for node in layers if (reason := too_small(graph, node))}
-    count = f"{len(found)} of {len(layers)} stay in float" if found else f"all {len(layers)} do by them"
+    if not found:
+        stay = f"{BY_RULES} ({why}): all {len(layers)} stay in INT8"
+        return Choice(warnings=[] if why == NO_TIMES else [stay])
+    count = f"{len(found)} of {len(layers)} stay in float"
     return Choice(found, [f"{BY_RULES} ({why}): {count}; speed=any keeps INT8 everywhere"])
 
 

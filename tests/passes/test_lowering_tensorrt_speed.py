@@ -147,6 +147,21 @@ def test_where_nothing_can_be_timed_rules_decide_and_it_is_said() -> None:
         assert "3 of 4 stay in float; speed=any keeps INT8 everywhere" in warning
 
 
+def test_rules_that_change_nothing_give_no_advice() -> None:
+    class Broken(MadeUp):
+        def profile(self, model: onnx.ModelProto) -> Profile:
+            raise TargetError("the engine is not built")
+
+    large = build("(float[N, 32] x) => (float[N, 32] y) { y = MatMul (x, w) }", w=random(32, 32))
+    after, report = lowered(large, random(64, 32), KEEP)
+    assert len(on_integers(after)) == 1
+    assert report.warnings == []
+    _, report = lowered(large, random(64, 32), KEEP, Broken({}, {}))
+    assert report.warnings == [
+        f"{BY_RULES} (it could not be timed: the engine is not built): all 1 stay in INT8"
+    ]
+
+
 def convolution(
     inputs: int, outputs: int, kernel: tuple[int, int], group: int = 1, first: bool = True
 ) -> set[str]:

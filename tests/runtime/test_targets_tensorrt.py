@@ -177,6 +177,7 @@ def test_options_reach_the_builder(tmp_path: Path) -> None:
         ({"shapes": {"x": "?"}}, "option shapes, 'x'"),
         ({"level": 6}, "option level must be 0 to 5"),
         ({"workspace_mb": 0}, "option workspace_mb must be at least 1"),
+        ({"workspace_mb": 1 << 44}, "option workspace_mb is in MiB, and must be at most 1048576"),
         ({"time_limit": 0.0}, "option time_limit must be positive"),
     ],
 )

@@ -9,7 +9,14 @@ from onnx import TensorProto, helper
 
 from onnx_lathe.runtime.targets.tensorrt.engine_layers import from_log
 from onnx_lathe.runtime.targets.tensorrt.promise import Promise, is_quantized, promises
-from onnx_lathe.runtime.targets.tensorrt.proof import MIXED, NO_REASON, UNNAMED, UNREADABLE, prove
+from onnx_lathe.runtime.targets.tensorrt.proof import (
+    MIXED,
+    NO_REASON,
+    UNNAMED,
+    UNREADABLE,
+    prove,
+    weight_facts,
+)
 from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRT
 from tests.support import quantized
 from tests.support.engine_descriptions import ELEVEN, NAMES_ONLY, RTX_LOG, TEN, line
@@ -158,7 +165,7 @@ def test_tensorrt_is_asked_by_its_inspector(tmp_path, monkeypatch, version: str,
     assert [layer["type"] for layer in found["int8"]["each"]] == ["int8", "float16", "int8"]
     assert found["int8"]["convolutions"]["kept"] == pytest.approx(CONV1 / (CONV1 + CONV2), abs=1e-6)
     assert found["weights_bytes"] == 12345
-    assert "weights in the engine: 0.0123 MB" in found["facts"]
+    assert "weights in the engine: 12.3 kB" in found["facts"]
     assert found["notes"] == (
         "conv2: promised in INT8, but the engine computes it in float16: TensorRT gives no reason",
     )
@@ -213,3 +220,19 @@ def test_what_shape_inference_does_not_tell_is_found_by_running() -> None:
 
 def test_macs_of_a_model_that_does_not_run_are_not_known() -> None:
     assert counted(rows=5) == [None]
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (0, "0 B"),
+        (4, "4 B"),
+        (439, "439 B"),
+        (5384, "5.38 kB"),
+        (999_900, "1000 kB"),
+        (1_420_000, "1.42 MB"),
+        (1_234_000_000, "1230 MB"),
+    ],
+)
+def test_a_size_is_said_in_a_unit_of_its_own(size: int, said: str) -> None:
+    assert weight_facts({"weights_bytes": size}) == [f"weights in the engine: {said}"]

@@ -9,6 +9,9 @@ from onnx_lathe.errors import UsageError
 from onnx_lathe.runtime.targets.core.base import Target
 from onnx_lathe.runtime.targets.tensorrt.shapes import USUAL_BATCH, parse_batch, parse_shapes
 
+LARGEST_WORKSPACE_MB = 1 << 20
+"""1 TiB, which no GPU has; TensorRT's number of bytes has 64 bits."""
+
 
 def _option(
     default: Any, help: str, unit: str = "", choices: Sequence[str] = (), low: float | None = None
@@ -109,6 +112,10 @@ class BuildConfig(Target.Config):
             raise UsageError(f"option level must be 0 to 5, not {self.level}")
         if self.workspace_mb is not None and self.workspace_mb < 1:
             raise UsageError(f"option workspace_mb must be at least 1, not {self.workspace_mb}")
+        if self.workspace_mb is not None and self.workspace_mb > LARGEST_WORKSPACE_MB:
+            raise UsageError(
+                f"option workspace_mb is in MiB, and must be at most {LARGEST_WORKSPACE_MB}, not {self.workspace_mb}"
+            )
         if self.time_limit is not None and self.time_limit <= 0:
             raise UsageError(f"option time_limit must be positive, not {self.time_limit:g}")
 

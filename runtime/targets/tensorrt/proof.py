@@ -154,7 +154,10 @@ def _proven(promise: Promise, kernels: Sequence[Kernel]) -> Proven:
 def weight_facts(details: Mapping[str, Any]) -> list[str]:
     """The line of the report on the engine's weights; none where TensorRT does not say."""
     size = details["weights_bytes"]
-    return [] if size is None else [f"weights in the engine: {size / 1e6:.3g} MB"]
+    if size is None:
+        return []
+    unit, name = next((one for one in ((1e6, "MB"), (1e3, "kB")) if size >= one[0]), (1, "B"))
+    return [f"weights in the engine: {float(f'{size / unit:.3g}'):g} {name}"]
 
 
 def _share(part: int, whole: int) -> float | None:
