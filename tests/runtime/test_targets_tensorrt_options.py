@@ -15,8 +15,9 @@ from onnx_lathe.errors import TargetError, UsageError
 from onnx_lathe.optimizer.build import configured_targets
 from onnx_lathe.optimizer.recipe import parse_calls
 from onnx_lathe.passes.core.registry import find
-from onnx_lathe.runtime.targets.tensorrt import messages, settings
+from onnx_lathe.runtime.targets.tensorrt import messages
 from onnx_lathe.runtime.targets.tensorrt import tensorrt as targets
+from onnx_lathe.runtime.targets.tensorrt.cuda import has_gpu
 from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRT, TensorRTRTX
 from tests.support import quantized
 from tests.support.command import refused
@@ -27,7 +28,7 @@ ENGINE = "model.tensorrt.engine"
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
 )
-needs_no_gpu = pytest.mark.skipif(settings.has_driver(), reason="there is a GPU here")
+needs_no_gpu = pytest.mark.skipif(has_gpu(), reason="there is a GPU here")
 
 
 @pytest.fixture

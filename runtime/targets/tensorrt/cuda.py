@@ -56,29 +56,52 @@ class CudaError(Exception):
     """A call that the driver refused; the message says which, and why."""
 
 
+def has_gpu() -> bool:
+    """Whether there is an NVIDIA driver, and a GPU that it can use; nothing is taken of it."""
+    try:
+        _driver()
+    except CudaError:
+        return False
+    return True
+
+
+def _driver() -> ctypes.CDLL:
+    """The driver's library, which has a GPU. Raises CudaError where there is no driver or no GPU."""
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError as error:
+        raise CudaError(MISSING) from error
+    for name, types in _SIGNATURES.items():
+        try:
+            function = getattr(library, name)
+        except AttributeError as error:
+            raise CudaError(f"the NVIDIA driver is too old: it has no {name}") from error
+        function.argtypes, function.restype = types, c_int
+    count = c_int()
+    try:
+        _call(library, "cuInit", 0)
+        _call(library, "cuDeviceGetCount", byref(count))
+    except CudaError as error:
+        raise CudaError(f"{MISSING} ({error})") from error
+    if not count.value:
+        raise CudaError(MISSING)
+    return library
+
+
+def _call(library: ctypes.CDLL, name: str, *arguments: Any) -> None:
+    code = getattr(library, name)(*arguments)
+    if code:
+        text = c_char_p()
+        library.cuGetErrorName(code, byref(text))
+        raise CudaError(f"{name}: {(text.value or b'').decode() or f'error {code}'}")
+
+
 class Cuda:
     """The first visible GPU, with its primary context, which is TensorRT's too, and one stream."""
 
     def __init__(self) -> None:
         """Raises CudaError where there is no driver or no GPU."""
-        try:
-            self._library = ctypes.CDLL(LIBRARY)
-        except OSError as error:
-            raise CudaError(MISSING) from error
-        for name, types in _SIGNATURES.items():
-            try:
-                function = getattr(self._library, name)
-            except AttributeError as error:
-                raise CudaError(f"the NVIDIA driver is too old: it has no {name}") from error
-            function.argtypes, function.restype = types, c_int
-        count = c_int()
-        try:
-            self._call("cuInit", 0)
-            self._call("cuDeviceGetCount", byref(count))
-        except CudaError as error:
-            raise CudaError(f"{MISSING} ({error})") from error
-        if not count.value:
-            raise CudaError(MISSING)
+        self._library = _driver()
         device, context, stream = c_int(), c_void_p(), c_void_p()
         self._call("cuDeviceGet", byref(device), 0)
         self._call("cuDevicePrimaryCtxRetain", byref(context), device)
@@ -89,11 +112,7 @@ class Cuda:
         self._events = (self._event(), self._event())
 
     def _call(self, name: str, *arguments: Any) -> None:
-        code = getattr(self._library, name)(*arguments)
-        if code:
-            text = c_char_p()
-            self._library.cuGetErrorName(code, byref(text))
-            raise CudaError(f"{name}: {(text.value or b'').decode() or f'error {code}'}")
+        _call(self._library, name, *arguments)
 
     @property
     def name(self) -> str:

@@ -4,13 +4,13 @@ TensorRT's setters never raise: a flag that does not apply is dropped with a wor
 asked beforehand is asked, and the log is read afterwards.
 """
 
-import ctypes
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from onnx_lathe.runtime.targets.tensorrt import dla
+from onnx_lathe.runtime.targets.tensorrt.cuda import has_gpu
 
 OPTIONS = {
     "REFIT": "refit=any",
@@ -37,7 +37,7 @@ class RefusedError(Exception):
 def apply(trt: Any, logger: Any, builder: Any, config: Any, request: Mapping[str, Any]) -> Any:
     """Returns the timing cache, which must outlive the build, or None. Raises RefusedError."""
     before = len(logger.records)
-    if trt.__name__ == "tensorrt_rtx" and not has_driver():
+    if trt.__name__ == "tensorrt_rtx" and not has_gpu():
         asked = [OPTIONS[name] for name in _NEED_A_GPU if name in request["flags"]]
         if asked:
             raise RefusedError(
@@ -76,18 +76,6 @@ def named(trt: Any, enumeration: str, name: str) -> Any:
         )
     known = ", ".join(sorted(key.lower() for key in members if key not in ("NONE", "CURRENT")))
     raise RefusedError(f"this version has no {enumeration} {name}; it has {known}")
-
-
-def has_driver() -> bool:
-    """Whether there is an NVIDIA driver, and a GPU that it can use."""
-    for library in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            driver = ctypes.CDLL(library)
-        except OSError:
-            continue
-        count = ctypes.c_int(0)
-        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-    return False
 
 
 def _set_dla(trt: Any, builder: Any, config: Any, core: int, profiles: Sequence[Mapping[str, Any]]) -> None:
