@@ -29,6 +29,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 
+from onnx_lathe.engines import SYMMETRIC_ONLY
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.report import PassReport
@@ -57,10 +58,6 @@ from onnx_lathe.passes.lowering.engine_types.parameters import (
 from onnx_lathe.passes.lowering.engine_types.work import Work
 from onnx_lathe.passes.lowering.tensorrt_speed import choose
 
-WANTED = (
-    "TensorRT takes INT8 with zero-point 0 only; quantize the float model with 'int8', or this one with "
-    "'int8(existing=complete)'"
-)
 _TO_FLOAT = (np.dtype(np.int16), np.dtype(np.uint16), np.dtype(np.int32))
 
 
@@ -320,8 +317,10 @@ class _Work(Work):
         """What has no exact INT8 form with zero-point 0."""
         zero = zero_point(node)
         if zero is None and len(node.inputs) > 2 and not node.inputs[2].is_empty():
-            self.report.skip(node.name, f"its zero-point is computed at run time; {WANTED}")
+            self.report.skip(node.name, f"its zero-point is computed at run time; {SYMMETRIC_ONLY}")
         elif code_type(node, zero) in (np.uint8, np.uint16, np.int16, ml_dtypes.uint4):
-            self.report.skip(node.name, f"it is {np.dtype(code_type(node, zero)).name.upper()}; {WANTED}")
+            self.report.skip(
+                node.name, f"it is {np.dtype(code_type(node, zero)).name.upper()}; {SYMMETRIC_ONLY}"
+            )
         elif zero is not None and np.any(zero):
-            self.report.skip(node.name, f"its zero-point is not 0; {WANTED}")
+            self.report.skip(node.name, f"its zero-point is not 0; {SYMMETRIC_ONLY}")

@@ -3,10 +3,9 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from onnx_lathe.engines import says_nothing
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.graph import Graph
-
-_UNNAMED = ("None", "unknown")
 
 
 def unname(graph: Graph, shapes: Mapping[str, Sequence[Sequence[int]]], report: PassReport) -> None:
@@ -14,7 +13,7 @@ def unname(graph: Graph, shapes: Mapping[str, Sequence[Sequence[int]]], report: 
     unequal = _unequal(graph, shapes)
     for tensor in graph.inputs:
         dims = list(tensor.shape or [])
-        named = [None if isinstance(dim, str) and _says_nothing(dim) else dim for dim in dims]
+        named = [None if isinstance(dim, str) and says_nothing(dim) else dim for dim in dims]
         if named != dims:
             report.edit(tensor.name, "dimensions of unknown size have no common name")
         apart = [None if dim in unequal else dim for dim in named]
@@ -44,7 +43,3 @@ def _unequal(graph: Graph, shapes: Mapping[str, Sequence[Sequence[int]]]) -> set
             if isinstance(dim, str) and given:
                 sizes.setdefault(dim, set()).add(tuple(shape[axis] for shape in given))
     return {name for name, found in sizes.items() if len(found) > 1}
-
-
-def _says_nothing(dimension: str) -> bool:
-    return dimension in _UNNAMED or not any(character.isalpha() for character in dimension)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from onnx_lathe.engines import SYMMETRIC_ONLY
 from onnx_lathe.runtime.targets.core.base import LAYERS, NOT_QUANTIZED, LayerVerdict, layers_of
 from onnx_lathe.runtime.targets.tensorrt.following import Follower
 
@@ -19,10 +20,6 @@ UNSUPPORTED = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "
 TAKEN = (
     *(TensorProto.INT8, TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1),
     TensorProto.UNDEFINED,
-)
-WANTED = (
-    "TensorRT takes INT8 with zero-point 0: quantize the float model with 'int8' instead, or this one with "
-    "'int8(existing=complete)'"
 )
 SMALLEST = float(np.finfo(np.float32).tiny)
 """Of a scale: GPUs flush smaller floats to zero, and what they are a divisor of becomes infinite."""
@@ -128,9 +125,9 @@ class Reader:
         zero_point = self.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         code_type = self._code_type(node, zero_point)
         if code_type not in TAKEN:
-            yield f"it is {TensorProto.DataType.Name(code_type)}; {WANTED}", True
+            yield f"it is {TensorProto.DataType.Name(code_type)}; {SYMMETRIC_ONLY}", True
         elif zero_point is not None and np.any(_values(zero_point)):
-            yield f"its zero-point is not 0; {WANTED}", True
+            yield f"its zero-point is not 0; {SYMMETRIC_ONLY}", True
         values = _values(scale)
         if values is not None and not np.all(np.isfinite(values) & (values > 0)):
             yield "a scale is not positive and finite; calibrate and export the model again", True

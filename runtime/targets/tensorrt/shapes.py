@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import onnx
 
+from onnx_lathe.engines import says_nothing
 from onnx_lathe.errors import UsageError, nearest
 
 Shape = tuple[int, ...]
@@ -257,7 +258,11 @@ def from_data(
         sizes = [
             size if is_open[axis] else dim for axis, (dim, size) in enumerate(zip(known, sample, strict=True))
         ]
-        of_axes = {axis: named[dim] for axis, dim in enumerate(known) if is_open[axis] and str(dim) in named}
+        of_axes = {
+            axis: named[dim]
+            for axis, dim in enumerate(known)
+            if is_open[axis] and isinstance(dim, str) and dim in named
+        }
         found[name] = _text_of_profiles(sizes, of_axes)
     return found
 
@@ -311,15 +316,11 @@ def _dimensions(value: onnx.ValueInfoProto) -> list[int | str] | None:
     if not tensor.HasField("shape"):
         return None
     return [
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else _name(dim.dim_param)
+        dim.dim_value
+        if dim.HasField("dim_value") and dim.dim_value > 0
+        else ("" if says_nothing(dim.dim_param) else dim.dim_param)
         for dim in tensor.shape.dim
     ]
-
-
-def _name(dimension: str) -> str:
-    """The lowering takes names away that converters give to sizes that they do not know, such as ?."""
-    says_nothing = dimension in ("None", "unknown") or not any(letter.isalpha() for letter in dimension)
-    return "" if says_nothing else dimension
 
 
 def leaves_open(model: onnx.ModelProto, given: Collection[str]) -> bool:
