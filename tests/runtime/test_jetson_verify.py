@@ -144,6 +144,14 @@ def test_what_is_stored_is_no_pickle_and_read_back(tmp_path: Path) -> None:
     assert [one[1]["logits"].shape for one in found] == [(2, 10)] * 4
 
 
+def test_nothing_but_arrays_is_given_to_be_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy before 2.2 takes every keyword for an array, and the device does not read one without a number."""
+    seen = []
+    monkeypatch.setattr(np, "savez", lambda file, **arrays: seen.append(sorted(arrays)))
+    stored(tmp_path, feeds={"image": FEEDS["image"][:1]})
+    assert seen == [["0.in0", "0.out0"]]
+
+
 @pytest.mark.parametrize(
     ("expected", "found", "db"),
     [
