@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from onnx import helper
 
+from onnx_lathe.runtime.targets.jetson.device import built
+from onnx_lathe.runtime.targets.jetson.device.refusal import RefusedError
 from onnx_lathe.runtime.targets.jetson.shell import flags, impossible, unnamable
+from onnx_lathe.runtime.targets.tensorrt.reopen import check_file, description
 from tests.support import quantized
 from tests.support.jetson import build_sh, one_line, trtexec, write
 
@@ -58,6 +61,24 @@ def test_dla_is_weakly_typed_in_10_alone(tmp_path: Path, version: str, allowed: 
     (tmp_path / "arguments").unlink()
     assert build_sh(bundle, trtexec(tmp_path, version), "--gpu").returncode == 0
     assert not any("DLA" in argument for argument in arguments(tmp_path))
+
+
+@pytest.mark.parametrize(("arguments", "core"), [((), 1), (("--gpu",), None)])
+def test_the_engine_is_described_as_build_py_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], core: int | None
+) -> None:
+    monkeypatch.setattr("onnx_lathe.runtime.files.model_file.INLINE_LIMIT_BYTES", 1000)
+    _, bundle = write(tmp_path, quantized.lenet(codebook=False, int8=False), dla=1)
+    done = build_sh(bundle, trtexec(tmp_path), *arguments)
+    assert f"built for {'the GPU' if core is None else 'DLA core 1'}" in done.stdout
+    files = built.network(bundle, "model.onnx")
+    assert sorted(files) == ["model.onnx", "model.onnx.data"]
+    built.check(bundle, {"library": "tensorrt", "dla": core}, files)
+    said = description(bundle / "model.engine")
+    check_file(bundle / "model.engine", said)
+    assert (said["version"], said["engine_bytes"]) == ("10.3.0", 7)
+    with pytest.raises(RefusedError, match="was built for"):
+        built.check(bundle, {"library": "tensorrt", "dla": 0}, files)
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,8 @@ fi
 
 engine=.building-$$$$.engine
 said=.building-$$$$.log
-trap 'rm -f -- "$$engine" "$$said"' EXIT
+sidecar=.building-$$$$.json
+trap 'rm -f -- "$$engine" "$$said" "$$sidecar"' EXIT
 trap 'echo "build.sh: interrupted; nothing was written" >&2; exit 130' INT TERM
 
 run=("$$trtexec" --onnx=model.onnx "--saveEngine=$$engine" --skipInference "$${flags[@]}")
@@ -157,7 +158,24 @@ if [ "$$code" != 0 ] || [ ! -s "$$engine" ]; then
     reason=$$(grep -a '\[E\]' "$$said" | sed -n 1p | sed 's/^.*\[E\] *//' || true)
     fail 4 "trtexec did not build model.onnx (exit code $$code): $${reason:-it gives no reason}; ./build.sh --log keeps all that it says"
 fi
+# which network and device the engine is of, as build.py writes it, which compares
+files=$$(sed -n 's/^\([0-9a-f]*\)  \(model\.onnx\(\.data\)\{0,1\}\)$$/"\2": "\1"/p' SHA256SUMS | paste -sd ',' -)
+size=$$(stat -c %s "$$engine")
+sum=$$(sha256sum -- "$$engine")
+cat >"$$sidecar" <<EOF
+{
+ "engine": "model.engine",
+ "engine_bytes": $$size,
+ "engine_sha256": "$${sum%% *}",
+ "model_sha256": {$$files},
+ "library": "tensorrt",
+ "dla": $${dla:-null},
+ "version": "$$version"
+}
+EOF
+mv -f -- "$$sidecar" model.engine.json
 mv -f -- "$$engine" model.engine
-rm -f model.engine.json # of another engine, which build.py built
-echo "model.engine: $$(($$(stat -c %s model.engine) / 1000)) kB; python3 build.py --verify compares it with what was stored"
+place="the GPU"
+[ -z "$$dla" ] || place="DLA core $$dla"
+echo "model.engine: $$((size / 1000)) kB, built for $$place; python3 build.py --verify compares it with what was stored"
 """

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx_lathe.runtime.targets.jetson.device import memory, showing, verifying, versions
+from onnx_lathe.runtime.targets.jetson.device import built, memory, showing, verifying, versions
 from onnx_lathe.runtime.targets.jetson.device.asking import ask
+from onnx_lathe.runtime.targets.jetson.device.built import ENGINE, SIDECAR
 from onnx_lathe.runtime.targets.jetson.device.checksums import check
 from onnx_lathe.runtime.targets.jetson.device.refusal import (
     DEFECT,
@@ -26,10 +27,8 @@ from onnx_lathe.runtime.targets.jetson.device.refusal import (
 )
 from onnx_lathe.runtime.targets.tensorrt import worker
 
-DESCRIPTION, ENGINE = "bundle.json", "model.engine"
+DESCRIPTION = "bundle.json"
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
-KEPT = ("version", "gpu", "build_seconds", "weights_bytes", "inputs", "outputs", "on_gpu", "warnings")
-"""Of the builder's answer, what model.engine.json says."""
 FALLBACK = "GPU_FALLBACK"
 MISSING = (
     "tensorrt is not installed for {python}: on a Jetson it comes with JetPack (sudo apt install python3-libnvinfer), for the "
@@ -125,12 +124,14 @@ def _work(folder: Path, scratch: Path, described: Mapping[str, Any], options: ar
         reason := versions.refusal(version, request["dla"], versions.on_jetson())
     ):
         raise RefusedError(reason)
-    engine = folder / ENGINE
-    if not (options.verify and engine.exists()):
-        _build(folder, scratch, described, request, version, options)
+    files = built.network(folder, described["model"])
+    if options.verify and (folder / ENGINE).exists():
+        built.check(folder, request, files)
+    else:
+        _build(folder, scratch, described, request, files, version, options)
     if not options.verify:
         return DONE
-    return _verify(folder, scratch, described, options)
+    return _verify(folder, scratch, described, request, options)
 
 
 def _build(
@@ -138,6 +139,7 @@ def _build(
     scratch: Path,
     described: Mapping[str, Any],
     request: dict[str, Any],
+    files: Mapping[str, str],
     version: str,
     options: argparse.Namespace,
 ) -> None:
@@ -158,21 +160,27 @@ def _build(
         if log.exists():
             log.replace(folder / log.name)
     size = engine.stat().st_size
-    sidecar = scratch / f"{ENGINE}.json"
-    found = {"engine": ENGINE, "engine_bytes": size, "library": options.library, "dla": request["dla"]}
-    found |= {key: answer[key] for key in KEPT if key in answer}
-    sidecar.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    sidecar.replace(folder / sidecar.name)
+    sidecar = scratch / SIDECAR
+    sidecar.write_text(built.described(engine, request, answer, files), encoding="utf-8")
+    sidecar.replace(folder / SIDECAR)
     engine.replace(folder / ENGINE)
     for warning in answer["warnings"]:
         print(f"TensorRT: {warning}", file=sys.stderr)
     if "on_gpu" in answer:
         print(showing.on_gpu(answer["on_gpu"]))
-    print(f"{ENGINE}: {size / 1e6:.3g} MB, built in {answer['build_seconds']:.3g} s")
+    print(
+        f"{ENGINE}: {size / 1e6:.3g} MB, built {built.place(request['dla'])} in {answer['build_seconds']:.3g} s"
+    )
 
 
-def _verify(folder: Path, scratch: Path, described: Mapping[str, Any], options: argparse.Namespace) -> int:
-    request = {
+def _verify(
+    folder: Path,
+    scratch: Path,
+    described: Mapping[str, Any],
+    request: Mapping[str, Any],
+    options: argparse.Namespace,
+) -> int:
+    asked = {
         "library": options.library,
         "engine": str(folder / ENGINE),
         "reference": str(folder / described["reference"]["file"]),
@@ -180,8 +188,8 @@ def _verify(folder: Path, scratch: Path, described: Mapping[str, Any], options: 
         "outputs": described["reference"]["outputs"],
         "budget_s": options.seconds,
     }
-    found = ask(verifying.__name__, request, scratch, showing.quiet)
-    print(showing.verified(found, described["reference"]))
+    found = ask(verifying.__name__, asked, scratch, showing.quiet)
+    print(showing.verified(found, described["reference"], request["dla"]))
     low = showing.too_different(found, options.least_sqnr)
     if low:
         raise RefusedError(f"{low}: the engine does not compute what the model does", DIFFERS)
