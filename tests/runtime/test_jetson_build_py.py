@@ -208,11 +208,33 @@ def test_it_is_found_through_a_link_and_without_the_folder_on_the_path(tmp_path:
 def test_help_and_wrong_options(tmp_path: Path) -> None:
     _, bundle = write(tmp_path)
     assert build_py(bundle, None, "--help").returncode == 0
-    done = build_py(bundle, None, "--verfy")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    said = one_line(build_py(bundle, None, "--verfy"), 2)
+    assert said == "build.py: unrecognized arguments: --verfy; python3 build.py --help lists the options"
     said = one_line(build_py(bundle, library(tmp_path / "site"), "--verify"), 2)
     assert "no inputs are stored in this bundle" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--least-sqnr", "nan"), "argument --least-sqnr: takes a number of dB, not nan"),
+        (("--least-sqnr=-inf",), "argument --least-sqnr: takes a number of dB, not -inf"),
+        (("--least-sqnr", "much"), "argument --least-sqnr: takes a number, not 'much'"),
+        (("--seconds", "0"), "argument --seconds: takes seconds, above 0 and up to 1e+07, not 0"),
+        (("--seconds", "inf"), "above 0 and up to 1e+07, not inf"),
+        (("--time-limit", "0"), "argument --time-limit: takes seconds, above 0"),
+        (("--time-limit", "-5"), "above 0 and up to 1e+07, not -5"),
+        (("--time-limit", "nan"), "above 0 and up to 1e+07, not nan"),
+        (("--time-limit", "inf"), "above 0 and up to 1e+07, not inf"),
+        (("--library", "tensorflow"), "argument --library: invalid choice"),
+    ],
+)
+def test_options_that_say_nothing(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    """A least SQNR that is no number is a gate that cannot fail."""
+    _, bundle = write(tmp_path)
+    said = one_line(build_py(bundle, None, *arguments), 2)
+    assert said.startswith("build.py: ")
+    assert message in said
 
 
 def test_memory_is_told_for_every_device(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lathe.runtime.targets.jetson.device import built, memory, showing, verifying, versions
+from onnx_lathe.runtime.targets.jetson.device.arguments import LIBRARIES, parser
 from onnx_lathe.runtime.targets.jetson.device.asking import ask
 from onnx_lathe.runtime.targets.jetson.device.built import ENGINE, SIDECAR
 from onnx_lathe.runtime.targets.jetson.device.checksums import check
@@ -28,7 +29,6 @@ from onnx_lathe.runtime.targets.jetson.device.refusal import (
 from onnx_lathe.runtime.targets.tensorrt import worker
 
 DESCRIPTION = "bundle.json"
-LIBRARIES = ("tensorrt", "tensorrt_rtx")
 FALLBACK = "GPU_FALLBACK"
 MISSING = (
     "tensorrt is not installed for {python}: on a Jetson it comes with JetPack (sudo apt install python3-libnvinfer), for the "
@@ -39,7 +39,7 @@ MISSING = (
 def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     """Runs the command for the bundle in `folder`. Returns the exit code."""
     try:
-        return _run(folder.resolve(), _parser().parse_args(arguments))
+        return _run(folder.resolve(), parser().parse_args(arguments))
     except RefusedError as refusal:
         print(f"build.py: {refusal}", file=sys.stderr)
         return refusal.code
@@ -49,53 +49,6 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 one line for the person at the device, whatever it is
         print(f"build.py: a defect: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return DEFECT
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="build.py", description="Builds model.engine with TensorRT, on the device that will run it."
-    )
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="run the engine on the stored inputs: SQNR, top-1, latency; builds it first if it is not there",
-    )
-    parser.add_argument(
-        "--least-sqnr",
-        type=float,
-        default=20.0,
-        metavar="DB",
-        help="with --verify: exit code 3 for an output below it (default 20)",
-    )
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=3.0,
-        metavar="S",
-        help="with --verify: how long each way of running is timed (default 3)",
-    )
-    parser.add_argument("--gpu", action="store_true", help="build for the GPU where the bundle is for DLA")
-    parser.add_argument(
-        "--explicit",
-        action="store_true",
-        help="say what the network needs of each device's memory, and build nothing",
-    )
-    parser.add_argument(
-        "--log", action="store_true", help="write all that the builder says to model.engine.log"
-    )
-    parser.add_argument(
-        "--time-limit",
-        type=float,
-        metavar="S",
-        help="end a build that takes longer (default: as the bundle says)",
-    )
-    parser.add_argument(
-        "--library",
-        choices=LIBRARIES,
-        default=LIBRARIES[0],
-        help="tensorrt_rtx stands in on a desktop; no Jetson loads its engine",
-    )
-    return parser  # fmt: skip
 
 
 def _run(folder: Path, options: argparse.Namespace) -> int:
@@ -148,7 +101,7 @@ def _build(
         print(f"warning: {warning}", file=sys.stderr)
     engine, log = scratch / ENGINE, scratch / f"{ENGINE}.log"
     wants_log = options.log or described["log"]
-    limit = options.time_limit or described["time_limit_s"]
+    limit = described["time_limit_s"] if options.time_limit is None else options.time_limit
     print(f"building with {options.library} {version}; this takes minutes", flush=True)
     asked = request | {"model": str(folder / described["model"]), "engine": str(engine), "log": str(log) if wants_log else None}  # fmt: skip
     try:
