@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from onnx_lathe.runtime.targets.jetson.device import checksums
 from onnx_lathe.runtime.targets.tensorrt import process
 from tests.support import quantized
 from tests.support.jetson import QUIET, build_py, library, one_line, write
@@ -136,6 +138,43 @@ def test_damaged_and_missing_files_are_all_named(tmp_path: Path) -> None:
     assert "lists no file" in one_line(build_py(bundle, None), 2)
     (bundle / "SHA256SUMS").unlink()
     assert "SHA256SUMS: No such file" in one_line(build_py(bundle, None), 2)
+
+
+def test_damaged_parts_are_found_before_they_run(tmp_path: Path) -> None:
+    _, bundle = write(tmp_path)
+    (bundle / "parts" / "command.py").write_text("raise SystemExit(0)")
+    assert "parts/command.py is not as it was written" in one_line(build_py(bundle, None), 2)
+    (bundle / "parts" / "command.py").unlink()
+    assert "parts/command.py cannot be read" in one_line(build_py(bundle, None), 2)
+    (bundle / "SHA256SUMS").write_text(checksums.sums(bundle))
+    assert "No module named 'parts.command'; copy" in one_line(build_py(bundle, None), 2)
+    shutil.rmtree(bundle / "parts")
+    assert "parts: No such file or directory; copy" in one_line(build_py(bundle, None), 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["bundle.json", "model.onnx", "build.py", "build.sh", "parts/worker.py", "parts/new.py"]
+)
+def test_a_file_that_is_used_has_to_be_listed(tmp_path: Path, name: str) -> None:
+    _, bundle = write(tmp_path)
+    (bundle / "parts" / "new.py").write_text("")
+    lines = checksums.sums(bundle).splitlines(keepends=True)
+    (bundle / "SHA256SUMS").write_text("".join(line for line in lines if not line.endswith(f"  {name}\n")))
+    assert f"SHA256SUMS: does not list {name}; copy" in one_line(build_py(bundle, None, "--explicit"), 2)
+
+
+def test_sums_and_descriptions_that_are_no_text(tmp_path: Path) -> None:
+    _, bundle = write(tmp_path)
+    listed = (bundle / "SHA256SUMS").read_bytes()
+    (bundle / "SHA256SUMS").write_bytes(b"\xff\xfe" + listed)
+    assert "SHA256SUMS: is not text; copy" in one_line(build_py(bundle, None, "--explicit"), 2)
+    (bundle / "SHA256SUMS").write_bytes(b"0" * 64 + b"  a\0b\n" + listed)
+    assert "cannot be a file's name; copy" in one_line(build_py(bundle, None, "--explicit"), 2)
+    for text in (b"\xff", b"[", b"{}", b"[]", b"3"):
+        (bundle / "bundle.json").write_bytes(text)
+        (bundle / "SHA256SUMS").write_text(checksums.sums(bundle))
+        said = one_line(build_py(bundle, None, "--explicit"), 2)
+        assert "bundle.json: is not the description that Lathe writes" in said
 
 
 def test_a_build_without_a_plan_leaves_nothing_but_the_old_engine(tmp_path: Path) -> None:

@@ -124,6 +124,17 @@ def test_damaged_and_missing_files_are_all_named(tmp_path: Path) -> None:
     assert not (tmp_path / "arguments").exists()
 
 
+def test_what_is_not_listed_is_not_taken(tmp_path: Path) -> None:
+    _, bundle = write(tmp_path)
+    sums = bundle / "SHA256SUMS"
+    lines = sums.read_text().splitlines(keepends=True)
+    sums.write_text("".join(line for line in lines if not line.endswith("  model.onnx\n")))
+    said = one_line(build_sh(bundle, trtexec(tmp_path)), 2)
+    assert said == "build.sh: SHA256SUMS does not list model.onnx; copy the folder again"
+    sums.write_text("".join(lines) + "garbage\n")
+    assert "SHA256SUMS itself; copy" in one_line(build_sh(bundle, trtexec(tmp_path)), 2)
+
+
 def test_no_trtexec(tmp_path: Path) -> None:
     _, bundle = write(tmp_path)
     said = one_line(build_sh(bundle, tmp_path / "absent"), 4)

@@ -106,7 +106,10 @@ done
 cd -- "$$(dirname -- "$$(readlink -f -- "$${BASH_SOURCE[0]}")")"
 
 [ -f SHA256SUMS ] || fail 2 "SHA256SUMS is not there; copy the folder again"
-if ! checked=$$(sha256sum --quiet --check SHA256SUMS 2>&1); then
+for name in bundle.json model.onnx build.py build.sh; do
+    grep -q "^[0-9a-f]\{64\}  $$name\$$" SHA256SUMS || fail 2 "SHA256SUMS does not list $$name; copy the folder again"
+done
+if ! checked=$$(sha256sum --quiet --strict --check SHA256SUMS 2>&1); then
     wrong=$$(sed -n 's/: FAILED.*//p' <<<"$$checked" | paste -sd ' ' -)
     fail 2 "missing or not as written: $${wrong:-SHA256SUMS itself}; copy the folder again"
 fi

@@ -1,4 +1,4 @@
-"""The command `build.py`: checks the files, builds the engine, and compares it with what was stored.
+"""The command `build.py`: builds the engine, and compares it with what was stored. The files are checked already.
 
 Everything that can go wrong is one line on standard error and an exit code (refusal.py).
 """
@@ -16,7 +16,6 @@ from onnx_lathe.runtime.targets.jetson.device import built, memory, showing, ver
 from onnx_lathe.runtime.targets.jetson.device.arguments import LIBRARIES, parser
 from onnx_lathe.runtime.targets.jetson.device.asking import ask
 from onnx_lathe.runtime.targets.jetson.device.built import ENGINE, SIDECAR
-from onnx_lathe.runtime.targets.jetson.device.checksums import check
 from onnx_lathe.runtime.targets.jetson.device.refusal import (
     DEFECT,
     DIFFERS,
@@ -29,6 +28,8 @@ from onnx_lathe.runtime.targets.jetson.device.refusal import (
 from onnx_lathe.runtime.targets.tensorrt import worker
 
 DESCRIPTION = "bundle.json"
+READ = ("model", "request", "time_limit_s", "log", "memory", "reference")
+"""What of the description is read here."""
 FALLBACK = "GPU_FALLBACK"
 MISSING = (
     "tensorrt is not installed for {python}: on a Jetson it comes with JetPack (sudo apt install python3-libnvinfer), for the "
@@ -52,8 +53,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(folder: Path, options: argparse.Namespace) -> int:
-    check(folder)
-    described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    described = _description(folder)
     if options.explicit:
         print(memory.notes(described))
         return DONE
@@ -66,6 +66,18 @@ def _run(folder: Path, options: argparse.Namespace) -> int:
             return _work(folder, Path(scratch), described, options)
     except OSError as error:
         raise RefusedError(f"{folder}: cannot be written ({error.strerror or error}); copy it to a disk that can", WRONG_USE) from error  # fmt: skip
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    try:
+        described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        if all(key in described for key in READ):
+            return described
+    except (ValueError, TypeError):
+        pass
+    raise RefusedError(
+        f"{folder / DESCRIPTION}: is not the description that Lathe writes; copy the folder again", WRONG_USE
+    )
 
 
 def _work(folder: Path, scratch: Path, described: Mapping[str, Any], options: argparse.Namespace) -> int:
