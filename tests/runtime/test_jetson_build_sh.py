@@ -163,6 +163,11 @@ def test_an_end_without_an_engine_is_a_failure(tmp_path: Path) -> None:
     assert "gives no reason" in one_line(build_sh(bundle, trtexec(tmp_path, before="exit 0")), 4)
 
 
+def test_a_crash_is_one_line(tmp_path: Path) -> None:
+    _, bundle = write(tmp_path)
+    assert "(exit code 139)" in one_line(build_sh(bundle, trtexec(tmp_path, before="kill -SEGV $$")), 4)
+
+
 def test_the_time_limit(tmp_path: Path) -> None:
     _, bundle = write(tmp_path, time_limit=1.0)
     said = one_line(build_sh(bundle, trtexec(tmp_path, before="exec sleep 30")), 4)
@@ -177,22 +182,31 @@ def test_a_log_can_be_the_rule(tmp_path: Path) -> None:
     assert "RUNNING TensorRT.trtexec" in (bundle / "model.engine.log").read_text()
 
 
-def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
-    _, bundle = write(tmp_path)
+@pytest.mark.parametrize("limit", [None, 600.0])
+@pytest.mark.parametrize(
+    ("number", "by_terminal"),
+    [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGHUP, False)],
+)
+def test_an_interruption_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, by_terminal: bool, limit: float | None
+) -> None:
+    _, bundle = write(tmp_path, time_limit=limit)
     before = {path.name for path in bundle.iterdir()}
-    program = trtexec(tmp_path, before=f"touch {tmp_path}/begun; exec sleep 30")
+    program = trtexec(tmp_path, before=f"echo $$ >{tmp_path}/begun; exec sleep 30")
     child = subprocess.Popen(
         [str(bundle / "build.sh")], env={"PATH": os.environ["PATH"], "TRTEXEC": str(program)},
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    while not (tmp_path / "begun").exists():
+    while not (tmp_path / "begun").exists() or not (tmp_path / "begun").read_text():
         assert child.poll() is None
         time.sleep(0.05)
-    os.killpg(child.pid, signal.SIGINT)
+    (os.killpg if by_terminal else os.kill)(child.pid, number)
     _, errors = child.communicate(timeout=20)
     assert child.returncode == 130
     assert errors.strip() == "build.sh: interrupted; nothing was written"
     assert {path.name for path in bundle.iterdir()} == before
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "begun").read_text()), 0)
 
 
 def test_names_that_trtexec_cannot_take(tmp_path: Path) -> None:

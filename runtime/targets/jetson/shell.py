@@ -114,6 +114,27 @@ if ! checked=$$(sha256sum --quiet --strict --check SHA256SUMS 2>&1); then
     fail 2 "missing or not as written: $${wrong:-SHA256SUMS itself}; copy the folder again"
 fi
 [ -z "$$impossible" ] || fail 2 "trtexec cannot be given $$impossible; python3 build.py can"
+
+engine=.building-$$$$.engine
+said=.building-$$$$.log
+sidecar=.building-$$$$.json
+child=''
+trap 'rm -f -- .writable "$$engine" "$$said" "$$sidecar"' EXIT
+interrupted() {
+    trap '' INT TERM HUP
+    if [ -n "$$child" ]; then
+        kill -TERM -- "-$$child" 2>/dev/null || true
+        for _ in {1..50}; do
+            kill -0 -- "-$$child" 2>/dev/null || break
+            sleep 0.1
+        done
+        kill -KILL -- "-$$child" 2>/dev/null || true
+    fi
+    echo "build.sh: interrupted; nothing was written" >&2
+    exit 130
+}
+trap interrupted INT TERM HUP
+
 touch .writable 2>/dev/null || fail 2 "$$PWD cannot be written; copy the folder to a disk that can"
 rm -f .writable
 
@@ -143,19 +164,18 @@ elif [ "$$banner" -lt 110000 ]; then
 fi
 [ "$$log" = 0 ] || flags+=(--verbose)
 
-engine=.building-$$$$.engine
-said=.building-$$$$.log
-sidecar=.building-$$$$.json
-trap 'rm -f -- "$$engine" "$$said" "$$sidecar"' EXIT
-trap 'echo "build.sh: interrupted; nothing was written" >&2; exit 130' INT TERM
-
 run=("$$trtexec" --onnx=model.onnx "--saveEngine=$$engine" --skipInference "$${flags[@]}")
 [ "$$limit" = 0 ] || run=(timeout --foreground --kill-after=10 "$$limit" "$${run[@]}")
 echo "building with TensorRT $$version; this takes minutes"
 code=0
-"$${run[@]}" >"$$said" 2>&1 </dev/null || code=$$?
+# a group of its own, which is waited for: bash acts on a signal at once then, and ends all of it
+set -m
+"$${run[@]}" >"$$said" 2>&1 </dev/null &
+child=$$!
+set +m
+wait "$$child" 2>/dev/null || code=$$?
+child=''
 [ "$$log" = 0 ] || cp -- "$$said" model.engine.log
-[ "$$code" != 130 ] || exit 130
 [ "$$code" != 124 ] || fail 4 "not built within $$limit s, the bundle's time_limit; python3 build.py --time-limit takes another"
 if [ "$$code" != 0 ] || [ ! -s "$$engine" ]; then
     reason=$$(grep -a '\[E\]' "$$said" | sed -n 1p | sed 's/^.*\[E\] *//' || true)
@@ -176,6 +196,7 @@ cat >"$$sidecar" <<EOF
  "version": "$$version"
 }
 EOF
+trap '' INT TERM HUP # both or none
 mv -f -- "$$sidecar" model.engine.json
 mv -f -- "$$engine" model.engine
 place="the GPU"

@@ -7,17 +7,27 @@ compared them with SHA256SUMS.
 
 import hashlib
 import os
+import signal
 import sys
 
 SUMS = "SHA256SUMS"
 LISTED = ["bundle.json", "model.onnx", "build.py", "build.sh"]
-UNAVAILABLE, WRONG_USE = 4, 2
+UNAVAILABLE, WRONG_USE, INTERRUPTED = 4, 2, 130
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def stop(reason, code=UNAVAILABLE):  # type: ignore[no-untyped-def]
     """Ends the command with one line and an exit code."""
     sys.stderr.write(f"build.py: {reason}\n")
     sys.exit(code)
+
+
+def end(number, frame):  # type: ignore[no-untyped-def]
+    """Before the command itself takes signals there is nothing to take away, and an import may turn an exception into
+    another one.
+    """
+    os.write(2, b"build.py: interrupted; nothing was written\n")
+    os._exit(INTERRUPTED)
 
 
 def check(folder):  # type: ignore[no-untyped-def]
@@ -59,6 +69,9 @@ def difference(folder, name, wanted):  # type: ignore[no-untyped-def]
 
 def run():  # type: ignore[no-untyped-def]
     """Returns the exit code."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, end)
     if sys.version_info < (3, 10):  # noqa: UP036 the Python of a device may be older
         stop("Python 3.10 or newer is needed (JetPack 6 has it); ./build.sh needs none")
     folder = os.path.dirname(os.path.realpath(__file__))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx_lathe.runtime.targets.jetson.device import built, memory, showing, verifying, versions
+from onnx_lathe.runtime.targets.jetson.device import built, interruption, memory, showing, verifying, versions
 from onnx_lathe.runtime.targets.jetson.device.arguments import LIBRARIES, parser
 from onnx_lathe.runtime.targets.jetson.device.asking import ask
 from onnx_lathe.runtime.targets.jetson.device.built import ENGINE, SIDECAR
@@ -39,17 +39,30 @@ MISSING = (
 
 def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     """Runs the command for the bundle in `folder`. Returns the exit code."""
+    folder = folder.resolve()
+    before = _written(folder)
     try:
-        return _run(folder.resolve(), parser().parse_args(arguments))
+        interruption.take()
+        return _run(folder, parser().parse_args(arguments))
     except RefusedError as refusal:
         print(f"build.py: {refusal}", file=sys.stderr)
         return refusal.code
     except KeyboardInterrupt:
-        print("build.py: interrupted; nothing was written", file=sys.stderr)
+        names = [name for name, stamp in _written(folder).items() if stamp != before.get(name)]
+        said = (
+            f"{', '.join(names)} {'were' if names[1:] else 'was'} written" if names else "nothing was written"
+        )
+        print(f"build.py: interrupted; {said}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 one line for the person at the device, whatever it is
         print(f"build.py: a defect: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return DEFECT
+
+
+def _written(folder: Path) -> dict[str, tuple[int, int]]:
+    """What a build leaves, by file and time: tells afterwards whether it is new."""
+    there = (folder / name for name in (ENGINE, SIDECAR, f"{ENGINE}.log"))
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in there if path.exists()}
 
 
 def _run(folder: Path, options: argparse.Namespace) -> int:
