@@ -70,7 +70,7 @@ def test_dla_is_weakly_typed_in_10_alone(tmp_path: Path, version: str, strong: i
         ["set_flag", "GPU_FALLBACK"],
     ):
         assert calls.count(wanted) == 1
-    assert (["set_flag", "FP16"] in calls) == (strong == 0)
+    assert (["set_flag", "FP16"] in calls) == (["set_flag", "INT8"] in calls) == (strong == 0)
     assert "layers on the GPU, not on DLA: pool" in done.stdout
     assert json.loads((bundle / "model.engine.json").read_text())["on_gpu"] == ["pool"]
     done = build_py(bundle, site, "--gpu")

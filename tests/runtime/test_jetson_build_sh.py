@@ -49,11 +49,16 @@ def test_the_flags_are_exactly_these(tmp_path: Path, version: str, typed: list[s
     assert sorted(path.name for path in bundle.glob(".*")) == []
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize(
     ("version", "allowed"), [("100300", ["--fp16"]), ("100700", ["--fp16"]), ("110401", [])]
 )
-def test_dla_is_weakly_typed_in_10_alone(tmp_path: Path, version: str, allowed: list[str]) -> None:
-    _, bundle = write(tmp_path, dla=1)
+def test_dla_is_weakly_typed_in_10_alone(
+    tmp_path: Path, version: str, allowed: list[str], int8: bool
+) -> None:
+    _, bundle = write(tmp_path, quantized.lenet(codebook=False, int8=int8), dla=1)
+    if int8 and allowed:
+        allowed = [*allowed, "--int8"]
     done = build_sh(bundle, trtexec(tmp_path, version))
     assert done.returncode == 0, done.stderr
     assert arguments(tmp_path)[-2 - len(allowed) :] == ["--useDLACore=1", "--allowGPUFallback", *allowed]

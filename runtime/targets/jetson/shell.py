@@ -27,6 +27,7 @@ def build_script(title: str, request: Mapping[str, Any], log: bool, time_limit_s
         flags="".join(f"    {shlex.quote(flag)}\n" for flag in flags(request)),
         impossible=shlex.quote(impossible(request)),
         dla="" if request["dla"] is None else request["dla"],
+        quantized=int(request["quantized"]),
         log=int(log),
         limit=0 if time_limit_s is None else max(1, round(time_limit_s)),
     )
@@ -88,6 +89,7 @@ fail() {
 flags=(
 $flags)
 dla='$dla'
+quantized=$quantized # whether the network has pairs of Q/DQ
 log=$log
 limit=$limit # seconds; 0: none
 impossible=$impossible
@@ -157,8 +159,11 @@ if [ -n "$$dla" ]; then
         fail 4 "TensorRT $$version does not build for DLA: 10.3 to 10.7 and 11.4.1 and later do; ./build.sh --gpu"
     fi
     flags+=("--useDLACore=$$dla" --allowGPUFallback)
-    # TensorRT 10 builds for DLA in weakly typed networks alone
-    [ "$$banner" -ge 110000 ] || flags+=(--fp16)
+    # TensorRT 10 builds for DLA in weakly typed networks alone, and there Q/DQ pairs need INT8 allowed
+    if [ "$$banner" -lt 110000 ]; then
+        flags+=(--fp16)
+        [ "$$quantized" = 0 ] || flags+=(--int8)
+    fi
 elif [ "$$banner" -lt 110000 ]; then
     flags+=(--stronglyTyped) # 11 always is, and may not know the word
 fi
