@@ -289,6 +289,14 @@ def test_it_is_found_through_a_link_and_without_the_folder_on_the_path(tmp_path:
     assert (bundle / "model.engine").exists()
 
 
+@posix
+def test_a_folder_with_a_colon_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a:b").mkdir()
+    _, bundle = write(tmp_path / "a:b")
+    done = build_py(bundle, library(tmp_path / "site"))
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_and_wrong_options(tmp_path: Path) -> None:
     _, bundle = write(tmp_path)
     assert build_py(bundle, None, "--help").returncode == 0

@@ -180,6 +180,41 @@ def test_the_time_limit(tmp_path: Path) -> None:
     assert not list(bundle.glob(".*"))
 
 
+def test_the_time_limit_of_what_heeds_no_signal(tmp_path: Path) -> None:
+    _, bundle = write(tmp_path, time_limit=1.0)
+    said = one_line(build_sh(bundle, trtexec(tmp_path, before="trap '' TERM; exec sleep 30")), 4)
+    assert "not built within 1 s" in said
+
+
+@pytest.mark.parametrize("limit", [None, 600.0])
+def test_running_out_of_memory(tmp_path: Path, limit: float | None) -> None:
+    _, bundle = write(tmp_path, time_limit=limit)
+    said = one_line(build_sh(bundle, trtexec(tmp_path, before="kill -KILL $$")), 4)
+    assert said.startswith("build.sh: trtexec was killed, as where memory runs out")
+
+
+def test_trtexec_by_a_path_from_where_one_stands(tmp_path: Path) -> None:
+    _, bundle = write(tmp_path)
+    trtexec(tmp_path)
+    environment = {"PATH": os.environ["PATH"], "TRTEXEC": "./trtexec"}
+    command = [str(bundle / "build.sh")]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (bundle / "model.engine").unlink()
+    environment = {"PATH": f"{os.environ['PATH']}:{tmp_path}"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_another_shell_is_told_so(tmp_path: Path) -> None:
+    if shutil.which("dash") is None:
+        pytest.skip("dash is not installed")
+    _, bundle = write(tmp_path)
+    command = ["dash", str(bundle / "build.sh")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert one_line(done, 2) == "build.sh: this shell is not bash; run ./build.sh, or bash build.sh"
+
+
 def test_a_log_can_be_the_rule(tmp_path: Path) -> None:
     _, bundle = write(tmp_path, log=True)
     assert build_sh(bundle, trtexec(tmp_path)).returncode == 0
@@ -237,6 +272,7 @@ def test_wrong_options_and_help(tmp_path: Path) -> None:
     said = build_sh(bundle, None, "--help")
     assert said.returncode == 0
     assert "./build.sh --gpu" in said.stdout
+    assert said.stdout.rstrip().endswith("whole or not at all.")
 
 
 @pytest.mark.parametrize("options", [{}, {"dla": 0, "log": True, "device": "agx-orin-64gb"}])

@@ -218,7 +218,9 @@ def test_nothing_but_arrays_is_given_to_be_stored(tmp_path: Path, monkeypatch: p
     [
         ([3.0, 4.0], [3.0, 4.0], math.inf),
         ([3.0, 4.0], [3.3, 4.4], 20.0),
-        ([0.0, 0.0], [0.0, 1.0], -math.inf),
+        ([0.0, 0.0], [0.0, 1.0], -96.9897),
+        ([0.0, 0.0], [1e-7, -1e-7], 40.0),
+        ([0.0, 0.0], [0.0, 0.0], math.inf),
         ([1.0, math.nan], [1.0, math.nan], math.inf),
         ([1.0, math.inf], [1.0, math.inf], math.inf),
         ([1.0, math.inf], [1.0, 7.0], -math.inf),

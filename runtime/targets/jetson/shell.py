@@ -78,6 +78,7 @@ SCRIPT = r"""#!/usr/bin/env bash
 #
 # TRTEXEC=/path/to/trtexec ./build.sh takes another one. Exit codes: 2 damaged files or wrong use, 4 no TensorRT or a
 # failed build, 130 interrupted. The engine appears whole or not at all.
+[ -n "$${BASH_VERSION:-}" ] || { echo "build.sh: this shell is not bash; run ./build.sh, or bash build.sh" >&2; exit 2; }
 set -euo pipefail
 export LC_ALL=C
 
@@ -99,12 +100,18 @@ for argument in "$$@"; do
     --gpu) dla='' ;;
     --log) log=1 ;;
     -h | --help)
-        sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$${BASH_SOURCE[0]}"
+        sed -n '2,/^[^#]/{/^#/{s/^# \{0,1\}//;p;};}' "$${BASH_SOURCE[0]}"
         exit 0
         ;;
     *) fail 2 "there is no option '$$argument'; ./build.sh --help lists them" ;;
     esac
 done
+trtexec=$${TRTEXEC:-trtexec} # found before the folder changes: it may be a path from here
+case "$$trtexec" in
+/*) ;;
+*/*) trtexec=$$PWD/$$trtexec ;;
+*) trtexec=$$(command -v -- "$$trtexec" || echo "/usr/src/tensorrt/bin/$$trtexec") ;;
+esac
 cd -- "$$(dirname -- "$$(readlink -f -- "$${BASH_SOURCE[0]}")")"
 
 [ -f SHA256SUMS ] || fail 2 "SHA256SUMS is not there; copy the folder again"
@@ -140,7 +147,6 @@ trap interrupted INT TERM HUP
 touch .writable 2>/dev/null || fail 2 "$$PWD cannot be written; copy the folder to a disk that can"
 rm -f .writable
 
-trtexec=$${TRTEXEC:-$$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)}
 [ -x "$$trtexec" ] || fail 4 "trtexec is not there ($$trtexec): sudo apt install nvidia-jetpack, or TRTEXEC=/path/to/trtexec ./build.sh; python3 build.py needs only the Python package"
 
 # "[TensorRT v100300]" is 10.3.0, "[TensorRT v8601]" 8.6.1
@@ -170,7 +176,8 @@ fi
 [ "$$log" = 0 ] || flags+=(--verbose)
 
 run=("$$trtexec" --onnx=model.onnx "--saveEngine=$$engine" --skipInference "$${flags[@]}")
-[ "$$limit" = 0 ] || run=(timeout --foreground --kill-after=10 "$$limit" "$${run[@]}")
+[ "$$limit" = 0 ] || run=(timeout --foreground --kill-after=2 "$$limit" "$${run[@]}")
+began=$$SECONDS
 echo "building with TensorRT $$version; this takes minutes"
 code=0
 # a group of its own, which is waited for: bash acts on a signal at once then, and ends all of it
@@ -181,6 +188,9 @@ set +m
 wait "$$child" 2>/dev/null || code=$$?
 child=''
 [ "$$log" = 0 ] || cp -- "$$said" model.engine.log
+# timeout ends with 137 where its second signal was needed, and so does what runs out of memory
+[ "$$code" != 137 ] || [ "$$limit" = 0 ] || [ $$((SECONDS - began)) -lt "$$limit" ] || code=124
+[ "$$code" != 137 ] || fail 4 "trtexec was killed, as where memory runs out: end other programs, or add swap"
 [ "$$code" != 124 ] || fail 4 "not built within $$limit s, the bundle's time_limit; python3 build.py --time-limit takes another"
 if [ "$$code" != 0 ] || [ ! -s "$$engine" ]; then
     reason=$$(grep -a '\[E\]' "$$said" | sed -n 1p | sed 's/^.*\[E\] *//' || true)
