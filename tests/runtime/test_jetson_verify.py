@@ -245,6 +245,14 @@ def test_other_figures() -> None:
     )
 
 
+@pytest.mark.parametrize(("core", "where"), [(None, "on the GPU"), (0, "on DLA core 0")])
+def test_where_it_ran_is_said(core: int | None, where: str) -> None:
+    latency = {way: {"reason": "not timed"} for way in showing.WAYS}
+    found = {"version": "10.3.0", "calls": 1, "outputs": [], "shapes": {}, "latency": latency}
+    said = showing.verified(found, {"made_up": True, "by": "ONNX Runtime"}, core)
+    assert said.startswith(f"TensorRT 10.3.0 {where}, 1 stored calls (random values), against ONNX Runtime")
+
+
 def test_another_shape_is_a_difference() -> None:
     found = compare("y", [{"y": np.zeros((2, 3), np.float32)}], [{"y": np.zeros((2, 4), np.float32)}])
     assert showing.too_different({"outputs": [found]}, 0.0) == "output 'y' is [2, 4], not [2, 3]"
