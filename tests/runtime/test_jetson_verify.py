@@ -43,7 +43,7 @@ def test_an_engine_is_built_and_compared(tmp_path: Path, machine: gpu.Machine, v
     said = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert any(
         line.startswith(
-            f"TensorRT {version} on the GPU, 4 stored calls (samples of the data), against ONNX Runtime"
+            f"TensorRT {version}, engine for the GPU, 4 stored calls (samples of the data), against ONNX Runtime"
         )
         for line in said
     )
@@ -107,7 +107,7 @@ def test_an_engine_for_the_other_processor_is_not_compared(tmp_path: Path, machi
     assert "(python3 build.py --gpu)" in said
     assert build_py(bundle, machine.folder, "--gpu").returncode == 0
     done = build_py(bundle, machine.folder, "--verify", "--gpu", "--seconds", "0.05")
-    assert done.stdout.startswith("TensorRT 10.3.0 on the GPU, ")
+    assert done.stdout.startswith("TensorRT 10.3.0, engine for the GPU, ")
     assert "was built for the GPU, and asked" in one_line(build_py(bundle, site, "--verify"), 2)
 
 
@@ -245,12 +245,14 @@ def test_other_figures() -> None:
     )
 
 
-@pytest.mark.parametrize(("core", "where"), [(None, "on the GPU"), (0, "on DLA core 0")])
-def test_where_it_ran_is_said(core: int | None, where: str) -> None:
+@pytest.mark.parametrize(("core", "where"), [(None, "for the GPU"), (1, "for DLA core 1")])
+def test_where_it_is_for_is_said(core: int | None, where: str) -> None:
     latency = {way: {"reason": "not timed"} for way in showing.WAYS}
     found = {"version": "10.3.0", "calls": 1, "outputs": [], "shapes": {}, "latency": latency}
     said = showing.verified(found, {"made_up": True, "by": "ONNX Runtime"}, core)
-    assert said.startswith(f"TensorRT 10.3.0 {where}, 1 stored calls (random values), against ONNX Runtime")
+    assert said.startswith(
+        f"TensorRT 10.3.0, engine {where}, 1 stored calls (random values), against ONNX Runtime"
+    )
 
 
 def test_another_shape_is_a_difference() -> None:

@@ -166,6 +166,6 @@ def _dla(dla: Mapping[str, Any] | None) -> str:
     listed = "\n".join(["| nodes | why |", "|---|---|", *rows]) if rows else "None is known to."
     return f"""This bundle is for DLA core {dla["core"]}: of {dla["layers"]} nodes, DLA takes those that it can and the GPU the rest. `--gpu` builds for the GPU alone.
 DLA computes in float16 and INT8 and takes one size. TensorRT 10 builds for it in a weakly typed network with float16 allowed (and INT8, for a quantized one), since it knows no other;
-11.4.1 and later in a strongly typed one. No build for DLA was tried on a device: the flags are those that NVIDIA's documentation asks for. These run on the GPU, by the rules that NVIDIA publishes; the builder on the device decides, and `--log` shows what it decided:
+11.4.1 and later in a strongly typed one. No build for DLA was tried on a device: the flags are those that NVIDIA's documentation asks for. The nodes below run on the GPU, by the rules that NVIDIA publishes; the builder on the device decides, and `--log` shows what it decided:
 
 {listed}"""

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from onnx_lathe.runtime.targets.jetson.device.built import place
 from onnx_lathe.runtime.targets.jetson.device.verifying import WAYS
 
 LISTED = 12
@@ -37,10 +38,11 @@ def on_gpu(layers: Sequence[str]) -> str:
 
 
 def verified(found: Mapping[str, Any], reference: Mapping[str, Any], core: int | None) -> str:
-    """Two tables. `reference`: what is stored of the inputs; `core`: of DLA, or None for the GPU."""
-    where = "on the GPU" if core is None else f"on DLA core {core}"
+    """Two tables. `reference`: what is stored of the inputs; `core`: of DLA that the engine
+    was built for, or None for the GPU.
+    """
     made = "random values" if reference["made_up"] else "samples of the data"
-    lines = [f"TensorRT {found['version']} {where}, {found['calls']} stored calls ({made}), against {reference['by']}", ""]  # fmt: skip
+    lines = [f"TensorRT {found['version']}, engine {place(core)}, {found['calls']} stored calls ({made}), against {reference['by']}", ""]  # fmt: skip
     lines.append(f"{'output':<32}{'SQNR':>12}{'same top-1':>14}")
     for output in found["outputs"]:
         lines.append(f"{output['name'][:31]:<32}{_sqnr(output):>12}{_top1(output):>14}")
