@@ -2,13 +2,8 @@
 
 import importlib.util
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +12,15 @@ import pytest
 from onnx import helper
 
 from onnx_lathe.runtime.targets.jetson.device import checksums
-from onnx_lathe.runtime.targets.jetson.jetson import Jetson
 from onnx_lathe.runtime.targets.tensorrt import process
 from tests.support import quantized
-from tests.support.jetson import QUIET, build_py, library, one_line, write
+from tests.support.jetson import QUIET, build_py, library, made, names, one_line, write
 
 rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
 )
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 WITHOUT_TENSORRT = importlib.util.find_spec("tensorrt") is None
-NEW = {"model.engine", "model.engine.json"}
-
-
-def made(bundle: Path, before: set[str]) -> set[str]:
-    return {path.relative_to(bundle).as_posix() for path in bundle.rglob("*")} - before
-
-
-def names(bundle: Path) -> set[str]:
-    return made(bundle, set())
 
 
 @pytest.mark.parametrize(("version", "strong"), [("10.3.0", 2), ("11.4.1", 1)])
@@ -51,7 +36,7 @@ def test_the_same_calls_with_10_and_11(tmp_path: Path, version: str, strong: int
         ["builder_optimization_level", "3"],
         ["set_shape", ["image", [1, 1, 28, 28], [2, 1, 28, 28], [4, 1, 28, 28]]],
     ]
-    assert made(bundle, before) == NEW
+    assert made(bundle, before) == {"model.engine", "model.engine.json"}
     assert json.loads((bundle / "model.engine.json").read_text())["version"] == version
     assert "TensorRT: a warning of two lines" in done.stderr
 
@@ -213,74 +198,6 @@ def test_the_time_limit_ends_a_build(tmp_path: Path) -> None:
     assert "not done within 0.5 s; give more with --time-limit" in said
 
 
-@posix
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_an_interruption_leaves_nothing(tmp_path: Path, name: str) -> None:
-    _, bundle = write(tmp_path)
-    before = names(bundle)
-    begun = tmp_path / "begun"
-    site = library(
-        tmp_path / "site",
-        BUILD=f"open({str(begun)!r}, 'w').write(str(__import__('os').getpid())); __import__('time').sleep(60)",
-    )
-    child = started(bundle, site)
-    wait_for(child, lambda: begun.exists() and begun.read_text())
-    # a terminal interrupts all processes of the command, kill the one it is given
-    (os.killpg if name == "SIGINT" else os.kill)(child.pid, getattr(signal, name))
-    _, errors = child.communicate(timeout=20)
-    assert child.returncode == 130
-    assert errors.strip() == "build.py: interrupted; nothing was written"
-    assert made(bundle, before) == set()
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(begun.read_text()), 0)
-
-
-@posix
-def test_an_interruption_after_the_build_says_what_was_written(tmp_path: Path) -> None:
-    artifact, bundle = write(tmp_path)
-    Jetson().verify(tmp_path / "lowered.onnx", artifact, Jetson.Config(reference="random"), {}, QUIET)
-    before = names(bundle)
-    begun = tmp_path / "begun"
-    site = library(tmp_path / "site")
-    with (site / "tensorrt" / "__init__.py").open("a", encoding="utf-8") as file:
-        file.write(f"if 'verifying' in ' '.join(__import__('sys').orig_argv):\n    open({str(begun)!r}, 'w')\n    __import__('time').sleep(60)\n")  # fmt: skip
-    child = started(bundle, site, "--verify")
-    wait_for(child, begun.exists)
-    os.killpg(child.pid, signal.SIGINT)
-    _, errors = child.communicate(timeout=20)
-    assert child.returncode == 130
-    assert errors.splitlines()[-1] == "build.py: interrupted; model.engine, model.engine.json were written"
-    assert made(bundle, before) == NEW
-
-
-@posix
-def test_an_interruption_while_it_starts_is_one_line(tmp_path: Path) -> None:
-    _, bundle = write(tmp_path)
-    begun = tmp_path / "begun"
-    site = library(tmp_path / "site")
-    (site / "numpy.py").write_text(f"open({str(begun)!r}, 'w')\n__import__('time').sleep(60)")
-    child = started(bundle, site)
-    wait_for(child, begun.exists)
-    os.killpg(child.pid, signal.SIGINT)
-    _, errors = child.communicate(timeout=20)
-    assert child.returncode == 130
-    assert errors.strip() == "build.py: interrupted; nothing was written"
-
-
-def started(bundle: Path, site: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(site)}
-    return subprocess.Popen(
-        [sys.executable, str(bundle / "build.py"), *arguments],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-def wait_for(child: subprocess.Popen[str], begun: Callable[[], object]) -> None:
-    while not begun():
-        assert child.poll() is None, child.communicate()
-        time.sleep(0.05)
-
-
 def test_it_is_found_through_a_link_and_without_the_folder_on_the_path(tmp_path: Path) -> None:
     _, bundle = write(tmp_path)
     (tmp_path / "link").symlink_to(bundle)
@@ -369,7 +286,7 @@ def test_the_engine_is_the_one_that_is_built_here(tmp_path: Path) -> None:
     before = names(bundle)
     done = build_py(bundle, None, "--library", "tensorrt_rtx", "--log")
     assert done.returncode == 0, done.stderr
-    assert made(bundle, before) == NEW | {"model.engine.log"}
+    assert made(bundle, before) == {"model.engine", "model.engine.json"} | {"model.engine.log"}
     request = json.loads((bundle / "bundle.json").read_text())["request"]
     asked = {"library": "tensorrt_rtx", "model": str(bundle / "model.onnx"), "engine": str(tmp_path / "here"), "log": str(tmp_path / "log")}  # fmt: skip
     process.ask(request | asked, tmp_path, QUIET)

@@ -16,7 +16,7 @@ from onnx_lathe.runtime.targets.jetson.device.refusal import RefusedError
 from onnx_lathe.runtime.targets.jetson.shell import flags, impossible, unnamable
 from onnx_lathe.runtime.targets.tensorrt.reopen import check_file, description
 from tests.support import quantized
-from tests.support.jetson import build_sh, one_line, trtexec, write
+from tests.support.jetson import build_sh, heed_signals, one_line, trtexec, write
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("bash") is None, reason="a shell script for Linux"
@@ -236,6 +236,7 @@ def test_an_interruption_leaves_nothing(
     child = subprocess.Popen(
         [str(bundle / "build.sh")], env={"PATH": os.environ["PATH"], "TRTEXEC": str(program)},
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=heed_signals,
     )  # fmt: skip
     while not (tmp_path / "begun").exists() or not (tmp_path / "begun").read_text():
         assert child.poll() is None
