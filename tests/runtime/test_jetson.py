@@ -300,6 +300,34 @@ def test_the_readme_is_of_this_network(tmp_path: Path) -> None:
     assert "This bundle is for the GPU" in text
 
 
+def test_the_readme_says_what_the_scripts_give_trtexec(tmp_path: Path) -> None:
+    def versions(name: str, **options: object) -> str:
+        (tmp_path / name).mkdir()
+        text = (write(tmp_path / name, **options)[1] / "README.md").read_text()
+        assert "(python3-libnvinfer) and NumPy (python3-numpy)" in text
+        assert "| 1 | a defect" in text
+        return text.partition("## Which TensorRT")[2].partition("## When")[0]
+
+    said = versions("gpu")
+    assert "| 10.3 | `--stronglyTyped`: types" in said
+    assert said.rstrip().endswith("precision flag is given.")
+    said = versions("dla", dla=1)
+    assert "| 10.3 | `--useDLACore=1 --allowGPUFallback --fp16 --int8`: weakly typed" in said
+    assert "flag is given but for DLA with TensorRT 10." in said
+    said = versions("float", dla=1, model=quantized.lenet(codebook=False, int8=False))
+    assert "--allowGPUFallback --fp16`: weakly typed" in said
+
+
+def test_a_name_breaks_no_table(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Erf", ["a|b`c"], ["`y\n| x"], "e|`r\nf")]
+    ports = {"a|b`c": ["n\n|", 3]}, {"`y\n| x": ["n\n|", 3]}
+    _, bundle = write(tmp_path, quantized.model(nodes, *ports, {}), dla=0)
+    lines = (bundle / "README.md").read_text().splitlines()
+    assert r"| input | ``a\|b`c`` | float32 | n \|x3 | 1x3, 1x3, 1x3 |" in lines
+    assert r"| output | `` `y \| x `` | float32 | n \|x3 |  |" in lines
+    assert r"| ``e\|`r f`` | DLA has no Erf |" in lines
+
+
 def test_a_graphs_name_breaks_no_script(tmp_path: Path) -> None:
     model = quantized.model([helper.make_node("Relu", ["x"], ["y"], "relu")], {"x": [2]}, {"y": [2]}, {})
     model.graph.name = "a\nrm -rf `b`\r$c"

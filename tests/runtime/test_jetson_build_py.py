@@ -2,11 +2,8 @@
 
 import importlib.util
 import json
-import os
-import signal
-import subprocess
+import shutil
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +11,16 @@ import onnx
 import pytest
 from onnx import helper
 
+from onnx_lathe.runtime.targets.jetson.device import checksums
 from onnx_lathe.runtime.targets.tensorrt import process
 from tests.support import quantized
-from tests.support.jetson import QUIET, build_py, library, one_line, write
+from tests.support.jetson import QUIET, build_py, library, made, names, one_line, write
 
 rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed"
 )
+posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 WITHOUT_TENSORRT = importlib.util.find_spec("tensorrt") is None
-NEW = {"model.engine", "model.engine.json"}
-
-
-def made(bundle: Path, before: set[str]) -> set[str]:
-    return {path.relative_to(bundle).as_posix() for path in bundle.rglob("*")} - before
-
-
-def names(bundle: Path) -> set[str]:
-    return made(bundle, set())
 
 
 @pytest.mark.parametrize(("version", "strong"), [("10.3.0", 2), ("11.4.1", 1)])
@@ -46,7 +36,7 @@ def test_the_same_calls_with_10_and_11(tmp_path: Path, version: str, strong: int
         ["builder_optimization_level", "3"],
         ["set_shape", ["image", [1, 1, 28, 28], [2, 1, 28, 28], [4, 1, 28, 28]]],
     ]
-    assert made(bundle, before) == NEW
+    assert made(bundle, before) == {"model.engine", "model.engine.json"}
     assert json.loads((bundle / "model.engine.json").read_text())["version"] == version
     assert "TensorRT: a warning of two lines" in done.stderr
 
@@ -65,7 +55,7 @@ def test_dla_is_weakly_typed_in_10_alone(tmp_path: Path, version: str, strong: i
         ["set_flag", "GPU_FALLBACK"],
     ):
         assert calls.count(wanted) == 1
-    assert (["set_flag", "FP16"] in calls) == (strong == 0)
+    assert (["set_flag", "FP16"] in calls) == (["set_flag", "INT8"] in calls) == (strong == 0)
     assert "layers on the GPU, not on DLA: pool" in done.stdout
     assert json.loads((bundle / "model.engine.json").read_text())["on_gpu"] == ["pool"]
     done = build_py(bundle, site, "--gpu")
@@ -138,6 +128,43 @@ def test_damaged_and_missing_files_are_all_named(tmp_path: Path) -> None:
     assert "SHA256SUMS: No such file" in one_line(build_py(bundle, None), 2)
 
 
+def test_damaged_parts_are_found_before_they_run(tmp_path: Path) -> None:
+    _, bundle = write(tmp_path)
+    (bundle / "parts" / "command.py").write_text("raise SystemExit(0)")
+    assert "parts/command.py is not as it was written" in one_line(build_py(bundle, None), 2)
+    (bundle / "parts" / "command.py").unlink()
+    assert "parts/command.py cannot be read" in one_line(build_py(bundle, None), 2)
+    (bundle / "SHA256SUMS").write_text(checksums.sums(bundle))
+    assert "No module named 'parts.command'; copy" in one_line(build_py(bundle, None), 2)
+    shutil.rmtree(bundle / "parts")
+    assert "parts: No such file or directory; copy" in one_line(build_py(bundle, None), 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["bundle.json", "model.onnx", "build.py", "build.sh", "parts/worker.py", "parts/new.py"]
+)
+def test_a_file_that_is_used_has_to_be_listed(tmp_path: Path, name: str) -> None:
+    _, bundle = write(tmp_path)
+    (bundle / "parts" / "new.py").write_text("")
+    lines = checksums.sums(bundle).splitlines(keepends=True)
+    (bundle / "SHA256SUMS").write_text("".join(line for line in lines if not line.endswith(f"  {name}\n")))
+    assert f"SHA256SUMS: does not list {name}; copy" in one_line(build_py(bundle, None, "--explicit"), 2)
+
+
+def test_sums_and_descriptions_that_are_no_text(tmp_path: Path) -> None:
+    _, bundle = write(tmp_path)
+    listed = (bundle / "SHA256SUMS").read_bytes()
+    (bundle / "SHA256SUMS").write_bytes(b"\xff\xfe" + listed)
+    assert "SHA256SUMS: is not text; copy" in one_line(build_py(bundle, None, "--explicit"), 2)
+    (bundle / "SHA256SUMS").write_bytes(b"0" * 64 + b"  a\0b\n" + listed)
+    assert "cannot be a file's name; copy" in one_line(build_py(bundle, None, "--explicit"), 2)
+    for text in (b"\xff", b"[", b"{}", b"[]", b"3"):
+        (bundle / "bundle.json").write_bytes(text)
+        (bundle / "SHA256SUMS").write_text(checksums.sums(bundle))
+        said = one_line(build_py(bundle, None, "--explicit"), 2)
+        assert "bundle.json: is not the description that Lathe writes" in said
+
+
 def test_a_build_without_a_plan_leaves_nothing_but_the_old_engine(tmp_path: Path) -> None:
     _, bundle = write(tmp_path)
     (bundle / "model.engine").write_bytes(b"old")
@@ -171,32 +198,6 @@ def test_the_time_limit_ends_a_build(tmp_path: Path) -> None:
     assert "not done within 0.5 s; give more with --time-limit" in said
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
-    _, bundle = write(tmp_path)
-    before = names(bundle)
-    begun = tmp_path / "begun"
-    site = library(
-        tmp_path / "site",
-        BUILD=f"open({str(begun)!r}, 'w').write(str(__import__('os').getpid())); __import__('time').sleep(60)",
-    )
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(site)}
-    child = subprocess.Popen(
-        [sys.executable, str(bundle / "build.py")],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    while not begun.exists() or not begun.read_text():
-        assert child.poll() is None
-        time.sleep(0.05)
-    os.killpg(child.pid, signal.SIGINT)  # as a terminal does: all processes of the command get it
-    _, errors = child.communicate(timeout=20)
-    assert child.returncode == 130
-    assert errors.strip() == "build.py: interrupted; nothing was written"
-    assert made(bundle, before) == set()
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(begun.read_text()), 0)
-
-
 def test_it_is_found_through_a_link_and_without_the_folder_on_the_path(tmp_path: Path) -> None:
     _, bundle = write(tmp_path)
     (tmp_path / "link").symlink_to(bundle)
@@ -205,14 +206,44 @@ def test_it_is_found_through_a_link_and_without_the_folder_on_the_path(tmp_path:
     assert (bundle / "model.engine").exists()
 
 
+@posix
+def test_a_folder_with_a_colon_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a:b").mkdir()
+    _, bundle = write(tmp_path / "a:b")
+    done = build_py(bundle, library(tmp_path / "site"))
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_and_wrong_options(tmp_path: Path) -> None:
     _, bundle = write(tmp_path)
     assert build_py(bundle, None, "--help").returncode == 0
-    done = build_py(bundle, None, "--verfy")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    said = one_line(build_py(bundle, None, "--verfy"), 2)
+    assert said == "build.py: unrecognized arguments: --verfy; python3 build.py --help lists the options"
     said = one_line(build_py(bundle, library(tmp_path / "site"), "--verify"), 2)
     assert "no inputs are stored in this bundle" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--least-sqnr", "nan"), "argument --least-sqnr: takes a number of dB, not nan"),
+        (("--least-sqnr=-inf",), "argument --least-sqnr: takes a number of dB, not -inf"),
+        (("--least-sqnr", "much"), "argument --least-sqnr: takes a number, not 'much'"),
+        (("--seconds", "0"), "argument --seconds: takes seconds, above 0 and up to 1e+07, not 0"),
+        (("--seconds", "inf"), "above 0 and up to 1e+07, not inf"),
+        (("--time-limit", "0"), "argument --time-limit: takes seconds, above 0"),
+        (("--time-limit", "-5"), "above 0 and up to 1e+07, not -5"),
+        (("--time-limit", "nan"), "above 0 and up to 1e+07, not nan"),
+        (("--time-limit", "inf"), "above 0 and up to 1e+07, not inf"),
+        (("--library", "tensorflow"), "argument --library: invalid choice"),
+    ],
+)
+def test_options_that_say_nothing(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    """A least SQNR that is no number is a gate that cannot fail."""
+    _, bundle = write(tmp_path)
+    said = one_line(build_py(bundle, None, *arguments), 2)
+    assert said.startswith("build.py: ")
+    assert message in said
 
 
 def test_memory_is_told_for_every_device(tmp_path: Path) -> None:
@@ -255,7 +286,7 @@ def test_the_engine_is_the_one_that_is_built_here(tmp_path: Path) -> None:
     before = names(bundle)
     done = build_py(bundle, None, "--library", "tensorrt_rtx", "--log")
     assert done.returncode == 0, done.stderr
-    assert made(bundle, before) == NEW | {"model.engine.log"}
+    assert made(bundle, before) == {"model.engine", "model.engine.json"} | {"model.engine.log"}
     request = json.loads((bundle / "bundle.json").read_text())["request"]
     asked = {"library": "tensorrt_rtx", "model": str(bundle / "model.onnx"), "engine": str(tmp_path / "here"), "log": str(tmp_path / "log")}  # fmt: skip
     process.ask(request | asked, tmp_path, QUIET)

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from onnx import helper
 
+from onnx_lathe.runtime.targets.jetson.device import built
+from onnx_lathe.runtime.targets.jetson.device.refusal import RefusedError
 from onnx_lathe.runtime.targets.jetson.shell import flags, impossible, unnamable
+from onnx_lathe.runtime.targets.tensorrt.reopen import check_file, description
 from tests.support import quantized
-from tests.support.jetson import build_sh, one_line, trtexec, write
+from tests.support.jetson import build_sh, heed_signals, one_line, trtexec, write
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("bash") is None, reason="a shell script for Linux"
@@ -46,11 +49,16 @@ def test_the_flags_are_exactly_these(tmp_path: Path, version: str, typed: list[s
     assert sorted(path.name for path in bundle.glob(".*")) == []
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize(
     ("version", "allowed"), [("100300", ["--fp16"]), ("100700", ["--fp16"]), ("110401", [])]
 )
-def test_dla_is_weakly_typed_in_10_alone(tmp_path: Path, version: str, allowed: list[str]) -> None:
-    _, bundle = write(tmp_path, dla=1)
+def test_dla_is_weakly_typed_in_10_alone(
+    tmp_path: Path, version: str, allowed: list[str], int8: bool
+) -> None:
+    _, bundle = write(tmp_path, quantized.lenet(codebook=False, int8=int8), dla=1)
+    if int8 and allowed:
+        allowed = [*allowed, "--int8"]
     done = build_sh(bundle, trtexec(tmp_path, version))
     assert done.returncode == 0, done.stderr
     assert arguments(tmp_path)[-2 - len(allowed) :] == ["--useDLACore=1", "--allowGPUFallback", *allowed]
@@ -58,6 +66,24 @@ def test_dla_is_weakly_typed_in_10_alone(tmp_path: Path, version: str, allowed: 
     (tmp_path / "arguments").unlink()
     assert build_sh(bundle, trtexec(tmp_path, version), "--gpu").returncode == 0
     assert not any("DLA" in argument for argument in arguments(tmp_path))
+
+
+@pytest.mark.parametrize(("arguments", "core"), [((), 1), (("--gpu",), None)])
+def test_the_engine_is_described_as_build_py_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], core: int | None
+) -> None:
+    monkeypatch.setattr("onnx_lathe.runtime.files.model_file.INLINE_LIMIT_BYTES", 1000)
+    _, bundle = write(tmp_path, quantized.lenet(codebook=False, int8=False), dla=1)
+    done = build_sh(bundle, trtexec(tmp_path), *arguments)
+    assert f"built for {'the GPU' if core is None else 'DLA core 1'}" in done.stdout
+    files = built.network(bundle, "model.onnx")
+    assert sorted(files) == ["model.onnx", "model.onnx.data"]
+    built.check(bundle, {"library": "tensorrt", "dla": core}, files)
+    said = description(bundle / "model.engine")
+    check_file(bundle / "model.engine", said)
+    assert (said["version"], said["engine_bytes"]) == ("10.3.0", 7)
+    with pytest.raises(RefusedError, match="was built for"):
+        built.check(bundle, {"library": "tensorrt", "dla": 0}, files)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +129,17 @@ def test_damaged_and_missing_files_are_all_named(tmp_path: Path) -> None:
     assert not (tmp_path / "arguments").exists()
 
 
+def test_what_is_not_listed_is_not_taken(tmp_path: Path) -> None:
+    _, bundle = write(tmp_path)
+    sums = bundle / "SHA256SUMS"
+    lines = sums.read_text().splitlines(keepends=True)
+    sums.write_text("".join(line for line in lines if not line.endswith("  model.onnx\n")))
+    said = one_line(build_sh(bundle, trtexec(tmp_path)), 2)
+    assert said == "build.sh: SHA256SUMS does not list model.onnx; copy the folder again"
+    sums.write_text("".join(lines) + "garbage\n")
+    assert "SHA256SUMS itself; copy" in one_line(build_sh(bundle, trtexec(tmp_path)), 2)
+
+
 def test_no_trtexec(tmp_path: Path) -> None:
     _, bundle = write(tmp_path)
     said = one_line(build_sh(bundle, tmp_path / "absent"), 4)
@@ -131,11 +168,51 @@ def test_an_end_without_an_engine_is_a_failure(tmp_path: Path) -> None:
     assert "gives no reason" in one_line(build_sh(bundle, trtexec(tmp_path, before="exit 0")), 4)
 
 
+def test_a_crash_is_one_line(tmp_path: Path) -> None:
+    _, bundle = write(tmp_path)
+    assert "(exit code 139)" in one_line(build_sh(bundle, trtexec(tmp_path, before="kill -SEGV $$")), 4)
+
+
 def test_the_time_limit(tmp_path: Path) -> None:
     _, bundle = write(tmp_path, time_limit=1.0)
     said = one_line(build_sh(bundle, trtexec(tmp_path, before="exec sleep 30")), 4)
     assert "not built within 1 s" in said
     assert not list(bundle.glob(".*"))
+
+
+def test_the_time_limit_of_what_heeds_no_signal(tmp_path: Path) -> None:
+    _, bundle = write(tmp_path, time_limit=1.0)
+    said = one_line(build_sh(bundle, trtexec(tmp_path, before="trap '' TERM; exec sleep 30")), 4)
+    assert "not built within 1 s" in said
+
+
+@pytest.mark.parametrize("limit", [None, 600.0])
+def test_running_out_of_memory(tmp_path: Path, limit: float | None) -> None:
+    _, bundle = write(tmp_path, time_limit=limit)
+    said = one_line(build_sh(bundle, trtexec(tmp_path, before="kill -KILL $$")), 4)
+    assert said.startswith("build.sh: trtexec was killed, as where memory runs out")
+
+
+def test_trtexec_by_a_path_from_where_one_stands(tmp_path: Path) -> None:
+    _, bundle = write(tmp_path)
+    trtexec(tmp_path)
+    environment = {"PATH": os.environ["PATH"], "TRTEXEC": "./trtexec"}
+    command = [str(bundle / "build.sh")]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (bundle / "model.engine").unlink()
+    environment = {"PATH": f"{os.environ['PATH']}:{tmp_path}"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_another_shell_is_told_so(tmp_path: Path) -> None:
+    if shutil.which("dash") is None:
+        pytest.skip("dash is not installed")
+    _, bundle = write(tmp_path)
+    command = ["dash", str(bundle / "build.sh")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert one_line(done, 2) == "build.sh: this shell is not bash; run ./build.sh, or bash build.sh"
 
 
 def test_a_log_can_be_the_rule(tmp_path: Path) -> None:
@@ -145,22 +222,32 @@ def test_a_log_can_be_the_rule(tmp_path: Path) -> None:
     assert "RUNNING TensorRT.trtexec" in (bundle / "model.engine.log").read_text()
 
 
-def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
-    _, bundle = write(tmp_path)
+@pytest.mark.parametrize("limit", [None, 600.0])
+@pytest.mark.parametrize(
+    ("number", "by_terminal"),
+    [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGHUP, False)],
+)
+def test_an_interruption_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, by_terminal: bool, limit: float | None
+) -> None:
+    _, bundle = write(tmp_path, time_limit=limit)
     before = {path.name for path in bundle.iterdir()}
-    program = trtexec(tmp_path, before=f"touch {tmp_path}/begun; exec sleep 30")
+    program = trtexec(tmp_path, before=f"echo $$ >{tmp_path}/begun; exec sleep 30")
     child = subprocess.Popen(
         [str(bundle / "build.sh")], env={"PATH": os.environ["PATH"], "TRTEXEC": str(program)},
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=heed_signals,
     )  # fmt: skip
-    while not (tmp_path / "begun").exists():
+    while not (tmp_path / "begun").exists() or not (tmp_path / "begun").read_text():
         assert child.poll() is None
         time.sleep(0.05)
-    os.killpg(child.pid, signal.SIGINT)
+    (os.killpg if by_terminal else os.kill)(child.pid, number)
     _, errors = child.communicate(timeout=20)
     assert child.returncode == 130
     assert errors.strip() == "build.sh: interrupted; nothing was written"
     assert {path.name for path in bundle.iterdir()} == before
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "begun").read_text()), 0)
 
 
 def test_names_that_trtexec_cannot_take(tmp_path: Path) -> None:
@@ -186,6 +273,7 @@ def test_wrong_options_and_help(tmp_path: Path) -> None:
     said = build_sh(bundle, None, "--help")
     assert said.returncode == 0
     assert "./build.sh --gpu" in said.stdout
+    assert said.stdout.rstrip().endswith("whole or not at all.")
 
 
 @pytest.mark.parametrize("options", [{}, {"dla": 0, "log": True, "device": "agx-orin-64gb"}])

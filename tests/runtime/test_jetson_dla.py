@@ -53,6 +53,18 @@ def test_layers_between_pairs_are_for_dla_from_tensorrt_11_on() -> None:
     assert not {"conv2", "relu1", "pool1"} & set(found)
 
 
+def test_each_layer_is_told_why_it_is_not_on_dla() -> None:
+    model = quantized.lenet(codebook=False)
+    said = Jetson().layers(model, Jetson.Config(dla=0))
+    assert [(layer.node, layer.int8, layer.reason) for layer in said] == [
+        (node, True, "on the GPU with JetPack 6: DLA takes no Q/DQ pairs before TensorRT 11.4.1")
+        for node in ("conv1", "conv2", "fc")
+    ]
+    assert not any(layer.reason for layer in Jetson().layers(model, Jetson.Config()))
+    plain = Jetson().layers(quantized.lenet(codebook=False, int8=False), Jetson.Config(dla=0))
+    assert all(layer.reason.endswith(f"; on the GPU, not on DLA: {FLOAT}") for layer in plain)
+
+
 def one(call: str, inputs: str = "float16[1, 8, 16, 16] x", **constants: np.ndarray) -> str:
     """Why one node is left to the GPU; empty if it is not."""
     found = reasons(f"({inputs}) => (float16[a, b, c, d] y) {{ y = {call} }}", **constants)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from onnx import TensorProto, helper
 from onnx_lathe.runtime.targets.jetson.device import checksums, figures, showing
 from onnx_lathe.runtime.targets.jetson.device.verifying import calls, compare
 from onnx_lathe.runtime.targets.jetson.jetson import Jetson
+from onnx_lathe.runtime.targets.tensorrt.reopen import reopen
 from tests.support import gpu, quantized
-from tests.support.jetson import QUIET, build_py, one_line, write
+from tests.support.jetson import QUIET, build_py, library, one_line, write
 
 computed = pytest.mark.skipif(bool(gpu.missing()), reason=gpu.missing())
 FEEDS = {"image": np.random.default_rng(0).random((8, 1, 28, 28), np.float32)}
@@ -40,7 +42,9 @@ def test_an_engine_is_built_and_compared(tmp_path: Path, machine: gpu.Machine, v
     assert done.returncode == 0, done.stderr
     said = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert any(
-        line.startswith(f"TensorRT {version}, 4 stored calls (samples of the data), against ONNX Runtime")
+        line.startswith(
+            f"TensorRT {version}, engine for the GPU, 4 stored calls (samples of the data), against ONNX Runtime"
+        )
         for line in said
     )
     assert any(line.startswith("logits ") and line.endswith("100.00 % of 8") for line in said)
@@ -73,6 +77,63 @@ def test_an_engine_of_another_version_is_told_so(tmp_path: Path, machine: gpu.Ma
     assert "model.engine cannot be loaded (" in said
     assert "Version tag does not match" in said
     assert "remove it and build again" in said
+
+
+@computed
+def test_an_engine_of_another_network_is_not_compared(tmp_path: Path, machine: gpu.Machine) -> None:
+    """As where another bundle is copied over the one whose engine is there."""
+    machine.install("10.3.0")
+    (tmp_path / "float").mkdir()
+    bundle = stored(tmp_path / "float", quantized.lenet(codebook=False, int8=False))
+    assert build_py(bundle, machine.folder).returncode == 0
+    shutil.copytree(stored(tmp_path), bundle, dirs_exist_ok=True)
+    old = (bundle / "model.engine").read_bytes()
+    said = one_line(build_py(bundle, machine.folder, "--verify"), 2)
+    assert "model.engine was built of another network than the one here; build it again" in said
+    assert (bundle / "model.engine").read_bytes() == old
+    assert build_py(bundle, machine.folder).returncode == 0
+    assert build_py(bundle, machine.folder, "--verify", "--seconds", "0.05").returncode == 0
+
+
+@computed
+def test_an_engine_for_the_other_processor_is_not_compared(tmp_path: Path, machine: gpu.Machine) -> None:
+    machine.install("10.3.0")
+    bundle = stored(tmp_path, dla=0)
+    site = library(tmp_path / "site", "10.3.0")
+    built = build_py(bundle, site)
+    assert "built for DLA core 0 in" in built.stdout
+    said = one_line(build_py(bundle, site, "--verify", "--gpu"), 2)
+    assert "was built for DLA core 0, and asked for is one for the GPU" in said
+    assert "(python3 build.py --gpu)" in said
+    assert build_py(bundle, machine.folder, "--gpu").returncode == 0
+    done = build_py(bundle, machine.folder, "--verify", "--gpu", "--seconds", "0.05")
+    assert done.stdout.startswith("TensorRT 10.3.0, engine for the GPU, ")
+    assert "was built for the GPU, and asked" in one_line(build_py(bundle, site, "--verify"), 2)
+
+
+@computed
+def test_an_engine_that_is_damaged_or_of_no_description(tmp_path: Path, machine: gpu.Machine) -> None:
+    machine.install("10.3.0")
+    bundle = stored(tmp_path)
+    assert build_py(bundle, machine.folder).returncode == 0
+    (bundle / "model.engine").write_bytes(b"{}")
+    said = one_line(build_py(bundle, machine.folder, "--verify"), 2)
+    assert "model.engine is not the one that model.engine.json is of; build it again" in said
+    (bundle / "model.engine.json").write_text("{}")
+    assert "does not say of what model.engine was built" in one_line(
+        build_py(bundle, machine.folder, "--verify"), 2
+    )
+    (bundle / "model.engine.json").unlink()
+    assert "cannot be read (No such file" in one_line(build_py(bundle, machine.folder, "--verify"), 2)
+
+
+@computed
+def test_lathe_opens_what_was_built(tmp_path: Path, machine: gpu.Machine) -> None:
+    machine.install("10.3.0")
+    bundle = stored(tmp_path)
+    assert build_py(bundle, machine.folder).returncode == 0
+    opened = reopen(bundle / "model.engine")
+    assert opened.session.run(None, {"image": FEEDS["image"][:1]})[0].shape == (1, 10)
 
 
 @computed
@@ -144,12 +205,22 @@ def test_what_is_stored_is_no_pickle_and_read_back(tmp_path: Path) -> None:
     assert [one[1]["logits"].shape for one in found] == [(2, 10)] * 4
 
 
+def test_nothing_but_arrays_is_given_to_be_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy before 2.2 takes every keyword for an array, and the device does not read one without a number."""
+    seen = []
+    monkeypatch.setattr(np, "savez", lambda file, **arrays: seen.append(sorted(arrays)))
+    stored(tmp_path, feeds={"image": FEEDS["image"][:1]})
+    assert seen == [["0.in0", "0.out0"]]
+
+
 @pytest.mark.parametrize(
     ("expected", "found", "db"),
     [
         ([3.0, 4.0], [3.0, 4.0], math.inf),
         ([3.0, 4.0], [3.3, 4.4], 20.0),
-        ([0.0, 0.0], [0.0, 1.0], -math.inf),
+        ([0.0, 0.0], [0.0, 1.0], -96.9897),
+        ([0.0, 0.0], [1e-7, -1e-7], 40.0),
+        ([0.0, 0.0], [0.0, 0.0], math.inf),
         ([1.0, math.nan], [1.0, math.nan], math.inf),
         ([1.0, math.inf], [1.0, math.inf], math.inf),
         ([1.0, math.inf], [1.0, 7.0], -math.inf),
@@ -171,6 +242,16 @@ def test_other_figures() -> None:
         50,
         99,
         7.0,
+    )
+
+
+@pytest.mark.parametrize(("core", "where"), [(None, "for the GPU"), (1, "for DLA core 1")])
+def test_where_it_is_for_is_said(core: int | None, where: str) -> None:
+    latency = {way: {"reason": "not timed"} for way in showing.WAYS}
+    found = {"version": "10.3.0", "calls": 1, "outputs": [], "shapes": {}, "latency": latency}
+    said = showing.verified(found, {"made_up": True, "by": "ONNX Runtime"}, core)
+    assert said.startswith(
+        f"TensorRT 10.3.0, engine {where}, 1 stored calls (random values), against ONNX Runtime"
     )
 
 

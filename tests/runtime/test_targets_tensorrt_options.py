@@ -201,7 +201,12 @@ def test_a_dla_core(stand_in) -> None:
     assert ["default_device_type", "DeviceType.DLA"] in made
     assert ["DLA_core", "1"] in made
     assert ["set_flag", "GPU_FALLBACK"] in made
-    assert flags(folder, dla=0, batch="1", dla_fallback=False) == ["FP16"]  # as DLA needs it in TensorRT 10
+    assert flags(folder, dla=0, batch="1", dla_fallback=False) == [
+        "FP16",
+        "INT8",
+    ]  # as DLA needs it in TensorRT 10
+    onnx.save(quantized.lenet(codebook=False, int8=False), folder / "model.onnx")
+    assert flags(folder, dla=0, batch="1", dla_fallback=False) == ["FP16"]
 
 
 @pytest.mark.parametrize(

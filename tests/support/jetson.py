@@ -1,6 +1,7 @@
 """A bundle for a Jetson, and what runs it in tests: modules and programs that stand in for TensorRT's."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,21 @@ def build_py(
     path = {"PYTHONPATH": str(site)} if site else {}
     command = [sys.executable, str(bundle / "build.py"), *arguments]
     return subprocess.run(command, env=kept | path | environment, capture_output=True, text=True, timeout=120, check=False, cwd=bundle.parent)  # fmt: skip
+
+
+def names(bundle: Path) -> set[str]:
+    return {path.relative_to(bundle).as_posix() for path in bundle.rglob("*")}
+
+
+def made(bundle: Path, before: set[str]) -> set[str]:
+    """Files that are new since `before`."""
+    return names(bundle) - before
+
+
+def heed_signals() -> None:
+    """In a process that begins: tests that run in the background of a shell ignore Ctrl-C, and so would it."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 def trtexec(folder: Path, version: str = "100300", before: str = "", code: int = 0) -> Path:

@@ -46,7 +46,7 @@ NOT_QUANTIZED = "it is not quantized"
 
 @dataclass(frozen=True)
 class LayerVerdict:
-    """Whether a target runs one layer with a weight in INT8. `reason`: why it does not."""
+    """Whether a target runs one layer with a weight in INT8. `reason`: why it does not, or not where it was asked to."""
 
     node: str
     op: str

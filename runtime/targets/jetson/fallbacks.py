@@ -4,7 +4,7 @@ The rules are those of NVIDIA's page "DLA Supported Layers and Restrictions" for
 TensorRT 10.3 said of a ResNet-50 on an AGX Orin. Nothing here was run on a DLA. The builder on the device decides.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ MOVED = ("Constant", "Identity", "Cast", "Dropout", *QUANTIZERS)
 FLOAT = "it computes in float32, and DLA in float16 and INT8: add float16 to the passes (TensorRT 10 makes it float16 by itself)"
 WITH_TENSORRT_10 = "with JetPack 6 all {count} layers between Q/DQ pairs run on the GPU: DLA takes no such pairs before TensorRT 11.4.1"
 
+ON_GPU = "on the GPU, not on DLA"
+BETWEEN_PAIRS = "on the GPU with JetPack 6: DLA takes no Q/DQ pairs before TensorRT 11.4.1"
+
 
 @dataclass(frozen=True)
 class _Graph:
@@ -45,9 +48,23 @@ def fallbacks(model: onnx.ModelProto) -> list[tuple[str, str]]:
     """(node, reason), in graph order, of the lowered model's main graph; the first entry may be one of all quantized
     layers, with TensorRT 10.
     """
-    graph = _known(model)
     quantized = [verdict.node for verdict in verdicts(model) if verdict.int8]
     found = [(quantized[0], WITH_TENSORRT_10.format(count=len(quantized)))] if quantized else []
+    return found + _never(model, quantized)
+
+
+def layers_on_gpu(model: onnx.ModelProto) -> dict[str, str]:
+    """Node -> reason, of each by itself: also of every quantized layer, with TensorRT 10."""
+    quantized = [verdict.node for verdict in verdicts(model) if verdict.int8]
+    return dict.fromkeys(quantized, BETWEEN_PAIRS) | {
+        node: f"{ON_GPU}: {reason}" for node, reason in _never(model, quantized)
+    }
+
+
+def _never(model: onnx.ModelProto, quantized: Sequence[str]) -> list[tuple[str, str]]:
+    """What DLA takes with no TensorRT. `quantized`: layers between Q/DQ pairs."""
+    graph = _known(model)
+    found = []
     near = _beside_pairs(model.graph)
     for index, node in enumerate(model.graph.node):
         name = node.name or f"{node.op_type}_{index}"

@@ -16,11 +16,11 @@ import onnx
 
 from onnx_lathe.errors import TargetError, UsageError, nearest
 from onnx_lathe.runtime.files import model_file
-from onnx_lathe.runtime.targets.core.base import Artifact, Progress
+from onnx_lathe.runtime.targets.core.base import Artifact, LayerVerdict, Progress
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.jetson.device.command import FALLBACK
 from onnx_lathe.runtime.targets.jetson.devices import DEVICES
-from onnx_lathe.runtime.targets.jetson.fallbacks import fallbacks
+from onnx_lathe.runtime.targets.jetson.fallbacks import ON_GPU, fallbacks, layers_on_gpu
 from onnx_lathe.runtime.targets.jetson.writing import Bundle
 from onnx_lathe.runtime.targets.tensorrt.options import BuildConfig
 from onnx_lathe.runtime.targets.tensorrt.shapes import BETWEEN, parse_batch, parse_shapes
@@ -117,7 +117,17 @@ class Jetson(TensorRTBase):
         found = super().check(model, options)
         if options.dla is None:
             return found
-        return found + [(node, f"on the GPU, not on DLA: {reason}") for node, reason in fallbacks(model)]
+        return found + [(node, f"{ON_GPU}: {reason}") for node, reason in fallbacks(model)]
+
+    def layers(self, model: onnx.ModelProto, options: Any = None) -> list[LayerVerdict]:
+        """Also why a layer runs beside the DLA core that is asked for; in INT8 or not, as on the GPU."""
+        found = super().layers(model, options)
+        if options is None or options.dla is None:
+            return found
+        beside = layers_on_gpu(model)
+        return [
+            replace(one, reason="; ".join(filter(None, (one.reason, beside.get(one.node))))) for one in found
+        ]
 
     def fitted(
         self,

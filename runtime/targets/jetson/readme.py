@@ -1,5 +1,6 @@
 """The README of a bundle, for the person at the device."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ def readme(described: Mapping[str, Any]) -> str:
         f"## Compare\n\n{_reference(described['reference'])}",
         f"## Memory\n\n{_memory(described)}",
         f"## DLA\n\n{_dla(described['dla'])}",
-        f"## Which TensorRT\n\n{VERSIONS}",
+        f"## Which TensorRT\n\n{_versions(described)}",
         f"## When it fails\n\n{FAILURES}",
     )
     return "\n\n".join(parts) + "\n"
@@ -29,7 +30,7 @@ BUILD = """An engine of TensorRT is tied to the device, its GPU and its TensorRT
 folder there, then one of
 
     ./build.sh              with trtexec, which JetPack has in /usr/src/tensorrt/bin
-    python3 build.py        with TensorRT's Python package (python3-libnvinfer); nothing else is needed
+    python3 build.py        with TensorRT's Python package (python3-libnvinfer) and NumPy (python3-numpy)
 
 Both check the files by `SHA256SUMS`, ask TensorRT for the same engine, and write `model.engine`, whole or not at all. Minutes, the first time;
 the device may need `sudo nvpmodel -m 0` and `sudo jetson_clocks` for its full speed.
@@ -42,27 +43,64 @@ the device may need `sudo nvpmodel -m 0` and `sudo jetson_clocks` for its full s
 | `reference.npz` | stored inputs and outputs, if there are any; plain arrays, no pickle |
 | `SHA256SUMS` | of all of these |"""
 
-VERSIONS = """| on the device | TensorRT | what the scripts do |
+VERSIONS = """{table}
+
+The scripts look at the version on the device. {precision}"""
+
+FOR_GPU = """| on the device | TensorRT | what the scripts do |
 |---|---|---|
 | JetPack 6.1 and later 6.x | 10.3 | `--stronglyTyped`: types are those of the network |
 | JetPack 7.x before 7.2.2 | 10.x | the same; no DLA from 10.8 on |
 | - | 11.0 to 11.4.0 | refused on a Jetson: these have neither JetPack nor DLA |
 | JetPack 7.2.2 and later, AGX Orin and Thor | 11.4.1 and later | always strongly typed |
-| older | 8.x | refused: too old |
+| older | 8.x | refused: too old |"""
 
-The scripts look at the version on the device. Precision is in the network: layers between quantize and dequantize run in INT8, and no
-precision flag is given."""
+FOR_DLA = """| on the device | TensorRT | what the scripts do; with `--gpu` |
+|---|---|---|
+| JetPack 6.1 and later 6.x | 10.3 | {flags}: weakly typed, since DLA takes no other; `--stronglyTyped` |
+| JetPack 7.x before 7.2.2 | 10.x | refused from 10.8 on, which has no DLA; `--stronglyTyped` |
+| - | 11.0 to 11.4.0 | refused on a Jetson: these have neither JetPack nor DLA |
+| JetPack 7.2.2 and later, AGX Orin | 11.4.1 and later | `--useDLACore={core} --allowGPUFallback`, always strongly typed; without these |
+| older | 8.x | refused: too old |"""
+
+PRECISION = """Precision is in the network: layers between quantize and dequantize run in INT8, and no
+precision flag is given{but}."""
 
 FAILURES = """Each script says in one line what is wrong, and ends with
 
 | exit code | |
 |---|---|
+| 0 | done |
+| 1 | a defect of the script itself; report it to Lathe with the line |
 | 2 | damaged or missing files, a wrong option, a folder that cannot be written |
 | 3 | `--verify`: an output differs by more than `--least-sqnr` allows |
 | 4 | no TensorRT, no GPU, a version that does not do, or a failed build, with the nodes that TensorRT refuses |
-| 130 | interrupted with Ctrl-C; nothing was written |
+| 130 | interrupted with Ctrl-C or ended by a signal; the line says what was written |
 
 `--log` keeps all that the builder says in `model.engine.log`. "Killed", or a build that ends with SIGKILL, is memory: see above."""
+
+
+def _versions(described: Mapping[str, Any]) -> str:
+    core = described["request"]["dla"]
+    if core is None:
+        return VERSIONS.format(table=FOR_GPU, precision=PRECISION.format(but=""))
+    int8 = " --int8" if described["request"]["quantized"] else ""
+    flags = f"`--useDLACore={core} --allowGPUFallback --fp16{int8}`"
+    table = FOR_DLA.format(flags=flags, core=core)
+    return VERSIONS.format(table=table, precision=PRECISION.format(but=" but for DLA with TensorRT 10"))
+
+
+def _code(text: str) -> str:
+    """A name as code in a table, whatever is in it."""
+    inner = _cell(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", inner)), default=0))
+    room = " " if inner.startswith("`") or inner.endswith("`") or not inner.strip() else ""
+    return f"{fence}{room}{inner}{room}{fence}"
+
+
+def _cell(text: str) -> str:
+    """On one line, and no end of the cell."""
+    return re.sub(r"\s", " ", text).replace("|", r"\|")
 
 
 def _ports(described: Mapping[str, Any]) -> str:
@@ -72,7 +110,7 @@ def _ports(described: Mapping[str, Any]) -> str:
         for port in described[kind]:
             sizes = ", ".join(_by(shape) for shape in profiles.get(port["name"], ()))
             lines.append(
-                f"| {kind[:-1]} | `{port['name']}` | {port['dtype']} | {_by(port['shape'])} | {sizes} |"
+                f"| {kind[:-1]} | {_code(port['name'])} | {port['dtype']} | {_cell(_by(port['shape']))} | {sizes} |"
             )
     return "\n".join(lines)
 
@@ -123,11 +161,11 @@ def _dla(dla: Mapping[str, Any] | None) -> str:
         return "This bundle is for the GPU. `jetson(dla=0)` in Lathe makes one for a DLA core of an Orin NX or AGX Orin; Thor and Orin Nano have none."
     nodes: dict[str, list[str]] = {}
     for one in dla["on_gpu"]:
-        nodes.setdefault(one["reason"], []).append(f"`{one['node']}`")
-    rows = [f"| {first_few(names, LISTED)} | {reason} |" for reason, names in nodes.items()]
+        nodes.setdefault(one["reason"], []).append(_code(one["node"]))
+    rows = [f"| {first_few(names, LISTED)} | {_cell(reason)} |" for reason, names in nodes.items()]
     listed = "\n".join(["| nodes | why |", "|---|---|", *rows]) if rows else "None is known to."
     return f"""This bundle is for DLA core {dla["core"]}: of {dla["layers"]} nodes, DLA takes those that it can and the GPU the rest. `--gpu` builds for the GPU alone.
-DLA computes in float16 and INT8 and takes one size. TensorRT 10 builds for it in a weakly typed network with float16 allowed, since it knows no other;
-11.4.1 and later in a strongly typed one. These run on the GPU, by the rules that NVIDIA publishes; the builder on the device decides, and `--log` shows what it decided:
+DLA computes in float16 and INT8 and takes one size. TensorRT 10 builds for it in a weakly typed network with float16 allowed (and INT8, for a quantized one), since it knows no other;
+11.4.1 and later in a strongly typed one. No build for DLA was tried on a device: the flags are those that NVIDIA's documentation asks for. The nodes below run on the GPU, by the rules that NVIDIA publishes; the builder on the device decides, and `--log` shows what it decided:
 
 {listed}"""

@@ -76,7 +76,7 @@ def write(path: Path, session: Any, stored: Sequence[Arrays]) -> dict[str, Any]:
     inputs, outputs = (
         [value.name for value in values] for values in (session.get_inputs(), session.get_outputs())
     )
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     size = 0
     for number, feeds in enumerate(stored):
         found = ort.run(session, feeds)
@@ -87,5 +87,5 @@ def write(path: Path, session: Any, stored: Sequence[Arrays]) -> dict[str, Any]:
             break
         arrays |= call
     with replacing(path) as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)  # NumPy before 2.2 stores any keyword as an array, allow_pickle too
     return {"file": path.name, "inputs": inputs, "outputs": outputs, "by": f"ONNX Runtime {ort.VERSION}"}

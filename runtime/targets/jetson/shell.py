@@ -27,6 +27,7 @@ def build_script(title: str, request: Mapping[str, Any], log: bool, time_limit_s
         flags="".join(f"    {shlex.quote(flag)}\n" for flag in flags(request)),
         impossible=shlex.quote(impossible(request)),
         dla="" if request["dla"] is None else request["dla"],
+        quantized=int(request["quantized"]),
         log=int(log),
         limit=0 if time_limit_s is None else max(1, round(time_limit_s)),
     )
@@ -77,6 +78,7 @@ SCRIPT = r"""#!/usr/bin/env bash
 #
 # TRTEXEC=/path/to/trtexec ./build.sh takes another one. Exit codes: 2 damaged files or wrong use, 4 no TensorRT or a
 # failed build, 130 interrupted. The engine appears whole or not at all.
+[ -n "$${BASH_VERSION:-}" ] || { echo "build.sh: this shell is not bash; run ./build.sh, or bash build.sh" >&2; exit 2; }
 set -euo pipefail
 export LC_ALL=C
 
@@ -88,6 +90,7 @@ fail() {
 flags=(
 $flags)
 dla='$dla'
+quantized=$quantized # whether the network has pairs of Q/DQ
 log=$log
 limit=$limit # seconds; 0: none
 impossible=$impossible
@@ -97,24 +100,53 @@ for argument in "$$@"; do
     --gpu) dla='' ;;
     --log) log=1 ;;
     -h | --help)
-        sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$${BASH_SOURCE[0]}"
+        sed -n '2,/^[^#]/{/^#/{s/^# \{0,1\}//;p;};}' "$${BASH_SOURCE[0]}"
         exit 0
         ;;
     *) fail 2 "there is no option '$$argument'; ./build.sh --help lists them" ;;
     esac
 done
+trtexec=$${TRTEXEC:-trtexec} # found before the folder changes: it may be a path from here
+case "$$trtexec" in
+/*) ;;
+*/*) trtexec=$$PWD/$$trtexec ;;
+*) trtexec=$$(command -v -- "$$trtexec" || echo "/usr/src/tensorrt/bin/$$trtexec") ;;
+esac
 cd -- "$$(dirname -- "$$(readlink -f -- "$${BASH_SOURCE[0]}")")"
 
 [ -f SHA256SUMS ] || fail 2 "SHA256SUMS is not there; copy the folder again"
-if ! checked=$$(sha256sum --quiet --check SHA256SUMS 2>&1); then
+for name in bundle.json model.onnx build.py build.sh; do
+    grep -q "^[0-9a-f]\{64\}  $$name\$$" SHA256SUMS || fail 2 "SHA256SUMS does not list $$name; copy the folder again"
+done
+if ! checked=$$(sha256sum --quiet --strict --check SHA256SUMS 2>&1); then
     wrong=$$(sed -n 's/: FAILED.*//p' <<<"$$checked" | paste -sd ' ' -)
     fail 2 "missing or not as written: $${wrong:-SHA256SUMS itself}; copy the folder again"
 fi
 [ -z "$$impossible" ] || fail 2 "trtexec cannot be given $$impossible; python3 build.py can"
+
+engine=.building-$$$$.engine
+said=.building-$$$$.log
+sidecar=.building-$$$$.json
+child=''
+trap 'rm -f -- .writable "$$engine" "$$said" "$$sidecar"' EXIT
+interrupted() {
+    trap '' INT TERM HUP
+    if [ -n "$$child" ]; then
+        kill -TERM -- "-$$child" 2>/dev/null || true
+        for _ in {1..50}; do
+            kill -0 -- "-$$child" 2>/dev/null || break
+            sleep 0.1
+        done
+        kill -KILL -- "-$$child" 2>/dev/null || true
+    fi
+    echo "build.sh: interrupted; nothing was written" >&2
+    exit 130
+}
+trap interrupted INT TERM HUP
+
 touch .writable 2>/dev/null || fail 2 "$$PWD cannot be written; copy the folder to a disk that can"
 rm -f .writable
 
-trtexec=$${TRTEXEC:-$$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)}
 [ -x "$$trtexec" ] || fail 4 "trtexec is not there ($$trtexec): sudo apt install nvidia-jetpack, or TRTEXEC=/path/to/trtexec ./build.sh; python3 build.py needs only the Python package"
 
 # "[TensorRT v100300]" is 10.3.0, "[TensorRT v8601]" 8.6.1
@@ -133,31 +165,56 @@ if [ -n "$$dla" ]; then
         fail 4 "TensorRT $$version does not build for DLA: 10.3 to 10.7 and 11.4.1 and later do; ./build.sh --gpu"
     fi
     flags+=("--useDLACore=$$dla" --allowGPUFallback)
-    # TensorRT 10 builds for DLA in weakly typed networks alone
-    [ "$$banner" -ge 110000 ] || flags+=(--fp16)
+    # TensorRT 10 builds for DLA in weakly typed networks alone, and there Q/DQ pairs need INT8 allowed
+    if [ "$$banner" -lt 110000 ]; then
+        flags+=(--fp16)
+        [ "$$quantized" = 0 ] || flags+=(--int8)
+    fi
 elif [ "$$banner" -lt 110000 ]; then
     flags+=(--stronglyTyped) # 11 always is, and may not know the word
 fi
 [ "$$log" = 0 ] || flags+=(--verbose)
 
-engine=.building-$$$$.engine
-said=.building-$$$$.log
-trap 'rm -f -- "$$engine" "$$said"' EXIT
-trap 'echo "build.sh: interrupted; nothing was written" >&2; exit 130' INT TERM
-
 run=("$$trtexec" --onnx=model.onnx "--saveEngine=$$engine" --skipInference "$${flags[@]}")
-[ "$$limit" = 0 ] || run=(timeout --foreground --kill-after=10 "$$limit" "$${run[@]}")
+[ "$$limit" = 0 ] || run=(timeout --foreground --kill-after=2 "$$limit" "$${run[@]}")
+began=$$SECONDS
 echo "building with TensorRT $$version; this takes minutes"
 code=0
-"$${run[@]}" >"$$said" 2>&1 </dev/null || code=$$?
+# a group of its own, which is waited for: bash acts on a signal at once then, and ends all of it
+set -m
+"$${run[@]}" >"$$said" 2>&1 </dev/null &
+child=$$!
+set +m
+wait "$$child" 2>/dev/null || code=$$?
+child=''
 [ "$$log" = 0 ] || cp -- "$$said" model.engine.log
-[ "$$code" != 130 ] || exit 130
+# timeout ends with 137 where its second signal was needed, and so does what runs out of memory
+[ "$$code" != 137 ] || [ "$$limit" = 0 ] || [ $$((SECONDS - began)) -lt "$$limit" ] || code=124
+[ "$$code" != 137 ] || fail 4 "trtexec was killed, as where memory runs out: end other programs, or add swap"
 [ "$$code" != 124 ] || fail 4 "not built within $$limit s, the bundle's time_limit; python3 build.py --time-limit takes another"
 if [ "$$code" != 0 ] || [ ! -s "$$engine" ]; then
     reason=$$(grep -a '\[E\]' "$$said" | sed -n 1p | sed 's/^.*\[E\] *//' || true)
     fail 4 "trtexec did not build model.onnx (exit code $$code): $${reason:-it gives no reason}; ./build.sh --log keeps all that it says"
 fi
+# which network and device the engine is of, as build.py writes it, which compares
+files=$$(sed -n 's/^\([0-9a-f]*\)  \(model\.onnx\(\.data\)\{0,1\}\)$$/"\2": "\1"/p' SHA256SUMS | paste -sd ',' -)
+size=$$(stat -c %s "$$engine")
+sum=$$(sha256sum -- "$$engine")
+cat >"$$sidecar" <<EOF
+{
+ "engine": "model.engine",
+ "engine_bytes": $$size,
+ "engine_sha256": "$${sum%% *}",
+ "model_sha256": {$$files},
+ "library": "tensorrt",
+ "dla": $${dla:-null},
+ "version": "$$version"
+}
+EOF
+trap '' INT TERM HUP # both or none
+mv -f -- "$$sidecar" model.engine.json
 mv -f -- "$$engine" model.engine
-rm -f model.engine.json # of another engine, which build.py built
-echo "model.engine: $$(($$(stat -c %s model.engine) / 1000)) kB; python3 build.py --verify compares it with what was stored"
+place="the GPU"
+[ -z "$$dla" ] || place="DLA core $$dla"
+echo "model.engine: $$((size / 1000)) kB, built for $$place; python3 build.py --verify compares it with what was stored"
 """

@@ -1,7 +1,8 @@
 """DLA, the accelerator beside the GPU of a Jetson AGX Orin or Orin NX: how a builder is asked for it.
 
 TensorRT 10 builds for DLA in weakly typed networks alone, with the flag FP16, as its own trtexec does: a
-strongly typed one refuses the flag, and DLA refuses to go without. From 11.4.1 on all networks are strongly
+strongly typed one refuses the flag, and DLA refuses to go without. In a weakly typed network the pairs of Q/DQ need
+the flag INT8 as well, says its guide ("Working with Quantized Types"). From 11.4.1 on all networks are strongly
 typed, those for DLA too.
 """
 
@@ -14,12 +15,16 @@ def creation_flags(trt: Any, core: int | None) -> int:
     return 0 if weak else 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 
-def configure(trt: Any, config: Any, core: int) -> None:
-    """Puts what DLA can compute on that core. The rest goes to the GPU, if GPU_FALLBACK is among the flags."""
+def configure(trt: Any, config: Any, core: int, quantized: bool) -> None:
+    """Puts what DLA can compute on that core. The rest goes to the GPU, if GPU_FALLBACK is among the flags.
+    `quantized`: whether the network has pairs of Q/DQ.
+    """
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
     if hasattr(trt.BuilderFlag, "FP16"):
         config.set_flag(trt.BuilderFlag.FP16)
+        if quantized:
+            config.set_flag(trt.BuilderFlag.INT8)
 
 
 def on_gpu(network: Any, config: Any) -> list[str]:

@@ -49,7 +49,7 @@ def apply(trt: Any, logger: Any, builder: Any, config: Any, request: Mapping[str
     if hardware := request.get("hardware"):
         config.hardware_compatibility_level = named(trt, "HardwareCompatibilityLevel", hardware)
     if request.get("dla") is not None:
-        _set_dla(trt, builder, config, request["dla"], request["profiles"])
+        _set_dla(trt, builder, config, request)
     cache = _read_cache(config, request["timing_cache"]) if request.get("timing_cache") else None
     if said := logger.errors(before):
         raise RefusedError("; ".join(said))
@@ -78,22 +78,22 @@ def named(trt: Any, enumeration: str, name: str) -> Any:
     raise RefusedError(f"this version has no {enumeration} {name}; it has {known}")
 
 
-def _set_dla(trt: Any, builder: Any, config: Any, core: int, profiles: Sequence[Mapping[str, Any]]) -> None:
-    cores = builder.num_DLA_cores
+def _set_dla(trt: Any, builder: Any, config: Any, request: Mapping[str, Any]) -> None:
+    core, cores = request["dla"], builder.num_DLA_cores
     if core >= cores:
         have = f"has {cores} DLA cores, 0 to {cores - 1}" if cores else "has no DLA"
         raise RefusedError(
             f"option dla: this machine {have} that TensorRT {trt.__version__} can use; DLA is on Jetson AGX Orin, "
             "Orin NX and Xavier, with TensorRT up to 10.7 or from 11.4.1 on"
         )
-    for profile in profiles:
+    for profile in request["profiles"]:
         for name, (least, _, greatest) in profile.items():
             if least != greatest:
                 raise RefusedError(
                     f"option dla: DLA takes no dynamic sizes, and input '{name}' has some; give one size, such as "
                     "batch=1"
                 )
-    dla.configure(trt, config, core)
+    dla.configure(trt, config, core, request["quantized"])
 
 
 def _read_cache(config: Any, path: str) -> Any:

@@ -21,6 +21,7 @@ import onnx
 from onnx_lathe.errors import TargetError, first_few
 from onnx_lathe.placement import CANONICAL
 from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.files.tensors import all_nodes
 from onnx_lathe.runtime.targets.core.base import (
     Artifact,
     Feeds,
@@ -41,7 +42,7 @@ from onnx_lathe.runtime.targets.tensorrt.belongings import (
     sha256,
     sparse_flags,
 )
-from onnx_lathe.runtime.targets.tensorrt.check import concerns, verdicts
+from onnx_lathe.runtime.targets.tensorrt.check import QUANTIZERS, concerns, verdicts
 from onnx_lathe.runtime.targets.tensorrt.engine_process import compute_here
 from onnx_lathe.runtime.targets.tensorrt.options import BuildConfig, RTXConfig, TensorRTConfig
 from onnx_lathe.runtime.targets.tensorrt.profiling import EngineProfiler
@@ -90,7 +91,7 @@ class TensorRTBase(Target):
             return None
         try:
             asked, usual = (
-                self._request(one) | {"flags": one.flags(), "profiles": []}
+                self._request(one) | {"flags": one.flags(), "profiles": [], "quantized": False}
                 for one in (options, self.Config())
             )
         except TargetError as error:
@@ -214,6 +215,7 @@ class TensorRTBase(Target):
         return self._request(options) | {
             "flags": options.flags() + sparse_flags(model, options.sparse),
             "profiles": plain(wanted),
+            "quantized": any(node.op_type in QUANTIZERS for node in all_nodes(model)),
         }
 
     def _build_in(

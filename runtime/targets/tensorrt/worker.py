@@ -6,8 +6,8 @@ goes to standard error as well, so that something is left if it crashes. A proce
 failed build TensorRT-RTX 1.7 compiles the next one with leftovers of it, and because some models crash the
 builder without an exception.
 
-The API used is the part that TensorRT 10.x, 11.x and TensorRT-RTX share. Precision flags are never set:
-precision is in the graph (dla.py has the one exception). A bundle for a Jetson carries this file and what it
+The API used is the part that TensorRT 10.x, 11.x and TensorRT-RTX share. No precision flags are set:
+precision is in the graph, which is strongly typed; but for DLA in TensorRT 10 (dla.py). A bundle for a Jetson carries this file and what it
 imports, none of which needs more than Python, NumPy and TensorRT.
 """
 

@@ -11,6 +11,8 @@ from typing import Any
 from onnx_lathe.runtime.targets.jetson.device.refusal import RefusedError
 from onnx_lathe.runtime.targets.tensorrt.conversation import converse, ending, last_words
 
+START = "import runpy, sys; sys.path[:] = sys.argv[2:]; runpy.run_module(sys.argv[1], None, '__main__', True)"
+"""As `python -m` does, on the same path; PYTHONPATH cannot hold a folder with a colon in its name."""
 SILENCE = " and said nothing; --log shows how far it came"
 
 
@@ -26,11 +28,11 @@ def ask(
     Raises RefusedError with the process's reasons, or how it ended. The process never outlives this call.
     """
     paths = [os.path.abspath(entry) for entry in sys.path]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     overdue = threading.Event()
     with (scratch / "stderr.txt").open("w+b") as errors:
         child = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-c", START, module, *paths],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -1,26 +1,15 @@
-"""Whether the files of a bundle are those that were written."""
+"""SHA-256 of the files of a bundle. The command itself compares them (build.py), before it imports this file."""
 
 import hashlib
 from pathlib import Path
 
-from onnx_lathe.runtime.targets.jetson.device.refusal import WRONG_USE, RefusedError
-
 SUMS = "SHA256SUMS"
 
 
-def check(folder: Path) -> None:
-    """Compares every file with SHA256SUMS. Raises RefusedError that names all that are missing or changed."""
-    try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise RefusedError(f"{folder / SUMS}: {error.strerror}; copy the folder again", WRONG_USE) from error
-    pairs = [line.split("  ", 1) for line in lines if "  " in line]
-    expected = {name: wanted for wanted, name in pairs}
-    if not expected:
-        raise RefusedError(f"{folder / SUMS}: lists no file; copy the folder again", WRONG_USE)
-    wrong = [said for name, wanted in expected.items() if (said := _difference(folder / name, wanted))]
-    if wrong:
-        raise RefusedError(f"{folder}: {', '.join(wrong)}; copy the folder again", WRONG_USE)
+def listed(path: Path) -> dict[str, str]:
+    """Name -> SHA-256, of a file SHA256SUMS."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {name: wanted for wanted, name in (line.split("  ", 1) for line in lines if "  " in line)}
 
 
 def sums(folder: Path) -> str:
@@ -35,10 +24,3 @@ def digest(path: Path) -> str:
         while chunk := file.read(1 << 20):
             found.update(chunk)
     return found.hexdigest()
-
-
-def _difference(path: Path, expected: str) -> str:
-    try:
-        return "" if digest(path) == expected else f"{path.name} is not as it was written"
-    except OSError as error:
-        return f"{path.name} cannot be read ({error.strerror})"

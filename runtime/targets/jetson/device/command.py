@@ -1,4 +1,4 @@
-"""The command `build.py`: checks the files, builds the engine, and compares it with what was stored.
+"""The command `build.py`: builds the engine, and compares it with what was stored. The files are checked already.
 
 Everything that can go wrong is one line on standard error and an exit code (refusal.py).
 """
@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx_lathe.runtime.targets.jetson.device import memory, showing, verifying, versions
+from onnx_lathe.runtime.targets.jetson.device import built, interruption, memory, showing, verifying, versions
+from onnx_lathe.runtime.targets.jetson.device.arguments import LIBRARIES, parser
 from onnx_lathe.runtime.targets.jetson.device.asking import ask
-from onnx_lathe.runtime.targets.jetson.device.checksums import check
+from onnx_lathe.runtime.targets.jetson.device.built import ENGINE, SIDECAR
 from onnx_lathe.runtime.targets.jetson.device.refusal import (
     DEFECT,
     DIFFERS,
@@ -26,10 +27,9 @@ from onnx_lathe.runtime.targets.jetson.device.refusal import (
 )
 from onnx_lathe.runtime.targets.tensorrt import worker
 
-DESCRIPTION, ENGINE = "bundle.json", "model.engine"
-LIBRARIES = ("tensorrt", "tensorrt_rtx")
-KEPT = ("version", "gpu", "build_seconds", "weights_bytes", "inputs", "outputs", "on_gpu", "warnings")
-"""Of the builder's answer, what model.engine.json says."""
+DESCRIPTION = "bundle.json"
+READ = ("model", "request", "time_limit_s", "log", "memory", "reference")
+"""What of the description is read here."""
 FALLBACK = "GPU_FALLBACK"
 MISSING = (
     "tensorrt is not installed for {python}: on a Jetson it comes with JetPack (sudo apt install python3-libnvinfer), for the "
@@ -39,69 +39,34 @@ MISSING = (
 
 def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     """Runs the command for the bundle in `folder`. Returns the exit code."""
+    folder = folder.resolve()
+    before = _written(folder)
     try:
-        return _run(folder.resolve(), _parser().parse_args(arguments))
+        interruption.take()
+        return _run(folder, parser().parse_args(arguments))
     except RefusedError as refusal:
         print(f"build.py: {refusal}", file=sys.stderr)
         return refusal.code
     except KeyboardInterrupt:
-        print("build.py: interrupted; nothing was written", file=sys.stderr)
+        names = [name for name, stamp in _written(folder).items() if stamp != before.get(name)]
+        said = (
+            f"{', '.join(names)} {'were' if names[1:] else 'was'} written" if names else "nothing was written"
+        )
+        print(f"build.py: interrupted; {said}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 one line for the person at the device, whatever it is
         print(f"build.py: a defect: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return DEFECT
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="build.py", description="Builds model.engine with TensorRT, on the device that will run it."
-    )
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="run the engine on the stored inputs: SQNR, top-1, latency; builds it first if it is not there",
-    )
-    parser.add_argument(
-        "--least-sqnr",
-        type=float,
-        default=20.0,
-        metavar="DB",
-        help="with --verify: exit code 3 for an output below it (default 20)",
-    )
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=3.0,
-        metavar="S",
-        help="with --verify: how long each way of running is timed (default 3)",
-    )
-    parser.add_argument("--gpu", action="store_true", help="build for the GPU where the bundle is for DLA")
-    parser.add_argument(
-        "--explicit",
-        action="store_true",
-        help="say what the network needs of each device's memory, and build nothing",
-    )
-    parser.add_argument(
-        "--log", action="store_true", help="write all that the builder says to model.engine.log"
-    )
-    parser.add_argument(
-        "--time-limit",
-        type=float,
-        metavar="S",
-        help="end a build that takes longer (default: as the bundle says)",
-    )
-    parser.add_argument(
-        "--library",
-        choices=LIBRARIES,
-        default=LIBRARIES[0],
-        help="tensorrt_rtx stands in on a desktop; no Jetson loads its engine",
-    )
-    return parser  # fmt: skip
+def _written(folder: Path) -> dict[str, tuple[int, int]]:
+    """What a build leaves, by file and time: tells afterwards whether it is new."""
+    there = (folder / name for name in (ENGINE, SIDECAR, f"{ENGINE}.log"))
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in there if path.exists()}
 
 
 def _run(folder: Path, options: argparse.Namespace) -> int:
-    check(folder)
-    described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    described = _description(folder)
     if options.explicit:
         print(memory.notes(described))
         return DONE
@@ -116,6 +81,18 @@ def _run(folder: Path, options: argparse.Namespace) -> int:
         raise RefusedError(f"{folder}: cannot be written ({error.strerror or error}); copy it to a disk that can", WRONG_USE) from error  # fmt: skip
 
 
+def _description(folder: Path) -> dict[str, Any]:
+    try:
+        described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        if all(key in described for key in READ):
+            return described
+    except (ValueError, TypeError):
+        pass
+    raise RefusedError(
+        f"{folder / DESCRIPTION}: is not the description that Lathe writes; copy the folder again", WRONG_USE
+    )
+
+
 def _work(folder: Path, scratch: Path, described: Mapping[str, Any], options: argparse.Namespace) -> int:
     request = {**described["request"], "library": options.library}
     if options.gpu:
@@ -125,12 +102,14 @@ def _work(folder: Path, scratch: Path, described: Mapping[str, Any], options: ar
         reason := versions.refusal(version, request["dla"], versions.on_jetson())
     ):
         raise RefusedError(reason)
-    engine = folder / ENGINE
-    if not (options.verify and engine.exists()):
-        _build(folder, scratch, described, request, version, options)
+    files = built.network(folder, described["model"])
+    if options.verify and (folder / ENGINE).exists():
+        built.check(folder, request, files)
+    else:
+        _build(folder, scratch, described, request, files, version, options)
     if not options.verify:
         return DONE
-    return _verify(folder, scratch, described, options)
+    return _verify(folder, scratch, described, request, options)
 
 
 def _build(
@@ -138,6 +117,7 @@ def _build(
     scratch: Path,
     described: Mapping[str, Any],
     request: dict[str, Any],
+    files: Mapping[str, str],
     version: str,
     options: argparse.Namespace,
 ) -> None:
@@ -146,7 +126,7 @@ def _build(
         print(f"warning: {warning}", file=sys.stderr)
     engine, log = scratch / ENGINE, scratch / f"{ENGINE}.log"
     wants_log = options.log or described["log"]
-    limit = options.time_limit or described["time_limit_s"]
+    limit = described["time_limit_s"] if options.time_limit is None else options.time_limit
     print(f"building with {options.library} {version}; this takes minutes", flush=True)
     asked = request | {"model": str(folder / described["model"]), "engine": str(engine), "log": str(log) if wants_log else None}  # fmt: skip
     try:
@@ -158,21 +138,27 @@ def _build(
         if log.exists():
             log.replace(folder / log.name)
     size = engine.stat().st_size
-    sidecar = scratch / f"{ENGINE}.json"
-    found = {"engine": ENGINE, "engine_bytes": size, "library": options.library, "dla": request["dla"]}
-    found |= {key: answer[key] for key in KEPT if key in answer}
-    sidecar.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    sidecar.replace(folder / sidecar.name)
+    sidecar = scratch / SIDECAR
+    sidecar.write_text(built.described(engine, request, answer, files), encoding="utf-8")
+    sidecar.replace(folder / SIDECAR)
     engine.replace(folder / ENGINE)
     for warning in answer["warnings"]:
         print(f"TensorRT: {warning}", file=sys.stderr)
     if "on_gpu" in answer:
         print(showing.on_gpu(answer["on_gpu"]))
-    print(f"{ENGINE}: {size / 1e6:.3g} MB, built in {answer['build_seconds']:.3g} s")
+    print(
+        f"{ENGINE}: {size / 1e6:.3g} MB, built {built.place(request['dla'])} in {answer['build_seconds']:.3g} s"
+    )
 
 
-def _verify(folder: Path, scratch: Path, described: Mapping[str, Any], options: argparse.Namespace) -> int:
-    request = {
+def _verify(
+    folder: Path,
+    scratch: Path,
+    described: Mapping[str, Any],
+    request: Mapping[str, Any],
+    options: argparse.Namespace,
+) -> int:
+    asked = {
         "library": options.library,
         "engine": str(folder / ENGINE),
         "reference": str(folder / described["reference"]["file"]),
@@ -180,8 +166,8 @@ def _verify(folder: Path, scratch: Path, described: Mapping[str, Any], options: 
         "outputs": described["reference"]["outputs"],
         "budget_s": options.seconds,
     }
-    found = ask(verifying.__name__, request, scratch, showing.quiet)
-    print(showing.verified(found, described["reference"]))
+    found = ask(verifying.__name__, asked, scratch, showing.quiet)
+    print(showing.verified(found, described["reference"], request["dla"]))
     low = showing.too_different(found, options.least_sqnr)
     if low:
         raise RefusedError(f"{low}: the engine does not compute what the model does", DIFFERS)

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+ZERO = 1e-5
+"""What an output of zeros alone counts as, value by value: rounding near it is no error without bound."""
+
 
 def sqnr_db(expected: np.ndarray, found: np.ndarray) -> float:
     """Energy of `expected` over that of the difference, in dB: inf if they are equal, -inf where one is not finite and
-    the other is.
+    the other is. Zeros alone count as ZERO each.
     """
     with np.errstate(invalid="ignore"):
         wanted, difference = (
@@ -24,7 +27,7 @@ def sqnr_db(expected: np.ndarray, found: np.ndarray) -> float:
     signal = float(np.sum(np.square(np.where(np.isfinite(wanted), wanted, 0.0))))
     if noise == 0.0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return 10 * math.log10((signal or ZERO**2 * difference.size) / noise)
 
 
 def top1(expected: np.ndarray, found: np.ndarray) -> float | None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from onnx_lathe.runtime.targets.jetson.device.built import place
 from onnx_lathe.runtime.targets.jetson.device.verifying import WAYS
 
 LISTED = 12
@@ -36,10 +37,12 @@ def on_gpu(layers: Sequence[str]) -> str:
     return f"layers on the GPU, not on DLA: {', '.join(layers[:LISTED])}{more}"
 
 
-def verified(found: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
-    """Two tables. `reference`: what is stored of the inputs."""
+def verified(found: Mapping[str, Any], reference: Mapping[str, Any], core: int | None) -> str:
+    """Two tables. `reference`: what is stored of the inputs; `core`: of DLA that the engine
+    was built for, or None for the GPU.
+    """
     made = "random values" if reference["made_up"] else "samples of the data"
-    lines = [f"TensorRT {found['version']}, {found['calls']} stored calls ({made}), against {reference['by']}", ""]  # fmt: skip
+    lines = [f"TensorRT {found['version']}, engine {place(core)}, {found['calls']} stored calls ({made}), against {reference['by']}", ""]  # fmt: skip
     lines.append(f"{'output':<32}{'SQNR':>12}{'same top-1':>14}")
     for output in found["outputs"]:
         lines.append(f"{output['name'][:31]:<32}{_sqnr(output):>12}{_top1(output):>14}")
