@@ -12,6 +12,15 @@ from onnx_lathe import metadata
 from onnx_lathe.placement import Placement
 
 Progress = Callable[[str], None]
+
+
+def option(
+    default: Any, help: str, unit: str = "", choices: tuple[str, ...] = (), low: float | None = None
+) -> Any:
+    """A field of a target's Config. choices: the values that it takes, if these can be listed; low: the least one."""
+    return field(default=default, metadata={"help": help, "unit": unit, "choices": choices, "low": low})
+
+
 Feeds = Callable[[Any, int], Mapping[str, Any]]
 
 

@@ -7,7 +7,7 @@ device needs: checksums, stored inputs and outputs to compare with, and a README
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import onnx
 
 from onnx_lathe.errors import TargetError, UsageError, nearest
 from onnx_lathe.runtime.files import model_file
-from onnx_lathe.runtime.targets.core.base import Artifact, LayerVerdict, Progress
+from onnx_lathe.runtime.targets.core.base import Artifact, LayerVerdict, Progress, option
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.jetson.device.command import FALLBACK
 from onnx_lathe.runtime.targets.jetson.devices import DEVICES
@@ -30,11 +30,6 @@ FOLDER = "model.jetson"
 DATA, RANDOM, NOTHING = REFERENCES = ("data", "random", "nothing")
 
 
-def _option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    extra = {"choices": choices} if choices else {}
-    return field(default=default, metadata={"help": help, "unit": "", **extra})
-
-
 @register
 class Jetson(TensorRTBase):
     name = "jetson"
@@ -45,20 +40,20 @@ class Jetson(TensorRTBase):
 
     @dataclass(frozen=True)
     class Config(BuildConfig):
-        device: str = _option(
+        device: str = option(
             "",
             f"the Jetson that it is for, which decides the scratch memory: {', '.join(DEVICES)}; left out: any",
         )
-        dla: int | None = _option(
+        dla: int | None = option(
             None,
             "build for this DLA core, 0 or 1, with what it cannot compute on the GPU; batch is 1 then, if it is not given. "
             "For AGX Orin, and Orin NX with JetPack 6",
         )
-        reference: str = _option(
+        reference: str = option(
             DATA,
             "inputs that are stored to compare the engine with: data (the run's first samples; random values without "
             "data), random, nothing",
-            REFERENCES,
+            choices=REFERENCES,
         )
 
         def __post_init__(self) -> None:

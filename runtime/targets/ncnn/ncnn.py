@@ -23,6 +23,7 @@ from onnx_lathe.runtime.targets.core.base import (
     Reopened,
     Target,
     layers_of,
+    option,
 )
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.ncnn import verify
@@ -49,11 +50,6 @@ OPEN = "on the size of the input"
 SEVERAL = "several samples at once"
 
 
-def _option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    extra = {"choices": choices} if choices else {}
-    return field(default=default, metadata={"help": help, "unit": "", **extra})
-
-
 @register
 class Ncnn(Target):
     name = "ncnn"
@@ -70,12 +66,14 @@ class Ncnn(Target):
 
     @dataclass(frozen=True)
     class Config(Target.Config):
-        storage: str = _option(
+        storage: str = option(
             "float32",
             "how float weights are stored; float16 is half the file, and what phones compute in",
-            STORAGES,
+            choices=STORAGES,
         )
-        profile: str = _option("arm64-fp16", "the processor it is for, and its arithmetic", tuple(PROFILES))
+        profile: str = option(
+            "arm64-fp16", "the processor it is for, and its arithmetic", choices=tuple(PROFILES)
+        )
         shapes: dict[str, int | str] = field(
             default_factory=dict,
             metadata={
@@ -84,11 +82,11 @@ class Ncnn(Target):
             },
         )
 
-        preprocess: str = _option(
+        preprocess: str = option(
             "",
             "how pixels become input, as --preprocess says it, for the C++ example; a run's own if it has one",
         )
-        bundle: bool = _option(
+        bundle: bool = option(
             True, "a C++ example for Android and iOS, and a README for the application's developer"
         )
 

@@ -1,31 +1,21 @@
 """Options of the targets `tensorrt` and `tensorrt-rtx`, checked when they are made."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.runtime.targets.core.base import Target
+from onnx_lathe.runtime.targets.core.base import Target, option
 from onnx_lathe.runtime.targets.tensorrt.shapes import USUAL_BATCH, parse_batch, parse_shapes
 
 LARGEST_WORKSPACE_MB = 1 << 20
 """1 TiB, which no GPU has; TensorRT's number of bytes has 64 bits."""
 
 
-def _option(
-    default: Any, help: str, unit: str = "", choices: Sequence[str] = (), low: float | None = None
-) -> Any:
-    return field(
-        default=default, metadata={"help": help, "unit": unit, "choices": tuple(choices), "low": low}
-    )
-
-
 @dataclass(frozen=True)
 class BuildConfig(Target.Config):
     """Options of both TensorRT targets."""
 
-    batch: int | str | None = _option(
+    batch: int | str | None = option(
         None,
         f"sizes of a dynamic first dimension: MIN:OPT:MAX, or one for all; none: {USUAL_BATCH}, or 1 where only that builds",
         "samples",
@@ -38,15 +28,15 @@ class BuildConfig(Target.Config):
             "unit": "",
         },
     )
-    prefer: str = _option(
+    prefer: str = option(
         "speed",
         "a codebook of up to 16 values in front of an INT8 layer: INT8 weights, or 4 bits, decoded at every run",
         choices=("speed", "size"),
     )
-    level: int | None = _option(
+    level: int | None = option(
         None, "builder optimization level, 0 (fast build) to 5 (fast engine); none: TensorRT's own default"
     )
-    workspace_mb: int | None = _option(
+    workspace_mb: int | None = option(
         None, "GPU memory that a layer may use for scratch; none: TensorRT's own default", "MiB"
     )
     speed: str = field(
@@ -57,30 +47,30 @@ class BuildConfig(Target.Config):
             "choices": ("keep", "any"),
         },
     )
-    time_limit: float | None = _option(3600.0, "end a build that takes longer; none: never", "s")
-    log: bool = _option(
+    time_limit: float | None = option(3600.0, "end a build that takes longer; none: never", "s")
+    log: bool = option(
         False, "write the builder's whole log, with the layers that it chose, beside the engine"
     )
 
-    sparse: str = _option(
+    sparse: str = option(
         "auto",
         "let TensorRT use kernels for weights with 2 zeros in each 4: where prune_nm made some, always, or never",
         choices=("auto", "yes", "no"),
     )
-    refit: str = _option(
+    refit: str = option(
         "no",
         "weights that can be replaced in the finished engine: none, by any others, or by the same alone, which is faster",
         choices=("no", "any", "same"),
     )
-    strip: bool = _option(
+    strip: bool = option(
         False,
         "leave the weights out of the engine, and write the model that they are refitted from beside it",
     )
-    compatible: bool = _option(False, "an engine that later versions of TensorRT can load too; may be slower")
-    lean_runtime: bool = _option(
+    compatible: bool = option(False, "an engine that later versions of TensorRT can load too; may be slower")
+    lean_runtime: bool = option(
         True, "with compatible: the engine carries the runtime that loads it; false: the device has one"
     )
-    weight_streaming: bool = _option(
+    weight_streaming: bool = option(
         False, "an engine that can keep a part of its weights in the host's memory, at a price in speed"
     )
 
@@ -124,7 +114,7 @@ class BuildConfig(Target.Config):
 class RTXConfig(BuildConfig):
     """Options of `tensorrt-rtx`."""
 
-    compute: str = _option("sm86", "GPU architectures in one engine, joined by +, such as sm86+sm89")
+    compute: str = option("sm86", "GPU architectures in one engine, joined by +, such as sm86+sm89")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,19 +133,19 @@ class RTXConfig(BuildConfig):
 class TensorRTConfig(BuildConfig):
     """Options of `tensorrt`."""
 
-    portable: bool = _option(
+    portable: bool = option(
         False, "an engine that also runs on other desktop GPUs from Ampere on, slower; not on a Jetson"
     )
-    same_compute: bool = _option(
+    same_compute: bool = option(
         False,
         "an engine that also runs on other GPUs of the same compute capability; TensorRT 10.13 or later",
     )
-    timing_cache: str | None = _option(
+    timing_cache: str | None = option(
         None,
         "file with times of kernels, read if it is there and written after the build; the next is faster",
     )
-    dla: int | None = _option(None, "core of the deep learning accelerator of a Jetson that runs it", low=0)
-    dla_fallback: bool = _option(
+    dla: int | None = option(None, "core of the deep learning accelerator of a Jetson that runs it", low=0)
+    dla_fallback: bool = option(
         True, "with dla: layers that it cannot run go to the GPU; false: the build fails then"
     )
 
