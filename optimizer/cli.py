@@ -12,6 +12,7 @@ from pathlib import Path
 
 from onnx_lathe.discovery import uncollected
 from onnx_lathe.errors import ExitCode, LatheError, UsageError
+from onnx_lathe.optimizer.closed_pipe import reader_may_leave
 from onnx_lathe.optimizer.words import meant
 from onnx_lathe.runtime.threads import limited
 
@@ -31,7 +32,11 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. Every mistake of the user is one line on standard error."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with reader_may_leave():
+        return _told(list(sys.argv[1:] if argv is None else argv))
+
+
+def _told(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
     except LatheError as error:
@@ -42,9 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept = "; finished steps and epochs are kept, the same command with --resume continues"
         _complain("interrupted" + (kept if compiling else ""))
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:  # `optimize ... | head`
-        sys.stderr.close()
-        return ExitCode.DONE
     except Exception as error:  # noqa: BLE001 - the last resort: a defect of ours is told from a mistake
         traceback.print_exc()
         from onnx_lathe.version import VERSION

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,15 +99,10 @@ def _run(request: Request, options: argparse.Namespace) -> int:
 
 
 def _print(record: RunRecord, as_json: bool) -> None:
-    try:
-        if as_json:
-            print_json(record.as_json())
-        else:
-            terminal.show(record, Console(highlight=False, emoji=False, soft_wrap=True))
-        sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):
-        # `optimize ... | head`: rich exits with 1 there, but the gate's verdict is what counts
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's own flush at exit
+    if as_json:
+        print_json(record.as_json())
+    else:
+        terminal.show(record, Console(highlight=False, emoji=False, soft_wrap=True))
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
