@@ -120,10 +120,11 @@ def weights(
     halves: bool = False,
     bodies: bool = False,
     everywhere: bool = False,
+    filled: bool = False,
 ) -> Iterator[Weight]:
     """Every float32 weight that is constant (initializer, or decoded from initializers), once, in graph
     order; float16 ones if `halves`; those of layers inside bodies of If, Loop and Scan if `bodies`; those of
-    recurrent layers and embeddings if `everywhere`.
+    recurrent layers and embeddings if `everywhere`; those that `_FILLERS` write if `filled`.
 
     `refuse(node name, reason)` is called for each layer whose weight cannot be used. A MatMul of two
     activations is not a layer.
@@ -143,7 +144,8 @@ def weights(
                     found[tensor.name].nodes.append(node)
                     found[tensor.name].place = found[tensor.name].place or part.place
                     continue
-                reason = _unusable(node, position, halves) or _uncomputable(tensor, graph.opset)
+                decoders = (*_DECODERS, *_FILLERS) if filled else _DECODERS
+                reason = _unusable(node, position, halves, decoders) or _uncomputable(tensor, graph.opset)
                 if reason is None and part.place and not bodies:
                     refuse(
                         node.name, f"it is in the {part.place}, and this pass changes no layer inside a body"
@@ -200,13 +202,15 @@ def _other_weight(node: Node) -> str | None:
     return f"{_WITH_WEIGHTS[node.op]}, which this pass does not change" if large else None
 
 
-def _unusable(node: Node, position: int, halves: bool) -> str | None:
+def _unusable(node: Node, position: int, halves: bool, decoders: Collection[str]) -> str | None:
     tensor = node.inputs[position]
-    if not is_constant(tensor):
+    if not is_constant(tensor, decoders):
         if is_constant(tensor, UNFOLDED):
             return "its weight is a Constant node; fold first"
         if node.op == "MatMul" and is_constant(node.inputs[0], UNFOLDED):
             return "its weight is the left operand"
+        if is_constant(tensor, (*_DECODERS, *_FILLERS)):
+            return f"its weight is written by {tensor.inputs[0].op} from fewer numbers than it has"
         return OPTIONAL if is_optional_input(tensor) else NOT_CONSTANT
     if isinstance(tensor, Constant):
         if tensor.dtype != np.float32 and not (halves and tensor.dtype == np.float16):
@@ -248,6 +252,8 @@ _DECODERS = (
     "Squeeze",
 )
 UNFOLDED = (*_DECODERS, "Constant")
+_FILLERS = ("ConstantOfShape", "Expand", "Tile")
+"""Operators that repeat a few stored numbers, and that fold leaves as they are for the bytes that this saves."""
 
 
 def is_constant(tensor: Tensor, decoders: Collection[str] = _DECODERS) -> bool:

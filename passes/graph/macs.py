@@ -76,7 +76,7 @@ def network_macs(graph: Graph, shapes: Mapping[str, Shape], splitter: str) -> tu
     """
     sizes = {
         id(node): _shape(weight, shapes)
-        for weight in weights(graph, lambda node, reason: None)
+        for weight in weights(graph, lambda node, reason: None, filled=True)
         for node in weight.nodes
     }
     now = whole = 0

@@ -53,7 +53,7 @@ class BiasCorrection:
         self.placement = placement
         self.weights = {
             weight.name: weight
-            for weight in weights(import_model(original), refuse=lambda node, reason: None)
+            for weight in weights(import_model(original), refuse=lambda node, reason: None, filled=True)
         }
         self.outputs: list[Mapping[str, np.ndarray]] = []
         """What the float network computes, batch by batch, as far as KEPT_BYTES allow."""

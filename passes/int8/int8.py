@@ -242,7 +242,7 @@ class Int8(Pass):
         reason.
         """
         report = PassReport()
-        found = list(weights(graph, refuse=report.skip, bodies=True, everywhere=True))
+        found = list(weights(graph, refuse=report.skip, bodies=True, everywhere=True, filled=True))
         wanted = by_weight(
             self.config.layers, found, [skip.node for skip in report.skips], "int8(layers=...)"
         )

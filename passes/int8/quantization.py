@@ -74,7 +74,9 @@ class Quantization:
         """
         chosen = [
             weight
-            for weight in weights(graph, refuse=lambda node, reason: None, bodies=True, everywhere=True)
+            for weight in weights(
+                graph, refuse=lambda node, reason: None, bodies=True, everywhere=True, filled=True
+            )
             if weight.name in names
         ]
         writer = pairs.PairWriter(graph)

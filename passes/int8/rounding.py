@@ -146,7 +146,8 @@ def _layers(
     pairs of activations.
     """
     floats = {
-        weight.name: weight for weight in weights(import_model(original), refuse=lambda node, reason: None)
+        weight.name: weight
+        for weight in weights(import_model(original), refuse=lambda node, reason: None, filled=True)
     }
     types, captured = infer_types(run), captured_names(run)
     nodes, tensors = {node.name: node for node in run.nodes}, graph.tensors()

@@ -212,6 +212,28 @@ def test_a_weight_decoded_in_another_way_is_stored_as_int8() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "text, constants",
+    [
+        ("w = ConstantOfShape <value = float[1] {0.5}> (s)", {"s": np.array([6, 4, 3, 3])}),
+        ("w = Expand (v, s)", {"v": random(6, 4, 1, 1), "s": np.array([6, 4, 3, 3])}),
+        ("w = Tile (v, s)", {"v": random(6, 2, 3, 3), "s": np.array([1, 2, 1, 1])}),
+    ],
+    ids=["ConstantOfShape", "Expand", "Tile"],
+)
+def test_a_weight_of_a_few_repeated_numbers_is_stored_as_int8(
+    text: str, constants: dict[str, np.ndarray]
+) -> None:
+    model = build(f"(float[N, 4, 8, 8] x) => (float[N, 6, 6, 6] y) {{ {text} y = Conv (x, w) }}", **constants)
+    result, report = quantize(model)
+    form = Form(result)
+    assert form.ops() == ["Conv", "DequantizeLinear", "DequantizeLinear", "QuantizeLinear"]
+    assert (form.constants["w_int8"].shape, form.constants["w_int8"].dtype) == ((6, 4, 3, 3), np.int8)
+    assert report.skips == []
+    feeds = {"x": np.clip(random(2, 4, 8, 8), -HIGH, HIGH)}
+    assert affine.signal_to_noise_db(run(model, feeds)["y"], run(result, feeds)["y"]) > 30
+
+
 def test_zeros_stay_zero() -> None:
     weight = random(6, 4, 3, 3)
     weight[weight < 0.8] = 0

@@ -64,3 +64,11 @@ def test_a_weight_on_the_left_is_named() -> None:
 
 def test_a_product_of_activations_is_no_layer() -> None:
     assert refusals(build("(float[4, 4] x) => (float[4, 4] y) { y = MatMul (x, x) }")) == {}
+
+
+def test_a_weight_of_repeated_numbers_is_found_where_it_is_asked_for() -> None:
+    text = "(float[N, 8] x) => (float[N, 16] y) { w = Expand (v, s)  y = MatMul (x, w) }"
+    model = build(text, v=random(1, 16), s=np.array([8, 16]))
+    assert refusals(model) == {"MatMul_1": "its weight is written by Expand from fewer numbers than it has"}
+    (weight,) = weights(import_model(model), refuse=pytest.fail, filled=True)
+    assert constant_value(weight.tensor, weight.opset).shape == (8, 16)
