@@ -35,6 +35,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.placement import CANONICAL, Placement
 from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.files.tensors import all_nodes
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import evaluate
 from onnx_lathe.runtime.targets.core.base import Artifact, Target
@@ -263,6 +264,7 @@ def _compare_with_model(
     now = quality.get("sqnr", math.inf)
     if run.original is None or run.roles.evaluation is None or not before - now > NOTED_LOSS_DB:
         return
+    in_int8 = any(node.op_type == "QuantizeLinear" for node in all_nodes(run.model))
     exact, what = now, "the model as it is lowered for it"
     if plain:
         what = "its file"
@@ -271,14 +273,14 @@ def _compare_with_model(
         )
     if exact - now <= NOTED_LOSS_DB:
         reason = f"the form for {target.name} costs that, in whichever session"
-    elif ort.saturates():
+    elif in_int8 and ort.saturates():
         reason = f"this processor's sums of INT8 saturate; added exactly, they give {exact:.1f} dB"
     else:
         reason = f"ONNX Runtime's optimizers change it when they load it; else it gives {exact:.1f} dB"
     run.record.warnings.append(
         f"target {target.name}: {what} gives {now:.1f} dB signal to noise, the model {before:.1f} dB"
-        f"{' or more' if before == ROUNDING_DB else ''}: {reason}; "
-        "int8(min_sqnr=...) leaves layers in float"
+        f"{' or more' if before == ROUNDING_DB else ''}: {reason}"
+        + ("; int8(min_sqnr=...) leaves layers in float" if in_int8 else "")
     )
     run.ui.note(f"warning: {run.record.warnings[-1]}")
 

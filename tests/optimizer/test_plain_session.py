@@ -23,10 +23,10 @@ from tests.support.placement import IMAGES, MOBILE, RESIDUAL, kernels, network
 EVALUATION = (0.9 * IMAGES[::-1, :, ::-1]).astype(np.float32)
 
 
-def compiled(text: str, folder: Path, target: str = "ort") -> RunRecord:
+def compiled(text: str, folder: Path, target: str = "ort", passes: str = "int8") -> RunRecord:
     data = {"x": EVALUATION}
     return onnx_lathe.optimize(
-        network(text), "int8", calibration={"x": IMAGES}, eval=data, targets=target, out=folder, latency=False
+        network(text), passes, calibration={"x": IMAGES}, eval=data, targets=target, out=folder, latency=False
     )
 
 
@@ -82,8 +82,10 @@ def test_a_lowering_that_costs_accuracy_is_said_for_what_is_not_timed_here(
     def coarser(*arguments: Any) -> Any:
         model, report = lowered(*arguments)
         for tensor in model.graph.initializer:
-            if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1:
-                values = onnx.numpy_helper.to_array(tensor) // 16 * 16
+            if len(tensor.dims) > 1:
+                values = onnx.numpy_helper.to_array(tensor)
+                step = 16 if values.dtype == np.int8 else np.float32(0.25)
+                values = values // step * step
                 tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
         return model, report
 
@@ -91,13 +93,15 @@ def test_a_lowering_that_costs_accuracy_is_said_for_what_is_not_timed_here(
     monkeypatch.setattr(find_target("tensorrt-rtx"), "runs_here", lambda self, options: False)
     monkeypatch.setattr(find_target("tensorrt-rtx"), "build", unbuilt)
 
-    def warnings(folder: Path) -> list[str]:
-        found = compiled(RESIDUAL, tmp_path / folder, "tensorrt-rtx").warnings
+    def warnings(folder: str, passes: str = "int8") -> list[str]:
+        found = compiled(RESIDUAL, tmp_path / folder, "tensorrt-rtx", passes).warnings
         return [warning for warning in found if "as it is lowered for it gives" in warning]
 
-    assert warnings(Path("exact")) == []
+    assert warnings("exact") == []
     monkeypatch.setattr(building, "lower", coarser)
-    (said,) = warnings(Path("coarse"))
+    (of_floats,) = warnings("floats", passes="fold")
+    assert "int8" not in of_floats
+    (said,) = warnings("coarse")
     assert said.startswith("target tensorrt-rtx: the model as it is lowered for it gives ")
     assert "the form for tensorrt-rtx costs that" in said
 
