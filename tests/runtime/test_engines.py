@@ -19,7 +19,7 @@ from onnx_lathe.runtime.targets.core.registry import find
 from onnx_lathe.runtime.targets.tensorrt.cuda import Cuda, CudaError
 from onnx_lathe.runtime.targets.tensorrt.reopen import open_engine, reopen
 from tests.support import gpu, quantized
-from tests.support.engines import build, network
+from tests.support.engines import becomes_one_for_dla, build, network
 
 pytestmark = pytest.mark.skipif(bool(gpu.missing()), reason=gpu.missing())
 QUIET = lambda text: None  # noqa: E731
@@ -169,6 +169,21 @@ def test_feeds_that_it_does_not_take(machine: gpu.Machine, feeds: dict, words: s
     with pytest.raises(ModelError, match=words):
         session.run(None, feeds)
     assert session.run(None, {"x": X})[0].shape == (5, 2)  # it goes on
+
+
+def test_an_engine_for_dla_is_loaded_for_its_core(machine: gpu.Machine) -> None:
+    engine = build(machine, network(), "10.3.0")
+    becomes_one_for_dla(engine, 1)
+    opened = reopen(engine)
+    assert opened.session.run(None, {"x": X})[0].shape == (5, 2)
+    assert opened.session.process.ask({"do": "open", "engine": str(engine), "dla": 1})[0]["number"] == 1
+    with pytest.raises(ModelError, match="the runtime is for DLA core 0"):
+        opened.session.process.ask({"do": "open", "engine": str(engine), "dla": 0})
+    becomes_one_for_dla(engine, 2)
+    with pytest.raises(
+        TargetError, match="built for DLA core 2, and this machine has 2 DLA cores, 0 to 1, that"
+    ):
+        reopen(engine)
 
 
 def test_several_profiles(machine: gpu.Machine) -> None:

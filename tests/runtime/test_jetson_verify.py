@@ -15,6 +15,7 @@ from onnx_lathe.runtime.targets.jetson.device.verifying import calls, compare
 from onnx_lathe.runtime.targets.jetson.jetson import Jetson
 from onnx_lathe.runtime.targets.tensorrt.reopen import reopen
 from tests.support import gpu, quantized
+from tests.support.engines import becomes_one_for_dla
 from tests.support.jetson import QUIET, build_py, library, one_line, write
 
 computed = pytest.mark.skipif(bool(gpu.missing()), reason=gpu.missing())
@@ -109,6 +110,17 @@ def test_an_engine_for_the_other_processor_is_not_compared(tmp_path: Path, machi
     done = build_py(bundle, machine.folder, "--verify", "--gpu", "--seconds", "0.05")
     assert done.stdout.startswith("TensorRT 10.3.0, engine for the GPU, ")
     assert "was built for the GPU, and asked" in one_line(build_py(bundle, site, "--verify"), 2)
+
+
+@computed
+def test_an_engine_for_dla_is_verified_on_its_core(tmp_path: Path, machine: gpu.Machine) -> None:
+    machine.install("10.3.0")
+    bundle = stored(tmp_path, dla=1)
+    assert build_py(bundle, machine.folder, "--gpu").returncode == 0
+    becomes_one_for_dla(bundle / "model.engine", 1)
+    done = build_py(bundle, machine.folder, "--verify", "--seconds", "0.05")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("TensorRT 10.3.0, engine for DLA core 1, ")
 
 
 @computed

@@ -1,4 +1,4 @@
-"""DLA, the accelerator beside the GPU of a Jetson AGX Orin or Orin NX: how a builder is asked for it.
+"""DLA, the accelerator beside the GPU of a Jetson AGX Orin or Orin NX: how a builder is asked for it, and a runtime.
 
 TensorRT 10 builds for DLA in weakly typed networks alone, with the flag FP16, as its own trtexec does: a
 strongly typed one refuses the flag, and DLA refuses to go without. In a weakly typed network the pairs of Q/DQ need
@@ -31,3 +31,13 @@ def on_gpu(network: Any, config: Any) -> list[str]:
     """Layers that the builder will not give to DLA, by its own names."""
     layers = (network.get_layer(index) for index in range(network.num_layers))
     return [layer.name for layer in layers if not config.can_run_on_DLA(layer)]
+
+
+def load_for(runtime: Any, core: int) -> str | None:
+    """Makes the runtime load engines for that core, which an engine does not say of itself. Returns why it cannot."""
+    cores = runtime.num_DLA_cores
+    if core < cores:
+        runtime.DLA_core = core
+        return None
+    have = f"has {cores} DLA cores, 0 to {cores - 1}," if cores else "has no DLA"
+    return f"it was built for DLA core {core}, and this machine {have} that TensorRT can use"

@@ -66,7 +66,7 @@ class _Worker:
             plan = Path(request["engine"]).read_bytes()
         except OSError as error:
             raise RefusedError(f"it cannot be read: {error.strerror}") from error
-        engine = Engine(self.trt, self.logger, self.cuda, plan)
+        engine = Engine(self.trt, self.logger, self.cuda, plan, request.get("dla"))
         self.engines.append(engine)
         profiles = [
             {

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.tensorrt import dla
 from onnx_lathe.runtime.targets.tensorrt.cuda import Cuda, CudaError
 
 DTYPES: Mapping[str, Any] = {
@@ -83,11 +84,13 @@ class Profile:
 
 
 class Engine:
-    """Raises EngineError if TensorRT does not load the plan, or the engine is none that can be run here."""
+    """Raises EngineError if TensorRT does not load the plan, or the engine is none that can be run here. `core`: of the
+    DLA that it was built for.
+    """
 
-    def __init__(self, trt: Any, logger: Any, cuda: Cuda, plan: bytes) -> None:
+    def __init__(self, trt: Any, logger: Any, cuda: Cuda, plan: bytes, core: int | None = None) -> None:
         self._trt, self._cuda, self._logger = trt, cuda, logger
-        self._runtime = make_runtime(trt, logger)
+        self._runtime = make_runtime(trt, logger, core)
         before = len(logger.records)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
@@ -312,11 +315,14 @@ class Engine:
         return _from_bits(values) if port.kind == "BF16" else values
 
 
-def make_runtime(trt: Any, logger: Any) -> Any:
+def make_runtime(trt: Any, logger: Any, core: int | None) -> Any:
     try:
-        return trt.Runtime(logger)
+        runtime = trt.Runtime(logger)
     except TypeError as error:
         raise EngineError("TensorRT finds no NVIDIA GPU or driver") from error
+    if core is not None and (reason := dla.load_for(runtime, core)):
+        raise EngineError(reason)
+    return runtime
 
 
 def make_profiler(trt: Any) -> Any:

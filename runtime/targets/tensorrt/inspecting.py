@@ -5,6 +5,8 @@ that built them, and then nothing of them is known here.
 import re
 from typing import Any
 
+from onnx_lathe.runtime.targets.tensorrt import dla
+
 _WEIGHTS = re.compile(r"Total Weights Memory: (\d+) bytes")
 
 
@@ -14,9 +16,12 @@ def weights_bytes(text: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def inspected(trt: Any, logger: Any, plan: bytes) -> str | None:
-    """The inspector's JSON; None where the engine cannot be loaded here."""
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+def inspected(trt: Any, logger: Any, plan: bytes, core: int | None = None) -> str | None:
+    """The inspector's JSON; None where the engine cannot be loaded here. `core`: of the DLA that it was built for."""
+    runtime = trt.Runtime(logger)
+    if core is not None and dla.load_for(runtime, core):
+        return None
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         return None
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)

@@ -104,8 +104,9 @@ class EngineProfiler:
             self._leave()
             process = EngineProcess(self._library)
             self._process = engines, process
+            core = getattr(self._options, "dla", None)
             for engine in engines:
-                self._ask(process, {"do": "open", "engine": str(engine)})
+                self._ask(process, {"do": "open", "engine": str(engine), "dla": core})
         return self._process[1]
 
     def _leave(self) -> None:

@@ -17,29 +17,38 @@ LOADING_S = 300.0
 """After which loading an engine for the inspector is given up; the log is there then."""
 
 
-def proven(library: str, engine: Path, log: str, promised: Sequence[Promise], scratch: Path) -> Proof:
+def proven(
+    library: str,
+    engine: Path,
+    log: str,
+    promised: Sequence[Promise],
+    scratch: Path,
+    core: int | None = None,
+) -> Proof:
     """What the engine computes its layers in. log: the records of the build that describe kernels; scratch: an empty
-    folder, or one that an earlier process worked in.
+    folder, or one that an earlier process worked in; core: of the DLA that the engine is for.
 
     TensorRT builds on the device that runs the engine, and its inspector says more than its log does. An engine of
     TensorRT-RTX can be loaded only where such a GPU is, which then compiles it first; its log says as much.
     """
-    for kernels, source in _descriptions(library, engine, log, scratch):
+    for kernels, source in _descriptions(library, engine, log, scratch, core):
         if any(kernel.nodes for kernel in kernels):
             return prove(promised, kernels, source)
     return unreadable(promised)
 
 
-def _descriptions(library: str, engine: Path, log: str, scratch: Path) -> Sequence[tuple[list[Kernel], str]]:
+def _descriptions(
+    library: str, engine: Path, log: str, scratch: Path, core: int | None
+) -> Sequence[tuple[list[Kernel], str]]:
     read = from_log(log)
     if library != "tensorrt":
         return [(read, LOG)]
-    return [(_inspected(library, engine, scratch), INSPECTOR), (read, LOG)]
+    return [(_inspected(library, engine, scratch, core), INSPECTOR), (read, LOG)]
 
 
-def _inspected(library: str, engine: Path, scratch: Path) -> list[Kernel]:
+def _inspected(library: str, engine: Path, scratch: Path, core: int | None) -> list[Kernel]:
     """In a process of its own: the engine is built, and must not be lost if loading it ends the process."""
-    request = {"library": library, "inspect": str(engine)}
+    request = {"library": library, "inspect": str(engine), "dla": core}
     try:
         answer = process.ask(request, scratch, lambda text: None, LOADING_S)
     except TargetError:

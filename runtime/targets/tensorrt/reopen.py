@@ -29,7 +29,7 @@ def reopen(engine: Path) -> Reopened:
 
 
 def open_engine(engine: Path, said: Mapping[str, Any]) -> EngineSession:
-    """Raises TargetError where it cannot be run. `said`: what the file beside it has of library, version and GPU."""
+    """Raises TargetError where it cannot be run. `said`: what the file beside it has of library, version, GPU and DLA."""
     library = said["library"]
     if said.get("strip"):
         raise TargetError(
@@ -45,7 +45,7 @@ def open_engine(engine: Path, said: Mapping[str, Any]) -> EngineSession:
     except TargetError as error:
         raise TargetError(f"{engine}: cannot be run here: {error}") from error
     try:
-        return EngineSession(process, engine)
+        return EngineSession(process, engine, said.get("dla"))
     except (ModelError, TargetError) as error:
         process.close()
         raise TargetError(

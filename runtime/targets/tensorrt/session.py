@@ -39,10 +39,10 @@ class Value:
 class EngineSession:
     """Runs an engine in a process of its own. A batch larger than the engine takes runs piece by piece."""
 
-    def __init__(self, process: EngineProcess, engine: Path) -> None:
-        """Raises ModelError if TensorRT does not load the engine."""
+    def __init__(self, process: EngineProcess, engine: Path, core: int | None = None) -> None:
+        """Raises ModelError if TensorRT does not load the engine. `core`: of the DLA that it was built for."""
         self.process = process
-        told = process.ask({"do": "open", "engine": str(engine.resolve())})[0]
+        told = process.ask({"do": "open", "engine": str(engine.resolve()), "dla": core})[0]
         self.number: int = told["number"]
         self._inputs, self._outputs = told["inputs"], told["outputs"]
         self._profiles: list[dict[str, list[list[int]]]] = told["profiles"]

@@ -245,7 +245,9 @@ class TensorRTBase(Target):
         proof = None
         if promised is not None:
             progress("reading which layers run in INT8")
-            proof = proven(self.library, made[engine], described, promised, scratch)
+            proof = proven(
+                self.library, made[engine], described, promised, scratch, getattr(options, "dla", None)
+            )
         details = self._describe(answer, request, made[engine], options)
         details["int8"] = None if proof is None else proof.as_json()
         made[sidecar].write_text(

@@ -58,7 +58,9 @@ def main() -> None:
         if "model" in request:
             answer |= build(trt, logger, builder, request, lambda text: send({"progress": text}))
         if "inspect" in request:
-            answer["layers"] = inspected(trt, logger, Path(request["inspect"]).read_bytes())
+            answer["layers"] = inspected(
+                trt, logger, Path(request["inspect"]).read_bytes(), request.get("dla")
+            )
     except RefusedError as refusal:
         send({"refusal": str(refusal)})
     else:

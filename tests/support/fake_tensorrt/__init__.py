@@ -200,9 +200,12 @@ class Builder:
 
 
 class Runtime:
+    num_DLA_cores = 2
+
     def __init__(self, logger):
         _need_gpu()
         self._logger = logger
+        self.DLA_core = 0
 
     def deserialize_cuda_engine(self, plan):
         try:
@@ -217,6 +220,9 @@ class Runtime:
             self._logger.log(
                 Severity.ERROR, "Error Code 6: The engine plan file is generated on an incompatible device"
             )
+            return None
+        if self.DLA_core != found.get("dla", 0):
+            self._logger.log(Severity.ERROR, f"the runtime is for DLA core {self.DLA_core}")
             return None
         return _Engine(found, self._logger)
 

@@ -161,6 +161,7 @@ def _verify(
     asked = {
         "library": options.library,
         "engine": str(folder / ENGINE),
+        "dla": request["dla"],
         "reference": str(folder / described["reference"]["file"]),
         "inputs": described["reference"]["inputs"],
         "outputs": described["reference"]["outputs"],

@@ -48,7 +48,7 @@ def verify(request: Mapping[str, Any]) -> dict[str, Any]:
     trt = load(request["library"])
     logger = make_logger(trt, None)
     try:
-        engine = Engine(trt, logger, Cuda(), Path(request["engine"]).read_bytes())
+        engine = Engine(trt, logger, Cuda(), Path(request["engine"]).read_bytes(), request["dla"])
     except EngineError as error:
         raise EngineError(
             f"{Path(request['engine']).name} cannot be loaded ({error}): if another TensorRT or device built it, remove it "
