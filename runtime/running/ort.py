@@ -15,7 +15,7 @@ import onnxruntime
 
 from onnx_lathe.errors import CrashError, ModelError
 from onnx_lathe.runtime.files.signature import takes_one_sample
-from onnx_lathe.runtime.running import guard
+from onnx_lathe.runtime.running import bfloat16, guard
 from onnx_lathe.runtime.running.settings import FUSED, ORT_FORMAT, PLAIN, Settings, create
 from onnx_lathe.runtime.running.sources import readable
 from onnx_lathe.runtime.threads import limit
@@ -28,6 +28,7 @@ DTYPES = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
     "tensor(float16)": np.float16,
+    bfloat16.TYPE: np.float32,
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
     "tensor(int8)": np.int8,
@@ -126,7 +127,7 @@ def session(
             with _refusing(f"load {_title(model)}"):
                 return (_open_exact if saturates() else _open)(source, settings, options, make)
         except ModelError as error:
-            if "NOT_IMPLEMENTED" in str(error) and _has_bfloat16(source):
+            if "NOT_IMPLEMENTED" in str(error) and bfloat16.is_stored_in(source):
                 raise ModelError(f"{error}; {NO_BFLOAT16}") from error
             raise
 
@@ -283,24 +284,15 @@ def _title(model: onnx.ModelProto | bytes | str | Path) -> str:
     return str(model) if isinstance(model, str | Path) else "the model"
 
 
-def _has_bfloat16(source: bytes | str) -> bool:
-    model = (
-        onnx.load(source, load_external_data=False)
-        if isinstance(source, str)
-        else onnx.load_model_from_string(source)
-    )
-    return any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in model.graph.initializer)
-
-
 def run(open_session: onnxruntime.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs by name. Of a sequence each tensor has a name of its own, as NAME[0]; maps of one kind, as
-    ZipMap makes of scores, become an array [samples, keys].
+    """Outputs by name, those of bfloat16 as float32. Of a sequence each tensor has a name of its own, as NAME[0];
+    maps of one kind, as ZipMap makes of scores, become an array [samples, keys].
 
     Raises ModelError with ONNX Runtime's reason if it cannot run the feeds.
     """
     names = [output.name for output in open_session.get_outputs()]
     with _refusing("run the model"):
-        values = open_session.run(names, dict(feeds))
+        values = bfloat16.call(open_session, names, feeds)
     found: dict[str, np.ndarray] = {}
     for name, value in zip(names, values, strict=True):
         found.update(_tensors(name, value))
@@ -367,7 +359,7 @@ def times(
             clock = getattr(one, "call_ms", None)  # a session in another process has its own
             begin = time.perf_counter()
             with _refusing("run the model"):
-                own = clock(feeds) if clock else one.run(outputs, dict(feeds))
+                own = clock(feeds) if clock else bfloat16.call(one, outputs, feeds)
             rounds[-1].append(own if clock else 1e3 * (time.perf_counter() - begin))
     return np.array(rounds[1:])
 
@@ -397,4 +389,7 @@ class OneTimeEvaluator:
     """Computes small models once, on one thread. Implements Evaluator of passes/graph/evaluate.py."""
 
     def evaluate(self, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        return list(run(session(model, threads=1, optimized=False), feeds).values())
+        opened = session(model, threads=1, optimized=False)
+        if bfloat16.has_ports(opened):
+            raise ModelError("an array of bfloat16 is none that can be stored")
+        return list(run(opened, feeds).values())

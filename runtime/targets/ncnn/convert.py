@@ -69,7 +69,12 @@ def convert(
     facts = gather(model, sizes, others)
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
     net = _network(model, facts)
-    refused: list[tuple[str, str, str]] = []
+    refused = [
+        (value.name, kind, "it is bfloat16, which ncnn neither takes nor gives: make it float32")
+        for kind, values in (("Input", model.graph.input), ("Output", model.graph.output))
+        for value in values
+        if value.type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16
+    ]
     for name in sizes:
         _try(refused, Node(name, "Input", opset, (), (name,), {}, {}), partial(net.input, name))
     behind = behind_defaults(model.graph)

@@ -200,12 +200,10 @@ class Builder:
 
 
 class Runtime:
-    num_DLA_cores = 2
-
     def __init__(self, logger):
         _need_gpu()
         self._logger = logger
-        self.DLA_core = 0
+        self.num_DLA_cores, self.DLA_core = 2, 0
 
     def deserialize_cuda_engine(self, plan):
         try:
