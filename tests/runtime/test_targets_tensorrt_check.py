@@ -6,8 +6,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_lathe.errors import TargetError
 from onnx_lathe.runtime.targets.core.base import LayerVerdict
+from onnx_lathe.runtime.targets.tensorrt.attempts import with_branches
 from onnx_lathe.runtime.targets.tensorrt.check import concerns
+from onnx_lathe.runtime.targets.tensorrt.refusals import deciding_inputs
 from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRT, TensorRTRTX
 from tests.support import quantized
 from tests.support.one_layer import BAD, GOOD, one_layer
@@ -266,6 +269,21 @@ def test_bodies_are_looked_into() -> None:
 def refused(model: onnx.ModelProto, target: type = TensorRT, **options: str) -> list[tuple[str, str]]:
     config = target.Config(**options)
     return [(name, reason) for name, _, reason in target().refusals(model, config)]
+
+
+@pytest.mark.parametrize(
+    "condition, advice",
+    [
+        (ON_VALUES, ", and they follow from the values of input 'x': make a constant of that before"),
+        (ON_SHAPES, ": pass fold, and sizes that are fixed, may take them out"),
+    ],
+    ids=["values", "shapes"],
+)
+def test_what_decides_a_branch_that_is_refused_is_named(condition: list[onnx.NodeProto], advice: str) -> None:
+    branches = deciding_inputs(conditional(condition, INT8_LAYER).graph)
+    said = str(with_branches(TargetError("graphScope.cpp: failed"), branches))
+    assert f"TensorRT has to know the conditions of choose when it builds{advice}" in said
+    assert str(with_branches(TargetError("out of memory"), branches)) == "out of memory"
 
 
 def test_branches_of_unlike_ranks_are_refused_where_a_value_decides() -> None:

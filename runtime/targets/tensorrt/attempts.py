@@ -3,7 +3,7 @@ batch open.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,17 @@ def plain(found: list[dict[str, Profile]]) -> Profiles:
     ]
 
 
-def with_branches(error: TargetError, branches: Sequence[str]) -> TargetError:
-    """The error, which names the model's If and Loop nodes where TensorRT speaks of them without their names."""
+def with_branches(error: TargetError, branches: Mapping[str, Sequence[str]]) -> TargetError:
+    """The error, which names the model's If and Loop nodes where TensorRT speaks of them without their names.
+    `branches`: each with the inputs whose values decide it.
+    """
     if not branches or not any(sign in str(error) for sign in OF_BRANCHES):
         return error
-    return TargetError(
-        f"{error}; TensorRT has to know the conditions of {first_few(branches)} when it builds: "
-        "pass fold, and sizes that are fixed, may take them out"
-    )
+    said = f"{error}; TensorRT has to know the conditions of {first_few(list(branches))} when it builds"
+    fed = [f"input '{name}'" for name in dict.fromkeys(name for names in branches.values() for name in names)]
+    if fed:
+        return TargetError(
+            f"{said}, and they follow from the values of {first_few(fed)}: make a constant of that before, "
+            "and pass fold takes them out"
+        )
+    return TargetError(f"{said}: pass fold, and sizes that are fixed, may take them out")

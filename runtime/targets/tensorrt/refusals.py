@@ -190,6 +190,21 @@ def _branches(reader: Reader) -> Iterator[Concern]:
             computed.update(node.output)
 
 
+def deciding_inputs(graph: onnx.GraphProto) -> dict[str, list[str]]:
+    """Each If and Loop of the main graph -> the inputs whose values, not only sizes, its condition follows from."""
+    reader = Reader(graph)
+    values = {value.name: {value.name} for value in graph.input if value.name not in reader.constants}
+    found = {}
+    for node, name in reader.nodes():
+        if node.op_type in ("If", "Loop") and not node.domain:
+            place = 0 if node.op_type == "If" else 1
+            found[name] = sorted(values.get(node.input[place], ()))
+        if node.op_type not in ("Shape", "Size"):
+            behind = set().union(*(values.get(name, ()) for name in node.input))
+            values |= dict.fromkeys(node.output, behind)
+    return found
+
+
 def _rank(value: onnx.ValueInfoProto) -> int | None:
     tensor = value.type.tensor_type
     return len(tensor.shape.dim) if tensor.HasField("shape") else None

@@ -49,7 +49,7 @@ from onnx_lathe.runtime.targets.tensorrt.profiling import EngineProfiler
 from onnx_lathe.runtime.targets.tensorrt.promise import Promise, is_quantized, promises
 from onnx_lathe.runtime.targets.tensorrt.proof import weight_facts
 from onnx_lathe.runtime.targets.tensorrt.proving import proven
-from onnx_lathe.runtime.targets.tensorrt.refusals import fatal, unknown_operators
+from onnx_lathe.runtime.targets.tensorrt.refusals import deciding_inputs, fatal, unknown_operators
 from onnx_lathe.runtime.targets.tensorrt.reopen import open_engine, reopen
 from onnx_lathe.runtime.targets.tensorrt.session import EngineSession
 from onnx_lathe.runtime.targets.tensorrt.shapes import (
@@ -188,7 +188,7 @@ class TensorRTBase(Target):
             tuned = {name: tuple(sizes[1]) for name, sizes in first.items()}
             promised = promises(proto, tuned, self.in_float(options))
         request["prove"] = promised is not None
-        branches = [node.name for node in proto.graph.node if node.op_type in ("If", "Loop")]
+        branches = deciding_inputs(proto.graph)
         del proto  # the worker reads the file; two copies of a large model are enough
         try:
             with tempfile.TemporaryDirectory(prefix=".lathe-", dir=directory) as scratch:
