@@ -37,7 +37,8 @@ GROWTH_NOTED = 1.001
 """A step that makes a file larger by less only added metadata."""
 ROUNDING_DB = 100.0
 """Above it, outputs differ by what float32 rounds."""
-DECIBELS_NOTED = 0.1
+DECIBELS_NOTED, SPARSITY_NOTED = 0.1, 0.001
+"""What a layer that goes takes with it, zeros too, is no step's choice of theirs."""
 LOWER_IS_BETTER = ("size", "weights", "macs", "parameters")
 
 
@@ -298,7 +299,7 @@ def _worse(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]
             return after[name] > GROWTH_NOTED * before[name]
         if name.startswith("sqnr"):
             return after[name] < min(before[name], ROUNDING_DB) - DECIBELS_NOTED
-        return after[name] < before[name]
+        return after[name] < before[name] - (SPARSITY_NOTED if name == "sparsity" else 0.0)
 
     worse = [name for name in before.keys() & after.keys() if falls(name)]
     return [name for name in worse if "[" not in name or name.split("[")[0] not in worse]

@@ -1,6 +1,7 @@
 """Constant folding, batch normalization into weights, and removal of what does nothing.
 
     Shape -> Gather -> Concat of constants         becomes  an initializer
+    If(constant)                                   becomes  the body that runs, see passes/graph/branches.py
     v / ReduceL2(v) * g of constants               becomes  the weight that it is
     Conv(W, b) -> BatchNormalization | Mul | Add   becomes  Conv(W', b'), see passes/fold/affine.py
     x -> Pad(0) -> Conv | AveragePool | MaxPool    becomes  the layer with more padding, see passes/fold/pads.py
@@ -27,6 +28,7 @@ from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.fold import affine, bounds, means, noops, pads, transposes
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, constants, rewire
 from onnx_lathe.passes.graph.bodies import parts
+from onnx_lathe.passes.graph.branches import take_branches
 from onnx_lathe.passes.graph.gates import fuse_hard_sigmoid
 from onnx_lathe.passes.graph.model import sparse_tensors
 from onnx_lathe.passes.graph.shapes import TensorType, infer_types
@@ -66,15 +68,17 @@ class _Run:
         self.evaluator, self.spared = context.evaluator, context.spared
         self.report = PassReport()
         self.refused: dict[str, str] = {}
-        self.captured = rewire.captured_names(graph)
-        self.kept = self.captured | {t.name for n in graph.nodes if n.name in self.spared for t in n.outputs}
+        self._look_at_bodies()
         self.types: Mapping[str, TensorType] = {}
         self.sparse: Collection[str] = ()
 
+    def _look_at_bodies(self) -> None:
+        self.captured = rewire.captured_names(self.graph)
+        spared = [node for node in self.graph.nodes if node.name in self.spared]
+        self.kept = self.captured | {tensor.name for node in spared for tensor in node.outputs}
+
     def to_fixed_point(self) -> None:
-        for node in self.graph.nodes:
-            if node.op == "Constant" and not self._pinned(node) and constants.constant_to_initializer(node):
-                self.report.edit(node.name, "became an initializer")
+        self._store_constants()
         changed = True
         while changed:
             for name in rewire.sweep(self.graph):
@@ -94,6 +98,7 @@ class _Run:
                 if node.name not in self.spared
                 for step in (self._remove, self._compute, self._merge, self._pad, self._rename)
             ) > 0 or bool(gates or cancelled)
+            changed = self._take_branches() or changed
 
     def inside(self, body: Graph) -> None:
         """Constants and batch normalization inside a body of If, Loop or Scan. What needs shapes, or renames what
@@ -101,9 +106,7 @@ class _Run:
         """
         self.graph, self.types, self.sparse = body, {}, sparse_tensors(self.whole)
         self.captured = rewire.captured_names(body)
-        for node in body.nodes:
-            if node.op == "Constant" and not self._pinned(node) and constants.constant_to_initializer(node):
-                self.report.edit(node.name, "became an initializer")
+        self._store_constants()
         while sum(
             step(node)
             for node in list(body.nodes)
@@ -112,6 +115,26 @@ class _Run:
         ):
             pass
         body.nodes = [node for node in body.nodes if node.outputs]
+
+    def _store_constants(self) -> None:
+        for node in self.graph.nodes:
+            if node.op == "Constant" and not self._pinned(node) and constants.constant_to_initializer(node):
+                self.report.edit(node.name, "became an initializer")
+
+    def _take_branches(self) -> bool:
+        """Puts the body that always runs in the place of an If on a constant."""
+        branches = [node for node in self.graph.nodes if node.op == "If" and not node.domain]
+        kept = {node.inputs[0].name for node in branches if node.name in self.spared}
+        known = {
+            node.inputs[0].name: bool(node.inputs[0].values.item())
+            for node in branches
+            if isinstance(node.inputs[0], Constant) and node.inputs[0].name not in kept
+        }
+        if known:
+            take_branches(self.graph, known, self.report)
+            self._look_at_bodies()
+            self._store_constants()
+        return bool(known)
 
     def _needs_types(self, node: Node) -> bool:
         return node.op in noops.NEEDS_TYPES or node.op == "Shape" or self._is_foldable(node)

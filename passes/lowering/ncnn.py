@@ -7,7 +7,7 @@
     a layer quantized in another way                    a float weight, and no pair
     codebook weight -> Q -> DQ                          INT8 initializer -> DQ
     float16 or bfloat16                                 float32; the writer stores in half what half holds
-    If(condition that is known)                         the body that runs, see branches.py
+    If(condition that is known)                         the body that runs, see passes/graph/branches.py
 
 Why: ncnn's INT8 layers quantize what they read themselves, by one scale around zero, and write floats; what they
 hand on in INT8 the writer finds out. Its files hold no other integers.
@@ -27,13 +27,13 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.float16.lifting import lift
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
+from onnx_lathe.passes.graph.branches import take_branches
 from onnx_lathe.passes.graph.constants import constant_to_initializer
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant, is_layer, output_axis
 from onnx_lathe.passes.graph.model import free_name, node_metadata
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized, state_zero_points
 from onnx_lathe.passes.graph.quantization.placement import quantized_layers
 from onnx_lathe.passes.graph.rewire import captured_names, is_output, sweep
-from onnx_lathe.passes.lowering.branches import take_branches
 from onnx_lathe.passes.lowering.restoring import restore_canonical, restore_weight
 
 CLIP_INPUTS_OPSET = 11

@@ -9,6 +9,7 @@ import pytest
 
 from onnx_lathe.optimizer import advice, pipeline
 from onnx_lathe.optimizer.cli import main
+from onnx_lathe.optimizer.step import _worse
 from onnx_lathe.runtime.running import profiling
 
 
@@ -78,3 +79,8 @@ def test_the_target_itself_guards_with_measured_times(
     compiled(network, tmp_path / "b", "--target", "ort(speed=any)")
     compiled(network, tmp_path / "c", "--target", "ort", "--no-latency")
     assert len(asked) == 1
+
+
+def test_a_share_of_zeros_that_hardly_changes_is_not_made_worse() -> None:
+    assert _worse({"sparsity": 0.0065, "top1": 0.9}, {"sparsity": 0.0064, "top1": 0.9}) == []
+    assert _worse({"sparsity": 0.9, "top1": 0.9}, {"sparsity": 0.5, "top1": 0.8999}) == ["sparsity", "top1"]

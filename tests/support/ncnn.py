@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 
 from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.graph.branches import take_branches
 from onnx_lathe.passes.graph.model import export_model, import_model
-from onnx_lathe.passes.lowering.branches import take_branches
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.ncnn.branches import decided
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert

@@ -2,7 +2,7 @@
 
     If(condition) < then_branch = a, else_branch = b >     the nodes of a or of b
 
-For a runtime without branches, where what they depend on is known: the caller says which way each goes.
+Where what they depend on is known: the caller says which way each goes.
 """
 
 from collections.abc import Mapping, Sequence
