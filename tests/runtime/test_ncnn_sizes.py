@@ -71,12 +71,16 @@ def test_shapes_that_do_not_fit_are_refused(table: dict[str, int | str], message
 
 
 def fitted(
-    text: str, shapes: dict[str, str], data: dict[str, tuple[int, ...]], **stored: np.ndarray
+    text: str,
+    shapes: dict[str, str],
+    data: dict[str, tuple[int, ...]],
+    per_call: bool = False,
+    **stored: np.ndarray,
 ) -> tuple[dict[str, int | str], list[str]]:
     """(shapes, notes) that the target settles on, as a build asks for them."""
     target, network = Ncnn(), build(text, **stored)
     options = target.Config(shapes=shapes)
-    taken, notes = target.fitted(network, options, data)
+    taken, notes = target.fitted(network, options, data, per_call)
     assert not notes
     settled, notes = target.settled(network, options, taken)
     return settled.shapes, notes
@@ -104,6 +108,17 @@ def test_sizes_of_the_data_are_fixed_where_the_model_runs_at_no_others() -> None
     assert shapes == {"x": "1x7"}
     assert (
         "built for inputs of x 1x7, as the data has them: the model does not run with inputs x 1x39" in note
+    )
+
+
+def test_a_batch_of_the_data_is_fixed_where_ncnn_takes_one_sample() -> None:
+    """Each sample of the data is a call, whose first axis is no batch as far as the data says."""
+    text = """(float[B, L] x, float rate) => (float[B, C, M] y) {
+        u = Unsqueeze (x, one) c = Conv (u, w) y = Mul (c, rate) }"""
+    shapes, (note,) = fitted(text, {}, {"x": (1, 96), "rate": ()}, True, one=np.array([1]), w=random(4, 1, 3))
+    assert shapes == {"x": "1x96:1x160"}
+    assert note.startswith(
+        "built for inputs of x 1x96:1x160, as the data has them: of node 'Conv_1' (Conv) it "
     )
 
 

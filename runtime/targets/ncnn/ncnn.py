@@ -157,11 +157,15 @@ class Ncnn(Target):
         if not reason:
             return fitted, []
         fixed = sizes.fixed()
+        if per_call := sizes.of_one_sample():
+            fixed = fixed if _closed_by(model, per_call) else per_call
         note = (
             f"built for inputs of {', '.join(f'{name} {fixed.text(name)}' for name in known)}, as the data has them: "
             f"{reason}"
         )
-        return replace(fitted, shapes={name: fixed.text(name) for name in sizes.first}), [note]
+        return replace(
+            fitted, shapes={name: fixed.text(name) for name, shape in sizes.first.items() if shape}
+        ), [note]
 
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
         """Writes `model.ncnn.param`, `.bin` and `.json`, which says what goes in and out, and what an application's
@@ -243,9 +247,13 @@ def _closed_by(model: onnx.ModelProto, sizes: Sizes) -> str:
     """Why the sizes cannot stay open; empty if they can."""
     try:
         refused = convert(model, sizes.first, sizes.second).refused
+        closed = [one for one in refused if OPEN in one[2]]
+        if refused and not closed:
+            alone = convert(model, sizes.first, sizes.first).refused
+            closed = [one for one in refused if one not in alone]
     except TargetError as error:
         return str(error)
-    found = [f"of node '{node}' ({op}) {reason}" for node, op, reason in refused if OPEN in reason]
+    found = [f"of node '{node}' ({op}) {reason}" for node, op, reason in closed]
     return found[0] if found else ""
 
 

@@ -34,6 +34,12 @@ class Sizes:
     def fixed(self) -> "Sizes":
         return Sizes(self.first, self.first)
 
+    def of_one_sample(self) -> "Sizes | None":
+        """First sizes fixed, such as of a batch; None where that leaves nothing open, or fixes nothing."""
+        second = {name: (*shape[:1], *self.second[name][1:]) for name, shape in self.first.items()}
+        found = Sizes(self.first, second)
+        return found if found.open and second != self.second else None
+
     def text(self, name: str) -> str:
         """As the option shapes takes it: `1x3x224x224`, or two of them with a colon between."""
         shapes = dict.fromkeys((self.first[name], self.second[name]))
