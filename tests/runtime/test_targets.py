@@ -134,6 +134,27 @@ def test_a_target_says_which_sizes_it_took_from_the_data() -> None:
     assert find("onnx")().fitted(model, None, {"image": (8, 3, 48, 320)}) == (None, [])
 
 
+def test_a_batch_that_is_asked_for_counts_where_each_sample_of_the_data_is_a_call() -> None:
+    target = find("tensorrt-rtx")()
+    model = with_inputs(x=["batch", "length"], state=[2, "batch", 4], table=["rows", 3])
+    samples = {"x": (1, 576), "state": (2, 1, 4), "table": (7, 3)}
+    fitted, _ = target.fitted(model, target.Config(batch="1:2:8"), samples, True)
+    assert fitted.shapes == {"x": "Nx576", "table": "7x3"}
+    (taken,) = profiles(model, parse_batch("1:2:8"), parse_shapes(fitted.shapes))
+    assert text(taken["state"]) == "2x1x4:2x2x4:2x8x4"
+    unasked, _ = target.fitted(model, target.Config(), samples, True)
+    assert unasked.shapes == {"x": "1x576", "state": "2x1x4", "table": "7x3"}
+
+
+def test_a_batch_that_calls_leave_no_place_for_is_refused() -> None:
+    target = find("tensorrt-rtx")()
+    model, samples = with_inputs(x=["frames", 80]), {"x": (50, 80)}
+    with pytest.raises(UsageError, match="each sample of the data is one call, such as 'x' 50x80, of which no"):
+        target.fitted(model, target.Config(batch=4), samples, True)
+    given = target.Config(batch=4, shapes={"x": "Nx80"})
+    assert target.fitted(model, given, samples, True)[0].shapes == {"x": "Nx80"}
+
+
 @pytest.mark.parametrize("value, expected", [("1:8:32", (1, 8, 32)), (16, (16, 16, 16)), ("2", (2, 2, 2))])
 def test_batch_is_three_sizes_or_one(value, expected) -> None:
     assert parse_batch(value) == [Profile(*((size,) for size in expected))]

@@ -235,23 +235,28 @@ def from_data(
     samples: Mapping[str, Shape],
     per_call: bool = False,
     named: Mapping[str, Sequence[tuple[int, int, int]]] = MappingProxyType({}),
+    asked: bool = False,
 ) -> dict[str, str]:
     """Input -> what the option shapes is to say of it, for inputs that need more than a batch: the sizes that the data
     has.
 
     given: inputs whose shapes are known already; samples: shapes of the data by input. per_call: each sample is a
-    call, so that first dimensions are no batch. named: dimension -> its sizes where the given shapes say them, in each
-    profile, which those of the same name have too.
+    call, so that first dimensions are no batch, unless the option batch is `asked` for and they are 1 in the data.
+    named: dimension -> its sizes where the given shapes say them, in each profile, which those of the same name have
+    too.
     """
     inputs = _inputs(model)
-    batch_names = set() if per_call else _batch_names(inputs)
-    first = 0 if per_call else 1
+    ones = {name: dims for name, dims in inputs.items() if asked and samples.get(name, ())[:1] == (1,)}
+    batch_names = _batch_names(inputs)
+    if per_call:
+        batch_names = _batch_names(ones)
     found = {}
     for name, dims in inputs.items():
         sample = samples.get(name)
         if name in given or sample is None or (dims is not None and len(dims) != len(sample)):
             continue
         known: list[int | str] = dims if dims is not None else ["batch", *sample[1:]] if sample else []
+        first = 0 if per_call and name not in ones else 1
         is_open = [_is_open(axis, dim, batch_names, first) for axis, dim in enumerate(known)]
         if dims is not None and not any(is_open):
             continue

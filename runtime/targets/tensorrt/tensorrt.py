@@ -167,7 +167,7 @@ class TensorRTBase(Target):
         shapes: Mapping[str, tuple[int, ...]],
         per_call: bool = False,
     ) -> tuple[Any, list[str]]:
-        written, notes = settled(model, options.shapes, shapes, per_call)
+        written, notes = settled(model, options.shapes, shapes, per_call, options.batch is not None)
         return (replace(options, shapes={**options.shapes, **written}) if written else options), notes
 
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:

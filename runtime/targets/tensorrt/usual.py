@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from onnx_lathe.errors import ModelError
+from onnx_lathe.errors import ModelError, UsageError
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.tensorrt.shapes import (
     BATCH,
@@ -27,18 +27,34 @@ TRIED = (None, 64, 320, 512)
 
 
 def settled(
-    model: onnx.ModelProto, given: Mapping[str, int | str], samples: Mapping[str, Shape], per_call: bool
+    model: onnx.ModelProto,
+    given: Mapping[str, int | str],
+    samples: Mapping[str, Shape],
+    per_call: bool,
+    asked: bool = False,
 ) -> tuple[dict[str, str], list[str]]:
     """What the option shapes is to say beside the `given`, and a note on each.
 
-    samples: shapes of the data by input, empty without data; per_call: each sample is a call.
+    samples: shapes of the data by input, empty without data; per_call: each sample is a call; asked: the option batch
+    is given. Raises UsageError where data of calls leaves no place for that.
     """
     why, instead = "as the data has them", ""
     parsed = parse_shapes(given)
     if not samples:
         samples = usual_samples(model, parsed)
         why, instead = "a size on which it runs, since there is no data to say it", "data or "
-    found = from_data(model, given, samples, per_call, sizes_of_names(model, parsed))
+    found = from_data(model, given, samples, per_call, sizes_of_names(model, parsed), asked)
+    if (
+        asked
+        and per_call
+        and found
+        and not any(BATCH in str(text) for text in (*given.values(), *found.values()))
+    ):
+        name, shape = next(iter(found.items()))
+        raise UsageError(
+            f"option batch: each sample of the data is one call, such as '{name}' {shape}, of which no first dimension is "
+            f"open and 1: leave batch out, or say where the batch is, such as shapes={{{name}: {BATCH}x...}}"
+        )
     notes = [
         f"input '{name}' has sizes that are not fixed: built for {shape}{OF_BATCH if BATCH in shape else ''}, {why}; "
         f"{instead}shapes={{{name}: MIN:OPT:MAX}} gives others"
