@@ -5,7 +5,8 @@ half-precision Winograd.
 
 convert   networks of others and of this repository, in float and after svd, prune_channels, codebook and int8: the largest
           difference to ONNX Runtime, and sizes; int8: cosine to the float network, beside ONNX Runtime's of the same Q/DQ graph
-int8      ResNet-18, VGG-16 and EfficientNet-Lite0: INT8 beside float with Winograd in ncnn, and beside ONNX Runtime
+int8      ResNet-18, VGG-16, EfficientNet-Lite0, and small networks of matrix products or of convolutions of one dimension
+          (phone_layers.py): INT8 beside float with Winograd in ncnn, and beside ONNX Runtime
 winograd  ResNet-18, ResNet-50, VGG-16 and MobileNetV2: the algorithms that winograd(by=time) chooses beside ncnn's own
 error     the worst layer of each network in half precision, by ncnn's own choice and by winograd(by=error)
 

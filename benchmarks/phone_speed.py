@@ -9,6 +9,7 @@ from typing import Any
 import networks_judge as judge
 import numpy as np
 from int8_large import SHAPES, _Shapes
+from phone_layers import LAYERS, made
 from phone_networks import networks
 
 from onnx_lathe.runtime.running import ort
@@ -64,8 +65,8 @@ def int8(options: argparse.Namespace) -> None:
         }
         cells = [
             name,
-            f"{times['ncnn float'][0]:.1f} ms",
-            f"{times['ncnn int8'][0]:.1f} ms",
+            f"{times['ncnn float'][0]:.3g} ms",
+            f"{times['ncnn int8'][0]:.3g} ms",
             f"{ratio(times, 'ncnn int8', 'ncnn float'):.2f}",
             f"{sizes['ncnn int8'] / sizes['ncnn float']:.3f}",
             f"{ratio(times, 'ort float', 'ncnn float'):.2f}",
@@ -114,7 +115,9 @@ def _int8_networks(options: argparse.Namespace) -> list[tuple[str, Path, Path]]:
     wanted = argparse.Namespace(**{**vars(options), "only": [EFFICIENT]})
     if not options.only or EFFICIENT in options.only:
         found += [(one.name, one.model, one.data) for one in networks(wanted)]
-    return found
+    return found + [
+        (name, *made(name, options.out)) for name in LAYERS if not options.only or name in options.only
+    ]
 
 
 def _shaped(name: str, make: Any, out: Path) -> tuple[Path, Path]:
