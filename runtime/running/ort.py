@@ -359,7 +359,7 @@ def times(
             clock = getattr(one, "call_ms", None)  # a session in another process has its own
             begin = time.perf_counter()
             with _refusing("run the model"):
-                own = clock(feeds) if clock else bfloat16.call(one, outputs, feeds)
+                own: Any = clock(feeds) if clock else bfloat16.call(one, outputs, feeds)
             rounds[-1].append(own if clock else 1e3 * (time.perf_counter() - begin))
     return np.array(rounds[1:])
 

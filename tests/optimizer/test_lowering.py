@@ -62,8 +62,9 @@ def as_ncnn(model: onnx.ModelProto, options: str = "") -> tuple[onnx.ModelProto,
     [
         ("(shapes={x: 1x80x4})", ["Mul", "Neg", "Relu"]),
         ("(shapes={x: 1x9x4})", ["Abs", "Mul", "Relu"]),
-        # what is written runs at any length, also at those behind the number that it is compared with
-        ("(shapes={x: 1x9x4:1x20x4})", ["Gather", "Greater", "If", "Mul", "Relu", "Shape"]),
+        ("(shapes={x: 1x9x4:1x20x4})", ["Abs", "Mul", "Relu"]),
+        # what is written then runs at any length, also at those behind the number that it is compared with
+        ("(shapes={x: 1x9x4~1x20x4})", ["Gather", "Greater", "If", "Mul", "Relu", "Shape"]),
         ("(shapes={x: 1x60x4:1x80x4})", ["Gather", "Greater", "If", "Mul", "Relu", "Shape"]),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.runtime.targets.ncnn.ncnn import Ncnn
-from onnx_lathe.runtime.targets.ncnn.sizes import from_data, parse, sizes_of
+from onnx_lathe.runtime.targets.ncnn.sizes import from_data, parse, ranges, sizes_of
 from tests.support.builders import build, random
 
 
@@ -44,7 +44,11 @@ def test_options_fix_sizes_or_leave_them_open() -> None:
     assert fixed.first == fixed.second == {"x": (1, 3, 32, 48)}
     partly = sizes_of(given, parse({"x": "1x3x32x48:1x3x32x96"}))
     assert partly.open
-    assert partly.text("x") == "1x3x32x48:1x3x32x96"
+    assert (partly.text("x"), partly.text("x", ":")) == ("1x3x32x48~1x3x32x96", "1x3x32x48:1x3x32x96")
+    assert sizes_of(given, parse({"x": partly.text("x")})) == partly
+    assert ranges({"x": "1x3x32x96:1x3x64x48", "y": "1x8~1x9", "z": "1x8"}) == {
+        "x": ((1, 3, 32, 48), (1, 3, 64, 96))
+    }
     assert partly.fixed().text("x") == "1x3x32x48"
 
 
@@ -93,7 +97,7 @@ COLUMNS = "(float[N, L] x) => (float[N, M] y) { y = MatMul (x, w) }"
 
 def test_sizes_of_the_data_stay_open_where_ncnn_can() -> None:
     found = fitted(FREE, {}, {"x": (6, 3, 20, 40)})
-    assert found == ({"x": "1x3x20x40:1x3x52x104"}, [])
+    assert found == ({"x": "1x3x20x40~1x3x52x104"}, [])
 
 
 def test_sizes_of_the_data_are_fixed_where_a_node_needs_them() -> None:
@@ -116,9 +120,9 @@ def test_a_batch_of_the_data_is_fixed_where_ncnn_takes_one_sample() -> None:
     text = """(float[B, L] x, float rate) => (float[B, C, M] y) {
         u = Unsqueeze (x, one) c = Conv (u, w) y = Mul (c, rate) }"""
     shapes, (note,) = fitted(text, {}, {"x": (1, 96), "rate": ()}, True, one=np.array([1]), w=random(4, 1, 3))
-    assert shapes == {"x": "1x96:1x160"}
+    assert shapes == {"x": "1x96~1x160"}
     assert note.startswith(
-        "built for inputs of x 1x96:1x160, as the data has them: of node 'Conv_1' (Conv) it "
+        "built for inputs of x 1x96~1x160, as the data has them: of node 'Conv_1' (Conv) it "
     )
 
 

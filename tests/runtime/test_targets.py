@@ -149,7 +149,9 @@ def test_a_batch_that_is_asked_for_counts_where_each_sample_of_the_data_is_a_cal
 def test_a_batch_that_calls_leave_no_place_for_is_refused() -> None:
     target = find("tensorrt-rtx")()
     model, samples = with_inputs(x=["frames", 80]), {"x": (50, 80)}
-    with pytest.raises(UsageError, match="each sample of the data is one call, such as 'x' 50x80, of which no"):
+    with pytest.raises(
+        UsageError, match="each sample of the data is one call, such as 'x' 50x80, of which no"
+    ):
         target.fitted(model, target.Config(batch=4), samples, True)
     given = target.Config(batch=4, shapes={"x": "Nx80"})
     assert target.fitted(model, given, samples, True)[0].shapes == {"x": "Nx80"}

@@ -22,7 +22,8 @@ from onnx_lathe.runtime.targets.ncnn.registry import Builder, find
 class Port:
     """An input or output of the written network. `axes`: of the model's tensor of `shape`, the blob's dimensions;
     `declared`: the shape as the model says it, the batch too, with None where it is open; `element`: ONNX's type;
-    `floats`: the blob holds float32, of whatever type that is, and not integers of 32 bits.
+    `floats`: the blob holds float32, of whatever type that is, and not integers of 32 bits; `least` and `greatest`: of
+    an input whose open sizes are bounded, the shapes that bound them.
     """
 
     tensor: str
@@ -38,6 +39,8 @@ class Port:
         return bool(self.declared) and self.declared[0] is None and self.shape[0] == 1
 
     floats: bool = True
+    least: Sequence[int] = ()
+    greatest: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

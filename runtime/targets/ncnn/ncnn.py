@@ -28,7 +28,7 @@ from onnx_lathe.runtime.targets.core.base import (
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.ncnn import verify
 from onnx_lathe.runtime.targets.ncnn.algorithms import count_chosen, wanted
-from onnx_lathe.runtime.targets.ncnn.branches import decided
+from onnx_lathe.runtime.targets.ncnn.branches import decided, decided_within
 from onnx_lathe.runtime.targets.ncnn.bundle.writing import Bundle
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import param_text, write_weights
@@ -39,7 +39,7 @@ from onnx_lathe.runtime.targets.ncnn.requantize import count_requantized, is_int
 from onnx_lathe.runtime.targets.ncnn.running import Settings, package
 from onnx_lathe.runtime.targets.ncnn.session import Session, open_files
 from onnx_lathe.runtime.targets.ncnn.sharing import repeated
-from onnx_lathe.runtime.targets.ncnn.sizes import Sizes, from_data, parse, sizes_of
+from onnx_lathe.runtime.targets.ncnn.sizes import ANY, BETWEEN, Sizes, from_data, parse, ranges, sizes_of
 
 STORAGES = ("float32", "float16")
 PARAM, WEIGHTS = "model.ncnn.param", "model.ncnn.bin"
@@ -132,6 +132,9 @@ class Ncnn(Target):
     ) -> Mapping[str, Any]:
         sizes = sizes_of(model, parse(options.shapes))
         found = decided(model, sizes.first, sizes.second)
+        bounds = ranges(options.shapes)
+        if sizes.open and all(name in bounds for name in sizes.first if sizes.is_open(name)):
+            found |= decided_within(model, *sizes.bounded(bounds))
         return {"branches": {**known.get("branches", {}), **found}}
 
     def fed(self, options: Any, preprocess: str | None) -> Any:
@@ -156,16 +159,19 @@ class Ncnn(Target):
         reason = _closed_by(model, sizes) if known and sizes.open else ""
         if not reason:
             return fitted, []
-        fixed = sizes.fixed()
+        fixed, bounded = sizes.fixed(), ranges(options.shapes)
         if per_call := sizes.of_one_sample():
             fixed = fixed if _closed_by(model, per_call) else per_call
+        texts = {
+            name: fixed.text(name, BETWEEN if name in bounded else ANY)
+            for name, shape in sizes.first.items()
+            if shape
+        }
         note = (
-            f"built for inputs of {', '.join(f'{name} {fixed.text(name)}' for name in known)}, as the data has them: "
+            f"built for inputs of {', '.join(f'{name} {texts[name]}' for name in known)}, as the data has them: "
             f"{reason}"
         )
-        return replace(
-            fitted, shapes={name: fixed.text(name) for name, shape in sizes.first.items() if shape}
-        ), [note]
+        return replace(fitted, shapes=texts), [note]
 
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
         """Writes `model.ncnn.param`, `.bin` and `.json`, which says what goes in and out, and what an application's
@@ -261,7 +267,7 @@ def _converted(model: onnx.ModelProto, options: Any) -> tuple[Conversion, Sizes]
     given = parse(options.shapes)
     sizes = sizes_of(model, given)
     try:
-        return convert(model, sizes.first, sizes.second, options.profile), sizes
+        written = convert(model, sizes.first, sizes.second, options.profile)
     except TargetError as error:
         if sizes.open and sizes.first.keys() - given.keys():
             name = next(name for name in sizes.first if sizes.first[name] != sizes.second[name])
@@ -270,6 +276,14 @@ def _converted(model: onnx.ModelProto, options: Any) -> tuple[Conversion, Sizes]
                 f"ncnn(shapes={{{name}: {'x'.join(map(str, sizes.first[name]))}}}) with the right ones"
             ) from error
         raise
+    bounds = {name: pair for name, pair in ranges(options.shapes).items() if sizes.is_open(name)}
+    inputs = [
+        replace(port, least=bounds[port.tensor][0], greatest=bounds[port.tensor][1])
+        if port.tensor in bounds
+        else port
+        for port in written.inputs
+    ]
+    return replace(written, inputs=inputs), sizes
 
 
 def _fixed_batch(model: onnx.ModelProto) -> int:

@@ -74,14 +74,28 @@ def _takes(port: Port) -> list[int | None]:
     return [None if port.is_batched and axis == 0 else size for axis, size in enumerate(port.shape)]
 
 
+def _bounds(port: Port) -> list[tuple[int, int]]:
+    """Of each size; 0 where an open one has none. A batch has none: samples run one after another."""
+    if not port.least:
+        return [(0, 0)] * len(port.shape)
+    bounds = list(zip(port.least, port.greatest, strict=True))
+    return [(0, 0) if port.is_batched and axis == 0 else pair for axis, pair in enumerate(bounds)]
+
+
+def _shown(size: int | None, bounds: tuple[int, int]) -> str:
+    low, high = bounds
+    return str(size) if size is not None else f"{low}..{high}" if low else "?"
+
+
 def _check(port: Port, feeds: Mapping[str, np.ndarray]) -> None:
     wanted = _takes(port)
-    shown = ", ".join("?" if size is None else str(size) for size in wanted)
+    shown = ", ".join(map(_shown, wanted, _bounds(port)))
     if port.tensor not in feeds:
         raise ModelError(f"input '{port.tensor}' [{shown}] is not fed")
     given = feeds[port.tensor].shape
     if len(given) != len(wanted) or any(
-        size not in (None, have) for size, have in zip(wanted, given, strict=True)
+        not (low <= have <= high if size is None and low else size in (None, have))
+        for size, have, (low, high) in zip(wanted, given, _bounds(port), strict=True)
     ):
         raise ModelError(f"input '{port.tensor}' takes [{shown}], not {list(given)}")
 
@@ -120,6 +134,11 @@ def _check_port(port: Port) -> None:
         raise ValueError(f"a size of '{port.tensor}' is neither open nor a whole number from 1 on")
     if len(port.shape) != len(port.declared) or not set(port.axes) <= set(range(len(port.shape))):
         raise ValueError(f"shape and axes of '{port.tensor}' do not fit")
+    bounds = (*port.least, *port.greatest)
+    if bounds and (len(port.least) != len(port.shape) or len(port.greatest) != len(port.shape)):
+        raise ValueError(f"shape and bounds of '{port.tensor}' do not fit")
+    if not all(_is_size(size) and size for size in bounds):
+        raise ValueError(f"a bound of '{port.tensor}' is no whole number from 1 on")
     if port.element not in ELEMENTS or not isinstance(port.floats, bool):
         raise ValueError(f"the type of '{port.tensor}' is not known")
 

@@ -10,6 +10,8 @@ from onnx_lathe.errors import UsageError, nearest
 from onnx_lathe.runtime.targets.ncnn.facts import Shape
 
 USUAL = {4: 224}
+BETWEEN, ANY = ":", "~"
+"""Between two shapes in the option shapes: from one to the other, or any, of which these are two."""
 OTHERWISE = 64
 """The size at which a model is looked at whose own are open, by its rank. What is equal at another does not depend on
 it.
@@ -31,6 +33,17 @@ class Sizes:
     def open(self) -> bool:
         return self.first != self.second
 
+    def is_open(self, name: str) -> bool:
+        return self.first[name] != self.second[name]
+
+    def bounded(self, bounds: Mapping[str, tuple[Shape, Shape]]) -> tuple[dict[str, Shape], dict[str, Shape]]:
+        """(least, greatest) shapes of all inputs."""
+        least, greatest = (
+            {name: bounds.get(name, (shape, shape))[place] for name, shape in self.first.items()}
+            for place in (0, 1)
+        )
+        return least, greatest
+
     def fixed(self) -> "Sizes":
         return Sizes(self.first, self.first)
 
@@ -40,24 +53,33 @@ class Sizes:
         found = Sizes(self.first, second)
         return found if found.open and second != self.second else None
 
-    def text(self, name: str) -> str:
-        """As the option shapes takes it: `1x3x224x224`, or two of them with a colon between."""
+    def text(self, name: str, mark: str = ANY) -> str:
+        """As the option shapes takes it: `1x3x224x224`, or two of them with the mark between."""
         shapes = dict.fromkeys((self.first[name], self.second[name]))
-        return ":".join("x".join(map(str, shape)) for shape in shapes)
+        return mark.join("x".join(map(str, shape)) for shape in shapes)
 
 
 def parse(table: Mapping[str, int | str]) -> dict[str, tuple[Shape, Shape]]:
-    """Input -> the shapes of `1x3x224x224` or `1x3x224x224:1x3x640x640`. Raises UsageError."""
+    """Input -> the shapes of `1x3x224x224`, `1x3x224x224:1x3x640x640` or with `~` between. Raises UsageError."""
     found = {}
     for name, value in table.items():
-        shapes = [_shape(part) for part in str(value).split(":")]
+        shapes = [_shape(part) for part in str(value).replace(ANY, BETWEEN).split(BETWEEN)]
         if not 1 <= len(shapes) <= 2 or () in shapes or len({len(shape) for shape in shapes}) != 1:
             raise UsageError(
                 f"option shapes, '{name}': takes one shape, or two between which sizes stay open, such as "
-                f"1x3x224x224:1x3x640x640, not '{value}'"
+                f"1x3x224x224:1x3x640x640, or any with {ANY} in place of the colon, not '{value}'"
             )
         found[name] = (shapes[0], shapes[-1])
     return found
+
+
+def ranges(table: Mapping[str, int | str]) -> dict[str, tuple[Shape, Shape]]:
+    """Input -> the least and the greatest shape, of those whose open sizes stay between two."""
+    between = {name: value for name, value in table.items() if BETWEEN in str(value)}
+    return {
+        name: (tuple(map(min, first, second)), tuple(map(max, first, second)))
+        for name, (first, second) in parse(between).items()
+    }
 
 
 def _shape(text: str) -> Shape:

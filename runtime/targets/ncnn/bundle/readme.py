@@ -58,11 +58,19 @@ def _ports(described: Mapping[str, Any]) -> str:
     lines = ["| | blob | the model's tensor | shape of the blob |", "|---|---|---|---|"]
     for kind in ("inputs", "outputs"):
         for port in described[kind]:
-            shape = [port["shape"][axis] for axis in port["axes"]] or [1]
-            shown = " x ".join("any" if size is None else str(size) for size in shape)
+            shown = " x ".join(_size(port, axis) for axis in port["axes"]) or "1"
             lines.append(f"| {kind[:-1]} | `{port['blob']}` | `{port['tensor']}` | {shown} |")
     axes = "Shapes are those of one sample, the outermost dimension first: channels, height, width. ncnn's `Mat(w, h, c)` names them the other way round."
+    if any(port["least"] for port in described["inputs"]):
+        axes += " Keep sizes between those that the table gives: beyond them, the network may compute what the model does not."
     return "\n".join(lines) + f"\n\n{axes}"
+
+
+def _size(port: Mapping[str, Any], axis: int) -> str:
+    size, least = port["shape"][axis], port["least"]
+    if size is None and least:
+        return f"{least[axis]} to {port['greatest'][axis]}"
+    return "any" if size is None else str(size)
 
 
 def _pixels(pixels: Pixels | str) -> str:
