@@ -309,6 +309,8 @@ def test_dimensions_of_one_name_get_the_sizes_that_are_given_of_one(data, given:
         ({"x": ["n", 3]}, {"x": "2x3"}, False),
         ({"x": [1, "length"]}, {}, False),
         ({"x": ["n", 3]}, {"x": "Nx3"}, True),
+        ({"x": ["n", 3]}, {"x": "8x3"}, True),
+        ({"x": ["n", 3]}, {"x": "1x3:8x3:8x3"}, False),
         ({"x": [1, 3], "y": [None, 3]}, {}, True),
         ({"x": [8, 3]}, {}, True),
         ({"x": None}, {}, True),

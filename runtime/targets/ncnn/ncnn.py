@@ -110,7 +110,9 @@ class Ncnn(Target):
 
     def refusals(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str, str]]:
         written, sizes = _converted(model, options)
-        fixed = ", ".join(f"{name}: {sizes.fixed().text(name)}" for name in sizes.first)
+        fixed = ", ".join(
+            f"{name}: {sizes.fixed().text(name)}" for name, shape in sizes.first.items() if shape
+        )
         fix = f"; fix it, such as with shapes={{{fixed}}}"
         return [(node, op, reason + (fix if OPEN in reason else "")) for node, op, reason in written.refused]
 

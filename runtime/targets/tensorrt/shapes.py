@@ -159,7 +159,8 @@ def _takes_batch(
     asked = {one for profile in batch for one in (*profile.least, *profile.greatest)}
     for name, dims in inputs.items():
         if name in shapes:
-            taken = any(None in sizes.least for sizes in shapes[name])
+            said = {one[:1] for sizes in shapes[name] for one in (sizes.least, sizes.greatest)}
+            taken = any(None in sizes.least for sizes in shapes[name]) or {(one,) for one in asked} == said
         else:
             taken = dims is None or any(
                 isinstance(dim, str) and not _is_open(axis, dim, names) for axis, dim in enumerate(dims)
