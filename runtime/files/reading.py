@@ -28,6 +28,9 @@ _NOT_ONNX = {
     b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with: git lfs pull",
     b"\x1f\x8b": "gzip-compressed; unpack it first",
     b"\x89HDF": "an HDF5 file (Keras?); export the model with tf2onnx",
+    b"7767517\n": "a network of ncnn; give the .onnx file that it was made from",
+    b"ftrt": "an engine of TensorRT; give the .onnx file that it was made from",
+    b"vtrt": "an engine of TensorRT-RTX; give the .onnx file that it was made from",
 }
 
 

@@ -105,6 +105,8 @@ def test_reads_external_data_without_length(external: Path) -> None:
     [
         (b"", "is empty"),
         (b"hello world, this is text", "is not an ONNX model, or is truncated"),
+        (b"7767517\n3 3\nInput x 0 1 x\n", "is not an ONNX model but a network of ncnn; give the .onnx file"),
+        (b"vtrt\x00\x00\x00\x00", "is not an ONNX model but an engine of TensorRT-RTX; give"),
         (b"<!DOCTYPE html><html>", "is not an ONNX model, or is truncated"),
         (b"\x08\x08", "it has no graph"),
         (b"\x00" * 64, "is not an ONNX model, or is truncated"),
