@@ -26,8 +26,8 @@ from onnx_lathe.optimizer.ui import Ui
 from onnx_lathe.runtime.data import Batch, DataSource
 from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.closeness import NO_SIGNAL
 from onnx_lathe.runtime.running.evaluate import evaluate, reference
-from onnx_lathe.runtime.running.scores import NO_SIGNAL
 from onnx_lathe.runtime.threads import limit
 
 OF_LABELS = ("top1", "top5")
