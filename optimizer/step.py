@@ -16,6 +16,7 @@ from onnx_lathe import metadata
 from onnx_lathe.errors import ContractError, CrashError, LatheError, ModelError, PassError
 from onnx_lathe.optimizer import lossless, opening
 from onnx_lathe.optimizer.inspect import measure
+from onnx_lathe.optimizer.judging.metrics import METRICS
 from onnx_lathe.optimizer.measuring import SAMPLE_BATCH, sample_feeds
 from onnx_lathe.optimizer.report.record import StepRecord
 from onnx_lathe.optimizer.rounding import rounding_error
@@ -39,6 +40,7 @@ ROUNDING_DB = 100.0
 """Above it, outputs differ by what float32 rounds."""
 DECIBELS_NOTED = 0.1
 LOWER_IS_BETTER = ("size", "weights", "macs", "parameters")
+ERRORS = ("wer", "cer")
 
 
 def run_step(run: Run, index: int) -> None:
@@ -255,6 +257,7 @@ def _measure(run: Run, path: Path, session: Any, where: str, report: PassReport)
         found = evaluate(session, run.roles.evaluation, run.original, run.ui.status)
         note_uncompared(run, where, found)
         quality |= found
+        run.sampled = found.sampled
     return quality
 
 
@@ -298,7 +301,9 @@ def _worse(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]
             return after[name] > GROWTH_NOTED * before[name]
         if name.startswith("sqnr"):
             return after[name] < min(before[name], ROUNDING_DB) - DECIBELS_NOTED
-        return after[name] < before[name]
+        return after[name] > before[name] if name in ERRORS else after[name] < before[name]
 
-    worse = [name for name in before.keys() & after.keys() if falls(name)]
+    # `sqnr` says what cosine does, in finer steps; of a metric of the user's nobody knows which way is worse
+    told = [name for name in before.keys() & after.keys() if name in METRICS or "[" in name]
+    worse = [name for name in told if not name.startswith("cosine") and falls(name)]
     return [name for name in worse if "[" not in name or name.split("[")[0] not in worse]

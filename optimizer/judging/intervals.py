@@ -26,9 +26,12 @@ _STEPS = 60
 class Sampled(Protocol):
     """A metric of one model, sample by sample; see runtime/running/tasks/samples.py."""
 
-    samples: int
-    resamples: int
-    """How often it is worth to draw them again."""
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def resamples(self) -> int:
+        """How often it is worth to draw them again."""
 
     @property
     def hits(self) -> np.ndarray | None:
@@ -68,8 +71,8 @@ def of_loss(base: Sampled, candidate: Sampled, confidence: float, sign: int, rel
             ratio = bonett_price(*table[:3], confidence)
             low, high = 1 - ratio[1], 1 - ratio[0]
             method = "Bonett-Price"
-        ends = sorted((sign * low, sign * high))
-        return Interval(*ends, confidence, method, base.samples)
+        low, high = sorted((sign * low, sign * high))
+        return Interval(low, high, confidence, method, base.samples)
 
     def loss(counts: np.ndarray) -> np.ndarray:
         before, after = base.at(counts), candidate.at(counts)
@@ -155,7 +158,8 @@ def _bootstrapped(
     values = values[~np.isnan(values)]
     tail = 100 * (1 - confidence) / 2
     with np.errstate(invalid="ignore"):
-        low, high = np.percentile(values, [tail, 100 - tail]) if values.size else (np.nan, np.nan)
+        ends = np.percentile(values, [tail, 100 - tail], method="nearest") if values.size else (np.nan,) * 2
+    low, high = ends
     return Interval(float(low), float(high), confidence, f"bootstrap of {draws:,} resamples", one.samples)
 
 

@@ -71,7 +71,8 @@ class Batch:
 
     def __getitem__(self, rows: slice) -> "Batch":
         inputs = {name: array[rows] for name, array in self.inputs.items()}
-        labels, truth = (None if one is None else one[rows] for one in (self.labels, self.truth))
+        labels = None if self.labels is None else self.labels[rows]
+        truth = None if self.truth is None else self.truth[rows]
         return Batch(inputs, labels, per_call=self.per_call, truth=truth)
 
     def call(self, row: int) -> dict[str, np.ndarray]:

@@ -20,8 +20,8 @@ from onnx_lathe.errors import DataError, ModelError
 from onnx_lathe.runtime.data import Batch, DataSource, take
 from onnx_lathe.runtime.files.signature import fixed_batch
 from onnx_lathe.runtime.running import ort
-from onnx_lathe.runtime.running.content import model_fingerprint
 from onnx_lathe.runtime.running.closeness import Slices
+from onnx_lathe.runtime.running.content import model_fingerprint
 from onnx_lathe.runtime.running.joins import Join, joins
 from onnx_lathe.runtime.running.judged import Judged, Tasks
 from onnx_lathe.runtime.running.mixing import mixed_output

@@ -178,7 +178,11 @@ class Scores:
     def _sampled_closeness(self) -> dict[str, Sums]:
         slices = self.slices() if self._slices is None else self._slices
         compared = {name: one for name, one in self._close.items() if one.sqnr() is not None}
-        cosines = {f"cosine[{name}]": mean(one.cosines()) for name, one in compared.items()}
+        cosines = {
+            f"cosine[{name}]": mean(values)
+            for name, one in compared.items()
+            if (values := one.cosines()) is not None
+        }
         found = cosines | _least("cosine", list(cosines.values()))
         if not slices.keys() & compared.keys():
             ratios = {

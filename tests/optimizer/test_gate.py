@@ -5,7 +5,8 @@ import math
 import pytest
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.optimizer.gate import METRICS, Gate, parse_gates
+from onnx_lathe.optimizer.gate import Gate, parse_gates
+from onnx_lathe.optimizer.judging.metrics import METRICS
 
 BASE = {"top1": 0.995, "size": 1_725_000.0, "latency": 3.0, "sqnr": math.inf}
 

@@ -20,8 +20,13 @@ from onnx_lathe.runtime.running.tasks.base import POSTPROCESS, Answer, Collector
 from onnx_lathe.runtime.running.tasks.samples import Measured, Redrawn, mean
 
 
-def load(spec: str, what: str) -> tuple[Callable[..., Any], UserCode]:
-    """The function that FILE.py:FUNCTION names. Raises UsageError for another form, DataError as importing does."""
+def load(spec: str | Callable[..., Any], what: str) -> tuple[Callable[..., Any], UserCode]:
+    """The function that FILE.py:FUNCTION names, or that a caller of this process gives. Raises UsageError for another form, DataError as importing does."""
+    if callable(spec):
+        file = inspect.getsourcefile(spec) if inspect.isfunction(spec) else None
+        return spec, UserCode(Path(file or "memory"), getattr(spec, "__name__", type(spec).__name__))
+    if not isinstance(spec, str):
+        raise UsageError(f"{what}: takes FILE.py:FUNCTION or a function, not {type(spec).__name__}")
     file, colon, name = spec.rpartition(":")
     if not colon or not file.endswith(".py") or not name:
         raise UsageError(f"{what} {spec}: name a function, such as {Path(file or spec).stem}.py:function")
@@ -31,7 +36,7 @@ def load(spec: str, what: str) -> tuple[Callable[..., Any], UserCode]:
 class Postprocess:
     """A user's function that makes one answer per sample of a model's outputs."""
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str | Callable[..., Any]) -> None:
         self.function, self.guard = load(spec, "--postprocess")
         with self.guard:
             parameters = inspect.signature(self.function).parameters.values()
@@ -60,7 +65,7 @@ class Postprocess:
 class Custom(Task):
     """A metric of the user's, by the name that gates call it."""
 
-    def __init__(self, name: str, spec: str) -> None:
+    def __init__(self, name: str, spec: str | Callable[..., Any]) -> None:
         self.name = name
         self.function, self.guard = load(spec, f"--metric {name}")
 
