@@ -258,7 +258,7 @@ class Gate:
         said = shown(measured, self._kind, difference=loss and not self.relative) + self._worst(candidate)
         if self.relative:
             said += " of the original's"
-        if interval is not None:
+        if interval is not None and interval.low < interval.high:  # else no sample told anything
             said += f", {interval_words(interval, self._kind)}"
         if self.form != "value":
             kind = known_metric(self.metric).kind
@@ -267,7 +267,7 @@ class Gate:
             said += f", judged by its {'lower' if self.op[0] == '>' else 'upper'} end"
         room = shown(abs(margin), self._kind, difference=True)
         said += ", " + (f"{room} to spare" if passed else f"missed by {room}")
-        more = [] if interval is None else remarks(interval, self.bound, loss)
+        more = [] if interval is None else remarks(interval, None if by_end else self.bound, loss)
         return f"{self}: " + "; ".join([said, *more])
 
 

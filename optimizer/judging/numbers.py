@@ -42,12 +42,12 @@ def interval_words(interval: Interval, kind: Kind) -> str:
     return f"{percent(interval.confidence)} interval {' to '.join(ends)}"
 
 
-def remarks(interval: Interval, gate_bound: float, difference: bool) -> list[str]:
-    """What these samples cannot tell: a difference from none, or on which side of the limit it is."""
+def remarks(interval: Interval, limit: float | None, difference: bool) -> list[str]:
+    """What these samples cannot tell: a difference from none, or, of an estimate, on which side of the limit it is."""
     said = []
     if difference and interval.low <= 0 <= interval.high and interval.low < interval.high:
         said.append(f"these {interval.samples:,} samples cannot tell it from none")
-    if interval.low <= gate_bound < interval.high or interval.low < gate_bound <= interval.high:
+    if limit is not None and interval.low <= limit <= interval.high and interval.low < interval.high:
         said.append("the limit lies within the interval")
     return said
 

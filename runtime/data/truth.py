@@ -12,9 +12,9 @@ from onnx_lathe.runtime.data.source import check_labels
 def read_truth(
     labels: Any, count: int, classes: int | None, where: str
 ) -> tuple[list[Any], np.ndarray | None]:
-    """(one label per sample, class numbers int64 [count] if that is what they are).
+    """(one label per sample, class numbers int64 [count] if that is what they all may be).
 
-    Raises DataError for another number of labels, or for class numbers that the model lacks.
+    Raises DataError for another number of labels.
     """
     if isinstance(labels, str | bytes | dict) or not hasattr(labels, "__len__"):
         raise DataError(f"{where} are {_a(labels)}, wanted is a list with one per sample")
@@ -32,7 +32,7 @@ def _classes(labels: Sequence[Any], count: int, classes: int | None, where: str)
     found = np.asarray(labels)
     if not np.issubdtype(found.dtype, np.integer) or found.shape not in ((count,), (count, 1)):
         return None
-    if found.size and found.min() < 0:
+    if found.size and (found.min() < 0 or (classes is not None and found.max() >= classes)):
         return None
     return check_labels(found, count, classes, where)
 

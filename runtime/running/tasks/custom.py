@@ -120,9 +120,9 @@ class _Kept(Collector):
         return {self.task.name: Redrawn(self.count, of, float(found.reshape(())))}
 
     def _called(self, kept: Mapping[str, Any], rows: np.ndarray) -> np.ndarray:
-        answers: Any = [self.processed[row] for row in rows]
-        if not self.processed:
-            answers = {name: _taken(value, rows) for name, value in kept.items()}
+        answers: Any = {name: _taken(value, rows) for name, value in kept.items()}
+        if self.processed:
+            answers = [self.processed[row] for row in rows]
         labels = [self.labels[row] for row in rows] if self.labels else None
         with self.task.guard:
             return np.asarray(self.task.function(answers, labels), dtype=np.float64)
