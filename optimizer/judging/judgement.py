@@ -69,7 +69,7 @@ def kernel_path(processor: Mapping[str, Any], saturating: bool, libraries: Mappi
     flags = processor.get("flags", ())
     wide = [flag for flag in ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp") if flag in flags]
     vectors = [flag for flag in ("avx512f", "avx2", "avx", "sve", "asimd") if flag in flags][:1]
-    sums = "INT8 sums in 16 bits, computed exactly here" if saturating else "INT8 sums exact"
+    sums = "INT8 sums in 16 bits, which saturate" if saturating else "INT8 sums exact"
     runtime = libraries.get("onnxruntime", "unknown")
     words = [processor.get("machine", ""), *vectors, ", ".join(wide) or "no INT8 dot products", sums]
     return f"ONNX Runtime {runtime} on " + ", ".join(word for word in words if word)

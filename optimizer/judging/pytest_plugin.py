@@ -82,12 +82,13 @@ _FOUND = pytest.StashKey[Any]()
 def _judgement(item: pytest.Item) -> "Judgement":
     """Judged once for a test. A mistake is the test's failure, in one line."""
     if _FOUND not in item.stash:
-        import onnx_lathe
+        from onnx_lathe.errors import LatheError
+        from onnx_lathe.optimizer.judging.calling import gate
 
         arguments = _arguments(item)
         try:
-            found = onnx_lathe.gate(arguments.pop("base"), arguments.pop("candidate"), **arguments)
-        except onnx_lathe.LatheError as error:
+            found = gate(arguments.pop("base"), arguments.pop("candidate"), **arguments)
+        except LatheError as error:
             found, mistake = None, str(error)
         if found is None:  # outside of the block, or pytest shows the error twice
             pytest.fail(f"{MARKER}: {mistake}", pytrace=False)
@@ -103,7 +104,7 @@ def _arguments(item: pytest.Item) -> dict[str, Any]:
     """Of the marker, paths made absolute. Fails the test for wrong ones."""
     from inspect import signature
 
-    import onnx_lathe
+    from onnx_lathe.optimizer.judging.calling import gate
 
     marker = item.get_closest_marker(MARKER)
     if marker is None:
@@ -111,7 +112,7 @@ def _arguments(item: pytest.Item) -> dict[str, Any]:
             f"the fixture lathe_model needs @pytest.mark.{MARKER}(base=..., candidate=...)", pytrace=False
         )
     try:
-        bound = signature(onnx_lathe.gate).bind(*marker.args, **marker.kwargs)
+        bound = signature(gate).bind(*marker.args, **marker.kwargs)
     except TypeError as error:
         bound, mistake = None, str(error)
     if bound is None:

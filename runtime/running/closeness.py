@@ -53,8 +53,8 @@ class Closeness:
     samples: list[np.ndarray] = field(default_factory=list)
     """Of each sample: energies of the original, of the difference, of the output, and what the first and last share."""
 
-    def add(self, original: np.ndarray, output: np.ndarray, rows: int = 1) -> None:
-        """`rows`: how many samples the first axis counts; 1 if it counts none, and all is of one."""
+    def add(self, original: np.ndarray, output: np.ndarray, rows: int = 1, axis: int = 0) -> None:
+        """`rows`: how many samples the axis counts; 1 if it counts none, and all is of one."""
         if original.shape != output.shape:
             self.reason = f"its shape depends on its values ({list(original.shape)} and {list(output.shape)})"
             return
@@ -70,7 +70,8 @@ class Closeness:
         with np.errstate(invalid="ignore", over="ignore"):
             given = np.where(known, output, 0).astype(np.float64)
             energies = (signal, noise, np.square(given), base * given)
-            self.samples.append(np.stack([each.reshape(rows, -1).sum(1) for each in energies], axis=1))
+            whole = (each if rows == 1 else np.moveaxis(each, axis, 0) for each in energies)
+            self.samples.append(np.stack([each.reshape(rows, -1).sum(1) for each in whole], axis=1))
         self._add_axes(np.abs(base), signal, noise)
 
     def _add_axes(self, magnitude: np.ndarray, signal: np.ndarray, noise: np.ndarray) -> None:

@@ -111,7 +111,7 @@ def reference(
     batches: list[int] = []
     total, has_floats = 0, False
     scores = Scores(joined)
-    judged = Judged(scores, tasks)
+    judged = Judged(scores, tasks, session)
     for outputs, piece in _outputs(session, data, progress, one_by_one):
         batches.append(_fingerprint(piece))
         heard(outputs, piece.count, piece.alone)
@@ -149,7 +149,7 @@ def evaluate(
     Raises DataError if the data is not the same as it was for the original.
     """
     scores = Scores(original.joins, original.slices, original.labelled)
-    judged = Judged(scores, original.tasks)
+    judged = Judged(scores, original.tasks, session)
     seen = 0
     for outputs, piece in _outputs(session, data, progress, lambda batch: original.mixed is not None):
         if seen == len(original.batches) or original.batches[seen] != _fingerprint(piece):

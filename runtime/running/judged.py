@@ -20,11 +20,27 @@ class Tasks:
     postprocess: Postprocess | None = None
 
 
+def sample_axes(session: Any) -> dict[str, int]:
+    """Output -> the axis of samples, where it is not the first: that which is called as the inputs' first is, as in
+    [places, batch, symbols].
+    """
+    batch = {
+        value.shape[0] for value in session.get_inputs() if value.shape and isinstance(value.shape[0], str)
+    }
+    found = {}
+    for output in session.get_outputs():
+        places = [at for at, size in enumerate(output.shape or ()) if isinstance(size, str) and size in batch]
+        if places and places[0] > 0:
+            found[output.name] = places[0]
+    return found
+
+
 class Judged:
     """Scores and task metrics of one model, over pieces of the data."""
 
-    def __init__(self, scores: Scores, tasks: Tasks) -> None:
+    def __init__(self, scores: Scores, tasks: Tasks, session: Any) -> None:
         self.scores, self.postprocess = scores, tasks.postprocess
+        self.axes = scores.axes = sample_axes(session)
         self.collectors = [task.start() for task in tasks.tasks]
 
     def add(
@@ -42,7 +58,11 @@ class Judged:
         if not self.collectors:
             return
         processed = None if self.postprocess is None else self.postprocess(outputs, inputs, count)
-        answer = Answer(outputs, count, alone, processed)
+        axes = {} if alone else self.axes
+        first = {
+            name: np.moveaxis(output, axes.get(name, 0), 0) for name, output in outputs.items() if output.ndim
+        }
+        answer = Answer({**outputs, **first}, count, alone, processed)
         wanted = truth if truth is not None or labels is None else list(labels)
         for collector in self.collectors:
             collector.add(answer, wanted)

@@ -35,6 +35,8 @@ class Scores:
         self._classes: dict[str, int] = {}
         self._labelled = 0
         self._samples = 0
+        self.axes: Mapping[str, int] = {}
+        """Of outputs whose axis of samples is not the first."""
         self._largest_label = -1
 
     def add(
@@ -60,7 +62,8 @@ class Scores:
             output = outputs.get(name, np.zeros((0,) * (original.ndim + 1), original.dtype))
             if is_float(original):
                 found = self._close.setdefault(name, Closeness(joins=self._joins.get(name, ())))
-                found.add(original, output, count if _counts(original, count, alone) else 1)
+                axis = 0 if alone else self.axes.get(name, 0)
+                found.add(original, output, count if _counts(original, count, alone, axis) else 1, axis)
             self._compare_answers(name, _row(original, alone), _row(output, alone), count)
 
     def slices(self) -> dict[str, Slices]:
@@ -222,9 +225,9 @@ def _ratio_db(totals: np.ndarray) -> np.ndarray:
         return 10 * (np.log10(np.maximum(totals[..., 0], 1e-30)) - np.log10(totals[..., 1]))
 
 
-def _counts(array: np.ndarray, count: int, alone: bool = False) -> bool:
-    """Whether the first axis is that of samples."""
-    return not alone and count > 0 and array.ndim > 0 and len(array) == count
+def _counts(array: np.ndarray, count: int, alone: bool = False, axis: int = 0) -> bool:
+    """Whether the axis is that of samples."""
+    return not alone and count > 0 and array.ndim > axis and array.shape[axis] == count
 
 
 def is_float(array: np.ndarray) -> bool:

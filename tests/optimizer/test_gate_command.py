@@ -154,6 +154,12 @@ def test_texts_by_a_file_of_symbols(loader: Path, capsys: pytest.CaptureFixture[
     assert (wer["passed"], wer["measured"]) == (True, pytest.approx(2 / 3))
     assert not cer["passed"]
     assert rise["measured"] == cer["measured"]
+    turned = "(float[n,6,4] x) => (float[6,n,4] y) { z = Mul(x, s) y = Transpose<perm = [1, 0, 2]>(z) }"
+    Path("own.py").write_text(
+        LOADER.replace("[[[0, 3, 0", "[6 * [[2] * 6]], 6 * ['c']\n    yield np.eye(4)[[[0, 3, 0")
+    )
+    again = [*pair(turned, [1, 1, 1, 1]), "--data", "own.py:texts", "--symbols", "symbols.txt"]
+    assert main([*again, "--gate", "cer <= 0%"]) == 0  # six samples of six places, too
     assert "'wer drop' cannot be judged; write 'wer' or 'wer rise'" in refused(
         capsys, [*command, "--gate", "wer drop <= 1%"]
     )
@@ -282,13 +288,32 @@ def test_what_is_not_known_by_samples_is_not_judged_by_an_interval(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An output whose first axis is not that of samples."""
-    text = "(float[n,4] x) => (float[4,n] y) { z = Mul(x, s) y = Transpose(z) }"
+    text = "(float[n,4] x) => (float[4,m] y) { z = Mul(x, s) y = Transpose(z) }"
     np.savez("data.npz", x=random(30, 4))
     command = [*pair(text, 1.01), "--data", "data.npz", "--gate", "sqnr >= 20"]
     assert main(command) == 0
     assert "interval" not in capsys.readouterr().out
     assert main([*command, "--confidence", "95%"]) == 3
     assert "has no interval here, since it is not known sample by sample" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("samples", [30, 4])
+def test_an_axis_of_samples_that_is_not_the_first(
+    samples: int, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model says which it is, also where another is as long."""
+    text = "(float[n,4] x) => (float[4,n] y) { z = Mul(x, s) y = Transpose(z) }"
+    x = random(samples, 4)
+    x[0] = 0
+    np.savez("data.npz", x=x)
+    found = verdicts(
+        capsys, [*pair(text, [1, 1, 1, 1.5]), "--data", "data.npz"], "sqnr >= 5", "cosine >= 0.5"
+    )
+    assert [one["interval"]["samples"] for one in found] == [samples, samples]
+    scaled = x[1:] * np.float32([1, 1, 1, 1.5])
+    lengths = np.linalg.norm(x[1:], axis=1) * np.linalg.norm(scaled, axis=1)
+    expected = np.append((x[1:] * scaled).sum(1) / lengths, 1).mean()
+    assert found[1]["measured"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("text", ["40%", "100%", "1", "95 percent", "nan"])
