@@ -258,8 +258,8 @@ class Gate:
         said = shown(measured, self._kind, difference=loss and not self.relative) + self._worst(candidate)
         if self.relative:
             said += " of the original's"
-        if interval is not None and interval.low < interval.high:  # else no sample told anything
-            said += f", {interval_words(interval, self._kind)}"
+        if interval is not None and (words := interval_words(interval, self._kind)):
+            said += f", {words}"
         if self.form != "value":
             kind = known_metric(self.metric).kind
             said += f" ({shown(base[self.metric], kind)} -> {shown(candidate[self.metric], kind)})"

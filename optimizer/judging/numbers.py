@@ -17,6 +17,9 @@ UNITS: Mapping[Kind, Mapping[str, int]] = {  # unit -> power of ten of the store
 }
 
 
+MOST_DIGITS = 6
+
+
 def shown(value: float, kind: Kind, difference: bool = False) -> str:
     """With its unit: "98.9 %", and of a `difference` "0.1 points"."""
     if kind == "fraction":
@@ -32,13 +35,15 @@ def shown(value: float, kind: Kind, difference: bool = False) -> str:
 
 
 def interval_words(interval: Interval, kind: Kind) -> str:
-    """ "95 % interval -0.3 to 0.5", in percent of fractions."""
+    """ "95 % interval -0.3 to 0.5", in percent of fractions; empty for one that no digits tell from a point."""
     scale = 100 if kind == "fraction" else 1
     low, high = scale * interval.low, scale * interval.high
     width = high - low
     known = math.isfinite(width) and width > 0
     digits = max(0, 1 - math.floor(math.log10(width))) if known else 4
-    ends = (f"{end + 0.0:.{min(digits, 9)}f}" if known else _short(end) for end in (low, high))
+    ends = [f"{end + 0.0:.{min(digits, MOST_DIGITS)}f}" if known else _short(end) for end in (low, high)]
+    if ends[0] == ends[1]:
+        return ""
     return f"{percent(interval.confidence)} interval {' to '.join(ends)}"
 
 
