@@ -48,10 +48,13 @@ class Closeness:
     reason: str = ""
     """Why it cannot be compared, if it cannot."""
     joins: Sequence[Join] = ()
+    judged: Slices | None = None
+    """The slices that are judged, where they are known before the values are."""
     axes: dict[int, _Sums] = field(default_factory=dict)
-
     samples: list[np.ndarray] = field(default_factory=list)
-    """Of each sample: energies of the original, of the difference, of the output, and what the first and last share."""
+    """Of each sample: energies of the original, of the difference, of the output, and what the first and last share;
+    then the first two of each slice.
+    """
 
     def add(self, original: np.ndarray, output: np.ndarray, rows: int = 1, axis: int = 0) -> None:
         """`rows`: how many samples the axis counts; 1 if it counts none, and all is of one."""
@@ -70,9 +73,27 @@ class Closeness:
         with np.errstate(invalid="ignore", over="ignore"):
             given = np.where(known, output, 0).astype(np.float64)
             energies = (signal, noise, np.square(given), base * given)
-            whole = (each if rows == 1 else np.moveaxis(each, axis, 0) for each in energies)
-            self.samples.append(np.stack([each.reshape(rows, -1).sum(1) for each in whole], axis=1))
+            parts = self._parts(signal, noise, None if rows == 1 else axis)
+            self.samples.append(np.stack([_each(part, rows, axis) for part in (*energies, *parts)], axis=1))
         self._add_axes(np.abs(base), signal, noise)
+
+    def _parts(self, signal: np.ndarray, noise: np.ndarray, axis: int | None) -> Iterator[np.ndarray]:
+        """Signal and noise of each slice; nothing where they lie along the axis of samples, or have other channels."""
+        slices = self.judged
+        if slices is None or slices.axis == axis or slices.axis >= signal.ndim:
+            return
+        if max(int(group.max()) for group in slices.groups) < signal.shape[slices.axis]:
+            for group in slices.groups:
+                yield from (np.take(energy, group, slices.axis) for energy in (signal, noise))
+
+    def ratios(self) -> np.ndarray | None:
+        """(signal, noise) of the whole and of each slice, [samples, 2 or more]; None if a slice is not known so."""
+        widths = {sample.shape[1] for sample in self.samples}
+        slices = () if self.judged is None else self.judged.groups
+        if widths != {4 + 2 * len(slices)}:
+            return None
+        rows = np.concatenate(self.samples)
+        return np.concatenate([rows[:, :2], rows[:, 4:]], axis=1)
 
     def _add_axes(self, magnitude: np.ndarray, signal: np.ndarray, noise: np.ndarray) -> None:
         for axis, channels in {join.axis: sum(join.sizes) for join in self.joins}.items():
@@ -103,7 +124,7 @@ class Closeness:
         """
         if self.sqnr() is None:
             return None
-        before, _, after, shared = np.concatenate(self.samples).T
+        before, _, after, shared = np.concatenate([sample[:, :4] for sample in self.samples]).T
         lengths = np.sqrt(before) * np.sqrt(after)
         some = lengths > 0
         return np.where(some, shared / np.where(some, lengths, 1), before == after)
@@ -113,6 +134,12 @@ class Closeness:
         for group in slices.groups:
             if sums is not None and self.compared and not self.reason:
                 yield _runs(group), decibels(float(sums.signal[group].sum()), float(sums.noise[group].sum()))
+
+
+def _each(energy: np.ndarray, rows: int, axis: int) -> np.ndarray:
+    """Of each of `rows` samples along the axis, or of the whole."""
+    first = energy if rows == 1 else np.moveaxis(energy, axis, 0)
+    return first.reshape(rows, -1).sum(1)
 
 
 def decibels(signal: float, noise: float) -> float | None:

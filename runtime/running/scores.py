@@ -61,10 +61,13 @@ class Scores:
             # of a sequence that is shorter, a tensor of another shape
             output = outputs.get(name, np.zeros((0,) * (original.ndim + 1), original.dtype))
             if is_float(original):
-                found = self._close.setdefault(name, Closeness(joins=self._joins.get(name, ())))
+                found = self._close.setdefault(name, self._compared(name))
                 axis = 0 if alone else self.axes.get(name, 0)
                 found.add(original, output, count if _counts(original, count, alone, axis) else 1, axis)
             self._compare_answers(name, _row(original, alone), _row(output, alone), count)
+
+    def _compared(self, name: str) -> Closeness:
+        return Closeness(joins=self._joins.get(name, ()), judged=(self._slices or {}).get(name))
 
     def slices(self) -> dict[str, Slices]:
         """The outputs that join ranges, by their values here."""
@@ -123,7 +126,7 @@ class Scores:
 
     def sampled(self) -> dict[str, Measured]:
         """What is known sample by sample of the metrics, by the names that `metrics` gives them; nothing of an output
-        that joins ranges, or whose first axis is not that of samples.
+        in which no axis is that of samples.
         """
         return {
             name: one
@@ -179,7 +182,6 @@ class Scores:
         return ({"cosine": min(each.values())} if each else {}) | each
 
     def _sampled_closeness(self) -> dict[str, Sums]:
-        slices = self.slices() if self._slices is None else self._slices
         compared = {name: one for name, one in self._close.items() if one.sqnr() is not None}
         cosines = {
             f"cosine[{name}]": mean(values)
@@ -187,13 +189,10 @@ class Scores:
             if (values := one.cosines()) is not None
         }
         found = cosines | _least("cosine", list(cosines.values()))
-        if not slices.keys() & compared.keys():
-            ratios = {
-                f"sqnr[{name}]": Sums(np.concatenate(one.samples)[:, :2], _ratio_db)
-                for name, one in compared.items()
-            }
-            found |= ratios | _least("sqnr", list(ratios.values()))
-        return found
+        rows = {name: one.ratios() for name, one in compared.items()}
+        ratios = {f"sqnr[{name}]": Sums(one, _ratio_db) for name, one in rows.items() if one is not None}
+        whole = _least("sqnr", list(ratios.values())) if len(ratios) == len(rows) else {}
+        return found | ratios | whole
 
 
 def _least(name: str, each: Sequence[Sums]) -> dict[str, Sums]:
@@ -204,14 +203,11 @@ def _least(name: str, each: Sequence[Sums]) -> dict[str, Sums]:
         return {name: each[0]}
 
     def least(totals: np.ndarray) -> np.ndarray:
-        return np.min([one.value(totals[..., 2 * at : 2 * at + 2]) for at, one in enumerate(each)], axis=0)
+        parts = np.split(totals, ends, axis=-1)
+        return np.min([one.value(part) for one, part in zip(each, parts, strict=True)], axis=0)
 
-    return {name: Sums(np.concatenate([_two(one) for one in each], axis=1), least)}
-
-
-def _two(one: Sums) -> np.ndarray:
-    """Two sums per sample, also of what is a share of samples."""
-    return one.rows if one.rows.shape[1] == 2 else np.stack([one.rows[:, 0], np.ones(one.samples)], axis=1)
+    ends = np.cumsum([one.rows.shape[1] for one in each])[:-1]
+    return {name: Sums(np.concatenate([one.rows for one in each], axis=1), least)}
 
 
 def _share(rows: np.ndarray) -> Sums:
@@ -220,9 +216,10 @@ def _share(rows: np.ndarray) -> Sums:
 
 
 def _ratio_db(totals: np.ndarray) -> np.ndarray:
-    """Decibels of the first total over the second."""
+    """Decibels of signal over noise, of the worst of several pairs."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return 10 * (np.log10(np.maximum(totals[..., 0], 1e-30)) - np.log10(totals[..., 1]))
+        each = np.log10(np.maximum(totals[..., ::2], 1e-30)) - np.log10(totals[..., 1::2])
+    return 10 * each.min(-1)
 
 
 def _counts(array: np.ndarray, count: int, alone: bool = False, axis: int = 0) -> bool:
