@@ -124,6 +124,7 @@ def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> Judgement:
     for gate in gates:
         if reason := gate.missing(pair.found[0].keys() & pair.found[1].keys(), pair.uncounted):
             raise UsageError(reason)
+    ui.status("finding confidence intervals")
     verdicts = judge(gates, pair.found[0], pair.found[1], "model", evidence=pair.evidence)
     processor, libraries = surroundings.processor(), surroundings.libraries()
     first, second = (

@@ -273,6 +273,7 @@ def _judge(state: Run) -> None:
     if "base_latency" in final:
         base["latency"] = final["base_latency"]  # the one measured in turn with the final model
     evidence = state.evidence(state.sampled)
+    state.ui.status("judging")
     here = judge(
         state.gates, base, final, "model", lambda metric: not (timed_later and metric == "latency"), evidence
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnx_lathe.errors import DataError
 from onnx_lathe.runtime.running.tasks.base import Answer, Collector, Task, fitting, labelled
-from onnx_lathe.runtime.running.tasks.samples import Measured, Sums
+from onnx_lathe.runtime.running.tasks.samples import Measured, Redrawn
 
 FORM = "its class number"
 
@@ -60,33 +60,28 @@ class _Counting(Collector):
             return {}
         labels, answers = np.concatenate(self.pairs, axis=1)
         classes = int(max(labels.max(), answers.max())) + 1
-        if self.name == "f1_binary":
-            if classes > 2:
-                raise DataError(
-                    f"metric 'f1_binary' is of two classes, and class {classes - 1} occurs; gate 'f1', the mean over classes"
-                )
-            classes = 2
-        one = np.eye(classes)
-        wanted, given = one[labels], one[answers]
-        rows = np.concatenate([wanted * given, wanted + given], axis=1)
-        return {self.name: Sums(rows, _binary if self.name == "f1_binary" else _macro)}
+        binary = self.name == "f1_binary"
+        if binary and classes > 2:
+            raise DataError(
+                f"metric 'f1_binary' is of two classes, and class {classes - 1} occurs; gate 'f1', the mean over classes"
+            )
+
+        def of(counts: np.ndarray) -> float:
+            return _f1(labels, answers, counts, max(classes, 2), binary)
+
+        once = np.ones(len(labels), np.int64)
+        return {self.name: Redrawn(len(labels), of, of(once), resamples=1000)}
 
 
-def _per_class(totals: np.ndarray) -> np.ndarray:
-    """[..., classes] of totals [..., TP and TP + FP + TP + FN of the classes]; NaN for one that does not occur."""
-    hits, all_ = np.split(totals, 2, axis=-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return 2 * hits / all_
-
-
-def _macro(totals: np.ndarray) -> np.ndarray:
-    each = _per_class(totals)
-    known = ~np.isnan(each)
-    return np.where(known, each, 0).sum(-1) / np.maximum(known.sum(-1), 1)
-
-
-def _binary(totals: np.ndarray) -> np.ndarray:
-    return _per_class(totals)[..., 1]
+def _f1(labels: np.ndarray, answers: np.ndarray, counts: np.ndarray, classes: int, binary: bool) -> float:
+    """Of class 1, or the mean over the classes that occur, with each sample counted so often; NaN if none does."""
+    same = labels == answers
+    right = np.bincount(labels[same], counts[same], classes)
+    every = np.bincount(labels, counts, classes) + np.bincount(answers, counts, classes)
+    if binary:
+        right, every = right[1:], every[1:]
+    known = every > 0
+    return float(np.mean(2 * right[known] / every[known])) if known.any() else float("nan")
 
 
 def _numbers(values: Sequence[Any], what: str) -> np.ndarray:
