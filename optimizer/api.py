@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.optimizer import artifacts, compare, observing, opening, pipeline
+from onnx_lathe.optimizer import artifacts, observing, opening, pipeline
 from onnx_lathe.optimizer import check as checking
 from onnx_lathe.optimizer.build import configured_targets, placement
 from onnx_lathe.optimizer.inspect import LayerRow, Size, layer_table
 from onnx_lathe.optimizer.measuring import measured_exactly
 from onnx_lathe.optimizer.observing import Observation
 from onnx_lathe.optimizer.recipe import Call, Recipe, check_order, load_recipe, override, parse_calls
-from onnx_lathe.optimizer.report.record import GateRecord, RunRecord
+from onnx_lathe.optimizer.report.record import RunRecord
 from onnx_lathe.optimizer.run import Request
 from onnx_lathe.optimizer.services import Services, check_needs, check_training, open_roles, warnings
 from onnx_lathe.optimizer.sizes import parse_bytes
@@ -192,21 +192,6 @@ def build(
         keep_metadata=keep_metadata,
         progress=progress,
     )
-
-
-def gate(
-    base: str | Path,
-    candidate: str | Path,
-    gates: str | Sequence[str],
-    *,
-    data: DataSpec | None = None,
-    preprocess: str | None = None,
-    classes: str | None = None,
-    progress: Progress = lambda text: None,
-) -> list[GateRecord]:
-    """A verdict per gate, such as "top1 drop <= 0.5%", on a candidate against a base model."""
-    recipe = _asked(Recipe(), gates=_texts(gates, "gates"), eval=data, preprocess=preprocess, classes=classes)
-    return compare.compare(_path(base, "base"), _path(candidate, "candidate"), recipe, Calling(progress))
 
 
 def run(

@@ -14,9 +14,9 @@ from typing import Any
 import onnx
 
 from onnx_lathe.errors import ContractError, ExitCode, LatheError, ModelError, TargetError, UsageError
+from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.lowering import lowered
 from onnx_lathe.optimizer.measuring import (
-    QUALITY,
     fed_one_by_one,
     judge,
     measured_exactly,
@@ -38,6 +38,7 @@ from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.tensors import all_nodes
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import evaluate
+from onnx_lathe.runtime.running.tasks.samples import Measured
 from onnx_lathe.runtime.targets.core.base import Artifact, Target
 from onnx_lathe.runtime.targets.core.registry import find
 
@@ -171,6 +172,7 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
     found.skips = [asdict(skip) for skip in report.skips]
     model_file.save(model, path)
     judged: set[str] = set()
+    sampled: Mapping[str, Measured] = {}
     if target.lowering is not None:
         with _naming(target), crashes_named("as this target wants it", target.name):
             ort.survive(path)
@@ -182,8 +184,8 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
             found.error = f"ONNX Runtime refuses what was made for it: {error}"
             return config, path, found
         quality = evaluate(opened, run.roles.evaluation, run.original, run.ui.status)
-        found.quality = {key: value for key, value in quality.items() if key.split("[")[0] in QUALITY}
-        judged.update(QUALITY)
+        found.quality, sampled = dict(quality), quality.sampled
+        judged.update(gate.metric for gate in run.gates if of_data(gate.metric))
         note_uncompared(run, f"target {target.name}", quality)
         _compare_with_model(run, target, path, quality, plain=target.timed)
     elif target.opened and measured_exactly(model):
@@ -197,7 +199,14 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
         found.quality["base_latency"] = base["latency"]
         judged.add("latency")
     run.record.gates.extend(
-        judge(run.gates, base, found.quality, target.name, only=lambda metric: metric in judged)
+        judge(
+            run.gates,
+            base,
+            found.quality,
+            target.name,
+            lambda metric: metric in judged,
+            run.evidence(sampled),
+        )
     )
     found.skips += [{"node": node, "reason": reason} for node, reason in target.check(model, config)]
     _warn(run, target, [*report.warnings, *notes])
@@ -249,7 +258,7 @@ def _measure_plainly(run: Run, target: Target, path: Path, found: TargetRecord) 
         run.ui.note(f"warning: {run.record.warnings[-1]}")
         return
     quality = evaluate(opened, run.roles.evaluation, run.original, run.ui.status)
-    found.quality = {key: value for key, value in quality.items() if key.split("[")[0] in QUALITY}
+    found.quality = dict(quality)
     note_uncompared(run, f"target {target.name}", quality)
     _compare_with_model(run, target, path, quality, plain=True)
 

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 
 from onnx_lathe.errors import DataError, ModelError
-from onnx_lathe.optimizer.gate import Gate
+from onnx_lathe.optimizer.gate import NO_EVIDENCE, Gate
+from onnx_lathe.optimizer.judging.evidence import Evidence
 from onnx_lathe.optimizer.report.record import GateRecord
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.files.signature import fixed_batch
@@ -18,8 +19,6 @@ from onnx_lathe.runtime.running import ort
 SAMPLE_BATCH = 8
 """On so many samples a model is tried after each step."""
 LATENCY_BUDGET_S = 1.0
-QUALITY = ("top1", "top5", "agreement", "sqnr")
-"""What is measured, and judged, on what a target makes of the model too."""
 SIZES = (1, 64, 512)
 """Of dimensions that the model leaves open, where there is no data: the first on which it runs."""
 
@@ -150,15 +149,16 @@ def judge(
     candidate: Mapping[str, float],
     subject: str,
     only: Callable[[str], bool] = lambda metric: True,
+    evidence: Evidence = NO_EVIDENCE,
 ) -> list[GateRecord]:
     """A verdict per gate whose metric `only` admits.
 
-    `subject` is what is judged: the model, or a target's lowered model.
+    `subject` is what is judged: the model, or a target's lowered model. `evidence`: what intervals are found of.
     """
     verdicts = []
     for gate in gates:
         if only(gate.metric):
-            verdict = gate.judge(base, candidate)
-            numbers = verdict.measured, verdict.needed, verdict.margin
+            verdict = gate.judge(base, candidate, evidence)
+            numbers = verdict.measured, verdict.needed, verdict.margin, verdict.interval, verdict.tolerance
             verdicts.append(GateRecord(str(gate), subject, verdict.passed, verdict.message, *numbers))
     return verdicts

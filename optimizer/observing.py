@@ -11,9 +11,9 @@ import numpy as np
 
 from onnx_lathe.errors import ModelError, UsageError
 from onnx_lathe.optimizer.finished import Finished, open_finished
+from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.measuring import (
     LATENCY_BUDGET_S,
-    QUALITY,
     Timing,
     sample_feeds,
     shared_feeds,
@@ -26,8 +26,8 @@ from onnx_lathe.optimizer.ui import Ui
 from onnx_lathe.runtime.data import Batch, DataSource
 from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.closeness import NO_SIGNAL
 from onnx_lathe.runtime.running.evaluate import evaluate, reference
-from onnx_lathe.runtime.running.scores import NO_SIGNAL
 from onnx_lathe.runtime.threads import limit
 
 OF_LABELS = ("top1", "top5")
@@ -182,7 +182,7 @@ def _metrics(
     has = {value.name for value in model.session.get_outputs()}
     lacks = {value.name for value in other.session.get_outputs()} - has
     reasons = dict(quality.reasons) | dict.fromkeys(sorted(lacks), f"{model.path} has no such output")
-    metrics = _among(quality, QUALITY)
+    metrics = {key: value for key, value in quality.items() if of_data(key)}
     if any(reason != NO_SIGNAL for reason in reasons.values()):
         metrics.pop("sqnr", None)  # the worst of all outputs is not known
     said = [f"output '{name}' could not be compared: {why}" for name, why in reasons.items()]

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from onnx_lathe.optimizer.measuring import LATENCY_BUDGET_S, QUALITY, is_fixed, judge, sample_feeds, ways_of
+from onnx_lathe.optimizer.judging.metrics import of_data
+from onnx_lathe.optimizer.measuring import LATENCY_BUDGET_S, is_fixed, judge, sample_feeds, ways_of
 from onnx_lathe.optimizer.report.record import TargetRecord
 from onnx_lathe.optimizer.run import Run
 from onnx_lathe.optimizer.step import note_uncompared
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import evaluate
+from onnx_lathe.runtime.running.tasks.samples import Measured
 from onnx_lathe.runtime.targets.core.base import Artifact, Target
 from onnx_lathe.runtime.threads import limit
 
@@ -49,10 +51,11 @@ def _judge(
 ) -> None:
     found.measured = "as built"
     base, judged = dict(run.record.baseline), set[str]()
+    sampled: Mapping[str, Measured] = {}
     if run.original is not None and run.roles.evaluation is not None:
         quality = evaluate(session, run.roles.evaluation, run.original, run.ui.status)
-        found.quality = {key: value for key, value in quality.items() if key.split("[")[0] in QUALITY}
-        judged.update(QUALITY)
+        found.quality, sampled = dict(quality), quality.sampled
+        judged.update(gate.metric for gate in run.gates if of_data(gate.metric))
         note_uncompared(run, f"target {target.name}", quality)
         _warn_of_loss(run, target, found.quality)
     if run.request.measure_latency:
@@ -71,7 +74,14 @@ def _judge(
         if ways := _ways(session, feeds):
             found.details["ways"] = ways
     run.record.gates.extend(
-        judge(run.gates, base, found.quality, target.name, only=lambda metric: metric in judged)
+        judge(
+            run.gates,
+            base,
+            found.quality,
+            target.name,
+            lambda metric: metric in judged,
+            run.evidence(sampled),
+        )
     )
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from onnx_lathe.errors import CrashError, ExitCode, ModelError, UsageError
 from onnx_lathe.optimizer import advice, artifacts, build, diagnosis, opening, services, surroundings
 from onnx_lathe.optimizer.checkpoint import Checkpoints, file_hash
-from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.inspect import measure
+from onnx_lathe.optimizer.judging.asking import gates_of, tasks_of
+from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.measuring import SAMPLE_BATCH, judge, measured_exactly, sample_feeds, time_pair
 from onnx_lathe.optimizer.report.record import RunRecord
 from onnx_lathe.optimizer.run import Request, Run
@@ -22,8 +23,8 @@ from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option_files
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.pack.files import onnx_bytes, packed_bytes
-from onnx_lathe.runtime.running import guard, ort
-from onnx_lathe.runtime.running.evaluate import reference
+from onnx_lathe.runtime.running import guard, memory, ort
+from onnx_lathe.runtime.running.evaluate import evaluate, reference
 from onnx_lathe.runtime.training.hooks import hook_place
 from onnx_lathe.version import VERSION
 
@@ -71,7 +72,7 @@ def _libraries(state: Run) -> tuple[str, ...]:
 def _open(request: Request, ui: Ui) -> Run:
     """Reads model and data, and checks that every pass has what it needs and every target is available."""
     passes = request.recipe.passes() if request.steps is None else list(request.steps)
-    gates = parse_gates(request.recipe.gates)
+    gates, tasks = gates_of(request.recipe), tasks_of(request.recipe)
     targets = build.open_targets(request.recipe.targets)
     placement = build.placement(targets)
     services.check_hook(passes, request.recipe, request.out / LOG)
@@ -100,7 +101,20 @@ def _open(request: Request, ui: Ui) -> Run:
     log, teacher = request.out / LOG, model if trains else None
     given = services.Services(request.recipe, roles, teacher, log, ui.status)
     return Run(
-        request, ui, record, passes, gates, targets, placement, roles, given, checkpoints, done, model, opened
+        request,
+        ui,
+        record,
+        passes,
+        gates,
+        targets,
+        placement,
+        roles,
+        given,
+        checkpoints,
+        done,
+        model,
+        opened,
+        tasks=tasks,
     )
 
 
@@ -181,7 +195,10 @@ def _baseline(state: Run) -> None:
         opening.compare(session, state.opened, state.feeds, state.written)
         state.rewritten, state.opened = state.opened.rewritten, None
     if state.roles.evaluation is not None:
-        state.original = reference(session, state.roles.evaluation, state.ui.status, state.model)
+        state.original = reference(
+            session, state.roles.evaluation, state.ui.status, state.model, tasks=state.tasks
+        )
+        state.sampled = None if state.passes else state.original.sampled
         record.baseline |= state.original.metrics
         if note := state.original.note:
             record.warnings.append(note)
@@ -195,7 +212,7 @@ def _baseline(state: Run) -> None:
 
 def _available(state: Run) -> set[str]:
     latency = {"latency"} if state.request.measure_latency else set()
-    return set(state.record.baseline) | latency | {"packed"}
+    return set(state.record.baseline) | latency | {"packed"} | (set() if memory.unmeasured() else {"memory"})
 
 
 def _steps(state: Run) -> None:
@@ -226,6 +243,16 @@ def _latencies(state: Run) -> None:
         state.record.baseline["latency"] = time_pair(state.roles.sample, base, state.request.model)[0]
 
 
+def _measure_again(state: Run) -> None:
+    """The last model of an earlier run: its samples are not kept, nor metrics that were not asked for then."""
+    if state.sampled is not None or state.original is None or state.roles.evaluation is None:
+        return
+    if any(of_data(gate.metric) for gate in state.gates):
+        found = evaluate(ort.session(state.file), state.roles.evaluation, state.original, state.ui.status)
+        state.sampled = found.sampled
+        state.record.final().update(found)
+
+
 def _judge(state: Run) -> None:
     """The gates on the model itself; those on latency judge a target's lowered model, where one is timed."""
     record, timed_later = state.record, any(target.timed for target, _ in state.targets)
@@ -233,12 +260,22 @@ def _judge(state: Run) -> None:
         state.ui.status("packing")
         efforts = [options.effort for target, options in state.targets if target.name == "pack"]
         record.final()["packed"] = float(packed_bytes(state.file, *efforts[:1]))
+    if any(gate.metric == "memory" for gate in state.gates):
+        state.ui.status("measuring memory")
+        feeds = sample_feeds(state.roles.sample, ort.session(state.request.model), 1)
+        record.baseline["memory"] = float(memory.peak_bytes(state.request.model, feeds))
+        record.final()["memory"] = float(memory.peak_bytes(state.file, feeds))
+    _measure_again(state)
     base = dict(record.baseline)
     final = record.final()
     if "packed" in final:
         base["packed"] = float(onnx_bytes(state.request.model))
     if "base_latency" in final:
         base["latency"] = final["base_latency"]  # the one measured in turn with the final model
-    here = judge(state.gates, base, final, "model", lambda metric: not (timed_later and metric == "latency"))
+    evidence = state.evidence(state.sampled)
+    state.ui.status("judging")
+    here = judge(
+        state.gates, base, final, "model", lambda metric: not (timed_later and metric == "latency"), evidence
+    )
     record.gates = here
     record.end(ExitCode.DONE if all(verdict.passed for verdict in here) else ExitCode.GATE_FAILED)

@@ -6,18 +6,21 @@ fold, prune(sparsity=0.9, layers={"conv*": 0.5}), retrain(epochs=2), codebook(bi
 name = "prune"                target = ["onnx", "tensorrt-rtx(compute=sm86)"]
 sparsity = 0.9                [data]
                               train = "digits.npz:train"
+                              [metric]
+                              mine = "metrics.py:mine"
 """
 
 import dataclasses
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onnx_lathe.errors import UsageError, nearest
+from onnx_lathe.optimizer.judging.evidence import parse_confidence, parse_tolerances
 from onnx_lathe.optimizer.sizes import parse_bytes
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import configure, file_options, written
@@ -30,6 +33,7 @@ else:
     import tomli as tomllib
 
 DATA_ROLES = ("data", "train", "calibration", "eval")
+JUDGING, READING = ("metric", "confidence", "tolerance"), ("postprocess", "symbols")
 TUNED = "winograd"
 """The pass that takes --tuning."""
 
@@ -68,6 +72,16 @@ class Recipe:
     launch: str | None = None
     """torchrun's arguments, if several processes train."""
     seed: int = 0
+    metrics: Mapping[str, str | Callable[..., Any]] = field(default_factory=dict)
+    """The user's own, by the names that gates call them: FILE.py:FUNCTION."""
+    postprocess: str | Callable[..., Any] | None = None
+    """What makes answers of a model's outputs, for metrics against labels."""
+    symbols: str | None = None
+    """A file that names what the scores of a model that reads are of."""
+    confidence: float | None = None
+    """Judge by this interval's worse end."""
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+    """By which gates may be missed, in stored units, by metric."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -107,12 +121,15 @@ def load_recipe(path: Path) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from error
     _known(
-        path, "", table, ("passes", "pass", "gate", "target", "retrain", "memory", "launch", "seed", "data")
+        path,
+        "",
+        table,
+        ("passes", "pass", "gate", "target", "retrain", "memory", "launch", "seed", "data", *JUDGING),
     )
     data = _typed(path, "data", table.get("data", {}), dict)
-    _known(path, "data.", data, (*DATA_ROLES, "preprocess", "classes"))
+    _known(path, "data.", data, (*DATA_ROLES, "preprocess", "classes", *READING))
     fields: dict[str, Any] = {key: _typed(path, f"data.{key}", value, str) for key, value in data.items()}
-    for role in (*DATA_ROLES, "classes"):
+    for role in (*DATA_ROLES, "classes", *READING):
         if role in fields:
             fields[role] = _beside(path, fields[role])
     if "retrain" in table:
@@ -125,6 +142,7 @@ def load_recipe(path: Path) -> Recipe:
         fields["seed"] = _typed(path, "seed", table["seed"], int)
     if "gate" in table:
         fields["gates"] = tuple(_strings(path, "gate", table["gate"]))
+    fields |= _judging(path, table)
     if "target" in table:
         fields["targets"] = tuple(
             call for text in _strings(path, "target", table["target"]) for call in parse_calls(text, "target")
@@ -139,6 +157,22 @@ def load_recipe(path: Path) -> Recipe:
         )
     fields["steps"] = _files_beside(path, fields["steps"])
     return Recipe(**fields)
+
+
+def _judging(path: Path, table: Mapping[str, Any]) -> dict[str, Any]:
+    """How gates judge."""
+    fields: dict[str, Any] = {}
+    if "metric" in table:
+        functions = _typed(path, "metric", table["metric"], dict)
+        fields["metrics"] = {
+            name: _beside(path, _typed(path, f"metric.{name}", function, str))
+            for name, function in functions.items()
+        }
+    if "confidence" in table:
+        fields["confidence"] = parse_confidence(_typed(path, "confidence", table["confidence"], str))
+    if "tolerance" in table:
+        fields["tolerances"] = parse_tolerances(_strings(path, "tolerance", table["tolerance"]))
+    return fields
 
 
 def with_tuning(recipe: Recipe, path: str) -> Recipe:

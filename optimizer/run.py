@@ -10,6 +10,7 @@ import onnx
 
 from onnx_lathe.optimizer.checkpoint import Checkpoints
 from onnx_lathe.optimizer.gate import Gate
+from onnx_lathe.optimizer.judging.evidence import Evidence
 from onnx_lathe.optimizer.opening import AS_IT_IS, Opened
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.optimizer.report.record import RunRecord, StepRecord
@@ -18,7 +19,9 @@ from onnx_lathe.optimizer.ui import Ui
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.placement import Placement
-from onnx_lathe.runtime.running.evaluate import Reference
+from onnx_lathe.runtime.running.evaluate import NO_TASKS, Reference
+from onnx_lathe.runtime.running.judged import Tasks
+from onnx_lathe.runtime.running.tasks.samples import Measured
 from onnx_lathe.runtime.targets.core.base import Target
 
 LARGE_BYTES = 256 << 20
@@ -76,6 +79,10 @@ class Run:
     """Where the rewritten model is, if it is too large to be given as bytes."""
     feeds: Mapping[str, np.ndarray] = field(default_factory=dict)
     original: Reference | None = None
+    tasks: Tasks = NO_TASKS
+    """What is measured against labels."""
+    sampled: Mapping[str, Measured] | None = None
+    """Metrics of the model sample by sample; None if it was not measured in this run."""
 
     @property
     def large(self) -> bool:
@@ -91,6 +98,12 @@ class Run:
         """Where `model` is on disk."""
         steps = self.record.steps
         return self.request.out / steps[-1].file if steps else self.request.model
+
+    def evidence(self, sampled: Mapping[str, Measured] | None) -> Evidence:
+        """What a gate on a candidate rests on, whose metrics are known so."""
+        asked = self.request.recipe
+        base = {} if self.original is None else self.original.sampled
+        return Evidence(base, sampled or {}, asked.confidence, asked.tolerances)
 
     def title(self, index: int) -> str:
         """What a step is called on the terminal and by a training: "3/6 retrain(epochs=4)"."""

@@ -10,6 +10,7 @@ import onnx
 
 from onnx_lathe.errors import DataError, UsageError
 from onnx_lathe.optimizer import kernel_times
+from onnx_lathe.optimizer.judging.asking import reads_truth
 from onnx_lathe.optimizer.measuring import sample_feeds
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.passes.core.base import Pass
@@ -90,11 +91,12 @@ def open_fed(recipe: Recipe, inputs: Sequence[InputSpec], classes: int | None) -
     """As `open_roles`, for a model with these inputs and so many classes."""
     class_names = None if recipe.classes is None else read_classes(recipe.classes)
     opened: dict[str, DataSource] = {}
+    truth = reads_truth(recipe)
 
     def source(spec: DataSpec | None) -> DataSource | None:
         if spec is None:
             return None
-        found = open_source(spec, inputs, recipe.preprocess, classes, class_names)
+        found = open_source(spec, inputs, recipe.preprocess, classes, class_names, truth)
         opened.setdefault(named(spec), found)
         return found
 

@@ -16,6 +16,7 @@ from onnx_lathe import metadata
 from onnx_lathe.errors import ContractError, CrashError, LatheError, ModelError, PassError
 from onnx_lathe.optimizer import lossless, opening
 from onnx_lathe.optimizer.inspect import measure
+from onnx_lathe.optimizer.judging.metrics import METRICS
 from onnx_lathe.optimizer.measuring import SAMPLE_BATCH, sample_feeds
 from onnx_lathe.optimizer.report.record import StepRecord
 from onnx_lathe.optimizer.rounding import rounding_error
@@ -40,6 +41,7 @@ ROUNDING_DB = 100.0
 DECIBELS_NOTED, SPARSITY_NOTED = 0.1, 0.001
 """What a layer that goes takes with it, zeros too, is no step's choice of theirs."""
 LOWER_IS_BETTER = ("size", "weights", "macs", "parameters")
+ERRORS = ("wer", "cer")
 
 
 def run_step(run: Run, index: int) -> None:
@@ -256,6 +258,7 @@ def _measure(run: Run, path: Path, session: Any, where: str, report: PassReport)
         found = evaluate(session, run.roles.evaluation, run.original, run.ui.status)
         note_uncompared(run, where, found)
         quality |= found
+        run.sampled = found.sampled
     return quality
 
 
@@ -299,7 +302,11 @@ def _worse(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]
             return after[name] > GROWTH_NOTED * before[name]
         if name.startswith("sqnr"):
             return after[name] < min(before[name], ROUNDING_DB) - DECIBELS_NOTED
+        if name in ERRORS:
+            return after[name] > before[name]
         return after[name] < before[name] - (SPARSITY_NOTED if name == "sparsity" else 0.0)
 
-    worse = [name for name in before.keys() & after.keys() if falls(name)]
+    # `sqnr` says what cosine does, in finer steps; of a metric of the user's nobody knows which way is worse
+    told = [name for name in before.keys() & after.keys() if name in METRICS or "[" in name]
+    worse = [name for name in told if not name.startswith("cosine") and falls(name)]
     return [name for name in worse if "[" not in name or name.split("[")[0] not in worse]

@@ -12,9 +12,11 @@ from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.commands.options import (
     Parser,
     add_data_options,
+    add_judging_options,
     add_output_options,
     add_threads,
     data_options,
+    judging_options,
     print_json,
 )
 from onnx_lathe.optimizer.recipe import Recipe, load_recipe, override, parse_calls, with_tuning
@@ -117,6 +119,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         memory=None if options.memory is None else parse_bytes(options.memory, "--memory"),
         seed=options.seed,
         **data_options(options),
+        **judging_options(options),
     )
     return recipe if options.tuning is None else with_tuning(recipe, options.tuning)
 
@@ -140,6 +143,7 @@ def _parser() -> Parser:
         help="TOML file with passes, data, gates and targets; options override it",
     )
     add_data_options(parser)
+    add_judging_options(parser)
     _add_training_options(parser)
     _add_run_options(parser)
     return parser

@@ -1,44 +1,88 @@
 """`optimize gate`: judges one model against another."""
 
+import argparse
 import contextlib
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from onnx_lathe.errors import ExitCode
 from onnx_lathe.optimizer.commands.options import (
     Parser,
     add_data_options,
+    add_judging_options,
     add_output_options,
     add_threads,
     data_options,
+    judging_options,
     print_json,
 )
+
+EPILOG = """\
+metrics with labels: top1 top5, f1 f1_binary, map map50 (boxes), miou (pixels), wer cer (texts), or your own (--metric);
+against the base model without labels: agreement, cosine, sqnr (all also of one output: "sqnr[boxes] >= 30");
+of the models: size, packed, weights, parameters, macs, sparsity, latency, memory
+
+examples:
+  optimize gate model.onnx int8.onnx --data data.npz --gate "top1 drop <= 0.5%" --confidence 95%
+  optimize gate model.onnx build/model.ort --gate "size ratio >= 3" --gate "latency ratio >= 1.2" --gate "memory ratio >= 1"
+  optimize gate a.onnx b.onnx --data boxes.py:batches --postprocess boxes.py:decode --gate "map drop <= 1% relative"
+  optimize gate a.onnx b.onnx --data data.npz --metric dice=metrics.py:dice --gate "dice >= 0.8" --junit gates.xml
+
+exit code 3 if a gate failed; docs/gates.md shows gates in CI"""
 
 
 def gate(arguments: list[str]) -> int:
     parser = Parser(
-        prog="optimize gate", description="Judge a candidate against a base model.", allow_abbrev=False
+        prog="optimize gate",
+        description="Judge a candidate against a base model: files, packed files, networks of ncnn, engines.",
+        epilog=EPILOG,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("base", type=Path)
     parser.add_argument("candidate", type=Path)
-    parser.add_argument("--gate", action="append", required=True, metavar="G")
+    parser.add_argument(
+        "--gate",
+        action="append",
+        required=True,
+        metavar="G",
+        help='such as "top1 drop <= 0.5%%"; may be repeated',
+    )
     add_data_options(parser)
+    add_judging_options(parser)
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="also write the verdicts as JUnit's XML")
+    parser.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="also write them as Markdown, for a pull request; what $GITHUB_STEP_SUMMARY names is added to",
+    )
     add_threads(parser)
     add_output_options(parser, "the verdicts")
     options = parser.parse_args(arguments)
 
     from onnx_lathe.optimizer import compare
+    from onnx_lathe.optimizer.judging.junit import write_junit
+    from onnx_lathe.optimizer.judging.markdown import write_markdown
+    from onnx_lathe.optimizer.judging.writing import check_text
     from onnx_lathe.optimizer.recipe import Recipe, override
     from onnx_lathe.optimizer.ui import Ui
 
-    recipe = override(Recipe(), gates=tuple(options.gate), **data_options(options))
+    for path in (options.junit, options.markdown):
+        if path is not None:
+            check_text(path)
+    recipe = override(
+        Recipe(), gates=tuple(options.gate), **data_options(options), **judging_options(options)
+    )
     with contextlib.redirect_stdout(sys.stderr):  # what a loader prints is no verdict
-        verdicts = compare.compare(options.base, options.candidate, recipe, Ui(quiet=options.quiet))
-    passed = all(verdict.passed for verdict in verdicts)
+        judgement = compare.compare(options.base, options.candidate, recipe, Ui(quiet=options.quiet))
+    if options.junit is not None:
+        write_junit(judgement, options.junit)
+    if options.markdown is not None:
+        write_markdown(judgement, options.markdown)
     if options.json:
-        print_json({"passed": passed, "gates": [asdict(verdict) for verdict in verdicts]})
+        print_json(judgement.as_json())
     else:
-        for verdict in verdicts:
+        for verdict in judgement:
             print(f"gate {'passed' if verdict.passed else 'FAILED'}  {verdict.message}")
-    return ExitCode.DONE if passed else ExitCode.GATE_FAILED
+    return ExitCode.DONE if judgement.passed else ExitCode.GATE_FAILED

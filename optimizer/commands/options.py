@@ -73,6 +73,49 @@ def add_reading_of_data(data: Any) -> None:
     )
 
 
+def add_judging_options(parser: argparse.ArgumentParser) -> None:
+    judging = parser.add_argument_group("judging")
+    judging.add_argument(
+        "--metric",
+        action="append",
+        metavar="NAME=FILE.py:FUNCTION",
+        help="a metric of your own: function(answers, labels) -> a number, or one per sample",
+    )
+    judging.add_argument(
+        "--postprocess",
+        metavar="FILE.py:FUNCTION",
+        help="function(outputs) -> a list of one answer per sample, for metrics of boxes, pixels, texts and your own",
+    )
+    judging.add_argument(
+        "--symbols",
+        metavar="FILE",
+        help="for wer and cer: what the scores of a model that reads are of, one symbol a line",
+    )
+    judging.add_argument(
+        "--confidence", metavar="C", help="judge by the worse end of this interval, such as 95%%"
+    )
+    judging.add_argument(
+        "--tolerance",
+        action="append",
+        metavar="T",
+        help="by how much a gate may be missed, as kernels of other processors round otherwise: 0.1%%, or sqnr=0.5dB",
+    )
+
+
+def judging_options(options: argparse.Namespace) -> dict[str, Any]:
+    """As fields of a Recipe; None for what is not given."""
+    from onnx_lathe.optimizer.judging.asking import parse_metrics
+    from onnx_lathe.optimizer.judging.evidence import parse_confidence, parse_tolerances
+
+    return {
+        "metrics": parse_metrics(options.metric),
+        "postprocess": options.postprocess,
+        "symbols": options.symbols,
+        "confidence": None if options.confidence is None else parse_confidence(options.confidence),
+        "tolerances": None if options.tolerance is None else parse_tolerances(options.tolerance),
+    }
+
+
 def data_options(options: argparse.Namespace) -> dict[str, str | None]:
     return {
         name: getattr(options, name)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lathe.errors import ExitCode, LatheError, UsageError
+from onnx_lathe.optimizer.judging.intervals import Interval
 from onnx_lathe.runtime.files.writing import replacing
 
 SCHEMA_VERSION = 1
@@ -55,7 +56,8 @@ class TargetRecord:
 @dataclass
 class GateRecord:
     """A verdict. `measured`, `needed` and `margin` (negative: missed by so much) are in the metric's stored
-    unit: fraction 0..1, dB, bytes, ms, count, or times for a ratio. None where there is no number.
+    unit: fraction 0..1, dB, bytes, ms, count, or times for a ratio. None where there is no number. `interval`: of
+    `measured`, where it is known sample by sample. `tolerance`: by which it was missed and passed all the same.
     """
 
     gate: str
@@ -65,6 +67,8 @@ class GateRecord:
     measured: float | None = None
     needed: float | None = None
     margin: float | None = None
+    interval: Interval | None = None
+    tolerance: float = 0.0
 
 
 @dataclass

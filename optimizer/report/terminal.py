@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from onnx_lathe.optimizer.judging.metrics import METRICS
 from onnx_lathe.optimizer.report.outputs import show_outputs
 from onnx_lathe.optimizer.report.record import RunRecord, StepRecord
 from onnx_lathe.optimizer.report.sensitivity import show_sensitivity, without_sensitivity
@@ -21,6 +22,13 @@ FILE_WIDTH = 140
 
 COLUMNS = (
     ("top1", "top-1"),
+    ("f1", "F1"),
+    ("f1_binary", "F1 of 1"),
+    ("map", "mAP"),
+    ("map50", "AP50"),
+    ("miou", "mIoU"),
+    ("wer", "WER"),
+    ("cer", "CER"),
     ("agreement", "agrees"),
     ("sqnr", "SQNR"),
     ("sparsity", "zeros"),
@@ -101,6 +109,8 @@ def _steps_table(record: RunRecord, dropped: Sequence[str]) -> Table:
     table.add_column("after", no_wrap=True)
     rows = [record.baseline, *(step.quality for step in record.steps)]
     used = [(key, title) for key, title in COLUMNS if key not in dropped and any(key in row for row in rows)]
+    own = [key for key in record.baseline if key not in METRICS and "[" not in key and key != "base_latency"]
+    used = [*((key, key) for key in own), *used]
     for _, title in used:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)

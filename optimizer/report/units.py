@@ -2,21 +2,25 @@
 
 import math
 
+from onnx_lathe.optimizer.judging.metrics import METRICS
+
+FRACTIONS = tuple(name for name, metric in METRICS.items() if metric.kind == "fraction")
+
 
 def shown(key: str, value: float | None, base: float | None = None) -> str:
     """A metric with its unit; sizes and times also as a ratio to `base`."""
     if value is None:
         return "-"
-    if key in ("top1", "top5", "agreement", "sparsity"):
+    if key in FRACTIONS:
         return f"{100 * value:.2f} %"
     if key == "sqnr":
         return "equal" if math.isinf(value) else f"{value:.1f} dB"
     ratio = f" ({base / value:.1f}x)" if base and value and base != value else ""
-    if key in ("size", "weights"):
+    if key in ("size", "weights", "packed", "memory"):
         return size(value) + ratio
     if key == "latency":
         return f"{value:.2f} ms{ratio}"
-    return count(value)
+    return count(value) if key in ("macs", "parameters") else f"{value:.4g}"
 
 
 def size(value: float) -> str:

@@ -5,6 +5,8 @@
     folder                pictures; in class folders, whose places are the labels (classes.py), or flat and then without labels
     loader.py:function    function() yields batches: {input: array}, an array for a model with one input, or (either, labels)
 
+Labels are numbers of classes; metrics of boxes, pixels or texts ask for labels of their own form (truth.py).
+
 The path of an existing file wins over the part behind a colon, and `C:/data.npz` is a path.
 """
 
@@ -46,9 +48,10 @@ def open_source(
     preprocess: str | None = None,
     classes: int | None = None,
     class_names: ClassNames | None = None,
+    truth: bool = False,
 ) -> DataSource:
     """Opens data for a model with these inputs; `preprocess` is the --preprocess text, `classes` bounds the
-    labels, `class_names` gives class folders their indices.
+    labels, `class_names` gives class folders their indices. With `truth`, labels may be of any form.
 
     Everything that can be known is checked now. Raises DataError (UsageError for `preprocess`) naming file,
     array and what is wanted.
@@ -60,7 +63,7 @@ def open_source(
         raise DataError(
             f"--preprocess scales pixels for a float input, but the model takes {inputs[0].dtype}; leave scale, mean and std out"
         )
-    source = _open(spec, inputs, options, classes, class_names)
+    source = _open(spec, inputs, options, classes, class_names, truth)
     if options.frames and not isinstance(source, ImageSource):
         unread = (
             f"{named(spec)}: resize and crop of --preprocess are for folders of pictures and do nothing here"
@@ -75,9 +78,10 @@ def _open(
     options: Preprocess,
     classes: int | None,
     class_names: ClassNames | None,
+    truth: bool,
 ) -> DataSource:
     if isinstance(spec, Mapping) or callable(spec):
-        return open_memory(spec, inputs, options, classes)
+        return open_memory(spec, inputs, options, classes, truth)
     if not isinstance(spec, str | Path):
         example = f'{{"{inputs[0].name}": array}}'
         raise DataError(
@@ -87,9 +91,9 @@ def _open(
     if path.is_dir() and part is None:
         return open_images(path, inputs, options, classes, class_names)
     if path.suffix.lower() == ".npz":
-        return open_arrays(path, part, inputs, options, classes)
+        return open_arrays(path, part, inputs, options, classes, truth)
     if path.suffix.lower() == ".py":
-        return open_function(path, part, inputs, options, classes)
+        return open_function(path, part, inputs, options, classes, truth)
     if not path.exists():
         raise DataError(f"{spec}: no such file or folder")
     raise DataError(f"{spec}: data is a .npz file, a folder of pictures, or file.py:function")

@@ -16,6 +16,7 @@ from onnx_lathe.errors import DataError, first_few, nearest
 from onnx_lathe.runtime.data.fitting import Fit, feed, fit
 from onnx_lathe.runtime.data.preprocess import Feed, Preprocess, is_float
 from onnx_lathe.runtime.data.source import Batch, IndexedSource, check_labels, check_values, fingerprint
+from onnx_lathe.runtime.data.truth import read_truth
 from onnx_lathe.runtime.files.signature import InputSpec
 
 LABELS = "labels"
@@ -38,16 +39,22 @@ class ArraySource(IndexedSource):
     """Arrays [N, ...] in memory, one per input."""
 
     def __init__(
-        self, arrays: dict[str, np.ndarray], labels: np.ndarray | None, feeds: dict[str, Feed], fitted: Fit
+        self,
+        arrays: dict[str, np.ndarray],
+        labels: np.ndarray | None,
+        feeds: dict[str, Feed],
+        fitted: Fit,
+        truth: Sequence[Any] | None = None,
     ) -> None:
         self.arrays = {name: fitted.samples(name, array) for name, array in arrays.items()}
         self.labels, self.feeds, self.per_call = labels, feeds, fitted.per_call
-        self.labelled, self.count = labels is not None, fitted.count
+        self.labelled, self.count, self.truth = labels is not None, fitted.count, truth
 
     def read(self, rows: np.ndarray) -> Batch:
         inputs = {name: self.feeds[name](array[rows]) for name, array in self.arrays.items()}
         labels = None if self.labels is None else self.labels[rows]
-        return Batch(inputs, labels, per_call=self.per_call)
+        truth = None if self.truth is None else [self.truth[row] for row in rows]
+        return Batch(inputs, labels, per_call=self.per_call, truth=truth)
 
     def identities(self, rows: np.ndarray) -> np.ndarray:
         def identity(row: int) -> int:
@@ -58,7 +65,12 @@ class ArraySource(IndexedSource):
 
 
 def open_arrays(
-    path: Path, part: str | None, inputs: Sequence[InputSpec], options: Preprocess, classes: int | None
+    path: Path,
+    part: str | None,
+    inputs: Sequence[InputSpec],
+    options: Preprocess,
+    classes: int | None,
+    truth: bool = False,
 ) -> ArraySource:
     """The arrays of the archive, or of one part of it. Raises DataError naming file and array."""
     with _opened(path) as archive:
@@ -71,7 +83,7 @@ def open_arrays(
         }
         _feeds(path, prefix, headers, inputs, options)  # refuses before anything large is read
         arrays = {name: _read(path, archive, prefix + name) for name in headers}
-        source = _made(path, prefix, headers, arrays, inputs, options, classes)
+        source = _made(path, prefix, headers, arrays, inputs, options, classes, truth)
         source.description += f" of {path}" + (f":{part}" if part else "")
         unused = sorted(
             {name.removeprefix(prefix) for name in names if name.startswith(prefix)} - headers.keys()
@@ -110,10 +122,19 @@ def _misnamed(path: Path, prefix: str, shapes: Mapping[str, tuple[int, ...]], co
 
 
 def arrays_in_memory(
-    given: Mapping[str, Any], inputs: Sequence[InputSpec], options: Preprocess, classes: int | None
+    given: Mapping[str, Any],
+    inputs: Sequence[InputSpec],
+    options: Preprocess,
+    classes: int | None,
+    truth: bool = False,
 ) -> ArraySource:
     """Arrays [N, ...] by the names of the model's inputs, and `labels`. Raises DataError naming the array."""
     wanted = [spec.name for spec in inputs]
+    if truth and LABELS in given and LABELS not in wanted:
+        source = arrays_in_memory(
+            {name: array for name, array in given.items() if name != LABELS}, inputs, options, classes
+        )
+        return _with_truth(source, given[LABELS], classes, IN_MEMORY)
     try:
         arrays = {str(name): np.asarray(array) for name, array in given.items()}
     except ValueError as error:
@@ -143,6 +164,7 @@ def _made(
     inputs: Sequence[InputSpec],
     options: Preprocess,
     classes: int | None,
+    truth: bool = False,
 ) -> ArraySource:
     """The source of arrays that have been read; `path` and `prefix` are for messages."""
     feeds, fitted = _feeds(path, prefix, headers, inputs, options)
@@ -152,6 +174,7 @@ def _made(
         if is_float(arrays[spec.name].dtype) and feeds[spec.name].mean is not None:
             _check_pixels(arrays[spec.name], where)
     labels, count = None, fitted.count
+    given = arrays.pop(LABELS) if truth and LABELS in arrays and LABELS not in feeds else None
     if LABELS in arrays and LABELS not in feeds:
         labels = check_labels(arrays.pop(LABELS), count, classes, f"{path}: array '{prefix + LABELS}'")
     source = ArraySource(arrays, labels, feeds, fitted)
@@ -160,6 +183,14 @@ def _made(
     )
     source.description = f"{count:,} {'unlabelled' if labels is None else 'labelled'} samples"
     source.notes = tuple(filter(None, [fitted.note(inputs)]))
+    return source if given is None else _with_truth(source, given, classes, str(path))
+
+
+def _with_truth(source: ArraySource, labels: Any, classes: int | None, where: str) -> ArraySource:
+    """The source with labels of any form."""
+    source.truth, source.labels = read_truth(labels, source.count, classes, f"{where}: the labels")
+    source.labelled = source.labels is not None
+    source.description = source.description.replace("unlabelled", "labelled")
     return source
 
 

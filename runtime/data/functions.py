@@ -16,6 +16,7 @@ from onnx_lathe.runtime.data.arrays import LABELS
 from onnx_lathe.runtime.data.fitting import feed, fit, without_samples
 from onnx_lathe.runtime.data.preprocess import Feed, Preprocess
 from onnx_lathe.runtime.data.source import Batch, DataSource, check_labels, check_values, fingerprint
+from onnx_lathe.runtime.data.truth import read_truth
 from onnx_lathe.runtime.files.signature import InputSpec
 from onnx_lathe.runtime.user_code import import_file, shadowed
 
@@ -38,13 +39,16 @@ class FunctionSource(DataSource):
         inputs: Sequence[InputSpec],
         options: Preprocess,
         classes: int | None,
+        truth: bool = False,
     ):
-        self.function, self.guard, self.inputs, self.options, self.classes = (
+        """`truth`: labels may be of any form."""
+        self.function, self.guard, self.inputs, self.options, self.classes, self.truth = (
             function,
             guard,
             inputs,
             options,
             classes,
+            truth,
         )
         self.feeds: dict[tuple[Any, ...], Feed] = {}
         self.last: Iterator[Any] | None = None
@@ -52,13 +56,15 @@ class FunctionSource(DataSource):
         if first is None:
             raise DataError(f"{guard.where} yields no batches")
         self.labelled = first.labels is not None
+        self.has_labels = _has_labels(first)
         if self.last is not None and not inspect.isgeneratorfunction(function):
             # an iterator made once and returned again would be found empty in the middle of the run
             self._open()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as what it was opened with: the function's file is imported again."""
-        return open_function, (self.guard.path, self.guard.name, self.inputs, self.options, self.classes)
+        opened = self.guard.path, self.guard.name, self.inputs, self.options, self.classes, self.truth
+        return open_function, opened
 
     def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
         held: list[Batch] = []
@@ -108,14 +114,14 @@ class FunctionSource(DataSource):
             batch = self._ready(*self._parts(item, where), where)
             if batch is None:
                 continue
-            if labelled not in (None, batch.labels is not None):
+            if labelled not in (None, _has_labels(batch)):
                 raise DataError(
                     f"{where} has {'no ' if labelled else ''}labels, unlike those before; give all batches labels, or none"
                 )
-            labelled = batch.labels is not None
+            labelled = _has_labels(batch)
             yield batch
 
-    def _parts(self, item: Any, where: str) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    def _parts(self, item: Any, where: str) -> tuple[dict[str, np.ndarray], Any]:
         """(arrays by name, labels) of what the function yielded. Copies, because a loader may reuse its
         buffers.
         """
@@ -131,11 +137,13 @@ class FunctionSource(DataSource):
             if len(names) > 1:
                 raise DataError(f"{where} is {_a(item)}; this model needs a dict with {', '.join(names)}")
             item = {names[0]: item}
+        if labels is None and LABELS not in names:
+            labels = item.get(LABELS)
+            item = {name: value for name, value in item.items() if name != LABELS}
         with self.guard:
             arrays = {str(name): np.array(value) for name, value in item.items()}
-            labels = None if labels is None else np.array(labels)
-        if labels is None and LABELS not in names:
-            labels = arrays.pop(LABELS, None)
+            if labels is not None and not (self.truth and isinstance(labels, list | tuple)):
+                labels = np.array(labels)
         for name in names:
             if name not in arrays:
                 found = f"it has {', '.join(arrays)}" if arrays else "it is empty"
@@ -146,10 +154,10 @@ class FunctionSource(DataSource):
             )
         return arrays, labels
 
-    def _ready(self, arrays: dict[str, np.ndarray], labels: np.ndarray | None, where: str) -> Batch | None:
+    def _ready(self, arrays: dict[str, np.ndarray], labels: Any, where: str) -> Batch | None:
         """None for a batch without samples in any of its arrays."""
         shapes = {name: array.shape for name, array in arrays.items()}
-        if without_samples(self.inputs, shapes) and (labels is None or labels.size == 0):
+        if without_samples(self.inputs, shapes) and (labels is None or np.size(labels) == 0):
             return None
         fitted = fit(self.inputs, shapes, lambda name: f"{where}: '{name}'")
         self.notes = self.notes or tuple(filter(None, [fitted.note(self.inputs)]))
@@ -161,9 +169,12 @@ class FunctionSource(DataSource):
                 self.feeds[key] = feed(fitted, spec, array.shape, array.dtype, self.options, here)
             check_values(array, spec, here)
             ready[spec.name] = self.feeds[key](fitted.samples(spec.name, array))
-        if labels is not None:
-            labels = check_labels(labels, fitted.count, self.classes, f"{where}: the labels")
-        return Batch(ready, labels, per_call=fitted.per_call)
+        truth, said = None, f"{where}: the labels"
+        if labels is not None and self.truth:
+            truth, labels = read_truth(labels, fitted.count, self.classes, said)
+        elif labels is not None:
+            labels = check_labels(labels, fitted.count, self.classes, said)
+        return Batch(ready, labels, per_call=fitted.per_call, truth=truth)
 
 
 class UserCode:
@@ -189,20 +200,36 @@ class UserCode:
 
 
 def open_function(
-    path: Path, name: str | None, inputs: Sequence[InputSpec], options: Preprocess, classes: int | None
+    path: Path,
+    name: str | None,
+    inputs: Sequence[InputSpec],
+    options: Preprocess,
+    classes: int | None,
+    truth: bool = False,
 ) -> FunctionSource:
     """Imports the file and reads the function's first batch. Raises DataError with the type and line of
     what the user's code raises.
     """
     if not name:
         raise DataError(f"{path}: name the function too, such as {path}:batches")
+    function, guard = load_named(path, name)
+    source = FunctionSource(function, guard, inputs, options, classes, truth)
+    source.fingerprint = fingerprint(guard.path.read_bytes(), name.encode(), repr(options).encode())
+    where = f"{guard.path.name}:{name}"
+    source.description = f"{'labelled' if source.has_labels else 'unlabelled'} batches of {where}"
+    return source
+
+
+def load_named(path: Path, name: str) -> tuple[Callable[..., Any], UserCode]:
+    """(the function of a user's file, what turns its errors into one line). Raises DataError with the type and
+    line of what importing raises, and for a name that is none of a function.
+    """
     path = path.resolve()
+    guard = UserCode(path, name)
     try:
-        content = path.read_bytes()
+        path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    guard = UserCode(path, name)
-    hashed = fingerprint(content, name.encode(), repr(options).encode())
     with guard:
         module = import_file(path)
     function = getattr(module, name, None)
@@ -214,14 +241,15 @@ def open_function(
         ]
         known = f"; it has {', '.join(functions)}" if functions else ""
         raise DataError(f"{path}: has no function '{name}'{nearest(name, functions)}{known}")
-    source = FunctionSource(function, guard, inputs, options, classes)
-    source.fingerprint = hashed
-    source.description = f"{'labelled' if source.labelled else 'unlabelled'} batches of {path.name}:{name}"
-    return source
+    return function, guard
 
 
 def _shapes(batch: Batch) -> tuple[bool, dict[str, tuple[int, ...]]]:
     return batch.per_call, {name: array.shape[1:] for name, array in batch.inputs.items()}
+
+
+def _has_labels(batch: Batch) -> bool:
+    return batch.labels is not None or batch.truth is not None
 
 
 def _joined(batches: list[Batch]) -> Batch:
@@ -229,7 +257,14 @@ def _joined(batches: list[Batch]) -> Batch:
         return batches[0]
     inputs = {name: np.concatenate([batch.inputs[name] for batch in batches]) for name in batches[0].inputs}
     labels = [batch.labels for batch in batches if batch.labels is not None]
-    return replace(batches[0], inputs=inputs, labels=np.concatenate(labels) if labels else None)
+    truth = [one for batch in batches for one in batch.truth or ()]
+    whole = len(labels) == len(batches)  # of forms of which some could be class numbers
+    return replace(
+        batches[0],
+        inputs=inputs,
+        labels=np.concatenate(labels) if whole else None,
+        truth=truth if batches[0].truth is not None else None,
+    )
 
 
 def _a(value: Any) -> str:

@@ -39,17 +39,18 @@ def open_memory(
     inputs: Sequence[InputSpec],
     options: Preprocess,
     classes: int | None,
+    truth: bool = False,
 ) -> DataSource:
     """Raises DataError naming the array, or the batch of the function, that does not fit the model."""
     if isinstance(spec, Mapping):
-        return arrays_in_memory(spec, inputs, options, classes)
+        return arrays_in_memory(spec, inputs, options, classes, truth)
     name = getattr(spec, "__name__", type(spec).__name__)
     guard = UserCode(
         Path(inspect.getsourcefile(spec) or "memory") if inspect.isfunction(spec) else Path("memory"), name
     )
-    source = LiveFunction(spec, guard, inputs, options, classes)
+    source = LiveFunction(spec, guard, inputs, options, classes, truth)
     source.fingerprint = fingerprint(name.encode(), _content(source), repr(options).encode())
-    source.description = f"{'labelled' if source.labelled else 'unlabelled'} batches of the function {name}"
+    source.description = f"{'labelled' if source.has_labels else 'unlabelled'} batches of the function {name}"
     return source
 
 

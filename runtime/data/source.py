@@ -4,6 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,8 @@ class Batch:
     labels: np.ndarray | None = None
     place: Place | None = None
     per_call: bool = False
+    truth: Sequence[Any] | None = None
+    """Labels of any form, one per sample, where they are asked for (runtime/data/truth.py)."""
 
     @property
     def count(self) -> int:
@@ -68,7 +71,9 @@ class Batch:
 
     def __getitem__(self, rows: slice) -> "Batch":
         inputs = {name: array[rows] for name, array in self.inputs.items()}
-        return Batch(inputs, None if self.labels is None else self.labels[rows], per_call=self.per_call)
+        labels = None if self.labels is None else self.labels[rows]
+        truth = None if self.truth is None else self.truth[rows]
+        return Batch(inputs, labels, per_call=self.per_call, truth=truth)
 
     def call(self, row: int) -> dict[str, np.ndarray]:
         """Of a batch that is `per_call`, what one sample feeds."""

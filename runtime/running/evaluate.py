@@ -1,8 +1,8 @@
 """Quality of a model on evaluation data: accuracy against labels, and closeness of every output to the
 original model's.
 
-Metrics are fractions 0..1 (`top1`, `top5`, `agreement`) or decibels (`sqnr`). What the data cannot tell is
-left out of the result.
+Metrics are fractions 0..1 (`top1`, `top5`, `agreement`), cosines or decibels (`sqnr`), and those of tasks/ that are
+asked for. What the data cannot tell is left out of the result.
 """
 
 import zlib
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,10 +20,13 @@ from onnx_lathe.errors import DataError, ModelError
 from onnx_lathe.runtime.data import Batch, DataSource, take
 from onnx_lathe.runtime.files.signature import fixed_batch
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.closeness import Slices
 from onnx_lathe.runtime.running.content import model_fingerprint
 from onnx_lathe.runtime.running.joins import Join, joins
+from onnx_lathe.runtime.running.judged import Judged, Tasks
 from onnx_lathe.runtime.running.mixing import mixed_output
-from onnx_lathe.runtime.running.scores import Outputs, Scores, Slices, is_float
+from onnx_lathe.runtime.running.scores import Outputs, Scores, is_float
+from onnx_lathe.runtime.running.tasks.samples import Measured
 
 BATCH = 250
 PIECE_BYTES = 2 << 20
@@ -32,6 +36,8 @@ COMPARED_SAMPLES = 128
 KEPT_BYTES = 256 << 20
 """The original's outputs are kept up to this size, so that it runs once; for samples beyond it, it runs again."""
 
+
+NO_TASKS = Tasks()
 
 Heard = Callable[[Outputs, int, bool], None]
 """Called with outputs, of how many samples they are, and whether these are one call without a batch."""
@@ -61,6 +67,9 @@ class Reference:
     mixed: str | None = None
     """An output in which the samples of a batch have to do with one another: they are judged one by one."""
     session: onnxruntime.InferenceSession | None = None
+    tasks: Tasks = NO_TASKS
+    sampled: Mapping[str, Measured] = field(default_factory=dict)
+    """Metrics sample by sample, by name."""
 
     @property
     def note(self) -> str | None:
@@ -71,9 +80,12 @@ class Reference:
 
 
 class Quality(dict[str, float]):
-    """Metrics by name; `reasons`: float outputs that could not be compared, and why."""
+    """Metrics by name; `reasons`: float outputs that could not be compared, and why; `sampled`: what is known
+    sample by sample.
+    """
 
     reasons: Mapping[str, str] = MappingProxyType({})
+    sampled: Mapping[str, Measured] = MappingProxyType({})
 
 
 def reference(
@@ -82,9 +94,10 @@ def reference(
     progress: Callable[[str], None],
     model: onnx.ModelProto | None = None,
     heard: Heard = unheard,
+    tasks: Tasks = NO_TASKS,
 ) -> Reference:
     """Evaluates the original and keeps its outputs for `evaluate`. The session's `model` tells which outputs
-    are joined of parts. `heard` gets the outputs of each call.
+    are joined of parts. `heard` gets the outputs of each call. `tasks`: what is measured of all models against labels.
     """
     joined = {} if model is None else joins(model)
     mixed: list[str | None] = []
@@ -98,16 +111,18 @@ def reference(
     batches: list[int] = []
     total, has_floats = 0, False
     scores = Scores(joined)
+    judged = Judged(scores, tasks, session)
     for outputs, piece in _outputs(session, data, progress, one_by_one):
         batches.append(_fingerprint(piece))
         heard(outputs, piece.count, piece.alone)
-        scores.add(outputs, piece.labels, outputs, piece.alone)
+        judged.add(outputs, outputs, *piece.judged_by())
         total += sum(output.nbytes for output in outputs.values())
         kept.append(outputs if total <= KEPT_BYTES else None)
         has_floats = has_floats or any(map(is_float, outputs.values()))
     again = session if any(one is None for one in kept) else None
+    metrics, sampled = judged.results() if batches else ({}, {})
     return Reference(
-        scores.metrics(),
+        metrics,
         kept,
         batches,
         joined,
@@ -116,6 +131,8 @@ def reference(
         has_floats,
         next(iter(mixed), None),
         again,
+        tasks,
+        sampled,
     )
 
 
@@ -132,6 +149,7 @@ def evaluate(
     Raises DataError if the data is not the same as it was for the original.
     """
     scores = Scores(original.joins, original.slices, original.labelled)
+    judged = Judged(scores, original.tasks, session)
     seen = 0
     for outputs, piece in _outputs(session, data, progress, lambda batch: original.mixed is not None):
         if seen == len(original.batches) or original.batches[seen] != _fingerprint(piece):
@@ -142,14 +160,15 @@ def evaluate(
         if wanted is None and original.session is not None:
             wanted = piece.cut(ort.run(original.session, piece.inputs))
         heard(outputs, piece.count, piece.alone)
-        scores.add(outputs, piece.labels, wanted or {}, piece.alone)
+        judged.add(outputs, wanted or {}, *piece.judged_by())
         seen += 1
     if seen < len(original.batches):
         raise DataError(
             f"{data.description}: evaluation data ended early when it was read again; it must yield the same each time"
         )
-    found = Quality(scores.metrics())
-    found.reasons = scores.reasons()
+    metrics, sampled = judged.results() if seen else ({}, {})
+    found = Quality(metrics)
+    found.reasons, found.sampled = scores.reasons(), sampled
     return found
 
 
@@ -253,6 +272,11 @@ class _Piece:
     count: int
     size: int
     alone: bool = False
+    truth: Sequence[Any] | None = None
+
+    def judged_by(self) -> tuple[Any, ...]:
+        """(inputs, labels, labels of any form, samples, whether it is one call), without repeats."""
+        return self.cut(self.inputs), self.labels, self.truth, self.count, self.alone
 
     def cut(self, outputs: Outputs) -> dict[str, np.ndarray]:
         """Without the repeats, where the first axis is that of samples."""
@@ -271,10 +295,11 @@ def _fingerprint(piece: _Piece) -> int:
 
 def _pieces(session: onnxruntime.InferenceSession, batch: Batch, one_by_one: bool) -> Iterator[_Piece]:
     """A model with a fixed batch gets just that size."""
-    inputs, labels, count = batch.inputs, batch.labels, batch.count
+    inputs, count = batch.inputs, batch.count
     if batch.per_call:
         for row in range(count):
-            yield _Piece(batch.call(row), None if labels is None else labels[row : row + 1], 1, 1, True)
+            one = batch[row : row + 1]
+            yield _Piece(batch.call(row), one.labels, 1, 1, True, one.truth)
         return
     fixed = fixed_batch([value.shape for value in session.get_inputs()])
     weight = max(sum(array.nbytes for array in inputs.values()), 1)
@@ -282,5 +307,6 @@ def _pieces(session: onnxruntime.InferenceSession, batch: Batch, one_by_one: boo
     for start in range(0, count, size):
         real = min(size, count - start)
         rows = np.minimum(np.arange(start, start + size), count - 1) if fixed else slice(start, start + real)
-        taken = None if labels is None else labels[start : start + real]
-        yield _Piece({name: array[rows] for name, array in inputs.items()}, taken, real, fixed or real)
+        taken = batch[start : start + real]
+        fed = {name: array[rows] for name, array in inputs.items()}
+        yield _Piece(fed, taken.labels, real, fixed or real, truth=taken.truth)

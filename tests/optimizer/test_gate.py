@@ -5,7 +5,10 @@ import math
 import pytest
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.optimizer.gate import METRICS, Gate, parse_gates
+from onnx_lathe.optimizer.gate import Gate, parse_gates
+from onnx_lathe.optimizer.judging.intervals import Interval
+from onnx_lathe.optimizer.judging.metrics import METRICS, Kind
+from onnx_lathe.optimizer.judging.numbers import interval_words
 
 BASE = {"top1": 0.995, "size": 1_725_000.0, "latency": 3.0, "sqnr": math.inf}
 
@@ -31,6 +34,9 @@ BASE = {"top1": 0.995, "size": 1_725_000.0, "latency": 3.0, "sqnr": math.inf}
         ("latency ratio > 1.5", "latency", "ratio", ">", 1.5),
         ("latency < 2ms", "latency", "value", "<", 2.0),
         ("macs ratio >= 2", "macs", "ratio", ">=", 2.0),
+        ("wer rise <= 0.2%", "wer", "rise", "<=", 0.002),
+        ("cosine >= 0.999", "cosine", "value", ">=", 0.999),
+        ("memory <= 20 MB", "memory", "value", "<=", 20_000_000.0),
     ],
 )
 def test_reads(text: str, metric: str, form: str, op: str, bound: float) -> None:
@@ -58,6 +64,12 @@ def test_reads(text: str, metric: str, form: str, op: str, bound: float) -> None
         ("top1 value >= 98%", "'top1 value' cannot be judged"),
         ("size ratio >= 10%", "the unit '%' does not fit"),
         ("top1 >= 5 dB", "plain number or one with %"),
+        ("wer drop <= 1%", "write 'wer' or 'wer rise'"),
+        ("wer >= 1%", "the worse the model is; write '<='"),
+        ("wer rise <= 0.5", "write 0.5% or, if meant, 50%"),
+        ("iou >= 50%", "did you mean 'miou'?"),
+        ("size ratio >= 2 relative", "only a drop or a rise is relative"),
+        ("top1 drop <= 1 relative", "write 1% or, if meant, 100%"),
         ("size ratio >= 0", "must be positive"),
         ("size <= -1", "must be positive"),
         ("size <= 9e999", "too large"),
@@ -137,6 +149,21 @@ def test_messages_carry_units() -> None:
     assert latency.message == "latency <= 2: 1.25 ms, 0.75 ms to spare"
     macs = Gate.parse("macs <= 1000000").judge({}, {"macs": 1_234_567})
     assert macs.message == "macs <= 1000000: 1,234,567, missed by 234,567"
+
+
+@pytest.mark.parametrize(
+    "low, high, kind, words",
+    [
+        (-0.003, 0.005, "fraction", "95 % interval -0.30 to 0.50"),
+        (0.981, 0.993, "fraction", "95 % interval 98.1 to 99.3"),
+        (7.85, 7.94, "decibel", "95 % interval 7.850 to 7.940"),
+        (0.99999999, 1.0, "number", ""),
+        (2.0, 2.0, "number", ""),
+        (20.0, math.inf, "decibel", "95 % interval 20 to inf"),
+    ],
+)
+def test_an_interval_has_the_digits_that_it_can_tell(low: float, high: float, kind: Kind, words: str) -> None:
+    assert interval_words(Interval(low, high, 0.95, "Tango", 100), kind) == words
 
 
 @pytest.mark.parametrize(

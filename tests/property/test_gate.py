@@ -3,7 +3,8 @@
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from onnx_lathe.optimizer.gate import METRICS, Gate, parse_gates
+from onnx_lathe.optimizer.gate import Gate, parse_gates
+from onnx_lathe.optimizer.judging.metrics import METRICS
 
 POSITIVE = st.floats(1e-6, 1e12)
 
@@ -13,15 +14,16 @@ def gates(draw: st.DrawFn) -> Gate:
     name = draw(st.sampled_from(sorted(METRICS)))
     metric = METRICS[name]
     form = draw(st.sampled_from(metric.forms))
-    upper = form == "drop" or (form == "value" and not metric.higher_is_better)
+    upper = form in ("drop", "rise") or (form == "value" and not metric.higher_is_better)
     op = draw(st.sampled_from(("<=", "<") if upper else (">=", ">")))
-    if form == "drop":
+    if form in ("drop", "rise"):
         bound = draw(st.floats(-1, 1))
-    elif form == "ratio" or metric.kind not in ("fraction", "decibel"):
+    elif form == "ratio" or metric.kind not in ("fraction", "decibel", "number"):
         bound = draw(POSITIVE)
     else:
         bound = draw(st.floats(0, 1) if metric.kind == "fraction" else st.floats(-100, 200))
-    return Gate(name, form, op, bound)
+    relative = form in ("drop", "rise") and draw(st.booleans())
+    return Gate(name, form, op, bound, relative=relative)
 
 
 @given(st.lists(gates(), min_size=1, max_size=4), st.sampled_from(["; ", ", ", ";"]))

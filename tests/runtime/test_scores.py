@@ -49,6 +49,26 @@ def test_small_values_beside_large_ones_are_judged_by_themselves() -> None:
     assert found["sqnr"] == found["sqnr[y]"] == found["sqnr[y][4-5]"]
 
 
+def test_slices_are_known_sample_by_sample() -> None:
+    """Counted once each, the samples give the metric; counted otherwise, that of those samples."""
+    original = detections()
+    noisy = original.copy()
+    noisy[0, 4:] *= 1.1
+    noisy[1, :4] *= 1.3
+    joins = {"y": [Join(1, (4, 2))]}
+    base = Scores(joins)
+    base.add({"y": original}, None, {"y": original}, count=2)
+    assert base.slices()["y"].axis == 1
+    scores = Scores(joins, base.slices())
+    scores.add({"y": noisy}, None, {"y": original}, count=2)
+    found = scores.sampled()["sqnr"]
+    assert found.whole() == pytest.approx(scores.metrics()["sqnr"])
+    assert found.whole() == scores.sampled()["sqnr[y]"].whole()
+    first, second = found.at(np.array([[3, 0], [0, 1]]))
+    assert first == pytest.approx(20, abs=1e-3)
+    assert second == pytest.approx(-20 * np.log10(0.3), abs=1e-3)
+
+
 def test_the_channels_may_be_the_last_axis_and_need_not_lie_together() -> None:
     original = detections()[:, [0, 1, 4, 2, 3, 5]].transpose(0, 2, 1)
     noisy = original.copy()

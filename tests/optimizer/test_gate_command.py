@@ -1,0 +1,322 @@
+"""`optimize gate` as it is typed: metrics of every kind, intervals, and what CI gets of the verdicts."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import pytest
+
+import onnx_lathe
+from onnx_lathe.optimizer.cli import main
+from onnx_lathe.optimizer.judging import writing
+from onnx_lathe.runtime.running import memory
+from tests.support.builders import build, random
+from tests.support.command import refused
+
+PASSED_ON = "(float[n,4] x) => (float[n,4] y) { y = Mul(x, s) }"
+MASKS = "(float[n,3,4,4] x) => (float[n,3,4,4] y) { y = Mul(x, s) }"
+ROWS = "(float[n,5,6] x) => (float[n,5,6] y) { y = Mul(x, s) }"
+PLACES = "(float[n,6,4] x) => (float[n,6,4] y) { y = Mul(x, s) }"
+SAMPLES = 40
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the commands are typed."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def pair(text: str, scale: np.ndarray | float) -> list[str]:
+    """A model that gives what it is fed, and one that scales it."""
+    onnx.save(build(text, s=np.float32(1)), "base.onnx")
+    onnx.save(build(text, s=np.asarray(scale, np.float32)), "candidate.onnx")
+    return ["gate", "base.onnx", "candidate.onnx", "--quiet"]
+
+
+def classifiers(changed: int, samples: int = SAMPLES) -> list[str]:
+    """Two models of which the base is always right, the candidate not of the first `changed` samples."""
+    x = np.eye(4, dtype=np.float32)[np.arange(samples) % 4]
+    x[:changed, 0] += 0.5
+    np.savez("data.npz", x=x, labels=np.arange(samples) % 4)
+    text = "(float[n,4] x) => (float[n,4] y) { y = Mul(x, s) }"
+    return [*pair(text, [3, 1, 1, 1]), "--data", "data.npz"]
+
+
+def verdicts(capsys: pytest.CaptureFixture[str], command: list[str], *gates: str) -> list[dict]:
+    """What --json says of these gates."""
+    capsys.readouterr()
+    main([*command, "--json", *(word for gate in gates for word in ("--gate", gate))])
+    return json.loads(capsys.readouterr().out)["gates"]
+
+
+def test_a_drop_that_few_samples_cannot_tell_from_none(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = classifiers(changed=2)
+    assert main([*command, "--gate", "top1 drop <= 5%"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "gate passed  top1 drop <= 5%: 2.5 points, 95 % interval -6 to 13 (100 % -> 97.5 %)"
+    )
+    assert said.endswith(
+        "2.5 points to spare; these 40 samples cannot tell it from none; the limit lies within the interval\n"
+    )
+    assert main([*command, "--gate", "top1 drop <= 5%", "--confidence", "95%"]) == 3
+    said = capsys.readouterr().out
+    assert "judged by its upper end, missed by 7.881 points" in said
+    assert (
+        main([*command, "--gate", "top1 drop <= 15%", "--gate", "size ratio >= 0.5", "--confidence", "0.95"])
+        == 0
+    )
+    (found,) = verdicts(capsys, command, "top1 drop <= 5%")
+    assert found["interval"]["method"] == "Tango"
+    assert found["interval"]["samples"] == SAMPLES
+    assert found["measured"] == pytest.approx(0.025)
+
+
+def test_relative_drops(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = classifiers(changed=8)
+    assert main([*command, "--gate", "top1 drop <= 20% relative"]) == 0
+    assert "15 % of the original's, 95 % interval" in capsys.readouterr().out
+    assert main([*command, "--gate", "top1 drop <= 14.9% relative"]) == 3
+    assert "write 14.9%" in refused(capsys, [*command, "--gate", "top1 drop <= 14.9 relative"])
+    assert "leave 'relative' out" in refused(capsys, [*command, "--gate", "top1 >= 90% relative"])
+
+
+def test_a_tolerance_for_other_kernels_is_said_where_it_was_needed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*classifiers(changed=8), "--gate", "top1 drop <= 14%"]
+    assert main([*command, "--tolerance", "0.5%"]) == 3
+    assert main([*command, "--tolerance", "1%"]) == 0
+    said = capsys.readouterr().out
+    assert "missed by 1 points" in said
+    assert "within the tolerance of 1 points" in said
+    (found,) = verdicts(capsys, command[:-2], "sqnr >= 5")
+    near = found["measured"] + 2
+    (found,) = verdicts(capsys, [*command[:-2], "--tolerance", "sqnr=2.5dB"], f"sqnr >= {near}")
+    assert (found["passed"], found["tolerance"], found["margin"]) == (True, 2.5, pytest.approx(-2))
+    for wrong, reason in (
+        ("0.1", "needs a metric, such as sqnr=0.1dB"),
+        ("top1=0.1", "top1 takes points; write top1=0.1%"),
+        ("sqnr=1%", "the unit '%' does not fit"),
+        ("much", "write points such as 0.1%"),
+    ):
+        assert reason in refused(capsys, [*command, "--tolerance", wrong])
+
+
+LOADER = """
+import numpy as np
+
+def boxes(n=3):
+    for number in range(10):
+        x = np.zeros((n, 5, 6), np.float32)
+        x[..., :2], x[..., 2:4] = 10 * np.arange(5)[:, None], 10 * np.arange(5)[:, None] + 8
+        x[..., 4], x[..., 5] = np.linspace(0.9, 0.5, 5), 1
+        yield x, [{"boxes": row[: 1 + number % 4, :4], "labels": row[: 1 + number % 4, 5].astype(int)} for row in x]
+
+def decode(outputs):
+    return [{"boxes": row[:, :4], "scores": row[:, 4], "labels": row[:, 5].astype(int)} for row in outputs["y"]]
+
+def texts():
+    yield np.eye(4, dtype=np.float32)[[[0, 3, 0, 1, 1, 3], [2, 2, 1, 3, 3, 3]]], ["aab", "cb"]
+    yield np.eye(4, dtype=np.float32)[[[2, 3, 2, 3, 2, 3]]], ["ccc"]
+
+def dice(answers, labels):
+    return [0.5 + 0.01 * len(label["labels"]) for label in labels]
+"""
+
+
+@pytest.fixture
+def loader(folder: Path) -> Path:
+    (folder / "own.py").write_text(LOADER)
+    return folder / "own.py"
+
+
+def test_boxes(loader: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*pair(ROWS, [1, 1, 1.1, 1.1, 1, 1]), "--data", "own.py:boxes"]
+    gates = ("map >= 50%", "map drop <= 60%", "map50 drop <= 50%")
+    plain = verdicts(capsys, command, *gates)
+    processed = verdicts(capsys, [*command, "--postprocess", "own.py:decode"], *gates)
+    assert plain == processed
+    assert 0.1 < plain[1]["measured"] < 0.5
+    assert plain[1]["interval"]["low"] <= plain[1]["measured"] <= plain[1]["interval"]["high"]
+    assert plain[1]["interval"]["samples"] == 30
+
+
+def test_texts_by_a_file_of_symbols(loader: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("symbols.txt").write_text("a\nb\nc\n<blank>\n")
+    command = [*pair(PLACES, [1, 1, -1, 1]), "--data", "own.py:texts", "--symbols", "symbols.txt"]
+    wer, cer, rise = verdicts(capsys, command, "wer <= 70%", "cer <= 1%", "cer rise <= 60%")
+    assert (wer["passed"], wer["measured"]) == (True, pytest.approx(2 / 3))
+    assert not cer["passed"]
+    assert rise["measured"] == cer["measured"]
+    turned = "(float[n,6,4] x) => (float[6,n,4] y) { z = Mul(x, s) y = Transpose<perm = [1, 0, 2]>(z) }"
+    Path("own.py").write_text(
+        LOADER.replace("[[[0, 3, 0", "[6 * [[2] * 6]], 6 * ['c']\n    yield np.eye(4)[[[0, 3, 0")
+    )
+    again = [*pair(turned, [1, 1, 1, 1]), "--data", "own.py:texts", "--symbols", "symbols.txt"]
+    assert main([*again, "--gate", "cer <= 0%"]) == 0  # six samples of six places, too
+    assert "'wer drop' cannot be judged; write 'wer' or 'wer rise'" in refused(
+        capsys, [*command, "--gate", "wer drop <= 1%"]
+    )
+
+
+def test_segmentation_of_an_archive(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = random(9, 3, 4, 4)
+    np.savez("data.npz", x=x, labels=x.argmax(1))
+    command = [*pair(MASKS, np.float32([1, 1, 1.5]).reshape(3, 1, 1)), "--data", "data.npz"]
+    (drop,) = verdicts(capsys, command, "miou drop <= 50%")
+    assert 0.05 < drop["measured"] < 0.5
+    assert "but there are 9 samples; wanted is [9]" in refused(capsys, [*command, "--gate", "top1 >= 1%"])
+
+
+def test_a_metric_of_ones_own(loader: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*pair(ROWS, 1), "--data", "own.py:boxes", "--metric", "dice=own.py:dice"]
+    found = verdicts(capsys, command, "dice >= 0.5", "dice drop <= 0", "dice <= 0.4")
+    assert [one["passed"] for one in found] == [True, True, False]
+    assert found[0]["interval"]["method"].startswith("bootstrap of 1,000")
+    gate = ["--gate", "size <= 1 MB"]
+    for wrong, reason in (
+        ("dice", "write NAME=FILE.py:FUNCTION"),
+        ("top1=own.py:dice", "there is a metric of that name"),
+        ("Dice=own.py:dice", "a name is of small letters"),
+        ("d=own.py:duce", "has no function 'duce'; did you mean 'dice'?"),
+        ("d=own.txt:dice", "name a function, such as"),
+    ):
+        assert reason in refused(capsys, [*command, "--metric", wrong, *gate])
+    assert "a function of your own is --metric" in refused(capsys, [*pair(ROWS, 1), "--gate", "qqqq >= 1"])
+    assert "no gate asks for a metric of answers" in refused(
+        capsys, [*pair(ROWS, 1), "--postprocess", "own.py:decode", *gate]
+    )
+    assert "no gate asks for wer or cer" in refused(capsys, [*pair(ROWS, 1), "--symbols", "s.txt", *gate])
+
+
+def test_the_twin_in_python_takes_functions_of_this_process(folder: Path) -> None:
+    pair(PASSED_ON, 1)
+    x = random(30, 4)
+    found = onnx_lathe.gate(
+        "base.onnx",
+        "candidate.onnx",
+        ["mine >= 3", "sqnr >= 20"],
+        data={"x": x, "labels": list(range(30))},
+        metrics={"mine": lambda answers, labels: 3.0 * (len(labels) == len(answers["y"]))},
+        confidence=0.9,
+        tolerance="sqnr=1dB",
+    )
+    assert found.passed
+    assert len(found) == 2
+    assert found[0].measured == 3
+    assert found.samples == 30
+    assert "ONNX Runtime" in found.kernels
+    with pytest.raises(onnx_lathe.UsageError, match="--confidence 2"):
+        onnx_lathe.gate("base.onnx", "candidate.onnx", "size <= 1 MB", confidence=2)
+
+
+def test_memory_is_what_a_process_grows_by(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "(float[n,2000] x) => (float[n,2000] y) { y = MatMul(x, w) }"
+    onnx.save(build(text, w=random(2000, 2000)), "base.onnx")
+    onnx.save(build(text, w=np.zeros((2000, 2000), np.float32)), "same.onnx")
+    small = "(float[n,2000] x) => (float[n,2000] y) { a = MatMul(x, v) y = MatMul(a, w) }"
+    onnx.save(build(small, v=random(2000, 20), w=random(20, 2000)), "small.onnx")
+    (large,) = verdicts(capsys, ["gate", "base.onnx", "same.onnx", "--quiet"], "memory <= 200 MB")
+    assert 14e6 < large["measured"] < 120e6
+    (ratio,) = verdicts(capsys, ["gate", "base.onnx", "small.onnx", "--quiet"], "memory ratio >= 2")
+    assert ratio["passed"]
+
+
+def test_memory_that_cannot_be_measured_is_no_pass(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*pair(PASSED_ON, 1), "--gate", "memory <= 1 GB"]
+    monkeypatch.setattr(memory, "unmeasured", lambda: "the peak of a process is not read here")
+    assert refused(capsys, command).endswith("cannot be judged: the peak of a process is not read here")
+
+
+def test_what_ci_gets(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*classifiers(changed=8), "--junit", "gates.xml", "--markdown", "gates.md"]
+    command += ["--gate", "top1 drop <= 1%", "--gate", "size ratio >= 0.5"]
+    assert main(command) == 3
+    suite = ElementTree.parse("gates.xml").getroot().find("testsuite")
+    assert suite is not None
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    cases = suite.findall("testcase")
+    assert [case.get("name") for case in cases] == ["top1 drop <= 1%", "size ratio >= 0.5"]
+    failure = cases[0].find("failure")
+    assert failure is not None
+    assert "missed by" in str(failure.get("message"))
+    assert cases[1].find("failure") is None
+    facts = {one.get("name"): one.get("value") for one in suite.iter("property")}
+    assert str(facts["kernels"]).startswith("ONNX Runtime ")
+    assert {"samples", "processor", "library onnxruntime"} <= facts.keys()
+    text = Path("gates.md").read_text(encoding="utf-8")
+    assert text.startswith("### Model gates: 1 of 2 gates failed\n")
+    assert "| ❌ | top1 drop \\<= 1% | 15 points, 95 % interval" in text
+    assert main(command) == 3
+    assert Path("gates.md").read_text(encoding="utf-8") == text
+    monkeypatch.setenv(writing.STEP_SUMMARY, str(folder / "gates.md"))
+    assert main(command) == 3
+    assert Path("gates.md").read_text(encoding="utf-8") == f"{text}\n{text}"
+
+
+def test_json_names_the_kernels(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*classifiers(changed=0), "--gate", "top1 >= 99%", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"] is True
+    assert found["processor"]["flags"]
+    assert found["libraries"]["onnxruntime"] in found["kernels"]
+    assert found["base"]["library"].startswith("ONNX Runtime")
+    assert found["candidate"]["metrics"]["top1"] == 1
+    assert found["gates"][0]["interval"]["low"] == pytest.approx(0.9124, abs=1e-4)
+
+
+@pytest.mark.parametrize("option", ["--junit", "--markdown"])
+def test_a_place_that_cannot_be_written_to_is_refused_first(
+    option: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["gate", "nowhere.onnx", "nowhere.onnx", "--gate", "size <= 1 MB", option]
+    assert "is a folder" in refused(capsys, [*command, "."])
+    assert "no folder that can be written to" in refused(capsys, [*command, "none/gates.xml"])
+
+
+def test_what_is_not_known_by_samples_is_not_judged_by_an_interval(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An output whose first axis is not that of samples."""
+    text = "(float[n,4] x) => (float[4,m] y) { z = Mul(x, s) y = Transpose(z) }"
+    np.savez("data.npz", x=random(30, 4))
+    command = [*pair(text, 1.01), "--data", "data.npz", "--gate", "sqnr >= 20"]
+    assert main(command) == 0
+    assert "interval" not in capsys.readouterr().out
+    assert main([*command, "--confidence", "95%"]) == 3
+    assert "has no interval here, since it is not known sample by sample" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("samples", [30, 4])
+def test_an_axis_of_samples_that_is_not_the_first(
+    samples: int, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model says which it is, also where another is as long."""
+    text = "(float[n,4] x) => (float[4,n] y) { z = Mul(x, s) y = Transpose(z) }"
+    x = random(samples, 4)
+    x[0] = 0
+    np.savez("data.npz", x=x)
+    found = verdicts(
+        capsys, [*pair(text, [1, 1, 1, 1.5]), "--data", "data.npz"], "sqnr >= 5", "cosine >= 0.5"
+    )
+    assert [one["interval"]["samples"] for one in found] == [samples, samples]
+    scaled = x[1:] * np.float32([1, 1, 1, 1.5])
+    lengths = np.linalg.norm(x[1:], axis=1) * np.linalg.norm(scaled, axis=1)
+    expected = np.append((x[1:] * scaled).sum(1) / lengths, 1).mean()
+    assert found[1]["measured"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("text", ["40%", "100%", "1", "95 percent", "nan"])
+def test_a_confidence_that_is_none(text: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["gate", "a.onnx", "b.onnx", "--gate", "size <= 1 MB", "--confidence", text]
+    assert f"--confidence {text}: give 50% to 99.9%" in refused(capsys, command)

@@ -1,0 +1,156 @@
+"""Confidence intervals: published values, and that they hold a known true difference as often as they say."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from onnx_lathe.optimizer.judging.intervals import (
+    Interval,
+    bonett_price,
+    of_loss,
+    of_ratio,
+    of_value,
+    resampled,
+    tango,
+    wilson,
+)
+from onnx_lathe.runtime.running.tasks.samples import Redrawn, Sums, mean, quotient, right
+
+PAIRS = 200
+SETTINGS = [  # samples, accuracy of the base, share of samples that one model alone has right, true drop
+    (200, 0.90, 0.05, 0.01),
+    (200, 0.60, 0.30, 0.05),
+    (500, 0.95, 0.02, 0.0),
+    (1000, 0.76, 0.06, 0.03),
+    (2000, 0.99, 0.005, 0.001),
+    (2000, 0.70, 0.10, -0.01),
+    (10000, 0.99, 0.01, 0.0),
+]
+"""Each with two or more samples on which the models part: with fewer every interval of shares holds too often."""
+
+
+def pair(
+    generator: np.random.Generator, samples: int, accuracy: float, parted: float, drop: float
+) -> np.ndarray:
+    """Whether base and candidate are right, bool [2, samples], of models with this true drop."""
+    lost, won = (parted + drop) / 2, (parted - drop) / 2
+    kinds = generator.choice(4, samples, p=[accuracy - lost, lost, won, 1 - accuracy - won])
+    return np.stack([(kinds == 0) | (kinds == 1), (kinds == 0) | (kinds == 2)])
+
+
+def holds(found: Interval, value: float) -> bool:
+    return found.low <= value <= found.high
+
+
+@pytest.mark.parametrize("samples, accuracy, parted, drop", SETTINGS)
+def test_a_drop_lies_in_its_interval_as_often_as_is_said(
+    samples: int, accuracy: float, parted: float, drop: float
+) -> None:
+    generator, held, relative = np.random.default_rng(17), 0, 0
+    for _ in range(PAIRS):
+        base, candidate = map(right, pair(generator, samples, accuracy, parted, drop))
+        held += holds(of_loss(base, candidate, 0.95, 1, False), drop)
+        relative += holds(of_loss(base, candidate, 0.95, 1, True), drop / accuracy)
+    assert 0.90 * PAIRS <= held <= 0.99 * PAIRS
+    assert 0.90 * PAIRS <= relative <= 0.99 * PAIRS
+
+
+@pytest.mark.parametrize("samples, accuracy", [(100, 0.9), (500, 0.7), (2000, 0.99)])
+def test_a_value_lies_in_its_interval_as_often_as_is_said(samples: int, accuracy: float) -> None:
+    generator = np.random.default_rng(3)
+    held = sum(
+        holds(of_value(right(generator.random(samples) < accuracy), 0.95), accuracy) for _ in range(PAIRS)
+    )
+    assert 0.90 * PAIRS <= held <= 0.99 * PAIRS
+
+
+def resampling(share: Callable[[np.ndarray], Sums], true: float, samples: int) -> float:
+    """How often the bootstrap holds the true difference of two models that err on shared samples."""
+    generator, held = np.random.default_rng(5), 0
+    for _ in range(PAIRS):
+        hard = generator.random(samples)
+        errors = [np.floor(hard * 4 + extra * generator.random(samples)) for extra in (1.0, 1.4)]
+        base, candidate = (share(one) for one in errors)
+        base, candidate = (Sums(one.rows, one.value, resamples=300) for one in (base, candidate))
+        held += holds(of_loss(base, candidate, 0.95, -1, False), true)
+    return held / PAIRS
+
+
+def test_the_bootstrap_holds_a_rise_of_errors_as_often_as_is_said() -> None:
+    """Errors of 10 words each; the true difference by as many draws as leave it no doubt."""
+    generator = np.random.default_rng(1)
+    hard = generator.random(2_000_000)
+    means = [np.floor(hard * 4 + extra * generator.random(len(hard))).mean() / 10 for extra in (1.0, 1.4)]
+    held = resampling(lambda errors: quotient(errors, np.full(len(errors), 10.0)), means[1] - means[0], 300)
+    assert 0.90 <= held <= 0.99
+
+
+def test_published_values() -> None:
+    """Airway hyper-responsiveness of 21 patients, 1 + 7 before, 1 + 1 after: Fagerland, Lydersen and Laake,
+    "Recommended tests and confidence intervals for paired binomial proportions", Statistics in Medicine 2014.
+    """
+    assert np.round(tango(1, 7, 21, 0.95), 3).tolist() == [-0.517, -0.026]
+    assert np.round(tango(7, 1, 21, 0.95), 3).tolist() == [0.026, 0.517]
+
+
+@pytest.mark.parametrize("right_ones, samples", [(0, 10), (3, 10), (99, 100), (100, 100), (1234, 2000)])
+def test_shares_are_those_of_scipy(right_ones: int, samples: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.binomtest(right_ones, samples).proportion_ci(0.9, "wilson")
+    assert wilson(right_ones, samples, 0.9) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize("lost, won, samples", [(0, 0, 50), (3, 0, 400), (10, 4, 2000), (40, 60, 300)])
+def test_the_interval_of_a_drop_is_mcnemars_test_turned_round(lost: int, won: int, samples: int) -> None:
+    """No drop lies inside just when McNemar's statistic is below the square of the normal quantile."""
+    low, high = tango(lost, won, samples, 0.95)
+    assert low <= (lost - won) / samples <= high
+    below = lost == won or (lost - won) ** 2 / (lost + won) < 1.959964**2
+    assert (low < 0 < high) == below
+
+
+def test_equal_answers_leave_room_for_a_drop_that_was_not_seen() -> None:
+    """Three in n at most, about (the rule of three): a bootstrap would say that nothing is possible."""
+    low, high = tango(0, 0, 1000, 0.95)
+    assert 0.003 < high < 0.004
+    assert low == pytest.approx(-high)
+
+
+def test_a_ratio_of_nothing_is_not_bounded() -> None:
+    assert bonett_price(0, 0, 0, 0.95) == (0.0, float("inf"))
+    low, high = bonett_price(90, 5, 5, 0.95)
+    assert low < 1 < high
+
+
+def test_pairs_are_drawn_together() -> None:
+    """A candidate that is always one above its base is so in every resample, however the base varies."""
+    values = np.random.default_rng(0).normal(5, 3, 400)
+    found = of_loss(mean(values), mean(values + 1), 0.95, -1, False)
+    assert found.low == pytest.approx(1)
+    assert found.high == pytest.approx(1)
+    halved = of_ratio(mean(values), mean(values / 2), 0.95)
+    assert halved.low == pytest.approx(2)
+    assert of_value(mean(values), 0.95).high - of_value(mean(values), 0.95).low > 0.3
+
+
+def test_what_is_computed_anew_is_the_same_as_sums() -> None:
+    values = np.random.default_rng(0).normal(5, 3, 60)
+    anew = Redrawn(60, lambda counts: float(counts @ values / counts.sum()), float(values.mean()), 100)
+    sums = Sums(mean(values).rows, mean(values).value, resamples=100)
+    one, other = of_value(anew, 0.9), of_value(sums, 0.9)
+    assert (one.low, one.high) == pytest.approx((other.low, other.high))
+    assert one.method == "bootstrap of 100 resamples"
+
+
+def test_resamples_are_always_the_same_and_whole() -> None:
+    first = np.concatenate(list(resampled(7, 30)))
+    assert first.shape == (30, 7)
+    assert (first.sum(1) == 7).all()
+    np.testing.assert_array_equal(first, np.concatenate(list(resampled(7, 30))))
+
+
+def test_a_wider_confidence_is_a_wider_interval() -> None:
+    base, candidate = map(right, pair(np.random.default_rng(0), 500, 0.9, 0.05, 0.01))
+    near, far = (of_loss(base, candidate, confidence, 1, False) for confidence in (0.8, 0.99))
+    assert far.low < near.low < near.high < far.high
