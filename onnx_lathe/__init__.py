@@ -29,7 +29,6 @@ if TYPE_CHECKING:
         check,
         from_torch,
         gate,
-        inspect,
         optimize,
         pack,
         passes,
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from onnx_lathe.optimizer.api import (
         open as open,
     )
+    from onnx_lathe.optimizer.inspecting.inspecting import inspect
     from onnx_lathe.passes.core.base import Pass
     from onnx_lathe.passes.core.options import option
     from onnx_lathe.passes.core.registry import register
@@ -58,9 +58,10 @@ if not (_here / "passes").is_dir():
 
 _PLACES = {
     "optimizer.api": (
-        "build", "check", "from_torch", "gate", "inspect", "open", "optimize", "pack", "rewrite", "run",
+        "build", "check", "from_torch", "gate", "open", "optimize", "pack", "rewrite", "run",
         "targets", "to_torch", "unpack",
     ),
+    "optimizer.inspecting.inspecting": ("inspect",),
     "passes.core.base": ("Pass",),
     "passes.core.options": ("option",),
     "passes.core.registry": ("register",),
