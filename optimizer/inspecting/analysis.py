@@ -22,6 +22,7 @@ from onnx_lathe.passes.graph.skeleton import runtime_inputs
 
 INPUT = "Input"
 """Operator of the rows of the model's inputs."""
+FOLD = "the pass fold computes many of them: optimize MODEL --passes fold"
 OPEN = "a size is not known before the model runs"
 
 
@@ -186,6 +187,8 @@ class Analysis:
             found.append(
                 f"sizes that the model leaves open: {', '.join(open_inputs)}; give them with --shape"
             )
+        elif any(row.activations is None for row in rows):
+            found.append(f"sizes that follow from values inside the model are not known here; {FOLD}")
         if self.samples > 1:
             found.append(
                 f"the model takes one sample at a time: figures are {self.samples} times those of one"

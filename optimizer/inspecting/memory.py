@@ -17,39 +17,11 @@ from onnx_lathe.runtime.files.tensors import bits_of
 
 VIEWS = {*LAYOUT, "Dropout"} - {"Transpose"}
 """Their result is the input in another shape; Dropout, in a model that only runs, is the input."""
-IN_PLACE = frozenset(
-    [
-        "Abs",
-        "Celu",
-        "Clip",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Floor",
-        "Ceil",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "LeakyRelu",
-        "Log",
-        "Mish",
-        "Neg",
-        "PRelu",
-        "Reciprocal",
-        "Relu",
-        "Round",
-        "Selu",
-        "Shrink",
-        "Sigmoid",
-        "Sign",
-        "Softplus",
-        "Softsign",
-        "Sqrt",
-        "Swish",
-        "Tanh",
-        "ThresholdedRelu",
-    ]
-)
+_IN_PLACE = """
+    Abs Celu Clip Elu Erf Exp Floor Ceil Gelu HardSigmoid HardSwish LeakyRelu Log Mish Neg PRelu Reciprocal
+    Relu Round Selu Shrink Sigmoid Sign Softplus Softsign Sqrt Swish Tanh ThresholdedRelu
+"""
+IN_PLACE = frozenset(_IN_PLACE.split())
 SMALL = 64
 """Elements of a shape, or what is computed of one, at most."""
 

@@ -5,14 +5,15 @@ Which activations each operator keeps is PyTorch's rule (tools/autograd/derivati
 input for the gradient of its weight, a ReLU its result, a sum nothing. What several operators keep is one tensor.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from onnx import TensorProto
 
+from onnx_lathe.optimizer.counting.weights import Stored
 from onnx_lathe.optimizer.inspect import CountedNode
 from onnx_lathe.optimizer.inspecting.memory import IN_PLACE, VIEWS, Key, Memory
 from onnx_lathe.optimizer.inspecting.rows import Training
+from onnx_lathe.passes.graph.layers import is_constant
 
 STATES = {"sgd": 0, "momentum": 1, "adam": 2}
 """Numbers that an optimizer keeps for each weight."""
@@ -22,55 +23,19 @@ INDEX_BYTES = 8
 """MaxPool keeps where each maximum was."""
 
 KEEP_RESULT = frozenset(["Exp", "LogSoftmax", "Reciprocal", "Relu", "Sigmoid", "Softmax", "Sqrt", "Tanh"])
-KEEP_NOTHING = VIEWS | frozenset(
-    [
-        "Add",
-        "AveragePool",
-        "Cast",
-        "Ceil",
-        "Concat",
-        "ConstantOfShape",
-        "DepthToSpace",
-        "Expand",
-        "Flatten",
-        "Floor",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "GlobalAveragePool",
-        "Neg",
-        "Pad",
-        "ReduceMean",
-        "ReduceSum",
-        "Resize",
-        "Round",
-        "Shape",
-        "Sign",
-        "Size",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "Sub",
-        "Sum",
-        "Tile",
-        "Transpose",
-        "Upsample",
-    ]
-)
+_KEEP_NOTHING = """
+    Add Cast Ceil Concat ConstantOfShape DepthToSpace Expand Flatten Floor Gather GatherElements GatherND
+    GlobalAveragePool Neg Pad ReduceMean ReduceSum Resize Round Shape Sign Size Slice SpaceToDepth Split Sub
+    Sum Tile Transpose Upsample
+"""
+KEEP_NOTHING = VIEWS | frozenset(_KEEP_NOTHING.split())
 KEEP_FACTORS = frozenset(["Conv", "ConvTranspose", "Div", "Einsum", "Gemm", "MatMul", "Mul"])
 """They keep each operand whose partner is a weight or has a gradient."""
-KEEP_INPUT = IN_PLACE | frozenset(
-    [
-        "BatchNormalization",
-        "GroupNormalization",
-        "InstanceNormalization",
-        "LayerNormalization",
-        "Max",
-        "MaxPool",
-        "Min",
-        "Pow",
-    ]
-)
+_KEEP_INPUT = """
+    AveragePool BatchNormalization GroupNormalization InstanceNormalization LayerNormalization Max MaxPool
+    Min Pow
+"""
+KEEP_INPUT = IN_PLACE | frozenset(_KEEP_INPUT.split())
 
 
 class Kept:
@@ -81,7 +46,7 @@ class Kept:
     def __init__(self, nodes: Sequence[CountedNode], memory: Memory) -> None:
         self._memory = memory
         self._tensors: dict[Key, None] = {}
-        self._extra: dict[int, int] = defaultdict(int)
+        self._indices: dict[int, int | None] = {}
         self.assumed: dict[str, None] = {}
         self.peak = 0
         """Bytes of the gradients of the largest inputs and results of one node."""
@@ -94,8 +59,9 @@ class Kept:
     def bytes_of(self, node: CountedNode, made: Iterable[Key]) -> int | None:
         """What is kept of the tensors that the node makes; None if a size is open."""
         sizes = [self._memory.own_bytes(key) for key in made if key in self._tensors]
+        sizes.append(self._indices.get(id(node), 0))
         known = [size for size in sizes if size is not None]
-        return self._extra[id(node)] + sum(known) if len(known) == len(sizes) else None
+        return sum(known) if len(known) == len(sizes) else None
 
     def of_input(self, key: Key) -> int | None:
         return self._memory.own_bytes(key) if key in self._tensors else 0
@@ -104,7 +70,7 @@ class Kept:
         """A result has a gradient if a weight or another such tensor is behind it."""
         reads = any(key in self._graded for key in self._memory.read_by(node))
         for key in self._memory.made_by(node):
-            if (reads or node.weights) and _is_float(self._memory, key):
+            if (reads or trained(node)) and _is_float(self._memory, key):
                 self._graded.add(key)
 
     def _take(self, node: CountedNode) -> None:
@@ -119,7 +85,8 @@ class Kept:
             if _is_float(memory, key):
                 self._tensors[memory.view_root(key)] = None
         if op == "MaxPool":
-            self._extra[id(node)] += INDEX_BYTES * (memory.elements(made[0]) or 0)
+            elements = memory.elements(made[0])
+            self._indices[id(node)] = None if elements is None else INDEX_BYTES * elements
 
     def _kept_by(self, node: CountedNode, op: str, read: list[Key], made: list[Key]) -> list[Key]:
         if op in KEEP_RESULT:
@@ -127,7 +94,7 @@ class Kept:
         if op in KEEP_NOTHING:
             return []
         if op in KEEP_FACTORS:
-            return read if node.weights else [key for key in read if self._has_partner(node, key)]
+            return read if trained(node) else [key for key in read if self._has_partner(node, key)]
         if op not in KEEP_INPUT:
             self.assumed[op] = None
         return read
@@ -148,12 +115,17 @@ def _is_float(memory: Memory, key: Key) -> bool:
     )
 
 
+def trained(node: CountedNode) -> list[Stored]:
+    """What a training changes: Constant nodes stay."""
+    return [one for one in node.weights if is_constant(one.tensor)]
+
+
 def training_of(node: CountedNode, kept: int | None, optimizer: str) -> Training | None:
     """None if what is kept is not known."""
     if kept is None:
         return None
-    trained = node.row.parameters
+    count = sum(one.elements for one in trained(node))
     if node.proto.op_type == "BatchNormalization":
-        trained //= 2  # means and variances are no weights
-    held = WEIGHT_BYTES * trained
+        count //= 2  # means and variances are no weights
+    held = WEIGHT_BYTES * count
     return Training(WEIGHT_BYTES * node.row.parameters, kept, held, STATES[optimizer] * held)

@@ -73,37 +73,152 @@ def _training_total(name: str) -> Callable[[Whole], str]:
     return lambda whole: "" if whole.training is None else size(getattr(whole.training, name))
 
 
-def _trained(name: str, title: str, what: str) -> Column:
-    return Column(name, title, what, _training(title), _training_text(title), _training_total(title))
+def _trained(name: str, title: str, field: str, what: str) -> Column:
+    return Column(name, title, what, _training(field), _training_text(field), _training_total(field))
 
 
 _ALL = (
-    Column("layer", "layer", "name of the node", lambda row: row.node, lambda row: row.node, lambda whole: "all"),
+    Column(
+        "layer", "layer", "name of the node", lambda row: row.node, lambda row: row.node, lambda whole: "all"
+    ),
     Column("op", "op", "operator", lambda row: row.op, lambda row: row.op),
-    Column("weight", "weight", "shape of its largest weight", lambda row: _shape(row.weight_shape), lambda row: _shape(row.weight_shape)),
-    Column("output", "output", "shape of its first result", lambda row: _shape(row.output_shape), lambda row: _shape(row.output_shape)),
-    Column("weights", "weights", "parameters but those in vectors, such as biases", lambda row: row.weights, lambda row: _exact(row.weights), lambda whole: _exact(whole.weights)),
-    Column("parameters", "parameters", "all float values that it reads, biases too", lambda row: row.parameters, lambda row: _exact(row.parameters), lambda whole: _exact(whole.parameters)),
-    Column("activations", "activations", "elements of results in memory of their own", lambda row: row.activations, lambda row: _exact(row.activations), lambda whole: _at_least("activations", whole, _exact(whole.activations))),
-    Column("macs", "MACs", "multiply-accumulates", lambda row: row.macs, lambda row: "?" if row.macs is None else count(row.macs), lambda whole: "?" if whole.macs is None else count(whole.macs)),
-    Column("bytes", "bytes", "of its weights as they are stored", lambda row: row.weight_bytes, lambda row: size(row.weight_bytes), lambda whole: size(whole.weight_bytes)),
-    Column("zeros", "zeros", "share of its weights", lambda row: row.sparsity, _zeros, lambda whole: "?" if "sparsity" in whole.uncounted else f"{100 * whole.sparsity:.1f} %"),
-    Column("memory", "memory", "bytes of its results", lambda row: row.activation_bytes, lambda row: "?" if row.activation_bytes is None else size(row.activation_bytes), lambda whole: _at_least("activations", whole, size(whole.activation_bytes))),
+    Column(
+        "weight",
+        "weight",
+        "shape of its largest weight",
+        lambda row: _shape(row.weight_shape),
+        lambda row: _shape(row.weight_shape),
+    ),
+    Column(
+        "output",
+        "output",
+        "shape of its first result",
+        lambda row: _shape(row.output_shape),
+        lambda row: _shape(row.output_shape),
+    ),
+    Column(
+        "weights",
+        "weights",
+        "parameters but those in vectors, such as biases",
+        lambda row: row.weights,
+        lambda row: _exact(row.weights),
+        lambda whole: _exact(whole.weights),
+    ),
+    Column(
+        "parameters",
+        "parameters",
+        "all float values that it reads, biases too",
+        lambda row: row.parameters,
+        lambda row: _exact(row.parameters),
+        lambda whole: _exact(whole.parameters),
+    ),
+    Column(
+        "activations",
+        "activations",
+        "elements of results in memory of their own",
+        lambda row: row.activations,
+        lambda row: _exact(row.activations),
+        lambda whole: _at_least("activations", whole, _exact(whole.activations)),
+    ),
+    Column(
+        "macs",
+        "MACs",
+        "multiply-accumulates",
+        lambda row: row.macs,
+        lambda row: "?" if row.macs is None else count(row.macs),
+        lambda whole: "?" if whole.macs is None else count(whole.macs),
+    ),
+    Column(
+        "bytes",
+        "bytes",
+        "of its weights as they are stored",
+        lambda row: row.weight_bytes,
+        lambda row: size(row.weight_bytes),
+        lambda whole: size(whole.weight_bytes),
+    ),
+    Column(
+        "zeros",
+        "zeros",
+        "share of its weights",
+        lambda row: row.sparsity,
+        _zeros,
+        lambda whole: "?" if "sparsity" in whole.uncounted else f"{100 * whole.sparsity:.1f} %",
+    ),
+    Column(
+        "memory",
+        "memory",
+        "bytes of its results",
+        lambda row: row.activation_bytes,
+        lambda row: "?" if row.activation_bytes is None else size(row.activation_bytes),
+        lambda whole: _at_least("activations", whole, size(whole.activation_bytes)),
+    ),
     Column("bits", "bits", "of one stored weight", lambda row: row.bits, lambda row: str(row.bits or "")),
-    Column("distinct", "distinct", "different values among its weights", lambda row: row.distinct, lambda row: _exact(row.distinct) if row.distinct or row.weights else ""),
-    Column("intensity", "MACs/byte", "arithmetic intensity: MACs for each byte of weights, inputs and results", lambda row: row.intensity, lambda row: f"{row.intensity:.3g}" if row.intensity else ""),
-    Column("gemm", "d x k2c x n", "the matrix product that it is, by im2col", lambda row: str(row.gemm or ""), lambda row: str(row.gemm or "")),
-    Column("copies", "copies", "elements that im2col makes over those of the input", lambda row: row.redundancy, lambda row: times(row.redundancy)),
-    Column("winograd", "Winograd 2, 4", "direct multiplications over those of F(2 x 2, 3 x 3) and F(4 x 4, 3 x 3)", lambda row: row.saved.get("winograd23"), _winograd),
-    Column("energy", "energy", "at 45 nm: arithmetic, and weights, inputs and results through DRAM once", lambda row: None if row.energy is None else row.energy.total, lambda row: "?" if row.energy is None else joules(row.energy.total) * bool(row.energy.total), lambda whole: "" if whole.energy is None else _at_least("energies", whole, joules(whole.energy.total))),
-    Column("ms", "ms", "measured in ONNX Runtime, with --time", lambda row: row.ms, lambda row: row.ran_as if row.ms is None else f"{row.ms:.3f}", lambda whole: "" if whole.ms is None else f"{whole.ms:.3f}"),
-    _trained("train-weights", "weights", "bytes of its weights in training"),
-    _trained("kept", "kept", "bytes of activations that the backward pass reads"),
-    _trained("gradients", "gradients", "bytes of the gradients of its weights"),
-    _trained("optimizer", "optimizer", "bytes that the optimizer keeps"),
-    _trained("training", "total", "all that training holds for it"),
-    Column("inside", "inside", "the body of If, Loop or Scan that it is in", lambda row: row.place, lambda row: row.place),
-)  # fmt: skip
+    Column(
+        "distinct",
+        "distinct",
+        "different values among its weights",
+        lambda row: row.distinct,
+        lambda row: _exact(row.distinct) if row.distinct or row.weights else "",
+    ),
+    Column(
+        "intensity",
+        "MACs/byte",
+        "arithmetic intensity: MACs for each byte of weights, inputs and results",
+        lambda row: row.intensity,
+        lambda row: f"{row.intensity:.3g}" if row.intensity else "",
+    ),
+    Column(
+        "gemm",
+        "d x k2c x n",
+        "the matrix product that it is, by im2col",
+        lambda row: str(row.gemm or ""),
+        lambda row: str(row.gemm or ""),
+    ),
+    Column(
+        "copies",
+        "copies",
+        "elements that im2col makes over those of the input",
+        lambda row: row.redundancy,
+        lambda row: times(row.redundancy),
+    ),
+    Column(
+        "winograd",
+        "Winograd 2, 4",
+        "direct multiplications over those of F(2 x 2, 3 x 3) and F(4 x 4, 3 x 3)",
+        lambda row: row.saved.get("winograd23"),
+        _winograd,
+    ),
+    Column(
+        "energy",
+        "energy",
+        "at 45 nm: arithmetic, and weights, inputs and results through DRAM once",
+        lambda row: None if row.energy is None else row.energy.total,
+        lambda row: "?" if row.energy is None else joules(row.energy.total) * bool(row.energy.total),
+        lambda whole: (
+            "" if whole.energy is None else _at_least("energies", whole, joules(whole.energy.total))
+        ),
+    ),
+    Column(
+        "ms",
+        "ms",
+        "measured in ONNX Runtime, with --time",
+        lambda row: row.ms,
+        lambda row: row.ran_as if row.ms is None else f"{row.ms:.3f}",
+        lambda whole: "" if whole.ms is None else f"{whole.ms:.3f}",
+    ),
+    _trained("train-weights", "float32 weights", "weights", "bytes of its weights in training"),
+    _trained("kept", "kept", "kept", "bytes of activations that the backward pass reads"),
+    _trained("gradients", "gradients", "gradients", "bytes of the gradients of its weights"),
+    _trained("optimizer", "optimizer", "optimizer", "bytes that the optimizer keeps"),
+    _trained("training", "training", "total", "all that training holds for it"),
+    Column(
+        "inside",
+        "inside",
+        "the body of If, Loop or Scan that it is in",
+        lambda row: row.place,
+        lambda row: row.place,
+    ),
+)
 
 COLUMNS = {column.name: column for column in _ALL}
 USUAL = (

@@ -84,7 +84,7 @@ def _width(table: Table, console: Console) -> int:
 
 def summary(whole: Whole) -> list[str]:
     """What the layers add up to, in sentences."""
-    of = "one sample" if whole.batch == 1 else f"{whole.batch} samples"
+    of = _samples(whole)
     lines = [
         f"{whole.parameters:,} parameters, {size(whole.weight_bytes)}; forward of {of}: "
         f"{_more('activations', whole)}{whole.activations:,} activations, {size(whole.activation_bytes)}; "
@@ -110,6 +110,10 @@ def summary(whole: Whole) -> list[str]:
     return lines
 
 
+def _samples(whole: Whole) -> str:
+    return "one sample" if whole.batch == 1 else f"{whole.batch} samples"
+
+
 def _more(metric: str, whole: Whole) -> str:
     return "more than " if metric in whole.uncounted else ""
 
@@ -120,7 +124,7 @@ def _of_training(whole: Whole) -> list[str]:
         return []
     peak = whole.gradient_peak_bytes or 0
     return [
-        f"training on {whole.batch}: {_more('training', whole)}{size(held.total + peak)} = {size(held.weights)} weights + "
+        f"training on {_samples(whole)}: {_more('training', whole)}{size(held.total + peak)} = {size(held.weights)} weights + "
         f"{size(held.gradients)} gradients + {size(held.optimizer)} optimizer + {size(held.kept)} activations kept + "
         f"{size(peak)} gradients of activations at most"
     ]
