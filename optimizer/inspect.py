@@ -146,7 +146,7 @@ def _row(
         node.name,
         node.op,
         max((one.shape for one in found), key=len, default=()),
-        scope.shapes.get(proto.output[0]) if proto.output else None,
+        next((scope.shapes.get(name) for name in proto.output if name), None),
         sum(one.elements for one in found),
         sum(one.elements for one in found if one.matrix),
         _sum([one.zeros for one in found if one.matrix]),

@@ -147,7 +147,8 @@ class Analysis:
         decoded = weight is not None and weight.inputs and weight.inputs[0].op == "DequantizeLinear"
         if decoded and maker is not None and maker.proto.op_type == "DequantizeLinear":
             return "int8"
-        return NAMES.get(self.memory.type(Key(node.scope.number, node.proto.output[0])))
+        results = [Key(node.scope.number, name) for name in node.proto.output if name]
+        return NAMES.get(self.memory.type(results[0])) if results else None
 
     def _whole(self, rows: Sequence[Row]) -> Whole:
         size = self.counted.size

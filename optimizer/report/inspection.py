@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from onnx_lathe.optimizer.inspect import UNREAD
 from onnx_lathe.optimizer.inspecting.rows import Inspection, Row, Whole
 from onnx_lathe.optimizer.report.columns import COLUMNS, Column, is_used, joules, sort_rows, times
 from onnx_lathe.optimizer.report.tables import plain_table
@@ -46,7 +47,12 @@ def show_inspection(
         console.print(line, markup=False)
     if len(rows) < len(found.layers):
         hidden = len(found.layers) - len(rows)
-        console.print(f"{hidden} nodes take no memory of their own; --all shows them", markup=False)
+        nodes = (
+            "1 node takes no memory of its own"
+            if hidden == 1
+            else f"{hidden} nodes take no memory of their own"
+        )
+        console.print(f"{nodes}; --all shows {'it' if hidden == 1 else 'them'}", markup=False)
     if left_out:
         named = ", ".join(column.name for column in left_out)
         console.print(f"too narrow for {named}; choose with --columns", markup=False)
@@ -56,8 +62,8 @@ def show_inspection(
 
 
 def said_beside(whole: Whole) -> list[str]:
-    """Notes, and what could not be counted."""
-    return [*whole.notes, *dict.fromkeys(whole.uncounted.values())]
+    """Notes, and what could not be counted; that weights were not read is a note already."""
+    return [*whole.notes, *(line for line in dict.fromkeys(whole.uncounted.values()) if UNREAD not in line)]
 
 
 def is_shown(row: Row, names: Sequence[str]) -> bool:

@@ -8,6 +8,7 @@ from rich.table import Table
 from onnx_lathe.optimizer.inspecting.comparison import Comparison
 from onnx_lathe.optimizer.inspecting.rows import Row
 from onnx_lathe.optimizer.report.columns import COLUMNS, joules, times
+from onnx_lathe.optimizer.report.inspection import said_beside
 from onnx_lathe.optimizer.report.tables import plain_table
 from onnx_lathe.optimizer.report.terminal import FILE_WIDTH
 from onnx_lathe.optimizer.report.units import count, size
@@ -28,7 +29,7 @@ def show_comparison(found: Comparison, console: Console) -> None:
         console.print(table)
         console.print()
     for name, one in (("before", found.before), ("after", found.after)):
-        for line in (*one.whole.notes, *dict.fromkeys(one.whole.uncounted.values())):
+        for line in said_beside(one.whole):
             console.print(f"{name}: {line}", markup=False)
 
 

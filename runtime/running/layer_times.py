@@ -89,17 +89,17 @@ class _Attribution:
         return []
 
     def _claim_back(self, place: int, index: int) -> None:
-        if place in self._owner:
-            return
-        self._owner[place] = index
-        node = self._nodes[place]
-        if node.op_type in PRODUCTS:
-            return
-        kept = set(self._executed[index].input)
-        for name in node.input:
-            before = self._makers.get(name)
-            if name not in kept and before is not None and self._is_only_reader(name, place, index):
-                self._claim_back(before, index)
+        kept, pending = set(self._executed[index].input), [place]
+        while pending:
+            place = pending.pop()
+            if place in self._owner:
+                continue
+            self._owner[place] = index
+            if self._nodes[place].op_type not in PRODUCTS:
+                inner = [
+                    name for name in self._nodes[place].input if name in self._makers and name not in kept
+                ]
+                pending += [self._makers[name] for name in inner if self._is_only_reader(name, place, index)]
 
     def _is_only_reader(self, name: str, place: int, index: int) -> bool:
         """Whether all that read a tensor are of the same kernel."""

@@ -307,3 +307,16 @@ def test_sizes_that_only_values_tell() -> None:
     assert any("optimize MODEL --passes fold" in note for note in onnx_lathe.inspect(model).whole.notes)
     folded = onnx_lathe.inspect(onnx_lathe.rewrite(model, "fold"), everything=True)
     assert (folded.whole.notes, folded.whole.activations) == ((), 4 + 6)
+
+
+def test_a_node_whose_first_result_nobody_reads() -> None:
+    model = build(
+        "(float[7, 1, 5] x) => (float[1, 1, 6] h) { y, h = LSTM <hidden_size = 6> (x, w, r) }",
+        w=random(1, 24, 5),
+        r=random(1, 24, 6),
+    )
+    model.graph.node[0].output[0] = ""
+    row = by_op(model)["LSTM"]
+    assert row.output_shape == (1, 1, 6)
+    assert row.energy is not None
+    assert row.energy.arithmetic == pytest.approx(7 * 24 * (5 + 6) * 4.6)
