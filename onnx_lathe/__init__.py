@@ -28,7 +28,6 @@ if TYPE_CHECKING:
         build,
         check,
         from_torch,
-        inspect,
         optimize,
         pack,
         passes,
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from onnx_lathe.optimizer.api import (
         open as open,
     )
+    from onnx_lathe.optimizer.inspecting.inspecting import inspect
     from onnx_lathe.optimizer.judging.calling import gate
     from onnx_lathe.passes.core.base import Pass
     from onnx_lathe.passes.core.options import option
@@ -58,10 +58,11 @@ if not (_here / "passes").is_dir():
 
 _PLACES = {
     "optimizer.api": (
-        "build", "check", "from_torch", "inspect", "open", "optimize", "pack", "rewrite", "run",
+        "build", "check", "from_torch", "open", "optimize", "pack", "rewrite", "run",
         "targets", "to_torch", "unpack",
     ),
     "optimizer.judging.calling": ("gate",),
+    "optimizer.inspecting.inspecting": ("inspect",),
     "passes.core.base": ("Pass",),
     "passes.core.options": ("option",),
     "passes.core.registry": ("register",),

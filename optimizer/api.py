@@ -16,7 +16,6 @@ from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer import artifacts, observing, opening, pipeline
 from onnx_lathe.optimizer import check as checking
 from onnx_lathe.optimizer.build import configured_targets, placement
-from onnx_lathe.optimizer.inspect import LayerRow, Size, layer_table
 from onnx_lathe.optimizer.measuring import measured_exactly
 from onnx_lathe.optimizer.observing import Observation
 from onnx_lathe.optimizer.recipe import Call, Recipe, check_order, load_recipe, override, parse_calls
@@ -217,12 +216,6 @@ def run(
     ]
     with limited(threads):
         return observing.observe(_path(model, "model"), recipe, Calling(progress), *paths)
-
-
-def inspect(model: Model) -> tuple[list[LayerRow], Size]:
-    """(a row per layer, what the whole model weighs)."""
-    table = layer_table(_loaded(model))
-    return list(table.rows), table.size
 
 
 def check(model: str | Path, targets: str | Sequence[str]) -> list[checking.Check]:

@@ -19,7 +19,7 @@ from onnx_lathe.runtime.threads import limited
 COMMANDS = {
     "passes": "show.passes",
     "targets": "show.targets",
-    "inspect": "show.inspect",
+    "inspect": "inspecting.inspect",
     "check": "show.check",
     "build": "compile.build",
     "gate": "judge.gate",

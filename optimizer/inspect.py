@@ -18,6 +18,7 @@ from onnx_lathe.runtime.files.tensors import all_tensors, data_size
 
 SHOWN = 3
 """How many nodes a line names."""
+UNREAD = "its weights are in another file, which was not read"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class LayerRow:
     parameters: int
     weights: int
     """Parameters but those in vectors, such as biases; `zeros` is of these."""
-    zeros: int
+    zeros: int | None
+    """None where weights are in another file that was not read."""
     weight_bytes: int
     macs: int | None
     place: str = ""
@@ -73,25 +75,60 @@ class Table:
     size: Size
 
 
+@dataclass(frozen=True)
+class CountedNode:
+    """A node, as passes see it and as it is written, with its row; `weights` is what it reads of them. `counts`: it has
+    weights or MACs. `steps`: how often it runs, or why that is not known.
+    """
+
+    node: Node
+    proto: onnx.NodeProto
+    scope: Scope
+    weights: Sequence[Stored]
+    row: LayerRow
+    counts: bool
+    steps: int | str
+
+
+@dataclass(frozen=True)
+class Counted:
+    """All nodes, of bodies too, and what they add up to. `main` is the scope of the main graph."""
+
+    nodes: Sequence[CountedNode]
+    size: Size
+    main: Scope
+    opset: int
+
+
 def layer_table(model: onnx.ModelProto) -> Table:
     """A row per node with weights or MACs, those inside bodies of If, Loop and Scan behind the others; a shared
     weight is counted in its first row only.
     """
+    found = count_nodes(model)
+    return Table([one.row for one in found.nodes if one.counts], found.size)
+
+
+def count_nodes(
+    model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = None, batch: int = 1
+) -> Counted:
+    """`sizes` of inputs, by name; of others `batch` where their first axis is open."""
     model = _without_functions(model)
     lost: list[tuple[str, str]] = []
     graph = import_model(model)
-    scoped = scopes(model)
+    scoped = scopes(model, sizes, batch)
     nodes = iter([(scope, proto) for scope in scoped for proto in scope.graph.node])
     counted = _Macs()
-    rows = []
+    rows: list[CountedNode] = []
     read = stored_weights(graph, lambda node, reason: lost.append((f"{node.name} ({node.op})", reason)))
     for part, node, found in read:
         scope, proto = next(nodes)
         macs = macs_of(proto, scope.shapes)
         counted.add(scope, node, proto, macs)
-        if found or macs is not None:
-            rows.append(_row(part, node, found, scope, proto, macs))
-    return Table(rows, _size(model, rows, counted.total(scoped[0]), counted.reasons, lost))
+        row = _row(part, node, found, scope, proto, macs)
+        counts = bool(found) or macs is not None
+        rows.append(CountedNode(node, proto, scope, found, row, counts, _steps(scope)))
+    size = _size(model, [one.row for one in rows], counted.total(scoped[0]), counted.reasons, lost)
+    return Counted(rows, size, scoped[0], graph.opset)
 
 
 def _row(
@@ -109,15 +146,20 @@ def _row(
         node.name,
         node.op,
         max((one.shape for one in found), key=len, default=()),
-        scope.shapes.get(proto.output[0]) if proto.output else None,
+        next((scope.shapes.get(name) for name in proto.output if name), None),
         sum(one.elements for one in found),
         sum(one.elements for one in found if one.matrix),
-        sum(one.zeros for one in found if one.matrix),
+        _sum([one.zeros for one in found if one.matrix]),
         sum(one.size_bytes for one in found),
         None if reason else known,
         part.place,
         reason,
     )
+
+
+def _sum(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def _steps(scope: Scope) -> int | str:
@@ -179,19 +221,22 @@ def _size(
     """
     parameters = sum(row.parameters for row in rows)
     weights = sum(row.weights for row in rows)
-    uncounted = {"macs": f"MACs of {_some(unknown)}"} if unknown else {}
+    uncounted = {"macs": f"MACs of {named(unknown)}"} if unknown else {}
+    unread = [row for row in rows if row.zeros is None]
+    if unread:
+        uncounted["sparsity"] = f"zeros of {named([(f'{row.node} ({row.op})', UNREAD) for row in unread])}"
     if lost:
-        uncounted |= dict.fromkeys(("sparsity", "parameters"), f"weights of {_some(lost)}")
+        uncounted |= dict.fromkeys(("sparsity", "parameters"), f"weights of {named(lost)}")
     return Size(
         parameters=parameters,
         weight_bytes=sum(map(data_size, _numbers(model))),
-        sparsity=sum(row.zeros for row in rows) / weights if weights else 0.0,
+        sparsity=sum(row.zeros or 0 for row in rows) / weights if weights else 0.0,
         macs=macs,
         uncounted=uncounted,
     )
 
 
-def _some(nodes: Sequence[tuple[str, str]]) -> str:
+def named(nodes: Sequence[tuple[str, str]]) -> str:
     """The first nodes, and why they are not counted."""
     name, reason = nodes[0]
     others = [other for other, _ in nodes[1:SHOWN]] + [f"{len(nodes) - SHOWN} more"] * (len(nodes) > SHOWN)

@@ -37,11 +37,14 @@ class Opened:
     rewritten: bool = False
 
 
-def open_file(path: str | Path, wishes: Wishes = AS_IT_IS) -> Opened:
-    """The model of a file, packed or not. Raises ModelError as `model_file.load` does, and for an operator of
-    an old opset that cannot be said at a newer one.
+def open_file(path: str | Path, wishes: Wishes = AS_IT_IS, data: bool = True) -> Opened:
+    """The model of a file, packed or not. Without `data`, weights in another file stay there
+    (`model_file.load_without_data`).
+
+    Raises ModelError as `model_file.load` does, and for an operator of an old opset that cannot be said at a newer one.
     """
-    return _prepared(model_file.load(path, OLDEST, sort_nodes), wishes, f"{path}: ")
+    load = model_file.load if data else model_file.load_without_data
+    return _prepared(load(path, OLDEST, sort_nodes), wishes, f"{path}: ")
 
 
 def open_given(model: onnx.ModelProto, wishes: Wishes = AS_IT_IS) -> Opened:

@@ -1,6 +1,5 @@
-"""`optimize passes`, `targets`, `inspect` and `check`: tables that explain."""
+"""`optimize passes`, `targets` and `check`: tables that explain."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -41,24 +40,6 @@ def targets(arguments: list[str]) -> int:
         print_json(reference.targets_as_data())
         return 0
     reference.show_targets(Console(highlight=False, emoji=False))
-    return 0
-
-
-def inspect(arguments: list[str]) -> int:
-    parser = Parser(prog="optimize inspect", description="Per-layer table of a model.", allow_abbrev=False)
-    parser.add_argument("model", type=Path)
-    add_output_options(parser, "layers and totals")
-    options = parser.parse_args(arguments)
-
-    from onnx_lathe.optimizer.inspect import layer_table
-    from onnx_lathe.optimizer.opening import open_file
-    from onnx_lathe.optimizer.report.layers import show_layers
-
-    table = layer_table(open_file(options.model).model)
-    if options.json:
-        print_json({"layers": [asdict(row) for row in table.rows], "whole": asdict(table.size)})
-        return 0
-    show_layers(table.rows, table.size, Console(highlight=False, emoji=False))
     return 0
 
 

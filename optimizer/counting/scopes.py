@@ -4,7 +4,7 @@ onnx.shape_inference leaves open what a Loop carries from step to step, because 
 the shape is that of the first value, where the body then gives the same shape back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,19 +31,26 @@ class Scope:
     number: int = 0
     bodies: "list[Scope]" = field(default_factory=list)
     shapes: dict[str, OpenShape] = field(default_factory=dict)
+    types: dict[str, int] = field(default_factory=dict)
+    """Element types, as numbers of onnx.TensorProto."""
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
 
-def scopes(model: onnx.ModelProto) -> list[Scope]:
-    """The main graph and its bodies in the order of passes.graph.bodies.parts, a batch of 1 where inputs leave
-    it open. Without shapes if they do not fit each other.
+def scopes(
+    model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = None, batch: int = 1
+) -> list[Scope]:
+    """The main graph and its bodies in the order of passes.graph.bodies.parts. Inputs have the `sizes` given by their
+    name; else `batch` where their first axis is open. Without shapes if they do not fit each other.
     """
     light = skeleton(model)
     fed = {value.name for value in runtime_inputs(model)}
     for value in [value for value in light.graph.input if value.name in fed]:
         dims = value.type.tensor_type.shape.dim
-        if dims and not dims[0].dim_value:
-            dims[0].dim_value = 1
+        if given := (sizes or {}).get(value.name):
+            for dim, size in zip(dims, given, strict=True):
+                dim.dim_value = size
+        elif dims and not dims[0].dim_value:
+            dims[0].dim_value = batch
     for graph in graph_protos(light.graph):
         del graph.value_info[:]
         for value in graph.output:
@@ -66,14 +73,18 @@ def _opened(model: onnx.ModelProto, inferred: bool = True) -> list[Scope]:
         scope.number = number
         if scope.outer is not None:
             scope.shapes, scope.constants = dict(scope.outer.shapes), dict(scope.outer.constants)
+            scope.types = dict(scope.outer.types)
         graph = scope.graph
         if inferred:
             for value in [*graph.input, *graph.value_info, *graph.output]:
                 scope.shapes.pop(value.name, None)
+                if value.type.tensor_type.elem_type:
+                    scope.types[value.name] = value.type.tensor_type.elem_type
                 if value.type.tensor_type.HasField("shape"):
                     dims = value.type.tensor_type.shape.dim
                     scope.shapes[value.name] = tuple(dim.dim_value or dim.dim_param or "?" for dim in dims)
         scope.shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+        scope.types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
         scope.constants |= {tensor.name: tensor for tensor in graph.initializer}
         for node in graph.node:
             for attribute in node.attribute:

@@ -7,7 +7,7 @@ read, or read transposed or reshaped, counts once. Scales of Q/DQ pairs and of R
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ from onnx_lathe.layout import LAYOUT
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.bodies import Part, parts
 from onnx_lathe.passes.graph.evaluate import REFUSALS
-from onnx_lathe.passes.graph.initializers import read, size_bytes
+from onnx_lathe.passes.graph.initializers import is_unread, read, size_bytes
 from onnx_lathe.passes.graph.keeping import is_optional_input
 from onnx_lathe.passes.graph.layers import OPTIONAL, UNFOLDED, constant_value, is_constant, zeros_of
 
@@ -44,12 +44,15 @@ _INTEGER = {
 
 @dataclass(frozen=True)
 class Stored:
-    """One weight that a node reads. `elements` is 0 if a node before it has counted the same values."""
+    """One weight that a node reads. `elements` is 0 if a node before it has counted the same values. `zeros` is None
+    where the data is in another file that was not read. `tensor` is what the node reads.
+    """
 
     shape: tuple[int, ...]
     elements: int
-    zeros: int
+    zeros: int | None
     size_bytes: int
+    tensor: Tensor = field(compare=False, repr=False)
 
     @property
     def matrix(self) -> bool:
@@ -89,16 +92,17 @@ def _read_by(
             continue
         source = _source(tensor)
         if id(source) in counted:
-            yield Stored(_shape(tensor) or (), 0, 0, 0)
+            yield Stored(_shape(tensor) or (), 0, 0, 0, tensor)
             continue
         try:
-            zeros, shape = _zeros(tensor, opset, _zero_point(node, opset) if integer else None)
+            zeros, shape = _zeros(tensor, opset, node if integer else None)
         except REFUSALS as error:
             refuse(node, f"'{tensor.name}' cannot be computed: {' '.join(str(error).split())}")
             continue
         counted.add(id(source))
         if shape:  # a single number is part of a formula, such as an epsilon
-            yield Stored(_shape(tensor) or shape, math.prod(shape), zeros, sum(map(_bytes, _leaves(tensor))))
+            size = sum(map(_bytes, leaves(tensor)))
+            yield Stored(_shape(tensor) or shape, math.prod(shape), zeros, size, tensor)
 
 
 def _is_float_matrix(tensor: Tensor) -> bool:
@@ -152,14 +156,25 @@ def _shape(tensor: Tensor) -> tuple[int, ...] | None:
     return None if shape is None or not all(isinstance(size, int) for size in shape) else tuple(shape)
 
 
-def _zeros(tensor: Tensor, opset: int, zero: np.ndarray | None) -> tuple[int, tuple[int, ...]]:
-    """How many of the values are zero, of integers at the zero-point, and their shape."""
-    if zero is not None:
+def _zeros(tensor: Tensor, opset: int, integer: Node | None) -> tuple[int | None, tuple[int, ...]]:
+    """How many of the values are zero, of integers at the zero-point of the node that reads them, and their shape. Data
+    that has not been read says nothing of its zeros.
+    """
+    if any(map(is_unread, leaves(tensor))):
+        return None, _unread_shape(tensor)
+    if integer is not None:
+        zero = _zero_point(integer, opset)
         values = np.asarray(constant_value(tensor, opset))
         return int(np.count_nonzero(values == zero)), tuple(values.shape)
     stored = _held(tensor)
     stored = _centred(tensor) if stored is None else stored
     return zeros_of(tensor if stored is None else stored, opset)
+
+
+def _unread_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Of the decoded values, without them: indices and levels have the shape of what they stand for."""
+    shape = _shape(tensor)
+    return shape or max((tuple(leaf.shape) for leaf in leaves(tensor)), key=math.prod)
 
 
 def _centred(tensor: Tensor) -> Constant | None:
@@ -187,11 +202,12 @@ def _zero_point(node: Node, opset: int) -> np.ndarray:
     return zero.reshape([-1 if place == axis % rank else 1 for place in range(rank)])
 
 
-def _leaves(tensor: Tensor) -> list[Constant]:
+def leaves(tensor: Tensor) -> list[Constant]:
+    """The stored tensors that a constant tensor is decoded from; itself, if it is one."""
     stored = _held(tensor)
     if stored is not None:
         return [stored]
-    found = [leaf for source in tensor.inputs[0].inputs if not source.is_empty() for leaf in _leaves(source)]
+    found = [leaf for source in tensor.inputs[0].inputs if not source.is_empty() for leaf in leaves(source)]
     return list({id(leaf): leaf for leaf in found}.values())
 
 

@@ -25,6 +25,11 @@ def is_sparse(tensor: Constant) -> bool:
     return isinstance(tensor._values, SparseValues)
 
 
+def is_unread(tensor: Constant) -> bool:
+    """Whether the values are still in another file, which has not been read."""
+    return is_lazy(tensor) and stored_tensor(tensor).data_location == onnx.TensorProto.EXTERNAL
+
+
 def size_bytes(tensor: Constant) -> int:
     """Size of the values in memory, without loading them."""
     return int(tensor._values.nbytes)

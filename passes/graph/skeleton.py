@@ -42,7 +42,11 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _is_small(tensor: onnx.TensorProto) -> bool:
-    """Protobuf measures by writing, which fails over 2 GiB; elements are counted first, of 4 bits at least."""
+    """Protobuf measures by writing, which fails over 2 GiB; elements are counted first, of 4 bits at least. Data in
+    another file cannot be looked at.
+    """
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return False
     return math.prod(tensor.dims) <= 2 * SKELETON_LIMIT_BYTES and tensor.ByteSize() <= SKELETON_LIMIT_BYTES
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from itertools import combinations
+from math import prod
 
 import numpy as np
 
@@ -100,6 +101,14 @@ def _product(roots: Iterable[Fraction]) -> tuple[Fraction, ...]:
 def multiplications_saved(m: int, r: int, dimensions: int = 2) -> float:
     """Direct multiplications over those of F(m, r), before transforms: 2.25 for F(2 x 2, 3 x 3)."""
     return float(Fraction(m * r, m + r - 1) ** dimensions)
+
+
+def tiled_products(m: int, r: int, channels: Sequence[int], batch: int, size: Sequence[int]) -> int:
+    """Multiplications of F(m x m, r x r), those on the border's tiles whole, which reach over it. `channels`: of outputs
+    and inputs; `size`: height and width of the result.
+    """
+    tiles = batch * prod(-(-length // m) for length in size)
+    return tiles * (m + r - 1) ** 2 * prod(channels)
 
 
 def memory_factor(m: int, r: int, dimensions: int = 2) -> float:

@@ -11,6 +11,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.graph import Graph, Node
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized
+from onnx_lathe.passes.numerics import winograd as numerics
 from onnx_lathe.tiles import TAPS
 
 
@@ -39,7 +40,8 @@ class Layer(NamedTuple):
         return self.batch * -(-self.height // m) * -(-self.width // m)
 
     def products(self, m: int) -> int:
-        return self.tiles(m) * (m + TAPS - 1) ** 2 * self.weight.shape[0] * self.weight.shape[1]
+        size = (self.height, self.width)
+        return numerics.tiled_products(m, TAPS, self.weight.shape[:2], self.batch, size)
 
 
 def eligible(graph: Graph, shapes: Mapping[str, OpenShape], report: PassReport) -> Iterator[Layer]:
@@ -51,7 +53,7 @@ def eligible(graph: Graph, shapes: Mapping[str, OpenShape], report: PassReport) 
         shape = shapes.get(node.outputs[0].name, ())
         if not is_constant(weight):
             report.skip(node.name, "its weight is computed at run time")
-        elif reason := _not_eligible(node, constant_value(weight, graph.opset).shape):
+        elif reason := not_eligible(node, constant_value(weight, graph.opset).shape):
             report.skip(node.name, reason)
         elif len(shape) != 4 or not all(isinstance(size, int) for size in shape[2:]):
             report.skip(node.name, "the size of its result is not known before the model runs")
@@ -62,7 +64,8 @@ def eligible(graph: Graph, shapes: Mapping[str, OpenShape], report: PassReport) 
             yield Layer(node, values, batch, int(shape[2]), int(shape[3]), int8)
 
 
-def _not_eligible(node: Node, shape: tuple[int, ...]) -> str | None:
+def not_eligible(node: Node, shape: tuple[int, ...]) -> str | None:
+    """Why a Conv whose weight has this shape has no choice."""
     if shape[2:] != (TAPS, TAPS):
         return f"its kernel is {' x '.join(map(str, shape[2:]))}, not 3 x 3"
     for name in ("strides", "dilations"):

@@ -28,7 +28,7 @@ from onnx_lathe.runtime.files.reading import (
     naming,
     parse,
 )
-from onnx_lathe.runtime.files.tensors import all_nodes, all_tensors, data_size, inline_size
+from onnx_lathe.runtime.files.tensors import BIG_BYTES, all_nodes, all_tensors, data_size, inline_size
 from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.pack import is_packed, unpack
 
@@ -56,11 +56,34 @@ def load(path: str | Path, oldest: int = OPSETS[0], mend: Mend = as_it_is) -> Mo
     missing, too short or elsewhere.
     """
     path = Path(path)
+    return _loaded(path, lambda model, tensor: read_external(path, tensor), oldest, mend)
+
+
+def load_without_data(path: str | Path, oldest: int = OPSETS[0], mend: Mend = as_it_is) -> ModelProto:
+    """As `load`, but the initializers of the main graph of 1 kB or more whose data is in another file stay without it:
+    they say their type and shape. That file is not opened, and need not be there. Smaller ones, on which shapes may
+    depend, are read.
+    """
+    path = Path(path)
+    main: dict[int, TensorProto] = {}
+
+    def read_small(model: ModelProto, tensor: TensorProto) -> None:
+        if not main:
+            main.update({id(one): one for one in model.graph.initializer})
+        if id(tensor) not in main or data_size(tensor) < BIG_BYTES:
+            read_external(path, tensor)
+
+    return _loaded(path, read_small, oldest, mend)
+
+
+def _loaded(
+    path: Path, external: Callable[[ModelProto, TensorProto], None], oldest: int, mend: Mend
+) -> ModelProto:
     with naming(path):
         content = content_of(path)
         model = parse(unpack(content, PROTOBUF_LIMIT_BYTES) if is_packed(content) else content)
         del content
-        _check(model, lambda tensor: read_external(path, tensor), oldest, mend)
+        _check(model, lambda tensor: external(model, tensor), oldest, mend)
     return model
 
 

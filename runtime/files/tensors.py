@@ -72,7 +72,7 @@ def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
 
 
 @cache
-def _bits(data_type: int) -> int | None:
+def bits_of(data_type: int) -> int | None:
     """Bits of an element; None for strings and unknown types."""
     try:
         narrow = re.fullmatch(r"(?:U?INT|FLOAT)([24])(?:E\dM\d)?", TensorProto.DataType.Name(data_type))
@@ -85,7 +85,7 @@ def data_size(tensor: TensorProto) -> int:
     """Bytes of raw data that the shape asks for. Raises ModelError for a negative dimension, or a type
     without a fixed size.
     """
-    bits = _bits(tensor.data_type)
+    bits = bits_of(tensor.data_type)
     if bits is None or min(tensor.dims, default=0) < 0:
         raise ModelError(
             f"tensor '{tensor.name}' has an unknown type or a negative dimension; export the model again"
@@ -101,7 +101,7 @@ def without_big(model: ModelProto, big: Callable[[onnx.GraphProto, TensorProto],
     copy_fields(model, light, leave_out=("graph",))
     copy_fields(model.graph, light.graph, leave_out=("initializer",))
     for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) * (_bits(tensor.data_type) or 0) < 8 * BIG_BYTES:
+        if math.prod(tensor.dims) * (bits_of(tensor.data_type) or 0) < 8 * BIG_BYTES:
             light.graph.initializer.append(tensor)
         else:
             big(light.graph, tensor)

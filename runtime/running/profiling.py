@@ -64,6 +64,14 @@ class ModelProfiler:
         if model_file.size_bytes(model) > LARGEST_BYTES:
             return None
         names = [node.name for node in model.graph.node]
+        return _Executed(*self.executed(model), names).profile()
+
+    def executed(self, model: onnx.ModelProto) -> tuple[onnx.GraphProto, dict[str, float]]:
+        """(the graph that ONNX Runtime executes, milliseconds by the names of its nodes). A node that it took over from
+        the model has the model's node's place in its name: `marked_place` reads it.
+
+        Raises ModelError if ONNX Runtime cannot load or run it.
+        """
         marked = onnx.ModelProto()
         marked.CopyFrom(model)
         for index, node in enumerate(marked.graph.node):
@@ -71,7 +79,7 @@ class ModelProfiler:
         with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
             times = self._run(marked, Path(scratch))
             executed = onnx.load(Path(scratch) / "executed.onnx", load_external_data=False)
-        return _Executed(executed.graph, times, names).profile()
+        return executed.graph, times
 
     def _run(self, model: onnx.ModelProto, scratch: Path) -> dict[str, float]:
         """Least milliseconds by the name of the node that ONNX Runtime executes."""
@@ -92,6 +100,12 @@ class ModelProfiler:
             if event.get("cat") == "Node" and event["name"].endswith(_EVENT):
                 found[event["name"].removesuffix(_EVENT)].append(1e-3 * event["dur"])
         return {name: float(np.min(values[1:] or values)) for name, values in found.items()}
+
+
+def marked_place(name: str) -> int | None:
+    """Of the model's node that an executed node of this name was, if it was one."""
+    mark = _MARK.search(name)
+    return int(mark[1]) if mark else None
 
 
 class _Executed:
@@ -115,8 +129,8 @@ class _Executed:
         return Profile(dict(spent), list(self._regions()), sum(self.ms))
 
     def _name(self, index: int) -> str | None:
-        mark = _MARK.search(self.nodes[index].name)
-        return self.names[int(mark[1])] if mark else None
+        place = marked_place(self.nodes[index].name)
+        return None if place is None else self.names[place]
 
     def _owner(self, index: int) -> str | None:
         """The model's node that an executed node is, or serves: a change of layout belongs to the one before."""
