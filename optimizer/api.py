@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.optimizer import artifacts, compare, observing, opening, pipeline
+from onnx_lathe.optimizer import artifacts, compare, observing, opening, pipeline, reporting
 from onnx_lathe.optimizer import check as checking
 from onnx_lathe.optimizer.build import configured_targets, placement
 from onnx_lathe.optimizer.inspect import LayerRow, Size, layer_table
@@ -132,6 +132,7 @@ def optimize(
     force: bool = False,
     threads: int = 0,
     latency: bool = True,
+    html: bool = True,
     keep_metadata: bool = False,
     drop_optional_inputs: bool = False,
     progress: Progress = lambda text: None,
@@ -165,10 +166,12 @@ def optimize(
     wishes = Wishes(keep_metadata, drop_optional_inputs)
     with _file(model) as path:
         name, place = "model in memory" if isinstance(model, onnx.ModelProto) else "", _path(out, "out")
-        request = Request(path, asked, place, resume, latency, steps, wishes, name=name, force=force)
+        request = Request(
+            path, asked, place, resume, latency, steps, wishes, name=name, force=force, html=html
+        )
         with limited(threads):
             record = pipeline.run(request, Calling(progress))
-    record.write(Path(out) / "report.json")
+            reporting.finish(record, request, Calling(progress))
     return record
 
 

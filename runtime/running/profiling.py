@@ -34,9 +34,9 @@ Feeds = Callable[[onnxruntime.InferenceSession], Mapping[str, np.ndarray]]
 class ModelProfiler:
     """Times whole models on one sample. Implements Profiler of passes/core/services.py."""
 
-    def __init__(self, feeds: Feeds) -> None:
-        """`feeds`: the sample for a session."""
-        self._feeds = feeds
+    def __init__(self, feeds: Feeds, budget_s: float = BUDGET_S) -> None:
+        """`feeds`: the sample for a session. `budget_s`: seconds for each model, or longer for a few runs."""
+        self._feeds, self._budget_s = feeds, budget_s
 
     def latencies(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> tuple[float, float]:
         """Milliseconds of (base, candidate) in plain sessions: the fastest runs, which others on the machine
@@ -47,7 +47,7 @@ class ModelProfiler:
         sessions = [ort.plain_session(model) for model in (base, candidate)]
         feeds = self._feeds(sessions[0])
         best, started, rounds = [np.inf, np.inf], time.perf_counter(), 0
-        while rounds <= LEAST_RUNS or time.perf_counter() - started < 2 * BUDGET_S:
+        while rounds <= LEAST_RUNS or time.perf_counter() - started < 2 * self._budget_s:
             for index, session in enumerate(sessions):
                 ort.run(session, feeds)
                 begin = time.perf_counter()
@@ -83,7 +83,7 @@ class ModelProfiler:
         session = ort.plain_session(model, options=options)
         feeds = dict(self._feeds(session))
         started, runs = time.perf_counter(), 0
-        while runs <= LEAST_RUNS or time.perf_counter() - started < BUDGET_S:
+        while runs <= LEAST_RUNS or time.perf_counter() - started < self._budget_s:
             ort.run(session, feeds)
             runs += 1
         events = json.loads(Path(session.end_profiling()).read_text())
