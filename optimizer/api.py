@@ -166,12 +166,10 @@ def optimize(
     wishes = Wishes(keep_metadata, drop_optional_inputs)
     with _file(model) as path:
         name, place = "model in memory" if isinstance(model, onnx.ModelProto) else "", _path(out, "out")
-        request = Request(
-            path, asked, place, resume, latency, steps, wishes, name=name, force=force, html=html
-        )
+        request = Request(path, asked, place, resume, latency, steps, wishes, (), name, force, html)
         with limited(threads):
-            record = pipeline.run(request, Calling(progress))
-            reporting.finish(record, request, Calling(progress))
+            record = pipeline.run(request, ui := Calling(progress))
+            reporting.finish(record, request, ui)
     return record
 
 

@@ -4,7 +4,7 @@ values are distributed, and how long it takes. Kept in `steps/layers.json`, so t
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnx_lathe.optimizer import opening
+from onnx_lathe.optimizer.calibrated import calibrated
 from onnx_lathe.optimizer.checkpoint import LAYERS
 from onnx_lathe.optimizer.measuring import sample_feeds
 from onnx_lathe.optimizer.pairing import Match, Network, matches, network, paired
@@ -40,7 +41,7 @@ DECIBELS_CAP = 140.0
 
 @dataclass
 class Measured:
-    """By the names of the original's layers, but for the milliseconds, which are by those of each model's nodes.
+    """`source`: samples of what. By the names of the original's layers, but for the milliseconds, which are by those of each model's layers, their activations included.
 
     `errors`: {"sqnr": dB, None if equal, "worst": largest difference, "tensor", "behind"} or {"reason"}. `values`: tensor ->
     {"low", "high", "before", "after"}, shares per bin.
@@ -78,36 +79,47 @@ def read(out: Path) -> Measured | None:
 
 def measure(run: Run) -> Measured:
     """Raises ModelError or DataError where the models do not run with more outputs."""
-    data = run.roles.evaluation or run.roles.sample
-    source = "random values" if data is None else data.description
+    data = run.roles.sample
+    source = "random samples" if data is None else "calibration samples"
+    source = source if run.roles.evaluation is None else "evaluation samples"
     if run.large:
         note = f"layers were not measured: the model is larger than {LARGE_BYTES >> 20} MiB"
         return Measured(source, 0, notes=[note])
     before = network(opening.open_file(run.request.model, run.request.wishes).model)
     after = network(model_file.load(run.file))
     wanted = matches(paired(before, after), before, after, rescaled(run.record.steps))
-    compared = [match for match in wanted if match.tensor]
-    kept = _held(before, compared)
+    kept = _held(before, [match for match in wanted if match.tensor])
+    ranged = _ranged(kept, before, after)
+    tensors = list(dict.fromkeys([*(match.tensor for match in kept), *ranged]))
     found = Measured(source, 0)
     for match in wanted:
         reason = match.reason or ("" if match in kept else "it is too large to be held beside the others")
         found.errors[match.layer] = {"reason": reason}
     macs = run.record.baseline.get("macs") or 0.0
     count = int(min(SAMPLES, max(1, MACS // (2 * macs)))) if macs else 1
-    session = open_with(before.model, [match.tensor for match in kept])
+    session = open_with(before.model, tensors)
     feeds = run.feeds if data is None else sample_feeds(data, session, count)
     first = next(iter(feeds.values()))
     found.samples = first.shape[0] if first.ndim and data is not None and _batched(session) else 1
     values = ort.run(session, feeds)
     del session
-    others = ort.run(open_with(after.model, [match.tensor for match in kept]), feeds)
+    others = ort.run(open_with(after.model, tensors), feeds)
     for match in kept:
-        pair = values.pop(match.tensor, None), others.pop(match.tensor, None)
-        found.errors[match.layer] = _compare(match, *pair)
-        if pair[0] is not None and pair[1] is not None and "reason" not in found.errors[match.layer]:
-            found.values[match.tensor] = distributions(*pair)
+        found.errors[match.layer] = compare(match, values[match.tensor], others[match.tensor])
+    for tensor in tensors:
+        pair = values.pop(tensor), others.pop(tensor)
+        if all(one.dtype == np.float32 and one.size and np.isfinite(one).all() for one in pair):
+            found.values[tensor] = distributions(*pair)
     _profile(run, before, after, found)
     return found
+
+
+def _ranged(found: Sequence[Match], before: Network, after: Network) -> list[str]:
+    """The tensors behind the layers that have a calibrated range: what is clipped is seen on them."""
+    ranges, made = calibrated(after), {one.name for node in after.graph.nodes for one in node.outputs}
+    chains = [before.behind(match.layer) for match in found]
+    wanted = (next((name for name in chain if name in ranges), "") for chain in chains)
+    return [name for name in wanted if name in made]
 
 
 def rescaled(steps: Sequence[StepRecord]) -> dict[str, str]:
@@ -132,8 +144,9 @@ def _batched(session: Any) -> bool:
     return all(value.shape and not isinstance(value.shape[0], int) for value in session.get_inputs())
 
 
-def _compare(match: Match, one: np.ndarray | None, other: np.ndarray | None) -> dict[str, Any]:
-    if one is None or other is None or not np.issubdtype(one.dtype, np.floating):
+def compare(match: Match, one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    """An entry of `Measured.errors` for one tensor as it was and as it is."""
+    if not np.issubdtype(one.dtype, np.floating):
         return {"reason": "it is no float tensor"}
     if one.shape != other.shape:
         return {"reason": f"its shape was {list(one.shape)} and is {list(other.shape)}"}
@@ -176,6 +189,6 @@ def _profile(run: Run, before: Network, after: Network, found: Measured) -> None
         return
     profiler = ModelProfiler(lambda session: sample_feeds(run.roles.sample, session, 1), PROFILE_S)
     for side, ms in ((before, found.ms_before), (after, found.ms_after)):
-        profile = profiler.profile(side.model)
-        if profile is not None:
-            ms |= {name: spent for name, spent in profile.nodes.items() if spent > 0}
+        times = profiler.node_times(side.model) or {}
+        spent = {name: sum(times.get(node, 0.0) for node in side.nodes_behind(name)) for name in side.layers}
+        ms |= {name: one for name, one in spent.items() if one > 0}

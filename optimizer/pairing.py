@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import onnx
 from onnx import inliner
@@ -17,7 +18,18 @@ FOLLOWED = 5
 """So many nodes behind a layer are looked at for a tensor that both models have."""
 _SHAPELESS = ("Dropout", "Identity")
 _FOLLOWED = {
-    *("Add", "BatchNormalization", "Clip", "Div", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu"),
+    *(
+        "Add",
+        "BatchNormalization",
+        "Clip",
+        "Div",
+        "Elu",
+        "Erf",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+    ),
     *("Mul", "PRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Sub", "Tanh"),
     *_SHAPELESS,
     *LAYOUT,
@@ -34,7 +46,7 @@ class Network:
     rows: Sequence[LayerRow]
     nodes: Mapping[str, Node]
 
-    @property
+    @cached_property
     def layers(self) -> set[str]:
         return {row.node for row in self.rows}
 
@@ -44,11 +56,18 @@ class Network:
 
     def behind(self, name: str) -> list[str]:
         """Tensors that are the layer's output, from its own on: behind its bias, its normalization, its activation."""
+        return [node.outputs[0].name for node in self._chain(name)]
+
+    def nodes_behind(self, name: str) -> list[str]:
+        """The layer and the nodes that write `behind`, but for those that have a row of their own."""
+        return [name, *(node.name for node in self._chain(name) if node.name not in self.layers)]
+
+    def _chain(self, name: str) -> list[Node]:
         node: Node | None = self.nodes.get(name)
-        found: list[str] = []
+        found: list[Node] = []
         while node is not None and node.outputs and len(found) <= FOLLOWED:
             tensor = node.outputs[0]
-            found.append(tensor.name)
+            found.append(node)
             readers = list({id(one): one for one in tensor.outputs}.values())
             following = readers[0] if len(readers) == 1 else None
             node = following if following is not None and _goes_on(following) else None

@@ -9,7 +9,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from onnx_lathe.errors import CrashError, ExitCode, ModelError, UsageError
-from onnx_lathe.optimizer import advice, artifacts, build, diagnosis, layer_errors, opening, services, surroundings
+from onnx_lathe.optimizer import (
+    advice,
+    artifacts,
+    build,
+    diagnosis,
+    layer_errors,
+    opening,
+    services,
+    surroundings,
+)
 from onnx_lathe.optimizer.checkpoint import Checkpoints, file_hash
 from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.inspect import measure

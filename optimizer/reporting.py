@@ -67,7 +67,9 @@ def report(folder: str | Path, html: str | Path | None = None, *, model: str | P
     record = read_record(out / REPORT)
     original = Path(model or record.model["path"])
     if model is not None and model_file.inspect_file(original).sha256 != record.model["sha256"]:
-        raise UsageError(f"{original}: is not the model of this run, by its SHA-256; give the one that it compiled")
+        raise UsageError(
+            f"{original}: is not the model of this run, by its SHA-256; give the one that it compiled"
+        )
     page = out / PAGE if html is None else Path(html)
     if page.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{page}: give a name that ends in .html")
@@ -104,5 +106,5 @@ def _models(
         before = network(open_file(original, wishes).model)
         after = network(model_file.load(out / record.steps[-1].file)) if record.steps else before
     except (LatheError, OSError) as error:
-        return None, None, [_line(error)]
+        return None, None, [f"nothing is said of layers: {_line(error)}"]
     return before, after, []

@@ -12,7 +12,9 @@ def report(arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("folder", type=Path, metavar="BUILD_FOLDER", help="the --out of the run")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="where to write it (default: into the folder)")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="where to write it (default: into the folder)"
+    )
     parser.add_argument(
         "--model", type=Path, metavar="MODEL", help="the original, if it is no longer where the run found it"
     )

@@ -119,7 +119,9 @@ def read_record(path: Path) -> RunRecord:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({type(error).__name__}); give the --out of a finished run") from error
+        raise UsageError(
+            f"{path}: cannot be read ({type(error).__name__}); give the --out of a finished run"
+        ) from error
     try:
         if table["schema"] != SCHEMA_VERSION:
             raise UsageError(f"{path}: is of schema {table['schema']}, this version reads {SCHEMA_VERSION}")
@@ -127,11 +129,15 @@ def read_record(path: Path) -> RunRecord:
             "baseline": _metrics(table["baseline"]),
             "steps": [step_from_json(step) for step in table["steps"]],
             "gates": [GateRecord(**gate) for gate in table["gates"]],
-            "targets": [TargetRecord(**one | {"quality": _metrics(one["quality"])}) for one in table["targets"]],
+            "targets": [
+                TargetRecord(**one | {"quality": _metrics(one["quality"])}) for one in table["targets"]
+            ],
         }
         return RunRecord(**{**table, **parts})
     except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: is no record of a run ({error}); run it again with this version") from error
+        raise UsageError(
+            f"{path}: is no record of a run ({error}); run it again with this version"
+        ) from error
 
 
 def _metrics(table: dict[str, float | None]) -> dict[str, float]:

@@ -1,24 +1,20 @@
 """Weights and activations of each layer, before and after, as histograms with centroids and clip ranges."""
 
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from onnx_lathe import metadata
+from onnx_lathe.optimizer.calibrated import LEVELS
 from onnx_lathe.optimizer.layer_errors import BINS, Measured, shares
 from onnx_lathe.optimizer.pairing import Network, Pair
 from onnx_lathe.passes.graph import Constant, Node, Tensor
 from onnx_lathe.passes.graph.evaluate import REFUSALS
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.layers import Weight, codebook_of, constant_value, weights
-from onnx_lathe.passes.graph.model import node_metadata
 
-SAMPLED = 200_000
+SAMPLED = 500_000
 """Weights of more elements are shown by an even sample of about so many."""
-LEVELS = 127
 MOST_CENTROIDS = 256
 
 
@@ -27,7 +23,9 @@ class Weights:
 
     def __init__(self, side: Network) -> None:
         self._by_layer: dict[str, Weight] = {}
-        for weight in weights(side.graph, lambda node, reason: None, halves=True, bodies=True, everywhere=True):
+        for weight in weights(
+            side.graph, lambda node, reason: None, halves=True, bodies=True, everywhere=True
+        ):
             for node in weight.nodes:
                 self._by_layer.setdefault(node.name, weight)
 
@@ -115,64 +113,17 @@ def _clip(tensor: Tensor) -> list[float] | None:
     return [_short(-reach), _short(reach)]
 
 
-def calibrated(side: Network) -> dict[str, list[float]]:
-    """Tensor -> the range that calibration chose for it: `lathe.range` of its QuantizeLinear or of what makes it,
-    or what the scale of its Q/DQ pair reaches.
-    """
-    found: dict[str, list[float]] = {}
-    for node in side.graph.nodes:
-        text = node_metadata(node).get(metadata.RANGE)
-        if node.op == "QuantizeLinear" and not isinstance(node.inputs[0], Constant):
-            limits = next(_ranges(text), None) or _reach(node)
-            if limits:
-                found[node.inputs[0].name] = limits
-        elif text:
-            for tensor, limits in zip(node.outputs, _ranges(text), strict=False):
-                found.setdefault(tensor.name, limits)
-    return found
-
-
-def _ranges(text: str | None) -> Iterator[list[float]]:
-    """The ranges that an entry holds: one, or one per output. Nothing of what is not of that form."""
-    try:
-        value = json.loads(text or "[]")
-    except ValueError:
-        return
-    if isinstance(value, list):
-        for one in [value] if len(value) == 2 and not isinstance(value[0], list) else value:
-            if isinstance(one, list) and len(one) == 2 and all(map(_is_number, one)):
-                yield [_short(float(end)) for end in one]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _reach(node: Node) -> list[float] | None:
-    scale = node.inputs[1]
-    if not isinstance(scale, Constant) or math.prod(scale.shape) != 1:
-        return None
-    size = float(read(scale).reshape(-1)[0])
-    zero = node.inputs[2] if len(node.inputs) > 2 else None
-    if zero is not None and isinstance(zero, Constant) and str(zero.dtype) == "uint8":
-        offset = int(read(zero).reshape(-1)[0])
-        return [_short(-offset * size), _short((255 - offset) * size)]
-    return [_short(-LEVELS * size), _short(LEVELS * size)]
-
-
 def activation(
     pair: Pair, before: Network, ranges: Mapping[str, list[float]], measured: Measured | None
 ) -> dict[str, Any] | None:
     """The output of a layer: the histogram of its values where the run measured them, and its calibrated range."""
     chain = before.behind(pair.name) if pair.before is not None else []
-    error = {} if measured is None else measured.errors.get(pair.name, {})
-    tensor = error.get("tensor", "")
     ranged = next((name for name in chain if name in ranges), "")
-    if not tensor and not ranged:
+    seen = {} if measured is None else measured.values
+    tensor = ranged if ranged in seen else next((name for name in chain if name in seen), ranged)
+    if not tensor:
         return None
-    entry: dict[str, Any] = {"tensor": tensor or ranged}
-    if measured is not None and tensor in measured.values:
-        entry |= measured.values[tensor]
+    entry: dict[str, Any] = {"tensor": tensor} | seen.get(tensor, {})
     if ranged:
         entry |= {"clip": ranges[ranged], "clip_tensor": ranged}
     return entry

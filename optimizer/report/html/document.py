@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from onnx_lathe.optimizer import layer_errors
+from onnx_lathe.optimizer.calibrated import calibrated
 from onnx_lathe.optimizer.layer_errors import Measured, rescaled
 from onnx_lathe.optimizer.pairing import Network, Pair, paired
 from onnx_lathe.optimizer.report.html import distributions, summary
@@ -25,12 +25,16 @@ AXES = (("top1", "Top-1 (%)"), ("agreement", "Agreement with the original (%)"),
 
 
 def document(
-    record: RunRecord, before: Network | None, after: Network | None, measured: Measured | None, notes: Sequence[str]
+    record: RunRecord,
+    before: Network | None,
+    after: Network | None,
+    measured: Measured | None,
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     """`before` and `after` are None where the models cannot be read; `notes` say why."""
     notes = [*notes, *(measured.notes if measured else ["layers were not measured in this run"])]
     found: dict[str, Any] = {
-        "title": Path(record.model["path"]).stem if record.model["path"] else "model",
+        "title": _title(str(record.model["path"])),
         "path": record.model["path"],
         "version": VERSION,
         "ended": record.ended,
@@ -60,11 +64,21 @@ def document(
     return result
 
 
+def _title(path: str) -> str:
+    """The file's name; of one that is called model, with its folder's."""
+    given = Path(path)
+    return f"{given.parent.name}/{given.stem}" if given.stem == "model" and given.parent.name else given.stem
+
+
 def _how(measured: Measured | None) -> str:
     if measured is None or not measured.samples:
         return ""
-    count = "1 sample" if measured.samples == 1 else f"{measured.samples} samples"
-    return f"{count} of {measured.source}"
+    count = str(measured.samples)
+    return (
+        f"{count} {measured.source}"
+        if measured.samples > 1
+        else f"{count} {measured.source.removesuffix('s')}"
+    )
 
 
 def _targets(record: RunRecord) -> list[dict[str, Any]]:
@@ -97,10 +111,13 @@ def _tradeoff(record: RunRecord) -> dict[str, Any]:
         ("original", "step", record.baseline.get("size"), record.baseline.get(key))
     ]
     rows += [
-        (f"{one.number} {one.name}", "step", one.quality.get("size"), one.quality.get(key)) for one in record.steps
+        (f"{one.number} {one.name}", "step", one.quality.get("size"), one.quality.get(key))
+        for one in record.steps
     ]
     rows += [
-        (one.name, "target", float(one.size_bytes), one.quality.get(key)) for one in record.targets if not one.error
+        (one.name, "target", float(one.size_bytes), one.quality.get(key))
+        for one in record.targets
+        if not one.error
     ]
     points = [
         {"label": label, "kind": kind, "size": size, "value": factor * value, "text": shown(key, value)}
@@ -131,7 +148,10 @@ def _steps(record: RunRecord) -> dict[str, Any]:
                 "name": f"{step.number} {step.name}",
                 "changed": step.changed,
                 "options": [[name, _said(value)] for name, value in step.options.items()],
-                "metrics": [[name.replace("_", " "), value] for name, value in without_sensitivity(step.metrics).items()],
+                "metrics": [
+                    [name.replace("_", " "), value]
+                    for name, value in without_sensitivity(step.metrics).items()
+                ],
                 "worse": step.worse,
                 "edits": [[edit["node"], edit["what"]] for edit in step.edits[:NODES_NAMED]],
                 "more": max(len(step.edits) - NODES_NAMED, 0),
@@ -187,7 +207,7 @@ def _of_layers(
         if name.startswith(PREFIX)
     }
     layers = [_row(pair, weights[0], sensitivity, measured, record) for pair in pairs]
-    ranks, ranges = chosen_ranks(record.steps), distributions.calibrated(after)
+    ranks, ranges = chosen_ranks(record.steps), calibrated(after)
     detail = {}
     for pair in sorted(pairs, key=_weight)[:DETAILED]:
         entry: dict[str, Any] = {"weights": distributions.weight_series(pair, *weights)}
@@ -227,10 +247,16 @@ def _row(
         "shape": None if first.output_shape is None else list(first.output_shape),
         "inside": first.place,
         "parts": [row.node for row in pair.after],
-        "bytes": [None if pair.before is None else pair.before.weight_bytes, sum(row.weight_bytes for row in pair.after)],
+        "bytes": [
+            None if pair.before is None else pair.before.weight_bytes,
+            sum(row.weight_bytes for row in pair.after),
+        ],
         "macs": [_macs([pair.before] if pair.before else []), _macs(pair.after)],
         "zeros": [_zeros([pair.before] if pair.before else []), _zeros(pair.after)],
-        "ms": [_spent([pair.name], measured and measured.ms_before), _spent([row.node for row in pair.after], measured and measured.ms_after)],
+        "ms": [
+            _spent([pair.name], measured.ms_before if measured else None),
+            _spent([row.node for row in pair.after], measured.ms_after if measured else None),
+        ],
         "sensitivity": sensitivity.get(weights.name(pair.name)),
         "sqnr": error.get("sqnr"),
         "equal": "sqnr" in error and error["sqnr"] is None,
@@ -259,7 +285,3 @@ def _zeros(rows: Sequence[Any]) -> float | None:
 def _spent(nodes: Sequence[str], times: Mapping[str, float] | None) -> float | None:
     known = [times[name] for name in nodes if name in times] if times else []
     return sum(known) if known else None
-
-
-def read(out: Path) -> Measured | None:
-    return layer_errors.read(out)

@@ -32,7 +32,9 @@ def render(document: dict[str, Any]) -> bytes:
 
 
 def _without_detail(document: dict[str, Any]) -> dict[str, Any]:
-    return _noted(document | {"detail": {}}, "histograms and spectra are left out, to keep this file below 3 MB")
+    return _noted(
+        document | {"detail": {}}, "histograms and spectra are left out, to keep this file below 3 MB"
+    )
 
 
 def _without_graphs(document: dict[str, Any]) -> dict[str, Any]:

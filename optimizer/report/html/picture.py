@@ -24,7 +24,8 @@ class _Box:
 
 
 def picture(side: Network, owner: Mapping[str, str]) -> dict[str, Any]:
-    """`boxes`: `id`, `op`, `layer` (the name of the original's layer that it belongs to, if any), `members` [name, op];
+    """`boxes`: `id`, `op`, `layer` (the name of the original's layer that it belongs to, if any), `part` (whether
+    another box ends that layer), `members` [name, op];
     `edges` as pairs of places in `boxes`. `owner`: node -> layer of the original. Without boxes and with a `reason` where
     the graph is too large.
     """
@@ -33,11 +34,13 @@ def picture(side: Network, owner: Mapping[str, str]) -> dict[str, Any]:
         reason = f"a graph of {len(boxes):,} boxes is not drawn; the table above has its layers"
         return {"boxes": [], "edges": [], "reason": reason}
     places = {name: place for place, name in enumerate(boxes)}
+    last = {owner[name]: name for name, box in boxes.items() if box.layer and name in owner}
     found = [
         {
             "id": box.name,
             "op": box.op,
             "layer": owner.get(box.name, "") if box.layer else "",
+            "part": box.layer and last.get(owner.get(box.name, "")) != box.name,
             "members": [[node.name, node.op] for node in box.members[:MOST_MEMBERS]],
             "more": max(len(box.members) - MOST_MEMBERS, 0),
         }

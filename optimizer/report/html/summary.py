@@ -11,6 +11,8 @@ from onnx_lathe.optimizer.report.units import shown
 ACCURACY = (("top1", "Top-1"), ("agreement", "Agreement"), ("sqnr", "SQNR"))
 SAME = 0.005
 """Ratios that differ from 1 by less are called equal."""
+TIMES, MINUS = "\u00d7", "\u2212"
+"""As printers set them."""
 GOOD_DB = 30.0
 """Outputs that are less near to the original's are shown as a loss."""
 
@@ -19,17 +21,14 @@ def verdict(record: RunRecord) -> dict[str, str]:
     """`kind` (good, bad, plain) and `text`."""
     failed = [one for one in record.gates if not one.passed]
     if failed:
-        return {"kind": "bad", "text": f"{_of(len(failed), len(record.gates), 'gate')} failed"}
+        some = "Gate" if len(record.gates) == 1 else f"{len(failed)} of {len(record.gates)} gates"
+        return {"kind": "bad", "text": f"{some} failed"}
     if record.exit_code != ExitCode.DONE:
         return {"kind": "bad", "text": record.outcome[:1].upper() + record.outcome[1:]}
     if record.gates:
         passed = "Gate passed" if len(record.gates) == 1 else f"All {len(record.gates)} gates passed"
         return {"kind": "good", "text": passed}
     return {"kind": "plain", "text": "Done; no gate was asked for"}
-
-
-def _of(some: int, all_of_them: int, what: str) -> str:
-    return f"{some} of {all_of_them} {what}{'s' if all_of_them > 1 else ''}"
 
 
 def tiles(record: RunRecord) -> list[dict[str, str]]:
@@ -40,12 +39,18 @@ def tiles(record: RunRecord) -> list[dict[str, str]]:
         found.append(_ratio("File size", "size", base["size"], size, ("smaller", "larger")))
     for key, title in ACCURACY:
         if key in final and key in base | {"sqnr": 0.0}:
-            found.append(_accuracy(title, key, base.get(key), final[key]))
+            tile = _accuracy(title, key, base.get(key), final[key])
+            judged = [one.passed for one in record.gates if one.gate.startswith(key)]
+            if judged and all(judged) and tile["kind"] == "bad":
+                tile["kind"] = "plain"  # as much was allowed
+            found.append(tile)
             break
-    if "latency" in final:
-        found.append(
-            _ratio("Latency", "latency", final["base_latency"], final["latency"], ("faster", "slower"))
-        )
+    timed = next((one for one in record.targets if not one.error and "base_latency" in one.quality), None)
+    ran = final if timed is None else timed.quality
+    if "base_latency" in ran:
+        tile = _ratio("Latency", "latency", ran["base_latency"], ran["latency"], ("faster", "slower"))
+        built = f", built for {timed.name}" if timed is not None else ""
+        found.append(tile | {"detail": tile["detail"] + built})
     if base.get("macs") and final.get("macs"):
         found.append(_ratio("Multiply-accumulates", "macs", base["macs"], final["macs"], ("fewer", "more")))
     return found
@@ -62,19 +67,37 @@ def _ratio(title: str, key: str, before: float, after: float, words: tuple[str, 
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.1f}×" if ratio >= 1.05 else f"{ratio:.2f}×"
+    return (
+        f"{ratio:.0f}{TIMES}"
+        if ratio >= 10
+        else f"{ratio:.1f}{TIMES}"
+        if ratio >= 1.05
+        else f"{ratio:.2f}{TIMES}"
+    )
 
 
 def _accuracy(title: str, key: str, before: float | None, after: float) -> dict[str, str]:
     if key == "top1" and before is not None:
         points = 100 * (after - before)
-        value = "Unchanged" if abs(points) < 0.005 else f"{'+' if points > 0 else '−'}{abs(points):.2f} points"
+        value = (
+            "Unchanged" if abs(points) < 0.005 else f"{'+' if points > 0 else MINUS}{abs(points):.2f} points"
+        )
         kind = "plain" if value == "Unchanged" else "good" if points > 0 else "bad"
-        return {"title": title, "value": value, "detail": f"{shown(key, before)} → {shown(key, after)}", "kind": kind}
+        return {
+            "title": title,
+            "value": value,
+            "detail": f"{shown(key, before)} → {shown(key, after)}",
+            "kind": kind,
+        }
     if key == "sqnr":
         kind = "plain" if after >= GOOD_DB else "bad"
         return {"title": title, "value": shown(key, after), "detail": "of the worst output", "kind": kind}
-    return {"title": title, "value": shown(key, after), "detail": "with the original's answers", "kind": "plain"}
+    return {
+        "title": title,
+        "value": shown(key, after),
+        "detail": "with the original's answers",
+        "kind": "plain",
+    }
 
 
 def sentence(record: RunRecord) -> str:
@@ -126,7 +149,9 @@ def _option(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name}={_option(one)}" for name, one in value.items() if one is not None) + "}"
+        return (
+            "{" + ", ".join(f"{name}={_option(one)}" for name, one in value.items() if one is not None) + "}"
+        )
     return str(value)
 
 

@@ -31,7 +31,18 @@ Lathe.count = (value) => {
 Lathe.size = (value) => (value === null || value === undefined ? "–" : value >= 1000 ? `${Lathe.count(value)}B` : `${Math.round(value)} B`);
 Lathe.percent = (share) => (share === null || share === undefined ? "–" : `${(100 * share).toFixed(1)} %`);
 Lathe.decibels = (row) => (row.equal ? "equal" : row.sqnr === null || row.sqnr === undefined ? "–" : `${row.sqnr.toFixed(1)} dB`);
-Lathe.ms = (value) => (value === null || value === undefined ? "–" : `${value < 0.1 ? value.toFixed(4) : value.toFixed(3)} ms`);
+Lathe.ms = (value) => (value === null || value === undefined ? "–" : `${Number(value.toPrecision(3))} ms`);
+// Round values from 0 (or low, on a logarithmic axis) to high: about so many.
+Lathe.ticks = (high, most) => {
+  const rough = high / most, power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((one) => one >= rough);
+  return Array.from({ length: Math.floor(high / step) + 1 }, (_, index) => index * step);
+};
+Lathe.logTicks = (low, high, most) => {
+  const found = [];
+  for (let power = 10 ** Math.floor(Math.log10(low)); power <= high; power *= 10) for (const factor of [1, 2, 5]) if (factor * power >= low && factor * power <= high) found.push(factor * power);
+  return found.length > most ? found.filter((_, index) => index % Math.ceil(found.length / most) === 0) : found;
+};
 Lathe.number = (value) => (value === null || value === undefined ? "–" : Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(4))));
 
 // How near a layer's output is to the original's: four grades, and none where it is not known.

@@ -2,7 +2,7 @@
 // Charts, drawn by Plotly. Each has a name and a sentence for readers who do not see it.
 Lathe.layout = (more = {}) => {
   const line = Lathe.colour("line"), soft = Lathe.colour("soft"), card = Lathe.colour("card");
-  const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, tickfont: { color: soft }, fixedrange: true, automargin: true };
+  const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, tickfont: { color: soft }, tickangle: 0, fixedrange: true, automargin: true };
   const { xaxis, yaxis, ...rest } = more;
   const title = (given) => given && given.title ? { title: { text: given.title, font: { size: 13, color: soft }, standoff: 12 } } : {};
   return {
@@ -46,7 +46,7 @@ Lathe.tradeoff = () => {
     if (targets.length) traces.push(series(targets, { mode: few ? "markers+text" : "markers", textposition: "middle left", marker: { size: 12, symbol: "diamond-open", color: Lathe.colour("accent"), line: { width: 2 } } }));
     const sizes = points.map((point) => point.size), values = points.map((point) => point.value), wide = Math.max(...sizes) / Math.min(...sizes) > 12;
     const span = Math.max(Math.max(...values) - Math.min(...values), 0.5);
-    const ticks = [1, 2, 3, 4, 5].map((index) => (wide ? Math.min(...sizes) * (Math.max(...sizes) / Math.min(...sizes)) ** ((index - 1) / 4) : (Math.max(...sizes) * index) / 4));
+    const most = Lathe.narrow() ? 3 : 6, ticks = wide ? Lathe.logTicks(Math.min(...sizes) / 1.6, Math.max(...sizes) * 1.6, most) : Lathe.ticks(Math.max(...sizes) * 1.14, most);
     const range = wide ? [Math.log10(Math.min(...sizes) / 1.6), Math.log10(Math.max(...sizes) * 1.6)] : [0, Math.max(...sizes) * 1.14];
     return { traces, layout: {
       xaxis: { title: wide ? "File size (logarithmic)" : "File size", type: wide ? "log" : "linear", range, tickvals: ticks, ticktext: ticks.map(Lathe.size), zeroline: false },
@@ -83,10 +83,10 @@ Lathe.bars = (measure, rows, choose) => {
     const traces = double ? [series(0), series(1)] : [series(0)];
     const letters = Lathe.narrow() ? 15 : 34;
     const known = rows.flatMap((row) => measure.get(row)).filter((value) => value), top = Math.max(...known, 0);
-    const ticks = [0, 1, 2, 3, 4].map((index) => (top * index) / 4);
+    const ticks = Lathe.ticks(top || 1, Lathe.narrow() ? 3 : 6);
     const scale = ["bytes", "macs"].includes(measure.key) ? { tickvals: ticks, ticktext: ticks.map((value) => (value ? measure.show(value) : "0")) } : {};
     const layers = lying
-      ? { tickvals: places, ticktext: names.map((name) => Lathe.plain(Lathe.short(name, letters))), autorange: "reversed", showgrid: false, ticks: "" }
+      ? { tickvals: places, ticktext: names.map((name) => Lathe.plain(Lathe.short(name, letters))), autorange: "reversed", showgrid: false, zeroline: false, ticks: "" }
       : { title: `Layers in the order of the network (${rows.length.toLocaleString("en")})`, showgrid: false, showticklabels: false, zeroline: false };
     return { traces, layout: { showlegend: double, barmode: "group", hovermode: "closest", margin: { l: 12, r: 14, t: 34, b: 12 }, [lying ? "xaxis" : "yaxis"]: { title: measure.axis, rangemode: "tozero", nticks: Lathe.narrow() ? 4 : 7, ...scale }, [lying ? "yaxis" : "xaxis"]: layers } };
   };
@@ -132,10 +132,10 @@ Lathe.activationChart = (entry) => {
 Lathe.spectrumChart = (entry) => {
   const draw = () => ({
     traces: [
-      { type: "bar", x: entry.places, y: entry.values, marker: { color: entry.places.map((place) => Lathe.colour(place <= entry.rank ? "after" : "before")) }, name: "singular value", hovertemplate: "singular value %{x}: %{y:.3g}<extra></extra>" },
+      { type: "bar", x: entry.places, y: entry.values, marker: { color: entry.places.map((place) => Lathe.colour(place <= entry.rank ? "after" : "before")) }, name: "singular value (largest: 1)", hovertemplate: "singular value %{x}: %{y:.3g}<extra></extra>" },
       { type: "scatter", mode: "lines", x: entry.places, y: entry.energy, line: { color: Lathe.colour("edge2"), width: 2 }, name: "energy up to here", hovertemplate: "energy of the first %{x}: %{y:.1%}<extra></extra>" },
     ],
-    layout: { showlegend: true, margin: { l: 12, r: 14, t: 34, b: 12 }, bargap: 0.15, xaxis: { title: "Singular value, largest first", zeroline: false }, yaxis: { title: "Share of the largest; share of energy", range: [0, 1.04] }, shapes: Lathe.lines([entry.rank + 0.5]) },
+    layout: { showlegend: true, margin: { l: 12, r: 14, t: 34, b: 12 }, bargap: 0.15, xaxis: { title: "Singular value, largest first", zeroline: false }, yaxis: { title: "Share", range: [0, 1.04] }, shapes: Lathe.lines([entry.rank + 0.5]) },
   });
   return Lathe.figure({ label: `Singular values of the weight; rank ${entry.rank} of ${entry.full} was chosen`, height: 270, draw });
 };

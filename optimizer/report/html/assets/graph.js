@@ -25,7 +25,7 @@ Lathe.graph = (place, graph, { name, choose }) => {
   const rows = new Map(Lathe.data.layers.map((row) => [row.name, row])), open = new Set();
   const expanded = (box) => open.has(box.id) && box.members.length > 1;
   const height = (box) => (expanded(box) ? 52 + 15 * (box.members.length + (box.more ? 1 : 0)) : box.layer || box.op === "input" || box.op === "output" ? 52 : 30);
-  const row = (box) => (box.layer ? rows.get(box.layer) : undefined);
+  const row = (box) => (box.layer && !box.part ? rows.get(box.layer) : undefined);
   const label = (box) => {
     if (box.op === "input" || box.op === "output") return `${box.op}\n${Lathe.short(box.id.slice(box.op.length + 1), 24)}`;
     const lines = box.layer ? [`${box.op}${row(box) ? `  ${Lathe.decibels(row(box)).replace("–", "")}` : ""}`, Lathe.short(box.id, 24)] : [box.op];

@@ -10,6 +10,7 @@
   addEventListener("resize", () => { if (Lathe.narrow() !== narrow) { narrow = Lathe.narrow(); paint(); } });
 
   const list = (items) => el("ul", { class: "plain" }, items.map((item) => el("li", {}, item)));
+  const some = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
   const facts = (pairs) => el("dl", { class: "facts" }, pairs.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
 
   // ---- the top
@@ -42,7 +43,7 @@
     ],
   }));
   put("steps-details", data.steps.details.map((step) => el("details", { class: "card" },
-    el("summary", {}, el("strong", {}, step.name), el("span", { class: "count" }, step.changed ? `${(step.edits.length + step.more).toLocaleString("en")} edits${step.skips ? `, ${step.skips.toLocaleString("en")} skipped` : ""}` : "nothing to do")),
+    el("summary", {}, el("strong", {}, step.name), el("span", { class: "count" }, step.changed ? `${some(step.edits.length + step.more, "edit")}${step.skips ? `, ${step.skips.toLocaleString("en")} skipped` : ""}` : "nothing to do")),
     step.worse.length ? el("p", {}, el("span", { class: "bad" }, el("span", { class: "mark" }, "Made worse: ")), step.worse.join(", ")) : null,
     step.metrics.length ? el("dl", { class: "figures" }, step.metrics.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, Lathe.number(value))))) : null,
     step.options.length ? el("details", {}, el("summary", { class: "soft" }, "Options, defaults included"), facts(step.options)) : null,
@@ -81,7 +82,7 @@
   // ---- one layer
   const select = el("select", { id: "which", onchange: () => choose(select.value, false) }, rows.map((row) => el("option", { value: row.name }, Lathe.short(row.name, 70))));
   const figure = (title, chart, caption) => el("div", { class: "card" }, el("h3", {}, title), chart, caption && el("p", { class: "soft" }, caption));
-  const weightCaption = (series) => series.map((one) => `${one.label}: ${one.elements.toLocaleString("en")} weights, ${Lathe.percent(one.zeros)} zeros${one.sampled ? `, from a sample of ${one.sampled.toLocaleString("en")}` : ""}`).join("; ") + (series.some((one) => one.clip) ? ". Dashed: the range of its INT8 levels, of the widest channel" : "") + ".";
+  const weightCaption = (series) => series.map((one) => `${one.label.slice(0, 1).toUpperCase()}${one.label.slice(1)}: ${one.elements.toLocaleString("en")} weights, ${Lathe.percent(one.zeros)} zeros${one.sampled ? ` (drawn from ${one.sampled.toLocaleString("en")} of them)` : ""}`).join(". ") + (series.some((one) => one.clip) ? ". Dashed: the range of its INT8 levels, of the widest channel" : "") + ".";
   const outputCaption = (entry) => {
     if (!entry.before) return `Calibrated range of ${entry.clip_tensor}: ${Lathe.number(entry.clip[0])} to ${Lathe.number(entry.clip[1])}.`;
     return `Tensor ${entry.tensor}, ${data.measured}.${entry.clip ? ` Dashed: the calibrated range${entry.clip_tensor === entry.tensor ? "" : ` of ${entry.clip_tensor}`}, beyond which values are clipped.` : ""}`;
@@ -140,7 +141,7 @@
 
   // ---- the rest
   put("skipped-body", data.skipped.length ? data.skipped.map((row) => el("details", { class: "card" },
-    el("summary", {}, el("span", { class: "chip" }, row.step), row.reason, el("span", { class: "count" }, row.count === 1 ? "1 node" : `${row.count.toLocaleString("en")} nodes`)),
+    el("summary", {}, el("span", { class: "chip" }, row.step), row.reason, el("span", { class: "count" }, some(row.count, "node"))),
     el("p", { class: "mono" }, row.nodes.join(", ") + (row.count > row.nodes.length ? ` and ${(row.count - row.nodes.length).toLocaleString("en")} more` : "")))) : el("p", { class: "card soft" }, "Nothing was skipped."));
   const line = el("pre", { tabindex: "0", "aria-label": "Command" }, data.reproduce.command);
   const copy = el("button", { type: "button", class: "quiet", onclick: async () => {
