@@ -164,12 +164,11 @@ def optimize(
         asked, passes = override(asked, steps=parse_calls(passes, "passes")), None
     steps = None if passes is None else _passes(passes)
     wishes = Wishes(keep_metadata, drop_optional_inputs)
-    with _file(model) as path:
+    with _file(model) as path, limited(threads):
         name, place = "model in memory" if isinstance(model, onnx.ModelProto) else "", _path(out, "out")
         request = Request(path, asked, place, resume, latency, steps, wishes, (), name, force, html)
-        with limited(threads):
-            record = pipeline.run(request, ui := Calling(progress))
-            reporting.finish(record, request, ui)
+        record = pipeline.run(request, ui := Calling(progress))
+        reporting.finish(record, request, ui)
     return record
 
 

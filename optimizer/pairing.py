@@ -10,7 +10,7 @@ from onnx import inliner
 from onnx_lathe import metadata
 from onnx_lathe.layout import LAYOUT
 from onnx_lathe.optimizer.inspect import LayerRow, layer_table
-from onnx_lathe.passes.graph import Constant, Graph, Node
+from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.layers import UNFOLDED, is_constant, is_layer
 from onnx_lathe.passes.graph.model import import_model, node_metadata
 
@@ -68,9 +68,7 @@ class Network:
         while node is not None and node.outputs and len(found) <= FOLLOWED:
             tensor = node.outputs[0]
             found.append(node)
-            readers = list({id(one): one for one in tensor.outputs}.values())
-            following = readers[0] if len(readers) == 1 else None
-            node = following if following is not None and _goes_on(following) else None
+            node = _following(tensor)
         return found
 
 
@@ -82,6 +80,19 @@ def network(model: onnx.ModelProto) -> Network:
     for proto, node in zip(model.graph.node, graph.nodes, strict=True):
         proto.name = node.name
     return Network(model, graph, layer_table(model).rows, {node.name: node for node in graph.nodes})
+
+
+def _following(tensor: Tensor) -> Node | None:
+    """What goes on with a layer's output: its one reader, or of x * f(x), as SiLU is exported, the product."""
+    readers = list({id(one): one for one in tensor.outputs}.values())
+    if len(readers) == 2:
+        product = next((one for one in readers if one.op == "Mul" and not one.domain), None)
+        gate = next((one for one in readers if one is not product), None)
+        if product is None or gate is None or not _goes_on(gate) or len(product.inputs) != 2:
+            return None
+        meets = {id(one) for one in product.inputs} == {id(tensor), id(gate.outputs[0])}
+        return product if meets and len(gate.outputs[0].outputs) == 1 else None
+    return readers[0] if len(readers) == 1 and _goes_on(readers[0]) else None
 
 
 def _goes_on(node: Node) -> bool:

@@ -316,3 +316,30 @@ def test_libraries_are_the_ones_that_the_list_names(tmp_path: Path) -> None:
         assert "copyright" in (vendor.ASSETS / one["licence_file"]).read_text(encoding="utf-8").lower()
         (tmp_path / one["file"]).write_bytes(b"another")
     assert len(vendor.changed(tmp_path)) == len(vendor.libraries())
+
+
+def test_a_layer_is_followed_through_its_activation() -> None:
+    """Conv -> SiLU, as exporters write it, then a Concat, which is no part of it."""
+    side = seen(
+        build(
+            """(float[N, 4, 8, 8] x) => (float[N, 8, 8, 8] y) {
+                a = Conv<pads=[1, 1, 1, 1]>(x, w)
+                s = Sigmoid(a)
+                b = Mul(a, s)
+                y = Concat<axis=1>(b, b)
+            }""",
+            w=random(4, 4, 3, 3),
+        )
+    )
+    assert side.behind("Conv_0") == ["a", "b"]
+
+
+def test_what_equals_the_original_is_drawn_above_the_rest() -> None:
+    found = record(size=100.0, sqnr=20.0)
+    found.baseline = {"size": 400.0, "sqnr": math.inf}
+    tradeoff = document(found, None, None, None, [])["tradeoff"]
+    assert [(point["label"], point["value"]) for point in tradeoff["points"]] == [
+        ("original", 35.0),
+        ("1 int8", 20.0),
+    ]
+    assert tradeoff["equal"] == 35.0

@@ -1,5 +1,6 @@
 """Everything that report.html shows, as plain data, from an output folder."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,8 @@ DETAILED = 400
 """So many layers, those of the most bytes and MACs, have histograms and spectra: each takes about 2 kB."""
 NODES_NAMED = 200
 """Of one reason, so many skipped nodes are named; and so many edits of a step."""
+EQUAL_ABOVE_DB = 15.0
+"""So far above the best finite SQNR, "equal" is drawn."""
 AXES = (("top1", "Top-1 (%)"), ("agreement", "Agreement with the original (%)"), ("sqnr", "SQNR (dB)"))
 
 
@@ -101,14 +104,16 @@ def _targets(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _tradeoff(record: RunRecord) -> dict[str, Any]:
-    """Points of accuracy against bytes: the original, each step and each target."""
+    """Points of accuracy against bytes: the original, each step and each target. What equals the original is drawn at
+    `equal`, since infinity cannot be.
+    """
     axis = next(((key, title) for key, title in AXES if key in record.final()), None)
     if axis is None:
-        return {"title": "", "points": []}
+        return {"title": "", "points": [], "equal": None}
     key, title = axis
-    factor = 1.0 if key == "sqnr" else 100.0
+    factor, of_itself = (1.0, math.inf) if key == "sqnr" else (100.0, None)
     rows: list[tuple[str, str, float | None, float | None]] = [
-        ("original", "step", record.baseline.get("size"), record.baseline.get(key))
+        ("original", "step", record.baseline.get("size"), record.baseline.get(key, of_itself))
     ]
     rows += [
         (f"{one.number} {one.name}", "step", one.quality.get("size"), one.quality.get(key))
@@ -119,12 +124,22 @@ def _tradeoff(record: RunRecord) -> dict[str, Any]:
         for one in record.targets
         if not one.error
     ]
+    known = [
+        factor * value for _, _, size, value in rows if size and value is not None and math.isfinite(value)
+    ]
+    equal = EQUAL_ABOVE_DB + max(known, default=0.0)
     points = [
-        {"label": label, "kind": kind, "size": size, "value": factor * value, "text": shown(key, value)}
+        {
+            "label": label,
+            "kind": kind,
+            "size": size,
+            "value": factor * value if math.isfinite(value) else equal,
+            "text": shown(key, value),
+        }
         for label, kind, size, value in rows
         if size and value is not None
     ]
-    return {"title": title, "points": [one for one in plain(points) if one["value"] is not None]}
+    return {"title": title, "points": points, "equal": equal if len(known) < len(points) else None}
 
 
 def _steps(record: RunRecord) -> dict[str, Any]:

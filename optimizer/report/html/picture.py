@@ -2,7 +2,7 @@
 for each place where branches meet.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ from onnx_lathe.passes.graph import Constant, Node, Tensor
 MOST_BOXES = 1500
 """A graph of more takes a browser seconds to lay out; the table has all of its layers."""
 MOST_MEMBERS = 60
+LONG, MOST_LONG = 3, 300
+"""Edges over more ranks, and how many of them are drawn: of a densely connected network they would hide the rest."""
 
 
 @dataclass
@@ -26,7 +28,7 @@ class _Box:
 def picture(side: Network, owner: Mapping[str, str]) -> dict[str, Any]:
     """`boxes`: `id`, `op`, `layer` (the name of the original's layer that it belongs to, if any), `part` (whether
     another box ends that layer), `members` [name, op];
-    `edges` as pairs of places in `boxes`. `owner`: node -> layer of the original. Without boxes and with a `reason` where
+    `edges` as pairs of places in `boxes`; `far` counts a box's inputs that are not drawn. `owner`: node -> layer of the original. Without boxes and with a `reason` where
     the graph is too large.
     """
     boxes = _boxes(side)
@@ -47,7 +49,20 @@ def picture(side: Network, owner: Mapping[str, str]) -> dict[str, Any]:
         for box in boxes.values()
     ]
     edges = [[places[source], places[name]] for name, box in boxes.items() for source in box.sources]
-    return {"boxes": found, "edges": edges, "reason": ""}
+    return {"boxes": found, "edges": _drawn(found, edges), "reason": ""}
+
+
+def _drawn(boxes: Sequence[dict[str, Any]], edges: list[list[int]]) -> list[list[int]]:
+    """The edges, but for the long ones where there are too many: boxes count theirs as `far`."""
+    ranks = [0] * len(boxes)
+    for source, place in sorted(edges, key=lambda edge: edge[1]):
+        ranks[place] = max(ranks[place], ranks[source] + 1)
+    long = [edge for edge in edges if ranks[edge[1]] - ranks[edge[0]] > LONG]
+    if len(long) <= MOST_LONG:
+        return edges
+    for _, place in long:
+        boxes[place]["far"] = boxes[place].get("far", 0) + 1
+    return [edge for edge in edges if ranks[edge[1]] - ranks[edge[0]] <= LONG]
 
 
 def _boxes(side: Network) -> dict[str, _Box]:

@@ -31,6 +31,10 @@ Lathe.figure = ({ label, caption, height = 260, draw, onclick }) => {
   return figure;
 };
 
+Lathe.equalTick = (values) => {
+  const { equal } = Lathe.data.tradeoff, ticks = Lathe.ticks(Math.max(...values.filter((value) => value < equal), 1), 4).filter((tick) => tick < equal - 6);
+  return { tickvals: [...ticks, equal], ticktext: [...ticks.map(String), "equal"] };
+};
 Lathe.tradeoff = () => {
   const { points, title } = Lathe.data.tradeoff;
   const steps = points.filter((point) => point.kind === "step"), targets = points.filter((point) => point.kind === "target");
@@ -50,7 +54,7 @@ Lathe.tradeoff = () => {
     const range = wide ? [Math.log10(Math.min(...sizes) / 1.6), Math.log10(Math.max(...sizes) * 1.6)] : [0, Math.max(...sizes) * 1.14];
     return { traces, layout: {
       xaxis: { title: wide ? "File size (logarithmic)" : "File size", type: wide ? "log" : "linear", range, tickvals: ticks, ticktext: ticks.map(Lathe.size), zeroline: false },
-      yaxis: { title: Lathe.plain(title), range: [Math.min(...values) - 0.25 * span, Math.max(...values) + 0.25 * span], zeroline: false },
+      yaxis: { ...(Lathe.data.tradeoff.equal === null ? {} : Lathe.equalTick(values)), title: Lathe.plain(title), range: [Math.min(...values) - 0.25 * span, Math.max(...values) + 0.25 * span], zeroline: false },
     } };
   };
   const last = steps[steps.length - 1];
@@ -87,7 +91,7 @@ Lathe.bars = (measure, rows, choose) => {
     const scale = ["bytes", "macs"].includes(measure.key) ? { tickvals: ticks, ticktext: ticks.map((value) => (value ? measure.show(value) : "0")) } : {};
     const layers = lying
       ? { tickvals: places, ticktext: names.map((name) => Lathe.plain(Lathe.short(name, letters))), autorange: "reversed", showgrid: false, zeroline: false, ticks: "" }
-      : { title: `Layers in the order of the network (${rows.length.toLocaleString("en")})`, showgrid: false, showticklabels: false, zeroline: false };
+      : { title: `Layers in ${Lathe.narrow() ? "order" : "the order of the network"} (${rows.length.toLocaleString("en")})`, showgrid: false, showticklabels: false, zeroline: false };
     return { traces, layout: { showlegend: double, barmode: "group", hovermode: "closest", margin: { l: 12, r: 14, t: 34, b: 12 }, [lying ? "xaxis" : "yaxis"]: { title: measure.axis, rangemode: "tozero", nticks: Lathe.narrow() ? 4 : 7, ...scale }, [lying ? "yaxis" : "xaxis"]: layers } };
   };
   return Lathe.figure({ label: `Bars of ${measure.title} for ${rows.length} layers; the table below has the same figures`, height: () => (lying ? 95 + rows.length * (measure.get(rows[0]).length === 2 ? 27 : 22) : 360), draw, onclick: (point) => choose(rows[point.pointNumber].name) });

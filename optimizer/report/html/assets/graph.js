@@ -31,6 +31,7 @@ Lathe.graph = (place, graph, { name, choose }) => {
     const lines = box.layer ? [`${box.op}${row(box) ? `  ${Lathe.decibels(row(box)).replace("–", "")}` : ""}`, Lathe.short(box.id, 24)] : [box.op];
     if (expanded(box)) { lines.push("", ...box.members.map(([, op]) => op)); if (box.more) lines.push(`and ${box.more} more`); }
     else if (box.members.length > 1) lines[0] += `  +${box.members.length - 1}`;
+    if (box.far) lines[0] += `  (${box.far} from further up)`;
     return lines.join("\n");
   };
   const style = () => {
@@ -53,13 +54,13 @@ Lathe.graph = (place, graph, { name, choose }) => {
     const span = ranks[to] - ranks[from];
     elements.push({ data: { id: `e${index}`, source: String(from), target: String(to), long: span > Lathe.LONG ? 60 + 8 * Math.min(span, 40) : 0 } });
   }
-  const cy = cytoscape({ container: place, elements, style: style(), layout: { name: "preset" }, userZoomingEnabled: true, minZoom: 0.02, maxZoom: 2, autoungrabify: true, boxSelectionEnabled: false, textureOnViewport: graph.boxes.length > 400, pixelRatio: "auto" });
+  const cy = cytoscape({ container: place, elements, style: style(), layout: { name: "preset", fit: false }, hideEdgesOnViewport: graph.edges.length > 1000, userZoomingEnabled: true, minZoom: 0.02, maxZoom: 2, autoungrabify: true, boxSelectionEnabled: false, textureOnViewport: graph.boxes.length > 400, pixelRatio: "auto" });
   // The wheel scrolls the page; with Ctrl, or two fingers, it zooms.
   place.addEventListener("wheel", (event) => { if (!event.ctrlKey) event.stopImmediatePropagation(); }, { capture: true });
   const begin = () => {
-    const box = cy.elements().boundingBox(), wide = place.clientWidth;
-    const zoom = Math.max(Math.min(1, (wide - 24) / box.w), 0.45), first = cy.getElementById("0").position();
-    cy.viewport({ zoom, pan: { x: box.w * zoom < wide ? wide / 2 - ((box.x1 + box.x2) / 2) * zoom : wide / 2 - first.x * zoom, y: 16 - box.y1 * zoom } });
+    const across = places.map(({ x }) => x), left = Math.min(...across) - 90, right = Math.max(...across) + 90, wide = place.clientWidth;
+    const zoom = Math.max(Math.min(1, (wide - 24) / (right - left)), 0.85), middle = (right - left) * zoom < wide ? (left + right) / 2 : places[0].x;
+    cy.viewport({ zoom, pan: { x: wide / 2 - middle * zoom, y: 16 - (Math.min(...places.map(({ y }) => y)) - 26) * zoom } });
   };
   const expand = (id) => {
     const box = graph.boxes[id];

@@ -33,7 +33,7 @@
 
   // ---- steps
   if (data.tradeoff.points.length > 1) { const figure = drawn(Lathe.tradeoff()); put("tradeoff", figure); steps.push(figure.paint); }
-  else put("tradeoff", el("p", { class: "soft" }, data.tradeoff.points.length ? "One point alone: no step was taken." : "Accuracy was not measured: the run had no evaluation data. The table has the sizes."));
+  else put("tradeoff", el("p", { class: "soft" }, data.tradeoff.points.length ? (data.steps.rows.length > 1 ? "Only one point has both figures: the table has them." : "No step was taken.") : "Accuracy was not measured: the run had no evaluation data. The table has the sizes."));
   put("steps-table", Lathe.table({
     caption: "Metrics after each step", rows: data.steps.rows, first: 30,
     columns: [
@@ -60,7 +60,7 @@
     { title: "Operator", text: true, value: (row) => row.op, cell: (row) => row.op },
     { title: "Weight", text: true, value: (row) => row.weight.reduce((product, size) => product * (Number(size) || 1), 1), cell: (row) => row.weight.join("×") || "–" },
     { title: "Bytes", value: (row) => row.bytes[1], cell: (row) => pair(row.bytes, Lathe.size) },
-    { title: "MACs", value: (row) => row.macs[1], cell: (row) => pair(row.macs, Lathe.count) },
+    has("macs") ? { title: "MACs", value: (row) => row.macs[1], cell: (row) => pair(row.macs, Lathe.count) } : null,
     { title: "Zeros", value: (row) => row.zeros[1], cell: (row) => pair(row.zeros, Lathe.percent) },
     has("sqnr") ? { title: "Error (SQNR)", value: (row) => (row.equal ? 999 : row.sqnr), cell: (row) => (row.reason ? el("span", { class: "was", title: row.reason }, "–") : Lathe.decibels(row)) } : null,
     has("sensitivity") ? { title: "Sensitivity", value: (row) => row.sensitivity, cell: (row) => (row.sensitivity === null ? "–" : `${row.sensitivity.toFixed(1)} dB`) } : null,
@@ -89,13 +89,13 @@
   };
   const describe = (row) => {
     const error = row.reason ? `not measured: ${row.reason}` : `${Lathe.decibels(row)}${row.behind ? `, behind its ${row.behind}` : ""}`;
-    const pairs = [["Operator", row.op], ["Weight", row.weight.join("×") || "none"], ["Output", row.shape ? row.shape.join("×") : "not known"], ["Bytes", pair(row.bytes, Lathe.size)], ["MACs", pair(row.macs, Lathe.count)], ["Zeros", pair(row.zeros, Lathe.percent)], ["Error of its output (SQNR)", error]];
+    const pairs = [["Operator", row.op], ["Weight", row.weight.join("×") || "none"], ["Output", row.shape ? row.shape.join("×") : "not known"], ["Bytes", pair(row.bytes, Lathe.size)], row.macs[0] === null && row.macs[1] === null ? null : ["MACs", pair(row.macs, Lathe.count)], ["Zeros", pair(row.zeros, Lathe.percent)], ["Error of its output (SQNR)", error]];
     if (row.worst !== null && row.worst !== undefined) pairs.push(["Largest difference", Lathe.number(row.worst)]);
     if (row.sensitivity !== null) pairs.push(["Sensitivity", `${row.sensitivity.toFixed(1)} dB`]);
     if (row.ms[1] !== null) pairs.push(["Time", pair(row.ms, Lathe.ms)]);
     if (row.inside) pairs.push(["Inside", row.inside]);
     if (row.parts.length !== 1 || row.parts[0] !== row.name) pairs.push(["Became", row.parts.join(", ") || "nothing: it is gone"]);
-    return el("dl", { class: "figures" }, pairs.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+    return el("dl", { class: "figures" }, pairs.filter(Boolean).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
   };
   const choose = (name, scroll) => {
     const row = byName.get(name);
