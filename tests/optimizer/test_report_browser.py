@@ -76,7 +76,9 @@ def test_a_layer_is_chosen_by_keyboard(browser: Any, page_file: Path) -> None:
         assert page.locator("#which").input_value() == HOSTILE  # the largest
         page.locator("button.name", has_text="last").press("Enter")
         assert page.locator("#which").input_value() == "last"
-        assert "10" not in page.locator("#chosen .figures").inner_text().split("Operator")[0]
+        assert page.locator("tr.chosen th").inner_text() == "last"
+        assert page.evaluate("document.activeElement.textContent") == "last"
+        assert "Gemm" in page.locator("#chosen .figures").inner_text()
         page.locator("#which").select_option("first")
         assert page.evaluate("Lathe.graphs.map((graph) => graph.cy.nodes('.chosen').length)") == [1, 2]
         heights = (

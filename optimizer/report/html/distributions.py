@@ -13,7 +13,7 @@ from onnx_lathe.passes.graph.evaluate import REFUSALS
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.layers import Weight, codebook_of, constant_value, weights
 
-SAMPLED = 500_000
+SAMPLED = 100_000
 """Weights of more elements are shown by an even sample of about so many."""
 MOST_CENTROIDS = 256
 

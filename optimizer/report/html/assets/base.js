@@ -77,13 +77,17 @@ Lathe.table = ({ caption, columns, rows, first = 12, search, chosen }) => {
   let sorted = [...rows], wanted = "", all = rows.length <= first + 3, order = null;
   const body = el("tbody"), more = el("button", { type: "button", class: "quiet", onclick: () => { all = true; fill(); } });
   const heads = columns.map((column, index) => el("th", { scope: "col", class: column.text ? "text" : null }, el("button", { type: "button", onclick: () => sort(index) }, column.title)));
+  const mark = () => { if (chosen) for (const line of body.children) line.classList.toggle("chosen", line.row === chosen()); };
   const fill = () => {
     const found = wanted ? sorted.filter((row) => columns[0].value(row).toLowerCase().includes(wanted)) : sorted;
     const shown = all ? found : found.slice(0, first);
     body.replaceChildren(...shown.map((row) => {
       const cells = columns.map((column, index) => el(index ? "td" : "th", { scope: index ? null : "row", class: column.text ? "text" : null, title: index ? null : column.value(row) }, column.cell(row)));
-      return el("tr", { class: chosen && chosen() === row.name ? "chosen" : null }, cells);
+      const line = el("tr", {}, cells);
+      line.row = row.name;
+      return line;
     }));
+    mark();
     more.hidden = shown.length === found.length;
     more.textContent = `Show all ${found.length.toLocaleString("en")} rows`;
   };
@@ -103,6 +107,6 @@ Lathe.table = ({ caption, columns, rows, first = 12, search, chosen }) => {
   fill();
   const table = el("table", {}, el("caption", { class: "unseen" }, caption), el("thead", {}, el("tr", {}, heads)), body);
   const whole = el("div", {}, box && el("div", { class: "tools" }, box), el("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": caption }, table), more);
-  whole.fill = fill;
+  whole.mark = mark; // rows stay, and so does the keyboard on one of them
   return whole;
 };

@@ -59,7 +59,7 @@ Lathe.graph = (place, graph, { name, choose }) => {
   place.addEventListener("wheel", (event) => { if (!event.ctrlKey) event.stopImmediatePropagation(); }, { capture: true });
   const begin = () => {
     const across = places.map(({ x }) => x), left = Math.min(...across) - 90, right = Math.max(...across) + 90, wide = place.clientWidth;
-    const zoom = Math.max(Math.min(1, (wide - 24) / (right - left)), 0.85), middle = (right - left) * zoom < wide ? (left + right) / 2 : places[0].x;
+    const zoom = Math.max(Math.min(1, (wide - 24) / (right - left)), 0.85), middle = (right - left) * zoom < wide ? (left + right) / 2 : places.slice(0, 8).reduce((sum, { x }) => sum + x, 0) / Math.min(places.length, 8);
     cy.viewport({ zoom, pan: { x: wide / 2 - middle * zoom, y: 16 - (Math.min(...places.map(({ y }) => y)) - 26) * zoom } });
   };
   const expand = (id) => {

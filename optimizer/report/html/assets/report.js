@@ -108,7 +108,7 @@
     if (detail && detail.spectrum) made.push(figure("Singular values", drawn(Lathe.spectrumChart(detail.spectrum)), `${detail.spectrum.by} kept rank ${detail.spectrum.rank} of ${detail.spectrum.full}.`));
     put("chosen", el("div", { class: "card" }, describe(row)), el("div", { class: "plots" }, made.length ? made : el("p", { class: "soft" }, "No histograms of this layer.")));
     for (const one of figures.filter((one) => made.some((box) => box.contains(one)))) one.paint();
-    table.fill();
+    table.mark();
     for (const graph of graphs) graph.show(name);
     if (scroll) document.getElementById("layer").scrollIntoView();
   };
