@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from onnx_lathe.optimizer.inspecting.inspecting import inspect
     from onnx_lathe.optimizer.judging.calling import gate
+    from onnx_lathe.optimizer.reporting import report
     from onnx_lathe.passes.core.base import Pass
     from onnx_lathe.passes.core.options import option
     from onnx_lathe.passes.core.registry import register
@@ -63,6 +64,7 @@ _PLACES = {
     ),
     "optimizer.judging.calling": ("gate",),
     "optimizer.inspecting.inspecting": ("inspect",),
+    "optimizer.reporting": ("report",),
     "passes.core.base": ("Pass",),
     "passes.core.options": ("option",),
     "passes.core.registry": ("register",),
@@ -97,6 +99,7 @@ __all__ = [
     "pack",
     "passes",
     "register",
+    "report",
     "rewrite",
     "run",
     "targets",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.optimizer import artifacts, observing, opening, pipeline
+from onnx_lathe.optimizer import artifacts, observing, opening, pipeline, reporting
 from onnx_lathe.optimizer import check as checking
 from onnx_lathe.optimizer.build import configured_targets, placement
 from onnx_lathe.optimizer.measuring import measured_exactly
@@ -131,6 +131,7 @@ def optimize(
     force: bool = False,
     threads: int = 0,
     latency: bool = True,
+    html: bool = True,
     keep_metadata: bool = False,
     drop_optional_inputs: bool = False,
     progress: Progress = lambda text: None,
@@ -162,12 +163,11 @@ def optimize(
         asked, passes = override(asked, steps=parse_calls(passes, "passes")), None
     steps = None if passes is None else _passes(passes)
     wishes = Wishes(keep_metadata, drop_optional_inputs)
-    with _file(model) as path:
+    with _file(model) as path, limited(threads):
         name, place = "model in memory" if isinstance(model, onnx.ModelProto) else "", _path(out, "out")
-        request = Request(path, asked, place, resume, latency, steps, wishes, name=name, force=force)
-        with limited(threads):
-            record = pipeline.run(request, Calling(progress))
-    record.write(Path(out) / "report.json")
+        request = Request(path, asked, place, resume, latency, steps, wishes, (), name, force, html)
+        record = pipeline.run(request, ui := Calling(progress))
+        reporting.finish(record, request, ui)
     return record
 
 

@@ -14,6 +14,9 @@ from onnx_lathe.errors import UsageError
 from onnx_lathe.runtime.targets.core.registry import targets
 
 REPORT = "report.json"
+PAGE = "report.html"
+PAGE_MARK = b'<meta name="generator" content="Lathe report">'
+"""In the first lines of a page that a run wrote."""
 
 
 def check(out: Path, model: Path) -> None:
@@ -58,7 +61,7 @@ def clear(out: Path) -> None:
 
 def _results(out: Path) -> Iterable[Path]:
     """What is there of the report, and of the files that any target writes, those in its folders too."""
-    patterns = {REPORT, *(pattern for target in targets().values() for pattern in target.outputs)}
+    patterns = {REPORT, PAGE, *(pattern for target in targets().values() for pattern in target.outputs)}
     found = {path for pattern in patterns for path in out.glob(pattern)}
     inside = {path for folder in found if folder.is_dir() for path in folder.rglob("*")}
     return sorted(path for path in found | inside if not path.is_dir())
@@ -81,9 +84,16 @@ def _listed(out: Path) -> set[str]:
         report = json.loads((out / REPORT).read_text(encoding="utf-8"))
         files = {PurePosixPath(name) for target in report["targets"] for name in target["files"]}
         inside = {str(path) for path in files if not path.is_absolute() and ".." not in path.parts}
-        return {REPORT, *inside} if "schema" in report else set()
+        return {REPORT, *_page(out), *inside} if "schema" in report else set()
     except (OSError, ValueError, KeyError, TypeError):
         return set()
+
+
+def _page(out: Path) -> set[str]:
+    """The page beside a report, if a run wrote it: a user may have one of that name."""
+    with suppress(OSError), (out / PAGE).open("rb") as file:
+        return {PAGE} if PAGE_MARK in file.read(2048) else set()
+    return set()
 
 
 def beside(source: Path, out: str | Path | None, suffix: str) -> Path:

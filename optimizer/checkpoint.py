@@ -15,6 +15,8 @@ from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.report.record import StepRecord, plain, step_from_json, write_json
 
 STATE = "run.json"
+LAYERS = "layers.json"
+"""What the run measured layer by layer (optimizer/layer_errors.py)."""
 TRAINING = "training.state"
 """What a training step saves after every epoch (runtime/training/state.py)."""
 
@@ -46,6 +48,7 @@ class Checkpoints:
         kept = {Path(record.file).name for record, _ in self.done}
         if not self.resumed:
             self.training.unlink(missing_ok=True)
+        (self.folder / LAYERS).unlink(missing_ok=True)
         for cut_off in self.folder.glob(f".{TRAINING}.*.tmp"):  # of a worker that was killed while it wrote
             cut_off.unlink(missing_ok=True)
         for name in set(_state_files(self.folder)) - kept:

@@ -24,6 +24,7 @@ COMMANDS = {
     "build": "compile.build",
     "gate": "judge.gate",
     "run": "running.run",
+    "report": "report.report",
     "pack": "packing.pack",
     "unpack": "packing.unpack",
 }

@@ -9,7 +9,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from onnx_lathe.errors import CrashError, ExitCode, ModelError, UsageError
-from onnx_lathe.optimizer import advice, artifacts, build, diagnosis, opening, services, surroundings
+from onnx_lathe.optimizer import (
+    advice,
+    artifacts,
+    build,
+    diagnosis,
+    layer_errors,
+    opening,
+    services,
+    surroundings,
+)
 from onnx_lathe.optimizer.checkpoint import Checkpoints, file_hash
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.judging.asking import gates_of, tasks_of
@@ -56,6 +65,7 @@ def run(request: Request, ui: Ui) -> RunRecord:
         _judge(state)
         if state.record.exit_code == ExitCode.DONE:
             build.build_all(state)
+        layer_errors.write(state)
     finally:
         scratch.close()
         ui.stop()

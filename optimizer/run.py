@@ -47,6 +47,8 @@ class Request:
     """What the record calls the model, if not by its path."""
     force: bool = False
     """Whether results of another recipe or model in `out` may be erased."""
+    html: bool = True
+    """Whether the run ends with report.html, and measures layers for it."""
 
 
 @dataclass

@@ -24,7 +24,8 @@ COMMAND_WORDS = {
     "pack": ("compress", "zip", "gzip", "archive"),
     "unpack": ("decompress", "unzip", "extract", "restore"),
     "gate": ("compare", "eval", "evaluate", "judge", "accuracy", "diff", "verify"),
-    "check": ("validate", "lint", "report", "support"),
+    "check": ("validate", "lint", "support"),
+    "report": ("html", "dashboard", "visualize", "plot"),
     "build": ("compile", "export", "convert", "deploy", "engine"),
     "passes": ("list", "pass"),
     "targets": ("target", "backends", "devices"),
@@ -34,6 +35,7 @@ FORM = {
     "gate": "gate BASE CANDIDATE --gate G",
     "check": "check MODEL --target T",
     "build": "build MODEL --target T",
+    "report": "report BUILD_FOLDER",
 }
 
 

@@ -31,7 +31,7 @@ from onnx_lathe.version import VERSION
 COMPILE_EPILOG = """\
 other commands: optimize inspect MODEL | gate BASE CANDIDATE | build MODEL --target T
                 | check MODEL --target T | run MODEL --data D | pack FILE | unpack FILE
-                | passes [NAME] | targets
+                | report BUILD_FOLDER | passes [NAME] | targets
 exit codes: 0 done and gates passed, 1 a defect of Lathe, 2 wrong use or bad input, 3 a gate failed, 4 a target failed, 130 interrupted"""
 
 
@@ -53,6 +53,7 @@ def compile_model(arguments: list[str]) -> int:
         wishes=_wishes(options),
         command=arguments,
         force=options.force,
+        html=not options.no_html,
     )
     return _run(request, options)
 
@@ -73,6 +74,7 @@ def build(arguments: list[str]) -> int:
     )
     _add_reading_options(parser)
     _add_force(parser)
+    _add_no_html(parser)
     add_threads(parser)
     add_output_options(parser, "the run record")
     options = parser.parse_args(arguments)
@@ -85,17 +87,19 @@ def build(arguments: list[str]) -> int:
         wishes=_wishes(options),
         command=["build", *arguments],
         force=options.force,
+        html=not options.no_html,
     )
     return _run(request, options)
 
 
 def _run(request: Request, options: argparse.Namespace) -> int:
-    from onnx_lathe.optimizer import pipeline
+    from onnx_lathe.optimizer import pipeline, reporting
 
     # a hook's or a loader's print must not get into the report
     with contextlib.redirect_stdout(sys.stderr):
-        record = pipeline.run(request, Ui(quiet=options.quiet))
-    record.write(request.out / "report.json")
+        ui = Ui(quiet=options.quiet)
+        record = pipeline.run(request, ui)
+        reporting.finish(record, request, ui)
     _print(record, options.json)
     return record.exit_code
 
@@ -190,6 +194,7 @@ def _add_run_options(parser: Parser) -> None:
     _add_reading_options(parser)
     parser.add_argument("--no-latency", action="store_true", help="do not time the models")
     _add_force(parser)
+    _add_no_html(parser)
     add_threads(parser)
     add_output_options(parser, "the run record")
     parser.add_argument("--version", action="version", version=f"optimize {VERSION}")
@@ -216,6 +221,10 @@ def _add_force(parser: Parser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="erase what --out holds of another recipe or model"
     )
+
+
+def _add_no_html(parser: Parser) -> None:
+    parser.add_argument("--no-html", action="store_true", help="write report.json alone, not report.html")
 
 
 def attached(arguments: Sequence[str], name: str) -> list[str]:

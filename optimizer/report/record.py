@@ -118,12 +118,43 @@ def write_json(path: Path, table: dict[str, Any]) -> None:
         raise UsageError(str(error)) from error
 
 
+def read_record(path: Path) -> RunRecord:
+    """The record that a run wrote. Raises UsageError if there is none, or it is of another form."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path}: cannot be read ({type(error).__name__}); give the --out of a finished run"
+        ) from error
+    try:
+        if table["schema"] != SCHEMA_VERSION:
+            raise UsageError(f"{path}: is of schema {table['schema']}, this version reads {SCHEMA_VERSION}")
+        parts = {
+            "baseline": _metrics(table["baseline"]),
+            "steps": [step_from_json(step) for step in table["steps"]],
+            "gates": [GateRecord(**gate) for gate in table["gates"]],
+            "targets": [
+                TargetRecord(**one | {"quality": _metrics(one["quality"])}) for one in table["targets"]
+            ],
+        }
+        return RunRecord(**{**table, **parts})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{path}: is no record of a run ({error}); run it again with this version"
+        ) from error
+
+
+def _metrics(table: dict[str, float | None]) -> dict[str, float]:
+    """Null stands for the infinity of an `sqnr` without noise."""
+    return {key: math.inf if value is None else value for key, value in table.items()}
+
+
 def step_from_json(table: dict[str, Any]) -> StepRecord:
     """The inverse of `as_json` for one step, for resuming."""
     return StepRecord(
         **{
             **table,
-            "quality": {key: math.inf if value is None else value for key, value in table["quality"].items()},
+            "quality": _metrics(table["quality"]),
         }
     )
 

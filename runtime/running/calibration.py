@@ -171,8 +171,12 @@ class StreamingCalibrator:
             raise DataError("the calibration data is empty; give at least one sample")
 
 
-def _session(model: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.InferenceSession:
-    """A session of the model that also returns the named tensors."""
+def open_with(model: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.InferenceSession:
+    """A session of the model that also returns the named tensors of its main graph, of whatever type; layers between
+    Q/DQ pairs compute in float there, as the graph says.
+
+    Raises ModelError for a name that nothing computes, or if ONNX Runtime refuses the model.
+    """
     inputs = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
     present = {value.name for value in model.graph.output}
     computed = {name for node in model.graph.node for name in node.output}
@@ -187,9 +191,14 @@ def _session(model: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.Infe
     original = len(model.graph.output)
     model.graph.output.extend(extra)  # taken off again below: copying the model would copy its weights
     try:
-        session = ort.session(model, integer=False)
+        return ort.session(model, integer=False)
     finally:
         del model.graph.output[original:]
+
+
+def _session(model: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.InferenceSession:
+    """As `open_with`, for float tensors alone."""
+    session = open_with(model, tensors)
     types = {value.name: value.type for value in [*session.get_inputs(), *session.get_outputs()]}
     for name in tensors:
         if types[name] not in FLOATS:

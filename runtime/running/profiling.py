@@ -27,6 +27,8 @@ WRITES_INTEGERS = ("QuantizeLinear", "QLinear", "QGemm")
 
 _MARK = re.compile(r"@(\d+)@")
 _EVENT = "_kernel_time"
+_IN_BLOCKS = "_nchwc"
+"""How ONNX Runtime's NchwcTransformer ends the name of a kernel; before it is the tensor that is written."""
 
 Feeds = Callable[[onnxruntime.InferenceSession], Mapping[str, np.ndarray]]
 
@@ -34,9 +36,9 @@ Feeds = Callable[[onnxruntime.InferenceSession], Mapping[str, np.ndarray]]
 class ModelProfiler:
     """Times whole models on one sample. Implements Profiler of passes/core/services.py."""
 
-    def __init__(self, feeds: Feeds) -> None:
-        """`feeds`: the sample for a session."""
-        self._feeds = feeds
+    def __init__(self, feeds: Feeds, budget_s: float = BUDGET_S) -> None:
+        """`feeds`: the sample for a session. `budget_s`: seconds for each model, or longer for a few runs."""
+        self._feeds, self._budget_s = feeds, budget_s
 
     def latencies(self, base: onnx.ModelProto, candidate: onnx.ModelProto) -> tuple[float, float]:
         """Milliseconds of (base, candidate) in plain sessions: the fastest runs, which others on the machine
@@ -47,7 +49,7 @@ class ModelProfiler:
         sessions = [ort.plain_session(model) for model in (base, candidate)]
         feeds = self._feeds(sessions[0])
         best, started, rounds = [np.inf, np.inf], time.perf_counter(), 0
-        while rounds <= LEAST_RUNS or time.perf_counter() - started < 2 * BUDGET_S:
+        while rounds <= LEAST_RUNS or time.perf_counter() - started < 2 * self._budget_s:
             for index, session in enumerate(sessions):
                 ort.run(session, feeds)
                 begin = time.perf_counter()
@@ -61,10 +63,24 @@ class ModelProfiler:
 
         Raises ModelError if ONNX Runtime cannot load or run it.
         """
+        executed = self._execute(model)
+        return None if executed is None else executed.profile()
+
+    def node_times(self, model: onnx.ModelProto) -> dict[str, float] | None:
+        """As `profile`'s nodes, and also what runs in blocks of channels (NCHWc): such a kernel is named by the tensor
+        that it writes, and counts for the node of the model that writes it, an activation perhaps.
+        """
+        executed = self._execute(model)
+        if executed is None:
+            return None
+        makers = {output: node.name for node in model.graph.node for output in node.output}
+        return executed.spent(makers)
+
+    def _execute(self, model: onnx.ModelProto) -> "_Executed | None":
         if model_file.size_bytes(model) > LARGEST_BYTES:
             return None
         names = [node.name for node in model.graph.node]
-        return _Executed(*self.executed(model), names).profile()
+        return _Executed(*self.executed(model), names)
 
     def executed(self, model: onnx.ModelProto) -> tuple[onnx.GraphProto, dict[str, float]]:
         """(the graph that ONNX Runtime executes, milliseconds by the names of its nodes). A node that it took over from
@@ -91,7 +107,7 @@ class ModelProfiler:
         session = ort.plain_session(model, options=options)
         feeds = dict(self._feeds(session))
         started, runs = time.perf_counter(), 0
-        while runs <= LEAST_RUNS or time.perf_counter() - started < BUDGET_S:
+        while runs <= LEAST_RUNS or time.perf_counter() - started < self._budget_s:
             ort.run(session, feeds)
             runs += 1
         events = json.loads(Path(session.end_profiling()).read_text())
@@ -121,12 +137,17 @@ class _Executed:
                 self.readers[name].append(index)
 
     def profile(self) -> Profile:
-        spent: dict[str, float] = defaultdict(float)
+        return Profile(self.spent({}), list(self._regions()), sum(self.ms))
+
+    def spent(self, makers: Mapping[str, str]) -> dict[str, float]:
+        """Milliseconds by the model's nodes. `makers`: tensor -> node, to know kernels in blocks of channels by."""
+        found: dict[str, float] = defaultdict(float)
         for index, ms in enumerate(self.ms):
-            owner = self._owner(index)
+            blocked = makers.get(self.nodes[index].name.removesuffix(_IN_BLOCKS))
+            owner = blocked or self._owner(index)
             if owner is not None:
-                spent[owner] += ms
-        return Profile(dict(spent), list(self._regions()), sum(self.ms))
+                found[owner] += ms
+        return dict(found)
 
     def _name(self, index: int) -> str | None:
         place = marked_place(self.nodes[index].name)

@@ -129,7 +129,7 @@ def test_a_gate_that_a_lowered_model_fails_builds_nothing(
     monkeypatch.setattr(build, "evaluate", lambda *_: Quality(top1=0.1))
     targets = ["--target", "onnx,tensorrt-rtx", "--gate", "top1 drop <= 5%"]
     assert compile_lenet(lenet5, small_mnist, tmp_path, *targets, passes="fold,codebook") == 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "steps"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "steps"]
     report = json.loads((tmp_path / "report.json").read_text())
     assert [(gate["subject"], gate["passed"]) for gate in report["gates"]] == [
         ("model", True),

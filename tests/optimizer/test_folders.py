@@ -92,7 +92,12 @@ def test_nothing_is_left_of_a_folder_that_turns_out_wrong(
 
     monkeypatch.setattr(Jetson, "verify", fail)
     assert build(lenet5, tmp_path / "out", target="jetson, onnx") == 4
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "model.onnx", "steps"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "report.html",
+        "report.json",
+        "model.onnx",
+        "steps",
+    }
 
 
 def test_names_on_the_terminal() -> None:

@@ -49,6 +49,10 @@ def test_a_wheel_has_one_import_root_with_everything_in_it(wheel: Path) -> None:
     modules = {name for name in names if name.endswith(".py")}
     assert modules == {_place(path) for path in FILES}
     assert {"onnx_lathe/py.typed", "onnx_lathe/runtime/pack/dictionary-1.bin"} <= names
+    page = "onnx_lathe/optimizer/report/html/assets"
+    assets = {path.name for path in (ROOT / "optimizer" / "report" / "html" / "assets").iterdir()}
+    assert {f"{page}/{name}" for name in assets} <= names
+    assert {"libraries.json", "plotly.LICENSE", "plotly-basic.min.js"} <= assets
     assert not [name for name in names if "tests" in name or "__pycache__" in name]
 
 
