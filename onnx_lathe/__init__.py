@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from onnx_lathe.optimizer.api import (
         open as open,
     )
+    from onnx_lathe.optimizer.diffing.api import debug, diff
     from onnx_lathe.passes.core.base import Pass
     from onnx_lathe.passes.core.options import option
     from onnx_lathe.passes.core.registry import register
@@ -61,6 +62,7 @@ _PLACES = {
         "build", "check", "from_torch", "gate", "inspect", "open", "optimize", "pack", "rewrite", "run",
         "targets", "to_torch", "unpack",
     ),
+    "optimizer.diffing.api": ("debug", "diff"),
     "passes.core.base": ("Pass",),
     "passes.core.options": ("option",),
     "passes.core.registry": ("register",),
@@ -87,6 +89,8 @@ __all__ = [
     "__version__",
     "build",
     "check",
+    "debug",
+    "diff",
     "from_torch",
     "gate",
     "inspect",

@@ -22,6 +22,8 @@ COMMANDS = {
     "check": "show.check",
     "build": "compile.build",
     "gate": "judge.gate",
+    "diff": "diffing.diff",
+    "debug": "diffing.debug",
     "run": "running.run",
     "pack": "packing.pack",
     "unpack": "packing.unpack",

@@ -1,0 +1,132 @@
+"""How far values are from those of another model: sums over calls, with no array kept."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+BINS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Edges of the histogram of errors, relative to the root mean square of the original's values of a call."""
+SMALL = 1e-2
+"""Relative errors are of values from this share of the root mean square on: beside 0 any error is endless."""
+_FAINT = 1e-12
+"""Energy per value, 1e-6 squared: noise beside values that are all zero is counted against it."""
+
+
+@dataclass
+class Difference:
+    """Of one tensor, over all calls so far.
+
+    `differing`: values that are not equal, the only figure of integers, bools and texts. `not_finite`: values that
+    are NaN or infinite in one model and not in the other. `shapes`: (original's, other's) of the first call where
+    they differ; such calls are not in the sums.
+    """
+
+    numeric: bool = True
+    calls: int = 0
+    values: int = 0
+    differing: int = 0
+    not_finite: int = 0
+    signal: float = 0.0
+    noise: float = 0.0
+    max_abs: float = 0.0
+    max_relative: float = 0.0
+    histogram: np.ndarray = field(default_factory=lambda: np.zeros(len(BINS) + 1, np.int64))
+    """int64 [8]: values whose error is below BINS[0], from it to BINS[1], ..., from BINS[-1] on."""
+    shapes: tuple[Sequence[int], Sequence[int]] | None = None
+    shape: Sequence[int] = ()
+    dtype: np.dtype = field(default_factory=lambda: np.dtype(np.float32))
+    """Both are the other's, of the last call."""
+    noise_of: np.ndarray | None = None
+    """Noise per channel, float64 [channels]; None without a second axis."""
+
+    def add(self, original: np.ndarray, other: np.ndarray) -> float:
+        """One call's values. Returns the signal to noise ratio of this call alone as `sqnr` does."""
+        self.calls += 1
+        self.shape, self.dtype = other.shape, other.dtype
+        if original.shape != other.shape:
+            self.shapes = self.shapes or (original.shape, other.shape)
+            return -math.inf
+        self.values += original.size
+        if not (_is_float(original) and _is_float(other)):
+            self.numeric = False
+            differing = int(np.sum(original != other))
+            self.differing += differing
+            return math.inf if differing == 0 else 10 * math.log10(original.size / differing)
+        return self._add_floats(original.astype(np.float64), other.astype(np.float64))
+
+    def _add_floats(self, original: np.ndarray, other: np.ndarray) -> float:
+        with np.errstate(invalid="ignore"):
+            same = (original == other) | (np.isnan(original) & np.isnan(other))
+        finite = np.isfinite(original) & np.isfinite(other)
+        broken = int(np.sum(~same & ~finite))
+        self.differing += int(original.size - same.sum())
+        self.not_finite += broken
+        self._add_channels(np.where(finite, other, 0) - np.where(finite, original, 0))
+        wanted, error = original[finite], np.abs(other[finite] - original[finite])
+        signal, noise = float(np.square(wanted).sum()), float(np.square(error).sum())
+        self.signal, self.noise = self.signal + signal, self.noise + noise
+        self.max_abs = max(self.max_abs, float(error.max(initial=0.0)))
+        mean = math.sqrt(max(signal, _FAINT * max(wanted.size, 1)) / max(wanted.size, 1))
+        large = np.abs(wanted) >= SMALL * mean
+        relative = error[large] / np.abs(wanted[large])
+        self.max_relative = max(self.max_relative, float(relative.max(initial=0.0)))
+        self.histogram += np.bincount(np.searchsorted(BINS, error / mean, "right"), minlength=len(BINS) + 1)
+        return -math.inf if broken else decibels(signal, noise, wanted.size)
+
+    def _add_channels(self, error: np.ndarray) -> None:
+        if error.ndim < 2:
+            return
+        noise = np.square(error).sum(axis=tuple(axis for axis in range(error.ndim) if axis != 1))
+        if self.noise_of is None:
+            self.noise_of = noise
+        elif self.noise_of.shape == noise.shape:
+            self.noise_of = self.noise_of + noise
+
+    @property
+    def worst_channel(self) -> tuple[int, float] | None:
+        """(the channel of axis 1 with the most noise, its share of all noise); None if there are no channels."""
+        if self.noise_of is None or self.noise_of.size < 2 or not self.noise_of.sum() > 0:
+            return None
+        worst = int(self.noise_of.argmax())
+        return worst, float(self.noise_of[worst] / self.noise_of.sum())
+
+    @property
+    def verdict(self) -> str:
+        """ "shape", "not finite", "equal" or "differs"."""
+        if self.shapes is not None:
+            return "shape"
+        if self.not_finite:
+            return "not finite"
+        return "differs" if self.differing else "equal"
+
+    @property
+    def sqnr(self) -> float | None:
+        """Signal to noise in dB; infinite if nothing differs, None where there is none: of integers, of other
+        shapes, or if no value could be compared.
+        """
+        compared = self.numeric and self.shapes is None and self.values > 0
+        return decibels(self.signal, self.noise, self.values) if compared else None
+
+    @property
+    def closeness(self) -> float:
+        """One figure for every kind of tensor, in dB, to order them by: `sqnr`; minus infinity for values that are
+        not finite or of another shape; of integers the share that differs.
+        """
+        if self.not_finite or self.shapes is not None:
+            return -math.inf
+        if not self.numeric:
+            return math.inf if not self.differing else 10 * math.log10(self.values / self.differing)
+        found = self.sqnr
+        return math.inf if found is None else found
+
+
+def decibels(signal: float, noise: float, values: int) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(max(signal, _FAINT * values) / noise)
+
+
+def _is_float(array: np.ndarray) -> bool:
+    return bool(np.issubdtype(array.dtype, np.floating))
