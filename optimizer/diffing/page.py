@@ -43,14 +43,14 @@ def _tensors(found: Diff) -> str:
             (
                 "#",
                 "Tensor of B",
+                "SQNR",
+                "Errors",
                 "Operator",
                 "In A",
                 "Matched by",
                 "Shape",
-                "SQNR",
                 "Max abs",
                 "Max relative",
-                "Errors",
             ),
             rows,
         )
@@ -68,14 +68,14 @@ def _tensor(place: int, row: TensorError, found: Diff) -> str:
     cells = (
         f"<td>{place}</td>",
         f'<th scope="row">{escape(row.name)}{mark}</th>',
+        f'<td data-v="{order:.3f}">{escape(closeness(row))}{bar}</td>',
+        f"<td>{_bars(row.histogram)}</td>",
         f"<td>{escape(row.operator)}</td>",
         f"<td>{escape(row.base)}</td>",
         f"<td>{escape(row.how)}</td>",
         f'<td data-v="{math.prod(row.shape)}">{"x".join(map(str, row.shape)) or "scalar"}</td>',
-        f'<td data-v="{order:.3f}">{escape(closeness(row))}{bar}</td>',
         f"<td>{row.max_abs:.3g}</td>",
         f"<td>{row.max_relative:.3g}</td>",
-        f"<td>{_bars(row.histogram)}</td>",
     )
     return f'<tr class="{" ".join(kinds)}">{"".join(cells)}</tr>'
 
