@@ -13,6 +13,7 @@ from onnx_lathe.errors import ModelError, UsageError
 from onnx_lathe.optimizer.diffing.bundle import Written, check_folder, new_folder, write_part
 from onnx_lathe.optimizer.diffing.diff import PART_DB, Look, Model, check, inner_errors, output_errors
 from onnx_lathe.optimizer.diffing.failing import failing_part
+from onnx_lathe.optimizer.diffing.forms import without_other_forms
 from onnx_lathe.optimizer.diffing.local import LocalError, Parts, local_errors, typical
 from onnx_lathe.optimizer.diffing.sides import Calls, Side, open_calls, open_side
 from onnx_lathe.optimizer.diffing.stored import stored_errors
@@ -183,6 +184,12 @@ class _Debugging:
         limit = (
             self.at if self.at is not None else min(max(usual - BELOW_TYPICAL_DB, BOUNDS_DB[0]), BOUNDS_DB[1])
         )
+        errors, forms = without_other_forms(parts, errors, limit, self.calls, self.ui)
+        if forms:
+            names = ", ".join(f"'{name}'" for name in forms[:3])
+            notes.append(
+                f"{len(forms)} tensors are in another form that the layers after them make good, such as {names}"
+            )
         guilty = sorted((one for one in errors if one.closeness < limit), key=lambda one: one.closeness)
         if bodies := list(with_bodies(self.candidate.model)):
             notes.append(f"not looked into: the bodies of {', '.join(bodies[:5])}; each counts as one layer")
@@ -195,13 +202,13 @@ class _Debugging:
             limit,
             usual,
             len(guilty),
-            self._written(parts, guilty[: self.top]),
+            self._written(guilty[: self.top]),
             [_layer(one) for one in errors],
             worst,
             notes,
         )
 
-    def _written(self, parts: Parts, guilty: Sequence[LocalError]) -> list[Culprit]:
+    def _written(self, guilty: Sequence[LocalError]) -> list[Culprit]:
         if not guilty:
             return []
         changed = self._changed()
@@ -210,8 +217,8 @@ class _Debugging:
             for number, one in enumerate(guilty, 1):
                 place = Path(str(number)) if self.top > 1 else Path()
                 (folder / place).mkdir(exist_ok=True)
-                culprit = self._culprit(parts, one, changed)
-                written = self._write(parts, one, culprit, folder / place)
+                culprit = self._culprit(one.parts, one, changed)
+                written = self._write(one.parts, one, culprit, folder / place)
                 found.append(
                     replace(
                         culprit,

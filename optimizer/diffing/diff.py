@@ -11,6 +11,7 @@ import onnx
 from onnx_lathe.errors import ModelError, UsageError
 from onnx_lathe.optimizer.diffing.groups import UNKNOWN_BYTES, grouped, one_by_one, tensor_bytes
 from onnx_lathe.optimizer.diffing.pairing import TO_INTEGERS, Pair, pairs
+from onnx_lathe.optimizer.diffing.parting import parting
 from onnx_lathe.optimizer.diffing.sides import Calls, Feeds, Side, open_calls, open_side
 from onnx_lathe.optimizer.diffing.stored import StoredError, stored_errors
 from onnx_lathe.optimizer.diffing.structure import Structure, structure
@@ -27,6 +28,7 @@ PART_DB = 20.0
 FUSED_DB = 3.0
 """By which an output of a plain session may be worse than the same output of one that shows its tensors, unsaid."""
 ONLY_OUTPUTS = "holds no ONNX graph, so outputs alone are compared"
+_NO_GRAPH = Flow((), (), {}, frozenset(), frozenset())
 Model = onnx.ModelProto | str | Path
 
 
@@ -61,7 +63,7 @@ class TensorError:
 @dataclass(frozen=True)
 class Diff:
     """What `optimize diff` found. `tensors` are in the candidate's order of execution; `parts_at` is the name of the
-    first whose closeness is below `at` dB, None if there is none. `structure` is None where a file holds no graph.
+    first below `at` dB whose error reaches an output that is below it, None if there is none. `structure` is None where a file holds no graph.
     """
 
     base: str
@@ -70,6 +72,8 @@ class Diff:
     calls: int
     at: float
     parts_at: str | None
+    recovered: list[str]
+    """Tensors below `at` whose error reaches no output that is."""
     tensors: list[TensorError]
     structure: Structure | None
     stored: list[StoredError]
@@ -98,45 +102,43 @@ def diff_models(
     notes = [*(note for side in sides for note in side.notes), *calls.notes]
     outputs, count = output_errors(*sides, calls, ui)
     notes += _lacking(*sides)
-    found: list[TensorError] = []
-    compared, stored, unpaired = None, list[StoredError](), 0
-    if sides[0].model is not None and sides[1].model is not None:
+    graph, stored, unpaired, compared = _NO_GRAPH, list[StoredError](), 0, None
+    if sides[0].model is None or sides[1].model is None:
+        notes += [f"{side.title}: {ONLY_OUTPUTS}" for side in sides if side.model is None]
+        found = [_row(_alone(name, base), difference) for name, base, difference in outputs]
+    else:
+        look = Look(sides[0].model, sides[1].model)
+        graph, unpaired = look.other, look.unpaired()
         compared = structure(sides[0].model, sides[1].model)
         if compared.bodies:
-            notes.append(
-                f"not looked into: the bodies of {_listed(compared.bodies)}; their outputs are compared"
-            )
-        look = Look(sides[0].model, sides[1].model)
+            named = _listed(compared.bodies)
+            notes.append(f"not looked into: the bodies of {named}; their outputs are compared")
         stored = stored_errors(sides[0].model, sides[1].model, look.other, compared)
         inner = inner_errors(look, calls, ui, notes)
-        found = [_row(pair, difference) for pair, difference in inner if not pair.output]
         notes += _fused(inner, outputs)
-        places = {pair.name: pair.place for pair, _ in inner}
-        unpaired = look.unpaired()
-        found += [_row(look.output(name, base), difference) for name, base, difference in outputs]
-        found.sort(key=lambda one: places.get(one.name, look.place(one.name)))
-    else:
-        notes += [f"{side.title}: {ONLY_OUTPUTS}" for side in sides if side.model is None]
-        found = [
-            _row(Pair(name, base, "name" if name == base else "position", "", "", -1, True), difference)
-            for name, base, difference in outputs
-        ]
+        found = _in_order(look, inner, outputs)
     for note in notes:
         ui.note(note)
-    parted = next((one.name for one in found if one.closeness < at), None)
+    near = {one.name: one.closeness for one in found}
+    parted, recovered = parting(near, [one.name for one in found if one.output], graph, at)
+    titles = sides[0].title, sides[1].title
     return Diff(
-        sides[0].title,
-        sides[1].title,
-        calls.description,
-        count,
-        at,
-        parted,
-        found,
-        compared,
-        stored,
-        unpaired,
-        notes,
+        *titles, calls.description, count, at, parted, recovered, found, compared, stored, unpaired, notes
     )
+
+
+def _in_order(
+    look: "Look", inner: Sequence[tuple[Pair, Difference]], outputs: Sequence[tuple[str, str, Difference]]
+) -> list[TensorError]:
+    """Rows of all tensors; outputs as a plain session gives them."""
+    rows = [_row(pair, difference) for pair, difference in inner if not pair.output]
+    rows += [_row(look.output(name, base), difference) for name, base, difference in outputs]
+    return sorted(rows, key=lambda one: look.place(one.name))
+
+
+def _alone(name: str, base: str) -> Pair:
+    """Of an output that no node of a graph is known to compute."""
+    return Pair(name, base, "name" if name == base else "position", "", "", -1, True)
 
 
 def check(at: float, samples: int) -> None:
@@ -176,7 +178,7 @@ class Look:
     def output(self, name: str, base: str) -> Pair:
         """Of an output that both have."""
         found = next((pair for pair in self.pairs if (pair.name, pair.base) == (name, base)), None)
-        return found or Pair(name, base, "name" if name == base else "position", "", "", -1, True)
+        return found or _alone(name, base)
 
 
 def inner_errors(look: Look, calls: Calls, ui: Ui, notes: list[str]) -> list[tuple[Pair, Difference]]:

@@ -8,7 +8,7 @@ dequantizer, the layers that replace one, the operators that a codebook is read 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,22 @@ from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.differences import Difference
 from onnx_lathe.runtime.running.taps import tapped
 
+WEIGHTED = frozenset(
+    (
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "Einsum",
+        "LSTM",
+        "GRU",
+        "RNN",
+        "QuantizeLinear",
+        "DequantizeLinear",
+    )
+)
+"""Operators of parts that a compressed model computes otherwise; the others are exact on the same values."""
+
 
 @dataclass
 class LocalError:
@@ -34,6 +50,7 @@ class LocalError:
 
     pair: Pair
     accumulated: Difference
+    parts: "Parts" = field(repr=False)
     own: Difference = field(default_factory=Difference)
     worst: int = 0
     worst_closeness: float = math.inf
@@ -42,6 +59,10 @@ class LocalError:
     @property
     def closeness(self) -> float:
         return -math.inf if self.refusal else self.own.closeness
+
+    def operators(self) -> set[str]:
+        nodes = self.parts.look.other.nodes
+        return {nodes[place].op_type for place in self.parts.nodes(self.pair.name)}
 
     def add(self, call: int, original: np.ndarray, other: np.ndarray) -> None:
         found = self.own.add(original, other)
@@ -52,9 +73,19 @@ class LocalError:
 class Parts:
     """The candidate cut at the tensors that can be fed with the base's values."""
 
-    def __init__(self, look: Look, accumulated: Sequence[tuple[Pair, Difference]]) -> None:
-        self.look = look
-        self.cuts = {pair.name: pair for pair, found in accumulated if found.shapes is None}
+    def __init__(
+        self,
+        look: Look,
+        accumulated: Sequence[tuple[Pair, Difference]],
+        dropped: Collection[str] = frozenset(),
+    ) -> None:
+        """`dropped`: tensors at which it is not cut."""
+        self.look, self.accumulated = look, accumulated
+        self.cuts = {
+            pair.name: pair
+            for pair, found in accumulated
+            if found.shapes is None and pair.name not in dropped
+        }
         self.types = {pair.name: found.dtype for pair, found in accumulated}
         self.found = {pair.name: (pair, found) for pair, found in accumulated}
 
@@ -70,7 +101,15 @@ class Parts:
             if self.found[name][0].place not in inside and not set(within) & set(changed):
                 kept.append(name)
         order = list(self.found)
-        return [LocalError(*self.found[name]) for name in sorted(kept, key=order.index)]
+        return [LocalError(*self.found[name], self) for name in sorted(kept, key=order.index)]
+
+    def without(self, dropped: Collection[str]) -> "Parts":
+        """Longer ones, which go on over these tensors."""
+        return Parts(self.look, self.accumulated, {*dropped, *(self.found.keys() - self.cuts.keys())})
+
+    def needs(self, name: str) -> list[str]:
+        """What the part that ends at the tensor is fed with."""
+        return self.look.other.needed([name], self.cuts)[1]
 
     def nodes(self, name: str) -> list[int]:
         return self.look.other.needed([name], self.cuts)[0]
@@ -98,9 +137,9 @@ class Parts:
         return tapped(self.look.base, [name for name in names if name in self.look.flow.makers])
 
 
-def local_errors(parts: Parts, calls: Calls, ui: Ui) -> list[LocalError]:
-    """Of every part, over all calls, group by group."""
-    found = parts.targets()
+def local_errors(parts: Parts, calls: Calls, ui: Ui, ends: Sequence[str] | None = None) -> list[LocalError]:
+    """Of every part, or of those that end at these tensors, over all calls, group by group."""
+    found = parts.targets() if ends is None else [LocalError(*parts.found[name], parts) for name in ends]
     sizes = tensor_bytes(parts.look.base, calls.first())
     done: list[LocalError] = []
 
@@ -111,7 +150,7 @@ def local_errors(parts: Parts, calls: Calls, ui: Ui) -> list[LocalError]:
     def observe(group: list[LocalError]) -> None:
         part = parts.part([one.pair.name for one in group])
         base, session = parts.base_session(part), ort.session(part.model, integer=False)
-        fresh = {one.pair.name: LocalError(one.pair, one.accumulated) for one in group}
+        fresh = {one.pair.name: LocalError(one.pair, one.accumulated, parts) for one in group}
         for number, feeds in enumerate(calls):
             values = {**feeds, **ort.run(base, feeds)}
             computed = ort.run(session, parts.fed(part, feeds, values))
@@ -130,6 +169,6 @@ def local_errors(parts: Parts, calls: Calls, ui: Ui) -> list[LocalError]:
 
 
 def typical(errors: Sequence[LocalError]) -> float:
-    """The median closeness of parts, infinite if most change nothing."""
-    finite = sorted(one.closeness for one in errors if not one.refusal)
+    """The median closeness of parts with weights or quantizers, infinite if most change nothing."""
+    finite = sorted(one.closeness for one in errors if not one.refusal and one.operators() & WEIGHTED)
     return finite[len(finite) // 2] if finite else math.inf

@@ -73,6 +73,8 @@ def open_side(given: onnx.ModelProto | str | Path, role: str, refusable: bool = 
     try:
         session = ort.session(given) if isinstance(given, onnx.ModelProto) else ort.as_opened(Path(given))
     except ModelError as error:
+        if not refusable and role == "candidate":
+            raise ModelError(f"{error}; optimize debug A B --out DIR finds the node") from error
         if not refusable:
             raise
         return Side(title, model, None, model_inputs(model), str(error), notes)

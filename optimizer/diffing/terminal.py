@@ -51,9 +51,15 @@ def parting(found: Diff) -> str:
     if first is None:
         worst = min(found.tensors, key=lambda one: one.closeness, default=None)
         tail = "" if worst is None else f"; the worst is '{worst.name}', {closeness(worst)}"
+        if found.recovered:
+            return (
+                f"they do not part: no output is below {found.at:g} dB; {_count(len(found.recovered), 'tensor')} inside "
+                f"{'is' if len(found.recovered) == 1 else 'are'}, such as '{found.recovered[0]}', which what reads "
+                "them makes good"
+            )
         return f"they do not part: no tensor is below {found.at:g} dB{tail}"
     node = f" of {first.operator} '{first.node}'" if first.operator else ""
-    return f"they part at '{first.name}'{node}: {closeness(first)}, the first below {found.at:g} dB (--at sets another)"
+    return f"they part at '{first.name}'{node}: {closeness(first)}, the first below {found.at:g} dB that reaches an output (--at sets another)"
 
 
 def closeness(row: TensorError) -> str:

@@ -33,7 +33,9 @@ def debug(folder: Path, candidate: onnx.ModelProto, top: int = 1, **options: obj
 
 def clipped(model: onnx.ModelProto) -> onnx.ModelProto:
     """Cuts off what Relu gives beyond a tenth."""
-    stored = [onnx.numpy_helper.from_array(np.float32(value), name) for name, value in (("low", 0), ("high", 0.1))]
+    stored = [
+        onnx.numpy_helper.from_array(np.float32(value), name) for name, value in (("low", 0), ("high", 0.1))
+    ]
     copy = faults.copied(model)
     copy.graph.initializer.extend(stored)
     return spliced(copy, "b_relu", node("Clip", ["b_relu", "low", "high"], "b_relu_new"))
@@ -46,7 +48,11 @@ def not_numbers(model: onnx.ModelProto) -> onnx.ModelProto:
 
 FAULTS: dict[str, tuple[Fault, str, str]] = {
     "one channel's scale": (lambda model: changed(model, "w2", channel_times(3.0)), "node_b", "channel 2"),
-    "one bias": (lambda model: changed(model, "b3", lambda bias: bias + np.eye(8)[5].astype("f")), "node_c", "channel 5"),
+    "one bias": (
+        lambda model: changed(model, "b3", lambda bias: bias + np.eye(8)[5].astype("f")),
+        "node_c",
+        "channel 5",
+    ),
     "a clipped range": (clipped, "node_b_relu_new", "dB by itself"),
     "not a number": (not_numbers, "node_b_new", "NaN or infinite"),
     "the last layer": (lambda model: changed(model, "w4", channel_times(-1.0, 7)), "node_y", "channel 7"),
@@ -115,7 +121,16 @@ def test_a_good_int8_build_has_no_culprit(
 
 def arguments(folder: Path, *more: str) -> list[str]:
     models = [str(folder / "a.onnx"), str(folder / "b.onnx")]
-    return ["debug", *models, "--data", str(folder / "data.npz"), "--out", str(folder / "out"), "--quiet", *more]
+    return [
+        "debug",
+        *models,
+        "--data",
+        str(folder / "data.npz"),
+        "--out",
+        str(folder / "out"),
+        "--quiet",
+        *more,
+    ]
 
 
 def test_two_faults_are_both_found(tmp_path: Path) -> None:
@@ -127,6 +142,31 @@ def test_two_faults_are_both_found(tmp_path: Path) -> None:
         assert_reproduced(tmp_path / "out" / str(number), culprit.own)
 
 
+def rescaled(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Two layers are larger by other factors per channel, which the layers after them make good (equalization)."""
+    for layer, reader in (("1", "2"), ("2", "3")):
+        factor = np.linspace(0.2, 6, 8, dtype=np.float32)
+        model = changed(
+            model, f"w{layer}", lambda weight, factor=factor: weight * factor[:, None, None, None]
+        )
+        model = changed(model, f"b{layer}", lambda bias, factor=factor: bias * factor)
+        model = changed(model, f"w{reader}", lambda weight, factor=factor: weight / factor[:, None, None])
+    return model
+
+
+def test_scales_that_moved_are_not_blamed(tmp_path: Path) -> None:
+    found = debug(tmp_path, rescaled(network()))
+    assert found.culprits == []
+    assert any("in another form" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("weight, guilty", [("w1", "a"), ("w3", "c"), ("w4", "y")])
+def test_a_fault_among_scales_that_moved_is_found(tmp_path: Path, weight: str, guilty: str) -> None:
+    """Of one in their midst, the part that ends at it or at the layer that makes the scales good."""
+    found = debug(tmp_path, changed(rescaled(network()), weight, channel_times(-3.0, 4)), top=9)
+    assert guilty in {culprit.tensor for culprit in found.culprits}
+
+
 def test_a_layer_that_changes_its_shape(tmp_path: Path) -> None:
     """What is behind it has another shape too, and is not blamed."""
     wider = faults.copied(network())
@@ -136,7 +176,9 @@ def test_a_layer_that_changes_its_shape(tmp_path: Path) -> None:
     base = faults.copied(wider)
     next(one for one in base.graph.node if one.output[0] == "b").attribute[0].ints[:] = [1, 1, 1, 1]
     for model in (base, wider):
-        model.graph.output.append(onnx.helper.make_tensor_value_info("c_relu", onnx.TensorProto.FLOAT, [None] * 4))
+        model.graph.output.append(
+            onnx.helper.make_tensor_value_info("c_relu", onnx.TensorProto.FLOAT, [None] * 4)
+        )
     found = onnx_lathe.debug(base, wider, tmp_path / "out", data={"x": faults.samples()})
     assert [culprit.node for culprit in found.culprits] == ["node_b"]
     assert "it makes [6, 8, 6, 8] where the base makes [6, 8, 8, 8]" in found.culprits[0].reason
@@ -187,10 +229,16 @@ def test_codebooks_and_external_data(tmp_path: Path) -> None:
         if one.op_type == "Gather" and one.output[0] == "w2"
         for name in one.input[:1]
     )
-    wrong = changed(small, book, lambda values: values * np.where(np.arange(len(values)) == 3, -4, 1).astype("f"))
+    wrong = changed(
+        small, book, lambda values: values * np.where(np.arange(len(values)) == 3, -4, 1).astype("f")
+    )
     for name, model in (("a", small), ("b", wrong)):
         onnx.save(
-            model, tmp_path / f"{name}.onnx", save_as_external_data=True, location=f"{name}.data", size_threshold=0
+            model,
+            tmp_path / f"{name}.onnx",
+            save_as_external_data=True,
+            location=f"{name}.data",
+            size_threshold=0,
         )
     np.savez(tmp_path / "data.npz", x=faults.samples())
     assert main(arguments(tmp_path)) == 0

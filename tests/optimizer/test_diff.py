@@ -138,11 +138,16 @@ def test_names_that_moved_are_found_by_structure() -> None:
 
 
 def test_a_pair_in_a_graph_of_other_names() -> None:
-    stored = [onnx.numpy_helper.from_array(np.array(value), name) for name, value in (("s", np.float32(0.05)), ("z", np.int8(0)))]
+    stored = [
+        onnx.numpy_helper.from_array(np.array(value), name)
+        for name, value in (("s", np.float32(0.05)), ("z", np.int8(0)))
+    ]
     copy = faults.copied(network())
     copy.graph.initializer.extend(stored)
     quantize = node("QuantizeLinear", ["a_relu", "s", "z"], "q")
-    other = with_names(spliced(copy, "a_relu", quantize, node("DequantizeLinear", ["q", "s", "z"], "a_relu_new")))
+    other = with_names(
+        spliced(copy, "a_relu", quantize, node("DequantizeLinear", ["q", "s", "z"], "a_relu_new"))
+    )
     found = diff(network(), other)
     assert [one.base for one in found.tensors if one.operator == "DequantizeLinear"] == ["a_relu"]
     assert {"b", "c", "pooled", "y"} <= set(matched(found).values())
@@ -165,7 +170,11 @@ def test_structure_names_what_is_other() -> None:
     found = diff(network(), other).structure
     assert found is not None
     operators = {one.operator: one for one in found.operators}
-    assert (operators["Sigmoid"].base, operators["Sigmoid"].candidate, operators["Sigmoid"].added) == (0, 1, 1)
+    assert (operators["Sigmoid"].base, operators["Sigmoid"].candidate, operators["Sigmoid"].added) == (
+        0,
+        1,
+        1,
+    )
     assert (operators["Relu"].changed, operators["Conv"].changed) == (1, 0)
     [changed_one] = found.initializers
     assert (changed_one.name, changed_one.differing, changed_one.values) == ("w2", 72, 576)
@@ -199,7 +208,9 @@ def test_a_large_network_is_observed_in_groups(monkeypatch: pytest.MonkeyPatch) 
     whole = diff(network(), wrong)
     asked: list[int] = []
     tapped = diffing.tapped
-    monkeypatch.setattr(diffing, "tapped", lambda model, names: asked.append(len(names)) or tapped(model, names))
+    monkeypatch.setattr(
+        diffing, "tapped", lambda model, names: asked.append(len(names)) or tapped(model, names)
+    )
     one_tensor = 6 * 8 * 8 * 8 * 4
     monkeypatch.setattr(groups.grouped, "__defaults__", (2 * one_tensor,))
     pieces = diff(network(), wrong)
@@ -208,12 +219,33 @@ def test_a_large_network_is_observed_in_groups(monkeypatch: pytest.MonkeyPatch) 
     assert [one.sqnr for one in pieces.tensors] == pytest.approx([one.sqnr for one in whole.tensors])
 
 
+def moved(factor: float) -> onnx.ModelProto:
+    """Its second layer is `factor` times as large and what reads it makes that good."""
+    larger = changed(
+        changed(network(), "w2", lambda weight: factor * weight), "b2", lambda bias: factor * bias
+    )
+    return changed(larger, "w3", lambda weight: weight / factor)
+
+
+def test_a_scale_that_moved_is_no_parting() -> None:
+    found = diff(network(), moved(np.float32(4)))
+    assert found.parts_at is None
+    assert found.recovered == ["b", "b_relu"]
+    assert row(found, "b").closeness < 0
+    assert row(found, "y").closeness > 100
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
     onnx.save(network(), tmp_path / "a.onnx")
     onnx.save(changed(network(), "w2", channel_times(3.0)), tmp_path / "b.onnx")
     np.savez(tmp_path / "data.npz", x=faults.samples())
-    return ["diff", *(str(tmp_path / name) for name in ("a.onnx", "b.onnx")), "--data", str(tmp_path / "data.npz")]
+    return [
+        "diff",
+        *(str(tmp_path / name) for name in ("a.onnx", "b.onnx")),
+        "--data",
+        str(tmp_path / "data.npz"),
+    ]
 
 
 def test_the_command(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,12 +298,17 @@ def test_node_data_colours_every_node(files: list[str]) -> None:
         (["--samples", "0"], "--samples takes a number from 1 on"),
     ],
 )
-def test_wrong_use(files: list[str], more: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_use(
+    files: list[str], more: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert reason in refused(capsys, [*files, "--quiet", *more])
 
 
 def test_models_with_other_inputs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in "xz":
-        onnx.save(build(f"(float[n, 4] {name}) => (float[n, 4] y) {{ y = Relu({name}) }}"), tmp_path / f"{name}.onnx")
+        onnx.save(
+            build(f"(float[n, 4] {name}) => (float[n, 4] y) {{ y = Relu({name}) }}"),
+            tmp_path / f"{name}.onnx",
+        )
     said = refused(capsys, ["diff", str(tmp_path / "x.onnx"), str(tmp_path / "z.onnx"), "--quiet"])
     assert "its input 'z' is none of" in said

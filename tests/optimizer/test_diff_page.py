@@ -54,9 +54,9 @@ def browser() -> Iterator[Any]:
 def test_the_page_in_a_browser(tmp_path: Path, browser: Any) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     place = written(tmp_path).as_uri()
+    said: list[object] = []
     for scheme in ("light", "dark"):
         tab = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme=scheme)
-        said: list[str] = []
         tab.on("console", lambda message: said.append(message.text))
         tab.on("pageerror", lambda error: said.append(str(error)))
         tab.goto(place)
@@ -69,7 +69,12 @@ def test_the_page_in_a_browser(tmp_path: Path, browser: Any) -> None:
     assert first_rows(tab, 3) == ["a", "a_relu", "b"]
     tab.get_by_role("button", name="SQNR", exact=True).focus()
     tab.keyboard.press("Enter")
-    figures = [float(text) for text in tab.locator("#tensors td:nth-child(3)").evaluate_all("all => all.map(one => one.dataset.v)")]
+    figures = [
+        float(text)
+        for text in tab.locator("#tensors td:nth-child(3)").evaluate_all(
+            "all => all.map(one => one.dataset.v)"
+        )
+    ]
     assert figures == sorted(figures)
     assert np.isfinite(figures).all()
     assert tab.locator("#tensors th[aria-sort=ascending]").inner_text() == "SQNR"

@@ -50,9 +50,7 @@ def copied(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def changed(
-    model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]
-) -> onnx.ModelProto:
+def changed(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> onnx.ModelProto:
     """A copy whose initializer is what `change` makes of a copy of it."""
     copy = copied(model)
     tensor = next(one for one in copy.graph.initializer if one.name == name)
