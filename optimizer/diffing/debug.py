@@ -180,11 +180,10 @@ class _Debugging:
         self.look = Look(self.base.model, self.candidate.model)
         parts = Parts(self.look, inner_errors(self.look, self.calls, self.ui, notes))
         errors = local_errors(parts, self.calls, self.ui)
-        usual = typical(errors)
-        limit = (
-            self.at if self.at is not None else min(max(usual - BELOW_TYPICAL_DB, BOUNDS_DB[0]), BOUNDS_DB[1])
-        )
-        errors, forms = without_other_forms(parts, errors, limit, self.calls, self.ui)
+        looked, forms = without_other_forms(parts, errors, self._limit(errors), self.calls, self.ui)
+        if self._limit(looked) > self._limit(errors):  # what was cleared had drawn the median down
+            looked, forms = without_other_forms(parts, errors, self._limit(looked), self.calls, self.ui)
+        errors, usual, limit = looked, typical(looked), self._limit(looked)
         if forms:
             names = ", ".join(f"'{name}'" for name in forms[:3])
             notes.append(
@@ -207,6 +206,11 @@ class _Debugging:
             worst,
             notes,
         )
+
+    def _limit(self, errors: Sequence[LocalError]) -> float:
+        if self.at is not None:
+            return self.at
+        return min(max(typical(errors) - BELOW_TYPICAL_DB, BOUNDS_DB[0]), BOUNDS_DB[1])
 
     def _written(self, guilty: Sequence[LocalError]) -> list[Culprit]:
         if not guilty:

@@ -25,6 +25,10 @@ AFFINE = ("Add", "BatchNormalization", "Div", "Mul", "Sub")
 COPIES = ("Identity", "Cast")
 TO_INTEGERS = ("QuantizeLinear", "DynamicQuantizeLinear")
 """What they write is no tensor of a float model."""
+LAYERS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
+"""What one of these makes of a tensor is another one, as the first of two layers that replace one."""
+PASSING = ("QuantizeLinear", "DequantizeLinear", *COPIES)
+"""What they write is what they read, up to rounding."""
 _ROUNDS = 4
 
 
@@ -218,9 +222,14 @@ class _Pairing:
             if len(roles) != 1 or (base := roles.pop()) not in self.flow.makers:
                 continue
             known = self.of.get(name)
-            if known is None:
+            if known is None and (base not in self.used or node.op_type not in LAYERS):
                 self._set(name, base, f"structure: read where the base reads '{base}'")
-            elif known[0] != base and self._behind_is(known[0], base) and base not in self.used:
+            elif (
+                known is not None
+                and known[0] != base
+                and self._behind_is(known[0], base)
+                and base not in self.used
+            ):
                 self._set(name, base, self._folding(base))
 
     def _behind_is(self, name: str, wanted: str) -> bool:
@@ -229,7 +238,7 @@ class _Pairing:
     def _roles(self, reader: int, name: str) -> Iterator[str]:
         """What the base's counterpart of a node reads in the place of `name`; nothing certain is ''."""
         node = self.other.nodes[reader]
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear", *COPIES) and node.input[0] == name:
+        if node.op_type in PASSING and node.input[0] == name:
             for place in self.readers[node.output[0]]:
                 yield from self._roles(place, node.output[0])
             return

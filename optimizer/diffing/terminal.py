@@ -103,14 +103,18 @@ def nothing(found: Debugged) -> str:
     if worst is None:
         return f"nothing found: no tensor of {found.candidate} has a counterpart in {found.base}"
     own = "equal" if math.isinf(worst.own) else f"{worst.own:.1f} dB"
-    ends = found.worst_output
-    outputs = (
-        "" if ends is None else f"; outputs are {'equal' if math.isinf(ends) else f'{ends:.1f} dB'} at worst"
-    )
     return (
-        f"nothing found: no layer is below {found.limit:.1f} dB by itself, the worst is '{worst.node}' ({own}){outputs}, "
-        "which is what all layers add up to"
+        f"nothing found: no layer is below {found.limit:.1f} dB by itself, the worst is '{worst.node}' ({own})"
+        f"{_together(found.worst_output)}"
     )
+
+
+def _together(worst: float | None) -> str:
+    if worst is None:
+        return ""
+    if math.isinf(worst):
+        return "; outputs are " + ("equal" if worst > 0 else "not finite, or of another shape")
+    return f"; with the errors of all layers together the worst output is at {worst:.1f} dB"
 
 
 def _show_culprit(culprit: Culprit, console: Console) -> None:

@@ -128,6 +128,19 @@ def with_names(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
+def test_the_first_of_two_layers_has_no_counterpart() -> None:
+    """It reads what the base's one layer reads, and is neither that nor the layer's result."""
+    two = faults.copied(network())
+    two.graph.initializer.append(onnx.numpy_helper.from_array(random(8, 8, 1, 1), "wider"))
+    place = next(index for index, one in enumerate(two.graph.node) if one.output[0] == "b")
+    two.graph.node[place].input[0] = "first"
+    two.graph.node.insert(place, node("Conv", ["a_relu", "wider"], "first"))
+    found = diff(network(), two)
+    assert "first" not in matched(found)
+    assert found.unpaired == 1
+    assert matched(found)["b"] == "b"
+
+
 def test_names_that_moved_are_found_by_structure() -> None:
     other = with_names(changed(network(), "w3", channel_times(3.0)))
     found = diff(network(), other)
