@@ -1,7 +1,7 @@
 """Two models side by side: the `diff` command."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def diff_models(
         found = [_row(_alone(name, base), difference) for name, base, difference in outputs]
     else:
         look = Look(sides[0].model, sides[1].model)
-        graph, unpaired = look.other, look.unpaired()
+        graph = look.other
         compared = structure(sides[0].model, sides[1].model)
         if compared.bodies:
             named = _listed(compared.bodies)
@@ -116,6 +116,7 @@ def diff_models(
         stored = stored_errors(sides[0].model, sides[1].model, look.other, compared)
         inner = inner_errors(look, calls, ui, notes)
         notes += _fused(inner, outputs)
+        unpaired = look.unpaired(pair.name for pair, _ in inner)
         found = _in_order(look, inner, outputs)
     for note in notes:
         ui.note(note)
@@ -163,8 +164,8 @@ class Look:
         known = self.flow.inputs | self.flow.makers.keys()
         return [pair for pair in self.pairs if pair.place >= 0 and pair.base in known]
 
-    def unpaired(self) -> int:
-        known = {pair.name for pair in self.pairs}
+    def unpaired(self, compared: Iterable[str]) -> int:
+        known = {*compared, *(value.name for value in self.candidate.graph.output)}
         return sum(
             name in self.other.varying
             and name not in known
@@ -209,6 +210,11 @@ def inner_errors(look: Look, calls: Calls, ui: Ui, notes: list[str]) -> list[tup
 
     for group in grouped(wanted, lambda pair: sizes.get(pair.base, UNKNOWN_BYTES)):
         one_by_one(group, observe, failed)
+    wrong = [
+        p.name for p in wanted if p.name in found and found[p.name].shapes and p.by_structure and not p.output
+    ]
+    for name in wrong:  # a guess that the shape disproves
+        del found[name]
     if hidden:
         notes.append(f"not compared, since ONNX Runtime does not give them out: {_listed(hidden)}")
     return [(pair, found[pair.name]) for pair in wanted if pair.name in found]

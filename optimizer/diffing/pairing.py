@@ -46,6 +46,10 @@ class Pair:
     place: int
     output: bool
 
+    @property
+    def by_structure(self) -> bool:
+        return self.how.startswith("structure")
+
 
 def pairs(base: onnx.ModelProto, candidate: onnx.ModelProto, flow: Flow, other: Flow) -> list[Pair]:
     """Every tensor of the main graph that depends on the inputs and has a counterpart, in the order in which the
@@ -86,11 +90,14 @@ class _Pairing:
         self.shapes = [{one.name: tuple(one.dims) for one in m.graph.initializer} for m in (base, candidate)]
         self.of: dict[str, tuple[str, str]] = {name: (name, BY_NAME) for name in other.inputs & flow.inputs}
         self.used = set[str]()
+        self.twins: dict[str, onnx.NodeProto] = {}
+        """First result of a layer in the candidate -> the base's layer of the same weight."""
         self.given = {value.name for value in candidate.graph.output}
 
     def found(self) -> dict[str, tuple[str, str]]:
         """Name in the candidate -> (name in the base, how)."""
         self._by_name()
+        self._by_weights()
         for _ in range(_ROUNDS):
             before = dict(self.of)
             for place in range(len(self.other.nodes)):
@@ -112,6 +119,26 @@ class _Pairing:
         for name in common:
             if trusted or self._operator(self.flow, name) == self._operator(self.other, name):
                 self._set(name, name, BY_NAME)
+
+    def _by_weights(self) -> None:
+        """Results of layers that read a weight of the same name, where one layer reads it in each graph."""
+        layers, others = _by_weight(self.flow), _by_weight(self.other)
+        for weight, node in others.items():
+            twin, name = layers.get(weight), node.output[0]
+            if twin is None or twin.op_type != node.op_type:
+                continue
+            self.twins[name] = twin
+            if name in self.of or twin.output[0] in self.used:
+                continue
+            folded = "" if self._goes_on(name) else self._behind(twin.output[0])
+            how = self._folding(folded) if folded else f"structure: the layer of weight '{weight}'"
+            if folded or len(node.input) == len(twin.input):  # a new bias: something was folded into it
+                self._set(name, folded or twin.output[0], how)
+
+    def _goes_on(self, name: str) -> bool:
+        """Whether the candidate has an affine operator of its own behind the layer."""
+        readers = [self.other.nodes[place] for place in self.readers[name]]
+        return len(readers) == 1 and readers[0].op_type in AFFINE
 
     @staticmethod
     def _operator(flow: Flow, name: str) -> str:
@@ -242,14 +269,23 @@ class _Pairing:
             for place in self.readers[node.output[0]]:
                 yield from self._roles(place, node.output[0])
             return
-        base = next((self.of[output][0] for output in node.output if output in self.of), None)
-        twin = (
-            None if base is None or base not in self.flow.makers else self.flow.nodes[self.flow.makers[base]]
-        )
+        base = next((self.of[output][0] for output in node.output if output in self.of), "")
+        twin = self.twins.get(node.output[0])
+        if twin is None and base in self.flow.makers:
+            twin = self.flow.nodes[self.flow.makers[base]]
         for place, read in enumerate(node.input):
             if read == name:
                 same = twin is not None and twin.op_type == node.op_type and place < len(twin.input)
                 yield twin.input[place] if twin is not None and same else ""
+
+
+def _by_weight(flow: Flow) -> dict[str, onnx.NodeProto]:
+    """Name of a weight -> the only layer that reads it."""
+    found: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in flow.nodes:
+        if node.op_type in LAYERS and len(node.input) > 1 and node.input[1] not in flow.varying:
+            found[node.input[1]].append(node)
+    return {name: nodes[0] for name, nodes in found.items() if len(nodes) == 1}
 
 
 def _readers(flow: Flow) -> dict[str, list[int]]:

@@ -150,6 +150,24 @@ def test_names_that_moved_are_found_by_structure() -> None:
     assert all(one.how.startswith("structure") for one in found.tensors if not one.output)
 
 
+def test_layers_are_found_by_their_weights_in_another_layout() -> None:
+    """The base works on [N, H, W, C] between its convolutions, as exports of TensorFlow do."""
+    weights = {"w1": random(4, 3, 3, 3), "w2": random(5, 4, 3, 3)}
+    ends = "(float[n, 3, 8, 8] x) => (float[n, 5, 4, 4] y)"
+    base = build(
+        ends + """{ a = Conv(x, w1)\n t = Transpose <perm = [0, 2, 3, 1]> (a)\n r = Relu(t)
+            u = Transpose <perm = [0, 3, 1, 2]> (r)\n b = Conv(u, w2)\n y = Relu(b) }""",
+        **weights,
+    )  # fmt: skip
+    moved_away = build(
+        ends + "{ m1 = Conv(x, w1)\n m2 = Relu(m1)\n m3 = Conv(m2, w2)\n y = Relu(m3) }", **weights
+    )
+    found = onnx_lathe.diff(base, moved_away, data={"x": random(2, 3, 8, 8)})
+    assert matched(found) == {"m1": "a", "m2": "u", "m3": "b", "y": "y"}
+    assert row(found, "m1").how == "structure: the layer of weight 'w1'"
+    assert min(one.closeness for one in found.tensors) > 100
+
+
 def test_a_pair_in_a_graph_of_other_names() -> None:
     stored = [
         onnx.numpy_helper.from_array(np.array(value), name)
