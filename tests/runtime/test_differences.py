@@ -56,6 +56,19 @@ def test_special_values(one: list[float], other: list[float], verdict: str, clos
     assert (found.verdict, found.closeness) == (verdict, pytest.approx(closeness))
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_values_whose_squares_float32_cannot_hold(scale: float) -> None:
+    one = (scale * random(4, 6)).astype(np.float32)
+    found = Difference()
+    found.add(one, one * np.float32(1.01))
+    assert found.differing == one.size
+    if scale > 1:
+        assert found.max_relative == pytest.approx(0.01, rel=1e-3)
+        assert found.sqnr == pytest.approx(40.0, abs=0.01)
+    else:
+        assert found.max_abs == pytest.approx(0.01 * np.abs(one).max(), rel=1e-3)
+
+
 def test_integers_and_shapes() -> None:
     found = Difference()
     found.add(np.arange(10), np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 8]))
