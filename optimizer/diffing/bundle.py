@@ -1,6 +1,7 @@
 """A failing part in a folder: model, input with expected outputs, and how to run it with ONNX Runtime alone."""
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -105,7 +106,7 @@ def _run(model: Path, inputs: Mapping[str, np.ndarray], expected: Mapping[str, n
     try:
         outputs = ort.run(ort.as_opened(model), inputs)
     except ModelError as error:
-        return Written("", None, str(error))
+        return Written("", None, str(error).replace(f"{model.parent}{os.sep}", ""))
     worst = None
     for name, wanted in expected.items():
         found = Difference().add(wanted, outputs[name])

@@ -234,17 +234,15 @@ def output_errors(
     base: Side, candidate: Side, calls: Calls, ui: Ui
 ) -> tuple[list[tuple[str, str, Difference]], int]:
     """((candidate's output, base's, difference) of all that both have, as a user's session gives them; calls)."""
-    wanted, names = base.outputs, candidate.outputs
-    by_place = len(wanted) == len(names)
-    twins = {
-        name: name if name in wanted else wanted[place]
-        for place, name in enumerate(names)
-        if name in wanted or (by_place and wanted[place] not in names)
-    }
+    twins = _twins(base, candidate)
     found: dict[tuple[str, str], Difference] = {}
     count = 0
-    for _, one, other in _runs((base.session, candidate.session), calls):
+    for feeds in calls:
         count += 1
+        one, other = (
+            _outputs(base, feeds),
+            _outputs(candidate, feeds, "; optimize debug A B --out DIR finds the node"),
+        )
         for name, values in other.items():
             stem, bracket, rest = name.partition("[") if name not in twins else (name, "", "")
             if stem in twins and (twin := f"{twins[stem]}{bracket}{rest}") in one:
@@ -253,14 +251,32 @@ def output_errors(
     return [(*names, difference) for names, difference in found.items()], count
 
 
+def _outputs(side: Side, feeds: Feeds, hint: str = "") -> Feeds:
+    names = {spec.name for spec in side.inputs}
+    try:
+        return ort.run(side.session, {name: value for name, value in feeds.items() if name in names})
+    except ModelError as error:
+        raise ModelError(f"{side.title}: {error}{hint}") from error
+
+
+def _twins(base: Side, candidate: Side) -> dict[str, str]:
+    """Output of the candidate -> the base's of the same name, or, if both have as many, of the same place."""
+    wanted, names = base.outputs, candidate.outputs
+    by_place = len(wanted) == len(names)
+    return {
+        name: name if name in wanted else wanted[place]
+        for place, name in enumerate(names)
+        if name in wanted or (by_place and wanted[place] not in names)
+    }
+
+
 def _lacking(base: Side, candidate: Side) -> Iterator[str]:
     """Outputs that only one of them has."""
-    one, other = base.outputs, candidate.outputs
-    if len(one) == len(other):
-        return
-    for side, lacks, names in ((candidate, one, other), (base, other, one)):
-        if missing := [f"'{name}'" for name in lacks if name not in names]:
-            yield f"{side.title} has no output {_listed(missing)}, which {'the other' if side is base else 'the base'} has"
+    twins = _twins(base, candidate)
+    if missing := [f"'{name}'" for name in base.outputs if name not in twins.values()]:
+        yield f"{candidate.title} has no output {_listed(missing)}, which {base.title} has"
+    if more := [f"'{name}'" for name in candidate.outputs if name not in twins]:
+        yield f"{base.title} has no output {_listed(more)}, which {candidate.title} has"
 
 
 def _fused(

@@ -127,11 +127,20 @@ def open_calls(recipe: Recipe, base: Side, candidate: Side, samples: int) -> Cal
     if roles.evaluation is not None:
         source = take(roles.evaluation, samples)
         return Calls(source, source.description, said, base.session)
-    sessions = [side.session for side in (base, candidate) if side.session is not None]
-    made_up = MadeUp(shared_feeds(None, sessions, 1))
+    made_up = MadeUp(_random_feeds(base.session, candidate.session))
     return Calls(
         made_up, made_up.description, [*said, "no data is given: these are random values"], base.session
     )
+
+
+def _random_feeds(base: Any, candidate: Any) -> Feeds:
+    """Of sizes that both take; of the base's where the candidate takes none, which has another reason then."""
+    if candidate is None:
+        return shared_feeds(None, [base], 1)
+    try:
+        return shared_feeds(None, [base, candidate], 1)
+    except ModelError:
+        return shared_feeds(None, [base], 1)
 
 
 def _calls(batch: Batch, fixed: int | None) -> Iterator[dict[str, np.ndarray]]:

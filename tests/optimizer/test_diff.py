@@ -219,6 +219,24 @@ def test_every_output_counts_and_one_that_is_missing_is_named() -> None:
     assert any("has no output 'r'" in note for note in found.notes)
 
 
+def test_other_outputs_of_the_same_number_are_named() -> None:
+    base, other = (build(f"(float[n, 4] x) => (float[n, 4] {names[0]}, float[n, 4] {names[1]}) {{ {names[0]} = Relu(x)\n {names[1]} = Exp(x) }}") for names in ("pq", "qr"))  # fmt: skip
+    found = onnx_lathe.diff(base, other, data={"x": random(5, 4)})
+    assert [one.name for one in found.tensors if one.output] == ["q"]
+    assert any("candidate (in memory) has no output 'p'" in note for note in found.notes)
+    assert any("base (in memory) has no output 'r'" in note for note in found.notes)
+
+
+def test_a_model_that_does_not_run_leads_to_debug(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """In one line, whatever ONNX Runtime logs."""
+    broken = changed(network(), "w3", lambda weight: weight[:, :5])
+    for name, model in (("a", network()), ("b", broken)):
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    said = refused(capfd, ["diff", *(str(tmp_path / f"{name}.onnx") for name in "ab"), "--quiet"])
+    assert f"{tmp_path / 'b.onnx'}: ONNX Runtime cannot run the model" in said
+    assert said.endswith("; optimize debug A B --out DIR finds the node")
+
+
 def test_bodies_are_named_as_not_looked_into() -> None:
     text = """(float[n, 4] x, bool f) => (float[n, 4] y) {
         a = Relu(x)
