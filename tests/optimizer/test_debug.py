@@ -12,6 +12,7 @@ import pytest
 
 import onnx_lathe
 from onnx_lathe.optimizer.cli import main
+from onnx_lathe.optimizer.diffing import groups, local
 from onnx_lathe.optimizer.diffing.debug import Debugged
 from tests.support import faults
 from tests.support.command import refused
@@ -251,6 +252,19 @@ def test_codebooks_and_external_data(tmp_path: Path) -> None:
     written = onnx.load(tmp_path / "out" / "model.onnx")
     assert [one.op_type for one in written.graph.node][-2:] == ["Gather", "Conv"]
     assert {one.name for one in written.graph.output} == {"b"}
+
+
+def test_layers_of_a_large_network_are_run_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    tapped = local.tapped
+    monkeypatch.setattr(
+        local, "tapped", lambda model, names: asked.append(len(names)) or tapped(model, names)
+    )
+    monkeypatch.setattr(groups.grouped, "__defaults__", (1 << 15,))
+    found = debug(tmp_path, changed(network(), "w2", channel_times(3.0)))
+    assert [culprit.node for culprit in found.culprits] == ["node_b"]
+    assert len(asked) > 4
+    assert max(asked) < 9
 
 
 def test_the_json_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

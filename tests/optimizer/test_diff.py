@@ -303,6 +303,8 @@ def test_the_command(files: list[str], tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "they part at 'b' of Conv 'node_b'" in printed
     assert "w2 stored 576 72 " in " ".join(printed.split())
+    onnx_lathe.pack(files[2], tmp_path / "b.lathe")
+    files[2] = str(tmp_path / "b.lathe")
     assert main([*files, "--quiet", "--json", "--at", "500 dB"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["parts_at"] == "b"
