@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from onnx_lathe.optimizer.api import (
         open as open,
     )
+    from onnx_lathe.optimizer.diffing.api import debug, diff
     from onnx_lathe.optimizer.inspecting.inspecting import inspect
     from onnx_lathe.optimizer.judging.calling import gate
     from onnx_lathe.optimizer.reporting import report
@@ -65,6 +66,7 @@ _PLACES = {
     "optimizer.judging.calling": ("gate",),
     "optimizer.inspecting.inspecting": ("inspect",),
     "optimizer.reporting": ("report",),
+    "optimizer.diffing.api": ("debug", "diff"),
     "passes.core.base": ("Pass",),
     "passes.core.options": ("option",),
     "passes.core.registry": ("register",),
@@ -91,6 +93,8 @@ __all__ = [
     "__version__",
     "build",
     "check",
+    "debug",
+    "diff",
     "from_torch",
     "gate",
     "inspect",

@@ -23,6 +23,8 @@ COMMANDS = {
     "check": "show.check",
     "build": "compile.build",
     "gate": "judge.gate",
+    "diff": "diffing.diff",
+    "debug": "diffing.debug",
     "run": "running.run",
     "report": "report.report",
     "pack": "packing.pack",

@@ -23,7 +23,9 @@ COMMAND_WORDS = {
     "run": ("infer", "predict", "execute", "benchmark", "bench", "time", "test", "inference"),
     "pack": ("compress", "zip", "gzip", "archive"),
     "unpack": ("decompress", "unzip", "extract", "restore"),
-    "gate": ("compare", "eval", "evaluate", "judge", "accuracy", "diff", "verify"),
+    "gate": ("compare", "eval", "evaluate", "judge", "accuracy", "verify"),
+    "diff": ("difference", "side-by-side", "deviation"),
+    "debug": ("bisect", "culprit", "blame", "why", "reduce"),
     "check": ("validate", "lint", "support"),
     "report": ("html", "dashboard", "visualize", "plot"),
     "build": ("compile", "export", "convert", "deploy", "engine"),
@@ -34,6 +36,8 @@ COMMAND_WORDS = {
 FORM = {
     "gate": "gate BASE CANDIDATE --gate G",
     "check": "check MODEL --target T",
+    "diff": "diff A B --data D",
+    "debug": "debug A B --data D --out DIR",
     "build": "build MODEL --target T",
     "report": "report BUILD_FOLDER",
 }

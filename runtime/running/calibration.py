@@ -20,6 +20,7 @@ from onnx_lathe.runtime.files.signature import fixed_batch
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.content import model_fingerprint
 from onnx_lathe.runtime.running.histogram import Histogram
+from onnx_lathe.runtime.running.taps import tapped
 
 SAMPLED_VALUES = 1 << 20
 """About as many of each tensor over all batches; minimum and maximum see every value. Ten of them lie
@@ -178,22 +179,13 @@ def open_with(model: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.Inf
     Raises ModelError for a name that nothing computes, or if ONNX Runtime refuses the model.
     """
     inputs = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
-    present = {value.name for value in model.graph.output}
     computed = {name for node in model.graph.node for name in node.output}
     for name in tensors:
         if name not in inputs and name not in computed:
             raise ModelError(
                 f"tensor '{name}' cannot be calibrated: no node of the model computes it, and it is no input"
             )
-    extra = [
-        onnx.ValueInfoProto(name=name) for name in dict.fromkeys(tensors) if name not in inputs | present
-    ]
-    original = len(model.graph.output)
-    model.graph.output.extend(extra)  # taken off again below: copying the model would copy its weights
-    try:
-        return ort.session(model, integer=False)
-    finally:
-        del model.graph.output[original:]
+    return tapped(model, [name for name in tensors if name not in inputs])
 
 
 def _session(model: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.InferenceSession:

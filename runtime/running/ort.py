@@ -141,7 +141,9 @@ def plain_session(
     `options` may ask for records beside. Raises ModelError with ONNX Runtime's reason if it cannot load the
     model, CrashError if it does not survive it.
     """
-    options = options or onnxruntime.SessionOptions()
+    if options is None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what fails is raised, and need not be printed too
     options.intra_op_num_threads = threads or limit()
     settings = replace(PLAIN, written=bool(options.optimized_model_filepath))
     with readable(model) as source, _refusing(f"load {_title(model)}"):
