@@ -23,6 +23,9 @@ COMMANDS = {
     "build": "compile.build",
     "gate": "judge.gate",
     "run": "running.run",
+    "sensitivity": "searching.sensitivity",
+    "search": "searching.search",
+    "auto": "searching.auto",
     "pack": "packing.pack",
     "unpack": "packing.unpack",
 }
