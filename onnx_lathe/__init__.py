@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from onnx_lathe.optimizer.api import (
         open as open,
     )
+    from onnx_lathe.optimizer.search.api import auto, search, sensitivity
     from onnx_lathe.passes.core.base import Pass
     from onnx_lathe.passes.core.options import option
     from onnx_lathe.passes.core.registry import register
@@ -61,6 +62,7 @@ _PLACES = {
         "build", "check", "from_torch", "gate", "inspect", "open", "optimize", "pack", "rewrite", "run",
         "targets", "to_torch", "unpack",
     ),
+    "optimizer.search.api": ("auto", "search", "sensitivity"),
     "passes.core.base": ("Pass",),
     "passes.core.options": ("option",),
     "passes.core.registry": ("register",),
@@ -85,6 +87,7 @@ __all__ = [
     "TrainingOptions",
     "UsageError",
     "__version__",
+    "auto",
     "build",
     "check",
     "from_torch",
@@ -97,6 +100,8 @@ __all__ = [
     "register",
     "rewrite",
     "run",
+    "search",
+    "sensitivity",
     "targets",
     "to_torch",
     "unpack",

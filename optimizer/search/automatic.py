@@ -54,7 +54,7 @@ def plan(recipe: Recipe) -> Plan:
             why="zeros and shared values for the packed file, INT8 for the device",
         )  # fmt: skip
     else:
-        suited = _SUITED[names[0]] if names[0] in _SUITED else _INTEGERS
+        suited = _SUITED.get(names[0], _INTEGERS)
     steps = parse_calls(suited.passes, "auto")
     note = f"for {', '.join(names)}: {suited.passes}, the smallest {suited.minimize} ({suited.why})"
     return Plan(replace(recipe, steps=steps), suited.minimize, suited.search, note)

@@ -18,7 +18,8 @@ def parse_budget(text: str) -> float:
     """Seconds of "30m", "1h30m" or "90". Raises UsageError for what is no time, or none."""
     parts = re.findall(r"(\d+(?:\.\d+)?)\s*(min|[smh]|$)", text.strip().lower())
     whole = "".join(f"{number}{unit}" for number, unit in parts)
-    if not parts or whole != re.sub(r"\s+", "", text.lower()):
+    bare = len(parts) > 1 and not all(unit for _, unit in parts)
+    if not parts or bare or whole != re.sub(r"\s+", "", text.lower()):
         raise UsageError(f"--budget '{text}': {_EXAMPLE}")
     seconds = sum(float(number) * _UNITS.get(unit, 1.0) for number, unit in parts)
     if not 0 < seconds < 1e9:

@@ -12,17 +12,17 @@ from onnx_lathe.optimizer.gate import METRICS, Gate
 from onnx_lathe.runtime.data.kept import KeptSource
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import evaluate, reference
-from onnx_lathe.runtime.running.scores import Outputs
+from onnx_lathe.runtime.running.scores import Outputs, is_float
 
 SCALE = {"fraction": 0.01, "decibel": 1.0}
 """What counts as one unit of a miss, by the kind of metric; of others a tenth of the bound."""
-UNJUDGED = 100.0
+UNJUDGED = 1e6
 """The miss of a gate that has no number."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics of a candidate, and the standard error of those that are shares of samples."""
+    """Metrics of a candidate, and the standard error of those that are means over samples."""
 
     metrics: Mapping[str, float]
     errors: Mapping[str, float] = field(default_factory=dict)
@@ -52,15 +52,22 @@ class Judge:
 
     def measure(self, model: onnx.ModelProto) -> Measured:
         """Of a model that ONNX Runtime is known to survive: Lathe wrote it. Raises ModelError if it cannot load."""
-        predicted = _Predictions()
+        predicted, noises = _Predictions(), _Noises(self.reference.outputs)
+
+        def heard(outputs: Outputs, count: int, alone: bool) -> None:
+            predicted(outputs, count, alone)
+            noises(outputs, count)
+
         session = ort.session(model, self.threads, guarded=False)
-        found = dict(evaluate(session, self.data, self.reference, self.progress, predicted))
+        found = dict(evaluate(session, self.data, self.reference, self.progress, heard))
         count = max(1, self.data.count or 1)
         errors = {
             name: math.sqrt(max(value * (1 - value), 1 / count) / count)
             for name, value in found.items()
             if name.split("[")[0] == "agreement"
         }
+        if "sqnr" in found:
+            errors["sqnr"] = noises.decibels()
         for name in ("top1", "top5"):
             if name in found:  # of top5 the samples that changed are not counted: its drop stands for them
                 lost = max(abs(self.base[name] - found[name]), 1 / count)
@@ -94,6 +101,41 @@ class _Predictions:
 
     def of(self, name: str | None) -> np.ndarray | None:
         return np.concatenate(self._found[name]) if name in self._found else None
+
+
+class _Noises:
+    """Energies of the error and of the original's outputs, sample by sample."""
+
+    def __init__(self, wanted: Sequence[Outputs | None]) -> None:
+        self._wanted, self._at = wanted, 0
+        self._found: dict[str, list[np.ndarray]] = {}
+
+    def __call__(self, outputs: Outputs, count: int) -> None:
+        wanted = self._wanted[self._at] if self._at < len(self._wanted) else None
+        self._at += 1
+        for name, original in (wanted or {}).items():
+            made = outputs.get(name)
+            if made is None or made.shape != original.shape or not is_float(original) or original.ndim == 0:
+                continue
+            if len(original) != count:
+                original, made = original[None], made[None]
+            rest = tuple(range(1, original.ndim))
+            base = np.nan_to_num(original.astype(np.float64), posinf=0.0, neginf=0.0)
+            error = np.nan_to_num(made.astype(np.float64) - base, posinf=0.0, neginf=0.0)
+            self._found.setdefault(name, []).append(
+                np.stack([np.square(error).sum(rest), np.square(base).sum(rest)])
+            )
+
+    def decibels(self) -> float:
+        """Standard error of the signal to noise of the worst output: of a ratio of two means, by the delta method."""
+        worst, found = -1.0, 0.0
+        for parts in self._found.values():
+            error, signal = np.concatenate(parts, axis=1)
+            ratio = float(error.sum() / max(signal.sum(), 1e-300))
+            if ratio > worst and ratio > 0:
+                spread = float(np.sqrt(np.square(error - ratio * signal).sum()) / max(signal.sum(), 1e-300))
+                worst, found = ratio, 10 / math.log(10) * spread / ratio
+        return found
 
 
 def _labels(data: KeptSource) -> np.ndarray | None:
@@ -132,7 +174,7 @@ def judged(gates: Sequence[Gate], base: Mapping[str, float], metrics: Mapping[st
     verdicts = [(gate, gate.judge(base, metrics)) for gate in gates if gate.key in metrics]
     missed = sum(_missed(gate, verdict) for gate, verdict in verdicts if not verdict.passed)
     return Verdict(
-        all(verdict.passed for _, verdict in verdicts), missed, [one.message for _, one in verdicts]
+        all(verdict.passed for _, verdict in verdicts), missed, tuple(one.message for _, one in verdicts)
     )
 
 
@@ -141,4 +183,4 @@ def _missed(gate: Gate, verdict: Any) -> float:
         return UNJUDGED
     kind = "ratio" if gate.form == "ratio" else METRICS[gate.metric].kind
     scale = SCALE.get(kind, max(abs(gate.bound) / 10, 1e-12))
-    return min(UNJUDGED, abs(float(verdict.margin)) / scale)
+    return abs(float(verdict.margin)) / scale

@@ -25,6 +25,11 @@ FEW = 256
 FLOAT_BITS = 27.0
 """What a packed float32 weight takes, about: exponents and signs repeat, mantissas do not."""
 
+ALONE = {"prune": {"clean": False}}
+"""Options without which a pass looks at a layer's neighbours: what nothing reads is zero first, and that depends on
+them. In the recipe it stays, and is taken as no worse.
+"""
+
 Key = tuple[Value, ...]
 
 
@@ -117,7 +122,8 @@ class Composer:
                 alike[one.name] = by_step[one.step]
         model = self._model
         for step in self.space.calls(alike):
-            model, _ = apply_pass(configure(find(step.name), step.options), model, Context())
+            options = {**step.options, **ALONE.get(step.name, {})}
+            model, _ = apply_pass(configure(find(step.name), options), model, Context())
         graph = import_model(model)
         found = weights(graph, lambda node, reason: None, bodies=True, everywhere=True)
         for weight in found:

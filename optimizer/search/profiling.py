@@ -138,4 +138,4 @@ def parse_strengths(text: str | None) -> tuple[Value, ...]:
         raise UsageError(
             f"--strengths '{text}': give numbers with commas between, such as 0.5,0.7,0.9"
         ) from None
-    return tuple(int(value) if value.is_integer() and value > 1 else value for value in values)
+    return tuple(int(value) if value.is_integer() and value >= 1 else value for value in values)

@@ -42,6 +42,8 @@ RECORD, RECIPE, STUDY, BEST = "search.json", "recipe.toml", "study.journal", "be
 CHECKED = 4
 """Winners that are measured as their recipe has them, until one passes."""
 CHILD_GRACE_S = 5.0
+BEST_CODER, BEST_CODER_S = 60.0, 60.0
+"""How many times as long as the fast coder the best one takes on small files, and the most that it takes, about."""
 
 
 def search(request: SearchRequest, ui: Ui) -> SearchRecord:
@@ -194,6 +196,7 @@ class _Run:
                 "passed": one.outcome.passed and one.outcome.final,
                 "stopped": one.outcome.stopped,
                 "seconds": one.outcome.seconds,
+                "process": one.process,
             }
             for one in tried
         ]
@@ -288,20 +291,23 @@ def _begin(request: SearchRequest) -> None:
 
 
 def _reserve(opened: Opened, opening_s: float) -> float:
-    """Seconds that judging the winner will take: as many evaluations of the evaluation data as the run has models,
-    and the exact check. At most a third of the budget: more would leave no time to search.
+    """Seconds that judging the winner will take: opening the model again, as many evaluations of the evaluation data
+    as the run has models, and the exact check. At most a third of the budget: more would leave no time to search.
     """
-    request = opened.request
-    judge = opened.bench.judges[-1]
+    request, bench = opened.request, opened.bench
+    first, last = bench.judges[0], bench.judges[-1]
     began = time.perf_counter()
-    opened.bench.judges[0].measure(opened.bench.base)
-    per_sample = (time.perf_counter() - began) / max(1, opened.bench.judges[0].data.count or 1)
+    first.measure(bench.base)
+    per_sample = (time.perf_counter() - began) / max(1, first.data.count or 1)
     roles = opened.division.roles
     judged = (roles.evaluation.count if roles.evaluation is not None else 0) or 0
     models = len(request.recipe.steps) + 1
-    seconds = per_sample * (judged * models + (judge.data.count or 0)) + opening_s / 2 + models
-    if "packed" in opened.bench.goal.counted:
-        seconds += 20.0
+    seconds = per_sample * (judged * models + (last.data.count or 0)) + opening_s + models
+    if "packed" in bench.goal.counted:
+        began = time.perf_counter()
+        bench.costs.of(bench.base, {"packed"})
+        times = 1 + any(target.name == "pack" for target in request.recipe.targets)
+        seconds += times * min(BEST_CODER * (time.perf_counter() - began), BEST_CODER_S)
     return min(seconds, request.budget_s / 3)
 
 

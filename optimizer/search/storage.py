@@ -4,7 +4,10 @@ search opens is opened here.
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
     import optuna
 
 JOURNAL = "journal:"
-_OUTCOME, _SETTINGS = "lathe:outcome", "lathe:settings"
+TRIES = 10
+_OUTCOME, _PROCESS = "lathe:outcome", "lathe:process"
 
 
 def require_optuna() -> None:
@@ -53,13 +57,33 @@ def open_storage(text: str) -> Any:
             f"--storage '{text}': write journal:FILE, or a URL such as postgresql://user@host/database"
         )
     try:
-        return RDBStorage(text, engine_kwargs={"pool_pre_ping": True})
+        return _patiently(lambda: RDBStorage(_with_driver(text), engine_kwargs={"pool_pre_ping": True}))
     except ImportError as error:
         raise UsageError(
             f"--storage {_safe(text)}: its driver is missing ({_line(error)}); for PostgreSQL: pip install psycopg2-binary"
         ) from error
     except Exception as error:
         raise UsageError(f"--storage {_safe(text)}: cannot be opened: {_line(error)}") from error
+
+
+def _patiently(connect: Callable[[], Any]) -> Any:
+    """Two processes that come to an empty database at once both make its tables, and one of them fails at that."""
+    for _ in range(TRIES - 1):
+        try:
+            return connect()
+        except Exception as error:
+            if "exist" not in str(error) and "unique" not in str(error).lower():
+                raise
+            time.sleep(0.3)
+    return connect()
+
+
+def _with_driver(url: str) -> str:
+    """SQLAlchemy 2.1 takes psycopg for PostgreSQL, where 2.0 took psycopg2: the one that is installed serves."""
+    scheme, slashes, rest = url.partition("://")
+    if scheme != "postgresql" or importlib.util.find_spec("psycopg") is not None:
+        return url
+    return f"postgresql+psycopg2{slashes}{rest}"
 
 
 def _safe(url: str) -> str:
@@ -86,8 +110,10 @@ class Shared:
         import optuna
 
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=16, constant_liar=True)
-        study = optuna.create_study(
-            storage=storage, study_name=name, sampler=sampler, load_if_exists=True, direction="minimize"
+        study = _patiently(
+            lambda: optuna.create_study(
+                storage=storage, study_name=name, sampler=sampler, load_if_exists=True, direction="minimize"
+            )
         )
         return cls(study, space)
 
@@ -109,6 +135,7 @@ class Shared:
         import optuna
 
         trial.set_user_attr(_OUTCOME, json.dumps(plain(asdict(outcome))))
+        trial.set_user_attr(_PROCESS, f"{platform.node()}:{os.getpid()}")
         value = min(outcome.value, 1e6)
         if outcome.stopped:
             trial.report(value, outcome.looks)
@@ -129,7 +156,12 @@ class Shared:
             text = trial.user_attrs.get(_OUTCOME)
             if text is not None and trial.params.keys() >= {one.name for one in self.space.dimensions}:
                 found.append(
-                    Tried(trial.number, self.space.settings(trial.params), _outcome(json.loads(text)))
+                    Tried(
+                        trial.number,
+                        self.space.settings(trial.params),
+                        _outcome(json.loads(text)),
+                        trial.user_attrs.get(_PROCESS, ""),
+                    )
                 )
         return found
 
@@ -146,6 +178,7 @@ class Tried:
     number: int
     settings: Settings
     outcome: Outcome
+    process: str = ""
 
 
 def best_of(tried: Sequence[Tried]) -> Tried | None:
@@ -160,15 +193,12 @@ def nearest_miss(tried: Sequence[Tried]) -> Tried | None:
 
 def front(tried: Sequence[Tried], quality: str) -> list[Tried]:
     """Those that no other beats in both what is minimized and quality, the smallest first; of trials that were
-    measured on more than the first look.
+    measured on more than the first look, if any was.
     """
-    known = [
-        one
-        for one in tried
-        if (quality in one.outcome.metrics and one.outcome.looks > 1) or one.outcome.final
-    ]
+    known = [one for one in tried if quality in one.outcome.metrics]
+    further = [one for one in known if one.outcome.looks > 1 or one.outcome.final]
     found: list[Tried] = []
-    for one in sorted(known, key=lambda one: (one.outcome.ratio, -one.outcome.metrics[quality])):
+    for one in sorted(further or known, key=lambda one: (one.outcome.ratio, -one.outcome.metrics[quality])):
         if not found or one.outcome.metrics[quality] > found[-1].outcome.metrics[quality]:
             found.append(one)
     return found
@@ -177,4 +207,4 @@ def front(tried: Sequence[Tried], quality: str) -> list[Tried]:
 def _outcome(table: Mapping[str, Any]) -> Outcome:
     known = {**table, "ratio": float("inf") if table["ratio"] is None else table["ratio"]}
     metrics = {name: float("inf") if value is None else value for name, value in table["metrics"].items()}
-    return Outcome(**{**known, "metrics": metrics})
+    return Outcome(**{**known, "metrics": metrics, "messages": tuple(table["messages"])})

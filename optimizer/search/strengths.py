@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import onnx
@@ -112,7 +113,9 @@ def per_layer(
     for weight in found:
         named = {weight.name, *(node.name for node in weight.nodes)}
         own = tuple(levels) or strength.levels(weight)
-        if named & settled or len(own) < 2:
+        if any(fnmatchcase(one, pattern) or one == pattern for one in named for pattern in settled) or (
+            len(own) < 2
+        ):
             continue
         name = f"{title}.{strength.option}[{weight.name}]"
         dimensions.append(Dimension(name, index, (strength.option,), weight.name, own))
