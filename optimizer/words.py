@@ -23,6 +23,9 @@ COMMAND_WORDS = {
     "run": ("infer", "predict", "execute", "benchmark", "bench", "time", "test", "inference"),
     "pack": ("compress", "zip", "gzip", "archive"),
     "unpack": ("decompress", "unzip", "extract", "restore"),
+    "search": ("tune", "autotune", "hpo", "sweep", "optuna", "grid"),
+    "sensitivity": ("sensitive", "sensitivities", "importance"),
+    "auto": ("automatic", "autopilot", "easy"),
     "gate": ("compare", "eval", "evaluate", "judge", "accuracy", "diff", "verify"),
     "check": ("validate", "lint", "report", "support"),
     "build": ("compile", "export", "convert", "deploy", "engine"),
@@ -34,6 +37,9 @@ FORM = {
     "gate": "gate BASE CANDIDATE --gate G",
     "check": "check MODEL --target T",
     "build": "build MODEL --target T",
+    "search": "search MODEL --passes P --gate G",
+    "sensitivity": "sensitivity MODEL --pass P",
+    "auto": "auto MODEL --target T --gate G",
 }
 
 

@@ -137,8 +137,8 @@ class Bench:
                 continue
             if not outcome.passed:
                 return replace(outcome, stopped="misses a gate by more than chance")
-            if outcome.ratio >= self.best and self.goal.minimize in counted:
-                return replace(outcome, stopped="not smaller than the best")
+            if outcome.ratio > self.best and self.goal.minimize in counted:
+                return replace(outcome, stopped="larger than the best")
         return outcome
 
     def _built(self, settings: Settings) -> tuple[onnx.ModelProto, dict[str, float]]:

@@ -30,6 +30,7 @@ from onnx_lathe.optimizer.search.storage import (
     front,
     nearest_miss,
     open_storage,
+    passing,
     require_optuna,
 )
 from onnx_lathe.optimizer.search.table import measure_table
@@ -204,12 +205,8 @@ class _Run:
         return tried
 
     def _exact(self, tried: list[Tried]) -> tuple[Settings, Outcome] | None:
-        passing = sorted(
-            (one for one in tried if one.outcome.passed and one.outcome.final),
-            key=lambda one: one.outcome.ratio,
-        )
         self.opened.bench.clock.reserve = -1e9  # the time for this was kept
-        for one in passing[:CHECKED]:
+        for one in passing(tried)[:CHECKED]:
             self.ui.status("measuring the best as its recipe has it")
             try:
                 outcome = self.opened.bench.exact(one.settings)

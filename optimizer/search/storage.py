@@ -182,9 +182,14 @@ class Tried:
 
 
 def best_of(tried: Sequence[Tried]) -> Tried | None:
-    """The smallest that passes on all samples."""
-    passing = [one for one in tried if one.outcome.passed and one.outcome.final]
-    return min(passing, key=lambda one: one.outcome.ratio, default=None)
+    """The smallest that passes on all samples; of several as small, the nearest to the original."""
+    return next(iter(passing(tried)), None)
+
+
+def passing(tried: Sequence[Tried]) -> list[Tried]:
+    """Those that pass on all samples, the best first."""
+    found = [one for one in tried if one.outcome.passed and one.outcome.final]
+    return sorted(found, key=lambda one: (one.outcome.ratio, -one.outcome.metrics.get("sqnr", 0.0)))
 
 
 def nearest_miss(tried: Sequence[Tried]) -> Tried | None:
