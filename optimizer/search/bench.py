@@ -14,9 +14,15 @@ from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.search.clock import Clock, OutOfTimeError
 from onnx_lathe.optimizer.search.costs import Costs
 from onnx_lathe.optimizer.search.data import Division
-from onnx_lathe.optimizer.search.judging import Judge, Measured, judged
+from onnx_lathe.optimizer.search.judging import Judge, Measured, judged, noise
 from onnx_lathe.optimizer.search.layerwise import Composer
-from onnx_lathe.optimizer.search.space import Settings, Space
+from onnx_lathe.optimizer.search.space import Dimension, Settings, Space
+from onnx_lathe.optimizer.search.untrained import (
+    RULED_OUT,
+    Failures,
+    looks_first,
+    without_training,
+)
 from onnx_lathe.optimizer.services import Services
 from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
@@ -83,6 +89,7 @@ class Bench:
     """The smallest ratio that has passed; a trial that is no smaller cannot win."""
     composer: Composer | None = None
     rest_bytes: float | None = None
+    failures: Failures = field(default_factory=Failures)
     known: dict[str, Outcome] = field(default_factory=dict)
 
     def try_out(self, settings: Settings, thorough: bool = False) -> Outcome:
@@ -99,10 +106,10 @@ class Bench:
             self.known[key] = replace(found, seconds=time.perf_counter() - started)
         return self.known[key]
 
-    def candidate(self, settings: Settings) -> onnx.ModelProto:
-        """What the recipe makes of the model, but for what is done at its end alone."""
-        model = self.base
-        for step in self.space.calls(settings)[self.first :]:
+    def candidate(self, settings: Settings, trained: bool = True) -> onnx.ModelProto:
+        """What the recipe makes of the model; without its trainings, if not `trained`."""
+        model, steps = self.base, self.space.calls(settings)[self.first :]
+        for step in steps if trained else without_training(steps):
             context = self.services.context(f"trial, {step.name}")
             heard = replace(context, progress=self.clock.watched(self.progress))
             model, _ = apply_pass(configure(find(step.name), step.options), model, heard)
@@ -120,6 +127,9 @@ class Bench:
         if self.clock.left <= 0:
             raise OutOfTimeError
         timed = "latency" in self.goal.counted
+        untrained = self._untrained(settings)
+        if isinstance(untrained, Outcome):
+            return untrained
         model, counted = self._built(settings)
         outcome = self._outcome(counted, Measured({}), 0, 0.0)
         if not thorough and not outcome.passed:
@@ -136,10 +146,34 @@ class Bench:
             if last or thorough:
                 continue
             if not outcome.passed:
+                self._failed(untrained)
                 return replace(outcome, stopped="misses a gate by more than chance")
             if outcome.ratio > self.best and self.goal.minimize in counted:
                 return replace(outcome, stopped="larger than the best")
+        if not outcome.passed:
+            self._failed(untrained)
         return outcome
+
+    def _untrained(self, settings: Settings) -> tuple[float, float] | Outcome | None:
+        """(what is minimized, over the original's; noise) without training, or the outcome if that is ruled out;
+        None where it would tell nothing.
+        """
+        if not looks_first(self.space.steps[self.first :], self._shifted()):
+            return None
+        model = self.candidate(settings, trained=False)
+        counted = self.costs.of(model, {self.goal.minimize})
+        measured = self.judges[0].measure(model)
+        known = counted[self.goal.minimize] / self.costs.base(self.goal.minimize), noise(measured)
+        if not self.failures.rules_out(*known):
+            return known
+        return replace(self._outcome(counted, measured, 1, 0.0), passed=False, final=False, stopped=RULED_OUT)
+
+    def _shifted(self) -> list[Dimension]:
+        return [replace(one, step=one.step - self.first) for one in self.space.dimensions]
+
+    def _failed(self, untrained: tuple[float, float] | None) -> None:
+        if untrained is not None:
+            self.failures.add(*untrained)
 
     def _built(self, settings: Settings) -> tuple[onnx.ModelProto, dict[str, float]]:
         counted = self.goal.counted - {"latency"}

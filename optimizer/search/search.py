@@ -102,15 +102,16 @@ class _Run:
         self.ui.start(100)
         try:
             table = from_json(shared.noted(worker.TABLE) or {})
-            if not table:
-                self.ui.step("sensitivity", 0)
-                table = measure_table(bench, clock, self.ui.status)
-                shared.note(worker.TABLE, as_json(table))
-            if not earlier:
-                for settings in Proposals(bench.space, table, 0).starts():
-                    shared.enqueue(settings)
-            self.ui.step("trials", 0)
             with _children(self.request, clock, self.record.notes):
+                if not table:
+                    self.ui.step("sensitivity", 0)
+                    table = measure_table(bench, clock, self.ui.status)
+                    shared.note(worker.TABLE, as_json(table))
+                if not earlier:
+                    for settings in Proposals(bench.space, table, 0).starts():
+                        shared.enqueue(settings)
+                shared.note(worker.BEGUN, True)
+                self.ui.step("trials", 0)
                 Loop(
                     bench, shared, table, self.request.recipe.seed, self.request.trials, self._hear(clock)
                 ).run()

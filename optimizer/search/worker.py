@@ -8,6 +8,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 
 from onnx_lathe.errors import LatheError
 from onnx_lathe.optimizer.search.clock import Clock, OutOfTimeError
@@ -16,7 +17,9 @@ from onnx_lathe.optimizer.search.proposals import from_json
 from onnx_lathe.optimizer.search.request import open_search
 from onnx_lathe.optimizer.search.storage import Shared, open_storage
 
-TABLE = "lathe:table"
+TABLE, BEGUN = "lathe:table", "lathe:begun"
+"""Attributes of a study: what was measured layer by layer, and that its first trials are there."""
+WAIT_S = 0.2
 
 
 def main() -> int:
@@ -31,6 +34,8 @@ def main() -> int:
         shared = Shared.open(
             storage, opened.study_name, opened.bench.space, seed=request.recipe.seed + number
         )
+        while not shared.noted(BEGUN) and clock.left > 0:  # the caller measures sensitivity meanwhile
+            time.sleep(WAIT_S)
         table = from_json(shared.noted(TABLE) or {})
         Loop(opened.bench, shared, table, request.recipe.seed + number, request.trials).run()
     except OutOfTimeError:

@@ -14,13 +14,14 @@ import onnx_lathe
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.optimizer.gate import parse_gates
-from onnx_lathe.optimizer.recipe import load_recipe
+from onnx_lathe.optimizer.recipe import load_recipe, parse_calls
 from onnx_lathe.optimizer.search import bench as benches
 from onnx_lathe.optimizer.search.bench import Bench, Outcome
 from onnx_lathe.optimizer.search.clock import Clock, OutOfTimeError
 from onnx_lathe.optimizer.search.loop import Loop
 from onnx_lathe.optimizer.search.space import Dimension, Settings, Space
 from onnx_lathe.optimizer.search.storage import Shared, open_storage
+from onnx_lathe.optimizer.search.untrained import RULED_OUT, Failures, looks_first, without_training
 from tests.support.command import refused
 from tests.support.data import keyboard_interrupt_at
 
@@ -92,6 +93,7 @@ def test_the_front_falls_in_both_directions(searched: Path) -> None:
     assert quality == sorted(quality)
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_it_stopped(
     searched: Path, lenet: Path, small_mnist: Path, capsys: Any
 ) -> None:
@@ -165,6 +167,7 @@ def test_the_budget_is_kept(seconds: float, most: int, tmp_path: Path) -> None:
     assert len(shared.finished()) == bench.tried
 
 
+@pytest.mark.slow
 def test_hyper_parameters_of_a_training(
     lenet: Path, small_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,42 +236,78 @@ def test_as_a_function(lenet: Path, small_mnist: Path, tmp_path: Path) -> None:
         onnx_lathe.search(lenet, PASSES, (), data=str(small_mnist), out=tmp_path / "other")
 
 
-def test_a_hopeless_trial_is_not_measured_further(monkeypatch: pytest.MonkeyPatch) -> None:
+class Steady:
+    """A judge of always the same accuracy, far below the original's."""
+
+    def __init__(self, top1: float, looks: list[str] | None = None, name: str = "") -> None:
+        self.base: Mapping[str, float] = {"top1": 0.9}
+        self.top1, self.looks, self.name = top1, looks, name
+
+    def measure(self, model: object) -> benches.Measured:
+        if self.looks is not None:
+            self.looks.append(self.name)
+        return benches.Measured({"top1": self.top1}, {"top1": 0.03})
+
+
+class Sized:
+    """Costs of a candidate that is always as large."""
+
+    def __init__(self, size: float) -> None:
+        self.size = size
+
+    def base(self, name: str) -> float:
+        return 100.0
+
+    def of(self, model: object, names: object) -> dict[str, float]:
+        return {"packed": self.size}
+
+
+def test_a_hopeless_trial_is_not_measured_further() -> None:
     """By the first of three sets of samples a gate is missed by more than chance; the others are not looked at."""
-    looks = []
-
-    class Judge:
-        base: Mapping[str, float] = {"top1": 0.9}
-
-        def __init__(self, name: int) -> None:
-            self.name = name
-
-        def measure(self, model: object) -> benches.Measured:
-            looks.append(self.name)
-            return benches.Measured({"top1": 0.5}, {"top1": 0.03})
-
-    class Costs:
-        def base(self, name: str) -> float:
-            return 100.0
-
-        def of(self, model: object, names: object) -> dict[str, float]:
-            return {"packed": 10.0}
-
+    looks: list[str] = []
     goal = benches.Goal("packed", parse_gates(["top1 drop <= 1%"]), 1.0)
-    bench = Bench(
-        Space((), ()),
-        goal,
-        onnx.ModelProto(),
-        0,
-        [Judge(1), Judge(2), Judge(3)],
-        Costs(),
-        None,
-        Clock(1e12),
-        print,  # type: ignore[arg-type, list-item]
-    )
+    judges = [Steady(0.5, looks, name) for name in ("first", "second", "last")]
+    bench = Bench(Space((), ()), goal, onnx.ModelProto(), 0, judges, Sized(10.0), None, Clock(1e12), print)  # type: ignore[arg-type]
     outcome = bench.try_out({})
-    assert looks == [1]
+    assert looks == ["first"]
     assert outcome.stopped == "misses a gate by more than chance"
     assert outcome.value > 1.0
-    settings: Settings = {}
-    assert isinstance(bench.known[repr(sorted(settings.items()))], Outcome)
+
+
+def test_what_is_more_drastic_than_a_failure_is_not_trained() -> None:
+    failures = Failures()
+    failures.add(0.5, 0.2)
+    assert failures.rules_out(0.5, 0.2)
+    assert failures.rules_out(0.4, 0.3)
+    assert not failures.rules_out(0.6, 0.3)
+    assert not failures.rules_out(0.4, 0.1)
+    steps = parse_calls("prune(sparsity=0.5, rounds=3, training={epochs: 1}), retrain, codebook", "passes")
+    assert [str(step) for step in without_training(steps)] == ["prune(sparsity=0.5)", "codebook"]
+    sparsity, rate = (
+        Dimension(name, step, tuple(name.split(".")[1:]), low=0.1, high=0.5)
+        for name, step in (("prune.sparsity", 0), ("retrain.rate", 1))
+    )
+    assert looks_first(steps, [sparsity])
+    assert not looks_first(steps, [sparsity, rate])
+    assert not looks_first(steps[2:], [])
+
+
+def test_a_first_look_saves_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second setting is smaller and noisier than the first, which failed after its training."""
+    trained: list[Settings] = []
+    dimension = Dimension("prune.sparsity", 0, ("sparsity",), choices=(0.9, 0.99))
+    steps = parse_calls("prune, retrain", "passes")
+    bench = Bench(
+        Space(steps, (dimension,)), benches.Goal("packed", parse_gates(["top1 drop <= 1%"]), 1.0), onnx.ModelProto(), 0,
+        [Steady(0.5)], Sized(10.0), None, Clock(1e12), print,
+    )  # type: ignore[arg-type, list-item]  # fmt: skip
+
+    def candidate(settings: Settings, trained_too: bool = True, **named: bool) -> onnx.ModelProto:
+        if named.get("trained", trained_too):
+            trained.append(settings)
+        return onnx.ModelProto()
+
+    monkeypatch.setattr(bench, "candidate", candidate)
+    assert not bench.try_out({"prune.sparsity": 0.9}).stopped
+    assert bench.try_out({"prune.sparsity": 0.99}).stopped == RULED_OUT
+    assert trained == [{"prune.sparsity": 0.9}]
