@@ -61,16 +61,17 @@ def run(asked: Asked, ui: Ui) -> Profile:
         raise UsageError(f"--subset {asked.subset}: give at least 1 sample")
     opened = opening.open_file(asked.model).model
     model = _folded(opened)
-    found = layers_of(model, step.name, step.options)
+    division = to_look_at(asked.recipe, opened, asked.subset)
+    check_needs([_instance(step)], division.roles, asked.recipe)
+    services = Services(asked.recipe, division.roles, None, None, ui.status)
+    found = layers_of(model, step.name, step.options, services.context("layers"))
     dimensions = _dimensions(asked, found)
     if not dimensions:
         raise UsageError(
             f"{asked.name or asked.model}: {step.name} changes no layer of it, so there is nothing to measure"
         )
-    division = to_look_at(asked.recipe, opened, asked.subset)
-    check_needs([_instance(step)], division.roles, asked.recipe)
     ui.note(division.note)
-    return _measured(asked, model, dimensions, found, division, ui)
+    return _measured(asked, model, dimensions, found, division, services, ui)
 
 
 def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -84,12 +85,12 @@ def _measured(
     dimensions: Sequence[Dimension],
     found: Sequence[Weight],
     division: Division,
+    services: Services,
     ui: Ui,
 ) -> Profile:
     ort.survive(model)
     judge = Judge(model, division.judging, progress=ui.status)
     profile = Profile(asked.name or str(asked.model), str(asked.step), judge.base, division.note)
-    services = Services(asked.recipe, division.roles, None, None, ui.status)
     single = Single(model, asked.step, dimensions, lambda: services.context("sensitivity"))
     content = [model_fingerprint(model), division.judging.fingerprint]
     if division.roles.calibration is not None and _instance(asked.step).needs:

@@ -23,6 +23,7 @@ from onnx_lathe.optimizer.search.layerwise import Composer
 from onnx_lathe.optimizer.search.space import Space
 from onnx_lathe.optimizer.search.strengths import STRENGTHS, default_space, layers_of
 from onnx_lathe.optimizer.services import Services, check_needs, check_training, warnings
+from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.layers import Weight
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import ort
@@ -120,7 +121,7 @@ def open_search(request: SearchRequest, clock: Clock, status: Callable[[str], No
     first = _first_searched(request)
     base = benches.prefix_model(original, recipe.steps[:first], services, status)
     goal = Goal(request.minimize, gates, request.margin)
-    space = _space(request, base, first)
+    space = _space(request, base, first, services.context("layers"))
     ort.survive(original)
     judges = benches.make_judges(original, division, request.subset, threads, status)
     _check_gates(gates, judges[-1].base)
@@ -150,7 +151,7 @@ def _first_searched(request: SearchRequest) -> int:
     return places[0] if places else 0
 
 
-def _space(request: SearchRequest, base: onnx.ModelProto, first: int) -> Space:
+def _space(request: SearchRequest, base: onnx.ModelProto, first: int, context: Context) -> Space:
     steps = request.recipe.steps
     packed = request.minimize == "packed"
     known: dict[int, Sequence[Weight]] = {}
@@ -158,13 +159,13 @@ def _space(request: SearchRequest, base: onnx.ModelProto, first: int) -> Space:
     def weights_of(index: int) -> Sequence[Weight]:
         if index not in known:
             step = steps[index]
-            known[index] = layers_of(base, step.name, step.options) if step.name in STRENGTHS else []
+            known[index] = layers_of(base, step.name, step.options, context) if step.name in STRENGTHS else []
         return known[index]
 
     if request.search:
         dimensions = parse_space(request.search, steps, weights_of)
     else:
-        dimensions = default_space(steps, base, packed)
+        dimensions = default_space(steps, base, packed, context)
     if not dimensions:
         raise UsageError(
             "there is nothing to choose: the passes change no layer of this model, or their options settle all"

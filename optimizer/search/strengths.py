@@ -82,11 +82,15 @@ FINER = Strength("layer_centroids", _same(*VALUES), {"layers": {"*": 3}}, rising
 """Of codebook where the packed file counts: its code needs no whole number of bits."""
 
 
-def layers_of(model: onnx.ModelProto, name: str, options: Mapping[str, Any]) -> list[Weight]:
-    """The weights that the pass changes when it is asked for all of them, in graph order."""
+def layers_of(
+    model: onnx.ModelProto, name: str, options: Mapping[str, Any], context: Context | None = None
+) -> list[Weight]:
+    """The weights that the pass changes when it is asked for all of them, in graph order. `context`: its data tells
+    sizes that the model leaves open.
+    """
     asked = {key: value for key, value in options.items() if key == "min_size"}
     instance = configure(find(name), {**asked, **STRENGTHS[name].trial})
-    _, report = apply_pass(instance, model, Context())
+    _, report = apply_pass(instance, model, context or Context())
     changed = {edit.node for edit in report.edits}
     everywhere = name in ("prune", "codebook")
     found = weights(import_model(model), lambda node, reason: None, bodies=everywhere, everywhere=everywhere)
@@ -136,7 +140,9 @@ def uniform(steps: Sequence[Call], index: int) -> list[Dimension]:
     return [Dimension(f"{title}.{option}", index, (option,), levels=values)]
 
 
-def default_space(steps: Sequence[Call], model: onnx.ModelProto, packed: bool) -> tuple[Dimension, ...]:
+def default_space(
+    steps: Sequence[Call], model: onnx.ModelProto, packed: bool, context: Context | None = None
+) -> tuple[Dimension, ...]:
     """Of every step that has a strength, one dimension for each layer. `model`: as the first of them gets it."""
     found: list[Dimension] = []
     reshaped = False
@@ -146,6 +152,6 @@ def default_space(steps: Sequence[Call], model: onnx.ModelProto, packed: bool) -
         if reshaped:
             found += uniform(steps, index)
         else:
-            found += per_layer(steps, index, layers_of(model, step.name, step.options), packed)
+            found += per_layer(steps, index, layers_of(model, step.name, step.options, context), packed)
         reshaped = reshaped or STRENGTHS[step.name].reshapes
     return tuple(found)

@@ -130,3 +130,14 @@ def test_what_cannot_be_measured_is_refused(
     more: list[str], step: str, said: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert said in refused(capsys, asked(*more, step=step))
+
+
+def test_sizes_that_the_model_leaves_open_are_those_of_the_data(place: Path, capsys: Any) -> None:
+    """svd splits what saves multiplications, and how many there are is open here."""
+    network = "(float[N, 8, H, W] x) => (float[N, 16, H, W] y) { y = Conv <pads=[1, 1, 1, 1]> (x, w) }"
+    onnx.save(build(network, w=random(16, 8, 3, 3)), "model.onnx")
+    np.savez("data.npz", x=random(20, 8, 6, 6))
+    assert main(asked("--json", "--strengths", "8,2", step="svd")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [point["strength"] for point in found["points"]] == [8, 2]
+    assert found["points"][0]["metrics"]["sqnr"] > found["points"][1]["metrics"]["sqnr"]
