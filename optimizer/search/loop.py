@@ -12,6 +12,8 @@ from onnx_lathe.optimizer.search.proposals import Proposals, Table
 from onnx_lathe.optimizer.search.storage import Shared, Tried, best_of
 
 LEAST_S = 0.05
+AGAIN = 2
+"""Times that the winner is made again after the last trial: to measure it exactly, and by the run of its recipe."""
 
 
 @dataclass
@@ -30,7 +32,7 @@ class Loop:
     def run(self) -> None:
         """Returns when the budget is spent, the trials are done, or nothing is left to try."""
         proposals = Proposals(self.bench.space, self.table, self.seed)
-        turn, repeated = 0, 0
+        turn, repeated, kept = 0, 0, self.bench.clock.reserve
         while self._time_for_one():
             tried = self.shared.finished()
             best = best_of(tried)
@@ -44,13 +46,13 @@ class Loop:
             done = {_key(one) for one in tried}
             new = self._trial(done)
             repeated = 0 if new else repeated + 1
+            self.bench.clock.reserve = kept + AGAIN * self._typical
             if repeated > 200:  # a small space is tried out
                 return
 
     def _time_for_one(self) -> bool:
         """Whether a trial as long as most of the last ones would end in time."""
-        typical = float(np.quantile(self._seconds[-20:], 0.75)) if self._seconds else LEAST_S
-        return self.bench.clock.left > typical
+        return self.bench.clock.left > self._typical
 
     def _propose(self, proposals: Proposals, tried: list[Tried], best: Tried | None, turn: int) -> None:
         """Two of three trials go on from the best; the third is the sampler's own."""
@@ -74,6 +76,11 @@ class Loop:
         if fresh:
             self._seconds.append(time.perf_counter() - started)
         return fresh
+
+    @property
+    def _typical(self) -> float:
+        """Seconds that three of four of the last trials did not exceed."""
+        return float(np.quantile(self._seconds[-20:], 0.75)) if self._seconds else LEAST_S
 
 
 def _key(one: Tried) -> str:
