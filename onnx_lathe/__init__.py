@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from onnx_lathe.optimizer.inspecting.inspecting import inspect
     from onnx_lathe.optimizer.judging.calling import gate
     from onnx_lathe.optimizer.reporting import report
+    from onnx_lathe.optimizer.search.api import auto, search, sensitivity
     from onnx_lathe.passes.core.base import Pass
     from onnx_lathe.passes.core.options import option
     from onnx_lathe.passes.core.registry import register
@@ -67,6 +68,7 @@ _PLACES = {
     "optimizer.inspecting.inspecting": ("inspect",),
     "optimizer.reporting": ("report",),
     "optimizer.diffing.api": ("debug", "diff"),
+    "optimizer.search.api": ("auto", "search", "sensitivity"),
     "passes.core.base": ("Pass",),
     "passes.core.options": ("option",),
     "passes.core.registry": ("register",),
@@ -91,6 +93,7 @@ __all__ = [
     "TrainingOptions",
     "UsageError",
     "__version__",
+    "auto",
     "build",
     "check",
     "debug",
@@ -106,6 +109,8 @@ __all__ = [
     "report",
     "rewrite",
     "run",
+    "search",
+    "sensitivity",
     "targets",
     "to_torch",
     "unpack",

@@ -27,6 +27,9 @@ COMMANDS = {
     "debug": "diffing.debug",
     "run": "running.run",
     "report": "report.report",
+    "sensitivity": "searching.sensitivity",
+    "search": "searching.search",
+    "auto": "searching.auto",
     "pack": "packing.pack",
     "unpack": "packing.unpack",
 }

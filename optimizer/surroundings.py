@@ -41,13 +41,14 @@ def processor() -> dict[str, Any]:
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "cores": _cores(),
+        "cores": cores(),
         "threads": threads.limit(),
         "flags": [flag for flag in FLAGS if flag in flags],
     }
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

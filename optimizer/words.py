@@ -23,6 +23,9 @@ COMMAND_WORDS = {
     "run": ("infer", "predict", "execute", "benchmark", "bench", "time", "test", "inference"),
     "pack": ("compress", "zip", "gzip", "archive"),
     "unpack": ("decompress", "unzip", "extract", "restore"),
+    "search": ("tune", "autotune", "hpo", "sweep", "optuna", "grid"),
+    "sensitivity": ("sensitive", "sensitivities", "importance"),
+    "auto": ("automatic", "autopilot", "easy"),
     "gate": ("compare", "eval", "evaluate", "judge", "accuracy", "verify"),
     "diff": ("difference", "side-by-side", "deviation"),
     "debug": ("bisect", "culprit", "blame", "why", "reduce"),
@@ -39,7 +42,14 @@ FORM = {
     "diff": "diff A B --data D",
     "debug": "debug A B --data D --out DIR",
     "build": "build MODEL --target T",
-    "report": "report BUILD_FOLDER",
+    "search": ("tune", "autotune", "hpo", "sweep", "optuna", "grid"),
+    "sensitivity": ("sensitive", "sensitivities", "importance"),
+    "auto": ("automatic", "autopilot", "easy"),
+    "gate": ("compare", "eval", "evaluate", "judge", "accuracy", "verify"),
+    "diff": ("difference", "side-by-side", "deviation"),
+    "debug": ("bisect", "culprit", "blame", "why", "reduce"),
+    "check": ("validate", "lint", "support"),
+    "report": ("html", "dashboard", "visualize", "plot"),
 }
 
 

@@ -31,7 +31,9 @@ from onnx_lathe.version import VERSION
 COMPILE_EPILOG = """\
 other commands: optimize inspect MODEL | gate BASE CANDIDATE | build MODEL --target T
                 | check MODEL --target T | run MODEL --data D | pack FILE | unpack FILE
-                | report BUILD_FOLDER | passes [NAME] | targets
+                 | sensitivity MODEL --pass P | search MODEL --passes P --gate G
+                 | auto MODEL --target T --gate G | diff A B | debug A B --out DIR
+                 | report BUILD_FOLDER | passes [NAME] | targets
 exit codes: 0 done and gates passed, 1 a defect of Lathe, 2 wrong use or bad input, 3 a gate failed, 4 a target failed, 130 interrupted"""
 
 

@@ -1,6 +1,9 @@
 """The same 23 samples as an archive, as a function's batches and as pictures; and how they are read."""
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,3 +62,15 @@ def refusal(
     message = str(refused.value)
     assert "\n" not in message
     return message
+
+
+def keyboard_interrupt_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which the user interrupts at this call of it."""
+    calls = itertools.count(1)
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return function(*arguments, **named)
+
+    return interrupted

@@ -1,0 +1,61 @@
+"""Which samples a search judges settings on: never those that give the final figure."""
+
+from dataclasses import dataclass, replace
+
+import onnx
+
+from onnx_lathe.errors import DataError
+from onnx_lathe.optimizer.recipe import Recipe
+from onnx_lathe.optimizer.services import CALIBRATION_SAMPLES, Roles, open_roles
+from onnx_lathe.runtime.data import take
+from onnx_lathe.runtime.data.kept import KeptSource, hold_apart, keep
+
+MOST = 5000
+"""Samples that judge at most."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """`judging` chooses settings; `roles` are those that passes see meanwhile, in which no sample of it is."""
+
+    judging: KeptSource
+    roles: Roles
+    note: str
+
+
+def divide(recipe: Recipe, model: onnx.ModelProto, trains: bool, most: int = MOST) -> Division:
+    """The training data of the recipe, or its calibration data, divided for a search. The evaluation data is left
+    for the winner.
+
+    Raises DataError if nothing but evaluation data is named.
+    """
+    roles = open_roles(recipe, model)
+    whole = roles.train or roles.calibration
+    if whole is None:
+        raise DataError(
+            "settings are chosen on training or calibration data, never on evaluation data, and there is none; "
+            "give --data, which is split, or --train beside --eval"
+        )
+    own = roles.train is not None and recipe.calibration is not None and not trains
+    calibrating = 0 if own else CALIBRATION_SAMPLES
+    judging, others = hold_apart(whole, most, calibrating, trains, recipe.seed)
+    calibration = roles.calibration if own else take(others, CALIBRATION_SAMPLES)
+    seen = replace(roles, train=others if roles.train is not None else None, calibration=calibration)
+    of = "training" if roles.train is not None else "calibration"
+    return Division(judging, seen, f"settings are chosen on {judging.count:,} of the {of} samples")
+
+
+def to_look_at(recipe: Recipe, model: onnx.ModelProto, most: int) -> Division:
+    """As `divide`, but --data need not be split, and evaluation data serves where there is no other: a profile chooses
+    nothing by itself.
+    """
+    if recipe.train is None:
+        recipe = replace(recipe, train=recipe.data, data=None)
+    roles = open_roles(recipe, model)
+    if roles.train is not None or roles.calibration is not None:
+        found = divide(recipe, model, False, most)
+        return replace(found, note=found.note.replace("settings are chosen", "measured"))
+    if roles.evaluation is None:
+        raise DataError("sensitivity is measured on data; give --data")
+    judging = keep(roles.evaluation, most)
+    return Division(judging, roles, f"measured on {judging.count:,} of the evaluation samples")

@@ -1,0 +1,184 @@
+"""Candidates put together of layers that were changed before: a pass that treats each layer by itself gives a layer
+the same values whatever its neighbours get, so one run with one strength for all layers serves many candidates.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnx_lathe.optimizer.recipe import Call
+from onnx_lathe.optimizer.search.space import Dimension, Settings, Space, Value
+from onnx_lathe.optimizer.step import apply_pass
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.registry import find
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.layers import constant_value, weights
+from onnx_lathe.passes.graph.model import import_model
+
+KEPT_BYTES = 1 << 30
+FEW = 256
+"""Distinct values up to which a tensor's code is that of a codebook."""
+FLOAT_BITS = 27.0
+"""What a packed float32 weight takes, about: exponents and signs repeat, mantissas do not."""
+
+ALONE = {"prune": {"clean": False}}
+"""Options without which a pass looks at a layer's neighbours: what nothing reads is zero first, and that depends on
+them. In the recipe it stays, and is taken as no worse.
+"""
+
+Key = tuple[Value, ...]
+
+
+def is_local(step: Call) -> bool:
+    """Whether the pass, with these options, gives each layer what it would get alone."""
+    options = step.options
+    if options.get("training") is not None or options.get("sensitivity"):
+        return False
+    if step.name == "prune":
+        return options.get("scope", "layer") == "layer"
+    if step.name == "codebook":
+        return options.get("share", "tensor") != "network" and not options.get("biases") and (
+            options.get("min_sqnr") is None
+        )  # fmt: skip
+    return False
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A layer's weight as a pass left it, float32, and about what it takes in a packed file."""
+
+    values: np.ndarray
+    packed_bytes: float
+
+
+class Composer:
+    """Candidates of `space`, whose steps are all local, on a model."""
+
+    def __init__(self, model: onnx.ModelProto, space: Space, alone: bool = False) -> None:
+        """`alone`: weights that the space is not about stay as they are."""
+        self.space, self.alone = space, alone
+        self._model = model
+        self._made = onnx.ModelProto()
+        self._made.CopyFrom(model)
+        self._tensors = {tensor.name: tensor for tensor in self._made.graph.initializer}
+        self._known: OrderedDict[tuple[str, Key], Changed] = OrderedDict()
+        self._bytes = 0
+        self._by_layer: dict[str, list[Dimension]] = {}
+        for one in space.dimensions:
+            if one.layer:
+                self._by_layer.setdefault(one.layer, []).append(one)
+        self._global = [one for one in space.dimensions if not one.layer]
+        self._others_of: Key | None = None
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, space: Space, alone: bool = False) -> "Composer | None":
+        """None if a step is not local, or a layer's weight is no float32 initializer of the main graph."""
+        stored = {one.name for one in model.graph.initializer if one.data_type == onnx.TensorProto.FLOAT}
+        layers = {one.layer for one in space.dimensions if one.layer}
+        if not layers or not layers <= stored or not all(map(is_local, space.steps)):
+            return None
+        return cls(model, space, alone)
+
+    def share(self, other: "Composer") -> None:
+        """Knows what another one of the same model and space has found."""
+        self._known = other._known
+
+    def layer(self, name: str, settings: Settings) -> Changed:
+        """What the layer becomes."""
+        key = self._key(name, settings)
+        if (name, key) not in self._known:
+            self._run(name, key, settings)
+        self._known.move_to_end((name, key))
+        return self._known[name, key]
+
+    def candidate(self, settings: Settings) -> onnx.ModelProto:
+        """The model, dense: it computes what the passes' own result does. It is good until the next call."""
+        for name in self._by_layer:
+            self._tensors[name].CopyFrom(self._tensor(name, settings))
+        return self._made
+
+    def packed_bytes(self, settings: Settings) -> float:
+        """Of the layers that the space is about; others are the same in every candidate."""
+        return sum(self.layer(name, settings).packed_bytes for name in self._by_layer)
+
+    def _tensor(self, name: str, settings: Settings) -> onnx.TensorProto:
+        if self.alone and not any(settings[one.name] for one in self._by_layer[name]):
+            return next(one for one in self._model.graph.initializer if one.name == name)
+        return onnx.numpy_helper.from_array(self.layer(name, settings).values, name)
+
+    def _key(self, name: str, settings: Settings) -> Key:
+        return tuple(settings[one.name] for one in (*self._global, *self._by_layer[name]))
+
+    def _run(self, name: str, key: Key, settings: Settings) -> None:
+        """The steps, with the layer's strengths for every layer: all that have the same dimensions are known then."""
+        by_step = {one.step: settings[one.name] for one in self._by_layer[name]}
+        alike = dict(settings)
+        for one in self.space.dimensions:
+            if one.layer and one.step in by_step and by_step[one.step] in one.levels:
+                alike[one.name] = by_step[one.step]
+        model = self._model
+        for step in self.space.calls(alike):
+            options = {**step.options, **ALONE.get(step.name, {})}
+            model, _ = apply_pass(configure(find(step.name), options), model, Context())
+        graph = import_model(model)
+        found = weights(graph, lambda node, reason: None, bodies=True, everywhere=True)
+        for weight in found:
+            if weight.name in self._by_layer:
+                values = np.asarray(constant_value(weight.tensor, graph.opset), np.float32)
+                self._keep(weight.name, self._key(weight.name, alike), values)
+            elif not self.alone and self._others_of is None and weight.name in self._tensors:
+                values = np.asarray(constant_value(weight.tensor, graph.opset), np.float32)
+                self._tensors[weight.name].CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        self._others_of = key
+
+    def _keep(self, name: str, key: Key, values: np.ndarray) -> None:
+        if (name, key) in self._known:
+            return
+        self._known[name, key] = Changed(np.ascontiguousarray(values), packed_estimate(values))
+        self._bytes += values.nbytes
+        while self._bytes > KEPT_BYTES and len(self._known) > len(self._by_layer):
+            self._bytes -= self._known.popitem(last=False)[1].values.nbytes
+
+
+def packed_estimate(values: np.ndarray) -> float:
+    """Bytes of an ideal code for each value by itself, and of the table of values. The packed file's own code also
+    looks at neighbours and gains some per cent by that.
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    if distinct.size <= FEW:
+        return (_entropy(counts) * values.size + 32.0 * distinct.size) / 8
+    zeros = values.size - int(np.count_nonzero(values))
+    where = _entropy(np.array([zeros, values.size - zeros])) * values.size
+    return (where + FLOAT_BITS * (values.size - zeros)) / 8
+
+
+def _entropy(counts: np.ndarray) -> float:
+    shares = counts[counts > 0] / max(1, counts.sum())
+    return float(-(shares * np.log2(shares)).sum()) if counts.sum() else 0.0
+
+
+def combinations(space: Space, layer: str) -> list[dict[str, Value]]:
+    """Every setting of one layer's dimensions, by dimension."""
+    found: list[dict[str, Value]] = [{}]
+    for one in space.dimensions:
+        if one.layer == layer:
+            found = [{**before, one.name: level} for before in found for level in one.levels]
+    return found
+
+
+def layers(space: Space) -> Sequence[str]:
+    return list(dict.fromkeys(one.layer for one in space.dimensions if one.layer))
+
+
+def weakest(space: Space) -> dict[str, Value]:
+    """The setting that changes least: ladders at their beginning, the middle of ranges, the first choice."""
+    found: dict[str, Value] = {}
+    for one in space.dimensions:
+        middle = math.sqrt(one.low * one.high) if one.log else (one.low + one.high) / 2
+        ladder = one.levels or one.choices
+        found[one.name] = ladder[0] if ladder else round(middle) if one.whole else middle
+    return found

@@ -1,0 +1,87 @@
+"""Trials, one after the other, until the time is up: what each process of a search does."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnx_lathe.optimizer.search.bench import Bench
+from onnx_lathe.optimizer.search.clock import OutOfTimeError
+from onnx_lathe.optimizer.search.proposals import Proposals, Table
+from onnx_lathe.optimizer.search.storage import Shared, Tried, best_of
+
+LEAST_S = 0.05
+AGAIN = 2
+"""Times that the winner is made again after the last trial: to measure it exactly, and by the run of its recipe."""
+
+
+@dataclass
+class Loop:
+    """Trials of one process on a study that others may share."""
+
+    bench: Bench
+    shared: Shared
+    table: Table
+    seed: int
+    most: int = 0
+    """Trials of all processes; 0 is no limit."""
+    heard: Callable[[int, Tried | None], None] = lambda count, best: None
+    _seconds: list[float] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Returns when the budget is spent, the trials are done, or nothing is left to try."""
+        proposals = Proposals(self.bench.space, self.table, self.seed)
+        turn, repeated, kept = 0, 0, self.bench.clock.reserve
+        while self._time_for_one():
+            tried = self.shared.finished()
+            best = best_of(tried)
+            self.bench.best = best.outcome.ratio if best else float("inf")
+            self.heard(len(tried), best)
+            if self.most and len(tried) >= self.most:
+                return
+            if not self.shared.waiting and self.table:
+                self._propose(proposals, tried, best, turn)
+            turn += 1
+            done = {_key(one) for one in tried}
+            new = self._trial(done)
+            repeated = 0 if new else repeated + 1
+            self.bench.clock.reserve = kept + AGAIN * self._typical
+            if repeated > 200:  # a small space is tried out
+                return
+
+    def _time_for_one(self) -> bool:
+        """Whether a trial as long as most of the last ones would end in time."""
+        return self.bench.clock.left > self._typical
+
+    def _propose(self, proposals: Proposals, tried: list[Tried], best: Tried | None, turn: int) -> None:
+        """Two of three trials go on from the best; the third is the sampler's own."""
+        between = proposals.between({_key(one): one.outcome.passed for one in tried if one.outcome.looks})
+        if between is not None:
+            self.shared.enqueue(between)
+        elif best is not None and turn % 3:
+            self.shared.enqueue(proposals.step(best.settings))
+
+    def _trial(self, done: set[str]) -> bool:
+        """One trial; false for settings that were tried before."""
+        started = time.perf_counter()
+        trial, settings = self.shared.ask()
+        try:
+            fresh = repr(sorted(settings.items())) not in done
+            outcome = self.bench.try_out(settings)
+            self.shared.tell(trial, outcome)
+        except (OutOfTimeError, KeyboardInterrupt):
+            self.shared.give_up(trial)
+            raise
+        if fresh:
+            self._seconds.append(time.perf_counter() - started)
+        return fresh
+
+    @property
+    def _typical(self) -> float:
+        """Seconds that three of four of the last trials did not exceed."""
+        return float(np.quantile(self._seconds[-20:], 0.75)) if self._seconds else LEAST_S
+
+
+def _key(one: Tried) -> str:
+    return repr(sorted(one.settings.items()))

@@ -1,0 +1,334 @@
+"""`optimize search`: opens the study, starts from sensitivity, tries until the time is up, and judges the winner."""
+
+import pickle
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from onnx_lathe.errors import ExitCode, LatheError, UsageError
+from onnx_lathe.optimizer import pipeline, surroundings
+from onnx_lathe.optimizer.run import Request
+from onnx_lathe.optimizer.search import worker
+from onnx_lathe.optimizer.search.bench import Outcome
+from onnx_lathe.optimizer.search.clock import Clock, OutOfTimeError
+from onnx_lathe.optimizer.search.judging import quality_name
+from onnx_lathe.optimizer.search.loop import Loop
+from onnx_lathe.optimizer.search.proposals import Proposals, as_json, from_json
+from onnx_lathe.optimizer.search.recipe_file import write_recipe
+from onnx_lathe.optimizer.search.record import Choice, SearchRecord
+from onnx_lathe.optimizer.search.request import Opened, SearchRequest, open_search
+from onnx_lathe.optimizer.search.space import Settings, shown
+from onnx_lathe.optimizer.search.storage import (
+    JOURNAL,
+    Shared,
+    Tried,
+    best_of,
+    front,
+    nearest_miss,
+    open_storage,
+    passing,
+    require_optuna,
+)
+from onnx_lathe.optimizer.search.table import measure_table
+from onnx_lathe.optimizer.ui import Ui
+from onnx_lathe.runtime import processes
+from onnx_lathe.runtime.threads import limit, limited
+from onnx_lathe.version import VERSION
+
+RECORD, RECIPE, STUDY, BEST = "search.json", "recipe.toml", "study.journal", "best"
+CHECKED = 4
+"""Winners that are measured as their recipe has them, until one passes."""
+CHILD_GRACE_S = 5.0
+BEST_CODER, BEST_CODER_S = 60.0, 60.0
+"""How many times as long as the fast coder the best one takes on small files, and the most that it takes, about."""
+
+
+def search(request: SearchRequest, ui: Ui) -> SearchRecord:
+    """Searches, writes search.json and recipe.toml to `out`, and runs the winner's recipe into `out`/best. The
+    record's exit code is that of the run, 3 if no trial passed, 130 after an interruption.
+
+    Raises LatheError for a request that cannot run: nothing is written then.
+    """
+    started = time.time()
+    require_optuna()
+    request.check()
+    storage = request.storage or f"{JOURNAL}{request.out / STUDY}"
+    _check_out(request)
+    clock = Clock(started + request.budget_s)
+    cores = limit() or surroundings.cores()
+    threads = request.threads or max(1, cores // request.jobs)
+    request = replace(request, storage=storage, threads=threads)
+    with ExitStack() as stack:
+        stack.enter_context(limited(threads if request.jobs > 1 else 0))
+        opened = open_search(request, clock, ui.status, threads)
+        ui.note(opened.division.note)
+        for note in request.notes:
+            ui.note(f"warning: {note}")
+        _begin(request)
+        clock.reserve = _reserve(opened, time.time() - started)
+        run = _Run(opened, ui, _record(opened, request))
+        try:
+            run.shared = Shared.open(
+                open_storage(storage), opened.study_name, opened.bench.space, request.recipe.seed
+            )
+            run.explore(clock)
+        except KeyboardInterrupt:
+            run.interrupted()
+        else:
+            run.finish(clock)
+        run.record.seconds = time.time() - started
+        run.record.write(request.out / RECORD)
+        return run.record
+
+
+class _Run:
+    """One search, from its study to its record."""
+
+    def __init__(self, opened: Opened, ui: Ui, record: SearchRecord) -> None:
+        self.opened, self.request, self.ui, self.record = opened, opened.request, ui, record
+        self.shared: Shared | None = None
+
+    def explore(self, clock: Clock) -> None:
+        """Sensitivity, the first settings, and trials until the time is up."""
+        assert self.shared is not None
+        bench, shared = self.opened.bench, self.shared
+        earlier = len(shared.finished())
+        if earlier:
+            self.ui.note(f"going on after {earlier} trials of this search")
+        self.ui.start(100)
+        try:
+            table = from_json(shared.noted(worker.TABLE) or {})
+            with _children(self.request, clock, self.record.notes):
+                if not table:
+                    self.ui.step("sensitivity", 0)
+                    table = measure_table(bench, clock, self.ui.status)
+                    shared.note(worker.TABLE, as_json(table))
+                if not earlier:
+                    for settings in Proposals(bench.space, table, 0).starts():
+                        shared.enqueue(settings)
+                shared.note(worker.BEGUN, True)
+                self.ui.step("trials", 0)
+                Loop(
+                    bench, shared, table, self.request.recipe.seed, self.request.trials, self._hear(clock)
+                ).run()
+        except OutOfTimeError:
+            pass
+        finally:
+            self.ui.stop()
+
+    def _hear(self, clock: Clock) -> Callable[[int, Tried | None], None]:
+        def hear(count: int, best: Tried | None) -> None:
+            told = f", best {best.outcome.ratio:.4f} of the original's" if best else ", none passes yet"
+            self.ui.share(
+                f"{count} trials{told}", int(self.request.budget_s - clock.left), int(self.request.budget_s)
+            )
+
+        return hear
+
+    def finish(self, clock: Clock) -> None:
+        """The winner, as its recipe has it, and its figures on the evaluation data."""
+        tried = self._collect()
+        winner = self._exact(tried)
+        clock.reserve = 0.0
+        if winner is None:
+            missed = nearest_miss(tried)
+            self.record.nearest_miss = (
+                None if missed is None else self._choice(missed.settings, missed.outcome)
+            )
+            self.record.end(ExitCode.GATE_FAILED)
+            self.record.notes.append(
+                "no trial passes the gate"
+                if tried
+                else "no trial was finished in the budget; give a longer --budget"
+            )
+            return
+        self._write(*winner)
+        recipe = replace(self.request.recipe, steps=self.opened.bench.space.calls(winner[0]))
+        asked = Request(
+            self.request.model, recipe, self.request.out / BEST, measure_latency=self._times(), force=True,
+            name=self.request.name, command=self.request.command,
+        )  # fmt: skip
+        run = pipeline.run(asked, self.ui)
+        run.write(self.request.out / BEST / "report.json")
+        self.record.final = {
+            "baseline": run.baseline,
+            "metrics": run.final(),
+            "gates": [vars(gate) for gate in run.gates],
+            "targets": [{"name": one.name, "files": one.files, "size_bytes": one.size_bytes, "error": one.error} for one in run.targets],
+            "out": str(self.request.out / BEST),
+        }  # fmt: skip
+        self.record.end(ExitCode(run.exit_code))
+        if run.exit_code == ExitCode.GATE_FAILED:
+            self.record.notes.append(
+                "the winner passed on the samples that settings are chosen on, and fails on the evaluation data: choose by a "
+                "stricter gate, more samples or a larger --margin"
+            )
+
+    def interrupted(self) -> None:
+        """The best so far, and its recipe."""
+        tried = self._collect() if self.shared is not None else []
+        best = best_of(tried)
+        self.record.end(ExitCode.INTERRUPTED)
+        if best is None:
+            self.record.notes.append(f"interrupted: of {len(tried)} trials none has passed; --resume goes on")
+            return
+        self._write(best.settings, best.outcome)
+        self.record.notes.append(
+            f"interrupted after {len(tried)} trials: the recipe is the best so far, and not yet judged on evaluation data; --resume goes on"
+        )
+
+    def _times(self) -> bool:
+        return self.request.latency and (
+            "latency" in self.opened.bench.goal.counted or not self.request.recipe.gates
+        )
+
+    def _collect(self) -> list[Tried]:
+        assert self.shared is not None
+        tried = self.shared.finished()
+        quality = self.record.quality
+        self.record.trials = [
+            {
+                "number": one.number,
+                "ratio": one.outcome.ratio,
+                "quality": one.outcome.metrics.get(quality),
+                "passed": one.outcome.passed and one.outcome.final,
+                "stopped": one.outcome.stopped,
+                "seconds": one.outcome.seconds,
+                "process": one.process,
+            }
+            for one in tried
+        ]
+        self.record.front = [self._choice(one.settings, one.outcome) for one in front(tried, quality)]
+        return tried
+
+    def _exact(self, tried: list[Tried]) -> tuple[Settings, Outcome] | None:
+        self.opened.bench.clock.reserve = -1e9  # the time for this was kept
+        for one in passing(tried)[:CHECKED]:
+            self.ui.status("measuring the best as its recipe has it")
+            try:
+                outcome = self.opened.bench.exact(one.settings)
+            except LatheError as error:
+                self.record.notes.append(f"trial {one.number} left out: {error}")
+                continue
+            if outcome.passed:
+                return one.settings, outcome
+        return None
+
+    def _choice(self, settings: Settings, outcome: Outcome) -> Choice:
+        minimize = self.request.minimize
+        return Choice(
+            shown(settings, self.opened.bench.space),
+            outcome.metrics.get(minimize, float("inf")),
+            outcome.ratio,
+            dict(outcome.metrics),
+            outcome.passed and outcome.final,
+            list(outcome.messages),
+        )
+
+    def _write(self, settings: Settings, outcome: Outcome) -> None:
+        self.record.winner = self._choice(settings, outcome)
+        recipe = replace(self.request.recipe, steps=self.opened.bench.space.calls(settings))
+        path = self.request.out / RECIPE
+        comments = [
+            f"Found by optimize search, minimizing {self.request.minimize} under {'; '.join(recipe.gates)}.",
+            self.opened.division.note[0].upper() + self.opened.division.note[1:] + ".",
+        ]
+        unsaid = write_recipe(path, recipe, comments)
+        self.record.recipe = str(path)
+        more = "".join(f" --{role} ..." for role in unsaid)
+        self.record.reproduce = f"optimize {shlex.quote(str(self.request.model))} --recipe {shlex.quote(str(path))}{more} --out build"
+
+
+def _record(opened: Opened, request: SearchRequest) -> SearchRecord:
+    bench = opened.bench
+    base = bench.judges[-1].base
+    return SearchRecord(
+        version=VERSION,
+        command=list(request.command),
+        model=request.name or str(request.model),
+        minimize=request.minimize,
+        gates=list(request.recipe.gates),
+        quality=quality_name(base, bench.goal.gates),
+        chosen_on=opened.division.note,
+        study=opened.study_name,
+        storage=request.storage.partition("://")[0] if "://" in request.storage else request.storage,
+        original=bench.costs.base(request.minimize),
+        base=dict(base),
+        budget_s=request.budget_s,
+        notes=list(request.notes),
+    )
+
+
+def _check_out(request: SearchRequest) -> None:
+    if request.out.exists() and not request.out.is_dir():
+        raise UsageError(f"{request.out}: is a file; give another --out")
+    there = [name for name in (RECORD, STUDY) if (request.out / name).exists()]
+    if there and not request.resume and not request.force:
+        raise UsageError(
+            f"{request.out}: holds a search ({', '.join(there)}); --resume goes on with it, --force erases it, or give another --out"
+        )
+    if request.model.resolve().parent == request.out.resolve():
+        raise UsageError(
+            f"{request.model}: lies in the output folder {request.out}, where results go; give another --out"
+        )
+
+
+def _begin(request: SearchRequest) -> None:
+    try:
+        request.out.mkdir(parents=True, exist_ok=True)
+        for name in (RECORD, RECIPE) if request.resume else (RECORD, RECIPE, STUDY, f"{STUDY}.lock"):
+            (request.out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{request.out}: cannot write there ({error.strerror}); give another --out"
+        ) from error
+
+
+def _reserve(opened: Opened, opening_s: float) -> float:
+    """Seconds that judging the winner will take: opening the model again, as many evaluations of the evaluation data
+    as the run has models, and the exact check. At most a third of the budget: more would leave no time to search.
+    """
+    request, bench = opened.request, opened.bench
+    first, last = bench.judges[0], bench.judges[-1]
+    began = time.perf_counter()
+    first.measure(bench.base)
+    per_sample = (time.perf_counter() - began) / max(1, first.data.count or 1)
+    roles = opened.division.roles
+    judged = (roles.evaluation.count if roles.evaluation is not None else 0) or 0
+    models = len(request.recipe.steps) + 1
+    seconds = per_sample * (judged * models + (last.data.count or 0)) + opening_s + models
+    if "packed" in bench.goal.counted:
+        began = time.perf_counter()
+        bench.costs.of(bench.base, {"packed"})
+        times = 1 + any(target.name == "pack" for target in request.recipe.targets)
+        seconds += times * min(BEST_CODER * (time.perf_counter() - began), BEST_CODER_S)
+    return min(seconds, request.budget_s / 3)
+
+
+@contextmanager
+def _children(request: SearchRequest, clock: Clock, notes: list[str]) -> Iterator[None]:
+    """The other processes of this search; they end with the block. Of one that failed, its reason is noted."""
+    command = [sys.executable, "-m", "onnx_lathe.optimizer.search.worker"]
+    started = []
+    with ExitStack() as stack:
+        for number in range(1, request.jobs):
+            said = stack.enter_context(tempfile.TemporaryFile())
+            child = stack.enter_context(
+                processes.running(command, processes.environment(), grace_s=CHILD_GRACE_S, stderr=said)
+            )
+            assert child.process.stdin is not None
+            pickle.dump((request, clock.ends, clock.reserve, number), child.process.stdin)
+            child.process.stdin.flush()
+            started.append((child.process, said))
+        yield
+        for process, said in started:
+            if process.poll():
+                said.seek(0)
+                reason = said.read().decode(errors="replace").strip().splitlines()
+                notes.append(
+                    f"a process of the search ended early: {reason[-1] if reason else process.returncode}"
+                )

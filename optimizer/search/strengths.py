@@ -1,0 +1,157 @@
+"""How strong a pass may be set in one layer, from leaving it alone to the most that is sensible."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import onnx
+
+from onnx_lathe.optimizer.recipe import Call
+from onnx_lathe.optimizer.search.space import Dimension, Value, step_title
+from onnx_lathe.optimizer.step import apply_pass
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.registry import find
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.layers import LAYER_OPS, Weight, weights
+from onnx_lathe.passes.graph.model import import_model
+
+SPARSITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+CHANNELS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
+BITS = (0, 8, 7, 6, 5, 4, 3, 2)
+VALUES = (0, 64, 48, 32, 24, 16, 12, 10, 8, 7, 6, 5, 4, 3)
+RANKS = (0.875, 0.75, 0.625, 0.5, 0.4375, 0.375, 0.3125, 0.25, 0.1875, 0.125)
+"""Shares of the full rank."""
+
+
+@dataclass(frozen=True)
+class Strength:
+    """An option that is a table of layers. `trial`: the value, and further options, with which one run of the pass
+    shows which layers it takes; `everything`: options that leave all layers alone.
+    """
+
+    option: str
+    levels: Callable[[Weight], tuple[Value, ...]]
+    trial: Mapping[str, Any]
+    nothing: Mapping[str, Any] = field(default_factory=lambda: {"layers": {"*": 0}})
+    rising: bool = True
+    """Whether a larger value is stronger."""
+    reshapes: bool = False
+    """Whether the layers that come of it have other names."""
+
+
+def _same(*levels: Value) -> Callable[[Weight], tuple[Value, ...]]:
+    return lambda weight: levels
+
+
+def ranks(weight: Weight) -> tuple[Value, ...]:
+    """Ranks of a weight [d, c, ...] or [c, d] that save multiplications, the whole layer (0) first."""
+    shape = tuple(weight.tensor.shape)
+    outputs = int(shape[weight.axis])
+    inputs = math.prod(shape) // max(1, outputs)
+    full, step = (
+        min(outputs, inputs),
+        8 if min(outputs, inputs) >= 32 else 2 if min(outputs, inputs) > 8 else 1,
+    )
+    found = [max(1, round(share * full / step) * step) for share in RANKS]
+    saving = dict.fromkeys(rank for rank in found if rank * (inputs + outputs) < inputs * outputs)
+    return (0, *saving)
+
+
+STRENGTHS: Mapping[str, Strength] = {
+    "prune": Strength("layers", _same(*SPARSITIES), {"layers": {"*": 0.5}}),
+    "prune_channels": Strength("layers", _same(*CHANNELS), {"layers": {"*": 0.5}}),
+    "codebook": Strength("layers", _same(*BITS), {"layers": {"*": 3}}, rising=False),
+    "svd": Strength(
+        "layers",
+        ranks,
+        {"layers": {"*": 1}, "method": "weight"},
+        {"layers": {"*": 0}},
+        rising=False,
+        reshapes=True,
+    ),
+    "int8": Strength(
+        "layers",
+        _same(False, True),
+        {"layers": {"*": True}, "activations": False},
+        {"layers": {"*": False}, "bias_correction": False},
+    ),
+}
+FINER = Strength("layer_centroids", _same(*VALUES), {"layers": {"*": 3}}, rising=False)
+"""Of codebook where the packed file counts: its code needs no whole number of bits."""
+
+
+def layers_of(
+    model: onnx.ModelProto, name: str, options: Mapping[str, Any], context: Context | None = None
+) -> list[Weight]:
+    """The weights that the pass changes when it is asked for all of them, in graph order. `context`: its data tells
+    sizes that the model leaves open.
+    """
+    asked = {key: value for key, value in options.items() if key == "min_size"}
+    instance = configure(find(name), {**asked, **STRENGTHS[name].trial})
+    _, report = apply_pass(instance, model, context or Context())
+    changed = {edit.node for edit in report.edits}
+    everywhere = name in ("prune", "codebook")
+    found = weights(import_model(model), lambda node, reason: None, bodies=everywhere, everywhere=everywhere)
+    return [
+        weight
+        for weight in found
+        if changed & {node.name for node in weight.nodes}
+        and (
+            name != "int8"
+            or any(node.op in LAYER_OPS and node.op != "ConvTranspose" for node in weight.nodes)
+        )
+    ]
+
+
+def per_layer(
+    steps: Sequence[Call], index: int, found: Sequence[Weight], packed: bool, levels: Sequence[Value] = ()
+) -> list[Dimension]:
+    """A dimension for each of the weights that the step's own options do not settle. `levels`: instead of all."""
+    step = steps[index]
+    strength = FINER if packed and step.name == "codebook" and not levels else STRENGTHS[step.name]
+    settled = {*step.options.get("layers", {}), *step.options.get("layer_centroids", {})}
+    title = step_title(steps, index)
+    dimensions = []
+    for weight in found:
+        named = {weight.name, *(node.name for node in weight.nodes)}
+        own = tuple(levels) or strength.levels(weight)
+        if any(fnmatchcase(one, pattern) or one == pattern for one in named for pattern in settled) or (
+            len(own) < 2
+        ):
+            continue
+        name = f"{title}.{strength.option}[{weight.name}]"
+        dimensions.append(Dimension(name, index, (strength.option,), weight.name, own))
+    return dimensions
+
+
+def uniform(steps: Sequence[Call], index: int) -> list[Dimension]:
+    """Of a step whose layers are others in each trial: one value for all of them."""
+    name, title = steps[index].name, step_title(steps, index)
+    levels: Mapping[str, tuple[str, tuple[Value, ...]]] = {
+        "prune": ("sparsity", SPARSITIES),
+        "prune_channels": ("sparsity", CHANNELS),
+        "codebook": ("bits", BITS[1:]),
+    }
+    if name not in levels or levels[name][0] in steps[index].options:
+        return []
+    option, values = levels[name]
+    return [Dimension(f"{title}.{option}", index, (option,), levels=values)]
+
+
+def default_space(
+    steps: Sequence[Call], model: onnx.ModelProto, packed: bool, context: Context | None = None
+) -> tuple[Dimension, ...]:
+    """Of every step that has a strength, one dimension for each layer. `model`: as the first of them gets it."""
+    found: list[Dimension] = []
+    reshaped = False
+    for index, step in enumerate(steps):
+        if step.name not in STRENGTHS:
+            continue
+        if reshaped:
+            found += uniform(steps, index)
+        else:
+            found += per_layer(steps, index, layers_of(model, step.name, step.options, context), packed)
+        reshaped = reshaped or STRENGTHS[step.name].reshapes
+    return tuple(found)

@@ -1,0 +1,133 @@
+"""One study, several processes: through a journal and through PostgreSQL, as the command shares it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer.search.bench import Outcome
+from onnx_lathe.optimizer.search.space import Dimension, Space
+from onnx_lathe.optimizer.search.storage import Shared, open_storage
+from tests.support.builders import build, random
+from tests.support.models import ROOT
+from tests.support.postgres import server
+
+pytest.importorskip("optuna")
+NETWORK = "(float[N, 16] x) => (float[N, 5] y) { h = MatMul (x, w1)  r = Relu (h)  y = MatMul (r, w2) }"
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    with server() as url:
+        yield url
+
+
+@pytest.fixture
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgresql":
+        url: str = request.getfixturevalue("postgres")
+        return url
+    return f"journal:{tmp_path / 'shared.journal'}"
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> list[str]:
+    onnx.save(build(NETWORK, w1=random(16, 64), w2=random(64, 5)), tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", x=random(200, 16))
+    return [
+        "search", str(tmp_path / "model.onnx"), "--passes", "prune, codebook", "--gate", "sqnr >= 5", "--data",
+        str(tmp_path / "data.npz"), "--threads", "1", "--quiet", "--json",
+    ]  # fmt: skip
+
+
+def start(*arguments: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "onnx_lathe", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["journal", "postgresql"], indirect=True)
+def test_two_commands_share_one_study(storage: str, asked: list[str], tmp_path: Path) -> None:
+    """As on two machines: each has its own folder, and both see the trials of both."""
+    places = [tmp_path / name for name in ("one", "two")]
+    more = ["--storage", storage, "--trials", "30", "--budget", "150s"]
+    running = [start(*asked, *more, "--out", str(place)) for place in places]
+    said = [process.communicate() for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    one, two = (json.loads(out) for out, _ in said)
+    assert one["study"] == two["study"]
+    least = min(len(one["trials"]), len(two["trials"]))
+    assert least >= 30
+    numbers = [trial["number"] for trial in one["trials"]]
+    assert len(set(numbers)) == len(numbers)
+    assert one["trials"][:20] == two["trials"][:20]
+    assert one["winner"]["ratio"] == pytest.approx(two["winner"]["ratio"], rel=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["journal", "postgresql"], indirect=True)
+def test_jobs_are_processes_of_one_search(storage: str, asked: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(
+        *asked,
+        "--storage",
+        storage,
+        "--seed",
+        "1",
+        "--trials",
+        "120",
+        "--budget",
+        "150s",
+        "--jobs",
+        "2",
+        "--out",
+        str(out),
+    )
+    told, error = process.communicate()
+    assert process.returncode == 0, error
+    record = json.loads(told)
+    assert len({trial["process"] for trial in record["trials"]}) == 2
+    assert not [note for note in record["notes"] if "ended early" in note]
+
+
+@pytest.mark.parametrize("storage", ["journal", "postgresql"], indirect=True)
+def test_an_outcome_comes_back_as_it_was(storage: str) -> None:
+    dimensions = (
+        Dimension("a.layers[w]", 0, ("layers",), "w", (0.0, 0.5, 0.9)),
+        Dimension("b.rate", 0, ("rate",), low=1e-4, high=1e-1, log=True),
+        Dimension("b.batch", 0, ("batch",), choices=(32, "auto", None, True)),
+    )
+    space = Space((), dimensions)
+    shared = Shared.open(open_storage(storage), "study", space, 0)
+    wanted = {"a.layers[w]": 0.9, "b.rate": 0.01, "b.batch": None}
+    shared.enqueue(wanted)
+    assert shared.waiting == 1
+    trial, settings = shared.ask()
+    assert settings == wanted
+    outcome = Outcome(
+        0.5, {"sqnr": float("inf"), "top1": 0.5}, False, 1.5, 2, False, ("no",), "hopeless", 0.1
+    )
+    shared.tell(trial, outcome)
+    again = Shared.open(open_storage(storage), "study", space, 1)
+    (tried,) = again.finished()
+    assert tried.settings == wanted
+    assert tried.outcome == outcome
+
+
+def test_a_database_that_is_not_there_is_told_without_the_password() -> None:
+    pytest.importorskip("psycopg2")
+    with pytest.raises(UsageError) as refused:
+        open_storage("postgresql://me:secret@127.0.0.1:1/none")
+    assert "cannot be opened" in str(refused.value)
+    assert "secret" not in str(refused.value)
+    assert "\n" not in str(refused.value)
