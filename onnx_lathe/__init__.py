@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from onnx_lathe.optimizer.api import (
         open as open,
     )
+    from onnx_lathe.optimizer.proposal import init
+    from onnx_lathe.optimizer.recipe_library import recipes
     from onnx_lathe.passes.core.base import Pass
     from onnx_lathe.passes.core.options import option
     from onnx_lathe.passes.core.registry import register
@@ -61,6 +63,8 @@ _PLACES = {
         "build", "check", "from_torch", "gate", "inspect", "open", "optimize", "pack", "rewrite", "run",
         "targets", "to_torch", "unpack",
     ),
+    "optimizer.proposal": ("init",),
+    "optimizer.recipe_library": ("recipes",),
     "passes.core.base": ("Pass",),
     "passes.core.options": ("option",),
     "passes.core.registry": ("register",),
@@ -89,11 +93,13 @@ __all__ = [
     "check",
     "from_torch",
     "gate",
+    "init",
     "inspect",
     "optimize",
     "option",
     "pack",
     "passes",
+    "recipes",
     "register",
     "rewrite",
     "run",

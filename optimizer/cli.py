@@ -18,6 +18,9 @@ from onnx_lathe.runtime.threads import limited
 COMMANDS = {
     "passes": "show.passes",
     "targets": "show.targets",
+    "recipes": "recipes.recipes",
+    "init": "recipes.init",
+    "completion": "completion.completion",
     "inspect": "show.inspect",
     "check": "show.check",
     "build": "compile.build",

@@ -143,7 +143,8 @@ def _parser() -> Parser:
         "--recipe",
         type=Path,
         metavar="FILE",
-        help="TOML file with passes, data, gates and targets; options override it",
+        help="TOML file with passes, data, gates and targets, or a built-in one by name, such as phone (optimize "
+        "recipes); options override it",
     )
     add_data_options(parser)
     _add_training_options(parser)
