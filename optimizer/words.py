@@ -28,12 +28,16 @@ COMMAND_WORDS = {
     "build": ("compile", "export", "convert", "deploy", "engine"),
     "passes": ("list", "pass"),
     "targets": ("target", "backends", "devices"),
+    "recipes": ("recipe", "presets", "templates"),
+    "init": ("new", "start", "setup", "wizard", "quickstart", "propose", "auto-config"),
+    "completion": ("complete", "completions", "autocomplete"),
 }
 """Command -> what others call it."""
 FORM = {
     "gate": "gate BASE CANDIDATE --gate G",
     "check": "check MODEL --target T",
     "build": "build MODEL --target T",
+    "completion": "completion bash",
 }
 
 
@@ -57,4 +61,4 @@ def _pass(name: str) -> str:
 
 
 def _command(name: str) -> str:
-    return f"; did you mean the command: optimize {FORM.get(name, name + ' MODEL' if name not in ('passes', 'targets') else name)}"
+    return f"; did you mean the command: optimize {FORM.get(name, name + ' MODEL' if name not in ('passes', 'targets', 'recipes') else name)}"

@@ -28,9 +28,10 @@ from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.version import VERSION
 
 COMPILE_EPILOG = """\
-other commands: optimize inspect MODEL | gate BASE CANDIDATE | build MODEL --target T
-                | check MODEL --target T | run MODEL --data D | pack FILE | unpack FILE
-                | passes [NAME] | targets
+other commands: optimize init MODEL | inspect MODEL | gate BASE CANDIDATE
+                | build MODEL --target T | check MODEL --target T | run MODEL --data D
+                | pack FILE | unpack FILE | passes [NAME] | recipes [NAME] | targets
+                | completion SHELL; each explains itself with --help
 exit codes: 0 done and gates passed, 1 a defect of Lathe, 2 wrong use or bad input, 3 a gate failed, 4 a target failed, 130 interrupted"""
 
 
@@ -133,7 +134,6 @@ def _parser() -> Parser:
         description="Compile an ONNX model for a device.",
         epilog=COMPILE_EPILOG,
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", type=Path, help="the ONNX file")
     parser.add_argument(
