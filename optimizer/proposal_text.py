@@ -92,7 +92,13 @@ def _gates(facts: Facts) -> Iterator[str]:
         yield f'# gate = ["sqnr >= {SQNR}", "size ratio >= 3"]'
         return
     samples = evaluation.count
-    better = next((name for name in ("top1", "agreement") if name in facts.metrics), None)
+    outputs = [port for port in facts.ports if port.startswith("output ")]
+    shares = (
+        ("top1", "agreement") if len(outputs) == 1 else ("top1",)
+    )  # several: boxes and scores have no classes
+    better = next((name for name in shares if name in facts.metrics), None)
+    if better is None and "sqnr" not in facts.metrics and "agreement" in facts.metrics:
+        better = "agreement"
     gates = {"top1": "top1 drop <= 1%", "agreement": "agreement >= 98%"}
     by_signal = f"sqnr >= {SQNR}"
     yield "# The run ends with exit code 3 if this fails. Tighten it to what your application needs."

@@ -55,7 +55,7 @@ def script(shell: str) -> str:
     return _with_files_first(str(shtab.complete(whole(shtab.FILE, names), shell)), shell)
 
 
-def whole(file: Mapping[str, str], names: Mapping[str, list[str]]) -> argparse.ArgumentParser:
+def whole(file: Mapping[str, Any], names: Mapping[str, list[str]]) -> argparse.ArgumentParser:
     """One parser of all commands, as shtab reads it; their own are several, so that each imports little."""
     from onnx_lathe.optimizer.cli import COMMANDS, COMPILE, command
 

@@ -34,7 +34,10 @@ TESTED_ELSEWHERE = {
     "docs/from-implicit-int8.md": "tests/optimizer/test_implicit_int8_page.py",
 }
 """Page -> the test that runs it, with what the page says of its own files."""
-FRAGMENTS = {"docs/passes.md": "its pass would have to lie in passes/", "docs/targets.md": "imports for a plug-in"}
+FRAGMENTS = {
+    "docs/passes.md": "its pass would have to lie in passes/",
+    "docs/targets.md": "imports for a plug-in",
+}
 """Page -> why its blocks of Python are compiled alone."""
 MAY_FAIL_ITS_GATE = {
     r"packed ratio >= 50": "a network of 8,800 weights has no fifty times smaller file",
@@ -128,7 +131,10 @@ def pixels(one: Command, folder: Path):  # type: ignore[no-untyped-def]
 
 def run(one: Command, folder: Path) -> int:
     with pixels(one, folder):
-        return main(shorter(one))
+        if one.output is None:
+            return main(shorter(one))
+        with open(one.output, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            return main(shorter(one))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in TESTED_ELSEWHERE])
@@ -172,7 +178,7 @@ def test_the_pages_have_commands() -> None:
     """A change of form must not empty the tests above."""
     assert len([one for page in PAGES for one in commands(page)]) > 40
     assert len([one for page in PAGES for one in inline_commands(page)]) > 10
-    assert [str(one) for one in commands("README.md")][0].startswith("README.md: optimize ")
+    assert next(str(one) for one in commands("README.md")).startswith("README.md: optimize ")
 
 
 def test_exceptions_are_needed_and_their_tests_there() -> None:
@@ -185,9 +191,7 @@ def test_exceptions_are_needed_and_their_tests_there() -> None:
 
 
 @pytest.mark.parametrize("word", ["", *COMMANDS])
-def test_help_ends_with_examples_that_run(
-    word: str, desk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_ends_with_examples_that_run(word: str, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = f"optimize {word}".strip()
     assert len(EXAMPLES[name]) >= 2
     with pytest.raises(SystemExit):

@@ -41,20 +41,27 @@ class Command:
         words = shlex.split(self.text, comments=True)
         return words[: words.index(">")] if ">" in words else words
 
+    @property
+    def output(self) -> str | None:
+        """The file that the output goes to."""
+        words = shlex.split(self.text, comments=True)
+        return words[words.index(">") + 1] if ">" in words else None
+
     def __str__(self) -> str:
         return f"{self.page}: optimize {self.text}"
 
 
 def commands(page: str) -> Iterator[Command]:
     """Commands that stand on lines of their own, in fences and indented, continued lines joined."""
-    text = _read(page)
+    text = re.sub(r" *\\\n *", " ", _read(page))
     for fence in FENCE.finditer(text):
         if fence[2] not in SHELLS:
             text = text.replace(fence[0], "")
-    for line in re.sub(r" *\\\n *", " ", text).splitlines():
-        if found := re.match(r"(?: {4,}|\$ |)(?:\$ )?optimize (\S.*)$", line):
-            if not line.startswith("optimize") or any(line in fence[3] for fence in FENCE.finditer(text)):
-                yield Command(page, found[1])
+    for line in text.splitlines():
+        found = re.match(r"(?: {4,}|\$ |)(?:\$ )?optimize (\S.*)$", line)
+        in_fence = any(line in fence[3] for fence in FENCE.finditer(text))
+        if found is not None and (in_fence or not line.startswith("optimize")):
+            yield Command(page, found[1])
 
 
 def inline_commands(page: str) -> Iterator[Command]:
@@ -64,7 +71,11 @@ def inline_commands(page: str) -> Iterator[Command]:
     for found in re.findall(r"`optimize ([^`\n]+)`", FENCE.sub("", _read(page))):
         words = re.sub(r'"[^"]*"', "", found).split()
         complete = words[0] in NEED_NO_FILE or any(re.search(r"\w\.\w", word) for word in words)
-        if len(words) > 1 and complete and not any(word.strip("[]").isupper() or "..." in word for word in words):
+        if (
+            len(words) > 1
+            and complete
+            and not any(word.strip("[]").isupper() or "..." in word for word in words)
+        ):
             yield Command(page, found)
 
 
@@ -97,7 +108,11 @@ def stand_ins(folder: Path) -> None:
     model = _fitted(pixels.astype(np.float32) / 255, labels)
     onnx.save(model, folder / "model.onnx")
     for name in ("data", "digits", "images", "train", "test"):
-        at = slice(0, SAMPLES // 2) if name == "train" else slice(SAMPLES // 2 if name == "test" else 0, SAMPLES)
+        at = (
+            slice(0, SAMPLES // 2)
+            if name == "train"
+            else slice(SAMPLES // 2 if name == "test" else 0, SAMPLES)
+        )
         np.savez(folder / f"{name}.npz", image=pixels[at].astype(np.float32) / 255, labels=labels[at])
     for name in ("pictures", "images"):
         for index in range(80):
