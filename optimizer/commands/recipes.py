@@ -12,6 +12,7 @@ from onnx_lathe.optimizer.commands.options import (
     Parser,
     add_data_options,
     add_output_options,
+    add_threads,
     data_options,
     print_json,
 )
@@ -72,6 +73,7 @@ def init(arguments: list[str]) -> int:
         help="the recipe (default recipe.toml)",
     )
     parser.add_argument("--force", action="store_true", help="overwrite the file of --out")
+    add_threads(parser)
     add_output_options(parser, "the recipe and what it follows from")
     options = parser.parse_args(arguments)
 
