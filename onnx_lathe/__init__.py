@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from onnx_lathe.optimizer.diffing.api import debug, diff
     from onnx_lathe.optimizer.inspecting.inspecting import inspect
     from onnx_lathe.optimizer.judging.calling import gate
+    from onnx_lathe.optimizer.proposal import init
+    from onnx_lathe.optimizer.recipe_library import recipes
     from onnx_lathe.optimizer.reporting import report
     from onnx_lathe.optimizer.search.api import auto, search, sensitivity
     from onnx_lathe.passes.core.base import Pass
@@ -69,6 +71,8 @@ _PLACES = {
     "optimizer.reporting": ("report",),
     "optimizer.diffing.api": ("debug", "diff"),
     "optimizer.search.api": ("auto", "search", "sensitivity"),
+    "optimizer.proposal": ("init",),
+    "optimizer.recipe_library": ("recipes",),
     "passes.core.base": ("Pass",),
     "passes.core.options": ("option",),
     "passes.core.registry": ("register",),
@@ -100,11 +104,13 @@ __all__ = [
     "diff",
     "from_torch",
     "gate",
+    "init",
     "inspect",
     "optimize",
     "option",
     "pack",
     "passes",
+    "recipes",
     "register",
     "report",
     "rewrite",

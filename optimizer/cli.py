@@ -19,6 +19,9 @@ from onnx_lathe.runtime.threads import limited
 COMMANDS = {
     "passes": "show.passes",
     "targets": "show.targets",
+    "recipes": "recipes.recipes",
+    "init": "recipes.init",
+    "completion": "completion.completion",
     "inspect": "inspecting.inspect",
     "check": "show.check",
     "build": "compile.build",
@@ -34,6 +37,8 @@ COMMANDS = {
     "unpack": "packing.unpack",
 }
 """Word -> module of optimizer/commands and function, imported when it is called."""
+COMPILE = "compile.compile_model"
+"""What runs where the first word is no command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,10 +80,10 @@ def _dispatch(arguments: list[str]) -> int:
     first = arguments[0] if arguments else "-"
     with limited(_threads(arguments)):
         if first in COMMANDS:
-            return _command(COMMANDS[first])(arguments[1:])
+            return command(COMMANDS[first])(arguments[1:])
         if re.fullmatch(r"[A-Za-z][\w-]*", first) and not Path(first).exists():
             raise UsageError(f"{first}: there is no such file or command{meant(first, COMMANDS)}")
-        return _command("compile.compile_model")(arguments)
+        return command(COMPILE)(arguments)
 
 
 def _threads(arguments: Sequence[str]) -> int:
@@ -93,12 +98,13 @@ def _threads(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _command(place: str) -> Callable[[list[str]], int]:
+def command(place: str) -> Callable[[list[str]], int]:
+    """The function of a command, by its place in COMMANDS."""
     module, _, function = place.partition(".")
     with uncollected():
         found = import_module(f"onnx_lathe.optimizer.commands.{module}")
-    command: Callable[[list[str]], int] = getattr(found, function)
-    return command
+    called: Callable[[list[str]], int] = getattr(found, function)
+    return called
 
 
 if __name__ == "__main__":

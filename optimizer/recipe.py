@@ -21,6 +21,7 @@ from typing import Any
 
 from onnx_lathe.errors import UsageError, nearest
 from onnx_lathe.optimizer.judging.evidence import parse_confidence, parse_tolerances
+from onnx_lathe.optimizer.recipe_library import located
 from onnx_lathe.optimizer.sizes import parse_bytes
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import configure, file_options, written
@@ -109,9 +110,10 @@ def check_order(instances: Sequence[Pass]) -> None:
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Reads a TOML recipe; its paths are relative to its own folder. Raises UsageError naming the file and
-    the key.
+    """Reads a TOML recipe, or the built-in one of this bare name; its paths are relative to its own folder.
+    Raises UsageError naming the file and the key.
     """
+    path = located(path)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -34,6 +34,9 @@ COMMAND_WORDS = {
     "build": ("compile", "export", "convert", "deploy", "engine"),
     "passes": ("list", "pass"),
     "targets": ("target", "backends", "devices"),
+    "recipes": ("recipe", "presets", "templates"),
+    "init": ("new", "start", "setup", "wizard", "quickstart", "propose", "auto-config"),
+    "completion": ("complete", "completions", "autocomplete"),
 }
 """Command -> what others call it."""
 FORM = {
@@ -42,14 +45,11 @@ FORM = {
     "diff": "diff A B --data D",
     "debug": "debug A B --data D --out DIR",
     "build": "build MODEL --target T",
-    "search": ("tune", "autotune", "hpo", "sweep", "optuna", "grid"),
-    "sensitivity": ("sensitive", "sensitivities", "importance"),
-    "auto": ("automatic", "autopilot", "easy"),
-    "gate": ("compare", "eval", "evaluate", "judge", "accuracy", "verify"),
-    "diff": ("difference", "side-by-side", "deviation"),
-    "debug": ("bisect", "culprit", "blame", "why", "reduce"),
-    "check": ("validate", "lint", "support"),
-    "report": ("html", "dashboard", "visualize", "plot"),
+    "report": "report BUILD_FOLDER",
+    "search": "search MODEL --passes P --gate G --data D",
+    "sensitivity": "sensitivity MODEL --pass P --data D",
+    "auto": "auto MODEL --target T --gate G --data D",
+    "completion": "completion bash",
 }
 
 
@@ -73,4 +73,4 @@ def _pass(name: str) -> str:
 
 
 def _command(name: str) -> str:
-    return f"; did you mean the command: optimize {FORM.get(name, name + ' MODEL' if name not in ('passes', 'targets') else name)}"
+    return f"; did you mean the command: optimize {FORM.get(name, name + ' MODEL' if name not in ('passes', 'targets', 'recipes') else name)}"

@@ -29,11 +29,12 @@ from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.version import VERSION
 
 COMPILE_EPILOG = """\
-other commands: optimize inspect MODEL | gate BASE CANDIDATE | build MODEL --target T
-                | check MODEL --target T | run MODEL --data D | pack FILE | unpack FILE
-                 | sensitivity MODEL --pass P | search MODEL --passes P --gate G
-                 | auto MODEL --target T --gate G | diff A B | debug A B --out DIR
-                 | report BUILD_FOLDER | passes [NAME] | targets
+other commands: optimize init MODEL | inspect MODEL [OTHER] | gate BASE CANDIDATE
+                | build MODEL --target T | check MODEL --target T | run MODEL --data D
+                | sensitivity MODEL --pass P | search MODEL --passes P --gate G
+                | auto MODEL --target T --gate G | diff A B | debug A B --out DIR
+                | report BUILD_FOLDER | pack FILE | unpack FILE | passes [NAME]
+                | recipes [NAME] | targets | completion SHELL; each explains itself with --help
 exit codes: 0 done and gates passed, 1 a defect of Lathe, 2 wrong use or bad input, 3 a gate failed, 4 a target failed, 130 interrupted"""
 
 
@@ -136,7 +137,6 @@ def _parser() -> Parser:
         description="Compile an ONNX model for a device.",
         epilog=COMPILE_EPILOG,
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", type=Path, help="the ONNX file")
     parser.add_argument(
@@ -146,7 +146,8 @@ def _parser() -> Parser:
         "--recipe",
         type=Path,
         metavar="FILE",
-        help="TOML file with passes, data, gates and targets; options override it",
+        help="TOML file with passes, data, gates and targets, or a built-in one by name, such as phone (optimize "
+        "recipes); options override it",
     )
     add_data_options(parser)
     add_judging_options(parser)

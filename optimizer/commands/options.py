@@ -2,14 +2,43 @@
 
 import argparse
 import json
+import textwrap
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from onnx_lathe.errors import UsageError, nearest
+from onnx_lathe.optimizer.commands.examples import shown
 from onnx_lathe.optimizer.report.record import plain
 
 
+class _Found(BaseException):
+    """Carries the parser of a command to whoever asks for it."""
+
+    def __init__(self, parser: "Parser") -> None:
+        super().__init__()
+        self.parser = parser
+
+
 class Parser(argparse.ArgumentParser):
-    """Wrong use is a UsageError of one line, with the nearest right word."""
+    """Wrong use is a UsageError of one line, with the nearest right word. `--help` ends with the command's examples."""
+
+    asked_for = False
+    """Whether a command that parses is to hand its parser over, in place of running."""
+
+    def __init__(self, *, prog: str, description: str, epilog: str = "", **more: Any) -> None:
+        texts = [text for text in (shown(prog), epilog) if text]
+        super().__init__(
+            prog=prog,
+            description=textwrap.fill(description, 78),
+            epilog="\n\n".join(texts),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **more,
+        )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if Parser.asked_for:
+            raise _Found(self)
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ")
@@ -17,6 +46,18 @@ class Parser(argparse.ArgumentParser):
             word = unknown.split()[0]
             message = f"unknown argument '{word}'{nearest(word, self._option_string_actions)}"
         raise UsageError(f"{message}; see: {self.prog} --help")
+
+
+def parser_of(command: Callable[[list[str]], int]) -> Parser:
+    """The parser that a command makes: every command makes it and parses before it does anything else."""
+    Parser.asked_for = True
+    try:
+        command([])
+    except _Found as found:
+        return found.parser
+    finally:
+        Parser.asked_for = False
+    raise TypeError(f"{command.__name__} parses no arguments")
 
 
 def add_output_options(parser: argparse.ArgumentParser, what: str) -> None:

@@ -172,7 +172,7 @@ class Int8(Pass):
         cache = None if self.config.ranges is None else read_cache(self.config.ranges)
         unmatched = [] if cache is None else unmatched_names(graph, cache)
         treat_existing(graph, self.config.existing, report)
-        chosen, skips = self._choose(graph, context)
+        chosen, skips = self.choose(graph, context)
         if chosen and graph.opset < pairs.LOWEST_OPSET:
             opset, reason = graph.opset, raise_opset(graph, pairs.LOWEST_OPSET)
             if reason is not None:
@@ -182,7 +182,7 @@ class Int8(Pass):
                         f"opset {opset} has no scale per channel and cannot be raised: {reason}; export at 13 or later",
                     )
                 return report
-            chosen, skips = self._choose(graph, context)
+            chosen, skips = self.choose(graph, context)
         report.skips += skips
         if chosen and self.config.activations:
             split_gates(graph, context.placement, report)
@@ -237,7 +237,7 @@ class Int8(Pass):
                 report.warnings.append(f"no layer can be INT8 at {self.goal}: all stay in float")
         return [weight for weight in chosen if weight.name not in left]
 
-    def _choose(self, graph: Graph, context: Context) -> tuple[list[Weight], list[Skip]]:
+    def choose(self, graph: Graph, context: Context) -> tuple[list[Weight], list[Skip]]:
         """Weights whose every reader is a layer that can be quantized, and for the layers of others the
         reason.
         """

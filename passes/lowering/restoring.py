@@ -23,9 +23,12 @@ from onnx_lathe.placement import Placement
 
 
 def restore_weight(graph: Graph, node: Node) -> None:
-    """Gives the layer the float values of its quantized weight."""
+    """Gives the layer the float values of its quantized weight, in the type that it computes in: float16 behind the
+    pass of that name.
+    """
     tensor = node.inputs[WEIGHT_INPUT]
-    values = np.asarray(constant_value(tensor, graph.opset), np.float32)
+    scale = tensor.inputs[0].inputs[1]
+    values = np.asarray(constant_value(tensor, graph.opset), scale.dtype)
     node.inputs[WEIGHT_INPUT] = Constant(free_name(graph, f"{tensor.name}_float"), values)
 
 

@@ -53,6 +53,9 @@ def test_a_wheel_has_one_import_root_with_everything_in_it(wheel: Path) -> None:
     assets = {path.name for path in (ROOT / "optimizer" / "report" / "html" / "assets").iterdir()}
     assert {f"{page}/{name}" for name in assets} <= names
     assert {"libraries.json", "plotly.LICENSE", "plotly-basic.min.js"} <= assets
+    recipes = [path.name for path in (ROOT / "models" / "recipes").iterdir()]
+    assert {f"onnx_lathe/optimizer/recipes/{name}" for name in recipes} <= names
+    assert "phone.toml" in recipes
     assert not [name for name in names if "tests" in name or "__pycache__" in name]
 
 
@@ -65,6 +68,7 @@ def _place(path: Path) -> str:
 def test_a_wheel_works(installed: Installation) -> None:
     assert Path(installed.run("-c", LOOK).stdout.strip()).is_relative_to(installed.packages)
     assert "prune" in installed.run("-m", "onnx_lathe", "passes").stdout
+    assert "small-download" in installed.run("-m", "onnx_lathe", "recipes").stdout
     script = next((installed.packages / "bin").glob("optimize*"), None)
     assert script is not None
     assert installed.run(str(script), "--version").stdout.startswith("optimize ")

@@ -159,6 +159,18 @@ def test_int8_of_a_half_model_is_lowered_for_onnx_runtime() -> None:
     assert sqnr(run(model, feeds)["y"], run(after, feeds)["y"]) > 20
 
 
+def test_a_layer_that_tensorrt_gets_in_float_again_stays_in_half_precision() -> None:
+    """Of few channels, it gains nothing from INT8; beside a float16 input its weight must be float16."""
+    model = network()
+    quantized, _ = apply("int8", model)
+    target = find_target("tensorrt")()
+    after, report = lower(target, target.Config(), quantized, Context())
+    assert "its weight is float again" in [edit.what for edit in report.edits]
+    assert elements(after) == {HALF}
+    feeds = {"x": X.astype(np.float16)}
+    assert sqnr(run(model, feeds)["y"], run(after, feeds)["y"]) > 20
+
+
 def test_a_bfloat16_model_that_cannot_run_says_why(tmp_path: Path) -> None:
     path = tmp_path / "brain.onnx"
     onnx.save(network("bfloat16", 22), path)
