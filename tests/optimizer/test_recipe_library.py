@@ -63,7 +63,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("network", FOREIGN)
+@pytest.mark.parametrize("network", [FOREIGN[0], pytest.param(FOREIGN[1], marks=pytest.mark.slow)])
 def test_a_recipe_runs_on_a_network_of_others_without_labels(
     name: str, network: str, foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
