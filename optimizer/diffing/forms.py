@@ -8,7 +8,6 @@ what it reads is far from the base in the whole candidate too, the layer is fed 
 right then, so are the tensors in between.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 
 from onnx_lathe.optimizer.diffing.local import LocalError, Parts, local_errors
@@ -42,8 +41,7 @@ def without_other_forms(
                 pending[name] = found
         between |= pending
         for name, error in _fed_from_before(parts, pending, calls, ui).items():
-            # the noise of so many parts adds up
-            if error.closeness >= limit - 10 * math.log10(1 + len(between[name])):
+            if error.closeness >= limit:
                 cleared[name] = error
     forms = _forms(wrong - cleared.keys(), cleared, between, reads)
     kept = [cleared.get(name, one) for name, one in known.items() if name not in forms]
@@ -53,14 +51,16 @@ def without_other_forms(
 def _before(
     end: LocalError, known: dict[str, LocalError], reads: dict[str, list[str]], wrong: set[str], steps: int
 ) -> set[str]:
-    """Tensors before the end that are further from the base's than it is, back over so many that look wrong."""
+    """Tensors before the end that look wrong or are further from the base's than it is, back over so many that look
+    wrong.
+    """
     bound = end.accumulated.closeness - RECOVERED_DB
     found: set[str] = set()
     pending = [(read, steps) for read in reads[end.pair.name]]
     while pending:
         read, left = pending.pop()
-        far = known[read].accumulated.closeness < bound and not known[read].pair.output
-        if not far or read in found:
+        far = read in wrong or known[read].accumulated.closeness < bound
+        if not far or known[read].pair.output or read in found:
             continue
         found.add(read)
         left -= read in wrong

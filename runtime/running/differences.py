@@ -64,7 +64,8 @@ class Difference:
         single = original.dtype == other.dtype == np.float32
         narrow = single and _VANISHING < _energy(original) + _energy(other) < math.inf
         kind = np.float32 if narrow else np.float64
-        return self._add_floats(original.astype(kind, copy=False), other.astype(kind, copy=False))
+        original, other = (np.atleast_1d(array.astype(kind, copy=False)) for array in (original, other))
+        return self._add_floats(original, other)
 
     def _add_floats(self, original: np.ndarray, other: np.ndarray) -> float:
         with np.errstate(invalid="ignore"):

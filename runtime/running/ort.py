@@ -48,7 +48,6 @@ HELPED = (
 _BROKEN_PAIR = "output_dtype INT8 does not match y_zero_point type UINT8"
 
 UNKNOWN_OPERATOR = "Lathe runs what it compiles: export the model with operators of the ONNX standard"
-
 NO_BFLOAT16 = "the model is in bfloat16, of which ONNX Runtime's CPU provider lacks most operators: give it in float16 or float32"
 
 _REFUSALS = tuple(
@@ -68,7 +67,6 @@ _REFUSALS = tuple(
     )
     if hasattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
 )
-
 
 _IN_FLOAT = ("session.disable_quant_qdq", "1")
 
@@ -143,7 +141,7 @@ def plain_session(
     """
     if options is None:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what fails is raised, and need not be printed too
+        options.log_severity_level = 4  # as in `session`
     options.intra_op_num_threads = threads or limit()
     settings = replace(PLAIN, written=bool(options.optimized_model_filepath))
     with readable(model) as source, _refusing(f"load {_title(model)}"):

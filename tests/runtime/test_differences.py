@@ -77,6 +77,13 @@ def test_integers_and_shapes() -> None:
     assert (found.verdict, found.closeness, found.shapes) == ("shape", -math.inf, ((10,), (9,)))
 
 
+def test_single_numbers() -> None:
+    found = Difference()
+    found.add(np.float32(4), np.float32(4.4))
+    assert (found.max_abs, found.max_relative) == (pytest.approx(0.4), pytest.approx(0.1))
+    assert found.sqnr == pytest.approx(20.0, abs=1e-3)
+
+
 def test_nothing_to_compare() -> None:
     found = Difference()
     assert found.add(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)) == math.inf
