@@ -35,6 +35,9 @@ RESNET = ROOT / "models" / "resnet20-cifar10" / "model.onnx"
 GATE = "top1 drop <= 1%"
 SPARSITIES = [round(0.05 * step, 2) for step in range(20)]
 COUNTS = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64, 128)
+MACS = [round(0.3 + 0.05 * step, 2) for step in range(14)]
+ENERGIES = (0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
+RANKS = (8, 12, 16, 24, 32, 48, 64)
 SMALLER, FASTER = 0.25, 0.20
 
 
@@ -73,9 +76,9 @@ def packed(options: argparse.Namespace) -> None:
 def vgg(options: argparse.Namespace) -> None:
     network = trained(options.out, options.data_dir)
     held = held_out(options)
-    grid = [f"fold, svd(macs={share:.3g})" for share in np.arange(0.3, 0.96, 0.05)]
-    grid += [f"fold, svd(energy={share})" for share in (0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)]
-    grid += [f"fold, svd(rank={rank})" for rank in (8, 12, 16, 24, 32, 48, 64)]
+    grid = [f"fold, svd(macs={share:.3g})" for share in MACS]
+    grid += [f"fold, svd(energy={share})" for share in ENERGIES]
+    grid += [f"fold, svd(rank={rank})" for rank in RANKS]
     uniform = best_uniform(bench_of(network, "fold, svd", held, "latency"), grid)
     flat = final(network, uniform, held, options.out / "vgg-uniform", "onnx")
     found = searched(network, "fold, svd", held, options, "latency", "vgg-search")
