@@ -10,7 +10,7 @@ from onnx_lathe.optimizer.report.units import shown
 from onnx_lathe.optimizer.search.sensitivity import Point, Profile
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d")
-WIDTH, HEIGHT, MARGIN = 640, 300, 44
+WIDTH, HEIGHT, MARGIN = 640, 300, 60
 CURVES_PER_CHART = 8
 """More in one picture cannot be told apart."""
 
@@ -72,14 +72,14 @@ main { max-width: 960px; margin: 0 auto; padding: 16px; } h1 { font-size: 1.3rem
 figure { margin: 16px 0; } svg { width: 100%; height: auto; } svg text { fill: var(--ink); font-size: 11px; }
 .axis { stroke: var(--faint); } .scroll { overflow-x: auto; } table { border-collapse: collapse; }
 td, th { padding: 2px 10px; text-align: right; white-space: nowrap; } td:first-child, th:first-child { text-align: left; }
-.key span { display: inline-block; width: 12px; height: 12px; margin: 0 6px 0 12px; border-radius: 2px; }
+.key > span { white-space: nowrap; } .key i { display: inline-block; width: 12px; height: 12px; margin: 0 6px 0 12px; border-radius: 2px; }
 """
 
 
 def _chart(profile: Profile, layers: Sequence[str], number: int) -> str:
     curves = profile.curves()
     strengths = list(dict.fromkeys(point.strength for layer in layers for point in curves[layer]))
-    values = [_finite(point, profile.metric) for layer in layers for point in curves[layer]]
+    values = [_finite(point, profile.metric) for point in profile.points]  # one scale for all charts
     low, high = (
         min(values),
         max([*values, profile.base.get(profile.metric, 0.0) if profile.metric == "top1" else 0.0]),
@@ -111,7 +111,7 @@ def _chart(profile: Profile, layers: Sequence[str], number: int) -> str:
             "</title></circle>"
             for p in curves[layer]
         ]
-        keys += f'<span style="background:{colour}"></span>{html.escape(curves[layer][0].node)}'
+        keys += f'<span><i style="background:{colour}"></i>{html.escape(curves[layer][0].node)}</span> '
     label = html.escape(f"{profile.metric} against the strength of {profile.step}, chart {number}")
     return (
         f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'

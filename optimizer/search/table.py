@@ -68,9 +68,7 @@ def _by_weights(
     for number, name in enumerate(names):
         progress(f"sensitivity of {name}, {number + 1} of {len(names)}")
         curve = _noise_curve(bench, composer, base, changes[name], name)
-        found[name] = [
-            Option(mine, cost / original, curve(moved)) for mine, cost, moved in _hull(changes[name])
-        ]
+        found[name] = [Option(mine, cost / original, curve(moved)) for mine, cost, moved in changes[name]]
     return found
 
 
