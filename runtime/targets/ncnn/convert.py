@@ -72,12 +72,7 @@ def convert(
     facts = gather(model, sizes, others)
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
     net = _network(model, facts)
-    refused = [
-        (value.name, kind, "it is bfloat16, which ncnn neither takes nor gives: make it float32")
-        for kind, values in (("Input", model.graph.input), ("Output", model.graph.output))
-        for value in values
-        if value.type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16
-    ]
+    refused = _bfloat16(model.graph)
     for name in sizes:
         _try(refused, Node(name, "Input", opset, (), (name,), {}, {}), partial(net.input, name))
     behind = behind_defaults(model.graph)
@@ -123,6 +118,15 @@ def convert(
         unfollowed,
         results,
     )
+
+
+def _bfloat16(graph: onnx.GraphProto) -> list[tuple[str, str, str]]:
+    return [
+        (value.name, kind, "it is bfloat16, which ncnn neither takes nor gives: make it float32")
+        for kind, values in (("Input", graph.input), ("Output", graph.output))
+        for value in values
+        if value.type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16
+    ]
 
 
 def _network(model: onnx.ModelProto, facts: Facts) -> Network:
