@@ -36,6 +36,50 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("optimize check int8.onnx --target ort", "which layers run in INT8"),
         ("optimize check model.onnx --target ncnn,tensorrt-rtx", "what two targets refuse"),
     ),
+    "optimize diff": (
+        (
+            "optimize diff model.onnx int8.onnx --data data.npz",
+            "each tensor's error, and the first layer where they part",
+        ),
+        ("optimize diff model.onnx int8.onnx --data data.npz --html diff.html", "as a page"),
+    ),
+    "optimize debug": (
+        (
+            "optimize debug model.onnx int8.onnx --data data.npz --out culprit",
+            "the layer to blame, as a small model",
+        ),
+        ("optimize debug model.onnx int8.onnx --data data.npz --out other --json", "for scripts"),
+    ),
+    "optimize report": (
+        ("optimize report made", "report.html of an earlier run, from its folder alone"),
+        ("optimize report made --html page.html", "under another name"),
+    ),
+    "optimize sensitivity": (
+        ("optimize sensitivity model.onnx --pass prune --data data.npz", "what each layer stands"),
+        ("optimize sensitivity model.onnx --pass int8 --data data.npz --html sensitivity.html", "drawn"),
+    ),
+    "optimize search": (
+        (
+            'optimize search model.onnx --passes "fold, codebook" --minimize packed --gate "top1 drop <= 5%" '
+            "--data data.npz --budget 10s --out found",
+            "a strength for every layer",
+        ),
+        (
+            'optimize search model.onnx --passes "fold, prune" --search "prune.sparsity=0.1..0.6" --minimize packed '
+            '--gate "top1 drop <= 5%" --data data.npz --budget 10s --out other',
+            "a space of your own",
+        ),
+    ),
+    "optimize auto": (
+        (
+            'optimize auto model.onnx --target ort --gate "top1 drop <= 5%" --data data.npz --budget 10s --out auto',
+            "searched and built",
+        ),
+        (
+            'optimize auto model.onnx --target pack --gate "top1 drop <= 5%" --data data.npz --budget 10s --out small',
+            "for the smallest file",
+        ),
+    ),
     "optimize build": (
         ("optimize build model.onnx --target ort", "writes build/targets/model.ort.onnx"),
         ('optimize build model.onnx --target "jetson(device=orin-nano-8gb)" --out bundle', "with an option"),

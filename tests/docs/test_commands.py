@@ -31,7 +31,10 @@ PARSED_ALONE = {
 """Pattern of a command -> why it is not run here."""
 TESTED_ELSEWHERE = {
     "docs/api.md": "tests/optimizer/test_api.py",
+    "docs/diff.md": "tests/optimizer/test_diff_docs.py",
     "docs/from-implicit-int8.md": "tests/optimizer/test_implicit_int8_page.py",
+    "docs/gates.md": "tests/optimizer/test_gates_page.py",
+    "docs/inspect.md": "tests/optimizer/test_inspect_docs.py",
 }
 """Page -> the test that runs it, with what the page says of its own files."""
 FRAGMENTS = {
