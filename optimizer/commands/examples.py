@@ -29,7 +29,16 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("optimize targets --json", "for scripts"),
     ),
     "optimize inspect": (
-        ("optimize inspect model.onnx", "shapes, parameters, zeros, bytes and MACs of each layer"),
+        (
+            "optimize inspect model.onnx --sort macs",
+            "weights, activations, MACs, bytes and zeros of each layer",
+        ),
+        (
+            "optimize inspect model.onnx --columns layer,op,macs,energy --shape image=2x3x12x12 --time",
+            "columns to choose, a size that is left open, milliseconds",
+        ),
+        ("optimize inspect model.onnx --training --batch 32", "the memory that training holds"),
+        ("optimize inspect model.onnx int8.onnx", "side by side"),
         ("optimize inspect model.lathe --json", "of a packed file, for scripts"),
     ),
     "optimize check": (

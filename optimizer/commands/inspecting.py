@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import sys
-from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,21 +20,11 @@ from onnx_lathe.optimizer.commands.options import (
 if TYPE_CHECKING:
     from onnx_lathe.optimizer.inspecting.rows import Inspection
 
-EXAMPLES = """examples:
-  optimize inspect model.onnx                       weights, activations, MACs, bytes and zeros of each layer
-  optimize inspect model.onnx --sort macs --columns layer,op,macs,energy
-  optimize inspect model.onnx --shape image=1x3x640x640 --time
-  optimize inspect model.onnx --training --batch 32
-  optimize inspect model.onnx build/model.onnx      side by side
-"""
-
 
 def _parser() -> Parser:
     parser = Parser(
         prog="optimize inspect",
         description="What each layer of a model costs; of two models, both side by side.",
-        epilog=EXAMPLES,
-        formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument

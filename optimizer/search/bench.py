@@ -9,7 +9,7 @@ import onnx
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.optimizer.gate import Gate
-from onnx_lathe.optimizer.measuring import QUALITY
+from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.search.clock import Clock, OutOfTimeError
 from onnx_lathe.optimizer.search.costs import Costs
@@ -69,7 +69,7 @@ class Goal:
     @property
     def counted(self) -> set[str]:
         """Metrics beside accuracy that a trial needs."""
-        return {self.minimize, *(gate.metric for gate in self.gates if gate.metric not in QUALITY)}
+        return {self.minimize, *(gate.metric for gate in self.gates if not of_data(gate.metric))}
 
 
 @dataclass

@@ -11,7 +11,7 @@ import onnx
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer import opening
 from onnx_lathe.optimizer.gate import Gate, parse_gates
-from onnx_lathe.optimizer.measuring import QUALITY
+from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.optimizer.search import bench as benches
 from onnx_lathe.optimizer.search.bench import Bench, Goal
@@ -176,7 +176,7 @@ def _space(request: SearchRequest, base: onnx.ModelProto, first: int, context: C
 def _check_gates(gates: Sequence[Gate], base: dict[str, float]) -> None:
     for gate in gates:
         known = set(base) | set(OTHERS) | ({"agreement", "sqnr"} & set(base))
-        if gate.metric in QUALITY and (reason := gate.missing(known)):
+        if of_data(gate.metric) and (reason := gate.missing(known)):
             raise UsageError(
                 f"{reason}; settings are chosen on training or calibration data, which must have it too"
             )
