@@ -13,7 +13,7 @@ from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.targets.tensorrt import process
 from tests.support.broken import BROKEN, FILE, Broken
 
-RECORDS = {"report.json", "run.json"}
+RECORDS = {"report.json", "report.html", "run.json"}
 """What a run writes that has measured its model, whatever came of it."""
 
 
