@@ -22,6 +22,7 @@ from onnx_lathe.optimizer.run import LARGE_BYTES, Run
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.calibration import open_with
+from onnx_lathe.runtime.running.layer_times import node_times
 from onnx_lathe.runtime.running.profiling import ModelProfiler
 
 FILE = f"steps/{LAYERS}"
@@ -189,6 +190,6 @@ def _profile(run: Run, before: Network, after: Network, found: Measured) -> None
         return
     profiler = ModelProfiler(lambda session: sample_feeds(run.roles.sample, session, 1), PROFILE_S)
     for side, ms in ((before, found.ms_before), (after, found.ms_after)):
-        times = profiler.node_times(side.model) or {}
+        times = node_times(side.model, profiler)
         spent = {name: sum(times.get(node, 0.0) for node in side.nodes_behind(name)) for name in side.layers}
         ms |= {name: one for name, one in spent.items() if one > 0}

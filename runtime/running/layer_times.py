@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnx_lathe.runtime.running.profiling import marked_place
+from onnx_lathe.runtime.running.profiling import ModelProfiler, marked_place
 
 CHANGES_LAYOUT = ("ReorderInput", "ReorderOutput")
 _BLOCKED = "_nchwc"
@@ -37,6 +37,21 @@ def kernels(model: onnx.GraphProto, executed: onnx.GraphProto, times: Mapping[st
     Runtime's own, and its time is of none of them.
     """
     return _Attribution(model, executed).kernels(times)
+
+
+def node_times(model: onnx.ModelProto, profiler: ModelProfiler) -> dict[str, float]:
+    """Milliseconds by node of the main graph: those of a kernel at the product that it computes, or at its last node.
+
+    Raises ModelError if ONNX Runtime cannot load or run the model.
+    """
+    nodes = list(model.graph.node)
+    weights = [(int(node.op_type in PRODUCTS), place) for place, node in enumerate(nodes)]
+    spent: dict[str, float] = defaultdict(float)
+    for kernel in kernels(model.graph, *profiler.executed(model)):
+        main = main_node(kernel, weights)
+        if main is not None:
+            spent[nodes[main].name] += kernel.ms
+    return dict(spent)
 
 
 class _Attribution:

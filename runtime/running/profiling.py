@@ -27,8 +27,6 @@ WRITES_INTEGERS = ("QuantizeLinear", "QLinear", "QGemm")
 
 _MARK = re.compile(r"@(\d+)@")
 _EVENT = "_kernel_time"
-_IN_BLOCKS = "_nchwc"
-"""How ONNX Runtime's NchwcTransformer ends the name of a kernel; before it is the tensor that is written."""
 
 Feeds = Callable[[onnxruntime.InferenceSession], Mapping[str, np.ndarray]]
 
@@ -63,24 +61,10 @@ class ModelProfiler:
 
         Raises ModelError if ONNX Runtime cannot load or run it.
         """
-        executed = self._execute(model)
-        return None if executed is None else executed.profile()
-
-    def node_times(self, model: onnx.ModelProto) -> dict[str, float] | None:
-        """As `profile`'s nodes, and also what runs in blocks of channels (NCHWc): such a kernel is named by the tensor
-        that it writes, and counts for the node of the model that writes it, an activation perhaps.
-        """
-        executed = self._execute(model)
-        if executed is None:
-            return None
-        makers = {output: node.name for node in model.graph.node for output in node.output}
-        return executed.spent(makers)
-
-    def _execute(self, model: onnx.ModelProto) -> "_Executed | None":
         if model_file.size_bytes(model) > LARGEST_BYTES:
             return None
         names = [node.name for node in model.graph.node]
-        return _Executed(*self.executed(model), names)
+        return _Executed(*self.executed(model), names).profile()
 
     def executed(self, model: onnx.ModelProto) -> tuple[onnx.GraphProto, dict[str, float]]:
         """(the graph that ONNX Runtime executes, milliseconds by the names of its nodes). A node that it took over from
@@ -137,17 +121,12 @@ class _Executed:
                 self.readers[name].append(index)
 
     def profile(self) -> Profile:
-        return Profile(self.spent({}), list(self._regions()), sum(self.ms))
-
-    def spent(self, makers: Mapping[str, str]) -> dict[str, float]:
-        """Milliseconds by the model's nodes. `makers`: tensor -> node, to know kernels in blocks of channels by."""
-        found: dict[str, float] = defaultdict(float)
+        spent: dict[str, float] = defaultdict(float)
         for index, ms in enumerate(self.ms):
-            blocked = makers.get(self.nodes[index].name.removesuffix(_IN_BLOCKS))
-            owner = blocked or self._owner(index)
+            owner = self._owner(index)
             if owner is not None:
-                found[owner] += ms
-        return dict(found)
+                spent[owner] += ms
+        return Profile(dict(spent), list(self._regions()), sum(self.ms))
 
     def _name(self, index: int) -> str | None:
         place = marked_place(self.nodes[index].name)

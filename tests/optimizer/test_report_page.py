@@ -22,6 +22,7 @@ from onnx_lathe.optimizer.report.html.document import document
 from onnx_lathe.optimizer.report.html.summary import MINUS, TIMES
 from onnx_lathe.optimizer.report.record import GateRecord, RunRecord, StepRecord, read_record
 from onnx_lathe.runtime.running.calibration import open_with
+from onnx_lathe.runtime.running.layer_times import node_times
 from onnx_lathe.runtime.running.profiling import ModelProfiler
 from tests.support.builders import build, random
 from tests.support.command import refused
@@ -350,6 +351,5 @@ def test_every_layer_has_its_milliseconds() -> None:
     """In kernels that run in blocks of channels, too, which carry no name of the model's node."""
     side = seen(deep(4))
     feeds = {"x": random(1, 16, 8, 8)}
-    times = ModelProfiler(lambda session: feeds, 0.01).node_times(side.model)
-    assert times is not None
+    times = node_times(side.model, ModelProfiler(lambda session: feeds, 0.01))
     assert all(sum(times.get(node, 0.0) for node in side.nodes_behind(name)) > 0 for name in side.layers)
