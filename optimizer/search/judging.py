@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_lathe.optimizer.gate import METRICS, Gate
+from onnx_lathe.optimizer.gate import Gate
+from onnx_lathe.optimizer.judging.metrics import known_metric
 from onnx_lathe.runtime.data.kept import KeptSource
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import evaluate, reference
@@ -155,7 +156,7 @@ def noise(measured: Measured) -> float:
 def quality_name(metrics: Mapping[str, float], gates: Sequence[Gate]) -> str:
     """The metric that stands for how good a candidate is: a gate's, or the first that there is."""
     for name in [gate.key for gate in gates] + ["top1", "agreement", "sqnr"]:
-        if name in metrics and METRICS[name.split("[")[0]].higher_is_better:
+        if name in metrics and known_metric(name.split("[")[0]).higher_is_better:
             return name
     return min(metrics, default="")
 
@@ -181,6 +182,6 @@ def judged(gates: Sequence[Gate], base: Mapping[str, float], metrics: Mapping[st
 def _missed(gate: Gate, verdict: Any) -> float:
     if verdict.margin is None or not math.isfinite(verdict.margin):
         return UNJUDGED
-    kind = "ratio" if gate.form == "ratio" else METRICS[gate.metric].kind
+    kind = "ratio" if gate.form == "ratio" else known_metric(gate.metric).kind
     scale = SCALE.get(kind, max(abs(gate.bound) / 10, 1e-12))
     return abs(float(verdict.margin)) / scale
