@@ -87,7 +87,7 @@ class Gate:
             if re.fullmatch(r"\d+ ?%?", text):
                 raise UsageError(f"{gate} is a bare number: a comma separates gates; write a decimal point")
             raise UsageError(f"{gate} is not 'metric [drop|ratio] <= number'; write one {_EXAMPLE}")
-        name, metric = _metric(gate, match["metric"], metrics)
+        name, metric = find_metric(gate, match["metric"], metrics)
         form, output, relative = (
             (match["form"] or "value").lower(),
             match["output"] or "",
@@ -126,7 +126,7 @@ class Gate:
     def __str__(self) -> str:
         metric = self.key if self.form == "value" else f"{self.key} {self.form}"
         exact = Decimal(repr(self.bound))
-        number = f"{exact.scaleb(2).normalize():f}%" if self._kind == "fraction" else f"{exact.normalize():f}"
+        number = f"{exact.scaleb(2).normalize():f}%" if self.kind == "fraction" else f"{exact.normalize():f}"
         return f"{metric} {self.op} {number}" + (" relative" if self.relative else "")
 
     def missing(self, available: Collection[str], uncounted: Mapping[str, str] | None = None) -> str | None:
@@ -161,18 +161,19 @@ class Gate:
         margin = judged - self.bound if self.op[0] == ">" else self.bound - judged
         slack = TOLERANCE * max(1.0, abs(self.bound))
         passed = margin >= -slack if "=" in self.op else margin > slack
-        allowed = evidence.tolerance(self.metric, self._kind)
+        allowed = evidence.tolerance(self.metric, self.kind, self.relative)
         tolerated = not passed and margin >= -allowed - slack and allowed > 0
         said = self._said(
             base, candidate, measured, margin, passed, interval, evidence.confidence is not None
         )
         if tolerated:
-            said += f", within the tolerance of {shown(allowed, self._kind, difference=True)}"
+            said += f", within the tolerance of {shown(allowed, self.kind, difference=True)}"
         verdict = (str(self), passed or tolerated, measured, self.bound, margin, said, interval)
         return Verdict(*verdict, allowed if tolerated else 0.0)
 
     @property
-    def _kind(self) -> Kind:
+    def kind(self) -> Kind:
+        """Of what is judged: the metric's own, or that of a ratio or a share of it."""
         return (
             "ratio"
             if self.form == "ratio"
@@ -210,7 +211,7 @@ class Gate:
                 return f"gate '{self}' cannot be judged: {self.metric} of {whose} was not measured"
             value = metrics[self.metric]
             if math.isnan(value) or (
-                math.isinf(value) and self._kind != "decibel"
+                math.isinf(value) and self.kind != "decibel"
             ):  # equal outputs have no noise: inf dB
                 return f"gate '{self}' failed: {self.metric} of {whose} is {value}, not a number to judge"
         if self.form == "ratio" and min(base[self.metric], candidate[self.metric]) <= 0:
@@ -255,17 +256,17 @@ class Gate:
         if math.isinf(measured) and measured > 0:
             return f"{self}: the float outputs are equal"
         loss = self.form in LOSSES
-        said = shown(measured, self._kind, difference=loss and not self.relative) + self._worst(candidate)
+        said = shown(measured, self.kind, difference=loss and not self.relative) + self._worst(candidate)
         if self.relative:
             said += " of the original's"
-        if interval is not None and (words := interval_words(interval, self._kind)):
+        if interval is not None and (words := interval_words(interval, self.kind)):
             said += f", {words}"
         if self.form != "value":
             kind = known_metric(self.metric).kind
             said += f" ({shown(base[self.metric], kind)} -> {shown(candidate[self.metric], kind)})"
         if by_end and interval is not None:
             said += f", judged by its {'lower' if self.op[0] == '>' else 'upper'} end"
-        room = shown(abs(margin), self._kind, difference=True)
+        room = shown(abs(margin), self.kind, difference=True)
         said += ", " + (f"{room} to spare" if passed else f"missed by {room}")
         more = [] if interval is None else remarks(interval, None if by_end else self.bound, loss)
         return f"{self}: " + "; ".join([said, *more])
@@ -284,14 +285,15 @@ def parse_gates(texts: Iterable[str], metrics: Collection[str] = ()) -> tuple[Ga
     return tuple(gates)
 
 
-def _metric(gate: str, written: str, metrics: Collection[str]) -> tuple[str, Metric]:
+def find_metric(what: str, written: str, metrics: Collection[str]) -> tuple[str, Metric]:
+    """(name, metric) of Lathe's or the user's. `what` begins the message of the UsageError for another."""
     name = written.lower()
     if name in METRICS or name in metrics:
         return name, known_metric(name)
     known = [*METRICS, *metrics]
     hint = f"; did you mean '{OTHER_NAMES[name]}'?" if name in OTHER_NAMES else nearest(name, known)
     raise UsageError(
-        f"{gate}: there is no metric '{written}'{hint or '; there are ' + ', '.join(known)}"
+        f"{what}: there is no metric '{written}'{hint or '; there are ' + ', '.join(known)}"
         + ("" if hint else f"; a function of your own is --metric {name}=FILE.py:FUNCTION")
     )
 

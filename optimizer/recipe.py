@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lathe.errors import UsageError, nearest
-from onnx_lathe.optimizer.judging.evidence import parse_confidence, parse_tolerances
+from onnx_lathe.optimizer.judging.evidence import Tolerances, parse_confidence, parse_tolerances
 from onnx_lathe.optimizer.recipe_library import located
 from onnx_lathe.optimizer.sizes import parse_bytes
 from onnx_lathe.passes.core.base import Pass
@@ -81,8 +81,8 @@ class Recipe:
     """A file that names what the scores of a model that reads are of."""
     confidence: float | None = None
     """Judge by this interval's worse end."""
-    tolerances: Mapping[str, float] = field(default_factory=dict)
-    """By which gates may be missed, in stored units, by metric."""
+    tolerances: Tolerances = field(default_factory=dict)
+    """By which gates may be missed."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:

@@ -139,7 +139,8 @@ def add_judging_options(parser: argparse.ArgumentParser) -> None:
         "--tolerance",
         action="append",
         metavar="T",
-        help="by how much a gate may be missed, as kernels of other processors round otherwise: 0.1%%, or sqnr=0.5dB",
+        help="by how much a gate may be missed, as kernels of other processors round otherwise: 0.1%%, sqnr=0.5dB, or "
+        "size=0.1x for gates on a ratio",
     )
 
 

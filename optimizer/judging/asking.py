@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.optimizer.gate import Gate, parse_gates
+from onnx_lathe.optimizer.gate import Gate, find_metric, parse_gates
+from onnx_lathe.optimizer.judging.evidence import EVERY, RATIO_UNIT, tolerance_text
 from onnx_lathe.optimizer.judging.metrics import METRICS, known_metric
+from onnx_lathe.optimizer.judging.numbers import shown
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.runtime.running.judged import Tasks
 from onnx_lathe.runtime.running.tasks.base import Task
@@ -20,13 +22,36 @@ TEXTS, BOXES, CLASSES = ("wer", "cer"), ("map", "map50"), ("f1", "f1_binary")
 
 
 def gates_of(recipe: Recipe) -> tuple[Gate, ...]:
-    """Raises UsageError for a wrong gate, or a metric of the user's that cannot be called so."""
+    """Raises UsageError for a wrong gate, a metric of the user's that cannot be called so, or a tolerance of none."""
     for name in recipe.metrics:
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
             raise UsageError(f"--metric {name}: a name is of small letters, digits, '_' and '-'")
         if name in METRICS:
             raise UsageError(f"--metric {name}: there is a metric of that name; choose another")
-    return parse_gates(recipe.gates, recipe.metrics)
+    gates = parse_gates(recipe.gates, recipe.metrics)
+    check_tolerances(recipe, gates)
+    return gates
+
+
+def check_tolerances(recipe: Recipe, gates: Sequence[Gate]) -> None:
+    """Raises UsageError for the tolerance of a metric that is not known, or of another kind than all gates on it."""
+    for (metric, kind), amount in recipe.tolerances.items():
+        if metric == EVERY:
+            continue
+        what = f"--tolerance {tolerance_text(metric, kind, amount)}"
+        find_metric(what, metric, recipe.metrics)
+        asked = [gate for gate in gates if gate.metric == metric]
+        if asked and all(gate.relative or gate.kind != kind for gate in asked):
+            raise UsageError(f"{what}: gate '{asked[0]}' is judged {_written_for(asked[0])}")
+
+
+def _written_for(gate: Gate) -> str:
+    """How a gate is judged, and the tolerance that fits it."""
+    if gate.relative:
+        return "as a share of what the original has; write a tolerance for all shares, such as 0.1%"
+    if gate.kind == "ratio":
+        return f"as a ratio; write {gate.metric}=0.1{RATIO_UNIT}"
+    return f"by {gate.metric} itself; write {gate.metric}={shown(1, gate.kind).replace(' ', '')}"
 
 
 def reads_truth(recipe: Recipe) -> bool:

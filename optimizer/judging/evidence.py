@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from onnx_lathe.errors import UsageError, nearest
 from onnx_lathe.optimizer.judging import intervals
@@ -16,19 +17,24 @@ _TOLERANCE = re.compile(
     r"(?:(?P<metric>[a-z][\w-]*)\s*=\s*)?(?P<number>\d+\.?\d*|\.\d+)\s*(?P<unit>%|[a-z]*)", re.I
 )
 EVERY = ""
+RATIO_UNIT = "x"
+
+Tolerances = Mapping[tuple[str, Kind], float]
+"""By which gates may be missed, in the stored unit of what is judged: a metric's own kind, or "ratio" for gates on its
+ratio. (EVERY, "fraction") is for all that are judged as fractions.
+"""
 
 
 @dataclass(frozen=True)
 class Evidence:
     """`base` and `candidate`: metrics sample by sample, of the same samples. `confidence`: judge by the worse end of
-    this interval, not by the estimate. `tolerances`: by which a gate may be missed, in stored units, by metric;
-    EVERY for all that are fractions.
+    this interval, not by the estimate.
     """
 
     base: Mapping[str, Sampled] = field(default_factory=dict)
     candidate: Mapping[str, Sampled] = field(default_factory=dict)
     confidence: float | None = None
-    tolerances: Mapping[str, float] = field(default_factory=dict)
+    tolerances: Tolerances = field(default_factory=dict)
 
     def interval(self, key: str, form: str, relative: bool) -> Interval | None:
         """None where the metric is not known sample by sample. `key`: the metric, perhaps with an output."""
@@ -44,10 +50,10 @@ class Evidence:
             return intervals.of_ratio(base, candidate, confidence)
         return intervals.of_loss(base, candidate, confidence, 1 if form == "drop" else -1, relative)
 
-    def tolerance(self, metric: str, kind: Kind) -> float:
-        """In the stored unit of what is judged, 0 without one."""
-        every = self.tolerances.get(EVERY, 0.0) if kind == "fraction" else 0.0
-        return self.tolerances.get(metric, every)
+    def tolerance(self, metric: str, kind: Kind, relative: bool) -> float:
+        """In the stored unit of what is judged, 0 without one. What is `relative` is no amount of the metric."""
+        every = self.tolerances.get((EVERY, "fraction"), 0.0) if kind == "fraction" else 0.0
+        return every if relative else self.tolerances.get((metric, kind), every)
 
 
 def parse_confidence(text: str) -> float:
@@ -59,12 +65,13 @@ def parse_confidence(text: str) -> float:
     return value
 
 
-def parse_tolerances(texts: Sequence[str]) -> dict[str, float]:
-    """Of "0.1%" for all fractions, "sqnr=0.5dB" or "latency=2ms" for one metric; several joined by ",".
+def parse_tolerances(texts: Sequence[str]) -> Tolerances:
+    """Of "0.1%" for all fractions, "sqnr=0.5dB" or "latency=2ms" for one metric, "size=0.1x" for gates on its ratio;
+    several joined by ",".
 
-    Raises UsageError for another form, an unknown metric or a unit that does not fit.
+    Raises UsageError for another form or a unit that does not fit. `check_tolerances` of asking.py finds unknown metrics.
     """
-    found: dict[str, float] = {}
+    found: dict[tuple[str, Kind], float] = {}
     for text in (piece.strip() for whole in texts for piece in whole.split(",")):
         match = _TOLERANCE.fullmatch(text)
         if match is None:
@@ -76,12 +83,23 @@ def parse_tolerances(texts: Sequence[str]) -> dict[str, float]:
             raise UsageError(
                 f"--tolerance {text}: without '%' it needs a metric, such as sqnr={match['number']}dB"
             )
-        kind = known_metric(metric).kind if metric else "fraction"
+        known = known_metric(metric)
+        kind: Kind = "fraction" if metric == EVERY else known.kind
+        if unit == RATIO_UNIT and "ratio" in known.forms:
+            kind = "ratio"
         powers = {one.lower(): power for one, power in UNITS[kind].items()} | {"": 0}
         if kind == "fraction" and unit != "%":
             raise UsageError(f"--tolerance {text}: {metric} takes points; write {metric}={match['number']}%")
         if unit not in powers:
             hint = nearest(metric, METRICS) if metric not in METRICS else ""
             raise UsageError(f"--tolerance {text}: the unit '{match['unit']}' does not fit{hint}")
-        found[metric] = float(match["number"]) * 10.0 ** powers[unit]
+        found[metric, kind] = float(Decimal(match["number"]).scaleb(powers[unit]))
     return found
+
+
+def tolerance_text(metric: str, kind: Kind, amount: float) -> str:
+    """The shortest that `parse_tolerances` reads as this."""
+    units = UNITS[kind] if kind not in ("number", "count") else {"": 0}
+    exact = Decimal(repr(amount))
+    number = min((f"{exact.scaleb(-power).normalize():f}{unit}" for unit, power in units.items()), key=len)
+    return f"{metric}={number}" if metric else number

@@ -108,6 +108,30 @@ def test_a_tolerance_for_other_kernels_is_said_where_it_was_needed(
         assert reason in refused(capsys, [*command, "--tolerance", wrong])
 
 
+def test_a_tolerance_is_of_what_a_gate_judges(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes are no slack of a ratio, nor points of a metric of a share of it."""
+    command = classifiers(changed=8)
+    ratio = [*command, "--gate", "size ratio >= 1.05"]
+    assert main([*ratio, "--tolerance", "size=0.01x"]) == 3
+    assert main([*ratio, "--tolerance", "size=0.2x"]) == 0
+    assert "within the tolerance of 0.2x" in capsys.readouterr().out
+    assert refused(capsys, [*ratio, "--tolerance", "size=1MB"]).endswith(
+        "--tolerance size=1MB: gate 'size ratio >= 1.05' is judged as a ratio; write size=0.1x"
+    )
+    assert main([*ratio, "--gate", "size <= 1kB", "--tolerance", "size=1MB"]) == 3
+    relative = [*command, "--gate", "top1 drop <= 14% relative"]
+    assert main([*relative, "--tolerance", "1%"]) == 0
+    for tolerance, reason in (
+        ("top1=5%", "is judged as a share of what the original has; write a tolerance for all shares"),
+        ("topp1=5", "there is no metric 'topp1'; did you mean 'top1'?"),
+        ("top1=5x", "top1 takes points; write top1=5%"),
+    ):
+        assert reason in refused(capsys, [*relative, "--tolerance", tolerance])
+    assert "gate 'size <= 1000000' is judged by size itself; write size=1B" in refused(
+        capsys, [*command, "--gate", "size <= 1MB", "--tolerance", "size=1x"]
+    )
+
+
 LOADER = """
 import numpy as np
 
