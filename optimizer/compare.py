@@ -122,7 +122,8 @@ def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> Judgement:
         pair.warn(warning)
     _measure(pair, gates, data, tasks)
     for gate in gates:
-        if reason := gate.missing(pair.found[0].keys() & pair.found[1].keys(), pair.uncounted):
+        known = pair.found[0].keys() - pair.uncounted.keys()
+        if reason := gate.missing(known, pair.uncounted):  # what the candidate alone lacks fails the gate
             raise UsageError(reason)
     ui.status("finding confidence intervals")
     verdicts = judge(gates, pair.found[0], pair.found[1], "model", evidence=pair.evidence)

@@ -288,6 +288,22 @@ def test_what_ci_gets(
     assert Path("gates.md").read_text(encoding="utf-8") == f"{text}\n{text}"
 
 
+@pytest.mark.parametrize(
+    "text", ["float[n,5] y) { y = MatMul(x, w)", "float[n,4] y) { z = Mul(x, s) y = Log(z)"]
+)
+def test_a_candidate_without_a_comparable_output_fails_its_gates(
+    text: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*classifiers(changed=0), "--junit", "gates.xml", "--markdown", "gates.md"]
+    onnx.save(build(f"(float[n,4] x) => ({text} }}", w=random(4, 5), s=np.float32(-1)), "candidate.onnx")
+    assert main([*command, "--gate", "sqnr >= 10", "--gate", "size <= 1MB"]) == 3
+    said = capsys.readouterr().out
+    assert "gate FAILED  gate 'sqnr >= 10' failed: sqnr[y] could not be measured" in said
+    assert "gate passed  size" in said
+    assert 'failures="1"' in Path("gates.xml").read_text(encoding="utf-8")
+    assert "1 of 2 gates failed" in Path("gates.md").read_text(encoding="utf-8")
+
+
 def test_json_names_the_kernels(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([*classifiers(changed=0), "--gate", "top1 >= 99%", "--json"])
     found = json.loads(capsys.readouterr().out)
