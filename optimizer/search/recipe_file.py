@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onnx_lathe.optimizer.recipe import DATA_ROLES, Recipe
+from onnx_lathe.optimizer.judging.evidence import tolerance_text
+from onnx_lathe.optimizer.recipe import DATA_ROLES, READING, Recipe
 from onnx_lathe.passes.core.options import file_options
 from onnx_lathe.passes.core.registry import all_passes
 from onnx_lathe.runtime.files.writing import replacing
 
 
 def write_recipe(path: Path, recipe: Recipe, comments: list[str]) -> list[str]:
-    """Writes the file, its paths relative to its own folder. Returns what it cannot say: data that a caller has in
-    memory. Raises LatheError if the disk refuses.
+    """Writes the file, its paths relative to its own folder. Returns what it cannot say: data and functions that a
+    caller has in memory. Raises LatheError if the disk refuses.
     """
     lines, unsaid = [f"# {line}" for line in comments], list[str]()
     if recipe.gates:
@@ -29,6 +30,7 @@ def write_recipe(path: Path, recipe: Recipe, comments: list[str]) -> list[str]:
         lines.append(f"memory = {_value(str(recipe.memory))}")
     if recipe.seed:
         lines.append(f"seed = {recipe.seed}")
+    lines += _judging(path, recipe, unsaid)
     lines += ["", *_data(path, recipe, unsaid)]
     for step in recipe.steps:
         known = all_passes().get(step.name)
@@ -46,6 +48,21 @@ def write_recipe(path: Path, recipe: Recipe, comments: list[str]) -> list[str]:
     return unsaid
 
 
+def _judging(path: Path, recipe: Recipe, unsaid: list[str]) -> list[str]:
+    """How gates judge."""
+    lines = []
+    if recipe.confidence is not None:
+        lines.append(f"confidence = {_value(repr(recipe.confidence))}")
+    if recipe.tolerances:
+        texts = [tolerance_text(metric, kind, amount) for (metric, kind), amount in recipe.tolerances.items()]
+        lines.append(f"tolerance = {_value(texts)}")
+    functions = {name: one for name, one in recipe.metrics.items() if isinstance(one, str)}
+    unsaid += ["metric"] * (len(functions) < len(recipe.metrics))
+    if functions:
+        lines += ["", "[metric]"]
+    return lines + [f"{_key(name)} = {_value(_beside(path, one))}" for name, one in functions.items()]
+
+
 def _data(path: Path, recipe: Recipe, unsaid: list[str]) -> list[str]:
     lines = ["[data]"]
     for role in DATA_ROLES:
@@ -56,8 +73,12 @@ def _data(path: Path, recipe: Recipe, unsaid: list[str]) -> list[str]:
             unsaid.append(role)
     if recipe.preprocess is not None:
         lines.append(f"preprocess = {_value(recipe.preprocess)}")
-    if recipe.classes is not None:
-        lines.append(f"classes = {_value(_beside(path, recipe.classes))}")
+    for name in ("classes", *READING):
+        spec = getattr(recipe, name)
+        if isinstance(spec, str):
+            lines.append(f"{name} = {_value(_beside(path, spec))}")
+        elif spec is not None:
+            unsaid.append(name)
     return lines if len(lines) > 1 else []
 
 

@@ -10,8 +10,9 @@ import onnx
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer import opening
-from onnx_lathe.optimizer.gate import Gate, parse_gates
-from onnx_lathe.optimizer.judging.metrics import of_data
+from onnx_lathe.optimizer.gate import Gate
+from onnx_lathe.optimizer.judging.asking import gates_of
+from onnx_lathe.optimizer.judging.metrics import METRICS, known_metric, of_data
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.optimizer.search import bench as benches
 from onnx_lathe.optimizer.search.bench import Bench, Goal
@@ -65,7 +66,7 @@ class SearchRequest:
 
     def check(self) -> tuple[Gate, ...]:
         """The gates. Raises UsageError for what cannot be searched."""
-        gates = parse_gates(self.recipe.gates)
+        gates = gates_of(self.recipe)
         if not gates:
             raise UsageError(
                 "a search needs a gate, such as --gate 'top1 drop <= 0.5%'; the smallest of all computes nothing"
@@ -81,6 +82,15 @@ class SearchRequest:
                 raise UsageError(f"--{name} {value}: give {least} or more")
         if self.margin < 0:
             raise UsageError(f"--margin {self.margin:g}: give 0 or more standard errors")
+        for gate in gates:
+            if gate.metric not in OTHERS and (
+                known_metric(gate.metric).of_labels or not of_data(gate.metric)
+            ):
+                able = ", ".join(name for name, one in METRICS.items() if of_data(name) and not one.of_labels)
+                raise UsageError(
+                    f"gate '{gate}': a trial does not measure {gate.metric}; search under gates on {able} or sizes, and judge "
+                    f"{gate.metric} of the winner by 'optimize gate'"
+                )
         if not any(gate.metric not in OTHERS for gate in gates):
             raise UsageError(
                 "no gate is about accuracy, so that nothing keeps the model right; add one, such as 'top1 drop <= 0.5%' or 'sqnr >= 20'"

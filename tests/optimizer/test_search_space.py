@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from onnx_lathe.errors import DataError, UsageError
+from onnx_lathe.optimizer.judging.evidence import parse_tolerances
 from onnx_lathe.optimizer.recipe import Recipe, load_recipe, parse_calls
 from onnx_lathe.optimizer.search.clock import parse_budget
 from onnx_lathe.optimizer.search.grammar import parse_space
 from onnx_lathe.optimizer.search.layerwise import packed_estimate
 from onnx_lathe.optimizer.search.proposals import Option, Proposals, allocations, uniform
 from onnx_lathe.optimizer.search.recipe_file import write_recipe
+from onnx_lathe.optimizer.search.request import SearchRequest
 from onnx_lathe.optimizer.search.space import Dimension, Space
 from onnx_lathe.optimizer.search.strengths import default_space, layers_of
 from onnx_lathe.passes.graph.layers import Weight
@@ -177,6 +179,44 @@ def test_a_recipe_is_read_as_it_was_written(tmp_path: Path) -> None:
         recipe.gates, recipe.targets, recipe.seed, recipe.memory,
     )  # fmt: skip
     assert Path(str(again.data)).resolve() == Path("d/data.npz:part").resolve()
+
+
+def test_a_written_recipe_judges_as_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = [
+        "0.1%",
+        "sqnr=0.5dB",
+        "size=1.5MB",
+        "size=0.1x",
+        "cosine=0.01",
+        "macs=3",
+        "latency=2ms",
+        "mine=0.25",
+    ]
+    recipe = Recipe(
+        parse_calls("fold", "p"), ("mine >= 1", "cer <= 1%"), confidence=0.955, tolerances=parse_tolerances(texts),
+        metrics={"mine": "own.py:mine"}, postprocess="own.py:decode", symbols="symbols.txt", eval="data.npz",
+    )  # fmt: skip
+    (tmp_path / "deep").mkdir()
+    path = tmp_path / "deep" / "recipe.toml"
+    assert write_recipe(path, recipe, ["found"]) == []
+    again = load_recipe(path)
+    assert (again.confidence, again.tolerances) == (recipe.confidence, recipe.tolerances)
+    assert again.metrics == {"mine": str(tmp_path / "own.py:mine")}
+    assert again.postprocess == str(tmp_path / "own.py:decode")
+    assert again.symbols == str(tmp_path / "symbols.txt")
+    in_memory = Recipe(metrics={"a": len, "b": "own.py:b"}, postprocess=list)
+    assert write_recipe(path, in_memory, []) == ["metric", "postprocess"]
+    assert load_recipe(path).metrics == {"b": str(tmp_path / "own.py:b")}
+
+
+@pytest.mark.parametrize(
+    "gate, metric", [("mine >= 1", "mine"), ("f1 drop <= 1%", "f1"), ("memory <= 1GB", "memory")]
+)
+def test_what_no_trial_measures_is_refused(gate: str, metric: str) -> None:
+    recipe = Recipe(parse_calls("fold", "p"), ("top1 drop <= 1%", gate), metrics={"mine": "own.py:mine"})
+    with pytest.raises(UsageError, match=f"a trial does not measure {metric}; search under gates on top1, "):
+        SearchRequest(Path("model.onnx"), recipe, Path("out")).check()
 
 
 @pytest.mark.parametrize(
