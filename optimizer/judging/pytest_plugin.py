@@ -4,7 +4,8 @@
     def test_int8(lathe_model):
         outputs = lathe_model.run({"image": images})
 
-Arguments are those of `onnx_lathe.gate`; paths are meant from pytest's root folder. pytest finds this module by the
+Arguments are those of `onnx_lathe.gate`; paths are meant from pytest's root folder. A test may have several markers, as
+its class or module may: all are judged, and the fixture is of the closest. pytest finds this module by the
 entry point `pytest11`, in every run of every project that has Lathe installed: it imports nothing of Lathe before a
 test asks for it.
 """
@@ -27,11 +28,16 @@ _FILES = ("base", "candidate", "data", "classes", "symbols", "postprocess")
 
 
 class LatheModel:
-    """The candidate of a test's marker. `verdicts`: those on it."""
+    """The candidate of a test's closest marker. `verdicts`: those on it."""
 
     def __init__(self, item: pytest.Item) -> None:
+        marker = item.get_closest_marker(MARKER)
+        if marker is None:
+            pytest.fail(
+                f"the fixture lathe_model needs @pytest.mark.{MARKER}(base=..., candidate=...)", pytrace=False
+            )
         self._item, self._session = item, None
-        self.path = Path(_arguments(item)["candidate"])
+        self.path = Path(_arguments(item, marker)["candidate"])
 
     @property
     def session(self) -> Any:
@@ -50,7 +56,7 @@ class LatheModel:
 
     @property
     def verdicts(self) -> "Judgement":
-        return _judgement(self._item)
+        return _judgements(self._item)[0]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,11 +67,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
-    """Judges before the body runs; None leaves the body to pytest."""
-    if pyfuncitem.get_closest_marker(MARKER) is None:
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Judges before the body runs, of methods of unittest.TestCase too."""
+    skipped = (getattr(item, name, None) for name in ("obj", "cls"))
+    if any(getattr(one, "__unittest_skip__", False) for one in skipped):
         return
-    failed = [verdict.message for verdict in _judgement(pyfuncitem) if not verdict.passed]
+    failed = [verdict.message for found in _judgements(item) for verdict in found if not verdict.passed]
     if failed:
         pytest.fail("\n".join(f"gate FAILED  {message}" for message in failed), pytrace=False)
 
@@ -76,48 +83,50 @@ def lathe_model(request: pytest.FixtureRequest) -> LatheModel:
     return LatheModel(request.node)
 
 
-_FOUND = pytest.StashKey[Any]()
+_FOUND = pytest.StashKey["list[Judgement]"]()
 
 
-def _judgement(item: pytest.Item) -> "Judgement":
-    """Judged once for a test. A mistake is the test's failure, in one line."""
+def _judgements(item: pytest.Item) -> "list[Judgement]":
+    """Of each marker, the closest first; judged once for a test."""
     if _FOUND not in item.stash:
-        from onnx_lathe.errors import LatheError
-        from onnx_lathe.optimizer.judging.calling import gate
-
-        arguments = _arguments(item)
-        try:
-            found = gate(arguments.pop("base"), arguments.pop("candidate"), **arguments)
-        except LatheError as error:
-            found, mistake = None, str(error)
-        if found is None:  # outside of the block, or pytest shows the error twice
-            pytest.fail(f"{MARKER}: {mistake}", pytrace=False)
-        item.stash[_FOUND] = found
-        item.add_report_section("call", "lathe", "\n".join(verdict.message for verdict in found))
-        item.user_properties += [(f"gate {verdict.gate}", verdict.message) for verdict in found]
-        item.user_properties.append(("kernels", found.kernels))
-    judged: Judgement = item.stash[_FOUND]
-    return judged
+        item.stash[_FOUND] = [_judged(item, marker) for marker in item.iter_markers(MARKER)]
+    return item.stash[_FOUND]
 
 
-def _arguments(item: pytest.Item) -> dict[str, Any]:
+def _judged(item: pytest.Item, marker: pytest.Mark) -> "Judgement":
+    """A mistake is the test's failure, in one line."""
+    from onnx_lathe.errors import LatheError
+    from onnx_lathe.optimizer.judging.calling import gate
+
+    arguments = _arguments(item, marker)
+    try:
+        found = gate(arguments.pop("base"), arguments.pop("candidate"), **arguments)
+    except LatheError as error:
+        found, mistake = None, str(error)
+    if found is None:  # outside of the block, or pytest shows the error twice
+        pytest.fail(f"{MARKER}: {mistake}", pytrace=False)
+    item.add_report_section("call", "lathe", "\n".join(verdict.message for verdict in found))
+    told = [(f"gate {verdict.gate}", verdict.message) for verdict in found] + [("kernels", found.kernels)]
+    item.user_properties += [one for one in told if one not in item.user_properties]
+    return found
+
+
+def _arguments(item: pytest.Item, marker: pytest.Mark) -> dict[str, Any]:
     """Of the marker, paths made absolute. Fails the test for wrong ones."""
     from inspect import signature
 
     from onnx_lathe.optimizer.judging.calling import gate
 
-    marker = item.get_closest_marker(MARKER)
-    if marker is None:
-        pytest.fail(
-            f"the fixture lathe_model needs @pytest.mark.{MARKER}(base=..., candidate=...)", pytrace=False
-        )
+    mistake = ""
     try:
-        bound = signature(gate).bind(*marker.args, **marker.kwargs)
+        found = dict(signature(gate).bind(*marker.args, **marker.kwargs).arguments)
     except TypeError as error:
-        bound, mistake = None, str(error)
-    if bound is None:
+        found, mistake = {}, str(error)
+    for name in ("base", "candidate"):
+        if not mistake and not isinstance(found[name], str | Path):
+            mistake = f"{name} takes a path, not {type(found[name]).__name__}"
+    if mistake:
         pytest.fail(f"@pytest.mark.{MARKER}: {mistake}", pytrace=False)
-    found = dict(bound.arguments)
     for name in _FILES:
         if isinstance(found.get(name), str | Path):
             found[name] = os.path.normpath(item.config.rootpath / Path(found[name]).expanduser())

@@ -51,6 +51,10 @@ def test_mistaken():
 def test_without_a_candidate():
     pass
 
+@pytest.mark.lathe_gate(base="model.onnx", candidate=None, gates="size <= 1 MB")
+def test_of_none(lathe_model):
+    pass
+
 def test_without_a_marker(lathe_model):
     pass
 
@@ -75,12 +79,13 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 
 def test_gates_are_tests(project: pytest.Pytester) -> None:
     ran = project.runpytest_subprocess("-p", pytest_plugin.__name__, "--junitxml=out.xml")
-    ran.assert_outcomes(passed=4, failed=3, errors=1)
+    ran.assert_outcomes(passed=4, failed=3, errors=2)
     ran.stdout.fnmatch_lines_random(
         [
             "*gate FAILED  top1 drop <= 0.1%: * points, 95 % interval *missed by*",
             "*lathe_gate: gate 'topp1 >= 1%': there is no metric 'topp1'; did you mean 'top1'?*",
             "*@pytest.mark.lathe_gate: missing a required argument: 'candidate'*",
+            "*@pytest.mark.lathe_gate: candidate takes a path, not NoneType*",
             "*the fixture lathe_model needs @pytest.mark.lathe_gate(base=..., candidate=...)*",
         ]
     )
@@ -90,6 +95,59 @@ def test_gates_are_tests(project: pytest.Pytester) -> None:
     told = (project.path / "out.xml").read_text()
     assert 'name="gate size ratio &gt;= 0.9"' in told
     assert 'name="kernels" value="ONNX Runtime' in told
+
+
+MANY = """
+import unittest
+import pytest
+
+FILES = dict(base="model.onnx", candidate="rough.onnx", data="data.npz")
+failing = pytest.mark.lathe_gate(**FILES, gates="top1 drop <= 0.1%")
+passing = pytest.mark.lathe_gate(base="model.onnx", candidate="model.onnx", gates="size ratio >= 1")
+
+class TestOfUnittest(unittest.TestCase):
+    @failing
+    def test_fails_before_its_body(self):
+        open("body", "w")
+
+    @passing
+    def test_passes(self):
+        pass
+
+    @failing
+    @unittest.skip("not now")
+    def test_skipped(self):
+        pass
+
+@failing
+class TestClass:
+    @passing
+    def test_of_the_class(self, lathe_model):
+        assert False
+
+@passing
+@failing
+def test_two():
+    assert False
+
+@failing
+@passing
+def test_two_in_another_order():
+    assert False
+
+@failing
+@pytest.mark.xfail(run=False)
+def test_that_is_not_run():
+    pass
+"""
+
+
+def test_every_marker_of_every_kind_of_test_is_judged(project: pytest.Pytester) -> None:
+    project.makepyfile(test_many=MANY)
+    ran = project.runpytest_subprocess("-p", pytest_plugin.__name__, "test_many.py")
+    ran.assert_outcomes(passed=1, failed=4, skipped=1, xfailed=1)
+    assert str(ran.stdout).count("\ngate FAILED  top1 drop <= 0.1%") == 4
+    assert not (project.path / "body").exists()
 
 
 def test_the_marker_is_known(project: pytest.Pytester) -> None:
