@@ -75,3 +75,12 @@ def first_few(names: Sequence[str], shown: int = 3) -> str:
     """The names as a message lists them: "a, b, c and 4 more"."""
     more = len(names) - shown
     return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+def printable(text: str) -> str:
+    """One line that a terminal shows as it is: names in models and of files may hold anything. White space becomes a
+    space, what else moves a cursor or cannot be encoded a replacement character.
+    """
+    return "".join(
+        letter if letter.isprintable() else " " if letter.isspace() else "\ufffd" for letter in text
+    )

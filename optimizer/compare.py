@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from onnx_lathe.errors import UsageError
+from onnx_lathe.errors import UsageError, printable
 from onnx_lathe.optimizer import surroundings
 from onnx_lathe.optimizer.finished import Finished, open_finished
 from onnx_lathe.optimizer.gate import Gate
@@ -40,8 +40,8 @@ class _Pair:
         self.evidence = Evidence(confidence=recipe.confidence, tolerances=recipe.tolerances)
 
     def warn(self, text: str) -> None:
-        self.warnings.append(text)
-        self.ui.note(f"warning: {text}")
+        self.warnings.append(printable(text))
+        self.ui.note(f"warning: {self.warnings[-1]}")
 
     def count(self) -> None:
         """What the graphs say."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_lathe.errors import DataError, ModelError
+from onnx_lathe.errors import DataError, ModelError, printable
 from onnx_lathe.optimizer.gate import NO_EVIDENCE, Gate
 from onnx_lathe.optimizer.judging.evidence import Evidence
 from onnx_lathe.optimizer.report.record import GateRecord
@@ -160,5 +160,7 @@ def judge(
         if only(gate.metric):
             verdict = gate.judge(base, candidate, evidence)
             numbers = verdict.measured, verdict.needed, verdict.margin, verdict.interval, verdict.tolerance
-            verdicts.append(GateRecord(str(gate), subject, verdict.passed, verdict.message, *numbers))
+            verdicts.append(
+                GateRecord(str(gate), subject, verdict.passed, printable(verdict.message), *numbers)
+            )
     return verdicts

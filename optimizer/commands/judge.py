@@ -4,7 +4,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from onnx_lathe.errors import ExitCode
+from onnx_lathe.errors import ExitCode, UsageError
 from onnx_lathe.optimizer.commands.options import (
     Parser,
     add_data_options,
@@ -22,6 +22,8 @@ against the base model without labels: agreement, cosine, sqnr (all also of one 
 of the models: size, packed, weights, parameters, macs, sparsity, latency, memory
 
 exit code 3 if a gate failed; docs/gates.md shows gates in CI"""
+READ = ("data", "train", "calibration", "eval", "classes", "symbols", "postprocess")
+"""Options whose files are read."""
 
 
 def gate(arguments: list[str]) -> int:
@@ -56,13 +58,18 @@ def gate(arguments: list[str]) -> int:
     from onnx_lathe.optimizer import compare
     from onnx_lathe.optimizer.judging.junit import write_junit
     from onnx_lathe.optimizer.judging.markdown import write_markdown
-    from onnx_lathe.optimizer.judging.writing import check_text
+    from onnx_lathe.optimizer.judging.writing import check_text, same_file
     from onnx_lathe.optimizer.recipe import Recipe, override
     from onnx_lathe.optimizer.ui import Ui
 
+    given = vars(options)
+    read = [options.base, options.candidate, *(given[name] for name in READ if given[name] is not None)]
+    read += [text.partition("=")[2] for text in options.metric or ()]
     for path in (options.junit, options.markdown):
         if path is not None:
-            check_text(path)
+            check_text(path, [str(one) for one in read])
+    if None not in (options.junit, options.markdown) and same_file(options.junit, options.markdown):
+        raise UsageError(f"{options.junit}: --junit and --markdown each need a file of their own")
     recipe = override(
         Recipe(), gates=tuple(options.gate), **data_options(options), **judging_options(options)
     )

@@ -3,15 +3,12 @@
 Form: the schema of Jenkins' xUnit plug-in, which GitHub, GitLab and Azure read.
 """
 
-import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+from onnx_lathe.errors import printable
 from onnx_lathe.optimizer.judging.judgement import Judgement
 from onnx_lathe.optimizer.judging.writing import write_text
-
-_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 has no way to write (section 2.2)."""
 
 
 def write_junit(judgement: Judgement, path: Path) -> None:
@@ -22,26 +19,25 @@ def write_junit(judgement: Judgement, path: Path) -> None:
 def junit(judgement: Judgement) -> str:
     """The document."""
     failures = sum(not verdict.passed for verdict in judgement)
-    counts = {"tests": str(len(judgement)), "failures": str(failures), "errors": "0", "skipped": "0"}
+    counts = {"tests": str(len(judgement)), "failures": str(failures), "errors": "0"}
     time = f"{judgement.seconds:.3f}"
     root = ElementTree.Element("testsuites", {"name": "optimize gate", **counts, "time": time})
-    name = _clean(f"{judgement.candidate.path} against {judgement.base.path}")
-    suite = ElementTree.SubElement(
-        root, "testsuite", {"name": name, **counts, "time": time, "timestamp": judgement.started[:19]}
-    )
+    name = printable(f"{judgement.candidate.path} against {judgement.base.path}")
+    alone = {"skipped": "0", "timestamp": judgement.started[:19]}  # the schema has them of one suite only
+    suite = ElementTree.SubElement(root, "testsuite", {"name": name, **counts, "time": time, **alone})
     facts = ElementTree.SubElement(suite, "properties")
     for key, value in properties(judgement).items():
-        ElementTree.SubElement(facts, "property", {"name": key, "value": _clean(value)})
+        ElementTree.SubElement(facts, "property", {"name": key, "value": printable(value)})
     for verdict in judgement:
         case = ElementTree.SubElement(
-            suite, "testcase", {"classname": "optimize.gate", "name": _clean(verdict.gate), "time": "0"}
+            suite, "testcase", {"classname": "optimize.gate", "name": printable(verdict.gate), "time": "0"}
         )
         if not verdict.passed:
             failure = ElementTree.SubElement(
-                case, "failure", {"type": "gate", "message": _clean(verdict.message)}
+                case, "failure", {"type": "gate", "message": printable(verdict.message)}
             )
-            failure.text = _clean(verdict.message)
-        ElementTree.SubElement(case, "system-out").text = _clean(verdict.message)
+            failure.text = printable(verdict.message)
+        ElementTree.SubElement(case, "system-out").text = printable(verdict.message)
     ElementTree.indent(root, " ")
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -60,7 +56,3 @@ def properties(judgement: Judgement) -> dict[str, str]:
         "candidate": judgement.candidate.library,
         **{f"library {name}": version for name, version in judgement.libraries.items()},
     }
-
-
-def _clean(text: str) -> str:
-    return _FORBIDDEN.sub("\ufffd", text)

@@ -1,7 +1,10 @@
 """Verdicts as a table of Markdown, for a pull request or the summary of a step of GitHub Actions."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from onnx_lathe.errors import printable
 from onnx_lathe.optimizer.judging.judgement import Judgement
 from onnx_lathe.optimizer.judging.metrics import METRICS, known_metric
 from onnx_lathe.optimizer.judging.numbers import percent, shown
@@ -22,15 +25,18 @@ def markdown(judgement: Judgement) -> str:
     lines = [
         f"### Model gates: {title}",
         "",
-        f"`{_code(candidate.path)}` against `{_code(base.path)}`"
+        f"{_code(candidate.path)} against {_code(base.path)}"
         + (f" on {judgement.samples:,} samples" if judgement.samples else ""),
         "",
         "| | gate | measured |",
         "|---|---|---|",
     ]
+    names = _names(judgement)
     for verdict in judgement:
-        said = verdict.message.removeprefix(f"{verdict.gate}: ")
-        lines.append(f"| {'✅' if verdict.passed else '❌'} | {_cell(verdict.gate)} | {_cell(said)} |")
+        gate = printable(verdict.gate)
+        said = verdict.message.removeprefix(f"{gate}: ")
+        mark = "✅" if verdict.passed else "❌"
+        lines.append(f"| {mark} | {_code(gate)} | {_cell(said, [gate, *names])} |")
     lines += ["", "| metric | base | candidate |", "|---|--:|--:|"]
     for name in _told(judgement):
         kind = known_metric(name).kind
@@ -38,7 +44,7 @@ def markdown(judgement: Judgement) -> str:
         lines.append(f"| {_cell(name)} | {' | '.join(values)} |")
     by = "" if judgement.confidence is None else f"Judged by {percent(judgement.confidence)} intervals. "
     lines += ["", f"{by}{_cell(judgement.kernels)}."]
-    lines += [f"- warning: {_cell(note)}" for note in judgement.notes]
+    lines += [f"- warning: {_code(note)}" for note in judgement.notes]
     return "\n".join([*lines, ""])
 
 
@@ -49,12 +55,25 @@ def _told(judgement: Judgement) -> list[str]:
     return known + [name for name in both if name not in METRICS and "[" not in name]
 
 
-def _cell(text: str) -> str:
-    """Text in a table, of which nothing is taken for Markdown's own."""
-    for mark in "\\`*_[]<>|":
-        text = text.replace(mark, f"\\{mark}")
-    return text.replace("\n", " ")
+def _names(judgement: Judgement) -> list[str]:
+    """What messages say of outputs, such as "[boxes]" or "[boxes][0:4]", the longest first: names of the models."""
+    both = {**judgement.base.metrics, **judgement.candidate.metrics}
+    return sorted({printable(key[key.index("[") :]) for key in both if "[" in key}, key=len, reverse=True)
+
+
+def _cell(text: str, names: Sequence[str] = ()) -> str:
+    """Text in a table, of which nothing is taken for Markdown's own; `names` in it are code, lest they be links or
+    mention people.
+    """
+    apart = "|".join(map(re.escape, names))
+    parts = re.split(f"({apart})", text) if names else [text]
+    return "".join(_code(part) if place % 2 else _escaped(part) for place, part in enumerate(parts))
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text)
 
 
 def _code(text: str) -> str:
-    return text.replace("`", "'")
+    """As a span of code; two marks that would end it, or the cell that it is in, become others that look alike."""
+    return f"`{printable(text).replace('`', chr(39)).replace('|', '¦')}`"

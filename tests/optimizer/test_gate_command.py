@@ -1,8 +1,7 @@
-"""`optimize gate` as it is typed: metrics of every kind, intervals, and what CI gets of the verdicts."""
+"""`optimize gate` as it is typed: metrics of every kind, intervals and tolerances."""
 
 import json
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -10,16 +9,14 @@ import pytest
 
 import onnx_lathe
 from onnx_lathe.optimizer.cli import main
-from onnx_lathe.optimizer.judging import writing
 from onnx_lathe.runtime.running import memory
 from tests.support.builders import build, random
 from tests.support.command import refused
+from tests.support.judged import PASSED_ON, SAMPLES, classifiers, pair
 
-PASSED_ON = "(float[n,4] x) => (float[n,4] y) { y = Mul(x, s) }"
 MASKS = "(float[n,3,4,4] x) => (float[n,3,4,4] y) { y = Mul(x, s) }"
 ROWS = "(float[n,5,6] x) => (float[n,5,6] y) { y = Mul(x, s) }"
 PLACES = "(float[n,6,4] x) => (float[n,6,4] y) { y = Mul(x, s) }"
-SAMPLES = 40
 
 
 @pytest.fixture
@@ -27,22 +24,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the commands are typed."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def pair(text: str, scale: np.ndarray | float) -> list[str]:
-    """A model that gives what it is fed, and one that scales it."""
-    onnx.save(build(text, s=np.float32(1)), "base.onnx")
-    onnx.save(build(text, s=np.asarray(scale, np.float32)), "candidate.onnx")
-    return ["gate", "base.onnx", "candidate.onnx", "--quiet"]
-
-
-def classifiers(changed: int, samples: int = SAMPLES) -> list[str]:
-    """Two models of which the base is always right, the candidate not of the first `changed` samples."""
-    x = np.eye(4, dtype=np.float32)[np.arange(samples) % 4]
-    x[:changed, 0] += 0.5
-    np.savez("data.npz", x=x, labels=np.arange(samples) % 4)
-    text = "(float[n,4] x) => (float[n,4] y) { y = Mul(x, s) }"
-    return [*pair(text, [3, 1, 1, 1]), "--data", "data.npz"]
 
 
 def verdicts(capsys: pytest.CaptureFixture[str], command: list[str], *gates: str) -> list[dict]:
@@ -260,34 +241,6 @@ def test_memory_that_cannot_be_measured_is_no_pass(
     assert refused(capsys, command).endswith("cannot be judged: the peak of a process is not read here")
 
 
-def test_what_ci_gets(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = [*classifiers(changed=8), "--junit", "gates.xml", "--markdown", "gates.md"]
-    command += ["--gate", "top1 drop <= 1%", "--gate", "size ratio >= 0.5"]
-    assert main(command) == 3
-    suite = ElementTree.parse("gates.xml").getroot().find("testsuite")
-    assert suite is not None
-    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
-    cases = suite.findall("testcase")
-    assert [case.get("name") for case in cases] == ["top1 drop <= 1%", "size ratio >= 0.5"]
-    failure = cases[0].find("failure")
-    assert failure is not None
-    assert "missed by" in str(failure.get("message"))
-    assert cases[1].find("failure") is None
-    facts = {one.get("name"): one.get("value") for one in suite.iter("property")}
-    assert str(facts["kernels"]).startswith("ONNX Runtime ")
-    assert {"samples", "processor", "library onnxruntime"} <= facts.keys()
-    text = Path("gates.md").read_text(encoding="utf-8")
-    assert text.startswith("### Model gates: 1 of 2 gates failed\n")
-    assert "| ❌ | top1 drop \\<= 1% | 15 points, 95 % interval" in text
-    assert main(command) == 3
-    assert Path("gates.md").read_text(encoding="utf-8") == text
-    monkeypatch.setenv(writing.STEP_SUMMARY, str(folder / "gates.md"))
-    assert main(command) == 3
-    assert Path("gates.md").read_text(encoding="utf-8") == f"{text}\n{text}"
-
-
 @pytest.mark.parametrize(
     "text", ["float[n,5] y) { y = MatMul(x, w)", "float[n,4] y) { z = Mul(x, s) y = Log(z)"]
 )
@@ -302,26 +255,6 @@ def test_a_candidate_without_a_comparable_output_fails_its_gates(
     assert "gate passed  size" in said
     assert 'failures="1"' in Path("gates.xml").read_text(encoding="utf-8")
     assert "1 of 2 gates failed" in Path("gates.md").read_text(encoding="utf-8")
-
-
-def test_json_names_the_kernels(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([*classifiers(changed=0), "--gate", "top1 >= 99%", "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert found["passed"] is True
-    assert found["processor"]["flags"]
-    assert found["libraries"]["onnxruntime"] in found["kernels"]
-    assert found["base"]["library"].startswith("ONNX Runtime")
-    assert found["candidate"]["metrics"]["top1"] == 1
-    assert found["gates"][0]["interval"]["low"] == pytest.approx(0.9124, abs=1e-4)
-
-
-@pytest.mark.parametrize("option", ["--junit", "--markdown"])
-def test_a_place_that_cannot_be_written_to_is_refused_first(
-    option: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["gate", "nowhere.onnx", "nowhere.onnx", "--gate", "size <= 1 MB", option]
-    assert "is a folder" in refused(capsys, [*command, "."])
-    assert "no folder that can be written to" in refused(capsys, [*command, "none/gates.xml"])
 
 
 def test_what_is_not_known_by_samples_is_not_judged_by_an_interval(
