@@ -13,7 +13,7 @@ from pathlib import Path
 from onnx_lathe.discovery import uncollected
 from onnx_lathe.errors import ExitCode, LatheError, UsageError, printable
 from onnx_lathe.optimizer.closed_pipe import reader_may_leave
-from onnx_lathe.optimizer.words import meant
+from onnx_lathe.optimizer.words import meant, printable
 from onnx_lathe.runtime.threads import limited
 
 COMMANDS = {

@@ -2,7 +2,7 @@
 weights take in the file.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import onnx
@@ -92,12 +92,21 @@ class CountedNode:
 
 @dataclass(frozen=True)
 class Counted:
-    """All nodes, of bodies too, and what they add up to. `main` is the scope of the main graph."""
+    """All nodes, of bodies too, and what they add up to. `main` is the scope of the main graph. `left_out`: numbers of
+    the scopes of branches of an If with fewer MACs than another.
+    """
 
     nodes: Sequence[CountedNode]
     size: Size
     main: Scope
     opset: int
+    left_out: Set[int]
+
+    def counts(self, scope: Scope | None) -> bool:
+        """Whether the totals have the MACs of the scope."""
+        while scope is not None and scope.number not in self.left_out:
+            scope = scope.outer
+        return scope is None
 
 
 def layer_table(model: onnx.ModelProto) -> Table:
@@ -109,7 +118,7 @@ def layer_table(model: onnx.ModelProto) -> Table:
 
 
 def count_nodes(
-    model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = None, batch: int = 1
+    model: onnx.ModelProto, sizes: Mapping[str, OpenShape] | None = None, batch: int = 1
 ) -> Counted:
     """`sizes` of inputs, by name; of others `batch` where their first axis is open."""
     model = _without_functions(model)
@@ -128,7 +137,7 @@ def count_nodes(
         counts = bool(found) or macs is not None
         rows.append(CountedNode(node, proto, scope, found, row, counts, _steps(scope)))
     size = _size(model, [one.row for one in rows], counted.total(scoped[0]), counted.reasons, lost)
-    return Counted(rows, size, scoped[0], graph.opset)
+    return Counted(rows, size, scoped[0], graph.opset, counted.left_out)
 
 
 def _row(
@@ -174,10 +183,11 @@ def _steps(scope: Scope) -> int | str:
 
 
 class _Macs:
-    """Adds up MACs by scope. `reasons`: the nodes whose MACs cannot be counted, and why."""
+    """Adds up MACs by scope. `reasons`: the nodes whose MACs cannot be counted, and why. `left_out`: see Counted."""
 
     def __init__(self) -> None:
         self.reasons: list[tuple[str, str]] = []
+        self.left_out: set[int] = set()
         self._own: dict[int, int | None] = {}
         self._inner: dict[int, list[tuple[str, onnx.NodeProto, Scope]]] = {}
 
@@ -193,7 +203,7 @@ class _Macs:
 
     def total(self, scope: Scope) -> int | None:
         """MACs of one run of the scope; None if a part cannot be counted."""
-        parts: dict[str, list[int | None]] = {}
+        parts: dict[str, list[tuple[Scope, int | None]]] = {}
         for name, node, body in self._inner.get(id(scope), []):
             inside = self.total(body)
             if node.op_type in ("Loop", "Scan") and inside:
@@ -201,11 +211,13 @@ class _Macs:
                 if isinstance(times, str):
                     self.reasons.append((f"{name} ({node.op_type})", times))
                 inside = None if isinstance(times, str) else inside * times
-            parts.setdefault(name, []).append(inside)
+            parts.setdefault(name, []).append((body, inside))
         known = [self._own.get(id(scope), 0)]
         for branches in parts.values():
-            sizes = [one for one in branches if one is not None]
+            sizes = [macs for _, macs in branches if macs is not None]
             known.append(max(sizes) if len(sizes) == len(branches) else None)
+            taken, _ = max(branches, key=lambda branch: branch[1] or 0)
+            self.left_out |= {body.number for body, _ in branches if body is not taken}
         return None if None in known else sum(one for one in known if one is not None)
 
 

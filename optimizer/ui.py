@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +14,8 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+
+from onnx_lathe.optimizer.report.printing import Printer
 
 LINE_EVERY_S = 5.0
 
@@ -26,7 +27,7 @@ class Ui:
     """
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
-        self.console = Console(file=stream or sys.stderr, highlight=False, emoji=False, soft_wrap=True)
+        self.console = Printer(file=stream or sys.stderr, highlight=False, emoji=False, soft_wrap=True)
         self.quiet = quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None

@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from onnx_lathe.errors import ExitCode, UsageError
 from onnx_lathe.optimizer.commands.options import (
     Parser,
     add_output_options,
     add_reading_of_data,
     add_threads,
+    check_file,
     print_json,
 )
 
@@ -47,12 +46,13 @@ def diff(arguments: list[str]) -> int:
     from onnx_lathe.optimizer.diffing.explorer import node_data
     from onnx_lathe.optimizer.diffing.page import page
     from onnx_lathe.optimizer.diffing.terminal import show_diff
+    from onnx_lathe.optimizer.report.printing import Printer
     from onnx_lathe.optimizer.ui import Ui
     from onnx_lathe.runtime.files.writing import replacing
 
     made = [(options.html, page, ".html"), (options.model_explorer, node_data, ".json")]
     for file, _, ending in made:
-        _check_file(file, ending, [options.base, options.candidate])
+        check_file(file, ending, [options.base, options.candidate])
     with contextlib.redirect_stdout(sys.stderr):  # what a loader prints is no result
         found = diff_models(
             options.base, options.candidate, _recipe(options), Ui(quiet=options.quiet), at=at, samples=options.samples
@@ -60,11 +60,11 @@ def diff(arguments: list[str]) -> int:
     for file, made_of, _ in made:
         if file is not None:
             with replacing(file) as stream:
-                stream.write(made_of(found).encode())
+                stream.write(made_of(found).encode(errors="replace"))
     if options.json:
         print_json(found.as_json())
     else:
-        show_diff(found, Console(highlight=False, emoji=False, soft_wrap=True), options.sort)
+        show_diff(found, Printer(highlight=False, emoji=False, soft_wrap=True), options.sort)
     return ExitCode.DONE
 
 
@@ -95,6 +95,7 @@ def debug(arguments: list[str]) -> int:
 
     from onnx_lathe.optimizer.diffing.debug import debug_models
     from onnx_lathe.optimizer.diffing.terminal import show_debugged
+    from onnx_lathe.optimizer.report.printing import Printer
     from onnx_lathe.optimizer.ui import Ui
 
     with contextlib.redirect_stdout(sys.stderr):  # what a loader prints is no result
@@ -105,7 +106,7 @@ def debug(arguments: list[str]) -> int:
     if options.json:
         print_json(found.as_json())
     else:
-        show_debugged(found, Console(highlight=False, emoji=False, soft_wrap=True))
+        show_debugged(found, Printer(highlight=False, emoji=False, soft_wrap=True))
     return ExitCode.DONE
 
 
@@ -131,15 +132,3 @@ def _decibels(text: str) -> float:
     if found is None:
         raise UsageError(f"--at takes a number of dB such as 30dB, not '{text}'")
     return float(found[1])
-
-
-def _check_file(file: Path | None, ending: str, read: list[Path]) -> None:
-    """Before anything runs: an ending that says what is written, a folder that is there, and no file that is read."""
-    if file is None:
-        return
-    if file.suffix.lower() != ending:
-        raise UsageError(f"{file}: is written as {ending}; give a name that ends so")
-    if any(file.exists() and one.exists() and file.samefile(one) for one in read):
-        raise UsageError(f"{file}: is one of the models; write to another file")
-    if not file.parent.is_dir():
-        raise UsageError(f"{file}: {file.parent} is no folder; make it first")

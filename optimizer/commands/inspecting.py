@@ -6,18 +6,19 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from onnx_lathe.errors import ExitCode, UsageError
 from onnx_lathe.optimizer.commands.options import (
     Parser,
     add_output_options,
     add_reading_of_data,
     add_threads,
+    check_file,
     print_json,
 )
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from onnx_lathe.optimizer.inspecting.rows import Inspection
 
 
@@ -65,6 +66,7 @@ def inspect(arguments: list[str]) -> int:
     from onnx_lathe.optimizer.inspecting.inspecting import inspect_file
     from onnx_lathe.optimizer.inspecting.sizes import parse_shapes
     from onnx_lathe.optimizer.recipe import Recipe, override
+    from onnx_lathe.optimizer.report.printing import Printer
 
     question = Question(
         parse_shapes(options.shape), options.batch, options.weights, options.training, options.optimizer
@@ -76,7 +78,7 @@ def inspect(arguments: list[str]) -> int:
     paths = [options.model, *([] if options.other is None else [options.other])]
     with contextlib.redirect_stdout(sys.stderr):  # what a loader prints is no result
         found = [inspect_file(path, question, timed) for path in paths]
-    console = Console(highlight=False, emoji=False)
+    console = Printer(highlight=False, emoji=False)
     if options.other is not None:
         _compare(found, options, console)
     else:
@@ -96,13 +98,14 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(
             "--html, --sort, --columns and --all are for one model; leave them out, or the other model"
         )
+    check_file(options.html, ".html", [options.model])
     if options.sort:
         columns.column(options.sort, "--sort")
     if options.columns:
         columns.parse_columns(options.columns)
 
 
-def _compare(found: "list[Inspection]", options: argparse.Namespace, console: Console) -> None:
+def _compare(found: "list[Inspection]", options: argparse.Namespace, console: "Console") -> None:
     from onnx_lathe.optimizer.inspecting.comparison import compare
     from onnx_lathe.optimizer.report.side_by_side import show_comparison
 
@@ -113,15 +116,18 @@ def _compare(found: "list[Inspection]", options: argparse.Namespace, console: Co
         show_comparison(both, console)
 
 
-def _show(found: "Inspection", options: argparse.Namespace, console: Console) -> None:
+def _show(found: "Inspection", options: argparse.Namespace, console: "Console") -> None:
     from onnx_lathe.optimizer.report import columns, inspection
     from onnx_lathe.optimizer.report.inspection_page import page
+    from onnx_lathe.optimizer.words import printable
     from onnx_lathe.runtime.files.writing import replacing
 
     if options.html:
         lines = [*inspection.summary(found.whole), *inspection.said_beside(found.whole)]
         with replacing(options.html) as file:
-            file.write(page(found, options.model.name, lines, options.sort).encode())
+            file.write(
+                page(found, printable(options.model.name), lines, options.sort).encode(errors="replace")
+            )
     if options.json:
         print_json(found.as_json())
         return

@@ -3,7 +3,8 @@
 import argparse
 import json
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from onnx_lathe.errors import UsageError, nearest
@@ -77,6 +78,20 @@ def add_threads(
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
     print(json.dumps(plain(value), indent=1, allow_nan=False))
+
+
+def check_file(file: Path | None, ending: str, read: Sequence[Path]) -> None:
+    """Before anything runs: an ending that says what is written, a folder that is there, and none of the models that
+    are read. Raises UsageError.
+    """
+    if file is None:
+        return
+    if file.suffix.lower() != ending:
+        raise UsageError(f"{file}: is written as {ending}; give a name that ends so")
+    if any(file.exists() and one.exists() and file.samefile(one) for one in read):
+        raise UsageError(f"{file}: is one of the models; write to another file")
+    if not file.parent.is_dir():
+        raise UsageError(f"{file}: {file.parent} is no folder; make it first")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ onnx.shape_inference leaves open what a Loop carries from step to step, because 
 the shape is that of the first value, where the body then gives the same shape back.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,7 +37,7 @@ class Scope:
 
 
 def scopes(
-    model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]] | None = None, batch: int = 1
+    model: onnx.ModelProto, sizes: Mapping[str, OpenShape] | None = None, batch: int = 1
 ) -> list[Scope]:
     """The main graph and its bodies in the order of passes.graph.bodies.parts. Inputs have the `sizes` given by their
     name; else `batch` where their first axis is open. Without shapes if they do not fit each other.
@@ -46,10 +46,13 @@ def scopes(
     fed = {value.name for value in runtime_inputs(model)}
     for value in [value for value in light.graph.input if value.name in fed]:
         dims = value.type.tensor_type.shape.dim
-        if given := (sizes or {}).get(value.name):
-            for dim, size in zip(dims, given, strict=True):
+        for dim in dims:
+            if dim.dim_value < 0:  # PaddlePaddle's way to leave a size open
+                dim.Clear()
+        for dim, size in zip(dims, (sizes or {}).get(value.name, ()), strict=False):
+            if isinstance(size, int):
                 dim.dim_value = size
-        elif dims and not dims[0].dim_value:
+        if dims and not dims[0].dim_value:
             dims[0].dim_value = batch
     for graph in graph_protos(light.graph):
         del graph.value_info[:]

@@ -59,6 +59,11 @@ class Stored:
         """Whether sparsity is about it: a vector, such as a bias, is not what pruning is for."""
         return len(self.shape) > 1
 
+    @property
+    def read_bytes(self) -> int:
+        """As `size_bytes`, of every node that reads it."""
+        return sum(map(_bytes, leaves(self.tensor)))
+
 
 def stored_weights(
     graph: Graph, refuse: Callable[[Node, str], None]

@@ -41,6 +41,10 @@ for name, found in zip(names, session.run(names, feeds)):
     if wanted.shape != found.shape:
         print(f"{name}: has shape {list(found.shape)}, expected is {list(wanted.shape)}")
         continue
+    if wanted.dtype.kind != "f" or found.dtype.kind != "f":
+        differing = int((wanted.astype(found.dtype) != found).sum())
+        print(f"{name}: {differing:,} of {found.size:,} values differ")
+        continue
     wanted, found = wanted.astype(np.float64), found.astype(np.float64)
     broken = int((np.isfinite(wanted) != np.isfinite(found)).sum())
     finite = np.isfinite(wanted) & np.isfinite(found)
@@ -53,36 +57,57 @@ for name, found in zip(names, session.run(names, feeds)):
 
 @dataclass(frozen=True)
 class Written:
-    """What a session opened on the written file gives: the difference from what was expected, or its refusal."""
+    """What a session opened on the written file gives: the difference from what was expected, as dB and in words, or
+    its refusal.
+    """
 
-    folder: str
-    closeness: float | None
-    refusal: str
+    closeness: float | None = None
+    figure: str = ""
+    refusal: str = ""
 
 
 def check_folder(out: Path) -> None:
     """Raises UsageError for a place that holds something, before anything is computed."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    try:
+        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    except OSError as error:
+        raise _unusable(out, error) from error
+    if taken:
         raise UsageError(f"{out}: is there already and is not an empty folder; name another with --out")
 
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder that takes its place when the block ends well, and vanishes otherwise."""
+    """A folder whose files come to `out` when the block ends well, and vanish otherwise. An empty `out` stays the same
+    folder, which somebody may be working in. Raises LatheError for what the disk refuses.
+    """
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        place = out.resolve()
+        filled = place.exists()
+        if not filled:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        prefix, around = (".lathe.", place) if filled else (f".{place.name}.", place.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=around))
     except OSError as error:
-        raise LatheError(f"{out}: cannot be made: {error.strerror or error}; choose another place") from error
+        raise _unusable(out, error) from error
     try:
         yield temporary
-        if out.exists():
-            out.rmdir()
-        temporary.chmod(0o755)
-        temporary.rename(out)
-    except BaseException:
+        if filled:
+            for one in list(temporary.iterdir()):
+                one.rename(place / one.name)
+            temporary.rmdir()
+        else:
+            temporary.chmod(0o755)
+            temporary.rename(place)
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _unusable(out, error) from error
         raise
+
+
+def _unusable(out: Path, error: OSError) -> LatheError:
+    return LatheError(f"{out}: cannot be written: {error.strerror or error}; choose another place")
 
 
 def write_part(
@@ -93,12 +118,15 @@ def write_part(
     """
     arrays = {f"input/{name}": value for name, value in inputs.items()}
     arrays |= {f"expected/{name}": value for name, value in expected.items()}
+    arrays = {
+        name: value.astype(np.str_) if value.dtype == object else value for name, value in arrays.items()
+    }
     model_file.save(part.model, folder / MODEL)
     write_arrays(folder / INPUT, arrays)
     found = _run(folder / MODEL, inputs, expected)
     for name, text in ((SCRIPT, RUN), (README, _readme(part.model, what))):
         with replacing(folder / name) as file:
-            file.write(text.encode())
+            file.write(text.encode(errors="replace"))
     return found
 
 
@@ -106,12 +134,16 @@ def _run(model: Path, inputs: Mapping[str, np.ndarray], expected: Mapping[str, n
     try:
         outputs = ort.run(ort.as_opened(model), inputs)
     except ModelError as error:
-        return Written("", None, str(error).replace(f"{model.parent}{os.sep}", ""))
-    worst = None
+        return Written(refusal=str(error).replace(f"{model.parent}{os.sep}", ""))
+    found = []
     for name, wanted in expected.items():
-        found = Difference().add(wanted, outputs[name])
-        worst = found if worst is None else min(worst, found)
-    return Written("", worst, "")
+        one = Difference()
+        found.append((one.add(wanted, outputs[name]), one))
+    if not found:
+        return Written()
+    worst, difference = min(found, key=lambda pair: pair[0])
+    differing = f"{difference.differing:,} of {difference.values:,} values that differ"
+    return Written(worst, f"{worst:.1f} dB" if difference.numeric else differing)
 
 
 def _readme(model: onnx.ModelProto, what: str) -> str:

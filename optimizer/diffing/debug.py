@@ -1,6 +1,7 @@
 """Which layer of a model is to blame for an error, as the smallest part that shows it: the `debug` command."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,16 +12,24 @@ import onnx
 
 from onnx_lathe.errors import ModelError, UsageError
 from onnx_lathe.optimizer.diffing.bundle import Written, check_folder, new_folder, write_part
-from onnx_lathe.optimizer.diffing.diff import PART_DB, Look, Model, check, inner_errors, output_errors
+from onnx_lathe.optimizer.diffing.diff import (
+    PART_DB,
+    Look,
+    Model,
+    check,
+    check_count,
+    inner_errors,
+    output_errors,
+)
 from onnx_lathe.optimizer.diffing.failing import failing_part
 from onnx_lathe.optimizer.diffing.forms import without_other_forms
 from onnx_lathe.optimizer.diffing.local import LocalError, Parts, local_errors, typical
-from onnx_lathe.optimizer.diffing.sides import Calls, Side, open_calls, open_side
+from onnx_lathe.optimizer.diffing.sides import Calls, Feeds, Side, open_calls, open_side
 from onnx_lathe.optimizer.diffing.stored import stored_errors
 from onnx_lathe.optimizer.diffing.structure import structure, with_bodies
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.optimizer.ui import Ui
-from onnx_lathe.passes.extraction.submodel import Part, submodel
+from onnx_lathe.passes.extraction.submodel import Flow, Part, submodel
 from onnx_lathe.runtime.running import ort
 
 SAMPLES = 8
@@ -29,6 +38,9 @@ BELOW_TYPICAL_DB = 18.0
 BOUNDS_DB = (15.0, 60.0)
 """Between these the limit stays: below the first a layer is to blame however bad the others are, above the second
 the error is one of rounding."""
+
+_FORMS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast", "Identity")
+"""Operators that say nothing of what a layer computes."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,8 @@ class Layer:
 class Culprit:
     """A layer to blame, or the node at which the candidate fails. `nodes`: operators and names of the part;
     `stored`: its stored tensors that are not the base's, each with how far; `reason`: what is wrong in words;
-    `folder` holds the part; `reproduced`: closeness in dB of the written file's own run, or `refusal`.
+    `folder` holds the part; `reproduced`: closeness in dB of the written file's own run, `figure` the same in
+    words, or `refusal`.
     """
 
     node: str
@@ -65,6 +78,7 @@ class Culprit:
     folder: str = ""
     reproduced: float | None = None
     refusal: str = ""
+    figure: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,8 +120,7 @@ def debug_models(
     Raises UsageError for a file that holds no ONNX graph, and as `diff_models` does.
     """
     check(PART_DB if at is None else at, samples)
-    if top < 1:
-        raise UsageError(f"--top takes a number from 1 on, not {top}")
+    check_count("--top", top)
     check_folder(out)
     sides = open_side(base, "base"), open_side(candidate, "candidate", refusable=True)
     for side in sides:
@@ -118,33 +131,38 @@ def debug_models(
     calls = open_calls(recipe, *sides, samples)
     for note in (*(note for side in sides for note in side.notes), *calls.notes):
         ui.note(note)
-    if refusal := _refused(sides[1], calls):
-        return _find_failure(*sides, calls, ui, out, refusal)
+    if refused := _refused(sides[1], calls):
+        return _find_failure(*sides, calls, ui, out, *refused)
     return _Debugging(sides[0], sides[1], calls, ui, out, top, at).found()
 
 
-def _refused(candidate: Side, calls: Calls) -> str:
+def _refused(candidate: Side, calls: Calls) -> tuple[str, Feeds] | None:
+    """Why ONNX Runtime does not load or run the candidate, and the call on which it does not."""
     if candidate.session is None:
-        return candidate.refusal
+        return candidate.refusal, calls.first()
     names = {spec.name for spec in candidate.inputs}
-    try:
-        for feeds in calls:
+    for feeds in calls:
+        try:
             ort.run(candidate.session, {name: value for name, value in feeds.items() if name in names})
-    except ModelError as error:
-        return str(error)
-    return ""
+        except ModelError as error:
+            return str(error), feeds
+    return None
 
 
-def _find_failure(base: Side, candidate: Side, calls: Calls, ui: Ui, out: Path, refusal: str) -> Debugged:
+def _find_failure(
+    base: Side, candidate: Side, calls: Calls, ui: Ui, out: Path, refusal: str, feeds: Feeds
+) -> Debugged:
     if candidate.model is None:
         raise UsageError(refusal)
     notes = [f"{candidate.title} does not run: {refusal}"]
-    failure = failing_part(candidate.model, calls.first(), ui)
+    failure = failing_part(candidate.model, feeds, ui)
     result = Debugged(
         base.title, candidate.title, calls.description, -math.inf, math.inf, 0, [], [], None, notes
     )
     if failure is None:
-        notes.append("every node loads and runs by itself: what the model declares of its outputs is wrong")
+        notes.append(
+            "every node loads and runs by itself: sizes that the model declares of its inputs or outputs are wrong"
+        )
         return result
     node = failure.node
     name, tensor = node.name or node.output[0], next(filter(None, node.output), "")
@@ -189,7 +207,9 @@ class _Debugging:
             notes.append(
                 f"{len(forms)} tensors are in another form that the layers after them make good, such as {names}"
             )
-        guilty = sorted((one for one in errors if one.closeness < limit), key=lambda one: one.closeness)
+        guilty = _one_each(
+            sorted((one for one in errors if one.closeness < limit), key=lambda one: one.closeness)
+        )
         if bodies := list(with_bodies(self.candidate.model)):
             notes.append(f"not looked into: the bodies of {', '.join(bodies[:5])}; each counts as one layer")
         for note in notes:
@@ -229,6 +249,7 @@ class _Debugging:
                         folder=str(self.out / place),
                         reproduced=written.closeness,
                         refusal=written.refusal,
+                        figure=written.figure,
                     )
                 )
         return found
@@ -240,7 +261,7 @@ class _Debugging:
         found = {
             one.name: f"{one.differing:,} of {one.values:,} values differ"
             for one in compared.initializers
-            if one.differing
+            if one.differing and not one.place
         }
         for row in stored_errors(base, candidate, self.look.other, compared):
             figure = "" if row.sqnr is None else f", {row.sqnr:.1f} dB"
@@ -279,6 +300,8 @@ class _Debugging:
             yield f"{own.sqnr:.1f} dB by itself, largest error {own.max_abs:.4g}"
         elif own.values:
             yield f"{own.differing:,} of {own.values:,} values are others"
+        if others := self._otherwise(parts, one, places):
+            yield f"between the same tensors A has {', '.join(others[:6])}"
         channel = own.worst_channel
         if channel is not None and channel[1] > 0.5:
             yield f"{channel[1]:.0%} of the error is in channel {channel[0]}"
@@ -286,6 +309,14 @@ class _Debugging:
             for name in self.look.other.nodes[place].output:
                 if name in parts.found and (shapes := parts.found[name][1].shapes) and name != one.pair.name:
                     yield f"inside it '{name}' has shape {list(shapes[1])}, {list(shapes[0])} in the base"
+
+    def _otherwise(self, parts: Parts, one: LocalError, places: Sequence[int]) -> list[str]:
+        """A's nodes between the tensors that the part lies between, if their operators are others."""
+        fed = {parts.cuts[name].base if name in parts.cuts else name for name in parts.needs(one.pair.name)}
+        base = self.look.flow.needed([one.pair.base], fed)[0]
+        found, other = _computing(self.look.flow, base), _computing(self.look.other, places)
+        same = Counter(node.op_type for node in found) == Counter(node.op_type for node in other)
+        return [] if same else [_named(node) for node in found]
 
     def _write(self, parts: Parts, one: LocalError, culprit: Culprit, folder: Path) -> Written:
         """The call on which the part is worst."""
@@ -302,6 +333,11 @@ class _Debugging:
         part = _typed(self.look, part, types, shapes)
         name = next(iter(part.outputs))
         return write_part(folder, part, inputs, {name: wanted.astype(kind)}, _what(self.candidate, culprit))
+
+
+def _one_each(guilty: Sequence[LocalError]) -> list[LocalError]:
+    """The first of each node: a node of several results is one layer."""
+    return list({one.pair.place: one for one in reversed(guilty)}.values())[::-1]
 
 
 def _typed(look: Look, part: Part, types: dict[str, np.dtype], shapes: dict[str, Sequence[int]]) -> Part:
@@ -326,6 +362,12 @@ def _what(candidate: Side, culprit: Culprit) -> str:
         *(f"Not the base's: {one}." for one in culprit.stored),
     ]
     return "\n".join(lines)
+
+
+def _computing(flow: Flow, places: Sequence[int]) -> list[onnx.NodeProto]:
+    """The nodes that compute on activations, quantizers left out."""
+    nodes = [flow.nodes[place] for place in places]
+    return [node for node in nodes if node.op_type not in _FORMS and not flow.varying.isdisjoint(node.output)]
 
 
 def _named(node: Any) -> str:

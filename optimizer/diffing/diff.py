@@ -144,10 +144,19 @@ def _alone(name: str, base: str) -> Pair:
 
 def check(at: float, samples: int) -> None:
     """Raises UsageError for figures that make no sense."""
-    if not math.isfinite(at):
-        raise UsageError(f"--at takes a number of dB such as 30dB, not {at}")
-    if samples < 1:
-        raise UsageError(f"--samples takes a number from 1 on, not {samples}")
+    if not _is_number(at, (int, float)) or not math.isfinite(at):
+        raise UsageError(f"--at takes a number of dB such as 30dB, not {at!r}")
+    check_count("--samples", samples)
+
+
+def check_count(option: str, value: Any) -> None:
+    """Raises UsageError for what is no whole number from 1 on."""
+    if not _is_number(value, int) or value < 1:
+        raise UsageError(f"{option} takes a number from 1 on, not {value!r}")
+
+
+def _is_number(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 class Look:

@@ -25,7 +25,7 @@ class Failure:
 
 
 def failing_part(model: onnx.ModelProto, feeds: Feeds, ui: Ui) -> Failure | None:
-    """None if every part of the model loads and runs: then what it declares of its outputs is wrong.
+    """None if every part of the model loads and runs: then what it declares of its inputs or outputs is wrong.
 
     Nodes before the failing one run, so its inputs are what the model itself computes. Raises ModelError where
     these cannot be computed.
@@ -50,8 +50,10 @@ def failing_part(model: onnx.ModelProto, feeds: Feeds, ui: Ui) -> Failure | None
     return _smallest(model, whole, bad - 1, taken)
 
 
-def _smallest(model: onnx.ModelProto, whole: Flow, last: int, feeds: Feeds) -> Failure:
-    """The node alone if that fails, else with ever more of the nodes before it."""
+def _smallest(model: onnx.ModelProto, whole: Flow, last: int, feeds: Feeds) -> Failure | None:
+    """The node alone if that fails, else with ever more of the nodes before it; None if not even all of them fail, with
+    inputs of the sizes that they have.
+    """
     before = [place for place in whole.needed(_outputs(whole, [last]), {})[0] if place != last]
     width = 0
     while True:
@@ -65,8 +67,10 @@ def _smallest(model: onnx.ModelProto, whole: Flow, last: int, feeds: Feeds) -> F
         }
         values = _values(model, whole, fed, feeds)
         part = _of_nodes(model, whole, nodes, values)
-        if (why := _refusal(part, values)) or width >= len(before):
+        if why := _refusal(part, values):
             return Failure(whole.nodes[last], part, {name: values[name] for name in part.inputs}, why)
+        if width >= len(before):
+            return None
         width = min(2 * width or 1, len(before))
 
 

@@ -99,7 +99,7 @@ def _structure(found: Diff) -> str:
     )
     stored = (
         _row(
-            one.name,
+            f"{one.name} ({one.place})" if one.place else one.name,
             (
                 one.base or "-",
                 one.candidate or "-",

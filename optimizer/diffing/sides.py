@@ -88,15 +88,13 @@ class Calls:
     source: DataSource
     description: str
     notes: Sequence[str]
-    session: Any
-    """Says how large a batch is."""
+    fixed: int | None
+    """Samples that each call has to have, where one of the models takes no other number."""
 
     def __iter__(self) -> Iterator[Feeds]:
-        shapes = [value.shape for value in self.session.get_inputs()]
-        fixed = fixed_batch(shapes)
         found = False
-        for batch in self.source.batches(fixed or ROWS):
-            for feeds in _calls(batch, fixed):
+        for batch in self.source.batches(self.fixed or ROWS):
+            for feeds in _calls(batch, self.fixed):
                 found = True
                 yield feeds
         if not found:
@@ -109,7 +107,8 @@ class Calls:
 def open_calls(recipe: Recipe, base: Side, candidate: Side, samples: int) -> Calls:
     """At most so many samples, evenly spread over the data; random values without data.
 
-    Raises UsageError if the candidate has other inputs; DataError as opening data does.
+    Raises UsageError if the candidate has other inputs, or takes another number of samples at a time; DataError as
+    opening data does.
     """
     names = [spec.name for spec in base.inputs]
     if missing := [spec.name for spec in candidate.inputs if spec.name not in names]:
@@ -118,6 +117,7 @@ def open_calls(recipe: Recipe, base: Side, candidate: Side, samples: int) -> Cal
             f"{candidate.title}: its input '{missing[0]}' is none of {base.title}, which has {has}; "
             "two models are compared on the same inputs, rename it"
         )
+    fixed = _fixed(base, candidate)
     roles = open_fed(
         Recipe(eval=recipe.eval or recipe.data, preprocess=recipe.preprocess, classes=recipe.classes),
         base.inputs,
@@ -126,21 +126,40 @@ def open_calls(recipe: Recipe, base: Side, candidate: Side, samples: int) -> Cal
     said = [*roles.notes, *(f"warning: {warning}" for warning in roles.warnings)]
     if roles.evaluation is not None:
         source = take(roles.evaluation, samples)
-        return Calls(source, source.description, said, base.session)
-    made_up = MadeUp(_random_feeds(base.session, candidate.session))
-    return Calls(
-        made_up, made_up.description, [*said, "no data is given: these are random values"], base.session
-    )
+        return Calls(source, source.description, said, fixed)
+    made_up = MadeUp(_random_feeds(base.session, candidate.session, fixed or 1))
+    return Calls(made_up, made_up.description, [*said, "no data is given: these are random values"], fixed)
 
 
-def _random_feeds(base: Any, candidate: Any) -> Feeds:
+def _fixed(base: Side, candidate: Side) -> int | None:
+    """The batch of the calls if either model has a fixed one. Raises UsageError if both do and they differ."""
+    shapes, others = _shapes(base), _shapes(candidate)
+    for name, other in others.items():
+        sizes = shapes[name][:1], other[:1]
+        one, two = (next((size for size in first if isinstance(size, int)), None) for first in sizes)
+        if one and two and one != two:
+            raise UsageError(
+                f"{candidate.title}: its input '{name}' takes {two} at a time, that of {base.title} {one}; "
+                "export one of them with the other's batch, or an open one"
+            )
+    return fixed_batch([*shapes.values()]) or fixed_batch([*others.values()])
+
+
+def _shapes(side: Side) -> dict[str, Sequence[Any]]:
+    """Input -> its sizes, a number where it is fixed."""
+    if side.session is None:
+        return {spec.name: spec.shape for spec in side.inputs}
+    return {value.name: value.shape for value in side.session.get_inputs()}
+
+
+def _random_feeds(base: Any, candidate: Any, batch: int) -> Feeds:
     """Of sizes that both take; of the base's where the candidate takes none, which has another reason then."""
     if candidate is None:
-        return shared_feeds(None, [base], 1)
+        return shared_feeds(None, [base], batch)
     try:
-        return shared_feeds(None, [base, candidate], 1)
+        return shared_feeds(None, [base, candidate], batch)
     except ModelError:
-        return shared_feeds(None, [base], 1)
+        return shared_feeds(None, [base], batch)
 
 
 def _calls(batch: Batch, fixed: int | None) -> Iterator[dict[str, np.ndarray]]:

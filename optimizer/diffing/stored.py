@@ -41,7 +41,7 @@ def stored_errors(
     others = {tensor.name: tensor for tensor in candidate.graph.initializer}
     rows = list[StoredError]()
     for change in found.initializers:
-        if change.differing and change.name in wanted and change.name in others:
+        if change.differing and not change.place and change.name in wanted and change.name in others:
             arrays = (onnx.numpy_helper.to_array(stored[change.name]) for stored in (wanted, others))
             rows += _row(change.name, "stored", *arrays)
     made = [

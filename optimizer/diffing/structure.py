@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from onnx_lathe.passes.loading.walk import graphs
-
 _IDENTITY = ("name", "doc_string", "metadata_props")
 """Fields of a node that do not change what it computes."""
 
@@ -30,7 +28,8 @@ class OperatorChange:
 @dataclass(frozen=True)
 class StoredChange:
     """A stored tensor. `base` and `candidate`: dtype and shape as text, empty where it is not there. `differing`: of
-    `values` in all, None where they cannot be compared one by one.
+    `values` in all, None where they cannot be compared one by one. `place`: the body that stores it, empty for the
+    main graph.
     """
 
     name: str
@@ -38,6 +37,7 @@ class StoredChange:
     candidate: str
     values: int
     differing: int | None
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Structure:
 def structure(base: onnx.ModelProto, candidate: onnx.ModelProto) -> Structure:
     """Bodies of If, Loop and Scan count too."""
     stored, others = _stored(base), _stored(candidate)
-    changes = [_change(name, stored.get(name), others.get(name)) for name in stored | others]
+    changes = [_change(*key, stored.get(key), others.get(key)) for key in stored | others]
     found = [change for change in changes if change is not None]
     return Structure(
         _operators(base, candidate),
@@ -91,14 +91,24 @@ def _operators(base: onnx.ModelProto, candidate: onnx.ModelProto) -> list[Operat
     ]
 
 
-def _nodes(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """By the first output, which one node of a graph alone has; in bodies with the place of the body before it."""
-    found = {}
-    for place, graph in enumerate(graphs(model.graph)):
-        for node in graph.node:
-            key = next(filter(None, node.output), node.name)
-            found[f"{place}:{key}" if place else key] = node
-    return found
+def _nodes(model: onnx.ModelProto) -> dict[tuple[str, str], onnx.NodeProto]:
+    """By the place of its graph, and the first output, which one node of a graph alone has."""
+    return {(place, _key(node)): node for place, graph in _graphs(model.graph) for node in graph.node}
+
+
+def _key(node: onnx.NodeProto) -> str:
+    return next(filter(None, node.output), node.name)
+
+
+def _graphs(graph: onnx.GraphProto, place: str = "") -> Iterator[tuple[str, onnx.GraphProto]]:
+    """The graph and its bodies at any depth, each with where it is: "then_branch of If 'y'"; empty for the main graph."""
+    yield place, graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for number, body in enumerate([attribute.g] if attribute.HasField("g") else attribute.graphs):
+                name = f"{attribute.name}[{number}]" if attribute.graphs else attribute.name
+                inner = f"{name} of {node.op_type} '{_key(node)}'"
+                yield from _graphs(body, f"{inner} in {place}" if place else inner)
 
 
 def _content(node: onnx.NodeProto) -> bytes:
@@ -113,11 +123,15 @@ def _content(node: onnx.NodeProto) -> bytes:
     return copy.SerializeToString(deterministic=True)
 
 
-def _stored(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    return {tensor.name: tensor for graph in graphs(model.graph) for tensor in graph.initializer}
+def _stored(model: onnx.ModelProto) -> dict[tuple[str, str], onnx.TensorProto]:
+    """By the place of the graph that stores it, and its name, which a tensor of another graph may have too."""
+    placed = _graphs(model.graph)
+    return {(place, tensor.name): tensor for place, graph in placed for tensor in graph.initializer}
 
 
-def _change(name: str, one: onnx.TensorProto | None, other: onnx.TensorProto | None) -> StoredChange | None:
+def _change(
+    place: str, name: str, one: onnx.TensorProto | None, other: onnx.TensorProto | None
+) -> StoredChange | None:
     """None for tensors that are equal."""
     values = max(_size(tensor) for tensor in (one, other) if tensor is not None)
     differing = None
@@ -127,7 +141,7 @@ def _change(name: str, one: onnx.TensorProto | None, other: onnx.TensorProto | N
         differing = _differing(one, other)
         if differing == 0 and one.data_type == other.data_type:
             return None
-    return StoredChange(name, _shown(one), _shown(other), values, differing)
+    return StoredChange(name, _shown(one), _shown(other), values, differing, place)
 
 
 def _differing(one: onnx.TensorProto, other: onnx.TensorProto) -> int:

@@ -137,7 +137,7 @@ def _reproduced(culprit: Culprit) -> str:
         return "run alone, it does NOT fail: the failure needs the rest of the model"
     if math.isinf(culprit.reproduced):
         return "run alone, it shows the same" if culprit.reproduced < 0 else "run alone, it shows NO error"
-    return f"run alone, it gives {culprit.reproduced:.1f} dB on the call where it is worst"
+    return f"run alone, it gives {culprit.figure} on the call where it is worst"
 
 
 def _show_structure(found: Diff, console: Console) -> None:

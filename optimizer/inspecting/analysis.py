@@ -5,20 +5,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
+from onnx import TensorProto
 
 from onnx_lathe.errors import UsageError, nearest
 from onnx_lathe.macs import OpenShape
-from onnx_lathe.optimizer.counting.weights import Stored
+from onnx_lathe.optimizer.counting.weights import Stored, leaves
 from onnx_lathe.optimizer.inspect import Counted, CountedNode, count_nodes, named
 from onnx_lathe.optimizer.inspecting import values
 from onnx_lathe.optimizer.inspecting.energy import NAMES, energy_of
 from onnx_lathe.optimizer.inspecting.memory import Key, Memory
 from onnx_lathe.optimizer.inspecting.products import gemm_of, winograd_of
 from onnx_lathe.optimizer.inspecting.rows import Energy, Inspection, Row, Training, Whole
-from onnx_lathe.optimizer.inspecting.sizes import sizes_of
+from onnx_lathe.optimizer.inspecting.sizes import check_batch, sizes_of
 from onnx_lathe.optimizer.inspecting.training import STATES, Kept, training_of
 from onnx_lathe.passes.graph.layers import UNFOLDED, is_constant, is_integer
 from onnx_lathe.passes.graph.skeleton import runtime_inputs
+from onnx_lathe.runtime.files.tensors import bits_of
 
 INPUT = "Input"
 """Operator of the rows of the model's inputs."""
@@ -42,15 +44,20 @@ class Analysis:
 
     def __init__(self, model: onnx.ModelProto, question: Question) -> None:
         """Raises UsageError for sizes that the model does not take."""
+        check_batch(question.batch)
+        if not isinstance(question.optimizer, str):
+            raise UsageError(f"optimizer takes a name, not {type(question.optimizer).__name__}")
         if question.optimizer not in STATES:
             raise UsageError(
                 f"--optimizer: there is no '{question.optimizer}'{nearest(question.optimizer, STATES)}"
             )
         sizes = sizes_of(model, question.shapes, question.batch)
         self.question, self.samples = question, sizes.samples
-        self.batch = question.batch or 1
+        self.batch = sizes.count
         self.counted: Counted = count_nodes(model, sizes.given, sizes.batch)
         self.model = model
+        self._unpriced: dict[str, str] = {}
+        """Node -> why its arithmetic has no energy, where its sizes are known."""
         fed = [value.name for value in runtime_inputs(model)]
         self.memory = Memory(self.counted.nodes, self.counted.main, fed, sizes.samples)
         self.kept = Kept(self.counted.nodes, self.memory) if question.training else None
@@ -69,9 +76,11 @@ class Analysis:
 
     def inspection(self) -> Inspection:
         """A row for each input and each node, bodies behind the others; constants have none."""
-        rows = [self._input(key) for key in self.memory.inputs]
-        rows += [self._row(node) for node in self.counted.nodes if not _is_stored(node)]
-        return Inspection(rows, self._whole(rows))
+        fed = [self._input(key) for key in self.memory.inputs]
+        nodes = [node for node in self.counted.nodes if not _is_stored(node)]
+        rows = [self._row(node) for node in nodes]
+        counted = [row for node, row in zip(nodes, rows, strict=True) if self.counted.counts(node.scope)]
+        return Inspection([*fed, *rows], self._whole([*fed, *rows], [*fed, *counted]))
 
     def _input(self, key: Key) -> Row:
         kept = None if self.kept is None else self.kept.of_input(key)
@@ -91,16 +100,22 @@ class Analysis:
         own = [key for key in made if key not in memory.shares and key not in memory.of_shapes]
         held = _total([memory.held_bytes(key) for key in own])
         read = _total([memory.held_bytes(key) for key in self._read_by(node)])
+        taken = bool(made) and not own
         macs = None if base.macs is None else base.macs * self.samples
         gemm, copies = gemm_of(node.proto, node.scope.shapes)
-        moved = _moved(node, base.weight_bytes, read, held)
+        weights = self.samples * sum(one.read_bytes for one in node.weights)  # read anew for each call
+        moved = _moved(node, weights, read, held)
+        kind = self._kind(node)
+        energy = _energy(node, taken, macs, moved, NAMES.get(kind))
+        if energy is None and macs is not None and moved is not None:
+            name = TensorProto.DataType.Name(kind).lower() if kind else "its types"
+            self._unpriced[base.node] = f"the table has no figure for products of {name}"
         kept = None if self.kept is None else self.kept.bytes_of(node, made)
         largest = max((one for one in node.weights if one.matrix), key=lambda one: one.elements, default=None)
         counts = {
             name: count * self.samples * (node.steps if isinstance(node.steps, int) else 1)
             for name, count in winograd_of(node.node, node.proto, node.scope.shapes, macs).items()
         }
-        taken = bool(made) and not own
         return Row(
             **{**vars(base), "macs": macs},
             counts=node.counts,
@@ -115,7 +130,7 @@ class Analysis:
             gemm=None if gemm is None else replace(gemm, n=gemm.n * self.samples),
             redundancy=copies,
             winograd=counts,
-            energy=_energy(node, taken, macs, moved, self._kind(node)),
+            energy=energy,
             training=training_of(node, kept, self.question.optimizer),
         )
 
@@ -137,20 +152,32 @@ class Analysis:
             values.distinct(largest, self.counted.opset) if self.sorts or values.is_quick(largest) else None
         )
 
-    def _kind(self, node: CountedNode) -> str | None:
-        """What the node multiplies, as energy.py names it."""
+    def _kind(self, node: CountedNode) -> int:
+        """The element type of what the node multiplies, the wider of two: of Q/DQ pairs what is quantized."""
         if is_integer(node.node):
-            return "int8"
-        weight = node.node.inputs[1] if len(node.node.inputs) > 1 else None
-        read = self.memory.find(node.scope, node.proto.input[0]) if node.proto.input else None
-        maker = None if read is None else self.memory.makers.get(self.memory.view_root(read))
-        decoded = weight is not None and weight.inputs and weight.inputs[0].op == "DequantizeLinear"
-        if decoded and maker is not None and maker.proto.op_type == "DequantizeLinear":
-            return "int8"
+            return TensorProto.INT8
+        decoded = [self._decoded(node, place) for place in range(2)]
+        if all(decoded):
+            return max(decoded, key=lambda kind: bits_of(kind) or 0)
         results = [Key(node.scope.number, name) for name in node.proto.output if name]
-        return NAMES.get(self.memory.type(results[0])) if results else None
+        return self.memory.type(results[0]) if results else 0
 
-    def _whole(self, rows: Sequence[Row]) -> Whole:
+    def _decoded(self, node: CountedNode, place: int) -> int:
+        """The element type of what a DequantizeLinear makes the input of; 0 if none does."""
+        if place >= len(node.proto.input):
+            return 0
+        read = self.memory.find(node.scope, node.proto.input[place])
+        maker = None if read is None else self.memory.makers.get(self.memory.view_root(read))
+        if maker is not None:
+            dequantizes = maker.proto.op_type == "DequantizeLinear"
+            return maker.scope.types.get(maker.proto.input[0], 0) if dequantizes else 0
+        stored = node.node.inputs[place]
+        if not stored.inputs or stored.inputs[0].op != "DequantizeLinear":
+            return 0
+        return values.kind(leaves(stored))
+
+    def _whole(self, rows: Sequence[Row], counted: Sequence[Row]) -> Whole:
+        """`counted`: the rows whose MACs the total has, which are those of one branch of each If."""
         size = self.counted.size
         uncounted = dict(size.uncounted)
         for metric, missing in (
@@ -158,12 +185,16 @@ class Analysis:
             ("energies", [row for row in rows if row.energy is None]),
         ):
             if missing:
-                reasons = [(f"{row.node} ({row.op})", row.uncounted or OPEN) for row in missing]
+                reasons = [(f"{row.node} ({row.op})", self._reason(row)) for row in missing]
                 uncounted[metric] = uncounted.get("activations", f"{metric} of {named(reasons)}")
         training = [row.training for row in rows if row.training is not None]
         if self.kept is not None and len(training) < len(rows):
             unknown = [(f"{row.node} ({row.op})", OPEN) for row in rows if row.training is None]
             uncounted["training"] = f"bytes of training of {named(unknown)}"
+        if self.kept is not None and self.kept.unsized:
+            unknown = [(f"{name} ({op})", OPEN) for name, op in self.kept.unsized]
+            uncounted["gradient_peak"] = f"gradients of activations of {named(unknown)}"
+            uncounted.setdefault("training", uncounted["gradient_peak"])
         return Whole(
             **{
                 **vars(size),
@@ -174,13 +205,16 @@ class Analysis:
             activations=sum(row.activations or 0 for row in rows),
             activation_bytes=sum(row.activation_bytes or 0 for row in rows),
             batch=self.batch,
-            energy=_sum_energy([row.energy for row in rows if row.energy is not None]),
-            winograd=_winograd(rows),
+            energy=_sum_energy([row.energy for row in counted if row.energy is not None]),
+            winograd=_winograd(counted),
             training=_sum_training(training) if self.kept is not None else None,
             gradient_peak_bytes=None if self.kept is None else self.kept.peak,
             operators=Counter(node.proto.op_type for node in self.counted.nodes if not _is_stored(node)),
             notes=self._notes(rows),
         )
+
+    def _reason(self, row: Row) -> str:
+        return row.uncounted or self._unpriced.get(row.node, OPEN)
 
     def _notes(self, rows: Sequence[Row]) -> tuple[str, ...]:
         found = []
@@ -192,7 +226,7 @@ class Analysis:
             found.append(f"sizes that follow from values inside the model are not known here; {FOLD}")
         if self.samples > 1:
             found.append(
-                f"the model takes one sample at a time: figures are {self.samples} times those of one"
+                f"the model takes one sample at a time: MACs, activations and energy are {self.samples} times those of one"
             )
         if any(row.zeros is None for row in rows):
             found.append(

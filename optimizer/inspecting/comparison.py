@@ -15,9 +15,15 @@ METRICS: Mapping[str, Callable[[Whole], float | None]] = {
     "activations": lambda whole: whole.activations,
     "activation_bytes": lambda whole: whole.activation_bytes,
     "energy": lambda whole: None if whole.energy is None else whole.energy.total,
+    "training_bytes": lambda whole: whole.training_bytes,
     "ms": lambda whole: whole.ms,
 }
-IN_UNCOUNTED = {"weights": "parameters", "activation_bytes": "activations", "energy": "energies"}
+IN_UNCOUNTED = {
+    "weights": "parameters",
+    "activation_bytes": "activations",
+    "energy": "energies",
+    "training_bytes": "training",
+}
 """Metric -> the name under which Whole.uncounted says what it leaves out, where that is another."""
 
 

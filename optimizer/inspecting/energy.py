@@ -21,7 +21,12 @@ MAC_PJ = {
 }
 """Products of 8-bit integers are summed in 32 bits."""
 
-NAMES: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
+NAMES: dict[int, str] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    **dict.fromkeys((TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4), "int8"),
+}
+"""Fewer than 8 bits are multiplied as 8."""
 
 
 def energy_of(macs: int, kind: str | None, moved_bytes: int) -> Energy | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.macs import OpenShape
 from onnx_lathe.optimizer import opening
 from onnx_lathe.optimizer.inspecting.analysis import Analysis, Question
 from onnx_lathe.optimizer.inspecting.rows import Inspection
@@ -40,12 +41,12 @@ def inspect(
 
     Raises UsageError for sizes that the model does not take, ModelError or DataError as loading does.
     """
-    if batch is not None and batch < 1:
-        raise UsageError(f"batch is a number from 1 on, not {batch}")
-    question = Question(dict(shapes or {}), batch, weights, training, optimizer)
+    question = Question({} if shapes is None else shapes, batch, weights, training, optimizer)
     timed = Recipe(eval=data, preprocess=preprocess) if time else None
     if isinstance(model, onnx.ModelProto):
         found = _inspected(opening.open_given(model, UNTOUCHED).model, question, timed)
+    elif not isinstance(model, str | Path):
+        raise UsageError(f"model is a path or a model, not {type(model).__name__}")
     else:
         found = inspect_file(Path(model), question, timed)
     return found if everything else found._replace(layers=[row for row in found.layers if row.counts])
@@ -73,8 +74,22 @@ def _inspected(model: onnx.ModelProto, question: Question, timed: Recipe | None)
         source = open_fed(timed, model_inputs(model), model_classes(model)).evaluation
     if analysis.samples > 1:
         raise UsageError("the model takes one sample at a time, and so it is timed; leave --batch out")
-    measured = measure(model, Sample(source, analysis.input_shapes, question.batch or 1))
-    if analysis.open_inputs():
-        analysis = Analysis(model, replace(question, shapes=measured.sizes))
+    measured = measure(model, Sample(source, analysis.input_shapes, analysis.batch))
+    if any(measured.sizes.get(name, shape) != shape for name, shape in analysis.input_shapes.items()):
+        if question.shapes:
+            _refuse(analysis.input_shapes, measured.sizes)
+        analysis = Analysis(model, replace(question, shapes=measured.sizes, batch=None))
         found = analysis.inspection()
     return with_times(found, analysis.main_nodes, measured)
+
+
+def _refuse(asked: Mapping[str, OpenShape], measured: Mapping[str, Sequence[int]]) -> None:
+    """Raises UsageError for sizes that the data has not."""
+    for name, shape in asked.items():
+        sizes = measured.get(name, shape)
+        if any(isinstance(one, int) and one != two for one, two in zip(shape, sizes, strict=True)):
+            found = "x".join(map(str, sizes))
+            raise UsageError(
+                f"--shape: input '{name}' is {'x'.join(map(str, shape))}, and what it is timed on {found}; "
+                "leave --shape out, or give --data of its sizes"
+            )

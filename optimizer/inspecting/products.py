@@ -9,6 +9,7 @@ for each of n output positions. Overlapping kernels copy the same input into sev
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
 
 from onnx_lathe.kernels import DIRECT, NAMES
@@ -100,7 +101,11 @@ def _product(left: tuple[int, ...] | None, right: tuple[int, ...] | None) -> Gem
     if not left or not right:
         return None
     rows = left[-2] if len(left) > 1 else 1
-    outer, columns = math.prod(left[:-2]), right[-1] if len(right) > 1 else 1
+    columns = right[-1] if len(right) > 1 else 1
     if math.prod(right[:-2]) == 1:
-        return Gemm(1, columns, left[-1], outer * rows)
-    return Gemm(max(outer, math.prod(right[:-2])), columns, left[-1], rows)
+        return Gemm(1, columns, left[-1], math.prod(left[:-2]) * rows)
+    try:
+        outer = np.broadcast_shapes(left[:-2], right[:-2])
+    except ValueError:  # sizes that the runtime will refuse
+        return None
+    return Gemm(math.prod(outer), columns, left[-1], rows)

@@ -130,13 +130,17 @@ class Whole(Size):
     operators: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
+    @property
+    def training_bytes(self) -> int | None:
+        """All that a step of training holds."""
+        return None if self.training is None else self.training.total + (self.gradient_peak_bytes or 0)
+
     def as_json(self) -> dict[str, Any]:
         found: dict[str, Any] = {key: _plain(value) for key, value in vars(self).items()}
         if self.energy is not None:
             found["energy"] = {**vars(self.energy), "total": self.energy.total}
         if self.training is not None:
-            peak = self.gradient_peak_bytes or 0
-            found["training"] = {**vars(self.training), "total": self.training.total + peak}
+            found["training"] = {**vars(self.training), "total": self.training_bytes}
         return found
 
 

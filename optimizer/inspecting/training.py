@@ -50,6 +50,8 @@ class Kept:
         self.assumed: dict[str, None] = {}
         self.peak = 0
         """Bytes of the gradients of the largest inputs and results of one node."""
+        self.unsized: list[tuple[str, str]] = []
+        """(name, operator) of nodes whose inputs and results are not all in `peak`, since a size is open."""
         self._graded: set[Key] = set()
         for node in nodes:
             self._grade(node)
@@ -80,7 +82,10 @@ class Kept:
             return
         read = memory.read_by(node)
         ends = [key for key in (*read, *made) if key in self._graded]
-        self.peak = max(self.peak, sum(memory.own_bytes(key) or 0 for key in ends))
+        sizes = [memory.own_bytes(key) for key in ends]
+        self.peak = max(self.peak, sum(size or 0 for size in sizes))
+        if None in sizes:
+            self.unsized.append((str(node.node.name), op))
         for key in self._kept_by(node, op, read, made):
             if _is_float(memory, key):
                 self._tensors[memory.view_root(key)] = None

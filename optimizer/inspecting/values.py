@@ -1,5 +1,7 @@
 """What the stored numbers of a weight are: their width, and how many different ones there are."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 
@@ -16,9 +18,13 @@ CHEAP = 4_000_000
 
 def bits(weight: Stored) -> int | None:
     """Of one stored number: of an index into a codebook, or a level of INT8."""
-    largest = max(leaves(weight.tensor), key=lambda leaf: int(np.prod(leaf.shape)))
-    kind = largest.dtype
-    return bits_of(kind if isinstance(kind, int) else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
+    return bits_of(kind(leaves(weight.tensor)))
+
+
+def kind(found: Sequence[Constant]) -> int:
+    """The element type, as a number of onnx.TensorProto, of the largest of stored tensors."""
+    dtype = max(found, key=lambda leaf: int(np.prod(leaf.shape))).dtype
+    return dtype if isinstance(dtype, int) else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
 def is_quick(weight: Stored) -> bool:

@@ -70,7 +70,9 @@ def _training_text(name: str) -> Callable[[Row], str]:
 
 
 def _training_total(name: str) -> Callable[[Whole], str]:
-    return lambda whole: "" if whole.training is None else size(getattr(whole.training, name))
+    return lambda whole: (
+        "" if whole.training is None else _at_least("training", whole, size(getattr(whole.training, name)))
+    )
 
 
 def _trained(name: str, title: str, field: str, what: str) -> Column:

@@ -132,5 +132,5 @@ def _of_training(whole: Whole) -> list[str]:
     return [
         f"training on {_samples(whole)}: {_more('training', whole)}{size(held.total + peak)} = {size(held.weights)} weights + "
         f"{size(held.gradients)} gradients + {size(held.optimizer)} optimizer + {size(held.kept)} activations kept + "
-        f"{size(peak)} gradients of activations at most"
+        f"{_more('gradient_peak', whole)}{size(peak)} gradients of activations at most"
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from onnx_lathe.errors import ModelError
+from onnx_lathe.errors import ModelError, UsageError
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.pack import MAGIC, is_packed, unpack
 
@@ -20,7 +20,7 @@ def readable(model: onnx.ModelProto | bytes | str | Path) -> Iterator[bytes | st
     """A packed model is decoded in memory. One in memory that is too large to be given as bytes lies in a
     temporary file as long as the block lasts; ONNX Runtime holds what it needs of it longer.
 
-    Raises ModelError for a packed model that is damaged, or unpacks to over 2 GB.
+    Raises ModelError for a packed model that is damaged, or unpacks to over 2 GB; UsageError for a path that is not UTF-8.
     """
     if not isinstance(model, onnx.ModelProto):
         yield _given(model)
@@ -39,9 +39,17 @@ def _given(model: bytes | str | Path) -> bytes | str:
     try:
         with open(model, "rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
-                return str(model)
+                return _name(model)
         return unpack(Path(model).read_bytes(), SERIALIZED_LIMIT_BYTES)
     except OSError:  # ONNX Runtime has the reason
-        return str(model)
+        return _name(model)
     except ModelError as error:
         raise ModelError(f"{model}: {error}") from error
+
+
+def _name(path: str | Path) -> str:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{path}: ONNX Runtime opens no file whose name is not UTF-8; rename it") from error
+    return str(path)

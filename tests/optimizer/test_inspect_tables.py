@@ -75,7 +75,7 @@ def test_columns(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--shape", "image=1x3x0x8"], "--shape takes NAME"),
         (["--batch", "0"], "--batch takes a number from 1 on, not 0"),
         (["--data", "d.npz"], "give --time too"),
-        (["--html", "no/folder.html"], "no/folder.html: cannot be written: its folder does not exist"),
+        (["--html", "no/folder.html"], "no/folder.html: no is no folder; make it first"),
         (["--optimizer", "adagrad"], "--optimizer: there is no 'adagrad'"),
     ],
 )
