@@ -74,7 +74,7 @@ def test_a_recipe_says_how_gates_judge(project: Path, capsys: pytest.CaptureFixt
     assert "judged by its upper end" in drop["message"]
     assert drop["margin"] == pytest.approx(0.6 - drop["interval"]["high"])
     assert found["baseline"]["margin"] > found["steps"][-1]["quality"]["margin"]
-    assert gates["memory <= 1000000000"]["measured"] > 0
+    assert gates["memory <= 1 GB"]["measured"] > 0
     assert found["steps"][-1]["quality"]["cosine"] < 1
     assert "cosine" not in found["steps"][-1]["worse"]
     assert main([*command, "--confidence", "99%", "--gate", "top1 drop <= 60%", "--force"]) == 0
