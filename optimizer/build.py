@@ -15,6 +15,7 @@ import onnx
 
 from onnx_lathe.errors import ContractError, ExitCode, LatheError, ModelError, TargetError, UsageError
 from onnx_lathe.optimizer.judging.metrics import of_data
+from onnx_lathe.optimizer.judging.unjudged import unjudged
 from onnx_lathe.optimizer.lowering import lowered
 from onnx_lathe.optimizer.measuring import (
     fed_one_by_one,
@@ -147,6 +148,12 @@ def build_all(run: Run) -> None:
             return
         for path in results.iterdir():
             path.replace(out / path.name)
+    own = [target for target, *_ in ready if target.lowering is not None or not target.opened]
+    failed = {found.name for found in record.targets if found.error}
+    built = [target.name for target in own if target.name not in failed]
+    if told := unjudged(run.gates, built, record.gates):
+        record.warnings.append(told)
+        run.ui.note(f"warning: {told}")
     if any(found.error for found in record.targets):
         record.end(ExitCode.WRONG_USE if wrong_use else ExitCode.TARGET_FAILED)
 

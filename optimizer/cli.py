@@ -12,8 +12,8 @@ from pathlib import Path
 
 from onnx_lathe.discovery import uncollected
 from onnx_lathe.errors import ExitCode, LatheError, UsageError, printable
-from onnx_lathe.optimizer.closed_pipe import reader_may_leave
-from onnx_lathe.optimizer.words import meant, printable
+from onnx_lathe.optimizer.closed_pipe import output_may_be_refused
+from onnx_lathe.optimizer.words import meant
 from onnx_lathe.runtime.threads import limited
 
 COMMANDS = {
@@ -43,8 +43,12 @@ COMPILE = "compile.compile_model"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. Every mistake of the user is one line on standard error."""
-    with reader_may_leave():
-        return _told(list(sys.argv[1:] if argv is None else argv))
+    with output_may_be_refused() as output:
+        code = _told(list(sys.argv[1:] if argv is None else argv))
+        output.flush()
+        if output.lost:
+            _complain(f"standard output cannot be written: {output.lost}; its place is full or gone")
+        return code or (ExitCode.WRONG_USE if output.lost else code)
 
 
 def _told(arguments: list[str]) -> int:

@@ -126,7 +126,8 @@ class Gate:
     def __str__(self) -> str:
         metric = self.key if self.form == "value" else f"{self.key} {self.form}"
         exact = Decimal(repr(self.bound))
-        number = f"{exact.scaleb(2).normalize():f}%" if self.kind == "fraction" else f"{exact.normalize():f}"
+        unit, power = _unit(self.kind, abs(self.bound))
+        number = f"{exact.scaleb(-power).normalize():f}{unit}"
         return f"{metric} {self.op} {number}" + (" relative" if self.relative else "")
 
     def missing(self, available: Collection[str], uncounted: Mapping[str, str] | None = None) -> str | None:
@@ -296,6 +297,16 @@ def find_metric(what: str, written: str, metrics: Collection[str]) -> tuple[str,
         f"{what}: there is no metric '{written}'{hint or '; there are ' + ', '.join(known)}"
         + ("" if hint else f"; a function of your own is --metric {name}=FILE.py:FUNCTION")
     )
+
+
+def _unit(kind: Kind, size: float) -> tuple[str, int]:
+    """(what follows a bound of the size, its power of ten in the stored unit): the largest that is not above it."""
+    if kind == "fraction":
+        return "%", -2
+    if kind not in ("bytes", "time"):
+        return "", 0
+    units = [(f" {unit}", power) for unit, power in UNITS[kind].items()]
+    return next((one for one in reversed(units) if size >= 10.0 ** one[1]), units[0])
 
 
 def _check_direction(gate: str, metric: Metric, form: str, op: str) -> None:

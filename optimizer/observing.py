@@ -26,6 +26,7 @@ from onnx_lathe.optimizer.ui import Ui
 from onnx_lathe.runtime.data import Batch, DataSource
 from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.bfloat16 import storable
 from onnx_lathe.runtime.running.closeness import NO_SIGNAL
 from onnx_lathe.runtime.running.evaluate import evaluate, reference
 from onnx_lathe.runtime.threads import limit
@@ -278,11 +279,11 @@ class _Known:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """A .npz file, whole or not at all; np.savez takes no array named `file`. Raises ModelError."""
+    """A .npz file, whole or not at all, bfloat16 as float32; np.savez takes no array named `file`. Raises ModelError."""
     try:
         with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
             for name, array in arrays.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+                    np.lib.format.write_array(member, storable(np.asarray(array)), allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: the outputs cannot be written: {error}") from error

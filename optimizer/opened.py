@@ -1,7 +1,6 @@
 """Targets whose results run on this machine: metrics, gates and times are those of what was built."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -60,9 +59,7 @@ def _judge(
         _warn_of_loss(run, target, found.quality)
     if run.request.measure_latency:
         run.ui.status(f"timing {target.name}")
-        original = ort.as_opened(run.request.model)
-        if not hasattr(session, "call_ms"):  # else threads of this processor are nothing to it
-            session = target.open(artifact, config, limit() or os.cpu_count() or 1)
+        original, session = _timed(run, target, config, artifact, session)
         # without data the sizes are made up, and those of what was built may be fixed
         takes = session if run.roles.sample is None and is_fixed(session) else original
         feeds = sample_feeds(run.roles.sample, takes, 1)
@@ -83,6 +80,17 @@ def _judge(
             run.evidence(sampled),
         )
     )
+
+
+def _timed(run: Run, target: Target, config: Any, artifact: Artifact, session: Any) -> tuple[Any, Any]:
+    """(the original, what was built), to be timed in turn: on the threads of `--threads` or on one, on which threads of
+    other work do not keep each other waiting at every layer.
+    """
+    if hasattr(session, "call_ms"):  # threads of this processor are nothing to it
+        return ort.as_opened(run.request.model), session
+    threads = limit() or 1
+    opened = session if threads == 1 else target.open(artifact, config, threads)
+    return ort.as_opened(run.request.model, threads), opened
 
 
 def _ways(session: Any, feeds: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@ made fit to print.
 """
 
 import difflib
-import re
 from collections.abc import Collection
 
 PASS_WORDS = {
@@ -77,13 +76,3 @@ def _pass(name: str) -> str:
 
 def _command(name: str) -> str:
     return f"; did you mean the command: optimize {FORM.get(name, name + ' MODEL' if name not in ('passes', 'targets', 'recipes') else name)}"
-
-
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """The text with U+FFFD for what would steer a terminal (control characters, changes of direction), and for bytes of
-    a file name that are not UTF-8, which cannot be written at all.
-    """
-    return _UNPRINTABLE.sub("\ufffd", text)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.commands.options import (
+    Joined,
     Parser,
     add_data_options,
     add_judging_options,
@@ -67,7 +68,7 @@ def build(arguments: list[str]) -> int:
         prog="optimize build", description="Build a finished model for targets.", allow_abbrev=False
     )
     parser.add_argument("model", type=Path)
-    parser.add_argument("--target", required=True, metavar="T")
+    parser.add_argument("--target", action=Joined, required=True, metavar="T")
     parser.add_argument(
         "--out",
         type=Path,
@@ -140,7 +141,10 @@ def _parser() -> Parser:
     )
     parser.add_argument("model", type=Path, help="the ONNX file")
     parser.add_argument(
-        "--passes", metavar="P", help='what to do, in order: "fold,prune(sparsity=0.9),retrain,int8"'
+        "--passes",
+        action=Joined,
+        metavar="P",
+        help='what to do, in order: "fold,prune(sparsity=0.9),retrain,int8"',
     )
     parser.add_argument(
         "--recipe",
@@ -181,6 +185,7 @@ def _add_run_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "--target",
+        action=Joined,
         metavar="T",
         help="what to build, such as onnx,tensorrt-rtx (default onnx); see: optimize targets",
     )

@@ -117,9 +117,9 @@ def _compare(found: "list[Inspection]", options: argparse.Namespace, console: "C
 
 
 def _show(found: "Inspection", options: argparse.Namespace, console: "Console") -> None:
+    from onnx_lathe.errors import printable
     from onnx_lathe.optimizer.report import columns, inspection
     from onnx_lathe.optimizer.report.inspection_page import page
-    from onnx_lathe.optimizer.words import printable
     from onnx_lathe.runtime.files.writing import replacing
 
     if options.html:

@@ -49,6 +49,14 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see: {self.prog} --help")
 
 
+class Joined(argparse.Action):
+    """An option that may be repeated, with the same meaning as its values with a comma between."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if before is None else f"{before},{values}")
+
+
 def parser_of(command: Callable[[list[str]], int]) -> Parser:
     """The parser that a command makes: every command makes it and parses before it does anything else."""
     Parser.asked_for = True

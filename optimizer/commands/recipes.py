@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from onnx_lathe.errors import ExitCode, UsageError, nearest
 from onnx_lathe.optimizer.commands.options import (
+    Joined,
     Parser,
     add_data_options,
     add_output_options,
@@ -62,6 +63,7 @@ def init(arguments: list[str]) -> int:
     add_data_options(parser)
     parser.add_argument(
         "--target",
+        action=Joined,
         metavar="T",
         help="what the recipe is to build (default ort, without data onnx); see: optimize targets",
     )

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from onnx_lathe.errors import ExitCode, UsageError
 from onnx_lathe.optimizer.commands.options import (
+    Joined,
     Parser,
     add_data_options,
     add_output_options,
@@ -86,7 +87,9 @@ def search(arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("model", type=Path, help="the ONNX file")
-    parser.add_argument("--passes", metavar="P", help='whose settings are searched: "fold,prune,codebook"')
+    parser.add_argument(
+        "--passes", action=Joined, metavar="P", help='whose settings are searched: "fold,prune,codebook"'
+    )
     parser.add_argument(
         "--recipe", type=Path, metavar="FILE", help="a TOML file with passes, data, gates and targets"
     )
@@ -140,7 +143,10 @@ def _add_search_options(parser: Parser) -> None:
         "--gate", action="append", metavar="G", help='such as "top1 drop <= 0.5%%"; may be repeated'
     )
     parser.add_argument(
-        "--target", metavar="T", help="what the winner is built for, such as ort,pack (default onnx)"
+        "--target",
+        action=Joined,
+        metavar="T",
+        help="what the winner is built for, such as ort,pack (default onnx)",
     )
     parser.add_argument(
         "--budget", default="10m", metavar="TIME", help="for all of it, such as 30m or 2h (default 10m)"

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from onnx_lathe.errors import ExitCode
-from onnx_lathe.optimizer.commands.options import Parser, add_output_options, add_threads, print_json
+from onnx_lathe.optimizer.commands.options import Joined, Parser, add_output_options, add_threads, print_json
 
 
 def passes(arguments: list[str]) -> int:
@@ -49,6 +49,7 @@ def check(arguments: list[str]) -> int:
     parser.add_argument("model", type=Path, help="the ONNX file, such as the model.onnx of an earlier run")
     parser.add_argument(
         "--target",
+        action=Joined,
         required=True,
         metavar="T",
         help="such as ort or tensorrt-rtx; several with a comma between",

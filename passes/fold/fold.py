@@ -1,7 +1,7 @@
 """Constant folding, batch normalization into weights, and removal of what does nothing.
 
     Shape -> Gather -> Concat of constants         becomes  an initializer
-    If(constant)                                   becomes  the body that runs, see passes/graph/branches.py
+    If(constant), inside bodies too                becomes  the body that runs, see passes/graph/branches.py
     v / ReduceL2(v) * g of constants               becomes  the weight that it is
     Conv(W, b) -> BatchNormalization | Mul | Add   becomes  Conv(W', b'), see passes/fold/affine.py
     x -> Pad(0) -> Conv | AveragePool | MaxPool    becomes  the layer with more padding, see passes/fold/pads.py
@@ -50,8 +50,10 @@ class Fold(Pass):
     def apply(self, graph: Graph, context: Context) -> PassReport:
         run = _Run(graph, self.config.growth, context)
         run.to_fixed_point()
-        for part in parts(graph)[1:]:
-            run.inside(part.graph)
+        done: dict[int, Graph] = {}
+        while left := [part.graph for part in parts(graph)[1:] if id(part.graph) not in done]:
+            run.inside(left[0])  # which may take bodies out of it
+            done[id(left[0])] = left[0]
         kept = {node.name for part in parts(graph) for node in part.graph.nodes}
         for name, reason in run.refused.items():
             if name in kept:
@@ -107,6 +109,8 @@ class _Run:
         self.graph, self.types, self.sparse = body, {}, sparse_tensors(self.whole)
         self.captured = rewire.captured_names(body)
         self._store_constants()
+        while self._take_branches():
+            pass
         while sum(
             step(node)
             for node in list(body.nodes)
@@ -125,10 +129,11 @@ class _Run:
         """Puts the body that always runs in the place of an If on a constant."""
         branches = [node for node in self.graph.nodes if node.op == "If" and not node.domain]
         kept = {node.inputs[0].name for node in branches if node.name in self.spared}
+        conditions = {node.inputs[0].name: constants.value(node.inputs[0]) for node in branches}
         known = {
-            node.inputs[0].name: bool(node.inputs[0].values.item())
-            for node in branches
-            if isinstance(node.inputs[0], Constant) and node.inputs[0].name not in kept
+            name: bool(value.item())
+            for name, value in conditions.items()
+            if value is not None and name not in kept
         }
         if known:
             take_branches(self.graph, known, self.report)
@@ -137,7 +142,7 @@ class _Run:
         return bool(known)
 
     def _needs_types(self, node: Node) -> bool:
-        return node.op in noops.NEEDS_TYPES or node.op == "Shape" or self._is_foldable(node)
+        return node.op in noops.NEEDS_TYPES or node.op in ("Shape", "Size") or self._is_foldable(node)
 
     def _is_foldable(self, node: Node, sparse: Collection[str] = ()) -> bool:
         return constants.is_foldable(self.graph, node, sparse, self.evaluator is not None)
@@ -200,9 +205,13 @@ class _Run:
         return True
 
     def _known_shape(self, node: Node) -> np.ndarray | None:
-        """The sizes that a Shape gives, or a Gather picks from one, where inference knows them."""
+        """The sizes that a Shape gives, or a Gather picks from one, or what a Size gives, where inference knows them."""
         if node.domain or not node.inputs:
             return None
+        if node.op == "Size":
+            known = self.types.get(node.inputs[0].name)
+            count = None if known is None else known.size
+            return None if count is None else np.array(count, np.int64)
         if node.op == "Gather" and isinstance(node.inputs[1], Constant) and node.inputs[0].inputs:
             sizes = self._sizes(node.inputs[0].inputs[0])
             places = node.inputs[1].values

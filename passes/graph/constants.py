@@ -68,6 +68,15 @@ def _constant_proto(node: Node) -> onnx.TensorProto | None:
     return None
 
 
+def value(tensor: Tensor) -> np.ndarray | None:
+    """Of an initializer, or of a Constant node that stays one; None for what is no constant."""
+    if isinstance(tensor, Constant):
+        return np.asarray(tensor.values)
+    node = tensor.inputs[0] if len(tensor.inputs) == 1 else None
+    proto = None if node is None or node.op != "Constant" or node.domain else _constant_proto(node)
+    return None if proto is None else onnx.numpy_helper.to_array(proto)
+
+
 def is_foldable(graph: Graph, node: Node, sparse: Collection[str], any_operator: bool = False) -> bool:
     """Whether the node may be computed now: deterministic, all inputs constant and of a plain type, and not
     a decoder of stored weights.

@@ -124,7 +124,7 @@ def weights(
 ) -> Iterator[Weight]:
     """Every float32 weight that is constant (initializer, or decoded from initializers), once, in graph
     order; float16 ones if `halves`; those of layers inside bodies of If, Loop and Scan if `bodies`; those of
-    recurrent layers and embeddings if `everywhere`; those that `_FILLERS` write if `filled`.
+    recurrent layers and embeddings if `everywhere`; those that `FILLERS` write if `filled`.
 
     `refuse(node name, reason)` is called for each layer whose weight cannot be used. A MatMul of two
     activations is not a layer.
@@ -144,7 +144,7 @@ def weights(
                     found[tensor.name].nodes.append(node)
                     found[tensor.name].place = found[tensor.name].place or part.place
                     continue
-                decoders = (*_DECODERS, *_FILLERS) if filled else _DECODERS
+                decoders = (*_DECODERS, *FILLERS) if filled else _DECODERS
                 reason = _unusable(node, position, halves, decoders) or _uncomputable(tensor, graph.opset)
                 if reason is None and part.place and not bodies:
                     refuse(
@@ -209,7 +209,7 @@ def _unusable(node: Node, position: int, halves: bool, decoders: Collection[str]
             return "its weight is a Constant node; fold first"
         if node.op == "MatMul" and is_constant(node.inputs[0], UNFOLDED):
             return "its weight is the left operand"
-        if is_constant(tensor, (*_DECODERS, *_FILLERS)):
+        if is_constant(tensor, (*_DECODERS, *FILLERS)):
             return f"its weight is written by {tensor.inputs[0].op} from fewer numbers than it has"
         return OPTIONAL if is_optional_input(tensor) else NOT_CONSTANT
     if isinstance(tensor, Constant):
@@ -252,7 +252,7 @@ _DECODERS = (
     "Squeeze",
 )
 UNFOLDED = (*_DECODERS, "Constant")
-_FILLERS = ("ConstantOfShape", "Expand", "Tile")
+FILLERS = ("ConstantOfShape", "Expand", "Tile")
 """Operators that repeat a few stored numbers, and that fold leaves as they are for the bytes that this saves."""
 
 

@@ -49,6 +49,7 @@ from onnx_lathe.passes.graph.quantization.simulation import as_computed
 from onnx_lathe.passes.int8.bias import OUTPUTS
 from onnx_lathe.passes.int8.cache import read_cache, tell_of_cache, unmatched_names
 from onnx_lathe.passes.int8.existing import CHOICES, treat_existing
+from onnx_lathe.passes.int8.filled import filled_weights, warning
 from onnx_lathe.passes.int8.foreign_pairs import is_blocked
 from onnx_lathe.passes.int8.quantization import Quantization, is_weight_only, layers_of, skip
 from onnx_lathe.passes.int8.ranges import METHODS
@@ -191,7 +192,10 @@ class Int8(Pass):
         quantization = Quantization(base, self.config, context, cache)
         if chosen and self.searches:
             chosen = self._search(quantization, chosen, context, report)
+        filled = filled_weights(chosen, graph.opset)
         written = quantization.apply(graph, [weight.name for weight in chosen], report) if chosen else []
+        if grown := [one for one in filled if one.name in {weight.name for weight in written}]:
+            report.warnings.append(warning(grown))
         if base is not None and self.adapts:
             computed = [
                 weight

@@ -29,6 +29,11 @@ def call(session: Any, names: Sequence[str], feeds: Mapping[str, np.ndarray]) ->
     return [_read(value) for value in session.run_with_ort_values(names, values)]
 
 
+def storable(array: np.ndarray) -> np.ndarray:
+    """The array as a .npz file keeps it: bfloat16 as float32, for which NumPy alone would write bytes of no type."""
+    return array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
+
+
 def _given(array: np.ndarray, kind: str | None) -> Any:
     if kind != TYPE:
         return onnxruntime.OrtValue.ortvalue_from_numpy(array)

@@ -16,6 +16,7 @@ import numpy as np
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.processes import environment, running
+from onnx_lathe.runtime.running.bfloat16 import storable
 
 RUNS = 3
 LIMIT_S = 600.0
@@ -32,7 +33,7 @@ def peak_bytes(model: Path, feeds: Mapping[str, np.ndarray]) -> int:
     """Of a file that ONNX Runtime opens. Raises ModelError if it does not run."""
     with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
         file = Path(folder) / "feeds.npz"
-        np.savez(file, *feeds.values())
+        np.savez(file, *map(storable, feeds.values()))
         request = {"model": str(model.resolve()), "names": list(feeds), "feeds": str(file), "runs": RUNS}
         command = [sys.executable, "-m", "onnx_lathe.runtime.running.memory_worker"]
         with running(command, environment(), LIMIT_S, stderr=subprocess.PIPE) as child:

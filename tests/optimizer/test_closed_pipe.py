@@ -53,3 +53,43 @@ def test_python_has_nothing_left_to_write_when_it_ends(arguments: list[str]) -> 
     done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def ended(command: str) -> tuple[int, str]:
+    """(exit code, words on standard error) of a shell's `$optimize COMMAND`."""
+    text = f'"$0" -m onnx_lathe {command}'
+    done = subprocess.run(
+        ["sh", "-c", text, sys.executable], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell's way to close a stream")
+@pytest.mark.parametrize(
+    "command, code, said",
+    [
+        ("passes >&-", 0, ""),
+        ("passes nonsense 2>&-", 2, ""),
+        ("passes --json >&- 2>&-", 0, ""),
+        ("passes nonsense >&-", 2, "optimize: "),
+    ],
+)
+def test_a_closed_stream_is_no_defect(command: str, code: int, said: str) -> None:
+    found, words = ended(command)
+    assert found == code
+    assert words.startswith(said)
+    assert "Traceback" not in words
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@pytest.mark.parametrize("command, code", [("passes", 2), ("targets --json", 2), ("--version", 2)])
+def test_a_full_disk_is_said_in_one_line(command: str, code: int) -> None:
+    found, said = ended(f"{command} > /dev/full")
+    assert (found, len(said.splitlines())) == (code, 1)
+    assert said.startswith("optimize: standard output cannot be written: No space left on device")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_a_full_disk_leaves_the_exit_code_of_the_command() -> None:
+    assert ended("passes nonsense 2> /dev/full") == (2, "")
+    assert ended("passes 2> /dev/full") == (0, "")

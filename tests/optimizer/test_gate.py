@@ -146,7 +146,7 @@ def test_messages_carry_units() -> None:
     size = Gate.parse("size ratio >= 10").judge(BASE, {"size": 86_250.0})
     assert size.message == "size ratio >= 10: 20x (1.725 MB -> 86.25 kB), 10x to spare"
     latency = Gate.parse("latency <= 2").judge({}, {"latency": 1.25})
-    assert latency.message == "latency <= 2: 1.25 ms, 0.75 ms to spare"
+    assert latency.message == "latency <= 2 ms: 1.25 ms, 0.75 ms to spare"
     macs = Gate.parse("macs <= 1000000").judge({}, {"macs": 1_234_567})
     assert macs.message == "macs <= 1000000: 1,234,567, missed by 234,567"
 
@@ -199,3 +199,22 @@ def test_missing_says_what_to_give() -> None:
         assert (
             Gate.parse(f"{name}{form} {'>=' if metric.higher_is_better else '<='} 1").missing([]) is not None
         )
+
+
+@pytest.mark.parametrize(
+    "text, printed",
+    [
+        ("latency <= 100 ms", "latency <= 100 ms"),
+        ("latency < .5", "latency < 0.5 ms"),
+        ("size <= 1500 kB", "size <= 1.5 MB"),
+        ("size <= 1234567", "size <= 1.234567 MB"),
+        ("memory <= 999", "memory <= 999 B"),
+        ("top1 drop <= 10% relative", "top1 drop <= 10% relative"),
+        ("latency ratio >= 2x", "latency ratio >= 2"),
+        ("size <= 0.1 GB", "size <= 100 MB"),
+    ],
+)
+def test_a_bound_is_printed_with_its_unit_and_read_back(text: str, printed: str) -> None:
+    gate = Gate.parse(text)
+    assert str(gate) == printed
+    assert Gate.parse(printed) == gate

@@ -74,7 +74,7 @@ def test_a_recipe_says_how_gates_judge(project: Path, capsys: pytest.CaptureFixt
     assert "judged by its upper end" in drop["message"]
     assert drop["margin"] == pytest.approx(0.6 - drop["interval"]["high"])
     assert found["baseline"]["margin"] > found["steps"][-1]["quality"]["margin"]
-    assert gates["memory <= 1000000000"]["measured"] > 0
+    assert gates["memory <= 1 GB"]["measured"] > 0
     assert found["steps"][-1]["quality"]["cosine"] < 1
     assert "cosine" not in found["steps"][-1]["worse"]
     assert main([*command, "--confidence", "99%", "--gate", "top1 drop <= 60%", "--force"]) == 0
@@ -144,3 +144,28 @@ def test_a_gate_without_labels_says_what_it_needs(project: Path, capsys: pytest.
     assert "map needs evaluation data whose labels are boxes" in refused(
         capsys, ["model.onnx", "--passes", "fold", "--gate", "map >= 10%", "--quiet"]
     )
+
+
+def test_gates_that_see_the_model_alone_are_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """ort's model is timed, and pack's file is neither run nor the file of the gate on size."""
+    command = ["model.onnx", "--passes", "fold", "--no-html", "--force"]
+    gates = ["--gate", "size <= 1 MB; latency <= 100000 ms"]
+    said = "gates that did not judge what was built for a target: size <= 1 MB (ort, pack); latency <= 100000 ms (pack)"
+    assert main([*command, *gates, "--target", "ort", "--target", "pack"]) == 0
+    assert [text for text in report()["warnings"] if text.startswith("gates")] == [said]
+    assert f"warning: {said}" in capsys.readouterr().err
+    assert [found["name"] for found in report()["targets"]] == ["ort", "pack"]
+    assert main([*command, *gates, "--target", "onnx"]) == 0
+    assert not [text for text in report()["warnings"] if text.startswith("gates")]
+
+
+def test_options_that_name_calls_may_be_repeated(project: Path) -> None:
+    assert main(["check", "model.onnx", "--target", "nonsense", "--target", "ort"]) == 2
+    command = ["model.onnx", "--passes", "fold", "--passes", "prune(sparsity=0.3)", "--no-latency"]
+    assert main([*command, "--no-html", "--force", "--target", "onnx"]) == 0
+    assert [step["name"] for step in report()["steps"]] == ["fold", "prune"]
+    assert (
+        main(["build", "model.onnx", "--target", "onnx", "--target", "pack", "--out", "build", "--force"])
+        == 0
+    )
+    assert [found["name"] for found in report()["targets"]] == ["onnx", "pack"]

@@ -9,7 +9,8 @@ import pytest
 
 import onnx_lathe
 from onnx_lathe.errors import ModelError
-from onnx_lathe.runtime.running import ort
+from onnx_lathe.optimizer.observing import write_arrays
+from onnx_lathe.runtime.running import memory, ort
 from tests.support.builders import build, random
 from tests.support.ncnn import refusals
 
@@ -63,3 +64,13 @@ def test_ncnn_names_what_it_neither_takes_nor_gives() -> None:
     reason = "it is bfloat16, which ncnn neither takes nor gives: make it float32"
     found = refusals(build(BOTH.replace("N", "1")))
     assert found == [("x", "Input", reason), ("y", "Output", reason)]
+
+
+def test_arrays_go_through_a_file_to_another_process(tmp_path: Path) -> None:
+    """NumPy would store them as bytes of no type, which it reads back as such."""
+    feeds = {"x": X.astype(ml_dtypes.bfloat16)}
+    onnx.save(build(BOTH), tmp_path / "model.onnx")
+    assert memory.peak_bytes(tmp_path / "model.onnx", feeds) >= 0
+    write_arrays(tmp_path / "stored.npz", feeds)
+    with np.load(tmp_path / "stored.npz", allow_pickle=False) as stored:
+        assert np.array_equal(stored["x"], rounded(X))

@@ -11,11 +11,13 @@ import pytest
 from onnx_lathe.errors import ModelError
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.running import ort
-from onnx_lathe.runtime.targets.ncnn.branches import decided, decided_within
+from onnx_lathe.runtime.targets.ncnn.between import decided_within
+from onnx_lathe.runtime.targets.ncnn.branches import decided
 from onnx_lathe.runtime.targets.ncnn.session import open_files, ports_as_json, ports_from_json
 from tests.support.builders import build, random
 
 NUMBERS = {"two": np.array(2), "three": np.array(3), "limit": np.array(48), "small": np.array(12)}
+NUMBERS |= {"zero": np.array(0), "huge": np.array(1 << 30, np.int32)}
 
 
 def branch(condition: str) -> onnx.ModelProto:
@@ -55,6 +57,15 @@ MAP = "r = MaxPool <kernel_shape = [8, 8], strides = [8, 8]> (x) t = Shape(r) k 
         (MAP + "c = Equal(k, two)", (8, 40), None),
         ("c = Greater(h, w)", (50, 60), None),
         ("m = Mod(h, small) c = Equal(m, two)", (9, 11), None),
+        ("m = Mod(two, small) k = Add(m, h) c = Greater(k, limit)", (9, 46), False),
+        ("u = Sub(h, small) v = Sub(h, limit) m = Mul(u, v) c = Less(m, zero)", (12, 48), None),
+        ("u = Greater(h, small) v = Less(h, limit) c = And(u, v)", (12, 48), None),
+        ("b = Cast <to = 3> (h) k = Cast <to = 7> (b) c = Less(k, zero)", (9, 300), None),
+        ("b = Cast <to = 3> (h) k = Cast <to = 7> (b) c = Less(k, zero)", (9, 120), False),
+        ("m = Sub(h, small) c = Cast <to = 9> (m)", (9, 20), None),
+        ("m = Sub(h, small) c = Cast <to = 9> (m)", (13, 20), True),
+        ("b = Cast <to = 6> (h) k = Mul(b, huge) n = Cast <to = 7> (k) c = Less(n, zero)", (2, 9), None),
+        ("d = Div(h, two) c = Greater(d, limit)", (9, 97), False),
     ],
 )
 def test_what_is_the_same_from_one_end_to_the_other(
@@ -68,6 +79,17 @@ def test_what_all_sizes_decide_needs_no_range() -> None:
     assert decided(branch("c = Greater(h, limit)"), *sizes) == {}
     assert decided(branch("c = Greater(h, two)"), *sizes) == {}
     assert decided_within(branch("c = Greater(h, two)"), *sizes) == {"c": True}
+
+
+def test_a_branch_that_was_sampled_alone_is_refused_between_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Less(m, 0) is False at 12, at 48 and beyond, and True between them."""
+    model = branch("u = Sub(h, small) v = Sub(h, limit) m = Mul(u, v) c = Less(m, zero)")
+    onnx.save(model, tmp_path / "net.onnx")
+    options = "ncnn(shapes={x: 1x3x12x20:1x3x48x40})"
+    done = main(["build", str(tmp_path / "net.onnx"), "--out", str(tmp_path / "out"), "--target", options])
+    assert (done, "depends on the size of the input" in capsys.readouterr().out) == (4, True)
 
 
 def test_a_range_is_built_and_held(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -347,3 +347,28 @@ def test_matrices_beyond_the_cache_are_not_called_slow() -> None:
         weight = Weight(Stored(np.zeros(size, np.int8)), tagged=True)
         layer = Layer("InnerProduct", "fc", [], [], {INT8_TERM: TERMS["InnerProduct"]}, [weight])
         assert bool(notes.about_slow_matrices([layer], "x86")) == is_said
+
+
+def test_it_is_timed_on_one_thread_in_turn_with_the_original_on_one(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On more, other work on the machine makes them wait for each other at every layer."""
+    asked: list[tuple[str, int]] = []
+    network, original = Ncnn.open, ort.as_opened
+
+    def opened(self: Ncnn, artifact: object, options: object, threads: int = 1) -> object:
+        asked.append(("ncnn", threads))
+        return network(self, artifact, options, threads)  # type: ignore[arg-type]
+
+    def plain(path: Path, threads: int = 0) -> object:
+        asked.append(("original", threads))
+        return original(path, threads)
+
+    monkeypatch.setattr(Ncnn, "open", opened)
+    monkeypatch.setattr(ort, "as_opened", plain)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    arguments = [str(model), "--passes", "fold", "--eval", str(data), "--target", "ncnn", "--quiet"]
+    assert main([*arguments, "--out", str(tmp_path / "out"), "--no-html"]) == 0
+    assert {threads for what, threads in asked if what == "ncnn"} == {1}
+    assert asked[-1] == ("original", 1)
+    assert report_of(tmp_path / "out")["quality"]["latency"] > 0

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from onnx_lathe.runtime.files.writing import replacing
-from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running import bfloat16, ort
 
 FILE = "reference.npz"
 MOST_CALLS = 8
@@ -70,11 +69,6 @@ def _filled(generator: np.random.Generator, shape: tuple[int, ...], dtype: np.dt
     return np.zeros(shape, dtype)
 
 
-def _plain(array: np.ndarray) -> np.ndarray:
-    """bfloat16 as float32, since the device has NumPy alone."""
-    return array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
-
-
 def write(path: Path, session: Any, stored: Sequence[Arrays]) -> dict[str, Any]:
     """Runs the calls and writes inputs and outputs, the first call in any case and others up to 64 MB. Returns what
     the description says of them.
@@ -86,7 +80,7 @@ def write(path: Path, session: Any, stored: Sequence[Arrays]) -> dict[str, Any]:
     size = 0
     for number, feeds in enumerate(stored):
         found = ort.run(session, feeds)
-        call = {f"{number}.in{index}": _plain(feeds[name]) for index, name in enumerate(inputs)}
+        call = {f"{number}.in{index}": bfloat16.storable(feeds[name]) for index, name in enumerate(inputs)}
         call |= {f"{number}.out{index}": found[name] for index, name in enumerate(outputs)}
         size += sum(array.nbytes for array in call.values())
         if number and size > MOST_BYTES:

@@ -5,11 +5,10 @@
 Exporters write such a branch where a layer drops a dimension of 1. ncnn has no branches; where the condition is the same
 at all sizes that are looked at, the lowering puts that body in the place of the If. Among these are the numbers that
 an open size meets on the way to the condition, and those beside them: Equal(H, 48) is the same at nearly all sizes.
-Where sizes are asked for between two, only those have to agree, and the network is refused others.
+Where sizes are asked for between two, between.py proves what is the same at these, and the network is refused others.
 """
 
-import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -27,8 +26,6 @@ COMPARISONS = {
 }
 MEETINGS = frozenset((*COMPARISONS, "Div", "Max", "Min", "Mod", "Mul"))
 """Operators in which a size meets a number that may change what comes of it."""
-MOST_OPEN = 4
-"""Sizes whose ends are tried in all combinations."""
 LARGEST = 65536
 """Larger numbers stand for no end, and are no size."""
 Values = Mapping[str, np.ndarray]
@@ -40,7 +37,7 @@ def decided(
     """Condition -> what it is at inputs of these `sizes`, of `others`, further away, and at the numbers that sizes
     meet. Those of branches in other branches' bodies are known once these are in the main graph.
     """
-    wanted = _conditions(model.graph)
+    wanted = conditions(model.graph)
     if not wanted:
         return {}
     looked = (sizes, others) if sizes != others else (sizes,)
@@ -64,93 +61,13 @@ def decided(
     }
 
 
-def decided_within(
-    model: onnx.ModelProto, least: Mapping[str, Shape], greatest: Mapping[str, Shape]
-) -> dict[str, bool]:
-    """Condition -> what it is at all sizes of inputs from the `least` shapes to the `greatest`.
-
-    Known of those that compare one thing, which follows sizes up or down alone, with what no size changes: it is then
-    between its values at the ends of the sizes, tried in all combinations.
-    """
-    graph, ends = model.graph, _ends(least, greatest)
-    sized = sized_tensors(graph)
-    above = {name: _above(graph, [name]) for name in _conditions(graph)} if ends else {}
-    chains = {
-        name: nodes for name, nodes in above.items() if nodes and all(_follows(node, sized) for node in nodes)
-    }
-    compared = [node for nodes in chains.values() for node in nodes if node.op_type in COMPARISONS]
-    wanted = [*dict.fromkeys([*chains, *(name for node in compared for name in (*node.input, *node.output))])]
-    known = values_at(model, ends, least, wanted) if chains else []
-    if len(known) < max(len(ends), 1):  # the model does not run at one of them
-        return {}
-    stored = free_values(model, least, [name for name in wanted if name not in sized])
-    return {
-        name: bool(known[0][name])
-        for name, nodes in chains.items()
-        if all(name in one for one in known)
-        and all(_is_settled(node, known, stored) for node in nodes if node.op_type in COMPARISONS)
-    }
-
-
-def _ends(least: Mapping[str, Shape], greatest: Mapping[str, Shape]) -> list[dict[str, Shape]]:
-    """The inputs' sizes with each open one at either end; nothing where there are too many."""
-    places = [
-        (name, axis)
-        for name, shape in least.items()
-        for axis, size in enumerate(shape)
-        if greatest[name][axis] != size
-    ]
-    if len(places) > MOST_OPEN:
-        return []
-    found = []
-    for chosen in itertools.product((False, True), repeat=len(places)):
-        high = {place for place, is_high in zip(places, chosen, strict=True) if is_high}
-        found.append(
-            {
-                name: tuple(
-                    greatest[name][axis] if (name, axis) in high else size for axis, size in enumerate(shape)
-                )
-                for name, shape in least.items()
-            }
-        )
-    return found
-
-
-def _follows(node: onnx.NodeProto, sized: Collection[str]) -> bool:
-    """Whether the result goes up with the one size that is read, or down with it, or is one that says so of it."""
-    read = [place for place, name in enumerate(node.input) if name in sized]
-    if node.domain:
-        return False
-    if node.op_type in COMPARISONS or node.op_type in ("Add", "Sub", "Mul"):
-        return len(read) == 1
-    if node.op_type in ("Gather", "Slice", "Squeeze", "Unsqueeze", "Reshape"):
-        return read == [0]
-    return node.op_type in ("Shape", "Size", "Cast", "Identity", "Concat", "Not", "And", "Or")
-
-
-def _is_settled(node: onnx.NodeProto, known: Sequence[Values], stored: Values) -> bool:
-    """Whether a comparison is the same between the ends: for Equal, whether one operand is above the other at all."""
-    if any(node.output[0] not in one for one in known):
-        return False
-    if not all(np.array_equal(one[node.output[0]], known[0][node.output[0]]) for one in known):
-        return False
-    if node.op_type != "Equal":
-        return True
-    everything = [{**stored, **one} for one in known]
-    if any(name not in values for values in everything for name in node.input):
-        return False
-    operands = [(values[node.input[0]], values[node.input[1]]) for values in everything]
-    signs = [np.sign(np.subtract(first, second, dtype=np.float64)) for first, second in operands]
-    return all(np.array_equal(sign, signs[0]) for sign in signs)
-
-
-def _conditions(graph: onnx.GraphProto) -> list[str]:
+def conditions(graph: onnx.GraphProto) -> list[str]:
     """Those that no input's content decides, and none with a default value either: a caller may give another."""
     found = {node.input[0] for node in graph.node if node.op_type == "If" and not node.domain}
     return sorted(found.intersection(free_tensors(graph)) - behind_defaults(graph)) if found else []
 
 
-def _above(graph: onnx.GraphProto, tensors: Sequence[str]) -> list[onnx.NodeProto]:
+def above(graph: onnx.GraphProto, tensors: Sequence[str]) -> list[onnx.NodeProto]:
     """The nodes that these free tensors are computed by, from sizes on."""
     sized, wanted, found = sized_tensors(graph), set(tensors), []
     for node in reversed(graph.node):
@@ -164,7 +81,7 @@ def _meetings(graph: onnx.GraphProto, conditions: Sequence[str]) -> list[onnx.No
     free = free_tensors(graph)
     return [
         node
-        for node in _above(graph, conditions)
+        for node in above(graph, conditions)
         if node.op_type in MEETINGS and not node.domain and free.issuperset(node.input)
     ]
 

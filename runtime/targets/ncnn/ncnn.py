@@ -28,10 +28,12 @@ from onnx_lathe.runtime.targets.core.base import (
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.ncnn import verify
 from onnx_lathe.runtime.targets.ncnn.algorithms import count_chosen, wanted
-from onnx_lathe.runtime.targets.ncnn.branches import decided, decided_within
+from onnx_lathe.runtime.targets.ncnn.between import decided_within
+from onnx_lathe.runtime.targets.ncnn.branches import decided
 from onnx_lathe.runtime.targets.ncnn.bundle.writing import Bundle
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import param_text, write_weights
+from onnx_lathe.runtime.targets.ncnn.further import sized_tensors
 from onnx_lathe.runtime.targets.ncnn.halves import beyond_half
 from onnx_lathe.runtime.targets.ncnn.notes import about_defaults, about_slow_matrices
 from onnx_lathe.runtime.targets.ncnn.reopen import reopen
@@ -136,6 +138,8 @@ class Ncnn(Target):
         found = decided(model, sizes.first, sizes.second)
         bounds = ranges(options.shapes)
         if sizes.open and all(name in bounds for name in sizes.first if sizes.is_open(name)):
+            sized = sized_tensors(model.graph)  # of these, `decided` has looked at some sizes alone
+            found = {name: taken for name, taken in found.items() if name not in sized}
             found |= decided_within(model, *sizes.bounded(bounds))
         return {"branches": {**known.get("branches", {}), **found}}
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from onnx_lathe.errors import TargetError
 from onnx_lathe.runtime.processes import environment, running
+from onnx_lathe.runtime.running.bfloat16 import storable
 from onnx_lathe.runtime.targets.ncnn.convert import Port
 from onnx_lathe.runtime.targets.ncnn.running import DEFAULT, Settings
 from onnx_lathe.runtime.targets.ncnn.session import ports_as_json
@@ -33,7 +34,9 @@ def outputs_of(
     """(outputs by name, ncnn's version). Raises TargetError where ncnn refuses the files or the feeds, or ends."""
     with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:
         given, results = Path(scratch) / "feeds.npz", Path(scratch) / "results.npz"
-        arrays: dict[str, Any] = {f"input{place}": feeds[port.tensor] for place, port in enumerate(inputs)}
+        arrays: dict[str, Any] = {
+            f"input{place}": storable(feeds[port.tensor]) for place, port in enumerate(inputs)
+        }
         np.savez(given, **arrays)
         request = {
             "param": str(param.resolve()),

@@ -18,6 +18,7 @@ import onnx
 
 from onnx_lathe.errors import PassError, TargetError, first_few
 from onnx_lathe.kernels import NAMES, PROFILES
+from onnx_lathe.runtime.running.bfloat16 import storable
 from onnx_lathe.runtime.targets.ncnn.algorithms import convolutions, follow
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer, param_text, write_weights
@@ -144,7 +145,7 @@ def _files(written: _Written, variants: Sequence[Choices], folder: Path) -> dict
         blobs.append({name: (one.bottoms[0], one.tops[0]) for name, (one, _) in places.items()})
     np.savez(
         folder / "feeds.npz",
-        **{f"input{place}": written.feeds[port.tensor] for place, port in enumerate(found.inputs)},  # type: ignore[arg-type]
+        **{f"input{place}": storable(written.feeds[port.tensor]) for place, port in enumerate(found.inputs)},  # type: ignore[arg-type]
     )
     return {
         "params": params,
