@@ -26,7 +26,6 @@ def diff(arguments: list[str]) -> int:
     parser = Parser(
         prog="optimize diff",
         description="Two models side by side: nodes, stored tensors, and how far each tensor is from the base's.",
-        epilog="example: optimize diff model.onnx build/model.onnx --data data.npz --html diff.html",
         allow_abbrev=False,
     )
     _add_models(parser, "an ONNX file, packed or not; of an .ort, ncnn's .param or an .engine outputs alone")
@@ -74,7 +73,6 @@ def debug(arguments: list[str]) -> int:
         prog="optimize debug",
         description="Find the layer of B that is wrong by itself when it is fed with what A computes, or at which B "
         "does not run, and write the smallest model that shows it, with its input.",
-        epilog="example: optimize debug model.onnx build/model.onnx --data data.npz --out culprit",
         allow_abbrev=False,
     )
     _add_models(parser, "an ONNX file, packed or not")

@@ -97,8 +97,13 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ('optimize gate model.onnx int8.onnx --data data.npz --gate "top1 drop <= 5%"', "with labels"),
         (
             'optimize gate model.onnx int8.onnx --data data.npz --gate "sqnr >= 5" --gate "size ratio >= 2"',
-            "without",
+            "without labels",
         ),
+        (
+            'optimize gate model.onnx int8.onnx --data data.npz --gate "top1 drop <= 50%" --confidence 95% --junit gates.xml',
+            "by the worse end of an interval, for CI",
+        ),
+        ('optimize gate model.onnx int8.onnx --gate "size ratio >= 2" --json', "without data, for scripts"),
     ),
     "optimize run": (
         ("optimize run model.onnx --data data.npz", "accuracy and latency"),

@@ -1,6 +1,5 @@
 """`optimize gate`: judges one model against another."""
 
-import argparse
 import contextlib
 import sys
 from pathlib import Path
@@ -22,12 +21,6 @@ metrics with labels: top1 top5, f1 f1_binary, map map50 (boxes), miou (pixels), 
 against the base model without labels: agreement, cosine, sqnr (all also of one output: "sqnr[boxes] >= 30");
 of the models: size, packed, weights, parameters, macs, sparsity, latency, memory
 
-examples:
-  optimize gate model.onnx int8.onnx --data data.npz --gate "top1 drop <= 0.5%" --confidence 95%
-  optimize gate model.onnx build/model.ort --gate "size ratio >= 3" --gate "latency ratio >= 1.2" --gate "memory ratio >= 1"
-  optimize gate a.onnx b.onnx --data boxes.py:batches --postprocess boxes.py:decode --gate "map drop <= 1% relative"
-  optimize gate a.onnx b.onnx --data data.npz --metric dice=metrics.py:dice --gate "dice >= 0.8" --junit gates.xml
-
 exit code 3 if a gate failed; docs/gates.md shows gates in CI"""
 
 
@@ -37,7 +30,6 @@ def gate(arguments: list[str]) -> int:
         description="Judge a candidate against a base model: files, packed files, networks of ncnn, engines.",
         epilog=EPILOG,
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("base", type=Path)
     parser.add_argument("candidate", type=Path)

@@ -219,6 +219,7 @@ def test_help_ends_with_examples_that_run(word: str, desk: Path, capsys: pytest.
     with pytest.raises(SystemExit):
         main([*([word] if word else []), "--help"])
     shown = capsys.readouterr().out
+    assert len(re.findall("^examples?:", shown, re.MULTILINE)) == 1
     for text, what in EXAMPLES[name]:
         assert text in shown
         assert what in shown
@@ -233,6 +234,7 @@ def test_what_a_command_prints_as_json_is_json(desk: Path, capsys: pytest.Captur
     for name, examples in EXAMPLES.items():
         for text, _ in examples:
             if "--json" in text and "lathe" not in text:
+                made(text)
                 capsys.readouterr()
                 assert main(Command(name, text.removeprefix("optimize ")).words) == 0
                 json.loads(capsys.readouterr().out)
