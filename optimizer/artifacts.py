@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.runtime.targets.core.registry import targets
@@ -96,12 +97,24 @@ def _page(out: Path) -> set[str]:
     return set()
 
 
+def same_file(one: Path, other: Path) -> bool:
+    """Whether both are there and are one file, by whatever name."""
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def files_of(spec: Any) -> list[Path]:
+    """The files that data may be: PATH, PATH:PART or PATH:FUNCTION; none of what is not written as a path."""
+    if not isinstance(spec, str | Path):
+        return []
+    return [Path(text).expanduser() for text in (str(spec), str(spec).rpartition(":")[0]) if text]
+
+
 def beside(source: Path, out: str | Path | None, suffix: str) -> Path:
     """Where to write: `out`, or `source` with another ending. Raises UsageError for the input itself, or a
     file that nobody named.
     """
     target = source.with_suffix(suffix) if out is None else Path(out)
-    if target.exists() and source.exists() and target.samefile(source):
+    if same_file(target, source):
         raise UsageError(f"{target}: is the input itself; name another file with -o")
     if out is None and target.exists():
         raise UsageError(f"{target}: is there already; name the result with -o")

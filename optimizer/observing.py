@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnx_lathe.errors import ModelError, UsageError
+from onnx_lathe.optimizer.artifacts import files_of, same_file
 from onnx_lathe.optimizer.finished import Finished, open_finished
 from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.measuring import (
@@ -96,7 +97,7 @@ def observe(
     """
     if save is not None:
         _check_save(
-            save, [path, *([] if against is None else [against]), *_files(recipe.eval or recipe.data)]
+            save, [path, *([] if against is None else [against]), *files_of(recipe.eval or recipe.data)]
         )
     threads = limit() or 1
     model = open_finished(path, threads)
@@ -137,19 +138,12 @@ def _check_save(save: Path, read: Sequence[Path]) -> None:
     if save.suffix.lower() != ".npz":
         raise UsageError(f"{save}: outputs are saved as .npz; give a name that ends so")
     for path in read:
-        if path.exists() and (save.resolve() == path.resolve() or (save.exists() and save.samefile(path))):
+        if same_file(save, path):
             raise UsageError(f"{save}: is read here as {path}; save the outputs to another file")
     if save.is_dir():
         raise UsageError(f"{save}: is a folder; name a file in it")
     if not save.parent.is_dir() or not os.access(save.parent, os.W_OK):
         raise UsageError(f"{save}: {save.parent} is no folder that can be written to; make it first")
-
-
-def _files(spec: Any) -> list[Path]:
-    """The files that data may be: PATH or PATH:PART."""
-    if not isinstance(spec, str | Path):
-        return []
-    return [Path(text) for text in (str(spec), str(spec).rpartition(":")[0]) if text]
 
 
 def _against(other: Finished, metrics: Mapping[str, float], its: Timing, latency: Timing) -> Against:

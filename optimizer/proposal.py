@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer.artifacts import files_of, same_file
 from onnx_lathe.optimizer.looking import Facts, look
 from onnx_lathe.optimizer.proposal_text import text_of
 from onnx_lathe.optimizer.recipe import Recipe, override, parse_calls
@@ -59,7 +60,7 @@ def init(
     """Writes a recipe for the model, which `optimize(model, recipe=out)` runs as it is. The recipe names the data by
     paths from its own folder.
 
-    Raises UsageError for an `out` that is there already, unless `force`; ModelError and DataError for a model and
+    Raises UsageError for an `out` that is there already, unless `force`, and that is read here, always; ModelError and DataError for a model and
     data that cannot be read or do not fit each other.
     """
     path, out = Path(model), Path(out)
@@ -68,10 +69,12 @@ def init(
     recipe = override(
         Recipe(), data=data, train=train, calibration=calibration, eval=eval, preprocess=preprocess, classes=classes
     )  # fmt: skip
+    given = {role: place for role in PLACES if (place := getattr(recipe, role)) is not None}
+    for file in (path, *(file for place in given.values() for file in files_of(place))):
+        if same_file(out, file):
+            raise UsageError(f"{out}: is read here as {file}; write the recipe to another file")
     facts = look(path, recipe, None if targets is None else parse_calls(targets, "--target"))
-    places = {
-        role: beside(out, str(place)) for role in PLACES if (place := getattr(recipe, role)) is not None
-    }
+    places = {role: beside(out, str(place)) for role, place in given.items()}
     text = text_of(facts, places | ({} if preprocess is None else {"preprocess": preprocess}), out)
     with replacing(out) as file:
         file.write(text.encode())

@@ -93,9 +93,8 @@ def _gates(facts: Facts) -> Iterator[str]:
         return
     samples = evaluation.count
     outputs = [port for port in facts.ports if port.startswith("output ")]
-    shares = (
-        ("top1", "agreement") if len(outputs) == 1 else ("top1",)
-    )  # several: boxes and scores have no classes
+    several = len(outputs) > 1
+    shares = ("top1",) if several else ("top1", "agreement")  # boxes and scores have no classes
     better = next((name for name in shares if name in facts.metrics), None)
     if better is None and "sqnr" not in facts.metrics and "agreement" in facts.metrics:
         better = "agreement"
@@ -103,7 +102,11 @@ def _gates(facts: Facts) -> Iterator[str]:
     by_signal = f"sqnr >= {SQNR}"
     yield "# The run ends with exit code 3 if this fails. Tighten it to what your application needs."
     if better is not None and (samples is None or samples >= ENOUGH or "sqnr" not in facts.metrics):
-        yield f"gate = [{quoted(gates[better])}]"
+        judged = [gates[better]]
+        if several and better == "top1" and "sqnr" in facts.metrics:
+            yield from comment("top1 is of one output; sqnr, in dB, of the worst of them all.")
+            judged.append(by_signal)
+        yield f"gate = [{', '.join(map(quoted, judged))}]"
     elif "sqnr" in facts.metrics:
         if better is not None:
             yield from comment(

@@ -96,10 +96,14 @@ def _mark(
 
 
 def _listed(what: str, names: list[str]) -> dict[str, Any]:
-    """Names with a comma between, also behind an opening quote."""
+    """Names with a comma between, also behind an opening quote. Between a pass's parentheses bash offers nothing, for
+    what stands there are options.
+    """
     words, function = " ".join(names), f"_optimize_{what}"
     bash = f"""{function}() {{
-  local word="${{1#[\\"\\']}}" before=""
+  local word="${{1#[\\"\\']}}" before="" opened closed
+  opened="${{word//[!(]/}}" closed="${{word//[!)]/}}"
+  (( ${{#opened}} > ${{#closed}} )) && return
   [[ "$word" == *,* ]] && before="${{word%,*}},"
   word="${{word##*,}}"
   compgen -P "$before${{word%%[! ]*}}" -W "{words}" -- "${{word#"${{word%%[! ]*}}"}}"

@@ -62,6 +62,13 @@ def test_several_outputs_of_open_shapes_are_judged_by_all_of_them() -> None:
     assert "# output map FLOAT, Nx8xHxW" in text
 
 
+def test_top1_of_one_output_does_not_stand_for_the_others() -> None:
+    several_outputs()
+    np.savez("data.npz", image=random(1000, 3, 12, 12), labels=np.arange(1000) % 6)
+    assert main(["init", "model.onnx", "--data", "data.npz", "--quiet"]) == 0
+    assert load_recipe(Path("recipe.toml")).gates == ("top1 drop <= 1%", "sqnr >= 15")
+
+
 @pytest.mark.parametrize("samples, gate", [(40, "sqnr >= 15"), (1000, "agreement >= 98%")])
 def test_few_samples_are_not_judged_by_the_share_of_equal_answers(samples: int, gate: str) -> None:
     onnx.save(build(ONE_OUTPUT, w=random(16, 6)), "model.onnx")
@@ -159,6 +166,20 @@ def test_a_file_that_is_there_is_kept(capsys: pytest.CaptureFixture[str]) -> Non
     assert Path("recipe.toml").read_text(encoding="utf-8") == "mine"
     assert main(["init", "model.onnx", "--force", "--quiet"]) == 0
     assert load_recipe(Path("recipe.toml")).steps
+
+
+@pytest.mark.parametrize("out", ["model.onnx", "./data.npz", "train.npz", "own.py", "classes.txt", "link.toml"])
+def test_what_is_read_is_never_overwritten(out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    several_outputs()
+    Path("train.npz").write_bytes(Path("data.npz").read_bytes())
+    for file in ("own.py", "classes.txt"):
+        Path(file).write_text("kept", encoding="utf-8")
+    Path("link.toml").hardlink_to("data.npz")
+    before = Path(out).read_bytes()
+    data = ["--data", "data.npz", "--train", "train.npz:train", "--eval", "own.py:f", "--classes", "classes.txt"]
+    line = refused(capsys, ["init", "model.onnx", *data, "--force", "--out", out])
+    assert "is read here as" in line
+    assert Path(out).read_bytes() == before
 
 
 @pytest.mark.parametrize(
