@@ -92,9 +92,14 @@ def _listed(out: Path) -> set[str]:
 
 def _page(out: Path) -> set[str]:
     """The page beside a report, if a run wrote it: a user may have one of that name."""
-    with suppress(OSError), (out / PAGE).open("rb") as file:
-        return {PAGE} if PAGE_MARK in file.read(2048) else set()
-    return set()
+    return {PAGE} if is_page(out / PAGE) else set()
+
+
+def is_page(path: Path) -> bool:
+    """Whether a run, or `optimize report`, wrote this page."""
+    with suppress(OSError), path.open("rb") as file:
+        return PAGE_MARK in file.read(2048)
+    return False
 
 
 def same_file(one: Path, other: Path) -> bool:

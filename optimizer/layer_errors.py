@@ -2,13 +2,12 @@
 values are distributed, and how long it takes. Kept in `steps/layers.json`, so that the report can be made again.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from onnx_lathe.optimizer.calibrated import calibrated
 from onnx_lathe.optimizer.checkpoint import LAYERS
 from onnx_lathe.optimizer.measuring import sample_feeds
 from onnx_lathe.optimizer.pairing import Match, Network, matches, network, paired
+from onnx_lathe.optimizer.report.checked import check, loaded
 from onnx_lathe.optimizer.report.record import StepRecord, plain, write_json
 from onnx_lathe.optimizer.run import LARGE_BYTES, Run
 from onnx_lathe.runtime.files import model_file
@@ -40,18 +40,36 @@ DECIBELS_CAP = 140.0
 """Beyond it, two float32 tensors differ by less than rounding."""
 
 
+class LayerError(TypedDict, total=False):
+    """{"sqnr": dB, None if equal, "worst": largest difference, "tensor", "behind"} or {"reason"}."""
+
+    sqnr: float | None
+    worst: float | None
+    tensor: str
+    behind: str
+    reason: str
+
+
+class Histograms(TypedDict):
+    """Shares of one tensor's values in equal bins from `low` to `high`, in both models."""
+
+    low: float
+    high: float
+    before: list[float]
+    after: list[float]
+
+
 @dataclass
 class Measured:
     """`source`: samples of what. By the names of the original's layers, but for the milliseconds, which are by those of each model's layers, their activations included.
 
-    `errors`: {"sqnr": dB, None if equal, "worst": largest difference, "tensor", "behind"} or {"reason"}. `values`: tensor ->
-    {"low", "high", "before", "after"}, shares per bin.
+    `values` are by tensor.
     """
 
     source: str
     samples: int
-    errors: dict[str, dict[str, Any]] = field(default_factory=dict)
-    values: dict[str, dict[str, Any]] = field(default_factory=dict)
+    errors: dict[str, LayerError] = field(default_factory=dict)
+    values: dict[str, Histograms] = field(default_factory=dict)
     ms_before: dict[str, float] = field(default_factory=dict)
     ms_after: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -74,7 +92,9 @@ def write(run: Run) -> None:
 def read(out: Path) -> Measured | None:
     """What an earlier run measured; None if it did not, or the file is not whole."""
     with suppress(OSError, ValueError, TypeError):
-        return Measured(**json.loads((out / FILE).read_text(encoding="utf-8")))
+        table = loaded((out / FILE).read_text(encoding="utf-8"))
+        check(table, Measured, "")
+        return Measured(**table)
     return None
 
 
@@ -145,7 +165,7 @@ def _batched(session: Any) -> bool:
     return all(value.shape and not isinstance(value.shape[0], int) for value in session.get_inputs())
 
 
-def compare(match: Match, one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+def compare(match: Match, one: np.ndarray, other: np.ndarray) -> LayerError:
     """An entry of `Measured.errors` for one tensor as it was and as it is."""
     if not np.issubdtype(one.dtype, np.floating):
         return {"reason": "it is no float tensor"}
@@ -167,7 +187,7 @@ def compare(match: Match, one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     }
 
 
-def distributions(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+def distributions(one: np.ndarray, other: np.ndarray) -> Histograms:
     """Shares of both arrays' values in the same bins over both ranges."""
     low, high = float(min(one.min(), other.min())), float(max(one.max(), other.max()))
     high = high if high > low else low + 1.0
@@ -175,10 +195,12 @@ def distributions(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     return {"low": low, "high": high, "before": before, "after": after}
 
 
-def shares(values: np.ndarray, low: float, high: float, bins: int) -> list[float]:
-    """The share of the values in each of so many equal bins from `low` to `high`, four digits each."""
+def shares(values: np.ndarray, low: float, high: float, bins: int, total: int | None = None) -> list[float]:
+    """The share of the values in each of so many equal bins from `low` to `high`, four digits each. `total`: of how
+    many, if `values` are not all.
+    """
     counts = np.histogram(values, bins, (low, high))[0]
-    return [float(f"{share:.4g}") for share in counts / max(values.size, 1)]
+    return [float(f"{share:.4g}") for share in counts / max(values.size if total is None else total, 1)]
 
 
 def _profile(run: Run, before: Network, after: Network, found: Measured) -> None:

@@ -133,6 +133,7 @@ def _describe(request: Request, opened: opening.Opened) -> dict[str, Any]:
     facts = model_file.inspect_file(request.model)
     return {
         "path": request.name or str(request.model),
+        **({} if request.name else {"file": str(request.model.absolute())}),
         "sha256": facts.sha256,
         "size_bytes": facts.size_bytes,
         "opset": opened.opset,

@@ -18,13 +18,18 @@ def report(arguments: list[str]) -> int:
     parser.add_argument(
         "--model", type=Path, metavar="MODEL", help="the original, if it is no longer where the run found it"
     )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace a file that is no page of a run, and a page with layers by one without",
+    )
     add_output_options(parser, "the file's name, size and what it leaves out")
     options = parser.parse_args(arguments)
 
     from onnx_lathe.optimizer import reporting
     from onnx_lathe.optimizer.report.units import size
 
-    page = reporting.report(options.folder, options.html, model=options.model)
+    page = reporting.report(options.folder, options.html, model=options.model, force=options.force)
     if options.json:
         print_json(page.as_json())
         return 0

@@ -7,13 +7,39 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from onnx_lathe.errors import ExitCode, LatheError, UsageError
 from onnx_lathe.optimizer.judging.intervals import Interval
+from onnx_lathe.optimizer.report.checked import check, loaded
 from onnx_lathe.runtime.files.writing import replacing
 
 SCHEMA_VERSION = 1
+
+
+class _ModelKnown(TypedDict):
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+class ModelFacts(_ModelKnown, total=False):
+    """Of the original. `path` as it was given, `file` absolute (absent in records of earlier versions)."""
+
+    file: str
+    opset: int
+    nodes: int
+    changes: list[str]
+
+
+class _Edit(TypedDict):
+    node: str
+    what: str
+
+
+class _Skip(TypedDict):
+    node: str
+    reason: str
 
 
 @dataclass
@@ -121,7 +147,7 @@ def write_json(path: Path, table: dict[str, Any]) -> None:
 def read_record(path: Path) -> RunRecord:
     """The record that a run wrote. Raises UsageError if there is none, or it is of another form."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = loaded(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{path}: cannot be read ({type(error).__name__}); give the --out of a finished run"
@@ -129,6 +155,7 @@ def read_record(path: Path) -> RunRecord:
     try:
         if table["schema"] != SCHEMA_VERSION:
             raise UsageError(f"{path}: is of schema {table['schema']}, this version reads {SCHEMA_VERSION}")
+        _check(table)
         parts = {
             "baseline": _metrics(table["baseline"]),
             "steps": [step_from_json(step) for step in table["steps"]],
@@ -138,10 +165,33 @@ def read_record(path: Path) -> RunRecord:
             ],
         }
         return RunRecord(**{**table, **parts})
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(
             f"{path}: is no record of a run ({error}); run it again with this version"
         ) from error
+
+
+def _check(table: dict[str, Any]) -> None:
+    """Raises ValueError where something is not as a run writes it."""
+    metrics = dict[str, float | None]
+    whole = {"baseline", "steps", "gates", "targets"}
+    check({key: value for key, value in table.items() if key not in whole}, RunRecord, "")
+    check(table["model"], ModelFacts, "model")
+    check(table["baseline"], metrics, "baseline")
+    check(table["gates"], list[GateRecord], "gates")
+    for part, kind in (("steps", StepRecord), ("targets", TargetRecord)):
+        check(table[part], list[dict[str, Any]], part)
+        for place, one in enumerate(table[part]):
+            where = f"{part}[{place}]"
+            check(
+                one | {"quality": {}, "metrics": {}} if kind is StepRecord else one | {"quality": {}},
+                kind,
+                where,
+            )
+            for key in ("quality", "metrics") if kind is StepRecord else ("quality",):
+                check(one[key], metrics, f"{where}.{key}")
+            check(one["skips"], list[_Skip], f"{where}.skips")
+            check(one.get("edits", []), list[_Edit], f"{where}.edits")
 
 
 def _metrics(table: dict[str, float | None]) -> dict[str, float]:

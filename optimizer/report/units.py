@@ -19,7 +19,7 @@ def shown(key: str, value: float | None, base: float | None = None) -> str:
     if key in ("size", "weights", "packed", "memory"):
         return size(value) + ratio
     if key == "latency":
-        return f"{value:.2f} ms{ratio}"
+        return f"{value:#.3g} ms{ratio}" if 0 < value < 1 else f"{value:.2f} ms{ratio}"
     return count(value) if key in ("macs", "parameters") else f"{value:.4g}"
 
 

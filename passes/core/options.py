@@ -4,6 +4,7 @@ options become one.
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -135,17 +136,27 @@ def type_name(hint: Any) -> str:
     return "table" if dataclasses.is_dataclass(hint) else str(hint.__name__)
 
 
+_BARE = re.compile(
+    r"(?!(?:true|false|none|inf|infinity|nan)$)(?:[A-Za-z_]|\.{0,2}[/\\])[^\s(){}=,:\"'%]*", re.IGNORECASE
+)
+"""A text that needs no quotes in a recipe: it is read as no number and no word that means something."""
+
+
 def written(value: Any) -> str:
     """A value as a recipe has it: true, none, {name: value}."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_key(key)}: {written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, str) and not _BARE.fullmatch(value):
+        return f"'{value}'" if '"' in value else f'"{value}"'
     return str(value)
 
 
 def _key(name: str) -> str:
-    return name if name.isidentifier() else f'"{name}"'
+    if name.isidentifier():
+        return name
+    return f"'{name}'" if '"' in name else f'"{name}"'
 
 
 def _checked(where: str, spec: dataclasses.Field[Any], hint: Any, value: Any) -> Any:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.pages import HOSTILE, chromium, made, opened
+from onnx_lathe.optimizer.report.html.page import render
+from tests.support.pages import HOSTILE, chromium, made, opened, several_outputs
 
 VARIANTS = [(width, scheme) for width in (360, 1400) for scheme in ("light", "dark")]
 
@@ -99,3 +100,44 @@ def test_the_theme_can_be_chosen(browser: Any, page_file: Path) -> None:
         page.get_by_role("button", name="Light theme").press("Enter")
         assert page.evaluate(ground) == light
         assert said == []
+
+
+def test_the_worst_output_is_on_the_page_and_narrow_tables_keep_their_names(
+    browser: Any, tmp_path: Path
+) -> None:
+    """At 360 px error and bytes lie beside the name, which stays when the table is moved."""
+    file = tmp_path / "report.html"
+    file.write_bytes(render(several_outputs()))
+    with opened(browser, file, 360, "light") as (page, said, _):
+        assert said == []
+        assert "0.3 dB" in page.locator("#tiles .bad", has_text="Worst output").inner_text()
+        assert page.locator("#outputs tbody th").all_inner_texts() == ["boxes", "scores"]
+        heads = page.locator("#layers thead th").all_inner_texts()
+        assert [head.strip() for head in heads[:3]] == ["Layer", "Bytes", "Error"]
+        edges = "[...document.querySelectorAll('#layers tbody tr:first-child > *')].map((one) => one.getBoundingClientRect())"
+        assert page.evaluate(f"{edges}[2].right") <= 344
+        name = page.evaluate(f"{edges}[0].left")
+        page.evaluate("document.querySelector('#layers .scroll').scrollLeft = 120")
+        assert page.evaluate(f"{edges}[0].left") == pytest.approx(name, abs=1)
+        assert page.evaluate(f"{edges}[1].left") < name
+
+
+def test_empty_bins_are_drawn_empty(browser: Any, page_file: Path) -> None:
+    """The curve runs along each bin's edges, and on the ground where a bin is empty."""
+    with opened(browser, page_file, 1400, "light") as (page, _, _):
+        drawn = page.evaluate(
+            "(({ x, y, line }) => [x, y, line.shape])(Lathe.area({ low: 0, high: 3 }, [0.5, 0, 0.5], 'a', 'red', true))"
+        )
+        assert drawn == [[0, 0, 1, 2, 3], [0, 50, 0, 50, 0], "hv"]
+
+
+def test_points_that_lie_on_each_other_share_a_label(browser: Any, page_file: Path) -> None:
+    with opened(browser, page_file, 1400, "light") as (page, _, _):
+        key = page.locator("#tradeoff .key").inner_text()
+        assert "original" in key
+        assert "int8" in key
+        labels = page.evaluate(
+            "[...document.querySelectorAll('#tradeoff .textpoint')].map((one) => one.textContent)"
+        )
+        numbers = [number for label in labels if label for number in label.split(", ")]
+        assert sorted(numbers) == ["0", "1", "2", "3", "4"]

@@ -96,7 +96,8 @@ def test_layers_are_shown_before_and_after(out: Path) -> None:
     assert rows["first"]["bytes"][0] == 4 * 8 * 3 * 9
     assert rows["first"]["macs"] == [64 * 8 * 27, 64 * (4 * 27 + 8 * 4)]
     assert rows[HOSTILE]["zeros"][1] == pytest.approx(0.5, abs=0.01)
-    assert rows[HOSTILE]["sensitivity"] is not None
+    assert list(rows[HOSTILE]["sensitivity"]) == ["2 prune"]
+    assert list(rows["first"]["sensitivity"]) == ["2 prune"]  # split by then: measured on its parts
 
 
 def test_weights_have_centroids_and_clip_ranges_and_spectra_their_rank(out: Path) -> None:
@@ -270,7 +271,7 @@ def test_what_the_reader_learns_first() -> None:
     assert tiles["Multiply-accumulates"] == ("Unchanged", "plain")
     assert summary.verdict(found)["kind"] == "plain"
     found.gates = [GateRecord("top1 drop <= 2%", "model", True, "")]
-    assert summary.verdict(found) == {"kind": "good", "text": "Gate passed"}
+    assert summary.verdict(found) == {"kind": "good", "text": "The gate passed"}
     assert {tile["title"]: tile["kind"] for tile in summary.tiles(found)}[
         "Top-1"
     ] == "plain"  # it was allowed
@@ -287,7 +288,7 @@ def test_the_command_is_quoted_for_a_shell() -> None:
     assert summary.command(found) == "optimize 'my model.onnx' --gate 'top1 drop <= 1%'"
     found.command = []
     assert summary.command(found) == ""
-    assert summary.called(found).startswith("onnx_lathe.optimize('deep.onnx', 'int8()'")
+    assert summary.called(found).startswith("onnx_lathe.optimize('deep.onnx', 'int8'")
 
 
 def test_layers_that_equalize_rescaled_are_not_compared() -> None:

@@ -1,5 +1,6 @@
 """A small run with everything that report.html shows, and Chromium to look at it."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,10 @@ import onnx
 import pytest
 
 from onnx_lathe.optimizer.cli import main
+from onnx_lathe.optimizer.layer_errors import LayerError, Measured
+from onnx_lathe.optimizer.pairing import network as seen
+from onnx_lathe.optimizer.report.html.document import document
+from onnx_lathe.optimizer.report.record import RunRecord, StepRecord
 from tests.support.builders import build, random
 
 HOSTILE = "</script><img src=x onerror=window.hit=1><!--"
@@ -58,6 +63,23 @@ def made(folder: Path, *more: str, passes: str = RUN, code: int = 0) -> Path:
     arguments = [str(folder / "model.onnx"), "--passes", passes, *data, "--quiet"]
     assert main([*arguments, "--out", str(folder / "out"), *more]) == code
     return folder / "out"
+
+
+def several_outputs() -> dict[str, Any]:
+    """The page of a run that ruined one of two outputs, with no figure of the other to show it."""
+    model = build(
+        "(float[N, 64] x) => (float[N, 64] boxes, float[N, 64] scores) { boxes = MatMul(x, v)\n scores = MatMul(x, w) }",
+        v=random(64, 64),
+        w=random(64, 64),
+    )
+    final = {"size": 50.0, "top1": 0.9, "sqnr": 0.3, "sqnr[boxes]": 0.3, "sqnr[scores]": 40.0}
+    before = final | {key: math.inf for key in final if key.startswith("sqnr")} | {"size": 100.0}
+    step = StepRecord(1, "int8", {}, "steps/01-int8.onnx", True, 1.0, 50, final, [], [], {})
+    facts = {"path": "model.onnx", "sha256": "0", "size_bytes": 100}
+    record = RunRecord("1", [], facts, baseline=before, steps=[step], exit_code=0, outcome="done")
+    errors: dict[str, LayerError] = {"MatMul_0": {"sqnr": 0.3}, "MatMul_1": {"sqnr": 40.0}}
+    side = seen(model)
+    return document(record, side, side, Measured("evaluation samples", 8, errors), [])
 
 
 @contextmanager

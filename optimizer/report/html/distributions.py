@@ -32,14 +32,21 @@ class Weights:
     def of(self, layer: str) -> Weight | None:
         return self._by_layer.get(layer)
 
-    def name(self, layer: str) -> str:
+    def names(self, layer: str) -> set[str]:
+        """Of the weight and of what it is decoded from: passes keep a weight's name on one of them."""
         found = self._by_layer.get(layer)
-        return "" if found is None else found.name
+        names: set[str] = set()
+        behind = [] if found is None else [found.tensor]
+        while behind:
+            tensor = behind.pop()
+            names.add(str(tensor.name))
+            behind += [one for node in tensor.inputs for one in node.inputs]
+        return names
 
 
 def weight_series(pair: Pair, before: Weights, after: Weights) -> list[dict[str, Any]]:
     """The weight of a layer as it was and as it is, of a split layer that of each part: `low`, `high`, `shares` of
-    what is not zero, `zeros`, `elements`, `sampled`; `centroids` with a codebook's values and their shares, `clip` with
+    all elements, zeros left out, `zeros`, `elements`, `sampled`; `centroids` with a codebook's values and their shares, `clip` with
     the range of INT8.
     """
     found = []
@@ -85,6 +92,7 @@ def _sampled(values: np.ndarray) -> dict[str, Any]:
         "sampled": int(flat.size) if step > 1 else 0,
         "zeros": _short(1 - rest.size / max(flat.size, 1)),
         "values": rest,
+        "of": flat.size,
     }
 
 
@@ -95,8 +103,8 @@ def _on_one_axis(series: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     high = float(max((values.max() for values in filled), default=1.0))
     high = high if high > low else low + 1.0
     for one in series:
-        values = one.pop("values")
-        one |= {"low": _short(low), "high": _short(high), "shares": shares(values, low, high, BINS)}
+        values, total = one.pop("values"), one.pop("of")
+        one |= {"low": _short(low), "high": _short(high), "shares": shares(values, low, high, BINS, total)}
     return list(series)
 
 

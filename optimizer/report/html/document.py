@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lathe.optimizer.calibrated import calibrated
-from onnx_lathe.optimizer.layer_errors import Measured, rescaled
+from onnx_lathe.optimizer.layer_errors import LayerError, Measured, rescaled
 from onnx_lathe.optimizer.pairing import Network, Pair, paired
 from onnx_lathe.optimizer.report.html import distributions, summary
 from onnx_lathe.optimizer.report.html.picture import picture
 from onnx_lathe.optimizer.report.html.spectra import chosen_ranks, spectrum
+from onnx_lathe.optimizer.report.outputs import outputs
 from onnx_lathe.optimizer.report.record import RunRecord, plain
 from onnx_lathe.optimizer.report.sensitivity import PREFIX, without_sensitivity
 from onnx_lathe.optimizer.report.terminal import COLUMNS
@@ -45,6 +46,7 @@ def document(
         "verdict": summary.verdict(record),
         "sentence": summary.sentence(record),
         "tiles": summary.tiles(record),
+        "outputs": _outputs(record),
         "gates": [asdict(one) for one in record.gates],
         "targets": _targets(record),
         "warnings": list(dict.fromkeys(record.warnings)),
@@ -53,6 +55,7 @@ def document(
         "skipped": _skipped(record),
         "reproduce": _reproduce(record),
         "layers": [],
+        "sensitive": [],
         "detail": {},
         "graphs": None,
         "measured": _how(measured),
@@ -101,6 +104,14 @@ def _targets(record: RunRecord) -> list[dict[str, Any]]:
         }
         for one in record.targets
     ]
+
+
+def _outputs(record: RunRecord) -> dict[str, Any]:
+    columns, rows = outputs(record)
+    cells = [
+        {"name": name, "cells": [[value, shown(key, value)] for key, value in found]} for name, found in rows
+    ]
+    return {"columns": columns, "rows": cells}
 
 
 def _tradeoff(record: RunRecord) -> dict[str, Any]:
@@ -215,16 +226,12 @@ def _of_layers(
 ) -> dict[str, Any]:
     pairs = paired(before, after)
     weights = distributions.Weights(before), distributions.Weights(after)
-    sensitivity = {
-        name.removeprefix(PREFIX): value
-        for step in record.steps
-        for name, value in step.metrics.items()
-        if name.startswith(PREFIX)
-    }
-    layers = [_row(pair, weights[0], sensitivity, measured, record) for pair in pairs]
+    sensitivity = _sensitivity(record)
+    listed = [pair for pair in pairs if _counts(pair)]
+    layers = [_row(pair, weights, sensitivity, measured, record) for pair in listed]
     ranks, ranges = chosen_ranks(record.steps), calibrated(after)
     detail = {}
-    for pair in sorted(pairs, key=_weight)[:DETAILED]:
+    for pair in sorted(listed, key=_weight)[:DETAILED]:
         entry: dict[str, Any] = {"weights": distributions.weight_series(pair, *weights)}
         entry["activation"] = distributions.activation(pair, before, ranges, measured)
         if pair.name in ranks:
@@ -235,9 +242,42 @@ def _of_layers(
     own = {pair.name: pair.name for pair in pairs}
     return {
         "layers": layers,
+        "sensitive": [name for name in sensitivity if any(name in row["sensitivity"] for row in layers)],
         "detail": detail,
         "graphs": {"before": picture(before, own), "after": picture(after, owner)},
     }
+
+
+def _counts(pair: Pair) -> bool:
+    """Whether the layer has bytes of its own or products, or may have some that cannot be counted."""
+    rows = [row for row in (pair.before, *pair.after) if row is not None]
+    return any(row.weight_bytes or row.macs or row.uncounted for row in rows)
+
+
+def _sensitivity(record: RunRecord) -> dict[str, dict[str, float]]:
+    """Step -> weight -> dB, of the steps that measured it: what one does to a layer is no measure of another's."""
+    found = {}
+    for step in record.steps:
+        ranked = {name: value for name, value in step.metrics.items() if name.startswith(PREFIX)}
+        if ranked:
+            found[f"{step.number} {step.name}"] = {
+                name.removeprefix(PREFIX): value for name, value in ranked.items()
+            }
+    return found
+
+
+def _sensitive(
+    pair: Pair,
+    weights: tuple[distributions.Weights, distributions.Weights],
+    sensitivity: Mapping[str, Mapping[str, float]],
+) -> dict[str, float]:
+    """Step -> dB of this layer; of one that was split, of its most sensitive part."""
+    names = weights[0].names(pair.name).union(*(weights[1].names(row.node) for row in pair.after))
+    known = {
+        step: [value for name, value in ranked.items() if name in names]
+        for step, ranked in sensitivity.items()
+    }
+    return {step: min(values) for step, values in known.items() if values}
 
 
 def _weight(pair: Pair) -> tuple[int, int]:
@@ -247,13 +287,13 @@ def _weight(pair: Pair) -> tuple[int, int]:
 
 def _row(
     pair: Pair,
-    weights: distributions.Weights,
-    sensitivity: Mapping[str, float],
+    weights: tuple[distributions.Weights, distributions.Weights],
+    sensitivity: Mapping[str, Mapping[str, float]],
     measured: Measured | None,
     record: RunRecord,
 ) -> dict[str, Any]:
     first = pair.before or pair.after[0]
-    error = {} if measured is None else measured.errors.get(pair.name, {})
+    error: LayerError = {} if measured is None else measured.errors.get(pair.name, {})
     reason = error.get("reason") or ("" if error else _unmeasured(pair, measured, record))
     return {
         "name": pair.name,
@@ -272,7 +312,7 @@ def _row(
             _spent([pair.name], measured.ms_before if measured else None),
             _spent([row.node for row in pair.after], measured.ms_after if measured else None),
         ],
-        "sensitivity": sensitivity.get(weights.name(pair.name)),
+        "sensitivity": _sensitive(pair, weights, sensitivity),
         "sqnr": error.get("sqnr"),
         "equal": "sqnr" in error and error["sqnr"] is None,
         "worst": error.get("worst"),

@@ -2,12 +2,13 @@
 for each place where branches meet.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from onnx_lathe.optimizer.pairing import Network, stored
 from onnx_lathe.passes.graph import Constant, Node, Tensor
+from onnx_lathe.passes.graph.bodies import bodies_of
 
 MOST_BOXES = 1500
 """A graph of more takes a browser seconds to lay out; the table has all of its layers."""
@@ -27,7 +28,8 @@ class _Box:
 
 def picture(side: Network, owner: Mapping[str, str]) -> dict[str, Any]:
     """`boxes`: `id`, `op`, `layer` (the name of the original's layer that it belongs to, if any), `part` (whether
-    another box ends that layer), `members` [name, op];
+    another box ends that layer), `members` [name, op], those of a node with bodies with the layers in them; `inside`:
+    the layers of the original that those are;
     `edges` as pairs of places in `boxes`; `far` counts a box's inputs that are not drawn. `owner`: node -> layer of the original. Without boxes and with a `reason` where
     the graph is too large.
     """
@@ -43,10 +45,12 @@ def picture(side: Network, owner: Mapping[str, str]) -> dict[str, Any]:
             "op": box.op,
             "layer": owner.get(box.name, "") if box.layer else "",
             "part": box.layer and last.get(owner.get(box.name, "")) != box.name,
-            "members": [[node.name, node.op] for node in box.members[:MOST_MEMBERS]],
-            "more": max(len(box.members) - MOST_MEMBERS, 0),
+            "members": [[node.name, node.op] for node in members[:MOST_MEMBERS]],
+            "more": max(len(members) - MOST_MEMBERS, 0),
+            "inside": [owner[node.name] for node in _inside(box.members, side.layers) if node.name in owner],
         }
         for box in boxes.values()
+        for members in [_listed(box.members, side.layers)]
     ]
     edges = [[places[source], places[name]] for name, box in boxes.items() for source in box.sources]
     return {"boxes": found, "edges": _drawn(found, edges), "reason": ""}
@@ -76,7 +80,8 @@ def _boxes(side: Network) -> dict[str, _Box]:
         if stored(node):
             continue
         sources = dict.fromkeys(home[id(one)] for one in _read(node) if id(one) in home)
-        joins = node.name in layers or len(sources) != 1 or next(iter(sources)).startswith("input ")
+        joins = node.name in layers or bool(bodies_of(node)) or len(sources) != 1
+        joins = joins or next(iter(sources)).startswith("input ")
         name = node.name if joins and node.op not in ("QuantizeLinear", "DequantizeLinear") else ""
         if not name and len(sources) == 1:
             name = next(iter(sources))
@@ -94,14 +99,22 @@ def _boxes(side: Network) -> dict[str, _Box]:
 
 
 def _read(node: Node) -> list[Tensor]:
-    """What moves through the node: its inputs, and what bodies of it capture."""
-    own = [one for one in node.inputs if not isinstance(one, Constant) and not one.is_empty()]
-    inside = [
-        tensor
-        for value in node.attrs.values()
-        if hasattr(value, "nodes")
-        for inner in value.nodes
-        for tensor in inner.inputs
-        if not isinstance(tensor, Constant)
+    """What moves through the node: its inputs, and what bodies of it capture, those in its bodies too."""
+    found = [one for one in node.inputs if not one.is_empty()]
+    for _, body in bodies_of(node):
+        found += [tensor for inner in body.nodes for tensor in _read(inner)]
+        found += body.outputs  # one that a body hands through
+    return [one for one in found if not isinstance(one, Constant)]
+
+
+def _listed(members: Sequence[Node], layers: Collection[str]) -> list[Node]:
+    """A box's nodes, each with the layers in its bodies behind it."""
+    return [one for node in members for one in (node, *_inside([node], layers))]
+
+
+def _inside(members: Sequence[Node], layers: Collection[str]) -> list[Node]:
+    """The layers in the bodies of these nodes, in bodies of bodies too."""
+    inner = [one for node in members for _, body in bodies_of(node) for one in body.nodes]
+    return [
+        one for node in inner for one in (*([node] if node.name in layers else []), *_inside([node], layers))
     ]
-    return own + inside

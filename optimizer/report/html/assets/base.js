@@ -45,13 +45,14 @@ Lathe.logTicks = (low, high, most) => {
 };
 Lathe.number = (value) => (value === null || value === undefined ? "–" : Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(4))));
 
-// How near a layer's output is to the original's: four grades, and none where it is not known.
-Lathe.grades = [["0", "40 dB or more"], ["1", "25 to 40 dB"], ["2", "15 to 25 dB"], ["3", "below 15 dB"], ["-none", "not measured"]];
+// How near a layer's output is to the original's: four grades, and none where it is not known. Inner layers of INT8
+// networks that lose nothing lie at 10 to 20 dB; below 6 dB the error has more than a quarter of the output's energy.
+Lathe.grades = [["0", "30 dB or more"], ["1", "15 to 30 dB"], ["2", "6 to 15 dB"], ["3", "below 6 dB"], ["-none", "not measured"]];
 Lathe.grade = (row) => {
   if (!row) return "-none";
   if (row.equal) return "0";
   if (row.sqnr === null || row.sqnr === undefined) return "-none";
-  return row.sqnr >= 40 ? "0" : row.sqnr >= 25 ? "1" : row.sqnr >= 15 ? "2" : "3";
+  return row.sqnr >= 30 ? "0" : row.sqnr >= 15 ? "1" : row.sqnr >= 6 ? "2" : "3";
 };
 
 Lathe.colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();

@@ -38,16 +38,24 @@ Lathe.equalTick = (values) => {
 Lathe.tradeoff = () => {
   const { points, title } = Lathe.data.tradeoff;
   const steps = points.filter((point) => point.kind === "step"), targets = points.filter((point) => point.kind === "target");
+  // A step has its own number, the original 0, targets have letters.
+  const numbers = new Map([...steps.map((point) => [point, String(parseInt(point.label, 10) || 0)]), ...targets.map((point, index) => [point, String.fromCharCode(65 + (index % 26))])]);
   const text = (list) => list.map((point) => `<b>${Lathe.plain(point.label)}</b><br>${Lathe.plain(point.text)}, ${Lathe.size(point.size)}`);
-  const places = ["top right", "bottom center", "top left", "bottom right", "top center", "bottom left"];
   const draw = () => {
-    const few = points.length <= 9 && !Lathe.narrow();
+    // Points that lie on each other have one label, with the numbers of all.
+    const across = Math.max(...points.map((point) => point.size)), up = Math.max(...points.map((point) => point.value)) - Math.min(...points.map((point) => point.value)) || 1;
+    const groups = [];
+    for (const point of points) {
+      const near = groups.find(([first]) => Math.abs(first.size - point.size) < (Lathe.narrow() ? 0.08 : 0.03) * across && Math.abs(first.value - point.value) < 0.07 * up);
+      if (near) near.push(point); else groups.push([point]);
+    }
+    const label = (point) => { const group = groups.find(([first]) => first === point); return group ? group.map((one) => numbers.get(one)).join(", ") : ""; };
     const series = (list, more) => ({
       x: list.map((point) => point.size), y: list.map((point) => point.value), hovertext: text(list), hoverinfo: "text", type: "scatter",
-      text: list.map((point) => Lathe.plain(point.label)), textposition: list.map((_, index) => places[index % places.length]), textfont: { color: Lathe.colour("soft") }, cliponaxis: false, ...more,
+      text: list.map(label), textposition: "top center", textfont: { color: Lathe.colour("text"), size: 13 }, cliponaxis: false, ...more,
     });
-    const traces = [series(steps, { mode: few ? "lines+markers+text" : "lines+markers", line: { color: Lathe.colour("before"), width: 2 }, marker: { size: 11, color: steps.map((_, index) => Lathe.colour(index ? "after" : "before")), line: { width: 2, color: Lathe.colour("card") } } })];
-    if (targets.length) traces.push(series(targets, { mode: few ? "markers+text" : "markers", textposition: "middle left", marker: { size: 12, symbol: "diamond-open", color: Lathe.colour("accent"), line: { width: 2 } } }));
+    const traces = [series(steps, { mode: "lines+markers+text", line: { color: Lathe.colour("before"), width: 2 }, marker: { size: 11, color: steps.map((_, index) => Lathe.colour(index ? "after" : "before")), line: { width: 2, color: Lathe.colour("card") } } })];
+    if (targets.length) traces.push(series(targets, { mode: "markers+text", marker: { size: 12, symbol: "diamond-open", color: Lathe.colour("accent"), line: { width: 2 } } }));
     const sizes = points.map((point) => point.size), values = points.map((point) => point.value), wide = Math.max(...sizes) / Math.min(...sizes) > 12;
     const span = Math.max(Math.max(...values) - Math.min(...values), 0.5);
     const most = Lathe.narrow() ? 3 : 6, ticks = wide ? Lathe.logTicks(Math.min(...sizes) / 1.6, Math.max(...sizes) * 1.6, most) : Lathe.ticks(Math.max(...sizes) * 1.14, most);
@@ -58,17 +66,19 @@ Lathe.tradeoff = () => {
     } };
   };
   const last = steps[steps.length - 1];
-  return Lathe.figure({ label: `${title} against file size: ${points.length} points, from ${steps[0].text} at ${Lathe.size(steps[0].size)} to ${last.text} at ${Lathe.size(last.size)}`, height: 340, draw });
+  const key = Lathe.el("span", { class: "key" }, points.map((point) => Lathe.el("span", {}, Lathe.el("b", {}, numbers.get(point)), ` ${point.kind === "target" ? `target ${point.label}` : point.label.replace(/^\d+ /, "")}`)));
+  return Lathe.figure({ caption: key, label: `${title} against file size: ${points.length} points, from ${steps[0].text} at ${Lathe.size(steps[0].size)} to ${last.text} at ${Lathe.size(last.size)}`, height: 340, draw });
 };
 
+Lathe.sensitivity = (step) => (Lathe.data.sensitive.length > 1 ? `Sensitivity to ${step}` : "Sensitivity");
 // What can be drawn per layer: grouped bars of before and after, or one bar.
 Lathe.measures = [
   { key: "bytes", title: "Bytes", axis: "Weight bytes", get: (row) => row.bytes, show: Lathe.size },
   { key: "macs", title: "MACs", axis: "Multiply-accumulates per sample", get: (row) => row.macs, show: Lathe.count },
   { key: "zeros", title: "Sparsity", axis: "Zeros among the weights (%)", get: (row) => row.zeros.map((share) => (share === null ? null : 100 * share)), show: (value) => `${value.toFixed(1)} %` },
   { key: "sqnr", title: "Error", axis: "SQNR of the layer's output (dB); higher is nearer to the original", get: (row) => [row.sqnr], show: (value) => `${value.toFixed(1)} dB` },
-  { key: "sensitivity", title: "Sensitivity", axis: "SQNR of the outputs with this layer changed alone (dB); lower is more sensitive", get: (row) => [row.sensitivity], show: (value) => `${value.toFixed(1)} dB` },
-  { key: "ms", title: "Milliseconds", axis: "Milliseconds in ONNX Runtime, one sample", get: (row) => row.ms, show: Lathe.ms },
+  ...Lathe.data.sensitive.map((step) => ({ key: `sensitivity ${step}`, title: Lathe.sensitivity(step), axis: `SQNR of the outputs with this layer alone changed by ${Lathe.plain(step)} (dB); lower is more sensitive`, get: (row) => [row.sensitivity[step] ?? null], show: (value) => `${value.toFixed(1)} dB` })),
+  { key: "ms", title: "Milliseconds", axis: "Milliseconds in ONNX Runtime, one sample, before lowering", get: (row) => row.ms, show: Lathe.ms },
 ].filter((measure) => Lathe.data.layers.some((row) => measure.get(row).some((value) => value)));
 
 Lathe.bars = (measure, rows, choose) => {
@@ -99,11 +109,15 @@ Lathe.bars = (measure, rows, choose) => {
 
 Lathe.lines = (places, top) => places.map((place) => ({ type: "line", x0: place, x1: place, yref: "paper", y0: 0, y1: 1, line: { color: Lathe.colour("edge3"), width: 1.5, dash: "dash" }, layer: "above" }));
 Lathe.marks = (places, text) => places.map((place, index) => ({ x: place, y: 1, yref: "paper", yanchor: "bottom", xanchor: index ? "right" : "left", text, showarrow: false, font: { size: 11, color: Lathe.colour("bad") } }));
-Lathe.centres = (low, high, bins) => Array.from({ length: bins }, (_, index) => low + ((high - low) * (index + 0.5)) / bins);
-Lathe.area = (entry, values, name, colour, before) => ({
-  type: "scatter", mode: "lines", x: Lathe.centres(entry.low, entry.high, values.length), y: values.map((value) => (value ? 100 * value : null)), name, line: { shape: "hvh", color: colour, width: before ? 1 : 1.8 }, connectgaps: false,
-  fill: before ? "tozeroy" : "none", fillcolor: `color-mix(in srgb, ${colour} 35%, transparent)`, hovertemplate: "%{y:.3g} % near %{x:.4g}<extra></extra>",
-});
+// The outline of a histogram, from edge to edge: an empty bin lies on the ground (`floor`, where an axis has no 0).
+Lathe.area = (entry, values, name, colour, before, floor = 0) => {
+  const edges = Array.from({ length: values.length + 1 }, (_, index) => entry.low + ((entry.high - entry.low) * index) / values.length);
+  const text = values.map((value, index) => `${Number((100 * value).toPrecision(3))} % from ${Lathe.number(edges[index])} to ${Lathe.number(edges[index + 1])}`);
+  return {
+    type: "scatter", mode: "lines", x: [edges[0], ...edges], y: [floor, ...values.map((value) => 100 * value || floor), floor], text: ["", ...text, ""], name, line: { shape: "hv", color: colour, width: before ? 1 : 1.8 },
+    fill: before ? "tozeroy" : "none", fillcolor: `color-mix(in srgb, ${colour} 35%, transparent)`, hovertemplate: "%{text}<extra></extra>",
+  };
+};
 
 Lathe.weightChart = (series) => {
   const draw = () => {
@@ -114,21 +128,21 @@ Lathe.weightChart = (series) => {
       if (!before) place += 1;
       if (one.centroids) {
         const kept = one.centroids.map((value, index) => [value, one.centroid_shares[index]]).filter(([value]) => value !== 0);
-        const rest = kept.reduce((sum, [, share]) => sum + share, 0) || 1;
-        traces.push({ type: "bar", x: kept.map(([value]) => value), y: kept.map(([, share]) => (100 * share) / rest), width: (one.high - one.low) / 160, marker: { color: colour }, name: `${one.label}: ${one.centroids.length} centroids`, hovertemplate: "centroid %{x:.4g}: %{y:.3g} %<extra></extra>" });
+        traces.push({ type: "bar", x: kept.map(([value]) => value), y: kept.map(([, share]) => 100 * share), width: (one.high - one.low) / 160, marker: { color: colour }, name: `${one.label}: ${one.centroids.length} centroids`, hovertemplate: "centroid %{x:.4g}: %{y:.3g} %<extra></extra>" });
       } else traces.push(Lathe.area(one, one.shares, one.label, colour, before));
       if (one.clip) clip = one.clip;
     }
     const inside = clip && clip.map((end) => Math.max(-1e30, Math.min(1e30, end)));
-    return { traces, layout: { showlegend: true, margin: { l: 12, r: 14, t: 34, b: 12 }, xaxis: { title: "Weight (zeros left out)", zeroline: false }, yaxis: { title: "Share (%)", rangemode: "tozero" }, shapes: inside ? Lathe.lines(inside) : [], bargap: 0 } };
+    return { traces, layout: { showlegend: true, margin: { l: 12, r: 14, t: 34, b: 12 }, xaxis: { title: "Weight (zeros left out)", zeroline: false }, yaxis: { title: "Share of all weights (%)", rangemode: "tozero" }, shapes: inside ? Lathe.lines(inside) : [], bargap: 0 } };
   };
   return Lathe.figure({ label: `Histogram of the weights: ${series.map((one) => `${one.label}, ${Lathe.percent(one.zeros)} zeros`).join("; ")}`, height: 270, draw });
 };
 
 Lathe.activationChart = (entry) => {
+  const known = [...entry.before, ...entry.after].filter((share) => share).map((share) => 100 * share), floor = Math.min(...known, 100) / 2;
   const draw = () => ({
-    traces: [Lathe.area(entry, entry.before, "before", Lathe.colour("before"), true), Lathe.area(entry, entry.after, "after", Lathe.colour("after"), false)],
-    layout: { showlegend: true, margin: { l: 12, r: 14, t: 34, b: 12 }, xaxis: { title: "Output of the layer", zeroline: false }, yaxis: { title: "Share (%), logarithmic", type: "log", nticks: 4, exponentformat: "none" }, shapes: entry.clip ? Lathe.lines(entry.clip) : [] },
+    traces: [Lathe.area(entry, entry.before, "before", Lathe.colour("before"), true, floor), Lathe.area(entry, entry.after, "after", Lathe.colour("after"), false, floor)],
+    layout: { showlegend: true, margin: { l: 12, r: 14, t: 34, b: 12 }, xaxis: { title: "Output of the layer", zeroline: false }, yaxis: { title: "Share (%), logarithmic", type: "log", range: [Math.log10(floor), Math.log10(1.4 * Math.max(...known, floor))], nticks: 4, exponentformat: "none" }, shapes: entry.clip ? Lathe.lines(entry.clip) : [] },
   });
   return Lathe.figure({ label: `Histogram of the layer's output from ${Lathe.number(entry.low)} to ${Lathe.number(entry.high)}`, height: 270, draw });
 };

@@ -29,7 +29,7 @@ Lathe.graph = (place, graph, { name, choose }) => {
   const label = (box) => {
     if (box.op === "input" || box.op === "output") return `${box.op}\n${Lathe.short(box.id.slice(box.op.length + 1), 24)}`;
     const lines = box.layer ? [`${box.op}${row(box) ? `  ${Lathe.decibels(row(box)).replace("–", "")}` : ""}`, Lathe.short(box.id, 24)] : [box.op];
-    if (expanded(box)) { lines.push("", ...box.members.map(([, op]) => op)); if (box.more) lines.push(`and ${box.more} more`); }
+    if (expanded(box)) { lines.push("", ...box.members.map(([name, op]) => (box.inside.length ? `${op}  ${Lathe.short(name, 18)}` : op))); if (box.more) lines.push(`and ${box.more} more`); }
     else if (box.members.length > 1) lines[0] += `  +${box.members.length - 1}`;
     if (box.far) lines[0] += `  (${box.far} from further up)`;
     return lines.join("\n");
@@ -59,7 +59,7 @@ Lathe.graph = (place, graph, { name, choose }) => {
   place.addEventListener("wheel", (event) => { if (!event.ctrlKey) event.stopImmediatePropagation(); }, { capture: true });
   const begin = () => {
     const across = places.map(({ x }) => x), left = Math.min(...across) - 90, right = Math.max(...across) + 90, wide = place.clientWidth;
-    const zoom = Math.max(Math.min(1, (wide - 24) / (right - left)), 0.85), middle = (right - left) * zoom < wide ? (left + right) / 2 : places.slice(0, 8).reduce((sum, { x }) => sum + x, 0) / Math.min(places.length, 8);
+    const zoom = Math.max(Math.min(1, (wide - 24) / (right - left)), Lathe.narrow() ? 0.55 : 0.85), middle = (right - left) * zoom < wide ? (left + right) / 2 : places.slice(0, 8).reduce((sum, { x }) => sum + x, 0) / Math.min(places.length, 8);
     cy.viewport({ zoom, pan: { x: wide / 2 - middle * zoom, y: 16 - (Math.min(...places.map(({ y }) => y)) - 26) * zoom } });
   };
   const expand = (id) => {
@@ -75,10 +75,10 @@ Lathe.graph = (place, graph, { name, choose }) => {
     name, cy,
     zoom: (factor) => cy.zoom({ level: cy.zoom() * factor, renderedPosition: { x: cy.width() / 2, y: cy.height() / 2 } }),
     fit: () => cy.fit(undefined, 16), begin,
-    expand: (layer) => { const id = graph.boxes.findIndex((box) => box.layer === layer); if (id >= 0) expand(id); },
+    expand: (layer) => { const id = graph.boxes.findIndex((box) => box.layer === layer || box.inside.includes(layer)); if (id >= 0) expand(id); },
     show: (layer) => {
       cy.nodes(".chosen").removeClass("chosen");
-      const found = cy.nodes().filter((node) => graph.boxes[node.id()].layer === layer);
+      const found = cy.nodes().filter((node) => graph.boxes[node.id()].layer === layer || graph.boxes[node.id()].inside.includes(layer));
       found.addClass("chosen");
       if (found.length) cy.center(found[0]);
     },

@@ -18,7 +18,7 @@
   put("sentence", data.sentence);
   const verdict = put("verdict", el("span", { class: "mark", "aria-hidden": "true" }, { good: "✓", bad: "✕", plain: "•" }[data.verdict.kind]), data.verdict.text);
   verdict.classList.add(data.verdict.kind);
-  put("tiles", data.tiles.map((tile) => el("div", { class: tile.kind }, el("dt", {}, tile.title), el("dd", { class: "value" }, tile.value), el("dd", { class: "detail" }, tile.detail))));
+  put("tiles", data.tiles.map((tile) => el("div", { class: tile.kind }, el("dt", {}, tile.title), el("dd", { class: "value" }, tile.value), el("dd", { class: "detail" }, tile.detail), el("dd", { class: "of" }, tile.of))));
   const judged = [];
   if (data.gates.length) judged.push(el("div", { class: "card" }, el("h3", {}, "Gates"), list(data.gates.map((gate) => [
     el("span", { class: gate.passed ? "good" : "bad" }, el("span", { class: "mark" }, gate.passed ? "✓ passed" : "✕ failed")), el("span", { class: "chip" }, gate.subject), gate.message]))));
@@ -28,6 +28,11 @@
     target.quality.length ? el("div", { class: "soft" }, `${target.measured}: ${target.quality.map((pair) => pair.join(" ")).join(", ")}`) : null,
     target.facts.length ? el("details", { class: "soft" }, el("summary", {}, target.facts.length === 1 ? "One note" : `${target.facts.length} notes`), list(target.facts)) : null]))));
   put("judged", judged);
+  if (data.outputs.rows.length) put("outputs", el("h3", {}, "Each output against the original's"), Lathe.table({
+    caption: "How near each output is to the original's", rows: data.outputs.rows, first: 12,
+    columns: [{ title: "Output", text: true, value: (row) => row.name, cell: (row) => row.name },
+      ...data.outputs.columns.map((title, index) => ({ title, value: (row) => row.cells[index][0] ?? (row.cells[index][1] === "equal" ? Infinity : null), cell: (row) => row.cells[index][1] }))],
+  }));
   const warned = (title, lines, open) => el("details", { class: "card warned", open }, el("summary", {}, title), el("ul", {}, lines.map((line) => el("li", {}, line))));
   if (data.warnings.length) put("warnings", warned(data.warnings.length === 1 ? "1 warning" : `${data.warnings.length} warnings`, data.warnings, data.warnings.length <= 3));
 
@@ -57,14 +62,14 @@
   const has = (key) => Lathe.measures.some((measure) => measure.key === key);
   const layerColumns = () => [
     { title: "Layer", text: true, value: (row) => row.name, cell: (row) => el("button", { type: "button", class: "name", onclick: () => choose(row.name, true) }, row.name) },
-    { title: "Operator", text: true, value: (row) => row.op, cell: (row) => row.op },
-    { title: "Weight", text: true, value: (row) => row.weight.reduce((product, size) => product * (Number(size) || 1), 1), cell: (row) => row.weight.join("×") || "–" },
     { title: "Bytes", value: (row) => row.bytes[1], cell: (row) => pair(row.bytes, Lathe.size) },
+    has("sqnr") ? { title: "Error", value: (row) => (row.equal ? 999 : row.sqnr), cell: (row) => (row.reason ? el("span", { class: "was", title: row.reason }, "–") : Lathe.decibels(row)) } : null,
+    ...data.sensitive.map((step) => ({ title: Lathe.sensitivity(step), value: (row) => row.sensitivity[step], cell: (row) => (row.sensitivity[step] === undefined ? "–" : `${row.sensitivity[step].toFixed(1)} dB`) })),
     has("macs") ? { title: "MACs", value: (row) => row.macs[1], cell: (row) => pair(row.macs, Lathe.count) } : null,
     { title: "Zeros", value: (row) => row.zeros[1], cell: (row) => pair(row.zeros, Lathe.percent) },
-    has("sqnr") ? { title: "Error (SQNR)", value: (row) => (row.equal ? 999 : row.sqnr), cell: (row) => (row.reason ? el("span", { class: "was", title: row.reason }, "–") : Lathe.decibels(row)) } : null,
-    has("sensitivity") ? { title: "Sensitivity", value: (row) => row.sensitivity, cell: (row) => (row.sensitivity === null ? "–" : `${row.sensitivity.toFixed(1)} dB`) } : null,
     has("ms") ? { title: "Time", value: (row) => row.ms[1], cell: (row) => pair(row.ms, Lathe.ms) } : null,
+    { title: "Operator", text: true, value: (row) => row.op, cell: (row) => row.op },
+    { title: "Weight", text: true, value: (row) => row.weight.reduce((product, size) => product * (Number(size) || 1), 1), cell: (row) => row.weight.join("×") || "–" },
   ].filter(Boolean);
   const drawBars = (key) => {
     const figure = drawn(Lathe.bars(Lathe.measures.find((measure) => measure.key === key), rows, (name) => choose(name, false)));
@@ -74,7 +79,7 @@
   if (rows.length && Lathe.measures.length) {
     const radios = Lathe.measures.map((measure, index) => el("label", {}, el("input", { type: "radio", name: "measure", value: measure.key, checked: index === 0, onchange: () => drawBars(measure.key) }), measure.title));
     table = Lathe.table({ caption: "Layers: before → after", search: "Find a layer by name", columns: layerColumns(), rows, chosen: () => chosen });
-    put("layers-body", el("p", { class: "hint" }, "Choose a layer in the chart or in the table to see its weights and its output below."),
+    put("layers-body", el("p", { class: "hint" }, `Choose a layer in the chart or in the table to see its weights and its output below. Error: SQNR of the layer's output against the original's.${data.sensitive.length ? " Sensitivity: SQNR of the model's outputs when this layer alone is changed; lower is more sensitive." : ""}${has("ms") ? " Time: of the model before a target lowers it." : ""}`),
       el("div", { class: "card" }, el("div", { class: "tools" }, el("fieldset", { class: "choice" }, el("legend", { class: "unseen" }, "What the bars show"), radios)), el("div", { id: "bars" })), table);
     steps.push(() => drawBars(Lathe.measures[0].key));
   } else put("layers-body", el("p", { class: "card soft" }, ["No layer is shown", ...data.notes].join(": ")));
@@ -91,8 +96,8 @@
     const error = row.reason ? `not measured: ${row.reason}` : `${Lathe.decibels(row)}${row.behind ? `, behind its ${row.behind}` : ""}`;
     const pairs = [["Operator", row.op], ["Weight", row.weight.join("×") || "none"], ["Output", row.shape ? row.shape.join("×") : "not known"], ["Bytes", pair(row.bytes, Lathe.size)], row.macs[0] === null && row.macs[1] === null ? null : ["MACs", pair(row.macs, Lathe.count)], ["Zeros", pair(row.zeros, Lathe.percent)], ["Error of its output (SQNR)", error]];
     if (row.worst !== null && row.worst !== undefined) pairs.push(["Largest difference", Lathe.number(row.worst)]);
-    if (row.sensitivity !== null) pairs.push(["Sensitivity", `${row.sensitivity.toFixed(1)} dB`]);
-    if (row.ms[1] !== null) pairs.push(["Time", pair(row.ms, Lathe.ms)]);
+    for (const [step, value] of Object.entries(row.sensitivity)) pairs.push([Lathe.sensitivity(step), `${value.toFixed(1)} dB`]);
+    if (row.ms[1] !== null) pairs.push(["Time, before lowering", pair(row.ms, Lathe.ms)]);
     if (row.inside) pairs.push(["Inside", row.inside]);
     if (row.parts.length !== 1 || row.parts[0] !== row.name) pairs.push(["Became", row.parts.join(", ") || "nothing: it is gone"]);
     return el("dl", { class: "figures" }, pairs.filter(Boolean).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
