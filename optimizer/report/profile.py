@@ -25,7 +25,8 @@ def show_profile(profile: Profile, console: Console) -> None:
         table.add_column(_strength(strength), justify="right")
     for layer in ranked(profile):
         cells = {
-            point.strength: shown(profile.metric, point.metrics[profile.metric]) for point in curves[layer]
+            point.strength: shown(profile.metric, point.metrics.get(profile.metric))
+            for point in curves[layer]
         }
         table.add_row(curves[layer][0].node, *(cells.get(strength, "") for strength in strengths))
     if not console.is_terminal:
@@ -107,7 +108,7 @@ def _chart(profile: Profile, layers: Sequence[str], number: int) -> str:
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [
             f'<circle cx="{x(p.strength):.1f}" cy="{y(_finite(p, profile.metric)):.1f}" r="3" fill="{colour}"><title>'
-            f"{html.escape(f'{p.node}, {_strength(p.strength)}: {shown(profile.metric, p.metrics[profile.metric])}')}"
+            f"{html.escape(f'{p.node}, {_strength(p.strength)}: {shown(profile.metric, p.metrics.get(profile.metric))}')}"
             "</title></circle>"
             for p in curves[layer]
         ]
@@ -126,7 +127,8 @@ def _table(profile: Profile, order: Sequence[str]) -> str:
     rows = ""
     for layer in order:
         cells = {
-            point.strength: shown(profile.metric, point.metrics[profile.metric]) for point in curves[layer]
+            point.strength: shown(profile.metric, point.metrics.get(profile.metric))
+            for point in curves[layer]
         }
         row = "".join(f"<td>{html.escape(cells.get(strength, ''))}</td>" for strength in strengths)
         rows += f'<tr><th scope="row">{html.escape(curves[layer][0].node)}</th>{row}</tr>'

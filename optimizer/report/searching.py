@@ -25,6 +25,14 @@ def show_search(record: SearchRecord, console: Console) -> None:
     if record.nearest_miss is not None:
         console.print("nearest miss, on the samples that settings are chosen on:", markup=False)
         _show_choice(record, record.nearest_miss, console)
+    if record.confirmed is not None:
+        one = record.confirmed
+        console.print(
+            f"on {one['samples']:,} samples that chose nothing (candidates tried: {one['tried']}):",
+            markup=False,
+        )
+        for message in one["messages"]:
+            console.print(f"  {message}", markup=False)
     if record.final:
         before, after = record.final["baseline"], record.final["metrics"]
         told = ", ".join(

@@ -1,7 +1,7 @@
 """Tries settings: builds the candidate, and measures it as far as it is worth."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,13 +14,14 @@ from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.search.clock import Clock, OutOfTimeError
 from onnx_lathe.optimizer.search.costs import Costs
 from onnx_lathe.optimizer.search.data import Division
-from onnx_lathe.optimizer.search.judging import Judge, Measured, judged, noise
+from onnx_lathe.optimizer.search.judging import Judge, Leniency, Measured, judged, noise
 from onnx_lathe.optimizer.search.layerwise import Composer
 from onnx_lathe.optimizer.search.space import Dimension, Settings, Space
 from onnx_lathe.optimizer.search.untrained import (
     RULED_OUT,
     Failures,
     looks_first,
+    trains,
     without_training,
 )
 from onnx_lathe.optimizer.services import Services
@@ -115,13 +116,18 @@ class Bench:
             model, _ = apply_pass(configure(find(step.name), step.options), model, heard)
         return model
 
-    def exact(self, settings: Settings) -> Outcome:
+    @property
+    def trains(self) -> bool:
+        """Whether each trial trains."""
+        return any(map(trains, self.space.steps[self.first :]))
+
+    def exact(self, settings: Settings) -> tuple[onnx.ModelProto, Outcome]:
         """As the recipe itself has it: by the passes, on all samples, packed by the best coder."""
         model = self.candidate(settings)
         ort.survive(model)
         counted = self.costs.of(model, self.goal.counted, exact=True)
         measured = self.judges[-1].measure(model)
-        return self._outcome(counted, measured, len(self.judges), -self.goal.margin)
+        return model, self._outcome(counted, measured, len(self.judges))
 
     def _measured(self, settings: Settings, thorough: bool) -> Outcome:
         if self.clock.left <= 0:
@@ -131,7 +137,7 @@ class Bench:
         if isinstance(untrained, Outcome):
             return untrained
         model, counted = self._built(settings)
-        outcome = self._outcome(counted, Measured({}), 0, 0.0)
+        outcome = self._outcome(counted, Measured({}), 0)
         if not thorough and not outcome.passed:
             return replace(outcome, stopped="too large for a gate")
         for number, judge in enumerate(self.judges, 1):
@@ -139,10 +145,9 @@ class Bench:
                 counted |= self.costs.of(model, {"latency"})
             last = number == len(self.judges)
             measured = judge.measure(model)
-            outcome = self._outcome(counted, measured, number, -self.goal.margin if last else HOPE)
             if last and timed and len(self.judges) == 1:
                 counted |= self.costs.of(model, {"latency"})
-                outcome = self._outcome(counted, measured, number, -self.goal.margin)
+            outcome = self._outcome(counted, measured, number)
             if last or thorough:
                 continue
             if not outcome.passed:
@@ -166,7 +171,8 @@ class Bench:
         known = counted[self.goal.minimize] / self.costs.base(self.goal.minimize), noise(measured)
         if not self.failures.rules_out(*known):
             return known
-        return replace(self._outcome(counted, measured, 1, 0.0), passed=False, final=False, stopped=RULED_OUT)
+        seen = self._outcome(counted, measured, 1, self.goal.counted)
+        return replace(seen, passed=False, final=False, stopped=RULED_OUT)
 
     def _shifted(self) -> list[Dimension]:
         return [replace(one, step=one.step - self.first) for one in self.space.dimensions]
@@ -187,15 +193,28 @@ class Bench:
         return self.composer.candidate(settings), {"packed": packed + self.rest_bytes}
 
     def _outcome(
-        self, counted: Mapping[str, float], measured: Measured, looks: int, errors: float
+        self,
+        counted: Mapping[str, float],
+        measured: Measured,
+        looks: int,
+        awaited: Collection[str] | None = None,
     ) -> Outcome:
+        """`awaited`: what need not be counted yet, by default latency until the last look; before the first one
+        nothing of data is known.
+        """
         base = {name: self.costs.base(name) for name in counted}
+        final = looks == len(self.judges)
+        if awaited is None:
+            awaited = () if final else ("latency",)
         if looks:
             base |= self.judges[looks - 1].base
-        verdict = judged(self.goal.gates, base, {**counted, **measured.moved(errors)})
-        ratio = counted.get(self.goal.minimize, float("inf")) / self.costs.base(self.goal.minimize)
+        else:
+            awaited = {*awaited, *(gate.metric for gate in self.goal.gates if of_data(gate.metric))}
+        errors = -self.goal.margin if final else HOPE
+        how = Leniency(errors, awaited, None if final else self.judges[-1].base)
         metrics = {**counted, **measured.metrics}
-        final = looks == len(self.judges)
+        verdict = judged(self.goal.gates, base, replace(measured, metrics=metrics), how)
+        ratio = counted.get(self.goal.minimize, float("inf")) / self.costs.base(self.goal.minimize)
         return Outcome(ratio, metrics, verdict.passed, verdict.missed, looks, final, verdict.messages)
 
 

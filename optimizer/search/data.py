@@ -8,19 +8,42 @@ from onnx_lathe.errors import DataError
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.optimizer.services import CALIBRATION_SAMPLES, Roles, open_roles
 from onnx_lathe.runtime.data import take
-from onnx_lathe.runtime.data.kept import KeptSource, hold_apart, keep
+from onnx_lathe.runtime.data.kept import KeptSource, hold_apart, keep, part_off
 
 MOST = 5000
 """Samples that judge at most."""
+CONFIRMED_FROM, CONFIRMING = 300, 1 / 3
+"""Samples from which on, and the share of them, that are kept apart to confirm the winner."""
 
 
 @dataclass(frozen=True)
 class Division:
-    """`judging` chooses settings; `roles` are those that passes see meanwhile, in which no sample of it is."""
+    """`judging` chooses settings; `roles` are those that passes see meanwhile, in which no sample of it is.
+    `confirming` has chosen nothing, and confirms the winner; None where there are too few samples for that.
+    """
 
     judging: KeptSource
     roles: Roles
     note: str
+    confirming: KeptSource | None = None
+
+
+def confirmed_apart(whole: Division, seed: int) -> Division:
+    """The division with a third of its samples kept apart from choosing, if it has enough."""
+    samples = whole.judging
+    parts = part_off(samples, CONFIRMING, seed) if (samples.count or 0) >= CONFIRMED_FROM else None
+    if parts is None:
+        return replace(
+            whole, note=f"{whole.note}; too few different ones to confirm the winner on samples apart"
+        )
+    choosing, confirming = parts
+    note = whole.note.replace(f"{samples.count:,} of", f"{choosing.count:,} of", 1)
+    return Division(
+        choosing,
+        whole.roles,
+        f"{note}, and the winner is confirmed on {confirming.count:,} others",
+        confirming,
+    )
 
 
 def divide(recipe: Recipe, model: onnx.ModelProto, trains: bool, most: int = MOST) -> Division:
@@ -38,7 +61,7 @@ def divide(recipe: Recipe, model: onnx.ModelProto, trains: bool, most: int = MOS
         )
     own = roles.train is not None and recipe.calibration is not None and not trains
     calibrating = 0 if own else CALIBRATION_SAMPLES
-    judging, others = hold_apart(whole, most, calibrating, trains, recipe.seed)
+    judging, others = hold_apart(whole, most, calibrating, trains, recipe.seed, roles.evaluation)
     calibration = roles.calibration if own else take(others, CALIBRATION_SAMPLES)
     seen = replace(roles, train=others if roles.train is not None else None, calibration=calibration)
     of = "training" if roles.train is not None else "calibration"

@@ -26,6 +26,8 @@ from onnx_lathe.passes.graph.layers import Weight
 from onnx_lathe.passes.graph.patterns import by_weight
 
 DECADE = 10.0
+MOST_VALUES = 1000
+"""Of a range in steps: more is a range without them."""
 LEVELS = 10
 """Of a range of fractions for each layer, where no step is given."""
 _ENTRY = re.compile(
@@ -179,7 +181,12 @@ def _is_whole(name: str, option: tuple[str, ...]) -> bool:
 def _grid(entry: Entry, by: float | None = None) -> list[Value]:
     (low, high), step = _ends(entry), by or entry.by
     assert isinstance(step, int | float)
-    count = int(np.floor((high - low) / step + 1e-9)) + 1
+    steps = (high - low) / step
+    if not steps < MOST_VALUES:
+        raise UsageError(
+            f"--search '{entry.text}': more than {MOST_VALUES:,} values are too many; take a larger step"
+        )
+    count = int(np.floor(steps + 1e-9)) + 1
     whole = all(isinstance(one, int) for one in (low, step))
     return [low + number * step if whole else round(low + number * step, 10) for number in range(count)]
 

@@ -1,7 +1,7 @@
 """Metrics of candidates on samples in memory, beside the original's, and by how much chance may have moved them."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.optimizer.gate import Gate
-from onnx_lathe.optimizer.judging.metrics import known_metric
+from onnx_lathe.optimizer.judging.metrics import known_metric, of_data
 from onnx_lathe.runtime.data.kept import KeptSource
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import evaluate, reference
@@ -19,18 +19,37 @@ SCALE = {"fraction": 0.01, "decibel": 1.0}
 """What counts as one unit of a miss, by the kind of metric; of others a tenth of the bound."""
 UNJUDGED = 1e6
 """The miss of a gate that has no number."""
+SPREAD = ("top1", "top5", "agreement", "sqnr")
+"""Metrics whose standard error is known here; others are judged by their estimate alone."""
+ANSWERS = ("top1", "top5")
+"""Those that the original has less than all of, too: that it does is no fault of a candidate."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics of a candidate, and the standard error of those that are means over samples."""
+    """Metrics of a candidate on `count` samples, and by name the standard error of what they differ from the
+    original's on the same samples.
+    """
 
     metrics: Mapping[str, float]
     errors: Mapping[str, float] = field(default_factory=dict)
+    count: int = 1
 
-    def moved(self, errors: float) -> dict[str, float]:
-        """The metrics, so many standard errors higher, or lower if negative."""
-        return {name: value + errors * self.errors.get(name, 0.0) for name, value in self.metrics.items()}
+    def error(self, gate: Gate, base: Mapping[str, float], at_bound: bool = False) -> float:
+        """Standard error of what the gate is about: of a share by itself it is the binomial one, of a drop that of
+        the samples whose answer changed. `at_bound`: at least what it would be if the bound were just met; few
+        samples of which by luck none changed seem to have none (score interval, Agresti, Categorical Data Analysis,
+        2013, section 1.4).
+        """
+        error = self.errors.get(gate.key, 0.0)
+        if not error or gate.metric == "sqnr":
+            return error
+        if gate.form == "value" and gate.metric in ANSWERS:
+            error = max(error, share_error(self.metrics[gate.key], self.count))
+        if at_bound:
+            bound = gate.bound * (base.get(gate.metric, 1.0) if gate.relative else 1.0)
+            error = max(error, share_error(min(max(bound, 0.0), 1.0), self.count))
+        return error
 
 
 class Judge:
@@ -63,12 +82,13 @@ class Judge:
         found = dict(evaluate(session, self.data, self.reference, self.progress, heard))
         count = max(1, self.data.count or 1)
         errors = {
-            name: math.sqrt(max(value * (1 - value), 1 / count) / count)
+            name: share_error(value, count)
             for name, value in found.items()
             if name.split("[")[0] == "agreement"
         }
-        if "sqnr" in found:
-            errors["sqnr"] = noises.decibels()
+        for name in found:
+            if name.split("[")[0] == "sqnr":
+                errors[name] = noises.decibels(name.removeprefix("sqnr")[1:-1])
         for name in ("top1", "top5"):
             if name in found:  # of top5 the samples that changed are not counted: its drop stands for them
                 lost = max(abs(self.base[name] - found[name]), 1 / count)
@@ -76,9 +96,8 @@ class Judge:
         right = self._correct(predicted)
         if self._right is not None and right is not None and "top1" in found:
             changed = float(np.mean(right != self._right))
-            lost = self.base["top1"] - found["top1"]
-            errors["top1"] = math.sqrt(max(changed - lost * lost, 1 / count) / count)
-        return Measured(found, errors)
+            errors["top1"] = paired_error(changed, self.base["top1"] - found["top1"], count)
+        return Measured(found, errors, count)
 
     def _correct(self, predicted: "_Predictions") -> np.ndarray | None:
         """Which samples are answered rightly, bool [samples]; None without labels."""
@@ -127,10 +146,14 @@ class _Noises:
                 np.stack([np.square(error).sum(rest), np.square(base).sum(rest)])
             )
 
-    def decibels(self) -> float:
-        """Standard error of the signal to noise of the worst output: of a ratio of two means, by the delta method."""
+    def decibels(self, output: str = "") -> float:
+        """Standard error of the signal to noise of an output, or of the worst: of a ratio of two means, by the delta
+        method.
+        """
         worst, found = -1.0, 0.0
-        for parts in self._found.values():
+        for name, parts in self._found.items():
+            if output not in ("", name):
+                continue
             error, signal = np.concatenate(parts, axis=1)
             ratio = float(error.sum() / max(signal.sum(), 1e-300))
             if ratio > worst and ratio > 0:
@@ -143,6 +166,16 @@ def _labels(data: KeptSource) -> np.ndarray | None:
     if not data.labelled:
         return None
     return np.concatenate([batch.labels for batch in data.kept if batch.labels is not None])
+
+
+def share_error(share: float, count: int) -> float:
+    """Standard error of a share of `count` samples; never that of a share of which one sample would be half."""
+    return math.sqrt(max(share * (1 - share), 1 / count) / count)
+
+
+def paired_error(changed: float, lost: float, count: int) -> float:
+    """Standard error of a difference of two shares of the same samples, of which the share `changed` differs."""
+    return math.sqrt(max(changed - lost * lost, 1 / count) / count)
 
 
 def noise(measured: Measured) -> float:
@@ -170,13 +203,64 @@ class Verdict:
     messages: Sequence[str]
 
 
-def judged(gates: Sequence[Gate], base: Mapping[str, float], metrics: Mapping[str, float]) -> Verdict:
-    """Gates whose metric was not measured are left out: sizes are known before accuracy."""
-    verdicts = [(gate, gate.judge(base, metrics)) for gate in gates if gate.key in metrics]
-    missed = sum(_missed(gate, verdict) for gate, verdict in verdicts if not verdict.passed)
-    return Verdict(
-        all(verdict.passed for _, verdict in verdicts), missed, tuple(one.message for _, one in verdicts)
-    )
+@dataclass(frozen=True)
+class Leniency:
+    """How gates about data are judged: with `errors` standard errors in the candidate's favour, or to spare if
+    negative. `awaited`: metrics that are measured later; their gates are left out. `whole`: the original's metrics on
+    all samples, for a look at a few of them. `at_bound`: as `Measured.error` has it.
+    """
+
+    errors: float = 0.0
+    awaited: Collection[str] = ()
+    whole: Mapping[str, float] | None = None
+    at_bound: bool = False
+
+
+PLAINLY = Leniency()
+
+
+def judged(
+    gates: Sequence[Gate], base: Mapping[str, float], measured: Measured, how: Leniency = PLAINLY
+) -> Verdict:
+    """What was not measured did not pass."""
+    messages, passed, missed = [], True, 0.0
+    for gate in gates:
+        if gate.key not in measured.metrics and gate.metric in how.awaited:
+            continue
+        plain = gate.judge(base, measured.metrics)
+        moved = _moved(gate, base, measured, how)
+        verdict = plain if moved is None else gate.judge(base, {**measured.metrics, gate.key: moved})
+        messages.append(plain.message + _spared(plain, verdict, how.errors, moved is not None))
+        if not verdict.passed:
+            passed, missed = False, missed + _missed(gate, verdict)
+    return Verdict(passed, missed, tuple(messages))
+
+
+def _moved(gate: Gate, base: Mapping[str, float], measured: Measured, how: Leniency) -> float | None:
+    """The metric that is judged in place of the one measured; None if that is the same."""
+    value, error = measured.metrics.get(gate.key), measured.error(gate, base, how.at_bound)
+    if value is None or not error or not of_data(gate.metric):
+        return None
+    if how.whole is not None and gate.form == "value" and gate.metric in ANSWERS:
+        # few samples may be harder than all: what counts is how much of the original's is lost on them
+        value, error = how.whole[gate.key] + value - base[gate.key], measured.errors[gate.key]
+    return value + how.errors * error
+
+
+def _spared(plain: Any, verdict: Any, errors: float, moved: bool) -> str:
+    if not moved or not errors or plain.measured is None:
+        return ""
+    said = f"{abs(errors):.3g} standard error{'' if abs(errors) == 1 else 's'}"
+    if errors < 0:
+        if plain.passed:
+            return f", with {said} to spare" if verdict.passed else f", but not with {said} to spare"
+        return ""
+    return "" if verdict.passed else f", by more than {said}"
+
+
+def unspread(gates: Sequence[Gate]) -> list[str]:
+    """Metrics of data to which no margin applies."""
+    return sorted({gate.metric for gate in gates if of_data(gate.metric) and gate.metric not in SPREAD})
 
 
 def _missed(gate: Gate, verdict: Any) -> float:

@@ -10,10 +10,12 @@ from onnx_lathe.optimizer.search.bench import Bench
 from onnx_lathe.optimizer.search.clock import OutOfTimeError
 from onnx_lathe.optimizer.search.proposals import Proposals, Table
 from onnx_lathe.optimizer.search.storage import Shared, Tried, best_of
+from onnx_lathe.optimizer.search.untrained import trains
 
 LEAST_S = 0.05
 AGAIN = 2
 """Times that the winner is made again after the last trial: to measure it exactly, and by the run of its recipe."""
+MOST_REPEATED = 200
 
 
 @dataclass
@@ -33,21 +35,26 @@ class Loop:
         """Returns when the budget is spent, the trials are done, or nothing is left to try."""
         proposals = Proposals(self.bench.space, self.table, self.seed)
         turn, repeated, kept = 0, 0, self.bench.clock.reserve
+        if any(
+            map(trains, self.bench.space.steps)
+        ):  # how long it takes to make the winner again is not known yet
+            self.bench.clock.reserve += self.bench.clock.left * AGAIN / (AGAIN + 1)
         while self._time_for_one():
             tried = self.shared.finished()
             best = best_of(tried)
             self.bench.best = best.outcome.ratio if best else float("inf")
             self.heard(len(tried), best)
-            if self.most and len(tried) >= self.most:
+            if (self.most and len(tried) >= self.most) or len(tried) >= self.bench.space.size:
                 return
             if not self.shared.waiting and self.table:
                 self._propose(proposals, tried, best, turn)
             turn += 1
-            done = {_key(one) for one in tried}
+            done = {one.key for one in tried}
             new = self._trial(done)
             repeated = 0 if new else repeated + 1
-            self.bench.clock.reserve = kept + AGAIN * self._typical
-            if repeated > 200:  # a small space is tried out
+            if self._seconds:
+                self.bench.clock.reserve = kept + AGAIN * self._typical
+            if repeated > MOST_REPEATED:
                 return
 
     def _time_for_one(self) -> bool:
@@ -56,7 +63,7 @@ class Loop:
 
     def _propose(self, proposals: Proposals, tried: list[Tried], best: Tried | None, turn: int) -> None:
         """Two of three trials go on from the best; the third is the sampler's own."""
-        between = proposals.between({_key(one): one.outcome.passed for one in tried if one.outcome.looks})
+        between = proposals.between({one.key: one.outcome.passed for one in tried if one.outcome.looks})
         if between is not None:
             self.shared.enqueue(between)
         elif best is not None and turn % 3:
@@ -81,7 +88,3 @@ class Loop:
     def _typical(self) -> float:
         """Seconds that three of four of the last trials did not exceed."""
         return float(np.quantile(self._seconds[-20:], 0.75)) if self._seconds else LEAST_S
-
-
-def _key(one: Tried) -> str:
-    return repr(sorted(one.settings.items()))

@@ -46,6 +46,11 @@ class SearchRecord:
     front: list[Choice] = field(default_factory=list)
     winner: Choice | None = None
     nearest_miss: Choice | None = None
+    confirmed: dict[str, Any] | None = None
+    """On samples that chose nothing, of the winner or of the last that was tried: `samples`, `metrics`, `z` (standard
+    errors to spare there), `tried` (candidates that came so far), `messages`; None if nothing came so far, or there
+    are too few samples.
+    """
     recipe: str = ""
     reproduce: str = ""
     final: dict[str, Any] = field(default_factory=dict)

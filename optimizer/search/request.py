@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.optimizer import opening
+from onnx_lathe.optimizer import build, opening
 from onnx_lathe.optimizer.gate import Gate
 from onnx_lathe.optimizer.judging.asking import gates_of
 from onnx_lathe.optimizer.judging.metrics import METRICS, known_metric, of_data
@@ -18,7 +18,7 @@ from onnx_lathe.optimizer.search import bench as benches
 from onnx_lathe.optimizer.search.bench import Bench, Goal
 from onnx_lathe.optimizer.search.clock import Clock
 from onnx_lathe.optimizer.search.costs import OBJECTIVES
-from onnx_lathe.optimizer.search.data import MOST, Division, divide
+from onnx_lathe.optimizer.search.data import MOST, Division, confirmed_apart, divide
 from onnx_lathe.optimizer.search.grammar import parse_space
 from onnx_lathe.optimizer.search.layerwise import Composer
 from onnx_lathe.optimizer.search.space import Space
@@ -91,7 +91,7 @@ class SearchRequest:
                     f"gate '{gate}': a trial does not measure {gate.metric}; search under gates on {able} or sizes, and judge "
                     f"{gate.metric} of the winner by 'optimize gate'"
                 )
-        if not any(gate.metric not in OTHERS for gate in gates):
+        if not any(of_data(gate.metric) for gate in gates):
             raise UsageError(
                 "no gate is about accuracy, so that nothing keeps the model right; add one, such as 'top1 drop <= 0.5%' or 'sqnr >= 20'"
             )
@@ -119,21 +119,23 @@ def open_search(request: SearchRequest, clock: Clock, status: Callable[[str], No
     """
     gates = request.check()
     recipe = request.recipe
+    build.placement(build.open_targets(recipe.targets))  # refuses what cannot be built in the end
     recipe.passes()  # refuses what is no recipe
     original = opening.open_file(request.model).model
     trains = any("trainer" in instance.needs for instance in recipe.passes())
-    division = divide(recipe, original, trains, request.validation)
+    division = confirmed_apart(divide(recipe, original, trains, request.validation), recipe.seed)
+    heard = clock.watched(status)
     passes = recipe.passes()
     check_needs(passes, division.roles, recipe)
     check_training(passes, division.roles, recipe, original)
     request.notes.extend(warnings(passes, division.roles))
-    services = Services(recipe, division.roles, original if trains else None, None, status)
+    services = Services(recipe, division.roles, original if trains else None, None, heard)
     first = _first_searched(request)
-    base = benches.prefix_model(original, recipe.steps[:first], services, status)
+    base = benches.prefix_model(original, recipe.steps[:first], services, heard)
     goal = Goal(request.minimize, gates, request.margin)
     space = _space(request, base, first, services.context("layers"))
     ort.survive(original)
-    judges = benches.make_judges(original, division, request.subset, threads, status)
+    judges = benches.make_judges(original, division, request.subset, threads, heard)
     _check_gates(gates, judges[-1].base)
     costs = benches.open_costs(request.model, original, judges[0], threads)
     costs.base(request.minimize)
@@ -196,5 +198,6 @@ def _identity(request: SearchRequest, space: Space, division: Division) -> str:
     parts: list[Any] = [
         VERSION, model_file.inspect_file(request.model).sha256, space.text, request.recipe.gates, request.minimize,
         division.judging.fingerprint, request.subset, request.margin, request.recipe.seed, request.recipe.retrain,
+        [source.fingerprint for source in (division.roles.train, division.roles.calibration) if source is not None],
     ]  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

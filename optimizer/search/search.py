@@ -8,14 +8,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
+
+import onnx
 
 from onnx_lathe.errors import ExitCode, LatheError, UsageError
 from onnx_lathe.optimizer import pipeline, surroundings
 from onnx_lathe.optimizer.run import Request
-from onnx_lathe.optimizer.search import worker
+from onnx_lathe.optimizer.search import confirming, worker
 from onnx_lathe.optimizer.search.bench import Outcome
 from onnx_lathe.optimizer.search.clock import Clock, OutOfTimeError
-from onnx_lathe.optimizer.search.judging import quality_name
+from onnx_lathe.optimizer.search.folder import BEST, RECIPE, RECORD, STUDY, begin, check_out, erase_winner
+from onnx_lathe.optimizer.search.judging import Judge, quality_name, unspread
 from onnx_lathe.optimizer.search.loop import Loop
 from onnx_lathe.optimizer.search.proposals import Proposals, as_json, from_json
 from onnx_lathe.optimizer.search.recipe_file import write_recipe
@@ -39,9 +43,6 @@ from onnx_lathe.runtime import processes
 from onnx_lathe.runtime.threads import limit, limited
 from onnx_lathe.version import VERSION
 
-RECORD, RECIPE, STUDY, BEST = "search.json", "recipe.toml", "study.journal", "best"
-CHECKED = 4
-"""Winners that are measured as their recipe has them, until one passes."""
 CHILD_GRACE_S = 5.0
 BEST_CODER, BEST_CODER_S = 60.0, 60.0
 """How many times as long as the fast coder the best one takes on small files, and the most that it takes, about."""
@@ -51,37 +52,55 @@ def search(request: SearchRequest, ui: Ui) -> SearchRecord:
     """Searches, writes search.json and recipe.toml to `out`, and runs the winner's recipe into `out`/best. The
     record's exit code is that of the run, 3 if no trial passed, 130 after an interruption.
 
-    Raises LatheError for a request that cannot run: nothing is written then.
+    Raises LatheError for a request that cannot run: nothing is written then, and an earlier search is still there.
     """
     started = time.time()
     require_optuna()
     request.check()
-    storage = request.storage or f"{JOURNAL}{request.out / STUDY}"
-    _check_out(request)
+    own = request.out.absolute() / STUDY
+    storage = request.storage or f"{JOURNAL}{own}"
+    own_study = storage.startswith(JOURNAL) and Path(storage.removeprefix(JOURNAL)).absolute() == own
+    earlier = check_out(request)
     clock = Clock(started + request.budget_s)
     cores = limit() or surroundings.cores()
     threads = request.threads or max(1, cores // request.jobs)
     request = replace(request, storage=storage, threads=threads)
     with ExitStack() as stack:
         stack.enter_context(limited(threads if request.jobs > 1 else 0))
-        opened = open_search(request, clock, ui.status, threads)
+        try:
+            opened = open_search(request, clock, ui.status, threads)
+            reserve = _reserve(opened, time.time() - started)
+        except OutOfTimeError as error:
+            raise UsageError(
+                f"--budget {request.budget_s:g}s: was spent before the first trial, on opening the model and on what is "
+                "the same in every trial; give a longer one"
+            ) from error
+        shared_storage = open_storage(storage) if not own_study else None
         ui.note(opened.division.note)
         for note in request.notes:
             ui.note(f"warning: {note}")
-        _begin(request)
-        clock.reserve = _reserve(opened, time.time() - started)
+        begin(request, earlier)
+        clock.reserve = reserve
         run = _Run(opened, ui, _record(opened, request))
         try:
             run.shared = Shared.open(
-                open_storage(storage), opened.study_name, opened.bench.space, request.recipe.seed
+                shared_storage or open_storage(storage),
+                opened.study_name,
+                opened.bench.space,
+                request.recipe.seed,
             )
             run.explore(clock)
+            run.finish(clock)
         except KeyboardInterrupt:
             run.interrupted()
-        else:
-            run.finish(clock)
-        run.record.seconds = time.time() - started
-        run.record.write(request.out / RECORD)
+        except LatheError as error:
+            run.record.end(error.exit_code)
+            run.record.notes.append(str(error))
+            raise
+        finally:
+            run.record.seconds = time.time() - started
+            if run.shared is not None:
+                run.record.write(request.out / RECORD)
         return run.record
 
 
@@ -91,6 +110,7 @@ class _Run:
     def __init__(self, opened: Opened, ui: Ui, record: SearchRecord) -> None:
         self.opened, self.request, self.ui, self.record = opened, opened.request, ui, record
         self.shared: Shared | None = None
+        self._confirming: Judge | None = None
 
     def explore(self, clock: Clock) -> None:
         """Sensitivity, the first settings, and trials until the time is up."""
@@ -132,21 +152,15 @@ class _Run:
     def finish(self, clock: Clock) -> None:
         """The winner, as its recipe has it, and its figures on the evaluation data."""
         tried = self._collect()
-        winner = self._exact(tried)
+        winner = self._named(tried)
         clock.reserve = 0.0
         if winner is None:
-            missed = nearest_miss(tried)
-            self.record.nearest_miss = (
-                None if missed is None else self._choice(missed.settings, missed.outcome)
-            )
             self.record.end(ExitCode.GATE_FAILED)
-            self.record.notes.append(
-                "no trial passes the gate"
-                if tried
-                else "no trial was finished in the budget; give a longer --budget"
-            )
+            erase_winner(self.request.out)
             return
         self._write(*winner)
+        front_known = [Tried(0, *winner) if one.settings == winner[0] else one for one in tried]
+        self.record.front = self._front(front_known)
         recipe = replace(self.request.recipe, steps=self.opened.bench.space.calls(winner[0]))
         asked = Request(
             self.request.model, recipe, self.request.out / BEST, measure_latency=self._times(), force=True,
@@ -170,9 +184,14 @@ class _Run:
 
     def interrupted(self) -> None:
         """The best so far, and its recipe."""
+        self.record.end(ExitCode.INTERRUPTED)
+        if self.record.winner is not None:
+            self.record.notes.append(
+                "interrupted while the winner was judged on evaluation data; the recipe is there, and --resume goes on"
+            )
+            return
         tried = self._collect() if self.shared is not None else []
         best = best_of(tried)
-        self.record.end(ExitCode.INTERRUPTED)
         if best is None:
             self.record.notes.append(f"interrupted: of {len(tried)} trials none has passed; --resume goes on")
             return
@@ -202,21 +221,71 @@ class _Run:
             }
             for one in tried
         ]
-        self.record.front = [self._choice(one.settings, one.outcome) for one in front(tried, quality)]
+        self.record.front = self._front(tried)
         return tried
 
-    def _exact(self, tried: list[Tried]) -> tuple[Settings, Outcome] | None:
-        self.opened.bench.clock.reserve = -1e9  # the time for this was kept
-        for one in passing(tried)[:CHECKED]:
+    def _front(self, tried: list[Tried]) -> list[Choice]:
+        return [self._choice(one.settings, one.outcome) for one in front(tried, self.record.quality)]
+
+    def _named(self, tried: list[Tried]) -> tuple[Settings, Outcome] | None:
+        """The smallest that passes as its recipe has it, and again on samples that chose nothing."""
+        bench, notes = self.opened.bench, self.record.notes
+        bench.clock.reserve = -1e9  # the time for this was kept
+        most = 1 if bench.trains else confirming.MOST
+        made, seen = dict[int, tuple[onnx.ModelProto, Outcome]](), dict[int, Outcome]()
+
+        def chosen(one: Tried) -> bool:
             self.ui.status("measuring the best as its recipe has it")
             try:
-                outcome = self.opened.bench.exact(one.settings)
+                made.clear()
+                made[one.number] = bench.exact(one.settings)
             except LatheError as error:
-                self.record.notes.append(f"trial {one.number} left out: {error}")
-                continue
-            if outcome.passed:
-                return one.settings, outcome
+                notes.append(f"trial {one.number} left out: {error}")
+                return False
+            seen[one.number] = made[one.number][1]
+            return seen[one.number].passed
+
+        found = confirming.name_winner(
+            passing(tried), chosen, lambda one: self._confirmed(made[one.number][0], most), most
+        )
+        if self.record.confirmed is not None:
+            self.record.confirmed["tried"] = found.tried
+        if found.winner is not None:
+            return found.winner.settings, seen[found.winner.number]
+        near = found.near if found.near is not None and found.near.number in seen else nearest_miss(tried)
+        if near is not None:
+            self.record.nearest_miss = self._choice(near.settings, seen.get(near.number, near.outcome))
+        if found.tried:
+            notes.append(
+                f"none of the best {found.tried} passes on the {self.record.confirmed['samples']:,} samples that chose nothing: "  # type: ignore[index]
+                "luck had helped them; choose on more samples (--validation), or resume with a longer --budget"
+            )
+        elif found.near is not None:
+            notes.append("the best trials do not pass as their recipes have them")
+        else:
+            notes.append(
+                "no trial passes the gate"
+                if tried
+                else "no trial was finished in the budget; give a longer --budget"
+            )
         return None
+
+    def _confirmed(self, model: onnx.ModelProto, most: int) -> bool:
+        """Whether it passes on the samples that chose nothing; true if there are none."""
+        samples, goal = self.opened.division.confirming, self.opened.bench.goal
+        if samples is None:
+            return True
+        self.ui.status("confirming the best on samples that chose nothing")
+        if self._confirming is None:
+            self._confirming = Judge(self.opened.original, samples, self.request.threads)
+        z = confirming.level(goal.margin, most)
+        measured = self._confirming.measure(model)
+        verdict = confirming.confirm(goal.gates, self._confirming.base, measured, z)
+        self.record.confirmed = {
+            "samples": samples.count, "metrics": dict(measured.metrics), "z": z, "tried": 0,
+            "messages": list(verdict.messages),
+        }  # fmt: skip
+        return verdict.passed
 
     def _choice(self, settings: Settings, outcome: Outcome) -> Choice:
         minimize = self.request.minimize
@@ -259,33 +328,13 @@ def _record(opened: Opened, request: SearchRequest) -> SearchRecord:
         original=bench.costs.base(request.minimize),
         base=dict(base),
         budget_s=request.budget_s,
-        notes=list(request.notes),
+        notes=[*request.notes, *_unspread(opened)],
     )
 
 
-def _check_out(request: SearchRequest) -> None:
-    if request.out.exists() and not request.out.is_dir():
-        raise UsageError(f"{request.out}: is a file; give another --out")
-    there = [name for name in (RECORD, STUDY) if (request.out / name).exists()]
-    if there and not request.resume and not request.force:
-        raise UsageError(
-            f"{request.out}: holds a search ({', '.join(there)}); --resume goes on with it, --force erases it, or give another --out"
-        )
-    if request.model.resolve().parent == request.out.resolve():
-        raise UsageError(
-            f"{request.model}: lies in the output folder {request.out}, where results go; give another --out"
-        )
-
-
-def _begin(request: SearchRequest) -> None:
-    try:
-        request.out.mkdir(parents=True, exist_ok=True)
-        for name in (RECORD, RECIPE) if request.resume else (RECORD, RECIPE, STUDY, f"{STUDY}.lock"):
-            (request.out / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"{request.out}: cannot write there ({error.strerror}); give another --out"
-        ) from error
+def _unspread(opened: Opened) -> list[str]:
+    names = unspread(opened.bench.goal.gates) if opened.bench.goal.margin else []
+    return [f"no margin applies to {', '.join(names)}, whose spread is not known"] if names else []
 
 
 def _reserve(opened: Opened, opening_s: float) -> float:
@@ -300,7 +349,10 @@ def _reserve(opened: Opened, opening_s: float) -> float:
     roles = opened.division.roles
     judged = (roles.evaluation.count if roles.evaluation is not None else 0) or 0
     models = len(request.recipe.steps) + 1
-    seconds = per_sample * (judged * models + (last.data.count or 0)) + opening_s + models
+    confirmed = 0 if opened.division.confirming is None else opened.division.confirming.count or 0
+    tried = 1 if bench.trains else confirming.MOST
+    samples = judged * models + (last.data.count or 0) + confirmed * (1 + tried)
+    seconds = per_sample * samples + opening_s + models
     if "packed" in bench.goal.counted:
         began = time.perf_counter()
         bench.costs.of(bench.base, {"packed"})

@@ -1,5 +1,6 @@
 """What a search may choose: dimensions over a recipe's options, and the recipe that a choice makes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,14 @@ class Dimension:
         return self.levels[int(parameter)] if self.levels else parameter
 
     @property
+    def size(self) -> float:
+        """How many values it has."""
+        found = self.levels or self.choices
+        if found:
+            return len(found)
+        return int(self.high) - int(self.low) + 1 if self.whole else math.inf
+
+    @property
     def ends(self) -> tuple[Value, ...]:
         """Values that show whether the option takes what the search may choose."""
         found = self.levels or self.choices
@@ -83,6 +92,11 @@ class Space:
         for one in self.dimensions:
             put(options[one.step], self.steps[one.step].name, one, settings[one.name])
         return tuple(Call(step.name, given) for step, given in zip(self.steps, options, strict=True))
+
+    @property
+    def size(self) -> float:
+        """How many settings there are."""
+        return math.prod(one.size for one in self.dimensions)
 
     @property
     def tuned(self) -> list[int]:

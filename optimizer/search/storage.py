@@ -6,8 +6,10 @@ import importlib.util
 import json
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 JOURNAL = "journal:"
 TRIES = 10
+STALE_S = 30.0
+"""A journal is locked for milliseconds; a lock as old as this was left by a process that was killed."""
+BUSY = threading.RLock()
+"""Held by this process while it reads or writes a study."""
 _OUTCOME, _PROCESS = "lathe:outcome", "lathe:process"
 
 
@@ -47,6 +53,8 @@ def open_storage(text: str) -> Any:
             raise UsageError("--storage journal: names no file; write journal:FILE")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            path = path.absolute()  # its lock is a link to it, which a relative path would lead astray
+            _remove_stale(path)
             return JournalStorage(JournalFileBackend(str(path)))
         except (OSError, ValueError) as error:
             raise UsageError(
@@ -64,6 +72,20 @@ def open_storage(text: str) -> Any:
         ) from error
     except Exception as error:
         raise UsageError(f"--storage {_safe(text)}: cannot be opened: {_line(error)}") from error
+
+
+def _remove_stale(journal: Path) -> None:
+    """Optuna waits for such a lock for ever if it leads nowhere."""
+    lock = journal.with_name(f"{journal.name}.lock")
+    with suppress(FileNotFoundError):
+        if time.time() - lock.lstat().st_mtime > STALE_S:
+            lock.unlink()
+
+
+def end_between() -> None:
+    """Ends this process, from another thread than the one that works, when no write is under way."""
+    with BUSY:
+        os._exit(0)
 
 
 def _patiently(connect: Callable[[], Any]) -> Any:
@@ -110,60 +132,66 @@ class Shared:
         import optuna
 
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=16, constant_liar=True)
-        study = _patiently(
-            lambda: optuna.create_study(
-                storage=storage, study_name=name, sampler=sampler, load_if_exists=True, direction="minimize"
+        with BUSY:
+            study = _patiently(
+                lambda: optuna.create_study(
+                    storage=storage,
+                    study_name=name,
+                    sampler=sampler,
+                    load_if_exists=True,
+                    direction="minimize",
+                )
             )
-        )
         return cls(study, space)
 
     def note(self, key: str, value: Any) -> None:
-        self.study.set_user_attr(key, value)
+        with BUSY:
+            self.study.set_user_attr(key, value)
 
     def noted(self, key: str) -> Any:
         return self.study.user_attrs.get(key)
 
     def enqueue(self, settings: Settings) -> None:
-        self.study.enqueue_trial(self.space.parameters(settings), skip_if_exists=True)
+        with BUSY:
+            self.study.enqueue_trial(self.space.parameters(settings), skip_if_exists=True)
 
     def ask(self) -> "tuple[optuna.Trial, dict[str, Any]]":
-        trial = self.study.ask()
-        return trial, self.space.suggest(trial)
+        with BUSY:
+            trial = self.study.ask()
+            return trial, self.space.suggest(trial)
 
     def tell(self, trial: "optuna.Trial", outcome: Outcome) -> None:
         """Stores what became of a trial; one that was not measured to the end is pruned."""
         import optuna
 
-        trial.set_user_attr(_OUTCOME, json.dumps(plain(asdict(outcome))))
-        trial.set_user_attr(_PROCESS, f"{platform.node()}:{os.getpid()}")
         value = min(outcome.value, 1e6)
-        if outcome.stopped:
-            trial.report(value, outcome.looks)
-            self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        else:
-            self.study.tell(trial, value)
+        with BUSY:
+            trial.set_user_attr(_OUTCOME, json.dumps(plain(asdict(outcome))))
+            trial.set_user_attr(_PROCESS, f"{platform.node()}:{os.getpid()}")
+            if outcome.stopped:
+                trial.report(value, outcome.looks)
+                self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            else:
+                self.study.tell(trial, value)
 
     def give_up(self, trial: "optuna.Trial") -> None:
         """Of a trial that the end of the budget, or an interruption, cut off."""
         import optuna
 
-        self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        with BUSY:
+            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
     def finished(self) -> "list[Tried]":
-        """Every trial that has an outcome, of all processes, in order."""
-        found = []
+        """Every trial that has an outcome, of all processes, in order; of equal settings the first."""
+        found = dict[str, Tried]()
         for trial in self.study.get_trials(deepcopy=False):
             text = trial.user_attrs.get(_OUTCOME)
             if text is not None and trial.params.keys() >= {one.name for one in self.space.dimensions}:
-                found.append(
-                    Tried(
-                        trial.number,
-                        self.space.settings(trial.params),
-                        _outcome(json.loads(text)),
-                        trial.user_attrs.get(_PROCESS, ""),
-                    )
-                )
-        return found
+                settings = self.space.settings(trial.params)
+                process = trial.user_attrs.get(_PROCESS, "")
+                tried = Tried(trial.number, settings, _outcome(json.loads(text)), process)
+                found.setdefault(tried.key, tried)
+        return list(found.values())
 
     @property
     def waiting(self) -> int:
@@ -180,6 +208,11 @@ class Tried:
     outcome: Outcome
     process: str = ""
 
+    @property
+    def key(self) -> str:
+        """Equal for equal settings."""
+        return repr(sorted(self.settings.items()))
+
 
 def best_of(tried: Sequence[Tried]) -> Tried | None:
     """The smallest that passes on all samples; of several as small, the nearest to the original."""
@@ -193,17 +226,20 @@ def passing(tried: Sequence[Tried]) -> list[Tried]:
 
 
 def nearest_miss(tried: Sequence[Tried]) -> Tried | None:
-    return min(tried, key=lambda one: (one.outcome.missed, one.outcome.ratio), default=None)
+    """Of those that miss a gate: of the ones that were looked at most, the nearest."""
+    missed = [one for one in tried if not one.outcome.passed]
+    return min(
+        missed, key=lambda one: (-one.outcome.looks, one.outcome.missed, one.outcome.ratio), default=None
+    )
 
 
 def front(tried: Sequence[Tried], quality: str) -> list[Tried]:
-    """Those that no other beats in both what is minimized and quality, the smallest first; of trials that were
-    measured on more than the first look, if any was.
+    """Those that no other beats in both what is minimized and quality, the smallest first; of trials whose figures
+    are of all samples.
     """
-    known = [one for one in tried if quality in one.outcome.metrics]
-    further = [one for one in known if one.outcome.looks > 1 or one.outcome.final]
+    known = [one for one in tried if one.outcome.final and quality in one.outcome.metrics]
     found: list[Tried] = []
-    for one in sorted(further or known, key=lambda one: (one.outcome.ratio, -one.outcome.metrics[quality])):
+    for one in sorted(known, key=lambda one: (one.outcome.ratio, -one.outcome.metrics[quality])):
         if not found or one.outcome.metrics[quality] > found[-1].outcome.metrics[quality]:
             found.append(one)
     return found

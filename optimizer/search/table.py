@@ -56,16 +56,18 @@ def _by_weights(
     changes: dict[str, list[tuple[Mapping[str, Value], float, float]]] = {name: [] for name in names}
     grid = _grid(bench, names)
     for number, own in enumerate(grid):
-        if not in_time() and number:
-            break
         progress(f"codes of every layer, {number + 1} of {len(grid)}")
         for name in names:
+            if not in_time():
+                break
             mine = {one: own[step] for one, step in _own(bench, name).items()}
             changed = composer.layer(name, {**base, **mine})
             moved = float(np.square(changed.values - before[name]).sum())
             changes[name].append((mine, changed.packed_bytes, moved))
     original = bench.costs.base(bench.goal.minimize)
     for number, name in enumerate(names):
+        if not in_time():
+            break
         progress(f"sensitivity of {name}, {number + 1} of {len(names)}")
         curve = _noise_curve(bench, composer, base, changes[name], name)
         found[name] = [Option(mine, cost / original, curve(moved)) for mine, cost, moved in changes[name]]

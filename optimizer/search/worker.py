@@ -1,9 +1,9 @@
 """A further process of a search: `python -m onnx_lathe.optimizer.search.worker`, its request on standard input.
 
-It ends when its time is up, when its caller's end of the pipe closes, or with its caller.
+It ends when its time is up, when it is asked to, when its caller's end of the pipe closes, or with its caller; but
+never in the middle of a write, which would leave the journal locked.
 """
 
-import os
 import pickle
 import signal
 import sys
@@ -15,7 +15,7 @@ from onnx_lathe.optimizer.search.clock import Clock, OutOfTimeError
 from onnx_lathe.optimizer.search.loop import Loop
 from onnx_lathe.optimizer.search.proposals import from_json
 from onnx_lathe.optimizer.search.request import open_search
-from onnx_lathe.optimizer.search.storage import Shared, open_storage
+from onnx_lathe.optimizer.search.storage import Shared, end_between, open_storage
 
 TABLE, BEGUN = "lathe:table", "lathe:begun"
 """Attributes of a study: what was measured layer by layer, and that its first trials are there."""
@@ -24,6 +24,7 @@ WAIT_S = 0.2
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the caller, who ends its children
+    signal.signal(signal.SIGTERM, lambda number, frame: threading.Thread(target=end_between).start())
     request, ends, reserve, number = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_caller, daemon=True).start()
     clock = Clock(ends)
@@ -48,7 +49,7 @@ def main() -> int:
 
 def _end_with_caller() -> None:
     sys.stdin.buffer.read()
-    os._exit(0)
+    end_between()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Samples that stay in memory: what is judged on hundreds of times is read and decoded once."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -40,6 +41,51 @@ class KeptSource(DataSource):
             rest -= batch.count
         return KeptSource(found, self, "first")
 
+    def pick(self, chosen: np.ndarray, part: str) -> "KeptSource":
+        """The samples for which `chosen`, bool [count], is true."""
+        found, start = list[Batch](), 0
+        for batch in self.kept:
+            rows = np.flatnonzero(chosen[start : start + batch.count])
+            start += batch.count
+            if len(rows):
+                found.append(_rows(batch, rows))
+        return KeptSource(found, self, part)
+
+    def identities(self) -> np.ndarray:
+        """uint64 [count], a hash of each sample's inputs."""
+        found = []
+        for batch in self.kept:
+            for row in range(batch.count):
+                digest = hashlib.blake2b(digest_size=8)
+                for name in sorted(batch.inputs):
+                    one = np.ascontiguousarray(batch.inputs[name][row])
+                    digest.update(f"{name} {one.shape} {one.dtype}".encode() + one.tobytes())
+                found.append(int.from_bytes(digest.digest(), "little"))
+        return np.array(found, np.uint64)
+
+
+def _rows(batch: Batch, rows: np.ndarray) -> Batch:
+    return Batch(
+        {name: array[rows] for name, array in batch.inputs.items()},
+        None if batch.labels is None else batch.labels[rows],
+        per_call=batch.per_call,
+        truth=None if batch.truth is None else [batch.truth[row] for row in rows],
+    )
+
+
+def part_off(whole: KeptSource, share: float, seed: int) -> tuple[KeptSource, KeptSource] | None:
+    """(most samples, about the share of them), at random; equal samples are in one of the two. None if nearly all
+    are equal, so that one would be empty.
+    """
+    _, group, sizes = np.unique(whole.identities(), return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    apart = np.zeros(len(sizes), bool)
+    apart[order] = np.cumsum(sizes[order]) <= share * len(group)
+    chosen = apart[group.reshape(-1)]
+    if not chosen.any() or chosen.all():
+        return None
+    return whole.pick(~chosen, f"without a part by {seed}"), whole.pick(chosen, f"a part by {seed}")
+
 
 def keep(source: DataSource, count: int, batch: int = 250) -> KeptSource:
     """At most `count` samples, spread over the source, in memory."""
@@ -47,15 +93,22 @@ def keep(source: DataSource, count: int, batch: int = 250) -> KeptSource:
 
 
 def hold_apart(
-    source: DataSource, most: int, calibrating: int, training: bool, seed: int
+    source: DataSource,
+    most: int,
+    calibrating: int,
+    training: bool,
+    seed: int,
+    unused: DataSource | None = None,
 ) -> tuple[KeptSource, DataSource]:
-    """(up to `most` samples that judge settings, others that train or calibrate). No sample is in both.
+    """(up to `most` samples that judge settings, others that train or calibrate). No sample is in both, nor one
+    equal to it, and none of `unused`, the evaluation data, in either.
 
     training: the others are four fifths, as in `split`; else as few as calibrate, so that more can judge. Of a
     function, whose samples have no numbers, each fifth batch judges. Raises DataError for fewer than 5 samples.
     """
     if not isinstance(source, IndexedSource):
         return _of_batches(source, most, calibrating, training)
+    source = _without(source, unused)
     if training:
         parts = split(source, seed)
         return keep(parts.evaluation, most), parts.train
@@ -63,7 +116,25 @@ def hold_apart(
         raise DataError(f"{source.description}: too few to choose settings on; give at least {SHARE}")
     order = np.random.default_rng(seed).permutation(source.count)
     others = max(1, min(calibrating, source.count // 2))
-    return keep(Subset(source, order[others:]), most), Subset(source, order[:others])
+    identities = source.identities(order)
+    judging = order[others:][~np.isin(identities[others:], identities[:others])]
+    if not len(judging):
+        raise DataError(
+            f"{source.description}: nearly all samples are equal, so none is left to choose settings on"
+        )
+    return keep(Subset(source, judging), most), Subset(source, order[:others])
+
+
+def _without(source: IndexedSource, unused: DataSource | None) -> IndexedSource:
+    if not isinstance(unused, IndexedSource):
+        return source
+    rows = np.arange(source.count)
+    known = np.isin(source.identities(rows), unused.identities(np.arange(unused.count)))
+    if known.all():
+        raise DataError(
+            f"{source.description}: are evaluation samples, all of them; name others to choose settings on"
+        )
+    return Subset(source, rows[~known]) if known.any() else source
 
 
 def _of_batches(

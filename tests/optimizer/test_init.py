@@ -168,7 +168,9 @@ def test_a_file_that_is_there_is_kept(capsys: pytest.CaptureFixture[str]) -> Non
     assert load_recipe(Path("recipe.toml")).steps
 
 
-@pytest.mark.parametrize("out", ["model.onnx", "./data.npz", "train.npz", "own.py", "classes.txt", "link.toml"])
+@pytest.mark.parametrize(
+    "out", ["model.onnx", "./data.npz", "train.npz", "own.py", "classes.txt", "link.toml"]
+)
 def test_what_is_read_is_never_overwritten(out: str, capsys: pytest.CaptureFixture[str]) -> None:
     several_outputs()
     Path("train.npz").write_bytes(Path("data.npz").read_bytes())
@@ -176,7 +178,16 @@ def test_what_is_read_is_never_overwritten(out: str, capsys: pytest.CaptureFixtu
         Path(file).write_text("kept", encoding="utf-8")
     Path("link.toml").hardlink_to("data.npz")
     before = Path(out).read_bytes()
-    data = ["--data", "data.npz", "--train", "train.npz:train", "--eval", "own.py:f", "--classes", "classes.txt"]
+    data = [
+        "--data",
+        "data.npz",
+        "--train",
+        "train.npz:train",
+        "--eval",
+        "own.py:f",
+        "--classes",
+        "classes.txt",
+    ]
     line = refused(capsys, ["init", "model.onnx", *data, "--force", "--out", out])
     assert "is read here as" in line
     assert Path(out).read_bytes() == before

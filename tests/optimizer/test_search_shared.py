@@ -1,8 +1,11 @@
 """One study, several processes: through a journal and through PostgreSQL, as the command shares it."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +14,12 @@ import onnx
 import pytest
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer.recipe import parse_calls
 from onnx_lathe.optimizer.search.bench import Outcome
-from onnx_lathe.optimizer.search.space import Dimension, Space
-from onnx_lathe.optimizer.search.storage import Shared, open_storage
+from onnx_lathe.optimizer.search.clock import Clock
+from onnx_lathe.optimizer.search.loop import Loop
+from onnx_lathe.optimizer.search.space import Dimension, Settings, Space
+from onnx_lathe.optimizer.search.storage import BUSY, Shared, end_between, open_storage
 from tests.support.builders import build, random
 from tests.support.models import ROOT
 from tests.support.postgres import server
@@ -122,6 +128,85 @@ def test_an_outcome_comes_back_as_it_was(storage: str) -> None:
     (tried,) = again.finished()
     assert tried.settings == wanted
     assert tried.outcome == outcome
+
+
+def test_a_lock_that_a_killed_process_left_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Links relative to the folder of the command, which lead nowhere, made Optuna wait for ever."""
+    monkeypatch.chdir(tmp_path)
+    stale = tmp_path / "out" / "study.journal.lock"
+    stale.parent.mkdir()
+    stale.symlink_to("out/study.journal")
+    os.utime(stale, (1, 1), follow_symlinks=False)
+    made = []
+    worker = threading.Thread(
+        target=lambda: made.append(
+            Shared.open(open_storage("journal:out/study.journal"), "study", Space((), ()), 0)
+        ),
+        daemon=True,
+    )
+    worker.start()
+    worker.join(10)
+    assert made
+    storage = open_storage("journal:out/study.journal")
+    lock = storage._backend._lock
+    lock.acquire()
+    assert stale.exists()  # it leads somewhere, so that Optuna sees its age
+    lock.release()
+
+
+def test_a_process_is_not_ended_in_the_middle_of_a_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("os._exit", ended.append)
+    with BUSY:
+        ending = threading.Thread(target=end_between)
+        ending.start()
+        ending.join(0.2)
+        assert not ended
+    ending.join(5)
+    assert ended == [0]
+
+
+def test_repeats_count_once(tmp_path: Path) -> None:
+    """And a search of three settings ends when all are tried."""
+    space = Space((), (Dimension("x", 0, ("x",), choices=(1, 2, 3)),))
+    shared = Shared.open(open_storage(f"journal:{tmp_path / 'j'}"), "study", space, 0)
+    tried: list[Settings] = []
+
+    class Three:
+        clock, best = Clock(time.time() + 60), 1.0
+
+        def try_out(self, settings: Settings) -> Outcome:
+            tried.append(settings)
+            return Outcome(0.5, {}, True, 0.0, 1, True)
+
+    bench = Three()
+    bench.space = space  # type: ignore[attr-defined]
+    began = time.perf_counter()
+    Loop(bench, shared, {}, 0).run()  # type: ignore[arg-type]
+    assert len(shared.finished()) == 3
+    assert len(tried) < 60
+    assert time.perf_counter() - began < 20
+
+
+def test_the_winner_of_a_training_can_be_made_again(tmp_path: Path) -> None:
+    """Its time is kept before the first training, whose length is not known yet."""
+    space = Space(parse_calls("retrain", "p"), (Dimension("retrain.rate", 0, ("rate",), choices=(0.1, 0.2)),))
+    shared = Shared.open(open_storage(f"journal:{tmp_path / 'j'}"), "study", space, 0)
+    left: list[float] = []
+
+    class Trains:
+        clock, best = Clock(time.time() + 90), 1.0
+
+        def try_out(self, settings: Settings) -> Outcome:
+            left.append(self.clock.left)
+            return Outcome(0.5, {}, True, 0.0, 1, True)
+
+    bench = Trains()
+    bench.space = space  # type: ignore[attr-defined]
+    Loop(bench, shared, {}, 0).run()  # type: ignore[arg-type]
+    assert left[0] <= 30 < left[1]
 
 
 def test_a_database_that_is_not_there_is_told_without_the_password() -> None:
