@@ -70,9 +70,9 @@ def init(
         Recipe(), data=data, train=train, calibration=calibration, eval=eval, preprocess=preprocess, classes=classes
     )  # fmt: skip
     given = {role: place for role in PLACES if (place := getattr(recipe, role)) is not None}
-    for file in (path, *(file for place in given.values() for file in files_of(place))):
-        if same_file(out, file):
-            raise UsageError(f"{out}: is read here as {file}; write the recipe to another file")
+    for read in (path, *(one for place in given.values() for one in files_of(place))):
+        if same_file(out, read):
+            raise UsageError(f"{out}: is read here as {read}; write the recipe to another file")
     facts = look(path, recipe, None if targets is None else parse_calls(targets, "--target"))
     places = {role: beside(out, str(place)) for role, place in given.items()}
     text = text_of(facts, places | ({} if preprocess is None else {"preprocess": preprocess}), out)
