@@ -14,6 +14,7 @@ import pytest
 from onnx_lathe.errors import TargetError
 from onnx_lathe.optimizer import build
 from onnx_lathe.optimizer.cli import main
+from onnx_lathe.optimizer.report.units import shown
 from onnx_lathe.passes.core.registry import all_passes
 from onnx_lathe.runtime.running.evaluate import Quality
 from onnx_lathe.runtime.targets.core.registry import find as find_target
@@ -232,7 +233,7 @@ def test_what_onnx_runtime_runs_is_timed_and_judged_in_its_own_form(
     report = json.loads((tmp_path / "report.json").read_text())
     jsonschema.validate(report, json.loads((ROOT / "docs" / "report.schema.json").read_text()))
     quality = report["targets"][0]["quality"]
-    assert f"latency {quality['latency']:.2f} ms" in printed
+    assert f"latency {shown('latency', quality['latency'])}" in printed
     assert main([*arguments, "--gate", "latency ratio >= 1000"]) == 3
     assert "gate FAILED (ort)" in capsys.readouterr().out
 
