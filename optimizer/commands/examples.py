@@ -70,22 +70,22 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "optimize search": (
         (
             'optimize search model.onnx --passes "fold, codebook" --minimize packed --gate "top1 drop <= 5%" '
-            "--data data.npz --budget 10s --out found",
+            "--data data.npz --budget 10m --out found",
             "a strength for every layer",
         ),
         (
             'optimize search model.onnx --passes "fold, prune" --search "prune.sparsity=0.1..0.6" --minimize packed '
-            '--gate "top1 drop <= 5%" --data data.npz --budget 10s --out other',
+            '--gate "top1 drop <= 5%" --data data.npz --budget 10m --out other',
             "a space of your own",
         ),
     ),
     "optimize auto": (
         (
-            'optimize auto model.onnx --target ort --gate "top1 drop <= 5%" --data data.npz --budget 10s --out auto',
+            'optimize auto model.onnx --target ort --gate "top1 drop <= 5%" --data data.npz --budget 10m --out auto',
             "searched and built",
         ),
         (
-            'optimize auto model.onnx --target pack --gate "top1 drop <= 5%" --data data.npz --budget 10s --out small',
+            'optimize auto model.onnx --target pack --gate "top1 drop <= 5%" --data data.npz --budget 10m --out small',
             "for the smallest file",
         ),
     ),

@@ -24,6 +24,8 @@ from onnx_lathe.runtime.targets.core.registry import find as find_target
 from tests.support.documents import PAGES, Command, commands, inline_commands, recipes_in, scripts, stand_ins
 from tests.support.house import ROOT
 
+SEARCHED = "4s"
+"""The budget of every search here; tests/optimizer/test_search.py judges what one finds."""
 PARSED_ALONE = {
     r"\.engine ": "runs an engine on a GPU",
     r"--launch": "starts torchrun; tests/runtime/test_training_launch.py does",
@@ -45,12 +47,14 @@ FRAGMENTS = {
 MAY_FAIL_ITS_GATE = {
     r"packed ratio >= 50": "a network of 8,800 weights has no fifty times smaller file",
     r"prune\(sparsity=0\.9": "one or two epochs on 192 samples bring no such network back",
+    r"^(search|auto) ": "in seconds on a busy machine no trial may pass",
 }
 """Pattern of a command -> why its gate may fail here, with exit code 3."""
 MADE = {
     "recipe.toml": "init|model.onnx|--quiet",
     "model.lathe": "pack|model.onnx|--effort|fast|--quiet",
-    "int8.onnx": "model.onnx|--passes|fold, int8|--data|data.npz|--no-latency|--quiet|--out|made",
+    "int8.onnx": "model.onnx|--passes|fold, int8|--data|data.npz|--no-latency|--quiet|--out|quantized",
+    "made": "model.onnx|--passes|fold, int8|--data|data.npz|--no-latency|--quiet|--out|made",
     "build/model.onnx": "model.onnx|--passes|fold, int8|--data|data.npz|--no-latency|--quiet|--out|build",
 }
 """File that a command reads, where none before it has made it -> the command that makes it."""
@@ -104,8 +108,10 @@ def parsed(one: Command) -> None:
 
 
 def shorter(one: Command) -> list[str]:
-    """The command with trainings of one epoch, no times, and results that may be replaced."""
+    """The command with trainings of one epoch, short searches, no times, and results that may be replaced."""
     words = [re.sub(r"\bepochs([:=]) *\d+", r"epochs\g<1>1", word) for word in one.words]
+    if words[0] in ("search", "auto"):
+        words = [*words, "--budget", SEARCHED, "--jobs", "1", "--force"]
     for before, at in zip(words, range(1, len(words)), strict=False):
         if before == "--target":
             words[at] = re.sub(r"\bpack\b(?!\()", "pack(effort=fast)", words[at])
@@ -117,6 +123,11 @@ def shorter(one: Command) -> list[str]:
         *(["--no-latency"] if compiles and not times and "--no-latency" not in words else []),
         *(["--force"] if compiles and not {"--force", "--resume"} & {*words} else []),
     ]
+
+
+def shorter_script(text: str) -> str:
+    """The block of Python with short searches."""
+    return re.sub(r'budget="\w+"', f'budget="{SEARCHED}"', text)
 
 
 @contextlib.contextmanager
@@ -145,7 +156,7 @@ def made(text: str) -> None:
         if re.search(rf"(?<![\w/]){re.escape(needed)}(?!\w)", text) and not Path(needed).exists():
             assert main(made_by.split("|")) == 0
             if needed == "int8.onnx":
-                Path("made/model.onnx").rename(needed)
+                Path("quantized/model.onnx").rename(needed)
 
 
 def run(one: Command, folder: Path) -> int:
@@ -154,6 +165,11 @@ def run(one: Command, folder: Path) -> int:
             return main(shorter(one))
         with open(one.output, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
             return main(shorter(one))
+
+
+def allowed(one: Command) -> tuple[int, ...]:
+    """The exit codes that are right here."""
+    return (0, 3) if any(re.search(pattern, one.text) for pattern in MAY_FAIL_ITS_GATE) else (0,)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in TESTED_ELSEWHERE])
@@ -167,8 +183,7 @@ def test_the_commands_of_a_page_run(page: str, desk: Path, capsys: pytest.Captur
         capsys.readouterr()
         code = run(one, desk)
         said = capsys.readouterr()
-        allowed = (0, 3) if any(re.search(pattern, one.text) for pattern in MAY_FAIL_ITS_GATE) else (0,)
-        assert code in allowed, f"{one}\n{said.out[-1500:]}{said.err}"
+        assert code in allowed(one), f"{one}\n{said.out[-1500:]}{said.err}"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -181,7 +196,7 @@ def test_commands_within_sentences_are_understood(page: str) -> None:
 def test_the_python_of_a_page_runs(page: str, desk: Path) -> None:
     names: dict[str, object] = {}
     for block in scripts(page):
-        code = compile(block, page, "exec")
+        code = compile(shorter_script(block), page, "exec")
         if page not in FRAGMENTS:
             exec(code, names)
 
@@ -193,7 +208,7 @@ def test_the_recipes_of_a_page_are_recipes(page: str, tmp_path: Path) -> None:
         recipe = load_recipe(tmp_path / "recipe.toml")
         assert recipe.passes()
         assert configured_targets(recipe.targets)
-        assert parse_gates(recipe.gates) or not recipe.gates
+        assert parse_gates(recipe.gates, recipe.metrics) or not recipe.gates
 
 
 def test_the_pages_have_commands() -> None:
@@ -226,8 +241,9 @@ def test_help_ends_with_examples_that_run(word: str, desk: Path, capsys: pytest.
         made(text)
         if "completion" in text:
             pytest.importorskip("shtab")
-        code = run(Command("--help", text.removeprefix("optimize ")), desk)
-        assert code == 0, f"{text}\n{capsys.readouterr().err}"
+        one = Command("--help", text.removeprefix("optimize "))
+        code = run(one, desk)
+        assert code in allowed(one), f"{text}\n{capsys.readouterr().err}"
 
 
 def test_what_a_command_prints_as_json_is_json(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:

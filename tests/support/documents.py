@@ -107,6 +107,8 @@ def stand_ins(folder: Path) -> None:
     pixels = (255 * (0.8 * patterns[labels] + 0.2 * noise)).astype(np.uint8)
     model = _fitted(pixels.astype(np.float32) / 255, labels)
     onnx.save(model, folder / "model.onnx")
+    (folder / "elsewhere").mkdir()
+    onnx.save(model, folder / "elsewhere" / "model.onnx")
     for name in ("data", "digits", "images", "train", "test"):
         at = (
             slice(0, SAMPLES // 2)
