@@ -231,8 +231,8 @@ class Gate:
         known = [key for key in parts if key in candidate and not self.output]
         advice = f"; a gate may name another output: {known[0]}" if known else ""
         return (
-            f"gate '{self}' failed: {lost[-1]} could not be measured, since the output's shape or its "
-            f"infinite values are not the original's{advice}"
+            f"gate '{self}' failed: {lost[-1]} could not be measured, since the output's shape, or its "
+            f"NaN or infinite values, are not the original's{advice}"
         )
 
     def _worst(self, candidate: Mapping[str, float]) -> str:
