@@ -24,7 +24,7 @@ from decimal import Decimal
 
 from onnx_lathe.errors import UsageError, nearest
 from onnx_lathe.optimizer.judging.evidence import Evidence
-from onnx_lathe.optimizer.judging.intervals import Interval
+from onnx_lathe.optimizer.judging.intervals import Interval, NoIntervalError
 from onnx_lathe.optimizer.judging.metrics import METRICS, OTHER_NAMES, Kind, Metric, known_metric, of_data
 from onnx_lathe.optimizer.judging.numbers import UNITS, interval_words, remarks, shown
 
@@ -153,11 +153,11 @@ class Gate:
         if reason := self._unjudged(base, candidate):
             return Verdict(str(self), False, None, self.bound, None, reason)
         measured = self._measured(base, candidate)
-        interval = evidence.interval(self.key, self.form, self.relative)
+        interval, why_none = self._interval(evidence)
         judged = measured
         if evidence.confidence is not None and of_data(self.metric):
             if interval is None:
-                return self._without_interval(measured)
+                return self._without_interval(measured, why_none or "it is not known sample by sample")
             judged = interval.low if self.op[0] == ">" else interval.high
         margin = judged - self.bound if self.op[0] == ">" else self.bound - judged
         slack = TOLERANCE * max(1.0, abs(self.bound))
@@ -167,6 +167,8 @@ class Gate:
         said = self._said(
             base, candidate, measured, margin, passed, interval, evidence.confidence is not None
         )
+        if why_none:
+            said += f"; no interval: {why_none}"
         if tolerated:
             said += f", within the tolerance of {shown(allowed, self.kind, difference=True)}"
         verdict = (str(self), passed or tolerated, measured, self.bound, margin, said, interval)
@@ -192,9 +194,19 @@ class Gate:
         lost = base[self.metric] - new if self.form == "drop" else new - base[self.metric]
         return lost / base[self.metric] if self.relative else lost
 
-    def _without_interval(self, measured: float) -> Verdict:
+    def _interval(self, evidence: Evidence) -> tuple[Interval | None, str]:
+        """(the interval of what is measured, why there is none)."""
+        known = evidence.candidate.get(self.key)
+        if known is not None and known.costly and evidence.confidence is None:
+            return None, ""
+        try:
+            return evidence.interval(self.key, self.form, self.relative), ""
+        except NoIntervalError as reason:
+            return None, str(reason)
+
+    def _without_interval(self, measured: float, why: str) -> Verdict:
         reason = (
-            f"gate '{self}' failed: {self.key} has no interval here, since it is not known sample by sample; "
+            f"gate '{self}' failed: {self.key} has no interval here, since {why}; "
             "judge it by itself, without a confidence"
         )
         return Verdict(str(self), False, measured, self.bound, None, reason)

@@ -10,6 +10,7 @@ from onnx_lathe.optimizer.judging.evidence import EVERY, RATIO_UNIT, tolerance_t
 from onnx_lathe.optimizer.judging.metrics import METRICS, known_metric
 from onnx_lathe.optimizer.judging.numbers import shown
 from onnx_lathe.optimizer.recipe import Recipe
+from onnx_lathe.runtime.data import Truth
 from onnx_lathe.runtime.running.judged import Tasks
 from onnx_lathe.runtime.running.tasks.base import Task
 from onnx_lathe.runtime.running.tasks.classes import F1
@@ -54,9 +55,12 @@ def _written_for(gate: Gate) -> str:
     return f"by {gate.metric} itself; write {gate.metric}={shown(1, gate.kind).replace(' ', '')}"
 
 
-def reads_truth(recipe: Recipe) -> bool:
-    """Whether labels may be of any form, since a metric of the gates reads them."""
-    return bool(recipe.metrics) or any(known_metric(gate.metric).of_labels for gate in gates_of(recipe))
+def reads_truth(recipe: Recipe) -> Truth:
+    """What labels may be: of any form where a metric of the gates reads them."""
+    if recipe.metrics:
+        return Truth.OWN
+    asked = any(known_metric(gate.metric).of_labels for gate in gates_of(recipe))
+    return Truth.ANY if asked else Truth.CLASSES
 
 
 def tasks_of(recipe: Recipe) -> Tasks:

@@ -5,59 +5,29 @@
 | a share of samples, as top1 | score interval of Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927 |
 | the difference of two such shares | score interval of Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample design", Statistics in Medicine 1998: McNemar's test, inverted |
 | their ratio, for relative drops | hybrid Wilson interval of Bonett and Price, "Confidence Intervals for a Ratio of Binomial Proportions Based on Paired Data", Statistics in Medicine 2006 |
-| everything else | paired bootstrap of samples, by percentiles: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 |
+| everything else | paired bootstrap of samples: bootstrap.py |
 
 Both models are judged on the same samples, so that what makes a sample hard cancels out of their difference.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Protocol
 
 import numpy as np
 
-RESAMPLES = 1000
-COUNTS_AT_ONCE = 1 << 22
-"""Numbers of a block of resamples: 32 MB."""
+from onnx_lathe.optimizer.judging.bootstrap import bootstrapped
+from onnx_lathe.optimizer.judging.measured import Interval, NoIntervalError, Sampled
+
+__all__ = ["Interval", "NoIntervalError", "Sampled", "of_loss", "of_ratio", "of_value"]
+
 _STEPS = 60
 
 
-class Sampled(Protocol):
-    """A metric of one model, sample by sample; see runtime/running/tasks/samples.py."""
-
-    @property
-    def samples(self) -> int: ...
-
-    @property
-    def resamples(self) -> int:
-        """How often it is worth to draw them again."""
-
-    @property
-    def hits(self) -> np.ndarray | None:
-        """Bool [samples] where the metric is the share of samples that are right."""
-
-    def at(self, counts: np.ndarray) -> np.ndarray:
-        """Values [draws] with each sample counted so often, counts int [draws, samples]."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """`low` to `high` hold the true value in `confidence` of all cases; `samples` that it was found on."""
-
-    low: float
-    high: float
-    confidence: float
-    method: str
-    samples: int
-
-
 def of_value(one: Sampled, confidence: float) -> Interval:
-    """Of the metric itself."""
+    """Of the metric itself. As the others, raises NoIntervalError where there is none."""
     if one.hits is not None:
         low, high = wilson(int(one.hits.sum()), one.samples, confidence)
         return Interval(low, high, confidence, "Wilson", one.samples)
-    return _bootstrapped(lambda counts: one.at(counts), one, confidence)
+    return bootstrapped(lambda values: values, [one], confidence)
 
 
 def of_loss(base: Sampled, candidate: Sampled, confidence: float, sign: int, relative: bool) -> Interval:
@@ -74,22 +44,21 @@ def of_loss(base: Sampled, candidate: Sampled, confidence: float, sign: int, rel
         low, high = sorted((sign * low, sign * high))
         return Interval(low, high, confidence, method, base.samples)
 
-    def loss(counts: np.ndarray) -> np.ndarray:
-        before, after = base.at(counts), candidate.at(counts)
+    def loss(before: np.ndarray, after: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
-            return sign * (before - after) / (before if relative else 1)
+            return np.asarray(sign * (before - after) / (before if relative else 1))
 
-    return _bootstrapped(loss, base, confidence, candidate.resamples)
+    return bootstrapped(loss, [base, candidate], confidence)
 
 
 def of_ratio(base: Sampled, candidate: Sampled, confidence: float) -> Interval:
     """Of base / candidate."""
 
-    def ratio(counts: np.ndarray) -> np.ndarray:
+    def ratio(before: np.ndarray, after: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
-            return base.at(counts) / candidate.at(counts)
+            return np.asarray(before / after)
 
-    return _bootstrapped(ratio, base, confidence, candidate.resamples)
+    return bootstrapped(ratio, [base, candidate], confidence)
 
 
 def wilson(right: int, samples: int, confidence: float) -> tuple[float, float]:
@@ -138,29 +107,6 @@ def bonett_price(both: int, lost: int, won: int, confidence: float) -> tuple[flo
     z = _z(confidence) * a / (b + c)
     (low, high), (base_low, base_high) = (_wilson(one, seen, z) for one in (after, before))
     return low / base_high, high / base_low if base_low > 0 else float("inf")
-
-
-def resampled(samples: int, draws: int) -> Iterator[np.ndarray]:
-    """Counts int [some of the draws, samples] of samples drawn with replacement, always the same."""
-    generator = np.random.default_rng(0)
-    block = max(1, COUNTS_AT_ONCE // max(samples, 1))
-    for start in range(0, draws, block):
-        rows = min(block, draws - start)
-        drawn = generator.integers(0, samples, (rows, samples)) + samples * np.arange(rows)[:, None]
-        yield np.bincount(drawn.reshape(-1), minlength=rows * samples).reshape(rows, samples)
-
-
-def _bootstrapped(
-    value: Callable[[np.ndarray], np.ndarray], one: Sampled, confidence: float, most: int = RESAMPLES
-) -> Interval:
-    draws = min(one.resamples, most)
-    values = np.concatenate([value(counts) for counts in resampled(one.samples, draws)])
-    values = values[~np.isnan(values)]
-    tail = 100 * (1 - confidence) / 2
-    with np.errstate(invalid="ignore"):
-        ends = np.percentile(values, [tail, 100 - tail], method="nearest") if values.size else (np.nan,) * 2
-    low, high = ends
-    return Interval(float(low), float(high), confidence, f"bootstrap of {draws:,} resamples", one.samples)
 
 
 def _table(base: np.ndarray, candidate: np.ndarray) -> tuple[int, int, int]:

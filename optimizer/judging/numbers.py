@@ -50,6 +50,10 @@ def interval_words(interval: Interval, kind: Kind) -> str:
 def remarks(interval: Interval, limit: float | None, difference: bool) -> list[str]:
     """What these samples cannot tell: a difference from none, or, of an estimate, on which side of the limit it is."""
     said = []
+    if interval.widened:
+        said.append(
+            f"few of the {interval.samples:,} samples decide it, so its interval leaves room for what they do not show"
+        )
     if difference and interval.low <= 0 <= interval.high and interval.low < interval.high:
         said.append(f"these {interval.samples:,} samples cannot tell it from none")
     if limit is not None and interval.low <= limit <= interval.high and interval.low < interval.high:

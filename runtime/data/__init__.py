@@ -22,6 +22,7 @@ from onnx_lathe.runtime.data.images import ImageSource, open_images
 from onnx_lathe.runtime.data.memory import DataSpec, named, open_memory
 from onnx_lathe.runtime.data.preprocess import Preprocess, is_float, parse
 from onnx_lathe.runtime.data.source import Batch, DataSource, Split, overlap, split, take
+from onnx_lathe.runtime.data.truth import Truth
 from onnx_lathe.runtime.files.signature import InputSpec, model_classes, model_inputs
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "DataSpec",
     "InputSpec",
     "Split",
+    "Truth",
     "model_classes",
     "model_inputs",
     "named",
@@ -48,10 +50,10 @@ def open_source(
     preprocess: str | None = None,
     classes: int | None = None,
     class_names: ClassNames | None = None,
-    truth: bool = False,
+    truth: Truth = Truth.CLASSES,
 ) -> DataSource:
     """Opens data for a model with these inputs; `preprocess` is the --preprocess text, `classes` bounds the
-    labels, `class_names` gives class folders their indices. With `truth`, labels may be of any form.
+    labels, `class_names` gives class folders their indices. `truth` says what labels may be.
 
     Everything that can be known is checked now. Raises DataError (UsageError for `preprocess`) naming file,
     array and what is wanted.
@@ -78,7 +80,7 @@ def _open(
     options: Preprocess,
     classes: int | None,
     class_names: ClassNames | None,
-    truth: bool,
+    truth: Truth,
 ) -> DataSource:
     if isinstance(spec, Mapping) or callable(spec):
         return open_memory(spec, inputs, options, classes, truth)

@@ -16,7 +16,7 @@ from onnx_lathe.errors import DataError, first_few, nearest
 from onnx_lathe.runtime.data.fitting import Fit, feed, fit
 from onnx_lathe.runtime.data.preprocess import Feed, Preprocess, is_float
 from onnx_lathe.runtime.data.source import Batch, IndexedSource, check_labels, check_values, fingerprint
-from onnx_lathe.runtime.data.truth import read_truth
+from onnx_lathe.runtime.data.truth import Truth, content, read_truth
 from onnx_lathe.runtime.files.signature import InputSpec
 
 LABELS = "labels"
@@ -70,7 +70,7 @@ def open_arrays(
     inputs: Sequence[InputSpec],
     options: Preprocess,
     classes: int | None,
-    truth: bool = False,
+    truth: Truth = Truth.CLASSES,
 ) -> ArraySource:
     """The arrays of the archive, or of one part of it. Raises DataError naming file and array."""
     with _opened(path) as archive:
@@ -126,7 +126,7 @@ def arrays_in_memory(
     inputs: Sequence[InputSpec],
     options: Preprocess,
     classes: int | None,
-    truth: bool = False,
+    truth: Truth = Truth.CLASSES,
 ) -> ArraySource:
     """Arrays [N, ...] by the names of the model's inputs, and `labels`. Raises DataError naming the array."""
     wanted = [spec.name for spec in inputs]
@@ -134,7 +134,11 @@ def arrays_in_memory(
         source = arrays_in_memory(
             {name: array for name, array in given.items() if name != LABELS}, inputs, options, classes
         )
-        return _with_truth(source, given[LABELS], classes, IN_MEMORY)
+        source = _with_truth(source, given[LABELS], classes, IN_MEMORY, truth)
+        source.fingerprint = fingerprint(
+            source.fingerprint.encode(), str(content(source.truth or ())).encode()
+        )
+        return source
     try:
         arrays = {str(name): np.asarray(array) for name, array in given.items()}
     except ValueError as error:
@@ -164,7 +168,7 @@ def _made(
     inputs: Sequence[InputSpec],
     options: Preprocess,
     classes: int | None,
-    truth: bool = False,
+    truth: Truth = Truth.CLASSES,
 ) -> ArraySource:
     """The source of arrays that have been read; `path` and `prefix` are for messages."""
     feeds, fitted = _feeds(path, prefix, headers, inputs, options)
@@ -183,12 +187,14 @@ def _made(
     )
     source.description = f"{count:,} {'unlabelled' if labels is None else 'labelled'} samples"
     source.notes = tuple(filter(None, [fitted.note(inputs)]))
-    return source if given is None else _with_truth(source, given, classes, str(path))
+    return source if given is None else _with_truth(source, given, classes, str(path), truth)
 
 
-def _with_truth(source: ArraySource, labels: Any, classes: int | None, where: str) -> ArraySource:
+def _with_truth(
+    source: ArraySource, labels: Any, classes: int | None, where: str, form: Truth
+) -> ArraySource:
     """The source with labels of any form."""
-    source.truth, source.labels = read_truth(labels, source.count, classes, f"{where}: the labels")
+    source.truth, source.labels = read_truth(labels, source.count, classes, f"{where}: the labels", form)
     source.labelled = source.labels is not None
     source.description = source.description.replace("unlabelled", "labelled")
     return source

@@ -16,7 +16,7 @@ from onnx_lathe.runtime.data.arrays import LABELS
 from onnx_lathe.runtime.data.fitting import feed, fit, without_samples
 from onnx_lathe.runtime.data.preprocess import Feed, Preprocess
 from onnx_lathe.runtime.data.source import Batch, DataSource, check_labels, check_values, fingerprint
-from onnx_lathe.runtime.data.truth import read_truth
+from onnx_lathe.runtime.data.truth import Truth, read_truth
 from onnx_lathe.runtime.files.signature import InputSpec
 from onnx_lathe.runtime.user_code import import_file, shadowed
 
@@ -39,7 +39,7 @@ class FunctionSource(DataSource):
         inputs: Sequence[InputSpec],
         options: Preprocess,
         classes: int | None,
-        truth: bool = False,
+        truth: Truth = Truth.CLASSES,
     ):
         """`truth`: labels may be of any form."""
         self.function, self.guard, self.inputs, self.options, self.classes, self.truth = (
@@ -157,7 +157,9 @@ class FunctionSource(DataSource):
     def _ready(self, arrays: dict[str, np.ndarray], labels: Any, where: str) -> Batch | None:
         """None for a batch without samples in any of its arrays."""
         shapes = {name: array.shape for name, array in arrays.items()}
-        if without_samples(self.inputs, shapes) and (labels is None or np.size(labels) == 0):
+        if without_samples(self.inputs, shapes) and (
+            labels is None or not (np.size(labels) if isinstance(labels, np.ndarray) else len(labels))
+        ):
             return None
         fitted = fit(self.inputs, shapes, lambda name: f"{where}: '{name}'")
         self.notes = self.notes or tuple(filter(None, [fitted.note(self.inputs)]))
@@ -171,7 +173,7 @@ class FunctionSource(DataSource):
             ready[spec.name] = self.feeds[key](fitted.samples(spec.name, array))
         truth, said = None, f"{where}: the labels"
         if labels is not None and self.truth:
-            truth, labels = read_truth(labels, fitted.count, self.classes, said)
+            truth, labels = read_truth(labels, fitted.count, self.classes, said, self.truth)
         elif labels is not None:
             labels = check_labels(labels, fitted.count, self.classes, said)
         return Batch(ready, labels, per_call=fitted.per_call, truth=truth)
@@ -205,7 +207,7 @@ def open_function(
     inputs: Sequence[InputSpec],
     options: Preprocess,
     classes: int | None,
-    truth: bool = False,
+    truth: Truth = Truth.CLASSES,
 ) -> FunctionSource:
     """Imports the file and reads the function's first batch. Raises DataError with the type and line of
     what the user's code raises.

@@ -11,6 +11,7 @@ from onnx_lathe.runtime.data.arrays import IN_MEMORY, arrays_in_memory
 from onnx_lathe.runtime.data.functions import FunctionSource, UserCode
 from onnx_lathe.runtime.data.preprocess import Preprocess
 from onnx_lathe.runtime.data.source import DataSource, fingerprint
+from onnx_lathe.runtime.data.truth import Truth, content
 from onnx_lathe.runtime.files.signature import InputSpec
 
 FINGERPRINT_BATCH, FINGERPRINT_BATCHES = 64, 4
@@ -39,7 +40,7 @@ def open_memory(
     inputs: Sequence[InputSpec],
     options: Preprocess,
     classes: int | None,
-    truth: bool = False,
+    truth: Truth = Truth.CLASSES,
 ) -> DataSource:
     """Raises DataError naming the array, or the batch of the function, that does not fit the model."""
     if isinstance(spec, Mapping):
@@ -60,4 +61,7 @@ def _content(source: DataSource) -> bytes:
     for batch in itertools.islice(source.batches(FINGERPRINT_BATCH), FINGERPRINT_BATCHES):
         found += [array.tobytes() for array in batch.inputs.values()]
         found += [] if batch.labels is None else [batch.labels.tobytes()]
+        found += (
+            [] if batch.truth is None or batch.labels is not None else [str(content(batch.truth)).encode()]
+        )
     return b"".join(hashlib.sha256(part).digest() for part in found)

@@ -18,6 +18,7 @@ import onnxruntime
 
 from onnx_lathe.errors import DataError, ModelError
 from onnx_lathe.runtime.data import Batch, DataSource, take
+from onnx_lathe.runtime.data.truth import content
 from onnx_lathe.runtime.files.signature import fixed_batch
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.closeness import Slices
@@ -290,7 +291,8 @@ class _Piece:
 
 def _fingerprint(piece: _Piece) -> int:
     arrays = [*piece.inputs.values(), *([] if piece.labels is None else [piece.labels])]
-    return zlib.crc32(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
+    known = zlib.crc32(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
+    return known if piece.truth is None else zlib.crc32(str(content(piece.truth)).encode(), known)
 
 
 def _pieces(session: onnxruntime.InferenceSession, batch: Batch, one_by_one: bool) -> Iterator[_Piece]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnx_lathe.runtime.running.closeness import NO_SIGNAL, NOT_FINITE, Closeness, Slices
 from onnx_lathe.runtime.running.joins import Join
+from onnx_lathe.runtime.running.tasks.base import largest
 from onnx_lathe.runtime.running.tasks.samples import Measured, Sums, divided, mean, quotient, right
 
 Outputs = Mapping[str, np.ndarray]
@@ -91,10 +92,10 @@ class Scores:
     def _add_labels(self, name: str, output: np.ndarray, labels: np.ndarray) -> None:
         if classifies(output) and len(output) == len(labels):
             self._classes[name] = output.shape[1]
-            best = output.argmax(1) == labels
-            five = best
+            found = largest(output)
+            five = best = found == labels
             if output.shape[1] > 5:
-                five = (np.argpartition(-output, 5, axis=1)[:, :5] == labels[:, None]).any(1)
+                five = (np.argpartition(-output, 5, axis=1)[:, :5] == labels[:, None]).any(1) & (found >= 0)
         elif np.issubdtype(output.dtype, np.integer) and output.size == len(labels):
             five = best = output.reshape(-1) == labels
         else:
@@ -104,10 +105,10 @@ class Scores:
     def _compare_answers(self, name: str, original: np.ndarray, output: np.ndarray, count: int) -> None:
         if is_float(original) and not classifies(original):
             return
-        answers = original.argmax(1) if classifies(original) else original
+        answers = largest(original) if classifies(original) else original
         same = np.zeros(answers.shape, bool)
         if original.shape == output.shape:
-            given = output.argmax(1) if classifies(original) else output
+            given = largest(output) if classifies(original) else output
             same = np.asarray(given == answers)
         rows = count if _counts(answers, count) else 1
         found = np.full((rows, 2), answers.size / rows)
@@ -184,7 +185,7 @@ class Scores:
     def _sampled_closeness(self) -> dict[str, Sums]:
         compared = {name: one for name, one in self._close.items() if one.sqnr() is not None}
         cosines = {
-            f"cosine[{name}]": mean(values)
+            f"cosine[{name}]": mean(values, reach=0)  # what is equal is so because it computes the same
             for name, one in compared.items()
             if (values := one.cosines()) is not None
         }
@@ -192,7 +193,16 @@ class Scores:
         rows = {name: one.ratios() for name, one in compared.items()}
         ratios = {f"sqnr[{name}]": Sums(one, _ratio_db) for name, one in rows.items() if one is not None}
         whole = _least("sqnr", list(ratios.values())) if len(ratios) == len(rows) else {}
-        return found | ratios | whole
+        return found | ratios | whole | self._sampled_slices(rows)
+
+    def _sampled_slices(self, rows: Mapping[str, np.ndarray | None]) -> dict[str, Sums]:
+        """`rows`: of each output (signal, noise) of the whole and of its slices."""
+        found = {}
+        for name, slices in (self._slices or {}).items():
+            if (known := rows.get(name)) is not None:
+                for place, (channels, _) in enumerate(self._close[name].per_slice(slices), 1):
+                    found[f"sqnr[{name}][{channels}]"] = Sums(known[:, 2 * place : 2 * place + 2], _ratio_db)
+        return found
 
 
 def _least(name: str, each: Sequence[Sums]) -> dict[str, Sums]:
@@ -207,12 +217,14 @@ def _least(name: str, each: Sequence[Sums]) -> dict[str, Sums]:
         return np.min([one.value(part) for one, part in zip(each, parts, strict=True)], axis=0)
 
     ends = np.cumsum([one.rows.shape[1] for one in each])[:-1]
-    return {name: Sums(np.concatenate([one.rows for one in each], axis=1), least)}
+    reaches = {one.reach for one in each}
+    reach = reaches.pop() if len(reaches) == 1 else None
+    return {name: Sums(np.concatenate([one.rows for one in each], axis=1), least, reach=reach)}
 
 
 def _share(rows: np.ndarray) -> Sums:
     """Of answers that are the same; with one per sample, the share of samples."""
-    return right(rows[:, 0] > 0) if np.all(rows[:, 1] == 1) else quotient(*rows.T)
+    return right(rows[:, 0] > 0) if np.all(rows[:, 1] == 1) else quotient(rows[:, 0], rows[:, 1], reach=1)
 
 
 def _ratio_db(totals: np.ndarray) -> np.ndarray:

@@ -208,13 +208,13 @@ def test_the_twin_in_python_takes_functions_of_this_process(folder: Path) -> Non
         "candidate.onnx",
         ["mine >= 3", "sqnr >= 20"],
         data={"x": x, "labels": list(range(30))},
-        metrics={"mine": lambda answers, labels: 3.0 * (len(labels) == len(answers["y"]))},
+        metrics={"mine": lambda answers, labels: [3.0 + label / 30 for label in labels]},
         confidence=0.9,
         tolerance="sqnr=1dB",
     )
     assert found.passed
     assert len(found) == 2
-    assert found[0].measured == 3
+    assert found[0].measured == pytest.approx(3 + 29 / 60)
     assert found.samples == 30
     assert "ONNX Runtime" in found.kernels
     with pytest.raises(onnx_lathe.UsageError, match="--confidence 2"):
@@ -296,3 +296,64 @@ def test_an_axis_of_samples_that_is_not_the_first(
 def test_a_confidence_that_is_none(text: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["gate", "a.onnx", "b.onnx", "--gate", "size <= 1 MB", "--confidence", text]
     assert f"--confidence {text}: give 50% to 99.9%" in refused(capsys, command)
+
+
+OWN = """
+import numpy as np
+calls = []
+
+def only(answers, labels):
+    calls.append(1)
+    if len(set(labels)) < 4 or len(labels) != len(set(map(bytes, answers["y"]))):
+        raise ValueError("needs each sample once")
+    assert len(calls) < 5
+    return 0.75
+
+def odd():
+    yield np.eye(4, dtype=np.float32)[:3], [1, [1, 2], 2]
+
+def wrong():
+    yield np.eye(4, dtype=np.float32)[:3], [1, 2, 7]
+"""
+
+
+def test_a_metric_that_takes_no_resample(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is called once for each model, and has no interval."""
+    (folder / "own.py").write_text(OWN)
+    np.savez("data.npz", x=random(40, 4), labels=np.arange(40) % 4)
+    command = [*pair(PASSED_ON, 1), "--data", "data.npz", "--metric", "m=own.py:only", "--gate", "m >= 0.5"]
+    assert main(command) == 0
+    assert "interval" not in capsys.readouterr().out
+    assert main([*command, "--confidence", "95%"]) == 3
+    said = capsys.readouterr().out
+    assert "m has no interval here, since it cannot be computed of resamples" in said
+    assert "own.py:only: ValueError in line 8: needs each sample once" in said
+
+
+def test_labels_that_do_not_fit_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "own.py").write_text(OWN)
+    command = [*pair(PASSED_ON, 1), "--gate", "f1 >= 1%", "--data"]
+    assert "a label is list [1, 2], wanted is a class number" in refused(capsys, [*command, "own.py:odd"])
+    said = refused(capsys, [*command, "own.py:wrong"])
+    assert "own.py:wrong: batch 1: the labels holds 7, wanted are class numbers 0 to 3" in said
+
+
+def test_a_slice_has_an_interval(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "(float[n,4] x) => (float[n,8] y) { a = Mul(x, s) b = Mul(x, l) y = Concat<axis = 1>(a, b) }"
+    for name, scale in (("base", 1), ("candidate", 1.1)):
+        onnx.save(build(text, s=np.float32(scale), l=np.float32(1000)), f"{name}.onnx")
+    np.savez("data.npz", x=random(40, 4))
+    command = ["gate", "base.onnx", "candidate.onnx", "--quiet", "--data", "data.npz", "--confidence", "95%"]
+    assert main([*command, "--gate", "sqnr[y][0-3] >= 19"]) == 0
+    assert main([*command, "--gate", "sqnr[y][0-3] >= 21"]) == 3
+
+
+def test_few_samples_that_decide_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "own.py").write_text(
+        "def share(answers, labels):\n    return [0.5 * (number > 0) + 0.2 for number in range(len(labels))]\n"
+    )
+    np.savez("data.npz", x=random(40, 4), labels=np.arange(40) % 4)
+    command = [*pair(PASSED_ON, 1), "--data", "data.npz", "--metric", "m=own.py:share"]
+    (found,) = verdicts(capsys, command, "m >= 0.5")
+    assert found["interval"]["widened"] > 0
+    assert "few of the 40 samples decide it" in found["message"]

@@ -1,17 +1,19 @@
 """Confidence intervals: published values, and that they hold a known true difference as often as they say."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from onnx_lathe.optimizer.judging.bootstrap import resampled
 from onnx_lathe.optimizer.judging.intervals import (
     Interval,
+    NoIntervalError,
     bonett_price,
     of_loss,
     of_ratio,
     of_value,
-    resampled,
     tango,
     wilson,
 )
@@ -126,11 +128,12 @@ def test_a_ratio_of_nothing_is_not_bounded() -> None:
 def test_pairs_are_drawn_together() -> None:
     """A candidate that is always one above its base is so in every resample, however the base varies."""
     values = np.random.default_rng(0).normal(5, 3, 400)
-    found = of_loss(mean(values), mean(values + 1), 0.95, -1, False)
-    assert found.low == pytest.approx(1)
-    assert found.high == pytest.approx(1)
-    halved = of_ratio(mean(values), mean(values / 2), 0.95)
-    assert halved.low == pytest.approx(2)
+    little = np.random.default_rng(1).normal(1, 1e-3, 400)
+    found = of_loss(mean(values), mean(values + little), 0.95, -1, False)
+    assert found.low == pytest.approx(1, abs=1e-3)
+    assert found.high == pytest.approx(1, abs=1e-3)
+    halved = of_ratio(mean(values), mean(values / 2 * little), 0.95)
+    assert halved.low == pytest.approx(2, abs=1e-3)
     assert of_value(mean(values), 0.95).high - of_value(mean(values), 0.95).low > 0.3
 
 
@@ -140,7 +143,7 @@ def test_what_is_computed_anew_is_the_same_as_sums() -> None:
     sums = Sums(mean(values).rows, mean(values).value, resamples=100)
     one, other = of_value(anew, 0.9), of_value(sums, 0.9)
     assert (one.low, one.high) == pytest.approx((other.low, other.high))
-    assert one.method == "bootstrap of 100 resamples"
+    assert one.method == "bootstrap of 200 resamples"
 
 
 def test_resamples_are_always_the_same_and_whole() -> None:
@@ -154,3 +157,61 @@ def test_a_wider_confidence_is_a_wider_interval() -> None:
     base, candidate = map(right, pair(np.random.default_rng(0), 500, 0.9, 0.05, 0.01))
     near, far = (of_loss(base, candidate, confidence, 1, False) for confidence in (0.8, 0.99))
     assert far.low < near.low < near.high < far.high
+
+
+@pytest.mark.parametrize("samples, share", [(200, 0.005), (500, 0.004), (500, 0.01), (2000, 0.001)])
+def test_a_rise_by_few_rare_errors_lies_in_its_interval(samples: int, share: float) -> None:
+    """Of 10 words each, in a tenth of the samples one is wrong; the candidate errs in few more, or in none seen."""
+    generator, held, words = np.random.default_rng(7), 0, np.full(samples, 10.0)
+    for _ in range(PAIRS):
+        errors, more = generator.random(samples) < 0.1, generator.random(samples) < share
+        base, candidate = (
+            replace(quotient(one, words, reach=1), resamples=300) for one in (errors, errors + 1.0 * more)
+        )
+        held += holds(of_loss(base, candidate, 0.95, -1, False), share / 10)
+    assert held >= 0.94 * PAIRS
+
+
+def test_what_was_not_seen_has_room() -> None:
+    """By the rule of three, of the largest change that one sample shows; no more where many samples decide."""
+    words, none = np.full(1000, 10.0), np.zeros(1000)
+    seen = np.where(np.arange(1000) < 100, 2.0, 0.0)
+    same = of_loss(quotient(seen, words, 1), quotient(seen, words, 1), 0.95, -1, False)
+    assert same.high == pytest.approx(0.0037 * 0.2, rel=0.1)
+    assert same.low == -same.high
+    assert same.widened == same.high
+    faultless = of_loss(quotient(none, words, 1), quotient(none, words, 1), 0.95, -1, False)
+    assert faultless.high == pytest.approx(0.0037, rel=0.02)
+    value = of_value(quotient(none, words, 1), 0.95)
+    assert (value.low, value.high) == (0, faultless.high)
+    assert of_value(quotient(none + 1, words / 10, 1), 0.95).high == 1
+    many = of_loss(quotient(none, words, 1), quotient(seen, words, 1), 0.95, -1, False)
+    assert many.widened == 0
+    with pytest.raises(NoIntervalError, match="does not tell how far others may be"):
+        of_value(mean(none + 3), 0.95)
+
+
+def test_one_sample_that_decides_of_what_is_computed_anew() -> None:
+    hits = np.arange(400) < 399
+
+    def one(values: np.ndarray) -> Redrawn:
+        return Redrawn(
+            400, lambda counts: float(counts @ values / counts.sum()), float(values.mean()), reach=1
+        )
+
+    found = of_loss(one(np.ones(400)), one(hits * 1.0), 0.95, 1, False)
+    assert found.high > 4 / 400
+    assert found.widened > 0
+
+
+def test_a_high_confidence_draws_as_often_as_it_needs() -> None:
+    values = np.random.default_rng(0).normal(size=400)
+    assert of_value(mean(values), 0.99).method == "bootstrap of 2,000 resamples"
+    far = of_value(mean(values), 0.999)
+    assert far.method == "bootstrap of 20,000 resamples"
+    assert far.high - far.low == pytest.approx(2 * 3.29 * values.std() / 20, rel=0.1)
+    with pytest.raises(NoIntervalError, match=r"needs 40,000 resamples; ask for at most 99.9 %"):
+        of_value(mean(values), 0.9995)
+    anew = Redrawn(400, lambda counts: 1.0, 1.0)
+    with pytest.raises(NoIntervalError, match=r"needs 20,000 resamples; ask for at most 99.5 %"):
+        of_value(anew, 0.999)

@@ -169,3 +169,26 @@ def test_a_join_that_the_output_has_not_is_none() -> None:
     scores = Scores({"y": [Join(1, (1, 5)), Join(4, (1, 2))]})
     scores.add({"y": values}, None, {"y": values})
     assert scores.slices() == {}
+
+
+def test_what_is_not_a_number_is_no_answer() -> None:
+    """`argmax` would choose class 0, and the label and the original may be that."""
+    original = np.eye(6, dtype=np.float32)[[0, 0, 1]]
+    lost, labels = np.full_like(original, np.nan), np.array([0, 0, 1])
+    found, _ = judged({"y": original}, {"y": lost}, labels)
+    assert (found["top1"], found["top5"], found["agreement"]) == (0, 0, 0)
+    assert judged({"y": lost}, {"y": lost}, labels)[0]["agreement"] == 1
+
+
+def test_each_slice_is_known_sample_by_sample() -> None:
+    original = detections()
+    noisy = original.copy()
+    noisy[:, 4:] *= 1.1
+    joins = {"y": [Join(1, (4, 2))]}
+    base = Scores(joins)
+    base.add({"y": original}, None, {"y": original}, count=2)
+    scores = Scores(joins, base.slices())
+    scores.add({"y": noisy}, None, {"y": original}, count=2)
+    metrics, found = scores.metrics(), scores.sampled()
+    for key in ("sqnr[y][0-3]", "sqnr[y][4-5]"):
+        assert found[key].whole() == pytest.approx(metrics[key])

@@ -136,6 +136,9 @@ def test_a_file_of_symbols(tmp_path: Path) -> None:
         (F1("f1"), ["cat"] * 60, {"y": SCORES}, "a label is str cat, wanted is a class number"),
         (F1("f1"), CLASSES, {"y": SCORES[:, :1]}, r"no output is \[samples, classes\] or a class per sample: 'y' \[60, 1\]"),
         (F1("f1"), CLASSES, {"y": SCORES, "z": -SCORES}, "several outputs may be"),
+        (F1("f1"), [[1], [1, 2]], {"y": SCORES[:2]}, r"a label is list \[1, 2\], wanted is a class number"),
+        (F1("f1"), [0, 2**70], {"y": SCORES[:2]}, "a label is int 118.*, wanted is a class number"),
+        (MeanIoU(), [[[1], [1, 2]]], {"y": SCORES[:1]}, "the label of a sample has rows of several lengths"),
         (MeanIoU(), CLASSES, {"y": SCORES}, r"the label of a sample is int64 \[\]; wanted is the class of each pixel"),
         (MeanIoU(), MASKS * 30, {"y": SCORES}, "no output is .samples, classes, height, width"),
         (ErrorRate("wer", None), CLASSES, {"y": SCORES}, "a label is int64, wanted is a text"),
@@ -244,3 +247,46 @@ def test_a_package_that_is_missing_is_named(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UsageError, match=r'need jiwer: pip install "onnx-lathe\[metrics\]"'):
         measured(task, ["a"], Answer({"y": np.array(["a"])}, 1))
+
+
+LOST = np.full((60, 4), np.nan, np.float32)
+
+
+def test_what_is_not_a_number_is_no_answer() -> None:
+    """`argmax` would choose class 0, which most labels may be."""
+    zeros = [0] * 60
+    assert whole(F1("f1"), zeros, {"y": LOST}, 60) == 0
+    half = np.where(np.arange(60)[:, None] < 30, LOST, np.float32([1, 0, 0, 0]))
+    assert whole(F1("f1"), zeros, {"y": half}, 60) == pytest.approx(2 / 3)
+    masks = [np.zeros((2, 3), int), np.ones((2, 3), int)]
+    scores = np.stack([np.full((2, 2, 3), np.nan), np.eye(2)[1][:, None, None] * np.ones((2, 2, 3))])
+    assert whole(MeanIoU(), masks, {"y": scores.astype(np.float32)}, 2) == 0.5
+    symbols = Symbols(("a", "<blank>"), 1)
+    lost = np.full((1, 5, 2), np.nan, np.float32)
+    assert whole(ErrorRate("cer", symbols), ["aaa"], {"y": lost}, 1) == 1
+    lost[0, 0] = 1, 0
+    assert whole(ErrorRate("cer", symbols), ["a"], {"y": lost}, 1) == 1  # one that is not there
+
+
+def test_one_sample_may_come_with_its_axis_or_without() -> None:
+    for given in (SCORES[:1], SCORES[0]):
+        assert measured(F1("f1"), [SCORES[0].argmax()], Answer({"y": given}, 1, alone=True)).whole() == 1
+    scores = np.eye(3, dtype=np.float32)[FOUND[:1]].transpose(0, 3, 1, 2)
+    for given in (scores, scores[0], FOUND[:1], FOUND[0]):
+        assert measured(MeanIoU(), [FOUND[0]], Answer({"y": given}, 1, alone=True)).whole() == 1
+
+
+def test_class_numbers_may_be_of_any_size() -> None:
+    assert whole(F1("f1"), [0, 10**15], {"y": np.array([0, 10**15])}, 2) == 1
+
+
+def test_a_metric_of_ones_and_zeros_is_a_share(code: Path) -> None:
+    assert measured(Custom("mine", f"{code}:each"), CLASSES, answer(code)).hits is not None
+
+
+def test_a_resample_that_a_metric_cannot_take_is_one_line(code: Path) -> None:
+    code.write_text("def few(answers, labels):\n    return 1.0 if len(set(labels)) == 4 else [1.0, 2.0]\n")
+    found = measured(Custom("mine", f"{code}:few"), CLASSES, Answer({"y": SCORES}, 60))
+    assert found.costly
+    with pytest.raises(DataError, match=r"own.py:few gives \[2\] for a resample, not a number"):
+        found.at(np.array([[60] + [0] * 59]))

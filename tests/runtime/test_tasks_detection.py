@@ -188,3 +188,19 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(UsageError, match=r'need pycocotools: pip install "onnx-lathe\[metrics\]"'):
         require_pycocotools()
+
+
+@pytest.mark.parametrize(
+    "boxes, classes, said",
+    [
+        ([[0, 0, 1, 1], [1]], [1, 2], "a label: 'boxes' is of several lengths, wanted are numbers"),
+        ([[0, 0, 1, 1]], ["cat"], "a label: 'labels' is of type <U3, wanted are numbers"),
+        (None, [1], "a label: 'boxes' is of type object"),
+    ],
+)
+def test_labels_that_are_no_numbers_are_one_line(boxes: Any, classes: Any, said: str) -> None:
+    collector = MeanAveragePrecision("map").start()
+    found = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0), "scores": np.zeros(0)}
+    with pytest.raises(DataError, match=said) as refused:
+        collector.add(Answer({}, 1, processed=[found]), [{"boxes": boxes, "labels": classes}])
+    assert "\n" not in str(refused.value)

@@ -25,10 +25,12 @@ class Answer:
     alone: bool = False
     processed: Sequence[Any] | None = None
 
-    def each(self, output: np.ndarray) -> np.ndarray | None:
-        """The output with an axis of samples in front; None if it has none."""
+    def each(self, output: np.ndarray, rank: int | None = None) -> np.ndarray | None:
+        """The output with an axis of samples in front; None if it has none. `rank`: of one that has it, where that is known:
+        a single sample may come with it, as [1, classes].
+        """
         if self.alone:
-            return output[None]
+            return output if output.ndim == rank and len(output) == 1 else output[None]
         return output if output.ndim and len(output) == self.count else None
 
 
@@ -52,6 +54,19 @@ class Task(ABC):
     @abstractmethod
     def start(self) -> Collector:
         """For one model."""
+
+
+def as_array(value: Any) -> np.ndarray | None:
+    """What a user gave; None where it is none, as rows of several lengths."""
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError):
+        return None
+
+
+def largest(scores: np.ndarray, axis: int = 1) -> np.ndarray:
+    """Which score along the axis is the largest; -1, which no label is, where one is NaN, that `argmax` would choose."""
+    return np.where(np.isnan(scores.max(axis)), -1, scores.argmax(axis))
 
 
 def labelled(labels: Sequence[Any] | None, metric: str, form: str) -> Sequence[Any]:

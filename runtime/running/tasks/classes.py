@@ -10,10 +10,19 @@ from typing import Any
 import numpy as np
 
 from onnx_lathe.errors import DataError
-from onnx_lathe.runtime.running.tasks.base import Answer, Collector, Task, fitting, labelled
+from onnx_lathe.runtime.running.tasks.base import (
+    Answer,
+    Collector,
+    Task,
+    as_array,
+    fitting,
+    labelled,
+    largest,
+)
 from onnx_lathe.runtime.running.tasks.samples import Measured, Redrawn
 
 FORM = "its class number"
+LARGEST = np.iinfo(np.int64).max
 
 
 class F1(Task):
@@ -40,11 +49,11 @@ class _Counting(Collector):
             return _numbers(answer.processed, f"metric '{self.name}': what postprocess gives for a sample")
         found: dict[str, np.ndarray] = {}
         for name, output in answer.outputs.items():
-            rows = answer.each(output)
+            rows = answer.each(output, rank=2)
             if rows is None:
                 continue
             if rows.ndim == 2 and rows.shape[1] > 1 and np.issubdtype(rows.dtype, np.floating):
-                found[name] = rows.argmax(1)
+                found[name] = largest(rows)
             elif np.issubdtype(rows.dtype, np.integer) and rows.size == answer.count:
                 found[name] = rows.reshape(-1)
         if (
@@ -59,45 +68,37 @@ class _Counting(Collector):
         if not self.pairs:
             return {}
         labels, answers = np.concatenate(self.pairs, axis=1)
-        classes = int(max(labels.max(), answers.max())) + 1
+        classes, places = np.unique(np.concatenate([[-1, 0, 1], labels, answers]), return_inverse=True)
         binary = self.name == "f1_binary"
-        if binary and classes > 2:
+        if binary and classes[-1] > 1:
             raise DataError(
-                f"metric 'f1_binary' is of two classes, and class {classes - 1} occurs; gate 'f1', the mean over classes"
+                f"metric 'f1_binary' is of two classes, and class {classes[-1]} occurs; gate 'f1', the mean over classes"
             )
+        wanted, given = np.split(places[3:], 2)  # the first is -1: no answer
 
         def of(counts: np.ndarray) -> float:
-            return _f1(labels, answers, counts, max(classes, 2), binary)
+            return _f1(wanted, given, counts, len(classes), slice(2, None) if binary else slice(1, None))
 
         once = np.ones(len(labels), np.int64)
-        return {self.name: Redrawn(len(labels), of, of(once), resamples=1000)}
+        return {self.name: Redrawn(len(labels), of, of(once), resamples=1000, reach=1)}
 
 
-def _f1(labels: np.ndarray, answers: np.ndarray, counts: np.ndarray, classes: int, binary: bool) -> float:
-    """Of class 1, or the mean over the classes that occur, with each sample counted so often; NaN if none does."""
+def _f1(labels: np.ndarray, answers: np.ndarray, counts: np.ndarray, classes: int, judged: slice) -> float:
+    """The mean over those of the judged classes that occur, with each sample counted so often; NaN if none does."""
     same = labels == answers
-    right = np.bincount(labels[same], counts[same], classes)
-    every = np.bincount(labels, counts, classes) + np.bincount(answers, counts, classes)
-    if binary:
-        right, every = right[1:], every[1:]
+    right = np.bincount(labels[same], counts[same], classes)[judged]
+    every = (np.bincount(labels, counts, classes) + np.bincount(answers, counts, classes))[judged]
     known = every > 0
     return float(np.mean(2 * right[known] / every[known])) if known.any() else float("nan")
 
 
 def _numbers(values: Sequence[Any], what: str) -> np.ndarray:
     """Class numbers int64 [samples]."""
-    found = np.array(
-        [np.asarray(value).reshape(-1) for value in values], dtype=object if not values else None
-    )
-    if (
-        found.ndim != 2
-        or found.shape[1] != 1
-        or not np.issubdtype(found.dtype, np.integer)
-        or found.min() < 0
-    ):
-        raise DataError(f"{what} is {_shown(values)}, wanted is a class number, 0 or more")
-    return found[:, 0].astype(np.int64)
-
-
-def _shown(values: Sequence[Any]) -> str:
-    return f"{type(values[0]).__name__} {str(values[0])[:40]}" if len(values) else "missing"
+    found = []
+    for value in values:
+        one = as_array(value)
+        if one is None or one.size != 1 or one.dtype.kind not in "iu" or not 0 <= one.min() <= LARGEST:
+            shown = f"{type(value).__name__} {' '.join(str(value).split())[:40]}"
+            raise DataError(f"{what} is {shown}, wanted is a class number, 0 or more")
+        found.append(int(one.reshape(-1)[0]))
+    return np.array(found, np.int64)

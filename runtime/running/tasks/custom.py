@@ -17,7 +17,7 @@ import numpy as np
 from onnx_lathe.errors import DataError, UsageError
 from onnx_lathe.runtime.data.functions import UserCode, load_named
 from onnx_lathe.runtime.running.tasks.base import POSTPROCESS, Answer, Collector, Task
-from onnx_lathe.runtime.running.tasks.samples import Measured, Redrawn, mean
+from onnx_lathe.runtime.running.tasks.samples import Measured, Redrawn, mean, right
 
 
 def load(spec: str | Callable[..., Any], what: str) -> tuple[Callable[..., Any], UserCode]:
@@ -107,7 +107,8 @@ class _Kept(Collector):
                 f"{self.task.guard.where} gives a number that is not finite; say what such samples count"
             )
         if found.ndim == 1 and len(found) == self.count:
-            return {self.task.name: mean(found)}
+            share = bool(np.isin(found, (0, 1)).all())
+            return {self.task.name: right(found > 0) if share else mean(found)}
         if found.size != 1:
             raise DataError(
                 f"{self.task.guard.where} gives {list(found.shape)} for {self.count} samples; "
@@ -115,9 +116,14 @@ class _Kept(Collector):
             )
 
         def of(counts: np.ndarray) -> float:
-            return float(self._called(kept, np.repeat(once, counts)).reshape(()))
+            again = self._called(kept, np.repeat(once, counts))
+            if again.size != 1:
+                raise DataError(
+                    f"{self.task.guard.where} gives {list(again.shape)} for a resample, not a number"
+                )
+            return float(again.reshape(()))
 
-        return {self.task.name: Redrawn(self.count, of, float(found.reshape(())))}
+        return {self.task.name: Redrawn(self.count, of, float(found.reshape(())), costly=True)}
 
     def _called(self, kept: Mapping[str, Any], rows: np.ndarray) -> np.ndarray:
         answers: Any = {name: _taken(value, rows) for name, value in kept.items()}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from onnx_lathe.errors import DataError, UsageError
-from onnx_lathe.runtime.running.tasks.base import POSTPROCESS, Answer, Collector, Task, labelled
+from onnx_lathe.runtime.running.tasks.base import POSTPROCESS, Answer, Collector, Task, as_array, labelled
 from onnx_lathe.runtime.running.tasks.samples import Measured, Redrawn
 
 FORM = '{"boxes": [n, 4] of x1, y1, x2, y2, "labels": [n]} of the picture'
@@ -50,7 +50,9 @@ class _Pictures(Collector):
         matches = _Matches(self.wanted, self.found)
         kept = THRESHOLDS[self.name]
         value = matches.averaged(kept)
-        return {self.name: Redrawn(len(self.wanted), lambda counts: matches.redrawn(counts, kept), value)}
+        return {
+            self.name: Redrawn(len(self.wanted), lambda counts: matches.redrawn(counts, kept), value, reach=1)
+        }
 
 
 class _Matches:
@@ -169,12 +171,18 @@ def _boxes(given: Any, scored: bool, where: str) -> dict[str, np.ndarray]:
             else type(given).__name__
         )
         raise DataError(f"{where} is {has}; wanted is {form}")
-    found = {key: np.asarray(given[key]) for key in (*keys, *(["iscrowd"] if "iscrowd" in given else []))}
+    found: dict[str, np.ndarray] = {}
+    for key in (*keys, *(["iscrowd"] if "iscrowd" in given else [])):
+        array = as_array(given[key])
+        if array is None or (array.size and array.dtype.kind not in "biuf"):
+            has = "of several lengths" if array is None else f"of type {array.dtype}"
+            raise DataError(f"{where}: '{key}' is {has}, wanted are numbers; wanted is {form}")
+        found[key] = array
     count = len(found["labels"].reshape(-1))
     found["boxes"] = found["boxes"].reshape(-1, 4) if found["boxes"].size == 4 * count else found["boxes"]
     for key, array in found.items():
         shape = (count, 4) if key == "boxes" else (count,)
-        if array.shape != shape or (array.size and not np.isfinite(array.astype(np.float64)).all()):
+        if array.shape != shape or (array.size and not np.isfinite(array).all()):
             raise DataError(
                 f"{where}: '{key}' is {list(array.shape)}, wanted are finite numbers {list(shape)}"
             )

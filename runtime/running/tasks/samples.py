@@ -17,6 +17,11 @@ class Sums:
     share: bool = False
     """The first column says of each sample whether it is right, and the metric is their share."""
     resamples: int = 1000
+    reach: float | None = None
+    """By how much one sample may change, its own value being all of the metric, where no two were seen to differ; None if
+    that is not known.
+    """
+    costly: bool = False
 
     @property
     def samples(self) -> int:
@@ -29,6 +34,10 @@ class Sums:
     def at(self, counts: np.ndarray) -> np.ndarray:
         """Values [draws] with each sample counted so often, counts [draws, samples]."""
         return self.value(counts @ self.rows)
+
+    def repeated(self, rows: np.ndarray, times: int) -> np.ndarray:
+        """Values with each of these samples so often more, beside all once, [rows]."""
+        return self.value(self.rows.sum(0) + times * self.rows[rows])
 
     def whole(self) -> float:
         """Of every sample once; NaN where there is nothing to divide by."""
@@ -43,6 +52,10 @@ class Redrawn:
     of: Callable[[np.ndarray], float]
     value: float
     resamples: int = 200
+    reach: float | None = None
+    """As of Sums."""
+    costly: bool = False
+    """Whether it is computed anew only for those who ask for confidence."""
 
     @property
     def hits(self) -> np.ndarray | None:
@@ -50,6 +63,11 @@ class Redrawn:
 
     def at(self, counts: np.ndarray) -> np.ndarray:
         return np.array([self.of(row) for row in counts])
+
+    def repeated(self, rows: np.ndarray, times: int) -> np.ndarray:
+        """As of Sums."""
+        once = np.ones(self.samples, np.int64)
+        return np.array([self.of(once + times * (np.arange(self.samples) == row)) for row in rows])
 
     def whole(self) -> float:
         return self.value
@@ -60,17 +78,19 @@ Measured = Sums | Redrawn
 
 def right(hits: np.ndarray) -> Sums:
     """The share of samples that are right, bool [samples]."""
-    return Sums(hits.reshape(-1, 1).astype(np.float64), lambda totals: totals[..., 0] / len(hits), share=True)
+    return Sums(
+        hits.reshape(-1, 1).astype(np.float64), lambda totals: totals[..., 0] / len(hits), share=True, reach=1
+    )
 
 
-def quotient(above: np.ndarray, below: np.ndarray) -> Sums:
+def quotient(above: np.ndarray, below: np.ndarray, reach: float | None = None) -> Sums:
     """The sum of one number per sample over that of another."""
-    return Sums(np.stack([above, below], axis=1).astype(np.float64), divided)
+    return Sums(np.stack([above, below], axis=1).astype(np.float64), divided, reach=reach)
 
 
-def mean(values: np.ndarray) -> Sums:
+def mean(values: np.ndarray, reach: float | None = None) -> Sums:
     """Of one number per sample."""
-    return quotient(values, np.ones(len(values)))
+    return quotient(values, np.ones(len(values)), reach)
 
 
 def divided(totals: np.ndarray) -> np.ndarray:

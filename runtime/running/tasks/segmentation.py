@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from onnx_lathe.errors import DataError
-from onnx_lathe.runtime.running.tasks.base import POSTPROCESS, Answer, Collector, Task, fitting, labelled
+from onnx_lathe.runtime.running.tasks.base import (
+    POSTPROCESS,
+    Answer,
+    Collector,
+    Task,
+    as_array,
+    fitting,
+    labelled,
+    largest,
+)
 from onnx_lathe.runtime.running.tasks.samples import Measured, Sums
 
 IGNORED = 255
@@ -49,7 +58,7 @@ class _Intersections(Collector):
         for row, sample in zip(rows, self.counts, strict=True):
             for name, both in sample.items():
                 row[:, place[name]] = both
-        return {"miou": Sums(rows.reshape(len(rows), -1), _mean)} if classes else {}
+        return {"miou": Sums(rows.reshape(len(rows), -1), _mean, reach=1)} if classes else {}
 
 
 def _mean(totals: np.ndarray) -> np.ndarray:
@@ -68,6 +77,7 @@ def _overlaps(mask: np.ndarray, found: np.ndarray) -> dict[int, tuple[int, int]]
             int(((mask == name) | (found == name)).sum()),
         )
         for name in np.union1d(mask, found)
+        if name >= 0  # no answer is no class
     }
 
 
@@ -75,7 +85,7 @@ def _answers(answer: Answer, shape: tuple[int, ...]) -> Sequence[np.ndarray]:
     """Classes [height, width] of each sample, by the one output that gives some."""
     found: dict[str, np.ndarray] = {}
     for name, output in answer.outputs.items():
-        rows = answer.each(output)
+        rows = answer.each(output, rank=4)
         if rows is None:
             continue
         if np.issubdtype(rows.dtype, np.integer) and rows.ndim in (3, 4):
@@ -86,13 +96,15 @@ def _answers(answer: Answer, shape: tuple[int, ...]) -> Sequence[np.ndarray]:
             last = rows.shape[1:3] == shape and rows.shape[2:4] != shape
             axis = 3 if last else 1
             if rows.shape[axis] > 1:
-                found[name] = rows.argmax(axis)
+                found[name] = largest(rows, axis)
     name = fitting(found, answer, "miou", "[samples, classes, height, width] or classes of pixels")
     return list(found[name])
 
 
 def _mask(value: Any, what: str) -> np.ndarray:
-    mask = np.asarray(value)
+    mask = as_array(value)
+    if mask is None:
+        raise DataError(f"metric 'miou': {what} has rows of several lengths; wanted is {FORM}")
     if mask.ndim == 3 and 1 in (mask.shape[0], mask.shape[-1]):
         mask = mask.squeeze(0 if mask.shape[0] == 1 else -1)
     if mask.ndim != 2 or not (np.issubdtype(mask.dtype, np.integer) or mask.dtype == np.bool_):

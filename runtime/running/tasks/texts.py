@@ -12,11 +12,21 @@ from typing import Any
 import numpy as np
 
 from onnx_lathe.errors import DataError, UsageError
-from onnx_lathe.runtime.running.tasks.base import POSTPROCESS, Answer, Collector, Task, fitting, labelled
+from onnx_lathe.runtime.running.tasks.base import (
+    POSTPROCESS,
+    Answer,
+    Collector,
+    Task,
+    fitting,
+    labelled,
+    largest,
+)
 from onnx_lathe.runtime.running.tasks.samples import Measured, quotient
 
 FORM = "its text"
 BLANK, SPACE = "<blank>", "<space>"
+UNREADABLE = "\ufffd"
+"""Of a place whose scores are not numbers."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +42,11 @@ class Symbols:
 
     def read(self, scores: np.ndarray) -> str:
         """The text of scores [places, symbols]."""
-        best = scores.argmax(1)
-        kept = best[np.flatnonzero(np.diff(best, prepend=-1))]
+        best = largest(scores)
+        kept = best[np.flatnonzero(np.diff(best, prepend=-2))]
         blank = 0 if self.blank is None else self.blank
         texts = self.texts if self.blank is not None else (BLANK, *self.texts)
-        return "".join(texts[symbol] for symbol in kept if symbol != blank)
+        return "".join(texts[symbol] if symbol >= 0 else UNREADABLE for symbol in kept if symbol != blank)
 
 
 def read_symbols(path: str | Path) -> Symbols:
@@ -82,7 +92,7 @@ class _Errors(Collector):
         rows = np.array(self.rows, np.float64).reshape(-1, 2)
         if rows[:, 1].sum() == 0:
             raise DataError(f"metric '{self.name}': all labels are empty texts; give some with words")
-        return {self.name: quotient(rows[:, 0], rows[:, 1])}
+        return {self.name: quotient(rows[:, 0], rows[:, 1], reach=1)}
 
     def _texts(self, answer: Answer) -> list[str]:
         found: dict[str, list[str]] = {}
