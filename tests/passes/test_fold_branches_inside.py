@@ -6,8 +6,8 @@ import pytest
 
 from onnx_lathe.passes.graph.bodies import parts
 from onnx_lathe.passes.graph.model import import_model
-from tests.passes.test_fold import fold
 from tests.support.builders import build, random, run
+from tests.support.folding import fold
 
 CHOICE = """If (c) < then_branch = a () => (float[2, 4] q) { q = Neg (v) }, else_branch = b () => (float[2, 4] r) { r = Exp (v) } >"""
 IN_LOOP = f"""(float[2, 4] x) => (float[2, 4] y) {{
