@@ -108,7 +108,7 @@ def test_a_tolerance_is_of_what_a_gate_judges(folder: Path, capsys: pytest.Captu
         ("top1=5x", "top1 takes points; write top1=5%"),
     ):
         assert reason in refused(capsys, [*relative, "--tolerance", tolerance])
-    assert "gate 'size <= 1000000' is judged by size itself; write size=1B" in refused(
+    assert "gate 'size <= 1 MB' is judged by size itself; write size=1B" in refused(
         capsys, [*command, "--gate", "size <= 1MB", "--tolerance", "size=1x"]
     )
 
