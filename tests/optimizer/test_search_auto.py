@@ -30,7 +30,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """With a model and labels that are its own answers, as current directory."""
     model = build(NETWORK, w1=random(12, 64), w2=random(64, 6))
     onnx.save(model, tmp_path / "model.onnx")
-    inputs = random(400, 12)
+    inputs = random(2000, 12)  # enough to tell a drop of 10 points, and to confirm the winner
     labels = onnx_lathe.open(model).run(["y"], {"x": inputs})[0].argmax(1)
     np.savez(tmp_path / "data.npz", x=inputs, labels=labels)
     monkeypatch.chdir(tmp_path)
@@ -39,7 +39,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def automatic(*more: str) -> list[str]:
     return [
-        "auto", "model.onnx", "--data", "data.npz", "--gate", "top1 drop <= 10%", "--budget", "40s", "--trials", "25",
+        "auto", "model.onnx", "--data", "data.npz", "--gate", "top1 drop <= 10%", "--budget", "60s", "--trials", "60", "--margin", "3",
         "--threads", "1", "--quiet", *more,
     ]  # fmt: skip
 

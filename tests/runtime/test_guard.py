@@ -217,7 +217,7 @@ WAYS: dict[str, Callable[[onnx.ModelProto, Path], object]] = {
     "calibrator": lambda model, path: StreamingCalibrator(DATA).statistics(model, ["h"]),
     "comparer": lambda model, path: OutputComparer(DATA, 4).compare(model, model),
     "packed": lambda model, path: ort.session(packed(model, path)),
-    "gate": lambda model, path: api.gate(packed(model, path), path, "sqnr >= 10"),
+    "gate": lambda model, path: onnx_lathe.gate(packed(model, path), path, "sqnr >= 10"),
 }
 
 
