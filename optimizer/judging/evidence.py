@@ -57,10 +57,10 @@ class Evidence:
 
 
 def parse_confidence(text: str) -> float:
-    """Of "95%" or "0.95". Raises UsageError for less than a half, or for certainty."""
+    """Of "95%" or "0.95". Raises UsageError for less than a half, or for more than 99.9 %."""
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(%?)", text.strip())
     value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
-    if not 0.5 <= value < 1:
+    if not 0.5 <= round(value, 9) <= 0.999:
         raise UsageError(f"--confidence {text}: give 50% to 99.9%, such as 95%")
     return value
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.judging.bootstrap import resampled
+from onnx_lathe.optimizer.judging.evidence import parse_confidence
 from onnx_lathe.optimizer.judging.intervals import (
     Interval,
     NoIntervalError,
@@ -215,3 +217,9 @@ def test_a_high_confidence_draws_as_often_as_it_needs() -> None:
     anew = Redrawn(400, lambda counts: 1.0, 1.0)
     with pytest.raises(NoIntervalError, match=r"needs 20,000 resamples; ask for at most 99.5 %"):
         of_value(anew, 0.999)
+
+
+def test_a_confidence_is_at_most_what_is_offered() -> None:
+    assert parse_confidence("99.9%") == pytest.approx(0.999)
+    with pytest.raises(UsageError, match=r"give 50% to 99\.9%"):
+        parse_confidence("99.95%")
