@@ -307,6 +307,6 @@ def _worse(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]
         return after[name] < before[name] - (SPARSITY_NOTED if name == "sparsity" else 0.0)
 
     # `sqnr` says what cosine does, in finer steps; of a metric of the user's nobody knows which way is worse
-    told = [name for name in before.keys() & after.keys() if name in METRICS or "[" in name]
+    told = [name for name in before if name in after and (name in METRICS or "[" in name)]
     worse = [name for name in told if not name.startswith("cosine") and falls(name)]
     return [name for name in worse if "[" not in name or name.split("[")[0] not in worse]
