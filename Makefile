@@ -45,7 +45,7 @@ docs: .venv/ready-docs
 
 .venv/ready: pyproject.toml constraints.txt | .venv/bin/python
 	@if [ -n "$(TORCH_INDEX)" ]; then $(BIN)/pip install -q -c constraints.txt torch --index-url $(TORCH_INDEX); fi
-	$(BIN)/pip install -q -c constraints.txt -e ".[train,rtx,ncnn,metrics,search,dev]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[train,rtx,ncnn,litert,qnn,coreml,metrics,search,dev]"
 	@touch $@
 
 benchmarks: .venv/ready
