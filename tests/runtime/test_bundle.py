@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from onnx_lathe.errors import ModelError, UsageError
-from onnx_lathe.runtime.targets.bundle import description
+from onnx_lathe.runtime.targets.bundle import description, verify_script
+from onnx_lathe.runtime.targets.bundle.examples import Examples, write_examples
 from onnx_lathe.runtime.targets.bundle.literals import (
     c_float,
     c_string,
@@ -20,6 +22,7 @@ from onnx_lathe.runtime.targets.bundle.literals import (
 )
 from onnx_lathe.runtime.targets.bundle.pixels import pixels_of
 from onnx_lathe.runtime.targets.bundle.ports import Port
+from onnx_lathe.runtime.targets.ncnn import verify
 from tests.support.house import ROOT
 
 PICTURE = Port(
@@ -107,3 +110,74 @@ def test_channels_may_come_first_or_last_in_the_model() -> None:
     assert (first.channel_axis, first.made, other.channel_axis, other.made) == (1, (32, 24), 3, (8, 8))
     with pytest.raises(UsageError, match="gives 2 values per channel, but the input has 3 channels"):
         pixels_of("mean=1,2", [PICTURE])
+
+
+def test_a_tensor_becomes_what_the_file_holds_and_comes_back() -> None:
+    values = np.random.default_rng(0).uniform(-2, 2, (1, 3, 32, 24)).astype(np.float32)
+    held = verify_script.as_file(values, PICTURE.as_json())
+    assert (held.shape, held.dtype) == ((1, 32, 24, 3), np.int8)
+    steps = np.clip(np.rint(values / np.float32(0.02)) - 3, -128, 127)
+    np.testing.assert_array_equal(held, steps.transpose(0, 2, 3, 1))
+    back = verify_script.as_model(held, PICTURE.as_json())
+    np.testing.assert_allclose(back, values, atol=0.0101)
+    blob = replace(PICTURE, shape=(3, 32, 24), axes=(1, 2, 3), type="float32", scale=None, zero_point=None)
+    held = verify_script.as_file(values, blob.as_json())
+    np.testing.assert_array_equal(held, values[0])
+    np.testing.assert_array_equal(verify_script.as_model(held, blob.as_json()), values)
+    with pytest.raises(verify_script.VerifyError, match="has 2 dimensions, not 3"):
+        verify_script.as_model(held[0], blob.as_json())
+
+
+def test_a_scalar_and_whole_numbers() -> None:
+    one = Port("n", "n", (), "int32", (), "int64", (), ())
+    assert verify_script.as_file(np.array(7, np.int64), one.as_json()).dtype == np.int32
+    assert verify_script.as_model(np.array([7], np.int32), one.as_json()).shape == ()
+
+
+def test_errors_are_those_that_the_build_measures() -> None:
+    """The script cannot import Lathe: the two are held alike here."""
+    generator = np.random.default_rng(1)
+    wanted = generator.standard_normal((2, 5)).astype(np.float32)
+    cases = [
+        wanted + np.float32(1e-3),
+        wanted,
+        wanted[:1],
+        np.where(wanted > 0, np.nan, wanted),
+        wanted * 1e-5,
+    ]
+    for floor in (0.0, 3.0):
+        for measure, build in (("largest", verify._largest), ("length", verify._relative)):
+            said = {"measure": measure, "floor": floor}
+            for case in cases:
+                assert verify_script.error_of(case, wanted, said) == build(case, wanted, floor)
+    whole = np.arange(4)
+    assert verify_script.error_of(np.array([0, 1, 2, 4]), whole, {"measure": "largest", "floor": 0.0}) == 0.25
+
+
+def test_examples_that_are_too_large_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [({"image": np.zeros((1, 3, 32, 24), np.float32)}, {"scores": np.zeros((1, 10), np.float32)})]
+    stored = Examples(calls, "largest", {"scores": 1e-4}, {})
+    path = tmp_path / "model.examples.npz"
+    monkeypatch.setattr("onnx_lathe.runtime.targets.bundle.examples.LARGEST_BYTES", 100)
+    assert write_examples(path, [PICTURE], [SCORES], stored) is None
+    assert not path.exists()
+    monkeypatch.undo()
+    found = write_examples(path, [PICTURE], [SCORES], stored)
+    jsonschema.validate(json.loads(json.dumps(described(tmp_path, examples=found))), SCHEMA)
+
+
+def test_the_script_refuses_what_is_no_description(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "model.json"
+    for text, reason in (
+        ("{", "is no description"),
+        ('{"format": 1}', "has format 1, this script reads 2"),
+        ('{"format": 2, "examples": null}', "no inputs and outputs are stored"),
+        ("[]", "is no description"),
+    ):
+        table.write_text(text)
+        assert verify_script.main([str(table)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert reason in line
+    assert verify_script.main([str(tmp_path / "absent.json")]) == 2

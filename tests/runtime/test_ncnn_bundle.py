@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -27,7 +28,7 @@ from tests.support.house import ROOT
 
 pytest.importorskip("ncnn")
 IMAGENET = "mean=123.7,116.3,103.5 std=58.4,57.1,57.4"
-FILES = ("param", "bin", "json", "example.cpp", "README.md")
+FILES = ("param", "bin", "json", "example.cpp", "README.md", "examples.npz", "verify.py")
 
 
 def small(folder: Path) -> Path:
@@ -91,11 +92,51 @@ def test_the_run_of_a_recipe_hands_its_preprocessing_on(
 
 def test_what_is_listed_is_there_and_no_placeholder_is_left(bundle: Path) -> None:
     assert {path.name for path in bundle.glob("model.ncnn.*")} == {f"model.ncnn.{name}" for name in FILES}
-    for name in FILES[2:]:
+    for name in FILES[2:5]:
         text = (bundle / f"model.ncnn.{name}").read_text()
         assert not re.search(r"(?<!\$)\$[a-z_]+|\$\{[a-z_]+\}", text.replace("$ANDROID_NDK", ""))
     report = json.loads((bundle / "report.json").read_text())
     assert sorted(report["targets"][0]["files"]) == sorted(f"model.ncnn.{name}" for name in FILES)
+
+
+def verified(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The script, by a Python that finds nothing of Lathe."""
+    command = [sys.executable, "-I", str(folder / "model.ncnn.verify.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_script_compares_with_stored_outputs(bundle: Path) -> None:
+    done = verified(bundle, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["agrees"]
+    assert [one["output"] for one in found["outputs"]] == ["map", "scores"]
+    assert all(0 < one["error"] <= one["allowed"] <= 1e-4 for one in found["outputs"])
+    said = described(bundle)
+    with np.load(bundle / said["examples"]["file"]) as stored:
+        assert stored["input_0_0"].shape == (1, 3, 16, 16)
+        np.testing.assert_allclose(stored["output_0_1"], stored["output_0_0"].mean((2, 3)), rtol=1e-4)
+
+
+def test_the_script_names_an_output_that_differs_and_a_file_that_was_changed(bundle: Path) -> None:
+    weights, table = bundle / "model.ncnn.bin", bundle / "model.ncnn.json"
+    raw = bytearray(weights.read_bytes())
+    raw[7] ^= 0x80  # the sign of the first weight
+    weights.write_bytes(raw)
+    done = verified(bundle)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "model.ncnn.bin: is not the file that was written" in done.stderr
+    said = described(bundle)
+    said["files"]["model.ncnn.bin"]["sha256"] = hashlib.sha256(raw).hexdigest()
+    table.write_text(json.dumps(said))
+    done = verified(bundle)
+    assert done.returncode == 1
+    assert "DIFFERS  map: error" in done.stdout
+    (bundle / "model.ncnn.examples.npz").unlink()
+    done = verified(bundle)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "model.ncnn.examples.npz: No such file" in line
 
 
 def test_without_a_bundle_the_description_stays(tmp_path: Path) -> None:

@@ -20,6 +20,30 @@ def files(rows: Sequence[tuple[str, str]]) -> str:
     return f"| file | |\n|---|---|\n{table}"
 
 
+def example_rows(names: Mapping[str, str], package: str) -> list[tuple[str, str]]:
+    """Rows for `files`, of stored inputs and outputs and of the script that compares them, where there are any.
+
+    `names`: of the files by kind; `package`: what runs the model, to install.
+    """
+    if "script" not in names:
+        return []
+    return [
+        (
+            names["examples"],
+            "inputs, with what ONNX Runtime computes of them; the application does not need it",
+        ),
+        (
+            names["script"],
+            f"`python {names['script']}` runs the network on them, on a desktop; needs `pip install {package} numpy`",
+        ),
+    ]
+
+
+def verifying(names: Mapping[str, str]) -> str:
+    """Behind `measured`: how to do it again, where that can be done."""
+    return f" `python {names['script']}` compares again." if "script" in names else ""
+
+
 def ports(inputs: Sequence[Port], outputs: Sequence[Port], called: str = "name", typed: bool = True) -> str:
     """A table of what goes in and out. `called`: the target's word for a tensor in its file; `typed`: whether types are
     worth a column.

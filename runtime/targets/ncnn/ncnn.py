@@ -89,7 +89,8 @@ class Ncnn(Target):
             "how pixels become input, as --preprocess says it, for the C++ example; a run's own if it has one",
         )
         bundle: bool = option(
-            True, "a C++ example for Android and iOS, and a README for the application's developer"
+            True,
+            "a C++ example for Android and iOS, a README for the application's developer, and stored examples to verify with",
         )
 
         def __post_init__(self) -> None:
@@ -245,7 +246,8 @@ class Ncnn(Target):
             )
         if notes:
             found["notes"] = notes
-        Bundle.of(param).write(written, proto, options, found["verified"])
+        stored = verify.examples(samples, results)
+        Bundle.of(param).write(written, proto, options, found["verified"], stored)
         return found
 
     def open(self, artifact: Artifact, options: Any, threads: int = 1) -> Session | None:

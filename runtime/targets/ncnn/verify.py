@@ -16,6 +16,7 @@ import onnx
 from onnx_lathe.errors import ModelError, TargetError
 from onnx_lathe.layout import LAYOUT
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.bundle.examples import Examples
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion
 from onnx_lathe.runtime.targets.ncnn.process import outputs_of
 from onnx_lathe.runtime.targets.ncnn.requantize import is_int8
@@ -46,11 +47,16 @@ for INT8 it is a quarter of a step.
 
 @dataclass(frozen=True)
 class Agreement:
-    """By output: how far ncnn is from ONNX Runtime, and how far it may be."""
+    """By output: how far ncnn is from ONNX Runtime, how far it may be, and what ONNX Runtime computes (`wanted`); `floors`
+    as `_floors` gives them. `by_length`: whether distances are those of `_relative`, not of `_largest`.
+    """
 
     found: Mapping[str, float]
     allowed: Mapping[str, float]
     version: str
+    wanted: Mapping[str, np.ndarray]
+    floors: Mapping[str, float]
+    by_length: bool
 
     def worst(self) -> str:
         return max(self.found, key=lambda name: self.found[name] / self.allowed[name])
@@ -149,7 +155,7 @@ def agreement(
             moved = {name: max(moved[name], distance(name, rounded[name])) for name in wanted}
         most = MOST_QUANTIZED if quantized or half else MOST
         allowed = {name: max(least, min(TIMES_ROUNDING * moved[name], most)) for name in wanted}
-    return Agreement(found, allowed, version)
+    return Agreement(found, allowed, version, wanted, floors, quantized)
 
 
 def _floors(model: onnx.ModelProto) -> dict[str, float]:
@@ -193,6 +199,17 @@ def check(result: Agreement) -> None:
             f"ncnn {result.version} computes another output '{name}' than ONNX Runtime: it is off by "
             f"{result.found[name]:.1e} of its size, {result.allowed[name]:.1e} are allowed; nothing is written"
         )
+
+
+def examples(samples: Sequence[Mapping[str, np.ndarray]], results: Sequence[Agreement]) -> Examples:
+    """The samples, with what ONNX Runtime computes of each; an output may err as far as in the sample that allows most."""
+    last = results[-1]
+    return Examples(
+        [(feeds, result.wanted) for feeds, result in zip(samples, results, strict=True)],
+        "length" if last.by_length else "largest",
+        {name: max(result.allowed[name] for result in results) for name in last.allowed},
+        last.floors,
+    )
 
 
 def report(result: Agreement) -> dict[str, Any]:

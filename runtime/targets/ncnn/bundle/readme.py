@@ -44,7 +44,7 @@ def readme(
                 f"## Android\n\n{ANDROID.format(**names)}",
                 f"## iOS\n\n{IOS.format(**names)}",
                 f"## Options\n\nSet before the network is loaded (`configure` in the example).\n\n{_options(names, *options)}",
-                f"## Measured where this was built\n\n{parts.measured(verified)}",
+                f"## Measured where this was built\n\n{parts.measured(verified)}{parts.verifying(names)}",
                 f"## Tune\n\n{_tune(names, convolutions)}",
             )
         )
@@ -61,6 +61,7 @@ def _files(names: Mapping[str, str]) -> str:
             "inputs, outputs, preprocessing, algorithms, SHA-256 of the files; the application does not need it",
         ),
         (names["example"], "C++ that loads, feeds, reads and tunes this network"),
+        *parts.example_rows(names, "ncnn"),
     )
     return f"{parts.files(rows)}\n\n{UNCHECKED}"
 

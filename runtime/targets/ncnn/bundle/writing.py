@@ -1,6 +1,6 @@
 """Writes what lies beside a network's two files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,9 @@ import onnx
 
 from onnx_lathe.runtime.targets.bundle import description
 from onnx_lathe.runtime.targets.bundle.description import describe, put
-from onnx_lathe.runtime.targets.ncnn.bundle.describe import convolutions
+from onnx_lathe.runtime.targets.bundle.examples import Examples, write_examples, write_script
+from onnx_lathe.runtime.targets.bundle.pixels import Pixels
+from onnx_lathe.runtime.targets.ncnn.bundle.describe import Chosen, convolutions
 from onnx_lathe.runtime.targets.ncnn.bundle.example import example
 from onnx_lathe.runtime.targets.ncnn.bundle.pixels import pixels_of
 from onnx_lathe.runtime.targets.ncnn.bundle.readme import readme
@@ -28,10 +30,12 @@ class Bundle:
     table: Path
     example: Path
     readme: Path
+    examples: Path
+    script: Path
 
     @classmethod
     def of(cls, param: Path) -> "Bundle":
-        endings = (".bin", ".json", ".example.cpp", ".README.md")
+        endings = (".bin", ".json", ".example.cpp", ".README.md", ".examples.npz", ".verify.py")
         return cls(param, *(param.with_suffix(ending) for ending in endings))
 
     def write(
@@ -40,52 +44,44 @@ class Bundle:
         model: onnx.ModelProto,
         options: Any,
         verified: Mapping[str, Any] | None = None,
+        examples: Examples | None = None,
     ) -> tuple[Path, ...]:
         """Writes the description and, if the options want it, the example and the README. `verified`: what came of
         the comparison with ONNX Runtime. Returns all files that there are now.
         """
-        halves = options.profile != "arm64-fp32" and bool((verified or {}).get("fits_float16", True))
         pixels = pixels_of(options.preprocess, written.inputs)
         chosen = convolutions(written.layers, model, options.profile)
-        inputs, outputs = ([shared(port) for port in ports] for ports in (written.inputs, written.outputs))
+        ports = [shared(port) for port in written.inputs], [shared(port) for port in written.outputs]
+        stored = None
+        if options.bundle and examples is not None:
+            stored = write_examples(self.examples, *ports, examples)
+        choices = {
+            "storage": options.storage,
+            "profile": options.profile,
+            "convolutions": [one.as_json() for one in chosen],
+        }
+        files = [self.param, self.weights]
+        versions = {"ncnn": str(package().__version__)}
         described = describe(
-            "ncnn",
-            [self.param, self.weights],
-            inputs,
-            outputs,
-            pixels,
-            {
-                "storage": options.storage,
-                "profile": options.profile,
-                "convolutions": [one.as_json() for one in chosen],
-            },
-            verified=verified,
-            libraries={"ncnn": str(package().__version__)},
+            "ncnn", files, *ports, pixels, choices, verified=verified, examples=stored, libraries=versions
         )
         description.write(self.table, described)
         if not options.bundle:
-            return self.param, self.weights, self.table
-        put(
-            self.example,
-            example(
-                f"{self.param.name}, written by Lathe {VERSION}",
-                (self.param.name, self.weights.name),
-                halves,
-                written.inputs,
-                written.outputs,
-                chosen,
-                pixels,
-            ),
-        )
-        by_kind = {"param": self.param, "bin": self.weights, "json": self.table, "example": self.example}
-        text = readme(
-            {kind: path.name for kind, path in by_kind.items()},
-            inputs,
-            outputs,
-            pixels,
-            len(chosen),
-            (options.profile, options.storage),
-            verified,
-        )
-        put(self.readme, text)
-        return self.param, self.weights, self.table, self.example, self.readme
+            return *files, self.table
+        halves = options.profile != "arm64-fp32" and bool((verified or {}).get("fits_float16", True))
+        put(self.example, self._example(written, chosen, pixels, halves))
+        made = {"param": self.param, "bin": self.weights, "json": self.table, "example": self.example}
+        if stored is not None:
+            write_script(self.script)
+            made |= {"examples": self.examples, "script": self.script}
+        names = {kind: path.name for kind, path in made.items()}
+        settings = options.profile, options.storage
+        put(self.readme, readme(names, *ports, pixels, len(chosen), settings, verified))
+        return *made.values(), self.readme
+
+    def _example(
+        self, written: Conversion, chosen: Sequence[Chosen], pixels: Pixels | str, halves: bool
+    ) -> str:
+        names = self.param.name, self.weights.name
+        title = f"{self.param.name}, written by Lathe {VERSION}"
+        return example(title, names, halves, written.inputs, written.outputs, chosen, pixels)
