@@ -49,3 +49,34 @@ def _by_pkg_config() -> list[str]:
     asked = ["pkg-config", "--cflags-only-I", "ncnn"]
     found = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
     return [word.removeprefix("-I") for word in found.stdout.split() if word.startswith("-I")]
+
+
+LITERT_VARIABLE = "LITERT_INCLUDE"
+
+
+def litert_headers() -> Path | None:
+    """The folder with litert/ and tflite/ of LiteRT's sources (or absl/ too), as the variable LITERT_INCLUDE says."""
+    given = os.environ.get(LITERT_VARIABLE)
+    wanted = ("litert/cc/litert_compiled_model.h", "tflite/c/c_api.h", "absl/types/span.h")
+    return Path(given) if given and all((Path(given) / name).is_file() for name in wanted) else None
+
+
+def missing_litert() -> str:
+    """Why nothing can be compiled against LiteRT; empty if it can."""
+    if compiler() is None:
+        return "there is no C++ compiler"
+    return (
+        ""
+        if litert_headers()
+        else f"LiteRT's headers are not at hand ({LITERT_VARIABLE} may name their folder)"
+    )
+
+
+def litert_compile_errors(source: Path, standard: str) -> str:
+    """What the compiler says of a source, warnings included; nothing is linked. LiteRT's own headers need Clang, or
+    GCC's -fpermissive.
+    """
+    command = [compiler() or "", f"-std={standard}", "-fpermissive", "-Wall", "-Wextra", "-fsyntax-only"]
+    command += ["-isystem", str(litert_headers()), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return "\n".join(line for line in done.stderr.splitlines() if str(source) in line or "error" in line)

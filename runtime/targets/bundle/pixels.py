@@ -83,3 +83,17 @@ def _frame(
     if height is None or width is None:
         return None, None
     return (height, width), (height, width)
+
+
+def framed(pixels: Pixels) -> str:
+    """A sentence: what becomes of the picture's size."""
+    if pixels.made is None or pixels.resized is None:
+        return "The picture keeps its size."
+    middle = f"then the middle {pixels.made[1]} x {pixels.made[0]} (width x height) is taken"
+    if isinstance(pixels.resized, int):
+        return f"The shorter side becomes {pixels.resized} pixels, {middle}."
+    if pixels.resized == pixels.made:
+        return f"The picture is stretched to {pixels.made[1]} x {pixels.made[0]} (width x height)."
+    return (
+        f"The picture is stretched to {pixels.resized[1]} x {pixels.resized[0]} (width x height), {middle}."
+    )

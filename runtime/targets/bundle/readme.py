@@ -39,9 +39,11 @@ def example_rows(names: Mapping[str, str], package: str) -> list[tuple[str, str]
     ]
 
 
-def verifying(names: Mapping[str, str]) -> str:
-    """Behind `measured`: how to do it again, where that can be done."""
-    return f" `python {names['script']}` compares again." if "script" in names else ""
+def classes(names: Sequence[str]) -> str:
+    """A sentence on the names of the classes; nothing where none are known."""
+    if not names:
+        return ""
+    return f"The answers are {len(names)} classes, named in the examples and, under `classes`, in the description."
 
 
 def ports(inputs: Sequence[Port], outputs: Sequence[Port], called: str = "name", typed: bool = True) -> str:
@@ -81,21 +83,25 @@ def _type(port: Port) -> str:
 
 
 def pixels(found: Pixels | str, function: str, swap: str) -> str:
-    """The section on pictures. `function`: of the example, which makes an input of one; `swap`: what to do where
-    blue comes first.
+    """The section on pictures. `function`: what makes an input of one in the example; `swap`: what to do where blue
+    comes first. Both are Markdown.
     """
     if isinstance(found, str):
         return f"## Pixels\n\nThe application computes the inputs itself: {found}."
     mean, norm = (", ".join(f"{value:.9g}" for value in values) for values in (found.mean, found.norm))
     order = ORDER[found.order].format(swap=swap)
     return (
-        f"## Pixels\n\n`{function}` makes the input of a picture of four bytes per pixel: `(pixel - mean) * norm`\n\n"
+        f"## Pixels\n\n{function} makes the input of a picture of four bytes per pixel: `(pixel - mean) * norm`\n\n"
         f"| mean | norm |\n|---|---|\n| {mean} | {norm} |\n\n{order}"
     )
 
 
-def measured(verified: Mapping[str, Any] | None) -> str:
-    """What running it here has shown."""
+def measured(verified: Mapping[str, Any] | None, names: Mapping[str, str]) -> str:
+    """The section on what running it here has shown, and how to do so again. `names`: of the files by kind."""
+    return f"## Measured where this was built\n\n{_measured(verified)}{_again(names)}"
+
+
+def _measured(verified: Mapping[str, Any] | None) -> str:
     if verified is None:
         return "The files were not run here."
     return (
@@ -103,3 +109,7 @@ def measured(verified: Mapping[str, Any] | None) -> str:
         f"(output `{verified['worst_output']}`; {verified['allowed']:.1e} are allowed). Accuracy and latency there are in Lathe's "
         "`report.json`, under `targets`. No time was measured on a phone."
     )
+
+
+def _again(names: Mapping[str, str]) -> str:
+    return f" `python {names['script']}` compares again." if "script" in names else ""

@@ -30,7 +30,7 @@ from onnx_lathe.runtime.targets.ncnn import verify
 from onnx_lathe.runtime.targets.ncnn.algorithms import count_chosen, wanted
 from onnx_lathe.runtime.targets.ncnn.between import decided_within
 from onnx_lathe.runtime.targets.ncnn.branches import decided
-from onnx_lathe.runtime.targets.ncnn.bundle.writing import Bundle
+from onnx_lathe.runtime.targets.ncnn.bundle.writing import bundle
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import param_text, write_weights
 from onnx_lathe.runtime.targets.ncnn.further import sized_tensors
@@ -195,7 +195,7 @@ class Ncnn(Target):
             write_weights(written.layers, file, half)
         with replacing(param) as file:
             file.write(param_text(written.layers).encode())
-        paths = Bundle.of(param).write(written, proto, options)
+        paths = bundle(param, written, proto, options)
         int8 = sum(map(is_int8, written.layers))
         details = {
             "layers": len(written.layers),
@@ -247,7 +247,7 @@ class Ncnn(Target):
         if notes:
             found["notes"] = notes
         stored = verify.examples(samples, results)
-        Bundle.of(param).write(written, proto, options, found["verified"], stored)
+        bundle(param, written, proto, options, found["verified"], stored)
         return found
 
     def open(self, artifact: Artifact, options: Any, threads: int = 1) -> Session | None:

@@ -1,11 +1,10 @@
 """The README of a network, for the developer of the application that runs it."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from onnx_lathe.runtime.targets.bundle import readme as parts
 from onnx_lathe.runtime.targets.bundle.pixels import Pixels
-from onnx_lathe.runtime.targets.bundle.ports import Port
+from onnx_lathe.runtime.targets.bundle.writing import Written
 
 HALF = {
     "arm64-fp32": "Arithmetic is in float32: `configure` turns float16 off.",
@@ -21,34 +20,23 @@ ncnn does not smooth when it makes a picture smaller, as Pillow does: pixels of 
 network was judged on. `kanna_rotate` turns a camera's picture first."""
 
 
-def readme(
-    names: Mapping[str, str],
-    inputs: Sequence[Port],
-    outputs: Sequence[Port],
-    pixels: Pixels | str,
-    convolutions: int,
-    options: tuple[str, str],
-    verified: Mapping[str, Any] | None,
-) -> str:
+def readme(names: Mapping[str, str], written: Written, convolutions: int, options: tuple[str, str]) -> str:
     """Markdown. `names`: of the files by kind; `convolutions`: how many have a choice of algorithms; `options`: the
     target's profile and storage.
     """
-    mat = f"{MAT} {found}" if (found := parts.bounded(inputs)) else MAT
-    return (
-        "\n\n".join(
-            (
-                f"# {names['param']}: a network for ncnn",
-                _files(names),
-                f"{parts.ports(inputs, outputs, 'blob', typed=False)}\n\n{mat}",
-                _pixels(pixels),
-                f"## Android\n\n{ANDROID.format(**names)}",
-                f"## iOS\n\n{IOS.format(**names)}",
-                f"## Options\n\nSet before the network is loaded (`configure` in the example).\n\n{_options(names, *options)}",
-                f"## Measured where this was built\n\n{parts.measured(verified)}{parts.verifying(names)}",
-                f"## Tune\n\n{_tune(names, convolutions)}",
-            )
+    mat = f"{MAT} {found}" if (found := parts.bounded(written.inputs)) else MAT
+    return "\n\n".join(
+        (
+            f"# {names['param']}: a network for ncnn",
+            _files(names),
+            f"{parts.ports(written.inputs, written.outputs, 'blob', typed=False)}\n\n{mat}",
+            _pixels(written.pixels),
+            f"## Android\n\n{ANDROID.format(**names)}",
+            f"## iOS\n\n{IOS.format(**names)}",
+            f"## Options\n\nSet before the network is loaded (`configure` in the example).\n\n{_options(names, *options)}",
+            parts.measured(written.verified, names),
+            f"## Tune\n\n{_tune(names, convolutions)}",
         )
-        + "\n"
     )
 
 
@@ -67,7 +55,7 @@ def _files(names: Mapping[str, str]) -> str:
 
 
 def _pixels(pixels: Pixels | str) -> str:
-    found = parts.pixels(pixels, "from_rgba", "take `PIXEL_RGBA2BGR` in `from_rgba`")
+    found = parts.pixels(pixels, "`from_rgba`", "take `PIXEL_RGBA2BGR` in `from_rgba`")
     return found if isinstance(pixels, str) else found + LAYOUTS
 
 

@@ -1,0 +1,1 @@
+"""Core ML's `.mlpackage`, written through coremltools' MIL builder."""
