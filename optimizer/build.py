@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 
 from onnx_lathe.errors import ContractError, ExitCode, LatheError, ModelError, TargetError, UsageError
+from onnx_lathe.optimizer import contest
 from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.judging.unjudged import unjudged
 from onnx_lathe.optimizer.lowering import lowered
@@ -113,34 +114,31 @@ def _naming(target: Target) -> Iterator[None]:
 def build_all(run: Run) -> None:
     """Lowers and judges for every target, then builds. Sets the record's exit code and outcome.
 
-    Nothing is built when a gate fails for one of them. A failed build is recorded, and the others are built
-    all the same. Files appear in the output folder together, at the end.
+    Nothing is built when a gate fails for the only target; of several, the others are built for the table that
+    compares them (`contest`), and nothing is kept. A failed build is recorded, and the others are built all the same.
+    Files appear in the output folder together, at the end.
     """
     record, out = run.record, run.request.out
     with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as scratch:
         ready = [(target, *_lower(run, target, config, Path(scratch))) for target, config in run.targets]
-        if any(not verdict.passed for verdict in record.gates):
+        failing = {verdict.subject for verdict in record.gates if not verdict.passed}
+        if failing and len(ready) == 1:
             record.end(ExitCode.GATE_FAILED)
             return
         results = Path(scratch) / "results"
         results.mkdir()
-        wrong_use = False
+        entries, wrong_use = [], False
         for target, config, model, found in ready:
             record.targets.append(found)
-            if found.error:
-                continue
-            run.ui.status(f"building {target.name}")
-            try:
-                artifact = _build(run, target, config, model, results, found)
-                judge_opened(run, target, config, artifact, found)
-            except LatheError as error:
-                wrong_use |= isinstance(error, UsageError)
-                found.error = str(error)
-                found.files, found.size_bytes = [], 0
-                _remove(target, results)
-            listed = {name for one in record.targets for name in one.files}
-            # such as a failed build's log
-            found.files += sorted(set(_names(results.rglob("*"), results)) - listed)
+            built: Artifact | LatheError | None = None
+            if not found.error and target.name not in failing:
+                built = _built(run, target, config, model, results, found)
+                wrong_use |= isinstance(built, UsageError)
+            artifact = built if isinstance(built, Artifact) else None
+            entries.append(contest.Entry(target, config, found, artifact, model))
+        if len(entries) > 1:
+            run.ui.status("comparing the targets")
+            record.comparison = contest.compare(run, entries)
         if any(not verdict.passed for verdict in record.gates):
             for found in record.targets:
                 found.files, found.size_bytes = [], 0
@@ -148,14 +146,39 @@ def build_all(run: Run) -> None:
             return
         for path in results.iterdir():
             path.replace(out / path.name)
-    own = [target for target, *_ in ready if target.lowering is not None or not target.opened]
-    failed = {found.name for found in record.targets if found.error}
-    built = [target.name for target in own if target.name not in failed]
-    if told := unjudged(run.gates, built, record.gates):
-        record.warnings.append(told)
-        run.ui.note(f"warning: {told}")
+    _tell_unjudged(run)
     if any(found.error for found in record.targets):
         record.end(ExitCode.WRONG_USE if wrong_use else ExitCode.TARGET_FAILED)
+
+
+def _built(
+    run: Run, target: Target, config: Any, model: Path, results: Path, found: TargetRecord
+) -> Artifact | LatheError:
+    """What was built, measured and judged, or the error that the record names."""
+    run.ui.status(f"building {target.name}")
+    built: Artifact | LatheError
+    try:
+        built = _build(run, target, config, model, results, found)
+        judge_opened(run, target, config, built, found)
+    except LatheError as error:
+        built = error
+        found.error = str(error)
+        found.files, found.size_bytes = [], 0
+        _remove(target, results)
+    listed = {name for one in run.record.targets for name in one.files}
+    # such as a failed build's log
+    found.files += sorted(set(_names(results.rglob("*"), results)) - listed)
+    return built
+
+
+def _tell_unjudged(run: Run) -> None:
+    """Warns of gates on sizes and times that did not see what was built."""
+    own = [target for target, _ in run.targets if target.lowering is not None or not target.opened]
+    failed = {found.name for found in run.record.targets if found.error}
+    built = [target.name for target in own if target.name not in failed]
+    if told := unjudged(run.gates, built, run.record.gates):
+        run.record.warnings.append(told)
+        run.ui.note(f"warning: {told}")
 
 
 def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, Path, TargetRecord]:

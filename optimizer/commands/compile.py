@@ -79,6 +79,7 @@ def build(arguments: list[str]) -> int:
     _add_reading_options(parser)
     _add_force(parser)
     _add_no_html(parser)
+    _add_markdown(parser)
     add_threads(parser)
     add_output_options(parser, "the run record")
     options = parser.parse_args(arguments)
@@ -98,12 +99,20 @@ def build(arguments: list[str]) -> int:
 
 def _run(request: Request, options: argparse.Namespace) -> int:
     from onnx_lathe.optimizer import pipeline, reporting
+    from onnx_lathe.optimizer.judging.writing import check_text
+    from onnx_lathe.optimizer.report.target_markdown import NEEDS_SEVERAL, write_markdown
 
+    if options.markdown is not None:
+        if len(request.recipe.targets) < 2:
+            raise UsageError(NEEDS_SEVERAL)
+        check_text(options.markdown, [str(request.model)])
     # a hook's or a loader's print must not get into the report
     with contextlib.redirect_stdout(sys.stderr):
         ui = Ui(quiet=options.quiet)
         record = pipeline.run(request, ui)
         reporting.finish(record, request, ui)
+        if options.markdown is not None:
+            write_markdown(record, options.markdown)
     _print(record, options.json)
     return record.exit_code
 
@@ -203,6 +212,7 @@ def _add_run_options(parser: Parser) -> None:
     parser.add_argument("--no-latency", action="store_true", help="do not time the models")
     _add_force(parser)
     _add_no_html(parser)
+    _add_markdown(parser)
     add_threads(parser)
     add_output_options(parser, "the run record")
     parser.add_argument("--version", action="version", version=f"optimize {VERSION}")
@@ -228,6 +238,15 @@ def _wishes(options: argparse.Namespace) -> Wishes:
 def _add_force(parser: Parser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="erase what --out holds of another recipe or model"
+    )
+
+
+def _add_markdown(parser: Parser) -> None:
+    parser.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="also write the table of several targets as Markdown; what $GITHUB_STEP_SUMMARY names is added to",
     )
 
 

@@ -25,7 +25,7 @@ def markdown(judgement: Judgement) -> str:
     lines = [
         f"### Model gates: {title}",
         "",
-        f"{_code(candidate.path)} against {_code(base.path)}"
+        f"{code(candidate.path)} against {code(base.path)}"
         + (f" on {judgement.samples:,} samples" if judgement.samples else ""),
         "",
         "| | gate | measured |",
@@ -36,15 +36,15 @@ def markdown(judgement: Judgement) -> str:
         gate = printable(verdict.gate)
         said = verdict.message.removeprefix(f"{gate}: ")
         mark = "✅" if verdict.passed else "❌"
-        lines.append(f"| {mark} | {_code(gate)} | {_cell(said, [gate, *names])} |")
+        lines.append(f"| {mark} | {code(gate)} | {cell(said, [gate, *names])} |")
     lines += ["", "| metric | base | candidate |", "|---|--:|--:|"]
     for name in _told(judgement):
         kind = known_metric(name).kind
         values = (shown(one.metrics[name], kind) if name in one.metrics else "" for one in (base, candidate))
-        lines.append(f"| {_cell(name)} | {' | '.join(values)} |")
+        lines.append(f"| {cell(name)} | {' | '.join(values)} |")
     by = "" if judgement.confidence is None else f"Judged by {percent(judgement.confidence)} intervals. "
-    lines += ["", f"{by}{_cell(judgement.kernels)}."]
-    lines += [f"- warning: {_code(note)}" for note in judgement.notes]
+    lines += ["", f"{by}{cell(judgement.kernels)}."]
+    lines += [f"- warning: {code(note)}" for note in judgement.notes]
     return "\n".join([*lines, ""])
 
 
@@ -61,19 +61,19 @@ def _names(judgement: Judgement) -> list[str]:
     return sorted({printable(key[key.index("[") :]) for key in both if "[" in key}, key=len, reverse=True)
 
 
-def _cell(text: str, names: Sequence[str] = ()) -> str:
+def cell(text: str, names: Sequence[str] = ()) -> str:
     """Text in a table, of which nothing is taken for Markdown's own; `names` in it are code, lest they be links or
     mention people.
     """
     apart = "|".join(map(re.escape, names))
     parts = re.split(f"({apart})", text) if names else [text]
-    return "".join(_code(part) if place % 2 else _escaped(part) for place, part in enumerate(parts))
+    return "".join(code(part) if place % 2 else _escaped(part) for place, part in enumerate(parts))
 
 
 def _escaped(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text)
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """As a span of code; two marks that would end it, or the cell that it is in, become others that look alike."""
     return f"`{printable(text).replace('`', chr(39)).replace('|', '¦')}`"

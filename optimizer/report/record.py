@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 from onnx_lathe.errors import ExitCode, LatheError, UsageError
 from onnx_lathe.optimizer.judging.intervals import Interval
 from onnx_lathe.optimizer.report.checked import check, loaded
+from onnx_lathe.optimizer.report.comparison import Comparison, TargetRow
 from onnx_lathe.runtime.files.writing import replacing
 
 SCHEMA_VERSION = 1
@@ -116,6 +117,8 @@ class RunRecord:
     """ISO 8601, UTC."""
     libraries: dict[str, str] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
+    comparison: Comparison | None = None
+    """Of a run with several targets."""
     schema: int = SCHEMA_VERSION
 
     def end(self, code: ExitCode) -> None:
@@ -163,6 +166,7 @@ def read_record(path: Path) -> RunRecord:
             "targets": [
                 TargetRecord(**one | {"quality": _metrics(one["quality"])}) for one in table["targets"]
             ],
+            "comparison": _comparison(table.get("comparison")),
         }
         return RunRecord(**{**table, **parts})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -174,7 +178,7 @@ def read_record(path: Path) -> RunRecord:
 def _check(table: dict[str, Any]) -> None:
     """Raises ValueError where something is not as a run writes it."""
     metrics = dict[str, float | None]
-    whole = {"baseline", "steps", "gates", "targets"}
+    whole = {"baseline", "steps", "gates", "targets", "comparison"}
     check({key: value for key, value in table.items() if key not in whole}, RunRecord, "")
     check(table["model"], ModelFacts, "model")
     check(table["baseline"], metrics, "baseline")
@@ -192,6 +196,17 @@ def _check(table: dict[str, Any]) -> None:
                 check(one[key], metrics, f"{where}.{key}")
             check(one["skips"], list[_Skip], f"{where}.skips")
             check(one.get("edits", []), list[_Edit], f"{where}.edits")
+
+
+def _comparison(table: dict[str, Any] | None) -> Comparison | None:
+    """Raises ValueError for one that is not as a run writes it."""
+    if table is None:
+        return None
+    rows = [{**row, "quality": _metrics(row["quality"])} for row in table["rows"]]
+    check({**table, "rows": [{**row, "quality": {}} for row in table["rows"]]}, Comparison, "comparison")
+    for row in table["rows"]:
+        check(row["quality"], dict[str, float | None], "comparison.rows.quality")
+    return Comparison(**{**table, "rows": [TargetRow(**row) for row in rows]})
 
 
 def _metrics(table: dict[str, float | None]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from onnx_lathe.optimizer.judging.metrics import METRICS
 from onnx_lathe.optimizer.report.outputs import show_outputs
 from onnx_lathe.optimizer.report.record import RunRecord, StepRecord
 from onnx_lathe.optimizer.report.sensitivity import show_sensitivity, without_sensitivity
+from onnx_lathe.optimizer.report.target_table import show_targets
 from onnx_lathe.optimizer.report.units import shown, size
 from onnx_lathe.optimizer.report.ways import show_ways
 
@@ -74,9 +75,9 @@ def show(record: RunRecord, console: Console) -> None:
             if key in target.quality
         )
         files = ", ".join(short_names(target.files))
+        written = f"{files} ({size(target.size_bytes)})" if files else "not written, since a gate failed"
         console.print(
-            f"target {target.name}: {files} ({size(target.size_bytes)})"
-            + (f"; {target.measured}: {quality}" if quality else ""),
+            f"target {target.name}: {written}" + (f"; {target.measured}: {quality}" if quality else ""),
             markup=False,
         )
         for fact in target.facts:
@@ -84,6 +85,7 @@ def show(record: RunRecord, console: Console) -> None:
         show_ways(target.details.get("ways", {}), console, indent="    ")
         _show_skips(target.skips, console)
     show_outputs(record, console)
+    show_targets(record.comparison, console)
     for verdict in record.gates:
         style = "green" if verdict.passed else "bold red"
         console.print(

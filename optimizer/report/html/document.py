@@ -15,6 +15,7 @@ from onnx_lathe.optimizer.report.html.spectra import chosen_ranks, spectrum
 from onnx_lathe.optimizer.report.outputs import outputs
 from onnx_lathe.optimizer.report.record import RunRecord, plain
 from onnx_lathe.optimizer.report.sensitivity import PREFIX, without_sensitivity
+from onnx_lathe.optimizer.report.target_table import as_page
 from onnx_lathe.optimizer.report.terminal import COLUMNS
 from onnx_lathe.optimizer.report.units import shown
 from onnx_lathe.version import VERSION
@@ -49,6 +50,7 @@ def document(
         "outputs": _outputs(record),
         "gates": [asdict(one) for one in record.gates],
         "targets": _targets(record),
+        "comparison": as_page(record.comparison),
         "warnings": list(dict.fromkeys(record.warnings)),
         "tradeoff": _tradeoff(record),
         "steps": _steps(record),

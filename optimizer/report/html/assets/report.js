@@ -28,6 +28,11 @@
     target.quality.length ? el("div", { class: "soft" }, `${target.measured}: ${target.quality.map((pair) => pair.join(" ")).join(", ")}`) : null,
     target.facts.length ? el("details", { class: "soft" }, el("summary", {}, target.facts.length === 1 ? "One note" : `${target.facts.length} notes`), list(target.facts)) : null]))));
   put("judged", judged);
+  if (data.comparison) put("comparison", el("h3", {}, "Targets side by side"), Lathe.table({
+    caption: "The original and each target", rows: data.comparison.rows, first: 12,
+    columns: [{ title: "Target", text: true, value: (row) => row.name, cell: (row) => row.name },
+      ...data.comparison.columns.map((title, index) => ({ title, text: title === "gates", value: (row) => (title === "gates" ? row.cells[index][1] : row.cells[index][0]), cell: (row) => row.cells[index][1] }))],
+  }), list(data.comparison.notes));
   if (data.outputs.rows.length) put("outputs", el("h3", {}, "Each output against the original's"), Lathe.table({
     caption: "How near each output is to the original's", rows: data.outputs.rows, first: 12,
     columns: [{ title: "Output", text: true, value: (row) => row.name, cell: (row) => row.name },
