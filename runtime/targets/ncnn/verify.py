@@ -16,10 +16,10 @@ import onnx
 from onnx_lathe.errors import ModelError, TargetError
 from onnx_lathe.layout import LAYOUT
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.core.sizes import Sizes
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion
 from onnx_lathe.runtime.targets.ncnn.process import outputs_of
 from onnx_lathe.runtime.targets.ncnn.requantize import is_int8
-from onnx_lathe.runtime.targets.ncnn.sizes import Sizes
 
 FLOAT = 1e-4
 """Largest difference of a value, relative to the output's largest."""

@@ -1,0 +1,1 @@
+"""The target `litert`, and what it alone uses."""
