@@ -11,6 +11,7 @@ from onnx_lathe.runtime.targets.core.node import overlooked
 from onnx_lathe.runtime.targets.litert.grouping import group
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
+from onnx_lathe.runtime.targets.litert.quantization import broken_rules
 from onnx_lathe.runtime.targets.litert.registry import find
 
 BODIES = ("If", "Loop", "Scan")
@@ -48,6 +49,8 @@ def convert(
     outputs: list[tuple[str, int]] = []
     for value in [] if refused else model.graph.output:
         _try(refused, value.name, "Output", partial(_hand_out, net, value.name, outputs))
+    if not refused:
+        refused += broken_rules(net.operators, net.tensors)
     inputs = [(name, net.places[name]) for name in sizes if name in net.places]
     return Conversion(net, inputs, _distinct(net, inputs, outputs), refused)
 

@@ -33,6 +33,7 @@ import numpy as np
 from onnx_lathe.runtime.targets.core.facts import Facts
 from onnx_lathe.runtime.targets.litert.known import Known
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
+from onnx_lathe.runtime.targets.litert.quantization import SAME_SCALE, alike
 from onnx_lathe.runtime.targets.litert.tensors import (
     NO_TENSOR,
     NUMPY,
@@ -45,6 +46,7 @@ from onnx_lathe.runtime.targets.litert.versions import version_of
 
 Sizes = Sequence[int | None]
 """None for a size that depends on those of the inputs."""
+INTEGER_WEIGHTS = ("INT8", "INT4")
 Move = Callable[[np.ndarray], np.ndarray]
 
 
@@ -104,9 +106,11 @@ class Network(Known):
         if known is not None:
             source, quantization = known
             values = move(self.constant(source, "weight"))
-            fits = not quantization.per_channel or values.shape[axis] == len(quantization.scales)
+            kind = self.element(source)
+            fits = kind in INTEGER_WEIGHTS and (
+                not quantization.per_channel or values.shape[axis] == len(quantization.scales)
+            )
             if fits:
-                kind = self.element(source)
                 moved = Quantization(
                     quantization.scales,
                     quantization.zero_points,
@@ -115,7 +119,9 @@ class Network(Known):
                 stored = self.store(values, kind, source, moved)
                 return stored if node.on_integers else self._decoded_constant(stored, tensor)
             if node.on_integers:
-                raise Unsupported("its weight has scales along an axis that is not that of its outputs")
+                raise Unsupported(
+                    "its weight has scales along an axis that is not that of its outputs, or is no INT8 or INT4"
+                )
         return self.floats(move(self.constant(tensor, "weight")), tensor)
 
     def bias(self, node: Node, position: int, source: int, weight: int, count: int) -> int:
@@ -219,6 +225,30 @@ class Network(Known):
         self._operate(code, inputs, places, options, fields)
         return places
 
+    def requantized(self, source: int, wanted: Quantization | None, label: str) -> int:
+        """A stored tensor with another scale, if it has not that one."""
+        one = self.tensors[source]
+        if alike(one.quantization, wanted):
+            return source
+        place = self.add(Tensor(f"{label}_requantized", one.type, one.shape, one.signature, wanted))
+        self._operate("QUANTIZE", [source], [place])
+        return place
+
+    def _with_scale_of(self, code: str, inputs: Sequence[int], output: int) -> Sequence[int]:
+        """Operands of an operator that hands levels on have the scale of its result: others are brought to it first."""
+        wanted = self.tensors[output].quantization
+        if code not in SAME_SCALE or wanted is None:
+            return inputs
+        kind = self.tensors[output].type
+        return [
+            place
+            if place == NO_TENSOR
+            or self.tensors[place].type != kind
+            or self.tensors[place].quantization is None
+            else self.requantized(place, wanted, self.tensors[place].name)
+            for place in inputs
+        ]
+
     def name_output(self, node: Node, place: int, output: int = 0) -> None:
         """Makes a tensor that is there already the node's result, without an operator."""
         self.places[node.outputs[output]] = place
@@ -320,6 +350,7 @@ class Network(Known):
         options: str = "",
         fields: Mapping[str, Any] | None = None,
     ) -> None:
+        inputs = self._with_scale_of(code, inputs, outputs[0])
         given = [None if place == NO_TENSOR else self.tensors[place] for place in inputs]
         version = version_of(code, given, [self.tensors[place] for place in outputs], fields or {})
         self.operators.append(

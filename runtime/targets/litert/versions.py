@@ -5,7 +5,7 @@ that it cannot run. Source: tensorflow/lite/tools/versioning/op_version.cc of Li
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnx_lathe.runtime.targets.litert.tensors import Tensor
+from onnx_lathe.runtime.targets.litert.tensors import Operator, Tensor
 
 INT8_FIRST = frozenset(
     [
@@ -287,3 +287,31 @@ _RULES = {
     "FLOOR_DIV": _floor_div,
     "BROADCAST_TO": _at_least_two,
 }
+
+RUNTIMES = {
+    ("CONV_2D", 6): "2.9.0",
+    ("CONV_2D", 7): "2.11.0",
+    ("DEPTHWISE_CONV_2D", 7): "2.11.0",
+    ("TRANSPOSE_CONV", 3): "2.3.0",
+    ("TRANSPOSE_CONV", 4): "2.13.0",
+    ("MIRROR_PAD", 2): "2.3.0",
+    ("RESIZE_BILINEAR", 3): "2.2.0",
+    ("RESIZE_NEAREST_NEIGHBOR", 3): "2.3.0",
+    ("DEQUANTIZE", 3): "1.15.0",
+    ("DEQUANTIZE", 5): "2.15.0",
+    ("DEQUANTIZE", 6): "2.16.0",
+    ("BATCH_MATMUL", 1): "2.3.0",
+    ("BATCH_MATMUL", 2): "2.3.0",
+    ("GELU", 1): "2.14.0",
+    ("GELU", 2): "2.14.0",
+    ("HARD_SWISH", 1): "1.15.0",
+}
+"""(operator, version) -> the first TensorFlow Lite that runs it, where that is later than USUAL."""
+USUAL = {1: "1.5.0", 2: "1.14.0", 3: "1.14.0", 4: "1.14.0", 5: "2.2.0"}
+"""By an operator's version: of most operators."""
+
+
+def least_runtime(operators: Sequence[Operator]) -> str:
+    """The first TensorFlow Lite that runs all of them; empty where that is not known."""
+    found = [RUNTIMES.get((one.code, one.version)) or USUAL.get(one.version, "") for one in operators]
+    return "" if "" in found else max(found, key=lambda text: tuple(map(int, text.split("."))), default="")

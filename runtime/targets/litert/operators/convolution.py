@@ -4,10 +4,11 @@ Weights in the file: CONV_2D O,H,W,I; DEPTHWISE_CONV_2D 1,H,W,C*multiplier; TRAN
 dimension is one over maps of height 1.
 """
 
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.litert.maps import as_rows, put_map_as_rows, rows_as_map
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
 from onnx_lathe.runtime.targets.litert.registry import operator
@@ -53,7 +54,7 @@ def _two_dimensions(weight: np.ndarray) -> np.ndarray:
     return weight[:, :, None] if weight.ndim == 3 else weight
 
 
-def _fields(found: Window) -> dict[str, object]:
+def _fields(found: Window) -> dict[str, Any]:
     return {
         "padding": "SAME" if found.same else "VALID",
         "strideH": found.strides[0],
@@ -69,7 +70,7 @@ def _put(
     code: str,
     inputs: list[int],
     options: str,
-    fields: dict[str, object],
+    fields: dict[str, Any],
     spatial: int,
 ) -> None:
     fields["fusedActivationFunction"] = node.activation
@@ -77,34 +78,3 @@ def _put(
         net.put_image(node, code, inputs, options, **fields)
     else:
         put_map_as_rows(node, net, code, inputs, options, **fields)
-
-
-def rows_as_map(net: Network, node: Node, source: int) -> int:
-    """[N, L, C] -> [N, 1, L, C]."""
-    shape = net.tensors[source].shape
-    axis = net.ints(1, "axis")
-    return net.inner(
-        "EXPAND_DIMS", f"{node.inputs[0]}_map", [source, axis], (shape[0], 1, *shape[1:]), "ExpandDimsOptions"
-    )
-
-
-def put_map_as_rows(
-    node: Node, net: Network, code: str, inputs: list[int], options: str, **fields: object
-) -> None:
-    """Writes an operator whose result is [N, 1, L, C], of which [N, L, C] is the node's."""
-    name = node.outputs[0]
-    rows = net.image_shape(node)
-    whole = net.inner_result(node, code, f"{name}_map", inputs, (rows[0], 1, *rows[1:]), options, **fields)
-    net.put_image(node, "SQUEEZE", [whole], "SqueezeOptions", squeezeDims=[1])
-
-
-def as_rows(found: Window) -> Window:
-    """The window of one dimension as one over a map of height 1."""
-    return replace(
-        found,
-        kernel=(1, *found.kernel),
-        strides=(1, *found.strides),
-        dilations=(1, *found.dilations),
-        begin=(0, *found.begin),
-        end=(0, *found.end),
-    )

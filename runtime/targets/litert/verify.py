@@ -1,0 +1,195 @@
+"""Whether a written file computes what the lowered model does in ONNX Runtime.
+
+In float every output is compared, in LiteRT's plain kernels and in XNNPACK's, which applications get. Where tensors are
+stored in integers, single steps multiply on the way to the output; so each operator is compared by itself, too: ONNX
+Runtime computes it from what LiteRT's own kernels handed it (steps.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_lathe.errors import TargetError, first_few
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.core.distances import (
+    CHANGE,
+    CHANGE_QUANTIZED,
+    floors,
+    largest,
+    moved_by,
+    relative,
+    with_half_weights,
+)
+from onnx_lathe.runtime.targets.litert.package import version
+from onnx_lathe.runtime.targets.litert.running import BUILTIN, REFERENCE, XNNPACK, Opened, as_float
+from onnx_lathe.runtime.targets.litert.session import content_of
+from onnx_lathe.runtime.targets.litert.sizing import Fitted
+from onnx_lathe.runtime.targets.litert.steps import check_steps, compare_tensors, steps_by_operator
+from onnx_lathe.runtime.targets.litert.work import multiplications
+
+FLOAT, HALF, QUANTIZED = 1e-4, 2e-2, 2e-2
+"""Largest difference of a value relative to the output's largest; with weights in float16; and the relative distance (L2) of
+an output of an INT8 network. Where rounding alone moves more in ONNX Runtime, TIMES_ROUNDING as much is allowed.
+"""
+MOST, MOST_QUANTIZED = 1e-2, 0.5
+TIMES_ROUNDING = 3.0
+MOST_PLAIN = 2e9
+"""Multiplications of a call above which LiteRT's plain kernels, which do 5e8 a second, are left out."""
+NAMES = {XNNPACK: "XNNPACK", BUILTIN: "LiteRT's own kernels", REFERENCE: "reference kernels"}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """By output: how far LiteRT is from ONNX Runtime, and how far it may be."""
+
+    kernels: str
+    found: Mapping[str, float]
+    allowed: Mapping[str, float]
+
+    def worst(self) -> str:
+        return max(self.found, key=lambda name: self.found[name] / self.allowed[name])
+
+    def share(self) -> float:
+        """Of what is allowed, in the worst output."""
+        return self.found[self.worst()] / self.allowed[self.worst()]
+
+
+def verified(
+    model: onnx.ModelProto, fitted: Fitted, path: Path, feeds: Mapping[str, np.ndarray], options: Any
+) -> dict[str, Any]:
+    """Details for the report. Raises TargetError where the file does not compute what the model does."""
+    written = fitted.conversion
+    content, stored = content_of(path), bool(written.network.stored.activations)
+    plain = multiplications(written.network) <= MOST_PLAIN
+    samples = samples_of(fitted, feeds)
+    results: list[Agreement] = []
+    steps: dict[str, Any] = {}
+    outside: list[str] = []
+    for index, sample in enumerate(samples):
+        reference = Reference(model, sample, stored, options.storage == "float16")
+        for kernels in (XNNPACK, REFERENCE if plain else BUILTIN):
+            opened = Opened(content, str(path), kernels=kernels, keep=stored or options.verify == "tensors")
+            results.append(reference.compare(opened, kernels))
+            check(results[-1])
+            if kernels == XNNPACK and index == 0:
+                outside = outside_delegate(opened, fitted)
+            if stored and index == 0:
+                steps[NAMES[kernels]] = _steps(model, fitted, opened, kernels, sample)
+            elif options.verify == "tensors" and index == 0:
+                steps[NAMES[kernels]] = compare_tensors(model, fitted, opened, sample)
+    found = _report(max(results, key=Agreement.share), outside)
+    if steps:
+        found["verified"]["steps" if stored else "tensors"] = steps
+    if not plain:
+        found["notes"] = [
+            f"reference kernels were left out: a call takes {multiplications(written.network):.1e} multiplications"
+        ]
+    return found
+
+
+def _steps(
+    model: onnx.ModelProto, fitted: Fitted, opened: Opened, kernels: str, sample: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    tables = steps_by_operator(model, fitted, opened, sample)
+    check_steps(tables, kernels)
+    return {code: table.as_record() for code, table in sorted(tables.items())}
+
+
+class Reference:
+    """What ONNX Runtime computes of a sample, and how far rounding alone moves that."""
+
+    def __init__(
+        self, model: onnx.ModelProto, sample: Mapping[str, np.ndarray], stored: bool, half: bool
+    ) -> None:
+        self.model, self.sample, self.stored, self.half = model, sample, stored, half
+        # of a MatMul with an INT8 weight alone ONNX Runtime's optimizers quantize the input too (MatMulNBits)
+        self.session = ort.session(model, optimized=False)
+        self.wanted = ort.run(self.session, sample)
+        self.floors = floors(model)
+        self._allowed: dict[str, float] = {}
+
+    def compare(self, opened: Opened, kernels: str) -> Agreement:
+        results = opened.run(self.sample)
+        ports = {port.name: port for port in opened.outputs}
+        found = {name: self._distance(name, as_float(results[name], ports[name])) for name in self.wanted}
+        least = QUANTIZED if self.stored else HALF if self.half else FLOAT
+        if max(found.values(), default=0.0) <= least:
+            return Agreement(kernels, found, dict.fromkeys(found, least))
+        return Agreement(kernels, found, self._moved(least))
+
+    def _distance(self, name: str, value: np.ndarray) -> float:
+        wanted = self.wanted[name]
+        if wanted.dtype != value.dtype and np.issubdtype(wanted.dtype, np.floating):
+            wanted = wanted.astype(np.float32)
+        return (relative if self.stored else largest)(value, wanted, self.floors.get(name, 0.0))
+
+    def _moved(self, least: float) -> dict[str, float]:
+        if not self._allowed:
+            change = CHANGE_QUANTIZED if self.stored else CHANGE
+            moved = moved_by(self.session, self.sample, self.wanted, change, self._distance)
+            if self.half:
+                rounded = ort.run(ort.session(with_half_weights(self.model)), self.sample)
+                moved = {name: max(moved[name], self._distance(name, rounded[name])) for name in moved}
+            most = MOST_QUANTIZED if self.stored or self.half else MOST
+            self._allowed = {name: max(least, min(TIMES_ROUNDING * moved[name], most)) for name in moved}
+        return self._allowed
+
+
+def check(result: Agreement) -> None:
+    """Raises TargetError if an output is further from ONNX Runtime's than it may be."""
+    name = result.worst()
+    if not result.found[name] <= result.allowed[name]:
+        raise TargetError(
+            f"LiteRT {version()} ({NAMES[result.kernels]}) computes another output '{name}' than ONNX Runtime: it is off by "
+            f"{result.found[name]:.1e} of its size, {result.allowed[name]:.1e} are allowed; nothing is written"
+        )
+
+
+def samples_of(fitted: Fitted, feeds: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Inputs to compare on: the data's first sample, where it has the sizes that the file was written for, else random
+    ones; and random ones of other sizes, where some are open.
+    """
+    sizes = fitted.sizes
+    first = {}
+    for name, shape in sizes.first.items():
+        value = feeds[name]
+        one = value[:1] if value.ndim == len(shape) and shape[:1] == (1,) else value
+        first[name] = one if one.shape == shape else _random(shape, value.dtype, 0)
+    if not sizes.open:
+        return [first]
+    return [first, {name: _random(sizes.second[name], value.dtype, 1) for name, value in first.items()}]
+
+
+def _random(shape: Sequence[int], dtype: np.dtype, seed: int) -> np.ndarray:
+    values = np.random.default_rng(seed).standard_normal(shape)
+    return values.astype(dtype) if np.issubdtype(dtype, np.floating) else np.zeros(shape, dtype)
+
+
+def outside_delegate(opened: Opened, fitted: Fitted) -> list[str]:
+    """`OPERATOR (nodes)` of what XNNPACK does not compute; the file's operators are those of the network that are read."""
+    found: dict[str, list[str]] = {}
+    names = {
+        opened_name: one.nodes
+        for one in fitted.conversion.network.operators
+        for opened_name in (fitted.conversion.network.tensors[one.outputs[0]].name,)
+    }
+    for result, code in opened.outside_delegate():
+        found.setdefault(code, []).extend(names.get(result, ()))
+    return [f"{code} ({first_few(nodes)})" if nodes else code for code, nodes in found.items()]
+
+
+def _report(result: Agreement, outside: Sequence[str]) -> dict[str, Any]:
+    name = result.worst()
+    return {
+        "verified": {
+            "in": f"LiteRT {version()}, {NAMES[result.kernels]}",
+            "worst_output": name,
+            "relative_error": result.found[name],
+            "allowed": result.allowed[name],
+        },
+        "outside_xnnpack": list(outside),
+    }
