@@ -3,6 +3,7 @@
     image operators (Conv, ConvTranspose, pools, LRN, DepthToSpace, SpaceToDepth) stand in a sandwich:
     x[N,H,W,C] -> Transpose(0,3,1,2) -> Conv -> [Relu, Clip(0,6) or Clip(-1,1)] -> Transpose(0,2,3,1) -> y[N,H,W,C]
     with pairs outside:  Q -> DQ -> Transpose -> Conv(DQ(w), DQ(b)) -> [Relu] -> Transpose -> Q -> DQ
+    a graph that int8 quantized is brought into the form of passes/lowering/phone.py first
     in one dimension:    x[N,L,C] -> Transpose(0,2,1) -> Conv -> Transpose(0,2,1) -> y[N,L,C]
 
 Both Transposes belong to the operator alone; weights stay as ONNX has them ([O,I,H,W]). All other operators act on
@@ -26,6 +27,7 @@ from onnx_lathe.passes.float16.lifting import lift
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.lowering.litert_layout.layout import lay_out
 from onnx_lathe.passes.lowering.litert_layout.preparing import store_constants
+from onnx_lathe.passes.lowering.phone import lower_to_phone_form
 
 
 class Lowering(Pass):
@@ -45,5 +47,13 @@ class Lowering(Pass):
         if lift(graph) is not None:
             report.edit(graph.name or "the model", "computes in float32; LiteRT's weights may be float16")
         store_constants(graph, report)
+        _add(report, lower_to_phone_form(graph, context))
         lay_out(graph, report, keep_ends=self.config.layout == "keep")
         return report
+
+
+def _add(report: PassReport, part: PassReport) -> None:
+    report.edits += part.edits
+    report.skips += part.skips
+    report.metrics |= part.metrics
+    report.warnings += part.warnings
