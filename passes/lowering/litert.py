@@ -17,8 +17,10 @@ gone. Tensors of rank 5 and more, bodies of If, Loop and Scan and whatever they 
 operators unknown here keep the axes that they have.
 """
 
+import json
 from dataclasses import dataclass
 
+from onnx_lathe import metadata
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.report import PassReport
@@ -48,7 +50,8 @@ class Lowering(Pass):
             report.edit(graph.name or "the model", "computes in float32; LiteRT's weights may be float16")
         store_constants(graph, report)
         _add(report, lower_to_phone_form(graph, context))
-        lay_out(graph, report, keep_ends=self.config.layout == "keep")
+        if turned := lay_out(graph, report, keep_ends=self.config.layout == "keep"):
+            graph.metadata[metadata.CHANNELS_LAST] = json.dumps(turned)
         return report
 
 

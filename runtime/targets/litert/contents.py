@@ -6,12 +6,13 @@ from typing import Any
 
 import onnx
 
+from onnx_lathe.metadata import read_channels_last
 from onnx_lathe.runtime.targets.litert.convert import Conversion
 from onnx_lathe.runtime.targets.litert.file import Contents
 from onnx_lathe.runtime.targets.litert.reader import DESCRIPTION
 from onnx_lathe.runtime.targets.litert.tensors import Operator, Tensor
 from onnx_lathe.runtime.targets.litert.versions import least_runtime
-from onnx_lathe.version import version
+from onnx_lathe.version import VERSION
 
 MIN_RUNTIME, MIN_RUNTIME_BYTES = "min_runtime_version", 16
 
@@ -33,7 +34,7 @@ def contents_of(model: onnx.ModelProto, written: Conversion, options: Any) -> Co
         [(name, places[place]) for name, place in inputs],
         [(name, places[place]) for name, place in outputs],
         metadata,
-        f"written by Lathe {version()}",
+        f"written by Lathe {VERSION}",
     )
 
 
@@ -94,7 +95,14 @@ def _used(
 
 def _description(model: onnx.ModelProto, options: Any) -> bytes:
     """What an application may want to know, and what says how the file's axes lie to the model's."""
-    found: dict[str, Any] = {"version": version(), "model": model.graph.name}
+    found: dict[str, Any] = {"version": VERSION, "model": model.graph.name}
     if options.preprocess:
         found["preprocess"] = options.preprocess
+    turned = read_channels_last(model.metadata_props)
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    if turned:
+        found["orders"] = {name: [0, ranks[name] - 1, *range(1, ranks[name] - 1)] for name in turned}
     return json.dumps(found, sort_keys=True).encode()

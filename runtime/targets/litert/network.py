@@ -73,7 +73,7 @@ class Network(Known):
         if tensor in self.stored.decoded:
             source = self.read(self.stored.decoded[tensor])
             self.places[tensor] = self._result(tensor)
-            self._operate("DEQUANTIZE", [source], [self.places[tensor]])
+            self.operate("DEQUANTIZE", [source], [self.places[tensor]])
             return self.places[tensor]
         if not self.is_free(tensor):
             raise Unsupported(f"'{tensor}' is not computed")
@@ -155,7 +155,7 @@ class Network(Known):
         if key not in self._constants:
             one = self.tensors[stored]
             self._constants[key] = self.add(Tensor(f"{label}_decoded", "FLOAT32", one.shape))
-            self._operate("DEQUANTIZE", [stored], [self._constants[key]])
+            self.operate("DEQUANTIZE", [stored], [self._constants[key]])
         return self._constants[key]
 
     # What is written
@@ -170,7 +170,7 @@ class Network(Known):
                 else self.add(Tensor(f"{node.name}_unused{position}", "FLOAT32", ()))
             )
             results.append(place)
-        self._operate(code, inputs, results, options, fields)
+        self.operate(code, inputs, results, options, fields)
         self.places |= {name: place for name, place in zip(node.outputs, results, strict=True) if name}
 
     def inner(
@@ -191,7 +191,7 @@ class Network(Known):
         model = self.tensors[inputs[0] if like is None else like]
         kind, quantization = (model.type, model.quantization) if type is None else (type, None)
         place = self.add(Tensor(label, kind, tuple(shape), (), quantization))
-        self._operate(code, inputs, [place], options, fields)
+        self.operate(code, inputs, [place], options, fields)
         return place
 
     def inner_result(
@@ -207,7 +207,7 @@ class Network(Known):
         """As `inner`, with the type and quantization of the node's output."""
         model = self._described(label, node.outputs[0], tuple(shape))
         place = self.add(model)
-        self._operate(code, inputs, [place], options, fields)
+        self.operate(code, inputs, [place], options, fields)
         return place
 
     def several(
@@ -222,7 +222,7 @@ class Network(Known):
         """As `inner`, with a result for each shape."""
         model = self.tensors[inputs[0]]
         places = [self.add(Tensor(label, model.type, tuple(one), (), model.quantization)) for one in shapes]
-        self._operate(code, inputs, places, options, fields)
+        self.operate(code, inputs, places, options, fields)
         return places
 
     def requantized(self, source: int, wanted: Quantization | None, label: str) -> int:
@@ -231,7 +231,7 @@ class Network(Known):
         if alike(one.quantization, wanted):
             return source
         place = self.add(Tensor(f"{label}_requantized", one.type, one.shape, one.signature, wanted))
-        self._operate("QUANTIZE", [source], [place])
+        self.operate("QUANTIZE", [source], [place])
         return place
 
     def _with_scale_of(self, code: str, inputs: Sequence[int], output: int) -> Sequence[int]:
@@ -305,7 +305,7 @@ class Network(Known):
             self.put(node, code, inputs, options, **fields)
             return
         place = self.add(self._described(f"{node.outputs[0]}_image", node.outputs[0], self.image_shape(node)))
-        self._operate(code, inputs, [place], options, fields)
+        self.operate(code, inputs, [place], options, fields)
         self.put_from_image(node, place)
 
     def put_from_image(self, node: Node, place: int) -> None:
@@ -342,7 +342,7 @@ class Network(Known):
         quantization = self.quantization(like) if like in self.stored.activations else None
         return Tensor(name, self.element(like), shape, sizes, quantization)
 
-    def _operate(
+    def operate(
         self,
         code: str,
         inputs: Sequence[int],

@@ -2,7 +2,7 @@
 
 In float every output is compared, in LiteRT's plain kernels and in XNNPACK's, which applications get. Where tensors are
 stored in integers, single steps multiply on the way to the output; so each operator is compared by itself, too: ONNX
-Runtime computes it from what LiteRT's own kernels handed it (steps.py).
+Runtime computes it from what LiteRT's own kernels handed it (stepwise.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.errors import TargetError, first_few
+from onnx_lathe.metadata import read_channels_last
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.core.distances import (
     CHANGE,
@@ -26,9 +27,10 @@ from onnx_lathe.runtime.targets.core.distances import (
 )
 from onnx_lathe.runtime.targets.litert.package import version
 from onnx_lathe.runtime.targets.litert.running import BUILTIN, REFERENCE, XNNPACK, Opened, as_float
+from onnx_lathe.runtime.targets.litert.samples import samples_of
 from onnx_lathe.runtime.targets.litert.session import content_of
 from onnx_lathe.runtime.targets.litert.sizing import Fitted
-from onnx_lathe.runtime.targets.litert.steps import check_steps, compare_tensors, steps_by_operator
+from onnx_lathe.runtime.targets.litert.stepwise import check_steps, compare_tensors, steps_by_operator
 from onnx_lathe.runtime.targets.litert.work import multiplications
 
 FLOAT, HALF, QUANTIZED = 1e-4, 2e-2, 2e-2
@@ -65,7 +67,9 @@ def verified(
     written = fitted.conversion
     content, stored = content_of(path), bool(written.network.stored.activations)
     plain = multiplications(written.network) <= MOST_PLAIN
-    samples = samples_of(fitted, feeds)
+    samples = samples_of(
+        fitted, feeds, read_channels_last(model.metadata_props), multiplications(written.network)
+    )
     results: list[Agreement] = []
     steps: dict[str, Any] = {}
     outside: list[str] = []
@@ -147,26 +151,6 @@ def check(result: Agreement) -> None:
             f"LiteRT {version()} ({NAMES[result.kernels]}) computes another output '{name}' than ONNX Runtime: it is off by "
             f"{result.found[name]:.1e} of its size, {result.allowed[name]:.1e} are allowed; nothing is written"
         )
-
-
-def samples_of(fitted: Fitted, feeds: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Inputs to compare on: the data's first sample, where it has the sizes that the file was written for, else random
-    ones; and random ones of other sizes, where some are open.
-    """
-    sizes = fitted.sizes
-    first = {}
-    for name, shape in sizes.first.items():
-        value = feeds[name]
-        one = value[:1] if value.ndim == len(shape) and shape[:1] == (1,) else value
-        first[name] = one if one.shape == shape else _random(shape, value.dtype, 0)
-    if not sizes.open:
-        return [first]
-    return [first, {name: _random(sizes.second[name], value.dtype, 1) for name, value in first.items()}]
-
-
-def _random(shape: Sequence[int], dtype: np.dtype, seed: int) -> np.ndarray:
-    values = np.random.default_rng(seed).standard_normal(shape)
-    return values.astype(dtype) if np.issubdtype(dtype, np.floating) else np.zeros(shape, dtype)
 
 
 def outside_delegate(opened: Opened, fitted: Fitted) -> list[str]:
