@@ -75,13 +75,14 @@ CLOSE = 1e-5
 
 
 def broken_rules(operators: Sequence[Operator], tensors: Sequence[Tensor]) -> list[tuple[str, str, str]]:
-    """(node, operator, reason), one for each operator that its kernel would compute wrongly."""
-    found = []
+    """(node, operator, reason), one for each node that a kernel would compute wrongly."""
+    found: dict[str, tuple[str, str, str]] = {}
     for one in operators:
         reason = next(_reasons(one, tensors), None)
         if reason:
-            found.append((", ".join(one.nodes) or one.code, one.code, reason))
-    return found
+            node = one.nodes[0] if one.nodes else one.code
+            found.setdefault(node, (node, one.code, reason))
+    return list(found.values())
 
 
 def _reasons(one: Operator, tensors: Sequence[Tensor]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,8 @@ class Opened:
         module = interpreter_module()
         self.inputs, self.outputs = ports(content, what)
         self.what = what
-        with _refusing(what, "load it"), _quiet():
+        with _refusing(what, "load it"), _quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the memory that keeping tensors takes
             self.interpreter = module.Interpreter(
                 model_content=content,
                 num_threads=threads,

@@ -8,7 +8,7 @@ So a step that one operator errs is not counted again for those behind it.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,8 @@ MOVERS = frozenset(
     ]
 )
 """Hand levels on: not a single one may differ."""
+AROUND = frozenset(["TRANSPOSE", "RESHAPE", "PAD", "PADV2", "SLICE", "EXPAND_DIMS", "SQUEEZE"])
+"""Of them, those that stand around another operator of the same node."""
 EXACT = frozenset(["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "ADD", "SUB", "MEAN"])
 """XNNPACK rounds them as ONNX does, but for values next to the middle between two levels."""
 MOST_STEPS = {"RESIZE_BILINEAR": 2}
@@ -87,6 +89,9 @@ def steps_by_operator(
     """Operator of LiteRT -> its steps. `opened` keeps its tensors, and ran the sample last."""
     net = fitted.conversion.network
     writers = {place: one for one in net.operators for place in one.outputs}
+    parts: dict[tuple[str, ...], list[str]] = {}
+    for one in net.operators:
+        parts.setdefault(one.nodes, []).append(one.code)
     places = {str(one["name"]): int(one["index"]) for one in opened.interpreter.get_tensor_details()}
     given: dict[str, np.ndarray] = {}
     by: dict[str, Operator] = {}
@@ -100,13 +105,23 @@ def steps_by_operator(
     tables: dict[str, Steps] = {}
     for name, value in given.items():
         difference = np.abs(value.astype(np.int64) - computed[name + COMPUTED].astype(np.int64))
-        table = tables.setdefault(by[name].code, Steps())
+        code = _rounding(by[name].code, parts[by[name].nodes] if by[name].nodes else ())
+        table = tables.setdefault(code, Steps())
         levels, counts = np.unique(difference, return_counts=True)
         table.counts.update(dict(zip(map(int, levels), map(int, counts), strict=True)))
         label = ", ".join(by[name].nodes) or name
         share = float(np.mean(difference > 0)) if difference.size else 0.0
         table.worst.append((label, int(difference.max(initial=0)), share, str(value.dtype)))
     return tables
+
+
+def _rounding(last: str, parts: Sequence[str]) -> str:
+    """Of the operators that a node became, the one that rounds, or what the node is: a pool between Transposes."""
+    if last not in MOVERS:
+        return last
+    rounding = [code for code in parts if code not in MOVERS]
+    main = [code for code in parts if code not in AROUND]
+    return [last, *main, *rounding][-1]
 
 
 def _cut(model: onnx.ModelProto, given: Mapping[str, np.ndarray]) -> onnx.ModelProto:
