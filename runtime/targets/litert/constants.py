@@ -46,6 +46,13 @@ class Constants:
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
+    def rename(self, place: int, name: str) -> None:
+        """Gives a tensor a name that says more, if no other has it."""
+        if name not in self._names:
+            self._names.discard(self.tensors[place].name)
+            self._names.add(name)
+            self.tensors[place].name = name
+
     def stored_values(self, place: int) -> np.ndarray:
         """Of a constant."""
         values = self.tensors[place].values

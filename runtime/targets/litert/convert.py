@@ -44,8 +44,12 @@ def convert(
         _try(refused, name, "Input", partial(net.input, name))
     read = _read(model.graph)
     for node, proto in zip(grouped.nodes, grouped.protos, strict=True):
-        if any(name and name in read and name not in facts.free for name in node.outputs):
+        wanted = [name for name in node.outputs if name and name in read]
+        if not facts.free.issuperset(wanted):
             _write(net, refused, node, proto, read)
+        net.later |= dict.fromkeys(
+            facts.free.intersection(wanted), partial(_write, net, refused, node, proto, read)
+        )
     outputs: list[tuple[str, int]] = []
     for value in [] if refused else model.graph.output:
         _try(refused, value.name, "Output", partial(_hand_out, net, value.name, outputs))

@@ -55,11 +55,14 @@ def as_it_is(values: np.ndarray) -> np.ndarray:
 
 
 class Network(Known):
-    """What builders write to."""
+    """What builders write to. `later`: tensor that only sizes of inputs go into -> writes the node that computes it, which
+    is done when it is read and not the same at all sizes.
+    """
 
     def __init__(self, facts: Facts, stored: Stored, half: bool = False) -> None:
         super().__init__(facts, stored, half)
         self.operators: list[Operator] = []
+        self.later: dict[str, Callable[[], None]] = {}
         self._covers: tuple[str, ...] = ()
 
     # What is read
@@ -77,6 +80,11 @@ class Network(Known):
             return self.places[tensor]
         if not self.is_free(tensor):
             raise Unsupported(f"'{tensor}' is not computed")
+        if self.value(tensor) is None and tensor in self.later:
+            covers = self._covers
+            self.later.pop(tensor)()
+            self._covers = covers
+            return self.places[tensor]
         values = self.constant(tensor, f"operand '{tensor}'")
         if self.element(tensor) == "FLOAT32":
             return self.floats(values, tensor)
@@ -350,6 +358,7 @@ class Network(Known):
         options: str = "",
         fields: Mapping[str, Any] | None = None,
     ) -> None:
+        """Writes an operator as it is given: most builders want `put` or `inner`."""
         inputs = self._with_scale_of(code, inputs, outputs[0])
         given = [None if place == NO_TENSOR else self.tensors[place] for place in inputs]
         version = version_of(code, given, [self.tensors[place] for place in outputs], fields or {})
