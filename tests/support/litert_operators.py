@@ -124,5 +124,3 @@ def refusals(
     model: onnx.ModelProto, sizes: Shapes | None = None, others: Shapes | None = None
 ) -> list[tuple[str, str, str]]:
     return list(converted(model, sizes, others).refused)
-
-

@@ -109,7 +109,7 @@ def steps_by_operator(
         table = tables.setdefault(code, Steps())
         levels, counts = np.unique(difference, return_counts=True)
         table.counts.update(dict(zip(map(int, levels), map(int, counts), strict=True)))
-        label = ", ".join(by[name].nodes) or name
+        label = by[name].nodes[0] if by[name].nodes else name
         share = float(np.mean(difference > 0)) if difference.size else 0.0
         table.worst.append((label, int(difference.max(initial=0)), share, str(value.dtype)))
     return tables
@@ -185,5 +185,5 @@ def compare_tensors(
         entry = found.setdefault(code, {"tensors": 0, "largest": -1.0, "node": ""})
         entry["tensors"] += 1
         if error > entry["largest"]:
-            entry |= {"largest": error, "node": ", ".join(writers[place].nodes) or name}
+            entry |= {"largest": error, "node": writers[place].nodes[0] if writers[place].nodes else name}
     return found

@@ -157,7 +157,7 @@ def outside_delegate(opened: Opened, fitted: Fitted) -> list[str]:
     """`OPERATOR (nodes)` of what XNNPACK does not compute; the file's operators are those of the network that are read."""
     found: dict[str, list[str]] = {}
     names = {
-        opened_name: one.nodes
+        opened_name: one.nodes[:1]
         for one in fitted.conversion.network.operators
         for opened_name in (fitted.conversion.network.tensors[one.outputs[0]].name,)
     }
