@@ -129,7 +129,9 @@ class Emitter:
         if kind in NARROW and INT32 in allowed:
             return self.cast(place, INT32)
         types = " and ".join(sorted(allowed))
-        raise Unsupported(f"it computes with {kind}, and LiteRT's kernel with {types}: cast its inputs to one of these")
+        raise Unsupported(
+            f"it computes with {kind}, and LiteRT's kernel with {types}: cast its inputs to one of these"
+        )
 
     # What is written
 
@@ -323,7 +325,9 @@ class Emitter:
         """
         if not any(map(is_open, dims)):
             return self.integers([size for size, _ in dims], "sizes")
-        pieces = [self._run_time_size(dim) if is_open(dim) else self.integers([dim[0]], "size") for dim in dims]
+        pieces = [
+            self._run_time_size(dim) if is_open(dim) else self.integers([dim[0]], "size") for dim in dims
+        ]
         return self.concat(pieces, 0)
 
     def _run_time_size(self, dim: Dim) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from onnx_lathe.errors import ModelError, TargetError
 from onnx_lathe.runtime.targets.core.base import Reopened
 from onnx_lathe.runtime.targets.litert.package import interpreter_module, version
-from onnx_lathe.runtime.targets.litert.process import outputs_of
+from onnx_lathe.runtime.targets.litert.process import try_once
 from onnx_lathe.runtime.targets.litert.reader import ports
 from onnx_lathe.runtime.targets.litert.running import Opened
 from onnx_lathe.runtime.targets.litert.session import Session, content_of
@@ -41,7 +41,7 @@ class TriedSession(Session):
         shapes = tuple(feeds[port.name].shape for port in self.inputs)
         if shapes not in self._tried:
             try:
-                outputs_of(self.path, feeds, self.threads)
+                try_once(self.path, feeds, self.threads)
             except TargetError as error:
                 named = "" if str(self.path) in str(error) else f"{self.path}: "
                 raise ModelError(f"{named}{error}") from error

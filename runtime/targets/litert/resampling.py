@@ -54,7 +54,11 @@ def weights(axis: Resampling) -> np.ndarray:
     elif axis.op == "Upsample" or axis.opset < 11:
         names.append("scales")
     else:
-        names += ["region", "scales" if axis.scale is not None else "", *(["sizes"] if axis.scale is None else [])]
+        names += [
+            "region",
+            "scales" if axis.scale is not None else "",
+            *(["sizes"] if axis.scale is None else []),
+        ]
     if axis.region != (0.0, 1.0):
         stored["region"] = np.array([0, 0, 0, axis.region[0], 1, 1, 1, axis.region[1]], np.float32)
     if axis.scale is not None:
@@ -69,7 +73,9 @@ def weights(axis: Resampling) -> np.ndarray:
         [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
         [onnx.numpy_helper.from_array(value, name) for name, value in stored.items() if name in names[1:]],
     )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", axis.opset)], ir_version=8)
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", axis.opset)], ir_version=8
+    )
     try:
         found = ort.run(ort.session(model), {"x": stored["x"]})["y"][0, 0]
     except ModelError as error:
@@ -82,7 +88,9 @@ def kernel_weights(kernel: Kernel, before: int, after: int) -> np.ndarray:
     """[before, after]: the weight of each value in each, as the kernel computes it."""
     columns = np.arange(after, dtype=np.float32)
     aligned = kernel.align_corners and after > 1
-    scale = np.float32(before - 1) / np.float32(after - 1) if aligned else np.float32(before) / np.float32(after)
+    scale = (
+        np.float32(before - 1) / np.float32(after - 1) if aligned else np.float32(before) / np.float32(after)
+    )
     found = np.zeros((before, after), np.float32)
     if not kernel.linear:
         places = (columns + np.float32(0.5 if kernel.half_pixel else 0.0)) * scale
@@ -110,7 +118,9 @@ def kernel_for(wanted: Sequence[tuple[np.ndarray, int, int]]) -> Kernel | None:
 
 def _same(wanted: np.ndarray, found: np.ndarray) -> bool:
     """But for rounding: places are computed in float32, and their error grows with the size."""
-    return wanted.shape == found.shape and bool(np.abs(wanted - found).max() <= 1e-6 + 5e-7 * sum(wanted.shape))
+    return wanted.shape == found.shape and bool(
+        np.abs(wanted - found).max() <= 1e-6 + 5e-7 * sum(wanted.shape)
+    )
 
 
 def taps(wanted: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

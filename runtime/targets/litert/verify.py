@@ -26,6 +26,7 @@ from onnx_lathe.runtime.targets.core.distances import (
     with_half_weights,
 )
 from onnx_lathe.runtime.targets.litert.package import version
+from onnx_lathe.runtime.targets.litert.process import survive
 from onnx_lathe.runtime.targets.litert.running import BUILTIN, REFERENCE, XNNPACK, Opened, as_float
 from onnx_lathe.runtime.targets.litert.samples import samples_of
 from onnx_lathe.runtime.targets.litert.session import content_of
@@ -64,43 +65,61 @@ def verified(
     model: onnx.ModelProto, fitted: Fitted, path: Path, feeds: Mapping[str, np.ndarray], options: Any
 ) -> dict[str, Any]:
     """Details for the report. Raises TargetError where the file does not compute what the model does."""
-    written = fitted.conversion
-    content, stored = content_of(path), bool(written.network.stored.activations)
-    plain = multiplications(written.network) <= MOST_PLAIN
-    samples = samples_of(
-        fitted, feeds, read_channels_last(model.metadata_props), multiplications(written.network)
-    )
-    results: list[Agreement] = []
-    steps: dict[str, Any] = {}
-    outside: list[str] = []
-    for index, sample in enumerate(samples):
-        reference = Reference(model, sample, stored, options.storage == "float16")
-        for kernels in (XNNPACK, REFERENCE if plain else BUILTIN):
-            opened = Opened(content, str(path), kernels=kernels, keep=stored or options.verify == "tensors")
-            results.append(reference.compare(opened, kernels))
-            check(results[-1])
-            if kernels == XNNPACK and index == 0:
-                outside = outside_delegate(opened, fitted)
-            if stored and index == 0:
-                steps[NAMES[kernels]] = _steps(model, fitted, opened, kernels, sample)
-            elif options.verify == "tensors" and index == 0:
-                steps[NAMES[kernels]] = compare_tensors(model, fitted, opened, sample)
-    found = _report(max(results, key=Agreement.share), outside)
-    if steps:
-        found["verified"]["steps" if stored else "tensors"] = steps
-    if not plain:
-        found["notes"] = [
-            f"reference kernels were left out: a call takes {multiplications(written.network):.1e} multiplications"
-        ]
+    trial = _Trial(model, fitted, path, options)
+    work = multiplications(fitted.conversion.network)
+    first, *others = samples_of(fitted, feeds, read_channels_last(model.metadata_props), work)
+    kernels = trial.kernels(first, work)
+    results = [result for sample in (first, *others) for result in trial.compare(sample, kernels)]
+    found = _report(max(results, key=Agreement.share), trial.outside)
+    if trial.tables:
+        found["verified"]["steps" if trial.stored else "tensors"] = trial.tables
+    if REFERENCE not in kernels:
+        found["notes"] = [f"LiteRT's reference kernels were left out: {trial.reason}"]
     return found
 
 
-def _steps(
-    model: onnx.ModelProto, fitted: Fitted, opened: Opened, kernels: str, sample: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    tables = steps_by_operator(model, fitted, opened, sample)
-    check_steps(tables, kernels)
-    return {code: table.as_record() for code, table in sorted(tables.items())}
+class _Trial:
+    """`tables`: kernels -> what the first sample says of each operator. `outside`: what XNNPACK does not take."""
+
+    def __init__(self, model: onnx.ModelProto, fitted: Fitted, path: Path, options: Any) -> None:
+        self.model, self.fitted, self.path = model, fitted, path
+        self.half, self.by_tensor = options.storage == "float16", options.verify == "tensors"
+        self.stored = bool(fitted.conversion.network.stored.activations)
+        self.content = content_of(path)
+        self.tables: dict[str, Any] = {}
+        self.outside: list[str] = []
+        self.reason = ""
+
+    def kernels(self, sample: Mapping[str, np.ndarray], work: float) -> list[str]:
+        """XNNPACK's, and the plainest that have all operators; each has run in a process of its own, which it might end.
+        Raises TargetError where XNNPACK cannot run the file.
+        """
+        plain = [REFERENCE, BUILTIN] if work <= MOST_PLAIN else [BUILTIN]
+        reasons = survive(self.path, sample, (XNNPACK, *plain))
+        if reasons[XNNPACK]:
+            raise TargetError(f"{reasons[XNNPACK]}; nothing is written")
+        self.reason = reasons.get(REFERENCE, f"a call takes {work:.1e} multiplications")
+        return [XNNPACK, *[one for one in plain if not reasons[one]][:1]]
+
+    def compare(self, sample: Mapping[str, np.ndarray], kernels: Sequence[str]) -> list[Agreement]:
+        reference = Reference(self.model, sample, self.stored, self.half)
+        results = []
+        for one in kernels:
+            opened = Opened(self.content, str(self.path), kernels=one, keep=self.stored or self.by_tensor)
+            results.append(reference.compare(opened, one))
+            if one == XNNPACK and NAMES[one] not in self.tables:
+                self.outside = outside_delegate(opened, self.fitted)
+            if NAMES[one] not in self.tables and (self.stored or self.by_tensor):
+                self.tables[NAMES[one]] = self._table(opened, one, sample)
+            check(results[-1])
+        return results
+
+    def _table(self, opened: Opened, kernels: str, sample: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        if not self.stored:
+            return compare_tensors(self.model, self.fitted, opened, sample)
+        tables = steps_by_operator(self.model, self.fitted, opened, sample)
+        check_steps(tables, kernels)
+        return {code: table.as_record() for code, table in sorted(tables.items())}
 
 
 class Reference:
