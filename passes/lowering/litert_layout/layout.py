@@ -23,5 +23,6 @@ def lay_out(graph: Graph, report: PassReport, keep_ends: bool) -> None:
     restate(Work(graph, report))
     work = Work(graph, report)
     choice = Chooser(work, keep_ends).choose()
-    Writer(work, choice).write()
-    tidy(work)
+    writer = Writer(work, choice)
+    writer.write()
+    tidy(work, writer.own)

@@ -1,7 +1,7 @@
 """The graph while its layout is chosen and written: shapes, names, and constants of other storages."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,10 @@ class Work:
         """Names of sizes that are open in the file."""
         self.types = self._types()
         self._stored: dict[tuple[int, Storage], Tensor] = {}
+        self.sizes: dict[int, tuple[Size, ...]] = {}
+        """By id of a tensor of the new graph the shape that is stored."""
+        self.stored: Callable[[Tensor, Storage], Tensor] = lambda tensor, storage: tensor
+        """What holds a tensor of the original graph in a storage; the writer knows."""
 
     @property
     def opset(self) -> int:
@@ -96,9 +100,17 @@ class Work:
         self.taken.add(found)
         return found
 
-    def variable(self, wanted: str, like: Tensor, shape: Sequence[Size] | None) -> Variable:
+    def variable(self, wanted: str, like: Tensor, sizes: Sequence[Size] | None) -> Variable:
         """A new tensor of the element type of another."""
-        return Variable(self.name(wanted), like.dtype, None if shape is None else list(shape))
+        made = Variable(self.name(wanted), like.dtype)
+        if sizes is not None:
+            self.set_sizes(made, sizes)
+        return made
+
+    def set_sizes(self, tensor: Tensor, sizes: Sequence[Size]) -> None:
+        """The shape that is stored. Sizes that have a name only here are open in the file."""
+        self.sizes[id(tensor)] = tuple(sizes)
+        tensor.shape = [None if one in self.invented else one for one in sizes]
 
     def node(
         self, op: str, wanted: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], **attrs: Any
