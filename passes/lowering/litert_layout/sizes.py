@@ -22,6 +22,8 @@ from onnx_lathe.passes.lowering.litert_layout.storage import Size
 ROUNDS = 30
 """How often what was found is inferred from anew at most: once for each Reshape behind another."""
 SAME_NUMBERS = ("Cast", "Identity", "Squeeze", "Unsqueeze")
+SAME_SHAPE = ("GroupNormalization",)
+"""Operators that inference says nothing of, with what they write shaped like what they read."""
 OF_IMAGES = ("AveragePool", "Conv", "ConvTranspose", "MaxPool")
 
 
@@ -88,6 +90,8 @@ class _Hints:
             if node.op_type == "Reshape":
                 sizes = self._reshaped(node)
                 self._add(hints, node.output[0], node.input[0], sizes)
+            elif node.op_type in SAME_SHAPE:
+                self._add(hints, node.output[0], node.input[0], self._shape(node.input[0]))
             elif node.op_type in OF_IMAGES and self._shape(node.input[0]) is None:
                 rank = self._image_rank(node)
                 self._add(hints, node.input[0], node.input[0], None if rank is None else [None] * rank)
