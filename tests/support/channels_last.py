@@ -11,7 +11,10 @@ from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.lowering import find_lowering
 from onnx_lathe.runtime.running import ort
 
-IMAGE_OPERATORS = ("AveragePool", "Conv", "ConvTranspose", "DepthToSpace", "LRN", "MaxPool", "SpaceToDepth")
+IMAGE_OPERATORS = (
+    *("AveragePool", "Conv", "ConvTranspose", "DepthToSpace", "GroupNormalization", "InstanceNormalization"),
+    *("LRN", "MaxPool", "SpaceToDepth"),
+)
 TOLERANCE = 1e-5
 """Largest difference of an output, relative to its largest magnitude."""
 
@@ -52,13 +55,22 @@ def assert_same(
     after: onnx.ModelProto,
     feeds: Mapping[str, np.ndarray],
     tolerance: float = TOLERANCE,
+    last: bool = False,
 ) -> None:
-    """Equal outputs, with ONNX Runtime's own optimizations and without."""
+    """Equal outputs, with ONNX Runtime's own optimizations and without. `last`: inputs and outputs of rank 3 and 4 of
+    `after` have their channels last.
+    """
     for optimized in (False, True):
-        expected, found = (
-            ort.run(ort.session(model, threads=1, optimized=optimized), feeds) for model in (before, after)
-        )
+        session = ort.session(after, threads=1, optimized=optimized)
+        expected = ort.run(ort.session(before, threads=1, optimized=optimized), feeds)
+        found = ort.run(session, {name: moved(one) for name, one in feeds.items()} if last else feeds)
         for name, values in expected.items():
-            assert values.shape == found[name].shape
+            wanted = moved(values) if last else values
+            assert wanted.shape == found[name].shape
             scale = np.abs(values).max(initial=0.0)
-            np.testing.assert_allclose(found[name], values, rtol=0, atol=tolerance * scale, err_msg=name)
+            np.testing.assert_allclose(found[name], wanted, rtol=0, atol=tolerance * scale, err_msg=name)
+
+
+def moved(values: np.ndarray) -> np.ndarray:
+    """[N, C, ...] as [N, ..., C]."""
+    return np.ascontiguousarray(np.moveaxis(values, 1, -1)) if values.ndim in (3, 4) else values

@@ -12,7 +12,7 @@ FUSING = frozenset(("AveragePool", "Conv", "ConvTranspose", "MaxPool"))
 """Operators that LiteRT has with an activation."""
 
 
-@rule(*FUSING, "DepthToSpace", "LRN", "SpaceToDepth")
+@rule(*FUSING, "DepthToSpace", "GroupNormalization", "InstanceNormalization", "LRN", "SpaceToDepth")
 class Image(Rule):
     is_image = True
 

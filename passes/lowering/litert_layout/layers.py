@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from onnx_lathe.passes.graph import Constant, Tensor
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.lowering.litert_layout.rules import Rule, Site, rule
@@ -23,9 +21,9 @@ class Layer(Rule):
         return _is_stored(weight) and site.rank(weight) == 2 and frame[0].is_plain
 
     def rewrite(self, site: Site, seen: Mapping[int, Storage]) -> None:
-        columns = seen[id(site.node.inputs[0])].columns()
+        storage = seen[id(site.node.inputs[0])]
         axis = 1 if site.node.attrs.get("transB", 0) else 0
-        site.node.inputs[1] = _reordered(site, site.node.inputs[1], axis, columns)
+        site.node.inputs[1] = _reordered(site, site.node.inputs[1], axis, storage)
 
 
 def _is_stored(weight: Tensor) -> bool:
@@ -37,24 +35,24 @@ def _is_stored(weight: Tensor) -> bool:
     return all(isinstance(one, Constant) for one in node.inputs)
 
 
-def _reordered(site: Site, weight: Tensor, axis: int, columns: np.ndarray) -> Tensor:
+def _reordered(site: Site, weight: Tensor, axis: int, storage: Storage) -> Tensor:
     """The weight with the places along the axis in this order, under its own name where nobody else reads it."""
     work = site.work
     if isinstance(weight, Constant):
         if len(weight.outputs) == 1:
-            weight.values = np.ascontiguousarray(np.take(read(weight), columns, axis))
+            weight.values = storage.flattened(read(weight), axis)
             return weight
-        return work.constant(f"{weight.name}_nhwc", np.take(read(weight), columns, axis))
+        return work.constant(f"{weight.name}_nhwc", storage.flattened(read(weight), axis))
     node = weight.inputs[0]
-    inputs = [_reordered_codes(site, node.inputs[0], axis, columns)]
+    inputs = [_reordered_codes(site, node.inputs[0], axis, storage)]
     for parameter in node.inputs[1:]:
         along = parameter.values.size > 1 and node.attrs.get("axis", 1) % 2 == axis
-        inputs.append(_reordered_codes(site, parameter, 0, columns) if along else parameter)
+        inputs.append(_reordered_codes(site, parameter, 0, storage) if along else parameter)
     made = work.variable(f"{weight.name}_nhwc", weight, weight.shape)
     made.dtype = inputs[1].dtype
     work.node("DequantizeLinear", f"{node.name}_nhwc", inputs, [made], **node.attrs)
     return made
 
 
-def _reordered_codes(site: Site, codes: Constant, axis: int, columns: np.ndarray) -> Constant:
-    return site.work.constant(f"{codes.name}_nhwc", np.take(read(codes), columns, axis))
+def _reordered_codes(site: Site, codes: Constant, axis: int, storage: Storage) -> Constant:
+    return site.work.constant(f"{codes.name}_nhwc", storage.flattened(read(codes), axis))

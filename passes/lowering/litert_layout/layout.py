@@ -24,7 +24,8 @@ def lay_out(graph: Graph, report: PassReport, keep_ends: bool) -> list[str]:
     restate(Work(graph, report))
     work = Work(graph, report)
     choice = Chooser(work, keep_ends).choose()
-    Writer(work, choice).write()
-    tidy(work)
+    writer = Writer(work, choice)
+    writer.write()
+    tidy(work, writer.own)
     ends = [(end.name, choice.asked.get(id(end))) for end in (*graph.inputs, *graph.outputs)]
     return [name for name, storage in ends if storage is not None and storage == channels_last(storage.rank)]

@@ -14,6 +14,7 @@ import numpy as np
 from onnx_lathe.passes.graph import Constant, Node, Tensor
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.rewire import bypass, disconnect, sweep
+from onnx_lathe.passes.lowering.litert_layout.depth import order_channels, write_depth_to_space
 from onnx_lathe.passes.lowering.litert_layout.storage import Size
 from onnx_lathe.passes.lowering.litert_layout.work import Work
 
@@ -36,8 +37,14 @@ def restate(work: Work) -> None:
             _reduce(work, node, "ReduceMax", range(2, len(shape)))
         elif node.op == "BatchNormalization":
             _batch_normalization(work, node, len(shape))
-        elif node.op == "InstanceNormalization":
-            _instance_normalization(work, node, shape)
+        elif node.op == "Pad":
+            _pad_all(work, node, len(shape))
+        elif node.op == "Resize" and node.attrs.get("axes") is not None:
+            _resize_all(work, node, shape)
+        elif node.op == "DepthToSpace" and node.attrs.get("mode") == "CRD":
+            order_channels(work, node)
+        elif node.op == "Transpose":
+            write_depth_to_space(work, node)
     sweep(work.graph)
 
 
@@ -68,6 +75,39 @@ def _reduce(work: Work, node: Node, operator: str, axes: Sequence[int]) -> None:
         node.attrs["axes"] = list(axes)
 
 
+def _pad_all(work: Work, node: Node, rank: int) -> None:
+    if len(node.inputs) < 4 or not all(isinstance(node.inputs[index], Constant) for index in (1, 3)):
+        return
+    pads, axes = (read(node.inputs[index]).reshape(-1) for index in (1, 3))
+    full = np.zeros((2, rank), np.int64)
+    full[:, axes] = pads.reshape(2, -1)
+    node.inputs = [
+        node.inputs[0],
+        work.integers(node.inputs[1].name, full.reshape(-1).tolist()),
+        node.inputs[2],
+    ]
+    work.report.edit(node.name, "names all axes")
+
+
+def _resize_all(work: Work, node: Node, shape: Sequence[Size]) -> None:
+    """Sizes of all axes must be known where the node has sizes."""
+    axes = [int(axis) % len(shape) for axis in node.attrs["axes"]]
+    for index, others in ((2, [1.0] * len(shape)), (3, list(shape))):
+        if len(node.inputs) <= index or node.inputs[index].is_empty() or node.inputs[index].shape == (0,):
+            continue
+        given = node.inputs[index]
+        if not isinstance(given, Constant) or any(isinstance(one, str) for one in others):
+            return
+        if node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+            return
+        full = np.array(others, given.dtype)
+        full[axes] = read(given).reshape(-1)
+        node.inputs[index] = work.constant(given.name, full)
+        del node.attrs["axes"]
+        work.report.edit(node.name, "names all axes")
+        return
+
+
 def _batch_normalization(work: Work, node: Node, rank: int) -> None:
     parameters = node.inputs[1:5]
     if not all(isinstance(one, Constant) for one in parameters) or node.attrs.get("training_mode", 0):
@@ -86,39 +126,8 @@ def _batch_normalization(work: Work, node: Node, rank: int) -> None:
     work.report.edit(node.name, "is a multiplication and an addition")
 
 
-def _instance_normalization(work: Work, node: Node, shape: Sequence[Size]) -> None:
-    scale, bias = node.inputs[1:3]
-    if not isinstance(scale, Constant) or not isinstance(bias, Constant):
-        return
-    source, result, name = node.inputs[0], node.outputs[0], node.name
-    flat = (-1, *(1 for _ in shape[2:]))
-    epsilon = np.array(node.attrs.get("epsilon", 1e-5), read(scale).dtype)
-    disconnect(node)
-    mean = _mean(work, name, source, shape)
-    centred = _made(work, name, "Sub", [source, mean], source)
-    variance = _mean(work, name, _made(work, name, "Mul", [centred, centred], source), shape)
-    shifted = _made(work, name, "Add", [variance, work.constant(f"{name}_epsilon", epsilon)], variance)
-    deviation = _made(work, name, "Sqrt", [shifted], variance)
-    normal = _made(work, name, "Div", [centred, deviation], source)
-    factor, offset = (work.constant(one.name, read(one).reshape(flat)) for one in (scale, bias))
-    scaled = _made(work, name, "Mul", [normal, factor], source)
-    work.node("Add", f"{name}_Add", [scaled, offset], [result])
-    work.report.edit(name, "is written out in means and elementwise operators")
-
-
 def _made(work: Work, name: str, operator: str, inputs: Sequence[Tensor], like: Tensor) -> Tensor:
     """The result of a new node, of the type of `like`."""
     result = work.variable(f"{name}_{operator}", like, like.shape)
     work.node(operator, f"{name}_{operator}", inputs, [result])
-    return result
-
-
-def _mean(work: Work, name: str, source: Tensor, shape: Sequence[Size]) -> Tensor:
-    result = work.variable(f"{name}_mean", source, None)
-    node = work.node("ReduceMean", f"{name}_ReduceMean", [source], [result], keepdims=1)
-    axes = list(range(2, len(shape)))
-    if work.opset >= AXES_INPUT_OPSET:
-        node.inputs.append(work.integers(f"{name}_axes", axes))
-    else:
-        node.attrs["axes"] = axes
     return result

@@ -8,7 +8,6 @@ Of every tensor two storages are at choice, its frame: one where the image that 
     z [N,C*H*W], Flatten of x                 as it is, or its columns in the order of a flattened [H,W,C]
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -59,17 +58,19 @@ class Storage:
         lacking = self.rank - values.ndim
         full = values.reshape((1,) * lacking + values.shape)
         if self.flat and full.shape[-1] > 1:
-            full = full[..., self.columns()]
+            full = self.flattened(full, full.ndim - 1)
         stored = np.ascontiguousarray(full.transpose(self.order))
         spare = 0
         while spare < lacking and stored.shape[spare] == 1:
             spare += 1
         return stored.reshape(stored.shape[spare:])
 
-    def columns(self) -> np.ndarray:
-        """For each stored index of the flattened last axis the original one, int64."""
-        places = np.arange(math.prod(self.flat)).reshape(self.flat)
-        return np.moveaxis(places, 0, -1).reshape(-1)
+    def flattened(self, values: np.ndarray, axis: int) -> np.ndarray:
+        """`values` with the places along an axis in the order of the stored flattened image."""
+        shape = values.shape
+        parts = values.reshape(*shape[:axis], *self.flat, *shape[axis + 1 :])
+        moved = np.moveaxis(parts, axis, axis + len(self.flat) - 1)
+        return np.ascontiguousarray(moved).reshape(shape)
 
     def without(self, axes: Iterable[int]) -> "Storage":
         """Of the tensor that lacks these original axes, the others stored in the same order."""

@@ -1,13 +1,18 @@
 """What is left to do in the graph that was rewritten: nodes that do nothing, and orders of orders."""
 
+from collections.abc import Collection
+
 import numpy as np
 
 from onnx_lathe.passes.graph import Constant, Node
 from onnx_lathe.passes.graph.rewire import bypass, is_output, sweep
+from onnx_lathe.passes.lowering.litert_layout.joining import join_transposes
 from onnx_lathe.passes.lowering.litert_layout.work import Work
 
 
-def tidy(work: Work) -> None:
+def tidy(work: Work, spared: Collection[int]) -> None:
+    """`spared`: ids of the Transposes of sandwiches."""
+    join_transposes(work, spared)
     for node in list(work.graph.nodes):
         if (
             node.op == "Identity"

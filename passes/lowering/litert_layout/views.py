@@ -81,8 +81,8 @@ def _candidates(
     found: list[Frame] = [(plain(rank), plain(rank))]
     if rank > 2:
         found += [image_frame(rank), transposed_frame(rank)]
+    found += _carried(frame, *(shapes if forward else shapes[::-1]))
     if forward:
-        found += _carried(frame, *shapes)
         source = shapes[0]
         sizes = [size for size in source[1:] if isinstance(size, int)]
         if rank == 2 and len(source) > 2 and len(sizes) == len(source) - 1:

@@ -1,14 +1,13 @@
 """The graph while its layout is chosen and written: shapes, names, and constants of other storages."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 
-from onnx_lathe.engines import says_nothing
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
 from onnx_lathe.passes.graph.constants import value
@@ -16,7 +15,8 @@ from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.layers import constant_value, is_constant
 from onnx_lathe.passes.graph.model import taken_names, unused_name
 from onnx_lathe.passes.graph.rewire import captured_names
-from onnx_lathe.passes.graph.shapes import TensorType, infer_types
+from onnx_lathe.passes.graph.shapes import TensorType
+from onnx_lathe.passes.lowering.litert_layout.sizes import infer, invented
 from onnx_lathe.passes.lowering.litert_layout.storage import Size, Storage
 
 UNKNOWN_SIZE = 32
@@ -34,8 +34,17 @@ class Work:
         self.captured = captured_names(self.graph)
         self.invented: set[Size] = set()
         """Names of sizes that are open in the file."""
-        self.types = self._types()
+        self.types = infer(self.graph)
+        self.invented.update(
+            invented(tensor.name, axis)
+            for tensor in self.graph.inputs
+            for axis in range(len(tensor.shape or ()))
+        )
         self._stored: dict[tuple[int, Storage], Tensor] = {}
+        self.sizes: dict[int, tuple[Size, ...]] = {}
+        """By id of a tensor of the new graph the shape that is stored."""
+        self.stored: Callable[[Tensor, Storage], Tensor] = lambda tensor, storage: tensor
+        """What holds a tensor of the original graph in a storage; the writer knows."""
 
     @property
     def opset(self) -> int:
@@ -58,22 +67,9 @@ class Work:
         )
 
     def _invent(self, tensor: Tensor, axis: int) -> str:
-        name = f"{tensor.name}[{axis}]"
+        name = invented(tensor.name, axis)
         self.invented.add(name)
         return name
-
-    def _types(self) -> dict[str, TensorType]:
-        """Types by name. Sizes of inputs that converters give no name, such as ?, are not taken for equal."""
-        known = [(tensor, tensor.shape) for tensor in self.graph.inputs if isinstance(tensor, Variable)]
-        for tensor, shape in known:
-            tensor.shape = shape and [
-                size if _is_said(size) else self._invent(tensor, axis) for axis, size in enumerate(shape)
-            ]
-        try:
-            return infer_types(self.graph)
-        finally:
-            for tensor, shape in known:
-                tensor.shape = shape
 
     def rank(self, tensor: Tensor) -> int | None:
         shape = self.shape(tensor)
@@ -96,9 +92,17 @@ class Work:
         self.taken.add(found)
         return found
 
-    def variable(self, wanted: str, like: Tensor, shape: Sequence[Size] | None) -> Variable:
+    def variable(self, wanted: str, like: Tensor, sizes: Sequence[Size] | None) -> Variable:
         """A new tensor of the element type of another."""
-        return Variable(self.name(wanted), like.dtype, None if shape is None else list(shape))
+        made = Variable(self.name(wanted), like.dtype)
+        if sizes is not None:
+            self.set_sizes(made, sizes)
+        return made
+
+    def set_sizes(self, tensor: Tensor, sizes: Sequence[Size]) -> None:
+        """The shape that is stored. Sizes that have a name only here are open in the file."""
+        self.sizes[id(tensor)] = tuple(sizes)
+        tensor.shape = [None if one in self.invented else one for one in sizes]
 
     def node(
         self, op: str, wanted: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], **attrs: Any
@@ -157,11 +161,6 @@ class Work:
     def is_operand(self, tensor: Tensor) -> bool:
         """Whether the tensor is constant and can be stored in another order now."""
         return is_constant(tensor)
-
-
-def _is_said(size: Size) -> bool:
-    """Whether a declared size says anything."""
-    return size >= 0 if isinstance(size, int) else bool(size) and not says_nothing(str(size))
 
 
 def _itemsize(element: int) -> int:

@@ -21,6 +21,8 @@ class Writer:
         self.work, self.choice = work, choice
         self.stored: dict[tuple[int, Storage], Tensor] = {}
         self.inside = {id(node) for one in choice.sandwiches for node in (one.head, one.tail)}
+        self.own: set[int] = set()
+        """Ids of the Transposes that belong to sandwiches."""
         self.originals: dict[int, tuple[Tensor, tuple[Size, ...]]] = {}
 
     def write(self) -> None:
@@ -32,6 +34,9 @@ class Writer:
         }.values():
             if id(tensor) in self.choice.produced:
                 self._declare(tensor)
+            elif (shape := self.work.shape(tensor)) is not None and not self._is_end(tensor):
+                self.work.set_sizes(tensor, shape)
+        self.work.stored = self._find
         for node, inputs, outputs in ends:
             self._rewrite(node, inputs, outputs)
         for sandwich in self.choice.sandwiches:
@@ -56,17 +61,20 @@ class Writer:
         if own != produced:
             self.stored[id(tensor), produced] = self._variable(tensor, produced)
         self.stored[id(tensor), own] = tensor
-        if not own.is_plain:
-            tensor.shape = self._declared(own.sizes(shape))
+        if not own.is_plain or not self._is_end(tensor):
+            self.work.set_sizes(tensor, own.sizes(shape))
+
+    def _is_end(self, tensor: Tensor) -> bool:
+        """Whether the graph declares the tensor's shape."""
+        return any(tensor is one for one in [*self.work.graph.inputs, *self.work.graph.outputs])
 
     def _variable(self, tensor: Tensor, storage: Storage) -> Variable:
         suffix = "nhwc" if storage == channels_last(storage.rank) else "nchw"
         shape = self.originals[id(tensor)][1]
-        return self.work.variable(f"{tensor.name}_{suffix}", tensor, self._declared(storage.sizes(shape)))
+        return self.work.variable(f"{tensor.name}_{suffix}", tensor, storage.sizes(shape))
 
-    def _declared(self, sizes: tuple[Size, ...]) -> list[Size]:
-        """Sizes that have a name only here are open in the file."""
-        return [None if one in self.work.invented else one for one in sizes]
+    def _find(self, tensor: Tensor, storage: Storage) -> Tensor:
+        return self._get(tensor, storage) if id(tensor) in self.choice.produced else tensor
 
     def _get(self, tensor: Tensor, storage: Storage) -> Tensor:
         """The tensor in this storage, transposed where it is not there yet."""
@@ -124,14 +132,21 @@ class Writer:
     def _wrap(self, head: Node, tail: Node) -> None:
         """Puts the two Transposes around an image operator, which has read and written channels last so far."""
         source, result = head.inputs[0], tail.outputs[0]
-        rank = len(source.shape) if source.shape is not None else 4
-        back, forth = channels_first(rank).order, channels_last(rank).order
-        shape = None if source.shape is None else [source.shape[axis] for axis in back]
-        before = self.work.variable(f"{head.name}_input_nchw", source, shape)
-        self.work.node("Transpose", f"{head.name}_input_Transpose", [source], [before], perm=list(back))
-        head.inputs[0] = before
-        shape = None if result.shape is None else [result.shape[axis] for axis in back]
-        behind = self.work.variable(f"{result.name}_nchw", result, shape)
-        tail.outputs[0] = behind
-        self.work.node("Transpose", f"{tail.name}_output_Transpose", [behind], [result], perm=list(forth))
+        sizes = [self.work.sizes.get(id(one), tuple(one.shape)) for one in (source, result)]
+        back, forth = channels_first(len(sizes[0])).order, channels_last(len(sizes[0])).order
+        before, behind = (
+            self.work.variable(name, one, [known[axis] for axis in back])
+            for name, one, known in (
+                (f"{head.name}_input_nchw", source, sizes[0]),
+                (f"{result.name}_nchw", result, sizes[1]),
+            )
+        )
+        first = self.work.node(
+            "Transpose", f"{head.name}_input_Transpose", [source], [before], perm=list(back)
+        )
+        last = self.work.node(
+            "Transpose", f"{tail.name}_output_Transpose", [behind], [result], perm=list(forth)
+        )
+        head.inputs[0], tail.outputs[0] = before, behind
+        self.own.update((id(first), id(last)))
         self.work.report.edit(head.name, "stands between two Transposes, for channels last")
