@@ -29,11 +29,18 @@ class Placement:
     results: frozenset[str] = frozenset()
     """Operators among `layers` that compute in INT8 only if their result is quantized too."""
     unsigned: bool = False
-    """Whether activations are UINT8 over their range, with a zero-point, instead of INT8 with zero-point 0."""
+    """Whether activations are 8 bits over their range, with a zero-point, instead of INT8 with zero-point 0."""
     pairs: bool = False
     """Whether products are added in pairs in 16 bits on some processors, where weights must keep the sums
     small.
     """
+    stored: bool = False
+    """Whether every tensor is stored in INT8, those that no layer reads too: int8 then says the range of each, as
+    `lathe.range`.
+    """
+
+    wide: bool = False
+    """Whether layers compute with activations of 16 bits, too, and weights of 8."""
 
     def __str__(self) -> str:
         return ", ".join(
@@ -55,7 +62,19 @@ class Placement:
             self.results | other.results,
             self.unsigned and other.unsigned,
             self.pairs or other.pairs,
+            self.stored or other.stored,
+            self.wide or other.wide,
         )
 
 
 CANONICAL = Placement()
+
+PHONE = Placement(
+    layers=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
+    depthwise=True,
+    joins=False,
+    unsigned=True,
+    stored=True,
+    wide=True,
+)
+"""What the runtimes of phones run in INT8 that store every tensor so, LiteRT and QNN: passes/lowering/phone.py."""

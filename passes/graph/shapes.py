@@ -50,12 +50,13 @@ def infer_types(graph: Graph, one_sample: bool = False) -> dict[str, TensorType]
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     values = [*inferred.input, *inferred.value_info, *inferred.output]
     return {
-        **{value.name: _type(value) for value in values if value.type.tensor_type.elem_type},
+        **{value.name: type_of(value) for value in values if value.type.tensor_type.elem_type},
         **{tensor.name: TensorType(tensor.data_type, tuple(tensor.dims)) for tensor in inferred.initializer},
     }
 
 
-def _type(value: onnx.ValueInfoProto) -> TensorType:
+def type_of(value: onnx.ValueInfoProto) -> TensorType:
+    """As it is written there."""
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return TensorType(tensor.elem_type, None)

@@ -4,7 +4,7 @@ import onnx
 import pytest
 
 from onnx_lathe.runtime.attributes import Attributed
-from onnx_lathe.runtime.targets.ncnn import node as ncnn
+from onnx_lathe.runtime.targets.core import node as ncnn
 from onnx_lathe.runtime.torch_bridge import registry as bridge
 
 

@@ -22,7 +22,7 @@ from onnx_lathe.runtime.targets.bundle.literals import (
 )
 from onnx_lathe.runtime.targets.bundle.pixels import pixels_of
 from onnx_lathe.runtime.targets.bundle.ports import Port
-from onnx_lathe.runtime.targets.ncnn import verify
+from onnx_lathe.runtime.targets.core import distances
 from tests.support.house import ROOT
 
 PICTURE = Port(
@@ -146,7 +146,7 @@ def test_errors_are_those_that_the_build_measures() -> None:
         wanted * 1e-5,
     ]
     for floor in (0.0, 3.0):
-        for measure, build in (("largest", verify._largest), ("length", verify._relative)):
+        for measure, build in (("largest", distances.largest), ("length", distances.relative)):
             said = {"measure": measure, "floor": floor}
             for case in cases:
                 assert verify_script.error_of(case, wanted, said) == build(case, wanted, floor)

@@ -3,9 +3,9 @@
 import onnx
 import pytest
 
-from onnx_lathe.runtime.targets.ncnn.facts import gather
+from onnx_lathe.runtime.targets.core.facts import gather
+from onnx_lathe.runtime.targets.core.node import NO_MATTER, Unsupported
 from onnx_lathe.runtime.targets.ncnn.network import Network
-from onnx_lathe.runtime.targets.ncnn.node import NO_MATTER, Unsupported
 from tests.support.builders import build, random
 from tests.support.ncnn import agree, refusals
 
@@ -20,7 +20,7 @@ def with_attribute(name: str, value: object) -> onnx.ModelProto:
 def test_what_nobody_reads_is_refused() -> None:
     model = build("(float[1, 3] x) => (float[1, 3] y) { [layer] y = Relu (x) }")
     model.graph.node[0].attribute.append(onnx.helper.make_attribute("threshold", 0.5))
-    from onnx_lathe.runtime.targets.ncnn.node import overlooked, view
+    from onnx_lathe.runtime.targets.core.node import overlooked, view
 
     node = view(model.graph.node[0], 0, 21)
     assert overlooked(node, "") == "threshold"

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from onnx_lathe.optimizer.cli import main
-from onnx_lathe.runtime.targets.ncnn.sizes import from_data
+from onnx_lathe.runtime.targets.core.sizes import from_data
 from tests.support.builders import build, random
 
 

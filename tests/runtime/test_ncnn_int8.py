@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnx_lathe.runtime.targets.core.distances import with_half_weights
 from onnx_lathe.runtime.targets.ncnn import verify
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer
 from onnx_lathe.runtime.targets.ncnn.ncnn import Ncnn
@@ -216,7 +217,7 @@ def test_rounding_counts_beside_weights_in_float16(tmp_path: Path) -> None:
 
 def test_scales_are_no_weights_in_float16() -> None:
     model = net(f"{pair('x', 's', 'xq')} y = Conv <pads = [1, 1, 1, 1]> (xq, w1, b)")
-    near = verify._with_half_weights(model)
+    near = with_half_weights(model)
     stored = {one.name: onnx.numpy_helper.to_array(one) for one in near.graph.initializer}
     assert np.array_equal(stored["ws"], net_scales(model))
     assert np.array_equal(stored["b"], stored["b"].astype(np.float16))

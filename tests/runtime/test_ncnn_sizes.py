@@ -5,8 +5,8 @@ import onnx
 import pytest
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.runtime.targets.core.sizes import from_data, parse, ranges, sizes_of
 from onnx_lathe.runtime.targets.ncnn.ncnn import Ncnn
-from onnx_lathe.runtime.targets.ncnn.sizes import from_data, parse, ranges, sizes_of
 from tests.support.builders import build, random
 
 

@@ -21,8 +21,8 @@ import onnx
 
 from onnx_lathe import metadata
 from onnx_lathe.kernels import DIRECT, NAMES, Profile
+from onnx_lathe.runtime.targets.core.node import node_name
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer, plain_name
-from onnx_lathe.runtime.targets.ncnn.node import node_name
 
 HINT, MASK = 30, 31
 NO_WINOGRAD = 64

@@ -9,9 +9,9 @@ Source: ncnn, src/layer/binaryop.h, unaryop.h, reduction.h.
 import math
 from collections.abc import Sequence
 
+from onnx_lathe.runtime.targets.core.node import Unsupported
 from onnx_lathe.runtime.targets.ncnn.dialect import Value
 from onnx_lathe.runtime.targets.ncnn.network import Network
-from onnx_lathe.runtime.targets.ncnn.node import Unsupported
 
 ADD, SUB, MUL, DIV, MAX, MIN, POW, RSUB, RDIV, RPOW = range(10)
 ABS, NEG, FLOOR, CEIL, SQUARE, SQRT = range(6)

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.errors import TargetError
-from onnx_lathe.runtime.targets.ncnn.facts import Shape, behind_defaults, free_tensors, free_values
+from onnx_lathe.runtime.targets.core.facts import Shape, behind_defaults, free_tensors, free_values
 from onnx_lathe.runtime.targets.ncnn.further import further_values, sized_tensors, values_at
 
 COMPARISONS = {

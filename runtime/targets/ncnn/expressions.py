@@ -14,9 +14,9 @@ import onnx
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.running import ort
-from onnx_lathe.runtime.targets.ncnn.facts import SIZE_OPS
+from onnx_lathe.runtime.targets.core.facts import SIZE_OPS
+from onnx_lathe.runtime.targets.core.node import Unsupported
 from onnx_lathe.runtime.targets.ncnn.network import Network
-from onnx_lathe.runtime.targets.ncnn.node import Unsupported
 
 Pair = tuple[int, int]
 """A size at the sizes that the model is built for, and at others."""

@@ -13,7 +13,7 @@ import onnx
 
 from onnx_lathe.errors import LatheError
 from onnx_lathe.runtime.running import ort
-from onnx_lathe.runtime.targets.ncnn.facts import BODIES, SIZE_OPS, Facts, Shape, fixed_at
+from onnx_lathe.runtime.targets.core.facts import BODIES, SIZE_OPS, Facts, Shape, fixed_at
 
 STEP = 32
 """Sizes that are multiples of it stay such: networks halve their maps five times."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import onnx
 
 from onnx_lathe.layout import LAYOUT
-from onnx_lathe.runtime.targets.ncnn.facts import SIZE_OPS
+from onnx_lathe.runtime.targets.core.facts import SIZE_OPS
 
 MOVING = (*LAYOUT, "Dropout", "Slice", "Split", "Concat", "Expand", "Tile", "Gather")
 """Of these, Concat moves all that it reads, the others the first."""

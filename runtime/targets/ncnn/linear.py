@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.dialect import Stored, Value, Weight
 from onnx_lathe.runtime.targets.ncnn.expressions import ONE, pairs, product
 from onnx_lathe.runtime.targets.ncnn.moving import held, leave, reshape
 from onnx_lathe.runtime.targets.ncnn.network import MOST_DIMENSIONS, Axes, Loose, Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.quantized import INT8_TERM, TERMS, inverse
 
 NO_BIAS, BIAS_PER_COLUMN = -1, 4

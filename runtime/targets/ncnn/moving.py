@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import combinations, pairwise, permutations
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.dialect import Value
 from onnx_lathe.runtime.targets.ncnn.expressions import (
     LETTERS,
@@ -19,7 +20,6 @@ from onnx_lathe.runtime.targets.ncnn.expressions import (
     shape_expression,
 )
 from onnx_lathe.runtime.targets.ncnn.network import MOST_DIMENSIONS, Axes, Loose, Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 
 TO_THE_END = -233
 """Crop's and Slice's own word (src/layer/crop.cpp)."""

@@ -26,6 +26,7 @@ from onnx_lathe.runtime.targets.core.base import (
     option,
 )
 from onnx_lathe.runtime.targets.core.registry import register
+from onnx_lathe.runtime.targets.core.sizes import ANY, BETWEEN, Sizes, from_data, parse, ranges, sizes_of
 from onnx_lathe.runtime.targets.ncnn import verify
 from onnx_lathe.runtime.targets.ncnn.algorithms import count_chosen, wanted
 from onnx_lathe.runtime.targets.ncnn.between import decided_within
@@ -41,7 +42,6 @@ from onnx_lathe.runtime.targets.ncnn.requantize import count_requantized, is_int
 from onnx_lathe.runtime.targets.ncnn.running import Settings, package
 from onnx_lathe.runtime.targets.ncnn.session import Session, open_files
 from onnx_lathe.runtime.targets.ncnn.sharing import repeated
-from onnx_lathe.runtime.targets.ncnn.sizes import ANY, BETWEEN, Sizes, from_data, parse, ranges, sizes_of
 
 STORAGES = ("float32", "float16")
 PARAM, WEIGHTS = "model.ncnn.param", "model.ncnn.bin"

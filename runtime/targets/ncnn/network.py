@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from onnx_lathe.runtime.targets.core.facts import Facts
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.dialect import LONGEST_TEXT, Layer, Stored, Value, Weight, plain_name
-from onnx_lathe.runtime.targets.ncnn.facts import Facts
 from onnx_lathe.runtime.targets.ncnn.integers import is_integer
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.weights import stored_weight
 
 MOST_DIMENSIONS = 4

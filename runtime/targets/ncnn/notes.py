@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import onnx
 
 from onnx_lathe.errors import first_few
+from onnx_lathe.runtime.targets.core.facts import defaults
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer
-from onnx_lathe.runtime.targets.ncnn.facts import defaults
 from onnx_lathe.runtime.targets.ncnn.requantize import is_int8
 
 FITS = 2048 * 2048

@@ -9,9 +9,9 @@ Source: ncnn, src/layer/convolution.cpp, forward_int8.
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.core.node import Node
 from onnx_lathe.runtime.targets.ncnn.dialect import Stored, Value, Weight
 from onnx_lathe.runtime.targets.ncnn.network import Network
-from onnx_lathe.runtime.targets.ncnn.node import Node
 from onnx_lathe.runtime.targets.ncnn.weights import int8_weight, quantized_input
 
 INT8_TERM = 8

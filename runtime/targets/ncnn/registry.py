@@ -5,8 +5,8 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cache
 
+from onnx_lathe.runtime.targets.core.node import Node
 from onnx_lathe.runtime.targets.ncnn.network import Network
-from onnx_lathe.runtime.targets.ncnn.node import Node
 
 Builder = Callable[[Node, Network], None]
 

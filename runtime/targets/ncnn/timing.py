@@ -19,13 +19,13 @@ import onnx
 from onnx_lathe.errors import PassError, TargetError, first_few
 from onnx_lathe.kernels import NAMES, PROFILES
 from onnx_lathe.runtime.running.bfloat16 import storable
+from onnx_lathe.runtime.targets.core.sizes import sizes_of
 from onnx_lathe.runtime.targets.ncnn.algorithms import convolutions, follow
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer, param_text, write_weights
 from onnx_lathe.runtime.targets.ncnn.process import ask
 from onnx_lathe.runtime.targets.ncnn.running import Settings, package
 from onnx_lathe.runtime.targets.ncnn.session import ports_as_json
-from onnx_lathe.runtime.targets.ncnn.sizes import sizes_of
 
 LOADS = 8
 """For networks of any size: Student's test has one value of each load, however many rounds that has. Half as many loads

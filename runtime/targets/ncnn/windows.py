@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.network import Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 
 SAME_UPPER, SAME_LOWER = -233, -234
 """ncnn's own words for padding that depends on the size (src/layer/convolution.cpp, make_padding)."""

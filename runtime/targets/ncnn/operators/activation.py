@@ -5,11 +5,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn import arithmetic as math_layers
 from onnx_lathe.runtime.targets.ncnn.arithmetic import binary, refuse_integers, scalar, unary
 from onnx_lathe.runtime.targets.ncnn.dialect import Stored, Value, Weight
 from onnx_lathe.runtime.targets.ncnn.network import Blob, Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 
 UNARY = {

@@ -10,10 +10,10 @@ import math
 import numpy as np
 import onnx
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.arithmetic import ADD, MUL, binary, scalar
 from onnx_lathe.runtime.targets.ncnn.moving import order_type
 from onnx_lathe.runtime.targets.ncnn.network import Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 
 HEADS_FIRST = (1, 0, 2)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.dialect import Stored, Value, Weight
 from onnx_lathe.runtime.targets.ncnn.network import Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.quantized import quantized_layer
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 from onnx_lathe.runtime.targets.ncnn.windows import SAME_LOWER, SAME_UPPER, Window, window

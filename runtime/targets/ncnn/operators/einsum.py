@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.dialect import Stored
 from onnx_lathe.runtime.targets.ncnn.expressions import ONE, Pair, pairs, product
 from onnx_lathe.runtime.targets.ncnn.linear import Matrix, layer
 from onnx_lathe.runtime.targets.ncnn.moving import held, leave, permuted, reshape
 from onnx_lathe.runtime.targets.ncnn.network import MOST_DIMENSIONS, Loose, Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn import arithmetic as math_layers
 from onnx_lathe.runtime.targets.ncnn.arithmetic import refuse_integers, scalar_params
 from onnx_lathe.runtime.targets.ncnn.dialect import Value
 from onnx_lathe.runtime.targets.ncnn.network import MOST_DIMENSIONS, Axes, Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 from onnx_lathe.runtime.targets.ncnn.signs import is_positive, never_negative
 

@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 
 from onnx_lathe.layout import LAYOUT
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.dialect import Weight
 from onnx_lathe.runtime.targets.ncnn.expressions import holds, is_open, pairs, product
 from onnx_lathe.runtime.targets.ncnn.moving import TO_THE_END, along, cropped, held, leave, reshape
 from onnx_lathe.runtime.targets.ncnn.network import Loose, Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.operators.slicing import strided
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 

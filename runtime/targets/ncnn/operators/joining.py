@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.expressions import ONE, Pair, holds, is_open, pairs, product
 from onnx_lathe.runtime.targets.ncnn.moving import (
     TO_THE_END,
@@ -15,7 +16,6 @@ from onnx_lathe.runtime.targets.ncnn.moving import (
     reshape,
 )
 from onnx_lathe.runtime.targets.ncnn.network import MOST_DIMENSIONS, Axes, Loose, Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 
 

@@ -14,10 +14,10 @@ import math
 import numpy as np
 import onnx
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn import arithmetic as math_layers
 from onnx_lathe.runtime.targets.ncnn.arithmetic import binary, scalar, unary
 from onnx_lathe.runtime.targets.ncnn.network import Axes, Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.operators.elementwise import Operand, layer_of, operands_in, result_axes
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 from onnx_lathe.runtime.targets.ncnn.unsure import unsure

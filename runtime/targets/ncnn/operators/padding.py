@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.expressions import ONE, Pair, is_open, pairs
 from onnx_lathe.runtime.targets.ncnn.moving import TO_THE_END, cropped, grouped, held, leave
 from onnx_lathe.runtime.targets.ncnn.network import Loose, Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 
 MODES = {"constant": 0, "edge": 1, "reflect": 2}

@@ -1,9 +1,9 @@
 """Operators that change the order of values: Transpose, DepthToSpace and SpaceToDepth."""
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.expressions import ONE, pairs, product
 from onnx_lathe.runtime.targets.ncnn.moving import held, leave, moves, order_type, permuted, reshape
 from onnx_lathe.runtime.targets.ncnn.network import Loose, Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 
 IMAGE = (1, 2, 3)

@@ -9,10 +9,10 @@ onnx 1.23 counts a window too many there.)
 
 from typing import NamedTuple
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.arithmetic import refuse_integers
 from onnx_lathe.runtime.targets.ncnn.dialect import Value
 from onnx_lathe.runtime.targets.ncnn.network import Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 from onnx_lathe.runtime.targets.ncnn.windows import SAME_LOWER, SAME_UPPER, Window, window
 

@@ -10,9 +10,9 @@ Source: ncnn, src/layer/lstm.cpp, gru.cpp and rnn.cpp.
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.dialect import Stored, Value, Weight
 from onnx_lathe.runtime.targets.ncnn.network import Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 
 ORDER = {"LSTM": (0, 2, 1, 3), "GRU": (1, 0, 2), "RNN": (0,)}

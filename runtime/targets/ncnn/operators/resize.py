@@ -7,12 +7,12 @@ for each axis is compared with what Interp does (resampling.py).
 
 from dataclasses import dataclass
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.arithmetic import refuse_integers
 from onnx_lathe.runtime.targets.ncnn.dialect import Value
 from onnx_lathe.runtime.targets.ncnn.expressions import Pair, Sources, holds, is_open, origins, pairs
 from onnx_lathe.runtime.targets.ncnn.moving import grouped, held, leave
 from onnx_lathe.runtime.targets.ncnn.network import Loose, Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 from onnx_lathe.runtime.targets.ncnn.resampling import BICUBIC, BILINEAR, NEAREST, Resampling, same_places
 

@@ -1,7 +1,7 @@
 """GridSample of images: ncnn's layer of that name."""
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.network import Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 
 IMAGE = (1, 2, 3)

@@ -1,8 +1,8 @@
 """CumSum: CumulativeSum, on a blob that is turned around where the sums run backwards."""
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.moving import along, leave
 from onnx_lathe.runtime.targets.ncnn.network import Loose, Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 
 

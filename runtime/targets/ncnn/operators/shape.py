@@ -2,10 +2,10 @@
 
 import onnx
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.arithmetic import ABS, ADD, CEIL, FLOOR, MIN, scalar, unary
 from onnx_lathe.runtime.targets.ncnn.moving import held, leave, refuse_computed_shape
 from onnx_lathe.runtime.targets.ncnn.network import Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 
 WIDE = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.core.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.expressions import Pair, holds, is_open, pairs, product
 from onnx_lathe.runtime.targets.ncnn.moving import TO_THE_END, along, cropped, held, leave, reshape
 from onnx_lathe.runtime.targets.ncnn.network import Loose, Network
-from onnx_lathe.runtime.targets.ncnn.node import Node, Unsupported
 from onnx_lathe.runtime.targets.ncnn.registry import operator
 
 FARTHEST = 2**31 - 1

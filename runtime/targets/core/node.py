@@ -28,7 +28,7 @@ NO_MATTER = frozenset(
 
 
 class Unsupported(Exception):  # noqa: N818 - it is no error of the program: a builder's way to refuse a node
-    """Why ncnn cannot compute a node as the model has it."""
+    """Why a runtime cannot compute a node as the model has it."""
 
 
 class Attributes(dict[str, Any]):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnx_lathe.errors import UsageError, nearest
-from onnx_lathe.runtime.targets.ncnn.facts import Shape
+from onnx_lathe.runtime.targets.core.facts import Shape
 
 USUAL = {4: 224}
 BETWEEN, ANY = ":", "~"
