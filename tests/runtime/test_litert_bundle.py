@@ -10,8 +10,11 @@ from pathlib import Path
 
 import jsonschema
 import numpy as np
+import onnx
 import pytest
 
+import onnx_lathe
+from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.targets.bundle.examples import Examples
 from onnx_lathe.runtime.targets.bundle.pixels import Pixels, pixels_of
 from onnx_lathe.runtime.targets.bundle.ports import Port
@@ -21,6 +24,7 @@ from onnx_lathe.runtime.targets.litert.bundle import cpp as texts
 from onnx_lathe.runtime.targets.litert.bundle import kotlin
 from onnx_lathe.runtime.targets.litert.bundle.writing import bundle
 from tests.support import cpp
+from tests.support.builders import build, random
 from tests.support.house import ROOT
 
 IMAGE = Port(
@@ -269,3 +273,70 @@ def test_pixels_is_a_value_of_the_description() -> None:
     found = pixels_of(IMAGENET, [QUANTIZED])
     assert isinstance(found, Pixels)
     assert found.made == (8, 6)
+
+
+def small(folder: Path) -> Path:
+    """Two inputs' worth of names, a picture that stays one, and a tail of scores."""
+    text = """(float[N, 3, 16, 16] image) => (float[N, 8, 7, 7] map, float[N, 8] scores) {
+        a = Conv <pads = [1, 1, 1, 1]> (image, v)  b = Relu(a)  map = Conv <strides = [2, 2]> (b, w)
+        g = GlobalAveragePool(map)  scores = Flatten(g) }"""
+    onnx.save(build(text, v=random(8, 3, 3, 3), w=random(8, 8, 3, 3)), folder / "small.onnx")
+    return folder / "small.onnx"
+
+
+@pytest.mark.parametrize("options", ["", "layout=nhwc", "storage=float16"])
+def test_the_target_writes_a_bundle_that_verifies_itself(options: str, tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    target = f'litert(preprocess="{IMAGENET}"{", " + options if options else ""})'
+    assert onnx_lathe.build(small(tmp_path), target, tmp_path / "out").exit_code == 0
+    out = tmp_path / "out"
+    found = json.loads((out / "model.litert.json").read_text())
+    jsonschema.validate(found, SCHEMA)
+    (image,) = found["inputs"]
+    last = options == "layout=nhwc"
+    assert image["axes"] == ([0, 2, 3, 1] if last else [0, 1, 2, 3])
+    assert image["shape"][1:] == ([16, 16, 3] if last else [3, 16, 16])
+    assert image["tensor_shape"][1:] == [3, 16, 16]
+    assert found["preprocessing"]["channels"] == "RGB"
+    assert "values[3 * at + 2]" in (out / "model.litert.compiled.kt").read_text() or not last
+    with np.load(out / found["examples"]["file"]) as stored:
+        assert stored["input_0_0"].shape[1:] == (3, 16, 16)
+        np.testing.assert_allclose(
+            stored["output_0_1"], stored["output_0_0"].mean((2, 3)), rtol=1e-3, atol=1e-5
+        )
+    command = [sys.executable, "-I", str(out / "model.litert.verify.py"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads(done.stdout)
+    assert said["agrees"]
+    assert said["in"].startswith("LiteRT, ai-edge-litert ")
+    listed = json.loads((out / "report.json").read_text())["targets"][0]["files"]
+    assert sorted(listed) == sorted(
+        ["model.tflite", *(f"model.litert.{name}" for name in (*SHIPPED, "examples.npz", "verify.py"))]
+    )
+
+
+def test_without_a_bundle_the_file_stands_alone(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    assert onnx_lathe.build(small(tmp_path), "litert(bundle=false)", tmp_path / "out").exit_code == 0
+    assert [path.name for path in (tmp_path / "out").glob("model*")] == ["model.tflite"]
+
+
+def test_integers_of_a_quantized_network_are_described_and_verified(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    np.savez(tmp_path / "data.npz", image=random(16, 3, 16, 16))
+    run = [str(small(tmp_path)), "--passes", "int8", "--data", str(tmp_path / "data.npz")]
+    asked = [*run, "--target", "litert(io=int8)", "--no-latency", "--no-html", "--quiet"]
+    assert main([*asked, "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "model.litert.json").read_text())
+    (image,) = found["inputs"]
+    assert (image["type"], image["tensor_type"]) == ("int8", "float32")
+    assert image["scale"] > 0
+    assert {one["measure"] for one in found["examples"]["outputs"].values()} == {"length"}
+    assert (
+        f"Type::Int8, {image['scale']:.9g}f"
+        in (tmp_path / "out" / "model.litert.interpreter.cpp").read_text()
+    )
+    command = [sys.executable, "-I", str(tmp_path / "out" / "model.litert.verify.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

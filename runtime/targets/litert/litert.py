@@ -31,6 +31,8 @@ from onnx_lathe.runtime.targets.core.base import (
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.core.sizes import from_data, parse, sizes_of
 from onnx_lathe.runtime.targets.litert import verify
+from onnx_lathe.runtime.targets.litert.bundle.described import written as written_file
+from onnx_lathe.runtime.targets.litert.bundle.writing import bundle
 from onnx_lathe.runtime.targets.litert.contents import contents_of
 from onnx_lathe.runtime.targets.litert.file import pack
 from onnx_lathe.runtime.targets.litert.package import schema
@@ -51,7 +53,7 @@ FILE = "model.tflite"
 class LiteRT(Target):
     name = "litert"
     help = "a .tflite for LiteRT (TensorFlow Lite), for Android: float, float16 weights, and INT8 equal to the step"
-    outputs = (FILE,)
+    outputs = (FILE, "model.litert.*")
     packages = ("ai-edge-litert", "flatbuffers")
     lowering = "litert"
     placement = PHONE
@@ -84,12 +86,16 @@ class LiteRT(Target):
         )
         preprocess: str = option(
             "",
-            "how pixels become input, as --preprocess says it, for the file's metadata; a run's own if it has one",
+            "how pixels become input, as --preprocess says it, for the file's metadata and the examples; a run's own if it has one",
         )
         verify: str = option(
             "outputs",
             "what is compared with ONNX Runtime besides what INT8 operators write",
             choices=VERIFIED,
+        )
+        bundle: bool = option(
+            True,
+            "Kotlin and C++ examples, a README for the application's developer, and stored examples to verify with",
         )
 
         def __post_init__(self) -> None:
@@ -185,7 +191,8 @@ class LiteRT(Target):
             "open_batch": found.batch,
             "open_sizes": found.sizes.open,
         }
-        return Artifact((path,), len(content), details, _notes(found))
+        beside = bundle(written_file(path, proto, options)) if options.bundle else ()
+        return Artifact((path, *beside), len(content), details, _notes(found))
 
     def verify(
         self,
@@ -199,7 +206,11 @@ class LiteRT(Target):
         progress("comparing LiteRT with ONNX Runtime")
         proto = model_file.load(model)
         found = _converted(proto, options)
-        return verify.verified(proto, found, artifact.paths[0], feeds, options)
+        path = artifact.paths[0]
+        details, examples = verify.verified(proto, found, path, feeds, options)
+        if options.bundle:
+            bundle(written_file(path, proto, options, details["verified"], examples))
+        return details
 
     def open(self, artifact: Artifact, options: Any, threads: int = 1) -> Session | None:
         return open_file(artifact.paths[0], threads)

@@ -16,6 +16,7 @@ import onnx
 from onnx_lathe.errors import TargetError, first_few
 from onnx_lathe.metadata import read_channels_last
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.bundle.examples import Examples
 from onnx_lathe.runtime.targets.core.distances import (
     CHANGE,
     CHANGE_QUANTIZED,
@@ -63,8 +64,10 @@ class Agreement:
 
 def verified(
     model: onnx.ModelProto, fitted: Fitted, path: Path, feeds: Mapping[str, np.ndarray], options: Any
-) -> dict[str, Any]:
-    """Details for the report. Raises TargetError where the file does not compute what the model does."""
+) -> tuple[dict[str, Any], Examples]:
+    """(details for the report, what was compared, in the layout of the file). Raises TargetError where the file does not
+    compute what the model does.
+    """
     trial = _Trial(model, fitted, path, options)
     work = multiplications(fitted.conversion.network)
     first, *others = samples_of(fitted, feeds, read_channels_last(model.metadata_props), work)
@@ -75,7 +78,7 @@ def verified(
         found["verified"]["steps" if trial.stored else "tensors"] = trial.tables
     if REFERENCE not in kernels:
         found["notes"] = [f"LiteRT's reference kernels were left out: {trial.reason}"]
-    return found
+    return found, trial.examples()
 
 
 class _Trial:
@@ -89,6 +92,8 @@ class _Trial:
         self.tables: dict[str, Any] = {}
         self.outside: list[str] = []
         self.reason = ""
+        self.references: list[Reference] = []
+        self.allowed: dict[str, float] = {}
 
     def kernels(self, sample: Mapping[str, np.ndarray], work: float) -> list[str]:
         """XNNPACK's, and the plainest that have all operators; each has run in a process of its own, which it might end.
@@ -112,7 +117,16 @@ class _Trial:
             if NAMES[one] not in self.tables and (self.stored or self.by_tensor):
                 self.tables[NAMES[one]] = self._table(opened, one, sample)
             check(results[-1])
+            for name, allowed in results[-1].allowed.items():
+                self.allowed[name] = max(self.allowed.get(name, 0.0), allowed)
+        self.references.append(reference)
         return results
+
+    def examples(self) -> Examples:
+        """What was compared; an output may err as far as in the comparison that allows most."""
+        calls = [(one.sample, one.wanted) for one in self.references]
+        measure = "length" if self.stored else "largest"
+        return Examples(calls, measure, self.allowed, self.references[-1].floors)
 
     def _table(self, opened: Opened, kernels: str, sample: Mapping[str, np.ndarray]) -> dict[str, Any]:
         if not self.stored:

@@ -301,7 +301,7 @@ COMPILED = r"""// $title
 
 $standard#include <memory>
 $ports
-// Runs in one thread at a time, at the sizes that the file states: an open size is 1 there.
+// Runs in one thread at a time, at the sizes that the file states, where an open batch is 1.
 class Network
 {
 public:

@@ -180,7 +180,7 @@ import com.google.ai.edge.litert.Accelerator
 import com.google.ai.edge.litert.CompiledModel
 import com.google.ai.edge.litert.TensorBuffer
 @ports@pixels
-/** Runs in one thread at a time, at the sizes that the file states: an open size is 1 there. */
+/** Runs in one thread at a time, at the sizes that the file states, where an open batch is 1. */
 class Network(context: Context, vararg accelerators: Accelerator) : AutoCloseable {
     private val compiled = CompiledModel.create(
         context.assets, MODEL, CompiledModel.Options(if (accelerators.isEmpty()) setOf(Accelerator.CPU) else accelerators.toSet()))
