@@ -14,6 +14,7 @@ from onnx_lathe.runtime.data.kept import KeptSource
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import evaluate, reference
 from onnx_lathe.runtime.running.scores import Outputs, is_float
+from onnx_lathe.runtime.running.tasks.base import largest
 
 SCALE = {"fraction": 0.01, "decibel": 1.0}
 """What counts as one unit of a miss, by the kind of metric; of others a tenth of the bound."""
@@ -109,7 +110,9 @@ class Judge:
 
 
 class _Predictions:
-    """The largest class of every sample, by output [samples, classes]."""
+    """The largest class of every sample, by output [samples, classes]; -1, which is wrong whatever the label, where a NaN
+    leaves none.
+    """
 
     def __init__(self) -> None:
         self._found: dict[str, list[np.ndarray]] = {}
@@ -117,7 +120,9 @@ class _Predictions:
     def __call__(self, outputs: Outputs, count: int, alone: bool) -> None:
         for name, values in outputs.items():
             if values.ndim == 2 and len(values) == count:
-                self._found.setdefault(name, []).append(values.argmax(1))
+                self._found.setdefault(name, []).append(
+                    largest(values) if is_float(values) else values.argmax(1)
+                )
 
     def of(self, name: str | None) -> np.ndarray | None:
         return np.concatenate(self._found[name]) if name in self._found else None

@@ -22,6 +22,7 @@ from onnx_lathe.optimizer.search.judging import (
     Judge,
     Leniency,
     Measured,
+    _Predictions,
     judged,
     paired_error,
     share_error,
@@ -115,6 +116,18 @@ def test_each_output_has_its_error() -> None:
     errors = judge.measure(model).errors
     assert errors["sqnr"] == errors["sqnr[y]"] > 0
     assert errors["sqnr[z]"] == 0
+
+
+def test_a_sample_whose_scores_hold_a_nan_is_answered_wrongly() -> None:
+    predicted = _Predictions()
+    predicted(
+        {"y": np.array([[np.nan, 1.0], [0.0, 1.0], [2.0, np.nan]]), "n": np.array([[1, 3]] * 3)}, 3, False
+    )
+    answers, whole = predicted.of("y"), predicted.of("n")
+    assert answers is not None
+    assert whole is not None
+    assert answers.tolist() == [-1, 1, -1]  # argmax says 0, 1, 1
+    assert whole.tolist() == [1, 1, 1]
 
 
 def test_a_gate_that_no_trial_counts_is_refused() -> None:

@@ -248,6 +248,12 @@ def test_other_figures() -> None:
     expected, found = np.array([[1.0, 2.0], [3.0, 1.0]]), np.array([[1.0, 2.0], [0.0, 1.0]])
     assert figures.top1(expected, found) == 0.5
     assert figures.top1(expected[0], found[0]) is None
+    unknown = np.array([[math.nan, 2.0], [3.0, 1.0]])
+    assert figures.top1(unknown, unknown) == figures.top1(np.array([[2.0, 1.0], [3.0, 1.0]]), unknown) == 0.5
+    said = compare("y", [{"y": expected}], [{"y": unknown}])
+    assert (said["top1"], said["rows_with_nan"]) == (0.5, 1)
+    assert showing._top1(said) == "50.00 % of 2, 1 with NaN"
+    assert "rows_with_nan" not in compare("y", [{"y": expected}], [{"y": found}])
     assert figures.differing(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])) == 0.25
     times = list(range(1, 101))
     assert (figures.quantile(times, 0.5), figures.quantile(times, 0.99), figures.quantile([7.0], 0.99)) == (

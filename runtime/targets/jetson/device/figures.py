@@ -31,10 +31,22 @@ def sqnr_db(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def top1(expected: np.ndarray, found: np.ndarray) -> float | None:
-    """Share of rows whose largest value stands at the same place; None for what is no [rows, classes]."""
+    """Share of rows whose largest value stands at the same place; None for what is no [rows, classes]. A row with a NaN
+    has no largest value, on either side: it agrees with none.
+    """
     if expected.ndim != 2 or expected.shape[1] < 2 or not np.issubdtype(expected.dtype, np.floating):
         return None
-    return float(np.mean(np.argmax(expected, axis=1) == np.argmax(found, axis=1)))
+    same = np.argmax(expected, axis=1) == np.argmax(found, axis=1)  # argmax would take the first NaN
+    return float(np.mean(same & ~_with_nan(expected, found)))
+
+
+def unanswered(expected: np.ndarray, found: np.ndarray) -> int:
+    """Rows of [rows, classes] with a NaN, on either side."""
+    return int(np.sum(_with_nan(expected, found)))
+
+
+def _with_nan(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    return np.isnan(expected).any(axis=1) | np.isnan(found).any(axis=1)
 
 
 def differing(expected: np.ndarray, found: np.ndarray) -> float:

@@ -84,4 +84,7 @@ def _sqnr(output: Mapping[str, Any]) -> str:
 
 def _top1(output: Mapping[str, Any]) -> str:
     share = output.get("top1")
-    return "" if share is None else f"{100 * share:.2f} % of {output['rows']}"
+    if share is None:
+        return ""
+    nan = f", {output['rows_with_nan']} with NaN" if output.get("rows_with_nan") else ""
+    return f"{100 * share:.2f} % of {output['rows']}{nan}"

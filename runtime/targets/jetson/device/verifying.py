@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_lathe.runtime.targets.jetson.device.figures import differing, quantile, sqnr_db, top1
+from onnx_lathe.runtime.targets.jetson.device.figures import differing, quantile, sqnr_db, top1, unanswered
 from onnx_lathe.runtime.targets.tensorrt.cuda import Cuda, CudaError
 from onnx_lathe.runtime.targets.tensorrt.execution import Engine, EngineError
 from onnx_lathe.runtime.targets.tensorrt.messages import one_line
@@ -87,18 +87,23 @@ def calls(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> list[tup
 
 
 def compare(name: str, expected: Sequence[Arrays], found: Sequence[Arrays]) -> dict[str, Any]:
-    """An output over all calls. `sqnr_db` of floats; of integers and bools the share that `differ`."""
+    """An output over all calls. `sqnr_db` of floats; of integers and bools the share that `differ`. `rows_with_nan`, if there
+    are any, have no class and count as other answers in `top1`.
+    """
     wanted, got = (_joined([one[name] for one in arrays]) for arrays in (expected, found))
     if wanted.shape != got.shape:
         return {"name": name, "shapes": [list(wanted.shape), list(got.shape)]}
     if not np.issubdtype(wanted.dtype, np.floating):
         return {"name": name, "differ": differing(wanted, got)}
-    return {
+    share = top1(wanted, got)
+    said = {
         "name": name,
         "sqnr_db": sqnr_db(wanted, got),
-        "top1": top1(wanted, got),
+        "top1": share,
         "rows": len(wanted) if wanted.ndim else 1,
     }
+    rows = 0 if share is None else unanswered(wanted, got)
+    return said | ({"rows_with_nan": rows} if rows else {})
 
 
 def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
