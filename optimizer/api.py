@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.optimizer import artifacts, observing, opening, pipeline, reporting
+from onnx_lathe.optimizer import arguments, artifacts, observing, opening, pipeline, reporting
 from onnx_lathe.optimizer import check as checking
 from onnx_lathe.optimizer.build import configured_targets, placement
 from onnx_lathe.optimizer.measuring import measured_exactly
@@ -141,7 +141,7 @@ def optimize(
     Arguments are the options of the command; `recipe` is a TOML file that they override. A gate that fails
     raises nothing: `record.exit_code` is 3 then, and `record.outcome` "gate failed".
     """
-    asked = load_recipe(_path(recipe, "recipe")) if recipe is not None else Recipe()
+    asked = load_recipe(arguments.path(recipe, "recipe")) if recipe is not None else Recipe()
     if passes is None and recipe is None:
         raise UsageError('nothing to do; name passes, such as "fold, int8", or a recipe')
     asked = _asked(
@@ -156,7 +156,7 @@ def optimize(
         launch=launch,
         memory=parse_bytes(memory, "memory") if isinstance(memory, str) else memory,
         seed=seed,
-        gates=None if gates is None else _texts(gates, "gates"),
+        gates=None if gates is None else arguments.texts(gates, "gates"),
         targets=None if targets is None else _calls(targets),
     )
     if isinstance(passes, str):
@@ -164,7 +164,10 @@ def optimize(
     steps = None if passes is None else _passes(passes)
     wishes = Wishes(keep_metadata, drop_optional_inputs)
     with _file(model) as path, limited(threads):
-        name, place = "model in memory" if isinstance(model, onnx.ModelProto) else "", _path(out, "out")
+        name, place = (
+            "model in memory" if isinstance(model, onnx.ModelProto) else "",
+            arguments.path(out, "out"),
+        )
         request = Request(path, asked, place, resume, latency, steps, wishes, (), name, force, html)
         record = pipeline.run(request, ui := Calling(progress))
         reporting.finish(record, request, ui)
@@ -212,15 +215,16 @@ def run(
     """
     recipe = _asked(Recipe(), eval=data, preprocess=preprocess, classes=classes)
     paths = [
-        None if one is None else _path(one, what) for one, what in ((against, "against"), (save, "save"))
+        None if one is None else arguments.path(one, what)
+        for one, what in ((against, "against"), (save, "save"))
     ]
     with limited(threads):
-        return observing.observe(_path(model, "model"), recipe, Calling(progress), *paths)
+        return observing.observe(arguments.path(model, "model"), recipe, Calling(progress), *paths)
 
 
 def check(model: str | Path, targets: str | Sequence[str]) -> list[checking.Check]:
     """Which nodes each target refuses, which layers really run in INT8 on it, and why the others do not."""
-    return checking.check(_path(model, "model"), _calls(targets))
+    return checking.check(arguments.path(model, "model"), _calls(targets))
 
 
 def pack(
@@ -234,7 +238,7 @@ def pack(
     effort: "best" for the smallest file, "fast" for one that is some per cent larger, ten times sooner. progress:
     hears of the bytes that are done, and of all.
     """
-    source = _path(file, "file")
+    source = arguments.path(file, "file")
     packed_files.require(source, packed=False)
     target = artifacts.beside(source, out, packed_files.SUFFIX)
     return packed_files.pack_file(source, target, effort, progress)
@@ -247,7 +251,7 @@ def unpack(
 
     limit_bytes: a file that says it is larger is refused.
     """
-    source = _path(file, "file")
+    source = arguments.path(file, "file")
     packed_files.require(source, packed=True)
     return packed_files.unpack_file(source, artifacts.beside(source, out, ".onnx"), limit_bytes)
 
@@ -259,7 +263,7 @@ def open(model: Model, threads: int = 0) -> "onnxruntime.InferenceSession":
     session, it computes them exactly, which is slower. It is not tried in a process of its own first: what
     `optimize` and `rewrite` gave has been.
     """
-    source = model if isinstance(model, onnx.ModelProto) else _path(model, "model")
+    source = model if isinstance(model, onnx.ModelProto) else arguments.path(model, "model")
     return ort.session(source, threads, guarded=False)
 
 
@@ -312,7 +316,7 @@ def _passes(given: Passes) -> list[Pass]:
 
 
 def _calls(given: str | Sequence[str]) -> tuple[Call, ...]:
-    return tuple(call for text in _texts(given, "targets") for call in parse_calls(text, "targets"))
+    return tuple(call for text in arguments.texts(given, "targets") for call in parse_calls(text, "targets"))
 
 
 def _asked(recipe: Recipe, **changes: Any) -> Recipe:
@@ -326,25 +330,12 @@ def _asked(recipe: Recipe, **changes: Any) -> Recipe:
     return override(recipe, **changes)
 
 
-def _texts(given: str | Sequence[str], what: str) -> tuple[str, ...]:
-    texts = (given,) if isinstance(given, str) else given
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        raise UsageError(f"{what} takes a text or a list of texts, not {given!r}")
-    return tuple(texts)
-
-
-def _path(given: str | Path, what: str) -> Path:
-    if not isinstance(given, str | Path):
-        raise UsageError(f"{what} takes a path, not {type(given).__name__}")
-    return Path(given)
-
-
 def _opened(model: Model, wishes: Wishes) -> opening.Opened:
     """The model as passes take it, compared with the one given where it was rewritten."""
     if isinstance(model, onnx.ModelProto):
         opened = opening.open_given(model, wishes)
     else:
-        opened = opening.open_file(_path(model, "model"), wishes)
+        opened = opening.open_file(arguments.path(model, "model"), wishes)
     if opened.rewritten:
         opening.compare_on_random(ort.session(model), opened)
     return opened
@@ -369,4 +360,4 @@ def _file(model: Model) -> Iterator[Path]:
             model_file.save(model_file.checked(model, OLDEST, sort_nodes), path)
             yield path
     else:
-        yield _path(model, "model")
+        yield arguments.path(model, "model")

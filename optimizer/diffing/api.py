@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer import arguments
 from onnx_lathe.optimizer.diffing import debug as debugging
 from onnx_lathe.optimizer.diffing import diff as comparing
 from onnx_lathe.optimizer.diffing.diff import Model
@@ -67,10 +67,9 @@ def debug(
 
     Raises as `diff` does, and UsageError for a folder that holds something.
     """
-    if not isinstance(out, str | Path):
-        raise UsageError(f"out takes a path, not {type(out).__name__}")
+    place = arguments.path(out, "out")
     recipe = override(Recipe(), eval=data, preprocess=preprocess, classes=classes)
     with limited(threads):
         return debugging.debug_models(
-            base, candidate, recipe, Calling(progress), Path(out), top=top, at=at, samples=samples
+            base, candidate, recipe, Calling(progress), place, top=top, at=at, samples=samples
         )

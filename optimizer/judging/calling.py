@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.optimizer import compare
+from onnx_lathe.optimizer import arguments, compare
 from onnx_lathe.optimizer.judging.evidence import parse_confidence, parse_tolerances
 from onnx_lathe.optimizer.judging.judgement import Judgement
 from onnx_lathe.optimizer.recipe import Recipe, override
@@ -47,7 +47,7 @@ def gate(
         raise UsageError(f"metrics takes functions by name, not {type(metrics).__name__}")
     recipe = override(
         Recipe(),
-        gates=_texts(gates, "gates"),
+        gates=arguments.texts(gates, "gates"),
         eval=data,
         preprocess=preprocess,
         classes=classes,
@@ -55,19 +55,8 @@ def gate(
         postprocess=postprocess,
         symbols=symbols,
         confidence=None if confidence is None else parse_confidence(str(confidence)),
-        tolerances=None if tolerance is None else parse_tolerances(_texts(tolerance, "tolerance")),
+        tolerances=None if tolerance is None else parse_tolerances(arguments.texts(tolerance, "tolerance")),
     )
-    return compare.compare(_path(base, "base"), _path(candidate, "candidate"), recipe, Calling(progress))
-
-
-def _texts(given: str | Sequence[str], what: str) -> tuple[str, ...]:
-    texts = (given,) if isinstance(given, str) else given
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        raise UsageError(f"{what} takes a text or a list of texts, not {given!r}")
-    return tuple(texts)
-
-
-def _path(given: str | Path, what: str) -> Path:
-    if not isinstance(given, str | Path):
-        raise UsageError(f"{what} takes a path, not {type(given).__name__}")
-    return Path(given)
+    return compare.compare(
+        arguments.path(base, "base"), arguments.path(candidate, "candidate"), recipe, Calling(progress)
+    )

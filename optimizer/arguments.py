@@ -1,0 +1,21 @@
+"""What callers in Python give, checked: a wrong type is one line that names the argument."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from onnx_lathe.errors import UsageError
+
+
+def texts(given: str | Sequence[str], what: str) -> tuple[str, ...]:
+    """One text, or several. Raises UsageError for anything else under the argument's name `what`."""
+    found = (given,) if isinstance(given, str) else given
+    if not isinstance(found, Sequence) or not all(isinstance(text, str) for text in found):
+        raise UsageError(f"{what} takes a text or a list of texts, not {given!r}")
+    return tuple(found)
+
+
+def path(given: str | Path, what: str) -> Path:
+    """Raises UsageError for what is no path under the argument's name `what`."""
+    if not isinstance(given, str | Path):
+        raise UsageError(f"{what} takes a path, not {type(given).__name__}")
+    return Path(given)

@@ -1,0 +1,34 @@
+"""What callers in Python give, checked in one place."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import onnx_lathe
+from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer import arguments
+
+
+def test_one_text_or_several_and_a_path() -> None:
+    assert arguments.texts("top1 >= 0.9", "gates") == ("top1 >= 0.9",)
+    assert arguments.texts(["a", "b"], "gates") == ("a", "b")
+    assert arguments.path("model.onnx", "model") == Path("model.onnx")
+
+
+@pytest.mark.parametrize("wrong", [3, [1], {"a"}, None])
+def test_another_type_is_one_line_that_names_the_argument(wrong: Any) -> None:
+    with pytest.raises(UsageError, match="gates takes a text or a list of texts, not"):
+        arguments.texts(wrong, "gates")
+    with pytest.raises(UsageError, match="out takes a path, not"):
+        arguments.path(wrong, "out")
+
+
+def test_every_function_of_the_face_says_so_alike(tmp_path: Path) -> None:
+    for call, what in (
+        (lambda: onnx_lathe.gate("a", 3, "size <= 1"), "candidate"),  # type: ignore[arg-type]
+        (lambda: onnx_lathe.run(3), "model"),  # type: ignore[arg-type]
+        (lambda: onnx_lathe.debug("a", "b", 3), "out"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(UsageError, match=f"^{what} takes a path, not int$"):
+            call()
