@@ -14,7 +14,9 @@ from onnx_lathe.optimizer.commands.options import (
     Parser,
     add_data_options,
     add_judging_options,
+    add_out,
     add_output_options,
+    add_target,
     add_threads,
     data_options,
     judging_options,
@@ -68,14 +70,8 @@ def build(arguments: list[str]) -> int:
         prog="optimize build", description="Build a finished model for targets.", allow_abbrev=False
     )
     parser.add_argument("model", type=Path)
-    parser.add_argument("--target", action=Joined, required=True, metavar="T")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("build/targets"),
-        metavar="DIR",
-        help="folder for results (default build/targets)",
-    )
+    add_target(parser, "what to build; several with a comma between", required=True)
+    add_out(parser, "build/targets", "folder for results")
     _add_reading_options(parser)
     _add_force(parser)
     _add_no_html(parser)
@@ -192,20 +188,13 @@ def _add_run_options(parser: Parser) -> None:
         metavar="G",
         help='such as "top1 drop <= 0.5%%" or "size ratio >= 10"; may be repeated',
     )
-    parser.add_argument(
-        "--target",
-        action=Joined,
-        metavar="T",
-        help="what to build, such as onnx,tensorrt-rtx (default onnx); see: optimize targets",
-    )
+    add_target(parser, "what to build, such as onnx,tensorrt-rtx (default onnx); see: optimize targets")
     parser.add_argument(
         "--tuning",
         metavar="FILE",
         help="for the pass winograd: algorithms of convolutions that were chosen on a device",
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("build"), metavar="DIR", help="folder for results (default build)"
-    )
+    add_out(parser, "build", "folder for results")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run in the same --out")
     parser.add_argument("--seed", type=int, help="of the split of --data (default 0)")
     _add_reading_options(parser)

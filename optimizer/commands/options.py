@@ -83,6 +83,18 @@ def add_threads(
     parser.add_argument("--threads", type=int, metavar="N", help=help)
 
 
+def add_target(parser: argparse.ArgumentParser, help: str, required: bool = False) -> None:
+    """--target, which may be repeated."""
+    parser.add_argument("--target", action=Joined, required=required, metavar="T", help=help)
+
+
+def add_out(parser: argparse.ArgumentParser, default: str, what: str, kind: str = "DIR") -> None:
+    """--out. `what` goes there; `kind`: DIR or FILE."""
+    parser.add_argument(
+        "--out", type=Path, default=Path(default), metavar=kind, help=f"{what} (default {default})"
+    )
+
+
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
     print(json.dumps(plain(value), indent=1, allow_nan=False))

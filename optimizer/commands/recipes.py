@@ -9,10 +9,11 @@ from rich.markup import escape
 
 from onnx_lathe.errors import ExitCode, UsageError, nearest
 from onnx_lathe.optimizer.commands.options import (
-    Joined,
     Parser,
     add_data_options,
+    add_out,
     add_output_options,
+    add_target,
     add_threads,
     data_options,
     print_json,
@@ -61,19 +62,8 @@ def init(arguments: list[str]) -> int:
     )
     parser.add_argument("model", type=Path, help="the ONNX file")
     add_data_options(parser)
-    parser.add_argument(
-        "--target",
-        action=Joined,
-        metavar="T",
-        help="what the recipe is to build (default ort, without data onnx); see: optimize targets",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("recipe.toml"),
-        metavar="FILE",
-        help="the recipe (default recipe.toml)",
-    )
+    add_target(parser, "what the recipe is to build (default ort, without data onnx); see: optimize targets")
+    add_out(parser, "recipe.toml", "the recipe", "FILE")
     parser.add_argument("--force", action="store_true", help="overwrite the file of --out")
     add_threads(parser)
     add_output_options(parser, "the recipe and what it follows from")

@@ -14,7 +14,9 @@ from onnx_lathe.optimizer.commands.options import (
     Joined,
     Parser,
     add_data_options,
+    add_out,
     add_output_options,
+    add_target,
     add_threads,
     data_options,
     print_json,
@@ -142,12 +144,7 @@ def _add_search_options(parser: Parser) -> None:
     parser.add_argument(
         "--gate", action="append", metavar="G", help='such as "top1 drop <= 0.5%%"; may be repeated'
     )
-    parser.add_argument(
-        "--target",
-        action=Joined,
-        metavar="T",
-        help="what the winner is built for, such as ort,pack (default onnx)",
-    )
+    add_target(parser, "what the winner is built for, such as ort,pack (default onnx)")
     parser.add_argument(
         "--budget", default="10m", metavar="TIME", help="for all of it, such as 30m or 2h (default 10m)"
     )
@@ -177,13 +174,7 @@ def _add_search_options(parser: Parser) -> None:
         "--margin", type=float, default=1.0, metavar="E",
         help="standard errors by which accuracy must pass there (default 1; 0 takes the estimate)",
     )  # fmt: skip
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("build/search"),
-        metavar="DIR",
-        help="folder for results (default build/search)",
-    )
+    add_out(parser, "build/search", "folder for results")
     parser.add_argument("--resume", action="store_true", help="go on with the search in --out")
     parser.add_argument("--force", action="store_true", help="erase the search that --out holds")
     parser.add_argument(

@@ -5,7 +5,13 @@ from pathlib import Path
 from rich.console import Console
 
 from onnx_lathe.errors import ExitCode
-from onnx_lathe.optimizer.commands.options import Joined, Parser, add_output_options, add_threads, print_json
+from onnx_lathe.optimizer.commands.options import (
+    Parser,
+    add_output_options,
+    add_target,
+    add_threads,
+    print_json,
+)
 
 
 def passes(arguments: list[str]) -> int:
@@ -47,13 +53,7 @@ def check(arguments: list[str]) -> int:
     parser = Parser(prog="optimize check", description="Which nodes a target refuses, which layers really run in INT8 on it, and why the others do not. "
                      "The exit code is 4 if a node is refused.", allow_abbrev=False)  # fmt: skip
     parser.add_argument("model", type=Path, help="the ONNX file, such as the model.onnx of an earlier run")
-    parser.add_argument(
-        "--target",
-        action=Joined,
-        required=True,
-        metavar="T",
-        help="such as ort or tensorrt-rtx; several with a comma between",
-    )
+    add_target(parser, "such as ort or tensorrt-rtx; several with a comma between", required=True)
     add_threads(parser)
     add_output_options(parser, "the verdicts")
     options = parser.parse_args(arguments)

@@ -8,6 +8,7 @@ import pytest
 import onnx_lathe
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer import arguments
+from onnx_lathe.optimizer.commands import compile, options, recipes, searching
 
 
 def test_one_text_or_several_and_a_path() -> None:
@@ -32,3 +33,18 @@ def test_every_function_of_the_face_says_so_alike(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=f"^{what} takes a path, not int$"):
             call()
+
+
+def test_commands_share_the_options_for_targets_and_results() -> None:
+    for command, default in (
+        (compile.build, Path("build/targets")),
+        (searching.search, Path("build/search")),
+        (recipes.init, Path("recipe.toml")),
+    ):
+        parser = options.parser_of(command)
+        known = {action.dest: action for action in parser._actions}
+        assert known["out"].default == default
+        assert f"(default {default.as_posix()})" in str(known["out"].help)
+        assert isinstance(known["target"], options.Joined)
+    found = options.parser_of(compile.build).parse_args(["m.onnx", "--target", "ort", "--target", "ncnn"])
+    assert found.target == "ort,ncnn"
