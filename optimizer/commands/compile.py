@@ -6,8 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.commands.options import (
     Joined,
@@ -24,6 +22,7 @@ from onnx_lathe.optimizer.commands.options import (
 )
 from onnx_lathe.optimizer.recipe import Recipe, load_recipe, override, parse_calls, with_tuning
 from onnx_lathe.optimizer.report import terminal
+from onnx_lathe.optimizer.report.printing import Printer
 from onnx_lathe.optimizer.report.record import RunRecord
 from onnx_lathe.optimizer.run import Request
 from onnx_lathe.optimizer.sizes import parse_bytes
@@ -117,7 +116,7 @@ def _print(record: RunRecord, as_json: bool) -> None:
     if as_json:
         print_json(record.as_json())
     else:
-        terminal.show(record, Console(highlight=False, emoji=False, soft_wrap=True))
+        terminal.show(record, Printer(highlight=False, emoji=False, soft_wrap=True))
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:

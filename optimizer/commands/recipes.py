@@ -4,7 +4,6 @@ import contextlib
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 
 from onnx_lathe.errors import ExitCode, UsageError, nearest
@@ -18,6 +17,7 @@ from onnx_lathe.optimizer.commands.options import (
     data_options,
     print_json,
 )
+from onnx_lathe.optimizer.report.printing import Printer
 
 
 def recipes(arguments: list[str]) -> int:
@@ -50,7 +50,7 @@ def recipes(arguments: list[str]) -> int:
         table = plain_table("recipe", "what it does")
         for name, path in shown.items():
             table.add_row(name, escape(recipe_library.summary(path)))
-        Console(highlight=False, emoji=False).print(table)
+        Printer(highlight=False, emoji=False).print(table)
     return ExitCode.DONE
 
 

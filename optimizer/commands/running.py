@@ -4,8 +4,6 @@ import contextlib
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from onnx_lathe.errors import ExitCode
 from onnx_lathe.optimizer.commands.options import (
     Parser,
@@ -14,6 +12,7 @@ from onnx_lathe.optimizer.commands.options import (
     add_threads,
     print_json,
 )
+from onnx_lathe.optimizer.report.printing import Printer
 
 
 def run(arguments: list[str]) -> int:
@@ -56,5 +55,5 @@ def run(arguments: list[str]) -> int:
     if options.json:
         print_json(found.as_json())
     else:
-        show_observation(found, Console(highlight=False, emoji=False, soft_wrap=True))
+        show_observation(found, Printer(highlight=False, emoji=False, soft_wrap=True))
     return ExitCode.DONE

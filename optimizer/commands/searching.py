@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from onnx_lathe.errors import ExitCode, UsageError
 from onnx_lathe.optimizer.commands.options import (
     Joined,
@@ -21,6 +19,7 @@ from onnx_lathe.optimizer.commands.options import (
     data_options,
     print_json,
 )
+from onnx_lathe.optimizer.report.printing import Printer
 from onnx_lathe.optimizer.ui import Ui
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def sensitivity(arguments: list[str]) -> int:
     if options.json:
         print_json(found.as_json())
     else:
-        show_profile(found, Console(highlight=False, emoji=False, soft_wrap=True))
+        show_profile(found, Printer(highlight=False, emoji=False, soft_wrap=True))
     return ExitCode.DONE if found.complete else ExitCode.INTERRUPTED
 
 
@@ -230,5 +229,5 @@ def _search(
     if options.json:
         print_json(record.as_json())
     else:
-        show_search(record, Console(highlight=False, emoji=False, soft_wrap=True))
+        show_search(record, Printer(highlight=False, emoji=False, soft_wrap=True))
     return record.exit_code

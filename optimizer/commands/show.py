@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
 from onnx_lathe.errors import ExitCode
 from onnx_lathe.optimizer.commands.options import (
     Parser,
@@ -12,6 +10,7 @@ from onnx_lathe.optimizer.commands.options import (
     add_threads,
     print_json,
 )
+from onnx_lathe.optimizer.report.printing import Printer
 
 
 def passes(arguments: list[str]) -> int:
@@ -27,7 +26,7 @@ def passes(arguments: list[str]) -> int:
     if options.json:
         print_json(reference.passes_as_data(options.name))
         return 0
-    reference.show_passes(options.name, Console(highlight=False, emoji=False))
+    reference.show_passes(options.name, Printer(highlight=False, emoji=False))
     return 0
 
 
@@ -45,7 +44,7 @@ def targets(arguments: list[str]) -> int:
     if options.json:
         print_json(reference.targets_as_data())
         return 0
-    reference.show_targets(Console(highlight=False, emoji=False))
+    reference.show_targets(Printer(highlight=False, emoji=False))
     return 0
 
 
@@ -66,5 +65,5 @@ def check(arguments: list[str]) -> int:
     if options.json:
         print_json([one.as_json() for one in found])
     else:
-        show_checks(found, Console(highlight=False, emoji=False))
+        show_checks(found, Printer(highlight=False, emoji=False))
     return ExitCode.TARGET_FAILED if any(one.refused for one in found) else ExitCode.DONE
