@@ -40,6 +40,7 @@ USUAL = ("top1", "agreement", "sqnr")
 RANKS = {PASSED: 0, NO_GATE: 0, NOT_JUDGED: 1, FAILED: 2, ERROR: 3}
 GATED = "of the targets whose files were measured here and pass every gate"
 UNGATED = "of the targets whose files were measured here; no gate says that they are good enough"
+UNMEASURED = "of the targets that run here; no data and no gate say that they are good enough"
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def _time(run: Run, entries: Sequence[Entry], found: Comparison) -> None:
 
 def _choose(found: Comparison, gated: bool) -> None:
     able = [row for row in found.rows[1:] if row.verdict in (PASSED, NO_GATE) and _is_known(row, found)]
-    found.rule = GATED if gated else UNGATED
+    found.rule = GATED if gated else UNGATED if found.metrics else UNMEASURED
     if not able:
         return
     found.smallest = min(able, key=lambda row: row.size_bytes).name
