@@ -250,6 +250,7 @@ def _fitted(
     reports, and what to say of the options.
     """
     options = target.fed(options, run.request.recipe.preprocess)
+    options = target.named(options, _class_names(run))
     fitted, notes = target.fitted(run.model, options, _data_shapes(run), fed_one_by_one(run.roles.sample))
     model, report = lower(target, fitted, run.model, context)
     config, more = target.settled(model, options, fitted)
@@ -268,6 +269,12 @@ def _warn(run: Run, target: Target, notes: Sequence[str]) -> None:
     for note in notes:
         run.record.warnings.append(f"target {target.name}: {note}")
         run.ui.note(f"warning: {run.record.warnings[-1]}")
+
+
+def _class_names(run: Run) -> Sequence[str]:
+    """By index, where the data has names for them, as folders of pictures do."""
+    roles = run.roles.evaluation, run.roles.calibration, run.roles.train
+    return next((one.class_names for one in roles if one is not None and one.class_names), ())
 
 
 def _data_shapes(run: Run) -> dict[str, tuple[int, ...]]:

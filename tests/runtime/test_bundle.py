@@ -7,9 +7,12 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+import onnx
 import pytest
+from PIL import Image
 
 from onnx_lathe.errors import ModelError, UsageError
+from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.targets.bundle import description, verify_script
 from onnx_lathe.runtime.targets.bundle.examples import Examples, write_examples
 from onnx_lathe.runtime.targets.bundle.literals import (
@@ -23,6 +26,7 @@ from onnx_lathe.runtime.targets.bundle.literals import (
 from onnx_lathe.runtime.targets.bundle.pixels import pixels_of
 from onnx_lathe.runtime.targets.bundle.ports import Port
 from onnx_lathe.runtime.targets.core import distances
+from tests.support.builders import build, random
 from tests.support.house import ROOT
 
 PICTURE = Port(
@@ -146,10 +150,10 @@ def test_errors_are_those_that_the_build_measures() -> None:
         wanted * 1e-5,
     ]
     for floor in (0.0, 3.0):
-        for measure, build in (("largest", distances.largest), ("length", distances.relative)):
+        for measure, built in (("largest", distances.largest), ("length", distances.relative)):
             said = {"measure": measure, "floor": floor}
             for case in cases:
-                assert verify_script.error_of(case, wanted, said) == build(case, wanted, floor)
+                assert verify_script.error_of(case, wanted, said) == built(case, wanted, floor)
     whole = np.arange(4)
     assert verify_script.error_of(np.array([0, 1, 2, 4]), whole, {"measure": "largest", "floor": 0.0}) == 0.25
 
@@ -181,3 +185,23 @@ def test_the_script_refuses_what_is_no_description(
         (line,) = capsys.readouterr().err.splitlines()
         assert reason in line
     assert verify_script.main([str(tmp_path / "absent.json")]) == 2
+
+
+def test_names_of_folders_of_pictures_reach_the_description_and_the_examples(tmp_path: Path) -> None:
+    pytest.importorskip("ncnn")
+    text = """(float[N, 3, 8, 8] image) => (float[N, 2] scores) {
+        a = Conv <pads = [1, 1, 1, 1]> (image, v)  g = GlobalAveragePool(a)  scores = Flatten(g) }"""
+    onnx.save(build(text, v=random(2, 3, 3, 3)), tmp_path / "net.onnx")
+    for name in ("cat", 'd"o|g'):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for place in range(6):
+            pixels = np.random.default_rng(place).integers(0, 255, (8, 8, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{place}.png")
+    data = ["--eval", str(tmp_path / "pictures"), "--preprocess", "scale=1/255", "--no-latency", "--no-html"]
+    run = [str(tmp_path / "net.onnx"), "--passes", "fold", *data, "--quiet", "--out", str(tmp_path / "out")]
+    assert main([*run, "--target", "ncnn"]) == 0
+    found = json.loads((tmp_path / "out" / "model.ncnn.json").read_text())
+    assert found["classes"] == ["cat", 'd"o¦g']
+    assert '    "d\\042o\\302\\246g",\n' in (tmp_path / "out" / "model.ncnn.example.cpp").read_text()
+    assert main([*run, "--target", "ncnn(classes=a|b)", "--force"]) == 0
+    assert json.loads((tmp_path / "out" / "model.ncnn.json").read_text())["classes"] == ["a", "b"]

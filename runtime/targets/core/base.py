@@ -1,6 +1,6 @@
 """What a target is: it says whether it can build here, what it will not take of a model, and builds."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,6 +152,10 @@ class Target:
 
     def fed(self, options: Any, preprocess: str | None) -> Any:
         """The options, with how the run's data becomes input: the text of --preprocess, where it has one."""
+        return options
+
+    def named(self, options: Any, names: Sequence[str]) -> Any:
+        """The options, with the names of the classes by index, where the run's data has them."""
         return options
 
     def fitted(

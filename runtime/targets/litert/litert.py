@@ -3,7 +3,7 @@ interpreter.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass as dataclass
 from dataclasses import field, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from onnx_lathe.placement import PHONE
 from onnx_lathe.runtime.data import preprocess
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.writing import replacing
+from onnx_lathe.runtime.targets.bundle import classes
 from onnx_lathe.runtime.targets.core.base import (
     NOT_QUANTIZED,
     Artifact,
@@ -93,6 +94,7 @@ class LiteRT(Target):
             "what is compared with ONNX Runtime besides what INT8 operators write",
             choices=VERIFIED,
         )
+        classes: str = option("", classes.HELP)
         bundle: bool = option(
             True,
             "Kotlin and C++ examples, a README for the application's developer, and stored examples to verify with",
@@ -142,6 +144,9 @@ class LiteRT(Target):
 
     def fed(self, options: Any, preprocess: str | None) -> Any:
         return options if options.preprocess or not preprocess else replace(options, preprocess=preprocess)
+
+    def named(self, options: Any, names: Sequence[str]) -> Any:
+        return options if options.classes or not names else replace(options, classes=classes.joined(names))
 
     def fitted(
         self,

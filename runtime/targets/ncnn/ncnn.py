@@ -1,7 +1,7 @@
 """ncnn, for phones: `.param` and `.bin`, written from the lowered graph and tried in the ncnn package."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from onnx_lathe.placement import Placement
 from onnx_lathe.runtime.data import preprocess
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.writing import replacing
+from onnx_lathe.runtime.targets.bundle import classes
 from onnx_lathe.runtime.targets.core.base import (
     NOT_QUANTIZED,
     Artifact,
@@ -88,6 +89,7 @@ class Ncnn(Target):
             "",
             "how pixels become input, as --preprocess says it, for the C++ example; a run's own if it has one",
         )
+        classes: str = option("", classes.HELP)
         bundle: bool = option(
             True,
             "a C++ example for Android and iOS, a README for the application's developer, and stored examples to verify with",
@@ -146,6 +148,9 @@ class Ncnn(Target):
 
     def fed(self, options: Any, preprocess: str | None) -> Any:
         return options if options.preprocess or not preprocess else replace(options, preprocess=preprocess)
+
+    def named(self, options: Any, names: Sequence[str]) -> Any:
+        return options if options.classes or not names else replace(options, classes=classes.joined(names))
 
     def fitted(
         self,

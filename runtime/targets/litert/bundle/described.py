@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_lathe.runtime.targets.bundle import ports
+from onnx_lathe.runtime.targets.bundle import classes, ports
 from onnx_lathe.runtime.targets.bundle.examples import Examples
 from onnx_lathe.runtime.targets.bundle.pixels import pixels_of
 from onnx_lathe.runtime.targets.bundle.writing import Written
@@ -40,6 +40,7 @@ def written(
         inputs=known[0],
         outputs=known[1],
         pixels=pixels_of(options.preprocess, known[0]),
+        classes=classes.split(options.classes),
         choices={name: getattr(options, name) for name in CHOICES},
         verified=None if verified is None else {name: verified[name] for name in VERIFIED},
         examples=None if examples is None else _in_the_models_order(examples, [*inputs, *outputs]),

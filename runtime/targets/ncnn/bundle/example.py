@@ -19,6 +19,7 @@ def example(
     outputs: Sequence[Port],
     convolutions: Sequence[Chosen],
     pixels: Pixels | str,
+    classes: Sequence[str] = (),
 ) -> str:
     """The source text. `names`: of the files .param and .bin. half: whether arithmetic may be in float16."""
     return Template(EXAMPLE).substitute(
@@ -28,6 +29,7 @@ def example(
         inputs=lines(_port(port) for port in inputs),
         outputs=lines(_port(port) for port in outputs),
         convolutions=lines(_convolution(one) for one in convolutions),
+        classes=lines(map(c_string, classes)),
         half="true" if half else "false",
         from_rgba=_no_pixels(pixels) if isinstance(pixels, str) else _from_rgba(pixels),
     )

@@ -40,6 +40,10 @@ $inputs};
 const std::vector<Blob> OUTPUTS = {
 $outputs};
 
+// Of the answers in their order, where the model's data named them.
+const std::vector<const char*> CLASSES = {
+$classes};
+
 // Options count when the network is loaded: weights are packed for this number of threads.
 inline void configure(ncnn::Net& net, int threads)
 {

@@ -6,8 +6,8 @@ from typing import Any
 
 import onnx
 
+from onnx_lathe.runtime.targets.bundle import classes
 from onnx_lathe.runtime.targets.bundle.examples import Examples
-from onnx_lathe.runtime.targets.bundle.pixels import Pixels
 from onnx_lathe.runtime.targets.bundle.writing import Written, write_bundle, write_description
 from onnx_lathe.runtime.targets.ncnn.bundle.describe import Chosen, convolutions
 from onnx_lathe.runtime.targets.ncnn.bundle.example import example
@@ -38,6 +38,7 @@ def bundle(
         inputs=[shared(port) for port in network.inputs],
         outputs=[shared(port) for port in network.outputs],
         pixels=pixels_of(options.preprocess, network.inputs),
+        classes=classes.split(options.classes),
         choices={
             "storage": options.storage,
             "profile": options.profile,
@@ -51,7 +52,7 @@ def bundle(
         return *written.files, write_description(written)
     halves = options.profile != "arm64-fp32" and bool((verified or {}).get("fits_float16", True))
     files = {"param": param.name, "bin": param.with_suffix(".bin").name}
-    text = _example(param, network, chosen, written.pixels, halves)
+    text = _example(written, network, chosen, halves)
     made = write_bundle(
         written,
         {"example": ("example.cpp", text)},
@@ -60,9 +61,8 @@ def bundle(
     return *written.files, *made
 
 
-def _example(
-    param: Path, network: Conversion, chosen: Sequence[Chosen], pixels: Pixels | str, halves: bool
-) -> str:
-    title = f"{param.name}, written by Lathe {VERSION}"
-    names = param.name, param.with_suffix(".bin").name
-    return example(title, names, halves, network.inputs, network.outputs, chosen, pixels)
+def _example(written: Written, network: Conversion, chosen: Sequence[Chosen], halves: bool) -> str:
+    param, weights = (path.name for path in written.files)
+    title = f"{param}, written by Lathe {VERSION}"
+    known = network.inputs, network.outputs, chosen, written.pixels, written.classes
+    return example(title, (param, weights), halves, *known)
