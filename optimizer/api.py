@@ -161,13 +161,10 @@ def optimize(
     )
     if isinstance(passes, str):
         asked, passes = override(asked, steps=parse_calls(passes, "passes")), None
-    steps = None if passes is None else _passes(passes)
+    place, steps = arguments.path(out, "out"), None if passes is None else _passes(passes)
     wishes = Wishes(keep_metadata, drop_optional_inputs)
     with _file(model) as path, limited(threads):
-        name, place = (
-            "model in memory" if isinstance(model, onnx.ModelProto) else "",
-            arguments.path(out, "out"),
-        )
+        name = "model in memory" if isinstance(model, onnx.ModelProto) else ""
         request = Request(path, asked, place, resume, latency, steps, wishes, (), name, force, html)
         record = pipeline.run(request, ui := Calling(progress))
         reporting.finish(record, request, ui)
