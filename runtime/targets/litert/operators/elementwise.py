@@ -1,9 +1,9 @@
 """Arithmetic, comparison and choice of several operands, value by value, with ONNX's broadcasting."""
 
+from onnx_lathe.runtime.targets.litert.emitter import BOOL, FLOAT, INT32, INT64, NUMBERS, Emitter
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
 from onnx_lathe.runtime.targets.litert.registry import operator
-from onnx_lathe.runtime.targets.litert.emitter import BOOL, FLOAT, INT32, INT64, NUMBERS, Emitter
 
 PAIRS = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL"}
 SEVERAL = {"Sum": "ADD", "Mean": "ADD", "Max": "MAXIMUM", "Min": "MINIMUM"}

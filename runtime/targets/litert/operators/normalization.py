@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.litert.dimensions import Dim, is_open
+from onnx_lathe.runtime.targets.litert.emitter import FLOAT, Emitter
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
 from onnx_lathe.runtime.targets.litert.operators.reduction import reduced
 from onnx_lathe.runtime.targets.litert.registry import operator
-from onnx_lathe.runtime.targets.litert.emitter import FLOAT, Dim, Emitter, is_open
 
 
 @operator("BatchNormalization", spatial=True)
