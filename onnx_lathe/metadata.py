@@ -31,10 +31,21 @@ CONV_PRECISION = "lathe.conv_precision"
 would in less.
 """
 
+CHANNELS_LAST = "lathe.channels_last"
+"""Model metadata: JSON list, names of inputs and outputs that a lowering gave their channels last. Only in a lowered
+model.
+"""
+
 INT8 = "lathe.int8"
 """Layer metadata: "asked" if a user's option named the layer for INT8; no lowering then takes it for one
 that others wanted.
 """
+
+
+def read_channels_last(entries: Iterable[Any]) -> list[str]:
+    """`lathe.channels_last` of `model.metadata_props`; empty without an entry."""
+    text = next((entry.value for entry in entries if entry.key == CHANNELS_LAST), "[]")
+    return [str(name) for name in json.loads(text)]
 
 
 def read_sparse(entries: Iterable[Any]) -> dict[str, str]:
