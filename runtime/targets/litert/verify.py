@@ -157,7 +157,9 @@ class Reference:
             others = []
             if self.half:
                 others.append(ort.run(ort.session(with_half_weights(self.model)), self.sample))
-            if self.stored:  # ONNX Runtime's own kernels on integers round some values otherwise than its Q/DQ graph does
+            if (
+                self.stored
+            ):  # ONNX Runtime's own kernels on integers round some values otherwise than its Q/DQ graph does
                 others.append(ort.run(ort.session(self.model), self.sample))
             for other in others:
                 moved = {name: max(moved[name], self._distance(name, other[name])) for name in moved}
