@@ -99,7 +99,7 @@ class Emitter:
     def floats(self, values: np.ndarray, what: str = "constant") -> int:
         return self.net.floats(values, f"{self.label}_{what}")
 
-    def integers(self, values: Sequence[int], what: str = "axes") -> int:
+    def integers(self, values: Sequence[int] | np.ndarray, what: str = "axes") -> int:
         return self.net.ints(values, f"{self.label}_{what}")
 
     def computed(self, position: int, allowed: Collection[str]) -> int:
@@ -199,7 +199,7 @@ class Emitter:
 
     def pair(self, code: str, first: int, second: int, activation: str = "NONE") -> int:
         dims = broadcast(self.dims(first), self.dims(second))
-        fields = {"fusedActivationFunction": activation} if activation != "NONE" else {}
+        fields: dict[str, Any] = {"fusedActivationFunction": activation} if activation != "NONE" else {}
         return self.op(code, [first, second], dims, BOOL if code in COMPARED else None, **fields)
 
     def add(self, first: int, second: int, activation: str = "NONE") -> int:

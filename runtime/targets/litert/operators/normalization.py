@@ -31,9 +31,9 @@ def batch_normalization(node: Node, net: Network) -> None:
         factor = emit.div(scale, deviation)
         emit.leave(emit.add(emit.mul(emit.sub(source, mean), factor), bias))
         return
-    scale, bias, mean, variance = (np.asarray(one, np.float64) for one in values)
-    factor = scale / np.sqrt(variance + epsilon)
-    emit.leave(_affine(emit, source, factor, bias - mean * factor))
+    gamma, beta, middle, spread = (np.asarray(one, np.float64) for one in values)
+    slope = gamma / np.sqrt(spread + epsilon)
+    emit.leave(_affine(emit, source, slope, beta - middle * slope))
 
 
 def _affine(emit: Emitter, source: int, factor: np.ndarray, offset: np.ndarray) -> int:

@@ -51,10 +51,7 @@ def resize(node: Node, net: Network) -> None:
         net.name_output(node, source)
         return
     resampled = [[_weights(node, one, place) for one in axes] for place in (0, 1)]
-    kernels = [
-        kernel_for([(one, *one.shape) for one in found])  # type: ignore[misc]
-        for found in resampled
-    ]
+    kernels = [kernel_for([(one, *one.shape) for one in found]) for found in resampled]
     numbers = [one.number for one in axes]
     if (
         kernels[0] is not None

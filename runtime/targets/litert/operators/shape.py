@@ -26,8 +26,8 @@ def reshape(node: Node, net: Network) -> None:
     elif sum(map(is_open, dims)) <= 1:
         sizes = [-1 if is_open(dim) else dim[0] for dim in dims]
         net.put(node, "RESHAPE", [source, emit.integers(sizes, "shape")], "ReshapeOptions", newShape=sizes)
-    elif node.op == "Reshape" and (sizes := _own_sizes(emit, 1)) is not None:
-        net.put(node, "RESHAPE", [source, sizes], "ReshapeOptions")
+    elif node.op == "Reshape" and (own := _own_sizes(emit, 1)) is not None:
+        net.put(node, "RESHAPE", [source, own], "ReshapeOptions")
     else:
         emit.leave(emit.reshape(source, dims))
 

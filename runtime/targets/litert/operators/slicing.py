@@ -120,8 +120,8 @@ def _places(emit: Emitter, position: int, dims: list[Dim]) -> int:
     known = net.value(node.inputs[position])
     if known is not None and not any(map(is_open, dims)):
         sizes = np.array([size for size, _ in dims], known.dtype)
-        whole = np.where(known < 0, known + sizes, known).reshape(known.shape)
-        return emit.constant(whole.astype(np.int32), "places")
+        behind = np.where(known < 0, known + sizes, known).reshape(known.shape)
+        return emit.constant(behind.astype(np.int32), "places")
     places = emit.read(position)
     if known is not None and bool(np.all(known >= 0)):
         return places
@@ -129,10 +129,13 @@ def _places(emit: Emitter, position: int, dims: list[Dim]) -> int:
         raise Unsupported(
             "its indices may count from the end of an axis whose size depends on that of the input"
         )
-    sizes = emit.constant(np.array([size for size, _ in dims], np.int64), "sizes")
+    whole = [size for size, _ in dims]
+    added = (
+        emit.number(whole[0], INT64) if len(whole) == 1 else emit.constant(np.array(whole, np.int64), "sizes")
+    )
     places = emit.cast(places, INT64)
     below = emit.pair("LESS", places, emit.number(0, INT64))
-    return emit.select(below, emit.add(places, sizes), places)
+    return emit.select(below, emit.add(places, added), places)
 
 
 @operator("GatherND")
