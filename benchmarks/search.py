@@ -144,7 +144,7 @@ def best_uniform(bench: Bench, grid: list[str]) -> str:
     bench.best = float("inf")
     tried = sorted(outcomes(bench, grid), key=lambda item: item[1].ratio)
     for passes, outcome in tried:
-        if outcome.passed and outcome.final and of(bench, passes).exact({}).passed:
+        if outcome.passed and outcome.final and of(bench, passes).exact({})[1].passed:
             return passes
     raise SystemExit("no uniform setting passes")
 
