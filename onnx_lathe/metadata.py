@@ -3,6 +3,7 @@ written.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,8 +18,9 @@ must stay.
 """
 
 RANGE = "lathe.range"
-"""QuantizeLinear metadata: JSON list [minimum, maximum], the calibrated range of the tensor before
-quantization.
+"""Calibrated ranges. On a QuantizeLinear: JSON list [minimum, maximum], of the tensor before quantization. On any other
+node: JSON object, name of an output of the node -> [minimum, maximum], for a target that stores every tensor in
+INT8. On the model: the same, of its inputs.
 """
 
 CONV_ALGORITHM = "lathe.conv_algorithm"
@@ -64,3 +66,37 @@ def parse_sparse(text: str) -> dict[str, str]:
 def format_sparse(tensors: Mapping[str, str]) -> str:
     """The text of `lathe.sparse`, sorted by tensor name."""
     return json.dumps(dict(sorted(tensors.items())))
+
+
+def parse_ranges(text: str | None) -> dict[str, tuple[float, float]]:
+    """Tensor -> (minimum, maximum), of a `lathe.range` that names tensors; empty for none, and for that of a
+    QuantizeLinear.
+
+    Raises ModelError if it is neither.
+    """
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"metadata {RANGE} is not JSON ({error}); remove the entry or restore it") from error
+    if _is_range(value):
+        return {}
+    if not isinstance(value, dict) or not all(map(_is_range, value.values())):
+        raise ModelError(
+            f"metadata {RANGE} must map tensors to [minimum, maximum]; remove the entry or restore it"
+        )
+    return {name: (float(low), float(high)) for name, (low, high) in value.items()}
+
+
+def format_ranges(ranges: Mapping[str, tuple[float, float]]) -> str:
+    """The text of `lathe.range` for these tensors, in their order."""
+    return json.dumps({name: list(ends) for name, ends in ranges.items()})
+
+
+def _is_range(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(end, int | float) and math.isfinite(end) for end in value)
+    )

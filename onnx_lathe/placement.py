@@ -29,10 +29,14 @@ class Placement:
     results: frozenset[str] = frozenset()
     """Operators among `layers` that compute in INT8 only if their result is quantized too."""
     unsigned: bool = False
-    """Whether activations are UINT8 over their range, with a zero-point, instead of INT8 with zero-point 0."""
+    """Whether activations are 8 bits over their range, with a zero-point, instead of INT8 with zero-point 0."""
     pairs: bool = False
     """Whether products are added in pairs in 16 bits on some processors, where weights must keep the sums
     small.
+    """
+    stored: bool = False
+    """Whether every tensor is stored in INT8, those that no layer reads too: int8 then says the range of each, as
+    `lathe.range`.
     """
 
     def __str__(self) -> str:
@@ -55,7 +59,17 @@ class Placement:
             self.results | other.results,
             self.unsigned and other.unsigned,
             self.pairs or other.pairs,
+            self.stored or other.stored,
         )
 
 
 CANONICAL = Placement()
+
+PHONE = Placement(
+    layers=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
+    depthwise=True,
+    joins=False,
+    unsigned=True,
+    stored=True,
+)
+"""What the runtimes of phones run in INT8 that store every tensor so, LiteRT and QNN: passes/lowering/phone.py."""

@@ -206,6 +206,8 @@ class Int8(Pass):
             ]
             adapt_rounding(graph, base, computed, context, self.config.rounding_steps, report)
         quantization.correct(graph, written, report)
+        if written:
+            quantization.record(graph, report)
         fit_biases(graph, report)
         if report.metrics.get(OUTPUTS, LEAST_SQNR) < LEAST_SQNR:
             report.warnings.append(COLLAPSED.format(report.metrics[OUTPUTS]))

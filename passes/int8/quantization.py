@@ -17,6 +17,7 @@ from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.graph.quantization import pairs
 from onnx_lathe.passes.graph.quantization.pair_order import adds_in_pairs, as_added, as_stored
 from onnx_lathe.passes.graph.quantization.placement import handing_on, operands, shared_parts
+from onnx_lathe.passes.graph.quantization.ranges import say_ranges, stored_tensors
 from onnx_lathe.passes.graph.quantization.simulation import as_computed
 from onnx_lathe.passes.int8.bias import BiasCorrection
 from onnx_lathe.passes.int8.cache import CalibrationCache
@@ -156,10 +157,28 @@ class Quantization:
             }
             self._ranges |= {name: bounds for name, bounds in cached.items() if bounds is not None}
         else:
-            self._calibrate([name for name in wanted if upper.get(name) is None])
+            self._calibrate([*(name for name in wanted if upper.get(name) is None), *self._stored()])
         for name, known in upper.items():
             if known in self._ranges and (name in wanted or name in self._ranges):
                 self._ranges[name] = self._ranges[known]
+
+    def _stored(self) -> list[str]:
+        """Tensors whose ranges `record` says: calibrated with the others, in one run."""
+        return stored_tensors(import_model(self.base)) if self.context.placement.stored else []
+
+    def record(self, graph: Graph, report: PassReport) -> None:
+        """Says the range of every tensor, where a target of the request stores it in INT8."""
+        if not self.context.placement.stored or not self.config.activations:
+            return
+        names = self._stored()
+        if self._cache is not None:
+            tensors = graph.tensors()
+            cached = {name: self._cache.range_of(tensors[name]) for name in names if name in tensors}
+            known = {name: bounds for name, bounds in cached.items() if bounds is not None}
+        else:
+            self._calibrate(names)
+            known = {name: self._ranges[name] for name in names}
+        report.metrics["recorded_ranges"] = say_ranges(graph, known)
 
     def _without_range(self, weight: Weight) -> str | None:
         """The tensor that a call of the weight's layers reads and of which no range is known; with data there is

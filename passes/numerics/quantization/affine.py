@@ -46,6 +46,12 @@ def unsigned_scale(low: float, high: float) -> tuple[np.float32, np.uint8]:
     return scale, np.uint8(np.clip(np.rint(-low / scale), 0, UNSIGNED_LEVELS))
 
 
+def asymmetric_scale(low: float, high: float) -> tuple[np.float32, np.int8]:
+    """(scale, zero-point) at which low..high, widened to hold 0, are the levels -128 to 127; 0 is a level exactly."""
+    scale, middle = unsigned_scale(low, high)
+    return scale, np.int8(int(middle) - LEVELS - 1)
+
+
 def quantize(values: np.ndarray, scale: np.ndarray | np.float32, axis: int | None = None) -> np.ndarray:
     """INT8 levels of `values`, same shape. `scale` is one number, or [values.shape[axis]] with `axis`."""
     levels = np.rint(values.astype(np.float32) / _along(scale, axis, values.ndim))
