@@ -2,13 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterator
 
 from onnx_lathe import metadata
 from onnx_lathe.optimizer.pairing import Network
 from onnx_lathe.passes.graph import Constant, Node
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.model import node_metadata
+from onnx_lathe.passes.graph.quantization.ranges import said_ranges
 
 LEVELS = 127
 """Of INT8 with zero-point 0, per sign."""
@@ -22,25 +22,23 @@ def calibrated(side: Network) -> dict[str, list[float]]:
     for node in side.graph.nodes:
         text = node_metadata(node).get(metadata.RANGE)
         if node.op == "QuantizeLinear" and not isinstance(node.inputs[0], Constant):
-            limits = next(_ranges(text), None) or _reach(node)
+            limits = _range(text) or _reach(node)
             if limits:
                 found[node.inputs[0].name] = limits
-        elif text:
-            for tensor, limits in zip(node.outputs, _ranges(text), strict=False):
-                found.setdefault(tensor.name, limits)
+    for name, ends in said_ranges(side.graph).items():
+        found.setdefault(name, list(ends))
     return found
 
 
-def _ranges(text: str | None) -> Iterator[list[float]]:
-    """The ranges that an entry holds: one, or one per output. Nothing of what is not of that form."""
+def _range(text: str | None) -> list[float] | None:
+    """The range that an entry of QuantizeLinear holds; None of what is not of that form."""
     try:
         value = json.loads(text or "[]")
     except ValueError:
-        return
-    if isinstance(value, list):
-        for one in [value] if len(value) == 2 and not isinstance(value[0], list) else value:
-            if isinstance(one, list) and len(one) == 2 and all(map(_is_number, one)):
-                yield [float(end) for end in one]
+        return None
+    if isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)):
+        return [float(end) for end in value]
+    return None
 
 
 def _is_number(value: object) -> bool:

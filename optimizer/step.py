@@ -29,6 +29,7 @@ from onnx_lathe.passes.float16.lifting import lift
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.layers import layers_inside
 from onnx_lathe.passes.graph.model import export_model, import_model, node_metadata
+from onnx_lathe.passes.graph.quantization.ranges import keep_ranges, said_ranges
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import ort
@@ -98,6 +99,8 @@ def apply_pass(
     """
     graph = import_model(model)
     known = {node.name for node in graph.nodes}
+    said = said_ranges(graph)
+    computed = {tuple(tensor.name for tensor in node.outputs) for node in graph.nodes} if said else set()
     inside = layers_inside(graph)
     lifted = None if instance.takes_half else lift(graph)
     with crashes_named("one that this pass tries", culprit or instance.name):
@@ -110,6 +113,7 @@ def apply_pass(
     for node in graph.nodes:
         if node.name not in known:
             node_metadata(node)[metadata.PASS] = instance.name
+    keep_ranges(graph, said, computed)
     after = export_model(graph)
     del graph
     gc.collect()  # onnx-graphsurgeon's graphs are reference cycles, and hold the weights until someone looks

@@ -38,6 +38,7 @@ from onnx_lathe.passes.graph.model import (
     set_sparse_tensors,
     sparse_tensors,
 )
+from onnx_lathe.passes.graph.quantization.ranges import measure_again
 from onnx_lathe.tiles import NCNN, Tiles
 
 
@@ -93,6 +94,7 @@ class Retrain(Pass):
         tensors = all_tensors(graph)
         for name, change in take_over(graph, result, report).items():
             report.edit(tensors[name].outputs[0].name, f"{name} changed by {100 * change:.3g} %")
+        measure_again(graph, context)
         report.metrics.update(result.metrics)
         _compare(result.metrics, report)
         return report

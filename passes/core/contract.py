@@ -68,6 +68,25 @@ def check_structure(before: onnx.ModelProto, after: onnx.ModelProto, pass_name: 
         raise ContractError(
             f"pass '{pass_name}' left {metadata.SPARSE} naming '{min(missing)}', which is not in the graph"
         )
+    _check_ranges(after, pass_name)
+
+
+def _check_ranges(model: onnx.ModelProto, pass_name: str) -> None:
+    """Raises ContractError if a `lathe.range` names a tensor that the node does not compute, or no input of the
+    model.
+    """
+    holders = [("the model", model.metadata_props, {value.name for value in model.graph.input})]
+    holders += [
+        (f"node '{node.name}'", node.metadata_props, set(node.output))
+        for node in model.graph.node
+        if node.op_type != "QuantizeLinear"
+    ]
+    for owner, entries, names in holders:
+        text = next((entry.value for entry in entries if entry.key == metadata.RANGE), None)
+        if missing := metadata.parse_ranges(text).keys() - names:
+            raise ContractError(
+                f"pass '{pass_name}' left {metadata.RANGE} of {owner} naming '{min(missing)}', which it does not have"
+            )
 
 
 def _check_defaults(before: onnx.ModelProto, after: onnx.ModelProto, pass_name: str) -> None:

@@ -1,6 +1,6 @@
 """What the pipeline gives a pass: services that run, train and time models, gathered in a Context."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,9 +34,11 @@ class TensorStatistics(Protocol):
 class Calibrator(Protocol):
     """Runs a model over the calibration data once, in bounded memory."""
 
-    def statistics(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Mapping[str, TensorStatistics]:
+    def statistics(
+        self, model: onnx.ModelProto, tensors: Sequence[str], optional: Collection[str] = ()
+    ) -> Mapping[str, TensorStatistics]:
         """Statistics by tensor name. What was asked of the same model before is answered without another
-        run.
+        run. Of `optional` tensors, those that hold NaN or infinity are left out.
         """
 
     def observe(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Iterator[Observed]:

@@ -17,7 +17,7 @@ from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.graph.quantization import pairs
 from onnx_lathe.passes.graph.quantization.pair_order import adds_in_pairs, as_added, as_stored
 from onnx_lathe.passes.graph.quantization.placement import handing_on, operands, shared_parts
-from onnx_lathe.passes.graph.quantization.ranges import say_ranges, stored_tensors
+from onnx_lathe.passes.graph.quantization.ranges import in_parts, say_ranges, stored_tensors
 from onnx_lathe.passes.graph.quantization.simulation import as_computed
 from onnx_lathe.passes.int8.bias import BiasCorrection
 from onnx_lathe.passes.int8.cache import CalibrationCache
@@ -49,6 +49,9 @@ class Quantization:
         self.phrases: Mapping[str, str] = {}
         """What the report says of a weight besides, by its name."""
         self._ranges: dict[str, tuple[float, float]] = {}
+        self._unseen: set[str] = set()
+        """Tensors without a range, because they hold NaN or infinity."""
+        self._stored: list[list[str]] | None = None
         self._cache = cache
         self._correction: BiasCorrection | None = None
         if config.bias_correction and base is not None and context.calibrator is not None:
@@ -157,27 +160,31 @@ class Quantization:
             }
             self._ranges |= {name: bounds for name, bounds in cached.items() if bounds is not None}
         else:
-            self._calibrate([*(name for name in wanted if upper.get(name) is None), *self._stored()])
+            self._calibrate([name for name in wanted if upper.get(name) is None], *self.stored()[:1])
         for name, known in upper.items():
             if known in self._ranges and (name in wanted or name in self._ranges):
                 self._ranges[name] = self._ranges[known]
 
-    def _stored(self) -> list[str]:
-        """Tensors whose ranges `record` says: calibrated with the others, in one run."""
-        return stored_tensors(import_model(self.base)) if self.context.placement.stored else []
+    def stored(self) -> list[list[str]]:
+        """Tensors whose ranges `record` says, in parts: of one, the ranges are calibrated in one run."""
+        if self._stored is None:
+            graph = import_model(self.base)
+            self._stored = in_parts(graph, stored_tensors(graph)) if self.context.placement.stored else []
+        return self._stored
 
     def record(self, graph: Graph, report: PassReport) -> None:
         """Says the range of every tensor, where a target of the request stores it in INT8."""
         if not self.context.placement.stored or not self.config.activations:
             return
-        names = self._stored()
+        names = [name for part in self.stored() for name in part]
         if self._cache is not None:
             tensors = graph.tensors()
             cached = {name: self._cache.range_of(tensors[name]) for name in names if name in tensors}
-            known = {name: bounds for name, bounds in cached.items() if bounds is not None}
+            self._ranges |= {name: bounds for name, bounds in cached.items() if bounds is not None}
         else:
-            self._calibrate(names)
-            known = {name: self._ranges[name] for name in names}
+            for part in self.stored():
+                self._calibrate([], part)
+        known = {name: self._ranges[name] for name in names if name in self._ranges}
         report.metrics["recorded_ranges"] = say_ranges(graph, known)
 
     def _without_range(self, weight: Weight) -> str | None:
@@ -219,13 +226,17 @@ class Quantization:
         above = [node.inputs[0].name for node in handing_on(tensor, self.context.placement)]
         return next((name for name in reversed(above) if name in self._ranges or name in wanted), None)
 
-    def _calibrate(self, names: Sequence[str]) -> None:
-        missing = [name for name in dict.fromkeys(names) if name not in self._ranges]
+    def _calibrate(self, names: Sequence[str], optional: Sequence[str] = ()) -> None:
+        """`optional`: tensors that may be left without a range."""
+        known = self._ranges.keys() | self._unseen
+        missing = [name for name in dict.fromkeys([*names, *optional]) if name not in known]
         if missing:
             self.context.progress("calibrating")
-            statistics = self.context.need_calibrator().statistics(self.base, missing)
+            extra = (set(optional).difference(names),) if optional else ()
+            statistics = self.context.need_calibrator().statistics(self.base, missing, *extra)
             options = self.config.method, self.config.percentile, self.context.placement.unsigned
-            self._ranges |= {name: choose_range(statistics[name], *options) for name in missing}
+            self._ranges |= {name: choose_range(found, *options) for name, found in statistics.items()}
+            self._unseen.update(name for name in missing if name not in statistics)
 
     def _operand(
         self,

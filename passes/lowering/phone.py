@@ -10,6 +10,7 @@
     weight                                            INT8 initializer -127 to 127 -> DQ, a scale per output channel
     bias                                              INT32 initializer -> DQ, in units of input scale times weight scale
     constant operand of Add, Sub, Mul                 INT8 initializer -> DQ
+    HardSigmoid, where `operators` lack it            x * alpha + beta
     a layer in float, an operator without such a form stays; it reads DQ, and what reads it in INT8 has a pair in front
 
 `lower_to_phone_form(graph, context, operators=OPERATORS) -> PassReport` changes `graph` in place, for other lowerings
@@ -39,6 +40,7 @@ from onnx_lathe.passes.graph.quantization.ranges import drop_ranges
 from onnx_lathe.passes.graph.rewire import sweep
 from onnx_lathe.passes.lowering.ort_integers.work import Work
 from onnx_lathe.passes.lowering.phone_form.choice import Choice
+from onnx_lathe.passes.lowering.phone_form.gates import GATE, split_gates
 from onnx_lathe.passes.lowering.phone_form.known import complete_ranges, take_pairs
 from onnx_lathe.passes.lowering.phone_form.layers import plain_bias, store_bias, store_weight
 from onnx_lathe.passes.lowering.phone_form.operators import OPERATORS
@@ -64,8 +66,8 @@ def lower_to_phone_form(graph: Graph, context: Context, operators: Collection[st
             constant_to_initializer(node)
     known = take_pairs(work)
     complete_ranges(work, known, context)
-    choice = Choice(work, known, operators)
-    kernels = choice.kernels()
+    choice = Choice(work, known, {*operators, GATE})
+    kernels = split_gates(work, known, choice.kernels(), operators)
     for node, _ in choice.refused.values():
         restore_weight(graph, node)
         work.report.edit(node.name, "has a float weight")

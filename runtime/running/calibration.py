@@ -6,7 +6,7 @@ another order.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -60,14 +60,18 @@ class StreamingCalibrator:
         # by content of the model, the latest last
         self._known: OrderedDict[str, dict[str, Histogram]] = OrderedDict()
 
-    def statistics(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Mapping[str, Histogram]:
+    def statistics(
+        self, model: onnx.ModelProto, tensors: Sequence[str], optional: Collection[str] = ()
+    ) -> Mapping[str, Histogram]:
         """Statistics of the named float tensors of the main graph: results of nodes, or inputs. They are
         not to be changed.
 
         What was asked of a model of the same content before, and of few others since, is answered without a
         run.
 
-        Raises DataError if there is no data, it lacks an input, or a tensor holds NaN or infinity;
+        Of `optional` ones, those that hold NaN or infinity, or have no elements, are left out.
+
+        Raises DataError if there is no data, it lacks an input, or another tensor holds NaN or infinity;
         ModelError for a name that is no float tensor, or if ONNX Runtime refuses the model or the data.
         """
         if not tensors:
@@ -76,14 +80,16 @@ class StreamingCalibrator:
         known = self._known.get(content, {})
         missing = [name for name in dict.fromkeys(tensors) if name not in known]
         if missing:
-            known = known | self._measure(model, missing)
+            known = known | self._measure(model, missing, optional)
         self._known[content] = known
         self._known.move_to_end(content)
         while len(self._known) > REMEMBERED_MODELS:
             self._known.popitem(last=False)
-        return {name: known[name] for name in tensors}
+        return {name: known[name] for name in tensors if name in known or name not in optional}
 
-    def _measure(self, model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, Histogram]:
+    def _measure(
+        self, model: onnx.ModelProto, tensors: Sequence[str], optional: Collection[str]
+    ) -> dict[str, Histogram]:
         found = {name: Histogram() for name in tensors}
         expected = self.limit if self.data.count is None else min(self.limit, self.data.count)
         sampled = max(SAMPLED_PER_SAMPLE, SAMPLED_VALUES // max(expected, 1))
@@ -97,10 +103,13 @@ class StreamingCalibrator:
                 values = part | ort.run(session, part)
                 row_bytes = sum(values[name].nbytes for name in tensors) // (end - start)
                 rows_at_once = max(OUTPUT_BYTES // max(row_bytes, 1), 1)
-                for name, histogram in found.items():
+                for name, histogram in list(found.items()):
                     if not histogram.add(
                         values.pop(name), sampled * (end - start)
                     ):  # popped: memory for the next run
+                        if name in optional:
+                            del found[name]
+                            continue
                         where = self._samples(samples + start, samples + end - 1)
                         raise DataError(
                             f"tensor '{name}' holds NaN or infinity on {where}; "
@@ -110,11 +119,11 @@ class StreamingCalibrator:
             samples += count
             self._tell(samples)
         unseen = [name for name, histogram in found.items() if histogram.counted == 0]
-        if unseen:
+        if needed := [name for name in unseen if name not in optional]:
             raise DataError(
-                f"tensor '{unseen[0]}' has no elements on the calibration data; check the data's shape"
+                f"tensor '{needed[0]}' has no elements on the calibration data; check the data's shape"
             )
-        return found
+        return {name: histogram for name, histogram in found.items() if name not in unseen}
 
     def observe(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Iterator[Observed]:
         """The values of the named float tensors of the main graph, batch by batch; every call gives the

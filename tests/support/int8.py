@@ -1,6 +1,6 @@
 """What the tests of int8 share: statistics without data, and a view of the quantized model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,9 @@ class FixedCalibrator:
         self.special = special
         self.asked: list[str] = []
 
-    def statistics(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Mapping[str, Fixed]:
+    def statistics(
+        self, model: onnx.ModelProto, tensors: Sequence[str], optional: Collection[str] = ()
+    ) -> Mapping[str, Fixed]:
         onnx.checker.check_model(model)
         self.asked += tensors
         return {name: self.special.get(name, Fixed()) for name in tensors}

@@ -1,6 +1,6 @@
 """What the steps of the lowering share: the graph, its activation pairs, new names, and the report."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -109,7 +109,7 @@ def _gives_back(pair: ActivationPair) -> bool:
     return len(scales) == len(zeros) == 1
 
 
-def scale_and_zero(node: Node) -> tuple[np.float32, np.generic]:
+def scale_and_zero(node: Node) -> tuple[np.float32, np.integer[Any]]:
     """(scale, zero-point) of a Q per tensor."""
     scale = np.float32(node.inputs[1].values.item())
     if len(node.inputs) > 2:

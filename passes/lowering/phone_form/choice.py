@@ -1,10 +1,11 @@
 """Which nodes compute on integers: the quantized layers, and what lies between tensors that they store."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
 
 from onnx_lathe.passes.graph import Constant, Node, Tensor
 from onnx_lathe.passes.graph.biases import BIAS_INPUT
@@ -16,6 +17,7 @@ from onnx_lathe.passes.graph.layers import (
     output_axis,
 )
 from onnx_lathe.passes.graph.quantization.placement import Rows, float_reason, is_floor
+from onnx_lathe.passes.graph.shapes import TensorType, infer_types
 from onnx_lathe.passes.lowering.ort_integers.work import Work
 from onnx_lathe.passes.lowering.phone_form.known import Known
 from onnx_lathe.passes.lowering.phone_form.operators import FIXED, JOINED, activations, is_same, refusal
@@ -51,6 +53,7 @@ class Choice:
         self.refused: dict[int, tuple[Node, str]] = {}
         """Layers that are quantized, and stay float all the same."""
         self._rows = Rows(work.graph)
+        self._types: Mapping[str, TensorType] | None = None
         self._stored: set[int] = set()
         self._inputs = {id(tensor) for tensor in work.graph.inputs}
         self._absorbed: set[int] = set()
@@ -78,6 +81,8 @@ class Choice:
         else:
             if not node.inputs or not node.outputs or not self._is_between(node):
                 return None
+            if node.op not in self.operators and not self._is_float(node.outputs[0]):
+                return None  # a shape
             reason = refusal(node) if node.op in self.operators else f"{node.op} has no form in INT8 here"
             if reason is None and node.op == JOINED:
                 reason = self._joining_refusal(node)
@@ -102,6 +107,12 @@ class Choice:
             return True
         given = id(tensor) in self._inputs or tensor.name in self.known.paired
         return given and self._has_range(tensor)
+
+    def _is_float(self, tensor: Tensor) -> bool:
+        if self._types is None:
+            self._types = infer_types(self.work.graph)
+        known = self._types.get(tensor.name)
+        return known is None or known.element == onnx.TensorProto.FLOAT
 
     def _has_range(self, tensor: Tensor) -> bool:
         low, high = self.known.ranges.get(tensor.name, (0.0, 0.0))

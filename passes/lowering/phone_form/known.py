@@ -7,21 +7,23 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnx_lathe import metadata
-from onnx_lathe.layout import LAYOUT
 from onnx_lathe.passes.core.services import Context
-from onnx_lathe.passes.graph import Graph, Node, Tensor
+from onnx_lathe.passes.graph import Node, Tensor
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, is_constant, is_layer
 from onnx_lathe.passes.graph.model import export_model, node_metadata
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized
-from onnx_lathe.passes.graph.quantization.placement import floor_range, is_floor
-from onnx_lathe.passes.graph.quantization.ranges import Range, said_ranges, stored_tensors
+from onnx_lathe.passes.graph.quantization.ranges import (
+    Range,
+    derive,
+    in_parts,
+    said_ranges,
+    stored_tensors,
+    usual_range,
+)
 from onnx_lathe.passes.graph.rewire import disconnect, replace_input
 from onnx_lathe.passes.lowering.ort_integers.work import ActivationPair, Work, scale_and_zero
-from onnx_lathe.passes.lowering.phone_form.operators import JOINED, Parameters, is_same
+from onnx_lathe.passes.lowering.phone_form.operators import Parameters, is_same
 from onnx_lathe.passes.numerics.quantization import affine
-
-PERCENT = 99.999
-"""Share of the values inside a range that is calibrated here: that of int8, unless told otherwise."""
 
 
 @dataclass
@@ -58,14 +60,16 @@ def take_pairs(work: Work) -> Known:
 
 def complete_ranges(work: Work, known: Known, context: Context) -> None:
     """Adds ranges that follow from others, or that the calibration data gives."""
-    _derive(work.graph, known.ranges)
+    derive(work.graph, known.ranges)
     missing = [name for name in stored_tensors(work.graph) if name not in known.ranges]
-    if missing and known.layers and context.calibrator is not None:
-        context.progress("calibrating tensors without a range")
-        found = context.calibrator.statistics(export_model(work.graph), missing)
-        for name in missing:
-            low, high = found[name].percentile(PERCENT)
-            known.ranges[name] = min(low, 0.0), max(high, 0.0)
+    if not missing or not known.layers or context.calibrator is None:
+        return
+    context.progress("calibrating tensors without a range")
+    model = export_model(work.graph)
+    for part in in_parts(work.graph, missing):
+        found = context.calibrator.statistics(model, part, part)
+        known.ranges |= {name: usual_range(statistics) for name, statistics in found.items()}
+    derive(work.graph, known.ranges)
 
 
 def _above(tensor: Tensor) -> Iterator[Tensor]:
@@ -108,24 +112,3 @@ def _take(work: Work, pair: ActivationPair) -> None:
             replace_input(reader, result, source)
         disconnect(node)
     disconnect(pair.quantize)
-
-
-def _derive(graph: Graph, ranges: dict[str, Range]) -> None:
-    """Ranges that need no data: what an operator hands on has that of what it reads."""
-    for node in reversed(graph.nodes):
-        if node.op in LAYOUT and not node.domain and node.outputs[0].name in ranges and node.inputs:
-            ranges.setdefault(node.inputs[0].name, ranges[node.outputs[0].name])
-    for node in graph.nodes:
-        known = [ranges.get(tensor.name) for tensor in node.inputs]
-        first = known[0] if known else None
-        if is_same(node) and first is not None:
-            for tensor in node.outputs:
-                ranges.setdefault(tensor.name, first)
-        elif is_floor(node) and first is not None:
-            low, high = floor_range(node)
-            if low is not None and high is not None:
-                ranges.setdefault(node.outputs[0].name, (max(first[0], low), min(first[1], high)))
-        elif node.op == JOINED and not node.domain and known and None not in known:
-            ends = [one for one in known if one is not None]
-            whole = min(low for low, _ in ends), max(high for _, high in ends)
-            ranges.setdefault(node.outputs[0].name, whole)

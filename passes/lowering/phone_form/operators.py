@@ -1,18 +1,19 @@
 """What the runtimes of phones do with operators between quantized tensors.
 
-Source: LiteRT 2.3 and ONNX Runtime's QNN provider 2.7, tried operator by operator: LiteRT computes operators of `SAME`
+Source: LiteRT 2.3 and ONNX Runtime's QNN provider 2.7, tried operator by operator: LiteRT computes operators of `HANDED_ON`
 wrongly, without a word, where the scale of the result is another than that of what they read, and takes no other
 parameters than `FIXED` for those results.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from onnx_lathe.passes.graph import Node, Tensor
 from onnx_lathe.passes.graph.layers import is_constant
 from onnx_lathe.passes.graph.quantization.placement import floor_range, hands_on, is_floor
+from onnx_lathe.passes.graph.quantization.ranges import HANDED_ON
 from onnx_lathe.placement import Placement
 
 
@@ -22,7 +23,7 @@ class Parameters(NamedTuple):
     """
 
     scale: np.float32
-    zero_point: np.generic
+    zero_point: np.integer[Any]
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -30,24 +31,6 @@ class Parameters(NamedTuple):
         limits, middle = np.iinfo(self.zero_point.dtype), int(self.zero_point.item())
         return (limits.min - middle) * float(self.scale), (limits.max - middle) * float(self.scale)
 
-
-SAME = frozenset(
-    {
-        *(
-            "AveragePool",
-            "DepthToSpace",
-            "Dropout",
-            "Expand",
-            "Flatten",
-            "Gather",
-            "Identity",
-            "MaxPool",
-            "Pad",
-        ),
-        *("Reshape", "Resize", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
-    }
-)
-"""Operators whose result has the scale and the zero-point of their first input, the only one that is an activation."""
 
 JOINED = "Concat"
 """Its result has the scale and the zero-point of each of its inputs."""
@@ -80,10 +63,10 @@ FREE = frozenset(
 )
 """Operators whose result has a scale of its own."""
 
-OPERATORS = frozenset({*SAME, JOINED, *FIXED, *FREE})
+OPERATORS = frozenset({*HANDED_ON, JOINED, *FIXED, *FREE})
 """All that compute on integers in LiteRT, beside the layers."""
 
-_PASSED = Placement(passed=SAME)
+_PASSED = Placement(passed=HANDED_ON)
 
 
 def activations(node: Node) -> list[int]:
@@ -95,7 +78,7 @@ def activations(node: Node) -> list[int]:
 
 def is_same(node: Node) -> bool:
     """Whether the result has the scale of the first input."""
-    return node.op in SAME and not node.domain
+    return node.op in HANDED_ON and not node.domain
 
 
 def refusal(node: Node) -> str | None:
@@ -107,7 +90,7 @@ def refusal(node: Node) -> str | None:
             return "what it reads is constant"
         if all(is_constant(node.inputs[index]) for index in activations(node)):
             return "what it reads is constant"
-    if node.op in SAME:
+    if node.op in HANDED_ON:
         if (
             not hands_on(node, _PASSED)
             or node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
@@ -115,6 +98,8 @@ def refusal(node: Node) -> str | None:
             return "it writes values out of the range of what it reads"
         if node.op in ("MaxPool", "Dropout") and any(_is_read(tensor) for tensor in node.outputs[1:]):
             return "its second output is read"
+    if node.op == "HardSigmoid" and node.attrs.get("alpha", 0.2) <= 0:
+        return "its slope is not positive"
     if node.op == "Clip" and (not is_floor(node) or None in floor_range(node)):
         return "its limits are not known, or leave out 0"
     if node.op == "PRelu" and not is_constant(node.inputs[1]):
