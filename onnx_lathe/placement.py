@@ -39,6 +39,9 @@ class Placement:
     `lathe.range`.
     """
 
+    wide: bool = False
+    """Whether layers compute with activations of 16 bits, too, and weights of 8."""
+
     def __str__(self) -> str:
         return ", ".join(
             f"{name}={sorted(value) if isinstance(value, frozenset) else value}"
@@ -60,6 +63,7 @@ class Placement:
             self.unsigned and other.unsigned,
             self.pairs or other.pairs,
             self.stored or other.stored,
+            self.wide or other.wide,
         )
 
 
@@ -71,5 +75,6 @@ PHONE = Placement(
     joins=False,
     unsigned=True,
     stored=True,
+    wide=True,
 )
 """What the runtimes of phones run in INT8 that store every tensor so, LiteRT and QNN: passes/lowering/phone.py."""

@@ -55,6 +55,7 @@ from onnx_lathe.passes.int8.quantization import Quantization, is_weight_only, la
 from onnx_lathe.passes.int8.ranges import METHODS
 from onnx_lathe.passes.int8.rounding import adapt_rounding
 from onnx_lathe.passes.int8.sensitivity import Goal, Sensitivity
+from onnx_lathe.passes.int8.widths import refuse_widths, wide_weights
 from onnx_lathe.placement import Placement
 
 WEIGHT_ONLY = "its weight is quantized already; existing=complete quantizes what it reads, too"
@@ -87,6 +88,12 @@ class Int8(Pass):
     class Config:
         activations: bool = option(
             True, "quantize activations too; false makes the file small, not fast, and needs no data"
+        )
+        activation_bits: int = option(
+            8, "of activations: 8, or 16 for layers that 8 do not carry; weights have 8", unit="bits"
+        )
+        layer_bits: dict[str, int] = option(
+            {}, "activation_bits of single layers, 8 or 16, by pattern", unit="bits"
         )
         method: str = option("percentile", "how a range follows from the calibration data", choices=METHODS)
         percentile: float = option(
@@ -137,6 +144,7 @@ class Int8(Pass):
         )
 
         def __post_init__(self) -> None:
+            refuse_widths(self.activation_bits, self.layer_bits, self.activations)
             if self.ranges is None:
                 return
             if not self.activations:
@@ -174,13 +182,15 @@ class Int8(Pass):
         unmatched = [] if cache is None else unmatched_names(graph, cache)
         treat_existing(graph, self.config.existing, report)
         chosen, skips = self.choose(graph, context)
-        if chosen and graph.opset < pairs.LOWEST_OPSET:
-            opset, reason = graph.opset, raise_opset(graph, pairs.LOWEST_OPSET)
+        wide = wide_weights(chosen, skips, self.config.activation_bits, self.config.layer_bits)
+        lowest, lacks = (pairs.WIDE_OPSET, "INT16") if wide else (pairs.LOWEST_OPSET, "scale per channel")
+        if chosen and graph.opset < lowest:
+            opset, reason = graph.opset, raise_opset(graph, lowest)
             if reason is not None:
                 for node in layers_of(chosen):
                     report.skip(
                         node.name,
-                        f"opset {opset} has no scale per channel and cannot be raised: {reason}; export at 13 or later",
+                        f"opset {opset} has no {lacks} and cannot be raised: {reason}; export at {lowest} or later",
                     )
                 return report
             chosen, skips = self.choose(graph, context)
@@ -189,7 +199,7 @@ class Int8(Pass):
             split_gates(graph, context.placement, report)
         measures = self.config.activations or self.searches or self.adapts or context.calibrator is not None
         base = export_model(graph) if chosen and measures else None
-        quantization = Quantization(base, self.config, context, cache)
+        quantization = Quantization(base, self.config, context, cache, wide)
         if chosen and self.searches:
             chosen = self._search(quantization, chosen, context, report)
         filled = filled_weights(chosen, graph.opset)

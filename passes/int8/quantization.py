@@ -12,11 +12,22 @@ import onnx
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph, Node, Tensor, rewire
-from onnx_lathe.passes.graph.layers import Weight, constant_value, is_stored_only, weights
+from onnx_lathe.passes.graph.layers import (
+    Weight,
+    constant_value,
+    is_layer,
+    is_stored_only,
+    weights,
+)
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.graph.quantization import pairs
 from onnx_lathe.passes.graph.quantization.pair_order import adds_in_pairs, as_added, as_stored
-from onnx_lathe.passes.graph.quantization.placement import handing_on, operands, shared_parts
+from onnx_lathe.passes.graph.quantization.placement import (
+    Operand,
+    handing_on,
+    operands,
+    shared_parts,
+)
 from onnx_lathe.passes.graph.quantization.ranges import in_parts, say_ranges, stored_tensors
 from onnx_lathe.passes.graph.quantization.simulation import as_computed
 from onnx_lathe.passes.int8.bias import BiasCorrection
@@ -33,7 +44,7 @@ NO_RANGE = "its input '{}' has no range in {}"
 
 class Quantization:
     """`config` is that of the pass; `base` the network before, which all but weights alone need. `cache`: where
-    ranges come from, if not from data.
+    ranges come from, if not from data. `wide`: names of the weights whose layers read 16 bits.
     """
 
     def __init__(
@@ -42,12 +53,16 @@ class Quantization:
         config: Any,
         context: Context,
         cache: CalibrationCache | None = None,
+        wide: Collection[str] = (),
     ) -> None:
         self._base = base
         self.config = config
         self.context = context
         self.phrases: Mapping[str, str] = {}
         """What the report says of a weight besides, by its name."""
+        self._wide = wide
+        self._extremes: dict[str, tuple[float, float]] = {}
+        """Minimum and maximum, 0 included: 16 bits need no range that leaves values out."""
         self._ranges: dict[str, tuple[float, float]] = {}
         self._unseen: set[str] = set()
         """Tensors without a range, because they hold NaN or infinity."""
@@ -113,7 +128,7 @@ class Quantization:
         them.
         """
         graph, placement = writer.graph, self.context.placement
-        places = operands(graph, layers_of(self._computed(chosen)), placement)
+        places = self._places(graph, chosen)
         self._find_ranges([node.inputs[index] for node, index in places])
         silent = {name for name, (low, high) in self._ranges.items() if low == high == 0}
         alive = []
@@ -124,9 +139,9 @@ class Quantization:
                 skip(weight, self._silence(weight.nodes[0].inputs[0]), report)
             else:
                 alive.append(weight)
-        layers = layers_of(self._computed(alive))
+        layers = layers_of(self._narrow(alive))
         if len(alive) < len(chosen):
-            places = operands(graph, layers, placement)
+            places = self._places(graph, alive)
         ranges = self._ranges | self._lent(alive)
         for chain, parts in shared_parts(graph, layers, placement):
             known = [ranges[part.name] for part in parts if part.name in ranges]
@@ -135,6 +150,7 @@ class Quantization:
                 ranges |= {node.inputs[index].name: whole for node, index in chain}
                 ranges |= {part.name: whole for part in parts}
         before = len(graph.nodes)
+        wide = {id(node) for node in layers_of(alive)} - {id(node) for node in layers}
         for node, index in places:
             tensor = node.inputs[index]
             if pairs.is_dequantized(tensor):
@@ -142,17 +158,28 @@ class Quantization:
             if tensor.name not in ranges and pairs.twin(tensor) is None:
                 report.skip(node.name, NO_RANGE.format(tensor.name, self.config.ranges))
             elif any(ranges.get(tensor.name, (1, 1))):
-                self._operand(writer, node, index, ranges, report)
+                bits = affine.WIDE_BITS if id(node) in wide else 8
+                self._operand(writer, node, index, ranges, report, bits)
             elif self._cache is not None:
                 report.skip(node.name, self._cache.too_small(tensor))
         report.metrics["quantized_activations"] = (len(graph.nodes) - before) // 2
         return alive
 
+    def _places(self, graph: Graph, chosen: Sequence[Weight]) -> list[Operand]:
+        """What has to be quantized. Layers that read 16 bits want no neighbours on 8-bit integers."""
+        narrow = layers_of(self._narrow(chosen))
+        known = {id(node) for node in narrow}
+        wide = [(node, 0) for node in layers_of(self._computed(chosen)) if id(node) not in known]
+        return operands(graph, narrow, self.context.placement) + wide
+
+    def _narrow(self, chosen: Sequence[Weight]) -> list[Weight]:
+        return [weight for weight in self._computed(chosen) if weight.name not in self._wide]
+
     def _find_ranges(self, tensors: Sequence[Tensor]) -> None:
         """Calibrates what has no pair yet. Values that are handed on between two pairs get the range of the
         upper one unmeasured: rounded twice alike, they stay the same, and what a Pad adds is not among them.
         """
-        wanted = dict.fromkeys(tensor.name for tensor in tensors if pairs.twin(tensor) is None)
+        wanted = dict.fromkeys(tensor.name for tensor in tensors if self._wide or pairs.twin(tensor) is None)
         upper = {tensor.name: self._upper(tensor, wanted) for tensor in tensors}
         if self._cache is not None:
             cached = {
@@ -185,7 +212,19 @@ class Quantization:
             for part in self.stored():
                 self._calibrate([], part)
         known = {name: self._ranges[name] for name in names if name in self._ranges}
+        beside = self._beside_wide(graph) if self._wide else set()
+        known |= {name: ends for name, ends in self._extremes.items() if name in beside}
         report.metrics["recorded_ranges"] = say_ranges(graph, known)
+
+    def _beside_wide(self, graph: Graph) -> set[str]:
+        """Tensors that layers on 16 bits write, and those behind their ReLU."""
+        found = set[str]()
+        for node in graph.nodes:
+            if is_layer(node) and pairs.is_wide(node.inputs[0]):
+                written = node.outputs[0]
+                found.update(tensor.name for reader in written.outputs for tensor in reader.outputs)
+                found.add(written.name)
+        return found
 
     def _without_range(self, weight: Weight) -> str | None:
         """The tensor that a call of the weight's layers reads and of which no range is known; with data there is
@@ -236,6 +275,9 @@ class Quantization:
             statistics = self.context.need_calibrator().statistics(self.base, missing, *extra)
             options = self.config.method, self.config.percentile, self.context.placement.unsigned
             self._ranges |= {name: choose_range(found, *options) for name, found in statistics.items()}
+            self._extremes |= {
+                name: (min(found.minimum, 0.0), max(found.maximum, 0.0)) for name, found in statistics.items()
+            }
             self._unseen.update(name for name in missing if name not in statistics)
 
     def _operand(
@@ -245,19 +287,22 @@ class Quantization:
         index: int,
         ranges: Mapping[str, tuple[float, float]],
         report: PassReport,
+        bits: int,
     ) -> None:
         """Makes the node read its operand quantized, by the pair that there is or by a new one."""
         tensor = node.inputs[index]
-        twin = pairs.twin(tensor)
+        twin = pairs.twin(tensor, bits)
         if twin is None:
             low, high = ranges[tensor.name]
-            twin = writer.activation(tensor, low, high)
+            if bits == affine.WIDE_BITS:
+                low, high = self._extremes.get(tensor.name, (low, high))
+            twin = writer.activation(tensor, low, high, bits)
+            scale = affine.range_scale(low, high, bits)
             report.edit(
-                node.name,
-                f"{tensor.name} is INT8: range {low:.4g} to {high:.4g}, scale {affine.range_scale(low, high):.3g}",
+                node.name, f"{tensor.name} is INT{bits}: range {low:.4g} to {high:.4g}, scale {scale:.3g}"
             )
         else:
-            report.edit(node.name, f"reads {tensor.name} as INT8, like other layers")
+            report.edit(node.name, f"reads {tensor.name} as INT{bits}, like other layers")
         node.inputs[index] = twin
 
     def _weight(self, writer: pairs.PairWriter, weight: Weight, report: PassReport) -> None:

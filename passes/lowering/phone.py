@@ -7,6 +7,7 @@
     Concat                                            one for all parts, those that it would store too coarsely have
                                                       another pair in front
     Sigmoid, Softmax; Tanh                            scale 1/256, zero-point -128; scale 1/128, zero-point 0
+    a pair of INT16, and what lies between such       INT16, zero-point 0, ReLUs in front of the pair
     weight                                            INT8 initializer -127 to 127 -> DQ, a scale per output channel
     bias                                              INT32 initializer -> DQ, in units of input scale times weight scale
     constant operand of Add, Sub, Mul                 INT8 initializer -> DQ
@@ -41,7 +42,7 @@ from onnx_lathe.passes.graph.rewire import sweep
 from onnx_lathe.passes.lowering.ort_integers.work import Work
 from onnx_lathe.passes.lowering.phone_form.choice import Choice
 from onnx_lathe.passes.lowering.phone_form.gates import GATE, split_gates
-from onnx_lathe.passes.lowering.phone_form.known import complete_ranges, take_pairs
+from onnx_lathe.passes.lowering.phone_form.known import complete_ranges, settle_silent, take_pairs
 from onnx_lathe.passes.lowering.phone_form.layers import plain_bias, store_bias, store_weight
 from onnx_lathe.passes.lowering.phone_form.operators import OPERATORS
 from onnx_lathe.passes.lowering.phone_form.scales import Scales
@@ -66,6 +67,7 @@ def lower_to_phone_form(graph: Graph, context: Context, operators: Collection[st
             constant_to_initializer(node)
     known = take_pairs(work)
     complete_ranges(work, known, context)
+    settle_silent(known)
     choice = Choice(work, known, {*operators, GATE})
     kernels = split_gates(work, known, choice.kernels(), operators)
     for node, _ in choice.refused.values():

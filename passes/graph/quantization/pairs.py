@@ -5,6 +5,8 @@
     activation x               becomes  x -> QuantizeLinear -> DequantizeLinear(scale [])
     recurrent W f32[2, G*H, I] becomes  INT8 [2*G*H, I] -> DequantizeLinear(scale [2*G*H], axis=0) -> Reshape -> W
 
+    activation x, 16 bits      becomes  the same with INT16, from opset 21 on
+
 Zero-points are INT8 zeros, as TensorRT asks; an activation's scale has rank 0, because shape [1] makes
 TensorRT compute in float.
 """
@@ -21,8 +23,11 @@ from onnx_lathe.passes.graph.layers import Weight, is_recurrent
 from onnx_lathe.passes.graph.model import node_metadata, taken_names, unused_name
 from onnx_lathe.passes.numerics.quantization import affine
 
+INT8 = np.dtype(np.int8)
 LOWEST_OPSET = 13
 """The first opset whose DequantizeLinear has a scale per channel."""
+WIDE_OPSET = 21
+"""The first opset whose QuantizeLinear writes INT16."""
 
 
 def decoders(tensor: Tensor) -> set[str]:
@@ -37,10 +42,19 @@ def is_dequantized(tensor: Tensor) -> bool:
     return bool(tensor.inputs) and tensor.inputs[0].op == "DequantizeLinear"
 
 
-def twin(tensor: Tensor) -> Tensor | None:
-    """The quantized and dequantized `tensor`, if a pair for another reader is there already."""
+def is_wide(tensor: Tensor) -> bool:
+    """Whether the tensor is dequantized from 16 bits."""
+    return is_dequantized(tensor) and tensor.inputs[0].inputs[-1].dtype in (np.int16, np.uint16)
+
+
+def twin(tensor: Tensor, bits: int = 8) -> Tensor | None:
+    """The tensor quantized to so many bits and dequantized, if a pair for another reader is there already."""
     for reader in tensor.outputs:
-        if reader.op == "QuantizeLinear" and metadata.RANGE in node_metadata(reader):
+        if (
+            reader.op == "QuantizeLinear"
+            and metadata.RANGE in node_metadata(reader)
+            and (reader.inputs[-1].dtype == np.int16) == (bits == affine.WIDE_BITS)
+        ):
             twins = [node.outputs[0] for node in reader.outputs[0].outputs if node.op == "DequantizeLinear"]
             if twins:
                 return twins[0]
@@ -111,25 +125,28 @@ class PairWriter:
         for node in weight.nodes:
             rewire.replace_input(node, weight.tensor, result)
 
-    def activation(self, tensor: Tensor, low: float, high: float) -> Tensor:
+    def activation(self, tensor: Tensor, low: float, high: float, bits: int = 8) -> Tensor:
         """Adds a Q/DQ pair behind `tensor` for the range low..high. Returns the dequantized tensor, which
         nobody reads yet.
         """
-        dequantize = self._pair(tensor, affine.range_scale(low, high), None)
+        kind = np.dtype(np.int16 if bits == affine.WIDE_BITS else np.int8)
+        dequantize = self._pair(tensor, affine.range_scale(low, high, bits), None, kind)
         node_metadata(dequantize.inputs[0].inputs[0])[metadata.RANGE] = json.dumps([low, high])
         return dequantize.outputs[0]
 
-    def _pair(self, tensor: Tensor, scale: np.ndarray | np.float32, axis: int | None) -> Node:
+    def _pair(
+        self, tensor: Tensor, scale: np.ndarray | np.float32, axis: int | None, kind: np.dtype = INT8
+    ) -> Node:
         """The DequantizeLinear of a new Q/DQ pair behind `tensor`."""
-        parameters = self._parameters(tensor.name, scale)
-        levels = Variable(self._name(f"{tensor.name}_int8"), np.int8, tensor.shape)
+        parameters = self._parameters(tensor.name, scale, kind)
+        levels = Variable(self._name(f"{tensor.name}_{kind}"), kind, tensor.shape)
         self._node("QuantizeLinear", tensor.name, [tensor, *parameters], levels, axis)
         result = Variable(self._name(f"{tensor.name}_dequantized"), np.float32, tensor.shape)
         return self._node("DequantizeLinear", tensor.name, [levels, *parameters], result, axis)
 
-    def _parameters(self, name: str, scale: np.ndarray | np.float32) -> list[Constant]:
+    def _parameters(self, name: str, scale: np.ndarray | np.float32, kind: np.dtype = INT8) -> list[Constant]:
         values = np.asarray(scale, np.float32)
-        zeros = np.zeros(values.shape, np.int8)
+        zeros = np.zeros(values.shape, kind)
         return [
             Constant(self._name(f"{name}_scale"), values),
             Constant(self._name(f"{name}_zero_point"), zeros),

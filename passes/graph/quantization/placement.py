@@ -28,6 +28,7 @@ Operand = tuple[Node, int]
 """An input of a node, by position."""
 
 PAD_VALUE_INPUT = 2
+WIDE = "it reads activations of 16 bits, with which this target computes no layer: it stays float"
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -54,6 +55,8 @@ def float_reason(node: Node, weight_shape: Sequence[int], placement: Placement, 
     """Why no target of the request runs this layer in INT8. A layer that a user asked for (`lathe.int8`)
     may be depthwise.
     """
+    if not placement.wide and pairs.is_wide(node.inputs[0]):
+        return WIDE
     if node.op not in placement.layers and node.op in placement.single_rows:
         return None if rows.is_single(node) else f"{node.op} on several rows stays float"
     if node.op not in placement.layers:

@@ -20,18 +20,24 @@ from onnx_lathe.passes.graph.quantization.placement import Rows, float_reason, i
 from onnx_lathe.passes.graph.shapes import TensorType, infer_types
 from onnx_lathe.passes.lowering.ort_integers.work import Work
 from onnx_lathe.passes.lowering.phone_form.known import Known
-from onnx_lathe.passes.lowering.phone_form.operators import FIXED, JOINED, activations, is_same, refusal
+from onnx_lathe.passes.lowering.phone_form.operators import (
+    FIXED,
+    JOINED,
+    NARROW,
+    activations,
+    is_same,
+    refusal,
+)
 
 COARSEST = 16.0
 """So many times as coarse as by its own range a part of a Concat may be stored: four bits less."""
 NO_RANGE = "its result '{}' has no calibrated range; calibrate with this target named, or give data"
-SILENT = "its result '{}' is zero on all calibration data"
 
 
 @dataclass
 class Kernel:
     """A node that computes on integers, and what its runtime does with it: `addition`, of a bias behind a MatMul, and
-    `floors`, ReLUs and Clips that the end of the range does. `results` are stored.
+    `floors`, ReLUs and Clips behind it that storing does. `results` are stored in so many `bits`.
     """
 
     node: Node
@@ -39,6 +45,7 @@ class Kernel:
     results: list[Tensor]
     addition: Node | None = None
     floors: list[Node] = field(default_factory=list)
+    bits: int = 8
 
     @property
     def last(self) -> Node:
@@ -54,7 +61,8 @@ class Choice:
         """Layers that are quantized, and stay float all the same."""
         self._rows = Rows(work.graph)
         self._types: Mapping[str, TensorType] | None = None
-        self._stored: set[int] = set()
+        self._stored: dict[int, int] = {}
+        """Tensors that kernels store, by identity, in so many bits."""
         self._inputs = {id(tensor) for tensor in work.graph.inputs}
         self._absorbed: set[int] = set()
         self._reasons: dict[int, tuple[Node, str]] = {}
@@ -68,7 +76,7 @@ class Choice:
             kernel = self._kernel(node)
             if kernel is not None:
                 found.append(kernel)
-                self._stored.update(map(id, kernel.results))
+                self._stored |= {id(tensor): kernel.bits for tensor in kernel.results}
         kept = _with_layers(found)
         for node, reason in [*self.refused.values(), *self._reasons.values()]:
             self.work.report.skip(node.name, f"{reason}: it computes in float")
@@ -86,7 +94,7 @@ class Choice:
             reason = refusal(node) if node.op in self.operators else f"{node.op} has no form in INT8 here"
             if reason is None and node.op == JOINED:
                 reason = self._joining_refusal(node)
-        kernel = self._with_followers(Kernel(node, is_layer, list(node.outputs)))
+        kernel = self._with_followers(Kernel(node, is_layer, list(node.outputs), bits=self._bits(node)))
         reason = reason or self._range_refusal(kernel)
         if reason is not None:
             (self.refused if is_layer else self._reasons)[id(node)] = node, reason
@@ -102,10 +110,22 @@ class Choice:
         computed = [tensor for tensor in read if not is_constant(tensor)]
         return bool(computed) and all(map(self._is_stored, computed))
 
+    def _bits(self, node: Node) -> int:
+        """A layer's as int8 chose them; an operator has 16 where all that it reads does."""
+        if id(node) in self.known.layers:
+            return self.known.layers[id(node)]
+        read = [node.inputs[index] for index in activations(node) if index < len(node.inputs)]
+        bits = [
+            self._stored.get(id(tensor), self.known.bits(tensor))
+            for tensor in read
+            if not is_constant(tensor)
+        ]
+        return 8 if node.op in NARROW else min(bits, default=8)
+
     def _is_stored(self, tensor: Tensor) -> bool:
         if id(tensor) in self._stored:
             return True
-        given = id(tensor) in self._inputs or tensor.name in self.known.paired
+        given = id(tensor) in self._inputs or self.known.is_paired(tensor)
         return given and self._has_range(tensor)
 
     def _is_float(self, tensor: Tensor) -> bool:
@@ -125,8 +145,7 @@ class Choice:
         missing = [tensor for tensor in missing if not self._has_range(tensor)]
         if not missing:
             return None
-        text = SILENT if missing[0].name in self.known.ranges else NO_RANGE
-        return text.format(missing[0].name)
+        return NO_RANGE.format(missing[0].name)
 
     def _layer_refusal(self, node: Node) -> str | None:
         opset = self.work.graph.opset
@@ -157,7 +176,7 @@ class Choice:
             return None
         whole = max(high for _, high in known) - min(low for low, _ in known)
         finest = min(high - low for low, high in known)
-        if whole > COARSEST * finest:
+        if whole > COARSEST * finest and self._bits(node) == 8:
             return f"its parts have ranges of {finest:.3g} and of {whole:.3g}, which one scale does not hold"
         return None
 

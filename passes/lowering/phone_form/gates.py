@@ -46,7 +46,14 @@ def _split(work: Work, known: Known, kernel: Kernel) -> list[Kernel]:
     known.ranges[scaled.name] = low * alpha, high * alpha
     disconnect(node)
     multiply = Node("Mul", work.name(f"{node.name}_Mul"), {}, [source, slope], [scaled])
-    add = Node("Add", work.name(f"{node.name}_Add"), {}, [scaled, offset], [result])
-    work.graph.nodes += [multiply, add]
+    sum_ = Variable(work.name(f"{node.name}_shifted"), np.float32, source.shape)
+    limits = [work.constant(f"{node.name}_{end}", np.array(end, np.float32)) for end in (0, 1)]
+    add = Node("Add", work.name(f"{node.name}_Add"), {}, [scaled, offset], [sum_])
+    clip = Node("Clip", work.name(f"{node.name}_Clip"), {}, [sum_, *limits], [result])
+    work.graph.nodes += [multiply, add, clip]
     work.report.edit(node.name, "written as a product and a sum, cut off at 0 and 1 by the range")
-    return [Kernel(multiply, False, [scaled]), Kernel(add, False, kernel.results, floors=kernel.floors)]
+    floors = [clip, *kernel.floors]
+    return [
+        Kernel(multiply, False, [scaled], bits=kernel.bits),
+        Kernel(add, False, kernel.results, floors=floors, bits=kernel.bits),
+    ]

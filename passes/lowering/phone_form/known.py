@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnx_lathe import metadata
+from onnx_lathe.layout import LAYOUT
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Node, Tensor
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, is_constant, is_layer
 from onnx_lathe.passes.graph.model import export_model, node_metadata
-from onnx_lathe.passes.graph.quantization.pairs import is_dequantized
+from onnx_lathe.passes.graph.quantization.pairs import is_dequantized, is_wide
 from onnx_lathe.passes.graph.quantization.ranges import (
     Range,
     derive,
@@ -28,14 +29,23 @@ from onnx_lathe.passes.numerics.quantization import affine
 
 @dataclass
 class Known:
-    """By the name of a tensor. `layers`: by identity, those that read input and weight quantized; `paired`: tensors
-    that had a pair; `exact`: what another tool stored it with.
+    """By the name of a tensor. `narrow`: tensors that had a pair of 8 bits; `wide`: the range of those that had one of
+    16 bits; `exact`: what another tool stored it with. `layers`: by identity, those that read input and weight
+    quantized, and how many bits of activations.
     """
 
     ranges: dict[str, Range] = field(default_factory=dict)
     exact: dict[str, Parameters] = field(default_factory=dict)
-    paired: set[str] = field(default_factory=set)
-    layers: dict[int, Node] = field(default_factory=dict)
+    narrow: set[str] = field(default_factory=set)
+    wide: dict[str, Range] = field(default_factory=dict)
+    layers: dict[int, int] = field(default_factory=dict)
+
+    def is_paired(self, tensor: Tensor) -> bool:
+        return tensor.name in self.narrow or tensor.name in self.wide
+
+    def bits(self, tensor: Tensor) -> int:
+        """Of a tensor that no kernel computes."""
+        return affine.WIDE_BITS if tensor.name in self.wide and tensor.name not in self.narrow else 8
 
 
 def take_pairs(work: Work) -> Known:
@@ -49,12 +59,17 @@ def take_pairs(work: Work) -> Known:
             and is_dequantized(node.inputs[WEIGHT_INPUT])
             and is_constant(node.inputs[WEIGHT_INPUT])
         ) and any(id(tensor) in written for tensor in _above(node.inputs[0])):
-            known.layers[id(node)] = node
+            source = next(tensor for tensor in _above(node.inputs[0]) if id(tensor) in written)
+            known.layers[id(node)] = affine.WIDE_BITS if is_wide(source) else 8
     for pair in pairs:
         _note(known, pair)
         _take(work, pair)
     work.graph.cleanup(recurse_subgraphs=False, recurse_functions=False)
     work.graph.toposort()
+    for node in reversed(work.graph.nodes):
+        ends = known.wide.get(node.outputs[0].name) if node.op in LAYOUT and not node.domain else None
+        if ends is not None and not known.is_paired(node.inputs[0]):
+            known.wide[node.inputs[0].name] = ends
     return known
 
 
@@ -72,6 +87,12 @@ def complete_ranges(work: Work, known: Known, context: Context) -> None:
     derive(work.graph, known.ranges)
 
 
+def settle_silent(known: Known) -> None:
+    """Gives tensors that were zero throughout a range that holds it exactly."""
+    silent = [name for name, (low, high) in known.ranges.items() if low == high == 0]
+    known.ranges |= dict.fromkeys(silent, (-1.0, 1.0))
+
+
 def _above(tensor: Tensor) -> Iterator[Tensor]:
     """The tensor, and those above it that hold its values."""
     yield tensor
@@ -83,16 +104,22 @@ def _above(tensor: Tensor) -> Iterator[Tensor]:
 def _note(known: Known, pair: ActivationPair) -> None:
     name = pair.source.name
     scale, zero = scale_and_zero(pair.quantize)
-    known.paired.add(name)
     text = node_metadata(pair.quantize).get(metadata.RANGE)
+    if zero.dtype in (np.int16, np.uint16):
+        low, high = Parameters(scale, zero).ends
+        if text is not None:
+            low, high = json.loads(text)
+            low, high = affine.trained_range(scale, low, high, affine.WIDE_BITS)
+        known.wide[name] = low, high
+        known.ranges.setdefault(name, known.wide[name])
+        return
+    known.narrow.add(name)
     if text is not None:
         known.ranges[name] = affine.trained_range(scale, *json.loads(text))
     elif zero.dtype == np.int8:
         known.exact[name] = Parameters(scale, zero)
     elif zero.dtype == np.uint8:
         known.exact[name] = Parameters(scale, np.int8(int(zero) - 128))
-    else:
-        known.ranges[name] = Parameters(scale, zero).ends
     if name in known.exact:
         known.ranges[name] = known.exact[name].ends
 

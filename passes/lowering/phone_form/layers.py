@@ -8,7 +8,7 @@ from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant, output_axis
 from onnx_lathe.passes.lowering.ort_integers.work import Work
 from onnx_lathe.passes.lowering.phone_form.choice import Kernel
-from onnx_lathe.passes.lowering.phone_form.operators import Parameters
+from onnx_lathe.passes.lowering.phone_form.operators import Parameters, parameters_over
 from onnx_lathe.passes.numerics.quantization import affine
 
 LARGEST = np.iinfo(np.int32).max
@@ -121,15 +121,13 @@ def channels_of(work: Work, layer: Node) -> int:
     return int(shape[output_axis(layer, len(shape))]) * groups
 
 
-def store_operand(work: Work, tensor: Tensor, parameters: Parameters | None = None) -> Tensor:
+def store_operand(work: Work, tensor: Tensor, bits: int, parameters: Parameters | None = None) -> Tensor:
     """A constant operand as an initializer of levels behind a DequantizeLinear: over its own range, or with these
     parameters.
     """
     values = np.asarray(constant_value(tensor, work.graph.opset), np.float32)
     if parameters is None:
-        parameters = Parameters(
-            *affine.asymmetric_scale(float(values.min(initial=0)), float(values.max(initial=0)))
-        )
+        parameters = parameters_over(float(values.min(initial=0)), float(values.max(initial=0)), bits)
     scale, zero = parameters
     limits = np.iinfo(zero.dtype)
     levels = (np.rint(values / scale) + int(zero)).clip(limits.min, limits.max).astype(zero.dtype)

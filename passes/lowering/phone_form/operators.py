@@ -14,6 +14,7 @@ from onnx_lathe.passes.graph import Node, Tensor
 from onnx_lathe.passes.graph.layers import is_constant
 from onnx_lathe.passes.graph.quantization.placement import floor_range, hands_on, is_floor
 from onnx_lathe.passes.graph.quantization.ranges import HANDED_ON
+from onnx_lathe.passes.numerics.quantization import affine
 from onnx_lathe.placement import Placement
 
 
@@ -26,21 +27,39 @@ class Parameters(NamedTuple):
     zero_point: np.integer[Any]
 
     @property
+    def bits(self) -> int:
+        return 8 * self.zero_point.dtype.itemsize
+
+    @property
     def ends(self) -> tuple[float, float]:
         """The lowest and the highest value that can be stored."""
         limits, middle = np.iinfo(self.zero_point.dtype), int(self.zero_point.item())
         return (limits.min - middle) * float(self.scale), (limits.max - middle) * float(self.scale)
 
 
+def parameters_over(low: float, high: float, bits: int) -> Parameters:
+    """What a tensor of this range is stored with: 8 bits with a zero-point, 16 around 0."""
+    if bits == affine.WIDE_BITS:
+        return Parameters(affine.range_scale(low, high, bits), np.int16(0))
+    return Parameters(*affine.asymmetric_scale(low, high))
+
+
 JOINED = "Concat"
 """Its result has the scale and the zero-point of each of its inputs."""
 
-FIXED: Mapping[str, Parameters] = {
-    "Softmax": Parameters(np.float32(1 / 256), np.int8(-128)),
-    "Sigmoid": Parameters(np.float32(1 / 256), np.int8(-128)),
-    "Tanh": Parameters(np.float32(1 / 128), np.int8(0)),
+_SHARES = {
+    8: Parameters(np.float32(1 / 256), np.int8(-128)),
+    16: Parameters(np.float32(1 / 32768), np.int16(0)),
 }
-"""What these are stored with, whatever they were seen to compute."""
+FIXED: Mapping[str, Mapping[int, Parameters]] = {
+    "Sigmoid": _SHARES,
+    "Softmax": _SHARES,
+    "Tanh": {
+        8: Parameters(np.float32(1 / 128), np.int8(0)),
+        16: Parameters(np.float32(1 / 32768), np.int16(0)),
+    },
+}
+"""What these are stored with, whatever they were seen to compute, by the number of bits."""
 
 ELEMENTWISE = frozenset({"Add", "Mul", "Sub"})
 """Operators of two inputs, of which one may be constant: it is stored in INT8, too."""
@@ -62,6 +81,9 @@ FREE = frozenset(
     }
 )
 """Operators whose result has a scale of its own."""
+
+NARROW = frozenset({"DepthToSpace", "Elu", "Gelu", "HardSwish", "PRelu", "SpaceToDepth"})
+"""Operators that LiteRT computes on 8 bits alone."""
 
 OPERATORS = frozenset({*HANDED_ON, JOINED, *FIXED, *FREE})
 """All that compute on integers in LiteRT, beside the layers."""

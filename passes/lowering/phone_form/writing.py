@@ -11,7 +11,7 @@ from onnx_lathe.passes.lowering.ort_integers.work import Work
 from onnx_lathe.passes.lowering.phone_form.choice import Kernel
 from onnx_lathe.passes.lowering.phone_form.layers import store_operand
 from onnx_lathe.passes.lowering.phone_form.operators import JOINED, Parameters, activations
-from onnx_lathe.passes.lowering.phone_form.scales import Scales
+from onnx_lathe.passes.lowering.phone_form.scales import Scales, is_done_by, limits_of
 
 
 def write(work: Work, kernels: Sequence[Kernel], scales: Scales) -> None:
@@ -26,38 +26,41 @@ def write(work: Work, kernels: Sequence[Kernel], scales: Scales) -> None:
 class _Writer:
     def __init__(self, work: Work, scales: Scales) -> None:
         self.work, self.scales = work, scales
-        self.stored: set[int] = set()
+        self.stored: dict[int, int] = {}
         self.pairs: dict[tuple[int, Parameters], Tensor] = {}
         """By tensor and parameters, what a pair behind the tensor gives."""
         self.parameters: dict[Parameters, list[Tensor]] = {}
 
     def store(self, kernel: Kernel) -> None:
         last = kernel.last
-        if kernel.floors:
-            for floor in kernel.floors[:-1]:
+        if kernel.floors and is_done_by(
+            self.scales.of(kernel.results[0], kernel.bits), limits_of(kernel.floors)
+        ):
+            for floor in kernel.floors:
                 disconnect(floor)
-            disconnect(kernel.floors[-1])
             last.outputs[0] = kernel.results[0]
+        elif kernel.floors:
+            last = kernel.floors[-1]
         for index, tensor in enumerate(last.outputs):
             if not tensor.outputs and not self.work.is_seen(tensor):
                 continue
             raw = Variable(self.work.name(f"{tensor.name}_raw"), np.float32, tensor.shape)
             last.outputs[index] = raw
-            self._pair(raw, self.scales[tensor], tensor)
-            self.stored.add(id(tensor))
+            self._pair(raw, self.scales.of(tensor, kernel.bits), tensor)
+            self.stored[id(tensor)] = kernel.bits
 
     def read(self, kernel: Kernel) -> None:
         node = kernel.node
-        wanted = self.scales[kernel.results[0]] if node.op == JOINED else None
+        wanted = self.scales.of(kernel.results[0], kernel.bits) if node.op == JOINED else None
         for index in activations(node):
             if index >= len(node.inputs) or (kernel.is_layer and index > 0):
                 continue
             tensor = node.inputs[index]
             if is_constant(tensor):
-                node.inputs[index] = store_operand(self.work, tensor, wanted)
+                node.inputs[index] = store_operand(self.work, tensor, kernel.bits, wanted)
                 continue
-            parameters = self.scales[tensor]
-            if id(tensor) not in self.stored:
+            parameters = self.scales.of(tensor, kernel.bits)
+            if self.stored.get(id(tensor)) != kernel.bits:
                 tensor = self._again(tensor, parameters)
             if wanted is not None and parameters != wanted:
                 tensor = self._again(tensor, wanted)

@@ -12,6 +12,10 @@ import numpy as np
 LEVELS = 127
 """Largest level of a scale's own range. -128 is left to saturation, so that the range is symmetric."""
 
+WIDE_BITS = 16
+WIDE_LEVELS = 32767
+"""Largest level of INT16."""
+
 UNSIGNED_LEVELS = 255
 """Largest level of UINT8."""
 
@@ -19,14 +23,15 @@ SMALLEST_SCALE = np.float32(1e-8)
 """A channel of zeros gets this scale: TensorRT refuses a scale of zero."""
 
 
-def range_scale(low: float, high: float) -> np.float32:
-    """Scale at which the wider side of low..high is level 127."""
-    return np.maximum(np.float32(max(abs(low), abs(high)) / LEVELS), SMALLEST_SCALE)
+def range_scale(low: float, high: float, bits: int = 8) -> np.float32:
+    """Scale at which the wider side of low..high is level 127, or 32767 of 16 bits."""
+    levels = WIDE_LEVELS if bits == WIDE_BITS else LEVELS
+    return np.maximum(np.float32(max(abs(low), abs(high)) / levels), SMALLEST_SCALE)
 
 
-def trained_range(scale: np.float32, low: float, high: float) -> tuple[float, float]:
+def trained_range(scale: np.float32, low: float, high: float, bits: int = 8) -> tuple[float, float]:
     """The range low..high, as much wider or narrower as training has made `scale`, which was its scale."""
-    trained = float(scale / range_scale(low, high))
+    trained = float(scale / range_scale(low, high, bits))
     return trained * low, trained * high
 
 
