@@ -10,6 +10,7 @@
     a pair of INT16, and what lies between such       INT16, zero-point 0, ReLUs in front of the pair
     weight                                            INT8 initializer -127 to 127 -> DQ, a scale per output channel
     bias                                              INT32 initializer -> DQ, in units of input scale times weight scale
+    MatMul of a matrix, Add of a bias                 Gemm
     constant operand of Add, Sub, Mul                 INT8 initializer -> DQ
     HardSigmoid, where `operators` lack it            x * alpha + beta
     a layer in float, an operator without such a form stays; it reads DQ, and what reads it in INT8 has a pair in front
@@ -43,7 +44,7 @@ from onnx_lathe.passes.lowering.ort_integers.work import Work
 from onnx_lathe.passes.lowering.phone_form.choice import Choice
 from onnx_lathe.passes.lowering.phone_form.gates import GATE, split_gates
 from onnx_lathe.passes.lowering.phone_form.known import complete_ranges, settle_silent, take_pairs
-from onnx_lathe.passes.lowering.phone_form.layers import plain_bias, store_bias, store_weight
+from onnx_lathe.passes.lowering.phone_form.layers import join_addition, plain_bias, store_bias, store_weight
 from onnx_lathe.passes.lowering.phone_form.operators import OPERATORS
 from onnx_lathe.passes.lowering.phone_form.scales import Scales
 from onnx_lathe.passes.lowering.phone_form.writing import write
@@ -73,9 +74,11 @@ def lower_to_phone_form(graph: Graph, context: Context, operators: Collection[st
     for node, _ in choice.refused.values():
         restore_weight(graph, node)
         work.report.edit(node.name, "has a float weight")
+    layers = [kernel for kernel in kernels if kernel.is_layer]
+    for kernel in layers:
+        join_addition(work, kernel)
     scales = Scales(kernels, known)
     write(work, kernels, scales)
-    layers = [kernel for kernel in kernels if kernel.is_layer]
     for kernel in layers:
         store_weight(work, kernel.node)
         plain_bias(work, kernel)

@@ -248,6 +248,22 @@ def test_a_bias_that_int32_could_not_hold_widens_the_scale_of_its_weights() -> N
     assert np.abs(expected - found).max() < 0.06  # half a step of a range of 25
 
 
+@pytest.mark.parametrize("opset", [17, 21])
+@pytest.mark.parametrize("rows, op", [("", "Gemm"), ("5, ", "MatMul")], ids=["matrix", "rows"])
+def test_a_bias_behind_a_product_is_part_of_it(opset: int, rows: str, op: str) -> None:
+    text = f"(float[N, {rows}6] x) => (float[N, {rows}4] y) {{ m = MatMul (x, w)  a = Add (m, b)  y = Relu (a) }}"
+    model = build(text, opset, w=random(6, 4), b=random(4))
+    data = np.random.default_rng(1).standard_normal((8, 5, 6) if rows else (40, 6)).astype(np.float32)
+    form = Stored(lowered := phone_form(quantized(model, PHONE, data)[0])[0])
+    layer = form.layer(op)
+    added = layer.input[2] if op == "Gemm" else form.layer("Add").input[1]
+    assert form.constants[form.producers[added].input[0]].dtype == np.int32
+    last = layer if op == "Gemm" else form.layer("Add")
+    assert form.parameters(last.output[0])[1:] == (-128, "int8")
+    assert form.ops().count("QuantizeLinear") == 2
+    assert relative(output(model, data), output(lowered, data)) < 0.03
+
+
 def test_a_weight_of_minus_128_is_rounded_again() -> None:
     model = quantized(one_layer("y = Neg (r)"), PHONE, SAMPLES)[0]
     form = Form(model)
