@@ -35,6 +35,7 @@ from onnx_lathe.passes.float16.lifting import lift
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.constants import constant_to_initializer
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, is_constant, is_layer
+from onnx_lathe.passes.graph.model import export_model
 from onnx_lathe.passes.graph.quantization.bias_range import fit_biases
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized, state_zero_points
 from onnx_lathe.passes.graph.quantization.propagation import keep_loadable
@@ -66,8 +67,9 @@ def lower_to_phone_form(graph: Graph, context: Context, operators: Collection[st
     for node in graph.nodes:
         if node.op == "Constant" and not work.is_seen(node.outputs[0]):
             constant_to_initializer(node)
+    model = None if context.calibrator is None else export_model(graph)
     known = take_pairs(work)
-    complete_ranges(work, known, context)
+    complete_ranges(work, known, context, model)
     settle_silent(known)
     choice = Choice(work, known, {*operators, GATE})
     kernels = split_gates(work, known, choice.kernels(), operators)

@@ -12,9 +12,11 @@ from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.lowering.phone import lower_to_phone_form
 from onnx_lathe.placement import CANONICAL, PHONE
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
+from onnx_lathe.runtime.targets.ort.ort import PLACEMENT
 from tests.support.builders import build, random, run
 from tests.support.int8 import Form, Rows
 from tests.support.placement import IMAGES, MOBILE, RESIDUAL, network, output, quantized, relative
+from tests.support.placement import lowered as lowered_for_ort
 
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
@@ -233,6 +235,17 @@ def test_without_ranges_a_layer_stays_float_and_the_report_says_which_tensor_lac
     measured, report = phone_form(canonical, StreamingCalibrator(Rows(x=IMAGES)))
     assert report.metrics["float_layers"] == 0
     assert relative(output(model), output(measured)) < 0.05
+
+
+@pytest.mark.parametrize("text", [RESIDUAL, MOBILE], ids=["residual", "mobile"])
+def test_pairs_of_another_form_keep_what_they_store(text: str) -> None:
+    """UINT8 with a zero-point that does the work of the ReLUs, as ONNX Runtime's quantizer writes it."""
+    model = network(text)
+    foreign, _ = lowered_for_ort(quantized(model, PLACEMENT)[0])
+    assert "Relu" not in Form(foreign).ops()
+    result, report = phone_form(foreign, StreamingCalibrator(Rows(x=IMAGES)))
+    assert report.metrics["float_layers"] == 0
+    assert relative(output(model), output(result)) < 0.02
 
 
 def test_a_bias_that_int32_could_not_hold_widens_the_scale_of_its_weights() -> None:
