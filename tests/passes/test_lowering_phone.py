@@ -1,6 +1,7 @@
 """The form of the runtimes of phones: every tensor stored in INT8."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -246,6 +247,29 @@ def test_pairs_of_another_form_keep_what_they_store(text: str) -> None:
     result, report = phone_form(foreign, StreamingCalibrator(Rows(x=IMAGES)))
     assert report.metrics["float_layers"] == 0
     assert relative(output(model), output(result)) < 0.02
+
+
+@dataclass
+class Likeness:
+    """Fidelity to one model's output on IMAGES."""
+
+    original: onnx.ModelProto
+
+    def sqnr(self, model: onnx.ModelProto, plain: bool = False) -> float:
+        return -20 * np.log10(relative(output(self.original), output(model)))
+
+
+def test_biases_that_make_up_for_another_form_are_moved_where_that_helps() -> None:
+    model = network(RESIDUAL)
+    canonical = quantized(model, CANONICAL | PHONE)[0]  # biases make up for INT8 with zero-point 0
+    graph = import_model(canonical)
+    calibrator, likeness = StreamingCalibrator(Rows(x=IMAGES)), Likeness(model)
+    alone, _ = phone_form(canonical, calibrator)
+    report = lower_to_phone_form(graph, Context(placement=PHONE, calibrator=calibrator, fidelity=likeness))
+    chosen = export_model(graph)
+    assert likeness.sqnr(chosen) >= likeness.sqnr(alone)
+    moved = any("bias moved" in edit.what for edit in report.edits)
+    assert moved == (likeness.sqnr(chosen) > likeness.sqnr(alone))
 
 
 def test_a_bias_that_int32_could_not_hold_widens_the_scale_of_its_weights() -> None:
