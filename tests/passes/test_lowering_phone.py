@@ -1,6 +1,7 @@
 """The form of the runtimes of phones: every tensor stored in INT8."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -12,9 +13,11 @@ from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.lowering.phone import lower_to_phone_form
 from onnx_lathe.placement import CANONICAL, PHONE
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
+from onnx_lathe.runtime.targets.ort.ort import PLACEMENT
 from tests.support.builders import build, random, run
 from tests.support.int8 import Form, Rows
 from tests.support.placement import IMAGES, MOBILE, RESIDUAL, network, output, quantized, relative
+from tests.support.placement import lowered as lowered_for_ort
 
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
@@ -235,6 +238,40 @@ def test_without_ranges_a_layer_stays_float_and_the_report_says_which_tensor_lac
     assert relative(output(model), output(measured)) < 0.05
 
 
+@pytest.mark.parametrize("text", [RESIDUAL, MOBILE], ids=["residual", "mobile"])
+def test_pairs_of_another_form_keep_what_they_store(text: str) -> None:
+    """UINT8 with a zero-point that does the work of the ReLUs, as ONNX Runtime's quantizer writes it."""
+    model = network(text)
+    foreign, _ = lowered_for_ort(quantized(model, PLACEMENT)[0])
+    assert "Relu" not in Form(foreign).ops()
+    result, report = phone_form(foreign, StreamingCalibrator(Rows(x=IMAGES)))
+    assert report.metrics["float_layers"] == 0
+    assert relative(output(model), output(result)) < 0.02
+
+
+@dataclass
+class Likeness:
+    """Fidelity to one model's output on IMAGES."""
+
+    original: onnx.ModelProto
+
+    def sqnr(self, model: onnx.ModelProto, plain: bool = False) -> float:
+        return -20 * np.log10(relative(output(self.original), output(model)))
+
+
+def test_biases_that_make_up_for_another_form_are_moved_where_that_helps() -> None:
+    model = network(RESIDUAL)
+    canonical = quantized(model, CANONICAL | PHONE)[0]  # biases make up for INT8 with zero-point 0
+    graph = import_model(canonical)
+    calibrator, likeness = StreamingCalibrator(Rows(x=IMAGES)), Likeness(model)
+    alone, _ = phone_form(canonical, calibrator)
+    report = lower_to_phone_form(graph, Context(placement=PHONE, calibrator=calibrator, fidelity=likeness))
+    chosen = export_model(graph)
+    assert likeness.sqnr(chosen) >= likeness.sqnr(alone)
+    moved = any("bias moved" in edit.what for edit in report.edits)
+    assert moved == (likeness.sqnr(chosen) > likeness.sqnr(alone))
+
+
 def test_a_bias_that_int32_could_not_hold_widens_the_scale_of_its_weights() -> None:
     weight = random(8, 3, 1, 1)
     weight[2] *= 1e-9  # as batch normalization switches a channel off
@@ -246,6 +283,22 @@ def test_a_bias_that_int32_could_not_hold_widens_the_scale_of_its_weights() -> N
     assert np.abs(form.constants[bias.input[0]].astype(np.int64)).max() <= (1 << 30) + 1
     expected, found = output(model, SAMPLES)[:, 2], output(lowered, SAMPLES)[:, 2]
     assert np.abs(expected - found).max() < 0.06  # half a step of a range of 25
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+@pytest.mark.parametrize("rows, op", [("", "Gemm"), ("5, ", "MatMul")], ids=["matrix", "rows"])
+def test_a_bias_behind_a_product_is_part_of_it(opset: int, rows: str, op: str) -> None:
+    text = f"(float[N, {rows}6] x) => (float[N, {rows}4] y) {{ m = MatMul (x, w)  a = Add (m, b)  y = Relu (a) }}"
+    model = build(text, opset, w=random(6, 4), b=random(4))
+    data = np.random.default_rng(1).standard_normal((8, 5, 6) if rows else (40, 6)).astype(np.float32)
+    form = Stored(lowered := phone_form(quantized(model, PHONE, data)[0])[0])
+    layer = form.layer(op)
+    added = layer.input[2] if op == "Gemm" else form.layer("Add").input[1]
+    assert form.constants[form.producers[added].input[0]].dtype == np.int32
+    last = layer if op == "Gemm" else form.layer("Add")
+    assert form.parameters(last.output[0])[1:] == (-128, "int8")
+    assert form.ops().count("QuantizeLinear") == 2
+    assert relative(output(model, data), output(lowered, data)) < 0.03
 
 
 def test_a_weight_of_minus_128_is_rounded_again() -> None:
