@@ -206,7 +206,7 @@ def run(
 ) -> Observation:
     """What a finished model file computes of the data, or of random values without: outputs, metrics and latency.
 
-    model: an ONNX file, packed or not, an .ort file, ncnn's .param with its .bin and .json beside it, or a TensorRT
+    model: an ONNX file, packed or not, an .ort file, a .tflite, ncnn's .param with its .bin and .json beside it, or a TensorRT
     .engine with its .engine.json. against: another one, such as the original, which it is compared with and timed in
     turn with. save: an .npz file for all outputs.
     """

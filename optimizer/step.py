@@ -100,7 +100,9 @@ def apply_pass(
     graph = import_model(model)
     known = {node.name for node in graph.nodes}
     said = said_ranges(graph)
-    computed = {tuple(tensor.name for tensor in node.outputs) for node in graph.nodes} if said else set()
+    computed = (
+        {(node.name, *(tensor.name for tensor in node.outputs)) for node in graph.nodes} if said else set()
+    )
     inside = layers_inside(graph)
     lifted = None if instance.takes_half else lift(graph)
     with crashes_named("one that this pass tries", culprit or instance.name):

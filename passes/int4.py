@@ -48,7 +48,7 @@ from onnx_lathe.passes.graph.model import (
 )
 from onnx_lathe.passes.graph.opset import raise_opset
 from onnx_lathe.passes.graph.patterns import by_weight
-from onnx_lathe.passes.graph.quantization import pairs
+from onnx_lathe.passes.graph.quantization import decoded_products, pairs
 from onnx_lathe.passes.numerics.quantization import affine, int4
 
 _NODE_BYTES = 250
@@ -114,6 +114,8 @@ class Int4(Pass):
             signal, noise = signal + more[0], noise + more[1]
         if chosen:
             rewire.sweep(graph)
+        if note := decoded_products.warning(node for weight in chosen for node in weight.nodes):
+            report.warnings.append(note)
         report.metrics["layers"] = float(len({node.name for weight in chosen for node in weight.nodes}))
         if noise:
             report.metrics["weight_sqnr_db"] = float(10 * np.log10(signal / noise))

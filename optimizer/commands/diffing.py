@@ -27,7 +27,10 @@ def diff(arguments: list[str]) -> int:
         description="Two models side by side: nodes, stored tensors, and how far each tensor is from the base's.",
         allow_abbrev=False,
     )
-    _add_models(parser, "an ONNX file, packed or not; of an .ort, ncnn's .param or an .engine outputs alone")
+    _add_models(
+        parser,
+        "an ONNX file, packed or not; of an .ort, a .tflite, ncnn's .param or an .engine outputs alone",
+    )
     parser.add_argument(
         "--at", metavar="DB", default="20dB", help="models part at the first tensor below it (default: 20dB)"
     )

@@ -18,7 +18,7 @@ from onnx_lathe.optimizer.report.printing import Printer
 def run(arguments: list[str]) -> int:
     parser = Parser(
         prog="optimize run",
-        description="Run a finished model on data: an ONNX file, packed or not, an .ort file, ncnn's .param, or a TensorRT .engine.",
+        description="Run a finished model on data: an ONNX file, packed or not, an .ort file, a .tflite, ncnn's .param, or a TensorRT .engine.",
         allow_abbrev=False,
     )
     parser.add_argument(

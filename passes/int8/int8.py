@@ -41,7 +41,7 @@ from onnx_lathe.passes.graph.layers import (
 from onnx_lathe.passes.graph.model import export_model, node_metadata
 from onnx_lathe.passes.graph.opset import raise_opset
 from onnx_lathe.passes.graph.patterns import by_weight
-from onnx_lathe.passes.graph.quantization import pairs
+from onnx_lathe.passes.graph.quantization import decoded_products, pairs
 from onnx_lathe.passes.graph.quantization.bias_range import fit_biases
 from onnx_lathe.passes.graph.quantization.placement import Rows, float_reason, split_gates
 from onnx_lathe.passes.graph.quantization.propagation import keep_loadable
@@ -204,6 +204,8 @@ class Int8(Pass):
             chosen = self._search(quantization, chosen, context, report)
         filled = filled_weights(chosen, graph.opset)
         written = quantization.apply(graph, [weight.name for weight in chosen], report) if chosen else []
+        if not self.config.activations and (note := decoded_products.warning(layers_of(written))):
+            report.warnings.append(note)
         if grown := [one for one in filled if one.name in {weight.name for weight in written}]:
             report.warnings.append(warning(grown))
         if base is not None and self.adapts:

@@ -1,20 +1,20 @@
 """Any form -> what is written for LiteRT: channels last, in valid ONNX that computes the same.
 
-    image operators (Conv, ConvTranspose, pools, LRN, DepthToSpace, SpaceToDepth) stand in a sandwich:
-    x[N,H,W,C] -> Transpose(0,3,1,2) -> Conv -> [Relu, Clip(0,6) or Clip(-1,1)] -> Transpose(0,2,3,1) -> y[N,H,W,C]
-    with pairs outside:  Q -> DQ -> Transpose -> Conv(DQ(w), DQ(b)) -> [Relu] -> Transpose -> Q -> DQ
-    a graph that int8 quantized is brought into the form of passes/lowering/phone.py first
-    in one dimension:    x[N,L,C] -> Transpose(0,2,1) -> Conv -> Transpose(0,2,1) -> y[N,L,C]
+    image operators in sandwiches:   x[N,H,W,C] -> Transpose(0,3,1,2) -> Conv -> [Relu] -> Transpose(0,2,3,1) -> y[N,H,W,C]
+      in one dimension:              x[N,L,C] -> Transpose(0,2,1) -> Conv -> [Relu] -> Transpose(0,2,1) -> y[N,L,C]
+      pairs outside:                 Q -> DQ -> Transpose -> Conv(DQ(w), DQ(b)) -> [Relu] -> Transpose -> Q -> DQ
+    other operators                  on the tensors that LiteRT will have: axes, pads, scales, shapes, constants in its order
+    Flatten -> Gemm, MatMul          the weight has its rows in the order of [H,W,C]
+    a constant, a codebook weight    an initializer, or DequantizeLinear of one
+    a graph that int8 quantized      in the form of passes/lowering/phone.py first
+    float16                          float32; the writer stores in half what half holds
 
-Both Transposes belong to the operator alone; weights stay as ONNX has them ([O,I,H,W]). All other operators act on
-the tensors that LiteRT will have, and every other Transpose is one that LiteRT runs: as few bytes as can be
-(passes/lowering/litert_layout/choice.py); where only axes of size 1 move it is a Reshape. A Gemm or MatMul
-behind a flattened image has the rows of its weight in the order of [H,W,C].
-
-What is constant is an initializer, or DequantizeLinear of one; codebooks are decoded. Global pools are ReduceMean and
-ReduceMax, BatchNormalization and InstanceNormalization elementwise operators and means; Identity and Dropout are
-gone. Tensors of rank 5 and more, bodies of If, Loop and Scan and whatever they capture, and
-operators unknown here keep the axes that they have.
+Image operators are Conv, ConvTranspose, MaxPool, AveragePool, LRN, InstanceNormalization, GroupNormalization,
+DepthToSpace and SpaceToDepth of one or two dimensions. The two Transposes belong to the operator alone, the activation
+between them may be a Relu, Clip(0, 6) or Clip(-1, 1), and weights stay as ONNX has them. Every other Transpose is one
+that LiteRT runs: they move as few bytes as can be (litert_layout/choice.py), and are Reshapes where only axes of size 1
+move. What is restated in other operators: litert_layout/restating.py. Tensors of rank 5 and more, bodies of If, Loop and
+Scan with what they capture, and operators unknown here keep the axes that they have.
 """
 
 import json
@@ -47,7 +47,9 @@ class Lowering(Pass):
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
         if lift(graph) is not None:
-            report.edit(graph.name or "the model", "computes in float32; LiteRT's weights may be float16")
+            report.edit(
+                graph.name or "the model", "computes in float32; its weights may be float16 in the file"
+            )
         store_constants(graph, report)
         _add(report, lower_to_phone_form(graph, context))
         if turned := lay_out(graph, report, keep_ends=self.config.layout == "keep"):

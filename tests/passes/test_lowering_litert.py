@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnx_lathe import metadata
 from onnx_lathe.errors import UsageError
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.report import PassReport
@@ -47,6 +48,7 @@ def test_a_plain_network_is_transposed_once_where_it_begins() -> None:
     lowered = lower(model)
     (entry,) = transposes(lowered)
     assert entry.input == ["x"]
+    assert not metadata.read_channels_last(lowered.metadata_props)
     assert_same(model, lowered, {"x": random(2, 3, 8, 8)})
 
 
@@ -55,6 +57,7 @@ def test_a_plain_network_with_channels_last_is_not_transposed_at_all() -> None:
     lowered = lower(model, "nhwc")
     assert not transposes(lowered)
     assert shapes(lowered)["x"] == ["n", 8, 8, 3]
+    assert metadata.read_channels_last(lowered.metadata_props) == ["x"]
     assert_same(model, lowered, {"x": random(2, 3, 8, 8)}, last=True)
 
 

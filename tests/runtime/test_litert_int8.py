@@ -193,6 +193,20 @@ def test_a_kernel_that_rounds_otherwise_is_named() -> None:
     check_steps({"RESIZE_BILINEAR": table}, XNNPACK)
 
 
+def test_ties_are_told_apart() -> None:
+    """x + 3 stored in steps of 6/255: 3 lies in the middle, and so does every x that is a whole number of steps."""
+    scale = np.float32(6 / 255)
+    constant = {"three_q": np.array(127, np.int8), "three_scale": np.array(3 / 127, np.float32)}
+    text = "three = DequantizeLinear (three_q, three_scale) c = Add (x, three)"
+    result = {**parameters("x", float(2 * scale), 0), **parameters("y", float(scale), -128)}
+    table, _ = tables(operator(text, {"x": "1, 40, 50"}, result, **constant))
+    found = table["ADD"]
+    assert max(found.counts) == 1
+    assert found.ties == found.counts[1] > 100
+    assert found.worst[0][2] == 0.0
+    check_steps({"ADD": found}, XNNPACK)
+
+
 def test_a_wrong_weight_is_found_by_name() -> None:
     """Steps are those of the graph that is compared with, not of the network itself."""
     model = without_identities(convolution())

@@ -13,10 +13,12 @@ from onnx_lathe.errors import ModelError, TargetError, UsageError
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.litert import package
+from onnx_lathe.runtime.targets.litert.file import Contents, pack
 from onnx_lathe.runtime.targets.litert.litert import LiteRT
 from onnx_lathe.runtime.targets.litert.reopen import reopen
 from onnx_lathe.runtime.targets.litert.running import Opened
 from onnx_lathe.runtime.targets.litert.session import open_file
+from onnx_lathe.runtime.targets.litert.tensors import Tensor
 from tests.support.builders import build, random
 
 TEXT = """(float[N, 3, 8, 8] x) => (float[N, 5] y, float[N, 4, 8, 8] m) {
@@ -229,6 +231,14 @@ def test_a_damaged_file_is_one_line(model: Path, data: Path, tmp_path: Path) -> 
             reopen(path, 1)
         assert str(path) in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_sizes_that_no_machine_holds_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "huge.tflite"
+    huge = Tensor("x", "FLOAT32", (1, 1 << 30, 1 << 30))
+    path.write_bytes(pack(Contents([huge], [], [("x", 0)], [("x", 0)])))
+    with pytest.raises(ModelError, match=r"huge.tflite: input 'x' .* does not fit into memory"):
+        reopen(path, 1)
 
 
 def test_samples_of_a_fixed_batch_run_one_after_another(data: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.passes.lowering import find_lowering
+from onnx_lathe.placement import CANONICAL, Placement
 from onnx_lathe.runtime.running import ort
 
 IMAGE_OPERATORS = (
@@ -19,10 +20,10 @@ TOLERANCE = 1e-5
 """Largest difference of an output, relative to its largest magnitude."""
 
 
-def lower(model: onnx.ModelProto, layout: str = "keep") -> onnx.ModelProto:
+def lower(model: onnx.ModelProto, layout: str = "keep", placement: Placement = CANONICAL) -> onnx.ModelProto:
     """The lowered model, which the checker takes."""
     graph = import_model(model)
-    configure(find_lowering("litert"), {"layout": layout}).apply(graph, Context())
+    configure(find_lowering("litert"), {"layout": layout}).apply(graph, Context(placement=placement))
     lowered = export_model(graph)
     onnx.checker.check_model(lowered, full_check=True)
     return lowered

@@ -140,12 +140,12 @@ def drop_ranges(graph: Graph) -> None:
 
 def keep_ranges(graph: Graph, before: Mapping[str, Range], known: Collection[tuple[str, ...]]) -> None:
     """After a pass: what other nodes compute now under a name of `before` has its range still, and no node says that of
-    a tensor which it does not compute. `known`: outputs of each node before, by name.
+    a tensor which it does not compute. `known`: each node before, its name and those of its outputs.
     """
     drop_stale(graph)
     for node in graph.nodes:
         names = tuple(tensor.name for tensor in node.outputs)
-        if node.op in QUANTIZERS or names in known or before.keys().isdisjoint(names):
+        if node.op in QUANTIZERS or (node.name, *names) in known or before.keys().isdisjoint(names):
             continue
         kept = {name: before[name] for name in names if name in before}
         told = metadata.parse_ranges(node_metadata(node).get(metadata.RANGE))

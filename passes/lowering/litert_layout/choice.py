@@ -3,7 +3,7 @@ every node gets the label at which the fewest bytes are transposed.
 """
 
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from onnx_lathe.passes.graph import Node, Tensor, Variable
@@ -25,7 +25,8 @@ OPERATOR_BYTES = 512
 """What one more operator counts as, beside the bytes that it moves."""
 RESHAPE_BYTES = 16
 """The same of an operator that moves none."""
-FLAT_READERS = ("Gemm", "MatMul")
+IMAGE_RANKS = (3, 4)
+"""Of inputs and outputs that may be asked for with their channels last."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,17 @@ class Chooser:
         self.sandwiches: dict[int, Sandwich] = {}
         self.inside: set[int] = set()
         self.images: set[int] = set()
+        self.known: set[int] = set()
+        """Nodes of the graph itself, not of bodies, that are in no sandwich."""
         self.bound: dict[int, dict[int, Frame]] = {}
         """For each node that can act on either storage of its tensors, with one label for all, their frames."""
 
     def choose(self) -> Choice:
         self._sandwich()
+        self.known = {id(site.node) for site in self.sites} - self.inside
         self._carry_frames()
         for site in self.sites:
-            if id(site.node) not in self.inside and (frames := self._agreed(site)):
+            if id(site.node) in self.known and (frames := self._agreed(site)):
                 self.bound[id(site.node)] = frames
         labels = self._labels()
         return self._choice(labels)
@@ -76,11 +80,19 @@ class Chooser:
         for site in self.sites:
             rule = rule_of(site.node)
             if rule.is_image and rule.seeds(site):
-                activation = fused_activation(site)
-                sandwich = Sandwich(site.node, activation or site.node)
+                sandwich = Sandwich(site.node, fused_activation(site) or site.node)
                 self.sandwiches[id(site.node)] = sandwich
                 self.inside.update((id(sandwich.head), id(sandwich.tail)))
                 self.images.add(id(sandwich.tail.outputs[0]))
+
+    def _seeds(self) -> Iterator[Tensor]:
+        """Tensors that are images, by the operators that read and write them."""
+        for site in self.sites:
+            if id(site.node) in self.sandwiches:
+                sandwich = self.sandwiches[id(site.node)]
+                yield from (sandwich.head.inputs[0], sandwich.tail.outputs[0])
+            elif id(site.node) not in self.inside and rule_of(site.node).seeds(site):
+                yield from (site.node.inputs[0], site.node.outputs[0])
 
     def _carry_frames(self) -> None:
         """From image operators through operators that act on any storage; through a Transpose only when nothing else
@@ -96,22 +108,13 @@ class Chooser:
             waiting.append(tensor)
             later.append(tensor)
 
-        for site in self.sites:
-            sandwich = self.sandwiches.get(id(site.node))
-            ends = (
-                (sandwich.head.inputs[0], sandwich.tail.outputs[0])
-                if sandwich is not None
-                else (site.node.inputs[0], site.node.outputs[0])
-                if not rule_of(site.node).is_image and rule_of(site.node).seeds(site)
-                else ()
-            )
-            for tensor in ends:
-                assign(tensor, image_frame(self.work.rank(tensor) or 0))
+        for tensor in self._seeds():
+            assign(tensor, image_frame(self.work.rank(tensor) or 0))
         while waiting or later:
             through_transposes = not waiting
             tensor = later.popleft() if through_transposes else waiting.popleft()
             for node in [*tensor.inputs, *tensor.outputs]:
-                if id(node) in self.inside or (node.op == "Transpose") != through_transposes:
+                if id(node) not in self.known or (node.op == "Transpose") != through_transposes:
                     continue
                 found = self._frames(Site(self.work, node), tensor)
                 for other in [*node.inputs, *node.outputs]:
@@ -151,8 +154,9 @@ class Chooser:
                 labelling.group(producer, readers, self._weight(tensor, frame))
         for site in self.sites:
             if id(site.node) in self.bound:
+                labelling.group(id(site.node), (), 0)
                 self._prefer(labelling, site)
-        return labelling.cheapest()
+        return {0: 0, 1: 1, **labelling.cheapest()}
 
     def _weight(self, tensor: Tensor, frame: Frame) -> int | None:
         if any(storage.flat for storage in frame):
@@ -212,13 +216,10 @@ class Chooser:
 
     def _end(self, tensor: Tensor, frame: Frame) -> Storage:
         """The storage of an input or output of the graph."""
-        if self.keep_ends or tensor.name in self.work.captured:
-            return plain(frame[0].rank)
-        return (
-            channels_last(frame[0].rank)
-            if frame[CHANNELS_LAST] == channels_last(frame[0].rank)
-            else plain(frame[0].rank)
-        )
+        rank = frame[0].rank
+        last = channels_last(rank)
+        is_kept = self.keep_ends or tensor.name in self.work.captured
+        return plain(rank) if is_kept or rank not in IMAGE_RANKS or frame[CHANNELS_LAST] != last else last
 
     # result
 
@@ -230,9 +231,7 @@ class Chooser:
             if producer is None:
                 choice.produced[key] = plain(frame[0].rank)
             else:
-                choice.produced[key] = frame[
-                    labels[producer] if producer not in (0, 1) else int(producer == 1)
-                ]
+                choice.produced[key] = frame[labels[producer]]
             if not tensor.inputs or any(tensor is output for output in self.work.graph.outputs):
                 choice.asked[key] = self._end(tensor, frame)
         for site in self.sites:

@@ -27,5 +27,9 @@ def lay_out(graph: Graph, report: PassReport, keep_ends: bool) -> list[str]:
     writer = Writer(work, choice)
     writer.write()
     tidy(work, writer.own)
+    left = [
+        one for one in graph.nodes if one.op == "Transpose" and not one.domain and id(one) not in writer.own
+    ]
+    report.metrics["transposes"] = float(len(left))
     ends = [(end.name, choice.asked.get(id(end))) for end in (*graph.inputs, *graph.outputs)]
     return [name for name, storage in ends if storage is not None and storage == channels_last(storage.rank)]

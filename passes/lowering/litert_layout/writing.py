@@ -84,13 +84,12 @@ class Writer:
             return found
         made = found if found is not None else self._variable(tensor, storage)
         self.stored[key] = made
-        self._move(self.stored[id(tensor), produced], made, produced, storage, self.originals[id(tensor)][1])
+        self._move(tensor, self.stored[id(tensor), produced], made, produced, storage)
         return made
 
-    def _move(
-        self, source: Tensor, result: Tensor, stored: Storage, wanted: Storage, shape: tuple[Size, ...]
-    ) -> None:
+    def _move(self, tensor: Tensor, source: Tensor, result: Tensor, stored: Storage, wanted: Storage) -> None:
         """A Transpose; a Reshape where only axes of size 1 move."""
+        shape = self.originals[id(tensor)][1]
         sizes = wanted.sizes(shape)
         if moves_nothing(shape, stored, wanted) and sum(not isinstance(one, int) for one in sizes) <= 1:
             target = [one if isinstance(one, int) else -1 for one in sizes]
@@ -98,7 +97,8 @@ class Writer:
             self.work.node("Reshape", f"{result.name}_Reshape", inputs, [result])
         else:
             steps = list(stored.steps_to(wanted))
-            self.work.node("Transpose", f"{result.name}_Transpose", [source], [result], perm=steps)
+            node = self.work.node("Transpose", f"{result.name}_Transpose", [source], [result], perm=steps)
+            self.work.report.edit(node.name, f"moves {self.work.size_bytes(tensor):,} bytes of {tensor.name}")
 
     def _settle(self, tensor: Tensor) -> None:
         """Writes the tensor by its own name, if nothing has."""

@@ -45,6 +45,7 @@ def _split(work: Work, known: Known, kernel: Kernel) -> list[Kernel]:
     low, high = known.ranges[source.name]
     known.ranges[scaled.name] = low * alpha, high * alpha
     disconnect(node)
+    work.graph.nodes.remove(node)
     multiply = Node("Mul", work.name(f"{node.name}_Mul"), {}, [source, slope], [scaled])
     sum_ = Variable(work.name(f"{node.name}_shifted"), np.float32, source.shape)
     limits = [work.constant(f"{node.name}_{end}", np.array(end, np.float32)) for end in (0, 1)]

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
 
 from onnx_lathe import metadata
 from onnx_lathe.layout import LAYOUT
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Node, Tensor
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, is_constant, is_layer
-from onnx_lathe.passes.graph.model import export_model, node_metadata
+from onnx_lathe.passes.graph.model import node_metadata
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized, is_wide
 from onnx_lathe.passes.graph.quantization.ranges import (
     Range,
@@ -73,14 +74,15 @@ def take_pairs(work: Work) -> Known:
     return known
 
 
-def complete_ranges(work: Work, known: Known, context: Context) -> None:
-    """Adds ranges that follow from others, or that the calibration data gives."""
+def complete_ranges(work: Work, known: Known, context: Context, model: onnx.ModelProto | None) -> None:
+    """Adds ranges that follow from others, or that the calibration data gives. `model`: as it was before its pairs were
+    taken out, which may do what a ReLU did; None without data.
+    """
     derive(work.graph, known.ranges)
     missing = [name for name in stored_tensors(work.graph) if name not in known.ranges]
-    if not missing or not known.layers or context.calibrator is None:
+    if not missing or not known.layers or context.calibrator is None or model is None:
         return
     context.progress("calibrating tensors without a range")
-    model = export_model(work.graph)
     for part in in_parts(work.graph, missing):
         found = context.calibrator.statistics(model, part, part)
         known.ranges |= {name: usual_range(statistics) for name, statistics in found.items()}
@@ -114,7 +116,7 @@ def _note(known: Known, pair: ActivationPair) -> None:
         known.ranges.setdefault(name, known.wide[name])
         return
     known.narrow.add(name)
-    if text is not None:
+    if text is not None and zero.dtype == np.int8 and zero == 0:
         known.ranges[name] = affine.trained_range(scale, *json.loads(text))
     elif zero.dtype == np.int8:
         known.exact[name] = Parameters(scale, zero)

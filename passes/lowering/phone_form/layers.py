@@ -6,6 +6,7 @@ from onnx_lathe.passes.graph import Constant, Node, Tensor, Variable
 from onnx_lathe.passes.graph.biases import BIAS_INPUT
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_value, is_constant, output_axis
+from onnx_lathe.passes.graph.rewire import disconnect
 from onnx_lathe.passes.lowering.ort_integers.work import Work
 from onnx_lathe.passes.lowering.phone_form.choice import Kernel
 from onnx_lathe.passes.lowering.phone_form.operators import Parameters, parameters_over
@@ -67,6 +68,20 @@ def _levels(work: Work, decoder: Node, axis: int, rank: int) -> tuple[np.ndarray
     return codes.astype(np.int8), np.broadcast_to(scale, codes.shape[axis : axis + 1]).copy()
 
 
+def join_addition(work: Work, kernel: Kernel) -> None:
+    """A MatMul of a matrix and the addition of a bias behind it become a Gemm, the form that all runtimes know."""
+    node, addition = kernel.node, kernel.addition
+    if addition is None or work.rank(node.inputs[0]) != 2:
+        return
+    bias = next(tensor for tensor in addition.inputs if is_constant(tensor))
+    result = addition.outputs[0]
+    disconnect(addition)
+    node.op, node.attrs, node.outputs = "Gemm", {}, [result]
+    node.inputs.append(bias)
+    kernel.addition = None
+    work.report.edit(node.name, "is a Gemm with its bias")
+
+
 def plain_bias(work: Work, kernel: Kernel) -> None:
     """The layer's bias as a float initializer [O], without a factor in front."""
     node = kernel.node
@@ -96,9 +111,12 @@ def store_bias(work: Work, kernel: Kernel) -> None:
     name, values = owner.inputs[index].name, read(owner.inputs[index]).astype(np.float64)
     scale = np.tile(scale, values.size // scale.size).astype(np.float32)
     levels = np.rint(values / scale).clip(-LARGEST, LARGEST).astype(np.int32)
+    if kernel.addition is not None and work.rank(kernel.node.inputs[0]) > 1:
+        levels = levels.reshape(1, -1)  # as ONNX Runtime loads it: passes/graph/quantization/propagation.py
     inputs = [work.constant(f"{name}_int32", levels), work.constant(f"{name}_scale", scale)]
-    result = Variable(work.name(f"{name}_decoded"), np.float32, [values.size])
-    work.graph.nodes.append(Node("DequantizeLinear", work.name(f"{name}_DQ"), {"axis": 0}, inputs, [result]))
+    result = Variable(work.name(f"{name}_decoded"), np.float32, list(levels.shape))
+    axis = {"axis": levels.ndim - 1}
+    work.graph.nodes.append(Node("DequantizeLinear", work.name(f"{name}_DQ"), axis, inputs, [result]))
     owner.inputs[index] = result
 
 

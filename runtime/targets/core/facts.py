@@ -174,15 +174,29 @@ def _inferred(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]
 def _wanted(
     graph: onnx.GraphProto, free: set[str], shapes: Mapping[str, Shape], stored: Mapping[str, np.ndarray]
 ) -> list[str]:
-    """Computed free tensors that something bound reads, and bound tensors whose shape inference does not know."""
+    """Computed free tensors that something bound reads or that sizes go into, and bound tensors whose shape inference does
+    not know.
+    """
+    sized = _sized(graph)
     made = [name for node in graph.node for name in node.output if name]
     outputs = {value.name for value in graph.output}
     read = {
         name for node in graph.node if any(out not in free for out in node.output) for name in node.input
     } | outputs
     return [
-        name for name in made if (name in read and name not in stored if name in free else name not in shapes)
+        name
+        for name in made
+        if ((name in read or name in sized) and name not in stored if name in free else name not in shapes)
     ]
+
+
+def _sized(graph: onnx.GraphProto) -> set[str]:
+    """Tensors that a size goes into, by way of Shape or Size."""
+    found: set[str] = set()
+    for node in graph.node:
+        if node.op_type in SIZE_OPS or found.intersection(node.input):
+            found.update(name for name in node.output if name)
+    return found
 
 
 def _computed(

@@ -11,6 +11,7 @@ from onnx_lathe.runtime.targets.core.node import overlooked
 from onnx_lathe.runtime.targets.litert.grouping import group
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
+from onnx_lathe.runtime.targets.litert.patterns import joined
 from onnx_lathe.runtime.targets.litert.quantization import broken_rules
 from onnx_lathe.runtime.targets.litert.registry import find
 
@@ -43,7 +44,8 @@ def convert(
     for name in sizes:
         _try(refused, name, "Input", partial(net.input, name))
     read = _read(model.graph)
-    for node, proto in zip(grouped.nodes, grouped.protos, strict=True):
+    handed_out = frozenset(value.name for value in model.graph.output)
+    for node, proto in joined(list(zip(grouped.nodes, grouped.protos, strict=True)), facts, handed_out):
         wanted = [name for name in node.outputs if name and name in read]
         if not facts.free.issuperset(wanted):
             _write(net, refused, node, proto, read)

@@ -10,18 +10,27 @@ the model is looked at with (facts.py): a Dim has a size for each, and is open w
 """
 
 import functools
-import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.litert.dimensions import (
+    ONE,
+    Dim,
+    broadcast,
+    fixed,
+    is_open,
+    known,
+    pairs,
+    spacing,
+    total,
+)
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
+from onnx_lathe.runtime.targets.litert.options import OPTIONS
 from onnx_lathe.runtime.targets.litert.tensors import NUMPY, Tensor
 
-Dim = tuple[int, int]
-ONE: Dim = (1, 1)
 FLOAT, INT32, INT64, BOOL = "FLOAT32", "INT32", "INT64", "BOOL"
 NARROW = frozenset(("INT8", "UINT8", "INT16"))
 NUMBERS = frozenset((FLOAT, INT32, INT64))
@@ -29,44 +38,17 @@ NUMBERS = frozenset((FLOAT, INT32, INT64))
 COMPARED = frozenset(
     ("LESS", "LESS_EQUAL", "GREATER", "GREATER_EQUAL", "EQUAL", "NOT_EQUAL", "LOGICAL_AND", "LOGICAL_OR")
 )
-OPTIONS = {
-    "ADD": "AddOptions",
-    "SUB": "SubOptions",
-    "MUL": "MulOptions",
-    "DIV": "DivOptions",
-    "POW": "PowOptions",
-    "MAXIMUM": "MaximumMinimumOptions",
-    "MINIMUM": "MaximumMinimumOptions",
-    "SELECT_V2": "SelectV2Options",
-    "ABS": "AbsOptions",
-    "NEG": "NegOptions",
-    "EXP": "ExpOptions",
-    "COS": "CosOptions",
-    "SQUARE": "SquareOptions",
-    "SIGN": "SignOptions",
-    "HARD_SWISH": "HardSwishOptions",
-    "LOG_SOFTMAX": "LogSoftmaxOptions",
-    "LESS": "LessOptions",
-    "LESS_EQUAL": "LessEqualOptions",
-    "GREATER": "GreaterOptions",
-    "GREATER_EQUAL": "GreaterEqualOptions",
-    "EQUAL": "EqualOptions",
-    "NOT_EQUAL": "NotEqualOptions",
-    "LOGICAL_AND": "LogicalAndOptions",
-    "LOGICAL_OR": "LogicalOrOptions",
-    "LOGICAL_NOT": "LogicalNotOptions",
-    "FLOOR_MOD": "FloorModOptions",
-    "FLOOR_DIV": "FloorDivOptions",
-}
-"""The schema's class of options, of operators whose fields need not be told."""
 TYPE_OF = {np.dtype(kind).name: name for name, kind in NUMPY.items() if name != "INT4"}
 
 
 class Emitter:
-    """Writes operators for one node. `label` begins the names of their results."""
+    """Writes operators for one node. `label` begins the names of their results. `in_float`: a node between stored tensors is
+    computed in float all the same: what it reads is decoded, and what it leaves is stored.
+    """
 
     def __init__(self, node: Node, net: Network) -> None:
         self.node, self.net, self.label = node, net, node.name
+        self.in_float = False
         self._made: set[int] = set()
         self._dims: dict[int, tuple[Dim, ...]] = {}
 
@@ -94,7 +76,10 @@ class Emitter:
 
     def operand(self, position: int = 0) -> int:
         """As `read`; where the node computes on integers, a constant is the one that the graph stores."""
-        return self._known(self.net.operand(self.node, position), self.node.inputs[position])
+        place = self._known(self.net.operand(self.node, position), self.node.inputs[position])
+        if self.in_float and self.net.tensors[place].quantization is not None:
+            return self.op("DEQUANTIZE", [place], None, FLOAT)
+        return place
 
     def tensor(self, name: str) -> int:
         return self._known(self.net.read(name), name)
@@ -114,7 +99,7 @@ class Emitter:
     def floats(self, values: np.ndarray, what: str = "constant") -> int:
         return self.net.floats(values, f"{self.label}_{what}")
 
-    def integers(self, values: Sequence[int], what: str = "axes") -> int:
+    def integers(self, values: Sequence[int] | np.ndarray, what: str = "axes") -> int:
         return self.net.ints(values, f"{self.label}_{what}")
 
     def computed(self, position: int, allowed: Collection[str]) -> int:
@@ -199,7 +184,9 @@ class Emitter:
     def leave(self, place: int, position: int = 0) -> None:
         """Makes a tensor the node's output, and names it so if it is of this node's making."""
         name = self.node.outputs[position]
-        if self.node.on_integers:
+        if self.in_float and self.type(place) == FLOAT:
+            place = self.op("QUANTIZE", [place], None, self.net.element(name), rescaled=True)
+        elif self.node.on_integers:
             place = self.net.requantized(place, self.net.quantization(name), name)
         elif self.type(place) != (wanted := self.net.element(name)):
             place = self.cast(place, wanted)
@@ -212,7 +199,7 @@ class Emitter:
 
     def pair(self, code: str, first: int, second: int, activation: str = "NONE") -> int:
         dims = broadcast(self.dims(first), self.dims(second))
-        fields = {"fusedActivationFunction": activation} if activation != "NONE" else {}
+        fields: dict[str, Any] = {"fusedActivationFunction": activation} if activation != "NONE" else {}
         return self.op(code, [first, second], dims, BOOL if code in COMPARED else None, **fields)
 
     def add(self, first: int, second: int, activation: str = "NONE") -> int:
@@ -298,13 +285,14 @@ class Emitter:
 
     def _respaced(self, place: int, dims: Sequence[Dim]) -> int:
         """By taking out and putting in dimensions of 1, or by sizes that are computed when it runs."""
-        kept = [dim for dim in self.dims(place) if dim != ONE]
-        if kept != [dim for dim in dims if dim != ONE]:
-            return self.op("RESHAPE", [place, self.run_time_sizes(dims)], dims, None, "ReshapeOptions")
-        result = self.squeeze(place, [axis for axis, dim in enumerate(self.dims(place)) if dim == ONE])
-        for axis, dim in enumerate(dims):
-            if dim == ONE:
-                result = self.expand_dims(result, axis)
+        spaced = spacing(self.dims(place), dims)
+        if spaced is None:
+            sizes = self.run_time_sizes(dims, place, rest=True)
+            return self.op("RESHAPE", [place, sizes], dims, None, "ReshapeOptions")
+        gone, put = spaced
+        result = self.squeeze(place, gone)
+        for axis in put:
+            result = self.expand_dims(result, axis)
         return result
 
     def squeeze(self, place: int, axes: Sequence[int]) -> int:
@@ -318,28 +306,37 @@ class Emitter:
         dims.insert(axis, ONE)
         return self.op("EXPAND_DIMS", [place, self.scalar(axis)], dims, None, "ExpandDimsOptions")
 
-    def run_time_sizes(self, dims: Sequence[Dim]) -> int:
-        """An INT32 vector of sizes, of which the open ones are those of an input of the model.
+    def run_time_sizes(self, dims: Sequence[Dim], source: int | None = None, rest: bool = False) -> int:
+        """An INT32 vector of sizes, of which the open ones are those of the `source` or of an input of the model, or a whole
+        number of times as many; with `rest`, one of them may be what a reshape leaves for it.
 
-        Raises Unsupported for one that no input has.
+        Raises Unsupported for one that is not known to be any of these.
         """
         if not any(map(is_open, dims)):
             return self.integers([size for size, _ in dims], "sizes")
-        pieces = [
-            self._run_time_size(dim) if is_open(dim) else self.integers([dim[0]], "size") for dim in dims
-        ]
+        pieces = []
+        for dim in dims:
+            found = self._run_time_size(dim, source) if is_open(dim) else self.integers([dim[0]], "size")
+            if found is None and not rest:
+                raise Unsupported(
+                    f"a size that it gives depends on the size of the input ({dim[0]} and {dim[1]}), and it is not "
+                    "clear how: build for a fixed size"
+                )
+            rest = rest and found is not None
+            pieces.append(self.integers([-1], "rest") if found is None else found)
         return self.concat(pieces, 0)
 
-    def _run_time_size(self, dim: Dim) -> int:
-        """[1]: an open size."""
-        for name, shapes in self.net.facts.inputs.items():
-            for axis, pair in enumerate(zip(*shapes, strict=True)):
-                if pair == dim and name in self.net.places:
-                    return self.gather(self.shape(self.tensor(name), INT32), np.array([axis]), 0)
-        raise Unsupported(
-            f"a size that it gives depends on the size of the input ({dim[0]} and {dim[1]}), and it is not clear how: "
-            "build for a fixed size"
-        )
+    def _run_time_size(self, dim: Dim, first: int | None) -> int | None:
+        """[1]: an open size of a tensor, or of an input of the model."""
+        places = [] if first is None else [first]
+        places += [self.tensor(name) for name in self.net.facts.inputs if name in self.net.places]
+        for place in places:
+            for axis, own in enumerate(self.dims(place)):
+                times = dim[0] // own[0] if is_open(own) and own[0] else 0
+                if times and dim == (own[0] * times, own[1] * times):
+                    size = self.gather(self.shape(place, INT32), np.array([axis]), 0)
+                    return size if times == 1 else self.mul(size, self.number(times, INT32))
+        return None
 
     def scalar(self, value: int) -> int:
         """A constant of rank 0 and type INT32, which some operators want for an axis."""
@@ -375,37 +372,3 @@ class Emitter:
         """Its sizes when it runs."""
         rank = self.rank(place)
         return self.op("SHAPE", [place], fixed(rank), type, "ShapeOptions", outType=type)
-
-
-def is_open(dim: Dim) -> bool:
-    """Whether it depends on the size of an input."""
-    return dim[0] != dim[1]
-
-
-def known(dim: Dim) -> int | None:
-    return None if is_open(dim) else dim[0]
-
-
-def fixed(*sizes: int) -> list[Dim]:
-    return [(size, size) for size in sizes]
-
-
-def pairs(net: Network, tensor: str) -> tuple[Dim, ...]:
-    """The dimensions of a tensor of the graph."""
-    net.sizes(tensor)  # refuses a rank that is open
-    return tuple(zip(net.shape(tensor), net.facts.shapes[1].get(tensor, ()), strict=True))
-
-
-def product(dims: Sequence[Dim]) -> Dim:
-    return math.prod(size for size, _ in dims), math.prod(size for _, size in dims)
-
-
-def total(dims: Sequence[Dim]) -> Dim:
-    return sum(size for size, _ in dims), sum(size for _, size in dims)
-
-
-def broadcast(first: Sequence[Dim], second: Sequence[Dim]) -> tuple[Dim, ...]:
-    """The dimensions of a result of two operands."""
-    rank = max(len(first), len(second))
-    padded = [(ONE,) * (rank - len(one)) + tuple(one) for one in (first, second)]
-    return tuple(b if a == ONE else a for a, b in zip(*padded, strict=True))

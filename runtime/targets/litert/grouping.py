@@ -16,7 +16,7 @@ from onnx_lathe.runtime.targets.core.facts import Facts
 from onnx_lathe.runtime.targets.core.node import view
 from onnx_lathe.runtime.targets.litert.node import Node
 from onnx_lathe.runtime.targets.litert.registry import Entry
-from onnx_lathe.runtime.targets.litert.tensors import Quantization, Stored
+from onnx_lathe.runtime.targets.litert.tensors import NUMPY, Quantization, Stored
 
 Find = Callable[[str, str], Entry | None]
 FLOATS = (0, onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
@@ -87,11 +87,11 @@ class _Grouper:
         if scale is None or attributes.get("block_size"):
             return None
         zero, kind = self._zero_point(node, attributes)
-        if zero is None:
+        if zero is None or kind not in NUMPY:
             return None
         rank = len(self.facts.shapes[0].get(shaped, ()))
         axis = int(attributes.get("axis", 1))
-        points = np.broadcast_to(zero, scale.shape).reshape(-1)
+        points = np.broadcast_to(zero.reshape(-1), (scale.size,))
         return kind, Quantization(
             tuple(float(one) for one in scale.reshape(-1)),
             tuple(int(one) for one in points),

@@ -11,7 +11,7 @@ from onnx_lathe.errors import ModelError, TargetError
 from onnx_lathe.runtime.targets.core.base import Reopened
 from onnx_lathe.runtime.targets.litert.package import interpreter_module, version
 from onnx_lathe.runtime.targets.litert.process import try_once
-from onnx_lathe.runtime.targets.litert.reader import ports
+from onnx_lathe.runtime.targets.litert.reader import Port, ports
 from onnx_lathe.runtime.targets.litert.running import Opened
 from onnx_lathe.runtime.targets.litert.session import Session, content_of
 from onnx_lathe.runtime.targets.litert.tensors import NUMPY
@@ -29,13 +29,15 @@ class TriedSession(Session):
         self._tried: set[tuple[tuple[int, ...], ...]] = set()
 
     def load(self) -> None:
-        """Loads it now, with 1 for sizes that are open."""
-        self.call(
-            {
-                port.name: np.zeros([size or 1 for size in port.sizes], NUMPY[port.type])
-                for port in self.inputs
-            }
-        )
+        """Loads it now, with 1 for sizes that are open. Raises ModelError for sizes that no machine holds."""
+        self.call({port.name: self._zeros(port) for port in self.inputs})
+
+    def _zeros(self, port: Port) -> np.ndarray:
+        shape = [1 if size is None else size for size in port.sizes]
+        try:
+            return np.zeros(shape, NUMPY[port.type])
+        except (MemoryError, ValueError) as error:  # numpy's ValueError: more bytes than an address can count
+            raise ModelError(f"{self.path}: input '{port.name}' {shape} does not fit into memory") from error
 
     def call(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         shapes = tuple(feeds[port.name].shape for port in self.inputs)

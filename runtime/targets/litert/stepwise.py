@@ -60,25 +60,29 @@ MOST_STEPS = {"RESIZE_BILINEAR": 2}
 """Of an operator; of others 1."""
 MOST_STEPS_16 = 4
 """INT16 kernels multiply by a factor of 16 bits."""
-SHARE_EXACT, SHARE = 0.05, 0.5
-"""Of a tensor's values that may differ, of XNNPACK's EXACT operators and of others. Measured on calibrated scales it is 1e-5
-and up to 0.19; with scales that are round numbers values fall in the middle between two levels, which ONNX rounds to even.
+SHARE_EXACT, SHARE = 0.01, 0.5
+"""Of a tensor's values that may differ, of XNNPACK's EXACT operators and of others. Measured it is 1e-5, and up to 0.19."""
+NEAR = 2e-3
+"""Of a step: values so near to the middle between two levels are ties. They are many where the scale is a round number, or
+a constant that is added lies there.
 """
 
 
 @dataclass
 class Steps:
-    """Of all results of an operator: how many values differ by how many steps. `worst`: (node, largest difference, share of
-    values that differ, type).
+    """Of all results of an operator: how many values differ by how many steps; `ties`: of those that do, how many lie in the
+    middle between two levels. `worst`: (node, largest difference, share of values that differ and are no ties, type).
     """
 
     counts: Counter[int] = field(default_factory=Counter)
+    ties: int = 0
     worst: list[tuple[str, int, float, str]] = field(default_factory=list)
 
     def as_record(self) -> dict[str, Any]:
         return {
             "values": sum(self.counts.values()),
             "differ": sum(count for step, count in self.counts.items() if step),
+            "ties": self.ties,
             "steps": {str(step): self.counts[step] for step in sorted(self.counts)},
         }
 
@@ -101,16 +105,21 @@ def steps_by_operator(
             continue
         given[name] = opened.tensor(places[net.tensors[place].name])
         by[name] = writers[place]
-    computed = ort.run(ort.session(_cut(model, given), optimized=False), {**sample, **given})
+    cut, sources = _cut(model, given)
+    computed = ort.run(ort.session(cut, optimized=False), {**sample, **given})
     tables: dict[str, Steps] = {}
     for name, value in given.items():
         difference = np.abs(value.astype(np.int64) - computed[name + COMPUTED].astype(np.int64))
+        differs = difference > 0
+        scale = net.stored.activations[name][1].scales[0]
+        tie = differs & _in_the_middle(computed.get(sources[name], sample.get(sources[name])), scale)
         code = _rounding(by[name].code, parts[by[name].nodes] if by[name].nodes else ())
         table = tables.setdefault(code, Steps())
         levels, counts = np.unique(difference, return_counts=True)
         table.counts.update(dict(zip(map(int, levels), map(int, counts), strict=True)))
+        table.ties += int(tie.sum())
         label = by[name].nodes[0] if by[name].nodes else name
-        share = float(np.mean(difference > 0)) if difference.size else 0.0
+        share = float(np.mean(differs & ~tie)) if difference.size else 0.0
         table.worst.append((label, int(difference.max(initial=0)), share, str(value.dtype)))
     return tables
 
@@ -124,23 +133,36 @@ def _rounding(last: str, parts: Sequence[str]) -> str:
     return [last, *main, *rounding][-1]
 
 
-def _cut(model: onnx.ModelProto, given: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """The model with each stored tensor as an input, and what computes it as an output of its own."""
+def _in_the_middle(values: np.ndarray | None, scale: float) -> np.ndarray:
+    """Whether each value lies between two levels, up to rounding, where ONNX takes the even one."""
+    if values is None:
+        return np.zeros((), bool)
+    levels = values.astype(np.float64) / scale
+    return np.abs(levels - np.floor(levels) - 0.5) < NEAR
+
+
+def _cut(model: onnx.ModelProto, given: Mapping[str, np.ndarray]) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """(the model with each stored tensor as an input, and what computes it as an output of its own; stored tensor -> the
+    float one that it is made of, an output too).
+    """
     found = onnx.ModelProto()
     found.CopyFrom(model)
-    outputs = []
+    outputs, sources = [], {}
     for node in found.graph.node:
         for position, name in enumerate(node.output):
             if name in given:
                 node.output[position] = name + COMPUTED
                 outputs.append(name + COMPUTED)
+                sources[name] = node.input[0]
+    made = {name for node in found.graph.node for name in node.output}
+    outputs += dict.fromkeys(name for name in sources.values() if name in made)
     del found.graph.output[:]
     del found.graph.value_info[:]
-    found.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    found.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(outputs))
     for name, value in given.items():
         element = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
         found.graph.input.append(onnx.helper.make_tensor_value_info(name, element, value.shape))
-    return found
+    return found, sources
 
 
 def check_steps(tables: Mapping[str, Steps], kernels: str) -> None:

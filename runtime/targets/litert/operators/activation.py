@@ -5,10 +5,10 @@ import math
 import numpy as np
 import onnx
 
+from onnx_lathe.runtime.targets.litert.emitter import FLOAT, INT32, INT64, NUMBERS, Emitter
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
 from onnx_lathe.runtime.targets.litert.registry import operator
-from onnx_lathe.runtime.targets.litert.emitter import FLOAT, INT32, INT64, NUMBERS, Emitter
 
 STORED = ("INT8", "INT16")
 FLOATING = {
@@ -138,9 +138,8 @@ def elu(node: Node, net: Network) -> None:
     emit = Emitter(node, net)
     if alpha == 1.0:
         net.put(node, "ELU", [net.operand(node, 0)])
-    elif node.on_integers:
-        raise Unsupported(f"its alpha is {alpha:g}; LiteRT's ELU on integers has 1")
     else:
+        emit.in_float = node.on_integers
         emit.leave(_exponential_unit(emit, alpha, 1.0))
 
 
@@ -160,7 +159,7 @@ def selu(node: Node, net: Network) -> None:
 
 def _exponential_unit(emit: Emitter, alpha: float, width: float) -> int:
     """max(x, 0) + alpha * ELU(min(x, 0) / width)."""
-    source = emit.read()
+    source = emit.operand()
     below = emit.minimum(source, emit.number(0.0))
     if width != 1.0:
         below = emit.mul(below, emit.number(1 / width))
@@ -260,9 +259,7 @@ def is_infinite(node: Node, net: Network) -> None:
     emit = Emitter(node, net)
     source = emit.read()
     signs = [
-        sign
-        for sign, name in ((1, "detect_positive"), (-1, "detect_negative"))
-        if node.integer(name, 1)
+        sign for sign, name in ((1, "detect_positive"), (-1, "detect_negative")) if node.integer(name, 1)
     ]
     if not signs:
         raise Unsupported("it detects neither infinity")

@@ -1,16 +1,17 @@
 """Attention of opset 23, without a cache: softmax(scale * Q K^T + mask) V for each head.
 
-    Q [B, heads, L, E], K [B, heads, S, E], V [B, heads, S, F], or each as [B, L, heads * E]
+Q [B, heads, L, E], K [B, heads, S, E], V [B, heads, S, F], or each as [B, L, heads * E]
 """
 
 import math
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.litert.dimensions import is_open
+from onnx_lathe.runtime.targets.litert.emitter import BOOL, FLOAT, Emitter
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
 from onnx_lathe.runtime.targets.litert.registry import operator
-from onnx_lathe.runtime.targets.litert.emitter import BOOL, FLOAT, Emitter, is_open
 
 HEADS_SECOND = (0, 2, 1, 3)
 """[B, L, heads, E] -> [B, heads, L, E], and back."""
@@ -45,7 +46,9 @@ def _check(node: Node) -> None:
     node.integer("softmax_precision")
     node.integer("qk_matmul_output_mode")
     if any(node.given(place) for place in range(PAST_KEY, len(node.inputs))):
-        raise Unsupported("it continues with keys and values of an earlier call, or has a number of keys of its own")
+        raise Unsupported(
+            "it continues with keys and values of an earlier call, or has a number of keys of its own"
+        )
     if any(node.outputs[1:]):
         raise Unsupported("more than its first output is read")
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.litert.emitter import FLOAT, NUMBERS, Emitter
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
 from onnx_lathe.runtime.targets.litert.registry import operator
-from onnx_lathe.runtime.targets.litert.emitter import FLOAT, NUMBERS, Emitter
 
 WORDS = {(0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1", (0.0, 1.0): "RELU_0_TO_1", (0.0, np.inf): "RELU"}
 LARGEST = float(np.finfo(np.float32).max)

@@ -9,10 +9,11 @@ permuted to the order that is asked for. Labels of one operand alone that are no
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from onnx_lathe.runtime.targets.litert.dimensions import ONE, Dim, product
+from onnx_lathe.runtime.targets.litert.emitter import FLOAT, Emitter
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
 from onnx_lathe.runtime.targets.litert.registry import operator
-from onnx_lathe.runtime.targets.litert.emitter import FLOAT, ONE, Dim, Emitter, product
 
 DOTS = "..."
 SPARE = "ABCDEFGH"
@@ -32,7 +33,9 @@ def einsum(node: Node, net: Network) -> None:
     emit = Emitter(node, net)
     operands, result = _parse(emit)
     if not 1 <= len(operands) <= 2:
-        raise Unsupported(f"it has {len(operands)} operands; Lathe writes products of two: split it into several")
+        raise Unsupported(
+            f"it has {len(operands)} operands; Lathe writes products of two: split it into several"
+        )
     sizes: dict[str, Dim] = {}
     for one in operands:
         for label, dim in zip(one.labels, emit.dims(one.place), strict=True):
@@ -62,7 +65,9 @@ def _parse(emit: Emitter) -> tuple[list[Operand], str]:
         result = dots + "".join(sorted(one for one in {*labels} - {*dots} if labels.count(one) == 1))
     result = result.replace(DOTS, dots)
     if any(len(set(term)) != len(term) for term in (*terms, result)):
-        raise Unsupported(f"its equation '{equation}' has a label twice in one operand: take the diagonal before it")
+        raise Unsupported(
+            f"its equation '{equation}' has a label twice in one operand: take the diagonal before it"
+        )
     return [Operand(place, term) for place, term in zip(places, terms, strict=True)], result
 
 

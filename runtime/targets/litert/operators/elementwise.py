@@ -1,9 +1,11 @@
 """Arithmetic, comparison and choice of several operands, value by value, with ONNX's broadcasting."""
 
+from typing import Any
+
+from onnx_lathe.runtime.targets.litert.emitter import BOOL, FLOAT, INT32, INT64, NUMBERS, Emitter
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
 from onnx_lathe.runtime.targets.litert.registry import operator
-from onnx_lathe.runtime.targets.litert.emitter import BOOL, FLOAT, INT32, INT64, NUMBERS, Emitter
 
 PAIRS = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL"}
 SEVERAL = {"Sum": "ADD", "Mean": "ADD", "Max": "MAXIMUM", "Min": "MINIMUM"}
@@ -24,7 +26,7 @@ def pair(node: Node, net: Network) -> None:
     emit = Emitter(node, net)
     first, second = emit.computed(0, NUMBERS), emit.computed(1, NUMBERS)
     code = PAIRS[node.op]
-    fields = {} if code == "MUL" else {"potScaleInt16": False}
+    fields: dict[str, Any] = {} if code == "MUL" else {"potScaleInt16": False}
     emit.last(code, [first, second], fusedActivationFunction=node.activation, **fields)
 
 

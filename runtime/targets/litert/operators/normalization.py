@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.litert.dimensions import Dim, is_open
+from onnx_lathe.runtime.targets.litert.emitter import FLOAT, Emitter
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
 from onnx_lathe.runtime.targets.litert.operators.reduction import reduced
 from onnx_lathe.runtime.targets.litert.registry import operator
-from onnx_lathe.runtime.targets.litert.emitter import FLOAT, Dim, Emitter, is_open
 
 
 @operator("BatchNormalization", spatial=True)
@@ -30,9 +31,9 @@ def batch_normalization(node: Node, net: Network) -> None:
         factor = emit.div(scale, deviation)
         emit.leave(emit.add(emit.mul(emit.sub(source, mean), factor), bias))
         return
-    scale, bias, mean, variance = (np.asarray(one, np.float64) for one in values)
-    factor = scale / np.sqrt(variance + epsilon)
-    emit.leave(_affine(emit, source, factor, bias - mean * factor))
+    gamma, beta, middle, spread = (np.asarray(one, np.float64) for one in values)
+    slope = gamma / np.sqrt(spread + epsilon)
+    emit.leave(_affine(emit, source, slope, beta - middle * slope))
 
 
 def _affine(emit: Emitter, source: int, factor: np.ndarray, offset: np.ndarray) -> int:

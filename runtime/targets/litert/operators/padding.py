@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.litert.dimensions import Dim, is_open
+from onnx_lathe.runtime.targets.litert.emitter import FLOAT, Emitter
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
 from onnx_lathe.runtime.targets.litert.registry import operator
-from onnx_lathe.runtime.targets.litert.emitter import FLOAT, Dim, Emitter, is_open
 
 MOST_AXES = 5
 """Of a tensor that the kernel of PAD takes."""

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.litert.dimensions import Dim, is_open
+from onnx_lathe.runtime.targets.litert.emitter import FLOAT, Emitter
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
 from onnx_lathe.runtime.targets.litert.registry import operator
-from onnx_lathe.runtime.targets.litert.emitter import FLOAT, Dim, Emitter, is_open
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 USUAL = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
@@ -85,7 +86,9 @@ def recurrent(node: Node, net: Network) -> None:
     sequences, hiddens, cells = [], [], []
     for number in range(directions):
         apart = node.op == "GRU" and node.integer("linear_before_reset")
-        bias, state_bias = (both[number, 0], both[number, 1]) if apart else (both[number].sum(0), both[number, 1] * 0)
+        bias, state_bias = (
+            (both[number, 0], both[number, 1]) if apart else (both[number].sum(0), both[number, 1] * 0)
+        )
         cell = Cell(
             emit,
             units,
@@ -115,7 +118,7 @@ def connected(emit: Emitter, place: int, weight: np.ndarray, bias: np.ndarray) -
 
 
 def _check(node: Node, net: Network, emit: Emitter, source: int) -> None:
-    time, batch, _ = emit.dims(source)
+    time, _batch, _ = emit.dims(source)
     node.integer("hidden_size")
     if is_open(time):
         raise Unsupported("the number of its steps depends on the size of the input: build for a fixed size")
@@ -124,7 +127,9 @@ def _check(node: Node, net: Network, emit: Emitter, source: int) -> None:
     if node.given(LENGTHS):
         lengths = net.values(node.inputs[LENGTHS])
         if lengths is None or any(np.any(one != time[0]) for one in lengths):
-            raise Unsupported(f"its sequences are not known to have all {time[0]} steps: leave out sequence_lens")
+            raise Unsupported(
+                f"its sequences are not known to have all {time[0]} steps: leave out sequence_lens"
+            )
     if node.attributes.get("activation_alpha") or node.attributes.get("activation_beta"):
         raise Unsupported("its activations have an alpha or beta")
 
@@ -164,9 +169,7 @@ def _first_state(
     return emit.gather(place, np.array(number), 0)
 
 
-def _unrolled(
-    node: Node, cell: Cell, inputs: int, state: State, backwards: bool
-) -> tuple[list[int], State]:
+def _unrolled(node: Node, cell: Cell, inputs: int, state: State, backwards: bool) -> tuple[list[int], State]:
     """(the hidden state after each step in the order of time, the last state). `inputs`: [T, B, gates * H]."""
     emit = cell.emit
     dims = emit.dims(inputs)
@@ -236,7 +239,10 @@ STEPS: dict[str, Callable[[Cell, int, State], State]] = {"LSTM": _lstm, "GRU": _
 
 
 def _leave(
-    emit: Emitter, sequences: Sequence[Sequence[int]], states: Sequence[Sequence[int | None]], batch_first: bool
+    emit: Emitter,
+    sequences: Sequence[Sequence[int]],
+    states: Sequence[Sequence[int | None]],
+    batch_first: bool,
 ) -> None:
     outputs = emit.node.outputs
     if outputs[0]:

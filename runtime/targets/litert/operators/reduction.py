@@ -1,23 +1,17 @@
 """Reductions along axes, the largest and smallest values and their places, and softmax."""
 
-
-
+from onnx_lathe.runtime.targets.litert.dimensions import Dim, is_open, product
+from onnx_lathe.runtime.targets.litert.emitter import BOOL, FLOAT, INT32, INT64, NUMBERS, Emitter
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
 from onnx_lathe.runtime.targets.litert.registry import operator
-from onnx_lathe.runtime.targets.litert.emitter import (
-    BOOL,
-    FLOAT,
-    INT32,
-    INT64,
-    NUMBERS,
-    Dim,
-    Emitter,
-    is_open,
-    product,
-)
 
-PLAIN = {"ReduceSum": "SUM", "ReduceMax": "REDUCE_MAX", "ReduceMin": "REDUCE_MIN", "ReduceProd": "REDUCE_PROD"}
+PLAIN = {
+    "ReduceSum": "SUM",
+    "ReduceMax": "REDUCE_MAX",
+    "ReduceMin": "REDUCE_MIN",
+    "ReduceProd": "REDUCE_PROD",
+}
 OF_TRUTHS = {"ReduceMax": "REDUCE_ANY", "ReduceMin": "REDUCE_ALL"}
 AXES_BEHIND = {"ReduceSum": 13}
 """From this opset on the axes are an input; of the other reductions from 18 on."""
@@ -30,7 +24,9 @@ def reduce_mean(node: Node, net: Network) -> None:
     if node.on_integers or net.element(node.inputs[0]) == FLOAT:
         _reduce(node, net, "MEAN")
         return
-    raise Unsupported("it takes the mean of integers, which LiteRT rounds in another way: cast its input to float32")
+    raise Unsupported(
+        "it takes the mean of integers, which LiteRT rounds in another way: cast its input to float32"
+    )
 
 
 @operator(*PLAIN)
@@ -61,9 +57,10 @@ def _reduce(node: Node, net: Network, code: str) -> None:
 def reduced_axes(node: Node, net: Network) -> list[int]:
     """Axes that are reduced, in order; none where the tensor stays as it is."""
     rank = net.rank(node.inputs[0])
+    stays = bool(node.integer("noop_with_empty_axes"))
     if node.opset >= AXES_BEHIND.get(node.op, 18):
         given = net.constant(node.inputs[1], "axes").reshape(-1).tolist() if node.given(1) else []
-        if not given and node.integer("noop_with_empty_axes"):
+        if not given and stays:
             return []
     else:
         given = node.integers("axes") or []
@@ -82,7 +79,9 @@ def reduced(emit: Emitter, code: str, source: int, axes: list[int], keep: bool =
         else:
             groups.append([axis])
     if len(groups) > MOST_AXES:
-        raise Unsupported(f"it reduces every other one of {len(dims)} axes; LiteRT reduces tensors of {MOST_AXES}")
+        raise Unsupported(
+            f"it reduces every other one of {len(dims)} axes; LiteRT reduces tensors of {MOST_AXES}"
+        )
     merged = emit.reshape(source, [product([dims[axis] for axis in group]) for group in groups])
     gone = [place for place, group in enumerate(groups) if group[0] in axes]
     found = emit.reduce(code, merged, gone, keep=True)
@@ -148,19 +147,20 @@ def arg(node: Node, net: Network) -> None:
 def softmax(node: Node, net: Network) -> None:
     """Along the last axis; another one is moved there and back. Before opset 13 it and all behind it are one."""
     emit = Emitter(node, net)
+    emit.in_float = (
+        node.on_integers and node.op == "LogSoftmax"
+    )  # whose kernel on integers has a scale of its own
     source = emit.operand(0)
     dims = emit.dims(source)
     axis = node.integer("axis", -1 if node.opset >= 13 else 1) % max(len(dims), 1)
-    if node.op == "LogSoftmax" and node.on_integers:
-        raise Unsupported("LiteRT's LOG_SOFTMAX on integers has a range of its own")
-    if axis == len(dims) - 1:
+    if axis == len(dims) - 1 and not emit.in_float:
         _put_softmax(node, net, source)
         return
     if node.opset < 13:
         flat = emit.reshape(source, [product(dims[:axis]), product(dims[axis:])])
         emit.leave(emit.reshape(_softmax(emit, flat), dims))
         return
-    turned, back = emit.moved(source, axis, len(dims) - 1)
+    turned, back = emit.moved(source, axis, max(len(dims) - 1, 0))
     emit.leave(emit.transpose(_softmax(emit, turned), back))
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.litert.dimensions import Dim, is_open
+from onnx_lathe.runtime.targets.litert.emitter import FLOAT, INT32, Emitter
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
 from onnx_lathe.runtime.targets.litert.registry import operator
@@ -20,7 +22,6 @@ from onnx_lathe.runtime.targets.litert.resampling import (
     taps,
     weights,
 )
-from onnx_lathe.runtime.targets.litert.emitter import FLOAT, Dim, Emitter, is_open
 
 MOST_TAPS = 4
 """Values that go into one: as many as a cubic interpolation has. More are an antialiased reduction."""
@@ -50,18 +51,19 @@ def resize(node: Node, net: Network) -> None:
         net.name_output(node, source)
         return
     resampled = [[_weights(node, one, place) for one in axes] for place in (0, 1)]
-    kernels = [
-        kernel_for([(one, *one.shape) for one in found])  # type: ignore[misc]
-        for found in resampled
-    ]
+    kernels = [kernel_for([(one, *one.shape) for one in found]) for found in resampled]
     numbers = [one.number for one in axes]
-    if kernels[0] is not None and kernels[0] == kernels[1] and (numbers := _image_axes(numbers, emit.rank(source))):
+    if (
+        kernels[0] is not None
+        and kernels[0] == kernels[1]
+        and (numbers := _image_axes(numbers, emit.rank(source)))
+    ):
         _put(emit, source, kernels[0], numbers)
     elif any(is_open(one.after) for one in axes):
         raise Unsupported(f"{_described(node)}, which LiteRT has not, and its sizes depend on the input's")
-    elif node.on_integers and any(len(taps(one)) > 1 for one in resampled[0]):
-        raise Unsupported(f"{_described(node)}, which LiteRT has not on integers: leave it out of the quantization")
     else:
+        emit.in_float = node.on_integers and any(len(taps(one)) > 1 for one in resampled[0])
+        source = emit.operand(0)
         for one, values in zip(axes, resampled[0], strict=True):
             source = _weighted(node, emit, source, one.number, values)
         emit.leave(source)
@@ -100,7 +102,11 @@ def _stays(node: Node, one: Axis) -> bool:
 
 def _weights(node: Node, one: Axis, place: int) -> np.ndarray:
     before, after = one.before[place], one.after[place]
-    given = attributes({**dict(node.attributes.items()), "extrapolation_value": 0.0} if one.region != WHOLE else node.attributes)
+    given = attributes(
+        {**dict(node.attributes.items()), "extrapolation_value": 0.0}
+        if one.region != WHOLE
+        else node.attributes
+    )
     found = weights(Resampling(node.op, node.opset, given, before, after, one.scale, one.region))
     outside = bool(np.any(found.sum(axis=0) == 0.0))
     if outside and node.number("extrapolation_value", 0.0) != 0.0:
@@ -132,7 +138,7 @@ def _put(emit: Emitter, source: int, kernel: Kernel, numbers: list[int]) -> None
         sizes.append((1, 1))
     elif numbers == [2, 3]:
         image = emit.transpose(source, (0, 2, 3, 1))
-    inputs = [image, emit.run_time_sizes(sizes)]
+    inputs = [image, _sizes(emit, source, numbers, sizes)]
     code, options = (
         ("RESIZE_BILINEAR", "ResizeBilinearOptions")
         if kernel.linear
@@ -151,11 +157,27 @@ def _put(emit: Emitter, source: int, kernel: Kernel, numbers: list[int]) -> None
     emit.leave(emit.transpose(flat, (0, 2, 1)) if numbers[0] == 2 else flat)
 
 
+def _sizes(emit: Emitter, source: int, numbers: list[int], sizes: list[Dim]) -> int:
+    """INT32 [2]: where they are open, as the model computes them, or so many times those of the source."""
+    node, given = emit.node, emit.node.integers("axes")
+    if not any(map(is_open, sizes)) or not (node.opset >= 11 and node.given(3)):
+        return emit.run_time_sizes(sizes, source)
+    rank = emit.rank(source)
+    order = list(range(rank)) if given is None else [axis % rank for axis in given]
+    if any(axis not in order for axis in numbers):
+        return emit.run_time_sizes(sizes, source)
+    own = emit.cast(emit.read(3), INT32)
+    found = emit.gather(own, np.array([order.index(axis) for axis in numbers]), 0)
+    return found if len(numbers) == 2 else emit.concat([found, emit.integers([1], "size")], 0)
+
+
 def _weighted(node: Node, emit: Emitter, source: int, axis: int, values: np.ndarray) -> int:
     """The sum of values along an axis, each with its weight."""
     parts = taps(values)
     if len(parts) > MOST_TAPS:
-        raise Unsupported(f"{_described(node)}, which takes {len(parts)} values for one: LiteRT has no such resizing")
+        raise Unsupported(
+            f"{_described(node)}, which takes {len(parts)} values for one: LiteRT has no such resizing"
+        )
     if len(parts) > 1 and emit.type(source) != FLOAT:
         raise Unsupported("it interpolates integers: cast its input to float32")
     behind = (1,) * (emit.rank(source) - 1 - axis)

@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.litert.dimensions import is_open
+from onnx_lathe.runtime.targets.litert.emitter import INT32, INT64, NARROW, Emitter
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
 from onnx_lathe.runtime.targets.litert.registry import operator
-from onnx_lathe.runtime.targets.litert.emitter import INT32, INT64, NARROW, Emitter, is_open
 
 STORED = ("INT8", "INT16")
 
@@ -25,8 +26,22 @@ def reshape(node: Node, net: Network) -> None:
     elif sum(map(is_open, dims)) <= 1:
         sizes = [-1 if is_open(dim) else dim[0] for dim in dims]
         net.put(node, "RESHAPE", [source, emit.integers(sizes, "shape")], "ReshapeOptions", newShape=sizes)
+    elif node.op == "Reshape" and (own := _own_sizes(emit, 1)) is not None:
+        net.put(node, "RESHAPE", [source, own], "ReshapeOptions")
     else:
         emit.leave(emit.reshape(source, dims))
+
+
+def _own_sizes(emit: Emitter, position: int) -> int | None:
+    """The sizes of the result as the model computes them, in INT32; None where they are not those of the result."""
+    name = emit.node.inputs[position] if emit.node.given(position) else ""
+    values, dims = emit.net.values(name), emit.given()
+    if values is None or any(
+        tuple(one.reshape(-1).tolist()) != tuple(dim[place] for dim in dims)
+        for place, one in enumerate(values)
+    ):
+        return None
+    return emit.cast(emit.read(position), INT32)
 
 
 @operator("Shape", "Size")
@@ -54,7 +69,8 @@ def expand(node: Node, net: Network) -> None:
     if emit.dims(source) == dims:
         net.name_output(node, source)
         return
-    sizes = emit.run_time_sizes(dims)
+    sizes = _own_sizes(emit, 1)
+    sizes = emit.run_time_sizes(dims) if sizes is None else sizes
     net.put(node, "BROADCAST_TO", [source, sizes], "BroadcastToOptions")
 
 
@@ -79,8 +95,7 @@ def constant_of_shape(node: Node, net: Network) -> None:
     value = np.zeros(1, np.float32) if given is None else onnx.numpy_helper.to_array(given)
     if not net.is_free(node.inputs[0]):
         raise Unsupported("its shape is computed at run time, from what the input holds")
-    sizes = emit.run_time_sizes(emit.given())
-    kind = net.element(node.outputs[0])
+    sizes, kind = emit.cast(emit.read(0), INT32), net.element(node.outputs[0])
     net.put(node, "FILL", [sizes, emit.number(value.reshape(-1)[0], kind)], "FillOptions")
 
 
@@ -153,7 +168,13 @@ def _reordered(emit: Emitter, image: int, order: np.ndarray) -> int:
     shape = emit.net.tensors[image].shape
     places = emit.constant(order.astype(np.int32), "order")
     return emit.net.inner(
-        "GATHER", f"{emit.label}_ordered", [image, places], shape, "GatherOptions", axis=len(shape) - 1, batchDims=0
+        "GATHER",
+        f"{emit.label}_ordered",
+        [image, places],
+        shape,
+        "GatherOptions",
+        axis=len(shape) - 1,
+        batchDims=0,
     )
 
 

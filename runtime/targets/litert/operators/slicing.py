@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from onnx_lathe.runtime.targets.litert.dimensions import Dim, fixed, is_open
+from onnx_lathe.runtime.targets.litert.emitter import BOOL, INT32, INT64, Emitter
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
 from onnx_lathe.runtime.targets.litert.registry import operator
-from onnx_lathe.runtime.targets.litert.emitter import BOOL, INT32, INT64, Dim, Emitter, fixed, is_open
 
 STORED = ("INT8", "INT16")
 FARTHEST = 2**31 - 1
@@ -119,17 +120,22 @@ def _places(emit: Emitter, position: int, dims: list[Dim]) -> int:
     known = net.value(node.inputs[position])
     if known is not None and not any(map(is_open, dims)):
         sizes = np.array([size for size, _ in dims], known.dtype)
-        whole = np.where(known < 0, known + sizes, known).reshape(known.shape)
-        return emit.constant(whole.astype(np.int32), "places")
+        behind = np.where(known < 0, known + sizes, known).reshape(known.shape)
+        return emit.constant(behind.astype(np.int32), "places")
     places = emit.read(position)
     if known is not None and bool(np.all(known >= 0)):
         return places
     if any(map(is_open, dims)):
-        raise Unsupported("its indices may count from the end of an axis whose size depends on that of the input")
-    sizes = emit.constant(np.array([size for size, _ in dims], np.int64), "sizes")
+        raise Unsupported(
+            "its indices may count from the end of an axis whose size depends on that of the input"
+        )
+    whole = [size for size, _ in dims]
+    added = (
+        emit.number(whole[0], INT64) if len(whole) == 1 else emit.constant(np.array(whole, np.int64), "sizes")
+    )
     places = emit.cast(places, INT64)
     below = emit.pair("LESS", places, emit.number(0, INT64))
-    return emit.select(below, emit.add(places, sizes), places)
+    return emit.select(below, emit.add(places, added), places)
 
 
 @operator("GatherND")
@@ -230,7 +236,9 @@ def _scatter(emit: Emitter, data: int, places: int, updates: int) -> None:
         return
     shape = fixed(*emit.net.tensors[updates].shape)
     if emit.dims(updates) != tuple(shape):
-        raise Unsupported("how many values it replaces depends on the size of the input: build for a fixed size")
+        raise Unsupported(
+            "how many values it replaces depends on the size of the input: build for a fixed size"
+        )
     ones = emit.constant(np.ones([size for size, _ in shape], np.int32), "ones")
     hit = emit.pair("GREATER", scattered(ones), emit.number(0, INT32))
     emit.leave(emit.select(hit, scattered(updates), data))

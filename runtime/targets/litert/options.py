@@ -1,0 +1,32 @@
+"""Operators whose options have no field that must be told."""
+
+OPTIONS = {
+    "ADD": "AddOptions",
+    "SUB": "SubOptions",
+    "MUL": "MulOptions",
+    "DIV": "DivOptions",
+    "POW": "PowOptions",
+    "MAXIMUM": "MaximumMinimumOptions",
+    "MINIMUM": "MaximumMinimumOptions",
+    "SELECT_V2": "SelectV2Options",
+    "ABS": "AbsOptions",
+    "NEG": "NegOptions",
+    "EXP": "ExpOptions",
+    "COS": "CosOptions",
+    "SQUARE": "SquareOptions",
+    "SIGN": "SignOptions",
+    "HARD_SWISH": "HardSwishOptions",
+    "LOG_SOFTMAX": "LogSoftmaxOptions",
+    "LESS": "LessOptions",
+    "LESS_EQUAL": "LessEqualOptions",
+    "GREATER": "GreaterOptions",
+    "GREATER_EQUAL": "GreaterEqualOptions",
+    "EQUAL": "EqualOptions",
+    "NOT_EQUAL": "NotEqualOptions",
+    "LOGICAL_AND": "LogicalAndOptions",
+    "LOGICAL_OR": "LogicalOrOptions",
+    "LOGICAL_NOT": "LogicalNotOptions",
+    "FLOOR_MOD": "FloorModOptions",
+    "FLOOR_DIV": "FloorDivOptions",
+}
+"""Operator -> the schema's class of its options."""
