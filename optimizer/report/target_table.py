@@ -22,6 +22,8 @@ TITLES = {
 }  # fmt: skip
 MARK = "*"
 """Behind a figure that is not of the target's own file."""
+ALIKE = 0.05
+"""Share by which latencies differ that the report calls unchanged."""
 
 
 def columns(found: Comparison) -> list[str]:
@@ -90,10 +92,25 @@ def choice(found: Comparison) -> str:
     """One sentence: which target is smallest and which is fastest, and of which that is said."""
     if found.smallest is None:
         return f"no target to choose: none {found.rule.removeprefix('of the targets ')}"
-    if found.fastest in (None, found.smallest):
-        what = "smallest and fastest" if found.fastest else "smallest (none was timed)"
-        return f"{what}: {found.smallest}, {found.rule}"
-    return f"smallest: {found.smallest}; fastest: {found.fastest}; {found.rule}"
+    if found.fastest is None:
+        return f"smallest (none was timed): {found.smallest}, {found.rule}"
+    if found.fastest == found.smallest:
+        return f"smallest and fastest{_near(found)}: {found.smallest}, {found.rule}"
+    return f"smallest: {found.smallest}; fastest: {found.fastest}{_near(found)}; {found.rule}"
+
+
+def _near(found: Comparison) -> str:
+    """Which others took as long, within what two runs differ by."""
+    best = next(row.latency_ms or 0.0 for row in found.rows if row.name == found.fastest)
+    near = [
+        row.name
+        for row in found.rows[1:]
+        if row.name != found.fastest
+        and row.verdict in (PASSED, NO_GATE)
+        and row.latency_ms is not None
+        and row.latency_ms <= best * (1 + ALIKE)
+    ]
+    return f" ({', '.join(near)} within {100 * ALIKE:.0f} %)" if near else ""
 
 
 def show_targets(found: Comparison | None, console: Console) -> None:
