@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnx_lathe.runtime.targets.coreml.form import Form
 from tests.support.builders import build, random
 from tests.support.coreml import (
     PLAIN,
@@ -25,7 +26,7 @@ pytest.importorskip("coremltools")
 ABSENT = [
     "Acosh", "AffineGrid", "Asinh", "Attention", "BitwiseAnd", "BitwiseNot",
     "BitwiseOr", "BitwiseXor", "CenterCropPad", "Col2Im", "Compress", "ConstantOfShape",
-    "CumProd", "DeformConv", "Det", "Einsum", "EyeLike", "GlobalLpPool",
+    "CumProd", "DeformConv", "Det", "EyeLike", "GlobalLpPool",
     "Hardmax", "IsInf", "IsNaN", "LpPool", "MaxUnpool", "Mod",
     "NegativeLogLikelihoodLoss", "NonZero", "OneHot", "ReverseSequence", "RotaryEmbedding", "Scatter",
     "ScatterElements", "ScatterND", "SoftmaxCrossEntropyLoss", "SwiGLU", "Trilu",
@@ -88,6 +89,34 @@ def test_an_attribute_that_nobody_reads_is_refused() -> None:
     ((node, op, reason),) = refusals(model)
     assert (node, op) == ("n", "Relu")
     assert "'leak'" in reason
+
+
+@pytest.mark.parametrize(
+    "equation, first, second",
+    [
+        ("bhqd,bhkd->bhqk", (2, 3, 4, 5), (2, 3, 6, 5)),
+        ("bhqk,bhkd->bqhd", (2, 3, 4, 5), (2, 3, 5, 6)),
+        ("ij,jk", (3, 4), (4, 5)),
+        ("nchw,oc->nohw", (2, 3, 4, 5), (6, 3)),
+        ("bi,bj->bij", (2, 3), (2, 4)),
+        ("bix,bjy->b", (2, 3, 4), (2, 5, 6)),
+        ("ij,ij->", (3, 4), (3, 4)),
+    ],
+)
+def test_einsum_of_two_operands(equation: str, first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    shapes = [", ".join(map(str, shape)) for shape in (first, second)]
+    model = build(
+        f'(float[{shapes[0]}] x, float[{shapes[1]}] w) => (float y) {{ y = Einsum <equation = "{equation}"> (x, w) }}'
+    )
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    agree(model)
+
+
+def test_einsum_with_a_batch_that_stays_open() -> None:
+    text = (
+        '(float[N, 3, 4, 5] x) => (float[N, 3, 4, 4] y) { y = Einsum <equation = "bhqd,bhkd->bhqk"> (x, x) }'
+    )
+    agree(build(text))
 
 
 OPEN = {
@@ -160,6 +189,13 @@ def test_names_are_such_that_core_ml_keeps_them() -> None:
     model.graph.output[0].name = model.graph.node[-1].output[0] = "1.out/y"
     written = agree(model, package=True)
     assert [port.name for port in (*written.inputs, *written.outputs)] == ["state_", "t1_out_y"]
+
+
+def test_a_small_epsilon_is_not_0_in_float16() -> None:
+    """Of zeros the result would be no number."""
+    text = "(float[2, 8] x) => (float[2, 8] y) { y = LayerNormalization <epsilon = 1e-12> (x, w) }"
+    feeds = {"x": np.zeros((2, 8), np.float32)}
+    agree(build(text, w=random(8)), form=Form("iOS17", "float16"), feeds=feeds)
 
 
 def test_integers_beyond_32_bits_are_refused() -> None:

@@ -248,6 +248,15 @@ def test_sizes_that_the_data_does_not_leave_open_are_said(tmp_path: Path, data: 
     assert any("as the data has it" in one and "shapes={x: ...}" in one for one in warnings)
 
 
+def test_activations_beyond_float16_are_warned_of(data: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "net.onnx", tmp_path / "out"
+    text = "(float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) { [large] a = Mul(x, c) y = Div(a, c) }"
+    onnx.save(build(text, c=np.full((1, 3, 8, 8), 3e4, np.float32)), path)
+    assert compile_it(path, data, out, "coreml(precision=float16)") == 0
+    warnings = json.loads((out / "report.json").read_text())["warnings"]
+    assert any("large" in one and "precision=float32" in one for one in warnings)
+
+
 def test_an_input_that_takes_a_picture(model: Path, data: Path, tmp_path: Path) -> None:
     """Its values are scaled in the program; Core ML's own scale is one for all channels."""
     asked = "mean=10,20,30 std=50,60,70"
@@ -267,7 +276,7 @@ def test_an_input_that_takes_a_picture(model: Path, data: Path, tmp_path: Path) 
         "model.coreml.json"
     ]
     assert json.loads((tmp_path / "out" / "model.coreml.json").read_text())["preprocessing"] is None
-    assert target.verify(model, artifact, options, {}, lambda text: None, onnx.load(model)) == {}
+    assert target.verify(model, artifact, options, {"x": pixels}, lambda text: None, onnx.load(model)) == {}
 
 
 def test_layers_say_where_activations_are_integers(model: Path) -> None:

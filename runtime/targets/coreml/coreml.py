@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_lathe.errors import ModelError, TargetError, UsageError, first_few
+from onnx_lathe.errors import TargetError, UsageError, first_few
 from onnx_lathe.placement import CANONICAL, Placement
 from onnx_lathe.runtime.data import preprocess
 from onnx_lathe.runtime.files import model_file
@@ -34,6 +34,7 @@ from onnx_lathe.runtime.targets.coreml.package import missing
 from onnx_lathe.runtime.targets.coreml.sizes import BATCH, Sizes, batch_range, parse_shapes, sizes_of
 from onnx_lathe.runtime.targets.coreml.writing import files_of, forms_of, weight_bytes, write
 from onnx_lathe.runtime.targets.ncnn.branches import decided
+from onnx_lathe.runtime.targets.ncnn.halves import beyond_half
 from onnx_lathe.version import VERSION
 
 PACKAGE = "model.coreml.mlpackage"
@@ -199,23 +200,27 @@ class CoreML(Target):
         progress: Progress,
         canonical: onnx.ModelProto,
     ) -> Mapping[str, Any]:
-        """Stores inputs, and what ONNX Runtime computes of them, for the script that runs on a Mac. The weights were
-        compared when the package was written.
+        """Stores inputs, and what ONNX Runtime computes of them, for the script that runs on a Mac, and looks whether
+        activations fit into float16. The weights were compared when the package was written.
         """
-        if not options.bundle or options.image != "none":
-            return {}
-        progress("storing inputs to compare with")
         proto = model_file.load(model)
         written, sizes = _converted(proto, options)
         one = sample(written, sizes, feeds)
-        try:
+        found: dict[str, Any] = {}
+        if options.precision == "float16" and (beyond := beyond_half(proto, one)):
+            listed = ", ".join(f"{node} {largest:.3g}" for node, largest in beyond)
+            found["notes"] = [
+                f"activations come near the largest value of float16, 65504, in which the program computes: {listed}; "
+                "build with coreml(precision=float32)"
+            ]
+        if options.bundle and options.image == "none":
+            progress("storing inputs to compare with")
             outputs = ort.run(ort.session(proto, optimized=False), one)
-        except ModelError as error:
-            return {"notes": [f"no inputs are stored to compare with: {error}"]}
-        examples = examples_of(written, [(one, outputs)], is_quantized(proto), options.precision == "float16")
-        package = next(path for path in artifact.paths[0].parents if path.name == PACKAGE)
-        write_beside(package, written, options, _choices(artifact.details), examples)
-        return {}
+            half = options.precision == "float16"
+            examples = examples_of(written, [(one, outputs)], is_quantized(proto), half)
+            package = next(path for path in artifact.paths[0].parents if path.name == PACKAGE)
+            write_beside(package, written, options, _choices(artifact.details), examples)
+        return found
 
 
 def _choices(details: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,10 @@ class Network(Knowledge):
             raise Unsupported(f"{value:g} is beyond float16: build with precision=float32")
         return self.form.dtype.type(value)
 
+    def epsilon(self, value: float) -> Any:
+        """What keeps a division from one by 0, in the program's precision: float16 has nothing as small as 1e-12."""
+        return self.form.dtype.type(max(value, float(np.finfo(self.form.dtype).tiny)))
+
     def variable(self, tensor: str) -> Any:
         """What holds the tensor: computed, or a constant."""
         found = self.variables.get(tensor)

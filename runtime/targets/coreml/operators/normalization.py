@@ -30,7 +30,7 @@ def batch_normalization(node: Node, net: Network) -> None:
                 (("gamma", gamma), ("beta", beta), ("mean", mean), ("variance", variance)), start=1
             )
         }
-        net.put(node, "batch_norm", x=source, epsilon=net.number(epsilon), **stored)
+        net.put(node, "batch_norm", x=source, epsilon=net.epsilon(epsilon), **stored)
         return
     factor = gamma / np.sqrt(variance + np.float32(epsilon))
     scaled = net.op("mul", f"{node.name}_scaled", x=source, y=net.stored(f"{node.name}_factor", factor))
@@ -47,7 +47,7 @@ def instance_normalization(node: Node, net: Network) -> None:
             name: net.stored(node.inputs[place], values)
             for name, place, values in (("gamma", 1, scale), ("beta", 2, bias))
         }
-        net.put(node, "instance_norm", x=source, epsilon=net.number(epsilon), **stored)
+        net.put(node, "instance_norm", x=source, epsilon=net.epsilon(epsilon), **stored)
         return
     normal = _normal(node, net, source, list(range(2, rank)), epsilon)
     _affine(node, net, normal, (1, -1, *[1] * (rank - 2)))
@@ -83,7 +83,9 @@ def _affine(node: Node, net: Network, normal: Any, shape: Sequence[int]) -> None
 
 def _normal(node: Node, net: Network, source: Any, axes: Sequence[int], epsilon: float) -> Any:
     """(x - mean) / sqrt(variance + epsilon), over these axes."""
-    return net.op("layer_norm", f"{node.name}_normal", x=source, axes=list(axes), epsilon=net.number(epsilon))
+    return net.op(
+        "layer_norm", f"{node.name}_normal", x=source, axes=list(axes), epsilon=net.epsilon(epsilon)
+    )
 
 
 @operator("LayerNormalization")
@@ -93,7 +95,7 @@ def layer_normalization(node: Node, net: Network) -> None:
     sizes = net.sizes(tensor)
     source = net.variable(tensor)
     shape = [sizes[axis] for axis in axes]
-    epsilon = net.number(node.number("epsilon", 1e-5))
+    epsilon = net.epsilon(node.number("epsilon", 1e-5))
     if None not in shape:
         stored = {
             name: net.stored(node.inputs[place], _whole(net, node.inputs[place], shape))
@@ -120,7 +122,7 @@ def rms_normalization(node: Node, net: Network) -> None:
     axes = _from_axis(node, net)
     square = net.op("square", f"{name}_square", x=source)
     mean = net.op("reduce_mean", f"{name}_mean", x=square, axes=axes, keep_dims=True)
-    above = net.op("add", f"{name}_above", x=mean, y=net.number(node.number("epsilon", 1e-5)))
+    above = net.op("add", f"{name}_above", x=mean, y=net.epsilon(node.number("epsilon", 1e-5)))
     root = net.op("sqrt", f"{name}_root", x=above)
     _scaled(node, net, net.op("real_div", f"{name}_normal", x=source, y=root))
 
