@@ -279,6 +279,15 @@ def test_an_input_that_takes_a_picture(model: Path, data: Path, tmp_path: Path) 
     assert target.verify(model, artifact, options, {"x": pixels}, lambda text: None, onnx.load(model)) == {}
 
 
+def test_names_of_classes_are_in_the_description_and_in_swift(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert compile_it(model, data, out, 'coreml(classes="cat|dog")') == 0
+    assert json.loads((out / "model.coreml.json").read_text())["classes"] == ["cat", "dog"]
+    assert '"dog",' in (out / "model.coreml.swift").read_text()
+
+
 def test_layers_say_where_activations_are_integers(model: Path) -> None:
     verdicts = CoreML().layers(onnx.load(model))
     assert [(one.node, one.int8) for one in verdicts] == [("conv", False), ("fc", False)]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_lathe.runtime.targets.bundle import classes
 from onnx_lathe.runtime.targets.bundle.examples import Examples
 from onnx_lathe.runtime.targets.bundle.pixels import pixels_of
 from onnx_lathe.runtime.targets.bundle.ports import Port, open_to, type_name
@@ -42,6 +43,7 @@ def write_beside(
         outputs,
         PICTURE if pictures else pixels_of(options.preprocess, inputs),
         choices,
+        classes.split(options.classes),
         examples=examples,
         libraries={"coremltools": str(library().__version__)},
     )

@@ -1,6 +1,6 @@
 """Core ML, for iPhone, iPad and Mac: an `.mlpackage`, written from the lowered graph, its weights read back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from onnx_lathe.placement import CANONICAL, Placement
 from onnx_lathe.runtime.data import preprocess
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.bundle import classes
 from onnx_lathe.runtime.targets.core.base import (
     NOT_QUANTIZED,
     Artifact,
@@ -84,6 +85,7 @@ class CoreML(Target):
         preprocess: str = option(
             "", "how pixels become input, as --preprocess says it; a run's own if it has one"
         )
+        classes: str = option("", classes.HELP)
         bundle: bool = option(
             True,
             "Swift, a README for the application's developer, and stored examples to verify with on a Mac",
@@ -135,6 +137,9 @@ class CoreML(Target):
 
     def fed(self, options: Any, preprocess: str | None) -> Any:
         return options if options.preprocess or not preprocess else replace(options, preprocess=preprocess)
+
+    def named(self, options: Any, names: Sequence[str]) -> Any:
+        return options if options.classes or not names else replace(options, classes=classes.joined(names))
 
     def fitted(
         self,
