@@ -1,7 +1,7 @@
 """ncnn: what converts and how near it stays, INT8 beside ONNX Runtime's, times beside both runtimes, and the error of
 half-precision Winograd.
 
-    python benchmarks/phone.py [convert int8 winograd error] [--only NAME ...] [--data-dir DIR] [--out DIR] [--networks DIR]
+    python benchmarks/phone.py [convert int8 winograd error coreml] [--only NAME ...] [--data-dir DIR] [--out DIR] [--networks DIR]
 
 convert   networks of others and of this repository, in float and after svd, prune_channels, codebook and int8: the largest
           difference to ONNX Runtime, and sizes; int8: cosine to the float network, beside ONNX Runtime's of the same Q/DQ graph
@@ -9,6 +9,7 @@ int8      ResNet-18, VGG-16, EfficientNet-Lite0, and small networks of matrix pr
           (phone_layers.py): INT8 beside float with Winograd in ncnn, and beside ONNX Runtime
 winograd  ResNet-18, ResNet-50, VGG-16 and MobileNetV2: the algorithms that winograd(by=time) chooses beside ncnn's own
 error     the worst layer of each network in half precision, by ncnn's own choice and by winograd(by=error)
+coreml    the networks of convert as Core ML's packages, in float, half, codebook, pruned and INT8: the bytes of their weights
 
 One thread; times are taken in turn in one process, in another order each time, and given as medians of ratios.
 """
@@ -16,13 +17,14 @@ One thread; times are taken in turn in one process, in another order each time, 
 from pathlib import Path
 
 from phone_convert import convert
+from phone_coreml import coreml
 from phone_error import error
 from phone_speed import int8, winograd
 from sets import parser_of, run_sections
 
 
 def main() -> None:
-    sections = {"convert": convert, "int8": int8, "winograd": winograd, "error": error}
+    sections = {"convert": convert, "int8": int8, "winograd": winograd, "error": error, "coreml": coreml}
     parser = parser_of(__doc__, sections, "phone")
     parser.add_argument("--only", nargs="+", help="names of networks; all others are left out")
     parser.add_argument(

@@ -1,0 +1,1 @@
+"""The operators of ONNX that the writer knows, by family."""
