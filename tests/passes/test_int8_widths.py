@@ -9,8 +9,8 @@ from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.int8.int8 import Int8
 from onnx_lathe.placement import CANONICAL, PHONE
 from onnx_lathe.runtime.targets.ort.ort import PLACEMENT
-from tests.passes.test_lowering_phone import Stored, phone_form
 from tests.support.int8 import Form
+from tests.support.phone import Stored, phone_form
 from tests.support.placement import MOBILE, RESIDUAL, lowered, network, output, quantized, relative
 
 

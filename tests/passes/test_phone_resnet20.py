@@ -10,7 +10,7 @@ import pytest
 
 from onnx_lathe.passes.numerics.quantization.affine import signal_to_noise_db
 from onnx_lathe.placement import PHONE
-from tests.passes.test_lowering_phone import phone_form
+from tests.support.phone import phone_form
 from tests.support.placement import output, quantized
 
 FOLDER = Path(__file__).resolve().parents[2] / "models" / "resnet20-cifar10"
