@@ -10,34 +10,18 @@ from onnx_lathe.passes.lowering.litert_layout.storage import Frame, Storage, mov
 AXES_INPUT_OPSET = 13
 """The first opset whose Unsqueeze has its axes as an input."""
 
-UNARY = (
-    *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Clip"),
-    *("Cos", "Cosh", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity"),
-    *("IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu"),
-    *("Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh"),
-    "ThresholdedRelu",
-)
-BROADCASTING = (
-    *("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater"),
-    *(
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
-        "Max",
-        "Mean",
-        "Min",
-        "Mod",
-        "Mul",
-        "Or",
-        "PRelu",
-        "Pow",
-        "Sub",
-    ),
-    *("Sum", "Where", "Xor"),
-)
+_UNARY = """
+Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp
+Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu
+Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
+"""
+_BROADCASTING = """
+Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual
+Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor
+"""
 
 
-@rule(*UNARY)
+@rule(*_UNARY.split())
 class Unary(Uniform):
     """Other inputs are numbers."""
 
@@ -45,7 +29,7 @@ class Unary(Uniform):
         return True
 
 
-@rule(*BROADCASTING)
+@rule(*_BROADCASTING.split())
 class Broadcasting(Uniform):
     def flows(self, site: Site) -> list[Tensor] | None:
         rank = site.rank(site.node.outputs[0])
@@ -75,10 +59,9 @@ class Broadcasting(Uniform):
         for index, tensor in enumerate(site.node.inputs):
             if site.work.is_operand(tensor):
                 site.node.inputs[index] = site.work.stored_constant(tensor, storage)
-            elif 0 < (site.rank(tensor) or 0) < storage.rank and seen.get(id(tensor)) in (
-                None,
-                plain(site.rank(tensor) or 0),
-            ):
+                continue
+            rank = site.rank(tensor) or 0
+            if 0 < rank < storage.rank and seen.get(id(tensor), plain(rank)).is_plain:
                 site.node.inputs[index] = _raised(site, tensor, storage)
 
 
