@@ -177,6 +177,7 @@ def test_a_gate_is_about_what_was_built(model: Path, data: Path, tmp_path: Path)
         ({"storage": "int4"}, "storage takes float32 or float16, not 'int4'"),
         ({"layout": "nchw"}, "layout takes keep or nhwc, not 'nchw'"),
         ({"io": "uint8"}, "io takes float or int8, not 'uint8'"),
+        ({"batch": "two"}, "batch takes open or one, not 'two'"),
         ({"verify": "all"}, "verify takes outputs or tensors, not 'all'"),
         ({"shapes": {"x": "big"}}, "takes one shape, or two"),
     ],
@@ -239,6 +240,17 @@ def test_sizes_that_no_machine_holds_are_one_line(tmp_path: Path) -> None:
     path.write_bytes(pack(Contents([huge], [], [("x", 0)], [("x", 0)])))
     with pytest.raises(ModelError, match=r"huge.tflite: input 'x' .* does not fit into memory"):
         reopen(path, 1)
+
+
+@pytest.mark.parametrize("batch, takes", [("open", False), ("one", True)])
+def test_a_fixed_batch_is_taken_by_xnnpack(data: Path, tmp_path: Path, batch: str, takes: bool) -> None:
+    path, out = tmp_path / "net.onnx", tmp_path / "out"
+    text = "(float[N, 3, 8, 8] x) => (float[N, 4, 16, 16] y) { [up] y = ConvTranspose <strides = [2, 2]> (x, w) }"
+    onnx.save(build(text, w=random(3, 4, 2, 2)), path)
+    assert compile_it(path, data, out, f"litert(batch={batch})") == 0
+    found = report_of(out)["details"]
+    assert found["open_batch"] != takes
+    assert any("TRANSPOSE_CONV" in one for one in found["outside_xnnpack"]) != takes
 
 
 def test_samples_of_a_fixed_batch_run_one_after_another(data: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def contents_of(model: onnx.ModelProto, written: Conversion, options: Any) -> Co
         inputs, operators = _stored_inputs(inputs, operators)
         outputs, operators = _stored_outputs(outputs, operators)
     tensors, operators, places = _used(written.network.tensors, operators, [*inputs, *outputs])
-    metadata = {DESCRIPTION: _description(model, options)}
+    metadata = {DESCRIPTION: _description(model, written, options)}
     if least := least_runtime(operators):
         metadata[MIN_RUNTIME] = least.encode().ljust(MIN_RUNTIME_BYTES, b"\0")
     return Contents(
@@ -93,11 +93,26 @@ def _used(
     return [tensors[old] for old in places], moved, places
 
 
-def _description(model: onnx.ModelProto, options: Any) -> bytes:
+def _single(model: onnx.ModelProto, written: Conversion) -> list[str]:
+    """Inputs and outputs whose batch the model has open, and the file at 1."""
+    values = (*model.graph.input, *model.graph.output)
+    declared = {value.name: value.type.tensor_type.shape.dim for value in values}
+    found = []
+    for name, place in (*written.inputs, *written.outputs):
+        tensor, dims = written.network.tensors[place], declared.get(name, ())
+        fixed = tensor.shape[:1] == (1,) and None not in tensor.signature[:1]
+        if dims and dims[0].dim_value <= 0 and fixed:
+            found.append(name)
+    return found
+
+
+def _description(model: onnx.ModelProto, written: Conversion, options: Any) -> bytes:
     """What an application may want to know, and what says how the file's axes lie to the model's."""
     found: dict[str, Any] = {"version": VERSION, "model": model.graph.name}
     if options.preprocess:
         found["preprocess"] = options.preprocess
+    if single := _single(model, written):
+        found["single"] = single
     turned = read_channels_last(model.metadata_props)
     ranks = {
         value.name: len(value.type.tensor_type.shape.dim)

@@ -41,10 +41,11 @@ from onnx_lathe.runtime.targets.litert.reopen import reopen
 from onnx_lathe.runtime.targets.litert.session import Session, open_file
 from onnx_lathe.runtime.targets.litert.sizing import OPEN, Fitted, fitted, fixed
 
-STORAGES, LAYOUTS, ENDS, VERIFIED = (
+STORAGES, LAYOUTS, ENDS, BATCHES, VERIFIED = (
     ("float32", "float16"),
     ("keep", "nhwc"),
     ("float", "int8"),
+    ("open", "one"),
     ("outputs", "tensors"),
 )
 FILE = "model.tflite"
@@ -78,6 +79,11 @@ class LiteRT(Target):
             "the type of inputs and outputs of an INT8 network; int8 spares the conversion",
             choices=ENDS,
         )
+        batch: str = option(
+            "open",
+            "whether the batch stays open where the model has it open; one lets XNNPACK take operators that it takes of fixed sizes alone",
+            choices=BATCHES,
+        )
         shapes: dict[str, int | str] = field(
             default_factory=dict,
             metadata={
@@ -106,6 +112,7 @@ class LiteRT(Target):
                 ("storage", STORAGES),
                 ("layout", LAYOUTS),
                 ("io", ENDS),
+                ("batch", BATCHES),
                 ("verify", VERIFIED),
             ):
                 if (value := getattr(self, name)) not in known:
@@ -233,7 +240,7 @@ def _reads_stored(made: Mapping[str, onnx.NodeProto], node: onnx.NodeProto) -> b
 
 
 def _converted(model: onnx.ModelProto, options: Any) -> Fitted:
-    return fitted(model, options.shapes, options.storage == "float16")
+    return fitted(model, options.shapes, options.storage == "float16", options.batch == "open")
 
 
 def _notes(found: Fitted) -> tuple[str, ...]:

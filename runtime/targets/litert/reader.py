@@ -3,7 +3,7 @@
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from onnx_lathe.errors import ModelError
@@ -17,7 +17,8 @@ DESCRIPTION = "lathe"
 @dataclass(frozen=True)
 class Port:
     """An input or output. `place`: of its tensor. `sizes`: None for one that the file leaves open. `scale`, `zero_point`: of
-    a stored tensor. `order`: axes of the file's tensor in the order of the model's; empty if that is the same.
+    a stored tensor. `order`: axes of the file's tensor in the order of the model's; empty if that is the same. `single`:
+    whether it holds one sample of a batch that the model has open.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Port:
     scale: float = 0.0
     zero_point: int = 0
     order: tuple[int, ...] = ()
+    single: bool = False
 
     @property
     def model_sizes(self) -> tuple[int | None, ...]:
@@ -58,13 +60,18 @@ def _ports(content: bytes, classes: Any) -> tuple[list[Port], list[Port]]:
         raise ValueError(f"version {model.Version()}")
     graph = model.Subgraphs(0)
     names = _names(model)
-    orders = {name: tuple(order) for name, order in described(content).get("orders", {}).items()}
+    said = described(content)
+    orders = {name: tuple(order) for name, order in said.get("orders", {}).items()}
     types = {value: name for name, value in vars(classes.TensorType).items() if not name.startswith("_")}
     inputs, outputs = (
         [_port(graph, int(place), names, types, orders) for place in places]
         for places in (graph.InputsAsNumpy(), graph.OutputsAsNumpy())
     )
-    return inputs, outputs
+    single = set(said.get("single", ()))
+    return (
+        [replace(port, single=port.name in single) for port in inputs],
+        [replace(port, single=port.name in single) for port in outputs],
+    )
 
 
 def _names(model: Any) -> dict[int, str]:

@@ -41,7 +41,8 @@ class Session:
 
     def _value(self, port: Port) -> Value:
         sizes = [
-            f"{port.name}_{axis}" if size is None else size for axis, size in enumerate(port.model_sizes)
+            f"{port.name}_{axis}" if size is None or (port.single and axis == 0) else size
+            for axis, size in enumerate(port.model_sizes)
         ]
         return Value(
             port.name, sizes, f"tensor({'float' if port.scale else TYPES.get(port.type, port.type.lower())})"

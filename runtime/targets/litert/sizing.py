@@ -28,14 +28,16 @@ class Fitted:
     reason: str = ""
 
 
-def fitted(model: onnx.ModelProto, shapes: Mapping[str, int | str], half: bool = False) -> Fitted:
-    """The network, with an open batch if it can be. Raises UsageError for shapes that do not fit the model, TargetError
+def fitted(
+    model: onnx.ModelProto, shapes: Mapping[str, int | str], half: bool = False, batches: bool = True
+) -> Fitted:
+    """The network, with an open batch if it can be, and `batches` asks for it. Raises UsageError for shapes that do not fit the model, TargetError
     where ONNX Runtime cannot run the model at these sizes.
     """
     sizes = sizes_of(model, parse(shapes))
     opened = _with_open_batch(model, sizes)
     reason = ""
-    if opened.second != sizes.second:
+    if batches and opened.second != sizes.second:
         try:
             found = convert(model, opened.first, opened.second, half)
         except TargetError as error:
