@@ -144,7 +144,9 @@ class Reference:
         results = opened.run(self.sample)
         ports = {port.name: port for port in opened.outputs}
         found = {name: self._distance(name, as_float(results[name], ports[name])) for name in self.wanted}
-        if self.stored and kernels != XNNPACK:  # what their operators round is counted by itself, and multiplies
+        if (
+            self.stored and kernels != XNNPACK
+        ):  # what their operators round is counted by itself, and multiplies
             return Agreement(kernels, found, dict.fromkeys(found, MOST_QUANTIZED))
         least = QUANTIZED if self.stored else HALF if self.half else FLOAT
         if max(found.values(), default=0.0) <= least:
