@@ -27,7 +27,7 @@ def resize(before: int, after: int, opset: int = 19, last: bool = True, **attrib
     return build(text, opset, s=sizes)
 
 
-@pytest.mark.parametrize("way, rounding", itertools.product(WAYS, ROUNDINGS))
+@pytest.mark.parametrize("way, rounding", list(itertools.product(WAYS, ROUNDINGS)))
 def test_nearest(way: str, rounding: str) -> None:
     for before, after in SIZES:
         model = resize(
@@ -37,7 +37,7 @@ def test_nearest(way: str, rounding: str) -> None:
         assert codes == ["RESIZE_NEAREST_NEIGHBOR"] or set(codes) == {"GATHER"}
 
 
-@pytest.mark.parametrize("mode, way", itertools.product(["linear", "cubic"], WAYS))
+@pytest.mark.parametrize("mode, way", list(itertools.product(["linear", "cubic"], WAYS)))
 def test_interpolated(mode: str, way: str) -> None:
     for before, after in SIZES:
         last = mode == "linear"  # ONNX Runtime's cubic has channels first
