@@ -6,6 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -13,13 +14,16 @@ import pytest
 import onnx_lathe
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.cli import main
+from onnx_lathe.runtime.targets.bundle.literals import c_string
+from onnx_lathe.runtime.targets.bundle.pixels import Pixels
 from onnx_lathe.runtime.targets.ncnn.bundle.describe import convolutions
-from onnx_lathe.runtime.targets.ncnn.bundle.example import example, literal
-from onnx_lathe.runtime.targets.ncnn.bundle.pixels import Pixels, pixels_of
+from onnx_lathe.runtime.targets.ncnn.bundle.example import example
+from onnx_lathe.runtime.targets.ncnn.bundle.pixels import pixels_of
 from onnx_lathe.runtime.targets.ncnn.convert import Port
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer
 from tests.support import cpp
 from tests.support.builders import build, random
+from tests.support.house import ROOT
 
 pytest.importorskip("ncnn")
 IMAGENET = "mean=123.7,116.3,103.5 std=58.4,57.1,57.4"
@@ -51,19 +55,20 @@ def described(folder: Path) -> dict[str, object]:
 
 def test_the_description_has_ports_pixels_convolutions_hashes_and_versions(bundle: Path) -> None:
     found = described(bundle)
-    assert [port["blob"] for port in found["inputs"]] == ["image"]
+    jsonschema.validate(found, json.loads((ROOT / "docs" / "model.schema.json").read_text()))
+    assert [port["name"] for port in found["inputs"]] == ["image"]
     assert [port["tensor"] for port in found["outputs"]] == ["map", "scores"]
     pixels = found["preprocessing"]
     assert pixels["channels"] == "RGB"
     np.testing.assert_allclose(pixels["mean"], [123.7, 116.3, 103.5])
     np.testing.assert_allclose(pixels["norm"], [1 / 58.4, 1 / 57.1, 1 / 57.4])
     assert (pixels["resize"], pixels["crop"]) == (20, [16, 16])
-    (convolution,) = found["convolutions"]
+    (convolution,) = found["choices"]["convolutions"]
     assert (convolution["node"], convolution["channels"]) == ('conv "ä" \\1?', [3, 8])
     for kind in ("param", "bin"):
         content = (bundle / f"model.ncnn.{kind}").read_bytes()
         said = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        assert found["files"][kind] == said
+        assert found["files"][f"model.ncnn.{kind}"] == said
     assert found["versions"]["lathe"] == onnx_lathe.__version__
     assert found["verified"]["relative_error"] <= found["verified"]["allowed"]
 
@@ -158,7 +163,7 @@ def test_the_example_reads_an_output_as_what_its_blob_holds(tmp_path: Path) -> N
 
 
 def test_names_are_escaped_for_c() -> None:
-    assert literal('a"b\\?ä') == '"a\\042b\\134\\077\\303\\244"'
+    assert c_string('a"b\\?ä') == '"a\\042b\\134\\077\\303\\244"'
 
 
 def port(*shape: int | None, element: int = onnx.TensorProto.FLOAT) -> Port:

@@ -2,7 +2,6 @@
 process of its own first.
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.errors import ModelError, TargetError
+from onnx_lathe.runtime.targets.bundle.description import digest
 from onnx_lathe.runtime.targets.core.base import Reopened
 from onnx_lathe.runtime.targets.ncnn.convert import Port
 from onnx_lathe.runtime.targets.ncnn.dialect import MAGIC
@@ -65,15 +65,6 @@ def reopen(param: Path, threads: int) -> Reopened:
     return Reopened(session, library, size)
 
 
-def digest(path: Path) -> dict[str, int | str]:
-    """Size and SHA-256, as the description has them. Raises OSError."""
-    with path.open("rb") as file:
-        found = hashlib.sha256()
-        while piece := file.read(1 << 20):
-            found.update(piece)
-        return {"bytes": file.tell(), "sha256": found.hexdigest()}
-
-
 def _check_param(param: Path) -> None:
     """Lines of `.param` may be changed by hand; that it is one is all that is asked."""
     try:
@@ -92,7 +83,7 @@ def _check_weights(param: Path, weights: Path, said: Mapping[str, object]) -> No
     except OSError as error:
         raise ModelError(f"{weights}: {error.strerror}; it holds the weights of {param.name}") from error
     files = said.get("files")
-    wanted = files.get("bin") if isinstance(files, dict) else None
+    wanted = files.get(weights.name) if isinstance(files, dict) else None
     if not isinstance(wanted, dict) or wanted == found:
         return
     if wanted.get("bytes") != found["bytes"]:

@@ -2,26 +2,20 @@
 metrics, gates and timing are the same code for ncnn.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 
 from onnx_lathe.errors import ModelError
+from onnx_lathe.runtime.targets.bundle import ports
+from onnx_lathe.runtime.targets.bundle.description import read
 from onnx_lathe.runtime.targets.ncnn.convert import Port
 from onnx_lathe.runtime.targets.ncnn.running import DEFAULT, Opened, Settings
-
-FORMAT = 1
-ELEMENTS = tuple(
-    getattr(onnx.TensorProto, name)
-    for name in ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "BOOL")
-    + tuple(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
-)
-"""Types of a port."""
 
 
 @dataclass(frozen=True)
@@ -106,45 +100,52 @@ def _value(port: Port) -> Value:
     return Value(port.tensor, shape, f"tensor({kind})")
 
 
+def shared(port: Port) -> ports.Port:
+    """A port as all bundles describe it."""
+    shape = tuple(None if size is None else int(size) for size in port.shape)
+    return ports.Port(
+        tensor=port.tensor,
+        name=port.blob,
+        shape=tuple(shape[axis] for axis in port.axes),
+        type="float32" if port.floats else "int32",
+        axes=tuple(map(int, port.axes)),
+        tensor_type=ports.type_name(onnx.helper.tensor_dtype_to_np_dtype(port.element)),
+        tensor_shape=shape,
+        declared=ports.open_to(port.declared),
+        least=tuple(map(int, port.least)),
+        greatest=tuple(map(int, port.greatest)),
+    )
+
+
+def _own(port: ports.Port) -> Port:
+    """Raises ValueError for a type that ncnn has not."""
+    if port.type not in ("float32", "int32") or port.is_quantized:
+        raise ValueError(f"'{port.tensor}' is no blob of ncnn")
+    kind = ml_dtypes.bfloat16 if port.tensor_type == "bfloat16" else port.tensor_type
+    return Port(
+        port.tensor,
+        port.name,
+        port.tensor_shape,
+        port.axes,
+        onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)),
+        port.declared,
+        port.type == "float32",
+        port.least,
+        port.greatest,
+    )
+
+
 def ports_as_json(inputs: Sequence[Port], outputs: Sequence[Port]) -> dict[str, Any]:
     return {
-        "inputs": [asdict(port) for port in inputs],
-        "outputs": [asdict(port) for port in outputs],
+        "inputs": [shared(port).as_json() for port in inputs],
+        "outputs": [shared(port).as_json() for port in outputs],
     }
 
 
 def ports_from_json(table: Mapping[str, Any]) -> tuple[list[Port], list[Port]]:
     """(inputs, outputs). Raises ValueError, KeyError or TypeError for what `ports_as_json` does not make."""
-    inputs, outputs = (
-        [Port(**{**entry, "axes": tuple(entry["axes"])}) for entry in table[key]]
-        for key in ("inputs", "outputs")
-    )
-    if not inputs or not outputs:
-        raise ValueError("there is no input, or no output")
-    for port in (*inputs, *outputs):
-        _check_port(port)
-    return inputs, outputs
-
-
-def _check_port(port: Port) -> None:
-    """Raises ValueError for a field that no network has: a file may be damaged or changed by hand."""
-    if not all(isinstance(name, str) and name for name in (port.tensor, port.blob)):
-        raise ValueError("a name is no text")
-    if not all(_is_size(size) for size in (*port.shape, *port.declared)):
-        raise ValueError(f"a size of '{port.tensor}' is neither open nor a whole number from 1 on")
-    if len(port.shape) != len(port.declared) or not set(port.axes) <= set(range(len(port.shape))):
-        raise ValueError(f"shape and axes of '{port.tensor}' do not fit")
-    bounds = (*port.least, *port.greatest)
-    if bounds and (len(port.least) != len(port.shape) or len(port.greatest) != len(port.shape)):
-        raise ValueError(f"shape and bounds of '{port.tensor}' do not fit")
-    if not all(_is_size(size) and size for size in bounds):
-        raise ValueError(f"a bound of '{port.tensor}' is no whole number from 1 on")
-    if port.element not in ELEMENTS or not isinstance(port.floats, bool):
-        raise ValueError(f"the type of '{port.tensor}' is not known")
-
-
-def _is_size(size: object) -> bool:
-    return size is None or (isinstance(size, int) and not isinstance(size, bool) and size > 0)
+    inputs, outputs = ports.ports_from_json(table)
+    return [_own(port) for port in inputs], [_own(port) for port in outputs]
 
 
 def open_files(param: Path, settings: Settings = DEFAULT) -> Session:
@@ -158,17 +159,11 @@ def open_files(param: Path, settings: Settings = DEFAULT) -> Session:
 
 def description(param: Path) -> Mapping[str, Any]:
     """What NAME.json says of NAME.param. Raises ModelError for one that is missing, or that Lathe did not write."""
-    path = param.with_suffix(".json")
+    table = read(param.with_suffix(".json"), param.name, "ncnn")
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        if table["format"] != FORMAT:
-            raise ModelError(f"{path}: has format {table['format']}, this version of Lathe reads {FORMAT}")
         ports_from_json(table)
-    except OSError as error:
+    except ValueError as error:
         raise ModelError(
-            f"{path}: {error.strerror}; it says what goes in and out of {param.name}, and is written beside it: "
-            "optimize build MODEL --target ncnn"
+            f"{param.with_suffix('.json')}: is no description of a network of ncnn: {error}"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path}: is not the description that Lathe writes beside {param.name}") from error
-    return dict(table)
+    return table

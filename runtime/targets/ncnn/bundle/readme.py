@@ -1,9 +1,11 @@
 """The README of a network, for the developer of the application that runs it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnx_lathe.runtime.targets.ncnn.bundle.pixels import Pixels
+from onnx_lathe.runtime.targets.bundle import readme as parts
+from onnx_lathe.runtime.targets.bundle.pixels import Pixels
+from onnx_lathe.runtime.targets.bundle.ports import Port
 
 HALF = {
     "arm64-fp32": "Arithmetic is in float32: `configure` turns float16 off.",
@@ -12,25 +14,38 @@ HALF_OTHERWISE = (
     "Where the processor has float16 arithmetic (ARMv8.2), ncnn uses it, with three digits. If outputs are too coarse, set `half` "
     "to false in `configure`, or choose algorithms with small errors when compressing: `winograd(by=error, profile=arm64-fp16)`."
 )
-UNVERIFIED = "The files were not run here."
+UNCHECKED = "The example is generated. Lathe's tests compile its kind against ncnn's headers where there are any; this very file is unchecked."
+MAT = "Shapes are those of one sample, the outermost dimension first: channels, height, width. ncnn's `Mat(w, h, c)` names them the other way round."
+LAYOUTS = """ Other layouts: `PIXEL_RGB`, `PIXEL_BGR2RGB`, `PIXEL_GRAY2RGB` and so on in ncnn's `mat.h`.
+ncnn does not smooth when it makes a picture smaller, as Pillow does: pixels of much larger pictures differ a little from those that the
+network was judged on. `kanna_rotate` turns a camera's picture first."""
 
 
 def readme(
-    names: Mapping[str, str], described: Mapping[str, Any], pixels: Pixels | str, profile: str, storage: str
+    names: Mapping[str, str],
+    inputs: Sequence[Port],
+    outputs: Sequence[Port],
+    pixels: Pixels | str,
+    convolutions: int,
+    options: tuple[str, str],
+    verified: Mapping[str, Any] | None,
 ) -> str:
-    """Markdown. `names`: of the files by kind; `described`: what the description says."""
+    """Markdown. `names`: of the files by kind; `convolutions`: how many have a choice of algorithms; `options`: the
+    target's profile and storage.
+    """
+    mat = f"{MAT} {found}" if (found := parts.bounded(inputs)) else MAT
     return (
         "\n\n".join(
             (
                 f"# {names['param']}: a network for ncnn",
                 _files(names),
-                _ports(described),
+                f"{parts.ports(inputs, outputs, 'blob', typed=False)}\n\n{mat}",
                 _pixels(pixels),
                 f"## Android\n\n{ANDROID.format(**names)}",
                 f"## iOS\n\n{IOS.format(**names)}",
-                f"## Options\n\nSet before the network is loaded (`configure` in the example).\n\n{_options(names, profile, storage)}",
-                f"## Measured where this was built\n\n{_measured(described)}",
-                f"## Tune\n\n{_tune(names, described)}",
+                f"## Options\n\nSet before the network is loaded (`configure` in the example).\n\n{_options(names, *options)}",
+                f"## Measured where this was built\n\n{parts.measured(verified)}",
+                f"## Tune\n\n{_tune(names, convolutions)}",
             )
         )
         + "\n"
@@ -47,53 +62,12 @@ def _files(names: Mapping[str, str]) -> str:
         ),
         (names["example"], "C++ that loads, feeds, reads and tunes this network"),
     )
-    table = "\n".join(f"| `{name}` | {what} |" for name, what in rows)
-    return (
-        f"| file | |\n|---|---|\n{table}\n\nThe example is generated. Lathe's tests compile its kind against ncnn's headers where "
-        "there are any; this very file is unchecked."
-    )
-
-
-def _ports(described: Mapping[str, Any]) -> str:
-    lines = ["| | blob | the model's tensor | shape of the blob |", "|---|---|---|---|"]
-    for kind in ("inputs", "outputs"):
-        for port in described[kind]:
-            shown = " x ".join(_size(port, axis) for axis in port["axes"]) or "1"
-            lines.append(f"| {kind[:-1]} | `{port['blob']}` | `{port['tensor']}` | {shown} |")
-    axes = "Shapes are those of one sample, the outermost dimension first: channels, height, width. ncnn's `Mat(w, h, c)` names them the other way round."
-    if any(port["least"] for port in described["inputs"]):
-        axes += " Keep sizes between those that the table gives: beyond them, the network may compute what the model does not."
-    return "\n".join(lines) + f"\n\n{axes}"
-
-
-def _size(port: Mapping[str, Any], axis: int) -> str:
-    size, least = port["shape"][axis], port["least"]
-    if size is None and least:
-        return f"{least[axis]} to {port['greatest'][axis]}"
-    return "any" if size is None else str(size)
+    return f"{parts.files(rows)}\n\n{UNCHECKED}"
 
 
 def _pixels(pixels: Pixels | str) -> str:
-    if isinstance(pixels, str):
-        return f"## Pixels\n\nThe application computes the inputs itself: {pixels}."
-    mean, norm = (", ".join(f"{value:.9g}" for value in values) for values in (pixels.mean, pixels.norm))
-    order = {
-        "RGB": "Channels are in the order red, green, blue, as Lathe's loader decodes pictures; if the arrays that the network learned from "
-        "hold blue first, take `PIXEL_RGBA2BGR` in `from_rgba`.",
-        "GRAY": "The network takes grey levels.",
-        "RGBA": "Channels are red, green, blue and alpha.",
-    }[pixels.order]
-    return f"""## Pixels
-
-`from_rgba` makes the input of a picture of four bytes per pixel: `(pixel - mean) * norm`
-
-| mean | norm |
-|---|---|
-| {mean} | {norm} |
-
-{order} Other layouts: `PIXEL_RGB`, `PIXEL_BGR2RGB`, `PIXEL_GRAY2RGB` and so on in ncnn's `mat.h`.
-ncnn does not smooth when it makes a picture smaller, as Pillow does: pixels of much larger pictures differ a little from those that the
-network was judged on. `kanna_rotate` turns a camera's picture first."""
+    found = parts.pixels(pixels, "from_rgba", "take `PIXEL_RGBA2BGR` in `from_rgba`")
+    return found if isinstance(pixels, str) else found + LAYOUTS
 
 
 ANDROID = """1. Unpack `ncnn-YYYYMMDD-android.zip` (or `-android-vulkan`) of https://github.com/Tencent/ncnn/releases into `app/src/main/jni`.
@@ -130,19 +104,7 @@ def _options(names: Mapping[str, str], profile: str, storage: str) -> str:
     )
 
 
-def _measured(described: Mapping[str, Any]) -> str:
-    verified = described.get("verified")
-    if verified is None:
-        return UNVERIFIED
-    return (
-        f"Run in {verified['in']} on a desktop, its outputs are ONNX Runtime's within {verified['relative_error']:.1e} of their size "
-        f"(output `{verified['worst_output']}`; {verified['allowed']:.1e} are allowed). Accuracy and latency there are in Lathe's "
-        "`report.json`, under `targets`. No time was measured on a phone."
-    )
-
-
-def _tune(names: Mapping[str, str], described: Mapping[str, Any]) -> str:
-    count = len(described["convolutions"])
+def _tune(names: Mapping[str, str], count: int) -> str:
     if not count:
         return (
             "The network has no 3 x 3 convolution with a choice of algorithms, so there is nothing to tune."

@@ -1,6 +1,5 @@
 """Writes what lies beside a network's two files."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +7,15 @@ from typing import Any
 
 import onnx
 
-from onnx_lathe.runtime.files.writing import replacing
-from onnx_lathe.runtime.targets.ncnn.bundle.describe import Chosen, convolutions
+from onnx_lathe.runtime.targets.bundle import description
+from onnx_lathe.runtime.targets.bundle.description import describe, put
+from onnx_lathe.runtime.targets.ncnn.bundle.describe import convolutions
 from onnx_lathe.runtime.targets.ncnn.bundle.example import example
-from onnx_lathe.runtime.targets.ncnn.bundle.pixels import Pixels, pixels_of
+from onnx_lathe.runtime.targets.ncnn.bundle.pixels import pixels_of
 from onnx_lathe.runtime.targets.ncnn.bundle.readme import readme
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion
-from onnx_lathe.runtime.targets.ncnn.reopen import digest
 from onnx_lathe.runtime.targets.ncnn.running import package
-from onnx_lathe.runtime.targets.ncnn.session import FORMAT, ports_as_json
+from onnx_lathe.runtime.targets.ncnn.session import shared
 from onnx_lathe.version import VERSION
 
 
@@ -48,18 +47,29 @@ class Bundle:
         halves = options.profile != "arm64-fp32" and bool((verified or {}).get("fits_float16", True))
         pixels = pixels_of(options.preprocess, written.inputs)
         chosen = convolutions(written.layers, model, options.profile)
-        described = self._described(written, chosen, pixels, options) | (
-            {"verified": dict(verified)} if verified else {}
+        inputs, outputs = ([shared(port) for port in ports] for ports in (written.inputs, written.outputs))
+        described = describe(
+            "ncnn",
+            [self.param, self.weights],
+            inputs,
+            outputs,
+            pixels,
+            {
+                "storage": options.storage,
+                "profile": options.profile,
+                "convolutions": [one.as_json() for one in chosen],
+            },
+            verified=verified,
+            libraries={"ncnn": str(package().__version__)},
         )
-        _put(self.table, json.dumps(described, indent=1))
+        description.write(self.table, described)
         if not options.bundle:
             return self.param, self.weights, self.table
-        names = (self.param.name, self.weights.name)
-        _put(
+        put(
             self.example,
             example(
                 f"{self.param.name}, written by Lathe {VERSION}",
-                names,
+                (self.param.name, self.weights.name),
                 halves,
                 written.inputs,
                 written.outputs,
@@ -70,29 +80,12 @@ class Bundle:
         by_kind = {"param": self.param, "bin": self.weights, "json": self.table, "example": self.example}
         text = readme(
             {kind: path.name for kind, path in by_kind.items()},
-            described,
+            inputs,
+            outputs,
             pixels,
-            options.profile,
-            options.storage,
+            len(chosen),
+            (options.profile, options.storage),
+            verified,
         )
-        _put(self.readme, text.rstrip("\n"))
+        put(self.readme, text)
         return self.param, self.weights, self.table, self.example, self.readme
-
-    def _described(
-        self, written: Conversion, chosen: list[Chosen], pixels: Pixels | str, options: Any
-    ) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "storage": options.storage,
-            "profile": options.profile,
-            **ports_as_json(written.inputs, written.outputs),
-            "preprocessing": None if isinstance(pixels, str) else pixels.as_json(),
-            "convolutions": [one.as_json() for one in chosen],
-            "files": {"param": digest(self.param), "bin": digest(self.weights)},
-            "versions": {"lathe": VERSION, "ncnn": str(package().__version__)},
-        }
-
-
-def _put(path: Path, text: str) -> None:
-    with replacing(path) as file:
-        file.write((text + "\n").encode())
