@@ -1,0 +1,136 @@
+"""What the compiler wrote: an ONNX file whose nodes EPContext stand for programs of the chip, and a record of what
+became of each node.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+NODE = "EPContext"
+CONTEXT, BINARY = "model_ctx.onnx", "model_ctx_qnn.bin"
+"""The binary's name follows from the other's, and stands in it."""
+TRACE_FOLDER, TRACE = "trace", "qnn_op_trace.json"
+FOR_CHIPS = "ep_compatibility_info.QNNExecutionProvider"
+"""Metadata of the file: VERSION:..:SDK:..:ARCHITECTURES:MODELS:VTCM:..., lists by comma (QNN 2.51)."""
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Left:
+    """A node that stays on the CPU. `node`: of the user's model, as far as it can be found; `op` its operator; `reason`:
+    the compiler's, empty if it gives none.
+    """
+
+    node: str
+    op: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"'{self.node}' ({self.op})"
+
+
+def is_context(path: Path) -> bool:
+    """Whether an ONNX file is of this kind, from its first bytes: nodes come before weights."""
+    try:
+        with path.open("rb") as file:
+            return NODE.encode() in file.read(1 << 16)
+    except OSError:
+        return False
+
+
+def programs(model: onnx.ModelProto) -> int:
+    return sum(node.op_type == NODE for node in model.graph.node)
+
+
+def binaries(model: onnx.ModelProto) -> list[str]:
+    """Names of the files that hold the programs, beside the context file; none of one that embeds them."""
+    found = {}
+    for node in model.graph.node:
+        values = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        if node.op_type == NODE and not values.get("embed_mode", 1):
+            found[values["ep_cache_context"].decode()] = None
+    return list(found)
+
+
+def models_of(model: onnx.ModelProto) -> list[int]:
+    """`soc_model` of each chip that the file is for; empty if it does not say."""
+    said = next((entry.value for entry in model.metadata_props if entry.key == FOR_CHIPS), "")
+    fields = said.split(":")
+    try:
+        return [int(number) for number in fields[5].split(",")]
+    except (IndexError, ValueError):
+        return []
+
+
+def left_behind(folder: Path, model: onnx.ModelProto) -> list[Left]:
+    """Nodes that the compiler left to the CPU, of what it wrote into the folder before it refused `model`."""
+    reasons = {entry["node_name"]: entry for entry in _trace(folder).get("unsupported_nodes") or []}
+    found: dict[str, tuple[str, str, Sequence[str]]] = {
+        name: (entry["op_type"], " ".join(entry["reason"].split()), ()) for name, entry in reasons.items()
+    }
+    context = folder / CONTEXT
+    if context.is_file():
+        nodes = [node for node in onnx.load(context, load_external_data=False).graph.node if node.op_type != NODE]
+        found = {
+            node.name: (node.op_type, reasons.get(node.name, {}).get("reason", ""), list(node.output))
+            for node in nodes
+        }
+    names = _Names(model)
+    left = [
+        Left(*names.of(name, op, outputs), " ".join(reason.split()))
+        for name, (op, reason, outputs) in found.items()
+    ]
+    return sorted(dict.fromkeys(left), key=lambda one: names.place(one.node))
+
+
+def _trace(folder: Path) -> Mapping[str, Any]:
+    """The compiler's record; empty without one, as versions before 2.3 leave none."""
+    try:
+        return dict(json.loads((folder / TRACE_FOLDER / TRACE).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+class _Names:
+    """Finds the nodes of a model that nodes of ONNX Runtime's graph were made of."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes = {node.name: node for node in model.graph.node if node.name}
+        self.makers = {name: node for node in model.graph.node for name in node.output}
+        self.places = {name: place for place, name in enumerate(self.nodes)}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+
+    def place(self, name: str) -> int:
+        return self.places.get(name, len(self.places))
+
+    def of(self, name: str, op: str, outputs: Sequence[str]) -> tuple[str, str]:
+        """(name, operator). ONNX Runtime adds to names what it makes of nodes, and keeps those of tensors; a
+        DequantizeLinear of a weight is its layer's.
+        """
+        known = self.nodes.get(name)
+        if known is None:
+            known = next((self.makers[tensor] for tensor in outputs if tensor in self.makers), None)
+        if known is None:
+            start = max((one for one in self.nodes if name.startswith(one)), key=len, default="")
+            known = self.nodes.get(start)
+        if known is None:
+            return name, op
+        reader = self._layer(known) if known.op_type == "DequantizeLinear" else None
+        found = reader or known
+        return found.name, found.op_type
+
+    def _layer(self, decoder: onnx.NodeProto) -> onnx.NodeProto | None:
+        """The layer that reads a dequantized weight."""
+        able = (
+            node
+            for node in self.readers.get(decoder.output[0], [])
+            if node.op_type in LAYERS and decoder.output[0] in node.input[1:]
+        )
+        return next(able, None)
