@@ -63,3 +63,7 @@ def provider_options(
     if optimization is not None:
         found["htp_graph_finalization_optimization_mode"] = str(optimization)
     return found
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in ("onnxruntime", "onnxruntime-qnn")}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.runtime.data import preprocess
 from onnx_lathe.runtime.targets.core.base import Target, option
 from onnx_lathe.runtime.targets.qnn.chips import Chip, chips_of
 from onnx_lathe.runtime.targets.qnn.sizes import parse_shapes
@@ -45,6 +46,9 @@ class QnnConfig(Target.Config):
         low=1,
     )
     embed: bool = option(False, "one file, with the compiled model inside the .onnx")
+    preprocess: str = option(
+        "", "how pixels become input, as --preprocess says it, for the description; a run's own if it has one"
+    )
     time_limit: float | None = option(3600.0, "end a compilation that takes longer; none: never", "s")
 
     @property
@@ -54,6 +58,7 @@ class QnnConfig(Target.Config):
     def __post_init__(self) -> None:
         chips = self.chips
         parse_shapes(self.shapes)
+        preprocess.parse(self.preprocess)
         if self.optimization is not None and self.optimization not in OPTIMIZATIONS:
             raise UsageError(f"option optimization must be 1 to 3, not {self.optimization}")
         if self.time_limit is not None and self.time_limit <= 0:
