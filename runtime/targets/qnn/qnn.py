@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.errors import TargetError, first_few
+from onnx_lathe.placement import PHONE
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.running import ort
@@ -46,6 +47,8 @@ class Qnn(Target):
     outputs = (context.CONTEXT, context.BINARY, DESCRIPTION)
     packages = ("onnxruntime-qnn",)
     help = "a program for the neural processor of Qualcomm's chips, in ONNX Runtime's context file"
+    lowering = "qnn"
+    placement = PHONE
     opens = True
     moved = MOVED
 
