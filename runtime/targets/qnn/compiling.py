@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -44,13 +45,11 @@ def compile_context(
     source = folder / "source.onnx"
     model_file.save(sized, source)
     context = folder / CONTEXT
-    try:
-        _ask(source, folder, options, strict=True)
-    except ModelError as error:
-        left = left_behind(folder, sized) or _left_if_allowed(source, folder, options, sized)
+    if refusal := _refusal(source, folder, options, strict=True):
+        left = left_behind(folder, sized, refusal.log) or _left_if_allowed(source, folder, options, sized)
         if left:
-            raise RefusedError(left, options.chips) from error
-        raise TargetError(f"QNN does not compile the model: {error}") from error
+            raise RefusedError(left, options.chips)
+        raise TargetError(f"QNN does not compile the model: {refusal.reason}")
     if not context.is_file():
         raise TargetError("QNN compiled nothing, and did not say why")
     found = onnx.load(context, load_external_data=False)
@@ -62,14 +61,18 @@ def compile_context(
 def _left_if_allowed(source: Path, folder: Path, options: QnnConfig, model: onnx.ModelProto) -> list[Left]:
     """What it leaves to the CPU where it may: for versions that do not say it when they refuse."""
     with tempfile.TemporaryDirectory(prefix="again-", dir=folder) as again:
-        try:
-            _ask(source, Path(again), options, strict=False)
-        except ModelError:
-            return []
-        return left_behind(Path(again), model)
+        refusal = _refusal(source, Path(again), options, strict=False)
+        return left_behind(Path(again), model, "" if refusal is None else refusal.log)
 
 
-def _ask(source: Path, folder: Path, options: QnnConfig, strict: bool) -> None:
+@dataclass(frozen=True)
+class _Refusal:
+    reason: str
+    log: str
+
+
+def _refusal(source: Path, folder: Path, options: QnnConfig, strict: bool) -> _Refusal | None:
+    """Compiles; None if that went well."""
     request = {
         "do": "compile",
         "model": str(source.resolve()),
@@ -88,6 +91,9 @@ def _ask(source: Path, folder: Path, options: QnnConfig, strict: bool) -> None:
     process = QnnProcess(folder)
     try:
         process.ask(request, limit_s=options.time_limit)
+        return None
+    except ModelError as error:
+        return _Refusal(str(error), process.log())
     finally:
         process.close()
 
@@ -99,7 +105,11 @@ def _said(left: Sequence[Left], chips: Sequence[Chip]) -> str:
     listed = "; ".join(f"{first_few(nodes)}: {reason}" for reason, nodes in list(reasons.items())[:LISTED])
     more = f"; and {len(reasons) - LISTED} more reasons" if len(reasons) > LISTED else ""
     halfless = [chip.name for chip in chips if not chip.half]
-    advice = f"; {', '.join(halfless)} computes on integers alone: quantize all layers with int8" if halfless else ""
+    advice = (
+        f"; {', '.join(halfless)} computes on integers alone: quantize all layers with int8"
+        if halfless
+        else ""
+    )
     return (
         f"{'+'.join(chip.name for chip in chips)} does not compute {listed}{more}{advice}; "
         "optimize check MODEL --target qnn lists all"

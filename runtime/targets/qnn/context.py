@@ -3,6 +3,7 @@ became of each node.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ CONTEXT, BINARY = "model_ctx.onnx", "model_ctx_qnn.bin"
 TRACE_FOLDER, TRACE = "trace", "qnn_op_trace.json"
 FOR_CHIPS = "ep_compatibility_info.QNNExecutionProvider"
 """Metadata of the file: VERSION:..:SDK:..:ARCHITECTURES:MODELS:VTCM:..., lists by comma (QNN 2.51)."""
+_LISTED = re.compile(r"\{ name: (.*?), type: (\w+) \}")
+_AGAIN = re.compile(r"\w+ node `[^`]*` will not be assigned to QNN EP\.?")
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -48,7 +51,7 @@ def programs(model: onnx.ModelProto) -> int:
 
 def binaries(model: onnx.ModelProto) -> list[str]:
     """Names of the files that hold the programs, beside the context file; none of one that embeds them."""
-    found = {}
+    found: dict[str, None] = {}
     for node in model.graph.node:
         values = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
         if node.op_type == NODE and not values.get("embed_mode", 1):
@@ -66,25 +69,36 @@ def models_of(model: onnx.ModelProto) -> list[int]:
         return []
 
 
-def left_behind(folder: Path, model: onnx.ModelProto) -> list[Left]:
-    """Nodes that the compiler left to the CPU, of what it wrote into the folder before it refused `model`."""
+def left_behind(folder: Path, model: onnx.ModelProto, log: str = "") -> list[Left]:
+    """Nodes that the compiler left to the CPU, of what it wrote into the folder and the log before it refused `model`."""
     reasons = {entry["node_name"]: entry for entry in _trace(folder).get("unsupported_nodes") or []}
-    found: dict[str, tuple[str, str, Sequence[str]]] = {
-        name: (entry["op_type"], " ".join(entry["reason"].split()), ()) for name, entry in reasons.items()
-    }
+    nodes: dict[str, tuple[str, Sequence[str]]] = {
+        name: (entry["op_type"], ()) for name, entry in reasons.items()
+    } or _logged(log)
     context = folder / CONTEXT
     if context.is_file():
-        nodes = [node for node in onnx.load(context, load_external_data=False).graph.node if node.op_type != NODE]
-        found = {
-            node.name: (node.op_type, reasons.get(node.name, {}).get("reason", ""), list(node.output))
-            for node in nodes
-        }
+        written = onnx.load(context, load_external_data=False).graph.node
+        nodes = {node.name: (node.op_type, node.output) for node in written if node.op_type != NODE}
     names = _Names(model)
-    left = [
-        Left(*names.of(name, op, outputs), " ".join(reason.split()))
-        for name, (op, reason, outputs) in found.items()
-    ]
+    left = []
+    for name, (op, outputs) in nodes.items():
+        node, its_op = names.of(name, op, outputs)
+        reason = _tidied(reasons.get(name, {}).get("reason", ""))
+        if reason and op == "DequantizeLinear" != its_op:
+            reason = f"its weight or bias stays on the CPU: {reason}"
+        left.append(Left(node, its_op, reason))
     return sorted(dict.fromkeys(left), key=lambda one: names.place(one.node))
+
+
+def _logged(log: str) -> dict[str, tuple[str, Sequence[str]]]:
+    """Nodes by name, of the last line of the log that lists some."""
+    lines = [line for line in log.splitlines() if "Unsupported nodes" in line]
+    return {name: (op, ()) for name, op in _LISTED.findall(lines[-1])} if lines else {}
+
+
+def _tidied(reason: str) -> str:
+    """Without what repeats the node's name."""
+    return " ".join(_AGAIN.sub("", reason).replace("`", "'").split()).rstrip(".")
 
 
 def _trace(folder: Path) -> Mapping[str, Any]:

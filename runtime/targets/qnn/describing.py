@@ -34,7 +34,9 @@ def ports(
 def _fixed(value: onnx.ValueInfoProto) -> Shape:
     dims = value.type.tensor_type.shape.dim
     if not all(dim.HasField("dim_value") for dim in dims):
-        raise TargetError(f"output '{value.name}' has a size that depends on values: a chip's program has none such")
+        raise TargetError(
+            f"output '{value.name}' has a size that depends on values: a chip's program has none such"
+        )
     return tuple(dim.dim_value for dim in dims)
 
 
@@ -55,7 +57,8 @@ def described(
 ) -> dict[str, Any]:
     choices = {
         "chips": [
-            {"name": chip.name, "soc_model": chip.soc_model, "htp_arch": chip.htp_arch} for chip in options.chips
+            {"name": chip.name, "soc_model": chip.soc_model, "htp_arch": chip.htp_arch}
+            for chip in options.chips
         ],
         "provider_options": library.provider_options(options.chips),
         "vtcm_mb": options.vtcm_mb,

@@ -77,9 +77,7 @@ class QnnProcess:
         process.wait()
         if self._child.overdue:
             return f"QNN was not done within {limit_s:g} s; give more with time_limit"
-        self._errors.seek(0)
-        lines = [line for line in self._errors.read().splitlines() if NOISE.encode() not in line]
-        words = last_words(b"\n".join(lines), none=" and said nothing")
+        words = last_words(self.log().encode(), none=" and said nothing")
         return f"QNN ended its process with {ending(process.returncode)}{words}"
 
     @contextmanager
@@ -98,6 +96,12 @@ class QnnProcess:
             yield
         finally:
             timer.cancel()
+
+    def log(self) -> str:
+        """What the library has said so far."""
+        self._errors.seek(0)
+        lines = self._errors.read().decode("utf-8", "replace").splitlines()
+        return "\n".join(line for line in lines if NOISE not in line)
 
     def close(self) -> None:
         self._end()

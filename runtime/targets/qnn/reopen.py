@@ -41,7 +41,9 @@ def _chip(context: Path) -> Chip:
     known = [by_number[number] for number in numbers if number in by_number]
     if len(numbers) > 1:
         names = ", ".join(chip.name for chip in known)
-        raise TargetError(f"{context}: is for {names}, and the simulator takes a file for one chip: build for one of them")
+        raise TargetError(
+            f"{context}: is for {names}, and the simulator takes a file for one chip: build for one of them"
+        )
     if not known:
         raise ModelError(f"{context}: does not say for which chip it is, or for one that is not known here")
     return known[0]
@@ -62,7 +64,9 @@ def _check_files(context: Path, said: dict[str, Any]) -> list[Path]:
         try:
             found = digest(path)
         except OSError as error:
-            raise ModelError(f"{path}: {error.strerror}; it belongs to {context.name}: copy all files together") from error
+            raise ModelError(
+                f"{path}: {error.strerror}; it belongs to {context.name}: copy all files together"
+            ) from error
         if wanted != found:
             raise ModelError(
                 f"{path}: was not written with {context.with_suffix('.json').name}, or not copied whole; copy the files "

@@ -116,5 +116,7 @@ def _check(port: Port, feeds: Mapping[str, np.ndarray]) -> None:
 
 
 def _value(port: Port) -> Value:
-    shape: list[Any] = [f"{port.tensor}_{axis}" if size is None else size for axis, size in enumerate(_takes(port))]
+    shape: list[Any] = [
+        f"{port.tensor}_{axis}" if size is None else size for axis, size in enumerate(_takes(port))
+    ]
     return Value(port.tensor, shape, f"tensor({_TYPES.get(port.tensor_type, port.tensor_type)})")

@@ -41,7 +41,8 @@ def check_given(model: onnx.ModelProto, given: Mapping[str, Shape]) -> None:
             raise UsageError(f"option shapes: the model has no input '{name}'{known}")
         dims = inputs[name].shape
         if inputs[name].ranked and (
-            len(dims) != len(shape) or any(dim not in (None, size) for dim, size in zip(dims, shape, strict=True))
+            len(dims) != len(shape)
+            or any(dim not in (None, size) for dim, size in zip(dims, shape, strict=True))
         ):
             wanted = ", ".join("?" if dim is None else str(dim) for dim in dims)
             raise UsageError(f"option shapes, '{name}': {text(shape)} does not fit [{wanted}]")
@@ -88,7 +89,8 @@ def sizes(model: onnx.ModelProto, given: Mapping[str, Shape]) -> dict[str, Shape
             f"qnn(shapes={{{names[0]}: 1x3x224x224}}) with the right one"
         )
     return {
-        spec.name: given.get(spec.name, tuple(size or 1 for size in spec.shape)) for spec in model_inputs(model)
+        spec.name: given.get(spec.name, tuple(size or 1 for size in spec.shape))
+        for spec in model_inputs(model)
     }
 
 

@@ -30,7 +30,7 @@ def main() -> None:
                 sys.path[:] = request.get("path", sys.path)  # the packages that the parent found
                 worker = _Worker()
             message, results = getattr(worker, f"do_{request['do']}")(request, arrays)
-        except Exception as error:  # noqa: BLE001: ONNX Runtime's own classes, and whatever a provider raises
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime's own classes, and whatever a provider raises
             wire.send(answers, {"refusal": " ".join(str(error).split())})
         else:
             wire.send(answers, message, results)
@@ -67,7 +67,7 @@ class _Worker:
 
     def _session(self, request: Mapping[str, Any], entries: Mapping[str, str]) -> Any:
         options = self.ort.SessionOptions()
-        options.log_severity_level = 4
+        options.log_severity_level = 3  # its errors name the nodes that it does not take
         options.intra_op_num_threads = 1
         for key, value in entries.items():
             options.add_session_config_entry(key, value)
