@@ -23,6 +23,10 @@ from onnx_lathe.runtime.targets.qnn.process import QnnProcess
 from onnx_lathe.runtime.targets.qnn.sizes import Shape, declared
 
 LISTED = 3
+SPLIT = (
+    "a part of it is left to the CPU, at a node that neither ONNX Runtime nor QNN names; operators that ONNX Runtime makes "
+    "of others, such as Mish, are some that may be left"
+)
 
 
 class RefusedError(TargetError):
@@ -49,7 +53,8 @@ def compile_context(
         left = left_behind(folder, sized, refusal.log) or _left_if_allowed(source, folder, options, sized)
         if left:
             raise RefusedError(left, options.chips)
-        raise TargetError(f"QNN does not compile the model: {refusal.reason}")
+        reason = SPLIT if any(text in refusal.reason for text in library.PARTLY) else refusal.reason
+        raise TargetError(f"QNN does not compile the model: {reason}")
     if not context.is_file():
         raise TargetError("QNN compiled nothing, and did not say why")
     found = onnx.load(context, load_external_data=False)

@@ -12,6 +12,8 @@ from typing import Any
 import onnx
 
 NODE = "EPContext"
+PROVIDER = "QNNExecutionProvider"
+"""Begins the operators that ONNX Runtime makes of parts that the chip takes."""
 CONTEXT, BINARY = "model_ctx.onnx", "model_ctx_qnn.bin"
 """The binary's name follows from the other's, and stands in it."""
 TRACE_FOLDER, TRACE = "trace", "qnn_op_trace.json"
@@ -79,6 +81,7 @@ def left_behind(folder: Path, model: onnx.ModelProto, log: str = "") -> list[Lef
     if context.is_file():
         written = onnx.load(context, load_external_data=False).graph.node
         nodes = {node.name: (node.op_type, node.output) for node in written if node.op_type != NODE}
+    nodes = {name: found for name, found in nodes.items() if not found[0].startswith(PROVIDER)}
     names = _Names(model)
     left = []
     for name, (op, outputs) in nodes.items():
@@ -113,7 +116,7 @@ class _Names:
     """Finds the nodes of a model that nodes of ONNX Runtime's graph were made of."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.nodes = {node.name: node for node in model.graph.node if node.name}
+        self.nodes = {node.name or node.output[0]: node for node in model.graph.node if node.output}
         self.makers = {name: node for node in model.graph.node for name in node.output}
         self.places = {name: place for place, name in enumerate(self.nodes)}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
@@ -131,14 +134,17 @@ class _Names:
         known = self.nodes.get(name)
         if known is None:
             known = next((self.makers[tensor] for tensor in outputs if tensor in self.makers), None)
+        if known is None and not name:
+            alike = [node for node in self.nodes.values() if node.op_type == op]
+            known = alike[0] if len(alike) == 1 else None
         if known is None:
             start = max((one for one in self.nodes if name.startswith(one)), key=len, default="")
             known = self.nodes.get(start)
         if known is None:
-            return name, op
+            return name or "one without a name", op
         reader = self._layer(known) if known.op_type == "DequantizeLinear" else None
         found = reader or known
-        return found.name, found.op_type
+        return found.name or found.output[0], found.op_type
 
     def _layer(self, decoder: onnx.NodeProto) -> onnx.NodeProto | None:
         """The layer that reads a dequantized weight."""

@@ -20,7 +20,7 @@ MISSING = (
     f"accepts {LICENSE}, {LICENSE_FILE} in the package"
 )
 X86_64 = ("x86_64", "AMD64")
-FALLBACK = "fallback to CPU EP has been explicitly disabled"
+PARTLY = ("fallback to CPU EP has been explicitly disabled", "an invalid node while compiling")
 """In what ONNX Runtime says of a model of which some node is left to the CPU; it names none."""
 
 

@@ -46,6 +46,10 @@ class QnnConfig(Target.Config):
         low=1,
     )
     embed: bool = option(False, "one file, with the compiled model inside the .onnx")
+    simulate: bool = option(
+        True,
+        "compare the file with ONNX Runtime in the chip's simulator, and judge it there; false: the lowered model is judged",
+    )
     preprocess: str = option(
         "", "how pixels become input, as --preprocess says it, for the description; a run's own if it has one"
     )

@@ -134,7 +134,7 @@ class Qnn(Target):
         )
 
     def runs_here(self, options: Any) -> bool:
-        return library.simulates() and len(options.chips) == 1
+        return bool(options.simulate and library.simulates() and len(options.chips) == 1)
 
     def verify(
         self,

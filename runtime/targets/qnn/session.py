@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_lathe.errors import ModelError
+from onnx_lathe.errors import ModelError, TargetError
 from onnx_lathe.runtime.targets.bundle.ports import Port
 from onnx_lathe.runtime.targets.qnn import library
 from onnx_lathe.runtime.targets.qnn.chips import Chip
@@ -18,6 +18,7 @@ from onnx_lathe.runtime.targets.qnn.process import QnnProcess
 LIMIT_S = 600.0
 """For one sample: a network of 4 billion multiplications takes some seconds."""
 SIMULATED = "it is simulated on this processor, and its times say nothing of a chip's"
+WITHOUT = "simulate=false builds without it"
 _TYPES = {"float32": "float", "float64": "double"}
 
 
@@ -88,7 +89,10 @@ class SimulatedSession:
         self.process.close()
 
     def _call(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        _, found = self.process.ask({"do": "run", "outputs": list(names)}, feeds, LIMIT_S)
+        try:
+            _, found = self.process.ask({"do": "run", "outputs": list(names)}, feeds, LIMIT_S)
+        except TargetError as error:
+            raise TargetError(f"the chip's simulator failed: {error}; {WITHOUT}") from error
         return [found[name] for name in names]
 
 

@@ -95,20 +95,20 @@ def sizes(model: onnx.ModelProto, given: Mapping[str, Shape]) -> dict[str, Shape
 
 
 def declared(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> onnx.ModelProto:
-    """The model with these shapes of its inputs in place of open ones; what follows from them is inferred by whoever
-    loads it. Nodes and weights are shared with the model given, not copied.
+    """A copy of the model with these shapes of its inputs in place of open ones; what follows from them is inferred by
+    whoever loads it.
     """
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
-    for value in light.graph.input:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for value in copy.graph.input:
         if value.name in shapes:
             dims: Any = value.type.tensor_type.shape
             dims.Clear()
             for size in shapes[value.name]:
                 dims.dim.add(dim_value=size)
-    for value in light.graph.output:
+    for value in copy.graph.output:
         for dim in value.type.tensor_type.shape.dim:
             if dim.WhichOneof("value") != "dim_value":
                 dim.Clear()
-    del light.graph.value_info[:]
-    return light
+    del copy.graph.value_info[:]
+    return copy
