@@ -11,6 +11,7 @@ import pytest
 import onnx_lathe
 from onnx_lathe.errors import ModelError, TargetError, UsageError
 from onnx_lathe.optimizer.cli import main
+from onnx_lathe.placement import PHONE
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.core.base import Artifact
 from onnx_lathe.runtime.targets.core.registry import find
@@ -18,6 +19,7 @@ from onnx_lathe.runtime.targets.qnn import library, process
 from onnx_lathe.runtime.targets.qnn.options import QnnConfig
 from tests.support import qnn
 from tests.support.command import refused
+from tests.support.placement import IMAGES, MOBILE, RESIDUAL, lowered, network, quantized, relative
 
 pytest.importorskip("onnxruntime_qnn")
 pytestmark = pytest.mark.skipif(not library.simulates(), reason="the simulator is for Linux on x86-64")
@@ -66,6 +68,49 @@ def test_int8_is_one_program_and_computes_what_onnx_runtime_does(built: Artifact
     assert np.ptp(wanted) > 20 * STEP
 
 
+BETWEEN = """(float[N, 3, 12, 12] x) => (float[N, 8, 12, 12] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, stem, b8)  %s  y = Conv <pads = [1, 1, 1, 1]> (b, second, b8) }"""
+
+
+def simulated(model: onnx.ModelProto, folder: Path, bits: int = 8) -> tuple[Artifact, float]:
+    """What is built of a float network, quantized with so many bits, and how far the simulator is from ONNX Runtime."""
+    canonical, _ = quantized(model, PHONE, activation_bits=bits)
+    form, _ = lowered(canonical, "qnn", PHONE)
+    artifact = build(form, folder)
+    session = find("qnn")().open(artifact, QnnConfig())
+    assert session is not None
+    (found,) = session.run(None, {"x": IMAGES})
+    session.close()
+    wanted = ort.run(ort.session(form, optimized=False), {"x": IMAGES})["y"]
+    return artifact, relative(wanted, found)
+
+
+@pytest.mark.parametrize(("text", "layers"), [(RESIDUAL, 4), (MOBILE, 8)], ids=["residual", "mobile"])
+@pytest.mark.parametrize(("bits", "near"), [(8, 0.015), (16, 0.01)])
+def test_what_int8_makes_is_one_program(
+    tmp_path: Path, text: str, layers: int, bits: int, near: float
+) -> None:
+    artifact, off = simulated(network(text, 21), tmp_path / "out", bits)
+    assert (artifact.details["programs"], artifact.details["int8_layers"]) == (1, layers)
+    assert off < near
+
+
+@pytest.mark.parametrize(
+    "operator",
+    ["HardSigmoid", "LeakyRelu", "Neg", "Selu", "Softplus", "HardSwish", "Pad", "LogSoftmax <axis = 1>"],
+)
+def test_operators_between_pairs(tmp_path: Path, operator: str) -> None:
+    """Between INT8 pairs HTP refuses four of these, and pads with other values."""
+    text = BETWEEN % (
+        "p = Pad <pads = [0, 0, 1, 1, 0, 0, 1, 1]> (a)  b = MaxPool <kernel_shape = [3, 3]> (p)"
+        if operator == "Pad"
+        else f"b = {operator} (a)"
+    )
+    artifact, off = simulated(network(text, 10 if operator == "Pad" else 17), tmp_path / "out")
+    assert artifact.details["programs"] == 1
+    assert off < 0.03
+
+
 def test_a_float_model_computes_in_float16_and_says_so(tmp_path: Path) -> None:
     model = qnn.residual(batch=2, int8=False)
     artifact = build(model, tmp_path / "out")
@@ -97,6 +142,7 @@ def test_a_file_for_several_chips_is_not_simulated(tmp_path: Path) -> None:
     target = find("qnn")()
     assert artifact.details["chips"] == ["SM8650", "SM8750", "SM8850"]
     assert not target.runs_here(options)
+    assert not target.runs_here(QnnConfig(simulate=False))
     assert target.verify(tmp_path / "out.onnx", artifact, options, qnn.IMAGES, QUIET, qnn.residual()) == {}
     with pytest.raises(
         TargetError, match="is for SM8650, SM8750, SM8850, and the simulator takes a file for one"

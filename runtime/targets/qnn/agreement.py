@@ -10,9 +10,9 @@ from onnx_lathe.errors import TargetError
 from onnx_lathe.runtime.targets.bundle.ports import Port
 from onnx_lathe.runtime.targets.qnn.session import is_batched
 
-ALLOWED = {True: 0.5, False: 0.1}
+ALLOWED = {True: 0.3, False: 0.1}
 """Of an output's length, of quantized models and of others. Steps of INT8 multiply through a network (a ResNet-20 differs
-by 0.02); what is wrong, such as 4-bit weights without a zero-point, is off by its whole size.
+by 0.02, a MobileNetV2 by 0.08); what is wrong, such as 4-bit weights without a zero-point, is off by its whole size.
 """
 
 
