@@ -14,6 +14,8 @@ Source: onnxruntime-qnn 2.7, tried operator by operator in its simulator; there 
 ONNX Runtime by 3 steps at most, between UINT16 by 7, of 65536 levels, but HardSwish (227), Sigmoid and Softmax (3000).
 """
 
+from typing import Any
+
 import numpy as np
 
 from onnx_lathe.passes.core.base import Pass
@@ -28,7 +30,7 @@ from onnx_lathe.passes.lowering.phone_form.operators import OPERATORS
 
 INTEGER = frozenset({"Div", "HardSigmoid", "Max", "Min", "Selu", "Softplus"})
 """Operators that HTP computes on integers, to 2 steps of ONNX Runtime's, and LiteRT does not."""
-UNSIGNED = {np.dtype(np.int8): np.dtype(np.uint8), np.dtype(np.int16): np.dtype(np.uint16)}
+UNSIGNED: dict[Any, Any] = {np.dtype(np.int8): np.dtype(np.uint8), np.dtype(np.int16): np.dtype(np.uint16)}
 ROUNDING = 1e-6
 """Of a scale in float32."""
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
@@ -85,10 +87,10 @@ def _make_unsigned(graph: Graph) -> None:
 
     def shifted(constant: Constant) -> Constant:
         if id(constant) not in made:
-            signed = constant.values.dtype
+            signed = np.dtype(constant.values.dtype)
             values = constant.values.astype(np.int32) - np.iinfo(signed).min
             name = free_name(graph, f"{constant.name}_unsigned")
-            made[id(constant)] = Constant(name, np.asarray(values, UNSIGNED[signed]))
+            made[id(constant)] = Constant(name, np.asarray(values).astype(UNSIGNED[signed]))
         return made[id(constant)]
 
     for node in graph.nodes:
