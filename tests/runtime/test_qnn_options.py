@@ -91,7 +91,9 @@ def test_a_batch_is_one_sample_and_other_sizes_are_the_datas() -> None:
     fitted, notes = target.fitted(model, options, {"x": (8, 3, 20, 24)})
     assert fitted.shapes == {"x": "1x3x20x24"}
     assert notes == ["compiled for x 1x3x20x24 alone, as the data has it: a chip's program has one size"]
-    assert target.refusals(model, options)[0][0] == "x"
+    ((name, _, reason),) = target.refusals(model, options)
+    assert name == "x"
+    assert reason.endswith("such as shapes={x: 1x3x224x224}")
     with pytest.raises(
         UsageError, match=r"input 'x' has sizes that are not fixed.*give data, or qnn\(shapes="
     ):

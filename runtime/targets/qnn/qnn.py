@@ -85,8 +85,8 @@ class Qnn(Target):
         """What the compiler itself says, where it is installed."""
         given = sizes.parse_shapes(options.shapes)
         if names := sizes.undecided(model, given):
-            fix = "a chip's program has one size: say it with shapes={" + names[0] + ": 1x3x224x224}"
-            return [(name, "input", f"its size is not fixed, and {fix}") for name in names]
+            why = "its size is not fixed, and a chip's program has one size: say it, such as"
+            return [(name, "input", f"{why} {sizes.example(model, name)}") for name in names]
         if library.unavailable():
             return []
         with tempfile.TemporaryDirectory(prefix="lathe-") as scratch:

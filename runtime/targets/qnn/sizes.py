@@ -9,6 +9,8 @@ from onnx_lathe.errors import UsageError, nearest
 from onnx_lathe.runtime.files.signature import InputSpec, model_inputs
 
 Shape = tuple[int, ...]
+USUAL, OTHERWISE = {4: 224}, 64
+"""Sizes in examples, by the rank of an input."""
 
 
 def parse_shapes(table: Mapping[str, int | str]) -> dict[str, Shape]:
@@ -80,13 +82,21 @@ def undecided(model: onnx.ModelProto, given: Mapping[str, Shape]) -> list[str]:
     ]
 
 
+def example(model: onnx.ModelProto, name: str) -> str:
+    """What the option shapes may say of an input, with usual sizes in place of open ones."""
+    spec = next(spec for spec in model_inputs(model) if spec.name == name)
+    usual = USUAL.get(len(spec.shape), OTHERWISE)
+    dims = [size or (usual if axis else 1) for axis, size in enumerate(spec.shape)]
+    return f"shapes={{{name}: {text(tuple(dims) if spec.ranked else (1, 3, 224, 224))}}}"
+
+
 def sizes(model: onnx.ModelProto, given: Mapping[str, Shape]) -> dict[str, Shape]:
     """The shape of every input. Raises UsageError for one that nobody says."""
     check_given(model, given)
     if names := undecided(model, given):
         raise UsageError(
             f"input '{names[0]}' has sizes that are not fixed, and a chip's program has one size: give data, or "
-            f"qnn(shapes={{{names[0]}: 1x3x224x224}}) with the right one"
+            f"qnn({example(model, names[0])}) with the right one"
         )
     return {
         spec.name: given.get(spec.name, tuple(size or 1 for size in spec.shape))
