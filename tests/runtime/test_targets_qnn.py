@@ -126,6 +126,16 @@ def test_a_float_model_computes_in_float16_and_says_so(tmp_path: Path) -> None:
     assert one.shape == (2, 8, 1, 1)
 
 
+def test_a_batch_written_as_minus_one_is_open(tmp_path: Path) -> None:
+    model = qnn.residual()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    session = find("qnn")().open(build(model, tmp_path / "out"), QnnConfig())
+    assert session is not None
+    assert session.run(None, qnn.IMAGES)[0].shape == (5, 8, 1, 1)
+    session.close()
+
+
 def test_one_file_holds_the_program_too(tmp_path: Path) -> None:
     artifact = build(qnn.residual(), tmp_path / "out", embed=True)
     assert names(tmp_path / "out") == FILES[:2]

@@ -33,7 +33,7 @@ def ports(
 
 def _fixed(value: onnx.ValueInfoProto) -> Shape:
     dims = value.type.tensor_type.shape.dim
-    if not all(dim.HasField("dim_value") for dim in dims):
+    if not all(dim.dim_value > 0 for dim in dims):
         raise TargetError(
             f"output '{value.name}' has a size that depends on values: a chip's program has none such"
         )
@@ -43,7 +43,9 @@ def _fixed(value: onnx.ValueInfoProto) -> Shape:
 def _port(value: onnx.ValueInfoProto, shape: Shape) -> Port:
     tensor = value.type.tensor_type
     kind = type_name(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
+    dims = [
+        dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim
+    ]  # some write -1 for an open one
     said = tuple(dims) if len(dims) == len(shape) else (None,) * len(shape)
     return Port(value.name, value.name, shape, kind, tuple(range(len(shape))), kind, shape, said)
 

@@ -118,7 +118,7 @@ def declared(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> onnx.ModelP
                 dims.dim.add(dim_value=size)
     for value in copy.graph.output:
         for dim in value.type.tensor_type.shape.dim:
-            if dim.WhichOneof("value") != "dim_value":
+            if dim.dim_value < 1:
                 dim.Clear()
     del copy.graph.value_info[:]
     return copy
