@@ -1,7 +1,7 @@
 """ncnn: what converts and how near it stays, INT8 beside ONNX Runtime's, times beside both runtimes, and the error of
 half-precision Winograd.
 
-    python benchmarks/phone.py [convert int8 winograd error coreml] [--only NAME ...] [--data-dir DIR] [--out DIR] [--networks DIR]
+    python benchmarks/phone.py [convert int8 winograd error coreml qnn qnn-agreement] [--only NAME ...] [--data-dir DIR] [--out DIR] [--networks DIR]
 
 convert   networks of others and of this repository, in float and after svd, prune_channels, codebook and int8: the largest
           difference to ONNX Runtime, and sizes; int8: cosine to the float network, beside ONNX Runtime's of the same Q/DQ graph
@@ -10,6 +10,8 @@ int8      ResNet-18, VGG-16, EfficientNet-Lite0, and small networks of matrix pr
 winograd  ResNet-18, ResNet-50, VGG-16 and MobileNetV2: the algorithms that winograd(by=time) chooses beside ncnn's own
 error     the worst layer of each network in half precision, by ncnn's own choice and by winograd(by=error)
 coreml    the networks of convert as Core ML's packages, in float, half, codebook, pruned and INT8: the bytes of their weights
+qnn       the same networks and ResNet-18's and MobileNetV2's shapes, in float and INT8, compiled for a Qualcomm chip; one sample in its simulator
+qnn-agreement   200 images in the simulator, beside ONNX Runtime: the repository's networks, and EfficientNet-Lite0 with --photos DATA.npz
 
 One thread; times are taken in turn in one process, in another order each time, and given as medians of ratios.
 """
@@ -19,16 +21,30 @@ from pathlib import Path
 from phone_convert import convert
 from phone_coreml import coreml
 from phone_error import error
+from phone_qnn import agreement, qnn
 from phone_speed import int8, winograd
 from sets import parser_of, run_sections
 
 
 def main() -> None:
-    sections = {"convert": convert, "int8": int8, "winograd": winograd, "error": error, "coreml": coreml}
+    sections = {
+        "convert": convert,
+        "int8": int8,
+        "winograd": winograd,
+        "error": error,
+        "coreml": coreml,
+        "qnn": qnn,
+        "qnn-agreement": agreement,
+    }
     parser = parser_of(__doc__, sections, "phone")
     parser.add_argument("--only", nargs="+", help="names of networks; all others are left out")
     parser.add_argument(
         "--networks", type=Path, help="folder of the packages' networks (default: OUT/networks)"
+    )
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        help="pictures of ImageNet as EfficientNet-Lite0 takes them, in parts calibration and evaluation, with labels",
     )
     parser.add_argument("--minutes", type=float, default=0.5, help="how long each pair of times is taken")
     run_sections(parser, sections)

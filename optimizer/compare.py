@@ -6,7 +6,7 @@ from pathlib import Path
 
 from onnx_lathe.errors import UsageError, printable
 from onnx_lathe.optimizer import surroundings
-from onnx_lathe.optimizer.finished import Finished, open_finished
+from onnx_lathe.optimizer.finished import Finished, open_finished, untimed
 from onnx_lathe.optimizer.gate import Gate
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.judging.asking import gates_of, tasks_of
@@ -71,6 +71,9 @@ class _Pair:
 
     def time(self, data: DataSource | None) -> None:
         sessions = [model.session for model in self.models]
+        if reason := next(filter(None, map(untimed, sessions)), ""):
+            self.uncounted["latency"] = reason
+            return
         pair = ort.latency_pair(sessions[0], sessions[1], shared_feeds(data, sessions, 1))
         for metrics, latency in zip(self.found, pair, strict=True):
             metrics["latency"] = latency

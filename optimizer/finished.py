@@ -36,6 +36,16 @@ class Finished:
     """What it runs on, if not this processor."""
 
 
+def untimed(session: Any) -> str:
+    """Why times of the session are none to report or to judge; empty if they are (Target.open)."""
+    return str(getattr(session, "simulated", ""))
+
+
+def is_written(path: Path) -> bool:
+    """Whether the file is no plain ONNX model, but what a target wrote."""
+    return path.suffix.lower() == ORT_FORMAT or _written_by(path) is not None
+
+
 def open_finished(path: Path, threads: int = 0) -> Finished:
     """The file in a session of so many threads, 0: one per core. It has survived a process of its own.
 
@@ -74,10 +84,8 @@ def _open_ort(path: Path, threads: int) -> Any:
 
 
 def _written_by(path: Path) -> Target | None:
-    """The target that opens files of this ending again."""
-    able = (target for target in targets().values() if path.suffix.lower() in target.suffixes)
-    found = next(able, None)
-    return None if found is None else found()
+    """The target that opens this file again."""
+    return next((target for kind in targets().values() if (target := kind()).wrote(path)), None)
 
 
 def _of_session(path: Path, session: Any, library: str, size_bytes: int, device: str = "") -> Finished:

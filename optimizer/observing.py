@@ -11,7 +11,7 @@ import numpy as np
 
 from onnx_lathe.errors import ModelError, UsageError
 from onnx_lathe.optimizer.artifacts import files_of, same_file
-from onnx_lathe.optimizer.finished import Finished, open_finished
+from onnx_lathe.optimizer.finished import Finished, open_finished, untimed
 from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.measuring import (
     LATENCY_BUDGET_S,
@@ -58,14 +58,16 @@ class Against:
     library: str
     size_bytes: int
     metrics: Mapping[str, float]
-    latency: Timing
-    latency_ratio: float
+    latency: Timing | None
+    latency_ratio: float | None
     """How many times as long the other takes."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """`metrics`: top1 and top5 with labels; agreement and sqnr with another model."""
+    """`metrics`: top1 and top5 with labels; agreement and sqnr with another model. No times where a simulator runs one
+    of them.
+    """
 
     model: str
     library: str
@@ -75,7 +77,7 @@ class Observation:
     data: str
     outputs: Sequence[OutputFacts]
     metrics: Mapping[str, float]
-    latency: Timing
+    latency: Timing | None
     against: Against | None = None
     notes: Sequence[str] = ()
     device: str = ""
@@ -109,13 +111,9 @@ def observe(
     metrics, of_other, warnings = _metrics(model, other, data, ui.status, outputs.add)
     for warning in warnings:
         ui.note(warning)
-    sessions = [model.session] if other is None else [other.session, model.session]
-    ui.status("timing")
-    feeds = sample_feeds(data, model.session, 1)
-    times = ort.times(sessions, feeds, budget_s=LATENCY_BUDGET_S * len(sessions))
+    its, latency, ways = _times(model, other, data, ui)
     if save is not None:
         write_arrays(save, outputs.arrays())
-    latency, ways = timing(times[:, -1]), ways_of(model.session, feeds)
     return Observation(
         str(path),
         model.library,
@@ -126,7 +124,7 @@ def observe(
         outputs.facts(),
         metrics,
         latency,
-        None if other is None else _against(other, of_other, timing(times[:, 0]), latency),
+        None if other is None else _against(other, of_other, its, latency),
         [*notes, *warnings],
         model.device,
         ways,
@@ -146,10 +144,24 @@ def _check_save(save: Path, read: Sequence[Path]) -> None:
         raise UsageError(f"{save}: {save.parent} is no folder that can be written to; make it first")
 
 
-def _against(other: Finished, metrics: Mapping[str, float], its: Timing, latency: Timing) -> Against:
-    return Against(
-        str(other.path), other.library, other.size_bytes, metrics, its, its.median_ms / latency.median_ms
-    )
+def _times(
+    model: Finished, other: Finished | None, data: DataSource, ui: Ui
+) -> tuple[Timing | None, Timing | None, dict[str, Timing | str]]:
+    """(of the other one, of the model, of other ways to run the model), taken in turn; none of a simulator."""
+    sessions = [model.session] if other is None else [other.session, model.session]
+    if any(map(untimed, sessions)):
+        return None, None, {}
+    ui.status("timing")
+    feeds = sample_feeds(data, model.session, 1)
+    times = ort.times(sessions, feeds, budget_s=LATENCY_BUDGET_S * len(sessions))
+    return timing(times[:, 0]), timing(times[:, -1]), ways_of(model.session, feeds)
+
+
+def _against(
+    other: Finished, metrics: Mapping[str, float], its: Timing | None, latency: Timing | None
+) -> Against:
+    ratio = its.median_ms / latency.median_ms if its and latency else None
+    return Against(str(other.path), other.library, other.size_bytes, metrics, its, ratio)
 
 
 def _data(recipe: Recipe, model: Finished, other: Finished | None) -> tuple[DataSource, list[str]]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from onnx_lathe.optimizer.finished import untimed
 from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.measuring import LATENCY_BUDGET_S, is_fixed, judge, sample_feeds, ways_of
 from onnx_lathe.optimizer.report.record import TargetRecord
@@ -48,7 +49,7 @@ def _closing(session: Any) -> Iterator[None]:
 def _judge(
     run: Run, target: Target, config: Any, artifact: Artifact, found: TargetRecord, session: Any
 ) -> None:
-    found.measured = "as built"
+    found.measured = "in the simulator" if untimed(session) else "as built"
     base, judged = dict(run.record.baseline), set[str]()
     sampled: Mapping[str, Measured] = {}
     if run.original is not None and run.roles.evaluation is not None:
@@ -57,7 +58,7 @@ def _judge(
         judged.update(gate.metric for gate in run.gates if of_data(gate.metric))
         note_uncompared(run, f"target {target.name}", quality)
         _warn_of_loss(run, target, found.quality)
-    if run.request.measure_latency:
+    if run.request.measure_latency and not untimed(session):
         run.ui.status(f"timing {target.name}")
         original, session = _timed(run, target, config, artifact, session)
         # without data the sizes are made up, and those of what was built may be fixed

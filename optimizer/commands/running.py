@@ -18,13 +18,13 @@ from onnx_lathe.optimizer.report.printing import Printer
 def run(arguments: list[str]) -> int:
     parser = Parser(
         prog="optimize run",
-        description="Run a finished model on data: an ONNX file, packed or not, an .ort file, a .tflite, ncnn's .param, or a TensorRT .engine.",
+        description="Run a finished model on data: an ONNX file, packed or not, an .ort file, a .tflite, ncnn's .param, a TensorRT .engine, or QNN's context file.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "model",
         type=Path,
-        help="what belongs to ncnn's .param lies beside it, the .bin and the .json; to an .engine its .engine.json",
+        help="what belongs to ncnn's .param lies beside it, the .bin and the .json; to an .engine its .engine.json; to model_ctx.onnx its .bin and .json",
     )
     parser.add_argument(
         "--data",

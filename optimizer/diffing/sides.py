@@ -10,7 +10,7 @@ import onnx
 
 from onnx_lathe.errors import DataError, ModelError, UsageError
 from onnx_lathe.optimizer import opening
-from onnx_lathe.optimizer.finished import ORT_FORMAT, open_finished
+from onnx_lathe.optimizer.finished import is_written, open_finished
 from onnx_lathe.optimizer.measuring import shared_feeds
 from onnx_lathe.optimizer.observing import MadeUp
 from onnx_lathe.optimizer.recipe import Recipe
@@ -19,7 +19,6 @@ from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.runtime.data import Batch, DataSource, InputSpec, model_inputs, take
 from onnx_lathe.runtime.files.signature import fixed_batch
 from onnx_lathe.runtime.running import ort
-from onnx_lathe.runtime.targets.core.registry import targets
 
 CALL_BYTES = 8 << 20
 """Inputs that are run at once: activations take many times as much."""
@@ -64,8 +63,7 @@ def open_side(given: onnx.ModelProto | str | Path, role: str, refusable: bool = 
         raise UsageError(f"{role} is a path or a model, not {type(given).__name__}")
     else:
         path = Path(given)
-        able = [suffix for target in targets().values() for suffix in target.suffixes]
-        if path.suffix.lower() in (*able, ORT_FORMAT):
+        if is_written(path):
             finished = open_finished(path)
             return Side(str(path), None, finished.session, finished.inputs)
         opened, title = opening.open_file(path, wishes), str(path)

@@ -23,15 +23,16 @@ def show_observation(found: Observation, console: Console) -> None:
     for name in names:
         row = [escape(name), shown(name.split("[")[0], found.metrics[name])]
         table.add_row(*row, *([shown(name, other.metrics.get(name))] if other else []))
-    timings = [found.latency, *([other.latency] if other else [])]
-    table.add_row("latency", *(f"{one.median_ms:.3f} ms" for one in timings))
-    table.add_row("8 of 10 calls", *(f"{one.low_ms:.3f} to {one.high_ms:.3f} ms" for one in timings))
-    table.add_row("99 of 100 calls", *(f"below {one.p99_ms:.3f} ms" for one in timings))
+    timings = [one for one in (found.latency, other.latency if other else None) if one]
+    if timings:
+        table.add_row("latency", *(f"{one.median_ms:.3f} ms" for one in timings))
+        table.add_row("8 of 10 calls", *(f"{one.low_ms:.3f} to {one.high_ms:.3f} ms" for one in timings))
+        table.add_row("99 of 100 calls", *(f"below {one.p99_ms:.3f} ms" for one in timings))
     if other:
         table.add_row("size", size(found.size_bytes), size(other.size_bytes))
     console.print(table)
     show_ways(found.as_json()["ways"], console)
-    if other:
+    if other and other.latency_ratio is not None:
         ratio = other.latency_ratio
         word = f"{ratio:.2f}x as fast as" if ratio >= 1 else f"{1 / ratio:.2f}x slower than"
         console.print(f"{word} {other.model} in {other.library}, run in turn", markup=False)

@@ -21,6 +21,7 @@ from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.recipe import Recipe, load_recipe, parse_calls
 from onnx_lathe.runtime.targets.core.base import Artifact
 from onnx_lathe.runtime.targets.core.registry import find as find_target
+from onnx_lathe.runtime.targets.qnn import library
 from tests.support.documents import PAGES, Command, commands, inline_commands, recipes_in, scripts, stand_ins
 from tests.support.house import ROOT
 
@@ -31,6 +32,8 @@ PARSED_ALONE = {
     r"--launch": "starts torchrun; tests/runtime/test_training_launch.py does",
 }
 """Pattern of a command -> why it is not run here."""
+if not library.simulates():
+    PARSED_ALONE[r"qnn|model_ctx"] = "needs onnxruntime-qnn, on Linux with x86-64"
 TESTED_ELSEWHERE = {
     "docs/api.md": "tests/optimizer/test_api.py",
     "docs/diff.md": "tests/optimizer/test_diff_docs.py",

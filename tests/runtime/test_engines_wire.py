@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from onnx_lathe.runtime.targets.tensorrt import wire
+from onnx_lathe.runtime import wire
 
 ARRAYS = {
     "line\nbreak": np.arange(6, dtype=np.float16).reshape(2, 3),

@@ -15,7 +15,7 @@ from onnx_lathe.runtime.targets.coreml.convert import Conversion, convert
 from onnx_lathe.runtime.targets.coreml.form import Form
 from onnx_lathe.runtime.targets.coreml.sizes import Sizes, batch_range, parse_shapes, sizes_of
 from onnx_lathe.runtime.targets.coreml.writing import read_back, write
-from onnx_lathe.runtime.targets.ncnn.branches import decided
+from onnx_lathe.runtime.targets.core.branches import decided
 from tests.support.mil import evaluate
 
 PLAIN = Form()

@@ -219,9 +219,14 @@ class Target:
 
         A session that runs elsewhere than in this process says itself how long a call takes: `call_ms(feeds)`. It may
         time other ways to run: `ways_ms(feeds, budget_s)`, by name the milliseconds of calls, or why it cannot; and say
-        which sizes it is for, by input: `usual_shapes`. What it holds it gives back by `close()`.
+        which sizes it is for, by input: `usual_shapes`. What it holds it gives back by `close()`. One that a simulator
+        runs says so, `simulated`, why its times are none: nobody takes them.
         """
         return None
+
+    def wrote(self, path: Path) -> bool:
+        """Whether the file is one for `reopen`, by its name, or its first bytes."""
+        return path.suffix.lower() in self.suffixes
 
     def reopen(self, path: Path, threads: int = 1) -> Reopened:
         """A file that an earlier build wrote. One that would end the process that runs it is refused.

@@ -21,7 +21,7 @@ from onnx_lathe.runtime.targets.coreml.package import builder, library, quiet
 from onnx_lathe.runtime.targets.coreml.registry import Builder, find
 from onnx_lathe.runtime.targets.coreml.sizes import Sizes
 from onnx_lathe.runtime.targets.coreml.weights import Kept
-from onnx_lathe.runtime.targets.ncnn.further import varying
+from onnx_lathe.runtime.targets.core.further import varying
 
 Refusal = tuple[str, str, str]
 FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE})

@@ -34,7 +34,7 @@ from onnx_lathe.runtime.targets.coreml.image import LAYOUTS
 from onnx_lathe.runtime.targets.coreml.package import missing
 from onnx_lathe.runtime.targets.coreml.sizes import BATCH, Sizes, batch_range, parse_shapes, sizes_of
 from onnx_lathe.runtime.targets.coreml.writing import files_of, forms_of, weight_bytes, write
-from onnx_lathe.runtime.targets.ncnn.branches import decided
+from onnx_lathe.runtime.targets.core.branches import decided
 from onnx_lathe.runtime.targets.ncnn.halves import beyond_half
 from onnx_lathe.version import VERSION
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from onnx_lathe.errors import ModelError, TargetError
+from onnx_lathe.runtime import wire
 from onnx_lathe.runtime.processes import environment, running
-from onnx_lathe.runtime.targets.tensorrt import wire
 from onnx_lathe.runtime.targets.tensorrt.conversation import ending, last_words
 from onnx_lathe.runtime.user_code import search_path
 

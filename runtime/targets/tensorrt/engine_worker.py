@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from onnx_lathe.runtime.targets.tensorrt import wire
+from onnx_lathe.runtime import wire
 from onnx_lathe.runtime.targets.tensorrt.cuda import Cuda, CudaError
 from onnx_lathe.runtime.targets.tensorrt.execution import WARM_UPS, Engine, EngineError, Port
 from onnx_lathe.runtime.targets.tensorrt.messages import one_line

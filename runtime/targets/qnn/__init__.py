@@ -1,0 +1,1 @@
+"""The target `qnn`, and what it alone uses."""

@@ -1,0 +1,67 @@
+"""What the compiler for HTP takes as a whole: UINT8 and UINT16 pairs everywhere."""
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.model import export_model, import_model
+from onnx_lathe.passes.lowering.phone import lower_to_phone_form
+from onnx_lathe.passes.lowering.phone_form.operators import OPERATORS
+from onnx_lathe.passes.lowering.qnn import INTEGER
+from onnx_lathe.placement import PHONE
+from onnx_lathe.runtime.targets.qnn.layers import verdicts
+from tests.support.builders import run
+from tests.support.int8 import Form
+from tests.support.placement import IMAGES, MOBILE, RESIDUAL, lowered, network, output, quantized, relative
+
+FEEDS = {"x": IMAGES}
+
+
+def lower(text: str, **options: object) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """(quantized, lowered for QNN)."""
+    model, _ = quantized(network(text, 21), PHONE, **options)
+    return model, lowered(model, "qnn", PHONE)[0]
+
+
+def activations(model: onnx.ModelProto) -> set[str]:
+    """Types that QuantizeLinear writes."""
+    form = Form(model)
+    return {form.constants[n.input[2]].dtype.name for n in form.nodes if n.op_type == "QuantizeLinear"}
+
+
+@pytest.mark.parametrize("text", [RESIDUAL, MOBILE], ids=["residual", "mobile"])
+@pytest.mark.parametrize(("bits", "kind", "near"), [(8, "uint8", 0.05), (16, "uint16", 0.005)])
+def test_every_layer_is_on_integers_without_a_sign(text: str, bits: int, kind: str, near: float) -> None:
+    _, model = lower(text, activation_bits=bits)
+    assert all(layer.int8 for layer in verdicts(model))
+    assert activations(model) == {kind}
+    assert relative(output(network(text, 21)), output(model)) < near
+
+
+def test_values_are_those_of_the_phone_form() -> None:
+    signed, _ = quantized(network(MOBILE, 21), PHONE)
+    graph = import_model(signed)
+    lower_to_phone_form(graph, Context(placement=PHONE), OPERATORS | INTEGER)
+    _, unsigned = lower(MOBILE)
+    np.testing.assert_allclose(run(unsigned, FEEDS)["y"], run(export_model(graph), FEEDS)["y"], atol=1e-6)
+
+
+def test_weights_keep_their_sign() -> None:
+    form = Form(lower(RESIDUAL)[1])
+    for layer in (node for node in form.nodes if node.op_type in ("Conv", "Gemm")):
+        assert form.constants[form.producers[layer.input[1]].input[0]].dtype == np.int8
+
+
+def test_a_clip_between_16_bits_is_a_relu_behind_a_pair() -> None:
+    """The end of the range does the rest, and a pair stands behind the layer, which would else compute in float."""
+    form = Form(lower(MOBILE, activation_bits=16)[1])
+    assert "Clip" not in form.ops()
+    floors = [node for node in form.nodes if node.op_type == "Relu"]
+    assert len(floors) == 2
+    assert all(form.producers[node.input[0]].op_type == "DequantizeLinear" for node in floors)
+
+
+def test_a_float_model_stays_as_it_is() -> None:
+    model = network(RESIDUAL)
+    assert lowered(model, "qnn", PHONE)[0] is model
