@@ -7,6 +7,7 @@
     Flatten -> Gemm, MatMul          the weight has its rows in the order of [H,W,C]
     a constant, a codebook weight    an initializer, or DequantizeLinear of one
     a graph that int8 quantized      in the form of passes/lowering/phone.py first
+    If(condition that is known)      the body that runs, see passes/graph/branches.py
     float16                          float32; the writer stores in half what half holds
 
 Image operators are Conv, ConvTranspose, MaxPool, AveragePool, LRN, InstanceNormalization, GroupNormalization,
@@ -27,6 +28,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.float16.lifting import lift
 from onnx_lathe.passes.graph import Graph
+from onnx_lathe.passes.graph.branches import take_branches
 from onnx_lathe.passes.lowering.litert_layout.layout import lay_out
 from onnx_lathe.passes.lowering.litert_layout.preparing import store_constants
 from onnx_lathe.passes.lowering.phone import lower_to_phone_form
@@ -43,9 +45,12 @@ class Lowering(Pass):
             "inputs and outputs that are images: as in the model, or channels last",
             choices=("keep", "nhwc"),
         )
+        branches: dict[str, bool] = option({}, "condition of an If -> what it always is")
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
+        if self.config.branches:
+            take_branches(graph, self.config.branches, report)
         if lift(graph) is not None:
             report.edit(
                 graph.name or "the model", "computes in float32; its weights may be float16 in the file"

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_lathe.runtime.targets.ncnn.further import further_values
+from onnx_lathe.runtime.targets.core.further import further_values
 from tests.support.builders import build, random
 from tests.support.ncnn import agree, refusals, types
 

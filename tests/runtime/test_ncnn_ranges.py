@@ -11,8 +11,8 @@ import pytest
 from onnx_lathe.errors import ModelError
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.running import ort
-from onnx_lathe.runtime.targets.ncnn.between import decided_within
-from onnx_lathe.runtime.targets.ncnn.branches import decided
+from onnx_lathe.runtime.targets.core.between import decided_within
+from onnx_lathe.runtime.targets.core.branches import decided
 from onnx_lathe.runtime.targets.ncnn.session import open_files, ports_as_json, ports_from_json
 from tests.support.builders import build, random
 

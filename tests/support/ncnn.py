@@ -11,7 +11,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.graph.branches import take_branches
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.runtime.running import ort
-from onnx_lathe.runtime.targets.ncnn.branches import decided
+from onnx_lathe.runtime.targets.core.branches import decided
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer, param_text, write_weights
 from onnx_lathe.runtime.targets.ncnn.running import Opened, Settings

@@ -28,6 +28,7 @@ from onnx_lathe.runtime.targets.core.base import (
     option,
     own_kernels,
 )
+from onnx_lathe.runtime.targets.core.branches import decided
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.core.sizes import from_data, parse, sizes_of
 from onnx_lathe.runtime.targets.litert import verify
@@ -36,7 +37,7 @@ from onnx_lathe.runtime.targets.litert.file import pack
 from onnx_lathe.runtime.targets.litert.package import schema
 from onnx_lathe.runtime.targets.litert.reopen import reopen
 from onnx_lathe.runtime.targets.litert.session import Session, open_file
-from onnx_lathe.runtime.targets.litert.sizing import OPEN, Fitted, fitted, fixed
+from onnx_lathe.runtime.targets.litert.sizing import OPEN, Fitted, fitted, fixed, with_open_batch
 
 STORAGES, LAYOUTS, ENDS, BATCHES, VERIFIED = (
     ("float32", "float16"),
@@ -139,7 +140,9 @@ class LiteRT(Target):
     def lowering_options(
         self, options: Any, model: onnx.ModelProto, known: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        return {"layout": options.layout}
+        sizes = with_open_batch(model, sizes_of(model, parse(options.shapes)))
+        found = decided(model, sizes.first, sizes.second)
+        return {"layout": options.layout, "branches": {**known.get("branches", {}), **found}}
 
     def fed(self, options: Any, preprocess: str | None) -> Any:
         return options if options.preprocess or not preprocess else replace(options, preprocess=preprocess)

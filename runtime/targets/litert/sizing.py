@@ -35,7 +35,7 @@ def fitted(
     where ONNX Runtime cannot run the model at these sizes.
     """
     sizes = sizes_of(model, parse(shapes))
-    opened = _with_open_batch(model, sizes)
+    opened = with_open_batch(model, sizes)
     reason = ""
     if batches and opened.second != sizes.second:
         try:
@@ -65,7 +65,8 @@ def _converted(
         raise
 
 
-def _with_open_batch(model: onnx.ModelProto, sizes: Sizes) -> Sizes:
+def with_open_batch(model: onnx.ModelProto, sizes: Sizes) -> Sizes:
+    """The sizes, with another batch where the model has it open."""
     second: dict[str, Shape] = dict(sizes.second)
     values = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
     names = {dims[0].dim_param for name, dims in values.items() if name in second and dims} - {""}

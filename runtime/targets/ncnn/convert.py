@@ -8,11 +8,11 @@ import onnx
 
 from onnx_lathe.kernels import PROFILES
 from onnx_lathe.runtime.targets.core.facts import BODIES, Facts, Shape, behind_defaults, gather
+from onnx_lathe.runtime.targets.core.further import varying
 from onnx_lathe.runtime.targets.core.node import Node, Unsupported, node_name, overlooked, view
 from onnx_lathe.runtime.targets.ncnn.algorithms import Sizes, follow, summed_in_float32, wanted
 from onnx_lathe.runtime.targets.ncnn.dialect import Layer
 from onnx_lathe.runtime.targets.ncnn.finish import finish
-from onnx_lathe.runtime.targets.ncnn.further import varying
 from onnx_lathe.runtime.targets.ncnn.integers import held_as_floats, is_integer
 from onnx_lathe.runtime.targets.ncnn.network import Axes, Network
 from onnx_lathe.runtime.targets.ncnn.registry import Builder, find

@@ -25,16 +25,16 @@ from onnx_lathe.runtime.targets.core.base import (
     layers_of,
     option,
 )
+from onnx_lathe.runtime.targets.core.between import decided_within
+from onnx_lathe.runtime.targets.core.branches import decided
+from onnx_lathe.runtime.targets.core.further import sized_tensors
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.core.sizes import ANY, BETWEEN, Sizes, from_data, parse, ranges, sizes_of
 from onnx_lathe.runtime.targets.ncnn import verify
 from onnx_lathe.runtime.targets.ncnn.algorithms import count_chosen, wanted
-from onnx_lathe.runtime.targets.ncnn.between import decided_within
-from onnx_lathe.runtime.targets.ncnn.branches import decided
 from onnx_lathe.runtime.targets.ncnn.bundle.writing import Bundle
 from onnx_lathe.runtime.targets.ncnn.convert import Conversion, convert
 from onnx_lathe.runtime.targets.ncnn.dialect import param_text, write_weights
-from onnx_lathe.runtime.targets.ncnn.further import sized_tensors
 from onnx_lathe.runtime.targets.ncnn.halves import beyond_half
 from onnx_lathe.runtime.targets.ncnn.notes import about_defaults, about_slow_matrices
 from onnx_lathe.runtime.targets.ncnn.reopen import reopen

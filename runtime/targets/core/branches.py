@@ -2,7 +2,7 @@
 
     If(Equal(Gather(Shape(x), 1), 1))      one of its bodies, whichever runs at these sizes
 
-Exporters write such a branch where a layer drops a dimension of 1. ncnn has no branches; where the condition is the same
+Exporters write such a branch where a layer drops a dimension of 1. Phones' runtimes have no branches; where the condition is the same
 at all sizes that are looked at, the lowering puts that body in the place of the If. Among these are the numbers that
 an open size meets on the way to the condition, and those beside them: Equal(H, 48) is the same at nearly all sizes.
 Where sizes are asked for between two, between.py proves what is the same at these, and the network is refused others.
@@ -15,7 +15,7 @@ import onnx
 
 from onnx_lathe.errors import TargetError
 from onnx_lathe.runtime.targets.core.facts import Shape, behind_defaults, free_tensors, free_values
-from onnx_lathe.runtime.targets.ncnn.further import further_values, sized_tensors, values_at
+from onnx_lathe.runtime.targets.core.further import further_values, sized_tensors, values_at
 
 COMPARISONS = {
     "Equal": np.equal,

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
+from onnx_lathe.runtime.targets.core.branches import COMPARISONS, above, conditions
 from onnx_lathe.runtime.targets.core.facts import SIZE_OPS, Shape, free_tensors, free_values
-from onnx_lathe.runtime.targets.ncnn.branches import COMPARISONS, above, conditions
-from onnx_lathe.runtime.targets.ncnn.further import sized_tensors, values_at
+from onnx_lathe.runtime.targets.core.further import sized_tensors, values_at
 
 MOST_OPEN = 6
 """Sizes whose ends are tried in all combinations."""
