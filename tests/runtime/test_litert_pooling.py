@@ -39,6 +39,17 @@ def test_a_padded_maximum_of_negative_values() -> None:
     agree(model, {"x": -1.0 - abs(random(1, 3, 8, 8))})
 
 
+def test_a_maximum_of_values_that_are_not_negative_is_padded_with_zero() -> None:
+    """XNNPACK takes PAD, and not PADV2."""
+    attributes = "kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]"
+    model = build(
+        "(float[1, 8, 8, 3] x) => (float[1, 4, 4, 5] y) { a = Transpose <perm = [0, 3, 1, 2]> (x) b = Conv <pads = [1, 1, 1, 1]> (a, w) c = Relu (b)"
+        f" d = Transpose <perm = [0, 2, 3, 1]> (c) e = Transpose <perm = [0, 3, 1, 2]> (d) f = MaxPool <{attributes}> (e) y = Transpose <perm = [0, 2, 3, 1]> (f) }}",
+        w=random(5, 3, 3, 3),
+    )
+    assert codes(agree(model)) == ["CONV_2D", "PAD", "MAX_POOL_2D"]
+
+
 @pytest.mark.parametrize("source", ["1, 3, 9, 9", "1, 3, 8, 8"])
 @pytest.mark.parametrize("ceil", [0, 1])
 def test_a_mean_that_counts_its_padding(source: str, ceil: int) -> None:

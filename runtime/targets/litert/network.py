@@ -325,6 +325,17 @@ class Network(Known):
         order = self.ints((0, rank - 1, *range(1, rank - 1)), "order")
         self.put(node, "TRANSPOSE", [place, order], "TransposeOptions")
 
+    def lowest_is_zero(self, source: int) -> bool:
+        """Whether no value of a tensor is below zero: it is stored so, or behind a ReLU."""
+        one = self.tensors[source]
+        if one.quantization is not None:
+            return one.quantization.zero_points[0] == np.iinfo(NUMPY[one.type]).min
+        writer = next((each for each in reversed(self.operators) if source in each.outputs), None)
+        if writer is None:
+            return False
+        words = (writer.code, writer.fields.get("fusedActivationFunction"))
+        return any(word in ("RELU", "RELU6", "RELU_0_TO_1", "LOGISTIC", "SOFTMAX") for word in words)
+
     def lowest(self, source: int) -> int:
         """A constant: the lowest value that a tensor's type holds, with its scale."""
         one = self.tensors[source]

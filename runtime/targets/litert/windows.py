@@ -93,7 +93,7 @@ def padded(net: Network, source: int, found: Window, label: str, lowest: bool = 
     amounts = [(0, 0), *zip(found.begin, found.end, strict=True), (0, 0)]
     shape = [size + sum(pair) for size, pair in zip(one.shape, amounts, strict=True)]
     pads = net.ints(amounts, "pads")
-    if not lowest:
+    if not lowest or net.lowest_is_zero(source):  # XNNPACK takes PAD, and not PADV2
         return net.inner("PAD", f"{label}_padded", [source, pads], shape, "PadOptions")
     fill = net.lowest(source)
     return net.inner("PADV2", f"{label}_padded", [source, pads, fill], shape, "PadV2Options")
