@@ -12,6 +12,7 @@ pytest.importorskip("ai_edge_litert")
 from onnx_lathe.errors import ModelError, TargetError, UsageError
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.core.distances import floors
 from onnx_lathe.runtime.targets.litert import package
 from onnx_lathe.runtime.targets.litert.file import Contents, pack
 from onnx_lathe.runtime.targets.litert.litert import LiteRT
@@ -251,6 +252,13 @@ def test_a_fixed_batch_is_taken_by_xnnpack(data: Path, tmp_path: Path, batch: st
     found = report_of(out)["details"]
     assert found["open_batch"] != takes
     assert any("TRANSPOSE_CONV" in one for one in found["outside_xnnpack"]) != takes
+
+
+def test_stored_probabilities_have_the_floor_of_probabilities() -> None:
+    """A detector that sees nothing says 1e-3 everywhere: the size of that tells nothing."""
+    text = "(float[1, 4] x) => (float[1, 4] y) { s = Sigmoid (x) q = QuantizeLinear (s, scale, zero) y = DequantizeLinear (q, scale, zero) }"
+    model = build(text, scale=np.array(1 / 256, np.float32), zero=np.array(-128, np.int8))
+    assert floors(model) == {"y": 1e-2}
 
 
 def test_samples_of_a_fixed_batch_run_one_after_another(data: Path, tmp_path: Path) -> None:

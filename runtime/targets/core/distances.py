@@ -29,7 +29,7 @@ def floors(model: onnx.ModelProto) -> dict[str, float]:
     found = {}
     for value in model.graph.output:
         node = made.get(value.name)
-        while node is not None and node.op_type in MOVING:
+        while node is not None and node.op_type in (*MOVING, *QUANTIZERS):
             node = made.get(node.input[0])
         if node is not None and node.op_type in PROBABILITIES:
             found[value.name] = SMALLEST_PROBABILITY
