@@ -11,11 +11,11 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.graph.branches import take_branches
 from onnx_lathe.passes.graph.model import export_model, import_model
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.core.branches import decided
 from onnx_lathe.runtime.targets.coreml.convert import Conversion, convert
 from onnx_lathe.runtime.targets.coreml.form import Form
 from onnx_lathe.runtime.targets.coreml.sizes import Sizes, batch_range, parse_shapes, sizes_of
 from onnx_lathe.runtime.targets.coreml.writing import read_back, write
-from onnx_lathe.runtime.targets.core.branches import decided
 from tests.support.mil import evaluate
 
 PLAIN = Form()

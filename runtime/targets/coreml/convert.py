@@ -10,6 +10,7 @@ import onnx
 
 from onnx_lathe import metadata
 from onnx_lathe.runtime.targets.core.facts import BODIES, SIZE_OPS, gather
+from onnx_lathe.runtime.targets.core.further import varying
 from onnx_lathe.runtime.targets.core.node import Node, Unsupported, overlooked, view
 from onnx_lathe.runtime.targets.coreml.dimensions import spread
 from onnx_lathe.runtime.targets.coreml.form import Form
@@ -21,7 +22,6 @@ from onnx_lathe.runtime.targets.coreml.package import builder, library, quiet
 from onnx_lathe.runtime.targets.coreml.registry import Builder, find
 from onnx_lathe.runtime.targets.coreml.sizes import Sizes
 from onnx_lathe.runtime.targets.coreml.weights import Kept
-from onnx_lathe.runtime.targets.core.further import varying
 
 Refusal = tuple[str, str, str]
 FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE})

@@ -24,6 +24,7 @@ from onnx_lathe.runtime.targets.core.base import (
     option,
     own_kernels,
 )
+from onnx_lathe.runtime.targets.core.branches import decided
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.coreml import sizes as sizing
 from onnx_lathe.runtime.targets.coreml.beside import examples_of, write_beside
@@ -34,7 +35,6 @@ from onnx_lathe.runtime.targets.coreml.image import LAYOUTS
 from onnx_lathe.runtime.targets.coreml.package import missing
 from onnx_lathe.runtime.targets.coreml.sizes import BATCH, Sizes, batch_range, parse_shapes, sizes_of
 from onnx_lathe.runtime.targets.coreml.writing import files_of, forms_of, weight_bytes, write
-from onnx_lathe.runtime.targets.core.branches import decided
 from onnx_lathe.runtime.targets.ncnn.halves import beyond_half
 from onnx_lathe.version import VERSION
 
