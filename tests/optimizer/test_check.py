@@ -54,7 +54,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["{model}", "--target", "orrt"], "there is no target 'orrt'; did you mean 'ort'"),
         (
             ["{model}", "--target", "onnx"],
-            "target 'onnx' writes a file and runs nothing; name what will run it: jetson, ncnn, ort",
+            "target 'onnx' writes a file and runs nothing; name what will run it: coreml, jetson, litert, ncnn, ort",
         ),
         (
             ["{model}", "--target", "ort(reduce=true)"],

@@ -18,7 +18,7 @@ from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.runtime.targets.core.registry import find
-from onnx_lathe.runtime.targets.ncnn import branches
+from onnx_lathe.runtime.targets.core import branches
 from tests.support.builders import build, random
 
 NESTED = """(float[1, L, 4] x) => (float[A, B, D] y) {
