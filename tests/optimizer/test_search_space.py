@@ -243,7 +243,7 @@ def test_what_judges_neither_trains_nor_calibrates(training: bool, function: boo
         else {"x": values}
     )
     source = open_source(spec, inputs)
-    judging, others = hold_apart(source, 150, 100, training, 0)
+    judging, others, _ = hold_apart(source, 150, 100, training, 0)
     judged, seen = (
         np.concatenate([batch.inputs["x"] for batch in one.batches(32)]).ravel() for one in (judging, others)
     )
