@@ -1,5 +1,5 @@
 """Candidates put together of layers that were changed before: a pass that treats each layer by itself gives a layer
-the same values whatever its neighbours get, so one run with one strength for all layers serves many candidates.
+the same values whatever its neighbours get, so one run serves every candidate that has a layer in common with it.
 """
 
 import math
@@ -114,12 +114,10 @@ class Composer:
         return tuple(settings[one.name] for one in (*self._global, *self._by_layer[name]))
 
     def _run(self, name: str, key: Key, settings: Settings) -> None:
-        """The steps, with the layer's strengths for every layer: all that have the same dimensions are known then."""
-        by_step = {one.step: settings[one.name] for one in self._by_layer[name]}
-        alike = dict(settings)
-        for one in self.space.dimensions:
-            if one.layer and one.step in by_step and by_step[one.step] in one.levels:
-                alike[one.name] = by_step[one.step]
+        """The steps, after which every layer is known as these settings have it; if one layer alone is changed, with
+        its strengths for every layer that has the same dimensions.
+        """
+        alike = self._alike(name, settings) if self.alone else settings
         model = self._model
         for step in self.space.calls(alike):
             options = {**step.options, **ALONE.get(step.name, {})}
@@ -135,8 +133,17 @@ class Composer:
                 self._tensors[weight.name].CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
         self._others_of = key
 
+    def _alike(self, name: str, settings: Settings) -> Settings:
+        own = {(one.step, one.option): settings[one.name] for one in self._by_layer[name]}
+        alike = dict(settings)
+        for one in self.space.dimensions:
+            if one.layer and (value := own.get((one.step, one.option))) in one.levels:
+                alike[one.name] = value
+        return alike
+
     def _keep(self, name: str, key: Key, values: np.ndarray) -> None:
         if (name, key) in self._known:
+            self._known.move_to_end((name, key))
             return
         self._known[name, key] = Changed(np.ascontiguousarray(values), packed_estimate(values))
         self._bytes += values.nbytes

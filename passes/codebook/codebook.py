@@ -203,7 +203,8 @@ class Codebook(Pass):
                 job.with_bits(chosen) for job, chosen in zip(jobs, bits, strict=True) if chosen is not None
             ]
             return candidate.noise(
-                beside | {name: array for job in changed for name, array in job.decoded(self._rule(job)).items()}
+                beside
+                | {name: array for job in changed for name, array in job.decoded(self._rule(job)).items()}
             )
 
         bits, noise = fewest_bytes(ladders, 10 ** (-least / 10), measure)
