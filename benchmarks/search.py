@@ -40,6 +40,8 @@ ENERGIES = (0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 RANKS = (8, 12, 16, 24, 32, 48, 64)
 PRICED = (0.0, 0.006, 0.012, 0.02, 0.03, 0.045)
 """Tradeoffs of codebook, which make its code shorter; of the grid that has them, few others."""
+ROUNDED = "mantissa=7, biases=8"
+"""Options of codebook that are the same in all layers: shared values and biases as bfloat16."""
 FEWER_SPARSITIES, FEWER_COUNTS = (0.0, 0.1, 0.2, 0.3, 0.4), (12, 16, 20, 24, 32, 64)
 SMALLER, FASTER = 0.25, 0.20
 EPOCHS = 12
@@ -56,11 +58,11 @@ def main() -> None:
 
 def packed(options: argparse.Namespace) -> None:
     data = data_file("cifar10", options.out, options.data_dir)
-    passes = "fold, prune, codebook(mantissa=7)"
+    passes = f"fold, prune, codebook({ROUNDED})"
     bench = bench_of(RESNET, "fold, prune, codebook", data, "packed")
     plain = [f"fold, prune(sparsity={s}), codebook(centroids={k})" for s in SPARSITIES for k in COUNTS]
     priced = [
-        f"fold, prune(sparsity={s}), codebook(centroids={k}, tradeoff={t}, mantissa=7)"
+        f"fold, prune(sparsity={s}), codebook(centroids={k}, tradeoff={t}, {ROUNDED})"
         for s in FEWER_SPARSITIES for k in FEWER_COUNTS for t in PRICED
     ]  # fmt: skip
     rows = {}

@@ -21,6 +21,8 @@ SHARE = 0.25
 """Of the budget that the profile may take."""
 SAMPLED = 4
 """Strengths of each dimension that are measured where the others follow from how far the weights moved."""
+RUNS = 110
+"""Of the passes, each with another setting for every layer: more find the hull by some thousandths of a bit better."""
 LEAST_NOISE = 1e-9
 
 Progress = Callable[[str], None]
@@ -75,19 +77,26 @@ def _changes(
     bench: Bench, composer: Composer, in_time: Callable[[], bool], progress: Progress
 ) -> dict[str, list[tuple[Mapping[str, Value], float, float]]]:
     """Layer -> (settings, packed bytes, squared change of the weights): on the lower convex hull, and on the way
-    there. Each run has another setting for every layer.
+    there. Each run has another setting for every layer. What earlier steps do begins with nothing: where the last
+    one has a price on its code, they add little.
     """
     names, base = layers(bench.space), weakest(bench.space)
     stored = {one.name: one for one in bench.base.graph.initializer}
     before = {name: onnx.numpy_helper.to_array(stored[name]).astype(np.float64) for name in names}
     own = {name: [one for one in bench.space.dimensions if one.layer == name] for name in names}
-    exploring = {name: Exploring([len(one.levels) for one in own[name]]) for name in names}
+    exploring = {
+        name: Exploring(
+            [len(one.levels) for one in dimensions],
+            {axis for axis, one in enumerate(dimensions) if one.step == dimensions[-1].step},
+        )
+        for name, dimensions in own.items()
+    }
     changes: dict[str, list[tuple[Mapping[str, Value], float, float]]] = {name: [] for name in names}
-    for number in itertools.count(1):
+    for number in range(1, RUNS + 1):
         places = {name: place for name in names if (place := exploring[name].next()) is not None}
         if not places or not in_time():
             return changes
-        progress(f"codes of {len(places)} layers, run {number}")
+        progress(f"codes of {len(places)} layers, run {number} of at most {RUNS}")
         chosen = {
             name: {one.name: one.levels[at] for one, at in zip(own[name], place, strict=True)}
             for name, place in places.items()
