@@ -1,7 +1,7 @@
-"""ncnn: what converts and how near it stays, INT8 beside ONNX Runtime's, times beside both runtimes, and the error of
+"""Phones. ncnn: what converts and how near it stays, INT8 beside ONNX Runtime's, times beside both runtimes, and the error of
 half-precision Winograd.
 
-    python benchmarks/phone.py [convert int8 winograd error coreml qnn qnn-agreement] [--only NAME ...] [--data-dir DIR] [--out DIR] [--networks DIR]
+    python benchmarks/phone.py [convert int8 winograd error coreml qnn qnn-agreement litert litert-speed litert-wake] [--only NAME ...] [--data-dir DIR] [--out DIR] [--networks DIR]
 
 convert   networks of others and of this repository, in float and after svd, prune_channels, codebook and int8: the largest
           difference to ONNX Runtime, and sizes; int8: cosine to the float network, beside ONNX Runtime's of the same Q/DQ graph
@@ -12,6 +12,10 @@ error     the worst layer of each network in half precision, by ncnn's own choic
 coreml    the networks of convert as Core ML's packages, in float, half, codebook, pruned and INT8: the bytes of their weights
 qnn       the same networks and ResNet-18's and MobileNetV2's shapes, in float and INT8, compiled for a Qualcomm chip; one sample in its simulator
 qnn-agreement   200 images in the simulator, beside ONNX Runtime: the repository's networks, and EfficientNet-Lite0 with --photos DATA.npz
+litert    the networks and recipes of convert as .tflite: the difference to ONNX Runtime, sizes, Transposes, what leaves XNNPACK;
+          int8: signal to noise beside ONNX Runtime's of the same Q/DQ graph, and steps of difference by operator
+litert-speed    ResNet-18's shapes in LiteRT, float and INT8, beside ONNX Runtime
+litert-wake     the networks of a package that carries each as ONNX and as .tflite: ours beside theirs
 
 One thread; times are taken in turn in one process, in another order each time, and given as medians of ratios.
 """
@@ -21,6 +25,7 @@ from pathlib import Path
 from phone_convert import convert
 from phone_coreml import coreml
 from phone_error import error
+from phone_litert import litert, speed, wake
 from phone_qnn import agreement, qnn
 from phone_speed import int8, winograd
 from sets import parser_of, run_sections
@@ -35,6 +40,9 @@ def main() -> None:
         "coreml": coreml,
         "qnn": qnn,
         "qnn-agreement": agreement,
+        "litert": litert,
+        "litert-speed": speed,
+        "litert-wake": wake,
     }
     parser = parser_of(__doc__, sections, "phone")
     parser.add_argument("--only", nargs="+", help="names of networks; all others are left out")

@@ -57,7 +57,7 @@ def int8(options: argparse.Namespace) -> None:
         }
         sessions = {"ort float": ort.plain_session(model, threads=1)}
         sessions |= {label: _opened(path) for label, path in files.items()}
-        times = in_turn(sessions, _one(data), options.minutes)
+        times = in_turn(sessions, one_sample(data), options.minutes)
         sizes = {
             label: sum(path.with_suffix(end).stat().st_size for end in (".param", ".bin"))
             for label, path in files.items()
@@ -83,7 +83,7 @@ def winograd(options: argparse.Namespace) -> None:
     for name, make in NETWORKS.items():
         if options.only and name not in options.only:
             continue
-        model, data = _shaped(name, make, options.out)
+        model, data = shaped(name, make, options.out)
         folder = options.out / f"winograd-{name}"
         default = _built(model, "fold", "ncnn(profile=x86)", data, folder / "default")
         chosen = _built(model, "fold,winograd(by=time)", "ncnn(profile=x86)", data, folder / "chosen")
@@ -93,7 +93,7 @@ def winograd(options: argparse.Namespace) -> None:
             "chosen": _opened(chosen),
             "ort": ort.plain_session(model, threads=1),
         }
-        times = in_turn(sessions, _one(data), options.minutes)
+        times = in_turn(sessions, one_sample(data), options.minutes)
         changed = sum(" 31=" in line or " -23330=" in line for line in chosen.read_text().splitlines())
         cells = [
             name,
@@ -108,7 +108,7 @@ def winograd(options: argparse.Namespace) -> None:
 
 def _int8_networks(options: argparse.Namespace) -> list[tuple[str, Path, Path]]:
     found = [
-        (name, *_shaped(name, NETWORKS[name], options.out))
+        (name, *shaped(name, NETWORKS[name], options.out))
         for name in INT8_NETWORKS
         if not options.only or name in options.only
     ]
@@ -120,7 +120,7 @@ def _int8_networks(options: argparse.Namespace) -> list[tuple[str, Path, Path]]:
     ]
 
 
-def _shaped(name: str, make: Any, out: Path) -> tuple[Path, Path]:
+def shaped(name: str, make: Any, out: Path) -> tuple[Path, Path]:
     """(model, data) at 224 x 224."""
     out.mkdir(parents=True, exist_ok=True)
     model, data = out / f"{name}.onnx", out / "noise224.npz"
@@ -149,7 +149,7 @@ def _opened(path: Path) -> Any:
     return open_files(path) if path.suffix == ".param" else ort.plain_session(path, threads=1)
 
 
-def _one(data: Path) -> dict[str, np.ndarray]:
+def one_sample(data: Path) -> dict[str, np.ndarray]:
     with np.load(data) as arrays:
         return {
             key.removeprefix("evaluation/"): arrays[key][:1]

@@ -38,8 +38,11 @@ COUNTS = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64, 128)
 MACS = [round(0.3 + 0.05 * step, 2) for step in range(14)]
 ENERGIES = (0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 RANKS = (8, 12, 16, 24, 32, 48, 64)
-CODED = "tradeoff=0.006, mantissa=7"
-"""Options of codebook that are the same in all layers, for a shorter code."""
+PRICED = (0.0, 0.006, 0.012, 0.02, 0.03, 0.045)
+"""Tradeoffs of codebook, which make its code shorter; of the grid that has them, few others."""
+ROUNDED = "mantissa=7, biases=8"
+"""Options of codebook that are the same in all layers: shared values and biases as bfloat16."""
+FEWER_SPARSITIES, FEWER_COUNTS = (0.0, 0.1, 0.2, 0.3, 0.4), (12, 16, 20, 24, 32, 64)
 SMALLER, FASTER = 0.25, 0.20
 EPOCHS = 12
 """Of the VGG-style network: half of what it needs to learn all it can, and as good for choosing settings."""
@@ -55,14 +58,16 @@ def main() -> None:
 
 def packed(options: argparse.Namespace) -> None:
     data = data_file("cifar10", options.out, options.data_dir)
-    passes = f"fold, prune, codebook({CODED})"
+    passes = f"fold, prune, codebook({ROUNDED})"
     bench = bench_of(RESNET, "fold, prune, codebook", data, "packed")
+    plain = [f"fold, prune(sparsity={s}), codebook(centroids={k})" for s in SPARSITIES for k in COUNTS]
+    priced = [
+        f"fold, prune(sparsity={s}), codebook(centroids={k}, tradeoff={t}, {ROUNDED})"
+        for s in FEWER_SPARSITIES for k in FEWER_COUNTS for t in PRICED
+    ]  # fmt: skip
     rows = {}
-    for more in ("", f", {CODED}"):
-        uniform = best_uniform(
-            bench,
-            [f"fold, prune(sparsity={s}), codebook(centroids={k}{more})" for s in SPARSITIES for k in COUNTS],
-        )
+    for grid in (plain, priced):
+        uniform = best_uniform(bench, grid)
         folder = options.out / f"packed-uniform{len(rows)}"
         rows[f"`{uniform}`"] = final(RESNET, uniform, data, folder, "pack", gate="packed ratio >= 1")
     found = searched(RESNET, passes, data, options, "packed", "packed-search")

@@ -40,7 +40,8 @@ PENALTY = 1.0
 @dataclass(frozen=True)
 class Outcome:
     """Of one trial. `ratio`: what is minimized, over the original's. `looks`: how many of the sets of samples it was
-    measured on; `final` if on all of them. `stopped`: why not.
+    measured on; `final` if on all of them. `stopped`: why not. `errors`: standard errors of metrics that gates are
+    about, on `count` samples; none of trials of earlier versions.
     """
 
     ratio: float
@@ -52,6 +53,8 @@ class Outcome:
     messages: Sequence[str] = ()
     stopped: str = ""
     seconds: float = 0.0
+    errors: Mapping[str, float] = field(default_factory=dict)
+    count: int = 1
 
     @property
     def value(self) -> float:
@@ -215,7 +218,12 @@ class Bench:
         metrics = {**counted, **measured.metrics}
         verdict = judged(self.goal.gates, base, replace(measured, metrics=metrics), how)
         ratio = counted.get(self.goal.minimize, float("inf")) / self.costs.base(self.goal.minimize)
-        return Outcome(ratio, metrics, verdict.passed, verdict.missed, looks, final, verdict.messages)
+        about = {gate.key for gate in self.goal.gates}
+        known = {name: error for name, error in measured.errors.items() if name in about}
+        return Outcome(
+            ratio, metrics, verdict.passed, verdict.missed, looks, final, verdict.messages,
+            errors=known, count=measured.count,
+        )  # fmt: skip
 
 
 def make_judges(

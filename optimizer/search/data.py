@@ -7,30 +7,39 @@ import onnx
 from onnx_lathe.errors import DataError
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.optimizer.services import CALIBRATION_SAMPLES, Roles, open_roles
-from onnx_lathe.runtime.data import take
+from onnx_lathe.runtime.data import DataSource, take
 from onnx_lathe.runtime.data.kept import KeptSource, hold_apart, keep, part_off
 
 MOST = 5000
 """Samples that judge at most."""
+OTHERS = 10_000
+"""Samples that confirm at most, where there are others than those that choose."""
 CONFIRMED_FROM, CONFIRMING = 300, 1 / 3
-"""Samples from which on, and the share of them, that are kept apart to confirm the winner."""
+"""Samples from which on, and the share of them, that are kept apart to confirm the winner where there are none."""
 
 
 @dataclass(frozen=True)
 class Division:
     """`judging` chooses settings; `roles` are those that passes see meanwhile, in which no sample of it is.
-    `confirming` has chosen nothing, and confirms the winner; None where there are too few samples for that.
+    `confirming` has chosen nothing, and confirms the winner; None where there are too few samples for that. `spare`:
+    further samples, of which nothing is read yet.
     """
 
     judging: KeptSource
     roles: Roles
     note: str
-    confirming: KeptSource | None = None
+    confirming: DataSource | None = None
+    spare: DataSource | None = None
 
 
 def confirmed_apart(whole: Division, seed: int) -> Division:
-    """The division with a third of its samples kept apart from choosing, if it has enough."""
+    """The division with samples kept apart from choosing: spare ones, or a third of its own if it has enough."""
     samples = whole.judging
+    spare = whole.spare.count or 0 if whole.spare is not None else 0
+    if whole.spare is not None and spare >= max(CONFIRMED_FROM * CONFIRMING, (samples.count or 0) / 2):
+        others = take(whole.spare, OTHERS)
+        note = f"{whole.note}, and the winner is confirmed on {others.count:,} others"
+        return replace(whole, note=note, confirming=others)
     parts = part_off(samples, CONFIRMING, seed) if (samples.count or 0) >= CONFIRMED_FROM else None
     if parts is None:
         return replace(
@@ -61,11 +70,12 @@ def divide(recipe: Recipe, model: onnx.ModelProto, trains: bool, most: int = MOS
         )
     own = roles.train is not None and recipe.calibration is not None and not trains
     calibrating = 0 if own else CALIBRATION_SAMPLES
-    judging, others = hold_apart(whole, most, calibrating, trains, recipe.seed, roles.evaluation)
+    judging, others, spare = hold_apart(whole, most, calibrating, trains, recipe.seed, roles.evaluation)
     calibration = roles.calibration if own else take(others, CALIBRATION_SAMPLES)
     seen = replace(roles, train=others if roles.train is not None else None, calibration=calibration)
     of = "training" if roles.train is not None else "calibration"
-    return Division(judging, seen, f"settings are chosen on {judging.count:,} of the {of} samples")
+    note = f"settings are chosen on {judging.count:,} of the {of} samples"
+    return Division(judging, seen, note, spare=spare)
 
 
 def to_look_at(recipe: Recipe, model: onnx.ModelProto, most: int) -> Division:

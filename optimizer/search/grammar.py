@@ -19,7 +19,7 @@ import numpy as np
 from onnx_lathe.errors import UsageError, nearest
 from onnx_lathe.optimizer.recipe import Call, parse_calls
 from onnx_lathe.optimizer.search.space import Dimension, Value, put, step_title
-from onnx_lathe.optimizer.search.strengths import STRENGTHS
+from onnx_lathe.optimizer.search.strengths import PRICED, STRENGTHS
 from onnx_lathe.passes.core.options import configure, table_class
 from onnx_lathe.passes.core.registry import find
 from onnx_lathe.passes.graph.layers import Weight
@@ -28,6 +28,8 @@ from onnx_lathe.passes.graph.patterns import by_weight
 DECADE = 10.0
 MOST_VALUES = 1000
 """Of a range in steps: more is a range without them."""
+TABLES = ("layers", "layer_centroids", "layer_tradeoffs")
+"""Options that are a table of layers."""
 LEVELS = 10
 """Of a range of fractions for each layer, where no step is given."""
 _ENTRY = re.compile(
@@ -60,7 +62,7 @@ def parse_space(
     found: dict[str, Dimension] = {}
     for text in [piece for whole in texts for piece in _pieces(whole)]:
         entry = _entry(text, steps)
-        table = entry.option == ("layers",) or entry.option == ("layer_centroids",)
+        table = len(entry.option) == 1 and entry.option[0] in TABLES
         made = _of_layers(entry, steps, weights_of(entry.step)) if table else [_dimension(entry, steps)]
         for dimension in made:
             if dimension.name in found and not table:
@@ -202,7 +204,9 @@ def _of_layers(entry: Entry, steps: Sequence[Call], found: Sequence[Weight]) -> 
         low, high = _ends(entry)
         width = float(high - low)
         levels = _grid(entry, None if entry.by is not None else 1 if whole and width >= 1 else width / LEVELS)
-    if not STRENGTHS[name].rising and not entry.choices:
+        if option == PRICED.option and entry.by is None and low > 0 and high / low >= DECADE:
+            levels = [float(f"{level:.3g}") for level in np.geomspace(low, high, LEVELS + 1)]
+    if not (STRENGTHS[name].rising or option == PRICED.option) and not entry.choices:
         levels.reverse()
     title = step_title(steps, entry.step)
     return [

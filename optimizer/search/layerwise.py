@@ -1,5 +1,5 @@
 """Candidates put together of layers that were changed before: a pass that treats each layer by itself gives a layer
-the same values whatever its neighbours get, so one run with one strength for all layers serves many candidates.
+the same values whatever its neighbours get, so one run serves every candidate that has a layer in common with it.
 """
 
 import math
@@ -22,6 +22,7 @@ from onnx_lathe.passes.graph.model import import_model
 KEPT_BYTES = 1 << 30
 FEW = 256
 """Distinct values up to which a tensor's code is that of a codebook."""
+SIGN_AND_EXPONENT = 9
 FLOAT_BITS = 27.0
 """What a packed float32 weight takes, about: exponents and signs repeat, mantissas do not."""
 
@@ -41,9 +42,7 @@ def is_local(step: Call) -> bool:
     if step.name == "prune":
         return options.get("scope", "layer") == "layer"
     if step.name == "codebook":
-        return options.get("share", "tensor") != "network" and not options.get("biases") and (
-            options.get("min_sqnr") is None
-        )  # fmt: skip
+        return options.get("share", "tensor") != "network" and options.get("min_sqnr") is None
     return False
 
 
@@ -73,13 +72,23 @@ class Composer:
                 self._by_layer.setdefault(one.layer, []).append(one)
         self._global = [one for one in space.dimensions if not one.layer]
         self._others_of: Key | None = None
+        given = any(step.options.get("biases") for step in space.steps)
+        self._biases = {
+            name: onnx.numpy_helper.to_array(tensor)
+            for name, tensor in self._tensors.items()
+            if given and len(tensor.dims) == 1 and name not in self._by_layer
+        }
+        """Those that no run has changed so far, as they are."""
 
     @classmethod
     def of(cls, model: onnx.ModelProto, space: Space, alone: bool = False) -> "Composer | None":
-        """None if a step is not local, or a layer's weight is no float32 initializer of the main graph."""
+        """None if a step is not local, or a layer's weight is no float32 initializer of the main graph; `alone` also if
+        biases change with their layer.
+        """
         stored = {one.name for one in model.graph.initializer if one.data_type == onnx.TensorProto.FLOAT}
         layers = {one.layer for one in space.dimensions if one.layer}
-        if not layers or not layers <= stored or not all(map(is_local, space.steps)):
+        biases = alone and any(step.options.get("biases") for step in space.steps)
+        if not layers or not layers <= stored or biases or not all(map(is_local, space.steps)):
             return None
         return cls(model, space, alone)
 
@@ -114,12 +123,10 @@ class Composer:
         return tuple(settings[one.name] for one in (*self._global, *self._by_layer[name]))
 
     def _run(self, name: str, key: Key, settings: Settings) -> None:
-        """The steps, with the layer's strengths for every layer: all that have the same dimensions are known then."""
-        by_step = {one.step: settings[one.name] for one in self._by_layer[name]}
-        alike = dict(settings)
-        for one in self.space.dimensions:
-            if one.layer and one.step in by_step and by_step[one.step] in one.levels:
-                alike[one.name] = by_step[one.step]
+        """The steps, after which every layer is known as these settings have it; if one layer alone is changed, with
+        its strengths for every layer that has the same dimensions.
+        """
+        alike = self._alike(name, settings) if self.alone else settings
         model = self._model
         for step in self.space.calls(alike):
             options = {**step.options, **ALONE.get(step.name, {})}
@@ -133,10 +140,32 @@ class Composer:
             elif not self.alone and self._others_of is None and weight.name in self._tensors:
                 values = np.asarray(constant_value(weight.tensor, graph.opset), np.float32)
                 self._tensors[weight.name].CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        if not self.alone:
+            self._take_biases(model)
         self._others_of = key
+
+    def _take_biases(self, model: onnx.ModelProto) -> None:
+        """Those that the passes made few or rounded: they are the same in every candidate, but where their layer is
+        left alone.
+        """
+        for tensor in model.graph.initializer:
+            if len(tensor.dims) == 1 and tensor.name in self._biases:
+                values = onnx.numpy_helper.to_array(tensor)
+                if not np.array_equal(values, self._biases[tensor.name]):
+                    self._tensors[tensor.name].CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+                    del self._biases[tensor.name]
+
+    def _alike(self, name: str, settings: Settings) -> Settings:
+        own = {(one.step, one.option): settings[one.name] for one in self._by_layer[name]}
+        alike = dict(settings)
+        for one in self.space.dimensions:
+            if one.layer and (value := own.get((one.step, one.option))) in one.levels:
+                alike[one.name] = value
+        return alike
 
     def _keep(self, name: str, key: Key, values: np.ndarray) -> None:
         if (name, key) in self._known:
+            self._known.move_to_end((name, key))
             return
         self._known[name, key] = Changed(np.ascontiguousarray(values), packed_estimate(values))
         self._bytes += values.nbytes
@@ -150,10 +179,16 @@ def packed_estimate(values: np.ndarray) -> float:
     """
     distinct, counts = np.unique(values, return_counts=True)
     if distinct.size <= FEW:
-        return (_entropy(counts) * values.size + 32.0 * distinct.size) / 8
+        return (_entropy(counts) * values.size + _value_bits(distinct) * distinct.size) / 8
     zeros = values.size - int(np.count_nonzero(values))
     where = _entropy(np.array([zeros, values.size - zeros])) * values.size
     return (where + FLOAT_BITS * (values.size - zeros)) / 8
+
+
+def _value_bits(values: np.ndarray) -> int:
+    """Of each value in a table: as many bits of mantissa as one of them has, which codebook(mantissa=7) makes few."""
+    used = int(np.bitwise_or.reduce(values.astype(np.float32).view(np.uint32), initial=0)) & 0x7FFFFF
+    return SIGN_AND_EXPONENT + (24 - (used & -used).bit_length() if used else 0)
 
 
 def _entropy(counts: np.ndarray) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from onnx_lathe.optimizer.search.bench import Bench
 from onnx_lathe.optimizer.search.clock import OutOfTimeError
 from onnx_lathe.optimizer.search.proposals import Proposals, Table
+from onnx_lathe.optimizer.search.shrinkage import Shrinkage
 from onnx_lathe.optimizer.search.storage import Shared, Tried, best_of
 from onnx_lathe.optimizer.search.untrained import trains
 
@@ -16,6 +17,8 @@ LEAST_S = 0.05
 AGAIN = 2
 """Times that the winner is made again after the last trial: to measure it exactly, and by the run of its recipe."""
 MOST_REPEATED = 200
+OWN = 8
+"""Of so many trials one is the sampler's own: it knows nothing of what a layer costs, and takes long to choose."""
 
 
 @dataclass
@@ -40,7 +43,7 @@ class Loop:
         ):  # how long it takes to make the winner again is not known yet
             self.bench.clock.reserve += self.bench.clock.left * AGAIN / (AGAIN + 1)
         while self._time_for_one():
-            tried = self.shared.finished()
+            tried = self._judged(self.shared.finished())
             best = best_of(tried)
             self.bench.best = best.outcome.ratio if best else float("inf")
             self.heard(len(tried), best)
@@ -57,16 +60,19 @@ class Loop:
             if repeated > MOST_REPEATED:
                 return
 
+    def _judged(self, tried: list[Tried]) -> list[Tried]:
+        return Shrinkage(tried, self.bench).all(tried)
+
     def _time_for_one(self) -> bool:
         """Whether a trial as long as most of the last ones would end in time."""
         return self.bench.clock.left > self._typical
 
     def _propose(self, proposals: Proposals, tried: list[Tried], best: Tried | None, turn: int) -> None:
-        """Two of three trials go on from the best; the third is the sampler's own."""
+        """Most trials go on from the best; each OWN-th is the sampler's own."""
         between = proposals.between({one.key: one.outcome.passed for one in tried if one.outcome.looks})
         if between is not None:
             self.shared.enqueue(between)
-        elif best is not None and turn % 3:
+        elif best is not None and turn % OWN:
             self.shared.enqueue(proposals.step(best.settings))
 
     def _trial(self, done: set[str]) -> bool:

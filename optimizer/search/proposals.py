@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from onnx_lathe.optimizer.search.hull import lower_hull
 from onnx_lathe.optimizer.search.layerwise import weakest
 from onnx_lathe.optimizer.search.space import Settings, Space, Value
 
-PRICES = 160
 STARTS = 10
 """Allocations that are tried at first."""
 UNIFORM = (0.2, 0.4, 0.6, 0.8)
@@ -50,21 +50,29 @@ def from_json(found: Mapping[str, Any]) -> dict[str, list[Option]]:
 
 
 def allocations(space: Space, table: Table) -> list[dict[str, Value]]:
-    """A setting for each price of noise, the costliest first."""
-    used = {layer: [one for one in options if math.isfinite(one.harm)] for layer, options in table.items()}
-    used = {layer: options for layer, options in used.items() if options}
-    harms = [one.harm for options in used.values() for one in options if one.harm > 0]
-    costs = [abs(one.cost) for options in used.values() for one in options if one.cost]
-    if not harms or not costs:
+    """A setting for each price of noise, the costliest first; from one to the next, one layer changes."""
+    ladders = [rungs for options in table.values() if (rungs := on_hull(options))]
+    if not any(len(rungs) > 1 for rungs in ladders):
         return []
-    low, high = math.log(min(costs) / max(harms)) - 5, math.log(max(costs) / min(harms)) + 5
-    found: dict[str, dict[str, Value]] = {}
-    for price in np.exp(np.linspace(high, low, PRICES)):
-        settings = weakest(space)
-        for options in used.values():
-            settings |= min(options, key=lambda one: (one.cost + price * one.harm, one.cost)).own
-        found.setdefault(repr(settings), settings)
-    return list(found.values())
+    settings = weakest(space)
+    for rungs in ladders:
+        settings |= rungs[0].own
+    moves = [
+        ((after.harm - before.harm) / (before.cost - after.cost), number, after)
+        for number, rungs in enumerate(ladders)
+        for before, after in itertools.pairwise(rungs)
+    ]
+    found = [settings]
+    for _, _, after in sorted(moves, key=lambda move: move[:2]):
+        settings = {**settings, **after.own}
+        found.append(settings)
+    return found
+
+
+def on_hull(options: Sequence[Option]) -> list[Option]:
+    """Those that some price of noise chooses, the costliest first."""
+    known = [one for one in options if math.isfinite(one.harm)]
+    return [known[index] for index in lower_hull([(one.cost, one.harm) for one in known])]
 
 
 def spread(items: Sequence[dict[str, Value]], count: int) -> list[dict[str, Value]]:
@@ -100,6 +108,8 @@ class Proposals:
         self.random = np.random.default_rng(seed)
         self._places = {repr(sorted(one.items())): place for place, one in enumerate(self.ladder)}
         self._options = {layer: {_key(one.own): one for one in options} for layer, options in table.items()}
+        hulls = {layer: on_hull(options) for layer, options in table.items()}
+        self._rungs = {layer: rungs for layer, rungs in hulls.items() if len(rungs) > 1}
 
     def starts(self) -> list[dict[str, Value]]:
         return [*spread(self.ladder, STARTS), *uniform(self.space)]
@@ -117,22 +127,28 @@ class Proposals:
         return self.ladder[middle] if passed < middle < failed and middle not in verdicts else None
 
     def step(self, best: Settings) -> dict[str, Value]:
-        """A few layers stronger, perhaps others weaker: cheaper by the table, where it knows."""
+        """A few layers stronger, perhaps others weaker, among the settings that some price of noise chooses: cheaper
+        by the table.
+        """
+        moved = dict(best)
         for _ in range(50):
             moved = dict(best)
-            ladders = [one for one in self.space.dimensions if one.levels]
-            if not ladders:
-                return moved
-            down = int(self.random.integers(1, 4))
-            up = int(self.random.integers(0, 3))
-            chosen = self.random.permutation(len(ladders))[: down + up]
-            for order, index in enumerate(chosen):
-                one = ladders[index]
-                place = one.levels.index(moved[one.name]) + (1 if order < down else -1)
-                moved[one.name] = one.levels[min(max(place, 0), len(one.levels) - 1)]
+            down, up = int(self.random.integers(1, 4)), int(self.random.integers(0, 3))
+            chosen = self.random.permutation(sorted(self._rungs))[: down + up]
+            for order, layer in enumerate(chosen):
+                rungs = self._rungs[layer]
+                place = self._place(layer, best) + (1 if order < down else -1)
+                moved |= rungs[min(max(place, 0), len(rungs) - 1)].own
             if moved != dict(best) and self._gain(best, moved):
-                return moved
+                break
         return moved
+
+    def _place(self, layer: str, settings: Settings) -> int:
+        """Which of a layer's rungs the settings are on, or next to by cost; the middle one where that is unknown."""
+        rungs = self._rungs[layer]
+        known = self._options[layer].get(_key({name: settings[name] for name in rungs[0].own}))
+        cost = rungs[len(rungs) // 2].cost if known is None else known.cost
+        return min(range(len(rungs)), key=lambda place: abs(rungs[place].cost - cost))
 
     def _gain(self, best: Settings, moved: Settings) -> bool:
         """Whether the move pays by the table: cheaper, and not at a much higher price of noise than it must be."""

@@ -47,8 +47,8 @@ class SearchRecord:
     winner: Choice | None = None
     nearest_miss: Choice | None = None
     confirmed: dict[str, Any] | None = None
-    """On samples that chose nothing, of the winner or of the last that was tried: `samples`, `metrics`, `z` (standard
-    errors to spare there), `tried` (candidates that came so far), `messages`; None if nothing came so far, or there
+    """On samples that chose nothing, of the winner or of the one that failed there: `samples`, `metrics`, `z` (standard
+    errors to spare), `tried` (candidates that came so far), `messages`; None if nothing came so far, or there
     are too few samples.
     """
     recipe: str = ""

@@ -10,8 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
-
 from onnx_lathe.errors import ExitCode, LatheError, UsageError
 from onnx_lathe.optimizer import pipeline, surroundings
 from onnx_lathe.optimizer.run import Request
@@ -19,12 +17,14 @@ from onnx_lathe.optimizer.search import confirming, worker
 from onnx_lathe.optimizer.search.bench import Outcome
 from onnx_lathe.optimizer.search.clock import Clock, OutOfTimeError
 from onnx_lathe.optimizer.search.folder import BEST, RECIPE, RECORD, STUDY, begin, check_out, erase_winner
-from onnx_lathe.optimizer.search.judging import Judge, quality_name, unspread
+from onnx_lathe.optimizer.search.judging import quality_name, unspread
 from onnx_lathe.optimizer.search.loop import Loop
+from onnx_lathe.optimizer.search.naming import Naming
 from onnx_lathe.optimizer.search.proposals import Proposals, as_json, from_json
 from onnx_lathe.optimizer.search.recipe_file import write_recipe
 from onnx_lathe.optimizer.search.record import Choice, SearchRecord
 from onnx_lathe.optimizer.search.request import Opened, SearchRequest, open_search
+from onnx_lathe.optimizer.search.shrinkage import Shrinkage
 from onnx_lathe.optimizer.search.space import Settings, shown
 from onnx_lathe.optimizer.search.storage import (
     JOURNAL,
@@ -32,9 +32,7 @@ from onnx_lathe.optimizer.search.storage import (
     Tried,
     best_of,
     front,
-    nearest_miss,
     open_storage,
-    passing,
     require_optuna,
 )
 from onnx_lathe.optimizer.search.table import measure_table
@@ -110,7 +108,7 @@ class _Run:
     def __init__(self, opened: Opened, ui: Ui, record: SearchRecord) -> None:
         self.opened, self.request, self.ui, self.record = opened, opened.request, ui, record
         self.shared: Shared | None = None
-        self._confirming: Judge | None = None
+        self.shrinkage = Shrinkage([], opened.bench)
 
     def explore(self, clock: Clock) -> None:
         """Sensitivity, the first settings, and trials until the time is up."""
@@ -208,6 +206,8 @@ class _Run:
     def _collect(self) -> list[Tried]:
         assert self.shared is not None
         tried = self.shared.finished()
+        self.shrinkage = Shrinkage(tried, self.opened.bench)
+        tried = self.shrinkage.all(tried)
         quality = self.record.quality
         self.record.trials = [
             {
@@ -229,63 +229,15 @@ class _Run:
 
     def _named(self, tried: list[Tried]) -> tuple[Settings, Outcome] | None:
         """The smallest that passes as its recipe has it, and again on samples that chose nothing."""
-        bench, notes = self.opened.bench, self.record.notes
+        bench = self.opened.bench
         bench.clock.reserve = -1e9  # the time for this was kept
-        most = 1 if bench.trains else confirming.MOST
-        made, seen = dict[int, tuple[onnx.ModelProto, Outcome]](), dict[int, Outcome]()
-
-        def chosen(one: Tried) -> bool:
-            self.ui.status("measuring the best as its recipe has it")
-            try:
-                made.clear()
-                made[one.number] = bench.exact(one.settings)
-            except LatheError as error:
-                notes.append(f"trial {one.number} left out: {error}")
-                return False
-            seen[one.number] = made[one.number][1]
-            return seen[one.number].passed
-
-        found = confirming.name_winner(
-            passing(tried), chosen, lambda one: self._confirmed(made[one.number][0], most), most
-        )
-        if self.record.confirmed is not None:
-            self.record.confirmed["tried"] = found.tried
-        if found.winner is not None:
-            return found.winner.settings, seen[found.winner.number]
-        near = found.near if found.near is not None and found.near.number in seen else nearest_miss(tried)
-        if near is not None:
-            self.record.nearest_miss = self._choice(near.settings, seen.get(near.number, near.outcome))
-        if found.tried:
-            notes.append(
-                f"none of the best {found.tried} passes on the {self.record.confirmed['samples']:,} samples that chose nothing: "  # type: ignore[index]
-                "luck had helped them; choose on more samples (--validation), or resume with a longer --budget"
-            )
-        elif found.near is not None:
-            notes.append("the best trials do not pass as their recipes have them")
-        else:
-            notes.append(
-                "no trial passes the gate"
-                if tried
-                else "no trial was finished in the budget; give a longer --budget"
-            )
-        return None
-
-    def _confirmed(self, model: onnx.ModelProto, most: int) -> bool:
-        """Whether it passes on the samples that chose nothing; true if there are none."""
-        samples, goal = self.opened.division.confirming, self.opened.bench.goal
-        if samples is None:
-            return True
-        self.ui.status("confirming the best on samples that chose nothing")
-        if self._confirming is None:
-            self._confirming = Judge(self.opened.original, samples, self.request.threads)
-        z = confirming.level(goal.margin, most)
-        measured = self._confirming.measure(model)
-        verdict = confirming.confirm(goal.gates, self._confirming.base, measured, z)
-        self.record.confirmed = {
-            "samples": samples.count, "metrics": dict(measured.metrics), "z": z, "tried": 0,
-            "messages": list(verdict.messages),
-        }  # fmt: skip
-        return verdict.passed
+        naming = Naming(self.opened, self.shrinkage, self.ui.status)
+        naming.name(tried)
+        self.record.confirmed = naming.confirmed
+        self.record.notes += naming.notes
+        if naming.near is not None:
+            self.record.nearest_miss = self._choice(*naming.near)
+        return naming.winner
 
     def _choice(self, settings: Settings, outcome: Outcome) -> Choice:
         minimize = self.request.minimize
@@ -339,7 +291,8 @@ def _unspread(opened: Opened) -> list[str]:
 
 def _reserve(opened: Opened, opening_s: float) -> float:
     """Seconds that judging the winner will take: opening the model again, as many evaluations of the evaluation data
-    as the run has models, and the exact check. At most a third of the budget: more would leave no time to search.
+    as the run has models, and each candidate by its recipe, on the samples that choose and those that confirm. At most
+    a third of the budget: more would leave no time to search.
     """
     request, bench = opened.request, opened.bench
     first, last = bench.judges[0], bench.judges[-1]
@@ -351,12 +304,12 @@ def _reserve(opened: Opened, opening_s: float) -> float:
     models = len(request.recipe.steps) + 1
     confirmed = 0 if opened.division.confirming is None else opened.division.confirming.count or 0
     tried = 1 if bench.trains else confirming.MOST
-    samples = judged * models + (last.data.count or 0) + confirmed * (1 + tried)
+    samples = judged * models + confirmed + tried * ((last.data.count or 0) + confirmed)
     seconds = per_sample * samples + opening_s + models
     if "packed" in bench.goal.counted:
         began = time.perf_counter()
         bench.costs.of(bench.base, {"packed"})
-        times = 1 + any(target.name == "pack" for target in request.recipe.targets)
+        times = tried + any(target.name == "pack" for target in request.recipe.targets)
         seconds += times * min(BEST_CODER * (time.perf_counter() - began), BEST_CODER_S)
     return min(seconds, request.budget_s / 3)
 

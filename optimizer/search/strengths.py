@@ -1,7 +1,7 @@
 """How strong a pass may be set in one layer, from leaving it alone to the most that is sensible."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -21,6 +21,7 @@ SPARSITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.8
 CHANNELS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
 BITS = (0, 8, 7, 6, 5, 4, 3, 2)
 VALUES = (0, 64, 48, 32, 24, 16, 12, 10, 8, 7, 6, 5, 4, 3)
+TRADEOFFS = (0.0, 0.004, 0.008, 0.016, 0.03, 0.06, 0.12)
 RANKS = (0.875, 0.75, 0.625, 0.5, 0.4375, 0.375, 0.3125, 0.25, 0.1875, 0.125)
 """Shares of the full rank."""
 
@@ -80,6 +81,8 @@ STRENGTHS: Mapping[str, Strength] = {
 }
 FINER = Strength("layer_centroids", _same(*VALUES), {"layers": {"*": 3}}, rising=False)
 """Of codebook where the packed file counts: its code needs no whole number of bits."""
+PRICED = Strength("layer_tradeoffs", _same(*TRADEOFFS), {"layers": {"*": 3}})
+"""Beside it: the same number of values takes fewer bytes where rare ones are used less."""
 
 
 def layers_of(
@@ -109,21 +112,25 @@ def per_layer(
     steps: Sequence[Call], index: int, found: Sequence[Weight], packed: bool, levels: Sequence[Value] = ()
 ) -> list[Dimension]:
     """A dimension for each of the weights that the step's own options do not settle. `levels`: instead of all."""
-    step = steps[index]
-    strength = FINER if packed and step.name == "codebook" and not levels else STRENGTHS[step.name]
+    step, title = steps[index], step_title(steps, index)
     settled = {*step.options.get("layers", {}), *step.options.get("layer_centroids", {})}
-    title = step_title(steps, index)
+    finer = packed and step.name == "codebook" and not levels
     dimensions = []
-    for weight in found:
-        named = {weight.name, *(node.name for node in weight.nodes)}
-        own = tuple(levels) or strength.levels(weight)
-        if any(fnmatchcase(one, pattern) or one == pattern for one in named for pattern in settled) or (
-            len(own) < 2
-        ):
-            continue
-        name = f"{title}.{strength.option}[{weight.name}]"
-        dimensions.append(Dimension(name, index, (strength.option,), weight.name, own))
+    for strength in (FINER, PRICED) if finer else (STRENGTHS[step.name],):
+        settled |= {*step.options.get(strength.option, {})}
+        for weight in found:
+            own = tuple(levels) or strength.levels(weight)
+            if _names(weight, settled) or len(own) < 2:
+                continue
+            name = f"{title}.{strength.option}[{weight.name}]"
+            dimensions.append(Dimension(name, index, (strength.option,), weight.name, own))
     return dimensions
+
+
+def _names(weight: Weight, patterns: Collection[str]) -> bool:
+    """Whether one of the patterns is about the weight or a layer of it."""
+    named = {weight.name, *(node.name for node in weight.nodes)}
+    return any(fnmatchcase(one, pattern) or one == pattern for one in named for pattern in patterns)
 
 
 def uniform(steps: Sequence[Call], index: int) -> list[Dimension]:

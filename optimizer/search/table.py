@@ -1,5 +1,6 @@
 """What each layer's settings cost and how much they harm, measured layer by layer before the first trial."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,6 +10,7 @@ import onnx
 from onnx_lathe.errors import LatheError
 from onnx_lathe.optimizer.search.bench import Bench
 from onnx_lathe.optimizer.search.clock import Clock
+from onnx_lathe.optimizer.search.hull import Exploring, lower_hull
 from onnx_lathe.optimizer.search.judging import noise
 from onnx_lathe.optimizer.search.layerwise import Composer, combinations, layers, weakest
 from onnx_lathe.optimizer.search.proposals import Option
@@ -19,6 +21,8 @@ SHARE = 0.25
 """Of the budget that the profile may take."""
 SAMPLED = 4
 """Strengths of each dimension that are measured where the others follow from how far the weights moved."""
+RUNS = 110
+"""Of the passes, each with another setting for every layer: more find the hull by some thousandths of a bit better."""
 LEAST_NOISE = 1e-9
 
 Progress = Callable[[str], None]
@@ -28,9 +32,12 @@ def measure_table(bench: Bench, clock: Clock, progress: Progress) -> dict[str, l
     """Layer -> its options. What the time does not suffice for is left out."""
     if not layers(bench.space):
         return {}
-    ends = clock.left * (1 - SHARE)
+    begun, ends = clock.left, clock.left * (1 - SHARE)
     if bench.composer is not None:
-        return _by_weights(bench, bench.composer, lambda: clock.left > ends, progress)
+        half = (begun + ends) / 2
+        return _by_weights(
+            bench, bench.composer, lambda: clock.left > ends, lambda: clock.left > half, progress
+        )
     return _by_trials(bench, lambda: clock.left > ends, progress)
 
 
@@ -44,26 +51,18 @@ def _coarse_first(levels: Sequence[Value]) -> list[Value]:
 
 
 def _by_weights(
-    bench: Bench, composer: Composer, in_time: Callable[[], bool], progress: Progress
+    bench: Bench,
+    composer: Composer,
+    in_time: Callable[[], bool],
+    first_half: Callable[[], bool],
+    progress: Progress,
 ) -> dict[str, list[Option]]:
     """Noise is measured for a few strengths of each layer; for the others it follows from the squared change of the
     weights, to which it is nearly proportional.
     """
     base, found = weakest(bench.space), dict[str, list[Option]]()
     names = layers(bench.space)
-    stored = {one.name: one for one in bench.base.graph.initializer}
-    before = {name: onnx.numpy_helper.to_array(stored[name]).astype(np.float64) for name in names}
-    changes: dict[str, list[tuple[Mapping[str, Value], float, float]]] = {name: [] for name in names}
-    grid = _grid(bench, names)
-    for number, own in enumerate(grid):
-        progress(f"codes of every layer, {number + 1} of {len(grid)}")
-        for name in names:
-            if not in_time():
-                break
-            mine = {one: own[step] for one, step in _own(bench, name).items()}
-            changed = composer.layer(name, {**base, **mine})
-            moved = float(np.square(changed.values - before[name]).sum())
-            changes[name].append((mine, changed.packed_bytes, moved))
+    changes = _changes(bench, composer, first_half, progress)
     original = bench.costs.base(bench.goal.minimize)
     for number, name in enumerate(names):
         if not in_time():
@@ -74,36 +73,41 @@ def _by_weights(
     return found
 
 
-def _own(bench: Bench, layer: str) -> dict[str, int]:
-    """Dimension of the layer -> its step."""
-    return {one.name: one.step for one in bench.space.dimensions if one.layer == layer}
-
-
-def _grid(bench: Bench, names: Sequence[str]) -> list[dict[int, Value]]:
-    """Strengths by step, of all layers at once, coarse ones first."""
-    ladders: dict[int, Sequence[Value]] = {}
-    for one in bench.space.dimensions:
-        if one.layer and len(one.levels) > len(ladders.get(one.step, ())):
-            ladders[one.step] = one.levels
-    found: list[tuple[int, dict[int, Value]]] = [(0, {})]
-    for step, levels in ladders.items():
-        found = [
-            (rank + place, {**before, step: level})
-            for rank, before in found
-            for place, level in enumerate(_coarse_first(levels))
-        ]
-    return [own for _, own in sorted(found, key=lambda item: item[0])]
-
-
-def _hull(
-    changes: Sequence[tuple[Mapping[str, Value], float, float]],
-) -> list[tuple[Mapping[str, Value], float, float]]:
-    """Settings that no other beats in both bytes and change, the smallest change first."""
-    kept: list[tuple[Mapping[str, Value], float, float]] = []
-    for one in sorted(changes, key=lambda item: (item[2], item[1])):
-        if not kept or one[1] < kept[-1][1]:
-            kept.append(one)
-    return kept
+def _changes(
+    bench: Bench, composer: Composer, in_time: Callable[[], bool], progress: Progress
+) -> dict[str, list[tuple[Mapping[str, Value], float, float]]]:
+    """Layer -> (settings, packed bytes, squared change of the weights): on the lower convex hull, and on the way
+    there. Each run has another setting for every layer. What earlier steps do begins with nothing: where the last
+    one has a price on its code, they add little.
+    """
+    names, base = layers(bench.space), weakest(bench.space)
+    stored = {one.name: one for one in bench.base.graph.initializer}
+    before = {name: onnx.numpy_helper.to_array(stored[name]).astype(np.float64) for name in names}
+    own = {name: [one for one in bench.space.dimensions if one.layer == name] for name in names}
+    exploring = {
+        name: Exploring(
+            [len(one.levels) for one in dimensions],
+            {axis for axis, one in enumerate(dimensions) if one.step == dimensions[-1].step},
+        )
+        for name, dimensions in own.items()
+    }
+    changes: dict[str, list[tuple[Mapping[str, Value], float, float]]] = {name: [] for name in names}
+    for number in range(1, RUNS + 1):
+        places = {name: place for name in names if (place := exploring[name].next()) is not None}
+        if not places or not in_time():
+            return changes
+        progress(f"codes of {len(places)} layers, run {number} of at most {RUNS}")
+        chosen = {
+            name: {one.name: one.levels[at] for one, at in zip(own[name], place, strict=True)}
+            for name, place in places.items()
+        }
+        settings = {**base, **dict(itertools.chain(*(mine.items() for mine in chosen.values())))}
+        for name, place in places.items():
+            changed = composer.layer(name, settings)
+            moved = float(np.square(changed.values - before[name]).sum())
+            exploring[name].add(place, changed.packed_bytes, moved)
+            changes[name].append((chosen[name], changed.packed_bytes, moved))
+    return changes
 
 
 def _noise_curve(
@@ -116,7 +120,8 @@ def _noise_curve(
     """Noise of the outputs by the squared change of the layer's weights: measured in a few places, in between and
     beyond on a double logarithmic scale.
     """
-    hull = [one for one in _hull(changes) if one[2] > 0]
+    kept = lower_hull([(packed_bytes, moved) for _, packed_bytes, moved in changes])
+    hull = [changes[index] for index in kept if changes[index][2] > 0]
     if not hull:
         return lambda moved: 0.0
     places = np.unique(np.linspace(0, len(hull) - 1, min(SAMPLED, len(hull))).round().astype(int))

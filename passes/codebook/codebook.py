@@ -111,8 +111,10 @@ class Codebook(Pass):
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
         found = list(weights(graph, refuse=report.skip, bodies=True, everywhere=True))
-        counts = _value_counts(self.config, found, [skip.node for skip in report.skips])
-        jobs = self._jobs(graph, found, counts, report)
+        refused = [skip.node for skip in report.skips]
+        counts = _value_counts(self.config, found, refused)
+        own = by_weight(self.config.layer_tradeoffs, found, refused, "codebook(layer_tradeoffs=...)")
+        jobs = self._jobs(graph, found, counts, own, report)
         small = self._rounded_codebooks(found, counts) + self._small_biases(graph, found, counts, report)
         if self.config.min_sqnr is not None and (jobs or small):
             jobs = self._fewest_bits(graph, jobs, small, context, report)
@@ -125,22 +127,31 @@ class Codebook(Pass):
             self._store(writer, job, total, report)
         for _, items in groupby(small, key=lambda item: (item.kind, item.node)):
             self._write(list(items), report)
-        priced = self.config.tradeoff > 0
+        priced = self._priced
         report.metrics.update(total.metrics(entropy=priced, nearest=priced and not self.trains))
         return report
 
+    @property
+    def _priced(self) -> bool:
+        """Whether codes have a price in any layer."""
+        return self.config.tradeoff > 0 or any(self.config.layer_tradeoffs.values())
+
+    def _rule(self, job: ClusterJob) -> Rule:
+        return self.rule if job.tradeoff is None else replace(self.rule, tradeoff=job.tradeoff)
+
     def _jobs(
-        self, graph: Graph, found: list[Weight], counts: ValueCounts, report: PassReport
-    ) -> list[ClusterJob]:
-        """What is clustered together; a weight with a number of values of its own has a codebook of its
-        own, too.
+        self, graph: Graph, found: list[Weight], counts: ValueCounts, tradeoffs: Mapping[str, float],
+        report: PassReport,
+    ) -> list[ClusterJob]:  # fmt: skip
+        """What is clustered together; a weight with a number of values or a tradeoff of its own has a codebook of
+        its own, too.
         """
         sparse, members = sparse_tensors(graph), dict[str, list[Weight]]()
         for weight in found:
             if reason := self._refusal(graph, weight, counts.of(weight.name)):
                 report.skip(weight.nodes[0].name, reason)
             else:
-                alone = self.config.share != "network" or weight.name in counts.own
+                alone = self.config.share != "network" or weight.name in {**counts.own, **tradeoffs}
                 members.setdefault(weight.name if alone else "", []).append(weight)
         jobs = []
         groups = self.config.groups if self.config.share == "channel_group" else 1
@@ -148,6 +159,7 @@ class Codebook(Pass):
             first = together[0].name
             keep_zero = any(weight.name in sparse for weight in together)
             job = ClusterJob.of(together, counts.of(first), keep_zero, groups, first in counts.own)
+            job = replace(job, tradeoff=tradeoffs.get(first))
             if job.keep_zero and job.k < 3 and (self.trains or not job.has_few_values()):
                 reason = (
                     "its zeros must stay, and negative, zero and positive weights "
@@ -183,7 +195,7 @@ class Codebook(Pass):
         ladders = []
         for job in jobs:
             context.progress(f"measuring {job.weights[0].name}")
-            ladders.append(ladder(job, self.rule, candidate))
+            ladders.append(ladder(job, self._rule(job), candidate))
 
         def measure(bits: tuple[int | None, ...]) -> float:
             context.progress("measuring all layers")
@@ -191,7 +203,8 @@ class Codebook(Pass):
                 job.with_bits(chosen) for job, chosen in zip(jobs, bits, strict=True) if chosen is not None
             ]
             return candidate.noise(
-                beside | {name: array for job in changed for name, array in job.decoded(self.rule).items()}
+                beside
+                | {name: array for job in changed for name, array in job.decoded(self._rule(job)).items()}
             )
 
         bits, noise = fewest_bytes(ladders, 10 ** (-least / 10), measure)
@@ -268,7 +281,7 @@ class Codebook(Pass):
         """Writes the trained values into the graph: those of jobs and small tensors have few distinct ones
         already.
         """
-        groups = [(group, self.rule) for job in jobs for group in job.groups]
+        groups = [(group, self._rule(job)) for job in jobs for group in job.groups]
         groups += [(item.group, replace(self.rule, tradeoff=0.0)) for item in small]
         shaping = Clustered(groups, self.config.every, self.config.freeze)
         result = context.need_trainer().train(export_model(graph), trainer_settings(self.config), shaping)
@@ -281,14 +294,14 @@ class Codebook(Pass):
     def _store(self, writer: CodebookWriter, job: ClusterJob, total: Total, report: PassReport) -> None:
         """Puts the codebooks of a job into the graph, or says why not."""
         trained = self.trains and job.has_few_values()
-        arrays = job.values()
-        outcome = job.encoded(arrays, replace(self.rule, tradeoff=0.0) if trained else self.rule)
+        arrays, rule = job.values(), self._rule(job)
+        outcome = job.encoded(arrays, replace(rule, tradeoff=0.0) if trained else rule)
         codebooks = [
             writer.codebook(job.codebook_name(number), encoded.centroids)
             for number, (_, encoded) in enumerate(outcome)
         ]
         own_bytes = sum(encoded.centroids.nbytes for _, encoded in outcome) / len(job.weights)
-        entropy = entropy_of(outcome) if self.config.tradeoff > 0 else (0.0, 0.0)
+        entropy = entropy_of(outcome) if self._priced else (0.0, 0.0)
         for weight in job.weights:
             values, parts, signal, noise = arrays[weight.name], list[Part](), 0.0, 0.0
             for (group, encoded), codebook in zip(outcome, codebooks, strict=True):
@@ -309,7 +322,7 @@ class Codebook(Pass):
                 f"{bits}-bit indices",
                 "trained" if trained else quality(signal, noise),
             ]
-            if self.config.tradeoff > 0:
+            if rule.tradeoff > 0:
                 what.append(
                     f"{entropy[0]:.2f} bits per weight"
                     + ("" if trained else f" ({entropy[1]:.2f} by nearest value)")

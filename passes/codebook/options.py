@@ -36,6 +36,9 @@ class Sharing:
         "squared error, relative to the weights' square, that is taken to save one bit of a weight's code",
         low=0.0,
     )
+    layer_tradeoffs: dict[str, float] = option(
+        {}, "tradeoff of weights or layers by name pattern; others have that of all", low=0.0
+    )
     iterations: int = option(300, "most iterations of k-means", low=1)
     min_sqnr: float | None = option(
         None,

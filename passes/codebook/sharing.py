@@ -36,6 +36,8 @@ class ClusterJob:
     groups: tuple[CodebookGroup, ...]
     fixed: bool = False
     """Whether an option names the number of values for this weight."""
+    tradeoff: float | None = None
+    """Of this job alone, instead of that of all."""
 
     @classmethod
     def of(cls, weights: Sequence[Weight], k: int, keep_zero: bool, groups: int, fixed: bool) -> "ClusterJob":

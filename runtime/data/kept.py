@@ -99,19 +99,19 @@ def hold_apart(
     training: bool,
     seed: int,
     unused: DataSource | None = None,
-) -> tuple[KeptSource, DataSource]:
-    """(up to `most` samples that judge settings, others that train or calibrate). No sample is in both, nor one
-    equal to it, and none of `unused`, the evaluation data, in either.
+) -> tuple[KeptSource, DataSource, IndexedSource | None]:
+    """(up to `most` samples that judge settings, others that train or calibrate, what neither takes, which is not
+    read yet). No sample is in two of them, nor one equal to it, and none of `unused`, the evaluation data, in any.
 
     training: the others are four fifths, as in `split`; else as few as calibrate, so that more can judge. Of a
     function, whose samples have no numbers, each fifth batch judges. Raises DataError for fewer than 5 samples.
     """
     if not isinstance(source, IndexedSource):
-        return _of_batches(source, most, calibrating, training)
+        return *_of_batches(source, most, calibrating, training), None
     source = _without(source, unused)
     if training:
         parts = split(source, seed)
-        return keep(parts.evaluation, most), parts.train
+        return keep(parts.evaluation, most), parts.train, _rest(parts.evaluation, most)
     if source.count < SHARE:
         raise DataError(f"{source.description}: too few to choose settings on; give at least {SHARE}")
     order = np.random.default_rng(seed).permutation(source.count)
@@ -122,7 +122,18 @@ def hold_apart(
         raise DataError(
             f"{source.description}: nearly all samples are equal, so none is left to choose settings on"
         )
-    return keep(Subset(source, judging), most), Subset(source, order[:others])
+    pool = Subset(source, judging)
+    return keep(pool, most), Subset(source, order[:others]), _rest(pool, most)
+
+
+def _rest(pool: DataSource, most: int) -> IndexedSource | None:
+    """The samples of the pool that `keep` leaves, and that equal none that it takes; None without one."""
+    if not isinstance(pool, IndexedSource) or pool.count <= most:
+        return None
+    rows, taken = np.arange(pool.count), np.arange(most) * pool.count // most
+    identities = pool.identities(rows)
+    rest = rows[~np.isin(identities, identities[taken])]
+    return Subset(pool, rest) if len(rest) else None
 
 
 def _without(source: IndexedSource, unused: DataSource | None) -> IndexedSource:

@@ -1,6 +1,6 @@
 """What a search takes for passed: gates without a number, standard errors, and winners confirmed on other samples."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -140,53 +140,68 @@ def test_a_gate_that_no_trial_counts_is_refused() -> None:
         SearchRequest(Path("m.onnx"), only, Path("out")).check()
 
 
-def named(drop: float, choosing: int = 2000, confirmers: int = 1000, repetitions: int = 500) -> float:
-    """How often a winner is named among 200 candidates that all truly lose `drop`, under a gate of 1 %, where no sample
-    is answered better than before.
+def named(drop: float, confirmers: int = 1000, repetitions: int = 500, count: int = confirming.MOST) -> float:
+    """How often a winner is named among candidates that all truly lose `drop`, under a gate of 1 %, where no sample is
+    answered better than before, and each is confirmed by luck of its own.
     """
-    random, gates, base, z = (
-        np.random.default_rng(0), parse_gates(["top1 drop <= 1%"]), {"top1": 0.9}, confirming.level(1.0),
-    )  # fmt: skip
-
-    def measured(lost: int, count: int) -> Measured:
-        share = lost / count
-        return Measured({"top1": 0.9 - share}, {"top1": paired_error(share, share, count)}, count)
+    random, gates, base = np.random.default_rng(0), parse_gates(["top1 drop <= 1%"]), {"top1": 0.9}
 
     @cache
-    def passes(lost: int, count: int, is_choosing: bool) -> bool:
-        found = measured(lost, count)
-        if is_choosing:
-            return judged(gates, base, found, Leniency(-1.0)).passed
-        return confirming.confirm(gates, base, found, z).passed
-
-    def chosen() -> Iterator[int]:
-        return (place for place in range(200) if passes(random.binomial(choosing, drop), choosing, True))
+    def passes(lost: int) -> bool:
+        share = lost / confirmers
+        measured = Measured(
+            {"top1": 0.9 - share}, {"top1": paired_error(share, share, confirmers)}, confirmers
+        )
+        return confirming.confirm(gates, base, measured, 1.0).passed
 
     def confirmed(place: int) -> bool:
-        return passes(random.binomial(confirmers, drop), confirmers, False)
+        return passes(random.binomial(confirmers, drop))
 
     winners = [
-        confirming.name_winner(chosen(), lambda place: True, confirmed).winner for _ in range(repetitions)
+        confirming.name_winner(range(count), lambda place: True, confirmed).winner for _ in range(repetitions)
     ]
     return 1 - winners.count(None) / repetitions
 
 
 def test_the_winners_curse_is_no_more_likely_than_the_margin_allows() -> None:
+    assert named(0.0105, confirmers=10_000) <= 0.16
     assert named(0.012) <= 0.16
     assert named(0.003) >= 0.9
 
 
-def test_a_level_for_each_candidate() -> None:
-    assert confirming.level(0.0) == 0.0
-    assert confirming.level(1.0) == pytest.approx(1.754, abs=1e-3)
-    assert confirming.level(1.0, 1) == pytest.approx(1.0)
-    assert confirming.level(40.0) == 40.0
-
-
-def test_at_most_four_are_confirmed() -> None:
+def test_the_winner_is_the_last_before_one_that_is_not_confirmed() -> None:
     asked: list[int] = []
-    found = confirming.name_winner(range(9), lambda one: one > 0, lambda one: bool(asked.append(one)))
-    assert (found.winner, found.near, found.tried, asked) == (None, 0, 3, [1, 2, 3])
+
+    def confirmed(one: int) -> bool:
+        asked.append(one)
+        return one < 4
+
+    found = confirming.name_winner(range(9), lambda one: one != 1, confirmed)
+    assert (found.winner, found.near, found.tried, asked) == (3, 4, 4, [0, 2, 3, 4])
+    none = confirming.name_winner([5, 6], lambda one: True, confirmed)
+    assert (none.winner, none.near, none.tried) == (None, 5, 1)
+    unfit = confirming.name_winner([5, 6], lambda one: False, confirmed)
+    assert (unfit.winner, unfit.near, unfit.tried) == (None, 5, 0)
+
+
+def test_larger_ones_with_less_noise_are_confirmed_before_the_smallest() -> None:
+    """One of the same size with more noise, and one that is larger and noisier, are no candidates."""
+    figures = [
+        (0.1, 15.0),
+        (0.1014, 14.0),
+        (0.103, 16.0),
+        (0.1035, 17.0),
+        (0.11, 12.0),
+        (0.115, 25.0),
+        (0.2, 40.0),
+    ]
+    passed = [
+        tried(number, ratio=ratio, passed=True, final=True, metrics={"sqnr": sqnr})
+        for number, (ratio, sqnr) in enumerate(figures)
+    ]
+    assert [one.outcome.ratio for one in confirming.in_order(passed)] == [0.115, 0.1035, 0.1]
+    assert [one.outcome.ratio for one in confirming.in_order(passed, 1)] == [0.1]
+    assert confirming.in_order([]) == []
 
 
 def test_equal_samples_confirm_or_choose() -> None:
@@ -215,12 +230,30 @@ def test_few_samples_all_choose(tmp_path: Path) -> None:
 def test_no_copy_of_a_sample_judges(training: bool) -> None:
     values = np.repeat(np.arange(500, dtype=np.float32), 2)[:, None]
     unused = open_source({"x": values[:100]}, INPUTS)
-    judging, others = hold_apart(open_source({"x": values}, INPUTS), 5000, 100, training, 0, unused)
-    judge, seen = (
-        set(np.concatenate([b.inputs["x"] for b in one.batches(64)]).ravel()) for one in (judging, others)
+    parts = hold_apart(open_source({"x": values}, INPUTS), 80, 100, training, 0, unused)
+    judge, seen, spare = (
+        set(np.concatenate([b.inputs["x"] for b in one.batches(64)]).ravel())
+        for one in parts
+        if one is not None
     )
     assert not judge & seen
-    assert min(judge | seen) == 50
+    assert not spare & (judge | seen)
+    assert len(spare) > 20
+    assert min(judge | seen | spare) == 50
+
+
+def test_others_confirm_where_there_are_enough() -> None:
+    model = build("(float[N, 1] x) => (float[N, 2] y) { y = MatMul (x, w) }", w=random(1, 2))
+    recipe = Recipe(parse_calls("codebook", "p"), data={"x": random(4000, 1)})
+    pool = divide(recipe, model, False, 10**6).judging.count
+    for most, chosen in ((1000, 1000), (pool - 200, None)):
+        division = confirmed_apart(divide(recipe, model, False, most), 0)
+        assert division.confirming is not None
+        if chosen is None:  # too few others: a third
+            assert division.judging.count < 0.7 * most
+        else:
+            assert (division.judging.count, division.confirming.count) == (chosen, pool - chosen)
+            assert f"confirmed on {pool - chosen:,} others" in division.note
 
 
 def tried(number: int, **given: Any) -> Tried:

@@ -15,7 +15,7 @@ import pytest
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.recipe import parse_calls
-from onnx_lathe.optimizer.search.bench import Outcome
+from onnx_lathe.optimizer.search.bench import Goal, Outcome
 from onnx_lathe.optimizer.search.clock import Clock
 from onnx_lathe.optimizer.search.loop import Loop
 from onnx_lathe.optimizer.search.space import Dimension, Settings, Space
@@ -178,7 +178,7 @@ def test_repeats_count_once(tmp_path: Path) -> None:
     tried: list[Settings] = []
 
     class Three:
-        clock, best = Clock(time.time() + 60), 1.0
+        clock, best, goal = Clock(time.time() + 60), 1.0, Goal("packed", (), 1.0)
 
         def try_out(self, settings: Settings) -> Outcome:
             tried.append(settings)
@@ -200,7 +200,7 @@ def test_the_winner_of_a_training_can_be_made_again(tmp_path: Path) -> None:
     left: list[float] = []
 
     class Trains:
-        clock, best = Clock(time.time() + 90), 1.0
+        clock, best, goal = Clock(time.time() + 90), 1.0, Goal("packed", (), 1.0)
 
         def try_out(self, settings: Settings) -> Outcome:
             left.append(self.clock.left)

@@ -48,6 +48,31 @@ def test_a_pattern_of_layer_centroids_that_matches_nothing_is_refused() -> None:
         share(two_layers(), layer_centroids={"c": 3})
 
 
+def test_layers_have_tradeoffs_of_their_own() -> None:
+    model = two_layers()
+    alike, dear = (constants(share(model, bits=4, tradeoff=price)[0]) for price in (0.02, 0.2))
+    after, report = share(model, bits=4, tradeoff=0.02, layer_tradeoffs={"b": 0.2})
+    mixed = constants(after)
+    assert (mixed["a_codebook"] == alike["a_codebook"]).all()
+    assert mixed["b_codebook"].size < alike["b_codebook"].size
+    assert (mixed["b_codebook"] == dear["b_codebook"]).all()
+    assert report.metrics["entropy_bits"] < report.metrics["nearest_entropy_bits"]
+    free, _ = share(model, bits=4, tradeoff=0.2, layer_tradeoffs={"*": 0.0})
+    assert (constants(free)["a_codebook"] == constants(share(model, bits=4)[0])["a_codebook"]).all()
+
+
+def test_a_layer_with_a_tradeoff_of_its_own_shares_no_codebook() -> None:
+    after, _ = share(two_layers(), bits=4, share="network", layer_tradeoffs={"b": 0.1})
+    assert {name for name in constants(after) if "codebook" in name} == {"a_codebook", "b_codebook"}
+
+
+def test_a_pattern_of_layer_tradeoffs_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"codebook\(layer_tradeoffs=\.\.\.\): no weight or layer is named 'c'"
+    ):
+        share(two_layers(), layer_tradeoffs={"c": 0.1})
+
+
 @pytest.mark.parametrize(
     "options", [{"method": "exact"}, {"init": "density"}, {"init": "kmeans++", "seed": 3}]
 )
@@ -214,6 +239,7 @@ def test_a_mantissa_rounds_the_shared_values() -> None:
         ),
         ({"groups": 1}, r"codebook\(groups=\.\.\.\) must be at least 2"),
         ({"tradeoff": -0.1}, r"codebook\(tradeoff=\.\.\.\) must be at least 0"),
+        ({"layer_tradeoffs": {"a": -0.1}}, r"for 'a' must be at least 0"),
         ({"tradeof": 0.1}, r"no option 'tradeof'; did you mean 'tradeoff'"),
         ({"init": "random"}, r"must be one of linear, density, kmeans\+\+"),
         ({"mantissa": 24}, r"codebook\(mantissa=\.\.\.\) must be 0 to 23"),
