@@ -75,6 +75,12 @@ def run_step(run: Run, index: int) -> None:
     _record(run, index, report, path, quality, time.perf_counter() - started)
 
 
+COLLECTED_BYTES = 16 << 20
+"""Weights from which on their memory is given back at once: looking for it takes 0.1 s in a large process, and a search
+applies hundreds of passes to small models.
+"""
+
+
 @dataclass(frozen=True)
 class Sample:
     """What a step is tried on: inputs, and what the model computed of them before a lossless pass."""
@@ -118,7 +124,8 @@ def apply_pass(
     keep_ranges(graph, said, computed)
     after = export_model(graph)
     del graph
-    gc.collect()  # onnx-graphsurgeon's graphs are reference cycles, and hold the weights until someone looks
+    if sum(len(tensor.raw_data) for tensor in after.graph.initializer) > COLLECTED_BYTES:
+        gc.collect()  # onnx-graphsurgeon's graphs are reference cycles, and hold the weights until someone looks
     return after, report
 
 
