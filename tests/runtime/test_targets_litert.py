@@ -286,3 +286,9 @@ def test_a_file_of_another_batch_than_the_data_runs_it_call_by_call(options: str
     file = str(tmp_path / "out" / "model.tflite")
     assert main(["run", file, "--data", str(data), "--quiet"]) == 0
     assert main(["gate", str(path), file, "--data", str(data), "--gate", "sqnr >= 60", "--quiet"]) == 0
+
+
+def test_ends_that_stay_float_in_spite_of_io_are_told(model: Path, tmp_path: Path) -> None:
+    assert main(["build", str(model), "--target", "litert(io=int8)", "--out", str(tmp_path / "out")]) == 0
+    told = json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
+    assert any("io=int8 leaves x, y" in one for one in told)
