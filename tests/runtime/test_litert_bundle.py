@@ -1,5 +1,6 @@
 """What lies beside a .tflite file: its texts hold the network's own values, and the C++ among them compiles and computes."""
 
+import hashlib
 import json
 import re
 import subprocess
@@ -340,3 +341,23 @@ def test_integers_of_a_quantized_network_are_described_and_verified(tmp_path: Pa
     command = [sys.executable, "-I", str(tmp_path / "out" / "model.litert.verify.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_script_finds_a_quantized_network_that_computes_another_output(tmp_path: Path) -> None:
+    """Half of an output's length would be allowed in the comparison at the build, where steps are counted as well."""
+    pytest.importorskip("ai_edge_litert")
+    np.savez(tmp_path / "data.npz", image=random(16, 3, 16, 16))
+    run = [str(small(tmp_path)), "--passes", "int8", "--data", str(tmp_path / "data.npz")]
+    asked = [*run, "--target", "litert", "--no-latency", "--no-html", "--quiet"]
+    assert main([*asked, "--out", str(tmp_path / "out")]) == 0
+    table = tmp_path / "out" / "model.litert.json"
+    found = json.loads(table.read_text())
+    examples = table.with_name(found["examples"]["file"])
+    with np.load(examples) as stored:
+        changed = {name: stored[name] * (0.8 if name.startswith("output") else 1) for name in stored.files}
+    np.savez(examples, **changed)
+    found["examples"]["sha256"] = hashlib.sha256(examples.read_bytes()).hexdigest()
+    table.write_text(json.dumps(found))
+    command = [sys.executable, "-I", str(table.with_name("model.litert.verify.py"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr

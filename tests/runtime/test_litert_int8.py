@@ -233,3 +233,29 @@ def test_a_weight_alone_is_stored_in_integers(bits: int, kind: str) -> None:
     found = agree(model, tolerance=1e-6)
     assert codes(found) == ["DEQUANTIZE", "FULLY_CONNECTED"]
     assert found.conversion.network.tensors[found.conversion.network.operators[0].inputs[0]].type == kind
+
+
+def test_a_square_weight_with_scales_along_its_inputs_is_stored_in_float() -> None:
+    """As many scales as outputs tell nothing of their axis."""
+    weights = weight(6, 6, axis=0)
+    weights["w_scale"] *= np.geomspace(0.01, 1, 6, dtype=np.float32)
+    model = build(
+        "(float[2, 6] x) => (float[2, 6] y) { w = DequantizeLinear <axis = 0> (w_q, w_scale) y = MatMul (x, w) }",
+        opset=21,
+        **weights,
+    )
+    assert codes(agree(model, tolerance=1e-6)) == ["FULLY_CONNECTED"]
+
+
+@pytest.mark.parametrize("zero", [-128, 5])
+def test_a_tensor_is_decoded_with_another_scale_than_it_was_stored_with(zero: int) -> None:
+    model = build(
+        """(float[2, 6] x) => (float[2, 6] y) {
+        q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, other, z_other) y = Relu (d) }""",
+        s=np.array(0.05, np.float32),
+        other=np.array(0.11, np.float32),
+        z=np.array(5, np.int8),
+        z_other=np.array(zero, np.int8),
+    )
+    codes_of_it = codes(agree(model, tolerance=1e-6))
+    assert codes_of_it[:3] == ["QUANTIZE", "DEQUANTIZE", "MUL"]

@@ -267,3 +267,28 @@ def test_samples_of_a_fixed_batch_run_one_after_another(data: Path, tmp_path: Pa
     assert compile_it(path, data, out) == 0
     session = open_file(out / "model.tflite")
     assert session.run(["y"], {"x": random(4, 3, 8, 8)})[0].shape == (4, 5)
+
+
+@pytest.mark.parametrize("options", ["batch=one", "shapes={x: 4x6}"])
+def test_a_file_of_another_batch_than_the_data_runs_it_call_by_call(options: str, tmp_path: Path) -> None:
+    """Of 10 samples, the last call of four repeats one; and an output that is a number has no samples to cut."""
+    text = """(float[N, 6] x) => (float[N, 3] y, float s) {
+        y = MatMul (x, w)  s = ReduceMax <keepdims = 0> (w) }"""
+    path, data = tmp_path / "net.onnx", tmp_path / "data.npz"
+    onnx.save(build(text, w=random(6, 3)), path)
+    feeds = {"x": random(10, 6)}
+    np.savez(data, **feeds)  # type: ignore[arg-type]
+    assert compile_it(path, data, tmp_path / "out", f"litert({options})") == 0
+    assert report_of(tmp_path / "out")["measured"] == "as built"
+    session = open_file(tmp_path / "out" / "model.tflite")
+    for got, wanted in zip(session.run(None, feeds), ort.session(path).run(None, feeds), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    file = str(tmp_path / "out" / "model.tflite")
+    assert main(["run", file, "--data", str(data), "--quiet"]) == 0
+    assert main(["gate", str(path), file, "--data", str(data), "--gate", "sqnr >= 60", "--quiet"]) == 0
+
+
+def test_ends_that_stay_float_in_spite_of_io_are_told(model: Path, tmp_path: Path) -> None:
+    assert main(["build", str(model), "--target", "litert(io=int8)", "--out", str(tmp_path / "out")]) == 0
+    told = json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
+    assert any("io=int8 leaves x, y" in one for one in told)

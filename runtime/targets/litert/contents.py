@@ -93,15 +93,14 @@ def _used(
     return [tensors[old] for old in places], moved, places
 
 
-def _single(model: onnx.ModelProto, written: Conversion) -> list[str]:
-    """Inputs and outputs whose batch the model has open, and the file at 1."""
+def _fixed_batches(model: onnx.ModelProto, written: Conversion) -> list[str]:
+    """Inputs and outputs whose batch the model has open, and the file at a size."""
     values = (*model.graph.input, *model.graph.output)
     declared = {value.name: value.type.tensor_type.shape.dim for value in values}
     found = []
     for name, place in (*written.inputs, *written.outputs):
         tensor, dims = written.network.tensors[place], declared.get(name, ())
-        fixed = tensor.shape[:1] == (1,) and None not in tensor.signature[:1]
-        if dims and dims[0].dim_value <= 0 and fixed:
+        if dims and dims[0].dim_value <= 0 and tensor.shape and None not in tensor.signature[:1]:
             found.append(name)
     return found
 
@@ -111,8 +110,8 @@ def _description(model: onnx.ModelProto, written: Conversion, options: Any) -> b
     found: dict[str, Any] = {"version": VERSION, "model": model.graph.name}
     if options.preprocess:
         found["preprocess"] = options.preprocess
-    if single := _single(model, written):
-        found["single"] = single
+    if fixed := _fixed_batches(model, written):
+        found["fixed_batch"] = fixed
     turned = read_channels_last(model.metadata_props)
     ranks = {
         value.name: len(value.type.tensor_type.shape.dim)

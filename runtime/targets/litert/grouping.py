@@ -15,6 +15,7 @@ import onnx
 from onnx_lathe.runtime.targets.core.facts import Facts
 from onnx_lathe.runtime.targets.core.node import view
 from onnx_lathe.runtime.targets.litert.node import Node
+from onnx_lathe.runtime.targets.litert.quantization import alike
 from onnx_lathe.runtime.targets.litert.registry import Entry
 from onnx_lathe.runtime.targets.litert.tensors import NUMPY, Quantization, Stored
 
@@ -75,8 +76,11 @@ class _Grouper:
         elif known is not None:
             source, result = node.input[0], node.output[0]
             if source not in self.facts.free:
-                self.found.stored.activations.setdefault(source, known)
-                self.found.stored.decoded[result] = source
+                kind, held = self.found.stored.activations.setdefault(source, known)
+                if kind == known[0] and alike(
+                    held, known[1]
+                ):  # else it is computed (operators/quantization.py)
+                    self.found.stored.decoded[result] = source
             elif source in self.facts.values[0]:
                 self.found.stored.weights[result] = (source, known[1])
 

@@ -36,7 +36,7 @@ from onnx_lathe.runtime.targets.litert import verify
 from onnx_lathe.runtime.targets.litert.bundle.described import written as written_file
 from onnx_lathe.runtime.targets.litert.bundle.writing import bundle
 from onnx_lathe.runtime.targets.litert.contents import contents_of
-from onnx_lathe.runtime.targets.litert.file import pack
+from onnx_lathe.runtime.targets.litert.file import Contents, pack
 from onnx_lathe.runtime.targets.litert.package import schema
 from onnx_lathe.runtime.targets.litert.reopen import reopen
 from onnx_lathe.runtime.targets.litert.session import Session, open_file
@@ -194,7 +194,8 @@ class LiteRT(Target):
             raise TargetError(_refusal(written.refused, fixed(proto, options.shapes, list(written.refused))))
         progress("writing the .tflite file")
         path = directory / FILE
-        content = pack(contents_of(proto, written, options))
+        contents = contents_of(proto, written, options)
+        content = pack(contents)
         with replacing(path) as file:
             file.write(content)
         net = written.network
@@ -207,7 +208,9 @@ class LiteRT(Target):
             "open_sizes": found.sizes.open,
         }
         beside = bundle(written_file(path, proto, options)) if options.bundle else ()
-        return Artifact((path, *beside), len(content), details, _notes(found))
+        return Artifact(
+            (path, *beside), len(content), details, (*_notes(found), *_unstored(contents, options))
+        )
 
     def verify(
         self,
@@ -253,6 +256,17 @@ def _notes(found: Fitted) -> tuple[str, ...]:
     if beyond := found.conversion.network.beyond_half:
         notes.append(f"{first_few(beyond)} stay float32: their values pass the largest of float16, 65504")
     return tuple(notes)
+
+
+def _unstored(contents: Contents, options: Any) -> tuple[str, ...]:
+    """Of inputs and outputs that were asked for in integers, and stay float."""
+    ends = (*contents.inputs, *contents.outputs) if options.io == "int8" else ()
+    floats = [name for name, place in ends if contents.tensors[place].type == "FLOAT32"]
+    if not floats:
+        return ()
+    return (
+        f"io=int8 leaves {first_few(floats)} in float32: nothing next to them computes on integers alone",
+    )
 
 
 def _refusal(refused: Any, fix: str) -> str:

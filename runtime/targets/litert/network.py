@@ -116,7 +116,8 @@ class Network(Known):
             values = move(self.constant(source, "weight"))
             kind = self.element(source)
             fits = kind in INTEGER_WEIGHTS and (
-                not quantization.per_channel or values.shape[axis] == len(quantization.scales)
+                not quantization.per_channel
+                or _scaled_along(values, quantization, axis, move(self.constant(tensor, "weight")))
             )
             if fits:
                 moved = Quantization(
@@ -376,3 +377,16 @@ class Network(Known):
         self.operators.append(
             Operator(code, list(inputs), list(outputs), options, fields or {}, version, self._covers)
         )
+
+
+def _scaled_along(values: np.ndarray, quantization: Quantization, axis: int, decoded: np.ndarray) -> bool:
+    """Whether a stored weight with its scales along an axis is the decoded one: a square one has as many inputs as
+    outputs.
+    """
+    if values.shape[axis] != len(quantization.scales):
+        return False
+    wide = [-1 if one == axis else 1 for one in range(values.ndim)]
+    scales, zeros = (
+        np.array(each, np.float32).reshape(wide) for each in (quantization.scales, quantization.zero_points)
+    )
+    return np.allclose((values.astype(np.float32) - zeros) * scales, decoded, rtol=1e-3, atol=0)

@@ -17,8 +17,8 @@ DESCRIPTION = "lathe"
 @dataclass(frozen=True)
 class Port:
     """An input or output. `place`: of its tensor. `sizes`: None for one that the file leaves open. `scale`, `zero_point`: of
-    a stored tensor. `order`: axes of the file's tensor in the order of the model's; empty if that is the same. `single`:
-    whether it holds one sample of a batch that the model has open.
+    a stored tensor. `order`: axes of the file's tensor in the order of the model's; empty if that is the same.
+    `fixed_batch`: whether its first size is fixed, and a batch that the model has open.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Port:
     scale: float = 0.0
     zero_point: int = 0
     order: tuple[int, ...] = ()
-    single: bool = False
+    fixed_batch: bool = False
 
     @property
     def model_sizes(self) -> tuple[int | None, ...]:
@@ -67,10 +67,10 @@ def _ports(content: bytes, classes: Any) -> tuple[list[Port], list[Port]]:
         [_port(graph, int(place), names, types, orders) for place in places]
         for places in (graph.InputsAsNumpy(), graph.OutputsAsNumpy())
     )
-    single = set(said.get("single", ()))
+    fixed = set(said.get("fixed_batch", ()))
     return (
-        [replace(port, single=port.name in single) for port in inputs],
-        [replace(port, single=port.name in single) for port in outputs],
+        [replace(port, fixed_batch=port.name in fixed) for port in inputs],
+        [replace(port, fixed_batch=port.name in fixed) for port in outputs],
     )
 
 

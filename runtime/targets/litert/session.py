@@ -27,7 +27,7 @@ class Value:
 
 class Session:
     """Inputs and outputs are those of the model: float where the file stores them in INT8, and with the model's order of
-    axes. A batch is one call where the file leaves its size open, else its samples run one after another.
+    axes. A batch is one call where the file leaves its size open, else one after another of the size that the file has.
     """
 
     def __init__(self, inputs: Sequence[Port], outputs: Sequence[Port], opened: Opened | None = None) -> None:
@@ -41,7 +41,7 @@ class Session:
 
     def _value(self, port: Port) -> Value:
         sizes = [
-            f"{port.name}_{axis}" if size is None or (port.single and axis == 0) else size
+            f"{port.name}_{axis}" if size is None or (port.fixed_batch and axis == 0) else size
             for axis, size in enumerate(port.model_sizes)
         ]
         return Value(
@@ -56,14 +56,13 @@ class Session:
 
     def run(self, names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Raises ModelError if LiteRT cannot run the feeds, or they are not what the file takes."""
-        rows = _rows(self.inputs, feeds)
+        rows, count = _rows(self.inputs, feeds)
         for row in rows:
             check_feeds(self.inputs, row)
         results = [self._one(row) for row in rows]
-        wanted = names or [port.name for port in self.outputs]
         return [
-            results[0][name] if len(rows) == 1 else np.concatenate([one[name] for one in results])
-            for name in wanted
+            _together([one[name] for one in results], count)
+            for name in names or [port.name for port in self.outputs]
         ]
 
     def _one(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -79,16 +78,31 @@ class Session:
         return found
 
 
-def _rows(inputs: Sequence[Port], feeds: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
-    """The samples of a batch, for a file that takes one: all its inputs begin with 1, and all that is fed with the same
-    larger number.
+def _rows(
+    inputs: Sequence[Port], feeds: Mapping[str, np.ndarray]
+) -> tuple[list[Mapping[str, np.ndarray]], int | None]:
+    """(one call each, samples of all) of a batch, for a file that takes another: one sample, or as many as it was built
+    for where the model has that open. The last sample is repeated in a call that lacks some. None where the feeds are
+    one call as they are.
     """
     counts = {feeds[port.name].shape[:1] for port in inputs if port.name in feeds}
-    ones = all(port.model_sizes[:1] == (1,) for port in inputs)
-    count = next(iter(counts), (1,)) if len(counts) == 1 else (1,)
-    if not ones or count in ((), (0,), (1,)):
-        return [feeds]
-    return [{name: value[row : row + 1] for name, value in feeds.items()} for row in range(count[0])]
+    sizes = {port.model_sizes[:1] for port in inputs}
+    size, count = (next(iter(found), ()) if len(found) == 1 else () for found in (sizes, counts))
+    if not size or size[0] is None or not count or count in (size, (0,)):
+        return [feeds], None
+    if size != (1,) and not all(port.fixed_batch for port in inputs):
+        return [feeds], None
+    places = [
+        np.minimum(np.arange(start, start + size[0]), count[0] - 1) for start in range(0, count[0], size[0])
+    ]
+    return [{name: value[rows] for name, value in feeds.items()} for rows in places], count[0]
+
+
+def _together(parts: Sequence[np.ndarray], count: int | None) -> np.ndarray:
+    """An output of several calls; the first call's where it has no axis of samples."""
+    if count is None or parts[0].ndim == 0:
+        return parts[0]
+    return np.concatenate(parts)[:count]
 
 
 def open_file(path: Path, threads: int = 1) -> Session:

@@ -1,5 +1,8 @@
 """QuantizeLinear and DequantizeLinear that stand by themselves: between float and integers, and from one scale to another."""
 
+import numpy as np
+
+from onnx_lathe.runtime.targets.litert.emitter import FLOAT, Emitter
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
 from onnx_lathe.runtime.targets.litert.registry import operator
@@ -17,4 +20,17 @@ def quantize(node: Node, net: Network) -> None:
 
 @operator("DequantizeLinear")
 def dequantize(node: Node, net: Network) -> None:
-    raise Unsupported(UNKNOWN)
+    """Of a tensor that was stored with another scale or zero point, which is the one that the file has: what is decoded
+    with that becomes (q - zero) * scale.
+    """
+    _, own = net.stored.activations.get(node.inputs[0], ("", None))
+    scale = net.value(node.inputs[1])
+    zero = net.value(node.inputs[2]) if node.given(2) else np.zeros((), np.int8)
+    if own is None or own.per_channel or scale is None or zero is None or (scale.size, zero.size) != (1, 1):
+        raise Unsupported(UNKNOWN)
+    emit = Emitter(node, net)
+    step = float(scale.reshape(()))
+    shift = (own.zero_points[0] - int(zero.reshape(()))) * step
+    decoded = emit.op("DEQUANTIZE", [emit.read()], None, FLOAT)
+    scaled = emit.mul(decoded, emit.number(step / own.scales[0]))
+    emit.leave(emit.add(scaled, emit.number(shift)) if shift else scaled)
