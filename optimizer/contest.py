@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.errors import LatheError
+from onnx_lathe.optimizer.finished import untimed
 from onnx_lathe.optimizer.gate import Gate
 from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.judging.unjudged import OF_THE_MODEL
@@ -25,6 +26,7 @@ from onnx_lathe.optimizer.report.comparison import (
     NOT_MEASURED,
     ORIGINAL,
     PASSED,
+    SIMULATED,
     Comparison,
     TargetRow,
 )
@@ -193,8 +195,12 @@ def _time(run: Run, entries: Sequence[Entry], found: Comparison) -> None:
             except LatheError as error:
                 found.notes.append(f"{row.name} was not timed: {error}")
                 continue
-            if session is not None:
-                opened.callback(getattr(session, "close", lambda: None))
+            if session is None:
+                continue
+            opened.callback(getattr(session, "close", lambda: None))
+            if reason := untimed(session):
+                found.notes.append(f"{row.name} was not timed: {reason}")
+            else:
                 named.append((row, session))
         sessions = [session for _, session in named]
         try:
@@ -220,7 +226,7 @@ def _choose(found: Comparison, gated: bool) -> None:
 
 def _is_known(row: TargetRow, found: Comparison) -> bool:
     """Whether the row's file was run here, and measured where anything was."""
-    return row.runs_here and row.size_bytes > 0 and (row.measured == BUILT or not found.metrics)
+    return row.runs_here and row.size_bytes > 0 and (row.measured in (BUILT, SIMULATED) or not found.metrics)
 
 
 def _order(row: TargetRow) -> tuple[int, bool, float, int]:

@@ -4,20 +4,30 @@ import io
 import json
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 from rich.console import Console
 
 from onnx_lathe.optimizer import contest, opened
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.optimizer.gate import Gate
-from onnx_lathe.optimizer.report.comparison import Comparison, TargetRow
+from onnx_lathe.optimizer.report.comparison import (
+    BUILT,
+    LOWERED,
+    NOT_MEASURED,
+    SIMULATED,
+    Comparison,
+    TargetRow,
+)
 from onnx_lathe.optimizer.report.html.document import document
 from onnx_lathe.optimizer.report.record import RunRecord, read_record
 from onnx_lathe.optimizer.report.target_markdown import markdown
 from onnx_lathe.optimizer.report.target_table import as_page, cells, choice, columns, footnotes, show_targets
+from onnx_lathe.runtime.running import ort
 from tests.support.house import ROOT
 from tests.support.pages import made
 
@@ -149,6 +159,43 @@ def test_none_is_chosen_that_failed_or_whose_own_file_was_not_measured() -> None
     assert choice(none) == "no target to choose: none whose files were measured here and pass every gate"
     assert choice(chosen(row("one", 5))).startswith("smallest and fastest: one, of the targets")
     assert choice(chosen(row("one", 5, latency_ms=None))).startswith("smallest (none was timed): one, ")
+
+
+def test_a_simulator_is_not_timed_and_slows_no_other_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Simulated:
+        simulated = "its times say nothing of a chip's"
+
+    timed: list[Any] = []
+
+    def times(sessions: list[Any], feeds: Any, budget_s: float) -> np.ndarray:
+        timed.extend(sessions)
+        return np.ones((3, len(sessions)))
+
+    monkeypatch.setattr(contest, "shared_feeds", lambda *_: {})
+    monkeypatch.setattr(ort, "as_opened", lambda *_: "original")
+    monkeypatch.setattr(ort, "times", times)
+    found = chosen(
+        row("chip", 10, measured=SIMULATED, latency_ms=None), row("plain", 20, latency_ms=None), metrics=()
+    )
+    entries: Any = [SimpleNamespace(session=lambda _, one=one: one) for one in (Simulated(), "plain")]
+    run: Any = SimpleNamespace(request=SimpleNamespace(model=None), roles=SimpleNamespace(sample=None))
+    contest._time(run, entries, found)
+    contest._choose(found, gated=False)
+    assert timed == ["original", "plain"]
+    assert [one.latency_ms for one in found.rows] == [1.0, None, 1.0]
+    assert (found.smallest, found.fastest) == ("chip", "plain")
+    assert found.notes == [f"chip was not timed: {Simulated.simulated}"]
+    assert any("chip's simulator" in line for line in footnotes(found))
+
+
+def test_the_schema_knows_what_figures_may_be_of() -> None:
+    definitions = SCHEMA["$defs"]
+    known = {BUILT, SIMULATED, LOWERED, NOT_MEASURED}
+    assert (
+        set(definitions["comparison"]["properties"]["rows"]["items"]["properties"]["measured"]["enum"])
+        == known
+    )
+    assert set(definitions["target"]["properties"]["measured"]["enum"]) == known - {NOT_MEASURED}
 
 
 def test_a_gate_on_size_judges_each_file_before_one_is_chosen() -> None:
