@@ -22,6 +22,7 @@ from onnx_lathe.optimizer.report.comparison import (
     ERROR,
     FAILED,
     NO_GATE,
+    NOT_CHOSEN,
     NOT_JUDGED,
     NOT_MEASURED,
     ORIGINAL,
@@ -39,7 +40,7 @@ from onnx_lathe.runtime.threads import limit
 
 USUAL = ("top1", "agreement", "sqnr")
 """Metrics that are shown where no gate names others."""
-RANKS = {PASSED: 0, NO_GATE: 0, NOT_JUDGED: 1, FAILED: 2, ERROR: 3}
+RANKS = {PASSED: 0, NO_GATE: 0, NOT_JUDGED: 1, NOT_CHOSEN: 1, FAILED: 2, ERROR: 3}
 GATED = "of the targets whose files were measured here and pass every gate"
 UNGATED = "of the targets whose files were measured here; no gate says that they are good enough"
 UNMEASURED = "of the targets that run here; no data and no gate say that they are good enough"
@@ -176,7 +177,8 @@ def _refuse_by_figures(
             continue
         verdict = gate.judge(base, figures)
         if not verdict.passed:
-            row.verdict, row.reason = FAILED, verdict.message
+            row.verdict = NOT_CHOSEN
+            row.reason = f"{verdict.message}; the gate judged the model alone, so the run did not fail"
 
 
 def _figures(row: TargetRow) -> dict[str, float]:

@@ -204,8 +204,10 @@ def test_a_gate_on_size_judges_each_file_before_one_is_chosen() -> None:
     large, slow, good = row("a", 200, latency_ms=0.1), row("b", 100), row("c", 100, latency_ms=0.4)
     for one in (large, slow, good):
         contest._refuse_by_figures(one, gates, [], original)
-    assert [one.verdict for one in (large, slow, good)] == ["failed", "failed", "passed"]
+    assert [one.verdict for one in (large, slow, good)] == ["not chosen", "not chosen", "passed"]
     assert "size <= 150" in large.reason
+    assert large.reason.endswith("the gate judged the model alone, so the run did not fail")
+    assert choice(chosen(large, slow, good)).startswith("smallest and fastest: c, ")
     assert "latency ratio >= 2" in slow.reason
 
 
@@ -244,3 +246,15 @@ def test_markdown_without_a_table_names_the_gates(tmp_path: Path) -> None:
     text = markdown(record)
     assert text.startswith("### Targets of `a¦b.onnx`: gate failed\n")
     assert "No target was built." in text
+
+
+def test_a_run_that_passed_shows_no_failed_gate_in_its_table(
+    lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit = f"size <= {lenet5.stat().st_size + 1000}B"
+    out = ["--out", str(tmp_path / "out"), "--no-html", "--no-latency"]
+    asked = [str(lenet5), "--passes", "fold", "--gate", limit, "--target", "onnx,jetson", *out]
+    assert main(asked) == 0
+    rows = {row["name"]: row for row in said(tmp_path / "out")["comparison"]["rows"]}
+    assert (rows["onnx"]["verdict"], rows["jetson"]["verdict"]) == ("passed", "not chosen")
+    assert "FAILED" not in capsys.readouterr().out
