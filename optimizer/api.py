@@ -206,9 +206,9 @@ def run(
 ) -> Observation:
     """What a finished model file computes of the data, or of random values without: outputs, metrics and latency.
 
-    model: an ONNX file, packed or not, an .ort file, a .tflite, ncnn's .param with its .bin and .json beside it, or a TensorRT
-    .engine with its .engine.json. against: another one, such as the original, which it is compared with and timed in
-    turn with. save: an .npz file for all outputs.
+    model: an ONNX file, packed or not, an .ort file, a .tflite, ncnn's .param with its .bin and .json beside it, QNN's
+    model_ctx.onnx with its .bin and .json, or a TensorRT .engine with its .engine.json. against: another
+    one, such as the original, which it is compared with and timed in turn with. save: an .npz file for all outputs.
     """
     recipe = _asked(Recipe(), eval=data, preprocess=preprocess, classes=classes)
     paths = [

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.errors import LatheError
+from onnx_lathe.optimizer.finished import untimed
 from onnx_lathe.optimizer.gate import Gate
 from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.judging.unjudged import OF_THE_MODEL
@@ -21,10 +22,12 @@ from onnx_lathe.optimizer.report.comparison import (
     ERROR,
     FAILED,
     NO_GATE,
+    NOT_CHOSEN,
     NOT_JUDGED,
     NOT_MEASURED,
     ORIGINAL,
     PASSED,
+    SIMULATED,
     Comparison,
     TargetRow,
 )
@@ -37,7 +40,7 @@ from onnx_lathe.runtime.threads import limit
 
 USUAL = ("top1", "agreement", "sqnr")
 """Metrics that are shown where no gate names others."""
-RANKS = {PASSED: 0, NO_GATE: 0, NOT_JUDGED: 1, FAILED: 2, ERROR: 3}
+RANKS = {PASSED: 0, NO_GATE: 0, NOT_JUDGED: 1, NOT_CHOSEN: 1, FAILED: 2, ERROR: 3}
 GATED = "of the targets whose files were measured here and pass every gate"
 UNGATED = "of the targets whose files were measured here; no gate says that they are good enough"
 UNMEASURED = "of the targets that run here; no data and no gate say that they are good enough"
@@ -174,7 +177,8 @@ def _refuse_by_figures(
             continue
         verdict = gate.judge(base, figures)
         if not verdict.passed:
-            row.verdict, row.reason = FAILED, verdict.message
+            row.verdict = NOT_CHOSEN
+            row.reason = f"{verdict.message}; the gate judged the model alone, so the run did not fail"
 
 
 def _figures(row: TargetRow) -> dict[str, float]:
@@ -193,8 +197,12 @@ def _time(run: Run, entries: Sequence[Entry], found: Comparison) -> None:
             except LatheError as error:
                 found.notes.append(f"{row.name} was not timed: {error}")
                 continue
-            if session is not None:
-                opened.callback(getattr(session, "close", lambda: None))
+            if session is None:
+                continue
+            opened.callback(getattr(session, "close", lambda: None))
+            if reason := untimed(session):
+                found.notes.append(f"{row.name} was not timed: {reason}")
+            else:
                 named.append((row, session))
         sessions = [session for _, session in named]
         try:
@@ -220,7 +228,7 @@ def _choose(found: Comparison, gated: bool) -> None:
 
 def _is_known(row: TargetRow, found: Comparison) -> bool:
     """Whether the row's file was run here, and measured where anything was."""
-    return row.runs_here and row.size_bytes > 0 and (row.measured == BUILT or not found.metrics)
+    return row.runs_here and row.size_bytes > 0 and (row.measured in (BUILT, SIMULATED) or not found.metrics)
 
 
 def _order(row: TargetRow) -> tuple[int, bool, float, int]:

@@ -9,6 +9,7 @@ from typing import Any
 from onnx_lathe.optimizer.finished import untimed
 from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.measuring import LATENCY_BUDGET_S, is_fixed, judge, sample_feeds, ways_of
+from onnx_lathe.optimizer.report.comparison import BUILT, SIMULATED
 from onnx_lathe.optimizer.report.record import TargetRecord
 from onnx_lathe.optimizer.run import Run
 from onnx_lathe.optimizer.step import note_uncompared
@@ -49,7 +50,7 @@ def _closing(session: Any) -> Iterator[None]:
 def _judge(
     run: Run, target: Target, config: Any, artifact: Artifact, found: TargetRecord, session: Any
 ) -> None:
-    found.measured = "in the simulator" if untimed(session) else "as built"
+    found.measured = SIMULATED if untimed(session) else BUILT
     base, judged = dict(run.record.baseline), set[str]()
     sampled: Mapping[str, Measured] = {}
     if run.original is not None and run.roles.evaluation is not None:

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 
 ORIGINAL = "(original)"
 """Name of the row of the model as it was given."""
-BUILT, LOWERED, NOT_MEASURED = "as built", "as lowered", ""
-"""What a row's metrics are of: the target's own file, run here; the model as it is lowered for it, in ONNX Runtime;
-nothing."""
+BUILT, SIMULATED, LOWERED, NOT_MEASURED = "as built", "in the simulator", "as lowered", ""
+"""What a row's metrics are of: the target's own file, run here; the same in a simulator of its chip; the model as it is
+lowered for it, in ONNX Runtime; nothing."""
 PASSED, FAILED, NOT_JUDGED, NO_GATE, ERROR = "passed", "failed", "not judged", "no gate", "error"
-"""A row's verdict."""
+NOT_CHOSEN = "not chosen"
+"""A row's verdict. "not chosen": its own figures miss a gate that judges the model alone, so the run does not fail."""
 
 
 @dataclass

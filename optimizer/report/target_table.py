@@ -10,6 +10,7 @@ from onnx_lathe.optimizer.report.comparison import (
     NO_GATE,
     ORIGINAL,
     PASSED,
+    SIMULATED,
     Comparison,
     TargetRow,
 )
@@ -79,6 +80,10 @@ def footnotes(found: Comparison) -> list[str]:
     if any(row.measured == LOWERED and row.quality for row in found.rows):
         lines.append(
             f"{MARK} of the model as it is lowered for the target, in ONNX Runtime: the file itself was not run here"
+        )
+    if simulated := [row.name for row in found.rows if row.measured == SIMULATED and row.quality]:
+        lines.append(
+            f"metrics of {', '.join(simulated)}: of the file in the chip's simulator on this processor"
         )
     if any(row.latency_ms is not None for row in found.rows):
         threads = f"{found.threads} thread{'' if found.threads == 1 else 's'}"

@@ -21,6 +21,7 @@ from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.recipe import Recipe, load_recipe, parse_calls
 from onnx_lathe.runtime.targets.core.base import Artifact
 from onnx_lathe.runtime.targets.core.registry import find as find_target
+from onnx_lathe.runtime.targets.core.registry import targets
 from onnx_lathe.runtime.targets.qnn import library
 from tests.support.documents import PAGES, Command, commands, inline_commands, recipes_in, scripts, stand_ins
 from tests.support.house import ROOT
@@ -257,3 +258,17 @@ def test_what_a_command_prints_as_json_is_json(desk: Path, capsys: pytest.Captur
                 capsys.readouterr()
                 assert main(Command(name, text.removeprefix("optimize ")).words) == 0
                 json.loads(capsys.readouterr().out)
+
+
+def test_the_site_names_a_page_once() -> None:
+    pages = re.findall(r"[\w/-]+\.md$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert len(pages) > 20
+    assert len(pages) == len(set(pages))
+
+
+def test_targets_have_a_row_and_a_section_each_in_one_order() -> None:
+    page = (ROOT / "docs" / "targets.md").read_text()
+    table = re.findall(r"^\| `([\w-]+)` \|", page.partition("\n## ")[0], re.M)
+    headings = re.findall(r"^## (`.*)$", page, re.M)
+    assert set(table) == set(targets())
+    assert table == [name for heading in headings for name in re.findall(r"`([\w-]+)`", heading)]

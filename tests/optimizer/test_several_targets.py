@@ -4,20 +4,30 @@ import io
 import json
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 from rich.console import Console
 
 from onnx_lathe.optimizer import contest, opened
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.optimizer.gate import Gate
-from onnx_lathe.optimizer.report.comparison import Comparison, TargetRow
+from onnx_lathe.optimizer.report.comparison import (
+    BUILT,
+    LOWERED,
+    NOT_MEASURED,
+    SIMULATED,
+    Comparison,
+    TargetRow,
+)
 from onnx_lathe.optimizer.report.html.document import document
 from onnx_lathe.optimizer.report.record import RunRecord, read_record
 from onnx_lathe.optimizer.report.target_markdown import markdown
 from onnx_lathe.optimizer.report.target_table import as_page, cells, choice, columns, footnotes, show_targets
+from onnx_lathe.runtime.running import ort
 from tests.support.house import ROOT
 from tests.support.pages import made
 
@@ -151,14 +161,53 @@ def test_none_is_chosen_that_failed_or_whose_own_file_was_not_measured() -> None
     assert choice(chosen(row("one", 5, latency_ms=None))).startswith("smallest (none was timed): one, ")
 
 
+def test_a_simulator_is_not_timed_and_slows_no_other_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Simulated:
+        simulated = "its times say nothing of a chip's"
+
+    timed: list[Any] = []
+
+    def times(sessions: list[Any], feeds: Any, budget_s: float) -> np.ndarray:
+        timed.extend(sessions)
+        return np.ones((3, len(sessions)))
+
+    monkeypatch.setattr(contest, "shared_feeds", lambda *_: {})
+    monkeypatch.setattr(ort, "as_opened", lambda *_: "original")
+    monkeypatch.setattr(ort, "times", times)
+    found = chosen(
+        row("chip", 10, measured=SIMULATED, latency_ms=None), row("plain", 20, latency_ms=None), metrics=()
+    )
+    entries: Any = [SimpleNamespace(session=lambda _, one=one: one) for one in (Simulated(), "plain")]
+    run: Any = SimpleNamespace(request=SimpleNamespace(model=None), roles=SimpleNamespace(sample=None))
+    contest._time(run, entries, found)
+    contest._choose(found, gated=False)
+    assert timed == ["original", "plain"]
+    assert [one.latency_ms for one in found.rows] == [1.0, None, 1.0]
+    assert (found.smallest, found.fastest) == ("chip", "plain")
+    assert found.notes == [f"chip was not timed: {Simulated.simulated}"]
+    assert any("chip's simulator" in line for line in footnotes(found))
+
+
+def test_the_schema_knows_what_figures_may_be_of() -> None:
+    definitions = SCHEMA["$defs"]
+    known = {BUILT, SIMULATED, LOWERED, NOT_MEASURED}
+    assert (
+        set(definitions["comparison"]["properties"]["rows"]["items"]["properties"]["measured"]["enum"])
+        == known
+    )
+    assert set(definitions["target"]["properties"]["measured"]["enum"]) == known - {NOT_MEASURED}
+
+
 def test_a_gate_on_size_judges_each_file_before_one_is_chosen() -> None:
     gates = [Gate.parse("size <= 150B"), Gate.parse("latency ratio >= 2")]
     original = row("(original)", 1000, latency_ms=1.0, verdict="")
     large, slow, good = row("a", 200, latency_ms=0.1), row("b", 100), row("c", 100, latency_ms=0.4)
     for one in (large, slow, good):
         contest._refuse_by_figures(one, gates, [], original)
-    assert [one.verdict for one in (large, slow, good)] == ["failed", "failed", "passed"]
+    assert [one.verdict for one in (large, slow, good)] == ["not chosen", "not chosen", "passed"]
     assert "size <= 150" in large.reason
+    assert large.reason.endswith("the gate judged the model alone, so the run did not fail")
+    assert choice(chosen(large, slow, good)).startswith("smallest and fastest: c, ")
     assert "latency ratio >= 2" in slow.reason
 
 
@@ -197,3 +246,15 @@ def test_markdown_without_a_table_names_the_gates(tmp_path: Path) -> None:
     text = markdown(record)
     assert text.startswith("### Targets of `a¦b.onnx`: gate failed\n")
     assert "No target was built." in text
+
+
+def test_a_run_that_passed_shows_no_failed_gate_in_its_table(
+    lenet5: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit = f"size <= {lenet5.stat().st_size + 1000}B"
+    out = ["--out", str(tmp_path / "out"), "--no-html", "--no-latency"]
+    asked = [str(lenet5), "--passes", "fold", "--gate", limit, "--target", "onnx,jetson", *out]
+    assert main(asked) == 0
+    rows = {row["name"]: row for row in said(tmp_path / "out")["comparison"]["rows"]}
+    assert (rows["onnx"]["verdict"], rows["jetson"]["verdict"]) == ("passed", "not chosen")
+    assert "FAILED" not in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,9 @@ def test_a_description_of_another_target_or_form_is_one_line(tmp_path: Path) -> 
     with pytest.raises(ModelError, match="describes a file of target coreml, not of ncnn"):
         description.read(path, "model.ncnn.param", "ncnn")
     description.write(path, made | {"format": 1})
-    with pytest.raises(ModelError, match="has format 1, this version of Lathe reads 2"):
+    with pytest.raises(
+        ModelError, match=r"reads 2; write model\.mlpackage again: optimize build MODEL --target coreml"
+    ):
         description.read(path, "model.mlpackage", "coreml")
 
 
@@ -100,6 +103,8 @@ def test_names_are_escaped_for_each_language() -> None:
     assert kotlin_string('a"$b\\ä\U0001f600') == '"a\\u0022\\u0024b\\u005c\\u00e4\\ud83d\\ude00"'
     assert swift_string('a"\\(b)\nä') == '"a\\u{22}\\u{5c}(b)\\u{a}\\u{e4}"'
     assert comment("a*/b/*c\nd\\ä") == "a* /b/ *c d/?"
+    for marks in product("*/\\", repeat=4):
+        assert not {"*/", "/*"} & set(map("".join, pairwise(comment("".join(marks)))))
     assert [c_float(value) for value in (1.0, 0.1, 1e-30)] == ["1.0f", "0.1f", "1e-30f"]
     assert [swift_float(value) for value in (1.0, 0.1)] == ["1.0", "0.1"]
 

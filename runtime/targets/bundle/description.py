@@ -67,7 +67,10 @@ def read(path: Path, described: str, target: str) -> dict[str, Any]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         if table["format"] != FORMAT:
-            raise ModelError(f"{path}: has format {table['format']}, this version of Lathe reads {FORMAT}")
+            raise ModelError(
+                f"{path}: has format {table['format']}, this version of Lathe reads {FORMAT}; write {described} again: "
+                f"optimize build MODEL --target {target}"
+            )
         if table["target"] != target:
             raise ModelError(f"{path}: describes a file of target {table['target']}, not of {target}")
         ports_from_json(table)

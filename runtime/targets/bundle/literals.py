@@ -46,9 +46,8 @@ def swift_float(value: float) -> str:
 def comment(text: str) -> str:
     """Within /* */ or behind //: one line of ASCII that ends neither. Kotlin's and Swift's nest, so nothing begins one."""
     plain = "".join(one if one.isprintable() else " " for one in text)
-    return (
-        plain.replace("*/", "* /").replace("/*", "/ *").replace("\\", "/").encode("ascii", "replace").decode()
-    )
+    plain = plain.replace("\\", "/").replace("*/", "* /").replace("/*", "/ *")
+    return plain.encode("ascii", "replace").decode()
 
 
 def lines(entries: Iterable[str]) -> str:
