@@ -110,7 +110,7 @@ def _lower(graph: Graph, context: Context, operators: Collection[str], shifts: S
     layers = [kernel for kernel in kernels if kernel.is_layer]
     for kernel in layers:
         join_addition(work, kernel)
-    scales = Scales(kernels, known)
+    scales = Scales(kernels, known, graph.opset)
     write(work, kernels, scales)
     for kernel in layers:
         store_weight(work, kernel.node)
