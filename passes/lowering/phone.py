@@ -13,6 +13,7 @@
     MatMul of a matrix, Add of a bias                 Gemm
     constant operand of Add, Sub, Mul                 INT8 initializer -> DQ
     HardSigmoid, where `operators` lack it            x * alpha + beta
+    ReLU that another tool's pair does                a ReLU, where no stored range does it: phone_form/foreign.py
     a layer in float, an operator without such a form stays; it reads DQ, and what reads it in INT8 has a pair in front
 
 `lower_to_phone_form(graph, context, operators=OPERATORS) -> PassReport` changes `graph` in place, for other lowerings
@@ -45,6 +46,7 @@ from onnx_lathe.passes.graph.rewire import sweep
 from onnx_lathe.passes.lowering.biases import Shifts, bias_shifts, canonical_layers, move_biases
 from onnx_lathe.passes.lowering.ort_integers.work import Work
 from onnx_lathe.passes.lowering.phone_form.choice import Choice
+from onnx_lathe.passes.lowering.phone_form.foreign import cut_off
 from onnx_lathe.passes.lowering.phone_form.gates import GATE, split_gates
 from onnx_lathe.passes.lowering.phone_form.known import complete_ranges, settle_silent, take_pairs
 from onnx_lathe.passes.lowering.phone_form.layers import join_addition, plain_bias, store_bias, store_weight
@@ -111,7 +113,7 @@ def _lower(graph: Graph, context: Context, operators: Collection[str], shifts: S
     for kernel in layers:
         join_addition(work, kernel)
     scales = Scales(kernels, known, graph.opset)
-    write(work, kernels, scales)
+    cut_off(work, known.taken, write(work, kernels, scales))
     for kernel in layers:
         store_weight(work, kernel.node)
         plain_bias(work, kernel)
