@@ -55,6 +55,8 @@ from onnx_lathe.passes.lowering.phone_form.scales import Scales
 from onnx_lathe.passes.lowering.phone_form.writing import write
 from onnx_lathe.passes.lowering.restoring import restore_weight
 
+UNPAIRED = "its input '{}' is decoded from integers that no QuantizeLinear of one scale writes for it alone"
+
 
 def lower_to_phone_form(graph: Graph, context: Context, operators: Collection[str] = OPERATORS) -> PassReport:
     """Brings the graph into the form, in place. A graph without quantized layers stays as it is.
@@ -109,6 +111,9 @@ def _lower(graph: Graph, context: Context, operators: Collection[str], shifts: S
     for node, _ in choice.refused.values():
         restore_weight(graph, node)
         work.report.edit(node.name, "has a float weight")
+    for node in graph.nodes:
+        if is_layer(node) and id(node) not in known.layers and all(map(is_dequantized, node.inputs[:2])):
+            work.report.skip(node.name, f"{UNPAIRED.format(node.inputs[0].name)}: it computes in float")
     layers = [kernel for kernel in kernels if kernel.is_layer]
     for kernel in layers:
         join_addition(work, kernel)

@@ -73,3 +73,13 @@ def test_so_it_does_in_the_lowerings_that_begin_with_this_form(name: str) -> Non
 def test_no_relu_is_written_where_the_range_does_its_work(body: str) -> None:
     after, _ = phone_form(foreign(body), StreamingCalibrator(Rows(x=X)))
     assert "Relu" not in Form(after).ops()
+
+
+def test_a_layer_behind_integers_of_the_callers_is_said_to_stay_float() -> None:
+    text = """(uint8[N, 4, 8, 8] x) => (float[N, 4, 6, 6] y) {
+        d = DequantizeLinear (x, s, z)  wd = DequantizeLinear (levels, s, wz)  y = Conv (d, wd) }"""
+    model = build(text, s=np.float32(0.01), z=np.uint8(3), levels=LEVELS, wz=np.int8(0))
+    _, report = phone_form(model)
+    (skip,) = report.skips
+    assert skip.node.startswith("Conv")
+    assert "'d' is decoded from integers" in skip.reason
