@@ -20,7 +20,7 @@ def drop_pairs(graph: Graph, layers: set[int], report: PassReport) -> None:
     What others quantized is cut off at the ends of its range all the same: exporters leave a ReLU out in front of a
     quantizer that does its work.
     """
-    clipped: dict[int, Tensor] = {}
+    made: dict[int, Tensor] = {}
     for node in list(graph.nodes):
         for index, tensor in enumerate(node.inputs):
             if id(node) in layers and index == 0:
@@ -36,9 +36,9 @@ def drop_pairs(graph: Graph, layers: set[int], report: PassReport) -> None:
                 limits = _limits(quantize, tensor.inputs[0])
                 if limits is None:
                     continue
-                if id(tensor) not in clipped:
-                    clipped[id(tensor)] = _clipped(graph, source, limits)
-                source = clipped[id(tensor)]
+                if id(tensor) not in made:
+                    made[id(tensor)] = clipped(graph, source, limits)
+                source = made[id(tensor)]
             node.inputs[index] = source
             report.edit(node.name, f"reads {quantize.inputs[0].name} in float")
     graph.toposort()
@@ -61,7 +61,7 @@ def _limits(quantize: Node, dequantize: Node) -> tuple[float, float] | None:
     return (ends.min - offset) * step, (ends.max - offset) * step
 
 
-def _clipped(graph: Graph, source: Tensor, limits: tuple[float, float]) -> Tensor:
+def clipped(graph: Graph, source: Tensor, limits: tuple[float, float]) -> Tensor:
     """A Clip behind the tensor."""
     name = free_name(graph, f"{source.name}_clipped")
     result = Variable(name, np.float32, source.shape)

@@ -13,6 +13,7 @@
     MatMul of a matrix, Add of a bias                 Gemm
     constant operand of Add, Sub, Mul                 INT8 initializer -> DQ
     HardSigmoid, where `operators` lack it            x * alpha + beta
+    ReLU that another tool's pair does                a ReLU, where no stored range does it: phone_form/foreign.py
     a layer in float, an operator without such a form stays; it reads DQ, and what reads it in INT8 has a pair in front
 
 `lower_to_phone_form(graph, context, operators=OPERATORS) -> PassReport` changes `graph` in place, for other lowerings
@@ -45,6 +46,7 @@ from onnx_lathe.passes.graph.rewire import sweep
 from onnx_lathe.passes.lowering.biases import Shifts, bias_shifts, canonical_layers, move_biases
 from onnx_lathe.passes.lowering.ort_integers.work import Work
 from onnx_lathe.passes.lowering.phone_form.choice import Choice
+from onnx_lathe.passes.lowering.phone_form.foreign import cut_off
 from onnx_lathe.passes.lowering.phone_form.gates import GATE, split_gates
 from onnx_lathe.passes.lowering.phone_form.known import complete_ranges, settle_silent, take_pairs
 from onnx_lathe.passes.lowering.phone_form.layers import join_addition, plain_bias, store_bias, store_weight
@@ -52,6 +54,8 @@ from onnx_lathe.passes.lowering.phone_form.operators import OPERATORS
 from onnx_lathe.passes.lowering.phone_form.scales import Scales
 from onnx_lathe.passes.lowering.phone_form.writing import write
 from onnx_lathe.passes.lowering.restoring import restore_weight
+
+UNPAIRED = "its input '{}' is decoded from integers that no QuantizeLinear of one scale writes for it alone"
 
 
 def lower_to_phone_form(graph: Graph, context: Context, operators: Collection[str] = OPERATORS) -> PassReport:
@@ -107,11 +111,14 @@ def _lower(graph: Graph, context: Context, operators: Collection[str], shifts: S
     for node, _ in choice.refused.values():
         restore_weight(graph, node)
         work.report.edit(node.name, "has a float weight")
+    for node in graph.nodes:
+        if is_layer(node) and id(node) not in known.layers and all(map(is_dequantized, node.inputs[:2])):
+            work.report.skip(node.name, f"{UNPAIRED.format(node.inputs[0].name)}: it computes in float")
     layers = [kernel for kernel in kernels if kernel.is_layer]
     for kernel in layers:
         join_addition(work, kernel)
-    scales = Scales(kernels, known)
-    write(work, kernels, scales)
+    scales = Scales(kernels, known, graph.opset)
+    cut_off(work, known.taken, write(work, kernels, scales))
     for kernel in layers:
         store_weight(work, kernel.node)
         plain_bias(work, kernel)

@@ -14,6 +14,7 @@ Source: onnxruntime-qnn 2.7, tried operator by operator in its simulator; there 
 ONNX Runtime by 3 steps at most, between UINT16 by 7, of 65536 levels, but HardSwish (227), Sigmoid and Softmax (3000).
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from onnx_lathe.passes.graph import Constant, Graph, Node, Variable
 from onnx_lathe.passes.graph.layers import is_layer
 from onnx_lathe.passes.graph.model import free_name
 from onnx_lathe.passes.graph.quantization.placement import floor_range, is_floor
+from onnx_lathe.passes.graph.rewire import captured_names, is_output
 from onnx_lathe.passes.lowering.phone import lower_to_phone_form
 from onnx_lathe.passes.lowering.phone_form.operators import OPERATORS
 
@@ -75,14 +77,31 @@ def _store_before_floors(graph: Graph) -> None:
 
 
 def _make_unsigned(graph: Graph) -> None:
-    """Activations, constant ones too. Weights of layers stay: they are INT8 around zero."""
+    """Activations, constant ones too. Weights of layers stay: they are INT8 around zero. So do integers that others
+    see than DequantizeLinear, such as an output of the model.
+    """
+    captured = captured_names(graph)
     weights = {
-        id(node.inputs[index].inputs[0])
+        id(tensor.inputs[0])
         for node in graph.nodes
         if is_layer(node)
-        for index in range(1, len(node.inputs))
-        if node.inputs[index].inputs
+        for tensor in node.inputs[1:]
+        if tensor.inputs
     }
+    chosen = [
+        part
+        for node in graph.nodes
+        if node.op == "QuantizeLinear" and _is_closed(graph, node, captured)
+        for part in (node, *node.outputs[0].outputs)
+    ]
+    chosen += [
+        node
+        for node in graph.nodes
+        if _is_signed(node)
+        and node.op == "DequantizeLinear"
+        and isinstance(node.inputs[0], Constant)
+        and id(node) not in weights
+    ]
     made: dict[int, Constant] = {}
 
     def shifted(constant: Constant) -> Constant:
@@ -93,14 +112,21 @@ def _make_unsigned(graph: Graph) -> None:
             made[id(constant)] = Constant(name, np.asarray(values).astype(UNSIGNED[signed]))
         return made[id(constant)]
 
-    for node in graph.nodes:
-        if not _is_signed(node) or id(node) in weights:
-            continue
+    for node in chosen:
         node.inputs[2] = shifted(node.inputs[2])
         if isinstance(node.inputs[0], Constant):
             node.inputs[0] = shifted(node.inputs[0])
         if node.op == "QuantizeLinear":
             node.outputs[0].dtype = node.inputs[2].values.dtype
+            node.attrs.pop("output_dtype", None)  # the zero-point says it
+
+
+def _is_closed(graph: Graph, node: Node, captured: Collection[str]) -> bool:
+    """Whether nobody but DequantizeLinear sees the integers that a QuantizeLinear writes."""
+    codes = node.outputs[0]
+    if not _is_signed(node) or is_output(graph, codes) or codes.name in captured:
+        return False
+    return all(one.op == "DequantizeLinear" and _is_signed(one) for one in codes.outputs)
 
 
 def _is_signed(node: Node) -> bool:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.support import layout_cases
+from tests.support.builders import build, random
 from tests.support.channels_last import assert_same, lower, transposes
 from tests.support.layout_cases import BEHIND, BETWEEN
 
@@ -33,3 +34,18 @@ def test_channels_last_at_both_ends(name: str) -> None:
     lowered = lower(model, "nhwc")
     assert left is None or len(transposes(lowered)) == left - 2
     assert_same(model, lowered, IMAGE, last=True)
+
+
+def test_a_crop_keeps_its_axes() -> None:
+    """Its region of interest has two numbers for each of them."""
+    model = build(
+        """(float[2, 4, 6, 8] x) => (float[2, 4, 3, 3] y) {
+        c = Conv (x, w)
+        y = Resize <mode = "linear", coordinate_transformation_mode = "tf_crop_and_resize", axes = [2, 3]> (c, roi, "", s)
+        }""",
+        18,
+        w=random(4, 4, 1, 1),
+        roi=np.array([0.2, 0.1, 0.8, 0.9], np.float32),
+        s=np.array([3, 3], np.int64),
+    )
+    assert_same(model, lower(model), IMAGE)

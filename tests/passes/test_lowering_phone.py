@@ -291,6 +291,23 @@ def test_a_weight_of_minus_128_is_rounded_again() -> None:
     assert relative(output(model, SAMPLES), output(lowered, SAMPLES)) < 0.03
 
 
+@pytest.mark.parametrize("factor", [0.5, 5.0])
+def test_a_concat_holds_its_constant_parts_too(factor: float) -> None:
+    part = (factor * random(1, 8, 6, 6)).astype(np.float32)
+    model = one_layer("t = Concat <axis = 0> (r, part)  y = Conv (t, w1)", part=part, w1=random(4, 8, 1, 1))
+    lowered = phone_form(quantized(model, PHONE, SAMPLES)[0])[0]
+    assert relative(output(model, SAMPLES), output(lowered, SAMPLES)) < 0.03
+
+
+def test_a_constant_part_beyond_a_share_gives_the_concat_another_range() -> None:
+    part = 3 * random(1, 8, 6, 6)
+    model = one_layer(
+        "s = Sigmoid (c)  t = Concat <axis = 0> (s, part)  y = Conv (t, w1)", part=part, w1=random(4, 8, 1, 1)
+    )
+    lowered = phone_form(quantized(model, PHONE, SAMPLES)[0])[0]
+    assert relative(output(model, SAMPLES), output(lowered, SAMPLES)) < 0.03
+
+
 def test_a_model_without_quantized_layers_stays() -> None:
     model = network(RESIDUAL)
     lowered, report = phone_form(model)

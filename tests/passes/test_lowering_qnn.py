@@ -11,7 +11,7 @@ from onnx_lathe.passes.lowering.phone_form.operators import OPERATORS
 from onnx_lathe.passes.lowering.qnn import INTEGER
 from onnx_lathe.placement import PHONE
 from onnx_lathe.runtime.targets.qnn.layers import verdicts
-from tests.support.builders import run
+from tests.support.builders import build, random, run
 from tests.support.int8 import Form
 from tests.support.placement import IMAGES, MOBILE, RESIDUAL, lowered, network, output, quantized, relative
 
@@ -65,3 +65,28 @@ def test_a_clip_between_16_bits_is_a_relu_behind_a_pair() -> None:
 def test_a_float_model_stays_as_it_is() -> None:
     model = network(RESIDUAL)
     assert lowered(model, "qnn", PHONE)[0] is model
+
+
+def test_a_product_of_two_activations_reads_both_without_a_sign() -> None:
+    text = """(float[N, 4, 6] x) => (float[N, 4, 4] y) {
+        a = MatMul (x, w)  b = MatMul (x, v)  t = Transpose <perm = [0, 2, 1]> (b)  y = MatMul (a, t) }"""
+    model = build(text, 21, w=random(6, 5), v=random(6, 5))
+    data = np.random.default_rng(1).standard_normal((8, 4, 6)).astype(np.float32)
+    after = lowered(quantized(model, PHONE, data)[0], "qnn", PHONE)[0]
+    assert activations(after) == {"uint8"}
+    assert relative(output(model, data), output(after, data)) < 0.03
+
+
+@pytest.mark.parametrize("read", ["y = DequantizeLinear (q, s, z)", "y = Conv (x, w)"])
+def test_integers_that_are_an_output_keep_their_sign(read: str) -> None:
+    text = """(float[N, 3, 12, 12] x) => (float[N, 8, 12, 12] y, int8[N, 8, 12, 12] q) {
+        i = QuantizeLinear (x, s, z)  d = DequantizeLinear (i, s, z)  wd = DequantizeLinear (levels, s, z)
+        a = Conv (d, wd)  q = QuantizeLinear (a, s, z)  READ }"""
+    levels = np.random.default_rng(0).integers(-100, 100, (8, 3, 1, 1)).astype(np.int8)
+    constants = {"w": random(8, 3, 1, 1)} if "w)" in read else {}
+    model = build(
+        text.replace("READ", read), 21, s=np.float32(0.03), z=np.int8(0), levels=levels, **constants
+    )
+    expected, found = (run(one, FEEDS)["q"] for one in (model, lowered(model, "qnn", PHONE)[0]))
+    assert found.dtype == np.int8
+    assert relative(expected.astype(np.float32), found.astype(np.float32)) < 0.03

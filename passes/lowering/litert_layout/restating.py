@@ -90,7 +90,9 @@ def _pad_all(work: Work, node: Node, rank: int) -> None:
 
 
 def _resize_all(work: Work, node: Node, shape: Sequence[Size]) -> None:
-    """Sizes of all axes must be known where the node has sizes."""
+    """Sizes of all axes must be known where the node has sizes; a region of interest names the axes, too."""
+    if node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        return
     axes = [int(axis) % len(shape) for axis in node.attrs["axes"]]
     for index, others in ((2, [1.0] * len(shape)), (3, list(shape))):
         if len(node.inputs) <= index or node.inputs[index].is_empty() or node.inputs[index].shape == (0,):

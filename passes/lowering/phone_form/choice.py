@@ -25,6 +25,7 @@ from onnx_lathe.passes.lowering.phone_form.operators import (
     JOINED,
     NARROW,
     activations,
+    constant_ends,
     is_same,
     refusal,
 )
@@ -174,7 +175,8 @@ class Choice:
         known = [one for one in ends if one is not None and one[0] < one[1]]
         if not known:
             return None
-        whole = max(high for _, high in known) - min(low for low, _ in known)
+        every = [*known, *constant_ends(node, self.work.graph.opset)]
+        whole = max(high for _, high in every) - min(low for low, _ in every)
         finest = min(high - low for low, high in known)
         if whole > COARSEST * finest and self._bits(node) == 8:
             return f"its parts have ranges of {finest:.3g} and of {whole:.3g}, which one scale does not hold"

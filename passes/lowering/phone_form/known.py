@@ -24,6 +24,7 @@ from onnx_lathe.passes.graph.quantization.ranges import (
 )
 from onnx_lathe.passes.graph.rewire import disconnect, replace_input
 from onnx_lathe.passes.lowering.ort_integers.work import ActivationPair, Work, scale_and_zero
+from onnx_lathe.passes.lowering.phone_form.foreign import Taken, ends_of, keep_floor
 from onnx_lathe.passes.lowering.phone_form.operators import Parameters, is_same
 from onnx_lathe.passes.numerics.quantization import affine
 
@@ -31,7 +32,7 @@ from onnx_lathe.passes.numerics.quantization import affine
 @dataclass
 class Known:
     """By the name of a tensor. `narrow`: tensors that had a pair of 8 bits; `wide`: the range of those that had one of
-    16 bits; `exact`: what another tool stored it with. `layers`: by identity, those that read input and weight
+    16 bits; `exact`: what another tool stored it with; `taken`: the pairs of other tools. `layers`: by identity, those that read input and weight
     quantized, and how many bits of activations.
     """
 
@@ -39,6 +40,7 @@ class Known:
     exact: dict[str, Parameters] = field(default_factory=dict)
     narrow: set[str] = field(default_factory=set)
     wide: dict[str, Range] = field(default_factory=dict)
+    taken: list[Taken] = field(default_factory=list)
     layers: dict[int, int] = field(default_factory=dict)
 
     def is_paired(self, tensor: Tensor) -> bool:
@@ -62,15 +64,23 @@ def take_pairs(work: Work) -> Known:
         ) and any(id(tensor) in written for tensor in _above(node.inputs[0])):
             source = next(tensor for tensor in _above(node.inputs[0]) if id(tensor) in written)
             known.layers[id(node)] = affine.WIDE_BITS if is_wide(source) else 8
+    floors: set[int] = set()
     for pair in pairs:
+        is_foreign = metadata.RANGE not in node_metadata(pair.quantize)
+        if is_foreign:
+            keep_floor(work, pair, floors)
         _note(known, pair)
-        _take(work, pair)
+        source, ends = pair.source, ends_of(pair)
+        readers = _take(work, pair)
+        if is_foreign:
+            known.taken.append(Taken(source, readers, ends))
+            floors.update({id(source)} if ends[0] >= 0 else ())
     work.graph.cleanup(recurse_subgraphs=False, recurse_functions=False)
     work.graph.toposort()
     for node in reversed(work.graph.nodes):
-        ends = known.wide.get(node.outputs[0].name) if node.op in LAYOUT and not node.domain else None
-        if ends is not None and not known.is_paired(node.inputs[0]):
-            known.wide[node.inputs[0].name] = ends
+        wide = known.wide.get(node.outputs[0].name) if node.op in LAYOUT and not node.domain else None
+        if wide is not None and not known.is_paired(node.inputs[0]):
+            known.wide[node.inputs[0].name] = wide
     return known
 
 
@@ -126,18 +136,20 @@ def _note(known: Known, pair: ActivationPair) -> None:
         known.ranges[name] = known.exact[name].ends
 
 
-def _take(work: Work, pair: ActivationPair) -> None:
-    """Everybody reads what was quantized."""
+def _take(work: Work, pair: ActivationPair) -> tuple[Node, ...]:
+    """Everybody reads what was quantized. Returns those who read it dequantized."""
     source = pair.source
+    readers: list[Node] = []
     for node in pair.dequantize:
         result = node.outputs[0]
         if work.is_seen(result):
             disconnect(node)
-            work.graph.nodes.append(
-                Node("Identity", work.name(f"{result.name}_same"), {}, [source], [result])
-            )
+            readers.append(Node("Identity", work.name(f"{result.name}_same"), {}, [source], [result]))
+            work.graph.nodes.append(readers[-1])
             continue
         for reader in list(result.outputs):
             replace_input(reader, result, source)
+            readers.append(reader)
         disconnect(node)
     disconnect(pair.quantize)
+    return tuple(readers)

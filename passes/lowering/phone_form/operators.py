@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnx_lathe.passes.graph import Node, Tensor
-from onnx_lathe.passes.graph.layers import is_constant
+from onnx_lathe.passes.graph.layers import constant_value, is_constant
 from onnx_lathe.passes.graph.quantization.placement import floor_range, hands_on, is_floor
 from onnx_lathe.passes.graph.quantization.ranges import HANDED_ON
 from onnx_lathe.passes.numerics.quantization import affine
@@ -96,6 +96,13 @@ def activations(node: Node) -> list[int]:
     if node.op == JOINED or node.op in ELEMENTWISE or node.op in ("MatMul", "PRelu", "Max", "Min", "Div"):
         return list(range(len(node.inputs)))
     return [0]
+
+
+def constant_ends(node: Node, opset: int) -> list[tuple[float, float]]:
+    """Lowest and highest value of each constant that the node reads as an activation."""
+    read = [node.inputs[index] for index in activations(node) if index < len(node.inputs)]
+    values = [constant_value(tensor, opset) for tensor in read if is_constant(tensor)]
+    return [(float(one.min()), float(one.max())) for one in values if one.size]
 
 
 def is_same(node: Node) -> bool:

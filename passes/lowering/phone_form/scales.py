@@ -15,6 +15,7 @@ from onnx_lathe.passes.lowering.phone_form.operators import (
     JOINED,
     Parameters,
     activations,
+    constant_ends,
     is_same,
     parameters_over,
 )
@@ -55,8 +56,8 @@ class _Group:
 class Scales:
     """By tensor and bits, once all kernels are known."""
 
-    def __init__(self, kernels: Sequence[Kernel], known: Known) -> None:
-        self._known = known
+    def __init__(self, kernels: Sequence[Kernel], known: Known, opset: int) -> None:
+        self._known, self._opset = known, opset
         self._groups: dict[Key, _Group] = {}
         for kernel in kernels:
             self._add(kernel)
@@ -100,17 +101,22 @@ class Scales:
         self._groups[key] = group
 
     def _join(self, kernel: Kernel) -> None:
-        """Gives a Concat the range of all its parts, and them its scale where that is no more than COARSER."""
+        """Gives a Concat the range of all its parts, constant ones too, and those that are computed its scale where that
+        is no more than COARSER.
+        """
         bits = kernel.bits
+        stored = constant_ends(kernel.node, self._opset)
         whole = self._groups[id(kernel.results[0]), bits]
         read = [tensor for tensor in kernel.node.inputs if not is_constant(tensor)]
         parts = list({id(group): group for group in (self._groups[id(one), bits] for one in read)}.values())
-        if len({part.fixed for part in parts}) == 1 and parts[0].fixed is not None:
-            whole.fixed = parts[0].fixed
+        fixed = parts[0].fixed
+        if fixed is not None and all(part.fixed == fixed for part in parts) and _within(stored, fixed.ends):
+            whole.fixed = fixed
             self._merge(whole, parts)
             return
         whole.fixed = None
-        whole.ends = min(part.ends[0] for part in parts), max(part.ends[1] for part in parts)
+        ends = [*(part.ends for part in parts), *stored]
+        whole.ends = min(low for low, _ in ends), max(high for _, high in ends)
         width = whole.ends[1] - whole.ends[0]
         whole.finest = width
         self._merge(
@@ -150,6 +156,10 @@ def is_done_by(parameters: Parameters, limits: Range) -> bool:
     half = HALF * float(parameters.scale)
     low, high = parameters.ends
     return (low == 0 if limits[0] == 0 else low >= limits[0] - half) and high <= limits[1] + half
+
+
+def _within(ranges: Sequence[Range], ends: Range) -> bool:
+    return all(_holds(ends, one) for one in ranges)
 
 
 def _holds(limits: Range, ends: Range) -> bool:

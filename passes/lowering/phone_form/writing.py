@@ -14,13 +14,16 @@ from onnx_lathe.passes.lowering.phone_form.operators import JOINED, Parameters, 
 from onnx_lathe.passes.lowering.phone_form.scales import Scales, is_done_by, limits_of
 
 
-def write(work: Work, kernels: Sequence[Kernel], scales: Scales) -> None:
-    """A tensor that a kernel computes keeps its name for what is read of it, behind its pair."""
+def write(work: Work, kernels: Sequence[Kernel], scales: Scales) -> set[int]:
+    """A tensor that a kernel computes keeps its name for what is read of it, behind its pair. Returns these tensors, by
+    identity.
+    """
     writer = _Writer(work, scales)
     for kernel in kernels:
         writer.store(kernel)
     for kernel in kernels:
         writer.read(kernel)
+    return set(writer.stored)
 
 
 class _Writer:
