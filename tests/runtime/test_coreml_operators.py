@@ -119,6 +119,35 @@ def test_einsum_with_a_batch_that_stays_open() -> None:
     agree(build(text))
 
 
+@pytest.mark.parametrize("deployment", ["iOS16", "iOS17"])
+@pytest.mark.parametrize("size", ["4", "N"])
+@pytest.mark.parametrize(
+    "node, shape, places",
+    [
+        ("Gather <axis = 0> (x, i)", "2, 2", [[0, -1], [-2, 1]]),
+        ("GatherElements <axis = 0> (x, i)", "2, 3", [[0, -1, 1], [-2, 3, -4]]),
+        ("GatherND (x, i)", "3, 2", [[0, -1], [-1, 2], [-4, -3]]),
+        ("GatherND (x, i)", "3, 1", [[0], [-1], [-4]]),
+    ],
+)
+def test_places_from_the_end_that_are_computed_at_run_time(
+    node: str, shape: str, places: list, size: str, deployment: str
+) -> None:
+    """From iOS 17 on Core ML computes anything of negative ones, and the evaluator refuses them."""
+    model = build(f"(float[{size}, 3] x, int64[{shape}] i) => (float y) {{ y = {node} }}")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    feeds = {"x": random(4, 3), "i": np.array(places)}
+    agree(model, sized(model, {"x": "4x3:8x3"} if size == "N" else None), Form(deployment), feeds=feeds)
+
+
+def test_constant_places_from_the_end() -> None:
+    model = build(
+        "(float[4, 3] x) => (float[2, 3] y) { y = GatherElements <axis = 0> (x, i) }",
+        i=np.array([[0, -1, 1], [-2, 3, -4]]),
+    )
+    agree(model)
+
+
 OPEN = {
     "residual": "c = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w) s = Sigmoid(c) y = Mul(c, s)",
     "flat": "c = Conv(x, w) g = GlobalAveragePool(c) y = Flatten(g)",
