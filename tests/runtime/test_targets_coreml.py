@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,8 +13,8 @@ import pytest
 from onnx_lathe.errors import TargetError, UsageError
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.coreml import coreml, writing
 from onnx_lathe.runtime.targets.coreml import package as packages
-from onnx_lathe.runtime.targets.coreml import writing
 from onnx_lathe.runtime.targets.coreml.coreml import CoreML
 from onnx_lathe.runtime.targets.coreml.sizes import from_data, parse_shapes, sizes_of
 from tests.support.builders import build, random
@@ -114,6 +115,23 @@ def test_results_of_an_earlier_run_are_replaced_and_a_users_folder_is_not(
     assert compile_it(model, data, mine.parent) == 2
     assert "not from an earlier run" in capsys.readouterr().err
     assert (mine / "Manifest.json").read_text() == "mine"
+
+
+def test_another_run_that_was_done_first_is_replaced(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two builds into one folder at a time."""
+    out, build_one = tmp_path / "out", CoreML.build
+
+    def late(self: CoreML, *given: Any) -> Any:
+        (out / coreml.PACKAGE / "Data").mkdir(parents=True)
+        (out / coreml.PACKAGE / "Data" / "of the other").touch()
+        return build_one(self, *given)
+
+    monkeypatch.setattr(CoreML, "build", late)
+    assert compile_it(model, data, out) == 0
+    assert sorted(path.name for path in (out / coreml.PACKAGE / "Data").iterdir()) == ["com.apple.CoreML"]
+    assert not list(out.glob(".*"))
 
 
 def test_a_build_that_fails_leaves_nothing(
