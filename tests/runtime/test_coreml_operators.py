@@ -227,6 +227,21 @@ def test_a_small_epsilon_is_not_0_in_float16() -> None:
     agree(build(text, w=random(8)), form=Form("iOS17", "float16"), feeds=feeds)
 
 
+def test_bounds_of_integers_are_not_those_of_float16() -> None:
+    text = "(int32[3] x) => (int32[3] y) { y = Clip(x, low, high) }"
+    model = build(text, low=np.int32(-80000), high=np.int32(100000))
+    feeds = {"x": np.array([-90000, 7, 200000], np.int32)}
+    agree(model, form=Form("iOS17", "float16"), feeds=feeds)
+
+
+def test_a_scale_that_float16_does_not_hold_is_refused() -> None:
+    text = "(float[3] x) => (float[3] y) { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }"
+    model = build(text, s=np.float32(1e-8), z=np.int8(0))
+    assert refusals(model) == []
+    assert all("0 in float16" in reason for *_, reason in refusals(model, form=Form("iOS17", "float16")))
+    assert len(refusals(model, form=Form("iOS17", "float16"))) == 2
+
+
 def test_integers_beyond_32_bits_are_refused() -> None:
     model = build("(int64[2] x) => (int64[2] y) { [n] y = Add(x, c) }", c=np.array([1, 2**40]))
     ((_, _, reason),) = refusals(model)
