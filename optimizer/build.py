@@ -111,6 +111,13 @@ def _naming(target: Target) -> Iterator[None]:
         raise ContractError(f"target {target.name}: {error}") from error
 
 
+def _put(source: Path, target: Path, scratch: Path) -> None:
+    """In the output folder. A folder takes no other's place: one that another run has just put there goes first."""
+    if source.is_dir() and target.is_dir():
+        target.replace(scratch / f"former-{target.name}")
+    source.replace(target)
+
+
 def build_all(run: Run) -> None:
     """Lowers and judges for every target, then builds. Sets the record's exit code and outcome.
 
@@ -145,7 +152,7 @@ def build_all(run: Run) -> None:
             record.end(ExitCode.GATE_FAILED)
             return
         for path in results.iterdir():
-            path.replace(out / path.name)
+            _put(path, out / path.name, Path(scratch))
     _tell_unjudged(run)
     if any(found.error for found in record.targets):
         record.end(ExitCode.WRONG_USE if wrong_use else ExitCode.TARGET_FAILED)

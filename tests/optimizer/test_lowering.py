@@ -17,8 +17,8 @@ from onnx_lathe.optimizer.recipe import parse_calls
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
-from onnx_lathe.runtime.targets.core.registry import find
 from onnx_lathe.runtime.targets.core import branches
+from onnx_lathe.runtime.targets.core.registry import find
 from tests.support.builders import build, random
 
 NESTED = """(float[1, L, 4] x) => (float[A, B, D] y) {

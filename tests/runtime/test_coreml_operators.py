@@ -119,6 +119,35 @@ def test_einsum_with_a_batch_that_stays_open() -> None:
     agree(build(text))
 
 
+@pytest.mark.parametrize("deployment", ["iOS16", "iOS17"])
+@pytest.mark.parametrize("size", ["4", "N"])
+@pytest.mark.parametrize(
+    "node, shape, places",
+    [
+        ("Gather <axis = 0> (x, i)", "2, 2", [[0, -1], [-2, 1]]),
+        ("GatherElements <axis = 0> (x, i)", "2, 3", [[0, -1, 1], [-2, 3, -4]]),
+        ("GatherND (x, i)", "3, 2", [[0, -1], [-1, 2], [-4, -3]]),
+        ("GatherND (x, i)", "3, 1", [[0], [-1], [-4]]),
+    ],
+)
+def test_places_from_the_end_that_are_computed_at_run_time(
+    node: str, shape: str, places: list, size: str, deployment: str
+) -> None:
+    """From iOS 17 on Core ML computes anything of negative ones, and the evaluator refuses them."""
+    model = build(f"(float[{size}, 3] x, int64[{shape}] i) => (float y) {{ y = {node} }}")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    feeds = {"x": random(4, 3), "i": np.array(places)}
+    agree(model, sized(model, {"x": "4x3:8x3"} if size == "N" else None), Form(deployment), feeds=feeds)
+
+
+def test_constant_places_from_the_end() -> None:
+    model = build(
+        "(float[4, 3] x) => (float[2, 3] y) { y = GatherElements <axis = 0> (x, i) }",
+        i=np.array([[0, -1, 1], [-2, 3, -4]]),
+    )
+    agree(model)
+
+
 OPEN = {
     "residual": "c = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w) s = Sigmoid(c) y = Mul(c, s)",
     "flat": "c = Conv(x, w) g = GlobalAveragePool(c) y = Flatten(g)",
@@ -196,6 +225,21 @@ def test_a_small_epsilon_is_not_0_in_float16() -> None:
     text = "(float[2, 8] x) => (float[2, 8] y) { y = LayerNormalization <epsilon = 1e-12> (x, w) }"
     feeds = {"x": np.zeros((2, 8), np.float32)}
     agree(build(text, w=random(8)), form=Form("iOS17", "float16"), feeds=feeds)
+
+
+def test_bounds_of_integers_are_not_those_of_float16() -> None:
+    text = "(int32[3] x) => (int32[3] y) { y = Clip(x, low, high) }"
+    model = build(text, low=np.int32(-80000), high=np.int32(100000))
+    feeds = {"x": np.array([-90000, 7, 200000], np.int32)}
+    agree(model, form=Form("iOS17", "float16"), feeds=feeds)
+
+
+def test_a_scale_that_float16_does_not_hold_is_refused() -> None:
+    text = "(float[3] x) => (float[3] y) { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }"
+    model = build(text, s=np.float32(1e-8), z=np.int8(0))
+    assert refusals(model) == []
+    assert all("0 in float16" in reason for *_, reason in refusals(model, form=Form("iOS17", "float16")))
+    assert len(refusals(model, form=Form("iOS17", "float16"))) == 2
 
 
 def test_integers_beyond_32_bits_are_refused() -> None:

@@ -16,6 +16,7 @@ from onnx_lathe.runtime.targets.qnn.chips import CHIPS, chips_of
 from onnx_lathe.runtime.targets.qnn.layers import RESULT
 from onnx_lathe.runtime.targets.qnn.options import QnnConfig
 from tests.support import qnn
+from tests.support.builders import build
 
 TRACE = Path(context.TRACE_FOLDER) / context.TRACE
 
@@ -98,6 +99,16 @@ def test_a_batch_is_one_sample_and_other_sizes_are_the_datas() -> None:
         UsageError, match=r"input 'x' has sizes that are not fixed.*give data, or qnn\(shapes="
     ):
         sizes.sizes(model, {})
+
+
+def test_sizes_of_one_name_are_one_size() -> None:
+    """What is said of one input holds for others that the model gives the same name."""
+    model = build("(float[N, 3, L] a, float[N, L] b, float[N, K] c) => (float y) { y = Sum(a, b, c) }")
+    given = {"a": (4, 3, 8)}
+    assert sizes.undecided(model, given) == ["c"]
+    given["c"] = (4, 5)
+    assert sizes.sizes(model, given) == {"a": (4, 3, 8), "b": (4, 8), "c": (4, 5)}
+    assert sizes.of_data(model, {"a": (4, 3, 8)}, {"b": (9, 7), "c": (9, 5)}, False) == {"c": (4, 5)}
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:

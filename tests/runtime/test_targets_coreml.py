@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,9 +13,10 @@ import pytest
 from onnx_lathe.errors import TargetError, UsageError
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.coreml import coreml, writing
 from onnx_lathe.runtime.targets.coreml import package as packages
-from onnx_lathe.runtime.targets.coreml import writing
 from onnx_lathe.runtime.targets.coreml.coreml import CoreML
+from onnx_lathe.runtime.targets.coreml.sizes import from_data, parse_shapes, sizes_of
 from tests.support.builders import build, random
 from tests.support.mil import evaluate
 
@@ -115,6 +117,23 @@ def test_results_of_an_earlier_run_are_replaced_and_a_users_folder_is_not(
     assert (mine / "Manifest.json").read_text() == "mine"
 
 
+def test_another_run_that_was_done_first_is_replaced(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two builds into one folder at a time."""
+    out, build_one = tmp_path / "out", CoreML.build
+
+    def late(self: CoreML, *given: Any) -> Any:
+        (out / coreml.PACKAGE / "Data").mkdir(parents=True)
+        (out / coreml.PACKAGE / "Data" / "of the other").touch()
+        return build_one(self, *given)
+
+    monkeypatch.setattr(CoreML, "build", late)
+    assert compile_it(model, data, out) == 0
+    assert sorted(path.name for path in (out / coreml.PACKAGE / "Data").iterdir()) == ["com.apple.CoreML"]
+    assert not list(out.glob(".*"))
+
+
 def test_a_build_that_fails_leaves_nothing(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +211,8 @@ def test_coremltools_is_imported_late_and_says_nothing(model: Path, tmp_path: Pa
         ("shapes={x: 1x4x8x8}", "dimension 1 of input 'x' is fixed at 3"),
         ("image=yuv", "rgb"),
         ("image=gray", "[N, 1, H, W]"),
-        ("image=rgb", "preprocess"),
+        ("image=rgb, batch=4", "one picture, not batch=4"),
+        ("image=rgb, shapes={x: 2x3x8x8}, preprocess='scale=1/255'", "'x' has a batch of 2"),
     ],
 )
 def test_a_wrong_option_is_one_line(
@@ -202,6 +222,13 @@ def test_a_wrong_option_is_one_line(
     shown = capsys.readouterr().err.strip()
     assert said in shown
     assert "Traceback" not in shown
+
+
+def test_a_picture_without_its_scale_is_named(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compile_it(model, data, tmp_path / "out", "coreml(image=rgb)") == 2
+    assert "preprocess does not say how 3 channels are scaled" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("batch, shape", [("1", [1, 3, 8, 8]), ("4", [4, 3, 8, 8]), ("2:8", [None, 3, 8, 8])])
@@ -216,6 +243,16 @@ def test_the_batch_is_what_is_asked_for(
     ranges = [(one.lowerBound, one.upperBound) for one in spec.shapeRange.sizeRanges]
     assert ranges[:1] == ([(2, 8)] if batch == "2:8" else [])
     assert list(spec.shape) == [2 if size is None else size for size in shape]
+
+
+def test_sizes_of_one_name_are_one_size() -> None:
+    """What is said of one input holds for others that the model gives the same name."""
+    model = build("(float[N, 3, L] a, float[N, L] b, float[N, K] c) => (float y) { y = Sum(a, b, c) }")
+    found = sizes_of(model, parse_shapes({"a": "4x3x8:6x3x16"}), (1, 32))
+    assert (found.least["b"], found.greatest["b"]) == ((4, 8), (6, 16))
+    assert (found.least["c"], found.greatest["c"], found.assumed) == ((4, 64), (6, 64), ("c",))
+    data = from_data(model, parse_shapes({"a": "4x3x8"}), {"c": (9, 5)}, (1, 32))
+    assert data == {"c": ((4, 5), (4, 5))}
 
 
 def _spec(package: Path) -> object:
@@ -261,12 +298,14 @@ def test_an_input_that_takes_a_picture(model: Path, data: Path, tmp_path: Path) 
     """Its values are scaled in the program; Core ML's own scale is one for all channels."""
     asked = "mean=10,20,30 std=50,60,70"
     target = CoreML()
-    options = CoreML.Config(image="rgb", preprocess=asked, batch="1")
+    options = CoreML.Config(image="rgb", preprocess=asked)
     (tmp_path / "out").mkdir()
     artifact = target.build(model, tmp_path / "out", options, lambda text: None)
     package = tmp_path / "out" / "model.coreml.mlpackage"
     spec = _spec(package)
     assert spec.description.input[0].type.WhichOneof("Type") == "imageType"  # type: ignore[attr-defined]
+    (one,) = spec.mlProgram.functions["main"].inputs  # type: ignore[attr-defined]
+    assert [dim.constant.size for dim in one.type.tensorType.dimensions] == [1, 3, 8, 8]
     pixels = np.random.default_rng(0).integers(0, 256, (1, 3, 8, 8)).astype(np.float32)
     got = evaluate(writing.read_back(package), {"x": pixels})
     mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in ((10, 20, 30), (50, 60, 70)))

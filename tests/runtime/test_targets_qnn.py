@@ -17,7 +17,8 @@ from onnx_lathe.runtime.targets.core.base import Artifact
 from onnx_lathe.runtime.targets.core.registry import find
 from onnx_lathe.runtime.targets.qnn import library, process
 from onnx_lathe.runtime.targets.qnn.options import QnnConfig
-from tests.support import qnn
+from tests.support import builders, qnn
+from tests.support.builders import random
 from tests.support.command import refused
 from tests.support.placement import IMAGES, MOBILE, RESIDUAL, lowered, network, quantized, relative
 
@@ -133,6 +134,39 @@ def test_a_batch_written_as_minus_one_is_open(tmp_path: Path) -> None:
     session = find("qnn")().open(build(model, tmp_path / "out"), QnnConfig())
     assert session is not None
     assert session.run(None, qnn.IMAGES)[0].shape == (5, 8, 1, 1)
+    session.close()
+
+
+@pytest.mark.parametrize(
+    "output, node",
+    [
+        ("[M, 8]", "t = Transpose <perm = [0, 2, 3, 1]> (c) y = Reshape(t, rows)"),
+        ("[8, N]", "p = GlobalAveragePool(c) f = Flatten(p) y = Transpose <perm = [1, 0]> (f)"),
+        ("[L, N, 8]", "p = ReduceMean <axes = [3], keepdims = 0> (c) y = Transpose <perm = [2, 0, 1]> (p)"),
+    ],
+    ids=["rows", "columns", "sequence"],
+)
+def test_samples_that_do_not_lie_along_the_first_axis(tmp_path: Path, output: str, node: str) -> None:
+    """Each call takes one sample; together they are what ONNX Runtime gives of all."""
+    stored = {"w": random(8, 3, 3, 3), **({"rows": np.array([-1, 8])} if "rows" in node else {})}
+    text = f"(float[N, 3, 4, 4] x) => (float{output} y) {{ c = Conv <pads = [1, 1, 1, 1]> (x, w) {node} }}"
+    model, feeds = builders.build(text, **stored), {"x": random(3, 3, 4, 4)}
+    artifact = build(model, tmp_path / "out")
+    target = find("qnn")()
+    target.verify(tmp_path / "out.onnx", artifact, QnnConfig(), feeds, QUIET, model)
+    session = target.open(artifact, QnnConfig())
+    assert session is not None
+    (found,) = session.run(None, feeds)
+    session.close()
+    np.testing.assert_allclose(found, ort.run(ort.session(model), feeds)["y"], atol=0.02)
+
+
+def test_an_output_of_all_samples_together_is_refused(tmp_path: Path) -> None:
+    model = builders.build("(float[N, 3] x) => (float[1, 3] y) { y = ReduceMean <axes = [0]> (x) }")
+    session = find("qnn")().open(build(model, tmp_path / "out"), QnnConfig())
+    assert session is not None
+    with pytest.raises(ModelError, match=r"output 'y' \[1, 3\] is of 1 samples together, and 2 are given"):
+        session.run(None, {"x": random(2, 3)})
     session.close()
 
 

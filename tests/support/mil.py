@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from onnx_lathe.runtime.targets.coreml.resampling import by_mil
 from tests.support import mil_layers
 
 Arrays = Mapping[str, np.ndarray]
@@ -209,8 +208,27 @@ def pixel_shuffle(x: np.ndarray, upscale_factor: Any) -> np.ndarray:
 
 
 def resize(way: str, x: np.ndarray, height: int, width: int) -> np.ndarray:
-    rows, columns = by_mil(way, x.shape[-2], height), by_mil(way, x.shape[-1], width)
-    return (rows.T @ x.astype(np.float32) @ columns).astype(x.dtype)
+    return stretched(way, stretched(way, x.astype(np.float64), -2, height), -1, width).astype(x.dtype)
+
+
+def stretched(way: str, x: np.ndarray, axis: int, after: int) -> np.ndarray:
+    """Between the two values on both sides of each place, as the docstring of `resize_bilinear` has the places."""
+    before, found = x.shape[axis], []
+    for place in range(after):
+        if way == "UNALIGN_CORNERS":
+            spot = place * before / after + 0.5 * before / after - 0.5
+        elif after == 1:
+            spot = 0.0
+        elif way == "STRICT_ALIGN_CORNERS":
+            spot = place * (before - 1) / (after - 1)
+        else:
+            assert way == "DEFAULT", way
+            spot = place * (before - before / after) / (after - 1)
+        spot = min(before - 1, max(0.0, spot))
+        low, high = math.floor(spot), min(math.floor(spot) + 1, before - 1)
+        share = spot - low
+        found.append((1 - share) * x.take(low, axis) + share * x.take(high, axis))
+    return np.stack(found, axis)
 
 
 def resize_bilinear(
@@ -234,12 +252,23 @@ def upsample_bilinear(
     return resize(way, x, height, width)
 
 
+def places(indices: Any) -> np.ndarray:
+    """From iOS 17 on negative ones are out of bounds, and what is computed then is undefined."""
+    found = np.asarray(indices)
+    assert not np.any(found < 0), "negative places"
+    return found
+
+
 def gather(x: np.ndarray, indices: Any, axis: Any = 0, **other: Any) -> np.ndarray:
-    return np.take(x, indices, axis=int(axis))
+    return np.take(x, places(indices), axis=int(axis))
+
+
+def gather_along_axis(x: np.ndarray, indices: Any, axis: Any = 0, **other: Any) -> np.ndarray:
+    return np.take_along_axis(x, places(indices), int(axis))
 
 
 def gather_nd(x: np.ndarray, indices: np.ndarray, **other: Any) -> np.ndarray:
-    return x[tuple(np.moveaxis(indices, -1, 0))]
+    return x[tuple(np.moveaxis(places(indices), -1, 0))]
 
 
 def top_k(
@@ -347,13 +376,12 @@ OPERATIONS: dict[str, Evaluate] = {
     "tile": lambda x, reps: np.tile(x, reps),
     "reverse": lambda x, axes=None: np.flip(x, None if axes is None else tuple(axes)),
     "shape": lambda x: np.array(x.shape, np.int32),
-    "gather_along_axis": lambda x, indices, axis=0, **other: np.take_along_axis(x, indices, int(axis)),
     "upsample_nearest_neighbor": upsample_nearest,
     "topk": top_k,
     **{
         one.__name__: one
         for one in (
-            clip, cumsum, depth_to_space, dequantize, expand_dims, fill, gather, gather_nd, gelu, linear, matmul, pad,
+            clip, cumsum, depth_to_space, dequantize, expand_dims, fill, gather, gather_along_axis, gather_nd, gelu, linear, matmul, pad,
             pixel_shuffle, prelu, quantize, reshape, resize_bilinear, slice_by_index, slice_by_size, softmax,
             space_to_depth, split, squeeze, upsample_bilinear,
         )

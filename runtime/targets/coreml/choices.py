@@ -10,15 +10,12 @@ from onnx_lathe.errors import UsageError
 from onnx_lathe.runtime.data import preprocess
 from onnx_lathe.runtime.targets.coreml.convert import Conversion
 from onnx_lathe.runtime.targets.coreml.image import LAYOUTS, Image
-from onnx_lathe.runtime.targets.coreml.sizes import Sizes, model_inputs
+from onnx_lathe.runtime.targets.coreml.sizes import Sizes, model_inputs, parse_shapes
 
 
-def image_of(model: onnx.ModelProto, options: Any) -> Image | None:
-    """None where the input is a tensor. Raises UsageError for a model that takes no such picture."""
-    if options.image == "none":
-        return None
-    channels, asked = LAYOUTS[options.image][0], preprocess.parse(options.preprocess)
-    inputs = model_inputs(model)
+def picture(model: onnx.ModelProto, options: Any) -> str:
+    """The input that takes it. Raises UsageError for a model that has none such."""
+    channels, inputs = LAYOUTS[options.image][0], model_inputs(model)
     if len(inputs) != 1:
         raise UsageError(f"option image: the model has {len(inputs)} inputs; Lathe writes a picture for one")
     ((name, value),) = inputs.items()
@@ -28,6 +25,19 @@ def image_of(model: onnx.ModelProto, options: Any) -> Image | None:
         raise UsageError(
             f"option image={options.image} is for an input [N, {channels}, H, W] of floats; '{name}' is [{shown}]"
         )
+    batches = {shape[0] for shape in parse_shapes(options.shapes).get(name, ())} or {max(dims[0], 1)}
+    if batches != {1}:
+        asked = " to ".join(map(str, sorted(batches)))
+        raise UsageError(f"option image: the input takes one picture; '{name}' has a batch of {asked}")
+    return name
+
+
+def image_of(model: onnx.ModelProto, options: Any) -> Image | None:
+    """None where the input is a tensor. Raises UsageError for a model that takes no such picture."""
+    if options.image == "none":
+        return None
+    name = picture(model, options)
+    channels, asked = LAYOUTS[options.image][0], preprocess.parse(options.preprocess)
     mean, std = (
         list(values) if len(values) == channels else [*values] * channels
         for values in (asked.mean, asked.std)

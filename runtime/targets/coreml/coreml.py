@@ -28,7 +28,7 @@ from onnx_lathe.runtime.targets.core.branches import decided
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.coreml import sizes as sizing
 from onnx_lathe.runtime.targets.coreml.beside import examples_of, write_beside
-from onnx_lathe.runtime.targets.coreml.choices import image_of, is_quantized, sample
+from onnx_lathe.runtime.targets.coreml.choices import image_of, is_quantized, picture, sample
 from onnx_lathe.runtime.targets.coreml.convert import Conversion, convert
 from onnx_lathe.runtime.targets.coreml.form import DEPLOYMENTS, PRECISIONS, Form
 from onnx_lathe.runtime.targets.coreml.image import LAYOUTS
@@ -96,8 +96,10 @@ class CoreML(Target):
             for name, known in (("deployment", DEPLOYMENTS), ("precision", PRECISIONS), ("image", IMAGES)):
                 if getattr(self, name) not in known:
                     raise UsageError(f"option {name} takes {', '.join(known)}, not '{getattr(self, name)}'")
-            batch_range(self.batch)
+            batch = batch_range(self.batch)
             parse_shapes(self.shapes)
+            if self.image != "none" and batch not in (batch_range(BATCH), (1, 1)):
+                raise UsageError(f"option image: the input takes one picture, not batch={self.batch}")
 
     def available(self) -> str | None:
         return missing()
@@ -107,6 +109,8 @@ class CoreML(Target):
 
     def accepts(self, model: onnx.ModelProto, options: Any) -> None:
         _sizes(model, options)
+        if options.image != "none":
+            picture(model, options)
 
     def refusals(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str, str]]:
         written, sizes = _converted(model, options)
@@ -148,7 +152,7 @@ class CoreML(Target):
         shapes: Mapping[str, tuple[int, ...]],
         per_call: bool = False,
     ) -> tuple[Any, list[str]]:
-        batch = batch_range(options.batch)
+        batch = _batch(options)
         known = sizing.from_data(model, parse_shapes(options.shapes), shapes, batch, per_call)
         sizes = sizes_of(model, {**parse_shapes(options.shapes), **known}, batch)
         notes = [
@@ -237,7 +241,12 @@ def _form(options: Any) -> Form:
 
 
 def _sizes(model: onnx.ModelProto, options: Any) -> Sizes:
-    return sizes_of(model, parse_shapes(options.shapes), batch_range(options.batch))
+    return sizes_of(model, parse_shapes(options.shapes), _batch(options))
+
+
+def _batch(options: Any) -> tuple[int, int]:
+    """Of an input that takes a picture, one: Core ML gives such an input no batch."""
+    return batch_range(options.batch) if options.image == "none" else (1, 1)
 
 
 def _converted(model: onnx.ModelProto, options: Any) -> tuple[Conversion, Sizes]:

@@ -1,6 +1,6 @@
 """The sizes of inputs that a package is for: fixed, or from one to another (RangeDim)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
@@ -107,6 +107,7 @@ def sizes_of(
     greatest: dict[str, Shape] = {}
     assumed = []
     batches = {dims[0].dim_param for value in inputs.values() if (dims := _dims(value))} - {""}
+    named = _named(inputs, shapes)
     for name, value in inputs.items():
         dims = _dims(value)
         if name in shapes:
@@ -116,16 +117,16 @@ def sizes_of(
             raise UsageError(f"input '{name}' has no shape; give one with shapes={{{name}: 1x3x224x224}}")
         else:
             is_batch = [axis == 0 or dim.dim_param in batches for axis, dim in enumerate(dims)]
-            known = [max(dim.dim_value, 0) for dim in dims]
+            known = _ends(dims, named)
             usual = USUAL.get(len(dims), OTHERWISE)
             least[name], greatest[name] = (
                 tuple(
-                    size or (batch[end] if of_batch else usual)
+                    size[end] or (batch[end] if of_batch else usual)
                     for size, of_batch in zip(known, is_batch, strict=True)
                 )
                 for end in (0, 1)
             )
-            if any(not size and not of_batch for size, of_batch in zip(known, is_batch, strict=True)):
+            if any(not size[0] and not of_batch for size, of_batch in zip(known, is_batch, strict=True)):
                 assumed.append(name)
         keys[name] = tuple(
             dims[axis].dim_param or f"{name} {axis}" if dims else f"{name} {axis}"
@@ -151,22 +152,47 @@ def from_data(
     sample is a call of the model, whose first axes are no batch.
     """
     found = {}
-    for name, value in model_inputs(model).items():
+    inputs = model_inputs(model)
+    named = _named(inputs, given)
+    for name, value in inputs.items():
         dims, sample = _dims(value), samples.get(name)
         if name in given or dims is None or sample is None or len(sample) != len(dims):
             continue
-        known = [max(dim.dim_value, 0) for dim in dims]
-        if not any(not size and (axis > 0 or per_call) for axis, size in enumerate(known)):
+        known = _ends(dims, named)
+        if not any(not size[0] and (axis > 0 or per_call) for axis, size in enumerate(known)):
             continue
         ends = [
             tuple(
-                size or (batch[end] if axis == 0 and not per_call else sample[axis])
+                size[end] or (batch[end] if axis == 0 and not per_call else sample[axis])
                 for axis, size in enumerate(known)
             )
             for end in (0, 1)
         ]
         found[name] = (ends[0], ends[1])
     return found
+
+
+def _named(
+    inputs: Mapping[str, onnx.ValueInfoProto], given: Mapping[str, tuple[Shape, Shape]]
+) -> dict[str, tuple[int, int]]:
+    """What `given` says of the sizes that the model names."""
+    found: dict[str, tuple[int, int]] = {}
+    for name, ends in given.items():
+        for dim, low, high in zip(_dims(inputs[name]) or (), *ends, strict=False):
+            if dim.dim_param:
+                found.setdefault(dim.dim_param, (low, high))
+    return found
+
+
+def _ends(
+    dims: Sequence[onnx.TensorShapeProto.Dimension], named: Mapping[str, tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Least and greatest of each size, as far as it is known; 0 where it is not."""
+    fixed = [max(dim.dim_value, 0) for dim in dims]
+    return [
+        (size, size) if size else named.get(dim.dim_param, (0, 0))
+        for size, dim in zip(fixed, dims, strict=True)
+    ]
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[onnx.TensorShapeProto.Dimension] | None:

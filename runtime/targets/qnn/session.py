@@ -79,9 +79,9 @@ class SimulatedSession:
             rows = np.minimum(np.arange(start, start + size), count - 1)
             taken = {port.tensor: given[port.tensor][rows] for port in batched}
             pieces.append(self._call(wanted, {**given, **taken}))
-        cut = {port.tensor for port in self.outputs if is_batched(port)}
+        ports = {port.tensor: port for port in self.outputs}
         return [
-            np.concatenate(parts)[:count] if name in cut else parts[0]
+            _joined(ports[name], parts, count, size)
             for name, parts in zip(wanted, zip(*pieces, strict=True), strict=True)
         ]
 
@@ -94,6 +94,27 @@ class SimulatedSession:
         except TargetError as error:
             raise TargetError(f"the chip's simulator failed: {error}; {WITHOUT}") from error
         return [found[name] for name in names]
+
+
+def _joined(port: Port, parts: Sequence[np.ndarray], count: int, size: int) -> np.ndarray:
+    """What calls of `size` samples each gave, of `count` samples: along the axis that the model leaves open and that has
+    as many, or along the first, where samples have several rows one behind another. An output without an open size is
+    to be the same in all calls. Raises ModelError for one that is of all samples together.
+    """
+    if len(parts) == 1 and count == size:
+        return parts[0]
+    free = [axis for axis, length in enumerate(port.declared) if length is None]
+    axis = next((axis for axis in free if port.tensor_shape[axis] == size), 0)
+    rows, rest = divmod(parts[0].shape[axis], size) if axis in free else (0, 1)
+    if not rest:
+        return np.concatenate(parts, axis).take(np.arange(count * rows), axis)
+    if not free and len(parts) > 1 and all(one.tobytes() == parts[0].tobytes() for one in parts):
+        return parts[0]
+    shown = ", ".join(map(str, parts[0].shape))
+    raise ModelError(
+        f"output '{port.tensor}' [{shown}] is of {size} samples together, and {count} are given: give {size}, or build with "
+        "shapes for as many"
+    )
 
 
 def is_batched(port: Port) -> bool:

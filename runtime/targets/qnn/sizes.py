@@ -50,6 +50,36 @@ def check_given(model: onnx.ModelProto, given: Mapping[str, Shape]) -> None:
             raise UsageError(f"option shapes, '{name}': {text(shape)} does not fit [{wanted}]")
 
 
+def following(model: onnx.ModelProto, given: Mapping[str, Shape]) -> dict[str, Shape]:
+    """`given`, and the shapes of other inputs that follow from it: the model names a size of both alike."""
+    named, names = _named(model, given), _names(model)
+    found = dict(given)
+    for spec in model_inputs(model):
+        shape = tuple(
+            size or named.get(name) for size, name in zip(spec.shape, names[spec.name], strict=True)
+        )
+        if spec.name not in given and shape != spec.shape and None not in shape[1:]:
+            found[spec.name] = tuple(size or 1 for size in shape)
+    return found
+
+
+def _named(model: onnx.ModelProto, given: Mapping[str, Shape]) -> dict[str, int]:
+    """What `given` says of the sizes that the model names."""
+    names, found = _names(model), dict[str, int]()
+    for name, shape in given.items():
+        for dim, size in zip(names.get(name, ()), shape, strict=False):
+            found.setdefault(dim, size)
+    found.pop("", None)
+    return found
+
+
+def _names(model: onnx.ModelProto) -> dict[str, list[str]]:
+    """Of each input's sizes; empty for one without a name."""
+    return {
+        value.name: [dim.dim_param for dim in value.type.tensor_type.shape.dim] for value in model.graph.input
+    }
+
+
 def of_data(
     model: onnx.ModelProto, given: Mapping[str, Shape], samples: Mapping[str, Shape], per_call: bool
 ) -> dict[str, Shape]:
@@ -58,12 +88,15 @@ def of_data(
     samples: shapes of the first samples by input; per_call: each sample is a call, whose first axis is no batch.
     """
     found = {}
+    named, names, given = _named(model, given), _names(model), following(model, given)
     for spec in model_inputs(model):
         if spec.name in given or not is_open(spec) or spec.name not in samples:
             continue
         sample = samples[spec.name]
+        said = [*(named.get(dim) for dim in names[spec.name]), *[None] * len(sample)]
         found[spec.name] = tuple(
-            1 if spec.ranked and axis == 0 and not per_call and spec.shape[0] is None else size
+            said[axis]
+            or (1 if spec.ranked and axis == 0 and not per_call and spec.shape[0] is None else size)
             for axis, size in enumerate(sample)
         )
     return found
@@ -75,6 +108,7 @@ def is_open(spec: InputSpec) -> bool:
 
 def undecided(model: onnx.ModelProto, given: Mapping[str, Shape]) -> list[str]:
     """Inputs whose size nobody says; a batch of 1 is understood."""
+    given = following(model, given)
     return [
         spec.name
         for spec in model_inputs(model)
@@ -98,6 +132,7 @@ def sizes(model: onnx.ModelProto, given: Mapping[str, Shape]) -> dict[str, Shape
             f"input '{names[0]}' has sizes that are not fixed, and a chip's program has one size: give data, or "
             f"qnn({example(model, names[0])}) with the right one"
         )
+    given = following(model, given)
     return {
         spec.name: given.get(spec.name, tuple(size or 1 for size in spec.shape))
         for spec in model_inputs(model)

@@ -181,6 +181,9 @@ def _bound(node: Node, net: Network, position: int, name: str) -> Any:
         if found is None:
             return net.variable(node.inputs[position])
         value = found.reshape(()).item()
+        if found.dtype.kind in "iu":
+            limits = np.iinfo(np.int32)
+            return float(value) if limits.min < value < limits.max else None
     if value is None:
         return None
     if np.isnan(value):

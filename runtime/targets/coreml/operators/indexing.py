@@ -1,5 +1,10 @@
-"""Operators that take values by their places."""
+"""Operators that take values by their places.
 
+ONNX counts negative places from the end of an axis. From iOS 17 on MIL takes them for out of bounds, and says nothing.
+Source: coremltools, mil/ops/defs/iOS17/scatter_gather.py.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +22,7 @@ def gather(node: Node, net: Network) -> None:
     source = operand(node, net, 0)
     places = net.values(index)
     if places is None:
-        net.put(node, "gather", x=source, indices=_integers(node, net, index), axis=axis)
+        net.put(node, "gather", x=source, indices=_counted(node, net, [axis]), axis=axis)
         return
     size = net.sizes(table)[axis]
     if places[0].shape == () and np.array_equal(*places):
@@ -52,14 +57,30 @@ def _single(node: Node, net: Network, source: Any, axis: int, place: int, size: 
     )
 
 
-def _integers(node: Node, net: Network, tensor: str) -> Any:
-    return net.cast(net.variable(tensor), "int32", f"{node.name}_indices")
+def _counted(node: Node, net: Network, axes: Sequence[int]) -> Any:
+    """The second input, as places from 0 on: along the one axis, or along each of them in its last dimension."""
+    tensor, label = node.inputs[1], f"{node.name}_places"
+    places = net.cast(net.variable(tensor), "int32", f"{node.name}_indices")
+    known, made = net.values(tensor), net.nodes.get(tensor)
+    is_count = made is not None and made.op_type in ("ArgMax", "ArgMin", "TopK")
+    if is_count or (known is not None and not any(np.any(one < 0) for one in known)):
+        return places
+    sizes = [net.sizes(node.inputs[0])[axis] for axis in axes]
+    whole: Any = np.array([size or 0 for size in sizes], np.int32)
+    if None in sizes:
+        shape = net.op("shape", f"{label}_shape", x=net.variable(node.inputs[0]))
+        whole = net.op("gather", f"{label}_sizes", x=shape, indices=np.array(axes, np.int32), axis=0)
+    if not net.rank(tensor):
+        whole = whole[0] if None not in sizes else net.op("squeeze", f"{label}_size", x=whole, axes=[0])
+    moved = net.op("add", f"{label}_from_end", x=places, y=whole)
+    is_place = net.op("greater_equal", f"{label}_from_start", x=places, y=np.int32(0))
+    return net.op("select", label, cond=is_place, a=places, b=moved)
 
 
 @operator("GatherElements")
 def gather_elements(node: Node, net: Network) -> None:
     axis = node.integer("axis") % net.rank(node.inputs[0])
-    indices = _integers(node, net, node.inputs[1])
+    indices = _counted(node, net, [axis])
     net.put(node, "gather_along_axis", x=net.variable(node.inputs[0]), indices=indices, axis=axis)
 
 
@@ -67,7 +88,7 @@ def gather_elements(node: Node, net: Network) -> None:
 def gather_nd(node: Node, net: Network) -> None:
     if node.integer("batch_dims"):
         raise Unsupported("its batch_dims are not 0")
-    indices = _integers(node, net, node.inputs[1])
+    indices = _counted(node, net, range(net.shape(node.inputs[1])[-1]))
     net.put(node, "gather_nd", x=net.variable(node.inputs[0]), indices=indices)
 
 

@@ -40,6 +40,8 @@ def _parameters(node: Node, net: Network, tensor: str) -> tuple[np.ndarray, np.n
     if node.integer("block_size"):
         raise Unsupported("its activations are quantized in blocks")
     scale = net.converted("scale", net.constant(node.inputs[1], "scale"))
+    if not np.all(scale):
+        raise Unsupported("its scale is 0 in float16: build with precision=float32")
     zero: Any = None
     if node.given(2):
         zero = net.constant(node.inputs[2], "zero-point")
