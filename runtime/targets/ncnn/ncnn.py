@@ -62,7 +62,7 @@ class Ncnn(Target):
     lowering = "ncnn"
     placement = Placement(layers=frozenset({"Conv", "Gemm"}), single_rows=frozenset({"MatMul"}), joins=False)
     """On the rows of a sequence ncnn's INT8 InnerProduct takes two to five times as long as float. On one row it takes
-    about twice as long on x86 while the weights lie in the cache; there it is for the file's size, which a note says.
+    1.2 to 1.9 times as long on x86 while the weights lie in the cache; there it is for the file's size, which a note says.
     """
     opens = True
     suffixes = (".param",)

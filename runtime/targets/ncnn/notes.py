@@ -10,8 +10,8 @@ from onnx_lathe.runtime.targets.ncnn.dialect import Layer
 from onnx_lathe.runtime.targets.ncnn.requantize import is_int8
 
 FITS = 2048 * 2048
-"""Weights of a matrix that no longer lies in a processor's cache in float, where INT8 takes no longer (0.9 to 1.1
-of float's time, measured on x86); from 64 x 64 to 1024 x 1024 it takes twice as long.
+"""Weights of a matrix that no longer lies in a processor's cache in float, where INT8 takes no longer (0.4
+of float's time, measured on x86); from 64 x 64 to 1024 x 1024 it takes 1.2 to 1.9 times as long.
 """
 
 
@@ -41,6 +41,6 @@ def about_slow_matrices(layers: Sequence[Layer], profile: str) -> str:
     names = list(dict.fromkeys(name for layer in slow for name in layer.nodes or (layer.name,)))
     many = f"{len(slow)} matrix product{'s' * (len(slow) > 1)} in INT8"
     return (
-        f"{many} ({first_few(names)}) take{'s' * (len(slow) == 1)} about twice float's time on x86, for a quarter of the "
+        f"{many} ({first_few(names)}) take{'s' * (len(slow) == 1)} 1.2 to 1.9 times float's time on x86, for a quarter of the "
         f"weights' bytes; int8(layers={{{names[0]}: false}}) and the like leave in float what is to be fast"
     )
