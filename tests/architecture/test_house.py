@@ -132,3 +132,8 @@ def test_a_file_of_one_pass_is_found() -> None:
     }
     assert rooms_that_use("coupling", graph) == {"fold"}
     assert rooms_that_use("pairs", graph) == {"int4", "lowering"}
+
+
+def test_no_source_lies_at_the_top_level() -> None:
+    """A merge once left a copy of a module there."""
+    assert not list(ROOT.glob("*.py"))

@@ -1,1 +1,0 @@
-typings/onnx_lathe/runtime/targets/tensorrt/belongings.py
