@@ -1,18 +1,16 @@
 """Where ncnn's Interp takes the values of a resized axis from, and whether ONNX Runtime takes them from there too.
 
-Both resize each axis by itself, as a matrix does: [values before, values after]. ONNX Runtime's is what it makes of a
-unit matrix; Interp's is written here after src/layer/interp.cpp.
+Both resize each axis by itself, as a matrix does: [values before, values after]. ONNX Runtime's is asked for
+(targets/core/resampling.py); Interp's is written here after src/layer/interp.cpp.
 """
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnx
 
 from onnx_lathe.errors import ModelError
-from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.core.resampling import by_onnxruntime
 
 NEAREST, BILINEAR, BICUBIC = 1, 2, 3
 LEAST = {NEAREST: 1, BILINEAR: 2, BICUBIC: 4}
@@ -40,7 +38,7 @@ def same_places(
     if before < LEAST[found.way] or (found.aligned and after < 2):
         return False
     try:
-        wanted = _by_onnxruntime(op, opset, tuple(sorted(attributes.items())), before, after, scale)
+        wanted = by_onnxruntime(op, opset, tuple(sorted(attributes.items())), before, after, scale)
     except ModelError:  # what needs more than one axis, such as a region of the image
         return False
     ours = _by_interp(found, before, after)
@@ -49,37 +47,6 @@ def same_places(
     # ONNX Runtime computes places in float32: their rounding grows with the size, and is one of the weights
     tolerance = 1e-6 + 5e-7 * (before + after)
     return bool(np.abs(wanted - ours).max() <= tolerance)
-
-
-@cache
-def _by_onnxruntime(
-    op: str, opset: int, attributes: tuple[tuple[str, Any], ...], before: int, after: int, scale: float | None
-) -> np.ndarray:
-    """[before, after]: the weight of each value in each. The other axes of an image keep their sizes."""
-    stored = {"x": np.eye(before, dtype=np.float32)[None, None], "region": np.zeros(0, np.float32)}
-    names = ["x"]
-    kept = dict(attributes)
-    if op == "Upsample" and opset < 9:
-        kept["scales"] = [1.0, 1.0, 1.0, float(scale or 1.0)]
-    elif op == "Upsample" or opset < 11:
-        names.append("scales")
-    else:
-        names += ["region", "scales" if scale is not None else "", *(["sizes"] if scale is None else [])]
-    if scale is not None:
-        stored["scales"] = np.array([1, 1, 1, scale], np.float32)
-    else:
-        stored["sizes"] = np.array([1, 1, before, after], np.int64)
-    node = onnx.helper.make_node(op, names, ["y"], **kept)
-    read = {name: value for name, value in stored.items() if name in names and name != "x"}
-    graph = onnx.helper.make_graph(
-        [node],
-        "axis",
-        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 1, before, before])],
-        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
-        [onnx.numpy_helper.from_array(value, name) for name, value in read.items()],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
-    return ort.run(ort.session(model), {"x": stored["x"]})["y"][0, 0]
 
 
 def _by_interp(found: Resampling, before: int, after: int) -> np.ndarray:

@@ -12,11 +12,12 @@ import numpy as np
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.targets.core.node import Node, Unsupported
+from onnx_lathe.runtime.targets.core.resampling import by_onnxruntime
 from onnx_lathe.runtime.targets.coreml.dimensions import is_open
 from onnx_lathe.runtime.targets.coreml.knowledge import Pair
 from onnx_lathe.runtime.targets.coreml.network import Network
 from onnx_lathe.runtime.targets.coreml.registry import operator
-from onnx_lathe.runtime.targets.coreml.resampling import MODES, by_mil, by_onnxruntime
+from onnx_lathe.runtime.targets.coreml.resampling import MODES, by_mil
 
 MOST_MATRIX = 1 << 22
 """Values of a matrix that stands for a resize."""
