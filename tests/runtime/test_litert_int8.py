@@ -60,6 +60,12 @@ def test_convolutions(kernels: str, attributes: str, shape: tuple[int, ...], cod
             0,
         ),
         ("c = AveragePool <kernel_shape = [2, 2]> (x)", {"x": "1, 2, 6, 6"}, "AVERAGE_POOL_2D", 1),
+        (  # windows at the edges count fewer values: scaled up in float
+            "c = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]> (x)",
+            {"x": "1, 2, 8, 8"},
+            "MUL",
+            1,
+        ),
         ("c = GlobalAveragePool (x)", {"x": "1, 2, 6, 6"}, "MEAN", 0),
         ("c = Relu (x)", {"x": "1, 2, 6, 6"}, "RELU", 0),
         ("c = Clip (x, low, high)", {"x": "1, 2, 6, 6"}, "MINIMUM", 0),
@@ -70,7 +76,7 @@ def test_operators(text: str, shapes: dict[str, str], code: str, most: int) -> N
     result = parameters("y") if "MaxPool" in text else parameters("y", 0.0833, 11)
     table, found = tables(operator(text, shapes, result, **bounds))
     assert code in codes(found)
-    assert worst(table)[code] <= most
+    assert max(worst(table).values()) <= most
 
 
 def test_what_hands_levels_on_gets_the_scale_of_its_result_first() -> None:

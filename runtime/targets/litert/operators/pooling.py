@@ -61,7 +61,7 @@ def max_pool(node: Node, net: Network) -> None:
 @operator("AveragePool", spatial=True, fuses=True, integers=STORED)
 def average_pool(node: Node, net: Network) -> None:
     """AVERAGE_POOL_2D leaves padding out of the count under SAME. Else zeros are put around the map, and where the
-    model counts fewer values than the window has, the mean of all is scaled up.
+    model counts fewer values than the window has, the mean of all is scaled up, in float.
     """
     source, found, dimensions = _window(node, net)
     counts = _counts(node, net, found, dimensions)
@@ -91,23 +91,23 @@ def average_pool(node: Node, net: Network) -> None:
             **_fields(found, node.activation),
         )
         return
-    if node.on_integers:
-        raise Unsupported(
-            "the windows at its edges count fewer values than others, which LiteRT has in float alone"
-        )
     if any(size is None for size in net.sizes(node.inputs[0])[1:]):
         raise Unsupported("how many values its windows count at the edges depends on the size of the input")
     shape = (net.tensors[source].shape[0], *scale.shape, net.tensors[source].shape[-1])
+    label = node.outputs[0]
+    if node.on_integers:  # a mean that is rounded before it is scaled up would be off by more than a step
+        sizes = net.tensors[source].shape
+        source = net.inner("DEQUANTIZE", f"{label}_decoded", [source], sizes, type="FLOAT32")
     means = net.inner(
-        "AVERAGE_POOL_2D",
-        f"{node.outputs[0]}_means",
-        [source],
-        shape,
-        "Pool2DOptions",
-        **_fields(found, "NONE"),
+        "AVERAGE_POOL_2D", f"{label}_means", [source], shape, "Pool2DOptions", **_fields(found, "NONE")
     )
     factor = net.floats(scale[None, :, :, None], f"{node.name}_counts")
-    _put(node, net, "MUL", [means, factor], "MulOptions", dimensions, fusedActivationFunction=node.activation)
+    last: dict[str, Any] = {"options": "MulOptions", "fusedActivationFunction": node.activation}
+    if not node.on_integers:
+        _put(node, net, "MUL", [means, factor], dimensions=dimensions, **last)
+        return
+    scaled = net.inner("MUL", f"{label}_scaled", [means, factor], shape, **last)
+    _put(node, net, "QUANTIZE", [scaled], "", dimensions)
 
 
 def _counts(
