@@ -1,0 +1,61 @@
+"""How far LiteRT may be from ONNX Runtime, by whose kernels."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ai_edge_litert")
+
+from onnx_lathe.errors import TargetError
+from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.litert.running import REFERENCE, XNNPACK
+from onnx_lathe.runtime.targets.litert.verify import EACH_TERM, Reference, check
+from onnx_lathe.runtime.targets.litert.work import longest_sum, multiplications
+from tests.support.builders import build, random
+from tests.support.litert import written
+
+TEXT = """(float[1, 8, 9, 9] x) => (float[1, 20] y) {
+    a = Conv <group = 8> (x, d)  b = Conv (a, c)  f = Flatten (b)  y = Gemm <transB = 1> (f, w) }"""
+
+
+def network() -> Any:
+    return build(TEXT, d=random(8, 1, 5, 5), c=random(3, 8, 3, 3), w=random(20, 27))
+
+
+def test_the_longest_sum_and_all_multiplications() -> None:
+    net = written(network()).conversion.network
+    assert longest_sum(net) == 8 * 9
+    assert multiplications(net) == 25 * 8 * 25 + 27 * 72 + 20 * 27
+    small = build("(float[1, 4] x) => (float[1, 4] y) { y = Relu (x) }")
+    assert longest_sum(written(small).conversion.network) == 0
+
+
+class Off:
+    """A LiteRT whose outputs are off by a share of the largest value."""
+
+    def __init__(self, wanted: dict[str, np.ndarray], share: float) -> None:
+        self.outputs = [type("Port", (), {"name": name, "quantization": None})() for name in wanted]
+        self.results = {
+            name: (values + share * np.abs(values).max()).astype(np.float32)
+            for name, values in wanted.items()
+        }
+
+    def run(self, sample: object) -> dict[str, np.ndarray]:
+        return self.results
+
+
+def test_plain_kernels_may_be_off_by_what_sums_one_after_the_other_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("onnx_lathe.runtime.targets.litert.verify.as_float", lambda values, port: values)
+    model, sample = network(), {"x": random(1, 8, 9, 9)}
+    reference = Reference(model, sample, stored=False, half=False, plain=EACH_TERM * 9216)
+    off: Any = Off(ort.run(ort.session(model), sample), 3e-4)
+    check(reference.compare(off, REFERENCE))
+    with pytest.raises(TargetError, match=r"XNNPACK.*off by 3.0e-04 of its size, 1.0e-04 are allowed"):
+        check(reference.compare(off, XNNPACK))
+    check(reference.compare(off, REFERENCE))
+    short = Reference(model, sample, stored=False, half=False, plain=EACH_TERM * 72)
+    with pytest.raises(TargetError, match=r"reference kernels.*1.0e-04 are allowed"):
+        check(short.compare(off, REFERENCE))
