@@ -32,7 +32,7 @@ from onnx_lathe.runtime.targets.core.base import (
 from onnx_lathe.runtime.targets.core.branches import decided
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.core.sizes import from_data, parse, sizes_of
-from onnx_lathe.runtime.targets.litert import verify
+from onnx_lathe.runtime.targets.litert import codebooks, verify
 from onnx_lathe.runtime.targets.litert.bundle.described import written as written_file
 from onnx_lathe.runtime.targets.litert.bundle.writing import bundle
 from onnx_lathe.runtime.targets.litert.contents import contents_of
@@ -228,6 +228,8 @@ class LiteRT(Target):
         details, examples = verify.verified(proto, found, path, feeds, options)
         if options.bundle:
             bundle(written_file(path, proto, options, details["verified"], examples))
+        if expanded := codebooks.note(canonical, artifact.size_bytes):
+            details["notes"] = [expanded, *details.get("notes", [])]
         return details
 
     def open(self, artifact: Artifact, options: Any, threads: int = 1) -> Session | None:
