@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_lathe.errors import TargetError, UsageError, first_few
+from onnx_lathe.errors import TargetError, first_few
 from onnx_lathe.placement import PHONE
 from onnx_lathe.runtime.data import preprocess
 from onnx_lathe.runtime.files import model_file
@@ -108,16 +108,8 @@ class LiteRT(Target):
         )
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             preprocess.parse(self.preprocess)
-            for name, known in (
-                ("storage", STORAGES),
-                ("layout", LAYOUTS),
-                ("io", ENDS),
-                ("batch", BATCHES),
-                ("verify", VERIFIED),
-            ):
-                if (value := getattr(self, name)) not in known:
-                    raise UsageError(f"option {name} takes {' or '.join(known)}, not '{value}'")
             parse(self.shapes)
 
     def available(self) -> str | None:
