@@ -155,6 +155,8 @@ def _others() -> str:
     missing = ", ".join(f"`{name}`" for name in sorted(standard - known))
     return (
         f"## Not written\n\nAnything else of the standard domain, where it depends on an input: {missing}\n"
+        "\nAn `If` becomes the body that runs where the sizes of inputs decide it. One that values decide is refused, though both bodies could be\n"
+        "computed and one picked (SELECT_V2): export the model with `torch.where` in its place.\n"
     )
 
 

@@ -14,6 +14,7 @@ from onnx_lathe.discovery import uncollected
 from onnx_lathe.errors import ExitCode, LatheError, UsageError, printable
 from onnx_lathe.optimizer.closed_pipe import output_may_be_refused
 from onnx_lathe.optimizer.words import meant
+from onnx_lathe.runtime.interruption import signals_interrupt
 from onnx_lathe.runtime.threads import limited
 
 COMMANDS = {
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _told(arguments: list[str]) -> int:
     try:
-        return _dispatch(arguments)
+        with signals_interrupt():
+            return _dispatch(arguments)
     except LatheError as error:
         _complain(str(error))
         return error.exit_code

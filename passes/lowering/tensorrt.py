@@ -19,7 +19,7 @@ scale of shape [1] counts as per channel, which puts the layer in float; dimensi
 equal, and "?" is a name. Bodies of If, Loop and Scan get the same forms; helpers are in engine_types/.
 
 The rules come from builds with TensorRT-RTX 1.7 and from the source of the ONNX parser of TensorRT 10.1;
-docs/targets.md has the table.
+docs/tensorrt.md has the table.
 """
 
 from collections.abc import Collection, Mapping

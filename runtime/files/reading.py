@@ -23,15 +23,23 @@ PROTOBUF_LIMIT_BYTES = 2**31 - 1
 _NOT_TEXT = "is damaged, a name in it is not text; export or copy it again"
 
 
+_RUN = "run it with: optimize run FILE; other commands take the .onnx file that it was made from"
 _NOT_ONNX = {
-    b"PK\x03\x04": "a zip archive (a PyTorch checkpoint or .npz?); export the model with torch.onnx.export",
-    b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with: git lfs pull",
-    b"\x1f\x8b": "gzip-compressed; unpack it first",
-    b"\x89HDF": "an HDF5 file (Keras?); export the model with tf2onnx",
-    b"7767517\n": "a network of ncnn; give the .onnx file that it was made from",
-    b"ftrt": "an engine of TensorRT; give the .onnx file that it was made from",
-    b"vtrt": "an engine of TensorRT-RTX; give the .onnx file that it was made from",
+    (
+        0,
+        b"PK\x03\x04",
+    ): "a zip archive (a PyTorch checkpoint or .npz?); export the model with torch.onnx.export",
+    (0, b"version https://git-lfs"): "a Git LFS pointer; fetch the file itself with: git lfs pull",
+    (0, b"\x1f\x8b"): "gzip-compressed; unpack it first",
+    (0, b"\x89HDF"): "an HDF5 file (Keras?); export the model with tf2onnx",
+    (0, b"7767517\n"): f"a network of ncnn; {_RUN}",
+    (0, b"ftrt"): f"an engine of TensorRT; {_RUN}",
+    (0, b"vtrt"): f"an engine of TensorRT-RTX; {_RUN}",
+    (4, b"TFL3"): f"a model of LiteRT (TensorFlow Lite); {_RUN}",
+    (4, b"ORTM"): f"an ORT-format model; {_RUN}",
 }
+"""(offset, what stands there) -> what the file is, and what to do with it."""
+_CORE_ML = (".mlpackage", ".mlmodelc")
 
 
 @contextmanager
@@ -58,6 +66,10 @@ def explaining(what: str) -> Iterator[None]:
 
 def content_of(path: Path) -> bytes:
     """The bytes of a file that can be one protobuf message."""
+    if path.is_dir() and path.suffix.lower() in _CORE_ML:
+        raise ModelError(
+            "is not an ONNX model but one of Core ML, which macOS alone runs; give the .onnx file that it was made from"
+        )
     if path.is_dir():
         raise ModelError("is a folder; name the .onnx file in it")
     with explaining(""):
@@ -73,12 +85,8 @@ def parse(content: bytes) -> ModelProto:
     """The model in these bytes, if they are one."""
     if not content:
         raise ModelError("is empty; export the model again")
-    kind = next((what for magic, what in _NOT_ONNX.items() if content.startswith(magic)), None)
-    if (
-        kind := "an ORT-format model; give the .onnx file that it was made from"
-        if content[4:8] == b"ORTM"
-        else kind
-    ):
+    known = (what for (offset, magic), what in _NOT_ONNX.items() if content.startswith(magic, offset))
+    if kind := next(known, None):
         raise ModelError(f"is not an ONNX model but {kind}")
     model = ModelProto()
     try:

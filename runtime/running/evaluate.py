@@ -70,6 +70,8 @@ class Reference:
     session: onnxruntime.InferenceSession | None = None
     tasks: Tasks = NO_TASKS
     sampled: Mapping[str, Measured] = field(default_factory=dict)
+    batch: int | None = None
+    """The only size of a batch that the original takes, if it takes only one."""
     """Metrics sample by sample, by name."""
 
     @property
@@ -134,6 +136,7 @@ def reference(
         again,
         tasks,
         sampled,
+        _batch(session),
     )
 
 
@@ -147,16 +150,15 @@ def evaluate(
     """Metrics of a candidate on the same data. `sqnr` is infinite when every output is equal; an output that
     cannot be compared has none, and `reasons` says why. `heard` gets the outputs of each call.
 
-    Raises DataError if the data is not the same as it was for the original.
+    Raises DataError if the data is not the same as it was for the original, or comes in batches of another size,
+    which the candidate has fixed.
     """
     scores = Scores(original.joins, original.slices, original.labelled)
     judged = Judged(scores, original.tasks, session)
     seen = 0
     for outputs, piece in _outputs(session, data, progress, lambda batch: original.mixed is not None):
         if seen == len(original.batches) or original.batches[seen] != _fingerprint(piece):
-            raise DataError(
-                f"{data.description}: evaluation data differs from one reading to the next; it must yield the same each time"
-            )
+            raise _unpaired(session, data, original, "differs from one reading to the next")
         wanted = original.outputs[seen]
         if wanted is None and original.session is not None:
             wanted = piece.cut(ort.run(original.session, piece.inputs))
@@ -164,13 +166,30 @@ def evaluate(
         judged.add(outputs, wanted or {}, *piece.judged_by())
         seen += 1
     if seen < len(original.batches):
-        raise DataError(
-            f"{data.description}: evaluation data ended early when it was read again; it must yield the same each time"
-        )
+        raise _unpaired(session, data, original, "ended early when it was read again")
     metrics, sampled = judged.results() if seen else ({}, {})
     found = Quality(metrics)
     found.reasons, found.sampled = scores.reasons(), sampled
     return found
+
+
+def _batch(session: onnxruntime.InferenceSession) -> int | None:
+    return fixed_batch([value.shape for value in session.get_inputs()])
+
+
+def _unpaired(
+    session: onnxruntime.InferenceSession, data: DataSource, original: Reference, how: str
+) -> DataError:
+    """Why the calls of a candidate are not those of the original: `how` the data would have to differ."""
+    batch = _batch(session)
+    if batch == original.batch:
+        return DataError(f"{data.description}: evaluation data {how}; it must yield the same each time")
+    name = session.get_inputs()[0].name
+    takes, took = (f"batches of {size} alone" if size else "any batch" for size in (batch, original.batch))
+    return DataError(
+        f"input '{name}' of the candidate takes {takes}, the original's {took}, so their outputs do not pair up; "
+        "export or build both with the same batch, or leave it open in both"
+    )
 
 
 class OutputComparer:
@@ -303,7 +322,7 @@ def _pieces(session: onnxruntime.InferenceSession, batch: Batch, one_by_one: boo
             one = batch[row : row + 1]
             yield _Piece(batch.call(row), one.labels, 1, 1, True, one.truth)
         return
-    fixed = fixed_batch([value.shape for value in session.get_inputs()])
+    fixed = _batch(session)
     weight = max(sum(array.nbytes for array in inputs.values()), 1)
     size = fixed or (1 if one_by_one else max(PIECE_BYTES * count // weight, 1))
     for start in range(0, count, size):

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnx_lathe.errors import UsageError
 from onnx_lathe.runtime.pack import BEST, EFFORTS
 from onnx_lathe.runtime.pack.files import SUFFIX, pack_file
 from onnx_lathe.runtime.targets.core.base import Artifact, Progress, Target
@@ -20,7 +19,7 @@ class PackFile(Target):
     help = "the model compressed without loss; unpack it with: optimize unpack"
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Target.Config):
         effort: str = field(
             default=BEST,
             metadata={
@@ -29,10 +28,6 @@ class PackFile(Target):
                 "choices": EFFORTS,
             },
         )
-
-        def __post_init__(self) -> None:
-            if self.effort not in EFFORTS:
-                raise UsageError(f"option effort takes {' or '.join(EFFORTS)}, not '{self.effort}'")
 
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
         """Writes `model.lathe`."""

@@ -272,3 +272,10 @@ def test_targets_have_a_row_and_a_section_each_in_one_order() -> None:
     headings = re.findall(r"^## (`.*)$", page, re.M)
     assert set(table) == set(targets())
     assert table == [name for heading in headings for name in re.findall(r"`([\w-]+)`", heading)]
+
+
+def test_pages_stay_short_enough_to_read() -> None:
+    longest = max(
+        (ROOT / page for page in PAGES), key=lambda path: path.read_text(encoding="utf-8").count("\n")
+    )
+    assert longest.read_text(encoding="utf-8").count("\n") < 400, longest

@@ -314,3 +314,23 @@ def test_a_model_without_quantized_layers_stays() -> None:
     assert not report.edits
     x = {"x": IMAGES}
     np.testing.assert_array_equal(run(model, x)["y"], run(lowered, x)["y"])
+
+
+@pytest.mark.parametrize("op, sign", [("Add", 1), ("Sub", -1)])
+def test_zeros_do_not_lie_between_two_levels_of_a_sum_with_a_constant(op: str, sign: int) -> None:
+    """HardSwish in parts: 3 is 127.5 steps of 6/255, which ONNX rounds to even and LiteRT up or down."""
+    body = f"s = {op}(c, three) k = Clip(s, none, six) y = Mul(r, k)"
+    model = one_layer(
+        body,
+        three=np.array(3 * sign, np.float32),
+        none=np.array(0, np.float32),
+        six=np.array(6, np.float32),
+    )
+    form = Stored(phone_form(quantized(model, PHONE, SAMPLES)[0])[0])
+    total = form.layer(op)
+    scale, zero, _ = form.parameters(total.output[0])
+    assert (scale, zero) == (pytest.approx(6 / 255), -128)
+    decoder = form.producers[total.input[1]]
+    levels, step, origin = (form.constants[name].astype(np.float64) for name in decoder.input)
+    steps = abs(float((levels - origin) * step)) / scale
+    assert 0.01 < steps - 127.5 < 0.03

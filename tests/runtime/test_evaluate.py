@@ -54,6 +54,23 @@ def measured(
     )
 
 
+@pytest.mark.parametrize(
+    "original, candidate, said",
+    [
+        ("n", 2, "input 'x' of the candidate takes batches of 2 alone, the original's any batch"),
+        (4, 2, "input 'x' of the candidate takes batches of 2 alone, the original's batches of 4 alone"),
+        (2, "n", "input 'x' of the candidate takes any batch, the original's batches of 2 alone"),
+    ],
+)
+def test_batches_of_another_size_are_named(original: int | str, candidate: int | str, said: str) -> None:
+    data = Rows(np.eye(4))
+    known = reference(ort.session(scaling(np.eye(4), original)), data, lambda text: None)
+    with pytest.raises(
+        DataError, match=said + ".*; export or build both with the same batch, or leave it open"
+    ):
+        evaluate(ort.session(scaling(np.eye(4), candidate)), data, known, lambda text: None)
+
+
 def test_accuracy_and_agreement() -> None:
     swapped = np.eye(4)[[1, 0, 2, 3]]
     base, found = measured(np.eye(4), swapped, Rows(np.eye(4), np.array([0, 1, 2, 0])))

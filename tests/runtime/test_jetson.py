@@ -152,7 +152,7 @@ def test_a_model_that_tensorrt_would_take_wrongly_is_refused(tmp_path: Path) -> 
         ({"dla": 0, "shapes": {"x": "1x3:1x4:1x5"}}, "give one shape for 'x'"),
         ({"batch": "1|8"}, "option batch: a bundle has one profile"),
         ({"shapes": {"x": "1x3|1x4"}}, "option shapes: a bundle has one profile"),
-        ({"reference": "all"}, "option reference takes data, random, nothing, not 'all'"),
+        ({"reference": "all"}, "option reference takes data, random or nothing, not 'all'"),
         ({"strip": True}, "the engine is built where it runs and keeps its weights"),
         ({"workspace_mb": 0}, "workspace_mb must be at least 1"),
     ],

@@ -105,21 +105,34 @@ def test_reads_external_data_without_length(external: Path) -> None:
     [
         (b"", "is empty"),
         (b"hello world, this is text", "is not an ONNX model, or is truncated"),
-        (b"7767517\n3 3\nInput x 0 1 x\n", "is not an ONNX model but a network of ncnn; give the .onnx file"),
-        (b"vtrt\x00\x00\x00\x00", "is not an ONNX model but an engine of TensorRT-RTX; give"),
+        (
+            b"7767517\n3 3\nInput x 0 1 x\n",
+            "is not an ONNX model but a network of ncnn; run it with: optimize run",
+        ),
+        (
+            b"vtrt\x00\x00\x00\x00",
+            "is not an ONNX model but an engine of TensorRT-RTX; run it with: optimize run",
+        ),
+        (b"\x1c\x00\x00\x00TFL3\x00", "a model of LiteRT (TensorFlow Lite); run it with: optimize run FILE"),
         (b"<!DOCTYPE html><html>", "is not an ONNX model, or is truncated"),
         (b"\x08\x08", "it has no graph"),
         (b"\x00" * 64, "is not an ONNX model, or is truncated"),
         (b"PK\x03\x04rest", "zip archive"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
         (b"\x1f\x8b\x08\x00", "gzip"),
-        (b"\x10\x00\x00\x00ORTM\x00\x00", "ORT-format"),
+        (b"\x10\x00\x00\x00ORTM\x00\x00", "an ORT-format model; run it with: optimize run FILE"),
     ],
 )
 def test_refuses_what_is_not_onnx(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     assert reason in refusal(path)
+
+
+def test_a_package_of_core_ml_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.mlpackage"
+    path.mkdir()
+    assert "is not an ONNX model but one of Core ML, which macOS alone runs; give the .onnx" in refusal(path)
 
 
 def test_refuses_missing_folder_and_truncated(tmp_path: Path) -> None:

@@ -326,3 +326,12 @@ def test_a_batch_that_no_input_takes_is_refused(inputs, shapes, taken: bool) -> 
     else:
         with pytest.raises(UsageError, match=r"option batch: no input takes it.*leave batch out"):
             target.accepts(model, config)
+
+
+@pytest.mark.parametrize("name", sorted(targets()))
+def test_an_option_takes_its_choices_alone(name: str) -> None:
+    config = find(name).Config
+    for one in dataclasses.fields(config):
+        if choices := one.metadata.get("choices"):
+            with pytest.raises(UsageError, match=f"option {one.name} takes .* or {choices[-1]}, not 'other'"):
+                config(**{one.name: "other"})

@@ -13,6 +13,8 @@ from onnx_lathe.passes.lowering.phone_form.operators import Parameters, paramete
 from onnx_lathe.passes.numerics.quantization import affine
 
 LARGEST = np.iinfo(np.int32).max
+NEAR_TIE, OFF_TIE = 1e-3, 0.02
+"""In steps of a sum: as near a half is taken for one, and so far it is moved."""
 
 
 def store_weight(work: Work, layer: Node) -> None:
@@ -139,13 +141,23 @@ def channels_of(work: Work, layer: Node) -> int:
     return int(shape[output_axis(layer, len(shape))]) * groups
 
 
-def store_operand(work: Work, tensor: Tensor, bits: int, parameters: Parameters | None = None) -> Tensor:
+def store_operand(
+    work: Work,
+    tensor: Tensor,
+    bits: int,
+    parameters: Parameters | None = None,
+    sum_scale: float | None = None,
+) -> Tensor:
     """A constant operand as an initializer of levels behind a DequantizeLinear: over its own range, or with these
-    parameters.
+    parameters. `sum_scale`: the step of the sum that it goes into.
     """
     values = np.asarray(constant_value(tensor, work.graph.opset), np.float32)
     if parameters is None:
         parameters = parameters_over(float(values.min(initial=0)), float(values.max(initial=0)), bits)
+        if sum_scale is not None and values.size == 1:
+            parameters = parameters._replace(
+                scale=_off_ties(parameters.scale, float(values.flat[0]) / sum_scale)
+            )
     scale, zero = parameters
     limits = np.iinfo(zero.dtype)
     levels = (np.rint(values / scale) + int(zero)).clip(limits.min, limits.max).astype(zero.dtype)
@@ -157,3 +169,13 @@ def store_operand(work: Work, tensor: Tensor, bits: int, parameters: Parameters 
     result = Variable(work.name(f"{tensor.name}_decoded"), np.float32, list(values.shape))
     work.graph.nodes.append(Node("DequantizeLinear", work.name(f"{tensor.name}_DQ"), {}, inputs, [result]))
     return result
+
+
+def _off_ties(scale: np.float32, steps: float) -> np.float32:
+    """The scale of a constant that is so many `steps` of the sum that it goes into, a hair larger where these end in a
+    half: what it is added to is 0 in many places, and each would lie in the middle between two levels, where ONNX
+    rounds to even and LiteRT up or down. So the 3 of HardSwish in parts, 127.5 steps of a range from 0 to 6.
+    """
+    if abs(steps % 1 - 0.5) > NEAR_TIE:
+        return scale
+    return np.float32(scale * (1 + OFF_TIE / abs(steps)))

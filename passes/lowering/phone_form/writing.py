@@ -13,6 +13,8 @@ from onnx_lathe.passes.lowering.phone_form.layers import store_operand
 from onnx_lathe.passes.lowering.phone_form.operators import JOINED, Parameters, activations
 from onnx_lathe.passes.lowering.phone_form.scales import Scales, is_done_by, limits_of
 
+SUMS = ("Add", "Sub")
+
 
 def write(work: Work, kernels: Sequence[Kernel], scales: Scales) -> set[int]:
     """A tensor that a kernel computes keeps its name for what is read of it, behind its pair. Returns these tensors, by
@@ -60,7 +62,10 @@ class _Writer:
                 continue
             tensor = node.inputs[index]
             if is_constant(tensor):
-                node.inputs[index] = store_operand(self.work, tensor, kernel.bits, wanted)
+                summed = (
+                    float(self.scales.of(kernel.results[0], kernel.bits).scale) if node.op in SUMS else None
+                )
+                node.inputs[index] = store_operand(self.work, tensor, kernel.bits, wanted, summed)
                 continue
             parameters = self.scales.of(tensor, kernel.bits)
             if self.stored.get(id(tensor)) != kernel.bits:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import onnx
 
 from onnx_lathe import metadata
+from onnx_lathe.errors import UsageError
 from onnx_lathe.placement import Placement
 
 Progress = Callable[[str], None]
@@ -63,6 +64,15 @@ class LayerVerdict:
     reason: str = ""
 
 
+def check_choices(options: Any) -> None:
+    """Raises UsageError for an option whose value is none of its choices."""
+    for one in fields(options):
+        value, choices = getattr(options, one.name), one.metadata.get("choices", ())
+        if choices and value not in choices:
+            *others, last = choices
+            raise UsageError(f"option {one.name} takes {', '.join(others)} or {last}, not '{value}'")
+
+
 class Target:
     """Base of every target. An instance keeps no state: options come with each call of `build`."""
 
@@ -101,6 +111,9 @@ class Target:
         """Options. Every field's metadata has `help` and `unit`; values are checked on construction, which
         raises UsageError.
         """
+
+        def __post_init__(self) -> None:
+            check_choices(self)
 
     def available(self) -> str | None:
         """None if the target can build on this machine, else one line: why not, and what to install."""

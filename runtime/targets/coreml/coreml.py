@@ -92,10 +92,8 @@ class CoreML(Target):
         )
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             preprocess.parse(self.preprocess)
-            for name, known in (("deployment", DEPLOYMENTS), ("precision", PRECISIONS), ("image", IMAGES)):
-                if getattr(self, name) not in known:
-                    raise UsageError(f"option {name} takes {', '.join(known)}, not '{getattr(self, name)}'")
             batch = batch_range(self.batch)
             parse_shapes(self.shapes)
             if self.image != "none" and batch not in (batch_range(BATCH), (1, 1)):

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from onnx_lathe.errors import TargetError
+from onnx_lathe.runtime.interruption import held
 
 MISSING = "the package coremltools is not installed: pip install 'onnx-lathe[coreml]'"
 
@@ -41,7 +42,7 @@ def library() -> Any:
     if reason := missing():
         raise TargetError(reason)
     try:
-        with quiet():
+        with held(), quiet():  # its own imports are in `try: ... except: pass`
             import coremltools
     except ImportError as error:
         raise TargetError(f"the package coremltools does not load: {error}") from error

@@ -65,8 +65,6 @@ class Jetson(TensorRTBase):
             if self.device and self.device not in DEVICES:
                 known = nearest(self.device, DEVICES) or f"; it takes {', '.join(DEVICES)}"
                 raise UsageError(f"option device: there is no '{self.device}'{known}")
-            if self.reference not in REFERENCES:
-                raise UsageError(f"option reference takes {', '.join(REFERENCES)}, not '{self.reference}'")
             for name, value in {
                 "batch": self.batch,
                 "shapes": " ".join(map(str, self.shapes.values())),

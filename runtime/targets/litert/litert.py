@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_lathe.errors import TargetError, UsageError, first_few
+from onnx_lathe.errors import TargetError, first_few
 from onnx_lathe.placement import PHONE
 from onnx_lathe.runtime.data import preprocess
 from onnx_lathe.runtime.files import model_file
@@ -32,7 +32,7 @@ from onnx_lathe.runtime.targets.core.base import (
 from onnx_lathe.runtime.targets.core.branches import decided
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.core.sizes import from_data, parse, sizes_of
-from onnx_lathe.runtime.targets.litert import verify
+from onnx_lathe.runtime.targets.litert import codebooks, verify
 from onnx_lathe.runtime.targets.litert.bundle.described import written as written_file
 from onnx_lathe.runtime.targets.litert.bundle.writing import bundle
 from onnx_lathe.runtime.targets.litert.contents import contents_of
@@ -108,16 +108,8 @@ class LiteRT(Target):
         )
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             preprocess.parse(self.preprocess)
-            for name, known in (
-                ("storage", STORAGES),
-                ("layout", LAYOUTS),
-                ("io", ENDS),
-                ("batch", BATCHES),
-                ("verify", VERIFIED),
-            ):
-                if (value := getattr(self, name)) not in known:
-                    raise UsageError(f"option {name} takes {' or '.join(known)}, not '{value}'")
             parse(self.shapes)
 
     def available(self) -> str | None:
@@ -228,6 +220,8 @@ class LiteRT(Target):
         details, examples = verify.verified(proto, found, path, feeds, options)
         if options.bundle:
             bundle(written_file(path, proto, options, details["verified"], examples))
+        if expanded := codebooks.note(canonical, artifact.size_bytes):
+            details["notes"] = [expanded, *details.get("notes", [])]
         return details
 
     def open(self, artifact: Artifact, options: Any, threads: int = 1) -> Session | None:

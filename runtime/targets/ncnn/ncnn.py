@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_lathe.errors import TargetError, UsageError, first_few
+from onnx_lathe.errors import TargetError, first_few
 from onnx_lathe.kernels import PROFILES
 from onnx_lathe.placement import Placement
 from onnx_lathe.runtime.data import preprocess
@@ -96,11 +96,8 @@ class Ncnn(Target):
         )
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             preprocess.parse(self.preprocess)
-            if self.storage not in STORAGES:
-                raise UsageError(f"option storage takes {' or '.join(STORAGES)}, not '{self.storage}'")
-            if self.profile not in PROFILES:
-                raise UsageError(f"option profile takes {', '.join(PROFILES)}, not '{self.profile}'")
             parse(self.shapes)
 
     def available(self) -> str | None:

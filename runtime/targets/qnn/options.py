@@ -60,6 +60,7 @@ class QnnConfig(Target.Config):
         return chips_of(self.soc)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         chips = self.chips
         parse_shapes(self.shapes)
         preprocess.parse(self.preprocess)

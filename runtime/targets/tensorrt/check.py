@@ -1,7 +1,7 @@
 """What TensorRT will refuse of a quantized model, crash on, take wrongly, or quietly run in float. Reads
 the ONNX model; needs no TensorRT.
 
-The rules were found by building with TensorRT-RTX 1.7 (docs/targets.md lists them).
+The rules were found by building with TensorRT-RTX 1.7 (docs/tensorrt.md lists them).
 """
 
 from collections.abc import Iterator

@@ -87,11 +87,7 @@ class BuildConfig(Target.Config):
         return [name for name, asked in wanted.items() if name and asked]
 
     def __post_init__(self) -> None:
-        for name, allowed in (("sparse", ("auto", "yes", "no")), ("refit", ("no", "any", "same"))):
-            if getattr(self, name) not in allowed:
-                raise UsageError(
-                    f"option {name} must be one of {', '.join(allowed)}, not '{getattr(self, name)}'"
-                )
+        super().__post_init__()
         if not self.lean_runtime and not self.compatible:
             raise UsageError(
                 "option lean_runtime=false needs compatible=true: only such an engine carries one"
