@@ -28,6 +28,7 @@ from onnx_lathe.runtime.torch_bridge.parameters import trainable
 from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from tests.support.models import MODELS, load_foreign, shipped_with_onnx
 
+pytestmark = pytest.mark.usefixtures("unguarded")
 OWN = sorted(MODELS.glob("*/model.onnx"))
 LIGHT = [pytest.param(path, marks=pytest.mark.slow) for path in shipped_with_onnx("light/light_*.onnx")]
 # The PReLU cases are not valid at a later opset: its slope broadcasts differently since opset 7.
