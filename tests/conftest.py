@@ -96,6 +96,16 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Iterator[None
         seeds.reseed()
 
 
+@pytest.fixture(scope="module")
+def unguarded() -> Iterator[None]:
+    """Networks are loaded here alone, not in a child before, which costs as much again: a crash would end these tests,
+    and be seen. What the child is for has its own, in tests/runtime/test_guard.py.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onnx_lathe.runtime.running.guard.crash", lambda source, settings: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def lenet5() -> Path:
     return MODELS / "lenet5-mnist" / "model.onnx"

@@ -1,10 +1,14 @@
-"""`optimize MODEL ...` and `optimize build`: compiles, and prints what came of it."""
+"""`optimize MODEL ...` and `optimize build`: compiles, and prints what came of it.
+
+What compiles is imported once the arguments are understood: --help and mistakes in them do without ONNX Runtime.
+"""
 
 import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.commands.options import (
@@ -20,15 +24,14 @@ from onnx_lathe.optimizer.commands.options import (
     judging_options,
     print_json,
 )
-from onnx_lathe.optimizer.recipe import Recipe, load_recipe, override, parse_calls, with_tuning
-from onnx_lathe.optimizer.report import terminal
-from onnx_lathe.optimizer.report.printing import Printer
-from onnx_lathe.optimizer.report.record import RunRecord
-from onnx_lathe.optimizer.run import Request
 from onnx_lathe.optimizer.sizes import parse_bytes
-from onnx_lathe.optimizer.ui import Ui
-from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.version import VERSION
+
+if TYPE_CHECKING:
+    from onnx_lathe.optimizer.recipe import Recipe
+    from onnx_lathe.optimizer.report.record import RunRecord
+    from onnx_lathe.optimizer.run import Request
+    from onnx_lathe.passes.loading.preparing import Wishes
 
 COMPILE_EPILOG = """\
 other commands: optimize init MODEL | inspect MODEL [OTHER] | gate BASE CANDIDATE
@@ -49,6 +52,8 @@ def compile_model(arguments: list[str]) -> int:
             "nothing to do; name passes with --passes, or a --recipe (optimize passes lists them); optimize build MODEL "
             "--target T builds a model as it is"
         )
+    from onnx_lathe.optimizer.run import Request
+
     request = Request(
         options.model,
         recipe,
@@ -78,6 +83,9 @@ def build(arguments: list[str]) -> int:
     add_threads(parser)
     add_output_options(parser, "the run record")
     options = parser.parse_args(arguments)
+    from onnx_lathe.optimizer.recipe import Recipe, parse_calls
+    from onnx_lathe.optimizer.run import Request
+
     recipe = Recipe(targets=parse_calls(options.target, "--target"))
     request = Request(
         options.model,
@@ -92,10 +100,11 @@ def build(arguments: list[str]) -> int:
     return _run(request, options)
 
 
-def _run(request: Request, options: argparse.Namespace) -> int:
+def _run(request: "Request", options: argparse.Namespace) -> int:
     from onnx_lathe.optimizer import pipeline, reporting
     from onnx_lathe.optimizer.judging.writing import check_text
     from onnx_lathe.optimizer.report.target_markdown import NEEDS_SEVERAL, write_markdown
+    from onnx_lathe.optimizer.ui import Ui
 
     if options.markdown is not None:
         if len(request.recipe.targets) < 2:
@@ -112,15 +121,20 @@ def _run(request: Request, options: argparse.Namespace) -> int:
     return record.exit_code
 
 
-def _print(record: RunRecord, as_json: bool) -> None:
+def _print(record: "RunRecord", as_json: bool) -> None:
+    from onnx_lathe.optimizer.report import terminal
+    from onnx_lathe.optimizer.report.printing import Printer
+
     if as_json:
         print_json(record.as_json())
     else:
         terminal.show(record, Printer(highlight=False, emoji=False, soft_wrap=True))
 
 
-def _recipe(options: argparse.Namespace) -> Recipe:
+def _recipe(options: argparse.Namespace) -> "Recipe":
     """The recipe file's, with what the command line says in its place."""
+    from onnx_lathe.optimizer.recipe import Recipe, load_recipe, override, parse_calls, with_tuning
+
     recipe = override(
         load_recipe(options.recipe) if options.recipe else Recipe(),
         steps=None if options.passes is None else parse_calls(options.passes, "--passes"),
@@ -219,7 +233,9 @@ def _add_reading_options(parser: Parser) -> None:
     )
 
 
-def _wishes(options: argparse.Namespace) -> Wishes:
+def _wishes(options: argparse.Namespace) -> "Wishes":
+    from onnx_lathe.passes.loading.preparing import Wishes
+
     return Wishes(options.keep_metadata, options.drop_optional_inputs)
 
 

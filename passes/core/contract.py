@@ -53,10 +53,16 @@ def check_structure(before: onnx.ModelProto, after: onnx.ModelProto, pass_name: 
     names = [node.name for node in after.graph.node]
     if len(set(names)) != len(names):
         raise ContractError(f"pass '{pass_name}' left two nodes of one name")
-    known = {node.name for node in import_model(before).nodes}  # which names the nameless
-    for node in after.graph.node:
-        if node.name not in known and metadata.PASS not in {entry.key for entry in node.metadata_props}:
-            raise ContractError(f"pass '{pass_name}' made node '{node.name}' without saying so")
+    unsaid = [
+        node.name
+        for node in after.graph.node
+        if metadata.PASS not in {entry.key for entry in node.metadata_props}
+    ]
+    if made := set(unsaid) - ({node.name for node in before.graph.node} - {""}):
+        made -= {node.name for node in import_model(before).nodes}  # which names the nameless
+        for name in unsaid:
+            if name in made:
+                raise ContractError(f"pass '{pass_name}' made node '{name}' without saying so")
     tensors = {
         name
         for part in graph_protos(after.graph)

@@ -15,6 +15,7 @@ from onnx_lathe.passes.prune_nm import PruneNM
 from onnx_lathe.runtime.running import ort
 from tests.support.models import shipped_with_onnx
 
+pytestmark = pytest.mark.usefixtures("unguarded")
 LIGHT = shipped_with_onnx("light/light_*.onnx")
 MIN_SIZE = 64
 

@@ -1,5 +1,7 @@
 """What callers in Python give, checked in one place."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,28 @@ import onnx_lathe
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer import arguments
 from onnx_lathe.optimizer.commands import compile, options, recipes, searching
+from tests.support.models import ROOT
+
+HEAVY = (
+    "torch",
+    "onnxruntime",
+    "onnx_graphsurgeon",
+    "optuna",
+    "ncnn",
+    "coremltools",
+    "PIL",
+    "ai_edge_litert",
+)
+HELPS = f"""
+import contextlib, io, sys
+from onnx_lathe.optimizer.cli import COMMANDS, main
+for word in ["", *COMMANDS]:
+    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
+        main([*filter(None, [word]), "--help"])
+    assert "usage: optimize" in shown.getvalue(), word
+    if loaded := [name for name in {HEAVY!r} if name in sys.modules]:
+        print(word, loaded)
+"""
 
 
 def test_one_text_or_several_and_a_path() -> None:
@@ -48,3 +72,9 @@ def test_commands_share_the_options_for_targets_and_results() -> None:
         assert isinstance(known["target"], options.Joined)
     found = options.parser_of(compile.build).parse_args(["m.onnx", "--target", "ort", "--target", "ncnn"])
     assert found.target == "ort,ncnn"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """It comes at once; so does the line that refuses a mistake in the arguments."""
+    done = subprocess.run([sys.executable, "-c", HELPS], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == ""

@@ -1,8 +1,6 @@
-"""`optimize auto`: passes that suit a target, and the target built; and every command of docs/search.md."""
+"""`optimize auto`: passes that suit a target, and the target built."""
 
 import json
-import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,9 @@ from onnx_lathe.optimizer.recipe import Recipe, parse_calls
 from onnx_lathe.optimizer.search.automatic import plan
 from tests.support.builders import build, random
 from tests.support.command import refused
-from tests.support.models import ROOT
 
 pytest.importorskip("optuna")
 NETWORK = "(float[N, 12] x) => (float[N, 6] y) { h = MatMul (x, w1)  r = Relu (h)  y = MatMul (r, w2) }"
-PAGE = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^optimize (.+)$", PAGE, re.MULTILINE)
 
 
 @pytest.fixture
@@ -84,13 +79,3 @@ def test_as_a_function(place: Path) -> None:
     assert record.minimize == "size"
     with pytest.raises(UsageError, match="there is no argument 'dat'"):
         onnx_lathe.auto("model.onnx", "ort", "top1 drop <= 10%", dat="data.npz")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(COMMANDS)))
-def test_every_command_of_the_page_runs(number: int, place: Path) -> None:
-    words = shlex.split(COMMANDS[number])
-    short = [] if words[0] == "sensitivity" else ["--budget", "40s", "--trials", "2", "--jobs", "1"]
-    if "retrain" in COMMANDS[number]:
-        pytest.importorskip("torch")
-    assert main([*words, *short, "--quiet"]) in (0, 3)

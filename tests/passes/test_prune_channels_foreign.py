@@ -17,6 +17,8 @@ from onnx_lathe.runtime.running import ort
 from tests.support import models
 from tests.support.channels import assert_same_outputs, prune_channels, shapes, zeroed
 
+pytestmark = pytest.mark.usefixtures("unguarded")
+
 LIGHT = models.shipped_with_onnx("light/light_*.onnx")
 # The PReLU cases are not valid at a later opset: its slope broadcasts differently since opset 7.
 SMALL = [

@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +32,23 @@ def missing() -> str:
     return "" if shutil.which("cc") else "there is no C compiler"
 
 
+@cache
+def _driver() -> bytes:
+    """The stand-in for CUDA's driver, compiled once for all machines."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder, "libcuda.so.1")
+        command = ["cc", "-shared", "-fPIC", "-o", str(made), str(FOLDER / "cuda_driver.c")]
+        subprocess.run(command, check=True, timeout=60)
+        return made.read_bytes()
+
+
 class Machine:
     """Child processes find the libraries by LD_LIBRARY_PATH and sys.path, as the parent's say."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self._patch = folder / "machine", monkeypatch
         self.folder.mkdir()
-        command = [
-            "cc",
-            "-shared",
-            "-fPIC",
-            "-o",
-            str(self.folder / "libcuda.so.1"),
-            str(FOLDER / "cuda_driver.c"),
-        ]
-        subprocess.run(command, check=True, timeout=60)
+        (self.folder / "libcuda.so.1").write_bytes(_driver())
         inherited = os.environ.get("LD_LIBRARY_PATH", "")
         monkeypatch.setenv("LD_LIBRARY_PATH", os.pathsep.join(filter(None, [str(self.folder), inherited])))
         monkeypatch.syspath_prepend(self.folder)

@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,17 +40,21 @@ def room(module: str) -> str:
 
 def imports(source: str, known: Mapping[str, Path] = MODULES) -> Iterator[Import]:
     """Every import of the source, in functions too; of `from package import module`, the module."""
+    for found in _written(source):
+        whole = f"{found.module}.{found.name}"
+        yield Import(whole, found.line) if found.name and whole in known else found
+
+
+@cache
+def _written(source: str) -> tuple[Import, ...]:
+    """As the source says them. Parsing all files takes seconds, and many tests ask."""
+    found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (Import(alias.name, node.lineno) for alias in node.names)
+            found += [Import(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                yield (
-                    Import(whole, node.lineno)
-                    if whole in known
-                    else Import(node.module, node.lineno, alias.name)
-                )
+            found += [Import(node.module, node.lineno, alias.name) for alias in node.names]
+    return tuple(found)
 
 
 def arrows(files: Mapping[str, str]) -> dict[str, set[str]]:
