@@ -11,6 +11,7 @@ from onnx_lathe.optimizer.commands.options import (
     Joined,
     Parser,
     add_data_options,
+    add_fixed,
     add_judging_options,
     add_out,
     add_output_options,
@@ -20,6 +21,7 @@ from onnx_lathe.optimizer.commands.options import (
     judging_options,
     print_json,
 )
+from onnx_lathe.optimizer.fixed_inputs import parse_fixed
 from onnx_lathe.optimizer.recipe import Recipe, load_recipe, override, parse_calls, with_tuning
 from onnx_lathe.optimizer.report import terminal
 from onnx_lathe.optimizer.report.printing import Printer
@@ -78,7 +80,8 @@ def build(arguments: list[str]) -> int:
     add_threads(parser)
     add_output_options(parser, "the run record")
     options = parser.parse_args(arguments)
-    recipe = Recipe(targets=parse_calls(options.target, "--target"))
+    calls = parse_calls(options.target, "--target")
+    recipe = Recipe(targets=calls, fix_inputs=parse_fixed(options.fix_input))
     request = Request(
         options.model,
         recipe,
@@ -130,6 +133,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         launch=options.launch,
         memory=None if options.memory is None else parse_bytes(options.memory, "--memory"),
         seed=options.seed,
+        fix_inputs=parse_fixed(options.fix_input),
         **data_options(options),
         **judging_options(options),
     )
@@ -217,6 +221,7 @@ def _add_reading_options(parser: Parser) -> None:
         action="store_true",
         help="weights that are inputs too can no longer be fed, so passes may change them",
     )
+    add_fixed(parser)
 
 
 def _wishes(options: argparse.Namespace) -> Wishes:
