@@ -230,9 +230,7 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
     base = dict(run.record.baseline)
     if target.timed and run.request.measure_latency:
         run.ui.status(f"timing {target.name}")
-        base["latency"], found.quality["latency"] = time_pair(
-            run.roles.sample, run.original_session(), path
-        )
+        base["latency"], found.quality["latency"] = time_pair(run.roles.sample, run.original_session(), path)
         found.quality["base_latency"] = base["latency"]
         judged.add("latency")
     run.record.gates.extend(

@@ -17,7 +17,6 @@ from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.runtime.targets.core.base import LayerVerdict
 from onnx_lathe.runtime.targets.core.registry import targets
 
-
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 

@@ -71,9 +71,7 @@ def open_together(
     return found
 
 
-def open_finished(
-    path: Path, threads: int = 0, values: Mapping[str, Any] = MappingProxyType({})
-) -> Finished:
+def open_finished(path: Path, threads: int = 0, values: Mapping[str, Any] = MappingProxyType({})) -> Finished:
     """The file in a session of so many threads, 0: one per core. It has survived a process of its own.
 
     values: of inputs, by name, that the session feeds itself, if an ONNX model has them.

@@ -33,7 +33,9 @@ def checked_fixed(values: object, where: str) -> dict[str, Any]:
     for name, value in values.items():
         plain = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
         if not isinstance(name, str) or not _is_plain(plain):
-            raise UsageError(f"{where}: '{name}' takes a number, true or false, or a list of them, not {value!r}")
+            raise UsageError(
+                f"{where}: '{name}' takes a number, true or false, or a list of them, not {value!r}"
+            )
         found[name] = plain
     return found
 

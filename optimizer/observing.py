@@ -169,9 +169,7 @@ def _data(recipe: Recipe, model: Finished, other: Finished | None) -> tuple[Data
     """(samples, what is to be said of them)."""
     spec = recipe.eval or recipe.data
     roles = open_fed(
-        Recipe(
-            eval=spec, preprocess=recipe.preprocess, classes=recipe.classes, fix_inputs=recipe.fix_inputs
-        ),
+        Recipe(eval=spec, preprocess=recipe.preprocess, classes=recipe.classes, fix_inputs=recipe.fix_inputs),
         model.inputs,
         model.classes,
     )

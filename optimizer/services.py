@@ -97,9 +97,7 @@ def open_fed(recipe: Recipe, inputs: Sequence[InputSpec], classes: int | None) -
     def source(spec: DataSpec | None) -> DataSource | None:
         if spec is None:
             return None
-        found = open_source(
-            spec, inputs, recipe.preprocess, classes, class_names, truth, recipe.fix_inputs
-        )
+        found = open_source(spec, inputs, recipe.preprocess, classes, class_names, truth, recipe.fix_inputs)
         opened.setdefault(named(spec), found)
         return found
 

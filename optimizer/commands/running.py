@@ -51,7 +51,13 @@ def run(arguments: list[str]) -> int:
     from onnx_lathe.optimizer.report.observation import show_observation
     from onnx_lathe.optimizer.ui import Ui
 
-    recipe = override(Recipe(), eval=options.data, preprocess=options.preprocess, classes=options.classes, fix_inputs=parse_fixed(options.fix_input))
+    recipe = override(
+        Recipe(),
+        eval=options.data,
+        preprocess=options.preprocess,
+        classes=options.classes,
+        fix_inputs=parse_fixed(options.fix_input),
+    )
     with contextlib.redirect_stdout(sys.stderr):  # what a loader prints is no result
         ui = Ui(quiet=options.quiet)
         found = observing.observe(options.model, recipe, ui, options.against, options.save)

@@ -32,7 +32,11 @@ def write_recipe(path: Path, recipe: Recipe, comments: list[str]) -> list[str]:
         lines.append(f"seed = {recipe.seed}")
     lines += _judging(path, recipe, unsaid)
     if recipe.fix_inputs:
-        lines += ["", f"[{FIXED}]", *(f"{_key(name)} = {_value(one)}" for name, one in recipe.fix_inputs.items())]
+        lines += [
+            "",
+            f"[{FIXED}]",
+            *(f"{_key(name)} = {_value(one)}" for name, one in recipe.fix_inputs.items()),
+        ]
     lines += ["", *_data(path, recipe, unsaid)]
     for step in recipe.steps:
         known = all_passes().get(step.name)

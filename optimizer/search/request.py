@@ -26,6 +26,7 @@ from onnx_lathe.optimizer.search.strengths import STRENGTHS, default_space, laye
 from onnx_lathe.optimizer.services import Services, check_needs, check_training, warnings
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.layers import Weight
+from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.version import VERSION

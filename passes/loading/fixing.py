@@ -1,6 +1,6 @@
 """Makes constants of inputs whose values a user names: a branch that they choose is folded then.
 
-    input sr, int64 []    becomes    initializer sr = 16000
+input sr, int64 []    becomes    initializer sr = 16000
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,9 @@ def fix_inputs(model: onnx.ModelProto, wanted: Mapping[str, Any]) -> dict[str, n
     """
     values = {name: _value(model, name, value) for name, value in wanted.items()}
     if wanted and len(values) == len(runtime_inputs(model)):
-        raise ModelError("all its inputs would be constants, and its outputs too; leave one input that is fed")
+        raise ModelError(
+            "all its inputs would be constants, and its outputs too; leave one input that is fed"
+        )
     for place in reversed(range(len(model.graph.input))):
         if model.graph.input[place].name in values:
             del model.graph.input[place]
@@ -72,7 +74,9 @@ def _declared(model: onnx.ModelProto, name: str) -> onnx.TypeProto.Tensor:
         kind = "an optional input, whose default is an initializer" if optional else "an initializer already"
         raise ModelError(f"'{name}' is {kind}; {advice}")
     there = ", ".join(f"'{one}'" for one in fed) or "none"
-    raise ModelError(f"has no input '{name}' to make a constant of{nearest(name, fed)}; its inputs are {there}")
+    raise ModelError(
+        f"has no input '{name}' to make a constant of{nearest(name, fed)}; its inputs are {there}"
+    )
 
 
 def _numbers(value: Any, dtype: np.dtype, what: str) -> np.ndarray:
@@ -106,7 +110,7 @@ def _numbers(value: Any, dtype: np.dtype, what: str) -> np.ndarray:
 
 def _flat(value: Any) -> Sequence[Any]:
     if isinstance(value, np.ndarray):
-        return [one for one in value.reshape(-1)]
+        return list(value.reshape(-1))
     if isinstance(value, list | tuple):
         return [one for part in value for one in _flat(part)]
     return [value]

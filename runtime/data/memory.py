@@ -47,9 +47,9 @@ def open_memory(
     if isinstance(spec, Mapping):
         held = sorted(fixed & spec.keys())
         arrays = {name: array for name, array in spec.items() if name not in fixed}
-        source = arrays_in_memory(arrays, inputs, options, classes, truth)
-        source.notes = (*source.notes, *not_read(held))
-        return source
+        found = arrays_in_memory(arrays, inputs, options, classes, truth)
+        found.notes = (*found.notes, *not_read(held))
+        return found
     name = getattr(spec, "__name__", type(spec).__name__)
     guard = UserCode(
         Path(inspect.getsourcefile(spec) or "memory") if inspect.isfunction(spec) else Path("memory"), name

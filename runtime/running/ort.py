@@ -315,10 +315,15 @@ def _tensors(name: str, value: object) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def random_feeds(
-    open_session: onnxruntime.InferenceSession, batch: int = 1, seed: int = 0, size: int = 1
+    open_session: onnxruntime.InferenceSession,
+    batch: int = 1,
+    seed: int = 0,
+    size: int = 1,
+    last: bool = False,
 ) -> dict[str, np.ndarray]:
     """Standard normal values (zeros for integers) for every input. Unknown first dimensions, and others of their
-    names, are `batch`, or 1 where the inputs cannot hold a batch along their first axes; the rest are `size`.
+    names, are `batch`, or 1 where the inputs cannot hold a batch along their first axes; the rest are `size`, or 1 where
+    `last` gives only last ones that size.
 
     Raises ModelError for an input that is not a plain tensor.
     """
@@ -330,10 +335,14 @@ def random_feeds(
     for value in inputs:
         if value.type not in DTYPES:
             raise ModelError(f"input '{value.name}' is {value.type}; give data for it with --data")
-        shape = [
-            dim if isinstance(dim, int) and dim > 0 else batch if axis == 0 or dim in names else size
-            for axis, dim in enumerate(value.shape)
-        ]
+        shape = []
+        for axis, dim in enumerate(value.shape):
+            if isinstance(dim, int) and dim > 0:
+                shape.append(dim)
+            elif axis == 0 or dim in names:
+                shape.append(batch)
+            else:
+                shape.append(1 if last and axis < len(value.shape) - 1 else size)
         dtype = DTYPES[value.type]
         feeds[value.name] = (
             generator.standard_normal(shape).astype(dtype)
