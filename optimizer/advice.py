@@ -8,7 +8,6 @@ from onnx_lathe.optimizer.build import lower
 from onnx_lathe.optimizer.measuring import time_pair
 from onnx_lathe.optimizer.run import Run
 from onnx_lathe.runtime.files import model_file
-from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.core.registry import find
 
 NOTED_RATIO = 1.03
@@ -62,5 +61,5 @@ def _ratio_as_target(run: Run) -> float:
     with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
         path = Path(folder) / "model.onnx"
         model_file.save(lowered, path)
-        base, here = time_pair(run.roles.sample, ort.as_opened(run.request.model), path)
+        base, here = time_pair(run.roles.sample, run.original_session(), path)
     return here / base

@@ -16,6 +16,7 @@ from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer import arguments, artifacts, observing, opening, pipeline, reporting
 from onnx_lathe.optimizer import check as checking
 from onnx_lathe.optimizer.build import configured_targets, placement
+from onnx_lathe.optimizer.fixed_inputs import checked_fixed
 from onnx_lathe.optimizer.measuring import measured_exactly
 from onnx_lathe.optimizer.observing import Observation
 from onnx_lathe.optimizer.recipe import Call, Recipe, check_order, load_recipe, override, parse_calls
@@ -69,6 +70,7 @@ def rewrite(
     seed: int = 0,
     keep_metadata: bool = False,
     drop_optional_inputs: bool = False,
+    fix_inputs: Mapping[str, Any] | None = None,
     progress: Progress = lambda text: None,
     on_report: Callable[[Pass, PassReport], None] = lambda instance, report: None,
 ) -> onnx.ModelProto:
@@ -76,11 +78,9 @@ def rewrite(
 
     data: trains and calibrates, unless `train` and `calibration` name other data for that; it is needed by
     passes that do. classes: a file with the names of class folders, one a line, in the order of their
-    indices. targets: for whom `int8` places Q/DQ pairs, such as "ort". on_report: called after each pass with
+    indices. fix_inputs: values of inputs that become constants, such as {"sr": 16000}. targets: for whom `int8` places Q/DQ pairs, such as "ort". on_report: called after each pass with
     what it says of its edits, skips and warnings. progress: what a run prints, warnings included.
     """
-    opened = _opened(model, Wishes(keep_metadata, drop_optional_inputs))
-    given = opened.model
     instances = _passes(passes)
     recipe = _asked(
         Recipe(),
@@ -89,7 +89,10 @@ def rewrite(
         preprocess=preprocess,
         classes=classes,
         seed=seed,
+        fix_inputs=fix_inputs,
     )
+    opened = _opened(model, Wishes(keep_metadata, drop_optional_inputs, recipe.fix_inputs))
+    given = opened.model
     roles = open_roles(recipe, given)
     check_needs(instances, roles, recipe)
     check_training(instances, roles, recipe, given)
@@ -134,10 +137,12 @@ def optimize(
     html: bool = True,
     keep_metadata: bool = False,
     drop_optional_inputs: bool = False,
+    fix_inputs: Mapping[str, Any] | None = None,
     progress: Progress = lambda text: None,
 ) -> RunRecord:
     """Compiles the model as the command `optimize` does, and returns its record, which is in `out` too.
 
+    fix_inputs: values of inputs that become constants, such as {"sr": 16000}.
     Arguments are the options of the command; `recipe` is a TOML file that they override. A gate that fails
     raises nothing: `record.exit_code` is 3 then, and `record.outcome` "gate failed".
     """
@@ -156,6 +161,7 @@ def optimize(
         launch=launch,
         memory=parse_bytes(memory, "memory") if isinstance(memory, str) else memory,
         seed=seed,
+        fix_inputs=fix_inputs,
         gates=None if gates is None else arguments.texts(gates, "gates"),
         targets=None if targets is None else _calls(targets),
     )
@@ -178,6 +184,7 @@ def build(
     *,
     force: bool = False,
     keep_metadata: bool = False,
+    fix_inputs: Mapping[str, Any] | None = None,
     progress: Progress = lambda text: None,
 ) -> RunRecord:
     """Builds a finished model for targets such as "ort, pack", as `optimize build` does."""
@@ -189,6 +196,7 @@ def build(
         force=force,
         latency=False,
         keep_metadata=keep_metadata,
+        fix_inputs=fix_inputs,
         progress=progress,
     )
 
@@ -202,15 +210,17 @@ def run(
     classes: str | None = None,
     threads: int = 1,
     save: str | Path | None = None,
+    fix_inputs: Mapping[str, Any] | None = None,
     progress: Progress = lambda text: None,
 ) -> Observation:
     """What a finished model file computes of the data, or of random values without: outputs, metrics and latency.
 
     model: an ONNX file, packed or not, an .ort file, a .tflite, ncnn's .param with its .bin and .json beside it, QNN's
     model_ctx.onnx with its .bin and .json, or a TensorRT .engine with its .engine.json. against: another
-    one, such as the original, which it is compared with and timed in turn with. save: an .npz file for all outputs.
+    one, such as the original, which it is compared with and timed in turn with. save: an .npz file for all outputs. fix_inputs: values that inputs
+    of either are always fed with, such as {"sr": 16000}.
     """
-    recipe = _asked(Recipe(), eval=data, preprocess=preprocess, classes=classes)
+    recipe = _asked(Recipe(), eval=data, preprocess=preprocess, classes=classes, fix_inputs=fix_inputs)
     paths = [
         None if one is None else arguments.path(one, what)
         for one, what in ((against, "against"), (save, "save"))
@@ -219,9 +229,15 @@ def run(
         return observing.observe(arguments.path(model, "model"), recipe, Calling(progress), *paths)
 
 
-def check(model: str | Path, targets: str | Sequence[str]) -> list[checking.Check]:
-    """Which nodes each target refuses, which layers really run in INT8 on it, and why the others do not."""
-    return checking.check(arguments.path(model, "model"), _calls(targets))
+def check(
+    model: str | Path, targets: str | Sequence[str], *, fix_inputs: Mapping[str, Any] | None = None
+) -> list[checking.Check]:
+    """Which nodes each target refuses, which layers really run in INT8 on it, and why the others do not.
+
+    fix_inputs: values of inputs that are looked at as constants, such as {"sr": 16000}.
+    """
+    fixed = checked_fixed(fix_inputs or {}, "fix_inputs")
+    return checking.check(arguments.path(model, "model"), _calls(targets), fixed)
 
 
 def pack(

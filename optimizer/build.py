@@ -202,7 +202,7 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
     if target.lowering is not None:
         request = run.request
         context = run.services.judging(
-            context, request.model, lambda: open_file(request.model, request.wishes).model
+            context, request.model, lambda: open_file(request.model, request.reading).model, run.fixed
         )
     with profiler or nullcontext(context.profiler) as timed:
         config, model, report, notes = _fitted(run, target, config, replace(context, profiler=timed))
@@ -230,9 +230,7 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
     base = dict(run.record.baseline)
     if target.timed and run.request.measure_latency:
         run.ui.status(f"timing {target.name}")
-        base["latency"], found.quality["latency"] = time_pair(
-            run.roles.sample, ort.as_opened(run.request.model), path
-        )
+        base["latency"], found.quality["latency"] = time_pair(run.roles.sample, run.original_session(), path)
         found.quality["base_latency"] = base["latency"]
         judged.add("latency")
     run.record.gates.extend(

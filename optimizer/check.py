@@ -1,8 +1,9 @@
 """What a target makes of a model: nodes that it refuses, and which layers really run in INT8."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from onnx_lathe.errors import UsageError
@@ -12,8 +13,11 @@ from onnx_lathe.optimizer.opening import open_file
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.step import crashes_named
 from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.runtime.targets.core.base import LayerVerdict
 from onnx_lathe.runtime.targets.core.registry import targets
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,10 @@ class Check:
         }
 
 
-def check(path: Path, calls: Sequence[Call]) -> list[Check]:
+def check(path: Path, calls: Sequence[Call], fix_inputs: Mapping[str, Any] = NOTHING) -> list[Check]:
     """Lowers the model for each target and asks it about every layer. The targets need not be available here.
 
-    A reason that the lowering gives, such as a layer that it left in float, comes before the target's own.
+    fix_inputs: values of inputs that are looked at as constants. A reason that the lowering gives, such as a layer that it left in float, comes before the target's own.
     Raises ModelError for a file that cannot be read, UsageError for a target that is unknown or only writes
     a file, TargetError where the target finds that the model cannot be run at all.
     """
@@ -54,7 +58,7 @@ def check(path: Path, calls: Sequence[Call]) -> list[Check]:
             raise UsageError(
                 f"target '{target.name}' writes a file and runs nothing; name what will run it: {able}"
             )
-    model = open_file(path).model
+    model = open_file(path, Wishes(fix_inputs=fix_inputs)).model
     diagnosis.refuse_broken(path, model)
     for target, config in opened:
         target.accepts(model, config)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from onnx_lathe.errors import UsageError, printable
 from onnx_lathe.optimizer import surroundings
-from onnx_lathe.optimizer.finished import Finished, open_finished, untimed
+from onnx_lathe.optimizer.finished import Finished, open_together, untimed
 from onnx_lathe.optimizer.gate import Gate
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.judging.asking import gates_of, tasks_of
@@ -95,7 +95,7 @@ class _Pair:
         feeds = shared_feeds(data, [model.session for model in self.models], 1)
         for one, metrics in zip(self.models, self.found, strict=True):
             self.ui.status(f"measuring the memory of {one.path.name}")
-            metrics["memory"] = float(memory.peak_bytes(one.path, feeds))
+            metrics["memory"] = float(memory.peak_bytes(one.path, {**feeds, **one.fixed}))
 
 
 def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> Judgement:
@@ -109,13 +109,14 @@ def compare(base: Path, candidate: Path, recipe: Recipe, ui: Ui) -> Judgement:
     if not gates:
         raise UsageError("no gate is named, such as 'top1 drop <= 0.5%'")
     tasks = tasks_of(recipe)
-    models = [open_finished(path, limit()) for path in (base, candidate)]
+    models = open_together((base, candidate), limit(), recipe.fix_inputs)
     as_evaluation = Recipe(
         eval=recipe.eval or recipe.data,
         preprocess=recipe.preprocess,
         classes=recipe.classes,
         gates=recipe.gates,
         metrics=recipe.metrics,
+        fix_inputs=recipe.fix_inputs,
     )
     roles = open_fed(as_evaluation, models[0].inputs, models[0].classes)
     pair, data = _Pair(models, recipe, ui), roles.evaluation

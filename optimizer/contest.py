@@ -190,7 +190,7 @@ def _time(run: Run, entries: Sequence[Entry], found: Comparison) -> None:
     """Times the original and every target that runs here, one call of each in turn, so that all see the same machine."""
     named: list[tuple[TargetRow, Any]] = []
     with ExitStack() as opened:
-        named.append((found.rows[0], ort.as_opened(run.request.model, found.threads)))
+        named.append((found.rows[0], run.original_session(found.threads)))
         for row, entry in zip(found.rows[1:], entries, strict=True):
             try:
                 session = entry.session(found.threads)

@@ -1,19 +1,25 @@
 """Finished models as they run on this machine: an ONNX file of any kind, or what a target wrote."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
 
-from onnx_lathe.errors import ModelError
+from onnx_lathe.errors import ModelError, UsageError, nearest
+from onnx_lathe.optimizer.fixed_inputs import OPTION
 from onnx_lathe.optimizer.opening import open_file
+from onnx_lathe.passes.graph.skeleton import runtime_inputs
+from onnx_lathe.passes.loading.fixing import fix_inputs
 from onnx_lathe.runtime.data import InputSpec, model_classes, model_inputs
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.reading import explaining, naming
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.fed import fed
 from onnx_lathe.runtime.targets.core.base import Target
 from onnx_lathe.runtime.targets.core.registry import targets
 
@@ -34,6 +40,8 @@ class Finished:
     model: onnx.ModelProto | None = None
     device: str = ""
     """What it runs on, if not this processor."""
+    fixed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Inputs that the session feeds itself; they are none of `inputs`."""
 
 
 def untimed(session: Any) -> str:
@@ -46,8 +54,27 @@ def is_written(path: Path) -> bool:
     return path.suffix.lower() == ORT_FORMAT or _written_by(path) is not None
 
 
-def open_finished(path: Path, threads: int = 0) -> Finished:
+def open_together(
+    paths: Sequence[Path], threads: int = 0, values: Mapping[str, Any] = MappingProxyType({})
+) -> list[Finished]:
+    """As `open_finished`, of models that are to compute the same: an input that `values` names is fed so in each that
+    has it. Raises UsageError for one that none has.
+    """
+    found = [open_finished(path, threads, values) for path in paths]
+    taken = {name for one in found for name in one.fixed}
+    if left := [name for name in values if name not in taken]:
+        there = {spec.name: None for one in found for spec in one.inputs}
+        names = ", ".join(f"'{name}'" for name in [*taken, *there])
+        raise UsageError(
+            f"{OPTION} {left[0]}: no ONNX model here has this input{nearest(left[0], there)}; their inputs are {names}"
+        )
+    return found
+
+
+def open_finished(path: Path, threads: int = 0, values: Mapping[str, Any] = MappingProxyType({})) -> Finished:
     """The file in a session of so many threads, 0: one per core. It has survived a process of its own.
+
+    values: of inputs, by name, that the session feeds itself, if an ONNX model has them.
 
     Raises ModelError for a file that is not a model or does not run, TargetError where a package is missing.
     """
@@ -58,14 +85,18 @@ def open_finished(path: Path, threads: int = 0) -> Finished:
     if path.suffix.lower() == ORT_FORMAT:
         return _of_session(path, _open_ort(path, threads), library, path.stat().st_size)
     model = open_file(path).model
+    here = {value.name for value in runtime_inputs(model)} & values.keys()
+    with naming(path):
+        fixed = fix_inputs(model, {name: values[name] for name in here})
     return Finished(
         path,
-        ort.as_opened(path, threads),
+        fed(ort.as_opened(path, threads), fixed),
         library,
         model_file.inspect_file(path).size_bytes,
         model_inputs(model),
         model_classes(model),
         model,
+        fixed=fixed,
     )
 
 

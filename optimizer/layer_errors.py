@@ -106,7 +106,7 @@ def measure(run: Run) -> Measured:
     if run.large:
         note = f"layers were not measured: the model is larger than {LARGE_BYTES >> 20} MiB"
         return Measured(source, 0, notes=[note])
-    before = network(opening.open_file(run.request.model, run.request.wishes).model)
+    before = network(opening.open_file(run.request.model, run.request.reading).model)
     after = network(model_file.load(run.file))
     wanted = matches(paired(before, after), before, after, rescaled(run.record.steps))
     kept = _held(before, [match for match in wanted if match.tensor])

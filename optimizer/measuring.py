@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ SAMPLE_BATCH = 8
 """On so many samples a model is tried after each step."""
 LATENCY_BUDGET_S = 1.0
 SIZES = (1, 64, 512)
-"""Of dimensions that the model leaves open, where there is no data: the first on which it runs."""
+"""Of dimensions that the model leaves open, where there is no data: the first on which it runs, of all of them or of
+last ones alone, as a signal is long and a state is not.
+"""
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,11 @@ def _made_up(session: Any, batch: int) -> Mapping[str, np.ndarray]:
         return ort.random_feeds(_Sized(session))
     shapes: list[dict[str, tuple[int, ...]]] = []
     refusal = ""
-    for size in SIZES:
-        feeds = ort.random_feeds(session, batch, size=size)
+    for last, size in product((False, True), SIZES):
+        feeds = ort.random_feeds(session, batch, size=size, last=last)
         made = {name: array.shape for name, array in feeds.items()}
         if made in shapes:
-            break
+            continue
         shapes.append(made)
         try:
             ort.run(session, feeds)

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnx_lathe.errors import ModelError, UsageError
 from onnx_lathe.optimizer.artifacts import files_of, same_file
-from onnx_lathe.optimizer.finished import Finished, open_finished, untimed
+from onnx_lathe.optimizer.finished import Finished, open_together, untimed
 from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.measuring import (
     LATENCY_BUDGET_S,
@@ -102,8 +102,9 @@ def observe(
             save, [path, *([] if against is None else [against]), *files_of(recipe.eval or recipe.data)]
         )
     threads = limit() or 1
-    model = open_finished(path, threads)
-    other = None if against is None else open_finished(against, threads)
+    paths = [path, *([] if against is None else [against])]
+    model, *others = open_together(paths, threads, recipe.fix_inputs)
+    other = next(iter(others), None)
     data, notes = _data(recipe, model, other)
     for note in notes:
         ui.note(note)
@@ -168,7 +169,9 @@ def _data(recipe: Recipe, model: Finished, other: Finished | None) -> tuple[Data
     """(samples, what is to be said of them)."""
     spec = recipe.eval or recipe.data
     roles = open_fed(
-        Recipe(eval=spec, preprocess=recipe.preprocess, classes=recipe.classes), model.inputs, model.classes
+        Recipe(eval=spec, preprocess=recipe.preprocess, classes=recipe.classes, fix_inputs=recipe.fix_inputs),
+        model.inputs,
+        model.classes,
     )
     said = [*roles.notes, *(f"warning: {warning}" for warning in roles.warnings)]
     if roles.evaluation is not None:

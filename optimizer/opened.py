@@ -89,10 +89,10 @@ def _timed(run: Run, target: Target, config: Any, artifact: Artifact, session: A
     other work do not keep each other waiting at every layer.
     """
     if hasattr(session, "call_ms"):  # threads of this processor are nothing to it
-        return ort.as_opened(run.request.model), session
+        return run.original_session(), session
     threads = limit() or 1
     opened = session if threads == 1 else target.open(artifact, config, threads)
-    return ort.as_opened(run.request.model, threads), opened
+    return run.original_session(threads), opened
 
 
 def _ways(session: Any, feeds: Mapping[str, Any]) -> dict[str, Any]:

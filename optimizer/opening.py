@@ -16,6 +16,7 @@ from onnx_lathe.passes.loading.walk import standard_opset
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.reading import OLDEST
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.fed import fed
 
 AS_IT_IS = Wishes()
 """A user who says nothing."""
@@ -35,6 +36,8 @@ class Opened:
     """Opset and number of nodes of the model that was given."""
     notes: list[str] = field(default_factory=list)
     rewritten: bool = False
+    fixed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Values of inputs that are constants now, with which the model that was given has to be fed."""
 
 
 def open_file(path: str | Path, wishes: Wishes = AS_IT_IS, data: bool = True) -> Opened:
@@ -58,11 +61,12 @@ def open_given(model: onnx.ModelProto, wishes: Wishes = AS_IT_IS) -> Opened:
 
 
 def compare(given: Any, opened: Opened, feeds: Mapping[str, np.ndarray], written: Path | None = None) -> None:
-    """Runs the rewritten model, which may be `written` to a file, beside a session of the given one. Raises
-    ModelError naming an output that differs.
+    """Runs the rewritten model, which may be `written` to a file, beside a session of the given one, which is fed
+    with what is constant now. Raises ModelError naming an output that differs.
     """
     if not opened.rewritten:
         return
+    given = fed(given, opened.fixed)
     try:
         difference = first_difference(given, ort.session(written or opened.model), feeds)
     except ModelError as error:
@@ -89,6 +93,7 @@ def compare_on_random(given: Any, opened: Opened) -> None:
     """
     if not opened.rewritten:
         return
+    given = fed(given, opened.fixed)
     try:
         feeds = ort.random_feeds(given)
         ort.run(given, feeds)
@@ -107,7 +112,7 @@ def _prepared(model: onnx.ModelProto, wishes: Wishes, named: str) -> Opened:
             check_model(model, strict=False)
     except ModelError as error:
         raise ModelError(f"{named}{error}") from error
-    return Opened(model, version, nodes, done.notes, done.rewritten)
+    return Opened(model, version, nodes, done.notes, done.rewritten, done.fixed)
 
 
 def _unlike(expected: np.ndarray, found: np.ndarray) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from onnx_lathe.errors import CrashError, ExitCode, ModelError, UsageError
 from onnx_lathe.optimizer import (
     advice,
@@ -34,6 +36,7 @@ from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.pack.files import onnx_bytes, packed_bytes
 from onnx_lathe.runtime.running import guard, memory, ort
 from onnx_lathe.runtime.running.evaluate import evaluate, reference
+from onnx_lathe.runtime.running.fed import fed
 from onnx_lathe.runtime.training.hooks import hook_place
 from onnx_lathe.version import VERSION
 
@@ -86,7 +89,7 @@ def _open(request: Request, ui: Ui) -> Run:
     targets = build.open_targets(request.recipe.targets)
     placement = build.placement(targets)
     services.check_hook(passes, request.recipe, request.out / LOG)
-    opened = opening.open_file(request.model, request.wishes)
+    opened = opening.open_file(request.model, request.reading)
     model = opened.model
     for target, options in targets:
         target.accepts(model, options)
@@ -124,6 +127,7 @@ def _open(request: Request, ui: Ui) -> Run:
         done,
         model,
         opened,
+        fixed=opened.fixed,
         tasks=tasks,
     )
 
@@ -139,6 +143,7 @@ def _describe(request: Request, opened: opening.Opened) -> dict[str, Any]:
         "opset": opened.opset,
         "nodes": opened.nodes,
         "changes": opened.notes,
+        **({"fixed_inputs": dict(request.recipe.fix_inputs)} if request.recipe.fix_inputs else {}),
     }
 
 
@@ -147,7 +152,7 @@ def _identity(request: Request, passes: Sequence[Pass], roles: services.Roles) -
     recipe = [(instance.name, sorted(asdict(instance.config).items(), key=str)) for instance in passes]
     sha256 = model_file.inspect_file(request.model).sha256
     identity = {"recipe": repr(recipe), "model": sha256, "version": VERSION}
-    identity["reading of the model"] = repr(request.wishes)
+    identity["reading of the model"] = repr(request.reading)
     if request.recipe.retrain is not None:
         path, function = hook_place(request.recipe.retrain)
         identity["retraining hook"] = f"{file_hash(path)} {function}"
@@ -187,7 +192,8 @@ def _baseline(state: Run) -> None:
     given = state.request.model
     try:
         ort.survive(given)
-        session = ort.session(given, lean=state.large and state.roles.evaluation is None)
+        lean = state.large and state.roles.evaluation is None
+        session = fed(ort.session(given, lean=lean), state.fixed)
         state.feeds = sample_feeds(state.roles.sample, session, SAMPLE_BATCH)
         ort.run(session, state.feeds)  # refuses here, by name, what cannot run at all
     except CrashError as error:
@@ -244,14 +250,15 @@ def _latencies(state: Run) -> None:
     last step alone.
     """
     steps = state.record.steps[-1:] if state.large else state.record.steps
-    base = ort.as_opened(state.request.model)
+    base = state.original_session()
     for step in steps:
         state.ui.status(f"timing {step.name}")
         base_ms, step_ms = time_pair(state.roles.sample, base, state.request.out / step.file)
         step.quality |= {"latency": step_ms, "base_latency": base_ms}
         state.record.baseline["latency"] = base_ms
     if not steps:
-        state.record.baseline["latency"] = time_pair(state.roles.sample, base, state.request.model)[0]
+        times = ort.times((base,), sample_feeds(state.roles.sample, base, 1))
+        state.record.baseline["latency"] = float(np.median(times))
 
 
 def _measure_again(state: Run) -> None:
@@ -273,9 +280,10 @@ def _judge(state: Run) -> None:
         record.final()["packed"] = float(packed_bytes(state.file, *efforts[:1]))
     if any(gate.metric == "memory" for gate in state.gates):
         state.ui.status("measuring memory")
-        feeds = sample_feeds(state.roles.sample, ort.session(state.request.model), 1)
-        record.baseline["memory"] = float(memory.peak_bytes(state.request.model, feeds))
-        record.final()["memory"] = float(memory.peak_bytes(state.file, feeds))
+        feeds = sample_feeds(state.roles.sample, fed(ort.session(state.request.model), state.fixed), 1)
+        record.baseline["memory"] = float(memory.peak_bytes(state.request.model, {**feeds, **state.fixed}))
+        of_file = feeds if record.steps else {**feeds, **state.fixed}
+        record.final()["memory"] = float(memory.peak_bytes(state.file, of_file))
     _measure_again(state)
     base = dict(record.baseline)
     final = record.final()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lathe.errors import UsageError, nearest
+from onnx_lathe.optimizer.fixed_inputs import checked_fixed
 from onnx_lathe.optimizer.judging.evidence import Tolerances, parse_confidence, parse_tolerances
 from onnx_lathe.optimizer.recipe_library import located
 from onnx_lathe.optimizer.sizes import parse_bytes
@@ -35,6 +36,7 @@ else:
 
 DATA_ROLES = ("data", "train", "calibration", "eval")
 JUDGING, READING = ("metric", "confidence", "tolerance"), ("postprocess", "symbols")
+FIXED = "fix-input"
 TUNED = "winograd"
 """The pass that takes --tuning."""
 
@@ -77,6 +79,8 @@ class Recipe:
     """The user's own, by the names that gates call them: FILE.py:FUNCTION."""
     postprocess: str | Callable[..., Any] | None = None
     """What makes answers of a model's outputs, for metrics against labels."""
+    fix_inputs: Mapping[str, Any] = field(default_factory=dict)
+    """Inputs of the model that are to be constants, with their values."""
     symbols: str | None = None
     """A file that names what the scores of a model that reads are of."""
     confidence: float | None = None
@@ -126,7 +130,7 @@ def load_recipe(path: Path) -> Recipe:
         path,
         "",
         table,
-        ("passes", "pass", "gate", "target", "retrain", "memory", "launch", "seed", "data", *JUDGING),
+        ("passes", "pass", "gate", "target", "retrain", "memory", "launch", "seed", "data", FIXED, *JUDGING),
     )
     data = _typed(path, "data", table.get("data", {}), dict)
     _known(path, "data.", data, (*DATA_ROLES, "preprocess", "classes", *READING))
@@ -142,6 +146,8 @@ def load_recipe(path: Path) -> Recipe:
         fields["launch"] = _typed(path, "launch", table["launch"], str)
     if "seed" in table:
         fields["seed"] = _typed(path, "seed", table["seed"], int)
+    if FIXED in table:
+        fields["fix_inputs"] = checked_fixed(table[FIXED], f"{path}: {FIXED}")
     if "gate" in table:
         fields["gates"] = tuple(_strings(path, "gate", table["gate"]))
     fields |= _judging(path, table)
@@ -209,7 +215,10 @@ def _step(path: Path, entry: Any) -> Call:
 
 
 def override(recipe: Recipe, **changes: Any) -> Recipe:
-    """The recipe with every change that is not None."""
+    """The recipe with every change that is not None. Values of `fix_inputs` are added to those that it has."""
+    if changes.get("fix_inputs") is not None:
+        given = checked_fixed(changes["fix_inputs"], "fix_inputs")
+        changes["fix_inputs"] = {**recipe.fix_inputs, **given}
     return dataclasses.replace(recipe, **{key: value for key, value in changes.items() if value is not None})
 
 

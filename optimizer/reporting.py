@@ -7,7 +7,7 @@ from pathlib import Path
 from onnx_lathe.errors import LatheError, UsageError
 from onnx_lathe.optimizer import layer_errors
 from onnx_lathe.optimizer.artifacts import PAGE, REPORT, is_page
-from onnx_lathe.optimizer.opening import AS_IT_IS, open_file
+from onnx_lathe.optimizer.opening import open_file
 from onnx_lathe.optimizer.pairing import Network, network
 from onnx_lathe.optimizer.report.record import RunRecord, read_record
 from onnx_lathe.optimizer.run import Request
@@ -42,7 +42,7 @@ def finish(record: RunRecord, request: Request, ui: Ui) -> None:
     if not request.html:
         return
     try:
-        _write(record, request.out, request.model, request.wishes, request.out / PAGE)
+        _write(record, request.out, request.model, request.reading, request.out / PAGE)
     except Exception as error:  # noqa: BLE001 - hours of training must not end in a picture that fails
         ui.note(f"warning: {PAGE} was not written: {_line(error)}")
 
@@ -88,8 +88,9 @@ def report(
         raise UsageError(
             f"{page}: is there already and no page of a run; give --html another name, or --force"
         )
+    wishes = Wishes(fix_inputs=record.model.get("fixed_inputs", {}))
     try:
-        return _write(record, out, original, AS_IT_IS, page, keep_layers=not force)
+        return _write(record, out, original, wishes, page, keep_layers=not force)
     except UsageError:
         raise
     except LatheError as error:

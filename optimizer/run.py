@@ -1,7 +1,7 @@
 """A request, and everything that lives as long as its run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from onnx_lathe.optimizer.ui import Ui
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.placement import Placement
+from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import NO_TASKS, Reference
+from onnx_lathe.runtime.running.fed import fed
 from onnx_lathe.runtime.running.judged import Tasks
 from onnx_lathe.runtime.running.tasks.samples import Measured
 from onnx_lathe.runtime.targets.core.base import Target
@@ -40,7 +42,7 @@ class Request:
     steps: Sequence[Pass] | None = None
     """Passes that a caller configured itself, in place of the recipe's."""
     wishes: Wishes = AS_IT_IS
-    """How the model is read."""
+    """How the model is read, but for what the recipe says of it."""
     command: Sequence[str] = ()
     """The command line, for the record."""
     name: str = ""
@@ -49,6 +51,11 @@ class Request:
     """Whether results of another recipe or model in `out` may be erased."""
     html: bool = True
     """Whether the run ends with report.html, and measures layers for it."""
+
+    @property
+    def reading(self) -> Wishes:
+        """How the model is read."""
+        return replace(self.wishes, fix_inputs=self.recipe.fix_inputs)
 
 
 @dataclass
@@ -79,6 +86,8 @@ class Run:
     """Whether the model's nodes are others than in the file given, before any pass."""
     written: Path | None = None
     """Where the rewritten model is, if it is too large to be given as bytes."""
+    fixed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Inputs of the file given that the model has as constants: `original_session` feeds them."""
     feeds: Mapping[str, np.ndarray] = field(default_factory=dict)
     original: Reference | None = None
     tasks: Tasks = NO_TASKS
@@ -100,6 +109,10 @@ class Run:
         """Where `model` is on disk."""
         steps = self.record.steps
         return self.request.out / steps[-1].file if steps else self.request.model
+
+    def original_session(self, threads: int = 0) -> Any:
+        """The file given in the session that a user opens on it, which takes what the model takes."""
+        return fed(ort.as_opened(self.request.model, threads), self.fixed)
 
     def evidence(self, sampled: Mapping[str, Measured] | None) -> Evidence:
         """What a gate on a candidate rests on, whose metrics are known so."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from onnx_lathe.errors import DataError, UsageError
@@ -96,7 +97,7 @@ def open_fed(recipe: Recipe, inputs: Sequence[InputSpec], classes: int | None) -
     def source(spec: DataSpec | None) -> DataSource | None:
         if spec is None:
             return None
-        found = open_source(spec, inputs, recipe.preprocess, classes, class_names, truth)
+        found = open_source(spec, inputs, recipe.preprocess, classes, class_names, truth, recipe.fix_inputs)
         opened.setdefault(named(spec), found)
         return found
 
@@ -311,14 +312,20 @@ class Services:
             context, profiler=ModelProfiler(lambda session: sample_feeds(self._sample, session, 1))
         )
 
-    def judging(self, context: Context, original: Path, read: Callable[[], onnx.ModelProto]) -> Context:
-        """The context with how near a model's outputs are to those of the file `original`, which `read` opens,
-        if there is calibration data.
+    def judging(
+        self,
+        context: Context,
+        original: Path,
+        read: Callable[[], onnx.ModelProto],
+        fixed: Mapping[str, np.ndarray],
+    ) -> Context:
+        """The context with how near a model's outputs are to those of the file `original`, which `read` opens and
+        which is fed with the values `fixed`, if there is calibration data.
         """
         if self._calibration is None:
             return context
         return replace(
-            context, fidelity=OriginalComparer(original, read, self._calibration, context.progress)
+            context, fidelity=OriginalComparer(original, read, self._calibration, context.progress, fixed)
         )
 
     def context(

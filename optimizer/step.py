@@ -195,7 +195,7 @@ def _retreat(
     if run.record.steps:
         model = model_file.load(run.file)
     else:
-        model = opening.open_file(run.request.model, run.request.wishes).model
+        model = opening.open_file(run.request.model, run.request.reading).model
     run.model, report = _spared(run.passes[index], model, context, report, sample, found)
     return report
 

@@ -15,6 +15,7 @@ from onnx_lathe.optimizer.commands.options import (
     Joined,
     Parser,
     add_data_options,
+    add_fixed,
     add_judging_options,
     add_out,
     add_output_options,
@@ -83,10 +84,12 @@ def build(arguments: list[str]) -> int:
     add_threads(parser)
     add_output_options(parser, "the run record")
     options = parser.parse_args(arguments)
+    from onnx_lathe.optimizer.fixed_inputs import parse_fixed
     from onnx_lathe.optimizer.recipe import Recipe, parse_calls
     from onnx_lathe.optimizer.run import Request
 
-    recipe = Recipe(targets=parse_calls(options.target, "--target"))
+    calls = parse_calls(options.target, "--target")
+    recipe = Recipe(targets=calls, fix_inputs=parse_fixed(options.fix_input))
     request = Request(
         options.model,
         recipe,
@@ -133,6 +136,7 @@ def _print(record: "RunRecord", as_json: bool) -> None:
 
 def _recipe(options: argparse.Namespace) -> "Recipe":
     """The recipe file's, with what the command line says in its place."""
+    from onnx_lathe.optimizer.fixed_inputs import parse_fixed
     from onnx_lathe.optimizer.recipe import Recipe, load_recipe, override, parse_calls, with_tuning
 
     recipe = override(
@@ -144,6 +148,7 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
         launch=options.launch,
         memory=None if options.memory is None else parse_bytes(options.memory, "--memory"),
         seed=options.seed,
+        fix_inputs=parse_fixed(options.fix_input),
         **data_options(options),
         **judging_options(options),
     )
@@ -231,6 +236,7 @@ def _add_reading_options(parser: Parser) -> None:
         action="store_true",
         help="weights that are inputs too can no longer be fed, so passes may change them",
     )
+    add_fixed(parser)
 
 
 def _wishes(options: argparse.Namespace) -> "Wishes":

@@ -8,6 +8,7 @@ from onnx_lathe.errors import ExitCode, UsageError
 from onnx_lathe.optimizer.commands.options import (
     Parser,
     add_data_options,
+    add_fixed,
     add_judging_options,
     add_output_options,
     add_threads,
@@ -42,6 +43,7 @@ def gate(arguments: list[str]) -> int:
         metavar="G",
         help='such as "top1 drop <= 0.5%%"; may be repeated',
     )
+    add_fixed(parser)
     add_data_options(parser)
     add_judging_options(parser)
     parser.add_argument("--junit", type=Path, metavar="FILE", help="also write the verdicts as JUnit's XML")
@@ -56,6 +58,7 @@ def gate(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     from onnx_lathe.optimizer import compare
+    from onnx_lathe.optimizer.fixed_inputs import parse_fixed
     from onnx_lathe.optimizer.judging.junit import write_junit
     from onnx_lathe.optimizer.judging.markdown import write_markdown
     from onnx_lathe.optimizer.judging.writing import check_text, same_file
@@ -71,7 +74,11 @@ def gate(arguments: list[str]) -> int:
     if None not in (options.junit, options.markdown) and same_file(options.junit, options.markdown):
         raise UsageError(f"{options.junit}: --junit and --markdown each need a file of their own")
     recipe = override(
-        Recipe(), gates=tuple(options.gate), **data_options(options), **judging_options(options)
+        Recipe(),
+        gates=tuple(options.gate),
+        fix_inputs=parse_fixed(options.fix_input),
+        **data_options(options),
+        **judging_options(options),
     )
     with contextlib.redirect_stdout(sys.stderr):  # what a loader prints is no verdict
         judgement = compare.compare(options.base, options.candidate, recipe, Ui(quiet=options.quiet))

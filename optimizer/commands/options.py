@@ -95,6 +95,16 @@ def add_out(parser: argparse.ArgumentParser, default: str, what: str, kind: str 
     )
 
 
+def add_fixed(parser: argparse.ArgumentParser) -> None:
+    """--fix-input, which may be repeated."""
+    parser.add_argument(
+        "--fix-input",
+        action="append",
+        metavar="NAME=VALUE",
+        help="make an input of the model a constant: sr=16000, flag=true, sizes=[640,480]; may be repeated",
+    )
+
+
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
     print(json.dumps(plain(value), indent=1, allow_nan=False))

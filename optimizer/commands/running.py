@@ -7,6 +7,7 @@ from pathlib import Path
 from onnx_lathe.errors import ExitCode
 from onnx_lathe.optimizer.commands.options import (
     Parser,
+    add_fixed,
     add_output_options,
     add_reading_of_data,
     add_threads,
@@ -32,6 +33,7 @@ def run(arguments: list[str]) -> int:
         help="an .npz (FILE.npz:PART), a folder of images or FILE.py:FUNCTION (default: random values)",
     )
     add_reading_of_data(parser)
+    add_fixed(parser)
     parser.add_argument(
         "--against",
         type=Path,
@@ -44,11 +46,18 @@ def run(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
 
     from onnx_lathe.optimizer import observing
+    from onnx_lathe.optimizer.fixed_inputs import parse_fixed
     from onnx_lathe.optimizer.recipe import Recipe, override
     from onnx_lathe.optimizer.report.observation import show_observation
     from onnx_lathe.optimizer.ui import Ui
 
-    recipe = override(Recipe(), eval=options.data, preprocess=options.preprocess, classes=options.classes)
+    recipe = override(
+        Recipe(),
+        eval=options.data,
+        preprocess=options.preprocess,
+        classes=options.classes,
+        fix_inputs=parse_fixed(options.fix_input),
+    )
     with contextlib.redirect_stdout(sys.stderr):  # what a loader prints is no result
         ui = Ui(quiet=options.quiet)
         found = observing.observe(options.model, recipe, ui, options.against, options.save)

@@ -12,6 +12,7 @@ from onnx_lathe.optimizer.commands.options import (
     Joined,
     Parser,
     add_data_options,
+    add_fixed,
     add_out,
     add_output_options,
     add_target,
@@ -48,11 +49,13 @@ def sensitivity(arguments: list[str]) -> int:
         help="keeps what is measured, so that an interrupted profile goes on (default build/sensitivity.jsonl)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the split of --data (default 0)")
+    add_fixed(parser)
     add_data_options(parser)
     add_threads(parser)
     add_output_options(parser, "the profile")
     options = parser.parse_args(arguments)
 
+    from onnx_lathe.optimizer.fixed_inputs import parse_fixed
     from onnx_lathe.optimizer.recipe import Recipe, override, parse_calls
     from onnx_lathe.optimizer.report.profile import page, show_profile
     from onnx_lathe.optimizer.search import profiling
@@ -61,7 +64,8 @@ def sensitivity(arguments: list[str]) -> int:
     calls = parse_calls(options.step, "--pass")
     if len(calls) != 1:
         raise UsageError(f"--pass '{options.step}': name one pass")
-    recipe = override(Recipe(seed=options.seed), **data_options(options))
+    fixed = parse_fixed(options.fix_input)
+    recipe = override(Recipe(seed=options.seed), fix_inputs=fixed, **data_options(options))
     asked = profiling.Asked(
         options.model,
         calls[0],
@@ -180,12 +184,14 @@ def _add_search_options(parser: Parser) -> None:
         "--retrain", metavar="FILE.py:FUNCTION", help="your own training code for passes that train"
     )
     parser.add_argument("--seed", type=int, help="of the split of data and of the search (default 0)")
+    add_fixed(parser)
     add_data_options(parser)
     add_threads(parser, "threads of each process (default: the cores, divided among --jobs)")
     add_output_options(parser, "the search's record")
 
 
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
+    from onnx_lathe.optimizer.fixed_inputs import parse_fixed
     from onnx_lathe.optimizer.recipe import parse_calls
 
     return {
@@ -193,6 +199,7 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
         "targets": None if options.target is None else parse_calls(options.target, "--target"),
         "retrain": options.retrain,
         "seed": options.seed,
+        "fix_inputs": parse_fixed(options.fix_input),
         **data_options(options),
     }
 

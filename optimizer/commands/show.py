@@ -5,6 +5,7 @@ from pathlib import Path
 from onnx_lathe.errors import ExitCode
 from onnx_lathe.optimizer.commands.options import (
     Parser,
+    add_fixed,
     add_output_options,
     add_target,
     add_threads,
@@ -53,15 +54,19 @@ def check(arguments: list[str]) -> int:
                      "The exit code is 4 if a node is refused.", allow_abbrev=False)  # fmt: skip
     parser.add_argument("model", type=Path, help="the ONNX file, such as the model.onnx of an earlier run")
     add_target(parser, "such as ort or tensorrt-rtx; several with a comma between", required=True)
+    add_fixed(parser)
     add_threads(parser)
     add_output_options(parser, "the verdicts")
     options = parser.parse_args(arguments)
 
     from onnx_lathe.optimizer import check
+    from onnx_lathe.optimizer.fixed_inputs import parse_fixed
     from onnx_lathe.optimizer.recipe import parse_calls
     from onnx_lathe.optimizer.report.layers import show_checks
 
-    found = check.check(options.model, parse_calls(options.target, "--target"))
+    found = check.check(
+        options.model, parse_calls(options.target, "--target"), parse_fixed(options.fix_input)
+    )
     if options.json:
         print_json([one.as_json() for one in found])
     else:

@@ -29,6 +29,7 @@ def gate(
     symbols: str | None = None,
     confidence: float | str | None = None,
     tolerance: str | Sequence[str] | None = None,
+    fix_inputs: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Judgement:
     """A verdict per gate, such as "top1 drop <= 0.5%", on a candidate against a base model.
@@ -36,7 +37,8 @@ def gate(
     What comes back is a sequence of verdicts; `passed` says whether all are. `metrics`: functions
     (answers, labels) -> a number or one per sample, by the names that gates call them. `postprocess`: a function
     (outputs) -> one answer per sample. `confidence`: such as 0.95 or "95%": the worse end of this interval is judged.
-    `tolerance`: as --tolerance takes it.
+    `tolerance`: as --tolerance takes it. `fix_inputs`: values that inputs of either are always fed with, such as
+    {"sr": 16000}.
 
     Raises UsageError for a gate that cannot be judged, and ModelError or DataError as loading does.
     """
@@ -56,6 +58,7 @@ def gate(
         symbols=symbols,
         confidence=None if confidence is None else parse_confidence(str(confidence)),
         tolerances=None if tolerance is None else parse_tolerances(arguments.texts(tolerance, "tolerance")),
+        fix_inputs=fix_inputs,
     )
     return compare.compare(
         arguments.path(base, "base"), arguments.path(candidate, "candidate"), recipe, Calling(progress)

@@ -31,6 +31,8 @@ class ModelFacts(_ModelKnown, total=False):
     opset: int
     nodes: int
     changes: list[str]
+    fixed_inputs: dict[str, Any]
+    """Inputs that it has as constants, with their values (absent where there are none)."""
 
 
 class _Edit(TypedDict):
@@ -182,7 +184,8 @@ def _check(table: dict[str, Any]) -> None:
     check({key: value for key, value in table.items() if key not in whole}, RunRecord, "")
     check(table["model"], ModelFacts, "model")
     check(table["baseline"], metrics, "baseline")
-    check(table["gates"], list[GateRecord], "gates")
+    check(table["gates"], list[dict[str, Any]], "gates")
+    check([_bounded(gate) for gate in table["gates"]], list[GateRecord], "gates")
     for part, kind in (("steps", StepRecord), ("targets", TargetRecord)):
         check(table[part], list[dict[str, Any]], part)
         for place, one in enumerate(table[part]):
@@ -196,6 +199,15 @@ def _check(table: dict[str, Any]) -> None:
                 check(one[key], metrics, f"{where}.{key}")
             check(one["skips"], list[_Skip], f"{where}.skips")
             check(one.get("edits", []), list[_Edit], f"{where}.edits")
+
+
+def _bounded(gate: dict[str, Any]) -> dict[str, Any]:
+    """With numbers for the ends of an interval that is of an `sqnr` without noise, which are null."""
+    interval = gate.get("interval")
+    if not isinstance(interval, dict):
+        return gate
+    ends = {end: 0.0 for end in ("low", "high") if end in interval and interval[end] is None}
+    return gate | {"interval": interval | ends}
 
 
 def _comparison(table: dict[str, Any] | None) -> Comparison | None:

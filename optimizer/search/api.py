@@ -1,7 +1,7 @@
 """`onnx_lathe.search`, `sensitivity` and `auto`: what the commands do, returning values."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,19 @@ def sensitivity(
     subset: int = profiling.SUBSET,
     cache: str | Path | None = None,
     seed: int = 0,
+    fix_inputs: Mapping[str, Any] | None = None,
     progress: Progress = lambda text: None,
 ) -> Profile:
-    """What the pass `step`, such as "prune" or "svd(method=weight)", costs in each layer alone, by its strength."""
+    """What the pass `step`, such as "prune" or "svd(method=weight)", costs in each layer alone, by its strength.
+
+    fix_inputs: values of inputs that become constants, such as {"sr": 16000}.
+    """
     calls = parse_calls(step, "step")
     if len(calls) != 1:
         raise UsageError(f"step takes one pass, not '{step}'")
     recipe = override(
         Recipe(seed=seed), data=data, train=train, calibration=calibration, eval=eval, preprocess=preprocess,
-        classes=classes,
+        classes=classes, fix_inputs=fix_inputs,
     )  # fmt: skip
     with _file(model) as (path, name):
         place = None if cache is None else Path(cache)
@@ -81,8 +85,8 @@ def search(
 ) -> SearchRecord:
     """The settings of the passes, per layer, that make the model smallest or fastest under the gates.
 
-    space: what --search says. asked: data, train, calibration, eval, preprocess, classes, targets, retrain and seed, as
-    of `optimize`. A gate that fails raises nothing: `record.exit_code` is 3 then. Raises LatheError as `optimize`.
+    space: what --search says. asked: data, train, calibration, eval, preprocess, classes, targets, retrain, seed and fix_inputs,
+    as of `optimize`. A gate that fails raises nothing: `record.exit_code` is 3 then. Raises LatheError as `optimize`.
     """
     given = load_recipe(Path(recipe)) if recipe is not None else Recipe()
     changed = _recipe(given, gates, asked)
@@ -115,7 +119,10 @@ def auto(
 
 
 _OPTIONS = ("trials", "jobs", "storage", "resume", "force", "subset", "validation", "margin", "threads")
-_ASKED = ("data", "train", "calibration", "eval", "preprocess", "classes", "targets", "retrain", "seed")
+_ASKED = (
+    *("data", "train", "calibration", "eval", "preprocess", "classes"),
+    *("targets", "retrain", "seed", "fix_inputs"),
+)
 
 
 def _recipe(recipe: Recipe, gates: str | Sequence[str], asked: dict[str, Any]) -> Recipe:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from onnx_lathe.errors import ModelError
@@ -235,8 +236,11 @@ def make_judges(
     return [Judge(model, data.first(size), threads, progress) for size in sizes]
 
 
-def open_costs(path: Path, model: onnx.ModelProto, judge: Judge, threads: int) -> Costs:
-    return Costs(path, model, judge.data, threads)
+def open_costs(
+    path: Path, model: onnx.ModelProto, judge: Judge, threads: int, fixed: Mapping[str, np.ndarray]
+) -> Costs:
+    """Of the file in `path`, which is fed with the values `fixed`, where the model has constants."""
+    return Costs(path, model, judge.data, threads, fixed)
 
 
 def can_compose(goal: Goal) -> bool:

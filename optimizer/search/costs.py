@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from onnx_lathe.errors import UsageError
@@ -12,6 +13,7 @@ from onnx_lathe.runtime.data.kept import KeptSource
 from onnx_lathe.runtime.pack.container import BEST, FAST, pack
 from onnx_lathe.runtime.pack.files import onnx_bytes
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.fed import fed
 
 OBJECTIVES = ("size", "latency", "macs", "packed")
 OF_THE_GRAPH = ("sparsity", "weights", "parameters", "macs")
@@ -22,10 +24,17 @@ LATENCY_S = 0.6
 class Costs:
     """Measures candidates of one original."""
 
-    def __init__(self, path: Path, model: onnx.ModelProto, data: KeptSource, threads: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        model: onnx.ModelProto,
+        data: KeptSource,
+        threads: int,
+        fixed: Mapping[str, np.ndarray],
+    ) -> None:
         self.path, self.threads, self._data = path, threads, data
         self._model = model
-        self._session = ort.as_opened(path, threads)
+        self._session = fed(ort.as_opened(path, threads), fixed)
         self._known: dict[str, float] = {}
 
     def base(self, name: str) -> float:

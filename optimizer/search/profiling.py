@@ -22,6 +22,7 @@ from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.registry import find
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.layers import Weight
+from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.content import model_fingerprint
 
@@ -59,7 +60,7 @@ def run(asked: Asked, ui: Ui) -> Profile:
         raise UsageError(f"--pass {step.name}: has no strength per layer{advice}")
     if asked.subset < 1:
         raise UsageError(f"--subset {asked.subset}: give at least 1 sample")
-    opened = opening.open_file(asked.model).model
+    opened = opening.open_file(asked.model, Wishes(fix_inputs=asked.recipe.fix_inputs)).model
     model = _folded(opened)
     division = to_look_at(asked.recipe, opened, asked.subset)
     check_needs([_instance(step)], division.roles, asked.recipe)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnx_lathe.optimizer.judging.evidence import tolerance_text
-from onnx_lathe.optimizer.recipe import DATA_ROLES, READING, Recipe
+from onnx_lathe.optimizer.recipe import DATA_ROLES, FIXED, READING, Recipe
 from onnx_lathe.passes.core.options import file_options
 from onnx_lathe.passes.core.registry import all_passes
 from onnx_lathe.runtime.files.writing import replacing
@@ -31,6 +31,12 @@ def write_recipe(path: Path, recipe: Recipe, comments: list[str]) -> list[str]:
     if recipe.seed:
         lines.append(f"seed = {recipe.seed}")
     lines += _judging(path, recipe, unsaid)
+    if recipe.fix_inputs:
+        lines += [
+            "",
+            f"[{FIXED}]",
+            *(f"{_key(name)} = {_value(one)}" for name, one in recipe.fix_inputs.items()),
+        ]
     lines += ["", *_data(path, recipe, unsaid)]
     for step in recipe.steps:
         known = all_passes().get(step.name)

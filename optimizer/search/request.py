@@ -26,6 +26,7 @@ from onnx_lathe.optimizer.search.strengths import STRENGTHS, default_space, laye
 from onnx_lathe.optimizer.services import Services, check_needs, check_training, warnings
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.layers import Weight
+from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.version import VERSION
@@ -121,7 +122,8 @@ def open_search(request: SearchRequest, clock: Clock, status: Callable[[str], No
     recipe = request.recipe
     build.placement(build.open_targets(recipe.targets))  # refuses what cannot be built in the end
     recipe.passes()  # refuses what is no recipe
-    original = opening.open_file(request.model).model
+    opened = opening.open_file(request.model, Wishes(fix_inputs=recipe.fix_inputs))
+    original = opened.model
     trains = any("trainer" in instance.needs for instance in recipe.passes())
     division = confirmed_apart(divide(recipe, original, trains, request.validation), recipe.seed)
     heard = clock.watched(status)
@@ -137,7 +139,7 @@ def open_search(request: SearchRequest, clock: Clock, status: Callable[[str], No
     ort.survive(original)
     judges = benches.make_judges(original, division, request.subset, threads, heard)
     _check_gates(gates, judges[-1].base)
-    costs = benches.open_costs(request.model, original, judges[0], threads)
+    costs = benches.open_costs(request.model, original, judges[0], threads, opened.fixed)
     costs.base(request.minimize)
     bench = Bench(space, goal, base, first, judges, costs, services, clock, status)
     if benches.can_compose(goal):
@@ -198,6 +200,7 @@ def _identity(request: SearchRequest, space: Space, division: Division) -> str:
     parts: list[Any] = [
         VERSION, model_file.inspect_file(request.model).sha256, space.text, request.recipe.gates, request.minimize,
         division.judging.fingerprint, request.subset, request.margin, request.recipe.seed, request.recipe.retrain,
+        sorted(request.recipe.fix_inputs.items()),
         [source.fingerprint for source in (division.roles.train, division.roles.calibration) if source is not None],
     ]  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ The path of an existing file wins over the part behind a colon, and `C:/data.npz
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from onnx_lathe.errors import DataError
@@ -51,9 +51,11 @@ def open_source(
     classes: int | None = None,
     class_names: ClassNames | None = None,
     truth: Truth = Truth.CLASSES,
+    fixed: Collection[str] = (),
 ) -> DataSource:
     """Opens data for a model with these inputs; `preprocess` is the --preprocess text, `classes` bounds the
-    labels, `class_names` gives class folders their indices. `truth` says what labels may be.
+    labels, `class_names` gives class folders their indices. `truth` says what labels may be. What the data has for the
+    inputs `fixed`, which are constants of the model now, is not read.
 
     Everything that can be known is checked now. Raises DataError (UsageError for `preprocess`) naming file,
     array and what is wanted.
@@ -65,7 +67,7 @@ def open_source(
         raise DataError(
             f"--preprocess scales pixels for a float input, but the model takes {inputs[0].dtype}; leave scale, mean and std out"
         )
-    source = _open(spec, inputs, options, classes, class_names, truth)
+    source = _open(spec, inputs, options, classes, class_names, truth, frozenset(fixed))
     if options.frames and not isinstance(source, ImageSource):
         unread = (
             f"{named(spec)}: resize and crop of --preprocess are for folders of pictures and do nothing here"
@@ -81,9 +83,10 @@ def _open(
     classes: int | None,
     class_names: ClassNames | None,
     truth: Truth,
+    fixed: frozenset[str],
 ) -> DataSource:
     if isinstance(spec, Mapping) or callable(spec):
-        return open_memory(spec, inputs, options, classes, truth)
+        return open_memory(spec, inputs, options, classes, truth, fixed)
     if not isinstance(spec, str | Path):
         example = f'{{"{inputs[0].name}": array}}'
         raise DataError(
@@ -93,9 +96,9 @@ def _open(
     if path.is_dir() and part is None:
         return open_images(path, inputs, options, classes, class_names)
     if path.suffix.lower() == ".npz":
-        return open_arrays(path, part, inputs, options, classes, truth)
+        return open_arrays(path, part, inputs, options, classes, truth, fixed)
     if path.suffix.lower() == ".py":
-        return open_function(path, part, inputs, options, classes, truth)
+        return open_function(path, part, inputs, options, classes, truth, fixed)
     if not path.exists():
         raise DataError(f"{spec}: no such file or folder")
     raise DataError(f"{spec}: data is a .npz file, a folder of pictures, or file.py:function")

@@ -71,11 +71,16 @@ def open_arrays(
     options: Preprocess,
     classes: int | None,
     truth: Truth = Truth.CLASSES,
+    fixed: frozenset[str] = frozenset(),
 ) -> ArraySource:
-    """The arrays of the archive, or of one part of it. Raises DataError naming file and array."""
+    """The arrays of the archive, or of one part of it, but for those of the inputs `fixed`. Raises DataError naming
+    file and array.
+    """
     with _opened(path) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
         prefix = _prefix(path, part, names, inputs)
+        held = sorted(name for name in fixed if prefix + name in names)
+        names -= {prefix + name for name in held}
         wanted = [spec.name for spec in inputs]
         labelled = prefix + LABELS in names and LABELS not in wanted
         headers = {
@@ -85,6 +90,7 @@ def open_arrays(
         arrays = {name: _read(path, archive, prefix + name) for name in headers}
         source = _made(path, prefix, headers, arrays, inputs, options, classes, truth)
         source.description += f" of {path}" + (f":{part}" if part else "")
+        source.notes = (*source.notes, *not_read(held))
         unused = sorted(
             {name.removeprefix(prefix) for name in names if name.startswith(prefix)} - headers.keys()
         )
@@ -93,6 +99,11 @@ def open_arrays(
             shapes = {name: _shape(archive, prefix + name) for name in unused}
             source.warnings = _misnamed(path, prefix, shapes, source.count)
     return source
+
+
+def not_read(names: Sequence[str]) -> list[str]:
+    """What is to be said of arrays of these names, whose inputs are constants."""
+    return [f"array '{name}' is not read: the model has this input as a constant" for name in names]
 
 
 def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from onnx_lathe.errors import DataError, LatheError, nearest
-from onnx_lathe.runtime.data.arrays import LABELS
+from onnx_lathe.runtime.data.arrays import LABELS, not_read
 from onnx_lathe.runtime.data.fitting import feed, fit, without_samples
 from onnx_lathe.runtime.data.preprocess import Feed, Preprocess
 from onnx_lathe.runtime.data.source import Batch, DataSource, check_labels, check_values, fingerprint
@@ -31,6 +31,8 @@ class FunctionSource(DataSource):
     """
 
     count = None
+    unread: Sequence[str] = ()
+    """What is to be said of arrays that are not read."""
 
     def __init__(
         self,
@@ -40,8 +42,9 @@ class FunctionSource(DataSource):
         options: Preprocess,
         classes: int | None,
         truth: Truth = Truth.CLASSES,
+        fixed: frozenset[str] = frozenset(),
     ):
-        """`truth`: labels may be of any form."""
+        """`truth`: labels may be of any form. `fixed`: names whose arrays are not read."""
         self.function, self.guard, self.inputs, self.options, self.classes, self.truth = (
             function,
             guard,
@@ -50,6 +53,7 @@ class FunctionSource(DataSource):
             classes,
             truth,
         )
+        self.fixed = fixed
         self.feeds: dict[tuple[Any, ...], Feed] = {}
         self.last: Iterator[Any] | None = None
         first = next(self._stored(), None)
@@ -63,7 +67,8 @@ class FunctionSource(DataSource):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as what it was opened with: the function's file is imported again."""
-        opened = self.guard.path, self.guard.name, self.inputs, self.options, self.classes, self.truth
+        how = self.options, self.classes, self.truth, self.fixed
+        opened = self.guard.path, self.guard.name, self.inputs, *how
         return open_function, opened
 
     def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
@@ -140,6 +145,9 @@ class FunctionSource(DataSource):
         if labels is None and LABELS not in names:
             labels = item.get(LABELS)
             item = {name: value for name, value in item.items() if name != LABELS}
+        if held := sorted(self.fixed & item.keys()):
+            self.unread = not_read(held)
+            item = {name: value for name, value in item.items() if name not in held}
         with self.guard:
             arrays = {str(name): np.array(value) for name, value in item.items()}
             if labels is not None and not (self.truth and isinstance(labels, list | tuple)):
@@ -162,7 +170,7 @@ class FunctionSource(DataSource):
         ):
             return None
         fitted = fit(self.inputs, shapes, lambda name: f"{where}: '{name}'")
-        self.notes = self.notes or tuple(filter(None, [fitted.note(self.inputs)]))
+        self.notes = self.notes or tuple(filter(None, [fitted.note(self.inputs), *self.unread]))
         ready = {}
         for spec in self.inputs:
             array, here = arrays[spec.name], f"{where}: '{spec.name}'"
@@ -208,6 +216,7 @@ def open_function(
     options: Preprocess,
     classes: int | None,
     truth: Truth = Truth.CLASSES,
+    fixed: frozenset[str] = frozenset(),
 ) -> FunctionSource:
     """Imports the file and reads the function's first batch. Raises DataError with the type and line of
     what the user's code raises.
@@ -215,7 +224,7 @@ def open_function(
     if not name:
         raise DataError(f"{path}: name the function too, such as {path}:batches")
     function, guard = load_named(path, name)
-    source = FunctionSource(function, guard, inputs, options, classes, truth)
+    source = FunctionSource(function, guard, inputs, options, classes, truth, fixed)
     source.fingerprint = fingerprint(guard.path.read_bytes(), name.encode(), repr(options).encode())
     where = f"{guard.path.name}:{name}"
     source.description = f"{'labelled' if source.has_labels else 'unlabelled'} batches of {where}"

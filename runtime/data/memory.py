@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnx_lathe.runtime.data.arrays import IN_MEMORY, arrays_in_memory
+from onnx_lathe.runtime.data.arrays import IN_MEMORY, arrays_in_memory, not_read
 from onnx_lathe.runtime.data.functions import FunctionSource, UserCode
 from onnx_lathe.runtime.data.preprocess import Preprocess
 from onnx_lathe.runtime.data.source import DataSource, fingerprint
@@ -41,15 +41,20 @@ def open_memory(
     options: Preprocess,
     classes: int | None,
     truth: Truth = Truth.CLASSES,
+    fixed: frozenset[str] = frozenset(),
 ) -> DataSource:
     """Raises DataError naming the array, or the batch of the function, that does not fit the model."""
     if isinstance(spec, Mapping):
-        return arrays_in_memory(spec, inputs, options, classes, truth)
+        held = sorted(fixed & spec.keys())
+        arrays = {name: array for name, array in spec.items() if name not in fixed}
+        found = arrays_in_memory(arrays, inputs, options, classes, truth)
+        found.notes = (*found.notes, *not_read(held))
+        return found
     name = getattr(spec, "__name__", type(spec).__name__)
     guard = UserCode(
         Path(inspect.getsourcefile(spec) or "memory") if inspect.isfunction(spec) else Path("memory"), name
     )
-    source = LiveFunction(spec, guard, inputs, options, classes, truth)
+    source = LiveFunction(spec, guard, inputs, options, classes, truth, fixed)
     source.fingerprint = fingerprint(name.encode(), _content(source), repr(options).encode())
     source.description = f"{'labelled' if source.has_labels else 'unlabelled'} batches of the function {name}"
     return source

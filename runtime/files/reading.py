@@ -147,7 +147,20 @@ def check_structure(model: ModelProto, mend: Mend) -> None:
     try:
         onnx.checker.check_model(light)
     except onnx.checker.ValidationError as error:
-        raise ModelError(f"the ONNX checker refuses it: {' '.join(str(error).split())}") from error
+        reason = _unshaped(light.graph) or f"the ONNX checker refuses it: {' '.join(str(error).split())}"
+        raise ModelError(reason) from error
+
+
+def _unshaped(graph: onnx.GraphProto) -> str:
+    """Names the first input or output without a shape, which the checker does not; empty if all have one."""
+    for role, values in (("input", graph.input), ("output", graph.output)):
+        for value in values:
+            if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+                return (
+                    f"its {role} '{value.name}' declares no shape, not even one of open sizes; save what "
+                    "onnx.shape_inference.infer_shapes makes of the model, or export it again"
+                )
+    return ""
 
 
 def _check_text(message: Message) -> None:

@@ -1,6 +1,6 @@
 """What a caller of a model sees: the inputs to feed, and whether it classifies."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,23 @@ def fixed_batch(shapes: Sequence[Sequence[int | str | None]]) -> int | None:
     """The batch size that inputs of these shapes ask for, if they ask for one."""
     fixed = {shape[0] for shape in shapes if shape and isinstance(shape[0], int)}
     return fixed.pop() if len(fixed) == 1 else None
+
+
+def made_up_shape(
+    shape: Sequence[int | str | None], batch: int, batches: Collection[int | str], size: int, last: bool
+) -> list[int]:
+    """The shape with `batch` in the place of an open first dimension and of others named as one of `batches`, and
+    `size` in that of all others, or of the last one alone, where the others are 1.
+    """
+    found = []
+    for axis, dim in enumerate(shape):
+        if isinstance(dim, int) and dim > 0:
+            found.append(dim)
+        elif axis == 0 or dim in batches:
+            found.append(batch)
+        else:
+            found.append(1 if last and axis < len(shape) - 1 else size)
+    return found
 
 
 def model_classes(model: ModelProto) -> int | None:

@@ -23,6 +23,7 @@ from onnx_lathe.runtime.files.signature import fixed_batch
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.closeness import Slices
 from onnx_lathe.runtime.running.content import model_fingerprint
+from onnx_lathe.runtime.running.fed import fed
 from onnx_lathe.runtime.running.joins import Join, joins
 from onnx_lathe.runtime.running.judged import Judged, Tasks
 from onnx_lathe.runtime.running.mixing import mixed_output
@@ -239,9 +240,12 @@ class OriginalComparer:
         read: Callable[[], onnx.ModelProto],
         data: DataSource,
         progress: Callable[[str], None] = lambda text: None,
+        fixed: Mapping[str, np.ndarray] = MappingProxyType({}),
     ) -> None:
-        """`read` opens the file `original`, to tell which outputs are joined of parts."""
-        self.original, self.read, self.progress = original, read, progress
+        """`read` opens the file `original`, to tell which outputs are joined of parts; `fixed`: values of inputs that
+        it alone has.
+        """
+        self.original, self.read, self.progress, self.fixed = original, read, progress, fixed
         self.data = take(data, COMPARED_SAMPLES)
         self._reference: Reference | None = None
 
@@ -251,7 +255,8 @@ class OriginalComparer:
         or run the model.
         """
         if self._reference is None:
-            self._reference = reference(ort.session(self.original), self.data, self.progress, self.read())
+            opened = fed(ort.session(self.original), self.fixed)
+            self._reference = reference(opened, self.data, self.progress, self.read())
         try:
             opened = ort.plain_session(model) if plain else ort.session(model)
             return evaluate(opened, self.data, self._reference, self.progress).get("sqnr")

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 
 from onnx_lathe.errors import CrashError, ModelError
-from onnx_lathe.runtime.files.signature import takes_one_sample
+from onnx_lathe.runtime.files.signature import made_up_shape, takes_one_sample
 from onnx_lathe.runtime.running import bfloat16, guard
 from onnx_lathe.runtime.running.settings import FUSED, ORT_FORMAT, PLAIN, Settings, create
 from onnx_lathe.runtime.running.sources import readable
@@ -48,6 +48,7 @@ HELPED = (
 _BROKEN_PAIR = "output_dtype INT8 does not match y_zero_point type UINT8"
 
 UNKNOWN_OPERATOR = "Lathe runs what it compiles: export the model with operators of the ONNX standard"
+NO_KERNEL = "its CPU provider has no kernel of this node for these types: export the model in float32"
 NO_BFLOAT16 = "the model is in bfloat16, of which ONNX Runtime's CPU provider lacks most operators: give it in float16 or float32"
 
 _REFUSALS = tuple(
@@ -125,9 +126,10 @@ def session(
             with _refusing(f"load {_title(model)}"):
                 return (_open_exact if saturates() else _open)(source, settings, options, make)
         except ModelError as error:
-            if "NOT_IMPLEMENTED" in str(error) and bfloat16.is_stored_in(source):
-                raise ModelError(f"{error}; {NO_BFLOAT16}") from error
-            raise
+            if "NOT_IMPLEMENTED" not in str(error):
+                raise
+            advice = NO_BFLOAT16 if bfloat16.is_stored_in(source) else NO_KERNEL
+            raise ModelError(f"{error}; {advice}") from error
 
 
 def plain_session(
@@ -315,10 +317,15 @@ def _tensors(name: str, value: object) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def random_feeds(
-    open_session: onnxruntime.InferenceSession, batch: int = 1, seed: int = 0, size: int = 1
+    open_session: onnxruntime.InferenceSession,
+    batch: int = 1,
+    seed: int = 0,
+    size: int = 1,
+    last: bool = False,
 ) -> dict[str, np.ndarray]:
     """Standard normal values (zeros for integers) for every input. Unknown first dimensions, and others of their
-    names, are `batch`, or 1 where the inputs cannot hold a batch along their first axes; the rest are `size`.
+    names, are `batch`, or 1 where the inputs cannot hold a batch along their first axes; the rest are `size`, or 1 where
+    `last` gives only last ones that size.
 
     Raises ModelError for an input that is not a plain tensor.
     """
@@ -330,10 +337,7 @@ def random_feeds(
     for value in inputs:
         if value.type not in DTYPES:
             raise ModelError(f"input '{value.name}' is {value.type}; give data for it with --data")
-        shape = [
-            dim if isinstance(dim, int) and dim > 0 else batch if axis == 0 or dim in names else size
-            for axis, dim in enumerate(value.shape)
-        ]
+        shape = made_up_shape(value.shape, batch, names, size, last)
         dtype = DTYPES[value.type]
         feeds[value.name] = (
             generator.standard_normal(shape).astype(dtype)

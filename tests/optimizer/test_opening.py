@@ -212,6 +212,39 @@ def test_optional_inputs_become_weights_when_asked(tmp_path: Path) -> None:
     assert "1 optional input is a weight now, which no caller can feed" in report(out)["model"]["changes"]  # type: ignore[index]
 
 
+def test_a_node_without_a_kernel_for_its_types_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.onnx"
+    text = "(double[1, 3, 8, 8] x) => (double[1, 4, 6, 6] y) { [c] y = Conv(x, w) }"
+    onnx.save(build(text, w=random(4, 3, 3, 3).astype(np.float64)), path)
+    assert optimize(path, "--passes", "fold", "--target", "onnx", "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert (
+        "with name 'c'; its CPU provider has no kernel of this node for these types: export the model in float32"
+        in said
+    )
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("role", ["input", "output"])
+def test_a_port_without_a_shape_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], role: str
+) -> None:
+    model = build("(float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }")
+    (port,) = getattr(model.graph, role)
+    port.type.tensor_type.ClearField("shape")
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    assert optimize(path, "--passes", "fold", "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert (
+        f"model.onnx: its {role} '{port.name}' declares no shape, not even one of open sizes; save what"
+        in said
+    )
+    assert said.count("\n") == 1
+
+
 def test_a_rewritten_model_too_large_for_protobuf_runs_from_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

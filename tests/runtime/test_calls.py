@@ -199,3 +199,17 @@ def test_engines_are_built_for_a_call(name: str, wanted: Mapping[str, str]) -> N
     fitted, notes = target.fitted(model, target.Config(), shapes, per_call=True)
     assert fitted.shapes == wanted
     assert len(notes) == len(wanted)
+
+
+def test_a_signal_and_a_state_are_made_up_of_sizes_that_fit() -> None:
+    """Of no names: a state of 64 samples beside one signal does not run, nor a signal of 1."""
+    text = """(float[N, L] x, float[2, M, 4] state) => (float[A, B, C] y) {
+        padded = Pad <mode = "reflect"> (x, pads)  m = ReduceSum <keepdims = 1> (padded, axis)
+        one = Concat <axis = 1> (m, m, m, m)  u = Unsqueeze (one, zero)
+        y = Concat <axis = 0> (state, u) }"""
+    model = build(text, pads=np.array([0, 8, 0, 8]), axis=np.array([1]), zero=np.array([0]))
+    for value in model.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            dim.ClearField("dim_param")
+    feeds = sample_feeds(None, ort.session(model), 8)
+    assert {name: array.shape for name, array in feeds.items()} == {"x": (1, 64), "state": (2, 1, 4)}

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("ai_edge_litert")
 
+import onnx_lathe
 from onnx_lathe.errors import ModelError, TargetError, UsageError
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.running import ort
@@ -305,6 +306,27 @@ def test_a_fixed_batch_is_taken_by_xnnpack(data: Path, tmp_path: Path, batch: st
     found = report_of(out)["details"]
     assert found["open_batch"] != takes
     assert any("TRANSPOSE_CONV" in one for one in found["outside_xnnpack"]) != takes
+
+
+def test_a_branch_that_the_batch_decides_fixes_the_batch(data: Path, tmp_path: Path) -> None:
+    """As exporters write a layer that drops a dimension of 1."""
+    path, out = tmp_path / "net.onnx", tmp_path / "out"
+    text = """(float[N, 3, 8, 8] x) => (float y) {
+        shape = Shape(x)  size = Gather(shape, zero)  is_one = Equal(size, one)  r = Relu(x)
+        z = If (is_one) <
+            then_branch = body () => (float[A, B, C, D] s) { s = Neg(r) },
+            else_branch = other () => (float[E, F, G, H] t) { t = Exp(r) }
+        >
+        y = ReduceSum <keepdims = 0> (z) }"""
+    onnx.save(build(text, zero=np.array(0), one=np.array(1)), path)
+    told = "target litert: the batch is fixed at 1: it decides the branch on 'is_one'"
+    for options, warned in (("", True), ("(batch=one)", False)):
+        assert compile_it(path, data, out, f"litert{options}", "--force", passes="fold") == 0
+        warnings = json.loads((out / "report.json").read_text())["warnings"]
+        assert (told in warnings) == warned
+        assert not report_of(out)["details"]["open_batch"]
+    (found,) = [refused for one in onnx_lathe.check(path, "litert") for refused in one.refused]
+    assert found[2].endswith("which of its branches runs depends on the batch, and batch=one fixes that")
 
 
 def test_stored_probabilities_have_the_floor_of_probabilities() -> None:

@@ -274,7 +274,10 @@ def refused(model: onnx.ModelProto, target: type = TensorRT, **options: str) -> 
 @pytest.mark.parametrize(
     "condition, advice",
     [
-        (ON_VALUES, ", and they follow from the values of input 'x': make a constant of that before"),
+        (
+            ON_VALUES,
+            ", and they follow from the values of input 'x': make a constant of that by --fix-input NAME=VALUE",
+        ),
         (ON_SHAPES, ": pass fold, and sizes that are fixed, may take them out"),
     ],
     ids=["values", "shapes"],

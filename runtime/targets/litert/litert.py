@@ -40,7 +40,14 @@ from onnx_lathe.runtime.targets.litert.file import Contents, pack
 from onnx_lathe.runtime.targets.litert.package import schema
 from onnx_lathe.runtime.targets.litert.reopen import reopen
 from onnx_lathe.runtime.targets.litert.session import Session, open_file
-from onnx_lathe.runtime.targets.litert.sizing import OPEN, Fitted, fitted, fixed, with_open_batch
+from onnx_lathe.runtime.targets.litert.sizing import (
+    OPEN,
+    Fitted,
+    fitted,
+    fixed,
+    of_the_batch,
+    with_open_batch,
+)
 
 STORAGES, LAYOUTS, ENDS, BATCHES, VERIFIED = (
     ("float32", "float16"),
@@ -50,6 +57,7 @@ STORAGES, LAYOUTS, ENDS, BATCHES, VERIFIED = (
     ("outputs", "tensors"),
 )
 FILE = "model.tflite"
+ALONE = "which of its branches runs depends on the batch, and batch=one fixes that"
 
 
 @register
@@ -122,7 +130,11 @@ class LiteRT(Target):
     def refusals(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str, str]]:
         refused = list(_converted(model, options).conversion.refused)
         fix = fixed(model, options.shapes, refused)
-        return [(node, op, reason + (fix if OPEN in reason else "")) for node, op, reason in refused]
+        alone = f": {ALONE}" if options.batch == "open" and of_the_batch(model, options.shapes) else ""
+        return [
+            (node, op, reason + (fix if OPEN in reason else "") + (alone if op == "If" else ""))
+            for node, op, reason in refused
+        ]
 
     def check(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str]]:
         return own_kernels(model, "LiteRT")
@@ -140,7 +152,9 @@ class LiteRT(Target):
     def lowering_options(
         self, options: Any, model: onnx.ModelProto, known: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        sizes = with_open_batch(model, sizes_of(model, parse(options.shapes)))
+        sizes = sizes_of(model, parse(options.shapes))
+        if options.batch == "open":
+            sizes = with_open_batch(model, sizes)
         found = decided(model, sizes.first, sizes.second)
         return {"layout": options.layout, "branches": {**known.get("branches", {}), **found}}
 
@@ -162,7 +176,11 @@ class LiteRT(Target):
         return replace(options, shapes={**options.shapes, **{name: sizes.text(name) for name in known}}), []
 
     def settled(self, model: onnx.ModelProto, options: Any, fitted: Any) -> tuple[Any, list[str]]:
-        """Sizes of the data that cannot stay open are fixed at them."""
+        """Sizes of the data that cannot stay open are fixed at them; so is a batch that decides which branch runs."""
+        branches = of_the_batch(model, fitted.shapes) if options.batch == "open" else []
+        if branches:
+            config, notes = self.settled(model, replace(options, batch="one"), replace(fitted, batch="one"))
+            return config, [f"the batch is fixed at 1: it decides the branch on '{branches[0]}'", *notes]
         known = [name for name in fitted.shapes if name not in options.shapes]
         sizes = sizes_of(model, parse(fitted.shapes))
         if not known or not sizes.open:

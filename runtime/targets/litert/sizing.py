@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnx_lathe.errors import TargetError
+from onnx_lathe.runtime.targets.core.branches import conditions, decided
 from onnx_lathe.runtime.targets.core.facts import Shape
 from onnx_lathe.runtime.targets.core.sizes import Sizes, parse, sizes_of
 from onnx_lathe.runtime.targets.litert.convert import Conversion, convert
@@ -80,6 +81,18 @@ def with_open_batch(model: onnx.ModelProto, sizes: Sizes) -> Sizes:
                 OTHER_BATCH if batch else size for batch, size in zip(is_batch, shape, strict=True)
             )
     return Sizes(sizes.first, second)
+
+
+def of_the_batch(model: onnx.ModelProto, shapes: Mapping[str, int | str]) -> list[str]:
+    """Conditions of branches that go one way at a batch of 1, and either way where it stays open."""
+    if not conditions(model.graph):
+        return []
+    sizes = sizes_of(model, parse(shapes))
+    opened = with_open_batch(model, sizes)
+    if opened.second == sizes.second:
+        return []
+    of_one, of_any = (decided(model, one.first, one.second) for one in (sizes, opened))
+    return sorted(of_one.keys() - of_any.keys())
 
 
 def fixed(

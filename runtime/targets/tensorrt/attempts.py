@@ -58,7 +58,7 @@ def with_branches(error: TargetError, branches: Mapping[str, Sequence[str]]) -> 
     fed = [f"input '{name}'" for name in dict.fromkeys(name for names in branches.values() for name in names)]
     if fed:
         return TargetError(
-            f"{said}, and they follow from the values of {first_few(fed)}: make a constant of that before, "
-            "and pass fold takes them out"
+            f"{said}, and they follow from the values of {first_few(fed)}: make a constant of that by "
+            "--fix-input NAME=VALUE, and pass fold takes them out"
         )
     return TargetError(f"{said}: pass fold, and sizes that are fixed, may take them out")
