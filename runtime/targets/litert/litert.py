@@ -40,7 +40,15 @@ from onnx_lathe.runtime.targets.litert.file import Contents, pack
 from onnx_lathe.runtime.targets.litert.package import schema
 from onnx_lathe.runtime.targets.litert.reopen import reopen
 from onnx_lathe.runtime.targets.litert.session import Session, open_file
-from onnx_lathe.runtime.targets.litert.sizing import OPEN, Fitted, fitted, fixed, with_open_batch
+from onnx_lathe.runtime.targets.litert.sizing import (
+    OPEN,
+    Fitted,
+    as_given,
+    fitted,
+    fixed,
+    sizes_given,
+    with_open_batch,
+)
 
 STORAGES, LAYOUTS, ENDS, BATCHES, VERIFIED = (
     ("float32", "float16"),
@@ -148,7 +156,7 @@ class LiteRT(Target):
     def lowering_options(
         self, options: Any, model: onnx.ModelProto, known: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        sizes = with_open_batch(model, sizes_of(model, parse(options.shapes)))
+        sizes = with_open_batch(model, sizes_given(model, options.shapes))
         found = decided(model, sizes.first, sizes.second)
         return {"layout": options.layout, "branches": {**known.get("branches", {}), **found}}
 
@@ -172,7 +180,7 @@ class LiteRT(Target):
     def settled(self, model: onnx.ModelProto, options: Any, fitted: Any) -> tuple[Any, list[str]]:
         """Sizes of the data that cannot stay open are fixed at them."""
         known = [name for name in fitted.shapes if name not in options.shapes]
-        sizes = sizes_of(model, parse(fitted.shapes))
+        sizes = sizes_given(model, fitted.shapes)
         if not known or not sizes.open:
             return fitted, []
         try:
@@ -182,7 +190,7 @@ class LiteRT(Target):
             reason = str(error)
         if not reason:
             return fitted, []
-        texts = {name: sizes.fixed().text(name) for name, shape in sizes.first.items() if shape}
+        texts = as_given(model, sizes.fixed())
         told = ", ".join(f"{name} {texts[name]}" for name in known)
         return replace(fitted, shapes=texts), [f"built for inputs of {told}, as the data has them: {reason}"]
 
