@@ -70,8 +70,8 @@ def converted(
         if form == "int8":
             arguments += _calibration(samples, folder)
         message = _run([str(python), "-m", "onnx2tf", *arguments], folder)
-        path = next(iter(folder.glob(f"*{ENDS[form]}")), None)
-        if path is None:
+        path = folder / f"{model.stem}{ENDS[form]}"
+        if not path.exists():
             found.message = f"{form}: {message or 'no file'}"
             break
         found.files[form] = path

@@ -217,7 +217,8 @@ def _by_input(inputs: list[Port], feeds: Mapping[str, np.ndarray]) -> dict[str, 
             for port in named
             if port not in taken
             for order in _orders(port, values.ndim)
-            if tuple(values.shape[axis] for axis in order) == tuple(size or 1 for size in port.sizes)
+            if len(order) == len(port.sizes)
+            and all(size in (None, values.shape[axis]) for size, axis in zip(port.sizes, order, strict=True))
         ]
         if not fitting:
             raise ModelError(
