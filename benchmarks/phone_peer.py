@@ -120,7 +120,8 @@ def _row(network: Network, backend: str, options: argparse.Namespace) -> Row:
             try:
                 _measure(row, label, form, rows, known, options.out)
             except (ModelError, TargetError) as error:
-                row.failed[f"{label} {form}"] = f"does not run: {error}"
+                where = f"{options.out / files[form]}: "
+                row.failed[f"{label} {form}"] = f"does not run: {error}".replace(where, "")
                 del files[form]
     return row
 
@@ -321,8 +322,9 @@ def _print(rows: list[Row]) -> None:
         for row in rows:
             if form in row.times:
                 print(_line(row, form))
-    print("\n| network | not converted by | reason |\n|---|---|---|")
     failed = {(row.network, what): reason for row in rows for what, reason in row.failed.items()}
+    if failed:
+        print("\n| network | not converted by | reason |\n|---|---|---|")
     for (network, what), reason in failed.items():
         print(f"| {network} | {what} | {reason} |")
     print()
@@ -333,7 +335,7 @@ def _print(rows: list[Row]) -> None:
 
 def _line(row: Row, form: str) -> str:
     ours, theirs = (row.size[label][form] for label in (OURS, row.backend))
-    measures, shown = (row.error, ".1e") if form == "float" else (row.sqnr, ".1f")
+    measures, shown = (row.error, ".1e") if form == "float" else (row.sqnr, ".2f")
     cells = [row.network, row.backend, f"{ours / 1e6:.3f} MB", f"{ours / theirs:.3f}"]
     cells += [f"{row.times[form][OURS][0]:.3g} ms", f"{row.times[form][row.backend][1]:.2f}"]
     cells += [f"{measures[label]:{shown}}" for label in (OURS, row.backend)]
@@ -349,7 +351,7 @@ def _misses(row: Row) -> Iterator[str]:
         if (time := row.times[form][row.backend][1]) > TIME:
             said.append(f"{time:.2f} of its time")
         if form == "int8" and row.sqnr[OURS] <= row.sqnr[row.backend]:
-            said.append(f"{row.sqnr[OURS]:.1f} dB against {row.sqnr[row.backend]:.1f}")
+            said.append(f"{row.sqnr[OURS]:.2f} dB against {row.sqnr[row.backend]:.2f}")
         if said:
             told = f"{row.backend}, {form}: {', '.join(said)}; operators {_difference(row.operators, form)}"
             yield f"{told}; outside XNNPACK {_difference(row.outside, form)}"
