@@ -1,7 +1,8 @@
 """Phones. ncnn: what converts and how near it stays, INT8 beside ONNX Runtime's, times beside both runtimes, and the error of
 half-precision Winograd.
 
-    python benchmarks/phone.py [convert int8 winograd error coreml qnn qnn-agreement litert litert-speed litert-wake] [--only NAME ...] [--data-dir DIR] [--out DIR] [--networks DIR]
+    python benchmarks/phone.py [convert int8 winograd error coreml qnn qnn-agreement litert litert-speed litert-wake litert-peer]
+        [--only NAME ...] [--data-dir DIR] [--out DIR] [--networks DIR] [--onnx2tf PYTHON [--backends NAME ...] [--again]]
 
 convert   networks of others and of this repository, in float and after svd, prune_channels, codebook and int8: the largest
           difference to ONNX Runtime, and sizes; int8: cosine to the float network, beside ONNX Runtime's of the same Q/DQ graph
@@ -16,6 +17,8 @@ litert    the networks and recipes of convert as .tflite: the difference to ONNX
           int8: signal to noise beside ONNX Runtime's of the same Q/DQ graph, and steps of difference by operator
 litert-speed    ResNet-18's shapes in LiteRT, float and INT8, beside ONNX Runtime
 litert-wake     the networks of a package that carries each as ONNX and as .tflite: ours beside theirs
+litert-peer     the repository's networks, the packages' and two of the package onnx as .tflite, beside those that onnx2tf writes of
+          them on the same data: sizes, times, differences to ONNX Runtime, signal to noise of INT8, and what either cannot convert
 
 One thread; times are taken in turn in one process, in another order each time, and given as medians of ratios.
 """
@@ -26,6 +29,8 @@ from phone_convert import convert
 from phone_coreml import coreml
 from phone_error import error
 from phone_litert import litert, speed, wake
+from phone_onnx2tf import BACKENDS
+from phone_peer import peer
 from phone_qnn import agreement, qnn
 from phone_speed import int8, winograd
 from sets import parser_of, run_sections
@@ -43,6 +48,7 @@ def main() -> None:
         "litert": litert,
         "litert-speed": speed,
         "litert-wake": wake,
+        "litert-peer": peer,
     }
     parser = parser_of(__doc__, sections, "phone")
     parser.add_argument("--only", nargs="+", help="names of networks; all others are left out")
@@ -53,6 +59,15 @@ def main() -> None:
         "--photos",
         type=Path,
         help="pictures of ImageNet as EfficientNet-Lite0 takes them, in parts calibration and evaluation, with labels",
+    )
+    parser.add_argument(
+        "--onnx2tf", type=Path, help="the Python of an environment with onnx2tf, for litert-peer"
+    )
+    parser.add_argument(
+        "--backends", nargs="+", default=BACKENDS, choices=BACKENDS, help="those of onnx2tf, for litert-peer"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="litert-peer takes the times again, of the files that are there"
     )
     parser.add_argument("--minutes", type=float, default=0.5, help="how long each pair of times is taken")
     run_sections(parser, sections)

@@ -367,3 +367,16 @@ def test_ends_that_stay_float_in_spite_of_io_are_told(model: Path, tmp_path: Pat
     assert main(["build", str(model), "--target", "litert(io=int8)", "--out", str(tmp_path / "out")]) == 0
     told = json.loads((tmp_path / "out" / "report.json").read_text())["warnings"]
     assert any("io=int8 leaves x, y" in one for one in told)
+
+
+def test_sizes_are_the_models_where_the_file_has_channels_last(tmp_path: Path) -> None:
+    """Those that the option gives, those of the data, and those that a refusal names."""
+    path, data = tmp_path / "net.onnx", tmp_path / "data.npz"
+    text = TEXT.replace("N, 3, 8, 8] x", "N, 3, H, W] x").replace("N, 4, 8, 8", "N, 4, H, W")
+    onnx.save(build(text, w=random(4, 3, 3, 3), b=random(4), v=random(5, 4)), path)
+    np.savez(data, x=random(6, 3, 8, 10))
+    given = {"given": "litert(layout=nhwc, shapes={x: 1x3x8x10})", "data": "litert(layout=nhwc)"}
+    sizes = {"given": (None, 8, 10, 3), "data": (None, None, None, 3)}
+    for name, target in given.items():
+        assert compile_it(path, data, tmp_path / name, target) == 0
+        assert open_file(tmp_path / name / "model.tflite").inputs[0].sizes == sizes[name]

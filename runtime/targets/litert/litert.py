@@ -43,9 +43,11 @@ from onnx_lathe.runtime.targets.litert.session import Session, open_file
 from onnx_lathe.runtime.targets.litert.sizing import (
     OPEN,
     Fitted,
+    as_given,
     fitted,
     fixed,
     of_the_batch,
+    sizes_given,
     with_open_batch,
 )
 
@@ -152,7 +154,7 @@ class LiteRT(Target):
     def lowering_options(
         self, options: Any, model: onnx.ModelProto, known: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        sizes = sizes_of(model, parse(options.shapes))
+        sizes = sizes_given(model, options.shapes)
         if options.batch == "open":
             sizes = with_open_batch(model, sizes)
         found = decided(model, sizes.first, sizes.second)
@@ -182,7 +184,7 @@ class LiteRT(Target):
             config, notes = self.settled(model, replace(options, batch="one"), replace(fitted, batch="one"))
             return config, [f"the batch is fixed at 1: it decides the branch on '{branches[0]}'", *notes]
         known = [name for name in fitted.shapes if name not in options.shapes]
-        sizes = sizes_of(model, parse(fitted.shapes))
+        sizes = sizes_given(model, fitted.shapes)
         if not known or not sizes.open:
             return fitted, []
         try:
@@ -192,7 +194,7 @@ class LiteRT(Target):
             reason = str(error)
         if not reason:
             return fitted, []
-        texts = {name: sizes.fixed().text(name) for name, shape in sizes.first.items() if shape}
+        texts = as_given(model, sizes.fixed())
         told = ", ".join(f"{name} {texts[name]}" for name in known)
         return replace(fitted, shapes=texts), [f"built for inputs of {told}, as the data has them: {reason}"]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnx_lathe.errors import TargetError
+from onnx_lathe.metadata import read_channels_last
 from onnx_lathe.runtime.targets.core.branches import conditions, decided
 from onnx_lathe.runtime.targets.core.facts import Shape
 from onnx_lathe.runtime.targets.core.sizes import Sizes, parse, sizes_of
@@ -35,7 +36,7 @@ def fitted(
     """The network, with an open batch if it can be, and `batches` asks for it. Raises UsageError for shapes that do not fit the model, TargetError
     where ONNX Runtime cannot run the model at these sizes.
     """
-    sizes = sizes_of(model, parse(shapes))
+    sizes = sizes_given(model, shapes)
     opened = with_open_batch(model, sizes)
     reason = ""
     if batches and opened.second != sizes.second:
@@ -51,6 +52,37 @@ def fitted(
     return Fitted(_converted(model, sizes, shapes, half), sizes, False, reason)
 
 
+def sizes_given(model: onnx.ModelProto, shapes: Mapping[str, int | str]) -> Sizes:
+    """`shapes` are the original model's; the lowered one has the channels of some inputs last."""
+    last = read_channels_last(model.metadata_props)
+    given = parse(shapes)
+    turned = {
+        name: (_channels_last(first), _channels_last(second))
+        for name, (first, second) in given.items()
+        if name in last
+    }
+    return sizes_of(model, given | turned)
+
+
+def as_given(model: onnx.ModelProto, sizes: Sizes) -> dict[str, str]:
+    """What the option shapes takes, of inputs that have axes."""
+    last = read_channels_last(model.metadata_props)
+    first, second = (
+        {name: _channels_first(shape) if name in last else shape for name, shape in shapes.items()}
+        for shapes in (sizes.first, sizes.second)
+    )
+    turned = Sizes(first, second)
+    return {name: turned.text(name) for name, shape in first.items() if shape}
+
+
+def _channels_last(shape: Shape) -> Shape:
+    return (*shape[:1], *shape[2:], *shape[1:2])
+
+
+def _channels_first(shape: Shape) -> Shape:
+    return (*shape[:1], *shape[-1:], *shape[1:-1])
+
+
 def _converted(
     model: onnx.ModelProto, sizes: Sizes, given: Mapping[str, int | str], half: bool
 ) -> Conversion:
@@ -61,7 +93,7 @@ def _converted(
             name = next(name for name in sizes.first if sizes.is_open(name))
             raise TargetError(
                 f"{error}; these are Lathe's own sizes for what the model leaves open: give data, or "
-                f"litert(shapes={{{name}: {'x'.join(map(str, sizes.first[name]))}}}) with the right ones"
+                f"litert(shapes={{{name}: {as_given(model, sizes.fixed())[name]}}}) with the right ones"
             ) from error
         raise
 
@@ -87,7 +119,7 @@ def of_the_batch(model: onnx.ModelProto, shapes: Mapping[str, int | str]) -> lis
     """Conditions of branches that go one way at a batch of 1, and either way where it stays open."""
     if not conditions(model.graph):
         return []
-    sizes = sizes_of(model, parse(shapes))
+    sizes = sizes_given(model, shapes)
     opened = with_open_batch(model, sizes)
     if opened.second == sizes.second:
         return []
@@ -101,6 +133,6 @@ def fixed(
     """What to do about sizes that cannot stay open; empty if fixed ones would change nothing."""
     if not any(OPEN in reason for _, _, reason in reasons):
         return ""
-    sizes = sizes_of(model, parse(shapes)).fixed()
-    listed = ", ".join(f"{name}: {sizes.text(name)}" for name, shape in sizes.first.items() if shape)
+    texts = as_given(model, sizes_given(model, shapes).fixed())
+    listed = ", ".join(f"{name}: {text}" for name, text in texts.items())
     return f"; fix it, such as with shapes={{{listed}}}"
