@@ -150,21 +150,12 @@ def optimize(
     if passes is None and recipe is None:
         raise UsageError('nothing to do; name passes, such as "fold, int8", or a recipe')
     asked = _asked(
-        asked,
-        data=data,
-        train=train,
-        calibration=calibration,
-        eval=eval,
-        preprocess=preprocess,
-        classes=classes,
-        retrain=retrain,
-        launch=launch,
+        asked, data=data, train=train, calibration=calibration, eval=eval, preprocess=preprocess, classes=classes,
+        retrain=retrain, launch=launch, seed=seed, fix_inputs=fix_inputs,
         memory=parse_bytes(memory, "memory") if isinstance(memory, str) else memory,
-        seed=seed,
-        fix_inputs=fix_inputs,
         gates=None if gates is None else arguments.texts(gates, "gates"),
         targets=None if targets is None else _calls(targets),
-    )
+    )  # fmt: skip
     if isinstance(passes, str):
         asked, passes = override(asked, steps=parse_calls(passes, "passes")), None
     place, steps = arguments.path(out, "out"), None if passes is None else _passes(passes)

@@ -27,7 +27,7 @@ READ = ("data", "train", "calibration", "eval", "classes", "symbols", "postproce
 """Options whose files are read."""
 
 
-def gate(arguments: list[str]) -> int:
+def _gate_parser() -> Parser:
     parser = Parser(
         prog="optimize gate",
         description="Judge a candidate against a base model: files, packed files, networks of ncnn, engines.",
@@ -55,7 +55,11 @@ def gate(arguments: list[str]) -> int:
     )
     add_threads(parser)
     add_output_options(parser, "the verdicts")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def gate(arguments: list[str]) -> int:
+    options = _gate_parser().parse_args(arguments)
 
     from onnx_lathe.optimizer import compare
     from onnx_lathe.optimizer.fixed_inputs import parse_fixed

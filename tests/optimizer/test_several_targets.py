@@ -172,13 +172,14 @@ def test_a_simulator_is_not_timed_and_slows_no_other_down(monkeypatch: pytest.Mo
         return np.ones((3, len(sessions)))
 
     monkeypatch.setattr(contest, "shared_feeds", lambda *_: {})
-    monkeypatch.setattr(ort, "as_opened", lambda *_: "original")
     monkeypatch.setattr(ort, "times", times)
     found = chosen(
         row("chip", 10, measured=SIMULATED, latency_ms=None), row("plain", 20, latency_ms=None), metrics=()
     )
     entries: Any = [SimpleNamespace(session=lambda _, one=one: one) for one in (Simulated(), "plain")]
-    run: Any = SimpleNamespace(request=SimpleNamespace(model=None), roles=SimpleNamespace(sample=None))
+    run: Any = SimpleNamespace(
+        original_session=lambda threads: "original", roles=SimpleNamespace(sample=None)
+    )
     contest._time(run, entries, found)
     contest._choose(found, gated=False)
     assert timed == ["original", "plain"]
