@@ -7,6 +7,7 @@ another order.
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -36,6 +37,8 @@ OUTPUT_BYTES = 1 << 28
 REMEMBERED_MODELS = 4
 """Statistics of that many models are kept for the next pass that asks; about 100 KB per tensor."""
 
+T = TypeVar("T")
+
 FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")
 
 
@@ -59,6 +62,7 @@ class StreamingCalibrator:
         self.progress = progress
         # by content of the model, the latest last
         self._known: OrderedDict[str, dict[str, Histogram]] = OrderedDict()
+        self._made: OrderedDict[tuple[str, str], Any] = OrderedDict()
 
     def statistics(
         self, model: onnx.ModelProto, tensors: Sequence[str], optional: Collection[str] = ()
@@ -138,6 +142,19 @@ class StreamingCalibrator:
             yield Observed({name: feeds[name] if name in feeds else outputs[name] for name in tensors}, count)
             samples += count
             self._tell(samples)
+
+    def remembered(self, model: onnx.ModelProto, what: str, make: Callable[[], T]) -> T:
+        """What `make` gives, as an earlier call for the same content of the model and `what` has it, if it is one of
+        the last few.
+        """
+        key = model_fingerprint(model), what
+        if key not in self._made:
+            self._made[key] = make()
+        self._made.move_to_end(key)
+        while len(self._made) > REMEMBERED_MODELS:
+            self._made.popitem(last=False)
+        found: T = self._made[key]
+        return found
 
     def _samples(self, first: int, last: int) -> str:
         """A phrase for the samples that a run took from the `first` to the `last` place, as the data
