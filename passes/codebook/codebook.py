@@ -112,22 +112,21 @@ class Codebook(Pass):
         counts = value_counts(self.config, found, refused)
         own = by_weight(self.config.layer_tradeoffs, found, refused, "codebook(layer_tradeoffs=...)")
         jobs = self._jobs(graph, found, counts, own, report)
-        chosen: Mapping[str, Chosen] = {}
+        total = Total()
         if self.config.rounding == HESSIAN:
             jobs, _ = with_four_bits(graph, jobs, [], report)
-            chosen = compensated(graph, jobs, [self._rule(job) for job in jobs], context, report)
+            chosen = compensated(graph, jobs, [self._rule(job) for job in jobs], context)
+            self._store(graph, jobs, chosen, total, context, report)
             found = list(weights(graph, refuse=lambda node, reason: None, bodies=True, everywhere=True))
-        small = self._rounded_codebooks(found, counts) + self._small_biases(graph, found, counts, report)
-        if self.config.min_sqnr is not None and (jobs or small):
-            jobs = self._fewest_bits(graph, jobs, small, context, report)
-        if not chosen:
+            small = self._small(graph, found, counts, report)
+        else:
+            small = self._small(graph, found, counts, report)
+            if self.config.min_sqnr is not None and (jobs or small):
+                jobs = self._fewest_bits(graph, jobs, small, context, report)
             jobs, small = with_four_bits(graph, jobs, small, report)
-        if self.trains and (jobs or small):
-            self._train(graph, jobs, small, context, report)
-        writer, total = CodebookWriter(graph), Total()
-        for job in jobs:
-            context.progress(f"clustering {job.weights[0].name}")
-            self._store(writer, job, chosen.get(job.weights[0].name), total, report)
+            if self.trains and (jobs or small):
+                self._train(graph, jobs, small, context, report)
+            self._store(graph, jobs, {}, total, context, report)
         for _, items in groupby(small, key=lambda item: (item.kind, item.node)):
             self._write(list(items), report)
         priced = self._priced
@@ -249,6 +248,11 @@ class Codebook(Pass):
                     small.setdefault(leaf.name, Small(weight.nodes[0].name, leaf, 256, "codebook"))
         return list(small.values())
 
+    def _small(
+        self, graph: Graph, found: list[Weight], counts: ValueCounts, report: PassReport
+    ) -> list[Small]:
+        return self._rounded_codebooks(found, counts) + self._small_biases(graph, found, counts, report)
+
     def _small_biases(
         self, graph: Graph, found: list[Weight], counts: ValueCounts, report: PassReport
     ) -> list[Small]:
@@ -295,6 +299,20 @@ class Codebook(Pass):
         report.metrics.update(result.metrics)
 
     def _store(
+        self,
+        graph: Graph,
+        jobs: list[ClusterJob],
+        chosen: Mapping[str, Chosen],
+        total: Total,
+        context: Context,
+        report: PassReport,
+    ) -> None:
+        writer = CodebookWriter(graph)
+        for job in jobs:
+            context.progress(f"clustering {job.weights[0].name}")
+            self._store_one(writer, job, chosen.get(job.weights[0].name), total, report)
+
+    def _store_one(
         self, writer: CodebookWriter, job: ClusterJob, chosen: Chosen | None, total: Total, report: PassReport
     ) -> None:
         """Puts the codebooks of a job into the graph, those that are chosen already or by value; or says why not."""
@@ -338,6 +356,7 @@ class Codebook(Pass):
                 )
             if chosen is not None:
                 what.append(chosen.said)
+                chosen.move_bias(writer.graph, writer.taken)
             if self.config.min_sqnr is not None and not job.fixed:
                 what.append(f"{job.k.bit_length() - 1} bits chosen")
             writer.replace(weight.tensor, parts, weight.axis)

@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_lathe.passes.codebook.sharing import ClusterJob
-from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.input_moments import Rows, input_moments, rows_of
-from onnx_lathe.passes.graph.model import export_model, taken_names
-from onnx_lathe.passes.graph.quantization.bias_places import bias_place, shift
+from onnx_lathe.passes.graph.model import export_model
+from onnx_lathe.passes.graph.quantization.bias_places import BiasPlace, bias_place, shift
 from onnx_lathe.passes.numerics.clustering.codebook_pools import CodebookGroup, decoded
 from onnx_lathe.passes.numerics.clustering.entropy_constrained import entropy_bits
 from onnx_lathe.passes.numerics.clustering.kmeans import Encoded, Rule
@@ -31,18 +30,25 @@ NEAREST = "nearest values: {}"
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a job's weight becomes, and what to say of how it was found."""
+    """What a job's weight becomes, what to say of how it was found, and by how much its layer's bias moves with it
+    [output channels].
+    """
 
     outcome: Outcome
     said: str
+    place: BiasPlace | None = None
+    change: np.ndarray | None = None
+
+    def move_bias(self, graph: Graph, taken: set[str]) -> None:
+        """`taken`: names that the graph has."""
+        if self.place is not None and self.change is not None:
+            shift(graph, self.place, self.change, taken)
 
 
 def compensated(
-    graph: Graph, jobs: Sequence[ClusterJob], rules: Sequence[Rule], context: Context, report: PassReport
+    graph: Graph, jobs: Sequence[ClusterJob], rules: Sequence[Rule], context: Context
 ) -> dict[str, Chosen]:
-    """By weight, its shared values; biases have moved then. A job whose layers cannot be measured has its nearest
-    values.
-    """
+    """By weight, its shared values. A job whose layers cannot be measured has its nearest values."""
     found: dict[str, Chosen] = {}
     layers: list[tuple[ClusterJob, Rule, Rows]] = []
     for job, rule in zip(jobs, rules, strict=True):
@@ -51,13 +57,12 @@ def compensated(
             layers.append((job, rule, rows))
         else:
             found[job.weights[0].name] = Chosen(job.encoded(job.values(), rule), NEAREST.format(rows))
-    network, taken = export_model(graph), taken_names(graph)
     measured = input_moments(
-        network, [rows for _, _, rows in layers], context.need_calibrator(), context.progress
+        export_model(graph), [rows for _, _, rows in layers], context.need_calibrator(), context.progress
     )
     for (job, rule, rows), (_, moments) in zip(layers, measured, strict=True):
         context.progress(f"compensating {rows.weight.name}")
-        found[rows.weight.name] = _choose(graph, job, rule, rows, moments, taken)
+        found[rows.weight.name] = _choose(graph, job, rule, rows, moments)
     return found
 
 
@@ -67,10 +72,8 @@ def _rows(job: ClusterJob, graph: Graph) -> Rows | str:
     return rows_of(job.weights[0], graph.opset)
 
 
-def _choose(
-    graph: Graph, job: ClusterJob, rule: Rule, rows: Rows, moments: SplitMoments, taken: set[str]
-) -> Chosen:
-    """The better one of nearest values and those that compensate; moves the layer's bias to fit."""
+def _choose(graph: Graph, job: ClusterJob, rule: Rule, rows: Rows, moments: SplitMoments) -> Chosen:
+    """The better one of nearest values and those that compensate."""
     values = job.values()
     nearest = job.encoded(values, rule)
     if not moments.fitted.is_active():
@@ -85,13 +88,11 @@ def _choose(
         error + rule.tradeoff * judge.bits(one) for error, one in zip(errors, (nearest, better), strict=True)
     ]
     chosen = better if costs[1] < costs[0] else nearest
-    if place is not None:
-        moved = np.matmul(-judge.change(chosen), moments.mean[..., None]).reshape(-1)
-        shift(graph, place, moved, taken)
-    if chosen is nearest:
-        return Chosen(nearest, NEAREST.format("compensation finds nothing better"))
-    said = f"responses {_decibels(errors[1])}, {_decibels(errors[0])} by nearest values"
-    return Chosen(better, said)
+    said = NEAREST.format("compensation finds nothing better")
+    if chosen is better:
+        said = f"responses {_decibels(errors[1])}, {_decibels(errors[0])} by nearest values"
+    change = np.matmul(-judge.change(chosen), moments.mean[..., None]).reshape(-1)
+    return Chosen(chosen, said, place, change)
 
 
 def _decibels(error: float) -> str:

@@ -19,6 +19,9 @@ HELD_OUT = 4
 DAMPING = 0.01
 """Added to the diagonal, as a share of its mean: inputs that are never active would make it singular."""
 
+LEAST = 1e-6
+"""Of the most active group's mean: a group that is never active has something to divide by."""
+
 
 @dataclass
 class Moments:
@@ -39,15 +42,18 @@ class Moments:
     def add(self, rows: np.ndarray) -> None:
         """`rows`: [groups, n, d], merged as by Chan, Golub and LeVeque (1979)."""
         for start in range(0, rows.shape[1], CHUNK_ROWS):
-            part = rows[:, start : start + CHUNK_ROWS].astype(np.float64)
-            count = part.shape[1]
-            mean = part.mean(axis=1)
-            part -= mean[:, None]
-            total, step = self.count + count, mean - self.mean
-            self.centered += np.matmul(part.transpose(0, 2, 1), part)
-            self.centered += self.count * count / total * step[:, :, None] * step[:, None]
-            self.mean += step * (count / total)
-            self.count = total
+            with np.errstate(invalid="ignore", over="ignore"):  # `is_finite` tells
+                self._merge(rows[:, start : start + CHUNK_ROWS].astype(np.float64))
+
+    def _merge(self, part: np.ndarray) -> None:
+        count = part.shape[1]
+        mean = part.mean(axis=1)
+        part -= mean[:, None]
+        total, step = self.count + count, mean - self.mean
+        self.centered += np.matmul(part.transpose(0, 2, 1), part)
+        self.centered += self.count * count / total * step[:, :, None] * step[:, None]
+        self.mean += step * (count / total)
+        self.count = total
 
     def is_finite(self) -> bool:
         return bool(np.isfinite(self.centered).all())
@@ -70,8 +76,9 @@ class Moments:
         found = self.covariance(centered)
         diagonal = np.einsum("gii->gi", found)
         own, mean = diagonal.copy(), diagonal.mean(axis=1, keepdims=True)
+        least = max(LEAST * float(mean.max()), float(np.finfo(np.float32).tiny))
         found *= self.count / (self.size + self.count)
-        np.einsum("gii->gi", found)[:] = own + DAMPING * mean + np.finfo(np.float64).tiny
+        np.einsum("gii->gi", found)[:] = own + np.maximum(DAMPING * mean, least)
         return found
 
 
