@@ -54,11 +54,10 @@ class Window:
         )
         channels = padded.shape[0]
         view = np.lib.stride_tricks.sliding_window_view(padded, reach, tuple(range(1, padded.ndim)))
+        view = view[(..., *(slice(None, None, dilation) for dilation in self.dilations))]
         places = np.unravel_index(chosen, outputs) if positions else (chosen,) * len(outputs)
         at = tuple(place * stride for place, stride in zip(places, self.strides, strict=True))
         index: tuple[Any, ...] = (slice(None), *at)
         found = view[index]
-        for axis, dilation in enumerate(self.dilations, 2):
-            found = found.take(range(0, found.shape[axis], dilation), axis) if dilation > 1 else found
         moved = found.reshape(self.group, channels // self.group, len(chosen), -1).transpose(0, 2, 1, 3)
         return moved.reshape(self.group, len(chosen), -1)
