@@ -118,13 +118,21 @@ def _is_plain(graph: Graph, tensor: Tensor) -> bool:
 
 def shift(graph: Graph, place: BiasPlace, change: np.ndarray, taken: set[str]) -> None:
     """Adds the change to the bias, where it stands if nothing else reads it."""
-    tensor = place.tensor
-    own = tensor is not None and len(tensor.outputs) == 1 and not is_output(graph, tensor)
-    if tensor is None or not own or tensor.is_empty() or read(tensor).size != change.size:
+    tensor = own_bias(graph, place, change.size)
+    if tensor is None:
         place.set(moved(place, change, taken))
         return
     values = read(tensor)
     write(tensor, (values + (change / place.factor).reshape(values.shape)).astype(np.float32))
+
+
+def own_bias(graph: Graph, place: BiasPlace, channels: int) -> Constant | None:
+    """The bias, if nothing else reads it and it has a number for each output channel and no more."""
+    tensor = place.tensor
+    if not isinstance(tensor, Constant) or len(tensor.outputs) != 1 or is_output(graph, tensor):
+        return None
+    # a column of a Gemm may have as many: one for each sample
+    return tensor if tuple(tensor.shape[-1:]) == (channels,) == (read(tensor).size,) else None
 
 
 def moved(place: BiasPlace, change: np.ndarray, taken: set[str]) -> Constant:
