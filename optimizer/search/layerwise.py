@@ -17,11 +17,10 @@ from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.registry import find
 from onnx_lathe.passes.core.services import Context
-from onnx_lathe.passes.graph import Constant
 from onnx_lathe.passes.graph.input_moments import Rows, input_moments, rows_of
 from onnx_lathe.passes.graph.layers import constant_value, weights
 from onnx_lathe.passes.graph.model import import_model
-from onnx_lathe.passes.graph.quantization.bias_places import bias_place
+from onnx_lathe.passes.graph.quantization.bias_places import bias_place, own_bias
 from onnx_lathe.passes.numerics.second_order.moments import response_energy
 
 KEPT_BYTES = 1 << 30
@@ -183,7 +182,9 @@ class Composer:
         ]
         measured = input_moments(self._model, found, self.context().need_calibrator())
         return {
-            rows.weight.name: (rows, moments.judging.covariance(centered=True)) for rows, moments in measured
+            rows.weight.name: (rows, moments.judging(centered=True))
+            for rows, moments in measured
+            if moments.refusal(centered=True) is None
         }
 
     def packed_bytes(self, settings: Settings) -> float:
@@ -259,12 +260,14 @@ class Composer:
 
 
 def _biases_of(model: onnx.ModelProto, layers: Collection[str]) -> dict[str, str]:
-    """Layer -> its bias, an initializer that it alone reads."""
+    """Layer -> its bias, an initializer that moves where it stands."""
     graph, found = import_model(model), {}
     for weight in weights(graph, lambda node, reason: None):
+        if weight.name not in layers:
+            continue
         place = bias_place(graph, weight.nodes[0]) if len(weight.nodes) == 1 else None
-        bias = None if place is None else place.tensor
-        if weight.name in layers and isinstance(bias, Constant) and len(bias.outputs) == 1:
+        bias = None if place is None else own_bias(graph, place, weight.tensor.shape[weight.axis])
+        if bias is not None:
             found[weight.name] = str(bias.name)
     return found
 

@@ -115,7 +115,7 @@ class Codebook(Pass):
         total = Total()
         if self.config.rounding == HESSIAN:
             jobs, _ = with_four_bits(graph, jobs, [], report)
-            chosen = compensated(graph, jobs, [self._rule(job) for job in jobs], context)
+            chosen = compensated(graph, jobs, [self._rule(job) for job in jobs], context, report)
             self._store(graph, jobs, chosen, total, context, report)
             found = list(weights(graph, refuse=lambda node, reason: None, bodies=True, everywhere=True))
             small = self._small(graph, found, counts, report)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_lathe.passes.codebook.sharing import ClusterJob
+from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.input_moments import Rows, input_moments, rows_of
@@ -26,6 +27,7 @@ from onnx_lathe.passes.numerics.second_order.shared_values import Task, compensa
 
 Outcome = list[tuple[CodebookGroup, Encoded]]
 NEAREST = "nearest values: {}"
+ENOUGH_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Chosen:
 
 
 def compensated(
-    graph: Graph, jobs: Sequence[ClusterJob], rules: Sequence[Rule], context: Context
+    graph: Graph, jobs: Sequence[ClusterJob], rules: Sequence[Rule], context: Context, report: PassReport
 ) -> dict[str, Chosen]:
     """By weight, its shared values. A job whose layers cannot be measured has its nearest values."""
     found: dict[str, Chosen] = {}
@@ -60,9 +62,16 @@ def compensated(
     measured = input_moments(
         export_model(graph), [rows for _, _, rows in layers], context.need_calibrator(), context.progress
     )
+    samples = ENOUGH_SAMPLES
     for (job, rule, rows), (_, moments) in zip(layers, measured, strict=True):
+        samples = min(samples, moments.samples)
         context.progress(f"compensating {rows.weight.name}")
         found[rows.weight.name] = _choose(graph, job, rule, rows, moments)
+    if samples < ENOUGH_SAMPLES:
+        report.warnings.append(
+            f"rounding=hessian had {samples} calibration sample{'s' * (samples > 1)}, which tell little of what layers "
+            f"read; give {ENOUGH_SAMPLES} or more"
+        )
     return found
 
 
@@ -76,11 +85,9 @@ def _choose(graph: Graph, job: ClusterJob, rule: Rule, rows: Rows, moments: Spli
     """The better one of nearest values and those that compensate."""
     values = job.values()
     nearest = job.encoded(values, rule)
-    if not moments.fitted.is_active():
-        return Chosen(nearest, NEAREST.format("its inputs are 0 on calibration data"))
-    if not (moments.fitted.is_finite() and moments.held.is_finite()):
-        return Chosen(nearest, NEAREST.format("its inputs are NaN or infinite on calibration data"))
     place = bias_place(graph, rows.weight.nodes[0]) if len(rows.weight.nodes) == 1 else None
+    if reason := moments.refusal(centered=place is not None):
+        return Chosen(nearest, NEAREST.format(f"its inputs {reason} on calibration data"))
     judge = _Judge(job, rows, moments, place is not None, values)
     better = _fitted(job, rule, rows, moments, judge)
     errors = [judge.error(one) for one in (nearest, better)]
@@ -92,7 +99,7 @@ def _choose(graph: Graph, job: ClusterJob, rule: Rule, rows: Rows, moments: Spli
     if chosen is better:
         said = f"responses {_decibels(errors[1])}, {_decibels(errors[0])} by nearest values"
     change = np.matmul(-judge.change(chosen), moments.mean[..., None]).reshape(-1)
-    return Chosen(chosen, said, place, change)
+    return Chosen(chosen, said, place, change * rows.weight.nodes[0].attrs.get("alpha", 1.0))
 
 
 def _decibels(error: float) -> str:
@@ -100,7 +107,7 @@ def _decibels(error: float) -> str:
 
 
 class _Judge:
-    """Measures choices for one weight on the samples that are kept apart."""
+    """Measures choices for one weight on the samples that are kept apart, if there are any."""
 
     def __init__(
         self,
@@ -112,7 +119,7 @@ class _Judge:
     ) -> None:
         self.rows, self.values, self.name, self.centered = rows, values, job.weights[0].name, centered
         self.weight = rows.of(values[self.name].astype(np.float64))
-        self.moments = moments.judging.covariance(centered)
+        self.moments = moments.judging(centered)
         self.energy = max(response_energy(self.weight, self.moments), np.finfo(np.float64).tiny)
 
     def change(self, outcome: Outcome) -> np.ndarray:
@@ -139,6 +146,9 @@ def _fitted(job: ClusterJob, rule: Rule, rows: Rows, moments: SplitMoments, judg
             piece.of(table)[...] = number
             piece.of(places)[...] = indices
     covariance = moments.fitted.regular(judge.centered)
+    covariance /= np.einsum("gii->", covariance) / (
+        covariance.shape[0] * covariance.shape[1]
+    )  # float32 follows
     energy = response_energy(judge.weight, covariance)
     task = Task(
         judge.weight,

@@ -48,9 +48,9 @@ class Calibrator(Protocol):
         axes need not be a batch: each sample may be a call of its own.
         """
 
-    def remembered(self, model: onnx.ModelProto, what: str, make: Callable[[], T]) -> T:
-        """What `make` gives, which follows from the model, the data and the name `what` alone; if few others were
-        asked for since, without making it again. It is not to be changed.
+    def remembered(self, model: onnx.ModelProto, what: str, make: Callable[[], T], size_bytes: int) -> T:
+        """What `make` gives, which follows from the model, the data and the name `what` alone, and takes so much memory;
+        if little else was asked for since, without making it again. It is not to be changed.
         """
 
 

@@ -1,18 +1,21 @@
 """The second moments of what layers read on calibration data, and weights as the rows that these belong to."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import onnx
 
 from onnx_lathe.passes.core.services import Calibrator
-from onnx_lathe.passes.graph import Node
+from onnx_lathe.passes.graph import Constant, Node
 from onnx_lathe.passes.graph.ancestors import model_up_to
+from onnx_lathe.passes.graph.keeping import is_optional_input
 from onnx_lathe.passes.graph.layers import Weight, constant_shape
 from onnx_lathe.passes.numerics.second_order.moments import SplitMoments
 from onnx_lathe.passes.numerics.second_order.windows import Window
+from onnx_lathe.protocols import Observed
 
 SAMPLES = 256
 """Calibration samples that are run, or a few more."""
@@ -61,20 +64,19 @@ class Rows:
         return found
 
     def inputs_of(
-        self, window: Window | None, values: np.ndarray, samples: int, generator: np.random.Generator
+        self, window: Window | None, values: np.ndarray, most: int, generator: np.random.Generator
     ) -> Iterator[np.ndarray]:
-        """What the layer reads of a batch, sample by sample: rows [groups, n, inputs]."""
+        """What the layer reads of a sample, or of several, whose values these are: rows [groups, n, inputs], about
+        `most` in all.
+        """
         if window is not None:
-            for sample in values:
-                yield window.rows(sample, POSITIONS, generator)
+            for image in values:
+                yield window.rows(image, max(1, most // len(values)), generator)
             return
-        parts = values if values.ndim > 1 and len(values) == samples else values[None]
-        for part in parts:
-            rows = part.reshape(-1, self.sizes[2])
-            most = POSITIONS * max(1, samples // len(parts))
-            if len(rows) > most:
-                rows = rows[generator.choice(len(rows), most, replace=False)]
-            yield rows[None]
+        rows = values.reshape(-1, self.sizes[2])
+        if len(rows) > most:
+            rows = rows[generator.choice(len(rows), most, replace=False)]
+        yield rows[None]
 
 
 def rows_of(weight: Weight, opset: int) -> Rows | str:
@@ -91,6 +93,10 @@ def rows_of(weight: Weight, opset: int) -> Rows | str:
         return f"what {op} makes of its inputs is not measured"
     if op == "MatMul" and len(shape) != 2:
         return "it is a batch of matrices"
+    if any(
+        isinstance(node.inputs[0], Constant) or is_optional_input(node.inputs[0]) for node in weight.nodes
+    ):
+        return "its input is stored in the model"
     if op == "Gemm" and any(node.attrs.get("transA", 0) for node in weight.nodes):
         return "its input is transposed"
     windows = tuple(_window(node, shape) if op == "Conv" else None for node in weight.nodes)
@@ -129,20 +135,25 @@ def input_moments(
 
         asked = ", ".join(f"{one.weight.name} {one.sizes}" for one in group)
         measure = partial(_measured, group, model, names, calibrator)
-        yield from zip(group, calibrator.remembered(model, f"moments of {asked}", measure), strict=True)
+        size_bytes = sum(one.moment_bytes for one in group)
+        found = calibrator.remembered(model, f"moments of {asked}", measure, size_bytes)
+        yield from zip(group, found, strict=True)
 
 
 def _measured(
     group: Sequence[Rows], model: onnx.ModelProto, names: Sequence[str], calibrator: Calibrator
 ) -> list[SplitMoments]:
     found = [SplitMoments.of(one.groups, one.sizes[2]) for one in group]
-    generator, samples = np.random.default_rng(SEED), 0
-    for batch in calibrator.observe(model, names):
-        _add(batch, batch.samples, group, found, generator)
+    # of each layer its own: which others are measured changes nothing
+    generators = [np.random.default_rng([SEED, zlib.crc32(one.weight.name.encode())]) for one in group]
+    samples = 0
+    for number, batch in enumerate(calibrator.observe(model, names)):
+        for one, moments, generator in zip(group, found, generators, strict=True):
+            _add(batch, samples, number, one, moments, generator)
         samples += batch.samples
         if samples >= SAMPLES:
             break
-    return found
+    return [replace(moments, samples=samples) for moments in found]
 
 
 def _together(layers: Sequence[Rows]) -> Iterator[list[Rows]]:
@@ -159,15 +170,25 @@ def _together(layers: Sequence[Rows]) -> Iterator[list[Rows]]:
 
 
 def _add(
-    batch: Mapping[str, np.ndarray],
-    samples: int,
-    group: Sequence[Rows],
-    found: Sequence[SplitMoments],
-    generator: np.random.Generator,
+    batch: Observed, first: int, number: int, one: Rows, moments: SplitMoments, generator: np.random.Generator
 ) -> None:
-    for one, moments in zip(group, found, strict=True):
-        for node, window in zip(one.weight.nodes, one.windows, strict=True):
-            values = batch[node.inputs[0].name].astype(np.float32, copy=False)
-            for rows in one.inputs_of(window, values, samples, generator):
+    """The rows of batch `number`, which begins with the sample `first`."""
+    for node, window in zip(one.weight.nodes, one.windows, strict=True):
+        values = batch[node.inputs[0].name].astype(np.float32, copy=False)
+        for sample, part in _by_sample(values, batch):
+            most = POSITIONS * (batch.samples if sample is None else 1)
+            for rows in one.inputs_of(window, part, most, generator):
                 if rows.shape[1]:
-                    moments.add(rows)
+                    moments.add(rows, number if sample is None else first + sample)
+
+
+def _by_sample(values: np.ndarray, batch: Observed) -> Iterator[tuple[int | None, np.ndarray]]:
+    """(place of the sample in the batch, its values), without repeats that fill a fixed batch up; all at once, with
+    None, where the first axis is not the batch's.
+    """
+    if values.ndim < 2 or not len(values) or len(values) % batch.rows:
+        yield None, values
+        return
+    each = len(values) // batch.rows
+    for sample in range(batch.samples):
+        yield sample, values[sample * each : (sample + 1) * each]

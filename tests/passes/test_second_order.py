@@ -1,6 +1,7 @@
 """Second moments of what layers read, and shared values that make up for each other: arrays alone."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -54,14 +55,50 @@ def test_of_few_rows_and_of_inputs_that_are_never_active_the_moments_can_be_inve
 def test_one_sample_of_four_is_kept_apart_and_the_mean_is_of_all() -> None:
     split = SplitMoments.of(1, 3)
     samples = [random(1, 10, 3) + number for number in range(8)]
-    for sample in samples:
-        split.add(sample)
+    for number, sample in enumerate(samples):
+        split.add(sample, number)
     assert (split.fitted.count, split.held.count) == (60, 20)
-    assert split.judging is split.held
+    apart = np.concatenate([samples[3], samples[7]], 1)[0].astype(np.float64) - split.fitted.mean[0]
+    np.testing.assert_allclose(split.judging(centered=True)[0], apart.T @ apart / 20, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(split.mean[0], np.concatenate(samples, 1)[0].mean(axis=0), rtol=1e-5)
     few = SplitMoments.of(1, 3)
-    few.add(samples[0])
-    assert few.judging is few.fitted
+    few.add(samples[0], 0)
+    np.testing.assert_array_equal(few.judging(centered=True), few.fitted.regular(centered=True))
+
+
+def test_one_held_out_row_is_judged_by_and_inputs_that_are_always_the_same_are_not_fitted_by() -> None:
+    split = SplitMoments.of(1, 3)
+    for number in range(4):
+        split.add(random(1, 1, 3), number)
+    assert response_energy(random(1, 5, 3), split.judging(centered=True)) > 0.01
+    assert split.refusal(centered=True) is None
+    same = SplitMoments.of(1, 3)
+    for number in range(30):
+        same.add(np.full((1, 1, 3), np.float32(0.1)), number)
+    assert same.refusal(centered=True) == "do not vary"
+    assert same.refusal(centered=False) is None
+
+
+@pytest.mark.parametrize("mantissa", [0, 1, 2])
+def test_mantissas_are_short_where_no_round_is_better_than_the_start(mantissa: int) -> None:
+    for _ in range(5):
+        weight, moments = random(1, 8, 6), correlated(6)
+        tables, indices = start_of(weight, 8)
+        found = compensate(
+            Task(weight, moments, np.zeros((1, 8), np.int64), mantissa=mantissa), tables, indices
+        )
+        assert not (found.tables[0].view(np.uint32) & (0x7FFFFF >> mantissa)).any()
+
+
+def test_windows_with_large_dilations_take_no_more_memory_than_what_is_read() -> None:
+    window = Window((3, 3), (1, 1), (24, 24), (24, 24, 24, 24))
+    sample = random(32, 60, 60)
+    tracemalloc.start()
+    rows = window.rows(sample, 100, generator())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rows.shape == (1, 100, 32 * 9)
+    assert peak < 10 * rows.nbytes + 2 * 32 * 108 * 108 * 4
 
 
 @pytest.mark.parametrize(

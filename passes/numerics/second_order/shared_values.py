@@ -54,7 +54,7 @@ class Found:
 
 def compensate(task: Task, tables: Sequence[np.ndarray], indices: np.ndarray) -> Found:
     """From shared values and places that are a start: `tables` of at most 256 values, uint8 `indices` [groups, rows,
-    d]. Costs no more than the start does, but for values that are rounded to fewer bits of mantissa.
+    d]. Costs no more than the start does with its values rounded to the bits of mantissa asked for.
     """
     state = _State(task, tables, indices)
     best, least = state.copy(), state.cost()
@@ -82,7 +82,7 @@ class _State:
         self.values = np.zeros((len(tables), size))
         self.there = np.zeros(self.values.shape, np.bool_)
         for number, one in enumerate(tables):
-            self.values[number, : len(one)] = one
+            self.values[number, : len(one)] = round_mantissa(one, task.mantissa)
             self.there[number, : len(one)] = True
         self.fixed = np.zeros(self.values.shape, np.bool_)
         if task.zeros is not None:
