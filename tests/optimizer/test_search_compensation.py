@@ -54,3 +54,13 @@ def test_layers_without_a_bias_of_their_own_are_not_composed() -> None:
         steps = parse_calls(passes, "passes")
         whole = Space(steps, default_space(steps, model, packed=True))
         assert Composer.of(model, whole) is None
+
+
+def test_a_bias_of_another_size_is_not_composed() -> None:
+    """It becomes another tensor, of a number for each channel."""
+    text = "(float[N, 12] x) => (float[N, 48] y) { h = MatMul (x, w1)  y = Add (h, b1) }"
+    steps = parse_calls("codebook(rounding=hessian)", "passes")
+    for size, composed in ((48, True), (1, False)):
+        model = build(text, w1=random(12, 48), b1=random(size))
+        whole = Space(steps, default_space(steps, model, packed=True))
+        assert (Composer.of(model, whole) is not None) is composed
