@@ -54,7 +54,8 @@ class Window:
         )
         channels = padded.shape[0]
         view = np.lib.stride_tricks.sliding_window_view(padded, reach, tuple(range(1, padded.ndim)))
-        view = view[(..., *(slice(None, None, dilation) for dilation in self.dilations))]
+        read: tuple[Any, ...] = (..., *(slice(None, None, dilation) for dilation in self.dilations))
+        view = view[read]
         places = np.unravel_index(chosen, outputs) if positions else (chosen,) * len(outputs)
         at = tuple(place * stride for place, stride in zip(places, self.strides, strict=True))
         index: tuple[Any, ...] = (slice(None), *at)
