@@ -21,11 +21,14 @@ class TrainResult:
 
 
 class Observed(dict[str, "np.ndarray"]):
-    """Values of tensors by name, as a call of the model computes them for so many `samples` of the data."""
+    """Values of tensors by name, as a call of the model computes them for so many `samples` of the data; `rows`: these
+    and the repeats behind them that fill a fixed batch up.
+    """
 
-    def __init__(self, values: Mapping[str, "np.ndarray"], samples: int) -> None:
+    def __init__(self, values: Mapping[str, "np.ndarray"], samples: int, rows: int | None = None) -> None:
         super().__init__(values)
         self.samples = samples
+        self.rows = samples if rows is None else rows
 
 
 @dataclass(frozen=True)

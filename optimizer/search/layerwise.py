@@ -4,8 +4,9 @@ the same values whatever its neighbours get, so one run serves every candidate t
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -16,8 +17,11 @@ from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.registry import find
 from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph.input_moments import Rows, input_moments, rows_of
 from onnx_lathe.passes.graph.layers import constant_value, weights
 from onnx_lathe.passes.graph.model import import_model
+from onnx_lathe.passes.graph.quantization.bias_places import bias_place, own_bias
+from onnx_lathe.passes.numerics.second_order.moments import response_energy
 
 KEPT_BYTES = 1 << 30
 FEW = 256
@@ -46,20 +50,38 @@ def is_local(step: Call) -> bool:
     return False
 
 
+def compensates(step: Call) -> bool:
+    """Whether the pass changes a layer by what it answers on calibration data, and its bias with it."""
+    return step.options.get("rounding", "nearest") != "nearest"
+
+
 @dataclass(frozen=True)
 class Changed:
-    """A layer's weight as a pass left it, float32, and about what it takes in a packed file."""
+    """A layer's weight as a pass left it, float32, and about what it takes in a packed file; its bias, if that moves
+    with it.
+    """
 
     values: np.ndarray
     packed_bytes: float
+    bias: np.ndarray | None = None
 
 
 class Composer:
     """Candidates of `space`, whose steps are all local, on a model."""
 
-    def __init__(self, model: onnx.ModelProto, space: Space, alone: bool = False) -> None:
-        """`alone`: weights that the space is not about stay as they are."""
-        self.space, self.alone = space, alone
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        space: Space,
+        alone: bool = False,
+        context: Callable[[], Context] = Context,
+        bias_of: Mapping[str, str] | None = None,
+    ) -> None:
+        """`alone`: weights that the space is not about stay as they are. `bias_of`: the bias of each layer, where it
+        moves with the weight.
+        """
+        self.space, self.alone, self.context = space, alone, context
+        self.bias_of = bias_of or {}
         self._model = model
         self._made = onnx.ModelProto()
         self._made.CopyFrom(model)
@@ -76,21 +98,43 @@ class Composer:
         self._biases = {
             name: onnx.numpy_helper.to_array(tensor)
             for name, tensor in self._tensors.items()
-            if given and len(tensor.dims) == 1 and name not in self._by_layer
+            if given
+            and len(tensor.dims) == 1
+            and name not in self._by_layer
+            and name not in self.bias_of.values()
         }
         """Those that no run has changed so far, as they are."""
 
     @classmethod
-    def of(cls, model: onnx.ModelProto, space: Space, alone: bool = False) -> "Composer | None":
+    def of(
+        cls,
+        model: onnx.ModelProto,
+        space: Space,
+        alone: bool = False,
+        context: Callable[[], Context] = Context,
+    ) -> "Composer | None":
         """None if a step is not local, or a layer's weight is no float32 initializer of the main graph; `alone` also if
-        biases change with their layer.
+        biases change with their layer; and if biases move with weights, but a layer has none of its own.
         """
         stored = {one.name for one in model.graph.initializer if one.data_type == onnx.TensorProto.FLOAT}
         layers = {one.layer for one in space.dimensions if one.layer}
         biases = alone and any(step.options.get("biases") for step in space.steps)
         if not layers or not layers <= stored or biases or not all(map(is_local, space.steps)):
             return None
-        return cls(model, space, alone)
+        moving = any(map(compensates, space.steps))
+        bias_of = _biases_of(model, layers) if moving else {}
+        # what a step before changes, layers behind it answer otherwise
+        if moving and (len(space.steps) > 1 or bias_of.keys() != layers):
+            return None
+        return cls(model, space, alone, context, bias_of)
+
+    def single(self) -> "Composer":
+        """Of the same model and space, with weights that the space is not about as they are; knows what this one has
+        found.
+        """
+        other = Composer(self._model, self.space, True, self.context, self.bias_of)
+        other.share(self)
+        return other
 
     def share(self, other: "Composer") -> None:
         """Knows what another one of the same model and space has found."""
@@ -107,17 +151,56 @@ class Composer:
     def candidate(self, settings: Settings) -> onnx.ModelProto:
         """The model, dense: it computes what the passes' own result does. It is good until the next call."""
         for name in self._by_layer:
-            self._tensors[name].CopyFrom(self._tensor(name, settings))
+            for tensor in self._tensors_of(name, settings):
+                self._tensors[tensor.name].CopyFrom(tensor)
         return self._made
+
+    def harm(self, name: str, changed: Changed) -> float:
+        """To what the noise that the layer adds is nearly proportional: its weights' squared change, or, where it
+        compensates, its responses'.
+        """
+        change = changed.values.astype(np.float64) - onnx.numpy_helper.to_array(self._stored[name])
+        if name not in self._moments:
+            return float(np.square(change).sum())
+        rows, covariance = self._moments[name]
+        return response_energy(rows.of(change), covariance)
+
+    @cached_property
+    def _stored(self) -> dict[str, onnx.TensorProto]:
+        return {tensor.name: tensor for tensor in self._model.graph.initializer}
+
+    @cached_property
+    def _moments(self) -> dict[str, tuple[Rows, np.ndarray]]:
+        """By layer, how its weight is in rows, and the covariance of its inputs."""
+        if not self.bias_of:
+            return {}
+        graph = import_model(self._model)
+        found = [
+            rows
+            for weight in weights(graph, lambda node, reason: None)
+            if weight.name in self._by_layer and isinstance(rows := rows_of(weight, graph.opset), Rows)
+        ]
+        measured = input_moments(self._model, found, self.context().need_calibrator())
+        return {
+            rows.weight.name: (rows, moments.judging(centered=True))
+            for rows, moments in measured
+            if moments.refusal(centered=True) is None
+        }
 
     def packed_bytes(self, settings: Settings) -> float:
         """Of the layers that the space is about; others are the same in every candidate."""
         return sum(self.layer(name, settings).packed_bytes for name in self._by_layer)
 
-    def _tensor(self, name: str, settings: Settings) -> onnx.TensorProto:
+    def _tensors_of(self, name: str, settings: Settings) -> list[onnx.TensorProto]:
+        """The layer's weight, and its bias if that moves with it."""
+        bias = self.bias_of.get(name)
         if self.alone and not any(settings[one.name] for one in self._by_layer[name]):
-            return next(one for one in self._model.graph.initializer if one.name == name)
-        return onnx.numpy_helper.from_array(self.layer(name, settings).values, name)
+            return [self._stored[one] for one in (name, bias) if one]
+        found = self.layer(name, settings)
+        made = [onnx.numpy_helper.from_array(found.values, name)]
+        if bias and found.bias is not None:
+            made.append(onnx.numpy_helper.from_array(found.bias, bias))
+        return made
 
     def _key(self, name: str, settings: Settings) -> Key:
         return tuple(settings[one.name] for one in (*self._global, *self._by_layer[name]))
@@ -130,13 +213,16 @@ class Composer:
         model = self._model
         for step in self.space.calls(alike):
             options = {**step.options, **ALONE.get(step.name, {})}
-            model, _ = apply_pass(configure(find(step.name), options), model, Context())
+            model, _ = apply_pass(configure(find(step.name), options), model, self.context())
         graph = import_model(model)
         found = weights(graph, lambda node, reason: None, bodies=True, everywhere=True)
+        stored = {one.name: one for one in model.graph.initializer} if self.bias_of else {}
         for weight in found:
             if weight.name in self._by_layer:
                 values = np.asarray(constant_value(weight.tensor, graph.opset), np.float32)
-                self._keep(weight.name, self._key(weight.name, alike), values)
+                bias = self.bias_of.get(weight.name)
+                moved = None if bias is None else onnx.numpy_helper.to_array(stored[bias])
+                self._keep(weight.name, self._key(weight.name, alike), values, moved)
             elif not self.alone and self._others_of is None and weight.name in self._tensors:
                 values = np.asarray(constant_value(weight.tensor, graph.opset), np.float32)
                 self._tensors[weight.name].CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
@@ -163,14 +249,27 @@ class Composer:
                 alike[one.name] = value
         return alike
 
-    def _keep(self, name: str, key: Key, values: np.ndarray) -> None:
+    def _keep(self, name: str, key: Key, values: np.ndarray, bias: np.ndarray | None) -> None:
         if (name, key) in self._known:
             self._known.move_to_end((name, key))
             return
-        self._known[name, key] = Changed(np.ascontiguousarray(values), packed_estimate(values))
+        self._known[name, key] = Changed(np.ascontiguousarray(values), packed_estimate(values), bias)
         self._bytes += values.nbytes
         while self._bytes > KEPT_BYTES and len(self._known) > len(self._by_layer):
             self._bytes -= self._known.popitem(last=False)[1].values.nbytes
+
+
+def _biases_of(model: onnx.ModelProto, layers: Collection[str]) -> dict[str, str]:
+    """Layer -> its bias, an initializer that moves where it stands."""
+    graph, found = import_model(model), {}
+    for weight in weights(graph, lambda node, reason: None):
+        if weight.name not in layers:
+            continue
+        place = bias_place(graph, weight.nodes[0]) if len(weight.nodes) == 1 else None
+        bias = None if place is None else own_bias(graph, place, weight.tensor.shape[weight.axis])
+        if bias is not None:
+            found[weight.name] = str(bias.name)
+    return found
 
 
 def packed_estimate(values: np.ndarray) -> float:

@@ -143,7 +143,9 @@ def open_search(request: SearchRequest, clock: Clock, status: Callable[[str], No
     costs.base(request.minimize)
     bench = Bench(space, goal, base, first, judges, costs, services, clock, status)
     if benches.can_compose(goal):
-        bench.composer = Composer.of(base, benches.local_part(space, first))
+        bench.composer = Composer.of(
+            base, benches.local_part(space, first), context=lambda: services.context("layers")
+        )
     return Opened(request, bench, division, original, _identity(request, space, division))
 
 

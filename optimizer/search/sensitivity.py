@@ -144,7 +144,7 @@ class Single:
             Dimension(one.name, 0, one.option, one.layer, one.levels, one.choices) for one in dimensions
         )
         self.space = Space((step,), own)
-        self.composer = Composer.of(model, self.space, alone=True)
+        self.composer = Composer.of(model, self.space, alone=True, context=context)
 
     def candidate(self, dimension: Dimension, value: Value) -> onnx.ModelProto:
         if self.composer is None:

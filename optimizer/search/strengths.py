@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -22,6 +22,8 @@ CHANNELS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
 BITS = (0, 8, 7, 6, 5, 4, 3, 2)
 VALUES = (0, 64, 48, 32, 24, 16, 12, 10, 8, 7, 6, 5, 4, 3)
 TRADEOFFS = (0.0, 0.004, 0.008, 0.016, 0.03, 0.06, 0.12)
+COMPENSATED_TRADEOFFS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.065, 0.08, 0.1, 0.13, 0.17, 0.22)
+"""Of what layers answer: what one weight does, others make up for."""
 RANKS = (0.875, 0.75, 0.625, 0.5, 0.4375, 0.375, 0.3125, 0.25, 0.1875, 0.125)
 """Shares of the full rank."""
 
@@ -83,6 +85,7 @@ FINER = Strength("layer_centroids", _same(*VALUES), {"layers": {"*": 3}}, rising
 """Of codebook where the packed file counts: its code needs no whole number of bits."""
 PRICED = Strength("layer_tradeoffs", _same(*TRADEOFFS), {"layers": {"*": 3}})
 """Beside it: the same number of values takes fewer bytes where rare ones are used less."""
+COMPENSATED = replace(PRICED, levels=_same(*COMPENSATED_TRADEOFFS))
 
 
 def layers_of(
@@ -116,7 +119,8 @@ def per_layer(
     settled = {*step.options.get("layers", {}), *step.options.get("layer_centroids", {})}
     finer = packed and step.name == "codebook" and not levels
     dimensions = []
-    for strength in (FINER, PRICED) if finer else (STRENGTHS[step.name],):
+    priced = PRICED if step.options.get("rounding", "nearest") == "nearest" else COMPENSATED
+    for strength in (FINER, priced) if finer else (STRENGTHS[step.name],):
         settled |= {*step.options.get(strength.option, {})}
         for weight in found:
             own = tuple(levels) or strength.levels(weight)

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import onnx
 
 from onnx_lathe.errors import LatheError
 from onnx_lathe.optimizer.search.bench import Bench
@@ -58,7 +57,7 @@ def _by_weights(
     progress: Progress,
 ) -> dict[str, list[Option]]:
     """Noise is measured for a few strengths of each layer; for the others it follows from the squared change of the
-    weights, to which it is nearly proportional.
+    weights, or of what the layer answers, to which it is nearly proportional.
     """
     base, found = weakest(bench.space), dict[str, list[Option]]()
     names = layers(bench.space)
@@ -76,13 +75,11 @@ def _by_weights(
 def _changes(
     bench: Bench, composer: Composer, in_time: Callable[[], bool], progress: Progress
 ) -> dict[str, list[tuple[Mapping[str, Value], float, float]]]:
-    """Layer -> (settings, packed bytes, squared change of the weights): on the lower convex hull, and on the way
+    """Layer -> (settings, packed bytes, harm as Composer has it): on the lower convex hull, and on the way
     there. Each run has another setting for every layer. What earlier steps do begins with nothing: where the last
     one has a price on its code, they add little.
     """
     names, base = layers(bench.space), weakest(bench.space)
-    stored = {one.name: one for one in bench.base.graph.initializer}
-    before = {name: onnx.numpy_helper.to_array(stored[name]).astype(np.float64) for name in names}
     own = {name: [one for one in bench.space.dimensions if one.layer == name] for name in names}
     exploring = {
         name: Exploring(
@@ -104,7 +101,7 @@ def _changes(
         settings = {**base, **dict(itertools.chain(*(mine.items() for mine in chosen.values())))}
         for name, place in places.items():
             changed = composer.layer(name, settings)
-            moved = float(np.square(changed.values - before[name]).sum())
+            moved = composer.harm(name, changed)
             exploring[name].add(place, changed.packed_bytes, moved)
             changes[name].append((chosen[name], changed.packed_bytes, moved))
     return changes
@@ -125,8 +122,7 @@ def _noise_curve(
     if not hull:
         return lambda moved: 0.0
     places = np.unique(np.linspace(0, len(hull) - 1, min(SAMPLED, len(hull))).round().astype(int))
-    single = Composer(bench.base, composer.space, alone=True)
-    single.share(composer)
+    single = composer.single()
     points = []
     for place in places:
         own, _, moved = hull[place]

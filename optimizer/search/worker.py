@@ -4,6 +4,7 @@ It ends when its time is up, when it is asked to, when its caller's end of the p
 never in the middle of a write, which would leave the journal locked.
 """
 
+import os
 import pickle
 import signal
 import sys
@@ -20,6 +21,7 @@ from onnx_lathe.optimizer.search.storage import Shared, end_between, open_storag
 TABLE, BEGUN = "lathe:table", "lathe:begun"
 """Attributes of a study: what was measured layer by layer, and that its first trials are there."""
 WAIT_S = 0.2
+STANDARD_INPUT = 0
 
 
 def main() -> int:
@@ -48,7 +50,9 @@ def main() -> int:
 
 
 def _end_with_caller() -> None:
-    sys.stdin.buffer.read()
+    # not by sys.stdin: an interpreter that ends while another thread reads it is aborted
+    while os.read(STANDARD_INPUT, 1 << 12):
+        pass
     end_between()
 
 

@@ -23,11 +23,19 @@ from itertools import groupby
 import numpy as np
 
 from onnx_lathe.errors import PassError, UsageError
-from onnx_lathe.passes.codebook.options import Meanwhile, Sharing
-from onnx_lathe.passes.codebook.sharing import ClusterJob, Small, ladder
+from onnx_lathe.passes.codebook.compensation import Chosen, compensated
+from onnx_lathe.passes.codebook.options import HESSIAN, Meanwhile, Sharing
+from onnx_lathe.passes.codebook.sharing import (
+    ClusterJob,
+    Small,
+    ValueCounts,
+    ladder,
+    value_counts,
+    with_four_bits,
+)
 from onnx_lathe.passes.codebook.summary import Total, entropy_of, how_many, quality
 from onnx_lathe.passes.codebook.trial_model import TrialModel
-from onnx_lathe.passes.codebook.writer import FOUR_BIT_VALUES, CodebookWriter, Part, index_bits, stored_bytes
+from onnx_lathe.passes.codebook.writer import CodebookWriter, Part, index_bits, stored_bytes
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.core.registry import register
@@ -45,24 +53,12 @@ from onnx_lathe.passes.graph.biases import biases
 from onnx_lathe.passes.graph.bodies import all_tensors
 from onnx_lathe.passes.graph.initializers import read, write
 from onnx_lathe.passes.graph.layers import Weight, codebook_of, not_float, other_use, stored_in, weights
-from onnx_lathe.passes.graph.model import FOUR_BIT_OPSET, export_model, sparse_tensors
-from onnx_lathe.passes.graph.opset import raise_opset
+from onnx_lathe.passes.graph.model import export_model, sparse_tensors
 from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.numerics.clustering.bit_choice import fewest_bytes
 from onnx_lathe.passes.numerics.clustering.codebook_pools import Clustered
 from onnx_lathe.passes.numerics.clustering.kmeans import Rule, distinct_values, signal_and_noise
 from onnx_lathe.passes.numerics.clustering.mantissa import round_mantissa
-
-
-@dataclass(frozen=True)
-class ValueCounts:
-    """How many values each weight may have; 0 leaves it as it is. `own`: of those that an option names."""
-
-    general: int
-    own: Mapping[str, int]
-
-    def of(self, name: str) -> int:
-        return self.own.get(name, self.general)
 
 
 @register
@@ -89,6 +85,7 @@ class Codebook(Pass):
                     "codebook: seed is about init=kmeans++; "
                     f"for the order of the data, write training={{seed: {self.seed}}}"
                 )
+            self.check_rounding("training" if self.training is not None else None)
             if self.training is not None and self.min_sqnr is not None:
                 raise UsageError(
                     "codebook: min_sqnr bounds what sharing alone does; "
@@ -112,19 +109,24 @@ class Codebook(Pass):
         report = PassReport()
         found = list(weights(graph, refuse=report.skip, bodies=True, everywhere=True))
         refused = [skip.node for skip in report.skips]
-        counts = _value_counts(self.config, found, refused)
+        counts = value_counts(self.config, found, refused)
         own = by_weight(self.config.layer_tradeoffs, found, refused, "codebook(layer_tradeoffs=...)")
         jobs = self._jobs(graph, found, counts, own, report)
-        small = self._rounded_codebooks(found, counts) + self._small_biases(graph, found, counts, report)
-        if self.config.min_sqnr is not None and (jobs or small):
-            jobs = self._fewest_bits(graph, jobs, small, context, report)
-        jobs, small = _with_four_bits(graph, jobs, small, report)
-        if self.trains and (jobs or small):
-            self._train(graph, jobs, small, context, report)
-        writer, total = CodebookWriter(graph), Total()
-        for job in jobs:
-            context.progress(f"clustering {job.weights[0].name}")
-            self._store(writer, job, total, report)
+        total = Total()
+        if self.config.rounding == HESSIAN:
+            jobs, _ = with_four_bits(graph, jobs, [], report)
+            chosen = compensated(graph, jobs, [self._rule(job) for job in jobs], context, report)
+            self._store(graph, jobs, chosen, total, context, report)
+            found = list(weights(graph, refuse=lambda node, reason: None, bodies=True, everywhere=True))
+            small = self._small(graph, found, counts, report)
+        else:
+            small = self._small(graph, found, counts, report)
+            if self.config.min_sqnr is not None and (jobs or small):
+                jobs = self._fewest_bits(graph, jobs, small, context, report)
+            jobs, small = with_four_bits(graph, jobs, small, report)
+            if self.trains and (jobs or small):
+                self._train(graph, jobs, small, context, report)
+            self._store(graph, jobs, {}, total, context, report)
         for _, items in groupby(small, key=lambda item: (item.kind, item.node)):
             self._write(list(items), report)
         priced = self._priced
@@ -246,6 +248,11 @@ class Codebook(Pass):
                     small.setdefault(leaf.name, Small(weight.nodes[0].name, leaf, 256, "codebook"))
         return list(small.values())
 
+    def _small(
+        self, graph: Graph, found: list[Weight], counts: ValueCounts, report: PassReport
+    ) -> list[Small]:
+        return self._rounded_codebooks(found, counts) + self._small_biases(graph, found, counts, report)
+
     def _small_biases(
         self, graph: Graph, found: list[Weight], counts: ValueCounts, report: PassReport
     ) -> list[Small]:
@@ -291,11 +298,31 @@ class Codebook(Pass):
                 report.edit(tensors[name].outputs[0].name, f"{name} was trained")
         report.metrics.update(result.metrics)
 
-    def _store(self, writer: CodebookWriter, job: ClusterJob, total: Total, report: PassReport) -> None:
-        """Puts the codebooks of a job into the graph, or says why not."""
+    def _store(
+        self,
+        graph: Graph,
+        jobs: list[ClusterJob],
+        chosen: Mapping[str, Chosen],
+        total: Total,
+        context: Context,
+        report: PassReport,
+    ) -> None:
+        writer = CodebookWriter(graph)
+        for job in jobs:
+            context.progress(f"clustering {job.weights[0].name}")
+            self._store_one(writer, job, chosen.get(job.weights[0].name), total, report)
+
+    def _store_one(
+        self, writer: CodebookWriter, job: ClusterJob, chosen: Chosen | None, total: Total, report: PassReport
+    ) -> None:
+        """Puts the codebooks of a job into the graph, those that are chosen already or by value; or says why not."""
         trained = self.trains and job.has_few_values()
         arrays, rule = job.values(), self._rule(job)
-        outcome = job.encoded(arrays, replace(rule, tradeoff=0.0) if trained else rule)
+        outcome = (
+            job.encoded(arrays, replace(rule, tradeoff=0.0) if trained else rule)
+            if chosen is None
+            else chosen.outcome
+        )
         codebooks = [
             writer.codebook(job.codebook_name(number), encoded.centroids)
             for number, (_, encoded) in enumerate(outcome)
@@ -327,6 +354,9 @@ class Codebook(Pass):
                     f"{entropy[0]:.2f} bits per weight"
                     + ("" if trained else f" ({entropy[1]:.2f} by nearest value)")
                 )
+            if chosen is not None:
+                what.append(chosen.said)
+                chosen.move_bias(writer.graph, writer.taken)
             if self.config.min_sqnr is not None and not job.fixed:
                 what.append(f"{job.k.bit_length() - 1} bits chosen")
             writer.replace(weight.tensor, parts, weight.axis)
@@ -353,38 +383,9 @@ class Codebook(Pass):
 def _needs(config: Codebook.Config) -> tuple[str, ...]:
     if config.training is not None:
         return ("trainer",)
+    if config.rounding == HESSIAN:
+        return ("calibrator",)
     return ("runner",) if config.min_sqnr is not None else ()
-
-
-def _value_counts(config: Codebook.Config, found: list[Weight], refused: list[str]) -> ValueCounts:
-    bits = by_weight(config.layers, found, refused, "codebook(layers=...)")
-    centroids = by_weight(config.layer_centroids, found, refused, "codebook(layer_centroids=...)")
-    own = {name: 2**given if given else 0 for name, given in bits.items()}
-    return ValueCounts(config.centroids or 2**config.bits, own | centroids)
-
-
-def _with_four_bits(
-    graph: Graph, jobs: list[ClusterJob], small: list[Small], report: PassReport
-) -> tuple[list[ClusterJob], list[Small]]:
-    """Raises the opset if it has no 4-bit indices and a codebook of at most 16 values would have them. Returns
-    what is clustered, of the graph as it is then.
-    """
-    opset, few = graph.opset, any(group.k <= FOUR_BIT_VALUES for job in jobs for group in job.groups)
-    if opset >= FOUR_BIT_OPSET or not few:
-        return jobs, small
-    reason = raise_opset(graph, FOUR_BIT_OPSET)
-    if reason is not None:
-        report.warnings.append(
-            f"indices of up to {FOUR_BIT_VALUES} values take 8 bits, not 4: "
-            f"opset {opset} has no 4-bit integers and cannot be raised ({reason}); export at {FOUR_BIT_OPSET} or later"
-        )
-        return jobs, small
-    found = weights(graph, refuse=lambda node, reason: None, bodies=True, everywhere=True)
-    again, tensors = {weight.name: weight for weight in found}, all_tensors(graph)
-    return (
-        [replace(job, weights=tuple(again[weight.name] for weight in job.weights)) for job in jobs],
-        [replace(item, tensor=tensors[item.tensor.name]) for item in small],
-    )
 
 
 def _skip(job: ClusterJob, reason: str, report: PassReport) -> None:

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
+from onnx_lathe.errors import UsageError
 from onnx_lathe.passes.core.options import option
 from onnx_lathe.passes.numerics.clustering.kmeans import STARTS
+
+HESSIAN = "hessian"
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,15 @@ class Sharing:
     method: str = option(
         "lloyd", "k-means, or the optimum by dynamic programming", choices=("lloyd", "exact")
     )
+    rounding: str = option(
+        "nearest",
+        "each weight takes the nearest shared value, or the one that keeps what its layer answers on calibration data",
+        choices=("nearest", HESSIAN),
+    )
     tradeoff: float = option(
         0.0,
-        "squared error, relative to the weights' square, that is taken to save one bit of a weight's code",
+        "squared error, relative to the square of the weights (rounding=hessian: of what layers answer), that is taken "
+        "to save one bit of a weight's code",
         low=0.0,
     )
     layer_tradeoffs: dict[str, float] = option(
@@ -60,6 +69,19 @@ class Sharing:
     # save.
     min_size: int = option(256, "smaller weights are left as they are", unit="elements", low=1)
     seed: int = option(0, "seed of init=kmeans++", low=0)
+
+    def check_rounding(self, training: str | None) -> None:
+        """Raises UsageError for options that rounding=hessian does not go with; `training` is the name of what trains."""
+        if self.rounding != HESSIAN:
+            return
+        others = {
+            training: training,
+            "min_sqnr": self.min_sqnr is not None,
+            "share=network": self.share == "network",
+        }
+        for name, given in others.items():
+            if given:
+                raise UsageError(f"codebook: rounding=hessian does not go with {name}; leave one of them out")
 
 
 @dataclass(frozen=True)

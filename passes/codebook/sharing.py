@@ -5,10 +5,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnx_lathe.passes.codebook.options import Sharing
 from onnx_lathe.passes.codebook.trial_model import TrialModel
-from onnx_lathe.passes.graph import Constant
+from onnx_lathe.passes.codebook.writer import FOUR_BIT_VALUES
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.graph import Constant, Graph
+from onnx_lathe.passes.graph.bodies import all_tensors
 from onnx_lathe.passes.graph.initializers import read
-from onnx_lathe.passes.graph.layers import Weight
+from onnx_lathe.passes.graph.layers import Weight, weights
+from onnx_lathe.passes.graph.model import FOUR_BIT_OPSET
+from onnx_lathe.passes.graph.opset import raise_opset
+from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.numerics.clustering.bit_choice import Rung, expected_noise
 from onnx_lathe.passes.numerics.clustering.codebook_pools import CodebookGroup, Piece, channel_groups, decoded
 from onnx_lathe.passes.numerics.clustering.kmeans import Encoded, Rule, distinct_values, signal_and_noise
@@ -136,4 +143,46 @@ def _distortion(job: ClusterJob, rule: Rule) -> float:
         signal_and_noise(array, encoded.centroids, indices)[1]
         for group, encoded in job.encoded(values, rule)
         for array, indices in zip(group.arrays(values), encoded.indices, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class ValueCounts:
+    """How many values each weight may have; 0 leaves it as it is. `own`: of those that an option names."""
+
+    general: int
+    own: Mapping[str, int]
+
+    def of(self, name: str) -> int:
+        return self.own.get(name, self.general)
+
+
+def value_counts(config: Sharing, found: list[Weight], refused: list[str]) -> ValueCounts:
+    bits = by_weight(config.layers, found, refused, "codebook(layers=...)")
+    centroids = by_weight(config.layer_centroids, found, refused, "codebook(layer_centroids=...)")
+    own = {name: 2**given if given else 0 for name, given in bits.items()}
+    return ValueCounts(config.centroids or 2**config.bits, own | centroids)
+
+
+def with_four_bits(
+    graph: Graph, jobs: list[ClusterJob], small: list[Small], report: PassReport
+) -> tuple[list[ClusterJob], list[Small]]:
+    """Raises the opset if it has no 4-bit indices and a codebook of at most 16 values would have them. Returns
+    what is clustered, of the graph as it is then.
+    """
+    opset, few = graph.opset, any(group.k <= FOUR_BIT_VALUES for job in jobs for group in job.groups)
+    if opset >= FOUR_BIT_OPSET or not few:
+        return jobs, small
+    reason = raise_opset(graph, FOUR_BIT_OPSET)
+    if reason is not None:
+        report.warnings.append(
+            f"indices of up to {FOUR_BIT_VALUES} values take 8 bits, not 4: "
+            f"opset {opset} has no 4-bit integers and cannot be raised ({reason}); export at {FOUR_BIT_OPSET} or later"
+        )
+        return jobs, small
+    found = weights(graph, refuse=lambda node, reason: None, bodies=True, everywhere=True)
+    again, tensors = {weight.name: weight for weight in found}, all_tensors(graph)
+    return (
+        [replace(job, weights=tuple(again[weight.name] for weight in job.weights)) for job in jobs],
+        [replace(item, tensor=tensors[item.tensor.name]) for item in small],
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnx
@@ -12,6 +12,8 @@ from onnx_lathe.passes.graph.evaluate import Evaluator
 from onnx_lathe.placement import CANONICAL, Placement
 from onnx_lathe.protocols import Observed, Profile, Rounded, Shaping, TrainResult
 from onnx_lathe.tiles import Tiles
+
+T = TypeVar("T")
 
 
 class TensorStatistics(Protocol):
@@ -44,6 +46,11 @@ class Calibrator(Protocol):
     def observe(self, model: onnx.ModelProto, tensors: Sequence[str]) -> Iterator[Observed]:
         """The values of these tensors, batch by batch, the same samples in the same order at every call. First
         axes need not be a batch: each sample may be a call of its own.
+        """
+
+    def remembered(self, model: onnx.ModelProto, what: str, make: Callable[[], T], size_bytes: int) -> T:
+        """What `make` gives, which follows from the model, the data and the name `what` alone, and takes so much memory;
+        if little else was asked for since, without making it again. It is not to be changed.
         """
 
 

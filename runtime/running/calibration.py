@@ -7,6 +7,7 @@ another order.
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -36,6 +37,11 @@ OUTPUT_BYTES = 1 << 28
 REMEMBERED_MODELS = 4
 """Statistics of that many models are kept for the next pass that asks; about 100 KB per tensor."""
 
+REMEMBERED_BYTES = 1 << 30
+"""Of what else passes had made of the data."""
+
+T = TypeVar("T")
+
 FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)")
 
 
@@ -59,6 +65,7 @@ class StreamingCalibrator:
         self.progress = progress
         # by content of the model, the latest last
         self._known: OrderedDict[str, dict[str, Histogram]] = OrderedDict()
+        self._made: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()
 
     def statistics(
         self, model: onnx.ModelProto, tensors: Sequence[str], optional: Collection[str] = ()
@@ -95,7 +102,7 @@ class StreamingCalibrator:
         sampled = max(SAMPLED_PER_SAMPLE, SAMPLED_VALUES // max(expected, 1))
         session = _session(model, tensors)
         samples, rows_at_once = 0, 1  # one row tells how much memory the others will take
-        for feeds, count, divisible in self._feeds(session):
+        for feeds, count, _, divisible in self._feeds(session):
             start = 0
             while start < count:
                 end = min(start + rows_at_once, count) if divisible else count
@@ -133,11 +140,26 @@ class StreamingCalibrator:
         """
         session = _session(model, tensors)
         samples = 0
-        for feeds, count, _ in self._feeds(session):
+        for feeds, count, rows, _ in self._feeds(session):
             outputs = ort.run(session, feeds)
-            yield Observed({name: feeds[name] if name in feeds else outputs[name] for name in tensors}, count)
+            yield Observed(
+                {name: feeds[name] if name in feeds else outputs[name] for name in tensors}, count, rows
+            )
             samples += count
             self._tell(samples)
+
+    def remembered(self, model: onnx.ModelProto, what: str, make: Callable[[], T], size_bytes: int) -> T:
+        """What `make` gives, as an earlier call for the same content of the model and `what` has it, if it is one of
+        the last that take no more than REMEMBERED_BYTES together.
+        """
+        key = model_fingerprint(model), what
+        if key not in self._made:
+            self._made[key] = make(), size_bytes
+        self._made.move_to_end(key)
+        found: T = self._made[key][0]
+        while sum(size for _, size in self._made.values()) > REMEMBERED_BYTES:
+            self._made.popitem(last=False)
+        return found
 
     def _samples(self, first: int, last: int) -> str:
         """A phrase for the samples that a run took from the `first` to the `last` place, as the data
@@ -154,8 +176,10 @@ class StreamingCalibrator:
 
     def _feeds(
         self, session: onnxruntime.InferenceSession
-    ) -> Iterator[tuple[dict[str, np.ndarray], int, bool]]:
-        """(inputs, samples, whether they may be run in parts), `limit` samples in all; at least one batch."""
+    ) -> Iterator[tuple[dict[str, np.ndarray], int, int, bool]]:
+        """(inputs, samples, these with repeats, whether they may be run in parts), `limit` samples in all; at least one
+        batch.
+        """
         names = [value.name for value in session.get_inputs()]
         fixed = fixed_batch([value.shape for value in session.get_inputs()])
         samples = 0
@@ -170,10 +194,10 @@ class StreamingCalibrator:
                 continue
             if batch.per_call:
                 calls = (batch.call(row) for row in range(count))
-                yield from (({name: call[name] for name in names}, 1, False) for call in calls)
+                yield from (({name: call[name] for name in names}, 1, 1, False) for call in calls)
             else:
                 rows = np.arange(fixed or count) % count  # a fixed batch is filled up with repeats
-                yield {name: batch.inputs[name][rows] for name in names}, count, fixed is None
+                yield {name: batch.inputs[name][rows] for name in names}, count, len(rows), fixed is None
             samples += count
             if samples >= self.limit:
                 return

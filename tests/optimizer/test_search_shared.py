@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from onnx_lathe.optimizer.search.clock import Clock
 from onnx_lathe.optimizer.search.loop import Loop
 from onnx_lathe.optimizer.search.space import Dimension, Settings, Space
 from onnx_lathe.optimizer.search.storage import BUSY, Shared, end_between, open_storage
+from onnx_lathe.runtime import processes
 from tests.support.builders import build, random
 from tests.support.models import ROOT
 from tests.support.postgres import server
@@ -219,3 +221,23 @@ def test_a_database_that_is_not_there_is_told_without_the_password() -> None:
     assert "cannot be opened" in str(refused.value)
     assert "secret" not in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_process_that_is_done_before_its_caller_ends_in_peace() -> None:
+    """While another of its threads waits for the caller's end of the pipe to close."""
+    code = (
+        "import pickle, sys, threading, time\n"
+        "from onnx_lathe.optimizer.search import worker\n"
+        "pickle.load(sys.stdin.buffer)\n"
+        "threading.Thread(target=worker._end_with_caller, daemon=True).start()\n"
+        "time.sleep(0.3)\n"
+    )
+    with processes.running(
+        [sys.executable, "-c", code], processes.environment(), stderr=subprocess.PIPE
+    ) as child:
+        assert child.process.stdin is not None
+        assert child.process.stderr is not None
+        pickle.dump("request", child.process.stdin)
+        child.process.stdin.flush()
+        assert child.process.wait(60) == 0
+        assert child.process.stderr.read() == b""

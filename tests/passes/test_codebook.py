@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.passes.codebook import codebook as module
+from onnx_lathe.passes.codebook import sharing
 from onnx_lathe.passes.codebook.codebook import Codebook
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.services import Context
@@ -82,7 +82,7 @@ def test_more_than_sixteen_values_leave_the_opset_as_it_is() -> None:
 
 
 def test_an_opset_that_cannot_be_raised_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "raise_opset", lambda graph, wanted: "it has a node of another domain")
+    monkeypatch.setattr(sharing, "raise_opset", lambda graph, wanted: "it has a node of another domain")
     after, report = share(build(LAYER, 17, w=random(40, 50)), bits=4)
     assert constants(after)["w_indices"].dtype == np.uint8
     assert "take 8 bits, not 4: opset 17" in report.warnings[0]

@@ -10,7 +10,7 @@ from onnx_lathe.passes.core.services import Calibrator
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.ancestors import model_up_to
 from onnx_lathe.passes.graph.biases import BIAS_INPUT
-from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.initializers import read, write
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT
 from onnx_lathe.passes.graph.model import sparse_tensors, unused_name
 from onnx_lathe.passes.graph.rewire import is_output
@@ -114,6 +114,25 @@ def _is_plain(graph: Graph, tensor: Tensor) -> bool:
         and tensor.dtype == np.float32
         and tensor.name not in sparse_tensors(graph)
     )
+
+
+def shift(graph: Graph, place: BiasPlace, change: np.ndarray, taken: set[str]) -> None:
+    """Adds the change to the bias, where it stands if nothing else reads it."""
+    tensor = own_bias(graph, place, change.size)
+    if tensor is None:
+        place.set(moved(place, change, taken))
+        return
+    values = read(tensor)
+    write(tensor, (values + (change / place.factor).reshape(values.shape)).astype(np.float32))
+
+
+def own_bias(graph: Graph, place: BiasPlace, channels: int) -> Constant | None:
+    """The bias, if nothing else reads it and it has a number for each output channel and no more."""
+    tensor = place.tensor
+    if not isinstance(tensor, Constant) or len(tensor.outputs) != 1 or is_output(graph, tensor):
+        return None
+    # a column of a Gemm may have as many: one for each sample
+    return tensor if tuple(tensor.shape[-1:]) == (channels,) == (read(tensor).size,) else None
 
 
 def moved(place: BiasPlace, change: np.ndarray, taken: set[str]) -> Constant:
