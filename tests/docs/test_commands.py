@@ -143,7 +143,8 @@ def pixels(one: Command, folder: Path):  # type: ignore[no-untyped-def]
             if path.is_symlink():
                 with np.load(path) as arrays:
                     kept = {name: arrays[name] for name in arrays.files}
-                kept["image"] = (255 * kept["image"]).astype(np.uint8)
+                if "image" in kept:
+                    kept["image"] = (255 * kept["image"]).astype(np.uint8)
                 source = path.resolve()
                 path.unlink()
                 np.savez(path, **kept)

@@ -19,23 +19,9 @@ from onnx_lathe.passes.prune.prune import Prune
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from tests.support.builders import build, random, run
-from tests.support.codebooks import constants, decoded, share
+from tests.support.codebooks import HESSIAN, constants, context, decoded, mixed, share
 from tests.support.int8 import Rows
 from tests.support.models import load_foreign, shipped_with_onnx
-
-HESSIAN = {"rounding": "hessian", "min_size": 16}
-
-
-def mixed(*shape: int) -> np.ndarray:
-    """Samples whose inputs depend on each other and are not around 0, as those behind a ReLU."""
-    size = int(np.prod(shape[1:]))
-    mixing = np.random.default_rng(0).standard_normal((6, size)).astype(np.float32)
-    values = random(shape[0], len(mixing)) @ mixing / 3 + 0.3 * random(shape[0], size) + 0.5
-    return np.maximum(values, 0).reshape(shape)
-
-
-def context(**inputs: np.ndarray) -> Context:
-    return Context(calibrator=StreamingCalibrator(Rows(**inputs)))
 
 
 def both(

@@ -11,9 +11,8 @@ from onnx_lathe.passes.graph.layers import weights
 from onnx_lathe.passes.graph.model import import_model
 from onnx_lathe.runtime.running import calibration
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
-from tests.passes.test_codebook_compensation import HESSIAN, context, mixed
 from tests.support.builders import build, random, run
-from tests.support.codebooks import constants, decoded, share
+from tests.support.codebooks import HESSIAN, constants, context, decoded, mixed, share
 from tests.support.int8 import Rows
 
 GEMM = "(float[N, 24] x) => (float[N, 60] y) { y = Gemm (x, w, b) }"
