@@ -32,17 +32,9 @@ _INTEGERS = _Suited(
     "INT8 wherever the gates allow it",
 )
 _SUITED: Mapping[str, _Suited] = {
-    "pack": _Suited(
-        "fold, codebook(rounding=hessian, mantissa=7, biases=8)",
-        "packed",
-        (),
-        "shared values with short codes, which pack well",
-    ),
+    "pack": _Suited("fold, prune, codebook", "packed", (), "zeros and shared values, which pack well"),
     "onnx": _Suited(
-        "fold, codebook(rounding=hessian)",
-        "size",
-        (),
-        "shared values, which a plain ONNX file stores in 4 or 8 bits",
+        "fold, codebook", "size", (), "shared values, which a plain ONNX file stores in 4 or 8 bits"
     ),
 }
 

@@ -18,7 +18,7 @@ from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.search.judging import Leniency, Measured, Verdict, judged, noise
 from onnx_lathe.optimizer.search.storage import Tried
 
-LARGER = (0.5, 0.16, 0.06, 0.02, 0.0)
+LARGER = (0.16, 0.06, 0.02, 0.0)
 """How much larger than the smallest candidate the others may be that are confirmed before it."""
 MOST = len(LARGER)
 

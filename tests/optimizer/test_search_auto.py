@@ -17,13 +17,13 @@ from tests.support.builders import build, random
 from tests.support.command import refused
 
 pytest.importorskip("optuna")
-NETWORK = "(float[N, 12] x) => (float[N, 6] y) { h = Gemm (x, w1, b1)  r = Relu (h)  y = Gemm (r, w2, b2) }"
+NETWORK = "(float[N, 12] x) => (float[N, 6] y) { h = MatMul (x, w1)  r = Relu (h)  y = MatMul (r, w2) }"
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """With a model and labels that are its own answers, as current directory."""
-    model = build(NETWORK, w1=random(12, 64), w2=random(64, 6), b1=random(64), b2=random(6))
+    model = build(NETWORK, w1=random(12, 64), w2=random(64, 6))
     onnx.save(model, tmp_path / "model.onnx")
     inputs = random(2000, 12)  # enough to tell a drop of 10 points, and to confirm the winner
     labels = onnx_lathe.open(model).run(["y"], {"x": inputs})[0].argmax(1)
@@ -46,7 +46,7 @@ def test_it_ends_with_the_target(target: str, built: str, place: Path) -> None:
     names = {one["name"]: one for one in record["final"]["targets"]}
     assert names[target]["error"] is None
     assert (place / "build" / "search" / "best" / built).exists()
-    assert record["winner"]["ratio"] < 0.75
+    assert record["winner"]["ratio"] < 0.6
     assert record["final"]["gates"][0]["passed"]
 
 
@@ -55,9 +55,9 @@ def test_it_ends_with_the_target(target: str, built: str, place: Path) -> None:
     [
         ("ncnn", "fold, equalize, int8", "size"),
         ("onnx, tensorrt-rtx", "fold, equalize, int8", "size"),
-        ("pack", "fold, codebook(rounding=hessian, mantissa=7, biases=8)", "packed"),
+        ("pack", "fold, prune, codebook", "packed"),
         ("ort, pack", "fold, prune, codebook, int8", "packed"),
-        ("onnx", "fold, codebook(rounding=hessian)", "size"),
+        ("onnx", "fold, codebook", "size"),
     ],
 )
 def test_passes_suit_the_target(target: str, passes: str, minimize: str) -> None:
