@@ -78,8 +78,8 @@ def rewrite(
 
     data: trains and calibrates, unless `train` and `calibration` name other data for that; it is needed by
     passes that do. classes: a file with the names of class folders, one a line, in the order of their
-    indices. fix_inputs: values of inputs that become constants, such as {"sr": 16000}. targets: for whom `int8` places Q/DQ pairs, such as "ort". on_report: called after each pass with
-    what it says of its edits, skips and warnings. progress: what a run prints, warnings included.
+    indices. fix_inputs: values of inputs that become constants, such as {"sr": 16000}. targets: for whom `int8`
+    places Q/DQ pairs, such as "ort". on_report: called after each pass with what it says of its edits, skips and warnings. progress: what a run prints, warnings included.
     """
     instances = _passes(passes)
     recipe = _asked(
@@ -208,8 +208,8 @@ def run(
 
     model: an ONNX file, packed or not, an .ort file, a .tflite, ncnn's .param with its .bin and .json beside it, QNN's
     model_ctx.onnx with its .bin and .json, or a TensorRT .engine with its .engine.json. against: another
-    one, such as the original, which it is compared with and timed in turn with. save: an .npz file for all outputs. fix_inputs: values that inputs
-    of either are always fed with, such as {"sr": 16000}.
+    one, such as the original, which it is compared with and timed in turn with. save: an .npz file for all outputs.
+    fix_inputs: values that inputs of either are always fed with, such as {"sr": 16000}.
     """
     recipe = _asked(Recipe(), eval=data, preprocess=preprocess, classes=classes, fix_inputs=fix_inputs)
     paths = [

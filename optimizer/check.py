@@ -45,7 +45,8 @@ class Check:
 def check(path: Path, calls: Sequence[Call], fix_inputs: Mapping[str, Any] = NOTHING) -> list[Check]:
     """Lowers the model for each target and asks it about every layer. The targets need not be available here.
 
-    fix_inputs: values of inputs that are looked at as constants. A reason that the lowering gives, such as a layer that it left in float, comes before the target's own.
+    fix_inputs: values of inputs that are looked at as constants. A reason that the lowering gives, such as a layer that
+    it left in float, comes before the target's own.
     Raises ModelError for a file that cannot be read, UsageError for a target that is unknown or only writes
     a file, TargetError where the target finds that the model cannot be run at all.
     """
