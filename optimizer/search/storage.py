@@ -166,8 +166,9 @@ class Shared:
 
         value = min(outcome.value, 1e6)
         with BUSY:
-            trial.set_user_attr(_OUTCOME, json.dumps(plain(asdict(outcome))))
+            # The outcome last: it is what makes the trial visible to the other processes.
             trial.set_user_attr(_PROCESS, f"{platform.node()}:{os.getpid()}")
+            trial.set_user_attr(_OUTCOME, json.dumps(plain(asdict(outcome))))
             if outcome.stopped:
                 trial.report(value, outcome.looks)
                 self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)

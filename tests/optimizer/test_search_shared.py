@@ -135,6 +135,27 @@ def test_an_outcome_comes_back_as_it_was(storage: str) -> None:
     assert tried.outcome == outcome
 
 
+def test_another_process_sees_a_trial_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optuna = pytest.importorskip("optuna")
+    space = Space((), (Dimension("x", 0, ("x",), choices=(1, 2)),))
+    name = f"journal:{tmp_path / 'j'}"
+    shared, other = (Shared.open(open_storage(name), "study", space, seed) for seed in (0, 1))
+    write = optuna.Trial.set_user_attr
+    seen = []
+
+    def written(trial: object, key: str, value: object) -> None:
+        write(trial, key, value)
+        seen.extend(other.finished())
+
+    monkeypatch.setattr(optuna.Trial, "set_user_attr", written)
+    trial, _ = shared.ask()
+    shared.tell(trial, Outcome(0.5, {}, True, 0.0, 1, True))
+    assert seen
+    assert seen == other.finished() * len(seen)
+
+
 def test_a_lock_that_a_killed_process_left_holds_up_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
