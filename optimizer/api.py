@@ -128,6 +128,7 @@ def optimize(
     out: str | Path = "build",
     retrain: str | None = None,
     launch: str | None = None,
+    parallel: str | None = None,
     memory: str | int | None = None,
     seed: int | None = None,
     resume: bool = False,
@@ -151,7 +152,7 @@ def optimize(
         raise UsageError('nothing to do; name passes, such as "fold, int8", or a recipe')
     asked = _asked(
         asked, data=data, train=train, calibration=calibration, eval=eval, preprocess=preprocess, classes=classes,
-        retrain=retrain, launch=launch, seed=seed, fix_inputs=fix_inputs,
+        retrain=retrain, launch=launch, parallel=parallel, seed=seed, fix_inputs=fix_inputs,
         memory=parse_bytes(memory, "memory") if isinstance(memory, str) else memory,
         gates=None if gates is None else arguments.texts(gates, "gates"),
         targets=None if targets is None else _calls(targets),
@@ -325,7 +326,7 @@ def _calls(given: str | Sequence[str]) -> tuple[Call, ...]:
 
 def _asked(recipe: Recipe, **changes: Any) -> Recipe:
     """The recipe with every change that is not None. Raises UsageError for a text or number that is none."""
-    for name in ("preprocess", "classes", "retrain", "launch"):
+    for name in ("preprocess", "classes", "retrain", "launch", "parallel"):
         if not isinstance(changes.get(name), str | None):
             raise UsageError(f"{name} takes a text, not {type(changes[name]).__name__}")
     for name in ("seed", "memory"):

@@ -74,6 +74,8 @@ class Recipe:
     """Bytes that activations may take in training."""
     launch: str | None = None
     """torchrun's arguments, if several processes train."""
+    parallel: str | None = None
+    """How they share out the training; None: each has a part of every batch."""
     seed: int = 0
     metrics: Mapping[str, str | Callable[..., Any]] = field(default_factory=dict)
     """The user's own, by the names that gates call them: FILE.py:FUNCTION."""
@@ -130,7 +132,20 @@ def load_recipe(path: Path) -> Recipe:
         path,
         "",
         table,
-        ("passes", "pass", "gate", "target", "retrain", "memory", "launch", "seed", "data", FIXED, *JUDGING),
+        (
+            "passes",
+            "pass",
+            "gate",
+            "target",
+            "retrain",
+            "memory",
+            "launch",
+            "parallel",
+            "seed",
+            "data",
+            FIXED,
+            *JUDGING,
+        ),
     )
     data = _typed(path, "data", table.get("data", {}), dict)
     _known(path, "data.", data, (*DATA_ROLES, "preprocess", "classes", *READING))
@@ -142,8 +157,9 @@ def load_recipe(path: Path) -> Recipe:
         fields["retrain"] = _beside(path, _typed(path, "retrain", table["retrain"], str))
     if "memory" in table:
         fields["memory"] = parse_bytes(_typed(path, "memory", table["memory"], str), f"{path}: memory")
-    if "launch" in table:
-        fields["launch"] = _typed(path, "launch", table["launch"], str)
+    for name in ("launch", "parallel"):
+        if name in table:
+            fields[name] = _typed(path, name, table[name], str)
     if "seed" in table:
         fields["seed"] = _typed(path, "seed", table["seed"], int)
     if FIXED in table:

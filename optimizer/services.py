@@ -42,6 +42,7 @@ from onnx_lathe.runtime.training import (
     require_torch,
 )
 from onnx_lathe.runtime.training.hooks import hook_place, load_hook
+from onnx_lathe.runtime.training.parallel.grid import parse_parallel
 from onnx_lathe.runtime.training.parallel.request import parse_launch
 
 CALIBRATION_SAMPLES = 512
@@ -201,6 +202,7 @@ def check_needs(passes: list[Pass], roles: Roles, recipe: Recipe) -> None:
             ("--retrain", recipe.retrain),
             ("--memory", recipe.memory),
             ("--launch", recipe.launch),
+            ("--parallel", recipe.parallel),
         ):
             if value is not None:
                 raise UsageError(
@@ -225,12 +227,25 @@ def check_needs(passes: list[Pass], roles: Roles, recipe: Recipe) -> None:
             kernel_times.require(instance)
         if "rounder" in instance.needs:
             require_torch(f"{instance.name}(rounding=adaptive)")
+    if recipe.parallel is not None and recipe.launch is None:
+        raise UsageError(
+            f'--parallel {recipe.parallel}: one process trains; give --launch, such as --launch "--nproc-per-node=2"'
+        )
     if recipe.launch is not None:
-        parse_launch(recipe.launch)
+        _check_launch(recipe.launch, recipe.parallel)
         if callable(recipe.train) or (recipe.train is None and callable(recipe.data)):
             raise UsageError(
                 "a function of this process cannot feed workers of a launch; give 'file.py:function'"
             )
+
+
+def _check_launch(launch: str, parallel: str | None) -> None:
+    """Raises UsageError for what torchrun would refuse, and for sizes that do not fit the processes it starts."""
+    asked = parse_launch(launch)
+    if parallel is not None:
+        layout = parse_parallel(parallel)
+        if asked.processes is not None:
+            layout.over(asked.processes)
 
 
 def check_hook(passes: Sequence[Pass], recipe: Recipe, log: Path | None) -> None:
@@ -304,6 +319,7 @@ class Services:
                 progress=status,
                 memory=recipe.memory,
                 launch=None if recipe.launch is None else parse_launch(recipe.launch),
+                parallel=None if recipe.parallel is None else parse_parallel(recipe.parallel),
             )
 
     def profiling(self, context: Context) -> Context:

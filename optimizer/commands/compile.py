@@ -146,6 +146,7 @@ def _recipe(options: argparse.Namespace) -> "Recipe":
         targets=None if options.target is None else parse_calls(options.target, "--target"),
         retrain=options.retrain,
         launch=options.launch,
+        parallel=options.parallel,
         memory=None if options.memory is None else parse_bytes(options.memory, "--memory"),
         seed=options.seed,
         fix_inputs=parse_fixed(options.fix_input),
@@ -196,6 +197,12 @@ def _add_training_options(parser: Parser) -> None:
         "--launch",
         metavar="ARGS",
         help='train in several processes or machines, by torchrun: "--nproc-per-node=2"',
+    )
+    parser.add_argument(
+        "--parallel",
+        metavar="P",
+        help='how those processes share the training out: "data=2,height=2", "filter=2", "auto", "pipeline=2,micro=8", '
+        '"server" (default: each has a part of every batch)',
     )
 
 

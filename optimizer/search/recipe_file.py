@@ -22,7 +22,7 @@ def write_recipe(path: Path, recipe: Recipe, comments: list[str]) -> list[str]:
     if recipe.gates:
         lines.append(f"gate = {_value(list(recipe.gates))}")
     lines.append(f"target = {_value([str(target) for target in recipe.targets])}")
-    for name in ("retrain", "launch"):
+    for name in ("retrain", "launch", "parallel"):
         if getattr(recipe, name) is not None:
             text = getattr(recipe, name)
             lines.append(f"{name} = {_value(_beside(path, text) if name == 'retrain' else text)}")

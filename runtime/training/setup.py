@@ -8,6 +8,7 @@ import onnx
 
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.training.hooks import hook_place
+from onnx_lathe.runtime.training.parallel.grid import Parallel
 from onnx_lathe.runtime.training.parallel.request import Launch
 
 
@@ -35,6 +36,8 @@ class TrainingSetup:
     """Bytes that activations may take; None is any number."""
     launch: Launch | None = None
     """Trains in processes of their own, under torchrun."""
+    parallel: Parallel | None = None
+    """How those processes share the training out; None is by samples alone."""
     step: str = "retrain"
     """What the job is told of its place in the recipe, such as "3/6 retrain(epochs=4)"."""
     state: Path | None = None

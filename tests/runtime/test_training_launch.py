@@ -288,6 +288,25 @@ def test_launch_is_an_argument_that_begins_with_dashes(
     assert load_recipe(tmp_path / "recipe.toml").launch == "--nproc-per-node=2"
 
 
+@pytest.mark.parametrize(
+    ("passes", "options", "told"),
+    [
+        ("retrain", ["--parallel", "height=2"], "one process trains; give --launch"),
+        ("fold", ["--parallel", "height=2"], "no pass of the recipe retrains"),
+        ("retrain", ["--launch", "--nproc-per-node=2", "--parallel", "hight=2"], "hight is nothing that it knows"),
+        ("retrain", ["--launch", "--nproc-per-node=3", "--parallel", "height=2"], "3 processes start"),
+    ],
+)  # fmt: skip
+def test_what_parallel_cannot_mean_is_told_before_anything_starts(
+    passes: str, options: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = str(MODELS / "lenet5-mnist" / "model.onnx"), ["--out", str(tmp_path / "out")]
+    data = ["--train", f"{MODELS / 'mnist.npz'}:train", "--preprocess", "scale=1/255"]
+    assert main([model, "--passes", passes, *options, *data, *out]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_handed_to_other_processes_is_refused(tmp_path: Path) -> None:
     made = trainer(tmp_path, "--nproc-per-node=2", None, [], 40)
     made.setup.data.extra = lambda: None  # type: ignore[attr-defined]

@@ -84,6 +84,7 @@ def _write_job(
         "hook": setup.hook,
         "device": setup.device,
         "memory": setup.memory,
+        "parallel": None if setup.parallel is None else setup.parallel.text,
         "path": search_path(),
     }
     job |= {

@@ -14,10 +14,13 @@ _NAMES = {"rdzv_id": "none", "rdzv_backend": "static", "master_addr": "127.0.0.1
 
 @dataclass(frozen=True)
 class Launch:
-    """torchrun's own arguments, and the number of workers on this machine."""
+    """torchrun's own arguments, and the number of workers on this machine and on all; None where machines may come and
+    go.
+    """
 
     arguments: tuple[str, ...]
     local: int
+    processes: int | None = None
 
 
 def parse_launch(text: str) -> Launch:
@@ -72,4 +75,5 @@ def parse_launch(text: str) -> Launch:
             f"--launch '{text}': {most} machines have to meet; give --rdzv-endpoint=HOST:PORT, the same on all"
         )
     # Without it, torchrun of old takes one fixed port, which two trainings on one machine would share.
-    return Launch(tuple(words if met else ["--standalone", *words]), local)
+    arguments = tuple(words if met else ["--standalone", *words])
+    return Launch(arguments, local, local * most if least == most else None)

@@ -23,9 +23,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from onnx_lathe.errors import LatheError
+from onnx_lathe.errors import LatheError, UsageError
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.writing import replacing
+from onnx_lathe.runtime.training.parallel.grid import Grid, parse_parallel
 from onnx_lathe.runtime.training.parallel.launch import MARK
 from onnx_lathe.runtime.training.parallel.strategy import DataParallel
 from onnx_lathe.runtime.training.parallel.workers import LaunchedGroup
@@ -47,7 +48,7 @@ def main(folder: Path) -> None:
         # What a hook prints is passed on; what torchrun and the libraries below say is kept apart.
         with contextlib.redirect_stderr(sys.stdout):
             group = LaunchedGroup(_takes_cuda(job["device"]))
-            workers = DataParallel(group, job["settings"])
+            workers = _strategy(group, job)
             earlier = next(
                 (text for text in group.gathered(failed.read_bytes() if failed.exists() else b"") if text),
                 None,
@@ -61,6 +62,16 @@ def main(folder: Path) -> None:
             _write_once(failed, json.dumps(_described(error, job["log"], log)).encode())
         raise
     dist.destroy_process_group()
+
+
+def _strategy(group: LaunchedGroup, job: Mapping[str, Any]) -> DataParallel:
+    """As `--parallel` says. Raises UsageError for sizes that do not fit the number of workers."""
+    if job["parallel"] is None:
+        return DataParallel(group, job["settings"])
+    layout = parse_parallel(job["parallel"]).over(group.size)
+    if layout == Grid(group.size):
+        return DataParallel(group, job["settings"])
+    raise UsageError(f"--parallel '{job['parallel']}': this version shares out samples only; give data=")
 
 
 def _train(folder: Path, job: dict[str, Any], log: Path | None, workers: DataParallel) -> None:
