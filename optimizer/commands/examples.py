@@ -38,6 +38,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
             "columns to choose, a size that is left open, milliseconds",
         ),
         ("optimize inspect model.onnx --training --batch 32", "the memory that training holds"),
+        (
+            "optimize inspect model.onnx --batch 32 --parallel 4",
+            "what four workers send and hold that share a training",
+        ),
         ("optimize inspect model.onnx int8.onnx", "side by side"),
         ("optimize inspect model.lathe --json", "of a packed file, for scripts"),
     ),
