@@ -45,6 +45,16 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("optimize inspect model.onnx int8.onnx", "side by side"),
         ("optimize inspect model.lathe --json", "of a packed file, for scripts"),
     ),
+    "optimize simulate": (
+        (
+            "optimize simulate model.onnx --machines 4096 --link 100Gb/s,2us --html scaling.html",
+            "time per step of each strategy, as tables and curves",
+        ),
+        (
+            "optimize simulate model.onnx --parallel data --parallel height=2 --stragglers lognormal=0.3 --json",
+            "two of them, and machines that are sometimes slow",
+        ),
+    ),
     "optimize check": (
         ("optimize check int8.onnx --target ort", "which layers run in INT8"),
         ("optimize check model.onnx --target ncnn,tensorrt-rtx", "what two targets refuse"),

@@ -19,6 +19,8 @@ DROPPED_FIRST = ("why", GRID, "it holds", "width")
 
 def show_sharing(found: Sharing, console: Console) -> None:
     """The layers, a row for each strategy, and what was left out."""
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
     for line in lines_above(found):
         console.print(line, markup=False)
     columns, rows = layer_rows(found)
