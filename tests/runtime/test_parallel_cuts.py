@@ -34,6 +34,22 @@ def test_the_best_grid_mixes_where_weights_and_inputs_are_alike() -> None:
     assert found[16, 1, 1] == found[1, 16, 1] == 2.5 * min(found.values())
 
 
+def test_biases_belong_to_the_results() -> None:
+    biased = Layer("fc", "gemm", 4096, 4096, vectors=4096, reads=(0,))
+    more = {
+        (one.m, one.n, one.k): one.sent - two.sent
+        for one in cuts(biased, 4, 256)
+        for two in cuts(FC, 4, 256)
+        if (one.m, one.n, one.k) == (two.m, two.n, two.k)
+    }
+    assert more[4, 1, 1] == more[1, 1, 4] == more[2, 1, 2] == 4 * 2 * 3 / 4 * 4096
+    assert more[1, 4, 1] == 0
+    assert more[1, 2, 2] == 4 * 2 * 1 / 2 * 2048
+    assert cost_of(biased, "channel", Group(4, 256)).sent == next(
+        cut.sent for cut in cuts(biased, 4, 256) if cut.k == 4
+    )
+
+
 @pytest.mark.parametrize(("workers", "batch"), [(4, 2), (64, 1)])
 def test_no_part_is_empty(workers: int, batch: int) -> None:
     found = cuts(Layer("c", "conv", 3, 8, (Axis(4, 4),), reads=(0,)), workers, batch)

@@ -1,10 +1,11 @@
 """Chooses how workers share each layer, by the cost model, with memory as a constraint.
 
 Dynamic programming along the list of layers: a state is the layouts of all results that a later layer still reads, so
-branches are counted exactly. Layer by layer Dryden et al. choose so ("Improving Strong-Scaling of CNN Training by
-Exploiting Finer-Grained Parallelism", IPDPS 2019; channels and filters: "Channel and Filter Parallelism for Large-Scale CNN
-Training", SC 2019); that a graph is reduced to a few live tensors is Jia, Zaharia and Aiken's ("Beyond Data and Model
-Parallelism for Deep Neural Networks", MLSys 2019, whose layers are searched one by one).
+branches are counted exactly (as by Jia et al., "Exploring Hidden Dimensions in Parallelizing Convolutional Neural
+Networks", ICML 2018, who eliminate nodes and edges of the graph). What is chosen among: Dryden et al., "Improving
+Strong-Scaling of CNN Training by Exploiting Finer-Grained Parallelism", IPDPS 2019, and "Channel and Filter Parallelism for
+Large-Scale CNN Training", SC 2019; Jia, Zaharia and Aiken, "Beyond Data and Model Parallelism for Deep Neural Networks",
+MLSys 2019.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -7,7 +7,7 @@ round. In elements, a worker sends
     2 (m-1)/m W/(k n)  +  2 (n-1)/n I/(m k)  +  4 (k-1)/k O/(m n)
 
 where I, W and O are the input, the weights and the result: of a convolution the c h w b of its input, not the copies that
-im2col makes of them. m alone is data parallelism, n filters, k channels. Source: the grids of Solomonik and Demmel,
+im2col makes of them. Biases belong to the results, of which k workers have the same. m alone is data parallelism, n filters, k channels. Source: the grids of Solomonik and Demmel,
 "Communication-Optimal Parallel 2.5D Matrix Multiplication and LU Factorization Algorithms", Euro-Par 2011.
 """
 
@@ -53,9 +53,9 @@ def _factors(workers: int) -> Iterator[tuple[int, int, int]]:
 
 def _cut(layer: Layer, m: int, n: int, k: int, batch: int) -> Cut:
     gathered = batch * layer.input_size if layer.reads else 0  # all workers read the model's inputs
-    weights = 2 * (m - 1) / m * layer.weights / (k * n)
+    weights = 2 * (m - 1) / m * layer.matrix / (k * n) + 2 * (m * k - 1) / (m * k) * layer.vectors / n
     inputs = 2 * (n - 1) / n * gathered / (m * k)
     results = 4 * (k - 1) / k * batch * layer.result_size / (m * n)
     kept = largest(batch, m) * (largest(layer.kept_input, k) + largest(layer.kept_result, n))
-    held = COPIES * largest(layer.weights, k * n) + kept
+    held = COPIES * (largest(layer.matrix, k * n) + largest(layer.vectors, n)) + kept
     return Cut(m, n, k, ELEMENT_BYTES * (weights + inputs + results), ELEMENT_BYTES * held)
