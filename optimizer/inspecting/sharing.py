@@ -21,6 +21,7 @@ from onnx_lathe.runtime.training.parallel.costs import (
     cost_of,
     move,
     refusal,
+    way_of,
 )
 from onnx_lathe.runtime.training.parallel.cuts import Cut, cuts
 from onnx_lathe.runtime.training.parallel.geometry import CONV, GEMM, Layer
@@ -178,8 +179,9 @@ def share_file(path: Path, question: Question, request: Request) -> Sharing:
 
 def alone(layer: Layer, strategy: str, group: Group) -> Cost:
     """A layer by a strategy that the layers before it follow too: filters gather an input that is cut by channels."""
-    cost = cost_of(layer, strategy, group)
-    if strategy == "filter" and layer.reads:
+    way = way_of(layer, strategy)
+    cost = cost_of(layer, way, group)
+    if way == "filter" and layer.reads:
         gathered = move(layer.input_size, CHANNELS, WHOLE, group)
         cost = replace(cost, moved=cost.moved + gathered.moved, moves=cost.moves + gathered.moves)
     return cost
@@ -187,7 +189,11 @@ def alone(layer: Layer, strategy: str, group: Group) -> Cost:
 
 def _row(layer: Layer, request: Request, batch: int) -> SharedLayer:
     groups = {name: request.group(name, batch) for name in request.strategies}
-    refused = {name: reason for name in groups if (reason := refusal(layer, name, groups[name].workers))}
+    refused = {
+        name: reason
+        for name in groups
+        if (reason := refusal(layer, way_of(layer, name), groups[name].workers))
+    }
     found = {name: alone(layer, name, group) for name, group in groups.items() if name not in refused}
     wins = min(found, key=lambda name: (found[name].sent, found[name].memory))
     grid = next(iter(cuts(layer, request.workers, batch)), None)

@@ -157,6 +157,27 @@ def test_depthwise_layers_are_local() -> None:
     assert found[1].cost.product == Product(2 * 36, 9, 1, 4)
 
 
+def test_groups_are_cut_as_they_are() -> None:
+    grouped = Layer("g", "conv", 8, 8, (Axis(4, 4, 3, before=1),), groups=2, reads=(0,))
+    assert cost_of(grouped, "local", Group(2, 2)).sent == 0
+    assert cost_of(grouped, "local", Group(2, 2)).product == Product(2 * 4, 4 * 3, 4, 1)
+    assert costs.refusal(grouped, "local", 4) == "2 groups are too few for 4"
+    assert "2 groups are cut as they are" in costs.refusal(grouped, "filter", 2)
+
+
+def test_what_needs_all_channels_gathers_them_and_keeps_rows() -> None:
+    text = """(float[2, 4, 8, 8] x, float[4,4,1,1] w, float[4,4,1,1] v) => (float[2, 8] y) {
+        a = Conv (x, w)  b = LRN <size = 3> (a)  c = Conv (b, v)  d = Concat <axis = 1> (a, c)
+        e = ReduceMean <axes = [2, 3], keepdims = 0> (d)  y = Identity (e) }"""
+    network = layers(text, 2)
+    assert [layer.kind for layer in network] == ["conv", "place", "conv", "concat", "mean"]
+    by_rows = choice.uniform(network, "height", Group(2, 2))
+    assert [one.way for one in by_rows] == ["height", "height", "height", "height", "sum of rows"]
+    assert [one.cost.moved for one in by_rows] == [0, 0, 0, 0, 4 * 2 * 2 * 8]
+    by_filters = choice.uniform(network, "filter", Group(2, 2))
+    assert [one.way for one in by_filters] == ["filter", "whole", "filter", "whole", "whole"]
+
+
 def test_flattened_rows_turn_into_channels() -> None:
     text = """(float[2, 3, 8, 8] x, float[4,3,3,3] w, float[256,10] v, float[10,10] u) => (float[2, 10] y) {
         a = Conv <pads = [1,1,1,1]> (x, w)  b = Relu (a)  c = Flatten (b)  d = Gemm (c, v)  y = Gemm (d, u) }"""

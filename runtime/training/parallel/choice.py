@@ -25,8 +25,9 @@ from onnx_lathe.runtime.training.parallel.costs import (
     cost_of,
     move,
     refusal,
+    way_of,
 )
-from onnx_lathe.runtime.training.parallel.geometry import JOIN, Layer
+from onnx_lathe.runtime.training.parallel.geometry import CONCAT, JOIN, Layer
 
 LAYOUTS = (WHOLE, HEIGHT, CHANNELS)
 """Among which `choose` chooses unasked."""
@@ -118,7 +119,7 @@ def uniform(layers: Sequence[Layer], strategy: str, group: Group) -> list[Placed
 def _wishes(layer: Layer, strategy: str, made: Sequence[str]) -> Iterable[str]:
     if strategy == "data":
         return ("data",)
-    wishes = [] if strategy == "whole" else [strategy]
+    wishes = [] if strategy == "whole" else [way_of(layer, strategy)]
     read = next((one for one in made if one != WHOLE), WHOLE)
     if read == CHANNELS:
         wishes = ["local", *(["channel"] if strategy in ("height", "width") else wishes)]
@@ -154,7 +155,7 @@ def _options(layer: Layer, made: Sequence[str], layouts: Collection[str], worker
         for way in WAYS.values()
         if way.reads in allowed and way.makes in allowed and not refusal(layer, way.name, workers)
     ]
-    if layer.kind == JOIN:
+    if layer.kind in (JOIN, CONCAT):
         first = next((one for one in made if one != WHOLE), WHOLE)
         fitting = [way for way in found if WAYS[way].reads == first]
         return fitting or ["whole"]

@@ -10,7 +10,7 @@ share it cuts one of the three (Gholami et al., "Integrated Model, Batch, and Do
 | height, width | rows | rows | M | the same, and a halo: at most 4 (kh // 2) w c b between two neighbours |
 | filter | whole | channels | N | of its input, if that is cut by channels, 2 (S-1)/S b c h w |
 | channel | channels | whole | K | 4 (S-1)/S b d oh ow |
-| local | channels | channels | groups | nothing: depthwise convolutions, pooling |
+| local | channels | channels | groups | nothing: own groups, depthwise convolutions among them; pooling |
 
 S workers share the layer, in D groups that have a batch of b each, P = S D. A weight that is cut is summed over the D groups
 alone: 2 (D-1)/D of it. The halo is counted exactly: output rows [o0, o1) need input rows [o0 s - p, (o1 - 1) s - p +
@@ -25,12 +25,14 @@ from dataclasses import dataclass, replace
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.runtime.training.parallel.geometry import (
+    CONCAT,
     CONV,
     FLATTEN,
     GEMM,
     JOIN,
     MEAN,
     OTHER,
+    PLACE,
     POOL,
     Layer,
     Product,
@@ -158,6 +160,11 @@ def rounds(workers: int) -> int:
     return (workers - 1).bit_length()
 
 
+def way_of(layer: Layer, strategy: str) -> str:
+    """How a layer goes by a strategy: groups of a convolution have their own channels and filters."""
+    return "local" if strategy in ("filter", "channel") and layer.groups > 1 else strategy
+
+
 def refusal(layer: Layer, way: str, workers: int) -> str:
     """Why the layer cannot be shared so; empty if it can."""
     kind = layer.kind
@@ -168,7 +175,7 @@ def refusal(layer: Layer, way: str, workers: int) -> str:
     if kind == OTHER:
         return "it runs whole"
     if way in ("height", "width"):
-        if not layer.axes or kind not in (CONV, POOL, JOIN):
+        if not layer.axes or kind not in (CONV, POOL, JOIN, CONCAT, PLACE):
             return f"it has no {way}"
         axis = layer.axes[_SPATIAL[way]]
         if len(layer.axes) == 1 and way == WIDTH:
@@ -177,7 +184,10 @@ def refusal(layer: Layer, way: str, workers: int) -> str:
             return f"{min(axis.size, axis.out)} of {way} are too few for {workers}"
         return ""
     if way == "local":
-        if kind in (POOL, MEAN, JOIN, FLATTEN) or (kind == CONV and layer.groups == layer.channels > 1):
+        if kind == CONV and layer.groups > 1:
+            few = layer.groups < workers
+            return f"{layer.groups} groups are too few for {workers}" if few else ""
+        if kind in (POOL, MEAN, JOIN, FLATTEN):
             few = layer.channels < workers
             return f"{layer.channels} channels are too few for {workers}" if few else ""
         return "its channels depend on each other"
@@ -188,8 +198,8 @@ def refusal(layer: Layer, way: str, workers: int) -> str:
     if kind not in (CONV, GEMM):
         return "it has no weights to cut"
     parts, what = (layer.filters, "filters") if way == "filter" else (layer.channels, "channels")
-    if way == "channel" and layer.groups > 1:
-        return f"its {layer.groups} groups do not add up"
+    if layer.groups > 1:
+        return f"its {layer.groups} groups are cut as they are"
     return f"{parts} {what} are too few for {workers}" if parts < workers else ""
 
 
@@ -320,8 +330,5 @@ def _part(layer: Layer, way: str, workers: int, batch: int) -> Product:
     if way == "local":
         return replace(whole, groups=largest(layer.groups, workers))
     if way == "filter":
-        own = largest(layer.filters, workers)
-        if layer.groups == 1:
-            return replace(whole, n=own)
-        return Product(whole.m, whole.k, own)
+        return replace(whole, n=largest(layer.filters, workers))
     return whole

@@ -41,7 +41,10 @@ def cuts(layer: Layer, workers: int, batch: int) -> list[Cut]:
     found = [
         _cut(layer, m, n, k, batch)
         for m, n, k in _factors(workers)
-        if m <= batch and n <= layer.filters and k <= layer.channels and (layer.groups == 1 or k == 1)
+        if m <= batch
+        and n <= layer.filters
+        and k <= layer.channels
+        and (layer.groups == 1 or (k == 1 and n <= layer.groups))
     ]
     return sorted(found, key=lambda cut: (cut.sent, cut.memory))
 
@@ -52,7 +55,8 @@ def _factors(workers: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _cut(layer: Layer, m: int, n: int, k: int, batch: int) -> Cut:
-    gathered = batch * layer.input_size if layer.reads else 0  # all workers read the model's inputs
+    # all workers read the model's inputs, and groups their own channels
+    gathered = batch * layer.input_size if layer.reads and layer.groups == 1 else 0
     weights = 2 * (m - 1) / m * layer.matrix / (k * n) + 2 * (m * k - 1) / (m * k) * layer.vectors / n
     inputs = 2 * (n - 1) / n * gathered / (m * k)
     results = 4 * (k - 1) / k * batch * layer.result_size / (m * n)

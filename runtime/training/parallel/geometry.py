@@ -3,9 +3,11 @@
 import math
 from dataclasses import dataclass
 
-CONV, GEMM, POOL, MEAN, JOIN, FLATTEN, OTHER = "conv", "gemm", "pool", "mean", "join", "flatten", "other"
-"""Kinds of layers. A mean is over all positions; a join reads several tensors element by element, or concatenates them;
-what is of no other kind runs whole."""
+CONV, GEMM, POOL, MEAN, JOIN = "conv", "gemm", "pool", "mean", "join"
+CONCAT, PLACE, FLATTEN, OTHER = "concat", "place", "flatten", "other"
+"""Kinds of layers. A mean is over all positions; a join reads several tensors element by element, a concat puts their
+channels side by side; a place needs all channels of a position; what is of no other kind runs whole.
+"""
 
 
 @dataclass(frozen=True)

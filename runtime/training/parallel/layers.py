@@ -13,27 +13,29 @@ import onnx
 from onnx_lathe.macs import FUSED, OpenShape, macs_of
 from onnx_lathe.runtime.training.parallel.costs import ELEMENT_BYTES
 from onnx_lathe.runtime.training.parallel.geometry import (
+    CONCAT,
     CONV,
     FLATTEN,
     GEMM,
     JOIN,
     MEAN,
     OTHER,
+    PLACE,
     POOL,
     Axis,
     Layer,
 )
 
 _BEHIND = """
-    Abs BatchNormalization Cast Celu Clip Dropout Elu Erf Exp Gelu HardSigmoid HardSwish Identity LRN LeakyRelu Log Mish
+    Abs BatchNormalization Cast Celu Clip Dropout Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Log Mish
     Neg PRelu Relu Selu Sigmoid Softplus Softsign Sqrt Swish Tanh
 """
 BEHIND = frozenset(_BEHIND.split())
-"""They keep any layout of the tensor that they read; LRN sums over a few channels, which is not counted."""
-JOINS = frozenset(["Add", "Concat", "Div", "Max", "Min", "Mul", "Sub", "Sum"])
+"""They keep any layout of the tensor that they read."""
+JOINS = frozenset(["Add", "Div", "Max", "Min", "Mul", "Sub", "Sum"])
 FLATTENS = frozenset(["Flatten", "Reshape", "Squeeze", "Unsqueeze"])
-POOLS = frozenset(["AveragePool", "LpPool", "MaxPool"])
-MEANS = frozenset(["GlobalAveragePool", "GlobalMaxPool"])
+POOLS = frozenset(["AveragePool", "GlobalMaxPool", "LpPool", "MaxPool"])
+MEANS = frozenset(["GlobalAveragePool", "ReduceMean", "ReduceSum"])
 
 
 @dataclass
@@ -162,8 +164,17 @@ class _Reader:
             return (
                 self._flattened(name, source, result) if flattens else self._other(node, name, source, result)
             )
-        if op in MEANS and len(source) > 2:
-            return self._window(name, MEAN, source, result, (), ())
+        if op == "LRN":
+            return self._plain(name, PLACE, result)
+        if op == "Concat":
+            side_by_side = _integer(node, "axis", 1) % len(result) == 1
+            return self._plain(name, CONCAT if side_by_side else PLACE, result)
+        if (
+            op in MEANS
+            and len(source) > 2
+            and math.prod(result) == math.prod(source[:2]) == math.prod(result[:2])
+        ):
+            return self._window(name, MEAN, source, (*source[:2], *(1 for _ in source[2:])), (), ())
         if op in POOLS:
             return self._window(name, POOL, source, result, _integers(node, "kernel_shape"), (), node)
         weight = (
