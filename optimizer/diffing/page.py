@@ -109,6 +109,7 @@ def _structure(found: Diff) -> str:
         )
         for one in found.structure.initializers
     )
+    moved = any(one.reordered is not None for one in found.stored)
     weights = (
         _row(
             one.name,
@@ -118,6 +119,7 @@ def _structure(found: Diff) -> str:
                 one.differing,
                 "-" if one.sqnr is None else f"{one.sqnr:.1f}",
                 f"{one.max_abs:.3g}",
+                *([str(one.reordered or "-")] if moved else []),
             ),
         )
         for one in found.stored
@@ -132,7 +134,17 @@ def _structure(found: Diff) -> str:
             ),
             "<h2>Weights with other values</h2>" if found.stored else "",
             _table(
-                ("weights", "Weights"), ("Weight", "In B", "Values", "Differ", "SQNR, dB", "Max abs"), weights
+                ("weights", "Weights"),
+                (
+                    "Weight",
+                    "In B",
+                    "Values",
+                    "Differ",
+                    "SQNR, dB",
+                    "Max abs",
+                    *(["In A's order"] if moved else []),
+                ),
+                weights,
             )
             if found.stored
             else "",
