@@ -61,6 +61,13 @@ def decided(
     }
 
 
+def constant(model: onnx.ModelProto) -> dict[str, bool]:
+    """Condition -> what it is, of those that follow from constants alone: whatever the sizes are."""
+    wanted = set(conditions(model.graph))
+    found = sorted(wanted - sized_tensors(model.graph)) if wanted else []
+    return {name: bool(value) for name, value in free_values(model, {}, found).items()} if found else {}
+
+
 def conditions(graph: onnx.GraphProto) -> list[str]:
     """Those that no input's content decides, and none with a default value either: a caller may give another."""
     found = {node.input[0] for node in graph.node if node.op_type == "If" and not node.domain}
