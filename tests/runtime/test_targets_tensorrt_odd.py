@@ -241,6 +241,19 @@ def test_a_check_of_a_fixed_input_judges_what_a_build_sees(
         assert main(["build", *given, "--out", str(tmp_path / "out"), "--quiet"]) == code
 
 
+def test_a_branch_of_a_model_that_runs_at_no_size_that_is_made_up() -> None:
+    model = branch_on_rate()
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "length"
+    chosen = helper.make_node("MatMul", ["x", "w"], ["wide"], "product")
+    model.graph.node.insert(0, chosen)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((77, 2), np.float32), "w"))
+    model.graph.output.append(helper.make_tensor_value_info("wide", TensorProto.FLOAT, [2, 2]))
+    del model.graph.input[1]
+    model.graph.initializer.append(numpy_helper.from_array(np.array(16000), "rate"))
+    target = find("tensorrt-rtx")()
+    assert target.lowering_options(target.Config(), model, {})["branches"] == {"is_high": True}
+
+
 def test_a_branch_on_a_size_stays() -> None:
     """An engine may take several sizes; TensorRT decides such a branch itself."""
     model = build("""(float[n, 4] x) => (float[n, 4] y) {
