@@ -43,7 +43,7 @@ class Pictures(DataSource):
 
 def residual(dtype: str = "float64", seed: int = 0) -> onnx.ModelProto:
     """x [N, 3, 9, 7] -> y [N, 5], with frozen batch normalization, skip connections that lie in each other,
-    a shape that is known long before it is read, and a weight with zeros that is decoded at the top.
+    a shape and a comparison that are read long after, and a weight with zeros that is decoded at the top.
     """
     generator = np.random.default_rng(seed)
 
@@ -59,13 +59,15 @@ def residual(dtype: str = "float64", seed: int = 0) -> onnx.ModelProto:
             b = BatchNormalization (a, s1, b1, m1, v1)
             c = Relu (b)
             shape = Shape (c)
+            large = Greater (c, half)
             d = Conv <pads = [1, 1, 1, 1]> (c, w2, c2)
             e = Relu (d)
             f = Conv <pads = [1, 1, 1, 1]> (e, w3)
             g = BatchNormalization (f, s2, b2, m2, v2)
             h = Add (g, c)
             i = Relu (h)
-            j = Conv (i, w4)
+            chosen = Where (large, i, h)
+            j = Conv (chosen, w4)
             k = Add (j, a)
             l = GlobalAveragePool (k)
             first = Gather (shape, zero)
@@ -84,6 +86,7 @@ def residual(dtype: str = "float64", seed: int = 0) -> onnx.ModelProto:
         w5=normal(CLASSES, 4),
         c2=normal(4),
         c5=normal(CLASSES),
+        half=np.array(0.5, dtype),
         zero=np.array(0),
         zeros=np.array([0]),
         rest=np.array([-1]),
