@@ -1,63 +1,68 @@
-"""Products cut along M, N and K at once."""
+"""Where a pipeline is cut, against all ways that there are."""
 
-import pytest
+from collections.abc import Iterator, Sequence
+from itertools import combinations, pairwise
 
-from onnx_lathe.runtime.training.parallel.costs import CHANNELS, WHOLE, Group, cost_of, move
-from onnx_lathe.runtime.training.parallel.cuts import cuts
-from onnx_lathe.runtime.training.parallel.geometry import Axis, Layer
+from hypothesis import given
+from hypothesis import strategies as st
 
-LATE = Layer("3x3 512 at 7", "conv", 512, 512, (Axis(7, 7, 3, before=1),) * 2, reads=(0,))
-FC = Layer("fc", "gemm", 4096, 4096, reads=(0,))
+from onnx_lathe.runtime.training.parallel.cuts import SLACK, cuts
 
-
-def test_a_cut_along_one_is_data_filters_or_channels() -> None:
-    found = {(cut.m, cut.n, cut.k): cut.sent for cut in cuts(LATE, 4, 32)}
-    assert len(found) == 6
-    assert found[4, 1, 1] == cost_of(LATE, "data", Group(4, 32)).sent
-    assert found[1, 4, 1] == move(LATE.input_size, CHANNELS, WHOLE, Group(4, 32)).sent
-    assert found[1, 1, 4] == cost_of(LATE, "channel", Group(4, 32)).sent
+Case = tuple[list[float], list[float], list[bool], int, list[tuple[int, int]], float]
 
 
-def test_a_grid_by_hand() -> None:
-    """2 x 2 x 1 of 4096 x 4096 weights, 256 samples: half of the weights' half, and of the inputs' half."""
-    found = {(cut.m, cut.n, cut.k): cut for cut in cuts(FC, 4, 256)}
-    assert found[2, 2, 1].sent == 4 * (2 / 2 * 4096 * 4096 / 2 + 2 / 2 * 256 * 4096 / 2)
-    assert found[2, 1, 2].sent == 4 * (2 / 2 * 4096 * 4096 / 2 + 4 / 2 * 256 * 4096 / 2)
-    assert found[2, 2, 1].memory == 4 * 3 * 4096 * 4096 / 2
-    assert (found[2, 2, 1].m, str(found[2, 2, 1])) == (2, "2 x 2 x 1")
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    count = draw(st.integers(1, 8))
+    seconds = draw(st.lists(st.floats(0, 10), min_size=count, max_size=count))
+    crossing = draw(st.lists(st.integers(0, 9).map(float), min_size=count, max_size=count))
+    layers = draw(st.lists(st.booleans(), min_size=count, max_size=count))
+    steps = st.integers(0, count - 1)
+    tied = draw(st.lists(st.tuples(steps, steps).map(lambda pair: (min(pair), max(pair))), max_size=2))
+    return seconds, crossing, layers, draw(st.integers(1, 4)), tied, draw(st.floats(0, 5))
 
 
-def test_the_best_grid_mixes_where_weights_and_inputs_are_alike() -> None:
-    """W = I = O: sixteen workers send least in a grid, 4 x 4 x 1 and 2 x 4 x 2 alike, not along one axis."""
-    found = {(cut.m, cut.n, cut.k): cut.sent for cut in cuts(FC, 16, 4096)}
-    assert found[4, 4, 1] == found[2, 4, 2] == min(found.values()) == 4 * 3 / 4 * 4096 * 4096
-    assert found[16, 1, 1] == found[1, 16, 1] == 2.5 * min(found.values())
+def slowest(bounds: Sequence[int], seconds: Sequence[float], after: float) -> float:
+    times = [sum(seconds[first:end]) for first, end in pairwise(bounds)]
+    return max(*times[:-1], times[-1] + after) if len(times) > 1 else times[0] + after
 
 
-def test_biases_belong_to_the_results() -> None:
-    biased = Layer("fc", "gemm", 4096, 4096, vectors=4096, reads=(0,))
-    more = {
-        (one.m, one.n, one.k): one.sent - two.sent
-        for one in cuts(biased, 4, 256)
-        for two in cuts(FC, 4, 256)
-        if (one.m, one.n, one.k) == (two.m, two.n, two.k)
-    }
-    assert more[4, 1, 1] == more[1, 1, 4] == more[2, 1, 2] == 4 * 2 * 3 / 4 * 4096
-    assert more[1, 4, 1] == 0
-    assert more[1, 2, 2] == 4 * 2 * 1 / 2 * 2048
-    assert cost_of(biased, "channel", Group(4, 256)).sent == next(
-        cut.sent for cut in cuts(biased, 4, 256) if cut.k == 4
-    )
+def every_way(case: Case) -> Iterator[tuple[int, ...]]:
+    seconds, _, layers, stages, tied, _ = case
+    for chosen in combinations(range(1, len(seconds)), stages - 1):
+        held = all(any(layers[first:end]) for first, end in pairwise((0, *chosen, len(seconds))))
+        if held and not any(first < cut <= last for cut in chosen for first, last in tied):
+            yield chosen
 
 
-@pytest.mark.parametrize(("workers", "batch"), [(4, 2), (64, 1)])
-def test_no_part_is_empty(workers: int, batch: int) -> None:
-    found = cuts(Layer("c", "conv", 3, 8, (Axis(4, 4),), reads=(0,)), workers, batch)
-    assert all(cut.m <= batch and cut.n <= 8 and cut.k <= 3 for cut in found)
-    assert bool(found) == (workers == 4)
+@given(cases())
+def test_stages_are_as_short_as_can_be_and_then_send_least(case: Case) -> None:
+    seconds, crossing, _, _, _, after = case
+    found, ways = cuts(*case), list(every_way(case))
+    if not ways:
+        assert found is None
+        return
+    assert found in ways
+    lengths = {way: slowest((0, *way, len(seconds)), seconds, after) for way in ways}
+    limit = min(lengths.values()) * (1 + SLACK)
+    assert lengths[found] <= limit * (1 + 1e-9) + 1e-12
+    least = min(
+        sum(crossing[cut] for cut in way) for way in ways if lengths[way] <= limit * (1 - 1e-9) - 1e-12
+    ) if any(lengths[way] <= limit * (1 - 1e-9) - 1e-12 for way in ways) else None  # fmt: skip
+    assert least is None or sum(crossing[cut] for cut in found) <= least
 
 
-def test_groups_do_not_add_up_and_pools_are_no_products() -> None:
-    grouped = Layer("g", "conv", 8, 8, (Axis(4, 4, 3),), groups=2, reads=(0,))
-    assert {cut.k for cut in cuts(grouped, 4, 8)} == {1}
-    assert cuts(Layer("p", "pool", 8, 8, (Axis(4, 2, 2, 2),)), 4, 8) == []
+def test_cuts_go_where_little_crosses() -> None:
+    assert cuts([1.0] * 40, [9.0] * 20 + [1.0] + [9.0] * 19, [True] * 40, 2) == (20,)
+    assert cuts([1.0] * 40, [9.0] * 19 + [1.0] + [9.0] * 20, [True] * 40, 2) == (19,)
+    assert cuts([1.0] * 40, [9.0] * 10 + [1.0] + [9.0] * 29, [True] * 40, 2) != (10,)
+
+
+def test_the_last_stage_has_less_to_do_where_the_original_model_runs_there() -> None:
+    assert cuts([1.0] * 10, [0.0] * 10, [True] * 10, 2, after=4.0) == (7,)
+
+
+def test_no_cut_tears_a_weight() -> None:
+    assert cuts([1.0] * 4, [0.0] * 4, [True] * 4, 2, [(0, 2)]) == (3,)
+    assert cuts([1.0] * 4, [0.0] * 4, [True] * 4, 2, [(0, 3)]) is None
+    assert cuts([1.0] * 4, [0.0] * 4, [True, False, False, False], 2) is None

@@ -1,65 +1,86 @@
-"""The product [M, K] x [K, N] of a layer cut along all three at once, over a grid of m x n x k workers.
+"""Where to cut a list of steps into stages that take equally long.
 
-Each worker has a block of the inputs, [M/m, K/k], of the weights, [K/k, N/n], and of the results, [M/m, N/n]: n workers
-gather the inputs, k workers sum the results, m workers sum the gradients of weights, and the backward pass turns each move
-round. In elements, a worker sends
-
-    2 (m-1)/m W/(k n)  +  2 (n-1)/n I/(m k)  +  4 (k-1)/k O/(m n)
-
-where I, W and O are the input, the weights and the result: of a convolution the c h w b of its input, not the copies that
-im2col makes of them. Biases belong to the results, of which k workers have the same. m alone is data parallelism, n filters, k channels. Source: the grids of Solomonik and Demmel,
-"Communication-Optimal Parallel 2.5D Matrix Multiplication and LU Factorization Algorithms", Euro-Par 2011.
+The slowest stage sets the pace of a pipeline, so its time is made as small as it can be. Measured times
+repeat to a few percent only; among the cuts that are that close to the best, those win that the fewest bytes
+cross. Both by dynamic programming over (stages so far, next step), as PipeDream does: Narayanan et al.,
+"PipeDream: Generalized Pipeline Parallelism for DNN Training", SOSP 2019, section 3.1.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
-from onnx_lathe.runtime.training.parallel.costs import COPIES, ELEMENT_BYTES
-from onnx_lathe.runtime.training.parallel.geometry import CONV, GEMM, Layer, largest
+import numpy as np
 
-
-@dataclass(frozen=True)
-class Cut:
-    """`sent`: bytes a worker sends in a step; `memory`: bytes of its weights, gradients, momentum and activations."""
-
-    m: int
-    n: int
-    k: int
-    sent: float
-    memory: float
-
-    def __str__(self) -> str:
-        return f"{self.m} x {self.n} x {self.k}"
+SLACK = 0.05
+"""Share by which the slowest stage may be slower than it need be, if fewer bytes cross then."""
 
 
-def cuts(layer: Layer, workers: int, batch: int) -> list[Cut]:
-    """Every grid of the workers that the layer is large enough for, the one that sends least first; M is cut by samples.
-    None for a layer that is no product of its own.
+def cuts(
+    seconds: Sequence[float],
+    crossing: Sequence[float],
+    layers: Sequence[bool],
+    stages: int,
+    tied: Sequence[tuple[int, int]] = (),
+    after: float = 0.0,
+) -> tuple[int, ...] | None:
+    """The numbers of the `stages` - 1 steps that begin a new stage, ascending; None if there is no way.
+
+    `seconds[i]` is the time of step i; the last stage has `after` to do besides. `crossing[i]` are the bytes
+    sent over a cut before step i. Every stage has a step that `layers` marks. No cut goes between the two
+    steps of a pair in `tied`.
     """
-    if layer.kind not in (CONV, GEMM):
-        return []
-    found = [
-        _cut(layer, m, n, k, batch)
-        for m, n, k in _factors(workers)
-        if m <= batch
-        and n <= layer.filters
-        and k <= layer.channels
-        and (layer.groups == 1 or (k == 1 and n <= layer.groups))
-    ]
-    return sorted(found, key=lambda cut: (cut.sent, cut.memory))
+    count = len(seconds)
+    allowed = np.ones(count + 1, bool)
+    for first, last in tied:
+        allowed[first + 1 : last + 1] = False
+    allowed[[0, count]] = True
+    starts = np.concatenate(([0.0], np.cumsum(seconds)))
+    ends = starts.copy()
+    ends[count] += after
+    marked = np.concatenate(([0], np.cumsum(layers)))
+
+    def lengths(end: int) -> np.ndarray:
+        """Seconds of a stage up to `end` by its first step; infinite where it cannot begin."""
+        firsts = ends[end] - starts[:end]
+        firsts[(marked[:end] == marked[end]) | ~allowed[:end]] = np.inf
+        return firsts
+
+    slowest, _ = _best(count, stages, lambda ways, end: np.maximum(ways, lengths(end)))
+    if not np.isfinite(slowest):
+        return None
+    limit = slowest * (1 + SLACK)
+    sent = np.asarray(crossing, float)
+
+    def bytes_over(ways: np.ndarray, end: int) -> np.ndarray:
+        over = ways + sent[:end]
+        over[lengths(end) > limit] = np.inf
+        return over
+
+    return _best(count, stages, bytes_over)[1][1:]
 
 
-def _factors(workers: int) -> Iterator[tuple[int, int, int]]:
-    divisors = [one for one in range(1, workers + 1) if workers % one == 0]
-    return ((m, n, workers // (m * n)) for m in divisors for n in divisors if workers % (m * n) == 0)
+def _best(
+    count: int, stages: int, extended: Callable[[np.ndarray, int], np.ndarray]
+) -> tuple[float, tuple[int, ...]]:
+    """(least cost, first steps of the stages) of `count` steps in `stages` stages.
 
-
-def _cut(layer: Layer, m: int, n: int, k: int, batch: int) -> Cut:
-    # all workers read the model's inputs, and groups their own channels
-    gathered = batch * layer.input_size if layer.reads and layer.groups == 1 else 0
-    weights = 2 * (m - 1) / m * layer.matrix / (k * n) + 2 * (m * k - 1) / (m * k) * layer.vectors / n
-    inputs = 2 * (n - 1) / n * gathered / (m * k)
-    results = 4 * (k - 1) / k * batch * layer.result_size / (m * n)
-    kept = largest(batch, m) * (largest(layer.kept_input, k) + largest(layer.kept_result, n))
-    held = COPIES * (largest(layer.matrix, k * n) + largest(layer.vectors, n)) + kept
-    return Cut(m, n, k, ELEMENT_BYTES * (weights + inputs + results), ELEMENT_BYTES * held)
+    `extended(ways, end)` is the cost up to `end` by the last stage's first step, where `ways` is the cost
+    of what lies before it.
+    """
+    cost = np.full(count + 1, np.inf)
+    cost[0] = 0.0
+    begins: list[np.ndarray] = []
+    for _ in range(stages):
+        further = np.full(count + 1, np.inf)
+        begin = np.zeros(count + 1, int)
+        for end in range(1, count + 1):
+            ways = extended(cost[:end], end)
+            begin[end] = int(np.argmin(ways))
+            further[end] = ways[begin[end]]
+        cost = further
+        begins.append(begin)
+    found: list[int] = []
+    end = count
+    for begin in reversed(begins):
+        end = int(begin[end])
+        found.append(end)
+    return float(cost[count]), tuple(reversed(found))
