@@ -109,6 +109,28 @@ def _structure(found: Diff) -> str:
         )
         for one in found.structure.initializers
     )
+    return "\n".join(
+        [
+            "<h2>Operators</h2>",
+            _table(
+                ("operators", "Nodes by operator"),
+                ("Operator", "A", "B", "Added", "Removed", "Changed"),
+                operators,
+            ),
+            _weights(found) if found.stored else "",
+            f"<h2>Initializers</h2><p>{found.structure.unchanged} are equal in both.</p>",
+            _table(
+                ("stored", "Initializers that are not equal"),
+                ("Initializer", "A", "B", "Values", "Differ"),
+                stored,
+            )
+            if found.structure.initializers
+            else "",
+        ]
+    )
+
+
+def _weights(found: Diff) -> str:
     moved = any(one.reordered is not None for one in found.stored)
     weights = (
         _row(
@@ -124,40 +146,16 @@ def _structure(found: Diff) -> str:
         )
         for one in found.stored
     )
-    return "\n".join(
-        [
-            "<h2>Operators</h2>",
-            _table(
-                ("operators", "Nodes by operator"),
-                ("Operator", "A", "B", "Added", "Removed", "Changed"),
-                operators,
-            ),
-            "<h2>Weights with other values</h2>" if found.stored else "",
-            _table(
-                ("weights", "Weights"),
-                (
-                    "Weight",
-                    "In B",
-                    "Values",
-                    "Differ",
-                    "SQNR, dB",
-                    "Max abs",
-                    *(["In A's order"] if moved else []),
-                ),
-                weights,
-            )
-            if found.stored
-            else "",
-            f"<h2>Initializers</h2><p>{found.structure.unchanged} are equal in both.</p>",
-            _table(
-                ("stored", "Initializers that are not equal"),
-                ("Initializer", "A", "B", "Values", "Differ"),
-                stored,
-            )
-            if found.structure.initializers
-            else "",
-        ]
+    columns = (
+        "Weight",
+        "In B",
+        "Values",
+        "Differ",
+        "SQNR, dB",
+        "Max abs",
+        *(["In A's order"] if moved else []),
     )
+    return "<h2>Weights with other values</h2>\n" + _table(("weights", "Weights"), columns, weights)
 
 
 def _row(name: str, cells: Iterable[object]) -> str:

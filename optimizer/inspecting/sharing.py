@@ -23,10 +23,10 @@ from onnx_lathe.runtime.training.parallel.costs import (
     refusal,
     way_of,
 )
-from onnx_lathe.runtime.training.parallel.grids import Cut, cuts
 from onnx_lathe.runtime.training.parallel.geometry import CONV, GEMM, Layer
 from onnx_lathe.runtime.training.parallel.grid import SPLITS, Grid, parse_parallel
 from onnx_lathe.runtime.training.parallel.layers import Network, layers_of
+from onnx_lathe.runtime.training.parallel.products import Cut, cuts
 
 STRATEGIES = ("data", "height", "width", "filter", "channel")
 NAMES = {CONV: "conv", GEMM: "fully connected"}

@@ -3,8 +3,8 @@
 import pytest
 
 from onnx_lathe.runtime.training.parallel.costs import CHANNELS, WHOLE, Group, cost_of, move
-from onnx_lathe.runtime.training.parallel.grids import cuts
 from onnx_lathe.runtime.training.parallel.geometry import Axis, Layer
+from onnx_lathe.runtime.training.parallel.products import cuts
 
 LATE = Layer("3x3 512 at 7", "conv", 512, 512, (Axis(7, 7, 3, before=1),) * 2, reads=(0,))
 FC = Layer("fc", "gemm", 4096, 4096, reads=(0,))
