@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_lathe import metadata
 from onnx_lathe.engines import LONGEST_NAME
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.targets.core.registry import find
@@ -92,14 +93,21 @@ def test_names_that_hold_anything(tmp_path: Path) -> None:
 
 def test_names_that_tensorrt_does_not_carry_are_others_inside_the_model() -> None:
     long = "block/" * LONGEST_NAME
-    model = renamed(quantized.lenet(codebook=False), {"r1": "r\0", "p1": long, "image": "im\0age"})
+    odd = {"r1": "r\0", "p1": long, "image": "im\0age", "b1": f"{long}b1", "flat_shape": "flat\0"}
+    model = renamed(quantized.lenet(codebook=False), odd)
     node(model, "conv2").name = f"{long}conv2"
+    model.metadata_props.add(key=metadata.SPARSE, value=metadata.format_sparse({odd["b1"]: "unstructured"}))
+    before = model.SerializeToString()
     lowered, report = lower(model)
     names = {name for one in lowered.graph.node for name in (one.name, *one.output)}
+    stored = {one.name for one in lowered.graph.initializer}
     assert {"r_", f"{long}conv2"[-64:], long[-64:]} < names
-    assert not any("\0" in name or len(name) > LONGEST_NAME for name in names)
+    assert {"flat_", f"{long}b1"[-64:]} < stored
+    assert not any("\0" in name or len(name) > LONGEST_NAME for name in names | stored)
     assert lowered.graph.input[0].name == "im\0age"
-    assert len(report.edits) == 3
+    assert metadata.read_sparse(lowered.metadata_props).keys() == {f"{long}b1"[-64:]}
+    assert model.SerializeToString() == before
+    assert len(report.edits) == 5
     inputs = {"im\0age": quantized.IMAGES["image"]}
     quantized.assert_same(model, lowered, inputs)
 
