@@ -262,6 +262,25 @@ def test_a_branch_of_a_model_that_runs_at_no_size_that_is_made_up() -> None:
     assert target.lowering_options(target.Config(), model, {})["branches"] == {"is_high": True}
 
 
+def test_a_branch_may_follow_from_a_sparse_weight_and_a_function() -> None:
+    model = build("""(float[2] x) => (float[2] y) {
+        s = ReduceSum <keepdims = 0> (w) c = Greater(s, zero)
+        y = If (c) < then_branch = a () => (float[2] p) { p = Relu(x) }, else_branch = b () => (float[2] q) { q = Abs(x) } >
+    }""", w=np.array([0, 1, 0], np.float32), zero=np.array(0, np.float32))  # fmt: skip
+    del model.graph.initializer[0]
+    values = numpy_helper.from_array(np.array([1], np.float32), "w")
+    places = numpy_helper.from_array(np.array([1]), "places")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [3]))
+    mine = [helper.make_node("Greater", ["a", "b"], ["c"])]
+    model.functions.append(
+        helper.make_function("mine", "More", ["a", "b"], ["c"], mine, [helper.make_opsetid("", 17)])
+    )
+    model.graph.node[1].op_type, model.graph.node[1].domain = "More", "mine"
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    target = find("tensorrt")()
+    assert target.lowering_options(target.Config(), model, {})["branches"] == {"c": True}
+
+
 def test_a_branch_on_a_size_stays() -> None:
     """An engine may take several sizes; TensorRT decides such a branch itself."""
     model = build("""(float[n, 4] x) => (float[n, 4] y) {
