@@ -111,12 +111,17 @@ def _rename(part: Part, names: Sequence[str], taken: set[str]) -> None:
         tensor = known.get(name)
         if tensor is None:
             continue
-        if isinstance(tensor, Constant) and is_lazy(tensor):
-            store_tensor(tensor, _copy(stored_tensor(tensor)))
-        tensor.name = unused_name(name, taken)
+        rename(part, tensor, unused_name(name, taken))
         taken.add(tensor.name)
-        if name in part.graph.stored_names:
-            part.graph.stored_names.add(tensor.name)
+
+
+def rename(part: Part, tensor: Tensor, name: str) -> None:
+    """Calls a tensor that the part stores or computes otherwise; the model that it was imported from keeps its name."""
+    if isinstance(tensor, Constant) and is_lazy(tensor):
+        store_tensor(tensor, _copy(stored_tensor(tensor)))
+    if tensor.name in getattr(part.graph, "stored_names", ()):
+        part.graph.stored_names.add(name)
+    tensor.name = name
 
 
 def detach_attributes(node: Node) -> None:

@@ -29,7 +29,7 @@ from onnx_lathe.passes.lowering.biases import (
     canonical_layers,
     move_biases,
 )
-from onnx_lathe.passes.lowering.exactness import light_nodes
+from onnx_lathe.passes.lowering.exactness import inexact_nodes, light_nodes
 from onnx_lathe.passes.lowering.restoring import restore_canonical
 from onnx_lathe.placement import Placement
 
@@ -97,7 +97,7 @@ class _Trials:
             for node in quantized_layers(graph)
             if is_constant(node.inputs[WEIGHT_INPUT]) and metadata.INT8 not in node_metadata(node)
         }
-        left, reached = light_nodes(names, WANTED_DB, lambda some: self.best(some)[0])
+        left, reached = self._enough(names)
         loss = f"in INT8 its outputs are at {now:.1f} dB on calibration data"
         if not left:
             report.warnings.append(f"{loss}, and layers in float do not mend that{self._advice()}")
@@ -115,6 +115,21 @@ class _Trials:
         return dict.fromkeys(
             left, f"in INT8 the outputs are at {now:.1f} dB, with {these} in float at {reached:.1f} dB"
         )
+
+    def _enough(self, sizes: Mapping[str, int]) -> tuple[list[str], float]:
+        """(Layers with which in float the outputs reach WANTED_DB, their sqnr then): those of few bytes, or few where
+        the former are most of all layers.
+        """
+
+        def sqnr(some: Collection[str]) -> float:
+            return self.best(some)[0]
+
+        left, reached = light_nodes(sizes, WANTED_DB, sqnr)
+        if 2 * len(left) > len(sizes):
+            few, instead = inexact_nodes(list(sizes), WANTED_DB, sqnr)
+            if 2 * len(few) <= len(sizes):
+                return few, instead
+        return left, reached
 
     def _advice(self) -> str:
         """What to do where weights and ranges were made for other targets, too."""

@@ -86,26 +86,28 @@ class Lowering(Pass):
         branches: dict[str, bool] = option({}, "condition of an If -> what it always is")
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
+        report = PassReport()
+        if self.config.branches:
+            take_branches(graph, self.config.branches, report)
+        names.rename(graph, report)  # first: layers are chosen by name
         if self.config.speed == "any":
-            return self._lower(graph, context, {})
+            self._lower(graph, context, {}, report)
+            return report
         model = export_model(graph)
 
         def lowered(floats: Collection[str]) -> onnx.ModelProto:
             copy = import_model(model)
-            self._lower(copy, replace(context, fidelity=None), dict.fromkeys(floats, "tried in float"))
+            tried = dict.fromkeys(floats, "tried in float")
+            self._lower(copy, replace(context, fidelity=None), tried, PassReport())
             return export_model(copy)
 
         choice = choose(graph, model, lowered, context)
-        report = self._lower(graph, context, choice.floats)
+        self._lower(graph, context, choice.floats, report)
         report.warnings += choice.warnings
         return report
 
-    def _lower(self, graph: Graph, context: Context, floats: Mapping[str, str]) -> PassReport:
+    def _lower(self, graph: Graph, context: Context, floats: Mapping[str, str], report: PassReport) -> None:
         """`floats`: layers that are to be float again, by name with the reason."""
-        report = PassReport()
-        if self.config.branches:
-            take_branches(graph, self.config.branches, report)
-        names.rename(graph, report)
         state_zero_points(graph, report)
         single_precision(graph, report)
         shared: dict[str, Constant] = {}
@@ -121,7 +123,6 @@ class Lowering(Pass):
         for work in reversed(found[1:]):
             work.sweep()
         sweep(graph)
-        return report
 
 
 class _Work(Work):

@@ -132,6 +132,12 @@ def test_balancing_takes_values_whose_squares_float32_has_not(size: float) -> No
     )
 
 
+def test_balancing_takes_factors_whose_scale_float32_has_not() -> None:
+    """Noise of any size may stand where a channel is always 0: it is 0 in float32, and not infinite."""
+    left, right = balanced(np.array([[1.0, 1e100]]), np.array([[1e-100, 0.0], [0.0, 3e-100]]))
+    np.testing.assert_allclose(left @ right, [[0.0, 3.0]], rtol=1e-6, atol=0)
+
+
 def test_balancing_leaves_components_of_nothing_alone() -> None:
     left, right = balanced(np.array([[1.0, 0], [1, 0]]), np.array([[4.0, 0], [0, 3]]))
     np.testing.assert_allclose(left @ right, [[4, 0], [4, 0]], rtol=1e-6)

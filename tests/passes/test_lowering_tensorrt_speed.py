@@ -147,6 +147,36 @@ def test_where_nothing_can_be_timed_rules_decide_and_it_is_said() -> None:
         assert "3 of 4 stay in float; speed=any keeps INT8 everywhere" in warning
 
 
+def test_a_layer_whose_name_tensorrt_does_not_carry_goes_back_too() -> None:
+    model = network()
+    (two,) = (node for node in model.graph.node if node.name == "two")
+    two.name = "t\0wo"
+    after, report = lowered(model, X, KEEP)
+    assert on_integers(after) == {"one"}
+    assert skips(report).keys() == {"t_wo", "three", "head"}
+
+
+def test_a_layer_of_the_body_that_always_runs_goes_back_too() -> None:
+    made, _ = quantized(network(), CANONICAL, X)
+    outer = onnx.ModelProto()
+    outer.CopyFrom(made)
+    then, other = onnx.GraphProto(name="then"), onnx.GraphProto(name="other")
+    then.node.extend(made.graph.node)
+    other.node.add(op_type="Constant", output=["none"]).attribute.add(
+        name="value", type=onnx.AttributeProto.TENSOR
+    ).t.CopyFrom(onnx.numpy_helper.from_array(np.zeros((6, 4), np.float32)))
+    then.output.add(name="y")
+    other.output.add(name="none")
+    del outer.graph.node[:]
+    outer.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "always"))
+    outer.graph.node.append(
+        onnx.helper.make_node("If", ["always"], ["z"], "choose", then_branch=then, else_branch=other)
+    )
+    outer.graph.output[0].name = "z"
+    after, _ = apply_pass(configure(Lowering, KEEP | {"branches": {"always": True}}), outer, Context())
+    assert on_integers(after) == {"one"}
+
+
 def test_rules_that_change_nothing_give_no_advice() -> None:
     class Broken(MadeUp):
         def profile(self, model: onnx.ModelProto) -> Profile:

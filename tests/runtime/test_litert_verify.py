@@ -78,3 +78,18 @@ def test_a_network_of_integers_is_moved_by_its_weights(
     off: Any = Off(ort.run(ort.session(model), sample), 1e-3)
     result = reference.compare(off, XNNPACK)
     assert (result.found["y"] <= result.allowed["y"]) is allowed
+
+
+@pytest.mark.parametrize("end", [-np.inf, np.finfo(np.float32).min, -1e9])
+def test_what_stands_for_no_end_in_a_mask_moves_nothing_else(
+    end: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of its size is more than all that it is added to."""
+    monkeypatch.setattr("onnx_lathe.runtime.targets.litert.verify.as_float", lambda values, port: values)
+    masked = "a = Add (m, mask)  b = Softmax (a)  y = Mul (b, m)"
+    mask = np.where(np.arange(8) < 5, 0, end).astype(np.float32)[None]
+    model = build(INDEXED.format(rest=masked), table=random(64, 8), mask=mask)
+    sample = {"ids": np.arange(64)[None]}
+    off: Any = Off(ort.run(ort.session(model), sample), 1e-3)
+    result = Reference(model, sample, stored=False, half=False).compare(off, XNNPACK)
+    assert result.found["y"] > 5e-4 > result.allowed["y"]

@@ -161,6 +161,24 @@ def test_sizes_that_do_not_fit_behind_the_body_that_runs_say_nothing() -> None:
     assert below["c"]
 
 
+@pytest.mark.parametrize("names", ["p q", "a b"])
+def test_bodies_may_call_what_they_compute_alike(names: str) -> None:
+    """Two branches that the windows decide, with sizes of the same names inside or not, say the same at 72."""
+    one, other = names.split()
+    text = f"""(float[1, 1, W] x) => (float[1, 1, V] y) {{
+        r = MaxPool <kernel_shape = [16], strides = [16]> (x) s = Shape(r) k = Gather(s, two) c = Equal(k, one)
+        t = If (c) < then_branch = b0 () => (int64[1] p) <int64[1] w = {{1}}> {{ p = Mul(k, w) }},
+                     else_branch = b1 () => (int64[1] q) <int64[1] w = {{3}}> {{ q = Add(k, w) }} >
+        u = If (c) < then_branch = b2 () => (int64[1] {one}) <int64[1] w = {{2}}> {{ {one} = Add(k, w) }},
+                     else_branch = b3 () => (int64[1] {other}) <int64[1] w = {{5}}> {{ {other} = Mul(k, w) }} >
+        d = Mul(t, u) e = Cast <to = 1> (d) y = Mul(r, e)
+    }}"""
+    model = build(text, one=np.array([1]), two=np.array([2]))
+    found = further_values(model, {"x": (1, 1, 16)}, {"x": (1, 1, 24)}, ["c", "d"])
+    assert [bool(values["c"][0]) for values in found] == [True, False]
+    assert [int(values["d"][0]) for values in found] == [1 * (1 + 2), (4 + 3) * (4 * 5)]
+
+
 def test_branches_within_branches_and_names_that_are_taken() -> None:
     text = """(float[1, 3, 4] x) => (float[A, B] z) {
         c = Equal(a, a) t = Relu(x)

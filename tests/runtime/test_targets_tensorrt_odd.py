@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_lathe import metadata
 from onnx_lathe.engines import LONGEST_NAME
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.targets.core.registry import find
@@ -92,14 +93,21 @@ def test_names_that_hold_anything(tmp_path: Path) -> None:
 
 def test_names_that_tensorrt_does_not_carry_are_others_inside_the_model() -> None:
     long = "block/" * LONGEST_NAME
-    model = renamed(quantized.lenet(codebook=False), {"r1": "r\0", "p1": long, "image": "im\0age"})
+    odd = {"r1": "r\0", "p1": long, "image": "im\0age", "b1": f"{long}b1", "flat_shape": "flat\0"}
+    model = renamed(quantized.lenet(codebook=False), odd)
     node(model, "conv2").name = f"{long}conv2"
+    model.metadata_props.add(key=metadata.SPARSE, value=metadata.format_sparse({odd["b1"]: "unstructured"}))
+    before = model.SerializeToString()
     lowered, report = lower(model)
     names = {name for one in lowered.graph.node for name in (one.name, *one.output)}
+    stored = {one.name for one in lowered.graph.initializer}
     assert {"r_", f"{long}conv2"[-64:], long[-64:]} < names
-    assert not any("\0" in name or len(name) > LONGEST_NAME for name in names)
+    assert {"flat_", f"{long}b1"[-64:]} < stored
+    assert not any("\0" in name or len(name) > LONGEST_NAME for name in names | stored)
     assert lowered.graph.input[0].name == "im\0age"
-    assert len(report.edits) == 3
+    assert metadata.read_sparse(lowered.metadata_props).keys() == {f"{long}b1"[-64:]}
+    assert model.SerializeToString() == before
+    assert len(report.edits) == 5
     inputs = {"im\0age": quantized.IMAGES["image"]}
     quantized.assert_same(model, lowered, inputs)
 
@@ -252,6 +260,25 @@ def test_a_branch_of_a_model_that_runs_at_no_size_that_is_made_up() -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array(16000), "rate"))
     target = find("tensorrt-rtx")()
     assert target.lowering_options(target.Config(), model, {})["branches"] == {"is_high": True}
+
+
+def test_a_branch_may_follow_from_a_sparse_weight_and_a_function() -> None:
+    model = build("""(float[2] x) => (float[2] y) {
+        s = ReduceSum <keepdims = 0> (w) c = Greater(s, zero)
+        y = If (c) < then_branch = a () => (float[2] p) { p = Relu(x) }, else_branch = b () => (float[2] q) { q = Abs(x) } >
+    }""", w=np.array([0, 1, 0], np.float32), zero=np.array(0, np.float32))  # fmt: skip
+    del model.graph.initializer[0]
+    values = numpy_helper.from_array(np.array([1], np.float32), "w")
+    places = numpy_helper.from_array(np.array([1]), "places")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [3]))
+    mine = [helper.make_node("Greater", ["a", "b"], ["c"])]
+    model.functions.append(
+        helper.make_function("mine", "More", ["a", "b"], ["c"], mine, [helper.make_opsetid("", 17)])
+    )
+    model.graph.node[1].op_type, model.graph.node[1].domain = "More", "mine"
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    target = find("tensorrt")()
+    assert target.lowering_options(target.Config(), model, {})["branches"] == {"c": True}
 
 
 def test_a_branch_on_a_size_stays() -> None:

@@ -47,7 +47,7 @@ def balanced(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarra
     used = (size_left > 0) & (size_right > 0)
     scale = np.where(used, np.sqrt(size_right / np.where(used, size_left, 1.0)), 1.0)
     scale[scale == 0] = 1.0
-    exact = scale.astype(np.float32)  # factors of float32 stay that, without a copy in float64
+    exact = scale.astype(np.result_type(left, right))  # float32 stays that, without a copy in float64
     return (left * exact).astype(np.float32, copy=False), (right / exact[:, None]).astype(
         np.float32, copy=False
     )

@@ -84,7 +84,11 @@ def _behind(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:
     part = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     part.graph.name = "conditions"
     part.graph.node.extend(reversed(nodes))
+    part.functions.extend(model.functions)
     part.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in needed)
+    part.graph.sparse_initializer.extend(
+        tensor for tensor in model.graph.sparse_initializer if tensor.values.name in needed
+    )
     part.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, None) for name in wanted
     )

@@ -102,15 +102,19 @@ def changed(value: np.ndarray, change: float, generator: np.random.Generator) ->
     return (value + step).astype(value.dtype)
 
 
-def with_changed_weights(model: onnx.ModelProto, change: float) -> onnx.ModelProto:
-    """A copy whose float32 weights, of two axes or more, are moved by up to `change` of their largest: what a network that
-    takes integers alone can be moved by.
+def with_changed_weights(model: onnx.ModelProto, change: float, seed: int) -> onnx.ModelProto:
+    """A copy whose float32 weights, of two axes or more, are moved by up to `change` of themselves: what a network that
+    takes integers alone can be moved by. Not of their largest, which in a mask stands for no end: what is beside it
+    would be lost.
     """
     found = onnx.ModelProto()
     found.CopyFrom(model)
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     for tensor in found.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
-            values = changed(onnx.numpy_helper.to_array(tensor), change, generator)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+            values = onnx.numpy_helper.to_array(tensor)
+            with np.errstate(over="ignore"):
+                moved = (values * (1 + change * generator.uniform(-1, 1, values.shape))).astype(np.float32)
+            kept = np.where(np.isfinite(moved), moved, values)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(kept, tensor.name))
     return found

@@ -6,7 +6,8 @@ What is equal at two sizes that are near each other need not be at others. The n
 shapes are inferred, and only what is computed from them is.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -109,7 +110,7 @@ def _sized_values(
             known |= _ready(model, graph, weights, known, sized)
         except LatheError:
             return None
-        taken = _take_branches(graph, known)
+        taken = _take_branches(graph, known, weights)
         if len(known) == before and not taken:  # the last inference saw all values, and whether they fit
             break
         for body in taken:
@@ -134,8 +135,17 @@ def _without_branches(graph: onnx.GraphProto) -> onnx.GraphProto | None:
     return found
 
 
-def _take_branches(graph: onnx.GraphProto, known: Mapping[str, np.ndarray]) -> list[onnx.GraphProto]:
-    """Puts the body that runs in the place of each If whose condition is known. Returns these bodies."""
+def _take_branches(
+    graph: onnx.GraphProto, known: Mapping[str, np.ndarray], stored: Collection[str]
+) -> list[onnx.GraphProto]:
+    """Puts the body that runs in the place of each If whose condition is known. Returns these bodies, whose tensors
+    have names of their own: those of two bodies may be alike. `stored`: names of weights.
+    """
+    names = {
+        *stored,
+        *(one.name for one in graph.input),
+        *(name for node in graph.node for name in node.output),
+    }
     nodes, taken = [], []
     for node in graph.node:
         if node.op_type != "If" or node.domain or node.input[0] not in known:
@@ -143,6 +153,7 @@ def _take_branches(graph: onnx.GraphProto, known: Mapping[str, np.ndarray]) -> l
             continue
         which = "then_branch" if np.all(known[node.input[0]]) else "else_branch"
         body = next(item.g for item in node.attribute if item.name == which)
+        _rename(body, names)
         taken.append(body)
         nodes += body.node
         nodes += [
@@ -154,6 +165,33 @@ def _take_branches(graph: onnx.GraphProto, known: Mapping[str, np.ndarray]) -> l
         del graph.node[:]
         graph.node.extend(nodes)
     return taken
+
+
+def _rename(body: onnx.GraphProto, names: set[str]) -> None:
+    """Gives what the body stores and computes other names than `names`, to which these are added."""
+    own = [tensor.name for tensor in body.initializer] + [name for node in body.node for name in node.output]
+    others = {}
+    for name in filter(None, own):
+        others[name] = next(new for new in _numbered(name) if new not in names)
+        names.add(others[name])
+    _call(body, others)
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}_{number}" for number in itertools.count(1))
+
+
+def _call(body: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Calls tensors otherwise, in the bodies of the nodes, too."""
+    for value in (*body.initializer, *body.output):
+        value.name = names.get(value.name, value.name)
+    for node in body.node:
+        for listed in (node.input, node.output):
+            listed[:] = [names.get(name, name) for name in listed]
+        for item in node.attribute:
+            if item.HasField("g"):
+                _call(item.g, names)
 
 
 def sized_tensors(graph: onnx.GraphProto) -> set[str]:

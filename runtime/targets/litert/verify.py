@@ -20,6 +20,7 @@ from onnx_lathe.runtime.targets.bundle.examples import Examples
 from onnx_lathe.runtime.targets.core.distances import (
     CHANGE,
     CHANGE_QUANTIZED,
+    CHANGES,
     floors,
     largest,
     moved_by,
@@ -204,8 +205,9 @@ class Reference:
             moved = moved_by(self.session, self.sample, self.wanted, change, self._distance)
             others = []
             if not any(np.issubdtype(value.dtype, np.floating) for value in self.sample.values()):
-                near = with_changed_weights(self.model, change)
-                others.append(ort.run(ort.session(near, optimized=False), self.sample))
+                for seed in range(CHANGES):
+                    near = with_changed_weights(self.model, change, seed)
+                    others.append(ort.run(ort.session(near, optimized=False), self.sample))
             if self.half:
                 others.append(ort.run(ort.session(with_half_weights(self.model)), self.sample))
             if (
