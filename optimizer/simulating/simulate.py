@@ -106,3 +106,5 @@ def check(request: Request) -> None:
         raise UsageError("--backups is of machines that are sometimes slow; give --stragglers too")
     if request.backups is not None and request.backups < 0:
         raise UsageError(f"--backups takes a number from 0 on, not {request.backups}")
+    if request.seed < 0:
+        raise UsageError(f"--seed takes a number from 0 on, not {request.seed}")

@@ -114,7 +114,7 @@ def test_the_best_group_is_taken() -> None:
     assert [point.how for point in found.points] == ["height", "height=2", "height=8"]
     fixed = scaling.curve(CHAIN, "height=4", LINK, [1, 2, 8], 8, weak=False)
     assert [point.machines for point in fixed.points] == [8]
-    assert fixed.refused[2] == "2 is no multiple of height=4"
+    assert fixed.refused[2] == "no multiple of height=4"
 
 
 def test_memory_marks_what_does_not_fit() -> None:
@@ -249,13 +249,18 @@ def test_the_page(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--link", "fast"], "--link takes a bandwidth and a latency, such as 100Gb/s,2us, not 'fast'"),
         (["--link", "0Gb/s,2us"], "--link takes"),
         (["--rate", "10"], "--rate takes a number with its unit, such as 10TFLOP/s, not '10'"),
+        (["--rate", "1e308PFLOP/s"], "--rate takes a number with its unit"),
+        (["--link", "1e308PB/s,0s"], "no link is like that"),
+        (["--link", "1e-300b/s,0s"], "no link is like that"),
+        (["--link", "1Gb/s,1e300s"], "no link is like that"),
+        (["--seed", "-1", "--stragglers", "lognormal=0.3"], "--seed takes a number from 0 on, not -1"),
         (["--memory", "16"], "--memory takes a number with its unit"),
         (["--machines", "0"], "--machines takes a number from 1 to 65,536, not 0"),
         (["--batch", "0"], "--batch takes a number from 1 on, not 0"),
         (["--parallel", "hight"], "hight is nothing that it knows"),
         (["--parallel", "server"], "a server has no step"),
         (["--parallel", "data=2,height=2"], "leave data= out"),
-        (["--parallel", "height=4096", "--machines", "4"], "4 is no multiple of height=4096"),
+        (["--parallel", "height=4096", "--machines", "4"], "on up to 4 machines: no multiple of height=4096"),
         (["--stragglers", "normal=1"], "--stragglers takes lognormal=0.3"),
         (["--stragglers", "slow=2x3"], "a share up to 1"),
         (["--backups", "2"], "give --stragglers too"),
@@ -272,6 +277,28 @@ def test_what_does_not_fit_says_so(path: Path, capsys: pytest.CaptureFixture[str
     )
     assert "too little memory" in text
     assert "auto: not on 2: 2 workers of 0.001 GB each cannot hold the network" in text
+
+
+def test_every_number_of_machines_without_a_figure_is_explained(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = printed(
+        capsys,
+        path,
+        "--parallel",
+        "height",
+        "--parallel",
+        "pipeline=2,micro=40",
+        "--machines",
+        3,
+        "--batch",
+        64,
+    )
+    assert "height: not on 3: no multiple of 2, of the smallest group that shares layers by height" in text
+    assert "pipeline=2,micro=40: not on 1, 3: no multiple of pipeline=2,micro=40" in text
+    assert "weak scaling, pipeline=2,micro=40: not on 1, 3" not in text
+    text = printed(capsys, path, "--parallel", "pipeline=2,micro=40", "--machines", 2, "--each", 4)
+    assert "weak scaling, pipeline=2,micro=40: not on 2: 8 samples are too few for 40 micro-batches" in text
 
 
 def test_a_small_network_stops_paying_sooner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
