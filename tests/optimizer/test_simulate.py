@@ -8,6 +8,8 @@ from typing import Any
 import onnx
 import pytest
 
+import onnx_lathe
+from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.optimizer.simulating import pipelines, scaling, stragglers
 from onnx_lathe.optimizer.simulating.machines import machine_counts, parse_link, parse_machine
@@ -230,6 +232,37 @@ def test_json_has_the_same_points(path: Path, capsys: pytest.CaptureFixture[str]
     assert [point["machines"] for point in found["strong"][1]["points"]] == [2, 4]
     assert found["memory"] is None
     assert found == json.loads(printed(capsys, *arguments, "--json"))
+
+
+def test_the_function_gives_what_the_command_gives(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (path, "--machines", 4, "--parallel", "height", "--stragglers", "slow=0.1x3", "--seed", 5)
+    told = json.loads(printed(capsys, *arguments, "--json"))
+    asked: dict[str, Any] = {"machines": 4, "parallel": "height", "stragglers": "slow=0.1x3", "seed": 5}
+    found = json.loads(json.dumps(onnx_lathe.simulate(str(path), **asked).as_json()))
+    assert found == told
+    model = build("(float[N, 8] x) => (float[N, 4] y) { y = MatMul (x, w) }", w=random(8, 4))
+    onnx.save(model, tmp_path / "model.onnx")
+    inside = onnx_lathe.simulate(model, **asked).as_json()
+    assert inside["strong"] == onnx_lathe.simulate(tmp_path / "model.onnx", **asked).as_json()["strong"]
+    unasked = json.loads(json.dumps(onnx_lathe.simulate(path).as_json()))
+    assert unasked == json.loads(printed(capsys, path, "--json"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"machines": 2.5}, "machines takes a whole number, not 2.5"),
+        ({"parallel": 4}, "parallel takes a text or a list of texts, not 4"),
+        ({"link": 3}, "link takes a text, not int"),
+        ({"batch": 0}, "--batch takes a number from 1 on, not 0"),
+    ],
+)
+def test_the_function_refuses(path: Path, asked: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        onnx_lathe.simulate(path, **asked)
+    assert str(refusal.value) == told
 
 
 def test_the_page(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
