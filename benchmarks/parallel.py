@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from onnx_lathe.optimizer.inspecting.analysis import Question
-from onnx_lathe.optimizer.inspecting.sharing import Sharing, open_network, parse_sharing, share_file
+from onnx_lathe.optimizer.inspecting.sharing import Sharing, open_network, parse_sharing, share_model
 from onnx_lathe.optimizer.report.sharing import layer_rows, strategy_rows
 from onnx_lathe.optimizer.report.simulation import Rows, end_rows, milliseconds, scaling_rows, straggler_rows
 from onnx_lathe.optimizer.simulating.machines import parse_machine
@@ -89,7 +89,7 @@ def tables(folder: Path) -> dict[str, str]:
     }
     found = {}
     for name, path in paths.items():
-        shared = share_file(path, Question({}, BATCH), parse_sharing(str(WORKERS)))
+        shared = share_model(path, Question({}, BATCH), parse_sharing(str(WORKERS)))
         found[f"{name} layers"] = markdown(alike(chosen(shared)))
         found[f"{name} strategies"] = markdown(strategy_rows(shared))
     for name in ("resnet50", "vgg16"):

@@ -42,11 +42,13 @@ if TYPE_CHECKING:
     )
     from onnx_lathe.optimizer.diffing.api import debug, diff
     from onnx_lathe.optimizer.inspecting.inspecting import inspect
+    from onnx_lathe.optimizer.inspecting.sharing import inspect_parallel
     from onnx_lathe.optimizer.judging.calling import gate
     from onnx_lathe.optimizer.proposal import init
     from onnx_lathe.optimizer.recipe_library import recipes
     from onnx_lathe.optimizer.reporting import report
     from onnx_lathe.optimizer.search.api import auto, search, sensitivity
+    from onnx_lathe.optimizer.simulating.calling import simulate
     from onnx_lathe.passes.core.base import Pass
     from onnx_lathe.passes.core.options import option
     from onnx_lathe.passes.core.registry import register
@@ -68,9 +70,11 @@ _PLACES = {
     ),
     "optimizer.judging.calling": ("gate",),
     "optimizer.inspecting.inspecting": ("inspect",),
+    "optimizer.inspecting.sharing": ("inspect_parallel",),
     "optimizer.reporting": ("report",),
     "optimizer.diffing.api": ("debug", "diff"),
     "optimizer.search.api": ("auto", "search", "sensitivity"),
+    "optimizer.simulating.calling": ("simulate",),
     "optimizer.proposal": ("init",),
     "optimizer.recipe_library": ("recipes",),
     "passes.core.base": ("Pass",),
@@ -106,6 +110,7 @@ __all__ = [
     "gate",
     "init",
     "inspect",
+    "inspect_parallel",
     "optimize",
     "option",
     "pack",
@@ -117,6 +122,7 @@ __all__ = [
     "run",
     "search",
     "sensitivity",
+    "simulate",
     "targets",
     "to_torch",
     "unpack",

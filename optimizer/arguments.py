@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import onnx
+
 from onnx_lathe.errors import UsageError
 
 
@@ -19,3 +21,19 @@ def path(given: str | Path, what: str) -> Path:
     if not isinstance(given, str | Path):
         raise UsageError(f"{what} takes a path, not {type(given).__name__}")
     return Path(given)
+
+
+def model(given: onnx.ModelProto | str | Path) -> onnx.ModelProto | Path:
+    """A model in memory, or the path of one. Raises UsageError."""
+    if isinstance(given, onnx.ModelProto):
+        return given
+    if not isinstance(given, str | Path):
+        raise UsageError(f"model is a path or a model, not {type(given).__name__}")
+    return Path(given)
+
+
+def whole(given: int, what: str) -> int:
+    """Raises UsageError for what is no whole number under the argument's name `what`."""
+    if not isinstance(given, int) or isinstance(given, bool):
+        raise UsageError(f"{what} takes a whole number, not {given!r}")
+    return given

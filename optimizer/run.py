@@ -93,9 +93,9 @@ class Run:
     tasks: Tasks = NO_TASKS
     """What is measured against labels."""
     sampled: Mapping[str, Measured] | None = None
+    """Metrics of the model sample by sample; None if it was not measured in this run."""
     rounds: np.ndarray | None = None
     """Milliseconds [rounds, 2] of the original and the last step's model, in turn; None if they were not timed."""
-    """Metrics of the model sample by sample; None if it was not measured in this run."""
 
     @property
     def large(self) -> bool:

@@ -125,11 +125,11 @@ def _beside_parallel(options: argparse.Namespace) -> str:
 
 
 def _share(options: argparse.Namespace, question: "Question") -> int:
-    from onnx_lathe.optimizer.inspecting.sharing import parse_sharing, share_file
+    from onnx_lathe.optimizer.inspecting.sharing import parse_sharing, share_model
     from onnx_lathe.optimizer.report.printing import Printer
     from onnx_lathe.optimizer.report.sharing import show_sharing
 
-    found = share_file(options.model, question, parse_sharing(options.parallel))
+    found = share_model(options.model, question, parse_sharing(options.parallel))
     if options.json:
         print_json(found.as_json())
     else:

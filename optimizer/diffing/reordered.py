@@ -5,7 +5,8 @@ renumbered: it computes the same, and every value of it differs.
 
 What a row holds does not depend on the order inside of it: rows are matched by quantiles of their values, then columns
 as they are. Equal contents are aligned by sorting both, near ones each to the nearest, which must match all of them one
-to one. Nothing is taken for found that does not show in the values themselves.
+to one. Nothing is taken for found that does not show in the values themselves: two vectors of one distribution are near
+each other once both are sorted, whatever they have to do with each other, so a vector has to be equal.
 """
 
 import math
@@ -20,6 +21,10 @@ QUANTILES = 33
 """Of a row's values, by which it is known again."""
 MOST_KEYS = 64
 """Values of a column that sort it."""
+COMPARED = 256
+"""Values of a row or a column by which the nearest is found."""
+TRIED = 1 << 18
+"""Values by which an order is looked at first: few orders are any good."""
 LEAST = 8
 """Values that are taken for others in another order: of fewer, chance makes them so."""
 LARGEST = 1 << 13
@@ -55,10 +60,14 @@ def reordered(one: np.ndarray, other: np.ndarray) -> Reordered | None:
         return None
     columns = one.shape[1] if one.ndim > 1 else 1
     ours, theirs = (array.reshape(len(one), columns, -1).astype(np.float32) for array in (one, other))
+    wanted = max(NEAR_DB, before + GAINED_DB) if one.size > max(len(one), columns) else math.inf
+    few = slice(None, None, max(1, one.size // TRIED))
     best: Reordered | None = None
     for rows in _orders(_signature(ours), _signature(theirs)):
         sorted_rows = ours[rows]
         for order in _orders(_by_column(sorted_rows), _by_column(theirs)):
+            if _sqnr(sorted_rows[few][:, order], theirs[few]) < FAR_DB:
+                continue
             sqnr = _sqnr(sorted_rows[:, order], theirs)
             if best is None or sqnr > best.sqnr:
                 moved = (rows, order)
@@ -66,7 +75,7 @@ def reordered(one: np.ndarray, other: np.ndarray) -> Reordered | None:
                 best = Reordered(axes, sqnr)
             if math.isinf(sqnr):
                 return best
-    return best if best is not None and best.sqnr >= max(NEAR_DB, before + GAINED_DB) else None
+    return best if best is not None and best.sqnr >= wanted else None
 
 
 def _orders(ours: np.ndarray, theirs: np.ndarray) -> Iterator[np.ndarray]:
@@ -75,6 +84,8 @@ def _orders(ours: np.ndarray, theirs: np.ndarray) -> Iterator[np.ndarray]:
     found = np.empty(len(ours), np.int64)
     found[by_content[1]] = by_content[0]
     yield found
+    some = np.linspace(0, ours.shape[1] - 1, min(COMPARED, ours.shape[1])).round().astype(int)
+    ours, theirs = ours[:, some], theirs[:, some]
     squares = [np.square(keys).sum(1) for keys in (ours, theirs)]
     nearest = (squares[0][None] - 2 * theirs @ ours.T + squares[1][:, None]).argmin(1)
     if len(np.unique(nearest)) == len(nearest):

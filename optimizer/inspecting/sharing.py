@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from onnx_lathe.errors import UsageError
-from onnx_lathe.optimizer import opening
+from onnx_lathe.optimizer import arguments, opening
 from onnx_lathe.optimizer.inspecting.analysis import Analysis, Question
 from onnx_lathe.optimizer.inspecting.inspecting import UNTOUCHED
 from onnx_lathe.optimizer.inspecting.training import Kept, with_constants
@@ -156,25 +158,49 @@ def network_of(analysis: Analysis) -> Network:
     return found
 
 
-def open_network(path: Path, question: Question) -> tuple[Network, int]:
+def open_network(model: onnx.ModelProto | Path, question: Question) -> tuple[Network, int]:
     """(the layers of a model, samples of a batch). Raises UsageError for one that has none, or whose sizes are open."""
-    analysis = Analysis(opening.open_file(path, UNTOUCHED, question.weights).model, question)
+    if isinstance(model, onnx.ModelProto):
+        named, opened = "the model", opening.open_given(model, UNTOUCHED)
+    else:
+        named, opened = str(model), opening.open_file(model, UNTOUCHED, question.weights)
+    analysis = Analysis(opened.model, question)
     network = network_of(analysis)
     if not any(layer.kind in NAMES for layer in network.layers):
         reason = f": {network.left_out[0][0]}: {network.left_out[0][1]}" if network.left_out else ""
-        if opened := analysis.open_inputs():
-            reason += f"; give the sizes of {', '.join(opened)} with --shape"
-        raise UsageError(f"{path}: has no convolution or matrix product to share{reason}")
+        if sizes := analysis.open_inputs():
+            reason += f"; give the sizes of {', '.join(sizes)} with --shape"
+        raise UsageError(f"{named}: has no convolution or matrix product to share{reason}")
     return network, analysis.batch
 
 
-def share_file(path: Path, question: Question, request: Request) -> Sharing:
-    network, batch = open_network(path, question)
+def inspect_parallel(
+    model: onnx.ModelProto | str | Path,
+    parallel: int | str,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int | None = None,
+) -> Sharing:
+    """What each worker sends and holds in a step of training, in bytes: layer by layer, and of the whole network.
+
+    parallel: a number of workers, for all strategies, or a grid such as "data=2,height=2". shapes: sizes of inputs that
+    the model leaves open, by name. batch: samples of a step, of all workers together.
+
+    Raises UsageError for a model without layers to share and for what is no grid, ModelError as loading does.
+    """
+    if not isinstance(parallel, int | str) or isinstance(parallel, bool):
+        raise UsageError(f"parallel takes a number of workers or a grid, not {type(parallel).__name__}")
+    question = Question({} if shapes is None else shapes, batch)
+    return share_model(arguments.model(model), question, parse_sharing(str(parallel)))
+
+
+def share_model(model: onnx.ModelProto | Path, question: Question, request: Request) -> Sharing:
+    network, batch = open_network(model, question)
     products = [layer for layer in network.layers if layer.kind in NAMES]
     strategies = [_total(network.layers, name, request.group(name, batch)) for name in request.strategies]
     notes = [f"{name}: {reason}" for name, reason in network.left_out]
     rows = [_row(layer, request, batch) for layer in products]
-    return Sharing(request, batch, rows, [one for one in strategies if one is not None], notes)
+    return Sharing(request, batch, rows, strategies, notes)
 
 
 def alone(layer: Layer, strategy: str, group: Group) -> Cost:

@@ -1,5 +1,6 @@
 """What `simulate` prints: time per step against the number of machines, and where each strategy stops paying."""
 
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -94,11 +95,21 @@ def _end(found: Curve) -> list[str]:
 
 
 def refusals(found: Simulation) -> list[str]:
-    """Why a strategy has no figure for some numbers of machines, in the words for the last of them."""
+    """Why a strategy has no figure for some numbers of machines; of reasons that differ in numbers alone, in the words for
+    the last of them.
+    """
+    strong = [line for one in found.strong for line in _refused(one)]
+    weak = [line for one in found.weak for line in _refused(one) if line not in strong]
+    return [*strong, *(f"weak scaling, {line}" for line in weak)]
+
+
+def _refused(one: Curve) -> list[str]:
+    alike: dict[str, list[int]] = {}
+    for machines, reason in one.refused.items():
+        alike.setdefault(re.sub(r"[\d.e+-]*\d", "", reason), []).append(machines)
     return [
-        f"{one.strategy}: not on {', '.join(map(str, one.refused))}: {list(one.refused.values())[-1]}"
-        for one in found.strong
-        if one.refused
+        f"{one.strategy}: not on {', '.join(map(str, each))}: {one.refused[each[-1]]}"
+        for each in alike.values()
     ]
 
 

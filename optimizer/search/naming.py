@@ -110,7 +110,7 @@ class Naming:
         if confirmed and self.confirmed is not None:
             return (
                 f"not even one with bytes to spare passes on the {self.confirmed['samples']:,} samples that chose nothing: "
-                "luck had helped it; choose on more samples (--validation), or resume with a longer --budget"
+                "luck had helped it; choose on more samples (--validation)"
             )
         if passed:
             return "the best trials do not pass as their recipes have them"

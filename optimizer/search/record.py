@@ -48,8 +48,8 @@ class SearchRecord:
     nearest_miss: Choice | None = None
     confirmed: dict[str, Any] | None = None
     """On samples that chose nothing, of the winner or of the one that failed there: `samples`, `metrics`, `z` (standard
-    errors to spare), `tried` (candidates that came so far), `messages`; None if nothing came so far, or there
-    are too few samples.
+    errors to spare), `tried` (candidates that came so far), `before` (those of the search that this one goes on
+    with), `messages`; None if nothing came so far, or there are too few samples.
     """
     recipe: str = ""
     reproduce: str = ""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from onnx_lathe.errors import ExitCode, LatheError, UsageError
 from onnx_lathe.optimizer import pipeline, surroundings
@@ -42,6 +43,7 @@ from onnx_lathe.runtime.threads import limit, limited
 from onnx_lathe.version import VERSION
 
 CHILD_GRACE_S = 5.0
+CONFIRMED = "lathe:confirmed"
 BEST_CODER, BEST_CODER_S = 60.0, 60.0
 """How many times as long as the fast coder the best one takes on small files, and the most that it takes, about."""
 
@@ -233,11 +235,26 @@ class _Run:
         bench.clock.reserve = -1e9  # the time for this was kept
         naming = Naming(self.opened, self.shrinkage, self.ui.status)
         naming.name(tried)
-        self.record.confirmed = naming.confirmed
         self.record.notes += naming.notes
+        if naming.confirmed is not None:
+            self.record.confirmed = naming.confirmed | {"before": self._judged_before(naming.confirmed)}
         if naming.near is not None:
             self.record.nearest_miss = self._choice(*naming.near)
         return naming.winner
+
+    def _judged_before(self, confirmed: dict[str, Any]) -> int:
+        """How many candidates the samples that confirm had judged before this search went on: they are kept by the study, and
+        each of them was a chance more for one that misses the gate.
+        """
+        assert self.shared is not None
+        before = int(self.shared.noted(CONFIRMED) or 0)
+        self.shared.note(CONFIRMED, before + confirmed["tried"])
+        if before:
+            self.record.notes.append(
+                f"before this search went on, the {confirmed['samples']:,} samples that confirm had judged {before} of its "
+                "candidates: one that misses the gate has had that many chances more; judge the winner by samples of its own"
+            )
+        return before
 
     def _choice(self, settings: Settings, outcome: Outcome) -> Choice:
         minimize = self.request.minimize

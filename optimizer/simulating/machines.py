@@ -12,6 +12,8 @@ _NUMBER = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
 _PREFIX = "([kMGTP]?)"
 LARGEST = 65536
 """Machines."""
+SMALLEST = 1e-30
+"""Of a figure in FLOP/s, bytes or seconds, and one over it the largest: sums of others are endless, or nothing."""
 
 
 def parse_machine(rate: str, link: str, memory: str | None) -> Machine:
@@ -28,7 +30,10 @@ def parse_link(text: str) -> tuple[float, float]:
     if bits is None or wait is None or not float(bits[1]):
         raise UsageError(f"--link takes a bandwidth and a latency, such as 100Gb/s,2us, not '{text}'")
     bandwidth = float(bits[1]) * _SCALES[bits[2]] / (8 if bits[3] == "b" else 1)
-    return float(wait[1]) * _TIMES[wait[2]], bandwidth
+    latency = float(wait[1]) * _TIMES[wait[2]]
+    if not (_is_real(bandwidth) and (latency == 0 or _is_real(latency))):
+        raise UsageError(f"--link '{text}': no link is like that; give another bandwidth and latency")
+    return latency, bandwidth
 
 
 def _memory(text: str | None) -> float:
@@ -37,9 +42,13 @@ def _memory(text: str | None) -> float:
 
 def _parsed(text: str, unit: str, option: str, example: str) -> float:
     found = re.fullmatch(f"{_NUMBER} ?{_PREFIX}{unit}", text.strip())
-    if found is None or not float(found[1]):
+    if found is None or not _is_real(float(found[1]) * _SCALES[found[2]]):
         raise UsageError(f"{option} takes a number with its unit, such as {example}, not '{text}'")
     return float(found[1]) * _SCALES[found[2]]
+
+
+def _is_real(number: float) -> bool:
+    return SMALLEST <= number <= 1 / SMALLEST
 
 
 def machine_counts(most: int) -> list[int]:

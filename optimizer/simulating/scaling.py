@@ -114,8 +114,9 @@ def curve(
         found = [one for one in tried if isinstance(one, Point)]
         if found:
             points.append(min(found, key=lambda point: (not point.fits, point.step.seconds)))
-        elif tried:
-            refused[machines] = str(tried[0])
+        else:
+            odd = f"no multiple of 2, of the smallest group that shares layers by {strategy}"
+            refused[machines] = str(tried[0]) if tried else odd
     alone = step_of(uniform(layers, "whole", Group(1, batch)), machine).seconds
     return Curve(strategy, points, alone, weak, refused)
 
@@ -156,7 +157,7 @@ def _over(asked: Parallel, machines: int) -> Grid | Pipeline | str:
     try:
         layout = asked.over(machines)
     except UsageError:
-        return f"{machines} is no multiple of {asked.text}"
+        return f"no multiple of {asked.text}"
     assert isinstance(layout, Grid | Pipeline)
     return layout
 

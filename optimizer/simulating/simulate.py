@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.inspecting.analysis import Question
 from onnx_lathe.optimizer.inspecting.sharing import open_network
@@ -21,7 +23,7 @@ from onnx_lathe.runtime.training.parallel.geometry import Layer
 class Request:
     """`batch`: samples of a step in strong scaling; `each`: samples of each machine in weak scaling."""
 
-    model: Path
+    model: Path | onnx.ModelProto
     strategies: Sequence[str]
     machine: Machine
     machines: int
@@ -46,7 +48,7 @@ class Simulation:
     def as_json(self) -> dict[str, Any]:
         request, machine = self.request, self.request.machine
         return {
-            "model": str(request.model),
+            "model": str(request.model) if isinstance(request.model, Path) else request.model.graph.name,
             "rate": machine.rate,
             "latency_s": machine.latency,
             "bandwidth": machine.bandwidth,
@@ -106,3 +108,5 @@ def check(request: Request) -> None:
         raise UsageError("--backups is of machines that are sometimes slow; give --stragglers too")
     if request.backups is not None and request.backups < 0:
         raise UsageError(f"--backups takes a number from 0 on, not {request.backups}")
+    if request.seed < 0:
+        raise UsageError(f"--seed takes a number from 0 on, not {request.seed}")

@@ -78,3 +78,23 @@ def test_other_values_are_not_taken_for_another_order() -> None:
     found = reordered(weight, weight[:, columns])
     assert found is not None
     assert found.axes == (1,)
+
+
+def test_sorted_vectors_are_near_each_other_by_chance() -> None:
+    generator = np.random.default_rng(0)
+    one, other = generator.standard_normal((2, 4096)).astype(np.float32)
+    for shape in ((4096,), (4096, 1), (1, 4096)):
+        assert reordered(one.reshape(shape), other.reshape(shape)) is None
+    found = reordered(one, generator.permutation(one))
+    assert found is not None
+    assert found.sqnr == np.inf
+
+
+def test_a_large_weight_is_found_by_a_part_of_its_values() -> None:
+    generator = np.random.default_rng(0)
+    one = generator.standard_normal((700, 900)).astype(np.float32)
+    moved = one[generator.permutation(700)][:, generator.permutation(900)]
+    found = reordered(one, moved + np.float32(0.01) * generator.standard_normal(one.shape).astype(np.float32))
+    assert found is not None
+    assert found.axes == (0, 1)
+    assert found.sqnr == pytest.approx(40, abs=1)

@@ -7,6 +7,8 @@ from typing import Any
 import onnx
 import pytest
 
+import onnx_lathe
+from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.cli import main
 from tests.support import vgg16
 from tests.support.builders import build, random
@@ -48,6 +50,26 @@ def test_bytes_of_each_layer_and_strategy(path: Path, capsys: pytest.CaptureFixt
     # biases are summed where channels are cut, so filters alone send least
     held = 12 * (4096 * 4096 / 4 + 4096 / 4) + 4 * 32 * 4096
     assert rows["fc7"]["grid"] == {"m": 1, "n": 4, "k": 1, "sent": 4 * 1.5 * 32 * 4096, "memory": held}
+
+
+def test_the_function_gives_what_the_command_gives(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = as_json(capsys, path, "--batch", 32, "--parallel", "data=2,height=2")
+    assert (
+        json.loads(json.dumps(onnx_lathe.inspect_parallel(path, "data=2,height=2", batch=32).as_json()))
+        == told
+    )
+    model = build("(float[N, 8] x) => (float[N, 4] y) { y = MatMul (x, w) }", w=random(8, 4))
+    onnx.save(model, tmp_path / "model.onnx")
+    four = onnx_lathe.inspect_parallel(model, 4, shapes={"x": (32, 8)}).as_json()
+    assert json.loads(json.dumps(four)) == as_json(
+        capsys, tmp_path / "model.onnx", "--batch", 32, "--parallel", 4
+    )
+    with pytest.raises(UsageError, match="parallel takes a number of workers or a grid, not float"):
+        onnx_lathe.inspect_parallel(path, 2.0)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="model is a path or a model, not int"):
+        onnx_lathe.inspect_parallel(4, 4)  # type: ignore[arg-type]
 
 
 def test_what_strategies_add_up_to(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

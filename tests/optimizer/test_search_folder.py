@@ -108,7 +108,21 @@ def test_none_is_confirmed(place: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert found["nearest_miss"]["passed"]
     said = capsys.readouterr().out
     assert "samples that chose nothing" in said
+    assert "resume" not in said
     assert not (place / "out" / "recipe.toml").exists()
+
+
+def test_the_same_samples_confirming_again_is_told(place: Path, capsys: Any) -> None:
+    assert main(arguments()) == 0
+    first = record()
+    assert first["confirmed"]["before"] == 0
+    assert not any("went on" in note for note in first["notes"])
+    assert main(arguments("--resume")) == 0
+    tried = first["confirmed"]["tried"]
+    assert record()["confirmed"]["before"] == tried
+    assert f"samples that confirm had judged {tried} of its candidates" in capsys.readouterr().out
+    assert main(arguments("--resume")) == 0
+    assert record()["confirmed"]["before"] == tried + first["confirmed"]["tried"]
 
 
 def interrupt(*given: Any, **named: Any) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 import onnx
 import pytest
 
+import onnx_lathe
+from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.optimizer.simulating import pipelines, scaling, stragglers
 from onnx_lathe.optimizer.simulating.machines import machine_counts, parse_link, parse_machine
@@ -114,7 +116,7 @@ def test_the_best_group_is_taken() -> None:
     assert [point.how for point in found.points] == ["height", "height=2", "height=8"]
     fixed = scaling.curve(CHAIN, "height=4", LINK, [1, 2, 8], 8, weak=False)
     assert [point.machines for point in fixed.points] == [8]
-    assert fixed.refused[2] == "2 is no multiple of height=4"
+    assert fixed.refused[2] == "no multiple of height=4"
 
 
 def test_memory_marks_what_does_not_fit() -> None:
@@ -232,6 +234,37 @@ def test_json_has_the_same_points(path: Path, capsys: pytest.CaptureFixture[str]
     assert found == json.loads(printed(capsys, *arguments, "--json"))
 
 
+def test_the_function_gives_what_the_command_gives(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (path, "--machines", 4, "--parallel", "height", "--stragglers", "slow=0.1x3", "--seed", 5)
+    told = json.loads(printed(capsys, *arguments, "--json"))
+    asked: dict[str, Any] = {"machines": 4, "parallel": "height", "stragglers": "slow=0.1x3", "seed": 5}
+    found = json.loads(json.dumps(onnx_lathe.simulate(str(path), **asked).as_json()))
+    assert found == told
+    model = build("(float[N, 8] x) => (float[N, 4] y) { y = MatMul (x, w) }", w=random(8, 4))
+    onnx.save(model, tmp_path / "model.onnx")
+    inside = onnx_lathe.simulate(model, **asked).as_json()
+    assert inside["strong"] == onnx_lathe.simulate(tmp_path / "model.onnx", **asked).as_json()["strong"]
+    unasked = json.loads(json.dumps(onnx_lathe.simulate(path).as_json()))
+    assert unasked == json.loads(printed(capsys, path, "--json"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"machines": 2.5}, "machines takes a whole number, not 2.5"),
+        ({"parallel": 4}, "parallel takes a text or a list of texts, not 4"),
+        ({"link": 3}, "link takes a text, not int"),
+        ({"batch": 0}, "--batch takes a number from 1 on, not 0"),
+    ],
+)
+def test_the_function_refuses(path: Path, asked: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        onnx_lathe.simulate(path, **asked)
+    assert str(refusal.value) == told
+
+
 def test_the_page(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "scaling.html"
     printed(capsys, path, "--machines", 4, "--stragglers", "slow=0.1x3", "--html", file)
@@ -249,13 +282,18 @@ def test_the_page(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--link", "fast"], "--link takes a bandwidth and a latency, such as 100Gb/s,2us, not 'fast'"),
         (["--link", "0Gb/s,2us"], "--link takes"),
         (["--rate", "10"], "--rate takes a number with its unit, such as 10TFLOP/s, not '10'"),
+        (["--rate", "1e308PFLOP/s"], "--rate takes a number with its unit"),
+        (["--link", "1e308PB/s,0s"], "no link is like that"),
+        (["--link", "1e-300b/s,0s"], "no link is like that"),
+        (["--link", "1Gb/s,1e300s"], "no link is like that"),
+        (["--seed", "-1", "--stragglers", "lognormal=0.3"], "--seed takes a number from 0 on, not -1"),
         (["--memory", "16"], "--memory takes a number with its unit"),
         (["--machines", "0"], "--machines takes a number from 1 to 65,536, not 0"),
         (["--batch", "0"], "--batch takes a number from 1 on, not 0"),
         (["--parallel", "hight"], "hight is nothing that it knows"),
         (["--parallel", "server"], "a server has no step"),
         (["--parallel", "data=2,height=2"], "leave data= out"),
-        (["--parallel", "height=4096", "--machines", "4"], "4 is no multiple of height=4096"),
+        (["--parallel", "height=4096", "--machines", "4"], "on up to 4 machines: no multiple of height=4096"),
         (["--stragglers", "normal=1"], "--stragglers takes lognormal=0.3"),
         (["--stragglers", "slow=2x3"], "a share up to 1"),
         (["--backups", "2"], "give --stragglers too"),
@@ -272,6 +310,28 @@ def test_what_does_not_fit_says_so(path: Path, capsys: pytest.CaptureFixture[str
     )
     assert "too little memory" in text
     assert "auto: not on 2: 2 workers of 0.001 GB each cannot hold the network" in text
+
+
+def test_every_number_of_machines_without_a_figure_is_explained(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = printed(
+        capsys,
+        path,
+        "--parallel",
+        "height",
+        "--parallel",
+        "pipeline=2,micro=40",
+        "--machines",
+        3,
+        "--batch",
+        64,
+    )
+    assert "height: not on 3: no multiple of 2, of the smallest group that shares layers by height" in text
+    assert "pipeline=2,micro=40: not on 1, 3: no multiple of pipeline=2,micro=40" in text
+    assert "weak scaling, pipeline=2,micro=40: not on 1, 3" not in text
+    text = printed(capsys, path, "--parallel", "pipeline=2,micro=40", "--machines", 2, "--each", 4)
+    assert "weak scaling, pipeline=2,micro=40: not on 2: 8 samples are too few for 40 micro-batches" in text
 
 
 def test_a_small_network_stops_paying_sooner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,6 +195,23 @@ def test_vectors_behind_a_layer_are_its_own() -> None:
     assert (layer.matrix, layer.vectors) == (12, 8)
 
 
+def test_a_weight_that_several_layers_read_is_counted_once() -> None:
+    text = """(float[2, 6] x, float[6,6] w, float[6] b) => (float[2, 6] y) {
+        a = Gemm (x, w, b)  c = Relu (a)  d = Gemm (c, w, b)  y = MatMul (d, w) }"""
+    network = layers(text, 2)
+    assert [layer.weights for layer in network] == [42, 0, 0]
+    assert [layer.product(2) for layer in network] == [Product(2, 6, 6)] * 3
+    found = choice.uniform(network, "data", Group(2, 2))
+    assert [one.cost.exchanged for one in found] == [4 * 42, 0, 0]
+    assert [one.cost.weights for one in found] == [3 * 4 * 42, 0, 0]
+
+
+def test_tables_and_normalizations_have_weights() -> None:
+    text = """(int64[2, 3] x, float[50, 6] table, float[6] s, float[6, 4] w) => (float[2, 3, 4] y) {
+        a = Gather (table, x)  b = LayerNormalization (a, s)  y = MatMul (b, w) }"""
+    assert [layer.weights for layer in layers(text, 2)] == [300, 6, 24]
+
+
 def test_refusals_say_why() -> None:
     assert costs.refusal(LATE, "height", 8) == "7 of height are too few for 8"
     assert costs.refusal(FC6, "height", 2) == "it has no height"

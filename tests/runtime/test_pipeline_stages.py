@@ -153,6 +153,35 @@ def test_what_crosses() -> None:
     assert held[0] | held[1] == set(map(id, trained))
 
 
+@pytest.mark.parametrize("cut", ["s", "t"])
+def test_a_size_that_samples_decide_does_not_cross(cut: str) -> None:
+    """As a tensor that crosses, and as a number that is known once that tensor is."""
+    text = """
+        (float[n, 4] x) => (float[1] y) {
+            a = MatMul (x, w)
+            flat = Reshape (a, all)
+            large = Greater (flat, zero)
+            k = Compress (flat, large)
+            size = Size (k)
+            s = ReduceSum <keepdims = 1> (k, axes)
+            many = Cast <to = 1> (size)
+            t = Mul (s, v)
+            y = Mul (t, many)
+        }"""
+    weights = {"w": np.eye(4, dtype=np.float32), "v": np.ones(1, np.float32), "zero": np.float32(0)}
+    module = GraphModule(build(text, **weights, all=np.array([-1]), axes=np.array([0])))
+    place = {step.node.output[0]: number for number, step in enumerate(module.plan.steps)}
+    first, _ = chain(module, (0, place[cut], len(place)))
+    samples = {keyword(module.plan.slots["x"]): torch.ones(2, 4)}
+    first.sent = first.describe((), samples)
+    first(**samples)
+    with pytest.raises(
+        PassError,
+        match=r"a cut of the pipeline separates '(k|size|many)' from its reader, and the samples decide",
+    ):
+        first(**{name: -one for name, one in samples.items()})
+
+
 def test_a_profile_says_what_crosses_and_how_long_stages_take() -> None:
     module = GraphModule(residual())
     x = torch.ones(2, 3, 9, 7, dtype=torch.float64)

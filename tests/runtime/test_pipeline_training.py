@@ -145,6 +145,8 @@ def child(rank: int, size: int, port: int, folder: str) -> None:
     if size == 2:
         for case in CASES:
             result[case] = train(case, strategy(case, 1, 2, 4), place)
+        one_step = strategy("five steps", 1, 2, 4)
+        result["one step"] = train("five steps", one_step, place, batch=40)
         for precision, case in IN_HALF.items():
             result[precision] = train(case, strategy(case, 1, 2, 4), place, precision=precision)
     else:
@@ -244,6 +246,9 @@ def test_a_pipeline_is_measured(two: list[dict[str, Any]], four: list[dict[str, 
     # of 8 samples, in float64 forward and backward, and a comparison forward
     assert crossing % (2 * 8 * 8) in (0, 8 * 4 * 9 * 7 % (2 * 8 * 8))
     assert "bytes_per_step" not in metrics
+    # of the first step, which is slower, nothing is said
+    assert "idle_share" not in two[0]["one step"][1]
+    assert two[0]["one step"][1]["idle_share_least"] == 1 / 5
     several = four[0]["five steps"][1]
     assert several["idle_share_least"] == 1 / 3
     # a ring of two sends all gradients once
@@ -278,3 +283,15 @@ def test_what_does_not_go_with_a_pipeline_is_refused(
     assert told in str(refused.value)
     assert str(refused.value).startswith(f"--parallel '{text}': ")
     assert "\n" not in str(refused.value)
+
+
+def test_an_earlier_pytorch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.12.1+cu126"))
+    group: Any = None
+    job = {"settings": options(batch=32), "parallel": "pipeline=2,micro=4", "hook": None, "memory": None}
+    with pytest.raises(UsageError) as refused:
+        pipeline_parallel(group, job, Pipeline(1, 2, 4))
+    assert (
+        "--parallel 'pipeline=2,micro=4': a pipeline needs PyTorch 2.13 or later, and this is 2.12.1"
+        in str(refused.value)
+    )

@@ -58,7 +58,8 @@ class Layer:
     `channels` and `filters`: c of its input, d of its result. `axes`: spatial axes, none of a Gemm, which has `rows` in
     their place. `vectors`: biases, scales and shifts. `reads`: places in the list of the layers whose results it reads;
     none if it reads the model's inputs. `kept_input`: of its input, what the backward pass reads and no other layer counts;
-    `kept_result`: the same of its result, and behind it. `macs`: of a layer that is no product of its own.
+    `kept_result`: the same of its result, and behind it. `macs`: of a layer that is no product of its own. `again`: its
+    matrix is one that an earlier layer reads, too, and counts.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Layer:
     kept_result: int = 0
     macs: int = 0
     other_weights: int = 0
+    again: bool = False
 
     @property
     def positions(self) -> int:
@@ -92,11 +94,15 @@ class Layer:
 
     @property
     def matrix(self) -> int:
-        """Weights but those in vectors: d c kh kw."""
+        """Weights but those in vectors: d c kh kw; 0 of those that another layer counts."""
         if self.kind not in (CONV, GEMM):
             return self.other_weights
-        taps = math.prod(axis.kernel for axis in self.axes)
-        return self.filters * (self.channels // self.groups) * taps
+        return 0 if self.again else self.filters * self.inner
+
+    @property
+    def inner(self) -> int:
+        """Weights of one filter: c kh kw."""
+        return self.channels // self.groups * math.prod(axis.kernel for axis in self.axes)
 
     @property
     def weights(self) -> int:
@@ -105,8 +111,7 @@ class Layer:
     def product(self, batch: int) -> Product:
         if self.kind not in (CONV, GEMM):
             return Product(batch, self.macs, 1)
-        inner = self.matrix // self.filters
-        return Product(batch * self.positions, inner, self.filters // self.groups, self.groups)
+        return Product(batch * self.positions, self.inner, self.filters // self.groups, self.groups)
 
 
 def even(size: int, parts: int) -> list[tuple[int, int]]:

@@ -1,7 +1,8 @@
 """The layers of a model as costs.py counts them, from its nodes and the shapes of its tensors.
 
 Operators with one input that keep its layout (ReLU, batch normalization, dropout) belong to the layer before them: their
-vectors are its vectors, and what they keep for the backward pass is kept in its layout.
+vectors are its vectors, and what they keep for the backward pass is kept in its layout. A weight that several layers read
+is counted by the first of them.
 """
 
 import math
@@ -36,6 +37,11 @@ JOINS = frozenset(["Add", "Div", "Max", "Min", "Mul", "Sub", "Sum"])
 FLATTENS = frozenset(["Flatten", "Reshape", "Squeeze", "Unsqueeze"])
 POOLS = frozenset(["AveragePool", "GlobalMaxPool", "LpPool", "MaxPool"])
 MEANS = frozenset(["GlobalAveragePool", "ReduceMean", "ReduceSum"])
+TRAINED = {
+    "Gather": (0,),
+    **dict.fromkeys(("GroupNormalization", "InstanceNormalization", "LayerNormalization"), (1, 2)),
+}
+"""Operator without products -> which of its inputs are weights."""
 
 
 @dataclass
@@ -78,6 +84,8 @@ class _Reader:
         self._made: dict[str, int | None] = dict.fromkeys(fed)
         """Tensor that depends on the inputs -> its layer, None for an input itself. Others are constants."""
         self._counted: set[str] = set()
+        self._weighed: set[str] = set()
+        """Constants that a layer counts."""
         self._root: dict[str, str] = {}
         """Tensor -> the one that holds the same numbers."""
 
@@ -112,9 +120,8 @@ class _Reader:
     def _follow(self, node: onnx.NodeProto, place: int) -> None:
         """Counts the node's vectors in the layer before it."""
         layer = self.network.layers[place]
-        trained = node.input[1:3] if node.op_type == "BatchNormalization" else node.input[1:]
-        own = sum(self._elements(name) for name in trained if name not in self._made)
         if node.op_type in ("BatchNormalization", "PRelu"):
+            own = self._weigh(node.input[1 : 3 if node.op_type == "BatchNormalization" else None])
             self.network.layers[place] = replace(layer, vectors=layer.vectors + own)
         if node.op_type in ("Dropout", "Identity"):
             self._root[node.output[0]] = self._resolved(node.input[0])
@@ -136,6 +143,12 @@ class _Reader:
         if self._kept is not None:
             return self._kept.get(tensor, 0) // (ELEMENT_BYTES * self._batch)
         return self._elements(tensor) // self._batch
+
+    def _weigh(self, names: Iterable[str]) -> int:
+        """Elements of those that are constants and that no layer counts yet."""
+        own = [name for name in dict.fromkeys(names) if name not in self._made and name not in self._weighed]
+        self._weighed.update(own)
+        return sum(map(self._elements, own))
 
     def _resolved(self, tensor: str) -> str:
         while tensor in self._root:
@@ -182,7 +195,7 @@ class _Reader:
         )
         if op == "Conv" and weight is not None:
             layer = self._window(name, CONV, source, result, weight[2:], node.input[2:3], node)
-            return replace(layer, groups=_integer(node, "group", 1))
+            return replace(layer, groups=_integer(node, "group", 1), again=not self._weigh(node.input[1:2]))
         dense = op == "MatMul" or (op == "Gemm" and not _integer(node, "transA", 0))
         if dense and weight is not None and len(weight) == 2:
             return self._dense(node, name, source, result)
@@ -216,15 +229,16 @@ class _Reader:
             taps = kernel[place] if kernel else size
             axis = Axis(size, out, taps, strides[place], dilations[place])
             axes.append(replace(axis, before=_before(node, place, axis)))
-        vectors = sum(map(self._elements, biases))
+        vectors = self._weigh(biases)
         return Layer(name, kind, source[1], result[1], tuple(axes), vectors=vectors)
 
     def _dense(
         self, node: onnx.NodeProto, name: str, source: tuple[int, ...], result: tuple[int, ...]
     ) -> Layer:
         rows = max(1, math.prod(result[:-1]) // self._batch)
-        vectors = sum(self._elements(one) for one in node.input[2:3] if one not in self._made)
-        return Layer(name, GEMM, source[-1], result[-1], rows=rows, vectors=vectors)
+        again = not self._weigh(node.input[1:2])
+        vectors = self._weigh(node.input[2:3])
+        return Layer(name, GEMM, source[-1], result[-1], rows=rows, vectors=vectors, again=again)
 
     def _other(
         self, node: onnx.NodeProto, name: str, source: tuple[int, ...], result: tuple[int, ...]
@@ -233,7 +247,8 @@ class _Reader:
         macs = macs_of(node, self._shapes)
         if isinstance(macs, str):
             self.network.left_out.append((name, macs))
-        weights = sum(self._elements(one) for one in node.input if one not in self._made) if macs else 0
+        places = range(len(node.input)) if macs else TRAINED.get(node.op_type, ())
+        weights = self._weigh(node.input[at] for at in places if at < len(node.input))
         count = macs // self._batch if isinstance(macs, int) else 0
         sizes = (math.prod(source) // self._batch, math.prod(result) // self._batch)
         return Layer(name, OTHER, max(1, sizes[0]), max(1, sizes[1]), macs=count, other_weights=weights)

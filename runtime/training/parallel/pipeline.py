@@ -25,6 +25,9 @@ from onnx_lathe.runtime.training.parallel.schedule import Pipelined, Place
 from onnx_lathe.runtime.training.parallel.strategy import DataParallel
 from onnx_lathe.runtime.training.parallel.workers import LaunchedGroup
 
+LEAST_TORCH = "2.13"
+"""Of torch.distributed.pipelining: pytorch/pytorch#182182."""
+
 
 class PipelineParallel(DataParallel):
     """Every worker trains the weights of one stage, with the samples of one pipeline."""
@@ -106,6 +109,11 @@ def pipeline_parallel(group: LaunchedGroup, job: Mapping[str, Any], layout: Pipe
     def refuse(why: str) -> None:
         raise UsageError(f"--parallel '{text}': {why}")
 
+    if torch.__version__ < LEAST_TORCH:
+        refuse(
+            f"a pipeline needs PyTorch {LEAST_TORCH} or later, and this is {torch.__version__}: earlier ones stop at a tensor "
+            "without a gradient that crosses a cut; pip install -U torch, or leave the pipeline out"
+        )
     if job["hook"] is not None:
         refuse(
             "a hook of your own (--retrain) runs forward and backward pass by itself, which here are the schedule's; "

@@ -102,11 +102,14 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Runner:
-    """A schedule for batches of `number` micro-batches of one size, and what its stage knows of their shapes."""
+    """A schedule for batches of `number` micro-batches of one size; what its stage knows of their shapes, and what it says of
+    them to the next one.
+    """
 
     schedule: Any
     number: int
     given: Mapping[int, Any]
+    sent: Sent
 
 
 class Pipelined:
@@ -222,7 +225,7 @@ class Pipelined:
             for name in self.module.inputs
             if keyword(slot := self.module.plan.slots[name]) in self.stage.feeds
         }
-        self.stage.given = runner.given
+        self.stage.given, self.stage.sent = runner.given, runner.sent
         targets = {"target": torch.arange(runner.number)} if self.place.is_last else {}
         try:
             runner.schedule.step(**samples, **targets, return_outputs=False)
@@ -305,7 +308,7 @@ class Pipelined:
             for number_there in range(self.place.stages):
                 here = number_there == self.place.stage
                 if here:
-                    before, self.stage.given = sent, sent.numbers
+                    before, self.stage.given, self.stage.sent = sent, sent.numbers, None
                     mine = self.stage.describe(before.made(self.place.device), first)
                 sent = self.place.sent(mine if here else None, number_there)
             if not self.runners:
@@ -323,7 +326,7 @@ class Pipelined:
             # 1F1B fills the pipeline first; a last batch may be too small for that.
             kind = Schedule1F1B if self.order == "1f1b" and number >= self.place.stages else ScheduleGPipe
             self.runners[size, number] = _Runner(
-                kind(stage, number, loss_fn=self._loss), number, before.numbers
+                kind(stage, number, loss_fn=self._loss), number, before.numbers, mine
             )
         return self.runners[size, number]
 
@@ -351,7 +354,7 @@ class Pipelined:
             del optimizer.state[parameter]
 
     def metrics(self) -> dict[str, float]:
-        """stages; idle_share: of the workers' time, first step left out, and the least there can be;
+        """stages; idle_share: of the workers' time, first step left out, if there was another, and the least there can be;
         weight_bytes of each stage; crossing_bytes by the node before which a cut is: per step, both ways,
         without the gradients' mean over replicas.
         """
@@ -363,9 +366,10 @@ class Pipelined:
         found = self.place.most(*idle, *crossed)
         metrics = {
             "stages": float(stages),
-            "idle_share": sum(found[:stages]) / stages,
             "idle_share_least": (stages - 1) / (number + stages - 1),
         }
+        if self.steps > 1:
+            metrics["idle_share"] = sum(found[:stages]) / stages
         for stage in range(stages):
             metrics[f"weight_bytes[stage {stage + 1}]"] = float(
                 sum(
@@ -374,6 +378,6 @@ class Pipelined:
                     if owner == stage
                 )
             )
-        for cut, size in zip(self.bounds[1:-1], found[stages:-1], strict=True):
+        for cut, size in zip(self.bounds[1:-1], found[stages:-1], strict=True) if self.steps else ():
             metrics[f"crossing_bytes[{self._node(cut)}]"] = size
         return metrics

@@ -160,11 +160,16 @@ class Stage(nn.Module):
         self.names = {slot: name for name, slot in plan.slots.items() if isinstance(name, str)}
         self.given: Mapping[int, Any] = {}
         """What stages before it have found from shapes alone."""
+        self.sent: Sent | None = None
+        """What the next stage was told; None while nothing was."""
         self.wanted = wanted
         self.release = _release(self.steps, {*self.outputs, *self.numbers})
 
     def forward(self, *carried: Tensor, **feeds: Tensor) -> Any:
-        outputs = self._outputs(carried, self._run(carried, feeds))
+        values = self._run(carried, feeds)
+        outputs = self._outputs(carried, values)
+        if self.sent is not None and not self.is_last:
+            self._check(outputs, values, self.sent)
         return outputs if len(outputs) > 1 else outputs[0]
 
     def describe(self, carried: Sequence[Tensor], feeds: Mapping[str, Tensor]) -> Sent:
@@ -181,6 +186,17 @@ class Stage(nn.Module):
             for tensor in self._outputs(carried, values)
         ]
         return Sent(tensors, {**self.given, **{slot: values[slot] for slot in self.numbers}})
+
+    def _check(self, outputs: Sequence[Tensor], values: Sequence[Any], sent: Sent) -> None:
+        """Raises PassError for a size that the samples decide: the next stage goes by that of others."""
+        sizes = zip(self.outputs, outputs, sent.tensors, strict=True)
+        other = [slot for slot, tensor, (shape, *_) in sizes if tuple(tensor.shape) != shape]
+        other += [slot for slot in self.numbers if not _alike(values[slot], sent.numbers[slot])]
+        if other:
+            raise PassError(
+                f"a cut of the pipeline separates '{self.names.get(other[0], other[0])}' from its reader, and the samples decide its "
+                "size; give another number of stages, or train without a pipeline"
+            )
 
     def _run(self, carried: Sequence[Tensor], feeds: Mapping[str, Tensor]) -> list[Any]:
         values: list[Any] = [None] * self.count
@@ -220,6 +236,12 @@ def owners(weights: Sequence[Weight], bounds: Sequence[int]) -> list[int]:
         next(stage for stage, (first, end) in enumerate(pairwise(bounds)) if first <= weight.first < end)
         for weight in weights
     ]
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return bool(one == other)
 
 
 def _made(steps: Collection[Any]) -> set[int]:
