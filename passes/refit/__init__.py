@@ -1,0 +1,1 @@
+"""Fits what may still change of a compressed network to what the original answers."""
