@@ -55,5 +55,3 @@ class HeldValues:
             yield Observed({name: values[name] for name in show}, count, rows)
         if fits:
             self._values = kept
-
-

@@ -47,19 +47,19 @@ class JointMoments:
         for start in range(0, x.shape[1], CHUNK_ROWS):
             part = slice(start, start + CHUNK_ROWS)
             with np.errstate(invalid="ignore", over="ignore"):  # `is_finite` tells
-                self._merge(x[:, part].astype(np.float64), y[:, part].astype(np.float64))
+                self._merge(x[:, part], y[:, part])
 
     def _merge(self, x: np.ndarray, y: np.ndarray) -> None:
-        """As by Chan, Golub and LeVeque (1979)."""
+        """As by Chan, Golub and LeVeque (1979); products of up to CHUNK_ROWS centered rows are summed in float32."""
         count = x.shape[1]
-        mean_x, mean_y = x.mean(axis=1), y.mean(axis=1)
-        x -= mean_x[:, None]
-        y -= mean_y[:, None]
+        mean_x, mean_y = x.mean(axis=1, dtype=np.float64), y.mean(axis=1, dtype=np.float64)
+        x = (x - mean_x[:, None]).astype(np.float32)
+        y = (y - mean_y[:, None]).astype(np.float32)
         total, step_x, step_y = self.count + count, mean_x - self.mean_x, mean_y - self.mean_y
         share = self.count * count / total
         self._xx += x.transpose(0, 2, 1) @ x + share * step_x[:, :, None] * step_x[:, None]
         self._yx += y.transpose(0, 2, 1) @ x + share * step_y[:, :, None] * step_x[:, None]
-        self._yy += np.square(y).sum(axis=1) + share * np.square(step_y)
+        self._yy += np.square(y).sum(axis=1, dtype=np.float64) + share * np.square(step_y)
         self.mean_x += step_x * (count / total)
         self.mean_y += step_y * (count / total)
         self.count = total
@@ -88,6 +88,16 @@ class JointMoments:
     def regular(self) -> np.ndarray:
         """`xx`, damped, and shrunk towards its diagonal by what so few rows leave open."""
         return shrunk(self.xx, self.count)
+
+    def uncentered(self) -> "JointMoments":
+        """The same rows, of means that are taken for 0: for a layer without a bias, whose means its weight makes too."""
+        groups, outputs, inputs = self._yx.shape
+        found = JointMoments(groups, inputs, outputs)
+        found.count = self.count
+        found._xx = self._xx + self.count * self.mean_x[:, :, None] * self.mean_x[:, None]
+        found._yx = self._yx + self.count * self.mean_y[:, :, None] * self.mean_x[:, None]
+        found._yy = self._yy + self.count * np.square(self.mean_y)
+        return found
 
     def error(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
         """E (w x + b - y)^2 of each answer [groups, r], of the weight [groups, r, d] and the bias [groups, r]."""
@@ -118,6 +128,9 @@ class SplitJointMoments:
     def settle(self) -> None:
         self.fitted.settle()
         self.held.settle()
+
+    def uncentered(self) -> "SplitJointMoments":
+        return SplitJointMoments(self.fitted.uncentered(), self.held.uncentered(), self.samples)
 
     @property
     def judging(self) -> JointMoments:

@@ -11,10 +11,7 @@ Sources: Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022, sectio
 Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2.
 """
 
-import math
 from dataclasses import dataclass
-
-import numpy as np
 
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
@@ -22,20 +19,16 @@ from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
-from onnx_lathe.passes.graph.aligned import Layer, answers
+from onnx_lathe.passes.graph.answers.aligned import Layer, answers
+from onnx_lathe.passes.graph.answers.choosing import Judged
+from onnx_lathe.passes.graph.answers.forms import form_of
 from onnx_lathe.passes.graph.evaluate import REFUSALS
-from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.input_moments import rows_of
 from onnx_lathe.passes.graph.layers import other_use, weights
 from onnx_lathe.passes.graph.model import taken_names
 from onnx_lathe.passes.graph.patterns import by_weight
-from onnx_lathe.passes.graph.quantization.bias_places import BiasPlace, bias_place, shift
-from onnx_lathe.passes.numerics.second_order.fitting import centered_bias, gains
 from onnx_lathe.passes.numerics.second_order.paired import SplitJointMoments
-from onnx_lathe.passes.refit.forms import Form, form_of
 
-import os
-MODE = os.environ.get("REFIT", "gain")
 
 @register
 class Refit(Pass):
@@ -66,7 +59,9 @@ class Refit(Pass):
 
     def _layers(self, graph: Graph, known: set[str], report: PassReport) -> list[Layer]:
         found = list(weights(graph, refuse=report.skip))
-        chosen = by_weight(self.config.layers, found, [skip.node for skip in report.skips], "refit(layers=...)")
+        chosen = by_weight(
+            self.config.layers, found, [skip.node for skip in report.skips], "refit(layers=...)"
+        )
         layers = []
         for weight in found:
             node = weight.nodes[0]
@@ -79,8 +74,6 @@ class Refit(Pass):
                 reason = rows
             elif node.outputs[0].name not in known:
                 reason = "the original network has no tensor of this name to compare with"
-            elif bias_place(graph, node) is None:
-                reason = "it has no place for a bias of its own"
             else:
                 reason = other_use(graph, weight)
             if reason is None and not isinstance(rows, str):
@@ -99,47 +92,10 @@ def _fit(
         form = form_of(graph, layer.rows)
     except REFUSALS as error:
         return f"its weight cannot be computed: {' '.join(str(error).split())}"
-    place = bias_place(graph, layer.node)
-    assert place is not None
-    bias = _bias(place, form.now.shape[:2])
-    judge = moments.judging
-    energy = float((judge.yy).sum())
-    before = float(judge.error(form.now, bias).sum())
-    best = None
-    for weight, gain in _candidates(form, moments):
-        full = form.scaled(weight, gain) if (gain != 1).any() else weight
-        new = centered_bias(moments.fitted, full)
-        error = float(judge.error(full, new).sum())
-        if error < before and (best is None or (MODE == "least" and error < best[0])):
-            best = error, weight, gain, full, new
-    if best is None:
-        return f"nothing better was found ({_decibels(before, energy)} signal to noise behind the layer)"
-    error, weight, gain, full, new = best
-    form.store(weight, gain)
-    shift(graph, place, (new - bias).reshape(-1), taken)
-    report.edit(layer.node.name, f"{_decibels(before, energy)} -> {_decibels(error, energy)} signal to noise")
+    judged = Judged.of(graph, form, moments)
+    fitted = form.fit(judged.moments.fitted)
+    best = judged.best([form.now] if fitted is None else [fitted, form.now])
+    if best is None or best.error >= judged.before:
+        return f"nothing better was found (answers {judged.decibels(judged.before)})"
+    report.edit(layer.node.name, judged.take(graph, best, taken))
     return None
-
-
-def _candidates(form: Form, moments: SplitJointMoments):
-    one = np.ones(form.now.shape[:2])
-    fitted = form.fit(moments.fitted) if "fit" not in os.environ.get("REFIT_NO", "") else None
-    for weight in (fitted, form.now):
-        if weight is None:
-            continue
-        gain = gains(moments.fitted, weight)
-        if form.scaled(weight, gain) is not None and "gain" not in os.environ.get("REFIT_NO", ""):
-            yield weight, gain
-        yield weight, one
-
-
-def _decibels(error: float, energy: float) -> str:
-    return f"{10 * math.log10(energy / error):.1f} dB" if error > 0 and energy > 0 else "exact"
-
-
-def _bias(place: BiasPlace, shape: tuple[int, int]) -> np.ndarray:
-    tensor = place.tensor
-    if tensor is None or tensor.is_empty():
-        return np.zeros(shape)
-    values = read(tensor).astype(np.float64).reshape(-1) * place.factor
-    return np.broadcast_to(values, (shape[0] * shape[1],)).reshape(shape)

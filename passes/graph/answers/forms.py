@@ -18,21 +18,20 @@ from onnx_lathe.passes.numerics.second_order.paired import JointMoments
 @dataclass
 class Form:
     """A weight as rows [groups, r, d], float64, times the layer's alpha. `fit` gives one that answers better, or None;
-    `scaled` one with other deviations of its channels, or None; `store` writes what one of them gave.
+    `store` writes it.
     """
 
     rows: Rows
     alpha: float
     now: np.ndarray
+    scales = False
+    """Whether each output channel can be multiplied."""
 
     def fit(self, moments: JointMoments) -> np.ndarray | None:
         return None
 
-    def scaled(self, weight: np.ndarray, gains: np.ndarray) -> np.ndarray | None:
-        return None
-
     def store(self, weight: np.ndarray, gains: np.ndarray) -> None:
-        """`weight`: what `fit` gave, or `now`; `gains`: what it was scaled with, [groups, r]."""
+        """`weight`: what `fit` gave, or `now`; `gains`: what it is multiplied with, [groups, r]."""
         raise NotImplementedError
 
 
@@ -42,12 +41,10 @@ class Elements(Form):
 
     tensor: Constant
     free: np.ndarray
+    scales = True
 
     def fit(self, moments: JointMoments) -> np.ndarray | None:
         return fit_free(moments, self.now, self.free)
-
-    def scaled(self, weight: np.ndarray, gains: np.ndarray) -> np.ndarray | None:
-        return weight * gains[:, :, None]
 
     def store(self, weight: np.ndarray, gains: np.ndarray) -> None:
         values = weight * (gains[:, :, None] / self.alpha)
@@ -86,16 +83,14 @@ class Values(Form):
 class Steps(Form):
     """Integers with a scale for each output channel, or for each block of its inputs: `axis` is that of the channels."""
 
-    scales: Constant
+    factors: Constant
     axis: int
-
-    def scaled(self, weight: np.ndarray, gains: np.ndarray) -> np.ndarray | None:
-        return weight * gains[:, :, None]
+    scales = True
 
     def store(self, weight: np.ndarray, gains: np.ndarray) -> None:
-        shape = [1] * len(self.scales.shape)
+        shape = [1] * len(self.factors.shape)
         shape[self.axis] = -1
-        write(self.scales, (read(self.scales) * gains.reshape(shape)).astype(np.float32))
+        write(self.factors, (read(self.factors) * gains.reshape(shape)).astype(np.float32))
 
 
 @dataclass

@@ -47,5 +47,3 @@ def _frontier(whole: Flow, place: int) -> list[str]:
             if name in whole.varying and whole.makers.get(name, place) < place:
                 found[name] = None
     return list(found)
-
-

@@ -10,9 +10,9 @@ import onnx
 
 from onnx_lathe.passes.core.services import Calibrator
 from onnx_lathe.passes.graph import Graph, Node
+from onnx_lathe.passes.graph.answers.walk import Walk
 from onnx_lathe.passes.graph.input_moments import POSITIONS, SEED, Rows
 from onnx_lathe.passes.graph.model import export_model
-from onnx_lathe.passes.graph.walk import Walk
 from onnx_lathe.passes.numerics.second_order.paired import SplitJointMoments
 from onnx_lathe.passes.numerics.second_order.windows import chosen
 from onnx_lathe.protocols import Observed

@@ -1,1 +1,0 @@
-"""Fits what may still change of a compressed network to what the original answers."""
