@@ -19,7 +19,7 @@ from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
-from onnx_lathe.passes.graph.answers.aligned import Layer, answers
+from onnx_lathe.passes.graph.answers.aligned import ENOUGH_SAMPLES, Layer, answers, few_samples
 from onnx_lathe.passes.graph.answers.choosing import Judged
 from onnx_lathe.passes.graph.answers.forms import form_of
 from onnx_lathe.passes.graph.evaluate import REFUSALS
@@ -35,6 +35,7 @@ class Refit(Pass):
     """Fits what may still change of each layer to what the original network answers; needs no labels."""
 
     name = "refit"
+    after = {"fold": "a folded batch normalization is part of the weights that are fitted"}
     needs = ("calibrator", "original")
 
     @dataclass(frozen=True)
@@ -47,14 +48,17 @@ class Refit(Pass):
         report = PassReport()
         calibrator, original = context.need_calibrator(), context.need_original()
         layers = self._layers(graph, {name for node in original.graph.node for name in node.output}, report)
-        taken = taken_names(graph)
+        taken, samples = taken_names(graph), ENOUGH_SAMPLES
         for layer, moments in answers(graph, layers, original, calibrator):
             context.progress(f"fitting {layer.node.name}")
+            samples = samples if isinstance(moments, str) else min(samples, moments.samples)
             reason = moments if isinstance(moments, str) else moments.refusal()
             if reason is None and not isinstance(moments, str):
                 reason = _fit(graph, layer, moments, taken, report)
             if reason is not None:
                 report.skip(layer.node.name, reason)
+        if samples < ENOUGH_SAMPLES:
+            report.warnings.append(few_samples("refit", samples))
         return report
 
     def _layers(self, graph: Graph, known: set[str], report: PassReport) -> list[Layer]:
@@ -93,9 +97,11 @@ def _fit(
     except REFUSALS as error:
         return f"its weight cannot be computed: {' '.join(str(error).split())}"
     judged = Judged.of(graph, form, moments)
+    if judged.is_good():
+        return f"it answers as the original does ({judged.decibels(judged.before)})"
     fitted = form.fit(judged.moments.fitted)
     best = judged.best([form.now] if fitted is None else [fitted, form.now])
-    if best is None or best.error >= judged.before:
+    if not judged.is_worth(best):
         return f"nothing better was found (answers {judged.decibels(judged.before)})"
     report.edit(layer.node.name, judged.take(graph, best, taken))
     return None

@@ -41,10 +41,14 @@ class Held(Protocol):
         """Of what is held, by name."""
 
     def run(
-        self, part: onnx.ModelProto, show: Sequence[str], keep: Collection[str] = (), most_bytes: int = 0
+        self,
+        part: onnx.ModelProto | None,
+        show: Sequence[str],
+        keep: Collection[str] = (),
+        most_bytes: int = 0,
     ) -> Iterator[Observed]:
         """Runs the part batch by batch, fed with what is held and with the samples, and gives `show`; when all batches
-        are through, what was held gives way to `keep`, if that takes at most `most_bytes`.
+        are through, what was held gives way to `keep`, if that takes at most `most_bytes`. No part: nothing is computed.
         """
 
 

@@ -23,7 +23,9 @@ def allocate(losses: Sequence[np.ndarray], costs: Sequence[np.ndarray], budget: 
         return None
     # what has to be spent anyway is no part of what is divided: rounding up adds to the rest alone
     spare = budget - least
-    unit = spare / UNITS if spare > 0 else 1.0
+    if spare <= 0:
+        return [int(np.argmin(cost)) for cost in costs]
+    unit = spare / UNITS
     best = np.zeros(UNITS + 1)
     taken: list[np.ndarray] = []
     for loss, cost in zip(losses, costs, strict=True):

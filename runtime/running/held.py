@@ -27,23 +27,25 @@ class HeldValues:
         return {name: value.dtype for name, value in self._values[0].items()} if self._values else {}
 
     def run(
-        self, part: onnx.ModelProto, show: Sequence[str], keep: Collection[str] = (), most_bytes: int = 0
+        self, part: onnx.ModelProto | None, show: Sequence[str], keep: Collection[str] = (), most_bytes: int = 0
     ) -> Iterator[Observed]:
         """Runs the part batch by batch, fed with what is held and with the samples, and gives `show`; when all batches
         are through, what was held gives way to `keep`, if that takes at most `most_bytes`. `show` and `keep` are
-        outputs of the part, its inputs, or held.
+        outputs of the part, its inputs, or held. No part: nothing is computed.
 
         Raises ModelError if ONNX Runtime refuses the part.
         """
-        session = ort.session(part, integer=False)
-        inputs = [value.name for value in session.get_inputs()]
+        session = None if part is None else ort.session(part, integer=False)
+        inputs = [] if session is None else [value.name for value in session.get_inputs()]
         kept: list[dict[str, np.ndarray]] = []
         size, fits = 0, bool(keep)
         for (feeds, count, rows), held in zip(self._feeds, self._values, strict=True):
             known = feeds | held
             if missing := [name for name in inputs if name not in known]:
                 raise ModelError(f"no value of '{missing[0]}' is held for the part of the network")
-            values = known | ort.run(session, {name: known[name] for name in inputs})
+            values = known
+            if session is not None:
+                values = known | ort.run(session, {name: known[name] for name in inputs})
             # a sequence, or an optional value that is missing, is no array
             fits = fits and all(name in values for name in keep)
             if fits:

@@ -19,6 +19,15 @@ from onnx_lathe.protocols import Observed
 
 SAMPLES = 128
 """Calibration samples that are run, or a few more."""
+ENOUGH_SAMPLES = 32
+
+
+def few_samples(what: str, samples: int) -> str:
+    """A warning."""
+    return (
+        f"{what} had {samples} calibration sample{'s' * (samples > 1)}, which tell little of what layers read; "
+        f"give {ENOUGH_SAMPLES} or more"
+    )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,11 @@ from onnx_lathe.passes.graph.quantization.bias_places import BiasPlace, bias_pla
 from onnx_lathe.passes.numerics.second_order.fitting import centered_bias, gains
 from onnx_lathe.passes.numerics.second_order.paired import SplitJointMoments
 
+GOOD_ENOUGH = 1e-5
+"""Of the answers' energy: an error that small, 50 dB, is left as it is: what is summed in float32 tells no more."""
+WORTH = 0.99
+"""Only an error smaller than this share of what it was is worth a change."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -52,9 +57,15 @@ class Judged:
             float(judge.yy.sum()),
         )
 
-    def best(self, weights: Sequence[np.ndarray]) -> Candidate | None:
-        """Of least error; None if there are none."""
-        return min(self._candidates(weights), key=lambda one: one.error, default=None)
+    def is_good(self) -> bool:
+        return self.before <= GOOD_ENOUGH * self.energy
+
+    def is_worth(self, found: Candidate) -> bool:
+        return found.error < WORTH * self.before
+
+    def best(self, weights: Sequence[np.ndarray]) -> Candidate:
+        """The one of least error; `weights` are one at least."""
+        return min(self._candidates(weights), key=lambda one: one.error)
 
     def _candidates(self, weights: Sequence[np.ndarray]) -> Iterator[Candidate]:
         one = np.ones(self.form.now.shape[:2])

@@ -35,8 +35,8 @@ class Walk:
         ]
         keep = _frontier(whole, min(left)) if left else []
         outputs = [one for one in dict.fromkeys([name, *keep]) if one in whole.makers and one not in types]
-        part = submodel(model, whole, outputs, types)
-        yield from self.held.run(part.model, [name], keep, HELD_BYTES)
+        part = submodel(model, whole, outputs, types).model if outputs else None
+        yield from self.held.run(part, [name], keep, HELD_BYTES)
 
 
 def _frontier(whole: Flow, place: int) -> list[str]:

@@ -18,7 +18,8 @@ BLOCK = 128
 class Chooser(Protocol):
     """`columns` at a time. Called with their scores [groups, r, columns]; gives which stay, bool."""
 
-    columns: int
+    @property
+    def columns(self) -> int: ...
 
     def __call__(self, scores: np.ndarray) -> np.ndarray: ...
 
@@ -71,10 +72,15 @@ class OfGroup:
         return stays
 
 
-def sweep(weight: np.ndarray, covariance: np.ndarray, choose: Chooser) -> np.ndarray:
+def sweep(
+    weight: np.ndarray, covariance: np.ndarray, choose: Chooser, order: np.ndarray | None = None
+) -> np.ndarray:
     """The weight [groups, r, d] with zeros, float64, of inputs whose second moments are `covariance` [groups, d, d],
-    positive definite. What is zero already stays so.
+    positive definite. What is zero already stays so. `order`: of the columns, as `choose` sees them.
     """
+    if order is not None:
+        found = sweep(weight[..., order], covariance[:, order][:, :, order], choose)
+        return found[..., np.argsort(order)]
     found, zero = weight.astype(np.float64), weight == 0
     upper = np.linalg.cholesky(np.linalg.inv(covariance)).transpose(0, 2, 1)
     diagonal = np.einsum("gii->gi", upper)
