@@ -19,12 +19,12 @@ class HeldValues:
 
     def __init__(self, feeds: Sequence[tuple[dict[str, np.ndarray], int, int]]) -> None:
         self._feeds = feeds
-        self._values: list[dict[str, np.ndarray]] = [{} for _ in feeds]
+        self._held: list[dict[str, np.ndarray]] = [{} for _ in feeds]
         self.samples = sum(count for _, count, _ in feeds)
 
     @property
     def types(self) -> Mapping[str, np.dtype]:
-        return {name: value.dtype for name, value in self._values[0].items()} if self._values else {}
+        return {name: value.dtype for name, value in self._held[0].items()} if self._held else {}
 
     def run(
         self, part: onnx.ModelProto | None, show: Sequence[str], keep: Collection[str] = (), most_bytes: int = 0
@@ -39,7 +39,7 @@ class HeldValues:
         inputs = [] if session is None else [value.name for value in session.get_inputs()]
         kept: list[dict[str, np.ndarray]] = []
         size, fits = 0, bool(keep)
-        for (feeds, count, rows), held in zip(self._feeds, self._values, strict=True):
+        for (feeds, count, rows), held in zip(self._feeds, self._held, strict=True):
             known = feeds | held
             if missing := [name for name in inputs if name not in known]:
                 raise ModelError(f"no value of '{missing[0]}' is held for the part of the network")
@@ -56,4 +56,4 @@ class HeldValues:
                 kept.clear()
             yield Observed({name: values[name] for name in show}, count, rows)
         if fits:
-            self._values = kept
+            self._held = kept

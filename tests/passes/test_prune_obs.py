@@ -9,7 +9,7 @@ from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.registry import find
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.model import import_model, sparse_tensors
-from tests.passes.test_refit import applied, context, errors, network
+from tests.support.answers import applied, context, errors, network
 from tests.support.builders import build, random
 from tests.support.codebooks import constants, mixed
 

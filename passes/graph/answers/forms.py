@@ -61,7 +61,7 @@ class Values(Form):
     keeps_zero: bool
 
     def fit(self, moments: JointMoments) -> np.ndarray | None:
-        values = self._values()
+        values = self._shared()
         fixed = (values == 0) if self.keeps_zero else np.zeros(values.size, bool)
         self.fitted = fit_shared(moments, self.now, self.places, values * self.alpha, fixed) / self.alpha
         return self.fitted[self.places] * self.alpha
@@ -75,7 +75,7 @@ class Values(Form):
             write(codebook, self.fitted[start:stop].astype(np.float32))
             start = stop
 
-    def _values(self) -> np.ndarray:
+    def _shared(self) -> np.ndarray:
         return np.concatenate([read(codebook) for codebook in self.codebooks]).astype(np.float64)
 
 
