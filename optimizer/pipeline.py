@@ -119,7 +119,8 @@ def _open(request: Request, ui: Ui) -> Run:
     done = checkpoints.resume() if request.resume else []
     trains = any("trainer" in instance.needs for instance in passes[len(done) :])
     log, teacher = request.out / LOG, model if trains else None
-    given = services.Services(request.recipe, roles, teacher, log, ui.status)
+    looks = any("original" in instance.needs for instance in passes[len(done) :])
+    given = services.Services(request.recipe, roles, teacher, log, ui.status, model if looks else None)
     return Run(
         request,
         ui,

@@ -293,9 +293,11 @@ class Services:
         teacher: onnx.ModelProto | None,
         log: Path | None,
         status: Callable[[str], None],
+        original: onnx.ModelProto | None = None,
     ) -> None:
-        """`teacher` is the original model, for a recipe that retrains."""
+        """`teacher` is the original model, for a recipe that retrains, `original` for one whose passes look at it."""
         self._base = Context(
+            original=original,
             timer=PairTimer(),
             rounder=TorchRounder(recipe.seed, status),
             kernel_timer=kernel_times.kernel_timer(status),

@@ -16,6 +16,7 @@ PASS_WORDS = {
     "tensor_train": ("tensor-train", "tt"),
     "fold": ("fold", "simplify", "sim", "onnxsim", "fuse", "constant-folding", "optimize", "shrink"),
     "equalize": ("equalize", "smooth", "smoothquant", "cle"),
+    "refit": ("bias-correction", "compensate", "recalibrate", "correct", "realign"),
     "winograd": ("winograd", "convolution-algorithm", "lavin", "minimal-filtering"),
     "retrain": ("retrain", "train", "finetune", "fine-tune", "distill"),
 }

@@ -33,7 +33,7 @@ class Pass:
     """
     needs: tuple[str, ...] = ()
     """Services without which the pass cannot run: "calibrator", "trainer", "runner", "rounder",
-    "kernel_timer" (whose kernels `config.profile` names), and "gradients" of the built-in training, which a user's hook need not follow. What options do without,
+    "kernel_timer" (whose kernels `config.profile` names), "original", and "gradients" of the built-in training, which a user's hook need not follow. What options do without,
     an instance may leave out.
     """
     measuring: tuple[str, ...] = ()

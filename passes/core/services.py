@@ -33,6 +33,25 @@ class TensorStatistics(Protocol):
         """
 
 
+class Held(Protocol):
+    """Samples of the calibration data, and values of tensors inside a network on them, held between runs of its parts."""
+
+    @property
+    def types(self) -> Mapping[str, np.dtype]:
+        """Of what is held, by name."""
+
+    def run(
+        self,
+        part: onnx.ModelProto | None,
+        show: Sequence[str],
+        keep: Collection[str] = (),
+        most_bytes: int = 0,
+    ) -> Iterator[Observed]:
+        """Runs the part batch by batch, fed with what is held and with the samples, and gives `show`; when all batches
+        are through, what was held gives way to `keep`, if that takes at most `most_bytes`. No part: nothing is computed.
+        """
+
+
 class Calibrator(Protocol):
     """Runs a model over the calibration data once, in bounded memory."""
 
@@ -47,6 +66,9 @@ class Calibrator(Protocol):
         """The values of these tensors, batch by batch, the same samples in the same order at every call. First
         axes need not be a batch: each sample may be a call of its own.
         """
+
+    def held(self, model: onnx.ModelProto, samples: int) -> Held:
+        """The first samples, that many, for parts of the model."""
 
     def remembered(self, model: onnx.ModelProto, what: str, make: Callable[[], T], size_bytes: int) -> T:
         """What `make` gives, which follows from the model, the data and the name `what` alone, and takes so much memory;
@@ -156,6 +178,8 @@ class Context:
     kernel_timer: KernelTimer | None = None
     profiler: Profiler | None = None
     """Set where a model is lowered for a target that runs here, and times are asked for."""
+    original: onnx.ModelProto | None = None
+    """The network before the first step, for a pass that needs it; not to be changed."""
     fidelity: Fidelity | None = None
     """Set where a model is lowered for a target, and there is calibration data."""
     evaluator: Evaluator | None = None
@@ -169,6 +193,11 @@ class Context:
         if self.calibrator is None:
             raise PassError("this pass needs calibration data; give --data or --calibration")
         return self.calibrator
+
+    def need_original(self) -> onnx.ModelProto:
+        if self.original is None:
+            raise PassError("this pass needs the network before the first step, and there is none")
+        return self.original
 
     def need_trainer(self) -> Trainer:
         if self.trainer is None:

@@ -43,6 +43,9 @@ from onnx_lathe.passes.numerics.sparsity.gradual import SCHEDULES, Gradual
 from onnx_lathe.passes.numerics.sparsity.hidden_units import Link
 from onnx_lathe.passes.numerics.sparsity.weight_choice import SCORES, Budget, Choice, choose
 from onnx_lathe.passes.prune.chains import find_links
+from onnx_lathe.passes.prune.second_order import prune_by_answers
+
+OBS = "obs"
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,10 @@ class _What:
         "layer", "what loses that fraction: every layer, or all together", choices=("layer", "global")
     )
     score: str = option(
-        "magnitude", "what is compared; lamp makes layers comparable, for scope=global", choices=tuple(SCORES)
+        "magnitude",
+        "what is compared; lamp makes layers comparable, for scope=global; obs: what layers answer on calibration data, "
+        "and weights that are left make up for those that are not",
+        choices=(*SCORES, OBS),
     )
     layers: dict[str, float] = option(
         {}, "fraction for weights or layers by name pattern; 0 leaves one as it is", low=0.0, high=1.0
@@ -123,6 +129,14 @@ class Prune(Pass):
                     "prune: score=lamp compares weights of different layers; give scope=global with it"
                 )
 
+            if self.score == OBS and (self.training is not None or self.sensitivity):
+                other = "training" if self.training is not None else "sensitivity"
+                raise UsageError(
+                    f"prune: score=obs does not go with {other}; train in a retrain step behind it"
+                    if other == "training"
+                    else "prune: score=obs does not go with sensitivity; its report says what each layer answers"
+                )
+
     def __init__(self, config: "Prune.Config | None" = None) -> None:
         super().__init__(config)
         self.needs = _needs(self.config)
@@ -131,6 +145,12 @@ class Prune(Pass):
         report = PassReport()
         budgets, members = self._budgets(graph, report)
         if not members:
+            return report
+        if self.config.score == OBS:
+            chosen = {name: member.weight for name, member in members.items()}
+            said = prune_by_answers(graph, budgets, chosen, context)
+            zeros = {name: int((read(weight.tensor) == 0).sum()) for name, weight in chosen.items()}
+            _record(graph, members, {name: _After(count) for name, count in zeros.items()}, said, report)
             return report
         links = find_links(graph, members) if self.config.clean else []
         tensors = all_tensors(graph)
@@ -239,6 +259,8 @@ def _needs(config: Prune.Config) -> tuple[str, ...]:
         needs.append("trainer")
     if config.sensitivity:
         needs.append("runner")
+    if config.score == OBS:
+        needs.append("calibrator")
     return tuple(needs)
 
 

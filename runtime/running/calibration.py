@@ -20,6 +20,7 @@ from onnx_lathe.runtime.data.source import IndexedSource
 from onnx_lathe.runtime.files.signature import fixed_batch
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.content import model_fingerprint
+from onnx_lathe.runtime.running.held import HeldValues
 from onnx_lathe.runtime.running.histogram import Histogram
 from onnx_lathe.runtime.running.taps import tapped
 
@@ -148,6 +149,19 @@ class StreamingCalibrator:
             )
             samples += count
             self._tell(samples)
+
+    def held(self, model: onnx.ModelProto, samples: int) -> HeldValues:
+        """The first samples, that many, as inputs of parts of the model.
+
+        Raises DataError if there is no data or it lacks an input.
+        """
+        found, count = [], 0
+        for feeds, more, rows, _ in self._feeds(ort.session(model, integer=False)):
+            found.append((feeds, more, rows))
+            count += more
+            if count >= samples:
+                break
+        return HeldValues(found)
 
     def remembered(self, model: onnx.ModelProto, what: str, make: Callable[[], T], size_bytes: int) -> T:
         """What `make` gives, as an earlier call for the same content of the model and `what` has it, if it is one of

@@ -73,7 +73,9 @@ def identity(path: Path) -> str:
 def context_for(model: onnx.ModelProto, data: RandomData | None = None) -> Context:
     data = data or RandomData(model)
     return Context(
-        calibrator=StreamingCalibrator(data), trainer=TorchTrainer(TrainingSetup(data, teacher=model))
+        calibrator=StreamingCalibrator(data),
+        trainer=TorchTrainer(TrainingSetup(data, teacher=model)),
+        original=model,
     )
 
 

@@ -111,19 +111,8 @@ class Moments:
         return found
 
     def regular(self, centered: bool) -> np.ndarray:
-        """As `covariance`, shrunk towards its diagonal by what so few rows leave open, and damped; [groups, d, d].
-
-        The share is d / (d + rows), near the optimum for inputs that hardly depend on each other (Ledoit and Wolf, "A
-        well-conditioned estimator for large-dimensional covariance matrices", 2004).
-        """
-        found = self.covariance(centered)
-        diagonal = np.einsum("gii->gi", found)
-        own, mean = diagonal.copy(), diagonal.mean(axis=1, keepdims=True)
-        least = max(LEAST * float(mean.max()), float(np.finfo(np.float32).tiny))
-        found *= self.count / (self.size + self.count)
-        damping = max(DAMPING, 1 / max(self.count, 1))
-        np.einsum("gii->gi", found)[:] = own + np.maximum(damping * mean, least)
-        return found
+        """As `covariance`, shrunk towards its diagonal by what so few rows leave open, and damped; [groups, d, d]."""
+        return shrunk(self.covariance(centered), self.count)
 
 
 @dataclass
@@ -169,3 +158,18 @@ class SplitMoments:
 def response_energy(change: np.ndarray, covariance: np.ndarray) -> float:
     """tr(D C D') of D [groups, r, d] and C [groups, d, d]; of float32 it is summed in float64."""
     return float(np.einsum("grd,grd->", np.matmul(change, covariance), change, dtype=np.float64))
+
+
+def shrunk(covariance: np.ndarray, rows: int) -> np.ndarray:
+    """The covariance [groups, d, d] of so many rows, shrunk in place towards its diagonal, and damped.
+
+    The share is d / (d + rows), near the optimum for inputs that hardly depend on each other (Ledoit and Wolf, "A
+    well-conditioned estimator for large-dimensional covariance matrices", 2004).
+    """
+    diagonal = np.einsum("gii->gi", covariance)
+    own, mean = diagonal.copy(), diagonal.mean(axis=1, keepdims=True)
+    least = max(LEAST * float(mean.max()), float(np.finfo(np.float32).tiny))
+    covariance *= rows / (covariance.shape[-1] + rows)
+    damping = max(DAMPING, 1 / max(rows, 1))
+    np.einsum("gii->gi", covariance)[:] = own + np.maximum(damping * mean, least)
+    return covariance

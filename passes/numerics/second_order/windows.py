@@ -37,28 +37,42 @@ class Window:
             found.append((more, less) if self.auto_pad == "SAME_LOWER" else (less, more))
         return found
 
+    def positions(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """How many outputs there are along each axis of a sample of these sizes."""
+        return tuple(
+            max(0, (before + size + after - (kernel - 1) * dilation - 1) // stride + 1)
+            for size, (before, after), kernel, stride, dilation in zip(
+                sizes, self.padding(sizes), self.kernel, self.strides, self.dilations, strict=True
+            )
+        )
+
     def rows(self, sample: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:
-        """Of one sample [C, ...], the windows at `most` positions, or at all if they are no more: [group, positions,
-        C / group * kernel], the channel first as in the weight [O, C / group, ...].
+        """Of one sample [C, ...], the windows at `most` positions, or at all if they are no more: as `rows_at`."""
+        return self.rows_at(sample, chosen(math.prod(self.positions(sample.shape[1:])), most, generator))
+
+    def rows_at(self, sample: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Of one sample [C, ...], the windows of these outputs, counted along its axes: [group, places, C / group *
+        kernel], the channel first as in the weight [O, C / group, ...].
         """
         sizes = sample.shape[1:]
+        if all(one == 1 for one in (*self.kernel, *self.strides)) and not any(self.pads):
+            pixels = sample.reshape(self.group, -1, math.prod(sizes))[:, :, places]
+            return np.ascontiguousarray(pixels.transpose(0, 2, 1))
         padded = np.pad(sample, [(0, 0), *self.padding(sizes)])
         reach = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
-        outputs = tuple(
-            max(0, (size - r) // s + 1)
-            for size, r, s in zip(padded.shape[1:], reach, self.strides, strict=True)
-        )
-        positions = math.prod(outputs)
-        chosen = (
-            np.arange(positions) if positions <= most else generator.choice(positions, most, replace=False)
-        )
+        outputs = self.positions(sizes)
         channels = padded.shape[0]
         view = np.lib.stride_tricks.sliding_window_view(padded, reach, tuple(range(1, padded.ndim)))
         read: tuple[Any, ...] = (..., *(slice(None, None, dilation) for dilation in self.dilations))
         view = view[read]
-        places = np.unravel_index(chosen, outputs) if positions else (chosen,) * len(outputs)
-        at = tuple(place * stride for place, stride in zip(places, self.strides, strict=True))
+        axes = np.unravel_index(places, outputs) if math.prod(outputs) else (places,) * len(outputs)
+        at = tuple(place * stride for place, stride in zip(axes, self.strides, strict=True))
         index: tuple[Any, ...] = (slice(None), *at)
         found = view[index]
-        moved = found.reshape(self.group, channels // self.group, len(chosen), -1).transpose(0, 2, 1, 3)
-        return moved.reshape(self.group, len(chosen), -1)
+        moved = found.reshape(self.group, channels // self.group, len(places), -1).transpose(0, 2, 1, 3)
+        return moved.reshape(self.group, len(places), -1)
+
+
+def chosen(count: int, most: int, generator: np.random.Generator) -> np.ndarray:
+    """At most so many places of `count`."""
+    return np.arange(count) if count <= most else generator.choice(count, most, replace=False)

@@ -1,0 +1,115 @@
+"""What layers read and what they should answer, layer by layer, while a pass changes them."""
+
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnx_lathe.passes.core.services import Calibrator
+from onnx_lathe.passes.graph import Graph, Node
+from onnx_lathe.passes.graph.answers.walk import Walk
+from onnx_lathe.passes.graph.input_moments import POSITIONS, SEED, Rows
+from onnx_lathe.passes.graph.model import export_model
+from onnx_lathe.passes.numerics.second_order.paired import SplitJointMoments
+from onnx_lathe.passes.numerics.second_order.windows import chosen
+from onnx_lathe.protocols import Observed
+
+SAMPLES = 128
+"""Calibration samples that are run, or a few more."""
+ENOUGH_SAMPLES = 32
+
+
+def few_samples(what: str, samples: int) -> str:
+    """A warning."""
+    return (
+        f"{what} had {samples} calibration sample{'s' * (samples > 1)}, which tell little of what layers read; "
+        f"give {ENOUGH_SAMPLES} or more"
+    )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that is changed, by the weight that it alone reads."""
+
+    node: Node
+    rows: Rows
+
+    @property
+    def response(self) -> str:
+        return str(self.node.outputs[0].name)
+
+    @property
+    def source(self) -> str:
+        return str(self.node.inputs[0].name)
+
+
+def answers(
+    graph: Graph, layers: Sequence[Layer], original: onnx.ModelProto, calibrator: Calibrator
+) -> Iterator[tuple[Layer, SplitJointMoments | str]]:
+    """For each layer, in the order of the graph, what it reads in the graph as it is then, and what `original` answers
+    in its place; or why that cannot be told. The graph's layers may be changed between two steps, no others.
+    """
+    held = [calibrator.held(export_model(graph), SAMPLES), calibrator.held(original, SAMPLES)]
+    now = Walk(held[0], [layer.source for layer in layers])
+    wanted = Walk(held[1], [layer.response for layer in layers])
+    for place, layer in enumerate(layers):
+        found = SplitJointMoments.of(*_sizes(layer.rows))
+        generator = np.random.default_rng([SEED, zlib.crc32(layer.rows.weight.name.encode())])
+        reason, samples = None, 0
+        pairs = zip(
+            now.observe(export_model(graph), place, layer.response),
+            wanted.observe(original, place),
+            strict=True,
+        )
+        for number, (x, y) in enumerate(pairs):
+            if reason is None:
+                reason = _add(layer, x, y, samples, number, found, generator)
+            samples += x.samples
+        found.settle()
+        found.samples = samples
+        yield layer, reason or found
+
+
+def _sizes(rows: Rows) -> tuple[int, int, int]:
+    groups, outputs, inputs = rows.sizes
+    return groups, inputs, outputs
+
+
+def _add(
+    layer: Layer,
+    read: Observed,
+    answered: Observed,
+    first: int,
+    number: int,
+    found: SplitJointMoments,
+    generator: np.random.Generator,
+) -> str | None:
+    """Takes the rows of batch `number`, which begins with the sample `first`; or says why the two do not belong together."""
+    x = read[layer.source].astype(np.float32, copy=False)
+    y = answered[layer.response].astype(np.float32, copy=False)
+    groups, outputs, inputs = layer.rows.sizes
+    window = layer.rows.windows[0]
+    if window is None:
+        if y.size // max(y.shape[-1], 1) != x.size // inputs or y.shape[-1] != outputs:
+            return f"the original answers {list(y.shape)} there, which is another form"
+        x, y = x.reshape(-1, inputs), y.reshape(-1, outputs)
+        each = len(x) // read.rows if len(x) % read.rows == 0 else 0
+        for sample in range(read.samples) if each else [None]:
+            part = slice(None) if sample is None else slice(sample * each, (sample + 1) * each)
+            most = POSITIONS * (read.samples if sample is None else 1)
+            rows = chosen(len(x[part]), most, generator)
+            found.add(x[part][rows][None], y[part][rows][None], number if sample is None else first + sample)
+        return None
+    positions = window.positions(x.shape[2:])
+    if y.shape[1:] != (groups * outputs, *positions) or len(y) != len(x):
+        return f"the original answers {list(y.shape)} there, which is another form"
+    for sample in range(read.samples):
+        places = chosen(math.prod(positions), POSITIONS, generator)
+        if places.size:
+            rows = window.rows_at(x[sample], places)
+            asked = y[sample].reshape(groups, outputs, -1)[:, :, places].transpose(0, 2, 1)
+            found.add(rows, asked, first + sample)
+    return None

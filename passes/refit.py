@@ -1,0 +1,107 @@
+"""Refit: layer by layer, what may still change of a compressed network is fitted to what the original answers there.
+
+    W', b'  =  argmin  E |W' x + b' - y|^2      x: what the layer reads now, y: what the original answers in its place
+
+What was decided stays: zeros are zero, weights that share a value share it, integers are the same. What is left is
+fitted in closed form: weights that are not zero, values of codebooks, and then the deviation and the mean of every
+channel, by the weights or their scales and by the bias. From the inputs on, so that a layer makes up for what those
+before it lost. No labels are needed and nothing is trained. A layer's error on samples that are kept apart is never
+made larger.
+Sources: Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022, sections 3 and 4; Nagel et al., "Data-Free
+Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2.
+"""
+
+from dataclasses import dataclass
+
+from onnx_lathe.passes.core.base import Pass
+from onnx_lathe.passes.core.options import option
+from onnx_lathe.passes.core.registry import register
+from onnx_lathe.passes.core.report import PassReport
+from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.graph import Graph
+from onnx_lathe.passes.graph.answers.aligned import ENOUGH_SAMPLES, Layer, answers, few_samples
+from onnx_lathe.passes.graph.answers.choosing import Judged
+from onnx_lathe.passes.graph.answers.forms import form_of
+from onnx_lathe.passes.graph.evaluate import REFUSALS
+from onnx_lathe.passes.graph.input_moments import rows_of
+from onnx_lathe.passes.graph.layers import other_use, weights
+from onnx_lathe.passes.graph.model import taken_names
+from onnx_lathe.passes.graph.patterns import by_weight
+from onnx_lathe.passes.numerics.second_order.paired import SplitJointMoments
+
+
+@register
+class Refit(Pass):
+    """Fits what may still change of each layer to what the original network answers; needs no labels."""
+
+    name = "refit"
+    after = {"fold": "a folded batch normalization is part of the weights that are fitted"}
+    needs = ("calibrator", "original")
+
+    @dataclass(frozen=True)
+    class Config:
+        layers: dict[str, bool] = option(
+            {}, "fit (true) or leave as they are (false) single layers, by pattern"
+        )
+
+    def apply(self, graph: Graph, context: Context) -> PassReport:
+        report = PassReport()
+        calibrator, original = context.need_calibrator(), context.need_original()
+        layers = self._layers(graph, {name for node in original.graph.node for name in node.output}, report)
+        taken, samples = taken_names(graph), ENOUGH_SAMPLES
+        for layer, moments in answers(graph, layers, original, calibrator):
+            context.progress(f"fitting {layer.node.name}")
+            samples = samples if isinstance(moments, str) else min(samples, moments.samples)
+            reason = moments if isinstance(moments, str) else moments.refusal()
+            if reason is None and not isinstance(moments, str):
+                reason = _fit(graph, layer, moments, taken, report)
+            if reason is not None:
+                report.skip(layer.node.name, reason)
+        if samples < ENOUGH_SAMPLES:
+            report.warnings.append(few_samples("refit", samples))
+        return report
+
+    def _layers(self, graph: Graph, known: set[str], report: PassReport) -> list[Layer]:
+        found = list(weights(graph, refuse=report.skip))
+        chosen = by_weight(
+            self.config.layers, found, [skip.node for skip in report.skips], "refit(layers=...)"
+        )
+        layers = []
+        for weight in found:
+            node = weight.nodes[0]
+            rows = rows_of(weight, graph.opset)
+            if len(weight.nodes) > 1:
+                reason: str | None = "its weight is shared by several layers"
+            elif not chosen.get(weight.name, True):
+                reason = "it is set to stay as it is"
+            elif isinstance(rows, str):
+                reason = rows
+            elif node.outputs[0].name not in known:
+                reason = "the original network has no tensor of this name to compare with"
+            else:
+                reason = other_use(graph, weight)
+            if reason is None and not isinstance(rows, str):
+                layers.append(Layer(node, rows))
+            else:
+                report.skip(node.name, str(reason))
+        order = {id(node): place for place, node in enumerate(graph.nodes)}
+        return sorted(layers, key=lambda layer: order[id(layer.node)])
+
+
+def _fit(
+    graph: Graph, layer: Layer, moments: SplitJointMoments, taken: set[str], report: PassReport
+) -> str | None:
+    """Changes the layer, or says why it stays."""
+    try:
+        form = form_of(graph, layer.rows)
+    except REFUSALS as error:
+        return f"its weight cannot be computed: {' '.join(str(error).split())}"
+    judged = Judged.of(graph, form, moments)
+    if judged.is_good():
+        return f"it answers as the original does ({judged.decibels(judged.before)})"
+    fitted = form.fit(judged.moments.fitted)
+    best = judged.best([form.now] if fitted is None else [fitted, form.now])
+    if not judged.is_worth(best):
+        return f"nothing better was found (answers {judged.decibels(judged.before)})"
+    report.edit(layer.node.name, judged.take(graph, best, taken))
+    return None
