@@ -72,6 +72,7 @@ def train(
         state=None if state is None else workers.state(state),
     )
     before, started = tried.metrics("before"), time.perf_counter()
+    workers.place(module, data, shaping is not None, setup.progress)
     with _reproducible(job.seed, device):
         if hook is None or setup.hook is None:
             retrain(module.to(device), job)

@@ -219,7 +219,9 @@ class _Loop:
         )
         self.optimizer.zero_grad()
         self.precision.backward(loss)
-        self.precision.step(self.optimizer, self.parameters, self.settings.clip)
+        self.precision.step(
+            self.optimizer, self.parameters, self.settings.clip, self.job.workers.gradient_norm
+        )
         return loss.detach()
 
     def _loss(

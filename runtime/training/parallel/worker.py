@@ -27,6 +27,7 @@ from onnx_lathe.errors import LatheError, UsageError
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.training.parallel.grid import Grid, parse_parallel
+from onnx_lathe.runtime.training.parallel.grid_parallel import GridParallel
 from onnx_lathe.runtime.training.parallel.launch import MARK
 from onnx_lathe.runtime.training.parallel.strategy import DataParallel
 from onnx_lathe.runtime.training.parallel.workers import LaunchedGroup
@@ -71,7 +72,12 @@ def _strategy(group: LaunchedGroup, job: Mapping[str, Any]) -> DataParallel:
     layout = parse_parallel(job["parallel"]).over(group.size)
     if layout == Grid(group.size):
         return DataParallel(group, job["settings"])
-    raise UsageError(f"--parallel '{job['parallel']}': this version shares out samples only; give data=")
+    if isinstance(layout, Grid) and layout.split != "auto":
+        return GridParallel(group, job["settings"], layout)
+    raise UsageError(
+        f"--parallel '{job['parallel']}': this version shares out samples and layers; give data=, and height=, width=, "
+        "filter= or channel="
+    )
 
 
 def _train(folder: Path, job: dict[str, Any], log: Path | None, workers: DataParallel) -> None:

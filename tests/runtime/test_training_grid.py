@@ -1,0 +1,247 @@
+"""Trainings whose layers several workers share: processes that gloo connects, against one process.
+
+A worker that calls another collective than the rest aborts, so all of it runs in children with a time limit.
+"""
+
+import os
+import pickle
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from onnx_lathe.errors import PassError
+from onnx_lathe.optimizer.cli import main
+from onnx_lathe.runtime.data import Batch, DataSource
+from onnx_lathe.runtime.torch_bridge import GraphModule
+from onnx_lathe.runtime.training import TrainingSetup, session
+from onnx_lathe.runtime.training.parallel.grid import Grid
+from onnx_lathe.runtime.training.parallel.grid_parallel import GridParallel
+from onnx_lathe.runtime.training.parallel.workers import LaunchedGroup
+from tests.support.distributed import digits, lenet, moved
+from tests.support.models import MODELS
+from tests.support.parallel import images, residual, trained, worst
+from tests.support.training import options
+
+LIMIT_S = 240.0
+STEPS = 5
+FLOORS = {"float64": 1e-12, "float32": 5e-6}
+
+HOOK = """
+from pathlib import Path
+from onnx_lathe.runtime.training.loop.builtin import retrain
+
+def stops_once(module, job):
+    batches, mark = job.data.batches, Path(__file__).parent / f"stopped{job.workers.rank}"
+    def counted(size, shuffle_seed=None):
+        if shuffle_seed == 2 and not mark.exists():
+            mark.write_text("")
+            raise ValueError("in the middle")
+        return batches(size, shuffle_seed)
+    job.data.batches = counted
+    retrain(module, job)
+"""
+
+
+class Half:
+    """A Shaping: the last layer is multiplied by a mask."""
+
+    every = 1
+
+    def __init__(self) -> None:
+        self.mask = np.arange(5000).reshape(10, 500) % 2 == 0
+
+    def __call__(self, done: float, weights: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return {"fc2.weight": self.mask & (np.abs(weights["fc2.weight"]) > 1e-6)}
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None: ...
+
+
+JOBS: dict[str, tuple[str, dict[str, Any]]] = {
+    "clipped": ("filter", {"epochs": 1, "clip": 0.1, "distill": 0.5, "shift": 2, "weight_decay": 0.01}),
+    "rows": ("height", {"epochs": 1, "clip": 0.1, "distill": 0.5, "flip": True, "optimizer": "sgd"}),
+    "shaped": ("filter", {"epochs": 1}),
+    "patient": ("channel", {"epochs": 4, "holdout": 0.2, "patience": 1, "rate": 0.0}),
+    "resumed": ("filter", {"epochs": 4}),
+}
+
+
+def train(
+    job: str, folder: str, workers: Any = None, memory: int | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    _, given = JOBS[job]
+    hook = f"{folder}/hook.py:stops_once" if job == "resumed" and workers is not None else None
+    state = Path(folder) / "training.state" if job == "resumed" and workers is not None else None
+    setup = TrainingSetup(digits(50), lenet(), hook=hook, device="cpu", memory=memory, state=state)
+    shaping = Half() if job == "shaped" else None
+    return session.train(setup, moved(lenet()), options(batch=16, **given), shaping, workers)
+
+
+class Samples(DataSource):
+    labelled, fingerprint, description = True, "samples", "samples"
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x, self.count = x, len(x)
+
+    def batches(self, size: int, shuffle_seed: int | None = None) -> Any:
+        yield Batch({"x": self.x[:size].numpy()})
+
+
+def steps(workers: GridParallel, model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """The weights after STEPS steps with DistributedDataParallel, or what stands in its place."""
+    groups = workers.mesh.data
+    batches = images(model, STEPS, 4 * groups.size)
+    module = GraphModule(model, train_normalization=True)
+    workers.place(module, Samples(batches[0][0]["x"]), False, lambda message: None)
+    network = workers.parallel(module.train())
+    optimizer = torch.optim.SGD(
+        [one for one in module.parameters() if one.requires_grad], lr=0.01, momentum=0.9, nesterov=True
+    )
+    for inputs, labels in batches:
+        x, y = inputs["x"].chunk(groups.size)[groups.rank], labels.chunk(groups.size)[groups.rank]
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(x=x), y).backward()
+        optimizer.step()
+    return module.values()
+
+
+def work(rank: int, port: int, folder: str, size: int) -> None:
+    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True")
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {}
+    group = LaunchedGroup(cuda=False)
+
+    def make(how: str, **given: Any) -> GridParallel:
+        return GridParallel(group, options(**{"optimizer": "sgd"} | given), Grid(size // 2, how, 2))
+
+    for how, dtype, flat in EQUAL[size]:
+        workers = make(how)
+        result[how, dtype, flat] = steps(workers, residual(dtype, flat)), workers.metrics()
+    for job, (how, given) in JOBS.items() if size == 2 else ():
+        if job == "resumed":
+            with pytest.raises(PassError, match="in the middle"):
+                train(job, folder, make(how))
+        result[job] = train(job, folder, make(how, optimizer=given.get("optimizer", "adamw")))
+    if size == 2:
+        result["room"] = train("rows", folder, make("height"), memory=2**30)
+        room = int(0.8 * result["room"][1]["activation_bytes"])
+        result["memory"] = train("rows", folder, make("height"), memory=room)
+    (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(result))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+EQUAL = {
+    2: [
+        *[(how, "float64", False) for how in ("height", "width", "filter", "channel")],
+        ("height", "float32", True),
+        ("filter", "float32", False),
+    ],
+    4: [("height", "float64", True), ("filter", "float64", False)],
+}
+"""(split, type, whether the network is flattened) by number of processes; with four they are two groups of two."""
+
+
+def spawned(folder: Path, size: int) -> list[dict[Any, Any]]:
+    (folder / "hook.py").write_text(HOOK)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = mp.spawn(work, (store.port, str(folder), size), nprocs=size, join=False)
+    end = time.monotonic() + LIMIT_S
+    while not context.join(timeout=max(end - time.monotonic(), 0.1)):
+        if time.monotonic() > end:
+            for process in context.processes:
+                process.kill()
+            pytest.fail(f"workers wait for each other, or are slower than {LIMIT_S:.0f} s")
+    return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(size)]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    return spawned(tmp_path_factory.mktemp("pair"), 2)
+
+
+def _check_equal(results: list[dict[Any, Any]], case: tuple[str, str, bool], groups: int) -> None:
+    _, dtype, flat = case
+    model = residual(dtype, flat)
+    alone, _, _ = trained(model, images(model, STEPS, 4 * groups))
+    for result in results:
+        values, metrics = result[case]
+        assert worst(values, alone) <= FLOORS[dtype]
+        assert metrics["workers"] == 2 * groups
+        assert metrics["split_steps"] > 10
+
+
+@pytest.mark.parametrize("case", EQUAL[2])
+def test_five_steps_of_two_workers_are_those_of_one(
+    pair: list[dict[Any, Any]], case: tuple[str, str, bool]
+) -> None:
+    _check_equal(pair, case, 1)
+
+
+def test_five_steps_of_two_groups_of_two_are_those_of_one(tmp_path: Path) -> None:
+    results = spawned(tmp_path, 4)
+    for case in EQUAL[4]:
+        _check_equal(results, case, 2)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_gives_the_weights_that_one_process_gives(
+    pair: list[dict[Any, Any]], job: str, tmp_path: Path
+) -> None:
+    alone, metrics = train(job, str(tmp_path))
+    for result in pair:
+        values, found = result[job]
+        for name, value in alone.items():
+            np.testing.assert_allclose(
+                values[name], value, rtol=0, atol=2e-4 * np.abs(value).max(), err_msg=name
+            )
+        for name in ("first_loss", "last_loss", "samples", "epochs"):
+            assert found[name] == pytest.approx(metrics[name], rel=1e-4), name
+    assert pair[0][job][1].get("resumed_after") == (2.0 if job == "resumed" else None)
+    if job == "patient":
+        assert metrics["epochs"] < 4
+    held = pair[0][job][1]["own_weight_bytes"] / pair[0][job][1]["weight_bytes"]
+    assert held == 1 if job == "shaped" else held < 0.6
+
+
+def test_a_memory_budget_is_kept_and_changes_nothing(pair: list[dict[Any, Any]]) -> None:
+    for result in pair:
+        values, metrics = result["memory"]
+        assert metrics["recomputed"] > 0
+        assert metrics["activation_peak_bytes"] <= 0.8 * result["room"][1]["activation_bytes"]
+        for name, value in result["room"][0].items():
+            np.testing.assert_allclose(values[name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["height", "width", "filter", "channel"])
+def test_from_the_command_line(how: str, tmp_path: Path) -> None:
+    batch = next(iter(digits(48).batches(48)))
+    np.savez(tmp_path / "few.npz", image=batch.inputs["image"], labels=batch.labels)
+    arguments = [
+        str(MODELS / "lenet5-mnist" / "model.onnx"),
+        "--passes",
+        "retrain(epochs=1, batch=16, optimizer=sgd, distill=0)",
+    ]
+    arguments += ["--train", str(tmp_path / "few.npz"), "--quiet", "--target", "onnx"]
+    together = ["--launch", "--nproc-per-node=2", "--parallel", f"{how}=2"]
+    assert main([*arguments, *together, "--out", str(tmp_path / "two")]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    one, two = (
+        {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        for model in (onnx.load(next((tmp_path / name).glob("**/*.onnx"))) for name in ("one", "two"))
+    )
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=0, atol=2e-4 * np.abs(value).max(), err_msg=name)
