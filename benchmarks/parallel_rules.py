@@ -20,7 +20,7 @@ HEAD = f"""# Which operators are split
 
 Written by `{COMMAND}` from the code; do not edit. With `--parallel "height=2"`, `width`, `filter` or `channel` each worker of a group does
 its part of the operators below, where what they read is split. Moves between the parts are exact in both directions, so that the weights after
-a step are those of one process but for rounding.
+a step are those of one process but for rounding. [parallel.md](parallel.md) has what each way costs.
 
 | operators | what is split |
 |---|---|

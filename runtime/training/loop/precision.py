@@ -62,7 +62,11 @@ class Precision:
 
     def backward(self, loss: Tensor) -> None:
         """Adds gradients to the parameters, those of the scaled loss for float16."""
-        self._scaler.scale(loss).backward()
+        self.scaled(loss).backward()
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What `backward` goes through."""
+        return self._scaler.scale(loss)
 
     def step(
         self,

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from onnx_lathe.errors import LatheError, UsageError
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.writing import replacing
-from onnx_lathe.runtime.training.parallel.grid import Grid, parse_parallel
+from onnx_lathe.runtime.training.parallel.grid import Grid, Pipeline, parse_parallel
 from onnx_lathe.runtime.training.parallel.grid_parallel import GridParallel
 from onnx_lathe.runtime.training.parallel.launch import MARK
 from onnx_lathe.runtime.training.parallel.strategy import DataParallel
@@ -72,11 +72,16 @@ def _strategy(group: LaunchedGroup, job: Mapping[str, Any]) -> DataParallel:
     layout = parse_parallel(job["parallel"]).over(group.size)
     if layout == Grid(group.size):
         return DataParallel(group, job["settings"])
+    if isinstance(layout, Pipeline):
+        # torch.distributed.pipelining takes seconds to import.
+        from onnx_lathe.runtime.training.parallel.pipeline import pipeline_parallel
+
+        return pipeline_parallel(group, job, layout)
     if isinstance(layout, Grid) and layout.split != "auto":
         return GridParallel(group, job["settings"], layout)
     raise UsageError(
-        f"--parallel '{job['parallel']}': this version shares out samples and layers; give data=, and height=, width=, "
-        "filter= or channel="
+        f"--parallel '{job['parallel']}': this version shares out samples, layers and stages; give data=, height=, width=, "
+        "filter=, channel= or pipeline="
     )
 
 
