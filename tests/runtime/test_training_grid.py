@@ -6,7 +6,7 @@ A worker that calls another collective than the rest aborts, so all of it runs i
 import os
 import pickle
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.data import Batch, DataSource
 from onnx_lathe.runtime.torch_bridge import GraphModule
 from onnx_lathe.runtime.training import TrainingSetup, session
+from onnx_lathe.runtime.training.parallel.automatic import AutoParallel
+from onnx_lathe.runtime.training.parallel.costs import Machine
 from onnx_lathe.runtime.training.parallel.grid import Grid
 from onnx_lathe.runtime.training.parallel.grid_parallel import GridParallel
 from onnx_lathe.runtime.training.parallel.workers import LaunchedGroup
@@ -67,6 +69,34 @@ class Half:
     def restore(self, state: Mapping[str, np.ndarray]) -> None: ...
 
 
+SLOW = Machine(rate=1e12, latency=1e-6, bandwidth=1e6)
+"""Links so slow that layers are better shared than their gradients sent."""
+TIMES = {"alone": [1.0, 2.0], "together": [2.0, 1.0]}
+"""Seconds of a step, by samples alone and as `auto` proposes."""
+
+
+def unasked(*given: Any) -> Any:
+    raise AssertionError("measured, though an earlier run has decided")
+
+
+def automatic(group: LaunchedGroup, folder: str) -> dict[str, Any]:
+    """What `auto` makes of times that are given, of a training that is taken up again, and of what it measures itself."""
+    given, grid = options(optimizer="adamw", batch=16), Grid(1, "auto", 2)
+    found: dict[str, Any] = {}
+    for name, times in TIMES.items():
+        workers = AutoParallel(group, given, grid, lambda *_: SLOW, lambda *_, times=times: times)
+        found[name] = *train("auto", folder, workers), ()
+    again = Path(folder) / "again"
+    again.mkdir(exist_ok=True)
+    (again / "hook.py").write_text(HOOK)
+    with pytest.raises(PassError, match="in the middle"):
+        train("resumed", str(again), AutoParallel(group, given, grid, lambda *_: SLOW, lambda *_: [2.0, 1.0]))
+    found["again"] = *train("resumed", str(again), AutoParallel(group, given, grid, unasked, unasked)), ()
+    said: list[str] = []
+    found["measured"] = *train("auto", folder, AutoParallel(group, given, grid), said=said.append), said
+    return found
+
+
 JOBS: dict[str, tuple[str, dict[str, Any]]] = {
     "clipped": ("filter", {"epochs": 1, "clip": 0.1, "distill": 0.5, "shift": 2, "weight_decay": 0.01}),
     "rows": ("height", {"epochs": 1, "clip": 0.1, "distill": 0.5, "flip": True, "optimizer": "sgd"}),
@@ -76,15 +106,28 @@ JOBS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+CLOSE = dict.fromkeys(JOBS, 2e-4) | {"resumed": 1e-3}
+"""Largest difference of a weight, relative to the largest of its tensor; Adam makes much of small ones, the more the longer.
+A step without the moments of those before it would be 0.02 off.
+"""
+
+
 def train(
-    job: str, folder: str, workers: Any = None, memory: int | None = None
+    job: str,
+    folder: str,
+    workers: Any = None,
+    memory: int | None = None,
+    batch: int = 16,
+    said: Callable[[str], None] = lambda message: None,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    _, given = JOBS[job]
+    given = {"epochs": 1} if job == "auto" else JOBS[job][1]
     hook = f"{folder}/hook.py:stops_once" if job == "resumed" and workers is not None else None
     state = Path(folder) / "training.state" if job == "resumed" and workers is not None else None
-    setup = TrainingSetup(digits(50), lenet(), hook=hook, device="cpu", memory=memory, state=state)
+    setup = TrainingSetup(
+        digits(50), lenet(), hook=hook, device="cpu", memory=memory, state=state, progress=said
+    )
     shaping = Half() if job == "shaped" else None
-    return session.train(setup, moved(lenet()), options(batch=16, **given), shaping, workers)
+    return session.train(setup, moved(lenet()), options(batch=batch, **given), shaping, workers)
 
 
 class Samples(DataSource):
@@ -136,6 +179,7 @@ def work(rank: int, port: int, folder: str, size: int) -> None:
         result[job] = train(job, folder, make(how, optimizer=given.get("optimizer", "adamw")))
     if size == 2:
         result["room"] = train("rows", folder, make("height"), memory=2**30)
+        result["auto"] = automatic(group, folder)
         room = int(0.8 * result["room"][1]["activation_bytes"])
         result["memory"] = train("rows", folder, make("height"), memory=room)
     (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(result))
@@ -205,7 +249,7 @@ def test_a_job_gives_the_weights_that_one_process_gives(
         values, found = result[job]
         for name, value in alone.items():
             np.testing.assert_allclose(
-                values[name], value, rtol=0, atol=2e-4 * np.abs(value).max(), err_msg=name
+                values[name], value, rtol=0, atol=CLOSE[job] * np.abs(value).max(), err_msg=name
             )
         for name in ("first_loss", "last_loss", "samples", "epochs"):
             assert found[name] == pytest.approx(metrics[name], rel=1e-4), name
@@ -223,6 +267,45 @@ def test_a_memory_budget_is_kept_and_changes_nothing(pair: list[dict[Any, Any]])
         assert metrics["activation_peak_bytes"] <= 0.8 * result["room"][1]["activation_bytes"]
         for name, value in result["room"][0].items():
             np.testing.assert_allclose(values[name], value, rtol=0, atol=1e-6)
+
+
+def test_auto_keeps_what_was_faster_and_the_steps_of_one_process(
+    pair: list[dict[Any, Any]], tmp_path: Path
+) -> None:
+    alone, _ = train("auto", str(tmp_path), batch=32)
+    longer, _ = train("resumed", str(tmp_path), batch=32)
+    for result in (one["auto"] for one in pair):
+        for name, (values, metrics, _) in result.items():
+            wanted = longer if name == "again" else alone
+            for weight, value in wanted.items():
+                close = CLOSE["resumed" if name == "again" else "rows"] * np.abs(value).max()
+                np.testing.assert_allclose(
+                    values[weight], value, rtol=0, atol=close, err_msg=f"{name} {weight}"
+                )
+            if name != "again":
+                times = metrics["step_seconds_data"], metrics["step_seconds_auto"]
+                assert metrics["groups"] == (1 if times[1] < times[0] else 2)
+                assert list(times) == TIMES.get(name, list(times))
+            held = metrics.get("own_weight_bytes", 1.0) / metrics.get("weight_bytes", 1.0)
+            assert (held < 0.6) == (metrics["groups"] == 1)
+        assert result["again"][1]["groups"] == 1
+        assert result["again"][1]["resumed_after"] == 2
+        assert "step_seconds_data" not in result["again"][1]
+        said = "\n".join(result["measured"][2])
+        assert "by samples alone" in said
+        assert "ten steps each took" in said
+        assert result["measured"][1]["link_latency_seconds"] > 0
+    figures = [{name: one["auto"]["measured"][1][name] for name in MEASURED} for one in pair]
+    assert figures[0] == figures[1]
+
+
+MEASURED = (
+    "link_latency_seconds",
+    "link_bytes_per_second",
+    "step_seconds_data",
+    "step_seconds_auto",
+    "groups",
+)
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ part, and divided by the number of all workers; see moves.py for why that is the
 """
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from onnx_lathe.runtime.training.loop.precision import gradient_norm
 from onnx_lathe.runtime.training.parallel.grid import Grid
 from onnx_lathe.runtime.training.parallel.moves import Traffic
 from onnx_lathe.runtime.training.parallel.placer import Placer, split_by
-from onnx_lathe.runtime.training.parallel.rules.table import Mesh
+from onnx_lathe.runtime.training.parallel.rules.table import Choose, Mesh
 from onnx_lathe.runtime.training.parallel.strategy import DataParallel, SharedState
 from onnx_lathe.runtime.training.parallel.workers import LaunchedGroup
 from onnx_lathe.runtime.training.state import JobState
@@ -41,41 +42,57 @@ class GridParallel(DataParallel):
 
     def __init__(self, group: LaunchedGroup, settings: Mapping[str, Any], grid: Grid) -> None:
         super().__init__(group, settings)
-        self.grid, self.settings = grid, settings
-        device = init_device_mesh(group.place.type, (grid.data, grid.parts), mesh_dim_names=("data", "model"))
-        self.mesh = Mesh(
-            Processes(device.get_group("data")), Processes(device.get_group("model")), Processes()
-        )
+        self.settings = settings
+        self.use(grid)
+        self.chooses: Sequence[Choose] = [split_by(grid.split)] * 2
+        """For the module, and for the original one."""
         self.layers = Traffic()
         """What is sent of activations."""
         self.placer: Placer | None = None
         self.steps = 0
         self.whole_bytes = 0
 
+    def use(self, grid: Grid) -> None:
+        """Arranges the workers so; all of them have to call it."""
+        self.grid = grid
+        device = init_device_mesh(
+            self.group.place.type, (grid.data, grid.parts), mesh_dim_names=("data", "model")
+        )
+        self.mesh = Mesh(
+            Processes(device.get_group("data")), Processes(device.get_group("model")), Processes()
+        )
+
     def place(
-        self, module: GraphModule, data: DataSource, shaped: bool, progress: Callable[[str], None]
+        self,
+        module: GraphModule,
+        data: DataSource,
+        shaped: bool,
+        progress: Callable[[str], None],
+        teacher: GraphModule | None = None,
+        saved: Path | None = None,
     ) -> None:
-        batch = next(iter(data.batches(module.fixed_batch or SAMPLES)))
         if module.per_call:
             raise PassError(
                 "--parallel: each sample is a call of its own size, so that no layer can be split; share out samples (data=)"
             )
-        sample = {name: to_torch(array) for name, array in batch.inputs.items()}
+        sample = sample_of(module, data)
         self.whole_bytes = _bytes(module.parameters())
         # A pass that acts while training runs looks at whole weights, and a scaled loss is to overflow at all workers alike.
         parts = not shaped and self.settings["precision"] != "float16"
         was = module.training
-        self.placer = Placer(
-            module.eval(), sample, self.mesh, split_by(self.grid.split), parts, self.layers
-        ).place()
+        self.placer = Placer(module.eval(), sample, self.mesh, self.chooses[0], parts, self.layers).place()
         module.train(was)
+        if teacher is not None and not teacher.per_call:
+            # nothing that it sends is counted: it has no gradients
+            Placer(teacher, sample_of(teacher, data), self.mesh, self.chooses[1]).place()
         progress(self._said(self.placer))
 
     def _said(self, placer: Placer) -> str:
         split = sum(decision.shared for decision in placer.decisions)
         gathered = [decision for decision in placer.decisions if decision.gathered]
         kinds = sorted({decision.op for decision in gathered})
-        what = f"{split} steps split by {self.grid.split} among {self.grid.parts} workers"
+        how = "" if self.grid.split == "auto" else f" by {self.grid.split}"
+        what = f"{split} steps split{how} among {self.grid.parts} workers"
         return f"{what}, {len(gathered)} gathered ({', '.join(kinds)})" if gathered else what
 
     def parallel(self, module: nn.Module) -> Callable[..., Any]:
@@ -123,7 +140,7 @@ class GridParallel(DataParallel):
         return set() if self.placer is None else {id(one) for one in self.placer.module.parts().values()}
 
     def state(self, state: JobState) -> JobState:
-        return _GroupState(state, self.group, self.mesh, self.grid)
+        return GroupState(state, self.group, self.mesh, self.grid)
 
     def metrics(self) -> dict[str, float]:
         """Beside those of gradients: bytes that this worker sends of activations in a step, by kind of move; bytes of
@@ -145,7 +162,7 @@ class GridParallel(DataParallel):
         }
 
 
-class _GroupState(SharedState):
+class GroupState(SharedState):
     """Holds the states of all workers of a group, whose weights and moments may be parts. A file of any group is good
     for all.
     """
@@ -174,6 +191,12 @@ class _GroupState(SharedState):
         sent = [mine.to(self.group.place)] * self.mesh.model.size
         found = self.mesh.model.swap(sent, sizes.tolist())
         super().save({"workers": [one.cpu() for one in found]})
+
+
+def sample_of(module: GraphModule, data: DataSource) -> dict[str, Tensor]:
+    """A few of the samples that it is trained on."""
+    batch = next(iter(data.batches(module.fixed_batch or SAMPLES)))
+    return {name: to_torch(array) for name, array in batch.inputs.items()}
 
 
 def _bytes(parameters: Iterable[Tensor]) -> int:

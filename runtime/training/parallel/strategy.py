@@ -14,6 +14,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,10 +58,17 @@ class Strategy:
         return self.group.size
 
     def place(
-        self, module: GraphModule, data: DataSource, shaped: bool, progress: Callable[[str], None]
+        self,
+        module: GraphModule,
+        data: DataSource,
+        shaped: bool,
+        progress: Callable[[str], None],
+        teacher: GraphModule | None = None,
+        saved: Path | None = None,
     ) -> None:
-        """Has this worker run its share of the module's layers, before the module trains or moves to a device; `shaped`
-        as in RetrainJob.
+        """Has this worker run its share of the module's layers, and of the original's (`teacher`), before the module
+        trains or moves to a device, and before `share` and `state`. `shaped` as in RetrainJob; `saved`: where an
+        interrupted training would have left its state.
         """
 
     def parallel(self, module: nn.Module) -> Callable[..., Any]:
