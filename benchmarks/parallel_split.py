@@ -1,10 +1,12 @@
 """Layers that several workers share (`--parallel`), against one process and against theory.
 
-    python benchmarks/parallel_split.py [equality] [bytes] [activations] [weights] [cpu]
+    python benchmarks/parallel_split.py [equality] [bytes] [activations] [weights] [cpu] [auto]
 
 equality: the weights after five steps of SGD, largest difference relative to the largest of a tensor. bytes: what each worker
 sends of activations in a step, counted and by formula. activations: what is kept for the backward pass. weights: what a worker
 holds. cpu: processor time of one worker's step, the best of eight, which does not depend on what else the machine does.
+auto: what `--parallel auto` measures and keeps of two workers, for a network of convolutions and for one of large matrix
+products; times of steps are wall clock, in turn, and have no floor but that the faster is kept.
 Workers are processes that gloo connects, of one thread each. Ends with 1 if a floor is missed.
 """
 
@@ -28,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from onnx_lathe.runtime.data import Batch, DataSource
 from onnx_lathe.runtime.torch_bridge import GraphModule
+from onnx_lathe.runtime.training.parallel.automatic import AutoParallel
 from onnx_lathe.runtime.training.parallel.grid import Grid
 from onnx_lathe.runtime.training.parallel.grid_parallel import GridParallel
 from onnx_lathe.runtime.training.parallel.workers import LaunchedGroup
@@ -35,18 +38,21 @@ from tests.support.parallel import images, plain, residual, trained, worst
 from tests.support.training import options
 
 LIMIT_S = 600.0
-STEPS, TIMES = 5, 8
+STEPS, TIMES, ROUNDS = 5, 8, 3
 SIZE, BATCH, WIDTHS, CLASSES = 96, 8, (32, 32, 64, 64), 10
 FLOORS = {"float64": 1e-12, "float32": 5e-6}
+SPLITS = ("height", "width", "filter", "channel")
 EQUAL = [
-    *[(how, 2, 2, "float64", False) for how in ("height", "width", "filter", "channel")],
-    *[(how, 4, 2, "float64", False) for how in ("height", "width", "filter", "channel")],
+    *[(how, size, 2, dtype, False) for dtype in FLOORS for size in (2, 4) for how in SPLITS],
+    *[(how, size, 2, dtype, True) for dtype in FLOORS for size in (2, 4) for how in ("height", "width")],
     ("height", 4, 4, "float64", False),
-    ("height", 2, 2, "float64", True),
-    ("height", 2, 2, "float32", True),
-    ("filter", 4, 2, "float32", False),
+    ("filter", 4, 4, "float64", False),
 ]
 """(split, processes, workers of a group, type, whether the images are flattened)."""
+AUTOMATIC = {
+    "convolutions, 96 x 96": lambda: plain("float32", SIZE, WIDTHS),
+    "fully connected, 4096 wide": lambda: plain("float32", 32, (8, 8), flat=4096),
+}
 
 
 class Samples(DataSource):
@@ -126,6 +132,15 @@ def measured(workers: GridParallel | None) -> dict[str, float]:
     return counted | {"kept": float(kept_bytes(training, x)), "cpu": min(times)}
 
 
+def automatic(workers: AutoParallel, name: str) -> dict[str, float]:
+    """What was measured, and how many groups there are in the end."""
+    model = AUTOMATIC[name]()
+    ((inputs, _),) = images(model, 1, BATCH * workers.size)
+    module = GraphModule(model)
+    workers.place(module, Samples(inputs["x"]), False, lambda message: None)
+    return workers.metrics()
+
+
 def _worker(
     rank: int, port: int, folder: str, size: int, how: str, parts: int, given: tuple[Any, ...]
 ) -> None:
@@ -133,8 +148,12 @@ def _worker(
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
     torch.set_num_threads(1)
     group = LaunchedGroup(cuda=False)
-    workers = GridParallel(group, options(optimizer="sgd"), Grid(size // parts, how, parts))
-    result = equal(workers, *given) if given else measured(workers)
+    grid, settings = Grid(size // parts, how, parts), options(optimizer="sgd", batch=BATCH)
+    if how == "auto":
+        result: Any = automatic(AutoParallel(group, settings, grid), *given)
+    else:
+        workers = GridParallel(group, settings, grid)
+        result = equal(workers, *given) if given else measured(workers)
     (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(result))
     dist.barrier()
     dist.destroy_process_group()
@@ -168,18 +187,22 @@ def layers() -> list[tuple[int, int, int]]:
 
 
 def theory(how: str, workers: int, rank: int) -> dict[str, float]:
-    """Bytes that a worker sends of activations, forward and backward. The first layer reads the samples, which all have."""
+    """Bytes that a worker sends of activations, forward and backward, and ("") of gradients of weights. The first layer reads
+    the samples, which all have; weights that are cut are nobody else's.
+    """
     inner, last = layers()[1:], WIDTHS[-1]
     ring = 2 * (workers - 1) / workers
+    vectors = sum(WIDTHS) + CLASSES
+    matrices = sum(9 * channels * filters for channels, filters, _ in layers()) + last * CLASSES
     if how == "height":
         borders = 1 if rank in (0, workers - 1) else 2
         halo = sum(side * channels for channels, _, side in inner) * BATCH * 4 * borders
-        return {"halo": 2 * halo, "sum": 2 * ring * last * BATCH * 4}
+        return {"halo": 2 * halo, "sum": 2 * ring * last * BATCH * 4, "": ring * (matrices + vectors) * 4}
     if how == "filter":
         inputs = sum(channels * side * side for channels, _, side in inner) + last + CLASSES
-        return {"gather": 2 * (workers - 1) / workers * inputs * BATCH * 4}
+        return {"gather": 2 * (workers - 1) / workers * inputs * BATCH * 4, "": 0.0}
     outputs = sum(filters * side * side for _, filters, side in layers()) + CLASSES
-    return {"sum": 2 * ring * outputs * BATCH * 4}
+    return {"sum": 2 * ring * outputs * BATCH * 4, "": ring * vectors * 4}
 
 
 # ---- tables
@@ -209,9 +232,9 @@ def counted_bytes() -> bool:
     for how, size in (("height", 2), ("height", 4), ("filter", 2), ("channel", 2)):
         for rank, found in enumerate(together(size, how, size)):
             for kind, wanted in theory(how, size, rank).items():
-                sent = found[f"{kind}_bytes_per_step"]
+                sent = found.get(f"{kind}_bytes_per_step" if kind else "bytes_per_step", 0.0)
                 fine &= sent == wanted
-                print(f"| {size} | {how} | {rank} | {kind} | {sent:,.0f} | {wanted:,.0f} |")
+                print(f"| {size} | {how} | {rank} | {kind or 'gradients'} | {sent:,.0f} | {wanted:,.0f} |")
     return fine
 
 
@@ -244,16 +267,41 @@ def weights() -> bool:
 
 
 def cpu() -> bool:
-    alone = measured(None)["cpu"]
+    split = ("height", "filter", "channel")
+    alone, times = float("inf"), dict.fromkeys(split, float("inf"))
+    for _ in range(ROUNDS):  # in turn, since other work may come and go
+        alone = min(alone, measured(None)["cpu"])
+        for how in split:
+            times[how] = min(times[how], max(found["cpu"] for found in together(2, how, 2)))
     print(
         "| workers | split | processor time of one worker's step | of one process | floor |\n|---|---|---|---|---|"
     )
     print(f"| 1 | - | {1e3 * alone:.0f} ms | 1 | - |")
     fine = True
     for how, floor in (("height", 0.75), ("filter", None), ("channel", None)):
-        worker = max(found["cpu"] for found in together(2, how, 2))
+        worker = times[how]
         fine &= floor is None or worker / alone <= floor
         print(f"| 2 | {how} | {1e3 * worker:.0f} ms | {worker / alone:.2f} | {floor or '-'} |")
+    return fine
+
+
+def auto() -> bool:
+    print(
+        "| network | message | bandwidth | step by samples alone | step as proposed | kept |\n|---|---|---|---|---|---|"
+    )
+    fine = True
+    for name in AUTOMATIC:
+        found = together(2, "auto", 2, name)[0]
+        link = (
+            f"{1e6 * found['link_latency_seconds']:.0f} us | {found['link_bytes_per_second'] / 1e6:.0f} MB/s"
+        )
+        kept = "samples alone" if found["groups"] == 2 else "layers shared"
+        if "step_seconds_auto" not in found:
+            print(f"| {name} | {link} | not timed | the model proposes samples alone | {kept} |")
+            continue
+        alone, proposed = found["step_seconds_data"], found["step_seconds_auto"]
+        fine &= (proposed < alone) == (found["groups"] == 1)
+        print(f"| {name} | {link} | {1e3 * alone:.1f} ms | {1e3 * proposed:.1f} ms | {kept} |")
     return fine
 
 
@@ -263,6 +311,7 @@ SECTIONS = {
     "activations": activations,
     "weights": weights,
     "cpu": cpu,
+    "auto": auto,
 }
 
 
