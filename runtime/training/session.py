@@ -56,7 +56,7 @@ def train(
     broken = {name for name, value in module.values().items() if not _is_finite(value)}
     state = None if setup.state is None else JobState(setup.state, _identity(setup, model, settings), shape)
     before, started = tried.metrics("before"), time.perf_counter()
-    workers.place(module, data, shaping is not None, setup.progress, teacher, setup.state)
+    workers.place(module, data, shaping is not None, setup.progress, teacher, state)
     job = RetrainJob(
         data=workers.share(data),
         validation=validation,

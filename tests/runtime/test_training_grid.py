@@ -309,19 +309,18 @@ MEASURED = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["height", "width", "filter", "channel"])
+@pytest.mark.parametrize("how", ["height", "width", "filter", "channel", "auto"])
 def test_from_the_command_line(how: str, tmp_path: Path) -> None:
     batch = next(iter(digits(48).batches(48)))
     np.savez(tmp_path / "few.npz", image=batch.inputs["image"], labels=batch.labels)
-    arguments = [
-        str(MODELS / "lenet5-mnist" / "model.onnx"),
-        "--passes",
-        "retrain(epochs=1, batch=16, optimizer=sgd, distill=0)",
-    ]
-    arguments += ["--train", str(tmp_path / "few.npz"), "--quiet", "--target", "onnx"]
+    network = str(MODELS / "lenet5-mnist" / "model.onnx")
+    passes = "retrain(epochs=1, batch={}, optimizer=sgd, distill=0)"
+    arguments = ["--train", str(tmp_path / "few.npz"), "--quiet", "--target", "onnx"]
     together = ["--launch", "--nproc-per-node=2", "--parallel", f"{how}=2"]
-    assert main([*arguments, *together, "--out", str(tmp_path / "two")]) == 0
-    assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    each = 8 if how == "auto" else 16  # of a worker there, of the group elsewhere
+    for name, more in (("two", together), ("one", [])):
+        size = passes.format(each if more else 16)
+        assert main([network, "--passes", size, *arguments, *more, "--out", str(tmp_path / name)]) == 0
     one, two = (
         {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         for model in (onnx.load(next((tmp_path / name).glob("**/*.onnx"))) for name in ("one", "two"))

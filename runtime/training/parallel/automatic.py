@@ -8,19 +8,19 @@ Source: Jia, Zaharia and Aiken, "Beyond Data and Model Parallelism for Deep Neur
 "Channel and Filter Parallelism for Large-Scale CNN Training", SC 2019.
 """
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from onnx_lathe.runtime.data import DataSource
+from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.torch_bridge import GraphModule
 from onnx_lathe.runtime.torch_bridge.members import Processes
 from onnx_lathe.runtime.training.parallel import link
 from onnx_lathe.runtime.training.parallel.costs import Machine
 from onnx_lathe.runtime.training.parallel.grid import Grid
-from onnx_lathe.runtime.training.parallel.grid_parallel import GridParallel, GroupState, sample_of
+from onnx_lathe.runtime.training.parallel.grid_parallel import GridParallel, sample_of
 from onnx_lathe.runtime.training.parallel.layers import Network
 from onnx_lathe.runtime.training.parallel.proposals import (
     Proposal,
@@ -78,7 +78,7 @@ class AutoParallel(GridParallel):
         super().__init__(group, settings, Grid(group.size))
         self.most_parts, self.measure, self.time = grid.parts, measure, time
         self.found: dict[str, float] = {}
-        self.saved: Path | None = None
+        self.ways: Ways = ()
 
     def share(self, source: DataSource) -> DataSource:
         share = super().share(source)
@@ -91,7 +91,7 @@ class AutoParallel(GridParallel):
         shaped: bool,
         progress: Callable[[str], None],
         teacher: GraphModule | None = None,
-        saved: Path | None = None,
+        saved: JobState | None = None,
     ) -> None:
         job = Job(module, teacher, data, shaped, progress)
         if module.per_call:
@@ -102,6 +102,7 @@ class AutoParallel(GridParallel):
         self._keep(saved, decision)
         if decision.grid.parts > 1:
             self.use(decision.grid)
+            self.ways = decision.ways
             self.chooses = _chooses(networks, decision.ways)
             super().place(module, data, shaped, progress, teacher)
 
@@ -156,44 +157,41 @@ class AutoParallel(GridParallel):
 
     # ---- an interrupted training goes on as it began
 
-    def _earlier(self, saved: Path | None, networks: Sequence[Network]) -> Decision | None:
+    def _earlier(self, saved: JobState | None, networks: Sequence[Network]) -> Decision | None:
         content = b""
-        if saved is not None and saved.exists() and _beside(saved).exists():
+        if saved is not None and saved.path.exists() and _beside(saved).exists():
             content = _beside(saved).read_bytes()
         text = next((one for one in self.group.gathered(content) if one), None)
         try:
-            data, parts, ways = json.loads(text or b"null")
+            identity, data, parts, ways = json.loads(text or b"null")
             grid = Grid(data, "auto" if parts > 1 else "", parts)
         except (TypeError, ValueError):
+            return None
+        if saved is None or identity != saved.identity:  # of another step
             return None
         sizes = [len(network.layers) for network in networks]
         fits = data * parts == self.size and parts <= self.most_parts
         return Decision(grid, ways) if fits and [len(one) for one in ways] in (sizes, []) else None
 
-    def _keep(self, saved: Path | None, decision: Decision) -> None:
+    def _keep(self, saved: JobState | None, decision: Decision) -> None:
         if saved is not None and self.group.local == 0:
             grid = decision.grid
-            saved.parent.mkdir(parents=True, exist_ok=True)
-            _beside(saved).write_text(json.dumps([grid.data, grid.parts, decision.ways]), encoding="utf-8")
+            text = json.dumps([saved.identity, grid.data, grid.parts, decision.ways])
+            with replacing(_beside(saved)) as file:
+                file.write(text.encode())
 
     def state(self, state: JobState) -> JobState:
-        return _DecidedState(state, self.group, self.mesh, self.grid)
+        found = super().state(state)
+        found.identity += f" {[list(one) for one in self.ways]}"  # parts are of these
+        return found
 
     def metrics(self) -> dict[str, float]:
         """With the link, the seconds of a step that were measured of both, and the number of groups."""
         return super().metrics() | self.found | {"groups": float(self.grid.data)}
 
 
-class _DecidedState(GroupState):
-    def delete(self) -> None:
-        super().delete()
-        if self.group.local == 0:
-            with contextlib.suppress(FileNotFoundError):
-                _beside(self.path).unlink()
-
-
-def _beside(saved: Path) -> Path:
-    return saved.with_name(f"{saved.name}.auto")
+def _beside(saved: JobState) -> Path:
+    return saved.path.with_name(f"{saved.path.name}.auto")
 
 
 def _chooses(networks: Sequence[Network], ways: Ways) -> list[Any]:
@@ -205,4 +203,6 @@ def _seconds(one: Proposal) -> float:
 
 
 def _named(grid: Grid) -> str:
-    return "by samples alone" if grid.parts == 1 else f"in {grid.data} groups of {grid.parts} workers"
+    if grid.parts == 1:
+        return "by samples alone"
+    return f"in {grid.data} {'group' if grid.data == 1 else 'groups'} of {grid.parts} workers"

@@ -7,7 +7,6 @@ part, and divided by the number of all workers; see moves.py for why that is the
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,7 +68,7 @@ class GridParallel(DataParallel):
         shaped: bool,
         progress: Callable[[str], None],
         teacher: GraphModule | None = None,
-        saved: Path | None = None,
+        saved: JobState | None = None,
     ) -> None:
         if module.per_call:
             raise PassError(

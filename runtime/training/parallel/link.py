@@ -83,8 +83,7 @@ def _own(layer: Layer, way: str, group: Group) -> tuple[Layer, int]:
     if way in ("height", "width"):
         place = 0 if WAYS[way].reads == HEIGHT else len(layer.axes) - 1
         axes = list(layer.axes)
-        axis, out = axes[place], largest(axes[place].out, parts)
-        axes[place] = replace(axis, size=(out - 1) * axis.stride + axis.extent, out=out, before=0)
+        axes[place] = replace(axes[place], out=largest(axes[place].out, parts))
         return replace(layer, axes=tuple(axes)), samples
     if way == "filter":
         return replace(layer, filters=largest(layer.filters, parts)), samples
@@ -106,7 +105,9 @@ def _ready(layer: Layer, samples: int, device: torch.device) -> tuple[int, Calla
         x = torch.zeros(samples * layer.rows, layer.channels, device=device)
         weight = torch.zeros(layer.filters, layer.channels, device=device)
         return flops, lambda: F.linear(x, weight)
-    x = torch.zeros(samples, layer.channels, *(axis.size for axis in layer.axes), device=device)
+    # padding counts as input: windows of any geometry then give as many outputs as they should
+    sizes = [(axis.out - 1) * axis.stride + axis.extent for axis in layer.axes]
+    x = torch.zeros(samples, layer.channels, *sizes, device=device)
     kernel = torch.zeros(layer.filters, inner, *(axis.kernel for axis in layer.axes), device=device)
     convolution = _CONVOLUTIONS[len(layer.axes)]
     axes: Sequence[Axis] = layer.axes
@@ -115,7 +116,7 @@ def _ready(layer: Layer, samples: int, device: torch.device) -> tuple[int, Calla
         kernel,
         None,
         tuple(axis.stride for axis in axes),
-        tuple(axis.before for axis in axes),
+        0,
         tuple(axis.dilation for axis in axes),
         layer.groups,
     )

@@ -14,7 +14,6 @@ import io
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,11 +63,11 @@ class Strategy:
         shaped: bool,
         progress: Callable[[str], None],
         teacher: GraphModule | None = None,
-        saved: Path | None = None,
+        saved: JobState | None = None,
     ) -> None:
         """Has this worker run its share of the module's layers, and of the original's (`teacher`), before the module
-        trains or moves to a device, and before `share` and `state`. `shaped` as in RetrainJob; `saved`: where an
-        interrupted training would have left its state.
+        trains or moves to a device, and before `share` and `state`. `shaped` as in RetrainJob; `saved`: what an
+        interrupted training would have left.
         """
 
     def parallel(self, module: nn.Module) -> Callable[..., Any]:
