@@ -16,6 +16,7 @@ from onnx_lathe.runtime.training.parallel.geometry import CONV, GEMM, Layer
 from onnx_lathe.runtime.training.parallel.grid import Grid
 from onnx_lathe.runtime.training.parallel.layers import Network, layers_of
 from onnx_lathe.runtime.training.parallel.rules.table import Choose, Placing
+from onnx_lathe.runtime.training.parallel.step import step_of
 
 _SPLITS = {"height": "height", "width": "width", "filter": "filter", "channel": "channel", "local": "follow"}
 """What the placer calls a way; it gathers for all others."""
@@ -87,7 +88,7 @@ def propose(layers: Sequence[Layer], groups: Sequence[Grouped], machine: Machine
             continue
         memory = sum(one.cost.memory for one in placed)
         if memory <= machine.memory:
-            seconds = sum(machine.seconds(one.cost) for one in placed)
+            seconds = step_of(placed, machine).seconds
             grid = Grid(group.data, "auto" if group.parts > 1 else "", group.parts)
             found.append(Proposal(grid, placed, seconds))
     if not found:
