@@ -47,7 +47,8 @@ class Checkpoints:
         """
         kept = {Path(record.file).name for record, _ in self.done}
         if not self.resumed:
-            self.training.unlink(missing_ok=True)
+            for left in self.folder.glob(f"{TRAINING}*"):  # and how its workers shared it
+                left.unlink(missing_ok=True)
         (self.folder / LAYERS).unlink(missing_ok=True)
         for cut_off in self.folder.glob(f".{TRAINING}.*.tmp"):  # of a worker that was killed while it wrote
             cut_off.unlink(missing_ok=True)

@@ -8,10 +8,10 @@ import itertools
 from collections.abc import Sequence
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.optimizer.simulating.step import Step
 from onnx_lathe.runtime.training.parallel.costs import ELEMENT_BYTES, Cost, Group, Machine, cost_of, rounds
 from onnx_lathe.runtime.training.parallel.geometry import Layer, largest
 from onnx_lathe.runtime.training.parallel.grid import Pipeline
+from onnx_lathe.runtime.training.parallel.step import Step
 
 
 def pipeline_step(layers: Sequence[Layer], shape: Pipeline, batch: int, machine: Machine) -> Step:

@@ -8,11 +8,11 @@ from typing import Any
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.simulating.pipelines import pipeline_step
-from onnx_lathe.optimizer.simulating.step import Step, step_of
 from onnx_lathe.runtime.training.parallel.choice import choose, uniform
 from onnx_lathe.runtime.training.parallel.costs import Group, Machine
 from onnx_lathe.runtime.training.parallel.geometry import Layer
 from onnx_lathe.runtime.training.parallel.grid import SPLITS, Grid, Parallel, Pipeline, parse_parallel
+from onnx_lathe.runtime.training.parallel.step import Step, step_of
 
 USUAL = ("data", "height", "filter", "channel")
 """Strategies that are compared unasked."""

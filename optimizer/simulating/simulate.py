@@ -13,10 +13,10 @@ from onnx_lathe.optimizer.inspecting.sharing import open_network
 from onnx_lathe.optimizer.simulating import stragglers as slow
 from onnx_lathe.optimizer.simulating.machines import machine_counts
 from onnx_lathe.optimizer.simulating.scaling import Curve, curve
-from onnx_lathe.optimizer.simulating.step import step_of
 from onnx_lathe.runtime.training.parallel.choice import uniform
 from onnx_lathe.runtime.training.parallel.costs import ELEMENT_BYTES, Group, Machine
 from onnx_lathe.runtime.training.parallel.geometry import Layer
+from onnx_lathe.runtime.training.parallel.step import step_of
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The module: an ONNX graph whose float weights are `torch.nn.Parameter`s."""
 
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -14,6 +14,7 @@ from onnx_lathe.runtime.torch_bridge.arrays import HALVES, to_numpy, to_torch, t
 from onnx_lathe.runtime.torch_bridge.calls import one_by_one, piecewise
 from onnx_lathe.runtime.torch_bridge.operators.batch_norm import Observed
 from onnx_lathe.runtime.torch_bridge.parameters import statistics, trainable
+from onnx_lathe.runtime.torch_bridge.parts import Part, Rewritable, Weight
 from onnx_lathe.runtime.torch_bridge.plan import NOTHING, Plan, inlined, make_plan, raise_refused
 from onnx_lathe.runtime.torch_bridge.scales import LearnedScale, Scales, learnable
 from onnx_lathe.runtime.torch_bridge.segments import Segments, run_step
@@ -24,18 +25,7 @@ from onnx_lathe.tiles import Tiles
 _OBSERVED = ("statistics of the batch",)  # key of the slot where batch normalization puts them
 
 
-class _Weight(NamedTuple):
-    """An initializer that changes: the attribute that holds its value, the slot that it is read from, and
-    its type in the file.
-    """
-
-    attribute: str
-    slot: int
-    dtype: np.dtype
-    half: torch.dtype | None
-
-
-class GraphModule(nn.Module):
+class GraphModule(Rewritable):
     """Runs the graph's own nodes as ONNX defines them for inference: dropout is off, batch normalization
     uses its stored statistics.
 
@@ -92,11 +82,12 @@ class GraphModule(nn.Module):
             (plan.slot(value.name), torch_type(value.type.tensor_type.elem_type)) for value in graph.output
         )
         self.checkpoint()
-        self._weights: dict[str, _Weight] = {}
+        self._weights: dict[str, Weight] = {}
         self._stand_ins: dict[str, StandIn] = {}
         """By attribute of the weight."""
-        self._scales: dict[str, _Weight] = {}
-        self._statistics: dict[str, _Weight] = {}
+        self._scales: dict[str, Weight] = {}
+        self._statistics: dict[str, Weight] = {}
+        self._parts: dict[str, Part] = {}
         self._observed: Observed | None = None
         """What batch normalization has seen in the forward pass that runs; None: it uses what is stored."""
         self._not_numbers: dict[str, np.ndarray] = {}
@@ -133,14 +124,14 @@ class GraphModule(nn.Module):
         self.register_buffer(statistic.attribute, value)
         self._statistics[tensor.name] = statistic
 
-    def _changing(self, tensor: onnx.TensorProto, attribute: str) -> tuple[_Weight, torch.Tensor]:
+    def _changing(self, tensor: onnx.TensorProto, attribute: str) -> tuple[Weight, torch.Tensor]:
         """What to keep of an initializer, and its value; of a half-precision one in float32."""
         array = onnx.numpy_helper.to_array(tensor)
         value = to_torch(array)
         if value.isnan().any():
             self._not_numbers[tensor.name] = array
         half = value.dtype if value.dtype in HALVES else None
-        return _Weight(
+        return Weight(
             attribute, self._plan.slot(tensor.name), array.dtype, half
         ), value.float() if half else value
 
@@ -156,10 +147,11 @@ class GraphModule(nn.Module):
 
     def values(self) -> dict[str, np.ndarray]:
         """Initializer name -> its value now, in the initializer's own dtype and shape; without training,
-        bit for bit what it was.
+        bit for bit what it was. Workers that hold parts of weights have to call it together.
         """
         values = {
-            name: to_numpy(self._read(changing), changing.dtype) for name, changing in self._all().items()
+            name: to_numpy(self._whole(changing.attribute, self._read(changing)), changing.dtype)
+            for name, changing in self._all().items()
         }
         for name, weight in self._weights.items():
             if weight.attribute in self._stand_ins:
@@ -172,9 +164,12 @@ class GraphModule(nn.Module):
 
     def trained(self) -> dict[str, np.ndarray]:
         """Initializer name -> the value underneath that an optimizer moves; read-only, and on a CPU a view
-        that moves with it.
+        that moves with it, where it is no part. Workers that hold parts have to call it together.
         """
-        arrays = {name: parameter.detach().cpu().numpy() for name, parameter in self.weights().items()}
+        arrays = {
+            name: self._whole(weight.attribute, self.get_parameter(weight.attribute)).detach().cpu().numpy()
+            for name, weight in self._weights.items()
+        }
         for array in arrays.values():
             array.flags.writeable = False
         return arrays
@@ -193,13 +188,15 @@ class GraphModule(nn.Module):
             if weight is None:
                 raise PassError(f"shaping names '{name}', which is no trained weight of the model")
             parameter = self.get_parameter(weight.attribute)
-            if array.shape != parameter.shape or array.dtype.kind not in "bf":
+            shape = self._whole_shape(weight.attribute)
+            if array.shape != shape or array.dtype.kind not in "bf":
                 raise PassError(
-                    f"shaping gives {array.dtype} {list(array.shape)} for {name}; wanted is bool or float {list(parameter.shape)}"
+                    f"shaping gives {array.dtype} {list(array.shape)} for {name}; wanted is bool or float {list(shape)}"
                 )
             known = self._stand_ins.get(weight.attribute)
             if known is None or known.given is not array or array.flags.writeable:
-                tensor = torch.empty_like(parameter, requires_grad=False).copy_(to_torch(array))
+                own = to_torch(self._own(weight.attribute, array))
+                tensor = torch.empty_like(parameter, requires_grad=False).copy_(own)
                 known = StandIn(array, tensor, array.dtype == bool)
             imposed[weight.attribute] = known
         self._stand_ins = imposed
@@ -318,10 +315,10 @@ class GraphModule(nn.Module):
             values[self._plan.slot(name)] = tensor
         return values
 
-    def _all(self) -> dict[str, _Weight]:
+    def _all(self) -> dict[str, Weight]:
         return {**self._weights, **self._scales, **self._statistics}
 
-    def _read(self, weight: _Weight) -> torch.Tensor:
+    def _read(self, weight: Weight) -> torch.Tensor:
         value: Any = getattr(self, weight.attribute)
         if isinstance(value, LearnedScale):
             return value()

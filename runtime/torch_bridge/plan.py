@@ -6,8 +6,8 @@ weights), are constants: evaluated here and not at every step. What is computed 
 the CPU ("host"), where the next step reads it as numbers.
 """
 
-from collections.abc import Collection, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx
@@ -44,6 +44,20 @@ class Step:
     static: bool
     """Whether it depends on parameters alone, not on the model's inputs."""
     release: tuple[int, ...] = ()
+    described: Node | None = None
+    """What its builder was told, so that it can be run again with other attributes; None for a node that ONNX Runtime
+    computes, or that is none of the graph's.
+    """
+
+    def rebuilt(self, **attributes: Any) -> Function:
+        """The operator with these attributes in place of its own; for one without inputs that arrive as numbers."""
+        if self.described is None:
+            raise ModelError(f"node '{self.node.name}' ({self.node.op_type}) was not made by a builder")
+        described = replace(self.described, attributes={**self.described.attributes, **attributes})
+        found = find(_domain(self.node), described.op, described.opset)
+        if found is None or found.numbers:
+            raise ModelError(f"node '{self.node.name}' ({self.node.op_type}) cannot be built again")
+        return found.build(described)
 
 
 @dataclass
@@ -284,7 +298,7 @@ class _Planner:
         )
         outputs = tuple(self.plan.slot(output or None) for output in node.output)
         run = self.adapted(run, node, found.numbers, on_host)
-        self.plan.steps.append(Step(run, inputs, outputs, node, static))
+        self.plan.steps.append(Step(run, inputs, outputs, node, static, described=described))
 
     def fold(self, run: Function, node: onnx.NodeProto, numbers: tuple[int, ...]) -> None:
         arguments = [self.known.get(source) for source in node.input]
@@ -350,14 +364,20 @@ class _Planner:
         for name in self.outputs:
             if name in self.known:
                 self.plan.constants[self.plan.slot(name)] = self.known[name]
-        last_reader: dict[int, Step] = {}
-        for step in self.plan.steps:
-            last_reader.update(dict.fromkeys(step.outputs + step.inputs, step))
-        kept = {NOTHING, *map(self.plan.slot, self.outputs)}
-        for slot, step in last_reader.items():
-            if slot not in kept:
-                step.release += (slot,)
+        release(self.plan.steps, map(self.plan.slot, self.outputs))
         return self.plan
+
+
+def release(steps: Sequence[Step], outputs: Iterable[int]) -> None:
+    """Has each step release what no later one reads, but for the slots of the graph's `outputs`."""
+    last_reader: dict[int, Step] = {}
+    for step in steps:
+        step.release = ()
+        last_reader.update(dict.fromkeys(step.outputs + step.inputs, step))
+    kept = {NOTHING, *outputs}
+    for slot, step in last_reader.items():
+        if slot not in kept:
+            step.release += (slot,)
 
 
 def _domain(entry: onnx.NodeProto | onnx.OperatorSetIdProto) -> str:

@@ -55,6 +55,8 @@ def train(
     workers.begin(model, settings, data.count, list(module.parameters()))
     broken = {name for name, value in module.values().items() if not _is_finite(value)}
     state = None if setup.state is None else JobState(setup.state, _identity(setup, model, settings), shape)
+    before, started = tried.metrics("before"), time.perf_counter()
+    workers.place(module, data, shaping is not None, setup.progress, teacher, state)
     job = RetrainJob(
         data=workers.share(data),
         validation=validation,
@@ -71,7 +73,6 @@ def train(
         memory=setup.memory,
         state=None if state is None else workers.state(state),
     )
-    before, started = tried.metrics("before"), time.perf_counter()
     with _reproducible(job.seed, device):
         if hook is None or setup.hook is None:
             retrain(module.to(device), job)

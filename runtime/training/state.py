@@ -59,9 +59,13 @@ class JobState:
 
         Raises LatheError for what the disk refuses, PassError for what `load` would not read.
         """
-        _check(state, "state")
+        self.check(state)
         with replacing(self.path) as file:
             torch.save({"identity": self.identity, "shape": self.shape.state(), "state": state}, file)
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Raises PassError for what `load` would not read."""
+        _check(state, "state")
 
     def delete(self) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -13,11 +13,11 @@ from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.optimizer.simulating import pipelines, scaling, stragglers
 from onnx_lathe.optimizer.simulating.machines import machine_counts, parse_link, parse_machine
-from onnx_lathe.optimizer.simulating.step import BUCKET_BYTES, Step, step_of
 from onnx_lathe.runtime.training.parallel.choice import uniform
 from onnx_lathe.runtime.training.parallel.costs import Group, Machine
 from onnx_lathe.runtime.training.parallel.geometry import Axis, Layer
 from onnx_lathe.runtime.training.parallel.grid import Pipeline
+from onnx_lathe.runtime.training.parallel.step import BUCKET_BYTES, Step, step_of
 from tests.support import vgg16
 from tests.support.builders import build, random
 from tests.support.command import refused

@@ -277,11 +277,12 @@ def joins(found: list[choice.Placed], one: choice.Placed) -> bool:
     sizes=some.lists(some.integers(1, 40), min_size=1, max_size=3),
     rows=some.sampled_from([4, 9, 16]),
     batch=some.integers(1, 6),
-    skip=some.booleans(),
+    skip=some.sampled_from(["", "as it is", "by a layer"]),
 )
 @settings(deadline=None, max_examples=40)
-def test_no_other_ways_are_faster(sizes: list[int], rows: int, batch: int, skip: bool) -> None:
-    """Against all combinations, with a branch that a join closes."""
+def test_no_other_ways_are_faster(sizes: list[int], rows: int, batch: int, skip: str) -> None:
+    """Against all combinations, with a branch that a join closes, whose layer may want what another has moved."""
+    sizes = sizes[:2] if skip == "by a layer" else sizes
     network, read = [], ()
     for number, filters in enumerate(sizes):
         channels = sizes[number - 1] if number else 3
@@ -290,8 +291,13 @@ def test_no_other_ways_are_faster(sizes: list[int], rows: int, batch: int, skip:
         read = (number,)
     if skip and len(sizes) > 1:
         last = len(network) - 1
+        other = last - 1
+        if skip == "by a layer":
+            other = last + 1
+            beside = (Axis(rows, rows, 1),) * 2
+            network.append(Layer("beside", "conv", sizes[-2], sizes[-1], beside, reads=(last - 1,)))
         network.append(
-            Layer("sum", "join", sizes[-1], sizes[-1], (Axis(rows, rows),) * 2, reads=(last, last - 1))
+            Layer("sum", "join", sizes[-1], sizes[-1], (Axis(rows, rows),) * 2, reads=(last, other))
         )
     group, machine = Group(2, batch), Machine(1e8, 1e-5, 1e7)
     placed = choice.choose(network, group, machine)

@@ -5,16 +5,17 @@ is then what ONNX defines for training_mode=1, in whose terms
 
     running_mean = mean * momentum + batch_mean * (1 - momentum)        and the same for the population variance of the batch.
 
-Where several processes train together, the batch is that of all of them, and each has to run the node.
+Where several processes train together, the batch is that of all of them, and each has to run the node; of the
+`members` that it is given, where others have other channels, or the same samples.
 """
 
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from onnx_lathe.runtime.torch_bridge.members import Members, everyone
 from onnx_lathe.runtime.torch_bridge.registry import Function, Node, RefusedError, operator
 
 
@@ -45,23 +46,22 @@ def batch_normalization(node: Node) -> Function:
         mean: Tensor,
         variance: Tensor,
         observed: Observed | None = None,
+        members: Members | None = None,
     ) -> Tensor:
         if observed is None:
             return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
-        names, synchronized = (
-            node.names[3:5],
-            dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1,
-        )
+        members = everyone() if members is None else members
+        names, synchronized = node.names[3:5], members.size > 1
         if (
             synchronized and names[0] not in observed
         ):  # else it is computed again for its gradient, which not every worker need do
-            observed.update(zip(names, _over_workers(x, share), strict=True))
+            observed.update(zip(names, _over_workers(x, share, members), strict=True))
         count = observed[names[0]].size if synchronized else x.numel() // max(mean.numel(), 1)
         if count < 2:  # a single value has no variance
             return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
         if synchronized:
             result: Tensor = _Synchronized.apply(
-                x, scale, bias, *(observed[name].value for name in names), count, epsilon
+                x, scale, bias, *(observed[name].value for name in names), count, epsilon, members
             )
             return result
         center, spread = torch.zeros_like(mean), torch.zeros_like(variance)
@@ -91,9 +91,10 @@ class _Synchronized(torch.autograd.Function):
         variance: Tensor,
         count: int,
         epsilon: float,
+        members: Members,
     ) -> Tensor:
         ctx.save_for_backward(x, scale, mean, variance)
-        ctx.count, ctx.epsilon = count, epsilon
+        ctx.count, ctx.epsilon, ctx.members = count, epsilon, members
         wide = F.batch_norm(
             x.to(mean.dtype), mean, variance, scale.to(mean.dtype), bias.to(mean.dtype), False, 0.0, epsilon
         )
@@ -108,26 +109,26 @@ class _Synchronized(torch.autograd.Function):
         normal = (x - mean.view(shape)) * inverse.view(shape)
         own = torch.stack([gradient.sum(axes), (gradient * normal).sum(axes)])
         every = own.clone()
-        dist.all_reduce(every)
+        ctx.members.add(every)
         of_mean, of_spread = every / max(ctx.count, 1)
         passed = (scale * inverse).view(shape) * (
             gradient - of_mean.view(shape) - normal * of_spread.view(shape)
         )
-        return passed.to(x.dtype), own[1].to(scale.dtype), own[0].to(scale.dtype), None, None, None, None
+        return passed.to(x.dtype), own[1].to(scale.dtype), own[0].to(scale.dtype), *[None] * 5
 
 
-def _over_workers(x: Tensor, share: float) -> tuple[Statistic, Statistic]:
-    """Mean and population variance of each channel over all workers' samples, in at least float32."""
+def _over_workers(x: Tensor, share: float, members: Members) -> tuple[Statistic, Statistic]:
+    """Mean and population variance of each channel over all members' samples, in at least float32."""
     axes, shape = _channels(x)
     values = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     sums = torch.cat(
         [values.sum(axes).double(), values.new_tensor([x.numel() // max(x.shape[1], 1)]).double()]
     )
-    dist.all_reduce(sums)
+    members.add(sums)
     count = int(sums[-1])
     mean = (sums[:-1] / max(count, 1)).to(values.dtype)
     squares = (values - mean.view(shape)).square().sum(axes).double()
-    dist.all_reduce(squares)
+    members.add(squares)
     taken = share if count > 1 else 0.0
     return Statistic(mean, taken, count), Statistic((squares / max(count, 1)).to(values.dtype), taken, count)
 

@@ -37,17 +37,18 @@ _RANGES: dict[int, Bounds] = {
 
 
 class Pace(NamedTuple):
-    """How a scale learns: the largest whole number, and whether the first axis of what is quantized counts
-    samples.
+    """How a scale learns: the largest whole number, whether the first axis of what is quantized counts
+    samples, and how many times more values there are than this worker has.
     """
 
     largest: int
     batched: bool
+    times: float = 1.0
 
     def __call__(self, spread: Tensor, x: Tensor, scales: int) -> Tensor:
         """The `scales` that are spread over x, with their gradient times 1 / sqrt(N Q)."""
         samples = x.shape[0] if self.batched and x.dim() else 1
-        values = x.numel() / max(samples * scales, 1)
+        values = self.times * x.numel() / max(samples * scales, 1)
         paced: Tensor = _Paced.apply(spread, 1 / math.sqrt(max(values, 1) * self.largest))
         return paced
 

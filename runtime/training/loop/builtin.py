@@ -237,7 +237,9 @@ class _Loop:
                 self.network, feeds, batch, lambda value: self.job.workers.mean(batch.weight * value)
             )
             self.precision.backward(loss)
-        self.precision.step(self.optimizer, self.parameters, self.settings.clip, self.job.workers.norm)
+        self.precision.step(
+            self.optimizer, self.parameters, self.settings.clip, self.job.workers.gradient_norm
+        )
         return loss.detach()
 
     def _loss(

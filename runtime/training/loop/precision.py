@@ -6,7 +6,7 @@ doubles after a number of good steps; a step whose gradients overflow is left ou
 Micikevicius et al., "Mixed Precision Training", ICLR 2018, sections 3.1 and 3.2.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,6 +17,11 @@ from torch import Tensor, nn
 from onnx_lathe.errors import UsageError
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """The length of all gradients together."""
+    return nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
 
 
 class Precision:
@@ -66,21 +71,19 @@ class Precision:
     def step(
         self,
         optimizer: torch.optim.Optimizer,
-        parameters: Iterable[nn.Parameter],
+        parameters: Sequence[nn.Parameter],
         clip: float,
-        norm: Callable[[Tensor], Tensor] = lambda own: own,
+        norm: Callable[[Sequence[Tensor]], Tensor] = gradient_norm,
     ) -> bool:
         """One step of the optimizer, the gradients brought back to their own scale and then to a length of
-        at most `clip` (0: any). `norm`: of the norm of these gradients, that of all workers'.
+        at most `clip` (0: any); `norm` says how long they are, where others have some of them.
 
         False if some gradient was infinite or no number in float16: weights and optimizer are as they were.
         """
         if self.name == "float16":
             self._scaler.unscale_(optimizer)
         if clip > 0:
-            graded = [parameter for parameter in parameters if parameter.grad is not None]
-            gradients = [parameter.grad for parameter in graded if parameter.grad is not None]
-            nn.utils.clip_grads_with_norm_(graded, clip, norm(nn.utils.get_total_norm(gradients)))
+            nn.utils.clip_grads_with_norm_(parameters, clip, norm(parameters))
         self._scaler.step(optimizer)
         if self.name != "float16":
             return True

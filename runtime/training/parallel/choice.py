@@ -1,11 +1,11 @@
 """Chooses how workers share each layer, by the cost model, with memory as a constraint.
 
 Dynamic programming along the list of layers: a state is the layouts of all results that a later layer still reads, so
-branches are counted exactly (as by Jia et al., "Exploring Hidden Dimensions in Parallelizing Convolutional Neural
-Networks", ICML 2018, who eliminate nodes and edges of the graph). What is chosen among: Dryden et al., "Improving
-Strong-Scaling of CNN Training by Exploiting Finer-Grained Parallelism", IPDPS 2019, and "Channel and Filter Parallelism for
-Large-Scale CNN Training", SC 2019; Jia, Zaharia and Aiken, "Beyond Data and Model Parallelism for Deep Neural Networks",
-MLSys 2019.
+branches are counted exactly, and what several layers want in one layout is moved once (as by Jia et al., "Exploring Hidden
+Dimensions in Parallelizing Convolutional Neural Networks", ICML 2018, who eliminate nodes and edges of the graph). What is
+chosen among: Dryden et al., "Improving Strong-Scaling of CNN Training by Exploiting Finer-Grained Parallelism", IPDPS 2019,
+and "Channel and Filter Parallelism for Large-Scale CNN Training", SC 2019; Jia, Zaharia and Aiken, "Beyond Data and Model
+Parallelism for Deep Neural Networks", MLSys 2019.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -61,8 +61,10 @@ class _Plan(NamedTuple):
     before: "_Plan | None"
 
 
-State = tuple[tuple[int, str], ...]
-"""(place, layout) of each result that a later layer reads."""
+State = tuple[tuple[int, tuple[str, ...]], ...]
+"""(place, layouts) of each result that a later layer reads: that in which it was made, then those it was moved to, which
+the layers that read it later have for nothing.
+"""
 
 
 def choose(
@@ -94,15 +96,29 @@ def _roomy(machine: Machine) -> Machine:
 def follow(layers: Sequence[Layer], ways: Sequence[str], group: Group) -> list[Placed]:
     """The layers by ways that are given. Raises UsageError for one that a layer does not go."""
     placed: list[Placed] = []
+    there: dict[int, tuple[str, ...]] = {}
     read = {place for layer in layers for place in layer.reads}
     for number, (layer, way) in enumerate(zip(layers, ways, strict=True)):
         cost = cost_of(layer, way, group)
         if number not in read:
             cost = plus(cost, _end(layer, way, group))
         for place in layer.reads:
-            cost = plus(cost, move(layers[place].result_size, placed[place].makes, WAYS[way].reads, group))
+            cost = plus(cost, _moved(layers[place], there[place], WAYS[way].reads, group))
+            there[place] = _with(there[place], WAYS[way].reads)
         placed.append(Placed(layer, way, cost))
+        there[number] = (WAYS[way].makes,)
     return placed
+
+
+def _moved(layer: Layer, there: Sequence[str], wanted: str, group: Group) -> Cost:
+    """Its result from the layout in which it was made; nothing if an earlier reader has moved it."""
+    return Cost() if wanted in there else move(layer.result_size, there[0], wanted, group)
+
+
+def _with(there: tuple[str, ...], moved: str) -> tuple[str, ...]:
+    if moved in there or there[0] == WHOLE:  # to cut what is whole is free
+        return there
+    return (there[0], *sorted((*there[1:], moved)))
 
 
 def uniform(layers: Sequence[Layer], strategy: str, group: Group) -> list[Placed]:
@@ -177,19 +193,21 @@ def _search(
         costs: dict[str, Cost] = {}
         for state, plans in states.items():
             live = dict(state)
-            made = [live[place] for place in layer.reads]
+            made = [live[place][0] for place in layer.reads]
             for way in _options(layer, made, layouts, group.workers):
                 if way not in costs:
                     own = cost_of(layer, way, group)
                     costs[way] = own if number in last else plus(own, _end(layer, way, group))
                 cost = costs[way]
                 seconds = machine.seconds(cost)
+                there = dict(live)
                 for place in layer.reads:
-                    moved = move(layers[place].result_size, live[place], WAYS[way].reads, group)
+                    moved = _moved(layers[place], live[place], WAYS[way].reads, group)
                     seconds += machine.communication(moved.moves, moved.sent)
-                after = {place: layout for place, layout in live.items() if last[place] > number}
+                    there[place] = _with(live[place], WAYS[way].reads)
+                after = {place: layouts for place, layouts in there.items() if last[place] > number}
                 if number in last:
-                    after[number] = WAYS[way].makes
+                    after[number] = (WAYS[way].makes,)
                 reached = found.setdefault(tuple(sorted(after.items())), [])
                 reached += [
                     _Plan(plan.seconds + seconds, plan.memory + cost.memory, way, plan)

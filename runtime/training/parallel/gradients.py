@@ -44,23 +44,25 @@ class Traffic:
     steps: int = 0
 
     def begin(self, bucket: GradBucket) -> None:
-        self.full_bytes += self._summed(_bytes(bucket.buffer()))
+        self.full_bytes += self.ring(_bytes(bucket.buffer()), self.workers)
         self.steps += bucket.is_last()
 
     def summed(self, size_bytes: float) -> None:
-        self.sent_bytes += self._summed(size_bytes)
+        self.sent_bytes += self.ring(size_bytes, self.workers)
 
     def reduced(self, size_bytes: float) -> None:
         """All gradients of a step, summed as they are."""
-        self.full_bytes += self._summed(size_bytes)
+        self.full_bytes += self.ring(size_bytes, self.workers)
         self.summed(size_bytes)
         self.steps += 1
 
     def gathered(self, size_bytes: float) -> None:
         self.sent_bytes += (self.workers - 1) * size_bytes
 
-    def _summed(self, size_bytes: float) -> float:
-        return 2 * (self.workers - 1) / self.workers * size_bytes
+    @staticmethod
+    def ring(size_bytes: float, workers: int) -> float:
+        """What each of so many workers sends to sum so many bytes."""
+        return 2 * (workers - 1) / workers * size_bytes
 
     def metrics(self) -> dict[str, float]:
         """bytes_per_step: that this worker sends; gradient_ratio: uncompressed / sent. Empty before the

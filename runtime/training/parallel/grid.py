@@ -2,7 +2,7 @@
 
     data=2,height=2        a grid: two groups with their own samples, and in each two workers with half of every image
     filter=4  channel=2    one way of splitting layers; `data` may be left out: it is the rest
-    auto  auto=4           a way for each layer, by a model of its cost
+    auto  auto=4           groups (of four at most) and a way for each layer, by a model of its cost and by timing
     pipeline=4,micro=8     four stages, batches cut into eight
     server,wait=20,late=drop   process 0 serves weights, the others send gradients when they have them
 

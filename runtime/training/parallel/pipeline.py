@@ -7,7 +7,7 @@ runs, and in the end.
 """
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,7 +39,7 @@ class PipelineParallel(DataParallel):
         mesh = init_device_mesh(
             group.place.type, (layout.data, layout.stages), mesh_dim_names=("data", "pipeline")
         )
-        self.place = Place(
+        self.position = Place(
             stage,
             layout.stages,
             mesh.get_group("pipeline"),
@@ -58,7 +58,7 @@ class PipelineParallel(DataParallel):
     def pipeline(self, module: GraphModule, lesson: Lesson, shaped: bool) -> Pipelined:
         self.keeps_whole = shaped
         layout = self.layout
-        self.pipelined = Pipelined(module, lesson, self.place, self.batch, layout.micro, layout.schedule)
+        self.pipelined = Pipelined(module, lesson, self.position, self.batch, layout.micro, layout.schedule)
         self._shed()
         return self.pipelined
 
@@ -68,7 +68,8 @@ class PipelineParallel(DataParallel):
     def judged(self, source: DataSource) -> DataSource:
         return Share(source, self.rank, self.size, self.group.alike)
 
-    def norm(self, own: Tensor) -> Tensor:
+    def gradient_norm(self, parameters: Iterable[Tensor]) -> Tensor:
+        own = super().gradient_norm(parameters)
         return own if self.pipelined is None else self.pipelined.norm(own)
 
     def gather(self) -> None:

@@ -12,7 +12,7 @@ all this changes nothing.
 import hashlib
 import io
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from onnx_lathe.errors import PassError
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.data.source import Share
 from onnx_lathe.runtime.torch_bridge import GraphModule
+from onnx_lathe.runtime.training.loop.precision import gradient_norm
 from onnx_lathe.runtime.training.parallel.gradients import Traffic, communication_hook
 from onnx_lathe.runtime.training.parallel.workers import Group, LaunchedGroup
 from onnx_lathe.runtime.training.state import JobState
@@ -55,6 +56,20 @@ class Strategy:
     def size(self) -> int:
         return self.group.size
 
+    def place(
+        self,
+        module: GraphModule,
+        data: DataSource,
+        shaped: bool,
+        progress: Callable[[str], None],
+        teacher: GraphModule | None = None,
+        saved: JobState | None = None,
+    ) -> None:
+        """Has this worker run its share of the module's layers, and of the original's (`teacher`), before the module
+        trains or moves to a device, and before `share` and `state`. `shaped` as in RetrainJob; `saved`: what an
+        interrupted training would have left.
+        """
+
     def parallel(self, module: nn.Module) -> Callable[..., Any]:
         """What to call in place of `module` so that its gradients are those of all workers, exchanged as
         the option `gradients` says.
@@ -74,10 +89,6 @@ class Strategy:
         a pass acts while training runs.
         """
         return None
-
-    def norm(self, own: Tensor) -> Tensor:
-        """The norm of all gradients, from that of those that this worker has."""
-        return own
 
     def gather(self) -> None:
         """Brings every weight of the module here, if others train it."""
@@ -101,6 +112,10 @@ class Strategy:
     def mean(self, value: Tensor) -> Tensor:
         """The mean of the workers' values, without gradient; every worker has to call it."""
         return self.group.mean(value)
+
+    def gradient_norm(self, parameters: Iterable[Tensor]) -> Tensor:
+        """The length of all gradients, also of those that other workers have; every worker has to call it."""
+        return gradient_norm(parameters)
 
     def metrics(self) -> dict[str, float]:
         """What compression of gradients is measured by; empty for one worker."""
@@ -165,7 +180,7 @@ class DataParallel(Strategy):
         return {"workers": float(self.size)} | self.traffic.metrics()
 
     def state(self, state: JobState) -> JobState:
-        return _SharedState(state, self.group)
+        return SharedState(state, self.group)
 
     def begin(
         self,
@@ -190,7 +205,7 @@ class DataParallel(Strategy):
             content = self.group.sent(np.ascontiguousarray(mine).tobytes(), 0)
             first[name] = np.frombuffer(content, mine.dtype).reshape(mine.shape).copy()
             apart = max(apart, 0.0 if content == mine.tobytes() else _difference(mine, first[name]))
-        if self.total(float(not apart <= DRIFT))[0]:
+        if self.most(float(not apart <= DRIFT))[0]:
             raise PassError(
                 "the workers ended with different weights, so they did not train together; "
                 "in the hook, run job.workers.parallel(module) in place of module"
@@ -198,7 +213,7 @@ class DataParallel(Strategy):
         return first
 
 
-class _SharedState(JobState):
+class SharedState(JobState):
     """Saved once on each machine; loaded from the first worker that has one, so that all go on from the
     same epoch.
     """

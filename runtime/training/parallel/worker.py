@@ -26,7 +26,9 @@ import torch.distributed as dist
 from onnx_lathe.errors import LatheError, UsageError
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.writing import replacing
+from onnx_lathe.runtime.training.parallel.automatic import AutoParallel
 from onnx_lathe.runtime.training.parallel.grid import Grid, Pipeline, parse_parallel
+from onnx_lathe.runtime.training.parallel.grid_parallel import GridParallel
 from onnx_lathe.runtime.training.parallel.launch import MARK
 from onnx_lathe.runtime.training.parallel.strategy import DataParallel
 from onnx_lathe.runtime.training.parallel.workers import LaunchedGroup
@@ -76,8 +78,12 @@ def _strategy(group: LaunchedGroup, job: Mapping[str, Any]) -> DataParallel:
         from onnx_lathe.runtime.training.parallel.pipeline import pipeline_parallel
 
         return pipeline_parallel(group, job, layout)
+    if isinstance(layout, Grid):
+        strategy = AutoParallel if layout.split == "auto" else GridParallel
+        return strategy(group, job["settings"], layout)
     raise UsageError(
-        f"--parallel '{job['parallel']}': this version shares out samples or stages only; give data= or pipeline="
+        f"--parallel '{job['parallel']}': this version shares out samples, layers and stages; give data=, height=, width=, "
+        "filter=, channel=, auto or pipeline="
     )
 
 

@@ -1,0 +1,1 @@
+"""How each operator is shared out among workers."""
