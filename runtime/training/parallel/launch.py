@@ -26,6 +26,7 @@ from onnx_lathe.errors import LatheError, PassError
 from onnx_lathe.protocols import Shaping
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.processes import environment, running
+from onnx_lathe.runtime.training.parallel import lifeline
 from onnx_lathe.runtime.training.parallel.request import Launch
 from onnx_lathe.runtime.training.setup import TrainingSetup
 from onnx_lathe.runtime.user_code import search_path
@@ -164,6 +165,11 @@ def killed(folder: Path, setup: TrainingSetup) -> PassError:
     if setup.log is not None:
         setup.log.write_text(text, encoding="utf-8")
         see = f"; what torchrun says is in {setup.log}"
+    silent = re.findall(rf"^{lifeline.LOST}(.*)$", text, re.MULTILINE)
+    if silent:
+        return PassError(
+            f"lost {silent[-1]}; the model is left as it was; --resume goes on after the last whole epoch{see}"
+        )
     # The worker that failed first: torchrun ends the others by a signal because of it.
     cause = re.search(r"exitcode\s*:\s*(-?\d+)", text.rpartition("Root Cause")[2])
     code = 0 if cause is None else int(cause[1])

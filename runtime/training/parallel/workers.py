@@ -15,9 +15,11 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.runtime.training.parallel import lifeline
 
 PATIENCE = timedelta(minutes=30)
-"""How long a worker waits for the others."""
+"""How long a worker waits for the others, which may compute for long; one whose machine is gone is noticed by
+its lifeline."""
 
 
 class Group:
@@ -64,10 +66,12 @@ class LaunchedGroup(Group):
             torch.cuda.set_device(self.local)
         self.place = torch.device("cuda", self.local) if cuda else torch.device("cpu")
         store, self.rank, self.size = next(rendezvous("env://", timeout=PATIENCE))
+        own = _met(store, self.rank, self.size)
+        lifeline.hold(own, self.rank)
         dist.init_process_group(
             "nccl" if cuda else "gloo",
             timeout=PATIENCE,
-            store=_met(store, self.rank, self.size),
+            store=own,
             rank=self.rank,
             world_size=self.size,
             device_id=self.place if cuda else None,
