@@ -126,7 +126,7 @@ def _decibels(network: Network, place: Path) -> dict[str, float]:
         }
     sessions = {
         "float": ort.session(network.model),
-        "ort": ort.session(_lowered(onnx.load(max((place / "steps").glob("*.onnx"))))),
+        "ort": ort.session(_lowered(onnx.load(max((place / "steps").glob("*.onnx"))), feeds)),
         "litert": open_file(place / FILE),
     }
     names = [one.name for one in sessions["float"].get_outputs()]
@@ -140,10 +140,13 @@ def _decibels(network: Network, place: Path) -> dict[str, float]:
     return {label: _worst(found[label], found["float"]) for label in ("litert", "ort")}
 
 
-def _lowered(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The Q/DQ graph that the file is written from."""
+def _lowered(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+    """The Q/DQ graph that the file is written from, at the sizes of the data."""
     ((target, config),) = configured_targets([Call("litert", {})])
-    return lower(target, config, model, Context())[0]
+    fitted, _ = target.fitted(model, config, {name: values[:1].shape for name, values in feeds.items()})
+    lowered, _ = lower(target, fitted, model, Context())
+    settled, _ = target.settled(lowered, config, fitted)
+    return lower(target, settled, model, Context())[0]
 
 
 def _worst(found: list[list[np.ndarray]], wanted: list[list[np.ndarray]]) -> float:

@@ -6,6 +6,14 @@ SYMMETRIC_ONLY = (
 )
 """Why a pair of another kind is refused, and what to do."""
 
+LONGEST_NAME = 4096
+"""Bytes of a name of a node or tensor (TensorRT: "The given name exceeds the limit (4096 characters)")."""
+
+
+def carries(name: str) -> bool:
+    """Whether TensorRT takes the name as it is: a longer one it refuses, and a NUL character ends it."""
+    return "\0" not in name and len(name.encode(errors="replace")) <= LONGEST_NAME
+
 
 def says_nothing(dimension: str) -> bool:
     """Whether this is a name that converters give to sizes that they do not know, such as ?: dimensions that have it in

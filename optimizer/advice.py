@@ -5,7 +5,7 @@ from pathlib import Path
 
 from onnx_lathe.errors import LatheError
 from onnx_lathe.optimizer.build import lower
-from onnx_lathe.optimizer.measuring import time_pair
+from onnx_lathe.optimizer.measuring import medians, time_pair
 from onnx_lathe.optimizer.run import Run
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.targets.core.registry import find
@@ -61,5 +61,5 @@ def _ratio_as_target(run: Run) -> float:
     with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
         path = Path(folder) / "model.onnx"
         model_file.save(lowered, path)
-        base, here = time_pair(run.roles.sample, run.original_session(), path)
+        base, here = medians(time_pair(run.roles.sample, run.original_session(), path))
     return here / base

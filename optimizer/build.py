@@ -22,6 +22,7 @@ from onnx_lathe.optimizer.measuring import (
     fed_one_by_one,
     judge,
     measured_exactly,
+    medians,
     sample_feeds,
     time_pair,
 )
@@ -227,10 +228,11 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
         _compare_with_model(run, target, path, quality, plain=target.timed)
     elif target.opened and measured_exactly(model):
         _measure_plainly(run, target, path, found)
-    base = dict(run.record.baseline)
+    base, rounds = dict(run.record.baseline), None
     if target.timed and run.request.measure_latency:
         run.ui.status(f"timing {target.name}")
-        base["latency"], found.quality["latency"] = time_pair(run.roles.sample, run.original_session(), path)
+        rounds = time_pair(run.roles.sample, run.original_session(), path)
+        base["latency"], found.quality["latency"] = medians(rounds)
         found.quality["base_latency"] = base["latency"]
         judged.add("latency")
     run.record.gates.extend(
@@ -240,7 +242,7 @@ def _lower(run: Run, target: Target, config: Any, scratch: Path) -> tuple[Any, P
             found.quality,
             target.name,
             lambda metric: metric in judged,
-            run.evidence(sampled),
+            run.evidence(sampled, rounds),
         )
     )
     found.skips += [{"node": node, "reason": reason} for node, reason in target.check(model, config)]

@@ -24,6 +24,7 @@ COMMANDS = {
     "init": "recipes.init",
     "completion": "completion.completion",
     "inspect": "inspecting.inspect",
+    "simulate": "simulating.simulate",
     "check": "show.check",
     "build": "compile.build",
     "gate": "judge.gate",

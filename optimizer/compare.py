@@ -12,7 +12,7 @@ from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.judging.asking import gates_of, tasks_of
 from onnx_lathe.optimizer.judging.evidence import Evidence
 from onnx_lathe.optimizer.judging.judgement import Judged, Judgement, kernel_path
-from onnx_lathe.optimizer.measuring import judge, shared_feeds
+from onnx_lathe.optimizer.measuring import judge, medians, shared_feeds
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.optimizer.services import open_fed
 from onnx_lathe.optimizer.ui import Ui
@@ -74,9 +74,10 @@ class _Pair:
         if reason := next(filter(None, map(untimed, sessions)), ""):
             self.uncounted["latency"] = reason
             return
-        pair = ort.latency_pair(sessions[0], sessions[1], shared_feeds(data, sessions, 1))
-        for metrics, latency in zip(self.found, pair, strict=True):
+        rounds = ort.times(sessions, shared_feeds(data, sessions, 1))
+        for metrics, latency in zip(self.found, medians(rounds), strict=True):
             metrics["latency"] = latency
+        self.evidence = self.evidence.timed(rounds)
 
     def pack(self) -> None:
         if "packed" not in self.uncounted:

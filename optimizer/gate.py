@@ -155,10 +155,11 @@ class Gate:
         measured = self._measured(base, candidate)
         interval, why_none = self._interval(evidence)
         judged = measured
-        if evidence.confidence is not None and of_data(self.metric):
-            if interval is None:
+        if evidence.confidence is not None:
+            if interval is not None:
+                judged = interval.low if self.op[0] == ">" else interval.high
+            elif of_data(self.metric):
                 return self._without_interval(measured, why_none or "it is not known sample by sample")
-            judged = interval.low if self.op[0] == ">" else interval.high
         margin = judged - self.bound if self.op[0] == ">" else self.bound - judged
         slack = TOLERANCE * max(1.0, abs(self.bound))
         passed = margin >= -slack if "=" in self.op else margin > slack

@@ -138,12 +138,18 @@ def measured_exactly(model: onnx.ModelProto) -> bool:
     return any(node.op_type == "QuantizeLinear" for node in model.graph.node) and ort.saturates()
 
 
-def time_pair(source: DataSource | None, base: Any, candidate: Path) -> tuple[float, float]:
-    """Milliseconds of the session `base` and of a model file in the session that a user opens on it, in turn
+def time_pair(source: DataSource | None, base: Any, candidate: Path) -> np.ndarray:
+    """Milliseconds [rounds, 2] of the session `base` and of a model file in the session that a user opens on it, in turn
     on the same sample of the data. What a plain session refuses is timed as `ort.session` opens it.
     """
     feeds = sample_feeds(source, base, 1)
-    return ort.latency_pair(base, ort.as_opened(candidate), feeds, budget_s=LATENCY_BUDGET_S)
+    return ort.times((base, ort.as_opened(candidate)), feeds, budget_s=LATENCY_BUDGET_S)
+
+
+def medians(rounds: np.ndarray) -> tuple[float, float]:
+    """Of [rounds, 2]."""
+    base, candidate = np.median(rounds, axis=0)
+    return float(base), float(candidate)
 
 
 def judge(

@@ -8,7 +8,7 @@ from typing import Any
 
 from onnx_lathe.optimizer.finished import untimed
 from onnx_lathe.optimizer.judging.metrics import of_data
-from onnx_lathe.optimizer.measuring import LATENCY_BUDGET_S, is_fixed, judge, sample_feeds, ways_of
+from onnx_lathe.optimizer.measuring import LATENCY_BUDGET_S, is_fixed, judge, medians, sample_feeds, ways_of
 from onnx_lathe.optimizer.report.comparison import BUILT, SIMULATED
 from onnx_lathe.optimizer.report.record import TargetRecord
 from onnx_lathe.optimizer.run import Run
@@ -53,6 +53,7 @@ def _judge(
     found.measured = SIMULATED if untimed(session) else BUILT
     base, judged = dict(run.record.baseline), set[str]()
     sampled: Mapping[str, Measured] = {}
+    rounds = None
     if run.original is not None and run.roles.evaluation is not None:
         quality = evaluate(session, run.roles.evaluation, run.original, run.ui.status)
         found.quality, sampled = dict(quality), quality.sampled
@@ -65,9 +66,8 @@ def _judge(
         # without data the sizes are made up, and those of what was built may be fixed
         takes = session if run.roles.sample is None and is_fixed(session) else original
         feeds = sample_feeds(run.roles.sample, takes, 1)
-        base["latency"], found.quality["latency"] = ort.latency_pair(
-            original, session, feeds, budget_s=LATENCY_BUDGET_S
-        )
+        rounds = ort.times((original, session), feeds, budget_s=LATENCY_BUDGET_S)
+        base["latency"], found.quality["latency"] = medians(rounds)
         found.quality["base_latency"] = base["latency"]
         judged.add("latency")
         if ways := _ways(session, feeds):
@@ -79,7 +79,7 @@ def _judge(
             found.quality,
             target.name,
             lambda metric: metric in judged,
-            run.evidence(sampled),
+            run.evidence(sampled, rounds),
         )
     )
 

@@ -25,7 +25,14 @@ from onnx_lathe.optimizer.checkpoint import Checkpoints, file_hash
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.judging.asking import gates_of, tasks_of
 from onnx_lathe.optimizer.judging.metrics import of_data
-from onnx_lathe.optimizer.measuring import SAMPLE_BATCH, judge, measured_exactly, sample_feeds, time_pair
+from onnx_lathe.optimizer.measuring import (
+    SAMPLE_BATCH,
+    judge,
+    measured_exactly,
+    medians,
+    sample_feeds,
+    time_pair,
+)
 from onnx_lathe.optimizer.report.record import RunRecord
 from onnx_lathe.optimizer.run import Request, Run
 from onnx_lathe.optimizer.step import run_step
@@ -253,7 +260,8 @@ def _latencies(state: Run) -> None:
     base = state.original_session()
     for step in steps:
         state.ui.status(f"timing {step.name}")
-        base_ms, step_ms = time_pair(state.roles.sample, base, state.request.out / step.file)
+        state.rounds = time_pair(state.roles.sample, base, state.request.out / step.file)
+        base_ms, step_ms = medians(state.rounds)
         step.quality |= {"latency": step_ms, "base_latency": base_ms}
         state.record.baseline["latency"] = base_ms
     if not steps:
@@ -291,7 +299,7 @@ def _judge(state: Run) -> None:
         base["packed"] = float(onnx_bytes(state.request.model))
     if "base_latency" in final:
         base["latency"] = final["base_latency"]  # the one measured in turn with the final model
-    evidence = state.evidence(state.sampled)
+    evidence = state.evidence(state.sampled, state.rounds)
     state.ui.status("judging")
     here = judge(
         state.gates, base, final, "model", lambda metric: not (timed_later and metric == "latency"), evidence

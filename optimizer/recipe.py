@@ -115,6 +115,12 @@ def check_order(instances: Sequence[Pass]) -> None:
                 raise UsageError(f"pass '{instance.name}' must come after '{other}': {reason}")
 
 
+KEYS = (
+    "passes", "pass", "gate", "target", "retrain", "memory", "launch", "parallel", "seed", "data",
+)  # fmt: skip
+"""Keys of a recipe file, beside those of inputs and of judging."""
+
+
 def load_recipe(path: Path) -> Recipe:
     """Reads a TOML recipe, or the built-in one of this bare name; its paths are relative to its own folder.
     Raises UsageError naming the file and the key.
@@ -128,25 +134,7 @@ def load_recipe(path: Path) -> Recipe:
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from error
-    _known(
-        path,
-        "",
-        table,
-        (
-            "passes",
-            "pass",
-            "gate",
-            "target",
-            "retrain",
-            "memory",
-            "launch",
-            "parallel",
-            "seed",
-            "data",
-            FIXED,
-            *JUDGING,
-        ),
-    )
+    _known(path, "", table, (*KEYS, FIXED, *JUDGING))
     data = _typed(path, "data", table.get("data", {}), dict)
     _known(path, "data.", data, (*DATA_ROLES, "preprocess", "classes", *READING))
     fields: dict[str, Any] = {key: _typed(path, f"data.{key}", value, str) for key, value in data.items()}

@@ -93,6 +93,8 @@ class Run:
     tasks: Tasks = NO_TASKS
     """What is measured against labels."""
     sampled: Mapping[str, Measured] | None = None
+    rounds: np.ndarray | None = None
+    """Milliseconds [rounds, 2] of the original and the last step's model, in turn; None if they were not timed."""
     """Metrics of the model sample by sample; None if it was not measured in this run."""
 
     @property
@@ -114,11 +116,13 @@ class Run:
         """The file given in the session that a user opens on it, which takes what the model takes."""
         return fed(ort.as_opened(self.request.model, threads), self.fixed)
 
-    def evidence(self, sampled: Mapping[str, Measured] | None) -> Evidence:
-        """What a gate on a candidate rests on, whose metrics are known so."""
+    def evidence(self, sampled: Mapping[str, Measured] | None, rounds: np.ndarray | None = None) -> Evidence:
+        """What a gate on a candidate rests on, whose metrics are known so, and that took so many milliseconds in each of
+        the rounds [rounds, 2], the original before it.
+        """
         asked = self.request.recipe
         base = {} if self.original is None else self.original.sampled
-        return Evidence(base, sampled or {}, asked.confidence, asked.tolerances)
+        return Evidence(base, sampled or {}, asked.confidence, asked.tolerances).timed(rounds)
 
     def title(self, index: int) -> str:
         """What a step is called on the terminal and by a training: "3/6 retrain(epochs=4)"."""

@@ -38,8 +38,22 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
             "columns to choose, a size that is left open, milliseconds",
         ),
         ("optimize inspect model.onnx --training --batch 32", "the memory that training holds"),
+        (
+            "optimize inspect model.onnx --batch 32 --parallel 4",
+            "what four workers send and hold that share a training",
+        ),
         ("optimize inspect model.onnx int8.onnx", "side by side"),
         ("optimize inspect model.lathe --json", "of a packed file, for scripts"),
+    ),
+    "optimize simulate": (
+        (
+            "optimize simulate model.onnx --machines 4096 --link 100Gb/s,2us --html scaling.html",
+            "time per step of each strategy, as tables and curves",
+        ),
+        (
+            "optimize simulate model.onnx --parallel data --parallel height=2 --stragglers lognormal=0.3 --json",
+            "two of them, and machines that are sometimes slow",
+        ),
     ),
     "optimize check": (
         ("optimize check int8.onnx --target ort", "which layers run in INT8"),

@@ -19,6 +19,7 @@ from onnx_lathe.optimizer.commands.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from onnx_lathe.optimizer.inspecting.analysis import Question
     from onnx_lathe.optimizer.inspecting.rows import Inspection
 
 
@@ -39,6 +40,9 @@ def _parser() -> Parser:
     add("--training", action="store_true",
         help="memory that training holds: activations kept for the backward pass, gradients, optimizer")  # fmt: skip
     add("--optimizer", default="adam", metavar="O", help="of --training: sgd, momentum or adam (the default)")
+    add("--parallel", metavar="P",
+        help="what workers send and hold that share a training: a number of workers, for all strategies, or a grid such as "
+        "data=2,height=2")  # fmt: skip
     add("--time", action="store_true", help="measure each layer in ONNX Runtime")
     add("--data", metavar="D", help="what --time runs the model on (default: random values)")
     add_reading_of_data(parser)
@@ -71,6 +75,8 @@ def inspect(arguments: list[str]) -> int:
     question = Question(
         parse_shapes(options.shape), options.batch, options.weights, options.training, options.optimizer
     )
+    if options.parallel is not None:
+        return _share(options, question)
     timed = None
     if options.time:
         reading = {"preprocess": options.preprocess, "classes": options.classes}
@@ -92,6 +98,8 @@ def _check(options: argparse.Namespace) -> None:
 
     if options.batch is not None and options.batch < 1:
         raise UsageError(f"--batch takes a number from 1 on, not {options.batch}")
+    if options.parallel is not None and (asked := _beside_parallel(options)):
+        raise UsageError(f"{asked} does not go with --parallel, which has tables of its own; leave one out")
     if options.data and not options.time:
         raise UsageError("--data is what --time runs the model on; give --time too")
     if options.other is not None and (options.html or options.sort or options.columns or options.all):
@@ -103,6 +111,30 @@ def _check(options: argparse.Namespace) -> None:
         columns.column(options.sort, "--sort")
     if options.columns:
         columns.parse_columns(options.columns)
+
+
+def _beside_parallel(options: argparse.Namespace) -> str:
+    """What is asked for that --parallel has no answer to."""
+    given = {
+        "another model": options.other is not None,
+        "--time": options.time,
+        "--training": options.training,
+    }
+    given |= {f"--{name}": getattr(options, name) for name in ("columns", "sort", "all", "html")}
+    return next((name for name, value in given.items() if value), "")
+
+
+def _share(options: argparse.Namespace, question: "Question") -> int:
+    from onnx_lathe.optimizer.inspecting.sharing import parse_sharing, share_file
+    from onnx_lathe.optimizer.report.printing import Printer
+    from onnx_lathe.optimizer.report.sharing import show_sharing
+
+    found = share_file(options.model, question, parse_sharing(options.parallel))
+    if options.json:
+        print_json(found.as_json())
+    else:
+        show_sharing(found, Printer(highlight=False, emoji=False))
+    return ExitCode.DONE
 
 
 def _compare(found: "list[Inspection]", options: argparse.Namespace, console: "Console") -> None:

@@ -114,6 +114,7 @@ def diff_models(
             named = _listed(compared.bodies)
             notes.append(f"not looked into: the bodies of {named}; their outputs are compared")
         stored = stored_errors(sides[0].model, sides[1].model, look.other, compared)
+        notes += _renumbered(stored)
         inner = inner_errors(look, calls, ui, notes)
         notes += _fused(inner, outputs)
         unpaired = look.unpaired(pair.name for pair, _ in inner)
@@ -126,6 +127,17 @@ def diff_models(
     return Diff(
         *titles, calls.description, count, at, parted, recovered, found, compared, stored, unpaired, notes
     )
+
+
+def _renumbered(stored: Sequence[StoredError]) -> list[str]:
+    """What is no error of a weight: another order of its channels."""
+    names = [one.name for one in stored if one.reordered is not None]
+    if not names:
+        return []
+    return [
+        f"channels are in another order in {_listed(names)}, and near A's in that order: tensors inside that have these channels "
+        "are compared as they stand, and differ by that alone; outputs tell"
+    ]
 
 
 def _in_order(

@@ -109,19 +109,6 @@ def _structure(found: Diff) -> str:
         )
         for one in found.structure.initializers
     )
-    weights = (
-        _row(
-            one.name,
-            (
-                one.form,
-                one.values,
-                one.differing,
-                "-" if one.sqnr is None else f"{one.sqnr:.1f}",
-                f"{one.max_abs:.3g}",
-            ),
-        )
-        for one in found.stored
-    )
     return "\n".join(
         [
             "<h2>Operators</h2>",
@@ -130,12 +117,7 @@ def _structure(found: Diff) -> str:
                 ("Operator", "A", "B", "Added", "Removed", "Changed"),
                 operators,
             ),
-            "<h2>Weights with other values</h2>" if found.stored else "",
-            _table(
-                ("weights", "Weights"), ("Weight", "In B", "Values", "Differ", "SQNR, dB", "Max abs"), weights
-            )
-            if found.stored
-            else "",
+            _weights(found) if found.stored else "",
             f"<h2>Initializers</h2><p>{found.structure.unchanged} are equal in both.</p>",
             _table(
                 ("stored", "Initializers that are not equal"),
@@ -146,6 +128,34 @@ def _structure(found: Diff) -> str:
             else "",
         ]
     )
+
+
+def _weights(found: Diff) -> str:
+    moved = any(one.reordered is not None for one in found.stored)
+    weights = (
+        _row(
+            one.name,
+            (
+                one.form,
+                one.values,
+                one.differing,
+                "-" if one.sqnr is None else f"{one.sqnr:.1f}",
+                f"{one.max_abs:.3g}",
+                *([str(one.reordered or "-")] if moved else []),
+            ),
+        )
+        for one in found.stored
+    )
+    columns = (
+        "Weight",
+        "In B",
+        "Values",
+        "Differ",
+        "SQNR, dB",
+        "Max abs",
+        *(["In A's order"] if moved else []),
+    )
+    return "<h2>Weights with other values</h2>\n" + _table(("weights", "Weights"), columns, weights)
 
 
 def _row(name: str, cells: Iterable[object]) -> str:

@@ -10,6 +10,7 @@ import onnx
 
 from onnx_lathe.errors import ModelError
 from onnx_lathe.optimizer.diffing.groups import grouped
+from onnx_lathe.optimizer.diffing.reordered import Reordered, reordered
 from onnx_lathe.optimizer.diffing.structure import Structure
 from onnx_lathe.passes.extraction.submodel import Flow, submodel
 from onnx_lathe.runtime.running import ort
@@ -19,7 +20,7 @@ from onnx_lathe.runtime.running.differences import Difference
 @dataclass(frozen=True)
 class StoredError:
     """A float initializer of the base whose values in the candidate are others. `form`: "stored", or the operator
-    that computes it there.
+    that computes it there. `reordered`: in which order of its channels it is near all the same.
     """
 
     name: str
@@ -29,6 +30,7 @@ class StoredError:
     not_finite: int
     sqnr: float | None
     max_abs: float
+    reordered: Reordered | None = None
 
 
 def stored_errors(
@@ -69,6 +71,5 @@ def _row(name: str, form: str, one: np.ndarray, other: np.ndarray) -> Iterator[S
     found = Difference()
     found.add(one, other)
     if found.differing:
-        yield StoredError(
-            name, form, found.values, found.differing, found.not_finite, found.sqnr, found.max_abs
-        )
+        figures = found.values, found.differing, found.not_finite, found.sqnr, found.max_abs
+        yield StoredError(name, form, *figures, reordered(one, other))

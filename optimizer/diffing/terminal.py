@@ -164,7 +164,9 @@ def _show_stored(found: Diff, console: Console) -> None:
         f"initializers: {found.structure.unchanged} equal, {changed} changed, {added} added, {removed} removed",
         markup=False,
     )
-    table = plain_table("weight", "in B", "values", "differ", "SQNR", "max abs")
+    columns = ["weight", "in B", "values", "differ", "SQNR", "max abs"]
+    moved = any(one.reordered is not None for one in found.stored)
+    table = plain_table(*columns, *(["in A's order"] if moved else []))
     worst = sorted(found.stored, key=lambda one: math.inf if one.sqnr is None else one.sqnr)[:10]
     for one in worst:
         sqnr = "-" if one.sqnr is None else f"{one.sqnr:.1f} dB"
@@ -176,6 +178,7 @@ def _show_stored(found: Diff, console: Console) -> None:
             f"{one.differing:,}{broken}",
             sqnr,
             f"{one.max_abs:.3g}",
+            *([str(one.reordered or "")] if moved else []),
         )
     if worst:
         console.print(table)

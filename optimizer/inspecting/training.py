@@ -5,7 +5,7 @@ Which activations each operator keeps is PyTorch's rule (tools/autograd/derivati
 input for the gradient of its weight, a ReLU its result, a sum nothing. What several operators keep is one tensor.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from onnx import TensorProto
 
@@ -43,10 +43,18 @@ class Kept:
     no rule is known, whose inputs are counted.
     """
 
-    def __init__(self, nodes: Sequence[CountedNode], memory: Memory) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[CountedNode],
+        memory: Memory,
+        trains: "Callable[[CountedNode], object] | None" = None,
+    ) -> None:
+        """`trains`: which nodes have weights that are trained; unasked those that the file stores."""
         self._memory = memory
+        self._trains = trains or trained
         self._tensors: dict[Key, None] = {}
         self._indices: dict[int, int | None] = {}
+        self._index_of: dict[Key, int | None] = {}
         self.assumed: dict[str, None] = {}
         self.peak = 0
         """Bytes of the gradients of the largest inputs and results of one node."""
@@ -65,6 +73,17 @@ class Kept:
         known = [size for size in sizes if size is not None]
         return sum(known) if len(known) == len(sizes) else None
 
+    def by_tensor(self, scope: int) -> dict[str, int]:
+        """Bytes kept of each tensor of a scope, where its size is known."""
+        sizes = {key.name: self._memory.own_bytes(key) for key in self._tensors if key.scope == scope}
+        return {name: size for name, size in sizes.items() if size is not None}
+
+    def indices(self, scope: int) -> dict[str, int]:
+        """Result of a pooling -> bytes of where its maxima were."""
+        return {
+            key.name: size for key, size in self._index_of.items() if key.scope == scope and size is not None
+        }
+
     def of_input(self, key: Key) -> int | None:
         return self._memory.own_bytes(key) if key in self._tensors else 0
 
@@ -72,7 +91,7 @@ class Kept:
         """A result has a gradient if a weight or another such tensor is behind it."""
         reads = any(key in self._graded for key in self._memory.read_by(node))
         for key in self._memory.made_by(node):
-            if (reads or trained(node)) and _is_float(self._memory, key):
+            if (reads or self._trains(node)) and _is_float(self._memory, key):
                 self._graded.add(key)
 
     def _take(self, node: CountedNode) -> None:
@@ -92,6 +111,7 @@ class Kept:
         if op == "MaxPool":
             elements = memory.elements(made[0])
             self._indices[id(node)] = None if elements is None else INDEX_BYTES * elements
+            self._index_of[made[0]] = self._indices[id(node)]
 
     def _kept_by(self, node: CountedNode, op: str, read: list[Key], made: list[Key]) -> list[Key]:
         if op in KEEP_RESULT:
@@ -99,7 +119,7 @@ class Kept:
         if op in KEEP_NOTHING:
             return []
         if op in KEEP_FACTORS:
-            return read if trained(node) else [key for key in read if self._has_partner(node, key)]
+            return read if self._trains(node) else [key for key in read if self._has_partner(node, key)]
         if op not in KEEP_INPUT:
             self.assumed[op] = None
         return read
@@ -123,6 +143,16 @@ def _is_float(memory: Memory, key: Key) -> bool:
 def trained(node: CountedNode) -> list[Stored]:
     """What a training changes: Constant nodes stay."""
     return [one for one in node.weights if is_constant(one.tensor)]
+
+
+def with_constants(memory: Memory) -> Callable[[CountedNode], bool]:
+    """Which nodes have weights, be they stored or computed from constants, as in files that leave random weights out."""
+
+    def trains(node: CountedNode) -> bool:
+        inputs = [name for name in node.proto.input if name]
+        return len(inputs) > len([name for name in inputs if memory.find(node.scope, name) is not None])
+
+    return trains
 
 
 def training_of(node: CountedNode, kept: int | None, optimizer: str) -> Training | None:

@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
+
+import numpy as np
 
 from onnx_lathe.errors import UsageError, nearest
 from onnx_lathe.optimizer.judging import intervals
 from onnx_lathe.optimizer.judging.intervals import Interval, Sampled
 from onnx_lathe.optimizer.judging.metrics import METRICS, Kind, known_metric
 from onnx_lathe.optimizer.judging.numbers import UNITS
+from onnx_lathe.runtime.running.tasks.samples import median
 
 STATED = 0.95
 """Confidence of intervals where none is asked for."""
@@ -49,6 +52,18 @@ class Evidence:
         if form == "ratio":
             return intervals.of_ratio(base, candidate, confidence)
         return intervals.of_loss(base, candidate, confidence, 1 if form == "drop" else -1, relative)
+
+    def timed(self, rounds: np.ndarray | None) -> "Evidence":
+        """With latency, of which each of the rounds [rounds, 2] is a sample: milliseconds of the base and of the
+        candidate in turn, so that what slows the machine down slows both. As it is without rounds.
+        """
+        if rounds is None:
+            return self
+        base, candidate = (
+            {**known, "latency": median(ms)}
+            for known, ms in zip((self.base, self.candidate), rounds.T, strict=True)
+        )
+        return replace(self, base=base, candidate=candidate)
 
     def tolerance(self, metric: str, kind: Kind, relative: bool) -> float:
         """In the stored unit of what is judged, 0 without one. What is `relative` is no amount of the metric."""

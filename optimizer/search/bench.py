@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 
 from onnx_lathe.errors import ModelError
-from onnx_lathe.optimizer.gate import Gate
 from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.search.clock import Clock, OutOfTimeError
 from onnx_lathe.optimizer.search.costs import Costs
 from onnx_lathe.optimizer.search.data import Division
+from onnx_lathe.optimizer.search.goal import Goal
 from onnx_lathe.optimizer.search.judging import Judge, Leniency, Measured, judged, noise
 from onnx_lathe.optimizer.search.layerwise import Composer
 from onnx_lathe.optimizer.search.space import Dimension, Settings, Space
@@ -36,6 +36,8 @@ SCOUT = 256
 HOPE = 2.0
 """Standard errors in a trial's favour until the last look."""
 PENALTY = 1.0
+LARGER = "larger than the best"
+"""Why a trial was stopped that passed so far."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +66,6 @@ class Outcome:
 
 
 @dataclass
-class Goal:
-    """What is minimized, under which gates. `margin`: standard errors that a share of samples must have to spare."""
-
-    minimize: str
-    gates: Sequence[Gate]
-    margin: float
-
-    @property
-    def counted(self) -> set[str]:
-        """Metrics beside accuracy that a trial needs."""
-        return {self.minimize, *(gate.metric for gate in self.gates if not of_data(gate.metric))}
-
-
-@dataclass
 class Bench:
     """Everything that trials of one search share. `base`: the model after the steps before the first that is tuned."""
 
@@ -92,17 +80,19 @@ class Bench:
     progress: Callable[[str], None]
     best: float = float("inf")
     """The smallest ratio that has passed; a trial that is no smaller cannot win."""
+    surest: float = float("inf")
+    """The smallest ratio that is nearly sure to be confirmed, too: a trial up to that may have to stand in."""
     composer: Composer | None = None
     rest_bytes: float | None = None
     failures: Failures = field(default_factory=Failures)
     known: dict[str, Outcome] = field(default_factory=dict)
 
     def try_out(self, settings: Settings, thorough: bool = False) -> Outcome:
-        """What became of the settings. `thorough`: measured on all samples, whatever it costs less. Raises
-        OutOfTimeError at the end of the budget.
+        """What became of the settings. `thorough`: measured on all samples, whatever it costs less, and however the
+        first look was. Raises OutOfTimeError at the end of the budget.
         """
         key = repr(sorted(settings.items()))
-        if key not in self.known:
+        if key not in self.known or (thorough and not self.known[key].final):
             started = time.perf_counter()
             try:
                 found = self._measured(settings, thorough)
@@ -157,11 +147,23 @@ class Bench:
             if not outcome.passed:
                 self._failed(untrained)
                 return replace(outcome, stopped="misses a gate by more than chance")
-            if outcome.ratio > self.best and self.goal.minimize in counted:
-                return replace(outcome, stopped="larger than the best")
+            larger = outcome.ratio > self.best and self.goal.minimize in counted
+            if larger and not self.stands_in(outcome):
+                return replace(outcome, stopped=LARGER)
         if not outcome.passed:
             self._failed(untrained)
         return outcome
+
+    def stands_in(self, outcome: Outcome) -> bool:
+        """Whether a trial that is larger than the best may be the smallest that is nearly sure to be confirmed, by what it
+        gave at its last look.
+        """
+        if not self.goal.foresees or outcome.ratio >= self.surest or not outcome.looks:
+            return False
+        seen = Measured(outcome.metrics, outcome.errors, outcome.count)
+        taken = replace(seen, errors={})  # in its favour: a later look tells more
+        base = self.judges[outcome.looks - 1].base
+        return self.goal.sureness(base, seen, taken) >= self.goal.sure(base, outcome.count)
 
     def _untrained(self, settings: Settings) -> tuple[float, float] | Outcome | None:
         """(what is minimized, over the original's; noise) without training, or the outcome if that is ruled out;

@@ -1,5 +1,6 @@
 """Which samples a search judges settings on: never those that give the final figure."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import onnx
@@ -32,11 +33,17 @@ class Division:
     spare: DataSource | None = None
 
 
-def confirmed_apart(whole: Division, seed: int) -> Division:
-    """The division with samples kept apart from choosing: spare ones, or a third of its own if it has enough."""
+def confirmed_apart(whole: Division, seed: int, confirms: Callable[[int], bool] = bool) -> Division:
+    """The division with samples kept apart from choosing: spare ones, or a third of its own if it has enough.
+    `confirms`: whether so many samples can confirm anything.
+    """
     samples = whole.judging
     spare = whole.spare.count or 0 if whole.spare is not None else 0
-    if whole.spare is not None and spare >= max(CONFIRMED_FROM * CONFIRMING, (samples.count or 0) / 2):
+    if (
+        whole.spare is not None
+        and confirms(spare)
+        and spare >= max(CONFIRMED_FROM * CONFIRMING, (samples.count or 0) / 2)
+    ):
         others = take(whole.spare, OTHERS)
         note = f"{whole.note}, and the winner is confirmed on {others.count:,} others"
         return replace(whole, note=note, confirming=others)
@@ -46,6 +53,9 @@ def confirmed_apart(whole: Division, seed: int) -> Division:
             whole, note=f"{whole.note}; too few different ones to confirm the winner on samples apart"
         )
     choosing, confirming = parts
+    if not confirms(confirming.count or 0):
+        few = f"{confirming.count:,} samples apart would be too few to confirm any winner under these gates"
+        return replace(whole, note=f"{whole.note}; {few}")
     note = whole.note.replace(f"{samples.count:,} of", f"{choosing.count:,} of", 1)
     return Division(
         choosing,

@@ -68,6 +68,7 @@ class Judge:
         predicted = _Predictions()
         self.reference = reference(session, data, progress, model, predicted)
         self.base: dict[str, float] = self.reference.metrics
+        self.count = max(1, data.count or 1)
         self._truth = _labels(data)
         self._right = self._correct(predicted)
 
@@ -81,7 +82,7 @@ class Judge:
 
         session = ort.session(model, self.threads, guarded=False)
         found = dict(evaluate(session, self.data, self.reference, self.progress, heard))
-        count = max(1, self.data.count or 1)
+        count = self.count
         errors = {
             name: share_error(value, count)
             for name, value in found.items()

@@ -163,7 +163,7 @@ class Composer:
         if name not in self._moments:
             return float(np.square(change).sum())
         rows, covariance = self._moments[name]
-        return response_energy(rows.of(change), covariance)
+        return response_energy(rows.of(change).astype(np.float32), covariance)
 
     @cached_property
     def _stored(self) -> dict[str, onnx.TensorProto]:
@@ -171,7 +171,9 @@ class Composer:
 
     @cached_property
     def _moments(self) -> dict[str, tuple[Rows, np.ndarray]]:
-        """By layer, how its weight is in rows, and the covariance of its inputs."""
+        """By layer, how its weight is in rows, and the covariance of its inputs, float32: those of all layers are kept, and
+        of a network of wide ones they take as much as several copies of it.
+        """
         if not self.bias_of:
             return {}
         graph = import_model(self._model)
@@ -182,7 +184,7 @@ class Composer:
         ]
         measured = input_moments(self._model, found, self.context().need_calibrator())
         return {
-            rows.weight.name: (rows, moments.judging(centered=True))
+            rows.weight.name: (rows, moments.judging(centered=True).astype(np.float32))
             for rows, moments in measured
             if moments.refusal(centered=True) is None
         }

@@ -1,19 +1,24 @@
 """Which trial a search names: measured as its recipe has it, and confirmed on samples that chose nothing."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import onnx
 
 from onnx_lathe.errors import LatheError
 from onnx_lathe.optimizer.search import confirming
-from onnx_lathe.optimizer.search.bench import Outcome
+from onnx_lathe.optimizer.search.bench import LARGER, Outcome
 from onnx_lathe.optimizer.search.judging import Judge
 from onnx_lathe.optimizer.search.request import Opened
 from onnx_lathe.optimizer.search.shrinkage import Shrinkage
 from onnx_lathe.optimizer.search.space import Settings
 from onnx_lathe.optimizer.search.storage import Tried, nearest_miss, passing
 from onnx_lathe.runtime.data.kept import keep
+
+MOST_STAND_INS = 3
+"""Trials that are measured whole after the last one, at most."""
 
 Measured = tuple[Settings, Outcome]
 
@@ -36,10 +41,14 @@ class Naming:
 
     def name(self, tried: Sequence[Tried]) -> None:
         """`tried`: as the shrinkage judges them."""
-        most = 1 if self.opened.bench.trains else confirming.MOST
-        found = confirming.name_winner(
-            confirming.in_order(passing(tried), most), self._passes, self._is_confirmed
-        )
+        bench = self.opened.bench
+        most = 1 if bench.trains else confirming.MOST
+        if bench.goal.foresees:
+            tried, shrinkage = self._with_stand_in(tried), self.shrinkage
+            order = confirming.in_order(passing(tried), shrinkage.sureness, shrinkage.sure, most)
+        else:
+            order = confirming.in_order(passing(tried), most=most)
+        found = confirming.name_winner(order, self._passes, self._is_confirmed)
         shown = found.winner or found.near
         if shown is not None and shown.number in self._confirmed:
             self.confirmed = {**self._confirmed[shown.number], "tried": found.tried}
@@ -52,6 +61,23 @@ class Naming:
         if near is not None:
             self.near = near.settings, self._seen.get(near.number, near.outcome)
         self.notes.append(self._why_none(found.tried, found.near is not None, bool(tried)))
+
+    def _with_stand_in(self, tried: Sequence[Tried]) -> list[Tried]:
+        """The trials, where none of them is nearly sure to be confirmed with some of the larger ones that were stopped,
+        measured whole: the smallest first, until one is.
+        """
+        bench, found = self.opened.bench, list(tried)
+        if bench.trains or not passing(tried) or self.shrinkage.surest(tried) is not None:
+            return found
+        bench.surest = math.inf
+        stopped = [one for one in tried if one.outcome.stopped == LARGER and bench.stands_in(one.outcome)]
+        for one in sorted(stopped, key=lambda one: one.outcome.ratio)[:MOST_STAND_INS]:
+            self.status("measuring a larger one, which may be confirmed more surely")
+            whole = replace(one, outcome=self.shrinkage.judged(bench.try_out(one.settings, thorough=True)))
+            found[found.index(one)] = whole
+            if self.shrinkage.surest([whole]) is not None:
+                break
+        return found
 
     def _passes(self, one: Tried) -> bool:
         """As its recipe has it, on the samples that chose it."""

@@ -15,10 +15,11 @@ from onnx_lathe.optimizer.judging.asking import gates_of
 from onnx_lathe.optimizer.judging.metrics import METRICS, known_metric, of_data
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.optimizer.search import bench as benches
-from onnx_lathe.optimizer.search.bench import Bench, Goal
+from onnx_lathe.optimizer.search.bench import Bench
 from onnx_lathe.optimizer.search.clock import Clock
 from onnx_lathe.optimizer.search.costs import OBJECTIVES
 from onnx_lathe.optimizer.search.data import MOST, Division, confirmed_apart, divide
+from onnx_lathe.optimizer.search.goal import Goal
 from onnx_lathe.optimizer.search.grammar import parse_space
 from onnx_lathe.optimizer.search.layerwise import Composer
 from onnx_lathe.optimizer.search.space import Space
@@ -125,7 +126,9 @@ def open_search(request: SearchRequest, clock: Clock, status: Callable[[str], No
     opened = opening.open_file(request.model, Wishes(fix_inputs=recipe.fix_inputs))
     original = opened.model
     trains = any("trainer" in instance.needs for instance in recipe.passes())
-    division = confirmed_apart(divide(recipe, original, trains, request.validation), recipe.seed)
+    goal = Goal(request.minimize, gates, request.margin)
+    division = divide(recipe, original, trains, request.validation)
+    division = confirmed_apart(division, recipe.seed, goal.confirms)
     heard = clock.watched(status)
     passes = recipe.passes()
     check_needs(passes, division.roles, recipe)
@@ -134,7 +137,7 @@ def open_search(request: SearchRequest, clock: Clock, status: Callable[[str], No
     services = Services(recipe, division.roles, original if trains else None, None, heard)
     first = _first_searched(request)
     base = benches.prefix_model(original, recipe.steps[:first], services, heard)
-    goal = Goal(request.minimize, gates, request.margin)
+    goal.confirmers = 0 if division.confirming is None else division.confirming.count or 0
     space = _space(request, base, first, services.context("layers"))
     ort.survive(original)
     judges = benches.make_judges(original, division, request.subset, threads, heard)

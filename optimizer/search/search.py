@@ -19,7 +19,7 @@ from onnx_lathe.optimizer.search.clock import Clock, OutOfTimeError
 from onnx_lathe.optimizer.search.folder import BEST, RECIPE, RECORD, STUDY, begin, check_out, erase_winner
 from onnx_lathe.optimizer.search.judging import quality_name, unspread
 from onnx_lathe.optimizer.search.loop import Loop
-from onnx_lathe.optimizer.search.naming import Naming
+from onnx_lathe.optimizer.search.naming import MOST_STAND_INS, Naming
 from onnx_lathe.optimizer.search.proposals import Proposals, as_json, from_json
 from onnx_lathe.optimizer.search.recipe_file import write_recipe
 from onnx_lathe.optimizer.search.record import Choice, SearchRecord
@@ -302,9 +302,10 @@ def _reserve(opened: Opened, opening_s: float) -> float:
     roles = opened.division.roles
     judged = (roles.evaluation.count if roles.evaluation is not None else 0) or 0
     models = len(request.recipe.steps) + 1
-    confirmed = 0 if opened.division.confirming is None else opened.division.confirming.count or 0
+    confirmed = bench.goal.confirmers
     tried = 1 if bench.trains else confirming.MOST
-    samples = judged * models + confirmed + tried * ((last.data.count or 0) + confirmed)
+    stand_ins = MOST_STAND_INS if bench.goal.foresees and not bench.trains else 0
+    samples = judged * models + confirmed + (tried + stand_ins) * (last.data.count or 0) + tried * confirmed
     seconds = per_sample * samples + opening_s + models
     if "packed" in bench.goal.counted:
         began = time.perf_counter()

@@ -23,10 +23,10 @@ import numpy as np
 from onnx_lathe.optimizer.gate import Gate
 from onnx_lathe.optimizer.search.bench import Bench, Outcome
 from onnx_lathe.optimizer.search.judging import Leniency, Measured, judged, noise
-from onnx_lathe.optimizer.search.storage import Tried
+from onnx_lathe.optimizer.search.storage import Tried, best_of
 
 SHRUNK = ("top1", "top5", "agreement")
-LEAST = 20
+LEAST = 12
 """Trials on all samples from which on the curve is believed."""
 
 
@@ -85,6 +85,7 @@ class Shrinkage:
     def __init__(self, tried: Sequence[Tried], bench: Bench) -> None:
         self.bench = bench
         final = [one.outcome for one in tried if one.outcome.final]
+        self._final = len(final)
         self.curves: dict[str, Curve] = {}
         for gate in bench.goal.gates:
             known = [one for one in final if _knows(one, gate)]
@@ -92,21 +93,50 @@ class Shrinkage:
                 figures = [(_amplitude(one), self._lost(one, gate), one.errors[gate.key]) for one in known]
                 self.curves[gate.key] = Curve.fit(*np.array(figures).T)
 
-    def judged(self, outcome: Outcome) -> Outcome:
-        """The outcome with gates judged so; as it is if it is not of all samples, or too few trials are."""
-        goal = self.bench.goal
-        shrunk = [gate for gate in goal.gates if gate.key in self.curves and _knows(outcome, gate)]
-        if not outcome.final or not shrunk:
-            return outcome
+    def taken(self, outcome: Outcome) -> Measured:
+        """What the trial is taken to have; as measured if it is not of all samples, or too few trials are."""
         metrics, errors = dict(outcome.metrics), dict(outcome.errors)
-        for gate in shrunk:
+        for gate in self._shrunk(outcome):
             lost, error = self.curves[gate.key].shrunk(
                 _amplitude(outcome), self._lost(outcome, gate), outcome.errors[gate.key]
             )
             metrics[gate.key], errors[gate.key] = self._base[gate.key] - lost, error
+        return Measured(metrics, errors, outcome.count)
+
+    def judged(self, outcome: Outcome) -> Outcome:
+        """The outcome with gates judged so; as it is if nothing is taken otherwise than it was measured."""
+        goal = self.bench.goal
+        if not self._shrunk(outcome):
+            return outcome
         base = {**{name: self.bench.costs.base(name) for name in goal.counted}, **self._base}
-        verdict = judged(goal.gates, base, Measured(metrics, errors, outcome.count), Leniency(-goal.margin))
+        verdict = judged(goal.gates, base, self.taken(outcome), Leniency(-goal.margin))
         return replace(outcome, passed=verdict.passed, missed=verdict.missed, messages=verdict.messages)
+
+    def sureness(self, one: Tried) -> float:
+        """Standard deviations by which the trial is foreseen to be confirmed; none of one that is not of all samples."""
+        outcome = one.outcome
+        if not outcome.final:
+            return -math.inf
+        seen = Measured(outcome.metrics, outcome.errors, outcome.count)
+        return self.bench.goal.sureness(self._base, seen, self.taken(outcome))
+
+    @property
+    def sure(self) -> float:
+        """From which on a trial is nearly sure. Without a curve the best of many has had luck; with one, little of it."""
+        judge, among = self.bench.judges[-1], 1 if self.curves else max(1, self._final)
+        return self.bench.goal.sure(judge.base, judge.count, among)
+
+    def surest(self, tried: Sequence[Tried]) -> Tried | None:
+        """Of trials as `all` judges them, the smallest that passes and is nearly sure to be confirmed."""
+        if not self.bench.goal.foresees:
+            return None
+        sure = self.sure
+        return best_of([one for one in tried if self.sureness(one) >= sure])
+
+    def _shrunk(self, outcome: Outcome) -> list[Gate]:
+        if not outcome.final:
+            return []
+        return [gate for gate in self.bench.goal.gates if gate.key in self.curves and _knows(outcome, gate)]
 
     def all(self, tried: Sequence[Tried]) -> list[Tried]:
         return [replace(one, outcome=self.judged(one.outcome)) for one in tried]

@@ -6,7 +6,7 @@ every body that does, and forgets where it was. Here it is written once: where t
 innermost graph around all that read it.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,15 +169,25 @@ def store_once(graph: Graph, model: onnx.ModelProto, held: Collection[int]) -> N
         own = homes[id(part)]
         _keep(proto.initializer, [tensor.name for tensor in proto.initializer], own)
         _keep(proto.sparse_initializer, [tensor.values.name for tensor in proto.sparse_initializer], own)
-        for stored in proto.initializer:
-            if id(own[stored.name]) in held:
-                stored.CopyFrom(OnnxExporter.export_tensor_proto(own[stored.name]))
+        _fill(proto, {name: tensor for name, tensor in own.items() if id(tensor) in held})
         kept = set(_stored(proto))
         for tensor in [tensor for name, tensor in own.items() if name not in kept]:
             if is_sparse(tensor):
                 proto.sparse_initializer.append(OnnxExporter.export_sparse_tensor_proto(tensor))
             else:
                 proto.initializer.append(OnnxExporter.export_tensor_proto(tensor))
+
+
+def fill(model: onnx.ModelProto, tensors: Mapping[str, Constant]) -> None:
+    """Gives the initializers of these names, which say their type and shape alone, the data of the tensors."""
+    for proto in graph_protos(model.graph):
+        _fill(proto, tensors)
+
+
+def _fill(proto: onnx.GraphProto, tensors: Mapping[str, Constant]) -> None:
+    for stored in proto.initializer:
+        if stored.name in tensors:
+            stored.CopyFrom(OnnxExporter.export_tensor_proto(tensors[stored.name]))
 
 
 def _keep(stored: Any, names: Sequence[str], own: Collection[str]) -> None:

@@ -5,6 +5,8 @@ element, and leaves initializers that are also inputs (IR version 3) as initiali
 at that version.
 """
 
+from collections.abc import Collection
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -17,8 +19,17 @@ from onnx_graphsurgeon.importers.onnx_importer import (
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnx_lathe import metadata
-from onnx_lathe.passes.graph import Graph, Node, Variable
-from onnx_lathe.passes.graph.bodies import constants, detach_attributes, parts, store_once, take_up
+from onnx_lathe.passes.graph import Constant, Graph, Node, Variable
+from onnx_lathe.passes.graph.ancestors import model_up_to
+from onnx_lathe.passes.graph.bodies import (
+    constants,
+    detach_attributes,
+    fill,
+    graph_protos,
+    parts,
+    store_once,
+    take_up,
+)
 from onnx_lathe.passes.graph.initializers import data_withheld, is_sparse, size_bytes, store_packed
 from onnx_lathe.passes.graph.keeping import keep, restore
 from onnx_lathe.passes.graph.names import unused_name as unused_name
@@ -75,6 +86,38 @@ def export_model(graph: Graph) -> onnx.ModelProto:
     """The graph as a ModelProto, nodes in topological order. Tensors never read are the imported ones,
     unchanged.
     """
+    model, held = _without_data(graph)
+    store_once(graph, model, {id(tensor) for tensor in held})
+    _complete(graph, model)
+    return model
+
+
+class Snapshot:
+    """The graph as it is now, parts of which can be had as models of their own once it has changed.
+
+    The data of large initializers is not copied: what is taken out of a graph keeps it.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.frame, held = _without_data(graph)
+        """The model, in which large initializers say their type and shape, and that their data is elsewhere."""
+        self._held = {tensor.name: tensor for tensor in held}
+        for proto in graph_protos(self.frame.graph):
+            for stored in proto.initializer:
+                if stored.name in self._held:
+                    stored.data_location = onnx.TensorProto.EXTERNAL
+        store_once(graph, self.frame, ())
+        _complete(graph, self.frame)
+
+    def up_to(self, tensors: Collection[str]) -> onnx.ModelProto:
+        """As `model_up_to`, of the whole model."""
+        part = model_up_to(self.frame, tensors)
+        fill(part, self._held)
+        return part
+
+
+def _without_data(graph: Graph) -> tuple[onnx.ModelProto, list[Constant]]:
+    """The graph as onnx-graphsurgeon writes it, and the large initializers, which have no data in it."""
     stored = [tensor for tensor, _ in constants(parts(graph))]
     for tensor in stored:
         if tensor.dtype in FOUR_BIT:
@@ -83,13 +126,14 @@ def export_model(graph: Graph) -> onnx.ModelProto:
     # onnx-graphsurgeon copies the whole model three times as it writes it
     held = [tensor for tensor in stored if not is_sparse(tensor) and size_bytes(tensor) >= BIG_BYTES]
     with data_withheld(held):
-        model = gs.export_onnx(graph, do_type_check=False)
-    store_once(graph, model, {id(tensor) for tensor in held})
+        return gs.export_onnx(graph, do_type_check=False), held
+
+
+def _complete(graph: Graph, model: onnx.ModelProto) -> None:
     model.ir_version = max(model.ir_version, 4)
     for key, value in getattr(graph, "metadata", {}).items():
         model.metadata_props.add(key=key, value=value)
     restore(graph, model)
-    return model
 
 
 def node_metadata(node: Node) -> dict[str, str]:

@@ -3,7 +3,7 @@
 A request may name other targets, whose layers int8 quantized as well: those are float here, and biases that
 made up for their rounding are moved back (biases.py). What is left may still be too coarse: TensorRT has no
 zero-point, so that a tensor whose values lie on one side has half of the levels. Where the outputs are below
-LEAST_DB, layers are looked for by halves that bring them to WANTED_DB in float (exactness.py).
+LEAST_DB, layers of few bytes are looked for that bring them to WANTED_DB in float (exactness.py).
 """
 
 import math
@@ -17,7 +17,7 @@ from onnx_lathe import metadata
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context, Fidelity
 from onnx_lathe.passes.graph import Graph
-from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, is_constant
+from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, constant_shape, is_constant
 from onnx_lathe.passes.graph.model import export_model, import_model, node_metadata, taken_names
 from onnx_lathe.passes.graph.quantization.pairs import is_dequantized
 from onnx_lathe.passes.graph.quantization.placement import quantized_layers
@@ -29,7 +29,7 @@ from onnx_lathe.passes.lowering.biases import (
     canonical_layers,
     move_biases,
 )
-from onnx_lathe.passes.lowering.exactness import inexact_nodes
+from onnx_lathe.passes.lowering.exactness import light_nodes
 from onnx_lathe.passes.lowering.restoring import restore_canonical
 from onnx_lathe.placement import Placement
 
@@ -91,12 +91,13 @@ class _Trials:
             now >= LEAST_DB or now == -math.inf
         ):  # what ONNX Runtime does not run as it is here is judged when it is lowered
             return {}
-        names = [
-            node.name
-            for node in quantized_layers(self._form(()).graph)
+        graph = self._form(()).graph
+        names = {
+            node.name: math.prod(constant_shape(node.inputs[WEIGHT_INPUT], graph.opset))
+            for node in quantized_layers(graph)
             if is_constant(node.inputs[WEIGHT_INPUT]) and metadata.INT8 not in node_metadata(node)
-        ]
-        left, reached = inexact_nodes(names, WANTED_DB, lambda some: self.best(some)[0])
+        }
+        left, reached = light_nodes(names, WANTED_DB, lambda some: self.best(some)[0])
         loss = f"in INT8 its outputs are at {now:.1f} dB on calibration data"
         if not left:
             report.warnings.append(f"{loss}, and layers in float do not mend that{self._advice()}")

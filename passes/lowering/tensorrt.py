@@ -13,6 +13,8 @@
     scale and zero-point of shape [1]             rank 0
     64-bit floats                                 32-bit floats, cast at inputs and outputs
     input dimensions named "?"                    without a name
+    If(constant)                                  the body that runs, see passes/graph/branches.py
+    names with a NUL, or of more than 4096 bytes  others, but for inputs and outputs
 
 Why: only a DequantizeLinear may read an INT8 or INT4 constant; UINT8 and UINT4 are no types of TensorRT; a
 scale of shape [1] counts as per channel, which puts the layer in float; dimensions of one name must be
@@ -36,6 +38,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable
 from onnx_lathe.passes.graph.bodies import parts
+from onnx_lathe.passes.graph.branches import take_branches
 from onnx_lathe.passes.graph.constants import constant_to_initializer
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.layers import constant_value, is_constant, is_layer
@@ -43,7 +46,7 @@ from onnx_lathe.passes.graph.model import FOUR_BIT, FOUR_BIT_OPSET, export_model
 from onnx_lathe.passes.graph.quantization.pairs import state_zero_points
 from onnx_lathe.passes.graph.rewire import disconnect, is_output, replace_input, sweep
 from onnx_lathe.passes.lowering.engine_floats import restore
-from onnx_lathe.passes.lowering.engine_types import blocks, ports
+from onnx_lathe.passes.lowering.engine_types import blocks, names, ports
 from onnx_lathe.passes.lowering.engine_types.codebooks import stays_shared, store_indices
 from onnx_lathe.passes.lowering.engine_types.dimensions import sizes, unname
 from onnx_lathe.passes.lowering.engine_types.doubles import single_precision
@@ -80,6 +83,7 @@ class Lowering(Pass):
             "keep: layers that do not pay in INT8 are float again; any: all stay",
             choices=("keep", "any"),
         )
+        branches: dict[str, bool] = option({}, "condition of an If -> what it always is")
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         if self.config.speed == "any":
@@ -99,6 +103,9 @@ class Lowering(Pass):
     def _lower(self, graph: Graph, context: Context, floats: Mapping[str, str]) -> PassReport:
         """`floats`: layers that are to be float again, by name with the reason."""
         report = PassReport()
+        if self.config.branches:
+            take_branches(graph, self.config.branches, report)
+        names.rename(graph, report)
         state_zero_points(graph, report)
         single_precision(graph, report)
         shared: dict[str, Constant] = {}

@@ -1,17 +1,17 @@
 """Two layers fitted to one: to its weight, or to what it answers on calibration data."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
-import onnx
 
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Calibrator, Context
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.ancestors import model_up_to
-from onnx_lathe.passes.graph.model import export_model
-from onnx_lathe.passes.numerics.rank.low_rank import balanced, fit, fit_relu, truncated
+from onnx_lathe.passes.graph.model import Snapshot
+from onnx_lathe.passes.numerics.rank.low_rank import balanced, fit, fit_relu
+from onnx_lathe.passes.numerics.rank.principal import truncated
 from onnx_lathe.passes.numerics.rank.responses import Responses, as_rows
 from onnx_lathe.passes.svd.layer_plans import LayerPlan
 from onnx_lathe.passes.svd.settings import FittingOptions
@@ -23,16 +23,19 @@ COVARIANCE_BYTES = 1 << 28
 """Covariances that are streamed at a time."""
 
 
-def split_by_weight(graph: Graph, layer: Layer, rank: int, spatial: bool) -> None:
+def split_by_weight(graph: Graph, plan: LayerPlan, spatial: bool) -> None:
     """Splits a layer so that the product of the two is nearest to its weight."""
-    left, right = balanced(*truncated(layer.plane() if spatial else layer.matrix(), rank))
+    layer = plan.layer
+    left, right = balanced(
+        *truncated(layer.plane() if spatial else layer.matrix(), plan.chosen, plan.vectors)
+    )
     factors = layer.spatial_factors(left, right) if spatial else layer.factors(left, right)
     split(graph, layer, factors, None if layer.adds or layer.bias is None else layer.bias)
 
 
 def split_by_response(
     graph: Graph,
-    original: onnx.ModelProto,
+    original: Snapshot,
     chosen: Sequence[LayerPlan],
     options: FittingOptions,
     context: Context,
@@ -44,7 +47,7 @@ def split_by_response(
     at_once = math.ceil(len(chosen) / options.rounds) if options.asymmetric else len(chosen)
     for group in groups([plan.layer for plan in chosen], at_once):
         context.progress(f"fitting {', '.join(layer.weight.name for layer in group)}")
-        changed = export_model(graph) if options.asymmetric else None
+        changed = Snapshot(graph) if options.asymmetric else None
         collected = collect_responses(
             calibrator, original, changed, group, options.positions * options.nonlinear
         )
@@ -84,8 +87,8 @@ def groups(layers: Sequence[Layer], most: int) -> Iterator[list[Layer]]:
 
 def collect_responses(
     calibrator: Calibrator,
-    original: onnx.ModelProto,
-    changed: onnx.ModelProto | None,
+    original: Snapshot,
+    changed: Snapshot | None,
     layers: Sequence[Layer],
     sample: int,
 ) -> list[Responses]:
@@ -93,18 +96,17 @@ def collect_responses(
     anything changed them.
     """
     names = list(dict.fromkeys(tensor.name for layer in layers for tensor in layer.responses))
-    before, after = model_up_to(original, names), None if changed is None else model_up_to(changed, names)
     collected = [
         Responses(layer.channels, sample if layer.relu and layer.channels <= MOST_RELU_CHANNELS else 0)
         for layer in layers
     ]
-    wanted = calibrator.observe(before, names)
-    if after is None or {node.name for node in after.graph.node} == {node.name for node in before.graph.node}:
+    wanted = calibrator.observe(original.up_to(names), names)
+    if changed is None or _nodes(changed, names) == _nodes(original, names):
         pairs: Iterator[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray] | None]] = (
             (batch, None) for batch in wanted
         )
     else:
-        pairs = zip(wanted, calibrator.observe(after, names), strict=True)
+        pairs = zip(wanted, calibrator.observe(changed.up_to(names), names), strict=True)
     for one, other in pairs:
         for layer, responses in zip(layers, collected, strict=True):
             for tensor in layer.responses:
@@ -113,3 +115,8 @@ def collect_responses(
                     rows, None if other is None else as_rows(other[tensor.name], layer.response_axis)
                 )
     return collected
+
+
+def _nodes(snapshot: Snapshot, tensors: Collection[str]) -> set[str]:
+    """Names of the nodes that the tensors depend on."""
+    return {node.name for node in model_up_to(snapshot.frame, tensors).graph.node}

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.numerics.rank.rank_choice import Ladder, rank_for_energy, within_budget
 from onnx_lathe.passes.svd.settings import RankOptions
@@ -20,6 +22,8 @@ class LayerPlan:
     rank: int | None = None
     latencies: tuple[float, float] | None = None
     """Milliseconds whole and split, if they were timed."""
+    vectors: np.ndarray | None = None
+    """Singular vectors of the weight, if `principal` gave them and they are kept."""
 
     @property
     def chosen(self) -> int:

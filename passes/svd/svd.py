@@ -32,11 +32,11 @@ from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.layers import Weight, not_float, weights
 from onnx_lathe.passes.graph.macs import Shape, network_macs, sized_shapes
-from onnx_lathe.passes.graph.model import export_model, node_metadata, sparse_tensors
+from onnx_lathe.passes.graph.model import Snapshot, node_metadata, sparse_tensors
 from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.graph.rewire import captured_names
 from onnx_lathe.passes.graph.skeleton import runtime_inputs
-from onnx_lathe.passes.numerics.rank.low_rank import weight_spectrum
+from onnx_lathe.passes.numerics.rank.principal import principal
 from onnx_lathe.passes.numerics.rank.rank_choice import Ladder, saving_ranks
 from onnx_lathe.passes.svd.fitting import collect_responses, groups, split_by_response, split_by_weight
 from onnx_lathe.passes.svd.layer_plans import MET, LayerPlan, choose
@@ -44,6 +44,8 @@ from onnx_lathe.passes.svd.settings import FittingOptions, RankOptions
 from onnx_lathe.passes.svd.timing import choose_timed, latencies
 from onnx_lathe.passes.svd.two_layers import Layer, describe, not_spatial, split_macs
 
+KEPT_BYTES = 1 << 28
+"""Singular vectors that are kept from the choice of ranks to the split; those of further layers are computed again."""
 MOST_CHANNELS = 4096
 """Channels up to which the covariance of responses is taken (128 MB)."""
 
@@ -115,24 +117,28 @@ class Svd(Pass):
                 report.skip(weight.nodes[0].name, reason)
         if not layers:
             return report
-        original = export_model(graph)
-        shapes = sized_shapes(original, _input_sizes(original, context.calibrator))
+        original = Snapshot(graph)
+        shapes = sized_shapes(original.frame, _input_sizes(original, context.calibrator))
         now, whole = network_macs(graph, shapes, self.name)
         if self.config.by_budget and not own and now <= self.config.share * whole:
             for layer in layers:
                 report.skip(layer.name, MET)
             return report
-        plans = [
-            self._plan(layer, energies, shapes)
-            for layer, energies in self._energies(layers, original, context, report)
-        ]
+        if self.by_response:
+            plans = [
+                self._plan(layer, energies, shapes)
+                for layer, energies in self._energies(layers, original, context, report)
+            ]
+        else:
+            plans = self._plans_by_weight(layers, shapes, context)
         chosen = self._choose(graph, plans, own, (now, whole), shapes, context, report)
         if self.by_response:
             split_by_response(graph, original, chosen, self.config, context, report)
         else:
             for plan in chosen:
                 context.progress(f"splitting {plan.layer.weight.name}")
-                split_by_weight(graph, plan.layer, plan.chosen, self.config.method == "spatial")
+                split_by_weight(graph, plan, self.config.method == "spatial")
+                plan.vectors = None
                 report.edit(plan.layer.name, plan.summary())
         if report.edits:
             report.metrics["macs_kept"] = (now - sum(plan.saved for plan in chosen)) / whole
@@ -172,17 +178,9 @@ class Svd(Pass):
         )
 
     def _energies(
-        self, layers: Sequence[Layer], model: onnx.ModelProto, context: Context, report: PassReport
+        self, layers: Sequence[Layer], model: Snapshot, context: Context, report: PassReport
     ) -> Iterator[tuple[Layer, np.ndarray]]:
-        """Each layer with its energies, [full rank], descending."""
-        if not self.by_response:
-            for layer in layers:
-                context.progress(f"decomposing {layer.weight.name}")
-                yield (
-                    layer,
-                    weight_spectrum(layer.plane() if self.config.method == "spatial" else layer.matrix()),
-                )
-            return
+        """Each layer with the energies of its responses, [full rank], descending."""
         for group in groups(layers, len(layers)):
             collected = collect_responses(context.need_calibrator(), model, None, group, 0)
             for layer, responses in zip(group, collected, strict=True):
@@ -191,6 +189,21 @@ class Svd(Pass):
                     report.skip(layer.name, f"its responses to the calibration data {what}")
                 else:
                     yield layer, responses.spectrum()[: min(layer.channels, layer.inputs)]
+
+    def _plans_by_weight(
+        self, layers: Sequence[Layer], shapes: Mapping[str, Shape], context: Context
+    ) -> list[LayerPlan]:
+        """By the energies of each weight, which are computed with its singular vectors: once for both."""
+        plans, kept = [], 0
+        for layer in layers:
+            context.progress(f"decomposing {layer.weight.name}")
+            energies, vectors = principal(
+                layer.plane() if self.config.method == "spatial" else layer.matrix()
+            )
+            plans.append(self._plan(layer, energies, shapes))
+            if kept + vectors.nbytes <= KEPT_BYTES:
+                plans[-1].vectors, kept = vectors, kept + vectors.nbytes
+        return plans
 
     def _plan(self, layer: Layer, energies: np.ndarray, shapes: Mapping[str, Shape]) -> LayerPlan:
         whole, per_rank = split_macs(layer, shapes, self.config.method == "spatial")
@@ -222,12 +235,14 @@ class Svd(Pass):
         return choose_timed(plans, timed, ranks, report)
 
 
-def _input_sizes(model: onnx.ModelProto, calibrator: Calibrator | None) -> Mapping[str, Shape]:
+def _input_sizes(original: Snapshot, calibrator: Calibrator | None) -> Mapping[str, Shape]:
     """Shapes of a sample of data, if the model leaves more than the batch open; of float inputs alone can
     they be seen.
     """
     inputs = [
-        value for value in runtime_inputs(model) if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        value
+        for value in runtime_inputs(original.frame)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     ]
     if (
         calibrator is None
@@ -235,7 +250,8 @@ def _input_sizes(model: onnx.ModelProto, calibrator: Calibrator | None) -> Mappi
         or all(dim.dim_value for value in inputs for dim in value.type.tensor_type.shape.dim[1:])
     ):
         return {}
-    batch = next(calibrator.observe(model, [value.name for value in inputs]))
+    names = [value.name for value in inputs]
+    batch = next(calibrator.observe(original.up_to(names), names))
     dims = {value.name: value.type.tensor_type.shape.dim for value in inputs}
     return {
         name: (dims[name][0].dim_value or 1, *values.shape[1:])

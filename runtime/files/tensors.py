@@ -110,14 +110,15 @@ def without_big(model: ModelProto, big: Callable[[onnx.GraphProto, TensorProto],
 
 def copy_fields(source: Message, target: Message, leave_out: Collection[str]) -> None:
     """Gives `target` all fields of `source` but those in `leave_out`."""
-    for field, value in source.ListFields():
-        if field.name in leave_out:
+    for field in source.DESCRIPTOR.fields:
+        if field.name in leave_out:  # and not looked at: a look at the data of a tensor copies it
             continue
-        if isinstance(value, Message):
-            getattr(target, field.name).CopyFrom(value)
-        elif hasattr(value, "extend"):
+        value = getattr(source, field.name)
+        if hasattr(value, "extend"):
             getattr(target, field.name).extend(value)
-        else:
+        elif source.HasField(field.name) and isinstance(value, Message):
+            getattr(target, field.name).CopyFrom(value)
+        elif source.HasField(field.name):
             setattr(target, field.name, value)
 
 
@@ -138,10 +139,10 @@ def inline_size(model: ModelProto) -> int:
 
 def tensor_size(tensor: TensorProto) -> int:
     """Bytes of the tensor in a file; of one that protobuf itself cannot write, which is over 2 GiB, as if it
-    could.
+    could. Data of the size that the shape asks for is not written to be measured.
     """
     data = data_size(tensor) if tensor.data_type != TensorProto.STRING else 0
-    if data <= MEASURED_BYTES:
+    if not tensor.HasField("raw_data") and data <= MEASURED_BYTES:
         return tensor.ByteSize()
     header = TensorProto()
     copy_fields(tensor, header, leave_out=VALUES)

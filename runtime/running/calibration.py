@@ -139,6 +139,7 @@ class StreamingCalibrator:
         Raises as `statistics` does, but does not look for NaN.
         """
         session = _session(model, tensors)
+        del model  # of which a caller may have kept none: the session has its weights
         samples = 0
         for feeds, count, rows, _ in self._feeds(session):
             outputs = ort.run(session, feeds)

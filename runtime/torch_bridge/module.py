@@ -1,6 +1,6 @@
 """The module: an ONNX graph whose float weights are `torch.nn.Parameter`s."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -281,16 +281,33 @@ class GraphModule(nn.Module):
             )
         return feeds
 
+    @property
+    def plan(self) -> Plan:
+        """The graph's steps, for what runs them in another way."""
+        return self._plan
+
+    @property
+    def results(self) -> tuple[tuple[int, torch.dtype], ...]:
+        """Slot and declared type of each output."""
+        return self._results
+
+    def stored(self, slots: Container[int]) -> dict[int, Any]:
+        """What is there before the first step, of `slots` alone: numbers, constants, and weights as the
+        graph reads them.
+        """
+        values = {slot: number for slot, number in self._plan.numbers.items() if slot in slots}
+        values |= {slot: getattr(self, f"constant_{slot}") for slot in self._plan.constants if slot in slots}
+        for changing in self._all().values():
+            if changing.slot in slots:
+                value = self._read(changing)
+                values[changing.slot] = value if changing.half is None else value.to(changing.half)
+        return values
+
     def _start(self, feeds: Mapping[str, torch.Tensor]) -> list[Any]:
         """All slots as they are before the first step."""
         values: list[Any] = [None] * len(self._plan.slots)
-        for slot, number in self._plan.numbers.items():
-            values[slot] = number
-        for slot in self._plan.constants:
-            values[slot] = getattr(self, f"constant_{slot}")
-        for changing in self._all().values():
-            value = self._read(changing)
-            values[changing.slot] = value if changing.half is None else value.to(changing.half)
+        for slot, value in self.stored(range(len(values))).items():
+            values[slot] = value
         if self._observed is not None:
             values[self._plan.slot(_OBSERVED)] = self._observed
             for (

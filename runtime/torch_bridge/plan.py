@@ -57,6 +57,8 @@ class Plan:
     """By slot: Python numbers, and the CPU tensors that steps on the host read."""
     static: set[str] = field(default_factory=set)
     """Names of the tensors that do not depend on the model's inputs."""
+    host: set[str] = field(default_factory=set)
+    """Names of the tensors that are known from shapes alone, and stay on the CPU."""
     refused: list[Unsupported] = field(default_factory=list)
     frozen: list[Frozen] = field(default_factory=list)
     """Nodes that ONNX Runtime computes."""
@@ -186,7 +188,6 @@ class _Planner:
         self.outputs = [value.name for value in graph.output]
         self.read = {name for node in graph.node for name in node.input} | set(self.outputs)
         self.plan.static.update(tensor.name for tensor in graph.initializer)
-        self.host: set[str] = set()
         self.known: dict[str, torch.Tensor] = {}
         self.elements = {
             value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)
@@ -274,9 +275,9 @@ class _Planner:
         if all(source in self.known for source in sources):
             self.fold(run, node, found.numbers)
             return
-        on_host = all(source in self.known or source in self.host for source in sources)
+        on_host = all(source in self.known or source in self.plan.host for source in sources)
         if on_host or node.op_type in ("Shape", "Size"):
-            self.host.update(node.output)
+            self.plan.host.update(node.output)
         inputs = tuple(
             self.argument(source, position in found.numbers, on_host)
             for position, source in enumerate(node.input)
@@ -322,7 +323,7 @@ class _Planner:
         moved = (
             []
             if on_host
-            else [p for p, source in enumerate(node.input) if source in self.host and p not in late]
+            else [p for p, source in enumerate(node.input) if source in self.plan.host and p not in late]
         )
         if not late and not moved:
             return run
@@ -330,7 +331,7 @@ class _Planner:
             (
                 p
                 for p, source in enumerate(node.input)
-                if source not in self.known and source not in self.host
+                if source not in self.known and source not in self.plan.host
             ),
             0,
         )

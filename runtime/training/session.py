@@ -50,7 +50,7 @@ def train(
     )
     teacher = None if setup.teacher is None else _module(setup.teacher, setup).requires_grad_(False).eval()
     tried = Tiled(module, tiles or {}, teacher, setup.data)
-    shape = _Shape(module, shaping)
+    shape = Shape(module, shaping, workers)
     data, validation = _hold_out(setup, settings)
     workers.begin(model, settings, data.count, list(module.parameters()))
     broken = {name for name, value in module.values().items() if not _is_finite(value)}
@@ -115,16 +115,17 @@ def _is_finite(value: np.ndarray) -> bool:
     return bool(np.isfinite(value.astype(np.float64)).all())
 
 
-class _Shape:
+class Shape:
     """`RetrainJob.shape`: lets every so many calls through to the pass, the first and one with 1.0 always."""
 
-    def __init__(self, module: GraphModule, shaping: Shaping | None) -> None:
-        self.module, self.shaping, self.calls = module, shaping, 0
+    def __init__(self, module: GraphModule, shaping: Shaping | None, workers: Strategy) -> None:
+        self.module, self.shaping, self.workers, self.calls = module, shaping, workers, 0
 
     def __call__(self, done: float) -> None:
         if self.shaping is None:
             return
         if done >= 1 or self.calls % self.shaping.every == 0:
+            self.workers.gather()
             self.module.impose(self.shaping(done, self.module.trained()))
         self.calls += 1
 

@@ -44,9 +44,9 @@ def compiled(network: tuple[Path, Path], out: Path, *arguments: str) -> dict[str
 def test_a_slower_int8_model_says_so_and_what_ort_would_give(
     network: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    times = iter([(2.0, 2.0), (2.0, 5.0)])
+    times = iter([np.array([[2.0, 2.0]]), np.array([[2.0, 5.0]])])
     monkeypatch.setattr(pipeline, "time_pair", lambda *_: next(times))
-    monkeypatch.setattr(advice, "time_pair", lambda *_: (2.0, 0.9))
+    monkeypatch.setattr(advice, "time_pair", lambda *_: np.array([[2.0, 0.9]]))
     report = compiled(network, tmp_path / "out")
     assert report["warnings"][-1].endswith(  # type: ignore[index]
         "the INT8 model takes 2.5x the original's time: its form is what other targets start from; built with --target ort it takes 0.45x"
@@ -57,7 +57,7 @@ def test_a_slower_int8_model_says_so_and_what_ort_would_give(
 def test_a_faster_one_says_nothing(
     network: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "time_pair", lambda *_: (2.0, 1.0))
+    monkeypatch.setattr(pipeline, "time_pair", lambda *_: np.array([[2.0, 1.0]]))
     report = compiled(network, tmp_path / "out")
     assert not [line for line in report["warnings"] if "INT8 model takes" in line]  # type: ignore[attr-defined]
     assert "latency" not in report["steps"][1]["worse"]  # type: ignore[index]

@@ -60,7 +60,7 @@ def bash(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (["in"], ["init", "inspect"]),
         (["mod"], ["model.onnx"]),
-        (["model.onnx", "--pa"], ["--passes"]),
+        (["model.onnx", "--pass"], ["--passes"]),
         (["model.onnx", "--passes", "fold,pr"], ["fold,prune", "fold,prune_channels", "fold,prune_nm"]),
         (["model.onnx", "--passes", '"fold, in'], ["fold, int4", "fold, int8"]),
         (["model.onnx", "--passes", "fold,prune(scope=global,s"], [""]),

@@ -260,6 +260,17 @@ def test_a_candidate_without_a_comparable_output_fails_its_gates(
     assert "1 of 2 gates failed" in Path("gates.md").read_text(encoding="utf-8")
 
 
+def test_latency_is_judged_by_an_interval_of_its_rounds(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = classifiers(changed=0)
+    assert main([*command, "--gate", "latency <= 10000 ms", "--confidence", "95%"]) == 0
+    assert "judged by its upper end" in capsys.readouterr().out
+    (found,) = verdicts(capsys, command, "latency ratio >= 0.001")
+    assert found["interval"]["low"] <= found["measured"] <= found["interval"]["high"]
+    assert found["interval"]["samples"] >= 10
+
+
 def test_what_is_not_known_by_samples_is_not_judged_by_an_interval(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer.gate import Gate
 from onnx_lathe.optimizer.judging.bootstrap import resampled
-from onnx_lathe.optimizer.judging.evidence import parse_confidence
+from onnx_lathe.optimizer.judging.evidence import Evidence, parse_confidence
 from onnx_lathe.optimizer.judging.intervals import (
     Interval,
     NoIntervalError,
@@ -223,3 +224,27 @@ def test_a_confidence_is_at_most_what_is_offered() -> None:
     assert parse_confidence("99.9%") == pytest.approx(0.999)
     with pytest.raises(UsageError, match=r"give 50% to 99\.9%"):
         parse_confidence("99.95%")
+
+
+def test_latency_has_an_interval_of_rounds() -> None:
+    """What slows the machine down for a while slows both models: their ratio knows nothing of it."""
+    generator = np.random.default_rng(0)
+    machine = np.linspace(1, 3, 200)
+    rounds = np.stack([4 * machine, 2 * machine], 1) * generator.lognormal(0, 0.02, (200, 2))
+    evidence = Evidence(confidence=0.95).timed(rounds)
+    ratio = evidence.interval("latency", "ratio", False)
+    own = evidence.interval("latency", "value", False)
+    assert ratio is not None
+    assert own is not None
+    assert 1.9 < ratio.low < 2 < ratio.high < 2.1
+    assert own.high > 1.1 * own.low
+    assert (ratio.samples, ratio.method) == (200, "bootstrap of 1,000 resamples")
+    base, candidate = np.median(rounds, axis=0)
+    for text, passed in (("latency ratio >= 1.9", True), ("latency <= 4.2 ms", False)):
+        verdict = Gate.parse(text).judge({"latency": base}, {"latency": candidate}, evidence)
+        assert verdict.passed == passed, verdict.message
+        assert f"judged by its {'lower' if passed else 'upper'} end" in verdict.message
+    assert Gate.parse("latency <= 4.2 ms").judge({}, {"latency": candidate}).passed
+    memory = Gate.parse("memory <= 1 MB").judge({}, {"memory": 5e5}, evidence)
+    assert memory.passed
+    assert memory.interval is None

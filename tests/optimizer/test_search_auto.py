@@ -12,12 +12,19 @@ import onnx_lathe
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.optimizer.recipe import Recipe, parse_calls
+from onnx_lathe.optimizer.search import table as tables
 from onnx_lathe.optimizer.search.automatic import plan
 from tests.support.builders import build, random
 from tests.support.command import refused
 
 pytest.importorskip("optuna")
 NETWORK = "(float[N, 12] x) => (float[N, 6] y) { h = MatMul (x, w1)  r = Relu (h)  y = MatMul (r, w2) }"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short look at sensitivity, however long the budget."""
+    monkeypatch.setattr(tables, "RUNS", 20)
 
 
 @pytest.fixture
@@ -34,7 +41,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def automatic(*more: str) -> list[str]:
     return [
-        "auto", "model.onnx", "--data", "data.npz", "--gate", "top1 drop <= 10%", "--budget", "60s", "--trials", "60", "--margin", "3",
+        "auto", "model.onnx", "--data", "data.npz", "--gate", "top1 drop <= 10%", "--budget", "2h", "--trials", "40", "--margin", "3",
         "--threads", "1", "--quiet", *more,
     ]  # fmt: skip
 
@@ -73,7 +80,7 @@ def test_auto_needs_a_target(place: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_as_a_function(place: Path) -> None:
     record = onnx_lathe.auto(
-        "model.onnx", "ort", "top1 drop <= 10%", data="data.npz", budget="40s", trials=3, threads=1
+        "model.onnx", "ort", "top1 drop <= 10%", data="data.npz", budget="2h", trials=3, threads=1
     )
     assert record.exit_code in (0, 3)
     assert record.minimize == "size"

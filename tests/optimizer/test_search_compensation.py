@@ -1,6 +1,7 @@
 """Trials of a search whose pass makes up in each layer, and its bias, for what it changes."""
 
 import numpy as np
+import pytest
 
 from onnx_lathe.optimizer.recipe import parse_calls
 from onnx_lathe.optimizer.search.layerwise import Composer
@@ -10,6 +11,7 @@ from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.registry import find
 from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.numerics.second_order.moments import response_energy
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from tests.support.builders import build, random, run
 from tests.support.codebooks import constants
@@ -46,6 +48,11 @@ def test_candidates_of_layers_that_compensate_are_what_the_pass_makes() -> None:
     assert composer.harm("w1", composer.layer("w1", weaker)) < composer.harm(
         "w1", composer.layer("w1", settings)
     )
+    rows, covariance = composer._moments["w1"]
+    assert covariance.dtype == np.float32
+    change = np.asarray(composer.layer("w1", settings).values, np.float64) - constants(model)["w1"]
+    exactly = response_energy(rows.of(change), covariance.astype(np.float64))
+    assert composer.harm("w1", composer.layer("w1", settings)) == pytest.approx(exactly, rel=1e-5)
 
 
 def test_layers_without_a_bias_of_their_own_are_not_composed() -> None:

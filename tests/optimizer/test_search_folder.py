@@ -31,6 +31,12 @@ pytest.importorskip("optuna")
 NETWORK = "(float[N, 12] x) => (float[N, 6] y) { h = MatMul (x, w1)  r = Relu (h)  y = MatMul (r, w2) }"
 
 
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short look at sensitivity, however long the budget."""
+    monkeypatch.setattr(tables, "RUNS", 20)
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     onnx.save(build(NETWORK, w1=random(12, 64), w2=random(64, 6)), tmp_path / "m.onnx")
@@ -41,7 +47,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def arguments(*more: str, gate: str = "agreement >= 60%") -> list[str]:
     return [
-        "search", "m.onnx", "--passes", "codebook", "--gate", gate, "--data", "d.npz", "--budget", "30s", "--trials", "6",
+        "search", "m.onnx", "--passes", "codebook", "--gate", gate, "--data", "d.npz", "--budget", "2h", "--trials", "6",
         "--threads", "1", "--quiet", "--out", "out", *more,
     ]  # fmt: skip
 
@@ -145,7 +151,7 @@ def test_a_budget_that_the_opening_spends_is_refused(
         raise OutOfTimeError
 
     monkeypatch.setattr(searching, "open_search", late)
-    assert "--budget 30s: was spent before the first trial" in refused(capsys, arguments())
+    assert "--budget 7200s: was spent before the first trial" in refused(capsys, arguments())
     assert not (place / "out").exists()
 
 

@@ -12,11 +12,11 @@ import pytest
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.recipe import Recipe, parse_calls
-from onnx_lathe.optimizer.search import bench as benches
 from onnx_lathe.optimizer.search import confirming
 from onnx_lathe.optimizer.search.bench import Bench, Outcome
 from onnx_lathe.optimizer.search.clock import Clock
 from onnx_lathe.optimizer.search.data import confirmed_apart, divide
+from onnx_lathe.optimizer.search.goal import Goal
 from onnx_lathe.optimizer.search.judging import (
     UNJUDGED,
     Judge,
@@ -62,7 +62,7 @@ class Costs:
 
 
 def bench(gate: str, *judges: Fixed, margin: float = 1.0) -> Bench:
-    goal = benches.Goal("packed", parse_gates([gate]), margin)
+    goal = Goal("packed", parse_gates([gate]), margin)
     return Bench(Space((), ()), goal, onnx.ModelProto(), 0, judges, Costs(), None, Clock(1e12), print)  # type: ignore[arg-type]
 
 
@@ -200,7 +200,7 @@ def test_larger_ones_with_less_noise_are_confirmed_before_the_smallest() -> None
         for number, (ratio, sqnr) in enumerate(figures)
     ]
     assert [one.outcome.ratio for one in confirming.in_order(passed)] == [0.115, 0.1035, 0.1]
-    assert [one.outcome.ratio for one in confirming.in_order(passed, 1)] == [0.1]
+    assert [one.outcome.ratio for one in confirming.in_order(passed, most=1)] == [0.1]
     assert confirming.in_order([]) == []
 
 

@@ -15,12 +15,15 @@ import onnx
 import pytest
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.optimizer.cli import main
 from onnx_lathe.optimizer.recipe import parse_calls
-from onnx_lathe.optimizer.search.bench import Goal, Outcome
+from onnx_lathe.optimizer.search.bench import Outcome
 from onnx_lathe.optimizer.search.clock import Clock
+from onnx_lathe.optimizer.search.goal import Goal
 from onnx_lathe.optimizer.search.loop import Loop
 from onnx_lathe.optimizer.search.space import Dimension, Settings, Space
 from onnx_lathe.optimizer.search.storage import BUSY, Shared, end_between, open_storage
+from onnx_lathe.optimizer.search.untrained import RULED_OUT
 from onnx_lathe.runtime import processes
 from tests.support.builders import build, random
 from tests.support.models import ROOT
@@ -68,7 +71,7 @@ def start(*arguments: str) -> "subprocess.Popen[bytes]":
 def test_two_commands_share_one_study(storage: str, asked: list[str], tmp_path: Path) -> None:
     """As on two machines: each has its own folder, and both see the trials of both."""
     places = [tmp_path / name for name in ("one", "two")]
-    more = ["--storage", storage, "--trials", "12", "--budget", "150s"]
+    more = ["--storage", storage, "--trials", "12", "--budget", "2h"]
     running = [start(*asked, *more, "--out", str(place)) for place in places]
     said = [process.communicate() for process in running]
     assert [process.returncode for process in running] == [0, 0], said
@@ -87,26 +90,25 @@ def test_two_commands_share_one_study(storage: str, asked: list[str], tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", ["journal"], indirect=True)
-def test_jobs_are_processes_of_one_search(storage: str, asked: list[str], tmp_path: Path) -> None:
+def test_jobs_are_processes_of_one_search(
+    storage: str, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller waits for a trial of the other process, whose start takes long on a machine with much to do, and makes
+    some more itself.
+    """
+    run, patience = Loop.run, time.monotonic() + 500
+
+    def patiently(loop: Loop) -> None:
+        while not loop.shared.finished() and time.monotonic() < patience:
+            time.sleep(0.05)
+        loop.most = len(loop.shared.finished()) + 8
+        run(loop)
+
+    monkeypatch.setattr(Loop, "run", patiently)
     out = tmp_path / "out"
-    process = start(
-        *asked,
-        "--storage",
-        storage,
-        "--seed",
-        "1",
-        "--trials",
-        "40",
-        "--budget",
-        "150s",
-        "--jobs",
-        "2",
-        "--out",
-        str(out),
-    )
-    told, error = process.communicate()
-    assert process.returncode == 0, error
-    record = json.loads(told)
+    more = ["--storage", storage, "--seed", "1", "--trials", "20", "--budget", "2h", "--jobs", "2"]
+    assert main([*asked, *more, "--out", str(out)]) == 0
+    record = json.loads((out / "search.json").read_text())
     assert len({trial["process"] for trial in record["trials"]}) == 2
     assert not [note for note in record["notes"] if "ended early" in note]
 
@@ -173,7 +175,7 @@ def test_a_lock_that_a_killed_process_left_holds_up_nobody(
         daemon=True,
     )
     worker.start()
-    worker.join(10)
+    worker.join(100)
     assert made
     storage = open_storage("journal:out/study.journal")
     lock = storage._backend._lock
@@ -201,7 +203,7 @@ def test_repeats_count_once(tmp_path: Path) -> None:
     tried: list[Settings] = []
 
     class Three:
-        clock, best, goal = Clock(time.time() + 60), 1.0, Goal("packed", (), 1.0)
+        clock, best, goal = Clock(1e12), 1.0, Goal("packed", (), 1.0)
 
         def try_out(self, settings: Settings) -> Outcome:
             tried.append(settings)
@@ -209,11 +211,9 @@ def test_repeats_count_once(tmp_path: Path) -> None:
 
     bench = Three()
     bench.space = space  # type: ignore[attr-defined]
-    began = time.perf_counter()
     Loop(bench, shared, {}, 0).run()  # type: ignore[arg-type]
     assert len(shared.finished()) == 3
     assert len(tried) < 60
-    assert time.perf_counter() - began < 20
 
 
 def test_the_winner_of_a_training_can_be_made_again(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_the_winner_of_a_training_can_be_made_again(tmp_path: Path) -> None:
     left: list[float] = []
 
     class Trains:
-        clock, best, goal = Clock(time.time() + 90), 1.0, Goal("packed", (), 1.0)
+        clock, best, goal = Clock(time.time() + 90_000), 1.0, Goal("packed", (), 1.0)
 
         def try_out(self, settings: Settings) -> Outcome:
             left.append(self.clock.left)
@@ -232,7 +232,34 @@ def test_the_winner_of_a_training_can_be_made_again(tmp_path: Path) -> None:
     bench = Trains()
     bench.space = space  # type: ignore[attr-defined]
     Loop(bench, shared, {}, 0).run()  # type: ignore[arg-type]
-    assert left[0] <= 30 < left[1]
+    assert left[0] <= 30_000 < left[1]
+
+
+@pytest.mark.parametrize("seconds, begun", [(40_000.0, 0), (10_000.0, 1)])
+def test_a_training_that_would_not_end_in_time_is_not_begun(
+    seconds: float, begun: int, tmp_path: Path
+) -> None:
+    """By the longest of earlier ones, of other processes too; most trials ended after a look without training."""
+    space = Space(parse_calls("retrain", "p"), (Dimension("retrain.rate", 0, ("rate",), low=0.1, high=0.2),))
+    shared = Shared.open(open_storage(f"journal:{tmp_path / 'j'}"), "study", space, 0)
+    for number in range(12):
+        trial, _ = shared.ask()
+        stopped = "" if number == 4 else RULED_OUT
+        passed = not stopped
+        shared.tell(trial, Outcome(0.5, {}, passed, 0.0, 1, passed, (), stopped, seconds if passed else 0.1))
+    tried: list[Settings] = []
+
+    class Trains:
+        clock, best, goal = Clock(time.time() + 90_000), 1.0, Goal("packed", (), 1.0)
+
+        def try_out(self, settings: Settings) -> Outcome:
+            tried.append(settings)
+            return Outcome(0.5, {}, True, 0.0, 1, True, seconds=seconds)
+
+    bench = Trains()
+    bench.space = space  # type: ignore[attr-defined]
+    Loop(bench, shared, {}, 0, most=13).run()  # type: ignore[arg-type]
+    assert len(tried) == begun
 
 
 def test_a_database_that_is_not_there_is_told_without_the_password() -> None:

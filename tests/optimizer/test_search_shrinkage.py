@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from onnx_lathe.optimizer.gate import parse_gates
-from onnx_lathe.optimizer.search.bench import Goal, Outcome
+from onnx_lathe.optimizer.search.bench import Outcome
+from onnx_lathe.optimizer.search.goal import Goal
 from onnx_lathe.optimizer.search.shrinkage import LEAST, Curve, Shrinkage
 from onnx_lathe.optimizer.search.storage import Tried, _outcome, passing
 

@@ -1,5 +1,8 @@
 """Symmetric INT8 arithmetic: the numbers of ONNX QuantizeLinear and DequantizeLinear."""
 
+import tracemalloc
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import pytest
@@ -62,3 +65,28 @@ def test_equals_onnx_runtime_to_the_bit(axis: int | None) -> None:
     levels = affine.quantize(values, scale, axis)
     np.testing.assert_array_equal(levels, found["q"])
     np.testing.assert_array_equal(affine.dequantize(levels, scale, axis), found["y"])
+
+
+def test_a_large_weight_is_quantized_without_copies_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside what comes out, one copy in float32 at most, and none in float64."""
+    monkeypatch.setattr(affine, "CHUNK", 1 << 12)
+    weight = np.random.default_rng(0).standard_normal((1024, 512)).astype(np.float32)
+
+    def peak(compute: Callable[[], object]) -> float:
+        tracemalloc.start()
+        try:
+            compute()
+            return tracemalloc.get_traced_memory()[1] / weight.nbytes
+        finally:
+            tracemalloc.stop()
+
+    scale = affine.channel_scale(weight, 1)
+    levels = affine.quantize(weight, scale, 1)
+    restored = affine.dequantize(levels, scale, 1)
+    np.testing.assert_array_equal(scale, np.abs(weight).max(axis=0) / np.float32(127))
+    np.testing.assert_array_equal(levels, np.rint(weight / scale).clip(-128, 127))
+    np.testing.assert_array_equal(restored, levels.astype(np.float32) * scale)
+    assert peak(lambda: affine.channel_scale(weight, 1)) < 0.1
+    assert peak(lambda: affine.quantize(weight, scale, 1)) < 1.3
+    assert peak(lambda: affine.dequantize(levels, scale, 1)) < 1.1
+    assert peak(lambda: affine.signal_to_noise_db(weight, restored)) < 0.1

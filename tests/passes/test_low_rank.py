@@ -3,19 +3,20 @@ exhaustive search.
 """
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from onnx_lathe.passes.numerics.rank import principal as decomposing
 from onnx_lathe.passes.numerics.rank import responses as streaming
 from onnx_lathe.passes.numerics.rank.low_rank import (
     auxiliary,
     balanced,
     fit,
     fit_relu,
-    truncated,
-    weight_spectrum,
 )
+from onnx_lathe.passes.numerics.rank.principal import principal, truncated, weight_spectrum
 from onnx_lathe.passes.numerics.rank.rank_choice import Ladder, rank_for_energy, saving_ranks, within_budget
 from onnx_lathe.passes.numerics.rank.responses import Responses, as_rows
 
@@ -83,6 +84,54 @@ def test_a_truncated_product_is_the_nearest_of_its_rank() -> None:
         np.testing.assert_allclose(np.linalg.norm(left, axis=0), np.linalg.norm(right, axis=1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(40, 300), (300, 40), (40, 40)])
+def test_a_spectrum_by_the_gram_matrix_is_that_of_the_svd(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Singular values to 1e-7 of the largest, over eight powers of ten; products and errors to float32's rounding."""
+    monkeypatch.setattr(decomposing, "BLOCK_ELEMENTS", 40 * 17)
+    generator = np.random.default_rng(11)
+    u, v = (np.linalg.qr(generator.standard_normal((size, 40)))[0] for size in shape)
+    matrix = ((u * np.geomspace(1, 1e-8, 40)) @ v.T).astype(np.float32)
+    u, s, vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    energies, vectors = principal(matrix)
+    np.testing.assert_allclose(np.sqrt(energies), s, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(np.sqrt(energies)[s > 1e-4], s[s > 1e-4], rtol=1e-7)
+    np.testing.assert_allclose(weight_spectrum(matrix), energies, atol=1e-14)
+    for rank in (1, 10, 40):
+        for known in (None, vectors):
+            left, right = truncated(matrix, rank, known)
+            assert left.dtype == right.dtype == np.float32
+            exact = (u[:, :rank] * s[:rank]) @ vt[:rank]
+            np.testing.assert_allclose(left.astype(np.float64) @ right, exact, rtol=0, atol=2e-7)
+
+
+def test_a_large_matrix_is_decomposed_without_a_copy_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In less than half of the matrix's own bytes: a copy in float64 alone is twice as large."""
+    monkeypatch.setattr(decomposing, "BLOCK_ELEMENTS", 1 << 18)
+    matrix = np.random.default_rng(12).standard_normal((64, 1 << 17)).astype(np.float32)
+    principal(matrix[:, :128])  # what is imported when it is first called
+    tracemalloc.start()
+    try:
+        energies, vectors = principal(matrix)
+        left, right = balanced(*truncated(matrix, 4, vectors))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (left.shape, right.shape, energies.shape) == ((64, 4), (4, 1 << 17), (64,))
+    assert peak < 0.5 * matrix.nbytes
+
+
+@pytest.mark.parametrize("size", [1e25, 1e-25])
+def test_balancing_takes_values_whose_squares_float32_has_not(size: float) -> None:
+    left, right = np.eye(2, dtype=np.float32), np.full((2, 3), size, np.float32)
+    balanced_left, balanced_right = balanced(left, right)
+    np.testing.assert_allclose(balanced_left @ balanced_right, right, rtol=1e-6)
+    np.testing.assert_allclose(
+        np.linalg.norm(balanced_left, axis=0), np.linalg.norm(balanced_right, axis=1), rtol=1e-5
+    )
+
+
 def test_balancing_leaves_components_of_nothing_alone() -> None:
     left, right = balanced(np.array([[1.0, 0], [1, 0]]), np.array([[4.0, 0], [0, 3]]))
     np.testing.assert_allclose(left @ right, [[4, 0], [4, 0]], rtol=1e-6)
@@ -132,6 +181,49 @@ def test_channels_that_few_rows_say_nothing_of_stay_what_they_are() -> None:
     )
     unseen = np.linalg.svd(found - found.mean(axis=0))[2][-1]
     np.testing.assert_allclose(low.left @ (low.right @ unseen), unseen, atol=0.02)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("rank", [4, 7, 13, 30, 48])
+def test_few_rows_are_fitted_as_by_their_covariance(
+    paired: bool, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same error, and where the rows determine it the same map; the energies and means, too."""
+    generator = np.random.default_rng(13)
+    wanted = mixed(generator, 8, 48)
+    found = wanted + np.float32(0.3) * mixed(generator, 8, 48) if paired else None
+    few = gathered(wanted, found, step=3)
+    monkeypatch.setattr(streaming, "FEW", 1000)
+    many = gathered(wanted, found, step=3)
+    assert few.deviations() is not None
+    assert many.deviations() is None
+    np.testing.assert_allclose(few.spectrum(), many.spectrum(), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(few.found_mean, many.found_mean, rtol=1e-12)
+    np.testing.assert_allclose(few.cross, many.cross, rtol=1e-9, atol=1e-9)
+    one, other = fit(few, rank), fit(many, rank)
+    assert one.left.shape == (48, rank)
+    assert one.right.shape == (rank, 48)
+    np.testing.assert_allclose(one.left.T @ one.left, np.eye(rank), atol=1e-12)
+    rows = wanted if found is None else found
+    np.testing.assert_allclose(one(rows), other(rows), rtol=1e-4, atol=1e-4)
+    if rank in (4, 48):  # between them, directions are free
+        np.testing.assert_allclose(one.left @ one.right, other.left @ other.right, atol=1e-9)
+
+
+def test_few_rows_of_many_channels_need_no_matrix_of_channels_squared() -> None:
+    generator = np.random.default_rng(14)
+    wanted = generator.standard_normal((8, 4096)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        responses = gathered(
+            wanted, wanted + np.float32(0.1) * generator.standard_normal(wanted.shape).astype(np.float32)
+        )
+        responses.spectrum()
+        fit(responses, 64)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.25 * 8 * 4096**2
 
 
 @pytest.mark.parametrize("penalty", [0.01, 1.0])

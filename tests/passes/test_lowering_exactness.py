@@ -11,7 +11,7 @@ from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
-from onnx_lathe.passes.lowering.exactness import inexact_nodes
+from onnx_lathe.passes.lowering.exactness import MOST_TRIALS, inexact_nodes, light_nodes
 from onnx_lathe.passes.lowering.onnxruntime import Lowering
 from onnx_lathe.passes.lowering.ort_integers.choice import UNCOMPARED
 from onnx_lathe.protocols import Profile
@@ -198,3 +198,41 @@ def test_few_neighbours_are_found_in_few_trials(culprits: set[str]) -> None:
 def test_nothing_is_left_out_in_vain() -> None:
     assert inexact_nodes(["a", "b"], 29.0, lambda floats: 20.0) == ([], 20.0)
     assert inexact_nodes([], 29.0, lambda floats: 40.0)[0] == []
+
+
+def test_of_two_choices_that_are_enough_the_one_of_few_bytes_is_taken() -> None:
+    """Gains in dB and values of weights as they were measured of a pruned AlexNet, whose products hold nearly all."""
+    gains = {"c1": 2.2, "c2": 2.7, "c3": 5.9, "c4": 3.6, "c5": 2.8, "fc6": 1.8, "fc7": 1.4, "fc8": 1.7}
+    values = (34848, 307200, 663552, 373248, 248832, 21233664, 9437184, 3072000)
+    sizes = dict(zip(gains, values, strict=True))
+    left, reached = light_nodes(sizes, 23.0, lambda floats: 19.9 + sum(gains[name] for name in floats))
+    assert reached >= 23.0
+    assert sum(sizes[name] for name in left) < 0.02 * sum(values)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_light_nodes_are_enough_and_none_of_them_in_vain(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = {f"n{index}": int(size) for index, size in enumerate(rng.integers(1, 1000, rng.integers(2, 17)))}
+    gains = {name: float(rng.exponential(2)) for name in sizes}
+    asked: list[Collection[str]] = []
+
+    def sqnr(floats: Collection[str]) -> float:
+        asked.append(floats)
+        return 12.0 + sum(gains[name] for name in floats)
+
+    left, reached = light_nodes(sizes, 18.0, sqnr)
+    enough = sqnr(sizes) >= 18.0
+    assert (reached >= 18.0) == enough == bool(left)
+    assert left == [name for name in sizes if name in left]
+    assert len(asked) <= MOST_TRIALS + 2
+    assert all(sqnr([name for name in left if name != one]) < 18.0 for one in left)
+
+
+def test_a_search_by_bytes_that_takes_too_long_ends_with_enough() -> None:
+    sizes = {f"n{index}": index for index in range(200)}
+    culprits = {*list(sizes)[::2]}
+    left, reached = light_nodes(sizes, 29.0, lambda floats: 30.0 if culprits <= {*floats} else 12.0)
+    assert culprits <= {*left}
+    assert reached == 30.0
+    assert light_nodes({}, 29.0, lambda floats: 30.0) == ([], -math.inf)

@@ -1,5 +1,7 @@
 """External data behind links, and tensors larger than protobuf can measure."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,24 @@ def test_the_size_of_a_tensor_that_protobuf_cannot_measure(monkeypatch: pytest.M
     for tensor in model.graph.initializer:
         assert tensors.tensor_size(tensor) == tensor.ByteSize()
     assert model_file.size_bytes(model) == model.ByteSize()
+
+
+def test_the_size_of_a_tensor_is_told_without_writing_it() -> None:
+    """In a process of its own, whose memory nothing else has been in: 128 MB of data, and no more beside them."""
+    program = """
+import resource
+import onnx
+from onnx_lathe.runtime.files.tensors import tensor_size
+
+tensor = onnx.TensorProto(name="w", data_type=1, dims=[1 << 25], doc_string="said", raw_data=bytes(1 << 27))
+tensor.metadata_props.add(key="a", value="b")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+size = tensor_size(tensor)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert after - before < 1 << 16, f"{after - before} kB more"
+assert size == tensor.ByteSize()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_huge_tensor_is_never_measured_for_a_skeleton() -> None:

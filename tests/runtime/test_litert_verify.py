@@ -59,3 +59,22 @@ def test_plain_kernels_may_be_off_by_what_sums_one_after_the_other_round(
     short = Reference(model, sample, stored=False, half=False, plain=EACH_TERM * 72)
     with pytest.raises(TargetError, match=r"reference kernels.*1.0e-04 are allowed"):
         check(short.compare(off, REFERENCE))
+
+
+INDEXED = """(int64[1, 64] ids) => (float[1, 8] y) {{
+    r = Gather (table, ids)  m = ReduceMean <axes = [1], keepdims = 0> (r)  {rest} }}"""
+CANCELLING = "s = Mul (r, r)  q = ReduceMean <axes = [1], keepdims = 0> (s)  p = Mul (m, m)  y = Sub (q, p)"
+
+
+@pytest.mark.parametrize(("rest", "allowed"), [(CANCELLING, True), ("y = Neg (m)", False)])
+def test_a_network_of_integers_is_moved_by_its_weights(
+    rest: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variance of 1e-5, computed of squares of 1, multiplies their rounding by 1e5; a mean does not."""
+    monkeypatch.setattr("onnx_lathe.runtime.targets.litert.verify.as_float", lambda values, port: values)
+    model = build(INDEXED.format(rest=rest), table=1 + np.float32(0.003) * random(64, 8))
+    sample = {"ids": np.arange(64)[None]}
+    reference = Reference(model, sample, stored=False, half=False)
+    off: Any = Off(ort.run(ort.session(model), sample), 1e-3)
+    result = reference.compare(off, XNNPACK)
+    assert (result.found["y"] <= result.allowed["y"]) is allowed

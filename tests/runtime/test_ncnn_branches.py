@@ -125,6 +125,42 @@ def test_sizes_that_the_model_does_not_fit_say_nothing() -> None:
     assert [values["f"].tolist() for values in found] == [[20.0]]
 
 
+POOLED = """(float[1, 1, W] x) => (float[A, B] y) {{
+    r = MaxPool <kernel_shape = [16], strides = [16]> (x) s = Shape(r) k = Gather(s, two) c = Equal(k, one)
+    t = If (c) <
+        then_branch = a () => (float[A, B] p) {{ p = Squeeze(r, two) }},
+        else_branch = b () => (float[A, B, C] q) {{ q = Identity(r) }}
+    >
+    y = {reader}
+}}"""
+
+
+def pooled(reader: str) -> onnx.ModelProto:
+    return build(
+        POOLED.format(reader=reader),
+        one=np.array(1),
+        two=np.array([2]),
+        w=random(1, 3),
+        flat=np.array([1, -1]),
+    )
+
+
+def test_a_body_that_other_sizes_do_not_fit_says_nothing_of_them() -> None:
+    """At 72 there are four windows, and a third axis that the first body does not give."""
+    model = pooled("Reshape(t, flat)")
+    sizes = {"x": (1, 1, 16)}, {"x": (1, 1, 24)}
+    assert [bool(values["c"][0]) for values in further_values(model, *sizes, ["c"])] == [True, False]
+    ((_, op, reason),) = refusals(model, *sizes)
+    assert (op, reason) == ("If", "which of its branches runs depends on the size of the input")
+
+
+def test_sizes_that_do_not_fit_behind_the_body_that_runs_say_nothing() -> None:
+    """At 72 the other body gives a third axis, which Gemm refuses."""
+    model = pooled("Gemm(t, w)")
+    (below,) = further_values(model, {"x": (1, 1, 16)}, {"x": (1, 1, 24)}, ["c"])
+    assert below["c"]
+
+
 def test_branches_within_branches_and_names_that_are_taken() -> None:
     text = """(float[1, 3, 4] x) => (float[A, B] z) {
         c = Equal(a, a) t = Relu(x)

@@ -49,6 +49,17 @@ def test_separators_of_ten_do_not_split_a_line() -> None:
     assert [kernel.nodes for kernel in from_log(text)] == [("conv1", "[0]/act")]
 
 
+def test_a_line_break_in_a_name_does_not_split_a_kernel() -> None:
+    first = line(
+        "conv\n2_myl0_5", "correlation", ["Int8"], ["Int8"], "[ONNX Layer: conv\n2][ONNX Layer: w2_DQ]"
+    )
+    second = line("fc_myl0_6", "gemm", ["Int8"], ["Int8"], "[ONNX Layer: fc]")
+    found = from_log(f"Layers:\n{first}\n{second}\n\nI/O Tensors:\n Name: image, IOMode: Input")
+    assert [kernel.nodes for kernel in found] == [("conv\n2", "w2_DQ"), ("fc",)]
+    assert found[0].named_after == ["conv\n2"]
+    assert types(found) == {"conv\n2": "int8", "w2_DQ": "int8", "fc": "int8"}
+
+
 def test_the_log_of_ten_states_format_and_type_together() -> None:
     text = (
         "Name: conv1 + relu1, LayerType: CaskConvolution, Inputs: [ { Name: x, Location: Device, Dimensions: "

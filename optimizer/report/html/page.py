@@ -9,6 +9,7 @@ import hashlib
 import html
 import json
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,22 +53,29 @@ def _noted(document: dict[str, Any], note: str) -> dict[str, Any]:
     return document | {"notes": [*document["notes"], note]}
 
 
+def policy(scripts: Iterable[str]) -> str:
+    """What a page may do: run these scripts, and fetch nothing."""
+    hashes = " ".join(f"'sha256-{_digest(code)}'" for code in scripts)
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
 def _filled(document: dict[str, Any]) -> bytes:
     scripts = _scripts()
-    hashes = " ".join(f"'sha256-{_digest(code)}'" for code in scripts)
     parts = {
         "TITLE": html.escape(f"{document['title']}: {document['verdict']['text']}"),
-        "POLICY": f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'",
-        "STYLE": _asset("report.css"),
-        "LICENCES": _licences(),
-        "DATA": _embedded(document),
+        "POLICY": policy(scripts),
+        "STYLE": asset("report.css"),
+        "LICENCES": licences(),
+        "DATA": embedded(document),
         "SCRIPTS": "\n".join(f"<script>{code}</script>" for code in scripts),
     }
-    return re.sub(r"@@(\w+)@@", lambda match: parts[match[1]], _asset("report.html")).encode()
+    return re.sub(r"@@(\w+)@@", lambda match: parts[match[1]], asset("report.html")).encode()
 
 
-def _embedded(document: dict[str, Any]) -> str:
+def embedded(document: dict[str, Any]) -> str:
     """JSON that ends no script element and begins no comment: < and > are written as escapes."""
     text = json.dumps(document, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
@@ -75,9 +83,13 @@ def _embedded(document: dict[str, Any]) -> str:
 
 @cache
 def _scripts() -> tuple[str, ...]:
-    """The libraries and the page's own code; without references to source maps, which a browser would fetch."""
-    names = [*(one["file"] for one in libraries()), *CODE]
-    return tuple(re.sub(r"(?m)^//# sourceMappingURL=.*$", "", _asset(name)) for name in names)
+    """The libraries and the page's own code."""
+    return tuple(script(name) for name in (*(one["file"] for one in libraries()), *CODE))
+
+
+def script(name: str) -> str:
+    """Of the assets; without a reference to a source map, which a browser would fetch."""
+    return re.sub(r"(?m)^//# sourceMappingURL=.*$", "", asset(name))
 
 
 def _digest(code: str) -> str:
@@ -85,13 +97,15 @@ def _digest(code: str) -> str:
 
 
 @cache
-def _licences() -> str:
+def licences(files: tuple[str, ...] = ()) -> str:
+    """Of all libraries, or of those in the files."""
     found = [
-        f"{one['package']} {one['version']} ({one['licence']})\n\n{_asset(one['licence_file']).strip()}"
+        f"{one['package']} {one['version']} ({one['licence']})\n\n{asset(one['licence_file']).strip()}"
         for one in libraries()
+        if not files or one["file"] in files
     ]
     return html.escape("\n\n\n".join(found))
 
 
-def _asset(name: str, folder: Path = ASSETS) -> str:
+def asset(name: str, folder: Path = ASSETS) -> str:
     return (folder / name).read_text(encoding="utf-8")

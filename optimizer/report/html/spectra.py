@@ -11,7 +11,7 @@ from onnx_lathe.optimizer.report.html.distributions import Weights
 from onnx_lathe.optimizer.report.record import StepRecord
 from onnx_lathe.passes.graph.evaluate import REFUSALS
 from onnx_lathe.passes.graph.layers import constant_value
-from onnx_lathe.passes.numerics.rank.low_rank import weight_spectrum
+from onnx_lathe.passes.numerics.rank.principal import weight_spectrum
 
 RANK = re.compile(r"rank (\d+) of (\d+)")
 LARGEST = 1 << 22

@@ -22,6 +22,9 @@ UNSIGNED_LEVELS = 255
 SMALLEST_SCALE = np.float32(1e-8)
 """A channel of zeros gets this scale: TensorRT refuses a scale of zero."""
 
+CHUNK = 1 << 20
+"""Values that are in memory as float64 at a time."""
+
 
 def range_scale(low: float, high: float, bits: int = 8) -> np.float32:
     """Scale at which the wider side of low..high is level 127, or 32767 of 16 bits."""
@@ -38,7 +41,7 @@ def trained_range(scale: np.float32, low: float, high: float, bits: int = 8) -> 
 def channel_scale(weight: np.ndarray, axis: int) -> np.ndarray:
     """Scale per channel, float32 [weight.shape[axis]]: the channel's largest magnitude is level 127."""
     others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
-    largest: np.ndarray = np.abs(weight).max(axis=others).astype(np.float32)
+    largest = np.maximum(weight.max(axis=others), -weight.min(axis=others)).astype(np.float32)
     return np.maximum(largest / np.float32(LEVELS), SMALLEST_SCALE)
 
 
@@ -59,19 +62,23 @@ def asymmetric_scale(low: float, high: float) -> tuple[np.float32, np.int8]:
 
 def quantize(values: np.ndarray, scale: np.ndarray | np.float32, axis: int | None = None) -> np.ndarray:
     """INT8 levels of `values`, same shape. `scale` is one number, or [values.shape[axis]] with `axis`."""
-    levels = np.rint(values.astype(np.float32) / _along(scale, axis, values.ndim))
-    return levels.clip(-LEVELS - 1, LEVELS).astype(np.int8)
+    levels = np.asarray(values.astype(np.float32, copy=False) / _along(scale, axis, values.ndim))
+    np.rint(levels, out=levels)
+    return np.clip(levels, -LEVELS - 1, LEVELS, out=levels).astype(np.int8)
 
 
 def dequantize(levels: np.ndarray, scale: np.ndarray | np.float32, axis: int | None = None) -> np.ndarray:
     """Float32 values of INT8 levels, same shape."""
-    return levels.astype(np.float32) * _along(scale, axis, levels.ndim)
+    return np.asarray(np.multiply(levels, _along(scale, axis, levels.ndim), dtype=np.float32))
 
 
 def signal_to_noise_db(reference: np.ndarray, approximation: np.ndarray) -> float:
     """10 log10 of the reference's energy over the error's energy, in dB; infinity if they are equal."""
-    signal = np.square(reference, dtype=np.float64).sum()
-    noise = np.square(reference.astype(np.float64) - approximation).sum()
+    wanted, found, signal, noise = reference.reshape(-1), approximation.reshape(-1), 0.0, 0.0
+    for start in range(0, wanted.size, CHUNK):
+        part = wanted[start : start + CHUNK].astype(np.float64)
+        signal += float(np.square(part).sum())
+        noise += float(np.square(part - found[start : start + CHUNK]).sum())
     with np.errstate(divide="ignore"):
         return float(10 * np.log10(signal / noise)) if noise else float("inf")
 

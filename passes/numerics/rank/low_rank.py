@@ -1,6 +1,6 @@
 """One linear map as the product of two thinner ones.
 
-By weight: the truncated SVD. By response: of a layer's response y = W x, the map M of rank r that comes
+By weight: the truncated SVD (principal.py). By response: of a layer's response y = W x, the map M of rank r that comes
 nearest to the responses wanted,
 
     min  sum_i | r(y_i) - r(M x_i + b) |^2      M = left @ right, [d, r] @ [r, d]
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_lathe.passes.numerics.rank import few_rows
 from onnx_lathe.passes.numerics.rank.responses import Responses
 
 PENALTIES = (0.01,) * 25 + (1.0,) * 25
@@ -33,43 +34,55 @@ class LowRank:
     offset: np.ndarray
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """`rows` [n, i] -> [n, d]."""
-        return (rows @ self.right.T) @ self.left.T + self.offset
-
-
-def truncated(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Factors [d, rank] and [rank, i] of the nearest matrix of that rank to `matrix` [d, i]."""
-    u, s, vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
-    return u[:, :rank] * s[:rank], vt[:rank]
-
-
-def weight_spectrum(matrix: np.ndarray) -> np.ndarray:
-    """Squared singular values, descending."""
-    values: np.ndarray = np.linalg.svd(matrix.astype(np.float64), compute_uv=False) ** 2
-    return values
+        """`rows` [n, i] -> [n, d], computed in the type of the rows."""
+        left, right, offset = (part.astype(rows.dtype) for part in (self.left, self.right, self.offset))
+        return np.asarray((rows @ right.T) @ left.T + offset)
 
 
 def balanced(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same product with components of equal norm on both sides, as float32: what trains and quantizes
     best.
     """
-    size_left, size_right = np.linalg.norm(left, axis=0), np.linalg.norm(right, axis=1)
+    size_left, size_right = _lengths(left.T), _lengths(right)
     used = (size_left > 0) & (size_right > 0)
     scale = np.where(used, np.sqrt(size_right / np.where(used, size_left, 1.0)), 1.0)
     scale[scale == 0] = 1.0
-    return (left * scale).astype(np.float32), (right / scale[:, None]).astype(np.float32)
+    exact = scale.astype(np.float32)  # factors of float32 stay that, without a copy in float64
+    return (left * exact).astype(np.float32, copy=False), (right / exact[:, None]).astype(
+        np.float32, copy=False
+    )
+
+
+def _lengths(rows: np.ndarray) -> np.ndarray:
+    """Norm of each row, float64, in which no square of a float32 is too large or too small."""
+    return np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
 
 
 def fit(responses: Responses, rank: int) -> LowRank:
     """The best map of that rank on all responses; for unpaired ones, their principal subspace about the
     mean.
     """
-    problem = _Regression(responses.covariance, responses.count)
-    cross = problem.held_to_identity(responses.cross)
-    explained = problem.explained(cross) if responses.paired else responses.covariance
-    left = np.linalg.eigh(explained)[1][:, ::-1][:, :rank]
-    right = left.T if not responses.paired else problem.onto(left, cross)
+    few = responses.deviations()
+    if few is not None and responses.paired:
+        left, right = few_rows.regression(*few, _ridge(float(np.square(few[1]).sum()), len(few[1])), rank)
+    elif few is not None:
+        left = few_rows.principal_directions(few[1], rank)
+        right = left.T
+    elif responses.paired:
+        problem = _Regression(responses.covariance, responses.count)
+        cross = problem.held_to_identity(responses.cross)
+        left = _leading(problem.explained(cross), rank)
+        right = problem.onto(left, cross)
+    else:
+        left = _leading(responses.covariance, rank)
+        right = left.T
     return LowRank(left, right, responses.wanted_mean - left @ (right @ responses.found_mean))
+
+
+def _leading(covariance: np.ndarray, rank: int) -> np.ndarray:
+    """The eigenvectors of the largest eigenvalues, as columns."""
+    vectors: np.ndarray = np.linalg.eigh(covariance)[1][:, ::-1][:, :rank]
+    return vectors
 
 
 def fit_relu(responses: Responses, rank: int) -> tuple[LowRank, float]:
@@ -90,7 +103,7 @@ def fit_relu(responses: Responses, rank: int) -> tuple[LowRank, float]:
         return linear, 1.0
     y, x = wanted[~judged], found[~judged]
     mean = x.mean(axis=0, dtype=np.float64)
-    centred = (x - mean).astype(np.float32)
+    centred = x - mean.astype(np.float32)
     problem = _Regression((centred.T @ centred).astype(np.float64) / len(x), len(x))
 
     def regressed(z: np.ndarray, left: np.ndarray, sweeps: int) -> LowRank:
@@ -99,7 +112,7 @@ def fit_relu(responses: Responses, rank: int) -> tuple[LowRank, float]:
         """
         z_mean = z.mean(axis=0, dtype=np.float64)
         cross = problem.held_to_identity(
-            ((z - z_mean).astype(np.float32).T @ centred).astype(np.float64) / len(x)
+            ((z - z_mean.astype(np.float32)).T @ centred).astype(np.float64) / len(x)
         )
         for _ in range(sweeps):
             left = np.linalg.qr(cross @ problem.inverse_times(cross.T @ left))[0]
@@ -129,7 +142,7 @@ def auxiliary(wanted: np.ndarray, given: np.ndarray, penalty: float) -> np.ndarr
 
 
 def _relu_error(low: LowRank, wanted: np.ndarray, found: np.ndarray) -> float:
-    return float(np.square(np.maximum(wanted, 0) - np.maximum(low(found), 0)).sum())
+    return float(np.square(np.maximum(wanted, 0) - np.maximum(low(found), 0)).sum(dtype=np.float64))
 
 
 class _Regression:
@@ -141,8 +154,7 @@ class _Regression:
     """
 
     def __init__(self, covariance: np.ndarray, rows: int) -> None:
-        total = float(np.trace(covariance))
-        self.ridge = total / rows if total > 0 else 1.0
+        self.ridge = _ridge(float(np.trace(covariance)), rows)
         self.channels = len(covariance)
         self.covariance = covariance + self.ridge * np.eye(self.channels)
         self._inverse: np.ndarray | None = None
@@ -165,3 +177,8 @@ class _Regression:
     def onto(self, left: np.ndarray, cross: np.ndarray) -> np.ndarray:
         """left.T @ (best map of full rank)."""
         return self.inverse_times(cross.T @ left).T
+
+
+def _ridge(total: float, rows: int) -> float:
+    """`total` is the trace of the covariance."""
+    return total / rows if total > 0 else 1.0

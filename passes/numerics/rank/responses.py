@@ -13,6 +13,8 @@ import numpy as np
 
 CHUNK_ROWS = 1 << 14
 """Rows that are in memory as float64 at a time."""
+FEW = 4
+"""Up to one row in so many channels, the rows are kept as they are: they say less than a covariance would hold."""
 
 
 class Responses:
@@ -24,7 +26,9 @@ class Responses:
         self.count = 0
         self.wanted_mean = np.zeros(channels)
         self.found_mean = np.zeros(channels)
-        self._found = np.zeros((channels, channels))
+        self._few: list[tuple[np.ndarray, np.ndarray | None]] | None = []
+        """All rows, (wanted, found), as long as they are few; None from then on."""
+        self._found = np.zeros((0, 0))
         self._cross: np.ndarray | None = None
         self.paired = False
         self.sample = sample
@@ -36,16 +40,41 @@ class Responses:
         """`wanted`, `found`: [rows, channels]. Without `found`, both are the same; all calls have it, or
         none.
         """
-        if found is not None and self._cross is None:
-            self._cross, self.paired = np.zeros_like(self._found), True
-        for start in range(0, len(wanted), CHUNK_ROWS):
-            part = slice(start, start + CHUNK_ROWS)
-            with np.errstate(invalid="ignore", over="ignore"):  # `is_finite` tells
-                self._merge(
-                    wanted[part].astype(np.float64), None if found is None else found[part].astype(np.float64)
-                )
+        self.paired = self.paired or found is not None
+        if not len(wanted):
+            return
+        if self._few is not None and self.count + len(wanted) <= len(self.wanted_mean) // FEW:
+            self._few.append((wanted.copy(), None if found is None else found.copy()))
+            self._step(wanted, found)
+        else:
+            self._take_moments(wanted, found)
         if self.sample:
             self._draw(wanted, wanted if found is None else found)
+
+    def _take_moments(self, wanted: np.ndarray, found: np.ndarray | None) -> None:
+        earlier, self._few = self._few, None
+        if earlier is not None:
+            channels, self.count = len(self.wanted_mean), 0
+            self.wanted_mean, self.found_mean = np.zeros(channels), np.zeros(channels)
+            self._found = np.zeros((channels, channels))
+            self._cross = np.zeros_like(self._found) if self.paired else None
+        for one, other in [*(earlier or []), (wanted, found)]:
+            for start in range(0, len(one), CHUNK_ROWS):
+                part = slice(start, start + CHUNK_ROWS)
+                with np.errstate(invalid="ignore", over="ignore"):  # `is_finite` tells
+                    self._merge(
+                        one[part].astype(np.float64),
+                        None if other is None else other[part].astype(np.float64),
+                    )
+
+    def _step(self, wanted: np.ndarray, found: np.ndarray | None) -> None:
+        """Moves the means to those with these rows, too."""
+        self.count += len(wanted)
+        share = len(wanted) / self.count
+        means = [rows.mean(axis=0, dtype=np.float64) for rows in (wanted, wanted if found is None else found)]
+        with np.errstate(invalid="ignore", over="ignore"):  # `is_finite` tells
+            self.wanted_mean = self.wanted_mean + (means[0] - self.wanted_mean) * share
+            self.found_mean = self.found_mean + (means[1] - self.found_mean) * share
 
     def _merge(self, wanted: np.ndarray, found: np.ndarray | None) -> None:
         rows, total = len(wanted), self.count + len(wanted)
@@ -79,15 +108,35 @@ class Responses:
         )
         self._keys, self._rows = keys[kept], rows[:, kept]
 
+    def deviations(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(wanted, found): all rows about their means and over the root of their number, float64
+        [count, channels], whose products are the covariances; None if there are more than one in FEW channels.
+        """
+        if self._few is None:
+            return None
+        wanted, found = (
+            np.concatenate([np.zeros((0, mean.size)), *rows]) - mean
+            for rows, mean in (
+                ([one for one, _ in self._few], self.wanted_mean),
+                ([one if other is None else other for one, other in self._few], self.found_mean),
+            )
+        )
+        root = np.sqrt(max(self.count, 1))
+        return wanted / root, found / root
+
     @property
     def covariance(self) -> np.ndarray:
         """Covariance of the responses found, [channels, channels], float64."""
-        return self._found / max(self.count, 1)
+        few = self.deviations()
+        return self._found / max(self.count, 1) if few is None else few[1].T @ few[1]
 
     @property
     def cross(self) -> np.ndarray:
         """Covariance of those wanted (rows) with those found (columns), [channels, channels], float64."""
-        return self.covariance if self._cross is None else self._cross / max(self.count, 1)
+        if not self.paired:
+            return self.covariance
+        few = self.deviations()
+        return few[0].T @ few[1] if few is not None else np.asarray(self._cross) / max(self.count, 1)
 
     @property
     def sampled(self) -> tuple[np.ndarray, np.ndarray]:
@@ -95,13 +144,18 @@ class Responses:
         return self._rows[0], self._rows[1]
 
     def is_finite(self) -> bool:
+        if self._few is not None:  # a mean is finite if all of its rows are
+            return bool(np.isfinite([self.wanted_mean, self.found_mean]).all())
         return bool(
             np.isfinite(self._found).all() and (self._cross is None or np.isfinite(self._cross).all())
         )
 
     def spectrum(self) -> np.ndarray:
         """Variance of the responses along their principal directions, descending, [channels]."""
-        return np.maximum(np.linalg.eigvalsh(self.covariance)[::-1], 0.0)
+        few = self.deviations()
+        among = self.covariance if few is None else few[1] @ few[1].T
+        values = np.maximum(np.linalg.eigvalsh(among)[::-1], 0.0)
+        return np.pad(values, (0, len(self.found_mean) - values.size))
 
 
 def as_rows(values: np.ndarray, axis: int) -> np.ndarray:

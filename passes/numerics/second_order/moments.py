@@ -167,5 +167,5 @@ class SplitMoments:
 
 
 def response_energy(change: np.ndarray, covariance: np.ndarray) -> float:
-    """tr(D C D') of D [groups, r, d] and C [groups, d, d]."""
-    return float(np.einsum("grd,grd->", np.matmul(change, covariance), change))
+    """tr(D C D') of D [groups, r, d] and C [groups, d, d]; of float32 it is summed in float64."""
+    return float(np.einsum("grd,grd->", np.matmul(change, covariance), change, dtype=np.float64))

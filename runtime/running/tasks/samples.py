@@ -93,6 +93,15 @@ def mean(values: np.ndarray, reach: float | None = None) -> Sums:
     return quotient(values, np.ones(len(values)), reach)
 
 
+def median(values: np.ndarray) -> Redrawn:
+    """Of one number per sample, such as milliseconds; what a few of them are, or others would be, hardly moves it."""
+
+    def drawn(counts: np.ndarray) -> float:
+        return float(np.median(np.repeat(values, counts)))
+
+    return Redrawn(len(values), drawn, float(np.median(values)), resamples=1000, reach=0.0)
+
+
 def divided(totals: np.ndarray) -> np.ndarray:
     """The first total over the second."""
     with np.errstate(divide="ignore", invalid="ignore"):

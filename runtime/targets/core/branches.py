@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from onnx_lathe.errors import TargetError
+from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.targets.core.facts import Shape, behind_defaults, free_tensors, free_values
 from onnx_lathe.runtime.targets.core.further import further_values, sized_tensors, values_at
 
@@ -59,6 +60,35 @@ def decided(
             for node in _meetings(model.graph, [name] if len(known) > 1 and sizes != others else [])
         )
     }
+
+
+def constant(model: onnx.ModelProto) -> dict[str, bool]:
+    """Condition -> what it is, of those that follow from constants alone: whatever the sizes are."""
+    wanted = conditions(model.graph)
+    found = sorted({*wanted} - sized_tensors(model.graph)) if wanted else []
+    if not found:
+        return {}
+    part = _behind(model, found)
+    return {name: bool(np.all(value)) for name, value in ort.run(ort.session(part), {}).items()}
+
+
+def _behind(model: onnx.ModelProto, wanted: Sequence[str]) -> onnx.ModelProto:
+    """What these conditions are computed by, from constants on, as a model without inputs: the whole one may not run at
+    sizes that are made up.
+    """
+    needed, nodes = set(wanted), []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            nodes.append(node)
+    part = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    part.graph.name = "conditions"
+    part.graph.node.extend(reversed(nodes))
+    part.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in needed)
+    part.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, None) for name in wanted
+    )
+    return part
 
 
 def conditions(graph: onnx.GraphProto) -> list[str]:

@@ -88,14 +88,29 @@ def moved_by(
     found = dict.fromkeys(wanted, 0.0)
     for seed in range(CHANGES):
         generator = np.random.default_rng(seed)
-        changed = {
-            name: value
-            if not np.issubdtype(value.dtype, np.floating)
-            else (
-                value + change * np.abs(value).max(initial=0.0) * generator.uniform(-1, 1, value.shape)
-            ).astype(value.dtype)
-            for name, value in feeds.items()
-        }
-        for name, value in ort.run(session, changed).items():
+        moved = {name: changed(value, change, generator) for name, value in feeds.items()}
+        for name, value in ort.run(session, moved).items():
             found[name] = max(found[name], distance(name, value))
+    return found
+
+
+def changed(value: np.ndarray, change: float, generator: np.random.Generator) -> np.ndarray:
+    """Floats moved by up to `change` of the largest; others as they are."""
+    if not np.issubdtype(value.dtype, np.floating):
+        return value
+    step = change * np.abs(value).max(initial=0.0) * generator.uniform(-1, 1, value.shape)
+    return (value + step).astype(value.dtype)
+
+
+def with_changed_weights(model: onnx.ModelProto, change: float) -> onnx.ModelProto:
+    """A copy whose float32 weights, of two axes or more, are moved by up to `change` of their largest: what a network that
+    takes integers alone can be moved by.
+    """
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    generator = np.random.default_rng(0)
+    for tensor in found.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
+            values = changed(onnx.numpy_helper.to_array(tensor), change, generator)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     return found

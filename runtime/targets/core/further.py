@@ -97,8 +97,9 @@ def _sized_values(
     weights = {tensor.name: tensor for tensor in graph.initializer}
     known: dict[str, np.ndarray] = {}
     for _ in range(MOST_ROUNDS):
-        shapes = _inferred(model, graph, weights, known, strict)
-        if shapes is None:
+        apart = _without_branches(graph)
+        shapes = _inferred(model, graph, weights, known, strict and not apart)
+        if shapes is None or (apart and strict and _inferred(model, apart, weights, known, strict) is None):
             return None
         before = len(known)
         for node in graph.node:
@@ -108,9 +109,51 @@ def _sized_values(
             known |= _ready(model, graph, weights, known, sized)
         except LatheError:
             return None
-        if len(known) == before:  # the last inference saw all values, and whether the network fits them
+        taken = _take_branches(graph, known)
+        if len(known) == before and not taken:  # the last inference saw all values, and whether they fit
             break
+        for body in taken:
+            weights |= {tensor.name: tensor for tensor in body.initializer}
+        sized |= sized_tensors(graph)
     return {name: known[name] for name in wanted if name in known}
+
+
+def _without_branches(graph: onnx.GraphProto) -> onnx.GraphProto | None:
+    """The graph without Ifs that are there still, and what is computed of them; None if it has none. A body that is not
+    taken need not fit the sizes, and may be why there is another.
+    """
+    if not any(node.op_type == "If" for node in graph.node):
+        return None
+    found, unknown = onnx.GraphProto(input=graph.input), set[str]()
+    for node in graph.node:
+        if node.op_type == "If" or unknown.intersection(node.input):
+            unknown.update(node.output)
+        else:
+            found.node.append(node)
+    found.output.extend(value for value in graph.output if value.name not in unknown)
+    return found
+
+
+def _take_branches(graph: onnx.GraphProto, known: Mapping[str, np.ndarray]) -> list[onnx.GraphProto]:
+    """Puts the body that runs in the place of each If whose condition is known. Returns these bodies."""
+    nodes, taken = [], []
+    for node in graph.node:
+        if node.op_type != "If" or node.domain or node.input[0] not in known:
+            nodes.append(node)
+            continue
+        which = "then_branch" if np.all(known[node.input[0]]) else "else_branch"
+        body = next(item.g for item in node.attribute if item.name == which)
+        taken.append(body)
+        nodes += body.node
+        nodes += [
+            onnx.helper.make_node("Identity", [value.name], [result])
+            for value, result in zip(body.output, node.output, strict=True)
+            if result
+        ]
+    if taken:
+        del graph.node[:]
+        graph.node.extend(nodes)
+    return taken
 
 
 def sized_tensors(graph: onnx.GraphProto) -> set[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_lathe.errors import ModelError, TargetError, first_few
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.running import ort
@@ -86,7 +87,10 @@ class Bundle:
             )
         made_up = not stored
         stored = stored or [reference.made_up(session, profiles)]
-        found = reference.write(self.folder / reference.FILE, session, stored)
+        try:
+            found = reference.write(self.folder / reference.FILE, session, stored)
+        except ModelError as error:
+            raise (_no_sizes(profiles, error) if profiles else error) from error
         described["reference"] = found | {"made_up": made_up}
         self._describe(described)
         return {"reference": "random" if made_up else "data", **({"notes": notes} if notes else {})}
@@ -107,6 +111,15 @@ class Bundle:
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as file:
             file.write(text.encode())
+
+
+def _no_sizes(profiles: Mapping[str, Any], error: ModelError) -> TargetError:
+    """Says at which sizes the model does not run, and what to do."""
+    tuned = [f"input '{name}' {'x'.join(map(str, sizes[1]))}" for name, sizes in profiles.items()]
+    return TargetError(
+        f"the model does not run at the sizes that it is built for, {first_few(tuned)}: give data, whose shapes are taken, "
+        f"or shapes={{{next(iter(profiles))}: MIN:OPT:MAX}}; {error}"
+    )
 
 
 def _dla(model: onnx.ModelProto, options: Any) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from onnx_lathe.runtime.targets.core.distances import (
     largest,
     moved_by,
     relative,
+    with_changed_weights,
     with_half_weights,
 )
 from onnx_lathe.runtime.targets.litert.package import version
@@ -202,6 +203,9 @@ class Reference:
             change = CHANGE_QUANTIZED if self.stored else CHANGE
             moved = moved_by(self.session, self.sample, self.wanted, change, self._distance)
             others = []
+            if not any(np.issubdtype(value.dtype, np.floating) for value in self.sample.values()):
+                near = with_changed_weights(self.model, change)
+                others.append(ort.run(ort.session(near, optimized=False), self.sample))
             if self.half:
                 others.append(ort.run(ort.session(with_half_weights(self.model)), self.sample))
             if (

@@ -37,13 +37,16 @@ _TYPE = re.compile(rf"\b({'|'.join(_TYPES)})\b", re.IGNORECASE)
 _TENSOR = re.compile(r"(?:\bDimensions: \[([^\]]*)\][^{]*?)?\bDatatype: ([^,}]*)")
 _LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<inputs>.*?)\]"
-    r"(?:, Constants: \[(?P<constants>.*?)\])?, Outputs: \["
+    r"(?:, Constants: \[(?P<constants>.*?)\])?, Outputs: \[",
+    re.DOTALL,
 )
 _WEIGHTS = re.compile(r"\bWeights: \{\s*\"?Type\"?: \"?(\w+)")
 _TACTIC = re.compile(r"\bTacticName: ([^,]*)")
-_METADATA = re.compile(r"\bMetadata: (.*)$")
+_METADATA = re.compile(r"\bMetadata: (.*)$", re.DOTALL)
 _NUMBER = re.compile(r"_myl\d+_\d+$")
-_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f\s,]*(?:\[ONNX Layer: |$))")
+_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f\s,]*(?:\[ONNX Layer: |$))", re.DOTALL)
+_RECORDS = re.compile(r"\n(?=Name: )|\n\s*\n")
+"""Between two kernels, and behind the last: a name may hold a line break, and TensorRT writes it as it is."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Kernel:
 def from_log(text: str) -> list[Kernel]:
     """The kernels that a builder's log describes; none if it is worded otherwise than above."""
     found = []
-    for line in text.split("\n"):  # splitlines would also split at the separators of the metadata
+    for line in _RECORDS.split(text):
         match = _LINE.search(line)
         metadata = _METADATA.search(line)
         if match is None or metadata is None:

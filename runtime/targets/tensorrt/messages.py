@@ -15,9 +15,14 @@ ADVICE = {
     "ScopeType::kUNDEFINED": "it is about an If or Loop of the model: export the model without, such as with fixed sizes",
     "HW-specific datatypes": "build for a GPU that has the type, or quantize in another",
     "FP32 GEMM is not supported": "run the pass float16, or build for sm80 or later",
+    "violate shape constraints": "the network does not run at these sizes: give data, whose shape is taken, or shapes={INPUT: MIN:OPT:MAX}",
     "Could not find any implementation": "more workspace_mb may help; else leave the layer in float",
 }
 """A part of an error -> what to do about it."""
+
+
+_NO_PLUGIN = re.compile(r"plugin .*not found", re.IGNORECASE)
+"""What the parser says of an operator that it only passes on to a plugin."""
 
 
 def explained(text: str) -> str:
@@ -45,8 +50,8 @@ def parse_refusal(parser: Any, logger: Any) -> str:
         error = parser.get_error(index)
         operator, place = error.node_operator(), error.node_name()
         reason = tidy(error.desc())
-        if reason in ("", "false"):
-            reason = f"operator {operator} is not supported"
+        if reason in ("", "false") or _NO_PLUGIN.search(reason):
+            reason = f"operator {operator} is not supported; export the model without it"
         where = (
             f"{place} ({operator})"
             if place

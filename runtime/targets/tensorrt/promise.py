@@ -8,7 +8,7 @@ import onnx
 from onnx_lathe.macs import macs_of
 from onnx_lathe.runtime.targets.core.base import layers_of
 from onnx_lathe.runtime.targets.tensorrt.check import QUANTIZERS, verdicts
-from onnx_lathe.runtime.targets.tensorrt.shapes import Shape
+from onnx_lathe.runtime.targets.tensorrt.dimensions import Shape
 from onnx_lathe.runtime.targets.tensorrt.tensor_shapes import computed, inferred
 
 

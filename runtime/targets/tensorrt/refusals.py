@@ -5,12 +5,14 @@ Operators are those that the parser of TensorRT-RTX 1.7 does not know. A newer o
 leaves them to it; `optimize check` names them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
+from onnx_lathe.engines import LONGEST_NAME, carries
 from onnx_lathe.runtime.targets.core.base import LAYERS
 from onnx_lathe.runtime.targets.tensorrt.check import Concern, Reader, concerns
 
@@ -53,12 +55,22 @@ def fatal(model: onnx.ModelProto, compute: Sequence[str] = ()) -> list[Concern]:
     """All that is known to fail in a build for these GPUs, such as `sm86`."""
     found = [concern for concern in concerns(model) if concern.fatal]
     reader = Reader(model.graph)
-    found += [*_inputs(reader), *_gpus(reader, compute), *_weights(reader), *_branches(reader)]
+    found += [
+        *_names(model.graph),
+        *_inputs(reader),
+        *_gpus(reader, compute),
+        *_weights(reader),
+        *_branches(reader),
+    ]
     return found
 
 
-def unknown_operators(model: onnx.ModelProto) -> list[Concern]:
-    """Those that no parser tried here knows; functions of the model are looked into by the parser alone."""
+def unknown_operators(
+    model: onnx.ModelProto, lacking: Mapping[str, str] = MappingProxyType({})
+) -> list[Concern]:
+    """Those that no parser tried here knows; functions of the model are looked into by the parser alone. `lacking`:
+    operators that this one has not, with the reason.
+    """
     functions = {(function.domain, function.name) for function in model.functions}
     found = []
     for node, name in _all_nodes(Reader(model.graph)):
@@ -70,6 +82,8 @@ def unknown_operators(model: onnx.ModelProto) -> list[Concern]:
         elif node.op_type in UNKNOWN_OPERATORS and node.domain in ("", "ai.onnx"):
             what = f"the operator {node.op_type} is not known to TensorRT"
             found.append(Concern(name, f"{what}; export the model without it", True, node.op_type))
+        elif node.op_type in lacking and not node.domain:
+            found.append(Concern(name, lacking[node.op_type], True, node.op_type))
     return found
 
 
@@ -102,6 +116,19 @@ def _inputs(reader: Reader) -> Iterator[Concern]:
                 f"it decides the shape of a tensor ({shapes[value.name]}); make it a constant of the model"
             )
             yield Concern(f"input '{value.name}'", reason, True, "input")
+
+
+def _names(graph: onnx.GraphProto) -> Iterator[Concern]:
+    """Of inputs and outputs, which stay as callers know them."""
+    for what, values in (("input", graph.input), ("output", graph.output)):
+        for value in values:
+            if not carries(value.name):
+                shown = value.name[:40] + "..." * (len(value.name) > 40)
+                why = (
+                    "holds a NUL character" if "\0" in value.name else f"is longer than {LONGEST_NAME} bytes"
+                )
+                reason = f"its name {why}, which TensorRT does not carry; rename it"
+                yield Concern(f"{what} '{shown}'", reason, True, what)
 
 
 def _shape_tensors(reader: Reader) -> dict[str, str]:

@@ -8,16 +8,20 @@ from types import MappingProxyType
 
 import onnx
 
-from onnx_lathe.engines import says_nothing
 from onnx_lathe.errors import UsageError, nearest
+from onnx_lathe.runtime.targets.tensorrt.dimensions import (
+    Dimensions,
+    Shape,
+    batch_names_of,
+    dimensions_of,
+    is_open,
+    unequal_names,
+    usual_size,
+)
 
-Shape = tuple[int, ...]
 Pattern = tuple[int | None, ...]
 """A shape in which None stands for the batch."""
 
-SEQUENCE_LENGTH = 128
-USUAL_SIZES = {4: 224, 5: 32}
-"""Rank -> a usual size where one is open: of pictures, of volumes; of others a length."""
 USUAL_BATCH = "1:1:32"
 BATCH = "N"
 """In the option shapes: the sizes of the option batch."""
@@ -133,7 +137,7 @@ def fit_given(
     """The model's inputs with their dimensions. Raises UsageError where `shapes` contradict them, and where `batch` was
     `asked` for and no input takes it.
     """
-    inputs = _inputs(model)
+    inputs = dimensions_of(model)
     for name in shapes.keys() - inputs.keys():
         raise UsageError(
             f"option shapes: the model has no input '{name}'{nearest(name, inputs) or '; it has ' + ', '.join(inputs)}"
@@ -150,12 +154,12 @@ def fit_given(
 
 
 def _takes_batch(
-    inputs: Mapping[str, list[int | str] | None],
+    inputs: Dimensions,
     batch: Sequence[Profile],
     shapes: Mapping[str, Sequence[Sizes]],
 ) -> bool:
     """Whether an input has a place for the batch, or is fixed at that very size."""
-    names = _batch_names(inputs)
+    names = batch_names_of(inputs)
     asked = {one for profile in batch for one in (*profile.least, *profile.greatest)}
     for name, dims in inputs.items():
         if name in shapes:
@@ -163,7 +167,7 @@ def _takes_batch(
             taken = any(None in sizes.least for sizes in shapes[name]) or {(one,) for one in asked} == said
         else:
             taken = dims is None or any(
-                isinstance(dim, str) and not _is_open(axis, dim, names) for axis, dim in enumerate(dims)
+                isinstance(dim, str) and not is_open(axis, dim, names) for axis, dim in enumerate(dims)
             )
         if taken or (dims and asked == {dims[0]}):
             return True
@@ -195,10 +199,8 @@ def given_shapes(batch: Sequence[Profile], shapes: Mapping[str, Sequence[Sizes]]
     return found
 
 
-def _profile(
-    inputs: Mapping[str, list[int | str] | None], batch: Profile, shapes: Mapping[str, Sizes]
-) -> dict[str, Profile]:
-    batch_names, found = _batch_names(inputs), {}
+def _profile(inputs: Dimensions, batch: Profile, shapes: Mapping[str, Sizes]) -> dict[str, Profile]:
+    batch_names, found = batch_names_of(inputs), {}
     for name, dims in inputs.items():
         if name in shapes:
             found[name] = _fitting(name, dims, shapes[name].at(batch))
@@ -218,7 +220,7 @@ def sizes_of_names(
     """Name of a dimension -> the least, the tuned and the greatest size that `shapes` say of it, for each profile. The
     batch is none of them.
     """
-    inputs = _inputs(model)
+    inputs = dimensions_of(model)
     found: dict[str, list[tuple[int, int, int]]] = {}
     for name, every in shapes.items():
         for axis, dim in enumerate(inputs.get(name) or ()):
@@ -246,11 +248,9 @@ def from_data(
     named: dimension -> its sizes where the given shapes say them, in each profile, which those of the same name have
     too.
     """
-    inputs = _inputs(model)
+    inputs = dimensions_of(model)
     ones = {name: dims for name, dims in inputs.items() if asked and samples.get(name, ())[:1] == (1,)}
-    batch_names = _batch_names(inputs)
-    if per_call:
-        batch_names = _batch_names(ones)
+    batch_names = batch_names_of(ones if per_call else inputs) - unequal_names(inputs, samples)
     found = {}
     for name, dims in inputs.items():
         sample = samples.get(name)
@@ -258,16 +258,17 @@ def from_data(
             continue
         known: list[int | str] = dims if dims is not None else ["batch", *sample[1:]] if sample else []
         first = 0 if per_call and name not in ones else 1
-        is_open = [_is_open(axis, dim, batch_names, first) for axis, dim in enumerate(known)]
-        if dims is not None and not any(is_open):
+        open_axes = [is_open(axis, dim, batch_names, first) for axis, dim in enumerate(known)]
+        if dims is not None and not any(open_axes):
             continue
         sizes = [
-            size if is_open[axis] else dim for axis, (dim, size) in enumerate(zip(known, sample, strict=True))
+            size if open_axes[axis] else dim
+            for axis, (dim, size) in enumerate(zip(known, sample, strict=True))
         ]
         of_axes = {
             axis: named[dim]
             for axis, dim in enumerate(known)
-            if is_open[axis] and isinstance(dim, str) and dim in named
+            if open_axes[axis] and isinstance(dim, str) and dim in named
         }
         found[name] = _text_of_profiles(sizes, of_axes)
     return found
@@ -295,85 +296,17 @@ def _text(shape: Pattern) -> str:
     return "x".join(BATCH if size is None else str(size) for size in shape)
 
 
-def _inputs(model: onnx.ModelProto) -> dict[str, list[int | str] | None]:
-    stored = {tensor.name for tensor in model.graph.initializer}
-    return {value.name: _dimensions(value) for value in model.graph.input if value.name not in stored}
-
-
-def _batch_names(inputs: Mapping[str, list[int | str] | None]) -> set[str]:
-    return {dims[0] for dims in inputs.values() if dims and isinstance(dims[0], str) and dims[0]}
-
-
-def _is_open(axis: int, dim: int | str, batch_names: Collection[str], first: int = 1) -> bool:
-    """Whether neither the model nor the option batch, which is for axes before `first`, gives the dimension a size."""
-    return isinstance(dim, str) and axis >= first and dim not in batch_names
-
-
 def _patterned(dims: Sequence[int | str]) -> Sizes:
     pattern = tuple(dim if isinstance(dim, int) else None for dim in dims)
     return Sizes(pattern, pattern, pattern)
 
 
-def _dimensions(value: onnx.ValueInfoProto) -> list[int | str] | None:
-    """Sizes; the name, or "" without one that says something, where the size is not fixed. None if even the rank is
-    unknown.
-    """
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape"):
-        return None
-    return [
-        dim.dim_value
-        if dim.HasField("dim_value") and dim.dim_value > 0
-        else ("" if says_nothing(dim.dim_param) else dim.dim_param)
-        for dim in tensor.shape.dim
-    ]
-
-
-def leaves_open(model: onnx.ModelProto, given: Collection[str]) -> bool:
-    """Whether an input that is not among the `given` has a size that only data or the option shapes can say."""
-    inputs = _inputs(model)
-    batch_names = _batch_names(inputs)
-    return any(
-        _is_open(axis, dim, batch_names)
-        for name, dims in inputs.items()
-        if name not in given
-        for axis, dim in enumerate(dims or ())
-    )
-
-
-def usual_shapes(
-    model: onnx.ModelProto, size: int | None, named: Mapping[str, Sequence[tuple[int, int, int]]]
-) -> dict[str, Shape]:
-    """Shapes of one sample, with a usual size, or `size`, where one is open and not `named`; of inputs whose rank is
-    known.
-    """
-    inputs = _inputs(model)
-    batch_names = _batch_names(inputs)
-
-    def one(axis: int, dim: int | str, dims: Sequence[int | str]) -> int:
-        if isinstance(dim, int):
-            return dim
-        if dim in named:
-            return named[dim][0][1]
-        return size or _usual(dims) if _is_open(axis, dim, batch_names) else 1
-
-    return {
-        name: tuple(one(axis, dim, dims) for axis, dim in enumerate(dims))
-        for name, dims in inputs.items()
-        if dims is not None
-    }
-
-
-def _usual(dims: Sequence[int | str]) -> int:
-    return USUAL_SIZES.get(len(dims), SEQUENCE_LENGTH)
-
-
 def _refuse_open(name: str, dims: list[int | str], batch_names: Collection[str]) -> None:
     for axis, dim in enumerate(dims):
-        if _is_open(axis, dim, batch_names):
+        if is_open(axis, dim, batch_names):
             label = f"dimension {axis} ('{dim}')" if dim else f"dimension {axis}"
             example = [
-                _usual(dims) if _is_open(i, other, batch_names) else other for i, other in enumerate(dims)
+                usual_size(dims) if is_open(i, other, batch_names) else other for i, other in enumerate(dims)
             ]
             raise UsageError(
                 f"input '{name}': {label} is not fixed; give data, whose shape is taken, or one or three shapes with "

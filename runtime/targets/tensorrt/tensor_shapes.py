@@ -10,7 +10,7 @@ from onnx_lathe.errors import LatheError
 from onnx_lathe.macs import OpenShape
 from onnx_lathe.runtime.files.tensors import without_big
 from onnx_lathe.runtime.running import ort
-from onnx_lathe.runtime.targets.tensorrt.shapes import Shape
+from onnx_lathe.runtime.targets.tensorrt.dimensions import Shape
 
 
 def inferred(model: onnx.ModelProto, sizes: Mapping[str, Shape]) -> dict[str, OpenShape]:

@@ -31,6 +31,7 @@ from onnx_lathe.runtime.targets.core.base import (
     Target,
     own_kernels,
 )
+from onnx_lathe.runtime.targets.core.branches import constant
 from onnx_lathe.runtime.targets.core.registry import register
 from onnx_lathe.runtime.targets.tensorrt import process
 from onnx_lathe.runtime.targets.tensorrt.attempts import Profiles, attempt, plain, with_branches
@@ -67,6 +68,10 @@ NO_INT8_ON_TURING = (
 )
 
 
+ONLY_IN_FULL = ("NonZero", "RoiAlign")
+LACKING = "TensorRT-RTX has no such operator, TensorRT has: build for target tensorrt or jetson, or export the model without it"
+
+
 class TensorRTBase(Target):
     """What the two families share. An engine of one cannot be loaded by the other."""
 
@@ -76,6 +81,8 @@ class TensorRTBase(Target):
     library: ClassVar[str]
     builds_here: ClassVar[bool] = False
     """Whether this machine's TensorRT builds the engine."""
+    lacking: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Operator that others of the family have -> why this one refuses it."""
     missing: ClassVar[str]
     """What to do when the library is not installed."""
 
@@ -116,7 +123,7 @@ class TensorRTBase(Target):
         fit_given(model, batch, shapes, asked=options.batch is not None)
 
     def refusals(self, model: onnx.ModelProto, options: Any) -> list[tuple[str, str, str]]:
-        found = [*fatal(model, self._compute(options)), *unknown_operators(model)]
+        found = [*fatal(model, self._compute(options)), *unknown_operators(model, self.lacking)]
         return [(concern.node, concern.op, concern.reason) for concern in found]
 
     def _compute(self, options: Any) -> list[str]:
@@ -158,7 +165,8 @@ class TensorRTBase(Target):
         self, options: Any, model: onnx.ModelProto, known: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         shapes = given_shapes(parse_batch(options.batch), parse_shapes(options.shapes))
-        return {"shapes": shapes, "speed": options.speed, "prefer": options.prefer}
+        branches = {**known.get("branches", {}), **constant(model)}
+        return {"shapes": shapes, "speed": options.speed, "prefer": options.prefer, "branches": branches}
 
     def fitted(
         self,
@@ -300,6 +308,7 @@ class TensorRTRTX(TensorRTBase):
     title = "TensorRT-RTX"
     packages = ("tensorrt-rtx",)
     library = "tensorrt_rtx"
+    lacking = MappingProxyType(dict.fromkeys(ONLY_IN_FULL, LACKING))
     moved = MappingProxyType(
         {
             "timing_cache": "TensorRT-RTX times no kernels when it builds, so there is nothing to keep",

@@ -1,5 +1,6 @@
 """Sizes to build for where the model leaves them open: those of the data, or usual ones, on which it runs."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,16 +10,19 @@ import onnxruntime
 
 from onnx_lathe.errors import ModelError, UsageError
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.targets.tensorrt.dimensions import (
+    Shape,
+    leaves_open,
+    shares_batch,
+    usual_shapes,
+)
 from onnx_lathe.runtime.targets.tensorrt.shapes import (
     BATCH,
-    Shape,
     Sizes,
     from_data,
-    leaves_open,
     parse_batch,
     parse_shapes,
     sizes_of_names,
-    usual_shapes,
 )
 
 OF_BATCH = f" ({BATCH}: option batch)"
@@ -69,7 +73,8 @@ def usual_samples(model: onnx.ModelProto, given: Mapping[str, Sequence[Sizes]]) 
 
     given: what is known already of inputs.
     """
-    if not leaves_open(model, given):
+    shared = shares_batch(model, given)
+    if not shared and not leaves_open(model, given):
         return {}
     (one,) = parse_batch(1)
     named = sizes_of_names(model, given)
@@ -79,8 +84,8 @@ def usual_samples(model: onnx.ModelProto, given: Mapping[str, Sequence[Sizes]]) 
         values = ort.random_feeds(session)
     except ModelError:
         return {}
-    for size in TRIED:
-        shapes = {**usual_shapes(model, size, named), **known}
+    for apart, size in itertools.product((False, True) if shared else (False,), TRIED):
+        shapes = {**usual_shapes(model, size, named, apart), **known}
         feeds = {name: np.resize(value, shapes.get(name, value.shape)) for name, value in values.items()}
         try:
             ort.run(_Silent(session), feeds)

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from onnx_lathe.runtime.torch_bridge.arrays import to_torch
 from onnx_lathe.runtime.training.job import RetrainJob
 from onnx_lathe.runtime.training.loop import schedule
 from onnx_lathe.runtime.training.loop.augment import Augmentation
+from onnx_lathe.runtime.training.loop.lesson import Lesson
 from onnx_lathe.runtime.training.loop.objective import Objective
 from onnx_lathe.runtime.training.loop.precision import Precision
 from onnx_lathe.runtime.training.loop.settings import Settings
@@ -95,10 +96,18 @@ class _Loop:
         )
         self.teacher = job.teacher if self.objective.distill > 0 else None
         self.optimizer = _optimizer(self.parameters, settings)
+        taught = None if self.teacher is None else self._taught
+        lesson = Lesson(self.objective, self.precision, taught, self._some, job.progress)
+        self.pipeline = job.workers.pipeline(module, lesson, job.shaped)
         self.samples = _count(job.data, settings.batch)
         self.losses: list[float] = []
         self.best: dict[str, Tensor] | None = None
         self.score: Score | None = None
+
+    def _some(self, count: int) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Inputs and labels of up to so many samples."""
+        batch = next(iter(self.job.data.batches(count)))
+        return self._feeds(batch), self._labels(batch)
 
     def _sample(self, batch: Batch) -> tuple[Tensor, ...]:
         """Raises PassError for an operator that PyTorch refuses in bfloat16, such as one that wants all its
@@ -129,19 +138,23 @@ class _Loop:
             )
         self.network = job.workers.parallel(self.module)
         if first == 0 and job.validation is not None and not job.shaped:
-            self.score, self.best, job.metrics["best_epoch"] = self._score(job.validation), self._copy(), 0.0
+            with job.workers.whole():
+                self.score, self.best = self._score(job.validation), self._copy()
+            job.metrics["best_epoch"] = 0.0
         self.module.train()
         done = first
         while done < job.epochs and not self._is_enough(done):
             self._epoch(done, first, started)
             done += 1
-            if (
-                self.score is not None
-                and job.validation is not None
-                and (fresh := self._score(job.validation)) > self.score
-            ):
-                self.score, self.best, job.metrics["best_epoch"] = fresh, self._copy(), float(done)
-            self._save(done)
+            with job.workers.whole():
+                if (
+                    self.score is not None
+                    and job.validation is not None
+                    and (fresh := self._score(job.validation)) > self.score
+                ):
+                    self.score, self.best, job.metrics["best_epoch"] = fresh, self._copy(), float(done)
+                self._save(done)
+        job.workers.gather()
         if self.best is not None:
             self.module.load_state_dict(self.best)
         part = max(1, len(self.losses) // 20)
@@ -162,6 +175,8 @@ class _Loop:
             return 0
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.pipeline is not None:
+            self.pipeline.forget(self.optimizer)
         self.precision.restore(state["precision"])
         self.augment.random.bit_generator.state = json.loads(state["augment"])
         self.losses, self.best, self.score = state["losses"], state["best"], state["score"]
@@ -179,7 +194,7 @@ class _Loop:
             }
             state |= {
                 "module": self.module.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": self.job.workers.merged(self.optimizer.state_dict()),
                 "precision": self.precision.state(),
             }
             state |= {
@@ -214,12 +229,15 @@ class _Loop:
 
     def _step(self, batch: Batch) -> Tensor:
         feeds = self._feeds(self.augment(batch))
-        loss = batch.weight * self._loss(
-            self.network, feeds, batch, lambda value: self.job.workers.mean(batch.weight * value)
-        )
         self.optimizer.zero_grad()
-        self.precision.backward(loss)
-        self.precision.step(self.optimizer, self.parameters, self.settings.clip)
+        if self.pipeline is not None:
+            loss = self.pipeline.step(feeds, self._labels(batch), batch.weight)
+        else:
+            loss = batch.weight * self._loss(
+                self.network, feeds, batch, lambda value: self.job.workers.mean(batch.weight * value)
+            )
+            self.precision.backward(loss)
+        self.precision.step(self.optimizer, self.parameters, self.settings.clip, self.job.workers.norm)
         return loss.detach()
 
     def _loss(
@@ -233,7 +251,7 @@ class _Loop:
         taught = None if self.teacher is None else self._taught(feeds)
         return self.objective(self._run(network, feeds), taught, self._labels(batch), mean)
 
-    def _taught(self, feeds: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def _taught(self, feeds: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         if self.teacher is None:
             raise PassError("there is no original model to imitate")
         with torch.no_grad():
@@ -256,7 +274,7 @@ class _Loop:
         correct, loss, samples = 0.0, 0.0, 0.0
         self.module.eval()
         with torch.no_grad():
-            for batch in self.job.workers.share(validation).batches(self.settings.batch):
+            for batch in self.job.workers.judged(validation).batches(self.settings.batch):
                 feeds, labels = self._feeds(batch), self._labels(batch)
                 student = self._run(self.module, feeds)
                 taught = None if self.teacher is None else self._run(self.teacher, feeds)
@@ -279,7 +297,7 @@ class _Loop:
             for name, feed in feeds.items()
         }
 
-    def _run(self, network: Network, feeds: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def _run(self, network: Network, feeds: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Outputs in the types that the graph declares, whatever the precision inside."""
         with self.precision.autocast():
             outputs = network(**feeds)

@@ -8,7 +8,7 @@ error, relative to the teacher's mean square. Without labels, or without an outp
 to, D alone is minimized; without a teacher, CE alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -83,10 +83,28 @@ class Objective:
         mean: Callable[[Tensor], Tensor] = _unchanged,
     ) -> Tensor:
         """The mean over the samples. `mean`: of a mean over these samples, over those of all workers."""
+        return self.loss(student, teacher, labels, {} if teacher is None else self.sizes(teacher, mean))
+
+    def sizes(self, teacher: Sequence[Tensor], mean: Callable[[Tensor], Tensor]) -> dict[int, Tensor]:
+        """Mean square of each output that is compared by its squared error."""
+        return {
+            index: mean(teacher[index].square().mean()).clamp_min(SMALLEST)
+            for index in self.floats
+            if index not in self.scores and self.distill > 0
+        }
+
+    def loss(
+        self,
+        student: Sequence[Tensor],
+        teacher: Sequence[Tensor] | None,
+        labels: Tensor | None,
+        sizes: Mapping[int, Tensor],
+    ) -> Tensor:
+        """The mean over samples that are a part of those of which `sizes` gave the mean squares."""
         terms: list[Tensor] = []
         if teacher is not None and self.distill > 0:
             terms.extend(
-                self.distill * self._difference(index, student[index], teacher[index], mean)
+                self.distill * self._difference(index, student[index], teacher[index], sizes)
                 for index in self.floats
             )
         if self.labelled is not None and labels is not None and self.distill < 1:
@@ -99,10 +117,10 @@ class Objective:
         return int((student[self.labelled or 0].argmax(1) == labels).sum())
 
     def _difference(
-        self, index: int, student: Tensor, teacher: Tensor, mean: Callable[[Tensor], Tensor]
+        self, index: int, student: Tensor, teacher: Tensor, sizes: Mapping[int, Tensor]
     ) -> Tensor:
         if index not in self.scores:
-            return F.mse_loss(student, teacher) / mean(teacher.square().mean()).clamp_min(SMALLEST)
+            return F.mse_loss(student, teacher) / sizes[index]
         wanted = F.log_softmax(self.scores[index](teacher) / self.temperature, 1)
         given = F.log_softmax(self.scores[index](student) / self.temperature, 1)
         return self.temperature**2 * F.kl_div(given, wanted, reduction="batchmean", log_target=True)

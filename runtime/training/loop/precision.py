@@ -6,7 +6,7 @@ doubles after a number of good steps; a step whose gradients overflow is left ou
 Micikevicius et al., "Mixed Precision Training", ICLR 2018, sections 3.1 and 3.2.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -57,18 +57,30 @@ class Precision:
 
     def backward(self, loss: Tensor) -> None:
         """Adds gradients to the parameters, those of the scaled loss for float16."""
-        self._scaler.scale(loss).backward()
+        self.scaled(loss).backward()
 
-    def step(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], clip: float) -> bool:
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What `backward` goes through."""
+        return self._scaler.scale(loss)
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Iterable[nn.Parameter],
+        clip: float,
+        norm: Callable[[Tensor], Tensor] = lambda own: own,
+    ) -> bool:
         """One step of the optimizer, the gradients brought back to their own scale and then to a length of
-        at most `clip` (0: any).
+        at most `clip` (0: any). `norm`: of the norm of these gradients, that of all workers'.
 
         False if some gradient was infinite or no number in float16: weights and optimizer are as they were.
         """
         if self.name == "float16":
             self._scaler.unscale_(optimizer)
         if clip > 0:
-            nn.utils.clip_grad_norm_(parameters, clip)
+            graded = [parameter for parameter in parameters if parameter.grad is not None]
+            gradients = [parameter.grad for parameter in graded if parameter.grad is not None]
+            nn.utils.clip_grads_with_norm_(graded, clip, norm(nn.utils.get_total_norm(gradients)))
         self._scaler.step(optimizer)
         if self.name != "float16":
             return True

@@ -50,6 +50,12 @@ class Traffic:
     def summed(self, size_bytes: float) -> None:
         self.sent_bytes += self._summed(size_bytes)
 
+    def reduced(self, size_bytes: float) -> None:
+        """All gradients of a step, summed as they are."""
+        self.full_bytes += self._summed(size_bytes)
+        self.summed(size_bytes)
+        self.steps += 1
+
     def gathered(self, size_bytes: float) -> None:
         self.sent_bytes += (self.workers - 1) * size_bytes
 

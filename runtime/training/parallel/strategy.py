@@ -13,7 +13,8 @@ import hashlib
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -24,9 +25,14 @@ from torch.nn.parallel import DistributedDataParallel
 from onnx_lathe.errors import PassError
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.data.source import Share
+from onnx_lathe.runtime.torch_bridge import GraphModule
 from onnx_lathe.runtime.training.parallel.gradients import Traffic, communication_hook
 from onnx_lathe.runtime.training.parallel.workers import Group, LaunchedGroup
 from onnx_lathe.runtime.training.state import JobState
+
+if TYPE_CHECKING:
+    from onnx_lathe.runtime.training.loop.lesson import Lesson
+    from onnx_lathe.runtime.training.parallel.schedule import Pipelined
 
 DRIFT = 1e-3
 """Largest difference of a weight between workers, relative to the largest of its tensor: two kinds of
@@ -58,6 +64,31 @@ class Strategy:
     def share(self, source: DataSource) -> DataSource:
         """This worker's part of every batch. `job.data` is one already."""
         return source
+
+    def judged(self, source: DataSource) -> DataSource:
+        """This worker's part of data that all workers score the same whole module on."""
+        return self.share(source)
+
+    def pipeline(self, module: GraphModule, lesson: "Lesson", shaped: bool) -> "Pipelined | None":
+        """What takes the built-in hook's steps in place of a network; None: the hook does. `shaped`: whether
+        a pass acts while training runs.
+        """
+        return None
+
+    def norm(self, own: Tensor) -> Tensor:
+        """The norm of all gradients, from that of those that this worker has."""
+        return own
+
+    def gather(self) -> None:
+        """Brings every weight of the module here, if others train it."""
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within, the module has the newest values of all its weights."""
+        return nullcontext()
+
+    def merged(self, optimizer: dict[str, Any]) -> dict[str, Any]:
+        """An optimizer's state_dict, with what it is at the workers that train other weights."""
+        return optimizer
 
     def total(self, *values: float) -> list[float]:
         """Each value, such as a count of samples, summed over all workers; every worker has to call it."""

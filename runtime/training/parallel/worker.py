@@ -26,7 +26,7 @@ import torch.distributed as dist
 from onnx_lathe.errors import LatheError, UsageError
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.writing import replacing
-from onnx_lathe.runtime.training.parallel.grid import Grid, parse_parallel
+from onnx_lathe.runtime.training.parallel.grid import Grid, Pipeline, parse_parallel
 from onnx_lathe.runtime.training.parallel.launch import MARK
 from onnx_lathe.runtime.training.parallel.strategy import DataParallel
 from onnx_lathe.runtime.training.parallel.workers import LaunchedGroup
@@ -71,7 +71,14 @@ def _strategy(group: LaunchedGroup, job: Mapping[str, Any]) -> DataParallel:
     layout = parse_parallel(job["parallel"]).over(group.size)
     if layout == Grid(group.size):
         return DataParallel(group, job["settings"])
-    raise UsageError(f"--parallel '{job['parallel']}': this version shares out samples only; give data=")
+    if isinstance(layout, Pipeline):
+        # torch.distributed.pipelining takes seconds to import.
+        from onnx_lathe.runtime.training.parallel.pipeline import pipeline_parallel
+
+        return pipeline_parallel(group, job, layout)
+    raise UsageError(
+        f"--parallel '{job['parallel']}': this version shares out samples or stages only; give data= or pipeline="
+    )
 
 
 def _train(folder: Path, job: dict[str, Any], log: Path | None, workers: DataParallel) -> None:
