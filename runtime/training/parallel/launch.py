@@ -165,10 +165,9 @@ def killed(folder: Path, setup: TrainingSetup) -> PassError:
     if setup.log is not None:
         setup.log.write_text(text, encoding="utf-8")
         see = f"; what torchrun says is in {setup.log}"
-    silent = re.findall(rf"^{lifeline.LOST}(.*)$", text, re.MULTILINE)
-    if silent:
+    if silent := lifeline.told(text):
         return PassError(
-            f"lost {silent[-1]}; the model is left as it was; --resume goes on after the last whole epoch{see}"
+            f"lost {silent}; the model is left as it was; --resume goes on after the last whole epoch{see}"
         )
     # The worker that failed first: torchrun ends the others by a signal because of it.
     cause = re.search(r"exitcode\s*:\s*(-?\d+)", text.rpartition("Root Cause")[2])

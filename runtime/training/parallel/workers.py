@@ -52,10 +52,11 @@ class LaunchedGroup(Group):
     """One of several workers, which torchrun started: it sets RANK, WORLD_SIZE, LOCAL_RANK and
     LOCAL_WORLD_SIZE, and where they meet.
 
-    Raises UsageError for more workers than the machine has GPUs.
+    `lost` is called in a thread when another machine has fallen silent, and has to end this process. Raises
+    UsageError for more workers than the machine has GPUs.
     """
 
-    def __init__(self, cuda: bool) -> None:
+    def __init__(self, cuda: bool, lost: lifeline.Told = lifeline.end) -> None:
         self.local, self.neighbours = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
         if cuda:
             there = torch.cuda.device_count()
@@ -67,7 +68,7 @@ class LaunchedGroup(Group):
         self.place = torch.device("cuda", self.local) if cuda else torch.device("cpu")
         store, self.rank, self.size = next(rendezvous("env://", timeout=PATIENCE))
         own = _met(store, self.rank, self.size)
-        lifeline.hold(own, self.rank)
+        lifeline.hold(own, self.rank, lost)
         dist.init_process_group(
             "nccl" if cuda else "gloo",
             timeout=PATIENCE,
