@@ -110,7 +110,7 @@ def _run(folder: Path, launch: Launch, setup: TrainingSetup) -> int:
     with (
         open(folder / "torchrun.log", "wb") as log,
         running(
-            command, _environment(launch.local), grace_s=GRACE_S, stderr=log, start_new_session=True
+            command, workers_environment(launch), grace_s=GRACE_S, stderr=log, start_new_session=True
         ) as child,
     ):
         if child.process.stdout is None:
@@ -124,10 +124,15 @@ def _run(folder: Path, launch: Launch, setup: TrainingSetup) -> int:
         return child.process.wait()
 
 
-def _environment(local: int) -> dict[str, str]:
-    """Workers share the processor's cores."""
+def workers_environment(launch: Launch) -> dict[str, str]:
+    """What torchrun is started in: workers share the processor's cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return environment(OMP_NUM_THREADS=str(max(1, cores // local)))
+    extra = {"OMP_NUM_THREADS": str(max(1, cores // launch.local))}
+    if launch.processes != launch.local:
+        # torchrun 2.13 keeps the store of the first start: if the machine that has it is lost, the others would
+        # ask it for ever.
+        extra["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    return environment(**extra)
 
 
 def _read_result(folder: Path, shaping: Shaping | None) -> tuple[dict[str, np.ndarray], dict[str, float]]:

@@ -21,6 +21,9 @@ PATIENCE = timedelta(minutes=30)
 """How long a worker waits for the others, which may compute for long; one whose machine is gone is noticed by
 its lifeline."""
 
+MEET = timedelta(minutes=5)
+"""How long the workers may take to start, all at once, until they hold their lifelines."""
+
 
 class Group:
     """A single worker: a training without `--launch`."""
@@ -66,9 +69,10 @@ class LaunchedGroup(Group):
                 )
             torch.cuda.set_device(self.local)
         self.place = torch.device("cuda", self.local) if cuda else torch.device("cpu")
-        store, self.rank, self.size = next(rendezvous("env://", timeout=PATIENCE))
+        store, self.rank, self.size = next(rendezvous("env://", timeout=MEET))
         own = _met(store, self.rank, self.size)
         lifeline.hold(own, self.rank, lost)
+        own.set_timeout(PATIENCE)
         dist.init_process_group(
             "nccl" if cuda else "gloo",
             timeout=PATIENCE,
@@ -141,7 +145,7 @@ def _met(store: Store, rank: int, size: int) -> Store:
         token = store.get(f"answer/{token}").decode()
         store.set(f"heard/{token}/{rank}", "")
         return PrefixStore(token, store)
-    deadline, missing = time.monotonic() + PATIENCE.total_seconds(), set(range(1, size))
+    deadline, missing = time.monotonic() + MEET.total_seconds(), set(range(1, size))
     while missing:
         for other in missing:
             if store.check([f"asks/{other}"]):
