@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,16 @@ import pytest
 
 ETC = Path("/etc/netns")
 """What `ip netns exec` puts in place of /etc, by a namespace's name."""
+
+LARGEST = 65000
+"""Bytes of a frame, where a link takes larger ones than Ethernet's."""
+
+CHECKSUMS = """
+import array, fcntl, socket, struct
+off = array.array("I", [0x17, 0])  # ETHTOOL_STXCSUM
+request = struct.pack("16sP", b"eth0", off.buffer_info()[0])
+fcntl.ioctl(socket.socket(), 0x8946, request)  # SIOCETHTOOL
+"""
 
 _NUMBERS = itertools.count()
 
@@ -45,10 +56,45 @@ class Machine:
         """Joins it to the others again after `cut`."""
         _ip("link", "set", self.port, "master", self.bridge)
 
-    def shape(self, megabits_per_s: int) -> None:
+    def shape(self, megabits_per_s: float) -> None:
         """Bounds the rate of what it sends (tc, token bucket)."""
-        rate = ["rate", f"{megabits_per_s}mbit", "burst", "64kb", "latency", "200ms"]
-        _run("ip", "netns", "exec", self.name, "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", *rate)
+        rate = ["rate", f"{megabits_per_s}mbit", "burst", "128kb", "latency", "400ms"]
+        self._run("tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", *rate)
+
+    def large_frames(self) -> None:
+        """Lets frames be as large as they can, with checksums that are complete when they leave: few enough for
+        `delayed`. The addresses have to be known already.
+        """
+        _ip("link", "set", self.port, "mtu", str(LARGEST))
+        self._run("ip", "link", "set", "eth0", "mtu", str(LARGEST))
+        self._run(sys.executable, "-c", CHECKSUMS)
+
+    def _run(self, *command: str) -> None:
+        _run("ip", "netns", "exec", self.name, *command)
+
+
+@contextlib.contextmanager
+def delayed(one: Machine, other: Machine, milliseconds: float) -> Iterator[None]:
+    """Within, two machines are joined by a link on which everything takes so long, each way, in place of the bridge."""
+    for machine in (one, other):
+        machine.large_frames()
+        machine.cut()
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("relay.py")),
+        one.port,
+        other.port,
+        str(milliseconds),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as relay:
+        try:
+            if relay.stdout is None or relay.stdout.readline() != "ready\n":
+                raise OSError("frames cannot be passed on here")
+            yield
+        finally:
+            relay.kill()
+            for machine in (one, other):
+                machine.mend()
 
 
 @contextlib.contextmanager
