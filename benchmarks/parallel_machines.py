@@ -66,7 +66,9 @@ def work(kind: str, steps: int) -> None:
         return time.perf_counter() - begun
 
     seconds = []
-    for network in (module, workers.parallel(module)):
+    for exchanging in (False, True):
+        # DistributedDataParallel hooks into the weights as soon as it is made.
+        network = workers.parallel(module) if exchanging else module
         group.total(1.0)
         seconds += group.most(statistics.median([step(network, batch) for batch in batches][WARM:]))
     if group.rank == 0:

@@ -94,6 +94,17 @@ def test_a_machine_that_started_anew_is_lost_and_the_others_are_told(
     assert str(Lost(3, 1, "m2", "silent")) == "worker 3 on m2, silent"
 
 
+def test_others_that_can_do_without_hear_nothing(lost: "queue.Queue[Lost]") -> None:
+    hub, told = Hub(lost.put, spreads=False), queue.Queue[Lost]()
+    own, first = Lost(2, 1, "m1"), Lost(0, 2, "m0")
+    lifeline.connect(("127.0.0.1", hub.port), (hub.secret, own), first, lambda one: told.put(one))
+    with joined(hub, Lost(3, 1, "m2")) as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    assert lost.get(timeout=10).rank == 3
+    with pytest.raises(queue.Empty):
+        told.get(timeout=0.3)
+
+
 @pytest.mark.parametrize(
     "said",
     [b"", b"\n", b"GET / HTTP/1.1\r\n\r\n", b"1" * 4000, b'["wrong", [3, 1, "m1", ""]]\n', b"[1, 2, 3]\n"],

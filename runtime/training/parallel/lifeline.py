@@ -51,16 +51,16 @@ _OPTIONS = {
 
 
 class Lost(NamedTuple):
-    """A machine with `count` workers, the first of them `rank`, and why it is thought to be lost, if it is."""
+    """A machine with so many `workers`, the first of them `rank`, and why it is thought to be lost, if it is."""
 
     rank: int
-    count: int
+    workers: int
     host: str
     why: str = ""
 
     def __str__(self) -> str:
-        last = self.rank + self.count - 1
-        who = f"worker {self.rank}" if self.count == 1 else f"workers {self.rank} to {last}"
+        last = self.rank + self.workers - 1
+        who = f"worker {self.rank}" if self.workers == 1 else f"workers {self.rank} to {last}"
         return f"{who} on {self.host}, {self.why}"
 
 
@@ -83,9 +83,10 @@ def told(log: str) -> str:
     return ""
 
 
-def hold(store: "Store", rank: int, lost: Told = end) -> None:
+def hold(store: "Store", rank: int, lost: Told = end, spreads: bool = True) -> None:
     """Watches over the other machines from threads, for as long as this process lives; one call in every
-    worker, which torchrun started. `store` is what they share; `lost` is called in a thread.
+    worker, which torchrun started. `store` is what they share; `lost` is called in a thread. `spreads`: whether
+    the others cannot go on without a machine that worker 0 has lost, and hear of it.
 
     Raises RuntimeError if worker 0 cannot be reached.
     """
@@ -94,7 +95,7 @@ def hold(store: "Store", rank: int, lost: Told = end) -> None:
         return
     own = Lost(rank - int(there["LOCAL_RANK"]), int(there["LOCAL_WORLD_SIZE"]), socket.gethostname())
     if rank == 0:
-        hub = Hub(lost)
+        hub = Hub(lost, spreads)
         store.set("lifeline", json.dumps([hub.port, hub.secret, own]))
     else:
         port, secret, first = json.loads(store.get("lifeline"))
@@ -102,10 +103,12 @@ def hold(store: "Store", rank: int, lost: Told = end) -> None:
 
 
 class Hub:
-    """Worker 0's ends of all lines, as many as come. Once one is lost, all others are told, and then `lost` is."""
+    """Worker 0's ends of all lines, as many as come. Once one is lost, all others are told, if it `spreads`, and then
+    `lost` is, for each line by itself.
+    """
 
-    def __init__(self, lost: Told) -> None:
-        self.lost, self.secret = lost, secrets.token_hex(8)
+    def __init__(self, lost: Told, spreads: bool = True) -> None:
+        self.lost, self.spreads, self.secret = lost, spreads, secrets.token_hex(8)
         self.lines: list[socket.socket] = []
         self.server = (
             socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -138,10 +141,11 @@ class Hub:
             self._tell(Lost(*machine)._replace(why=why))
 
     def _tell(self, lost: Lost) -> None:
-        for line in list(self.lines):
-            with contextlib.suppress(OSError):
-                line.sendall(f"{json.dumps(lost)}\n".encode())
-        time.sleep(TELL_S)
+        if self.spreads:
+            for line in list(self.lines):
+                with contextlib.suppress(OSError):
+                    line.sendall(f"{json.dumps(lost)}\n".encode())
+            time.sleep(TELL_S)
         self.lost(lost)
 
 

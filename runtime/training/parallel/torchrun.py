@@ -56,7 +56,7 @@ def hold(host: str, port: int) -> None:
         time.sleep(AGAIN_S)
         with contextlib.suppress(OSError), socket.create_connection((host, port), lifeline.CONNECT_S) as line:
             _, why = lifeline.heard(line)
-    time.sleep(GRACE_S)  # the workers name it by their ranks
+    time.sleep(lifeline.IDLE_S)  # by then the workers have noticed, too, and name it by their ranks
     os.write(2, f"{lifeline.UNMET}{host}:{port}, {why}\n".encode())
     _end()
 
