@@ -11,6 +11,7 @@ it takes without an exchange, the link as it is given, and for compressed gradie
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -111,6 +112,7 @@ def main() -> None:
     if options.work:
         work(options.work, options.steps)
         return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # so that the namespaces are removed
     print("| link | gradients | sent a step | step ms | without exchange | foretold | foretold / measured |")
     print("|---|---|---|---|---|---|---|")
     for link in options.links:
