@@ -38,6 +38,7 @@ COMMAND_WORDS = {
     "targets": ("target", "backends", "devices"),
     "recipes": ("recipe", "presets", "templates"),
     "init": ("new", "start", "setup", "wizard", "quickstart", "propose", "auto-config"),
+    "simulate": ("simulation", "scale", "scaling", "cluster-size"),
     "completion": ("complete", "completions", "autocomplete"),
 }
 """Command -> what others call it."""
@@ -51,6 +52,7 @@ FORM = {
     "search": "search MODEL --passes P --gate G --data D",
     "sensitivity": "sensitivity MODEL --pass P --data D",
     "auto": "auto MODEL --target T --gate G --data D",
+    "simulate": "simulate MODEL --parallel P --machines N",
     "completion": "completion bash",
 }
 
