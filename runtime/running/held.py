@@ -27,7 +27,11 @@ class HeldValues:
         return {name: value.dtype for name, value in self._held[0].items()} if self._held else {}
 
     def run(
-        self, part: onnx.ModelProto | None, show: Sequence[str], keep: Collection[str] = (), most_bytes: int = 0
+        self,
+        part: onnx.ModelProto | None,
+        show: Sequence[str],
+        keep: Collection[str] = (),
+        most_bytes: int = 0,
     ) -> Iterator[Observed]:
         """Runs the part batch by batch, fed with what is held and with the samples, and gives `show`; when all batches
         are through, what was held gives way to `keep`, if that takes at most `most_bytes`. `show` and `keep` are

@@ -20,7 +20,7 @@ from onnx_lathe.optimizer.recipe import load_recipe
 from onnx_lathe.passes.numerics.sparsity.gradual import Gradual
 from onnx_lathe.passes.numerics.sparsity.weight_choice import Budget
 from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
-from onnx_lathe.runtime.training.parallel.launch import killed
+from onnx_lathe.runtime.training.parallel.launch import killed, workers_environment
 from onnx_lathe.runtime.training.parallel.request import parse_launch
 from tests.support.distributed import digits, lenet, moved
 from tests.support.models import MODELS
@@ -266,6 +266,17 @@ def test_where_workers_meet() -> None:
     assert parse_launch(machines).arguments == tuple(machines.split())
     assert parse_launch(machines).local == 3
     assert parse_launch("--standalone --nproc_per_node 4").local == 4
+
+
+def test_machines_that_are_left_ask_no_store_of_a_lost_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", raising=False)
+    place = "--rdzv-backend=c10d --rdzv-endpoint=head:29400"
+    for text, several in (
+        ("--nproc-per-node=2", False),
+        (f"--nnodes=2 {place}", True),
+        (f"--nnodes=1:3 {place}", True),
+    ):
+        assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE" in workers_environment(parse_launch(text))) == several
 
 
 def test_launch_is_an_argument_that_begins_with_dashes(

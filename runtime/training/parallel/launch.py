@@ -26,6 +26,7 @@ from onnx_lathe.errors import LatheError, PassError
 from onnx_lathe.protocols import Shaping
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.processes import environment, running
+from onnx_lathe.runtime.training.parallel import lifeline
 from onnx_lathe.runtime.training.parallel.request import Launch
 from onnx_lathe.runtime.training.setup import TrainingSetup
 from onnx_lathe.runtime.user_code import search_path
@@ -109,7 +110,7 @@ def _run(folder: Path, launch: Launch, setup: TrainingSetup) -> int:
     with (
         open(folder / "torchrun.log", "wb") as log,
         running(
-            command, _environment(launch.local), grace_s=GRACE_S, stderr=log, start_new_session=True
+            command, workers_environment(launch), grace_s=GRACE_S, stderr=log, start_new_session=True
         ) as child,
     ):
         if child.process.stdout is None:
@@ -123,10 +124,15 @@ def _run(folder: Path, launch: Launch, setup: TrainingSetup) -> int:
         return child.process.wait()
 
 
-def _environment(local: int) -> dict[str, str]:
-    """Workers share the processor's cores."""
+def workers_environment(launch: Launch) -> dict[str, str]:
+    """What torchrun is started in: workers share the processor's cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return environment(OMP_NUM_THREADS=str(max(1, cores // local)))
+    extra = {"OMP_NUM_THREADS": str(max(1, cores // launch.local))}
+    if launch.processes != launch.local:
+        # torchrun 2.13 keeps the store of the first start: if the machine that has it is lost, the others would
+        # ask it for ever.
+        extra["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    return environment(**extra)
 
 
 def _read_result(folder: Path, shaping: Shaping | None) -> tuple[dict[str, np.ndarray], dict[str, float]]:
@@ -164,6 +170,10 @@ def killed(folder: Path, setup: TrainingSetup) -> PassError:
     if setup.log is not None:
         setup.log.write_text(text, encoding="utf-8")
         see = f"; what torchrun says is in {setup.log}"
+    if silent := lifeline.told(text):
+        return PassError(
+            f"lost {silent}; the model is left as it was; --resume goes on after the last whole epoch{see}"
+        )
     # The worker that failed first: torchrun ends the others by a signal because of it.
     cause = re.search(r"exitcode\s*:\s*(-?\d+)", text.rpartition("Root Cause")[2])
     code = 0 if cause is None else int(cause[1])

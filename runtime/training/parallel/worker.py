@@ -26,6 +26,7 @@ import torch.distributed as dist
 from onnx_lathe.errors import LatheError, UsageError
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.writing import replacing
+from onnx_lathe.runtime.training.parallel import lifeline
 from onnx_lathe.runtime.training.parallel.automatic import AutoParallel
 from onnx_lathe.runtime.training.parallel.grid import Grid, Pipeline, parse_parallel
 from onnx_lathe.runtime.training.parallel.grid_parallel import GridParallel
@@ -49,7 +50,7 @@ def main(folder: Path) -> None:
     try:
         # What a hook prints is passed on; what torchrun and the libraries below say is kept apart.
         with contextlib.redirect_stderr(sys.stdout):
-            group = LaunchedGroup(_takes_cuda(job["device"]))
+            group = LaunchedGroup(_takes_cuda(job["device"]), _lost)
             workers = _strategy(group, job)
             earlier = next(
                 (text for text in group.gathered(failed.read_bytes() if failed.exists() else b"") if text),
@@ -162,6 +163,16 @@ def _is_lost(error: BaseException | None) -> bool:
 
 def _takes_cuda(device: str) -> bool:
     return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+
+
+def _lost(lost: lifeline.Lost) -> None:
+    """Ends this worker; torchrun does the rest, and may have to wait."""
+    done, most = (
+        int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS")
+    )
+    if done < most and os.environ["LOCAL_RANK"] == "0":
+        _report(f"lost {lost}; torchrun starts anew once there are as many machines as --nnodes asks for")
+    lifeline.end(lost)
 
 
 def _report(text: str) -> None:

@@ -15,9 +15,14 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.runtime.training.parallel import lifeline
 
 PATIENCE = timedelta(minutes=30)
-"""How long a worker waits for the others."""
+"""How long a worker waits for the others, which may compute for long; one whose machine is gone is noticed by
+its lifeline."""
+
+MEET = timedelta(minutes=5)
+"""How long the workers may take to start, all at once, until they hold their lifelines."""
 
 
 class Group:
@@ -50,10 +55,11 @@ class LaunchedGroup(Group):
     """One of several workers, which torchrun started: it sets RANK, WORLD_SIZE, LOCAL_RANK and
     LOCAL_WORLD_SIZE, and where they meet.
 
-    Raises UsageError for more workers than the machine has GPUs.
+    `lost` is called in a thread when another machine has fallen silent, and has to end this process. Raises
+    UsageError for more workers than the machine has GPUs.
     """
 
-    def __init__(self, cuda: bool) -> None:
+    def __init__(self, cuda: bool, lost: lifeline.Told = lifeline.end) -> None:
         self.local, self.neighbours = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
         if cuda:
             there = torch.cuda.device_count()
@@ -63,11 +69,14 @@ class LaunchedGroup(Group):
                 )
             torch.cuda.set_device(self.local)
         self.place = torch.device("cuda", self.local) if cuda else torch.device("cpu")
-        store, self.rank, self.size = next(rendezvous("env://", timeout=PATIENCE))
+        store, self.rank, self.size = next(rendezvous("env://", timeout=MEET))
+        own = _met(store, self.rank, self.size)
+        lifeline.hold(own, self.rank, lost)
+        own.set_timeout(PATIENCE)
         dist.init_process_group(
             "nccl" if cuda else "gloo",
             timeout=PATIENCE,
-            store=_met(store, self.rank, self.size),
+            store=own,
             rank=self.rank,
             world_size=self.size,
             device_id=self.place if cuda else None,
@@ -136,7 +145,7 @@ def _met(store: Store, rank: int, size: int) -> Store:
         token = store.get(f"answer/{token}").decode()
         store.set(f"heard/{token}/{rank}", "")
         return PrefixStore(token, store)
-    deadline, missing = time.monotonic() + PATIENCE.total_seconds(), set(range(1, size))
+    deadline, missing = time.monotonic() + MEET.total_seconds(), set(range(1, size))
     while missing:
         for other in missing:
             if store.check([f"asks/{other}"]):
