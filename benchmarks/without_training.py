@@ -168,7 +168,7 @@ def compiled(model: Path, passes: str, data: Path, out: Path) -> dict[str, float
     return {
         "agreement": quality["agreement"],
         "top1": quality["top1"],
-        "original": report["baseline"]["quality"]["top1"],
+        "original": report["baseline"]["top1"],
         "seconds": sum(step["seconds"] for step in report["steps"][1:]),
     }
 
