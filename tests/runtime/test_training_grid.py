@@ -282,7 +282,10 @@ def test_auto_keeps_what_was_faster_and_the_steps_of_one_process(
                 np.testing.assert_allclose(
                     values[weight], value, rtol=0, atol=close, err_msg=f"{name} {weight}"
                 )
-            if name != "again":
+            if name == "measured" and "step_seconds_data" not in metrics:
+                # on a loaded machine the link may be so slow that samples alone are proposed: nothing to time
+                assert metrics["groups"] == 2
+            elif name != "again":
                 times = metrics["step_seconds_data"], metrics["step_seconds_auto"]
                 assert metrics["groups"] == (1 if times[1] < times[0] else 2)
                 assert list(times) == TIMES.get(name, list(times))
@@ -293,9 +296,9 @@ def test_auto_keeps_what_was_faster_and_the_steps_of_one_process(
         assert "step_seconds_data" not in result["again"][1]
         said = "\n".join(result["measured"][2])
         assert "by samples alone" in said
-        assert "ten steps each took" in said
+        assert ("ten steps each took" in said) == ("step_seconds_data" in result["measured"][1])
         assert result["measured"][1]["link_latency_seconds"] > 0
-    figures = [{name: one["auto"]["measured"][1][name] for name in MEASURED} for one in pair]
+    figures = [{name: one["auto"]["measured"][1].get(name) for name in MEASURED} for one in pair]
     assert figures[0] == figures[1]
 
 
