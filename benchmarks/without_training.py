@@ -68,6 +68,12 @@ EFFICIENTNET = (
         "",
     ),
     Row(
+        "the same by answers, without refit",
+        f"prune(sparsity=0.5, {_layers(DENSE, '0')})",
+        f"prune(sparsity=0.5, score=obs, {_layers(DENSE, '0')})",
+        "",
+    ),
+    Row(
         "2:4 in 1x1 layers",
         f"prune_nm(n=2, m=4, {_layers(DENSE, '0')})",
         f"prune_nm(n=2, m=4, score=obs, {_layers(DENSE, '0')}), refit",

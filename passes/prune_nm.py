@@ -90,7 +90,7 @@ class PruneNM(Pass):
             chosen[weight.name] = _Chosen(weight, axis, _zeros(values), done)
             if done:
                 report.skip(weight.nodes[0].name, f"its weight is {n}:{m} already")
-        said = self._prune(graph, [one for one in chosen.values() if not one.done], context)
+        said = self._prune(graph, [one for one in chosen.values() if not one.done], context, report)
         total, zeros = 0, 0
         for name, one in chosen.items():
             values = read(one.weight.tensor)
@@ -107,7 +107,9 @@ class PruneNM(Pass):
             report.metrics["sparsity"] = zeros / total
         return report
 
-    def _prune(self, graph: Graph, chosen: "Sequence[_Chosen]", context: Context) -> Mapping[str, str]:
+    def _prune(
+        self, graph: Graph, chosen: "Sequence[_Chosen]", context: Context, report: PassReport
+    ) -> Mapping[str, str]:
         """Sets weights to zero. Returns, by weight, what more to say of it."""
         n, m, axes = self.config.n, self.config.m, {one.weight.name: one.axis for one in chosen}
 
@@ -125,7 +127,7 @@ class PruneNM(Pass):
 
         if self.config.score == OBS:
             found = prune_layers(
-                graph, {one.weight.name: one.weight for one in chosen}, swept, by_magnitude, context
+                graph, {one.weight.name: one.weight for one in chosen}, swept, by_magnitude, context, report
             )
             return {name: f"; {what}" for name, what in found.items()}
         for one in chosen:

@@ -19,11 +19,11 @@ from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
-from onnx_lathe.passes.graph.answers.aligned import ENOUGH_SAMPLES, Layer, answers, few_samples
+from onnx_lathe.passes.graph.answers.aligned import Layer, answers, layer_of
 from onnx_lathe.passes.graph.answers.choosing import Judged
 from onnx_lathe.passes.graph.answers.forms import form_of
 from onnx_lathe.passes.graph.evaluate import REFUSALS
-from onnx_lathe.passes.graph.input_moments import rows_of
+from onnx_lathe.passes.graph.input_moments import ENOUGH_SAMPLES, few_samples
 from onnx_lathe.passes.graph.layers import other_use, weights
 from onnx_lathe.passes.graph.model import taken_names
 from onnx_lathe.passes.graph.patterns import by_weight
@@ -57,8 +57,7 @@ class Refit(Pass):
                 reason = _fit(graph, layer, moments, taken, report)
             if reason is not None:
                 report.skip(layer.node.name, reason)
-        if samples < ENOUGH_SAMPLES:
-            report.warnings.append(few_samples("refit", samples))
+        report.warnings += few_samples("refit", samples)
         return report
 
     def _layers(self, graph: Graph, known: set[str], report: PassReport) -> list[Layer]:
@@ -68,20 +67,14 @@ class Refit(Pass):
         )
         layers = []
         for weight in found:
-            node = weight.nodes[0]
-            rows = rows_of(weight, graph.opset)
-            if len(weight.nodes) > 1:
-                reason: str | None = "its weight is shared by several layers"
-            elif not chosen.get(weight.name, True):
+            node, layer = weight.nodes[0], layer_of(graph, weight)
+            reason = layer if isinstance(layer, str) else other_use(graph, weight)
+            if not chosen.get(weight.name, True):
                 reason = "it is set to stay as it is"
-            elif isinstance(rows, str):
-                reason = rows
             elif node.outputs[0].name not in known:
                 reason = "the original network has no tensor of this name to compare with"
-            else:
-                reason = other_use(graph, weight)
-            if reason is None and not isinstance(rows, str):
-                layers.append(Layer(node, rows))
+            if reason is None and not isinstance(layer, str):
+                layers.append(layer)
             else:
                 report.skip(node.name, str(reason))
         order = {id(node): place for place, node in enumerate(graph.nodes)}

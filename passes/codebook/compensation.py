@@ -16,7 +16,7 @@ from onnx_lathe.passes.codebook.sharing import ClusterJob
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
-from onnx_lathe.passes.graph.input_moments import Rows, input_moments, rows_of
+from onnx_lathe.passes.graph.input_moments import ENOUGH_SAMPLES, Rows, few_samples, input_moments, rows_of
 from onnx_lathe.passes.graph.model import export_model
 from onnx_lathe.passes.graph.quantization.bias_places import BiasPlace, bias_place, shift
 from onnx_lathe.passes.numerics.clustering.codebook_pools import CodebookGroup, decoded
@@ -27,7 +27,6 @@ from onnx_lathe.passes.numerics.second_order.shared_values import Task, compensa
 
 Outcome = list[tuple[CodebookGroup, Encoded]]
 NEAREST = "nearest values: {}"
-ENOUGH_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,7 @@ def compensated(
         samples = min(samples, moments.samples)
         context.progress(f"compensating {rows.weight.name}")
         found[rows.weight.name] = _choose(graph, job, rule, rows, moments)
-    if samples < ENOUGH_SAMPLES:
-        report.warnings.append(
-            f"rounding=hessian had {samples} calibration sample{'s' * (samples > 1)}, which tell little of what layers "
-            f"read; give {ENOUGH_SAMPLES} or more"
-        )
+    report.warnings += few_samples("rounding=hessian", samples)
     return found
 
 

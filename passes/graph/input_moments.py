@@ -26,6 +26,7 @@ MOST_INPUTS = 8192
 MOMENT_BYTES = 1 << 28
 """Moments that are streamed at a time."""
 SEED = 0
+ENOUGH_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,16 @@ class Rows:
         if len(rows) > most:
             rows = rows[generator.choice(len(rows), most, replace=False)]
         yield rows[None]
+
+
+def few_samples(what: str, samples: int) -> list[str]:
+    """A warning, if they are too few."""
+    if samples >= ENOUGH_SAMPLES:
+        return []
+    return [
+        f"{what} had {samples} calibration sample{'s' * (samples > 1)}, which tell little of what layers read; "
+        f"give {ENOUGH_SAMPLES} or more"
+    ]
 
 
 def rows_of(weight: Weight, opset: int) -> Rows | str:

@@ -65,7 +65,9 @@ class _What:
     )
     # What zeros save in 64 weights (256 bytes) is about what naming the tensor in lathe.sparse costs.
     min_size: int = option(64, "smaller weights are left as they are", unit="elements", low=1)
-    clean: bool = option(True, "weights of hidden units that nothing reads become zero first")
+    clean: bool = option(
+        True, "weights of hidden units that nothing reads become zero first; not by score=obs"
+    )
     sensitivity: bool = option(False, "measure what the zeros of each layer alone do to the outputs")
 
 
@@ -148,7 +150,7 @@ class Prune(Pass):
             return report
         if self.config.score == OBS:
             chosen = {name: member.weight for name, member in members.items()}
-            said = prune_by_answers(graph, budgets, chosen, context)
+            said = prune_by_answers(graph, budgets, chosen, context, report)
             zeros = {name: int((read(weight.tensor) == 0).sum()) for name, weight in chosen.items()}
             _record(graph, members, {name: _After(count) for name, count in zeros.items()}, said, report)
             return report

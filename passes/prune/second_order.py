@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.answers.aligned import Layer
@@ -34,14 +35,18 @@ FEW = 32
 
 
 def prune_by_answers(
-    graph: Graph, budgets: Sequence[Budget], weights: Mapping[str, Weight], context: Context
+    graph: Graph,
+    budgets: Sequence[Budget],
+    weights: Mapping[str, Weight],
+    context: Context,
+    report: PassReport,
 ) -> dict[str, str]:
     """Prunes weights as the budgets say. Returns, by weight, what to say of it.
 
     Raises PassError without calibration data.
     """
     context.need_calibrator()
-    counts = _counts(graph, budgets, weights, context)
+    counts = _counts(graph, budgets, weights, context, report)
 
     def swept(rows: Rows, weight: np.ndarray, moments: np.ndarray) -> np.ndarray:
         return sweep(weight, moments, _share(weight, counts[rows.weight.name]))
@@ -50,7 +55,7 @@ def prune_by_answers(
         values = read(weight.tensor)
         write_float(weight.tensor, with_zeros(values, smallest([values], counts[weight.name])[0]))
 
-    said = prune_layers(graph, weights, swept, by_magnitude, context)
+    said = prune_layers(graph, weights, swept, by_magnitude, context, report)
     return {name: f"; {what}" for name, what in said.items()}
 
 
@@ -59,7 +64,11 @@ def _share(weight: np.ndarray, count: int) -> Share:
 
 
 def _counts(
-    graph: Graph, budgets: Sequence[Budget], weights: Mapping[str, Weight], context: Context
+    graph: Graph,
+    budgets: Sequence[Budget],
+    weights: Mapping[str, Weight],
+    context: Context,
+    report: PassReport,
 ) -> dict[str, int]:
     """How many elements of each weight become zero. Of several that share a budget, those that cannot be measured have
     the share of all.
@@ -74,19 +83,27 @@ def _counts(
         if len(known) > 1:
             names = [layer.rows.weight.name for layer in known]
             left = budget.count - sum(counts[name] for name in sizes if name not in names)
-            counts |= _shared_out(graph, known, [sizes[name] for name in names], left, context)
+            counts |= _shared_out(graph, known, [sizes[name] for name in names], left, context, report)
     return counts
 
 
 def _shared_out(
-    graph: Graph, layers: Sequence[Layer], sizes: Sequence[int], count: int, context: Context
+    graph: Graph,
+    layers: Sequence[Layer],
+    sizes: Sequence[int],
+    count: int,
+    context: Context,
+    report: PassReport,
 ) -> dict[str, int]:
     """`count` zeros, where they cost the answers of the layers least."""
     losses = list(_losses(graph, layers, context))
     costs = [size * (1 - np.array(SHARES)) for size in sizes]
     chosen = allocate(losses, costs, sum(sizes) - count)
     names = [layer.rows.weight.name for layer in layers]
-    if chosen is None:  # more zeros than the largest share has
+    if chosen is None:
+        report.warnings.append(
+            f"more than {SHARES[-1]:.0%} of the weights are to be zero: every layer loses the same share"
+        )
         return {name: round(count * size / sum(sizes)) for name, size in zip(names, sizes, strict=True)}
     return {name: round(SHARES[place] * size) for name, place, size in zip(names, chosen, sizes, strict=True)}
 

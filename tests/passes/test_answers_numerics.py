@@ -135,6 +135,8 @@ def test_a_sweep_of_groups_keeps_n_of_m_and_of_short_rows_none_is_emptied() -> N
     kept = sweep(depthwise, np.tile(np.eye(9), (40, 1, 1)), Share(180, 360, each_row=True))
     assert (kept == 0).sum() == 180
     assert set((kept != 0).sum(axis=-1).ravel()) <= {4, 5}
+    most = sweep(depthwise, np.tile(np.eye(9), (40, 1, 1)), Share(350, 360, each_row=True))
+    assert ((most != 0).sum(axis=-1) == 1).all()
 
 
 def test_a_budget_is_divided_so_that_least_is_lost() -> None:

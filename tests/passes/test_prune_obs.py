@@ -86,6 +86,21 @@ def test_what_cannot_be_measured_is_pruned_by_magnitude_and_says_so() -> None:
     assert "by magnitude: what ConvTranspose makes of its inputs is not measured" in report.edits[0].what
 
 
+def test_more_zeros_than_can_be_shared_out_and_few_samples_are_warned_of() -> None:
+    model = network()
+    _, report = applied(
+        "prune",
+        model,
+        context(model, x=mixed(8, 3, 8, 8)),
+        sparsity=0.97,
+        scope="global",
+        score="obs",
+        min_size=16,
+    )
+    assert any("every layer loses the same share" in warning for warning in report.warnings)
+    assert any("8 calibration samples" in warning for warning in report.warnings)
+
+
 @pytest.mark.parametrize(
     "options, words",
     [({"training": {"epochs": 1}}, "retrain step behind it"), ({"sensitivity": True}, "sensitivity")],

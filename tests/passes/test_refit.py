@@ -27,7 +27,7 @@ COMPRESSED = {
 @pytest.mark.parametrize("name", COMPRESSED)
 def test_samples_that_were_not_seen_are_answered_nearer_to_the_original(name: str) -> None:
     options, least = COMPRESSED[name]
-    model, where = network(), None
+    model = network()
     where = context(model, x=mixed(160, 3, 8, 8))
     compressed, _ = applied(name, model, where, **options)
     fitted, report = applied("refit", compressed, where)
@@ -104,6 +104,33 @@ def test_what_cannot_be_fitted_says_why(text: str, weights: dict[str, tuple[int,
     found, report = applied("refit", model, context(model, x=mixed(16, *shape)))
     assert found.SerializeToString() == model.SerializeToString()
     assert any(reason in skip.reason for skip in report.skips)
+
+
+@pytest.mark.parametrize("name, options", [("refit", {}), ("prune", {"score": "obs", "min_size": 1})])
+def test_a_bias_that_is_not_one_number_for_each_output_is_told_apart(
+    name: str, options: dict[str, object]
+) -> None:
+    column = build(
+        "(float[8, 6] x) => (float[8, 4] y) { y = Gemm (x, w, b) }", w=random(6, 4), b=random(8, 1)
+    )
+    decoded_bias = build(
+        """(float[N, 2, 5, 5] x) => (float[N, 3, 3, 3] y) {
+            b = DequantizeLinear (q, s)  y = Conv (x, w, b) }""",
+        w=random(3, 2, 3, 3),
+        q=np.array([90, -40, 70], np.int32),
+        s=np.array(0.1, np.float32),
+    )
+    for model, shape, reason in (
+        (column, (6,), "its bias is no number for each output channel"),
+        (decoded_bias, (2, 5, 5), "its bias cannot be changed"),
+    ):
+        where = context(model, x=mixed(40, *shape))
+        worse, _ = applied("prune", model, where, sparsity=0.5, min_size=1)
+        _, report = applied(name, worse if name == "refit" else model, where, **options)
+        assert any(
+            reason in text
+            for text in [*(one.what for one in report.edits), *(one.reason for one in report.skips)]
+        )
 
 
 def test_a_layer_that_the_original_does_not_have_or_has_in_another_form_is_named() -> None:

@@ -11,23 +11,17 @@ import onnx
 from onnx_lathe.passes.core.services import Calibrator
 from onnx_lathe.passes.graph import Graph, Node
 from onnx_lathe.passes.graph.answers.walk import Walk
-from onnx_lathe.passes.graph.input_moments import POSITIONS, SEED, Rows
+from onnx_lathe.passes.graph.biases import BIAS_INPUT
+from onnx_lathe.passes.graph.input_moments import POSITIONS, SEED, Rows, rows_of
+from onnx_lathe.passes.graph.layers import Weight
 from onnx_lathe.passes.graph.model import export_model
+from onnx_lathe.passes.graph.quantization.bias_places import bias_place
 from onnx_lathe.passes.numerics.second_order.paired import SplitJointMoments
 from onnx_lathe.passes.numerics.second_order.windows import chosen
 from onnx_lathe.protocols import Observed
 
 SAMPLES = 128
 """Calibration samples that are run, or a few more."""
-ENOUGH_SAMPLES = 32
-
-
-def few_samples(what: str, samples: int) -> str:
-    """A warning."""
-    return (
-        f"{what} had {samples} calibration sample{'s' * (samples > 1)}, which tell little of what layers read; "
-        f"give {ENOUGH_SAMPLES} or more"
-    )
 
 
 @dataclass(frozen=True)
@@ -46,12 +40,40 @@ class Layer:
         return str(self.node.inputs[0].name)
 
 
+def layer_of(graph: Graph, weight: Weight) -> Layer | str:
+    """The layer of the weight, or why what it reads and answers does not tell what its weight and bias should be."""
+    rows = rows_of(weight, graph.opset)
+    if len(weight.nodes) > 1:
+        return "its weight is shared by several layers"
+    if isinstance(rows, str):
+        return rows
+    (node,) = weight.nodes
+    place = bias_place(graph, node)
+    if place is None:
+        # of another operator nothing is added before its answer is compared
+        added = node.op in ("Conv", "Gemm") and len(node.inputs) > BIAS_INPUT
+        return (
+            "its bias cannot be changed"
+            if added and not node.inputs[BIAS_INPUT].is_empty()
+            else Layer(node, rows)
+        )
+    tensor, channels = place.tensor, rows.sizes[0] * rows.sizes[1]
+    if tensor is not None and not tensor.is_empty():
+        size = math.prod(tensor.shape)
+        # a column of a Gemm may have as many: one for each sample
+        if size != 1 and (size, tensor.shape[-1]) != (channels, channels):
+            return "its bias is no number for each output channel"
+    return Layer(node, rows)
+
+
 def answers(
     graph: Graph, layers: Sequence[Layer], original: onnx.ModelProto, calibrator: Calibrator
 ) -> Iterator[tuple[Layer, SplitJointMoments | str]]:
     """For each layer, in the order of the graph, what it reads in the graph as it is then, and what `original` answers
     in its place; or why that cannot be told. The graph's layers may be changed between two steps, no others.
     """
+    if not layers:
+        return
     held = [calibrator.held(export_model(graph), SAMPLES), calibrator.held(original, SAMPLES)]
     now = Walk(held[0], [layer.source for layer in layers])
     wanted = Walk(held[1], [layer.response for layer in layers])

@@ -41,7 +41,8 @@ class Share:
         self._seen += scores.size
         wanted = round(self.count * self._seen / self.total) - self._zeros
         present = int((scores == 0).sum())
-        wanted = min(max(wanted, present), scores.size)
+        most = scores.size - (scores[..., 0].size if self.each_row else 0)  # the last of a row stays
+        wanted = max(min(wanted, most), present)
         self._zeros += wanted
         if self.each_row:
             rows = scores.reshape(-1, scores.shape[-1])
