@@ -12,7 +12,7 @@ from onnx_lathe.passes.core.services import Calibrator
 from onnx_lathe.passes.graph import Graph, Node
 from onnx_lathe.passes.graph.answers.walk import Walk
 from onnx_lathe.passes.graph.biases import BIAS_INPUT
-from onnx_lathe.passes.graph.input_moments import POSITIONS, SEED, Rows, rows_of
+from onnx_lathe.passes.graph.input_moments import SEED, Rows, positions_of, rows_of
 from onnx_lathe.passes.graph.layers import Weight
 from onnx_lathe.passes.graph.model import export_model
 from onnx_lathe.passes.graph.quantization.bias_places import bias_place
@@ -121,7 +121,7 @@ def _add(
         each = len(x) // read.rows if len(x) % read.rows == 0 else 0
         for sample in range(read.samples) if each else [None]:
             part = slice(None) if sample is None else slice(sample * each, (sample + 1) * each)
-            most = POSITIONS * (read.samples if sample is None else 1)
+            most = positions_of(inputs) * (read.samples if sample is None else 1)
             rows = chosen(len(x[part]), most, generator)
             found.add(x[part][rows][None], y[part][rows][None], number if sample is None else first + sample)
         return None
@@ -129,7 +129,7 @@ def _add(
     if y.shape[1:] != (groups * outputs, *positions) or len(y) != len(x):
         return f"the original answers {list(y.shape)} there, which is another form"
     for sample in range(read.samples):
-        places = chosen(math.prod(positions), POSITIONS, generator)
+        places = chosen(math.prod(positions), positions_of(inputs), generator)
         if places.size:
             rows = window.rows_at(x[sample], places)
             asked = y[sample].reshape(groups, outputs, -1)[:, :, places].transpose(0, 2, 1)
