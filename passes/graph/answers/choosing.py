@@ -35,7 +35,7 @@ class Judged:
 
     form: Form
     moments: SplitJointMoments
-    """Of means that count as 0, if the layer has no place for a bias."""
+    """Of means that count as 0, if the layer has no place for a bias, or its bias is to stay."""
     place: BiasPlace | None
     bias: np.ndarray
     before: float
@@ -43,10 +43,13 @@ class Judged:
     """Variance of all answers that are wanted."""
 
     @classmethod
-    def of(cls, graph: Graph, form: Form, moments: SplitJointMoments) -> "Judged":
+    def of(
+        cls, graph: Graph, form: Form, moments: SplitJointMoments, moves_bias: bool = True
+    ) -> "Judged":
         place = bias_place(graph, form.rows.weight.nodes[0])
-        moments = moments.uncentered() if place is None else moments
         bias = _bias(place, form.now.shape[:2])
+        if place is None or not moves_bias:
+            place, moments, bias = None, moments.uncentered(bias), np.zeros_like(bias)
         judge = moments.judging
         return cls(
             form,
