@@ -49,7 +49,7 @@ def test_layers_answer_nearer_to_before_on_samples_that_were_not_seen(
     plain, _ = applied(name, model, where, **OPTIONS[name])
     found, report = applied(name, model, where, **OPTIONS[name], rounding="hessian")
     before, after = errors(mixed(300, *shape), model, plain, found)
-    assert after < 0.9 * before
+    assert after < (0.9 if name == "int4" else 0.95) * before
     assert [node.op_type for node in found.graph.node] == [node.op_type for node in plain.graph.node]
     levels = [
         {one: values for one, values in constants(model).items() if values.dtype.name == name}
