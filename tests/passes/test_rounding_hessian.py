@@ -88,7 +88,9 @@ def test_int8_rounds_for_the_float_network_and_biases_that_stay_are_made_up_for(
         np.testing.assert_array_equal(constants(found)[bias], constants(model)[bias])
     with_pairs, _ = applied("int8", model, where, **options | {"activations": True}, rounding="hessian")
     for weight in ("a", "d", "e", "c"):
-        np.testing.assert_array_equal(constants(with_pairs)[f"{weight}_int8"], constants(found)[f"{weight}_int8"])
+        np.testing.assert_array_equal(
+            constants(with_pairs)[f"{weight}_int8"], constants(found)[f"{weight}_int8"]
+        )
     assert sum("levels are not the nearest" in edit.what for edit in report.edits) == 4
 
 
@@ -98,7 +100,9 @@ def test_products_that_are_added_in_pairs_do_not_saturate() -> None:
     data = StreamingCalibrator(Rows(x=mixed(200, 24)))
     where = Context(calibrator=data, placement=Placement(pairs=True))
     found, report = applied("int8", model, where, rounding="hessian", activations=False)
-    (levels,) = [values for values in constants(found).values() if values.dtype == np.int8 and values.ndim == 2]
+    (levels,) = [
+        values for values in constants(found).values() if values.dtype == np.int8 and values.ndim == 2
+    ]
     layer = next(node for node in import_model(found).nodes if node.op == "Gemm")
     assert not pair_sums.saturates(as_added(layer, levels)).any()
     assert any("not the nearest" in edit.what for edit in report.edits)

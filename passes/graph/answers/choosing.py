@@ -43,9 +43,7 @@ class Judged:
     """Variance of all answers that are wanted."""
 
     @classmethod
-    def of(
-        cls, graph: Graph, form: Form, moments: SplitJointMoments, moves_bias: bool = True
-    ) -> "Judged":
+    def of(cls, graph: Graph, form: Form, moments: SplitJointMoments, moves_bias: bool = True) -> "Judged":
         place = bias_place(graph, form.rows.weight.nodes[0])
         bias = _bias(place, form.now.shape[:2])
         if place is None or not moves_bias:
@@ -66,15 +64,15 @@ class Judged:
     def is_worth(self, found: Candidate) -> bool:
         return found.error < WORTH * self.before
 
-    def best(self, weights: Sequence[np.ndarray]) -> Candidate:
-        """The one of least error; `weights` are one at least."""
-        return min(self._candidates(weights), key=lambda one: one.error)
+    def best(self, weights: Sequence[np.ndarray], scaled: bool = True) -> Candidate:
+        """The one of least error; `weights` are one at least. `scaled`: whether channels may be multiplied."""
+        return min(self._candidates(weights, scaled), key=lambda one: one.error)
 
-    def _candidates(self, weights: Sequence[np.ndarray]) -> Iterator[Candidate]:
+    def _candidates(self, weights: Sequence[np.ndarray], scaled: bool) -> Iterator[Candidate]:
         one = np.ones(self.form.now.shape[:2])
         for weight in weights:
             gain = gains(self.moments.fitted, weight)
-            for factor in (gain, one) if self.form.scales and (gain != 1).any() else (one,):
+            for factor in (gain, one) if scaled and self.form.scales and (gain != 1).any() else (one,):
                 full = weight * factor[:, :, None]
                 bias = centered_bias(self.moments.fitted, full)
                 yield Candidate(weight, factor, bias, float(self.moments.judging.error(full, bias).sum()))

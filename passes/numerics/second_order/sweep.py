@@ -9,7 +9,7 @@ Sources: Frantar et al., "GPTQ", ICLR 2023, sections 3 and 4; Frantar and Alista
 Hassibi and Stork, "Optimal Brain Surgeon", 1992.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -157,7 +157,7 @@ class Blocks:
 
 @dataclass
 class Values:
-    """The nearest of the ascending values of each row's table; `table` [groups, r] is its place among `tables`."""
+    """The nearest of the ascending values of each row's table; `table` [groups, r] is its number among `tables`."""
 
     tables: Sequence[np.ndarray]
     table: np.ndarray
@@ -168,10 +168,22 @@ class Values:
 
     def __call__(self, column: int, values: np.ndarray) -> np.ndarray:
         found = np.zeros(values.shape)
-        for number, shared in enumerate(self.tables):
-            mine, exact = self.table == number, shared.astype(np.float64)
-            found[mine] = exact[np.searchsorted((exact[1:] + exact[:-1]) / 2, values[mine], side="right")]
+        for number, (shared, place) in enumerate(zip(self.tables, self._nearest(values), strict=True)):
+            found[self.table == number] = shared[place]
         return found
+
+    def places(self, values: np.ndarray) -> np.ndarray:
+        """Of the nearest values to these [groups, r, d] in their row's table; uint8."""
+        found = np.zeros(values.shape, np.uint8)
+        for number, place in enumerate(self._nearest(values)):
+            found[self.table == number] = place
+        return found
+
+    def _nearest(self, values: np.ndarray) -> Iterator[np.ndarray]:
+        """For each table, the places of the nearest values to those of its rows."""
+        for number, shared in enumerate(self.tables):
+            exact = shared.astype(np.float64)
+            yield np.searchsorted((exact[1:] + exact[:-1]) / 2, values[self.table == number], side="right")
 
 
 def nearest(weight: np.ndarray, rule: Rule) -> np.ndarray:
@@ -181,15 +193,21 @@ def nearest(weight: np.ndarray, rule: Rule) -> np.ndarray:
 
 
 def sweep(
-    weight: np.ndarray, covariance: np.ndarray, rule: Rule, order: np.ndarray | None = None
+    weight: np.ndarray,
+    covariance: np.ndarray,
+    rule: Rule,
+    order: np.ndarray | None = None,
+    zero: np.ndarray | None = None,
 ) -> np.ndarray:
     """What the rule makes of the weight [groups, r, d], float64, of inputs whose second moments are `covariance` [groups,
-    d, d], positive definite. What is zero already stays so. `order`: of the columns, as the rule sees them.
+    d, d], positive definite. What is zero already stays so; or what `zero` says. `order`: of the columns, as the rule
+    sees them.
     """
+    zero = weight == 0 if zero is None else zero
     if order is not None:
-        found = sweep(weight[..., order], covariance[:, order][:, :, order], rule)
+        found = sweep(weight[..., order], covariance[:, order][:, :, order], rule, zero=zero[..., order])
         return found[..., np.argsort(order)]
-    found, zero = weight.astype(np.float64), weight == 0
+    found = weight.astype(np.float64)
     upper = np.linalg.cholesky(np.linalg.inv(covariance)).transpose(0, 2, 1)
     diagonal = np.einsum("gii->gi", upper)
     size, start = found.shape[-1], 0
@@ -201,7 +219,7 @@ def sweep(
                 part = slice(column, min(column + rule.columns, size))
                 values = np.where(zero[..., part], 0.0, found[..., part])
                 rule.reach(column, values, np.square(values / diagonal[:, None, part]))
-            value = rule(column, np.where(zero[..., column], 0.0, found[..., column]))
+            value = np.where(zero[..., column], 0.0, rule(column, found[..., column]))
             error = (found[..., column] - value) / diagonal[:, None, column]
             found[..., column:stop] -= error[..., None] * upper[:, None, column, column:stop]
             found[..., column], errors[..., column - start] = value, error
