@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from onnx_lathe.passes.numerics.allocation import allocate
-from onnx_lathe.passes.numerics.second_order.fitting import centered_bias, fit_free, fit_shared, gains
-from onnx_lathe.passes.numerics.second_order.paired import JointMoments, SplitJointMoments
 from onnx_lathe.passes.numerics.quantization import int4
 from onnx_lathe.passes.numerics.second_order import sweep as sweeping
+from onnx_lathe.passes.numerics.second_order.fitting import centered_bias, fit_free, fit_shared, gains
+from onnx_lathe.passes.numerics.second_order.paired import JointMoments, SplitJointMoments
 from onnx_lathe.passes.numerics.second_order.sweep import (
     Blocks,
     Grid,
