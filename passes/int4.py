@@ -214,7 +214,7 @@ class Int4(Pass):
         self, graph: Graph, chosen: Sequence[Weight], context: Context, report: PassReport
     ) -> dict[str, "_Rounded"]:
         """By weight, its 4-bit form. In the graph, weights become what that decodes to, and biases move."""
-        found, taken = dict[str, _Rounded](), taken_names(graph)
+        found, taken, sparse = dict[str, _Rounded](), taken_names(graph), sparse_tensors(graph)
 
         def change(layer: Layer, moments: SplitJointMoments) -> None:
             weight = layer.rows.weight
@@ -222,7 +222,7 @@ class Int4(Pass):
             values = read(weight.tensor)
             judged = Judged.of(graph, form_of(graph, layer.rows), moments)
             best = round_layer(
-                judged, judged.form.now, judged.form.free, lambda: self._blocks(weight, values.shape)
+                judged, judged.form.now, weight.name in sparse, lambda: self._blocks(weight, values.shape)
             )
             judged.take(graph, best.candidate, taken)
             encoded = best.rule.encoded().scaled(best.candidate.gain.reshape(-1))

@@ -66,11 +66,10 @@ def compensate_rounding(
             context.progress(f"rounding {exact.name}")
             values = constant_value(exact.tensor, exact.opset)
             weight = layer.rows.of(values).astype(np.float64) * form.alpha
-            free = weight != 0 if exact.name in sparse else np.ones(weight.shape, bool)
             judged = Judged.of(run, form, moments, corrects)
             grid = Grid(form.scale(), -LEVELS - 1, LEVELS)
             kept = _without_saturation(layer, form, grid) if context.placement.pairs else None
-            best = round_layer(judged, weight, free, lambda: grid, kept)
+            best = round_layer(judged, weight, exact.name in sparse, lambda: grid, kept)
             levels = layer.rows.back(grid.levels(best.candidate.weight / form.alpha)).astype(np.int8)
             moved = int(np.count_nonzero(levels != read(form.levels)))
             judged.take(run, best.candidate, taken)

@@ -34,17 +34,17 @@ class Rounded(Generic[AnyRule]):
 def round_layer(
     judged: Judged,
     weight: np.ndarray,
-    free: np.ndarray,
+    keep_zero: bool,
     rule: Callable[[], AnyRule],
     mended: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Rounded[AnyRule]:
-    """The best of what rules make of the weight [groups, r, d], float64, times the layer's alpha; where `free` is false it
-    is 0 and stays so. `rule`: a new one, that sees the weight without alpha, as `mended` does, which may change what comes
+    """The best of what rules make of the weight [groups, r, d], float64, times the layer's alpha; with `keep_zero` zeros
+    stay. `rule`: a new one, that sees the weight without alpha, as `mended` does, which may change what comes
     of it.
     """
     fitted, alpha = judged.moments.fitted, judged.form.alpha
     covariance = fitted.regular()
-    target = fit_free(fitted, weight, free)
+    target = fit_free(fitted, weight, weight != 0 if keep_zero else np.ones(weight.shape, bool))
     rules = [rule(), rule(), rule()]
     found = [
         nearest(weight / alpha, rules[0]),

@@ -219,7 +219,8 @@ def sweep(
                 part = slice(column, min(column + rule.columns, size))
                 values = np.where(zero[..., part], 0.0, found[..., part])
                 rule.reach(column, values, np.square(values / diagonal[:, None, part]))
-            value = np.where(zero[..., column], 0.0, rule(column, found[..., column]))
+            value = rule(column, np.where(zero[..., column], 0.0, found[..., column]))
+            value = np.where(zero[..., column], 0.0, value)
             error = (found[..., column] - value) / diagonal[:, None, column]
             found[..., column:stop] -= error[..., None] * upper[:, None, column, column:stop]
             found[..., column], errors[..., column - start] = value, error
