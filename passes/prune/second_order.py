@@ -16,7 +16,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.answers.aligned import Layer
-from onnx_lathe.passes.graph.answers.pruning import measurable, prune_layers
+from onnx_lathe.passes.graph.answers.changing import measurable, prune_layers
 from onnx_lathe.passes.graph.initializers import read, write_float
 from onnx_lathe.passes.graph.input_moments import Rows, input_moments
 from onnx_lathe.passes.graph.layers import Weight

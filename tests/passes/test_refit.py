@@ -79,6 +79,24 @@ def test_a_layer_is_told_what_those_before_it_lost() -> None:
     np.testing.assert_array_equal(constants(found)["a"], constants(halved)["a"])
 
 
+def test_what_is_added_behind_a_product_stays_but_for_what_the_product_lost() -> None:
+    model = build(
+        "(float[N, 5, 24] x) => (float[N, 5, 60] y) { h = MatMul (x, w)  y = Add (h, b) }",
+        w=random(24, 60),
+        b=random(60) * 20,
+    )
+    where = context(model, x=mixed(200, 5, 24))
+    compressed, _ = applied("prune", model, where, sparsity=0.5, min_size=16)
+    fitted, _ = applied("refit", compressed, where)
+    pruned, _ = applied("prune", model, where, sparsity=0.5, min_size=16, score="obs")
+    before, after, other = errors(mixed(300, 5, 24), model, compressed, fitted, pruned)
+    assert max(after, other) < before
+    again, _ = applied("refit", fitted, where)
+    assert errors(mixed(300, 5, 24), model, again)[0] < 1.02 * after
+    for found in (fitted, pruned):
+        np.testing.assert_allclose(constants(found)["b"], constants(model)["b"], atol=4)
+
+
 def test_a_network_that_is_run_from_further_back_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     where = context(model, x=mixed(64, 3, 8, 8))

@@ -83,9 +83,14 @@ class Values(Form):
 class Steps(Form):
     """Integers with a scale for each output channel, or for each block of its inputs: `axis` is that of the channels."""
 
+    levels: Constant
     factors: Constant
     axis: int
     scales = True
+
+    def scale(self) -> np.ndarray:
+        """Of each output channel [groups, r], float64, if there is one for each."""
+        return read(self.factors).astype(np.float64).reshape(self.now.shape[:2])
 
     def store(self, weight: np.ndarray, gains: np.ndarray) -> None:
         shape = [1] * len(self.factors.shape)
@@ -138,8 +143,8 @@ def _codebooks(tensor: Tensor) -> tuple[list[Constant], np.ndarray] | None:
     return [codebook], read(indices).astype(np.int64)
 
 
-def _steps(tensor: Tensor, axis: int, channels: int) -> tuple[Constant, int] | None:
-    """The scales of a weight that is dequantized, and their axis of output channels."""
+def _steps(tensor: Tensor, axis: int, channels: int) -> tuple[Constant, Constant, int] | None:
+    """The integers and scales of a weight that is dequantized, and the scales' axis of output channels."""
     node = tensor.inputs[0]
     shaped = node.op == "Reshape" and bool(node.inputs[0].inputs)
     if shaped:
@@ -151,6 +156,6 @@ def _steps(tensor: Tensor, axis: int, channels: int) -> tuple[Constant, int] | N
         return None
     if len(scales.shape) == 1:
         fits = scales.shape[0] == channels and node.attrs.get("axis", 1) % len(node.inputs[0].shape) == axis
-        return (scales, 0) if fits else None
+        return (node.inputs[0], scales, 0) if fits else None
     fits = len(scales.shape) > axis and scales.shape[axis] == channels
-    return (scales, axis) if fits else None
+    return (node.inputs[0], scales, axis) if fits else None
