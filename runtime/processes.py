@@ -56,11 +56,8 @@ def running(
     that; its standard input closes, by which its own children can tell. `options` go to subprocess.Popen.
     Raises OSError if it cannot be started.
     """
-    child = Child(
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(environment), **options
-        )
-    )
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE} | options
+    child = Child(subprocess.Popen(command, env=dict(environment), **options))
 
     def end_it() -> None:
         child.overdue = True

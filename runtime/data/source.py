@@ -224,6 +224,12 @@ class Share(DataSource):
         return Place(first, end - first, count, self.workers), slice(first, end)
 
 
+def drawn(source: DataSource, size: int, random: np.random.Generator) -> Iterator[Batch]:
+    """Batches without an end: the samples in one random order after another."""
+    while True:
+        yield from source.batches(size, shuffle_seed=int(random.integers(2**31)))
+
+
 @dataclass(frozen=True)
 class Split:
     """One source divided by role. `calibration` is part of `train`; nothing of `evaluation` is in either."""

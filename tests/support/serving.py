@@ -1,0 +1,96 @@
+"""A server and its workers as threads of one process."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from onnx_lathe.protocols import Shaping
+from onnx_lathe.runtime.data import DataSource
+from onnx_lathe.runtime.torch_bridge import GraphModule
+from onnx_lathe.runtime.training import TrainingSetup
+from onnx_lathe.runtime.training.parallel.client import Client
+from onnx_lathe.runtime.training.parallel.grid import Server as Policy
+from onnx_lathe.runtime.training.parallel.messages import Line, Vector, coding
+from onnx_lathe.runtime.training.parallel.server import Pushed, Server, line_of
+from onnx_lathe.runtime.training.parallel.server_parallel import ServerParallel, WorkerParallel
+from onnx_lathe.runtime.training.parallel.workers import Group
+from onnx_lathe.runtime.training.session import train
+
+LIMIT_S = 60.0
+
+
+class Noting(Server):
+    """Notes (number of the worker, how old its gradients are) for each update."""
+
+    def used(self, pushed: Pushed, number: int, staleness: int) -> None:
+        if not hasattr(self, "members"):
+            self.members: dict[int, list[tuple[int, int]]] = {}
+        self.members.setdefault(self.version, []).append((number, staleness))
+        super().used(pushed, number, staleness)
+
+
+class Here(ServerParallel):
+    """Answers workers that are threads."""
+
+    def server(self, module: GraphModule) -> Server:
+        made = super().server(module)
+        for number in range(1, self.policy.workers + 1):
+            arguments = self.store, number
+            threading.Thread(target=made.serve, args=arguments, daemon=True).start()
+        return made
+
+
+@dataclass
+class Trained:
+    values: dict[str, np.ndarray]
+    metrics: dict[str, float]
+    server: Server
+    lines: list[str] = field(default_factory=list)
+
+
+def trained(
+    model: onnx.ModelProto,
+    policy: Policy,
+    settings: Mapping[str, Any],
+    data: Callable[[], DataSource],
+    shaping: Shaping | None = None,
+    validation: DataSource | None = None,
+    teacher: onnx.ModelProto | None = None,
+    state: Path | None = None,
+) -> Trained:
+    """What a training leaves whose workers are threads. Raises what the server raised."""
+    store, lines = dist.HashStore(), list[str]()
+
+    def work(number: int) -> None:
+        group = Group()
+        group.rank = number
+        strategy = WorkerParallel(store, settings, number, group)
+        setup = TrainingSetup(data(), teacher, device="cpu")
+        train(setup, model, settings, None, strategy)
+
+    strategy = Here(store, settings, policy)
+    workers = [
+        threading.Thread(target=work, args=(number,), daemon=True) for number in range(1, policy.workers + 1)
+    ]
+    for worker in workers:
+        worker.start()
+    setup = TrainingSetup(
+        data(), teacher, validation=validation, device="cpu", state=state, progress=lines.append
+    )
+    try:
+        values, metrics = train(setup, model, settings, shaping, strategy)
+    finally:
+        if strategy.served is not None:
+            strategy.served.close()
+    for worker in workers:
+        worker.join(LIMIT_S)
+    assert strategy.served is not None
+    return Trained(values, metrics, strategy.served, lines)
