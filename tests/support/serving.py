@@ -1,6 +1,7 @@
 """A server and its workers as threads of one process."""
 
 import threading
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,18 +9,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from onnx_lathe.protocols import Shaping
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.torch_bridge import GraphModule
 from onnx_lathe.runtime.training import TrainingSetup
-from onnx_lathe.runtime.training.parallel.client import Client
 from onnx_lathe.runtime.training.parallel.grid import Server as Policy
-from onnx_lathe.runtime.training.parallel.messages import Line, Vector, coding
-from onnx_lathe.runtime.training.parallel.server import Pushed, Server, line_of
+from onnx_lathe.runtime.training.parallel.server import Pushed, Server
 from onnx_lathe.runtime.training.parallel.server_parallel import ServerParallel, WorkerParallel
 from onnx_lathe.runtime.training.parallel.workers import Group
 from onnx_lathe.runtime.training.session import train
@@ -28,17 +25,26 @@ LIMIT_S = 60.0
 
 
 class Noting(Server):
-    """Notes (number of the worker, how old its gradients are) for each update."""
+    """Notes of each update whose gradients made it: (number of a worker, how many it had sent before)."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.members: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        self.pushed: Counter[int] = Counter()
+
+    def take(self, pushed: Pushed, number: int, size_bytes: int = 0) -> None:
+        super().take(pushed, number, size_bytes)
+        self.pushed[number] += 1
 
     def used(self, pushed: Pushed, number: int, staleness: int) -> None:
-        if not hasattr(self, "members"):
-            self.members: dict[int, list[tuple[int, int]]] = {}
-        self.members.setdefault(self.version, []).append((number, staleness))
+        self.members[self.version].append((number, self.pushed[number]))
         super().used(pushed, number, staleness)
 
 
 class Here(ServerParallel):
     """Answers workers that are threads."""
+
+    kind = Noting
 
     def server(self, module: GraphModule) -> Server:
         made = super().server(module)
@@ -52,7 +58,7 @@ class Here(ServerParallel):
 class Trained:
     values: dict[str, np.ndarray]
     metrics: dict[str, float]
-    server: Server
+    server: Noting
     lines: list[str] = field(default_factory=list)
 
 
@@ -92,5 +98,5 @@ def trained(
             strategy.served.close()
     for worker in workers:
         worker.join(LIMIT_S)
-    assert strategy.served is not None
+    assert isinstance(strategy.served, Noting)
     return Trained(values, metrics, strategy.served, lines)

@@ -36,6 +36,8 @@ _FACTS = "facts"
 class ServerParallel(Strategy):
     """Process 0. `store` is where it meets the workers, whose ranks are 1 to `policy.workers`."""
 
+    kind = Server
+
     def __init__(self, store: Store, settings: Mapping[str, Any], policy: Policy) -> None:
         super().__init__()
         self.store, self.settings, self.policy = store, settings, policy
@@ -56,7 +58,7 @@ class ServerParallel(Strategy):
         vector = Vector(module)
         code = coding(self.settings["gradients"], self.settings["gradient_threshold"], vector)
         expected = {rank: rank for rank in range(1, self.policy.workers + 1)}
-        self.served = Server(module, vector, code, self.policy, expected)
+        self.served = self.kind(module, vector, code, self.policy, expected)
         self.ready.set()
         return self.served
 
@@ -139,7 +141,7 @@ def checked(job: Mapping[str, Any], processes: int) -> tuple[Policy, dict[str, A
         settings["momentum"] = LATE_MOMENTUM
         notes.append(
             f"momentum is {LATE_MOMENTUM:g} with a server, not 0.9: gradients that arrive late act like momentum themselves "
-            "(Mitliagkas et al., 2016), and both together diverge; momentum= gives another"
+            "(Mitliagkas et al., 2016), and both together may diverge; momentum= gives another"
         )
     if policy.aware and policy.late == "drop":
         notes.append(
