@@ -18,7 +18,6 @@ from onnx_lathe.passes.numerics.clustering.kmeans import Rule
 from onnx_lathe.passes.numerics.sparsity.gradual import Gradual
 from onnx_lathe.passes.numerics.sparsity.weight_choice import Budget
 from onnx_lathe.runtime.data import Batch
-from tests.support.quantized import lenet
 from tests.support.training import Points, accuracy, model, options, updated
 
 torch = pytest.importorskip("torch")
@@ -71,11 +70,11 @@ def test_weights_are_those_of_one_process_with_the_batch_of_all(policy: Policy, 
     ("policy", "given"),
     [
         (Policy(3), {}),
-        (Policy(3, 2), {"gradients": "half"}),
-        (Policy(3, aware=True), {"gradients": "threshold", "gradient_threshold": 1e-3}),
+        (Policy(3, 2, aware=True), {"gradients": "half"}),
+        (Policy(3), {"gradients": "threshold", "gradient_threshold": 0.2}),
         (Policy(3, 2, "drop"), {"optimizer": "adamw", "rate": 0.02, "momentum": 0.9, "decay": "onecycle"}),
     ],
-    ids=["asynchronous", "softsync half", "aware threshold", "backup adamw"],
+    ids=["asynchronous", "aware softsync half", "threshold", "backup adamw"],
 )
 def test_it_learns(policy: Policy, given: dict) -> None:
     result = trained(model(), policy, options(epochs=6, **SGD | given), Points)
@@ -95,7 +94,7 @@ def test_it_learns(policy: Policy, given: dict) -> None:
 
 
 def gradual() -> Gradual:
-    return Gradual([Budget(("w", "v"), 60)], [0], [], "magnitude", "cubic", 4, 0.0, 0.8, True)
+    return Gradual([Budget(("w", "v"), 60)], [0], [], "magnitude", "cubic", 20, 0.6, 0.8, True)
 
 
 def clustered() -> Clustered:
@@ -104,10 +103,9 @@ def clustered() -> Clustered:
 
 
 def test_a_pass_that_prunes_meanwhile_acts_at_the_server() -> None:
-    """With half of the epochs, the second of two trainings goes on from what the first has saved."""
     result = trained(model(), Policy(2), options(epochs=4, **SGD), Points, gradual())
     zeros = sum(int((result.values[name] == 0).sum()) for name in ("w", "v"))
-    assert zeros == 6 * 8 + 8 * 4 - 60 or zeros == 60
+    assert zeros == 60
     assert result.server.published is not None
     assert result.server.published.generation > 5
     assert accuracy(updated(model(), result.values)) > 0.6
@@ -118,26 +116,11 @@ def test_shared_values_stay_shared() -> None:
     assert all(len(np.unique(result.values[name])) <= 4 for name in ("w", "v"))
 
 
-def test_zeros_stay_zero_and_scales_are_learned() -> None:
-    start = lenet(opset=21)
-    settings = options(epochs=1, learn_scales=True, **SGD | {"batch": 8})
-
-    def noise() -> Noise:
-        return Noise()
-
-    result = trained(start, Policy(2), settings, noise)
-    before = GraphModule(start, learn_scales=True)
-    scales = list(before.scales())
-    assert scales
-    assert any(not np.array_equal(before.values()[name], result.values[name]) for name in scales)
-
-
-class Noise(Points):
-    """Images for LeNet-5."""
-
-    def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
-        for batch in super().batches(size, shuffle_seed):
-            yield batch
+def test_scales_are_learned() -> None:
+    rounded = "q = QuantizeLinear(h, s, z)  d = DequantizeLinear(q, s, z)  y = Gemm(d, v, c)"
+    start = model(rounded, s=np.array(0.05, np.float32), z=np.array(0, np.int8))
+    result = trained(start, Policy(2), options(epochs=2, learn_scales=True, **SGD), Points)
+    assert 0 < result.values["s"] != np.float32(0.05)
 
 
 def test_named_zeros_stay_zero() -> None:
@@ -153,7 +136,7 @@ def test_named_zeros_stay_zero() -> None:
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_early() -> None:
-    settings = options(epochs=30, patience=2, **SGD | {"rate": 0.0})
+    settings = options(epochs=30, **SGD | {"rate": 0.0}) | {"patience": 2}
     result = trained(model(), Policy(2), settings, Points, validation=Points(64, seed=9))
     assert result.metrics["epochs"] == 2
     assert result.metrics["best_epoch"] == 0
@@ -162,28 +145,22 @@ def test_the_best_epoch_is_kept_and_patience_ends_early() -> None:
 
 
 def test_it_goes_on_after_the_last_whole_epoch(tmp_path: Path) -> None:
-    class Failing(Points):
-        """Breaks in the third pass over the data of a worker."""
+    state, settings = tmp_path / "training.state", options(epochs=3, **SGD)
 
-        passes = 0
+    class Broken(Points):
+        """Its second pass at the server, which scores held-out data, is interrupted."""
 
         def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
-            self.passes += shuffle_seed is not None
+            if state.exists():
+                raise KeyboardInterrupt
             yield from super().batches(size, shuffle_seed)
 
-    state = tmp_path / "training.state"
-    settings = options(epochs=4, **SGD)
-    whole = trained(model(), Policy(1), settings, Points)
-    first = trained(model(), Policy(1), settings, Points, state=state)
-    assert state.exists()
-    saved = torch.load(state, weights_only=True)["state"]
-    assert saved["epoch"] == 4
-    again = trained(model(), Policy(1), settings, Points, state=state)
-    assert again.metrics["resumed_after"] == 4
-    assert again.metrics["updates"] == 0
-    for name, value in first.values.items():
-        np.testing.assert_allclose(again.values[name], value, rtol=1e-6)
-        np.testing.assert_allclose(whole.values[name], value, rtol=1e-5, atol=1e-6)
+    with pytest.raises(KeyboardInterrupt):
+        trained(model(), Policy(2), settings, Points, validation=Broken(64, seed=9), state=state)
+    result = trained(model(), Policy(2), settings, Points, validation=Points(64, seed=9), state=state)
+    assert result.metrics["resumed_after"] == 1
+    assert result.metrics["updates"] == 2 * 32
+    assert any(line.startswith("going on after epoch 1") for line in result.lines)
 
 
 def test_distillation_and_memory_work_at_the_workers() -> None:
