@@ -48,16 +48,18 @@ def running(
     environment: Mapping[str, str],
     limit_s: float | None = None,
     grace_s: float = 0.0,
+    stdout: int | None = subprocess.PIPE,
     **options: Any,
 ) -> Iterator[Child]:
-    """The process with pipes for standard input and output; however the block ends, the process ends with it.
+    """The process with pipes for standard input and, unless `stdout` is None, output; however the block ends, the process ends with it.
 
     After `limit_s` seconds it is killed. At the end it is asked to go if `grace_s` says how long it has for
     that; its standard input closes, by which its own children can tell. `options` go to subprocess.Popen.
     Raises OSError if it cannot be started.
     """
-    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE} | options
-    child = Child(subprocess.Popen(command, env=dict(environment), **options))
+    child = Child(
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stdout, env=dict(environment), **options)
+    )
 
     def end_it() -> None:
         child.overdue = True

@@ -33,7 +33,7 @@ STEADY = {"decay": "constant", "warmup": 0.0, "clip": 0.0}
 
 def batch_of(number: int, place: int, size: int) -> Batch:
     """The batch from which worker `number` computed its gradients after `place` others."""
-    return next(islice(drawn(Points(), size, np.random.default_rng((0, number))), place, None))
+    return next(islice(drawn(Points(), size, 512, np.random.default_rng((0, number))), place, None))
 
 
 def replayed(result: Trained, rate: float, momentum: float) -> dict[str, np.ndarray]:
@@ -182,7 +182,9 @@ def test_momentum_is_none_where_gradients_may_be_late() -> None:
     _, settings, notes = checked(job(), 3)
     assert settings["momentum"] == 0
     assert len(notes) == 1
-    assert notes[0].startswith("momentum is 0 with a server, not 0.9: gradients that arrive late act like momentum")
+    assert notes[0].startswith(
+        "momentum is 0 with a server, not 0.9: gradients that arrive late act like momentum"
+    )
     assert checked(job(momentum=0.5), 3)[1:] == (options(momentum=0.5), [])
     assert checked(job("server,wait=2,late=drop"), 4)[1:] == (options(), [])
     assert "aware changes nothing" in checked(job("server,wait=2,late=drop,aware"), 4)[2][0]

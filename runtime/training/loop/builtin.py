@@ -173,7 +173,7 @@ class _Loop:
         seed = (self.job.seed, client.number)
         self.augment = replace(self.augment, random=np.random.default_rng((*seed, AUGMENTATION)))
         losses: list[float] = []
-        for batch in drawn(self.job.data, self.settings.batch, np.random.default_rng(seed)):
+        for batch in drawn(self.job.data, self.settings.batch, self.samples, np.random.default_rng(seed)):
             if not client.fetch():
                 break
             self.optimizer.zero_grad()

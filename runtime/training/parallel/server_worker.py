@@ -29,7 +29,12 @@ from onnx_lathe.runtime.training.parallel.folder import (
 from onnx_lathe.runtime.training.parallel.meeting import Meeting
 from onnx_lathe.runtime.training.parallel.messages import Line
 from onnx_lathe.runtime.training.parallel.server import Server
-from onnx_lathe.runtime.training.parallel.server_parallel import ServerParallel, WorkerParallel, checked, group_of
+from onnx_lathe.runtime.training.parallel.server_parallel import (
+    ServerParallel,
+    WorkerParallel,
+    checked,
+    group_of,
+)
 from onnx_lathe.runtime.training.parallel.workers import MEET
 from onnx_lathe.runtime.training.session import train
 

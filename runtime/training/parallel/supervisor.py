@@ -80,7 +80,13 @@ def supervise(folder: Path, meeting: Meeting, rank: int, size: int) -> int:
 
 def work(folder: Path, meeting: Meeting, number: int) -> int:
     """The exit code of worker `number`, which is ended once the training is over."""
-    command = [sys.executable, "-m", "onnx_lathe.runtime.training.parallel.server_worker", str(folder), meeting.name]
+    command = [
+        sys.executable,
+        "-m",
+        "onnx_lathe.runtime.training.parallel.server_worker",
+        str(folder),
+        meeting.name,
+    ]
     with running([*command, str(number)], environment(), stdout=None) as child:
         last = None
         while child.process.poll() is None and (last is None or time.monotonic() < last):
