@@ -51,7 +51,8 @@ def running(
     stdout: int | None = subprocess.PIPE,
     **options: Any,
 ) -> Iterator[Child]:
-    """The process with pipes for standard input and, unless `stdout` is None, output; however the block ends, the process ends with it.
+    """The process with pipes for standard input and, unless `stdout` is None, output; however the block ends,
+    the process ends with it.
 
     After `limit_s` seconds it is killed. At the end it is asked to go if `grace_s` says how long it has for
     that; its standard input closes, by which its own children can tell. `options` go to subprocess.Popen.

@@ -64,7 +64,7 @@ def supervise(folder: Path, meeting: Meeting, rank: int, size: int) -> int:
                 break
             why = f"was ended by signal {-code}" if code < 0 else f"ended by itself with exit code {code}"
             if code == -9:
-                why += ", as the system does when memory runs out"
+                why += " (as the system does when memory runs out)"
             meeting.say(gone=number, why=why)
         while not meeting.ended():
             time.sleep(LOOK_S)
