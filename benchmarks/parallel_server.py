@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -42,11 +42,13 @@ from onnx_lathe.runtime.data import Batch, DataSource
 from onnx_lathe.runtime.data.source import drawn
 from onnx_lathe.runtime.torch_bridge import GraphModule
 from onnx_lathe.runtime.training.parallel.grid import Server as Policy
-from onnx_lathe.runtime.training.parallel.server import Pushed, Server
+from onnx_lathe.runtime.training.parallel.server import Server
 from onnx_lathe.runtime.training.parallel.server_parallel import ServerParallel, WorkerParallel
 from onnx_lathe.runtime.training.parallel.workers import Group
 from onnx_lathe.runtime.training.session import train
 from onnx_lathe.runtime.training.setup import TrainingSetup
+from tests.support.parallel import worst
+from tests.support.serving import Noting, replayed
 
 LENET = ROOT / "models" / "lenet5-mnist" / "model.onnx"
 IMAGES, BATCH, RATE = 6000, 32, 0.02
@@ -101,22 +103,12 @@ class Digits(DataSource):
         time.sleep(case.pause_s + (0.5 if case.late == self.number else 0.0))
 
 
-class Noting(Server):
-    """Notes when updates were made, and of which gradients: (number of a worker, how many it had sent before)."""
+class Timed(Noting):
+    """Notes when updates were made, too."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         self.moments: list[float] = []
-        self.members: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        self.pushed: Counter[int] = Counter()
-
-    def take(self, pushed: Pushed, number: int, size_bytes: int = 0) -> None:
-        super().take(pushed, number, size_bytes)
-        self.pushed[number] += 1
-
-    def used(self, pushed: Pushed, number: int, staleness: int) -> None:
-        self.members[self.version].append((number, self.pushed[number]))
-        super().used(pushed, number, staleness)
 
     def publish(self) -> None:
         super().publish()
@@ -128,7 +120,7 @@ class Noting(Server):
 
 
 class Answering(ServerParallel):
-    kind = Noting
+    kind = Timed
 
     def server(self, module: GraphModule) -> Server:
         made = super().server(module)
@@ -179,7 +171,7 @@ def work(number: int, port: int, case: Case) -> None:
     )
 
 
-def served(case: Case) -> tuple[dict[str, np.ndarray], dict[str, float], Noting]:
+def served(case: Case) -> tuple[dict[str, np.ndarray], dict[str, float], Timed]:
     """(weights, metrics, server) of a training whose workers are processes."""
     torch.set_num_threads(1)
     context = multiprocessing.get_context("spawn")
@@ -195,7 +187,7 @@ def served(case: Case) -> tuple[dict[str, np.ndarray], dict[str, float], Noting]
     values, metrics = train(
         TrainingSetup(Digits(samples(case)), device="cpu"), start(), options(case), None, strategy
     )
-    assert isinstance(strategy.served, Noting)
+    assert isinstance(strategy.served, Timed)
     strategy.served.close()
     for worker in workers:
         worker.join(20)
@@ -238,7 +230,7 @@ def backup() -> Iterator[str]:
         sizes = {len(server.members[version]) for version in range(server.version)}
         if sizes != {4}:
             yield f"members of an update: {sizes}"
-    apart = difference(values, replayed(case, server))
+    apart = worst(values, as_one_process(case, server))
     print(f"\n{times[0] / times[1]:.1f} times faster with a backup worker (floor 2.5). ", end="")
     print(
         f"Replayed in one process with batches of 4 x 32: weights differ by {apart:.1e} (floor 5e-6).",
@@ -250,27 +242,14 @@ def backup() -> Iterator[str]:
         yield "backup: replay"
 
 
-def replayed(case: Case, server: Noting) -> dict[str, np.ndarray]:
-    """Weights of one process that takes the same steps, with all samples of an update at once."""
-    count, module = samples(case), GraphModule(start())
-    optimizer = torch.optim.SGD(module.parameters(), lr=RATE, momentum=case.momentum, nesterov=True)
-    most = max(server.pushed.values()) + 1
+def as_one_process(case: Case, server: Timed) -> dict[str, np.ndarray]:
+    """Weights of one process that takes the same steps."""
+    count, most = samples(case), max(server.pushed.values()) + 1
     sent = {
         number: list(islice(drawn(Digits(count), BATCH, count, np.random.default_rng((0, number))), most))
         for number in range(1, case.policy.workers + 1)
     }
-    for version in range(server.version):
-        batches = [sent[number][place] for number, place in server.members[version]]
-        images = torch.from_numpy(np.concatenate([batch.inputs["image"] for batch in batches]))
-        labels = torch.from_numpy(np.concatenate([batch.labels for batch in batches]))
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(module(images), labels).backward()
-        optimizer.step()
-    return module.values()
-
-
-def difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
-    return max(float(np.abs(other[name] - value).max() / np.abs(value).max()) for name, value in one.items())
+    return replayed(start(), server, lambda number, place: sent[number][place], RATE, case.momentum)
 
 
 def killed() -> Iterator[str]:

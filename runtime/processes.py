@@ -3,6 +3,8 @@ their caller.
 """
 
 import os
+import shutil
+import signal
 import site
 import subprocess
 import threading
@@ -76,6 +78,24 @@ def running(
         if timer is not None:
             timer.cancel()
         _end(child.process, grace_s)
+
+
+def end_with_caller(folder: Path | None = None) -> None:
+    """Ends this process once its standard input is closed: whoever started it is gone, or wants its result no more.
+    With a `folder`, which then goes, the process above is ended too: all are there for that result.
+    """
+    above = os.getppid()
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            if os.getppid() == above:
+                os.kill(above, signal.SIGTERM)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:

@@ -29,7 +29,7 @@ def points():
         yield {"x": POINTS["x"][rows], "labels": POINTS["labels"][rows]}
 
 def fatal():
-    """Worker 2 is killed, once, and worker 1 waits until it has come back."""
+    # worker 2 is killed, once, and worker 1 waits until it has come back
     global read
     died, back = (os.path.join(os.path.dirname(__file__), name) for name in ("died", "back"))
     for batch in points():
@@ -108,7 +108,8 @@ def test_a_worker_that_is_killed_is_named_and_comes_back(place: Path) -> None:
     assert metrics["updates"] == 4 * 512 / 16
     assert metrics["lost[worker 2]"] == metrics["lost_workers"] == 1
     assert any(
-        "lost worker 2, which was ended by signal 9 (as the system does when memory runs out) and came back" in line
+        "lost worker 2, which was ended by signal 9 (as the system does when memory runs out) and came back"
+        in line
         for line in found["warnings"]
     )
     assert "Traceback" not in done.stdout + done.stderr

@@ -25,30 +25,14 @@ from onnx_lathe.runtime.data.source import drawn  # noqa: E402
 from onnx_lathe.runtime.torch_bridge import GraphModule  # noqa: E402
 from onnx_lathe.runtime.training.parallel.grid import Server as Policy  # noqa: E402
 from onnx_lathe.runtime.training.parallel.server_parallel import checked  # noqa: E402
-from tests.support.serving import Trained, trained  # noqa: E402
+from tests.support.serving import replayed, trained  # noqa: E402
 
 SGD = {"optimizer": "sgd", "momentum": 0.0, "distill": 0.0, "batch": 16, "rate": 0.05}
 STEADY = {"decay": "constant", "warmup": 0.0, "clip": 0.0}
 
 
-def batch_of(number: int, place: int, size: int) -> Batch:
-    """The batch from which worker `number` computed its gradients after `place` others."""
-    return next(islice(drawn(Points(), size, 512, np.random.default_rng((0, number))), place, None))
-
-
-def replayed(result: Trained, rate: float, momentum: float) -> dict[str, np.ndarray]:
-    """Weights of one process that takes the same steps, with all samples of an update at once."""
-    module = GraphModule(model())
-    optimizer = torch.optim.SGD(module.parameters(), lr=rate, momentum=momentum, nesterov=momentum > 0)
-    for version in range(result.server.version):
-        batches = [batch_of(number, place, 16) for number, place in result.server.members[version]]
-        inputs = np.concatenate([batch.inputs["x"] for batch in batches])
-        labels = np.concatenate([batch.labels for batch in batches])
-        optimizer.zero_grad()
-        output = module(torch.from_numpy(inputs))
-        torch.nn.functional.cross_entropy(output, torch.from_numpy(labels)).backward()
-        optimizer.step()
-    return module.values()
+def batch_of(number: int, place: int) -> Batch:
+    return next(islice(drawn(Points(), 16, 512, np.random.default_rng((0, number))), place, None))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +44,7 @@ def test_weights_are_those_of_one_process_with_the_batch_of_all(policy: Policy, 
     settings = options(epochs=2, **SGD | STEADY | {"momentum": momentum})
     result = trained(model(), policy, settings, Points)
     assert {len(result.server.members[version]) for version in range(result.server.version)} == {policy.wait}
-    for name, value in replayed(result, 0.05, momentum).items():
+    for name, value in replayed(model(), result.server, batch_of, 0.05, momentum).items():
         np.testing.assert_allclose(
             result.values[name], value, rtol=0, atol=5e-6 * np.abs(value).max(), err_msg=name
         )

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 import torch.distributed as dist
 
 from onnx_lathe.errors import PassError
 from onnx_lathe.protocols import Shaping
-from onnx_lathe.runtime.data import DataSource
+from onnx_lathe.runtime.data import Batch, DataSource
 from onnx_lathe.runtime.torch_bridge import GraphModule
 from onnx_lathe.runtime.training import TrainingSetup
 from onnx_lathe.runtime.training.parallel.grid import Server as Policy
@@ -41,6 +42,31 @@ class Noting(Server):
     def used(self, pushed: Pushed, number: int, staleness: int) -> None:
         self.members[self.version].append((number, self.pushed[number]))
         super().used(pushed, number, staleness)
+
+
+def replayed(
+    model: onnx.ModelProto,
+    server: Noting,
+    batch_of: Callable[[int, int], Batch],
+    rate: float,
+    momentum: float,
+) -> dict[str, np.ndarray]:
+    """Weights of one process that takes the server's steps, with all samples of an update at once. `batch_of`: the batch
+    from which a worker of this number computed its gradients after so many others.
+    """
+    module = GraphModule(model)
+    optimizer = torch.optim.SGD(module.parameters(), lr=rate, momentum=momentum, nesterov=momentum > 0)
+    for version in range(server.version):
+        batches = [batch_of(number, place) for number, place in server.members[version]]
+        inputs = {
+            name: torch.from_numpy(np.concatenate([batch.inputs[name] for batch in batches]))
+            for name in batches[0].inputs
+        }
+        labels = torch.from_numpy(np.concatenate([batch.labels for batch in batches]))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module(**inputs), labels).backward()
+        optimizer.step()
+    return module.values()
 
 
 class Here(ServerParallel):

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from onnx_lathe.runtime.processes import end_with_caller
 from onnx_lathe.runtime.training.parallel import lifeline
 from onnx_lathe.runtime.training.parallel.folder import (
     described,
@@ -141,7 +142,7 @@ class Reception:
 
 def work(folder: Path, name: str, number: int) -> None:
     """Computes gradients until the server has enough. A mistake, which all workers would meet, is in error.json."""
-    threading.Thread(target=_watch, daemon=True).start()
+    end_with_caller()
     rank, local, neighbours, processes = (
         int(os.environ[key]) for key in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE")
     )
@@ -159,13 +160,6 @@ def work(folder: Path, name: str, number: int) -> None:
         raise
     sys.stdout.flush()
     os._exit(0)
-
-
-def _watch() -> None:
-    """Ends with the process that started this one."""
-    while os.read(0, 1):
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,13 @@ allows it. It imports little, because all of them start at once.
 """
 
 import os
-import shutil
-import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
 from torch.distributed.rendezvous import rendezvous
 
-from onnx_lathe.runtime.processes import environment, running
+from onnx_lathe.runtime.processes import end_with_caller, environment, running
 from onnx_lathe.runtime.training.parallel import lifeline
 from onnx_lathe.runtime.training.parallel.meeting import Meeting
 from onnx_lathe.runtime.training.parallel.messages import Line
@@ -31,7 +28,7 @@ ENDING_S = 2.0
 
 def main(folder: Path) -> None:
     """Serves, or supervises a worker. What ends the training for all is in error.json, and ends the process."""
-    threading.Thread(target=_watch, args=(folder, os.getppid()), daemon=True).start()
+    end_with_caller(folder)
     store, rank, size = next(rendezvous("env://", timeout=MEET))
     meeting = Meeting(met(store, rank, size))
     if rank == 0:
@@ -103,16 +100,6 @@ def receive_result(folder: Path, line: Line) -> None:
     (folder / "result.npz").write_bytes(arrays.numpy().tobytes())
     (folder / "result.part").write_bytes(table.numpy().tobytes())
     (folder / "result.part").replace(folder / "result.json")
-
-
-def _watch(folder: Path, launcher: int) -> None:
-    """As worker.py: ends everything with the process that wants the result."""
-    while os.read(0, 1):
-        pass
-    shutil.rmtree(folder, ignore_errors=True)
-    if os.getppid() == launcher:
-        os.kill(launcher, signal.SIGTERM)
-    os._exit(1)
 
 
 if __name__ == "__main__":

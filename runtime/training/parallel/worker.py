@@ -8,10 +8,7 @@ killed, ends this process with an error that it sees.
 
 import contextlib
 import os
-import shutil
-import signal
 import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.runtime.processes import end_with_caller
 from onnx_lathe.runtime.training.parallel import lifeline
 from onnx_lathe.runtime.training.parallel.automatic import AutoParallel
 from onnx_lathe.runtime.training.parallel.folder import (
@@ -41,7 +39,7 @@ from onnx_lathe.runtime.training.session import train
 
 def main(folder: Path) -> None:
     """Trains; what it raises is in error.json, unless torchrun should start anew, and ends the process."""
-    threading.Thread(target=_watch, args=(folder, os.getppid()), daemon=True).start()
+    end_with_caller(folder)
     job = read_job(folder)
     failed = folder / "error.json"
     try:
@@ -98,16 +96,6 @@ def _lost(lost: lifeline.Lost) -> None:
     if done < most and os.environ["LOCAL_RANK"] == "0":
         report(f"lost {lost}; torchrun starts anew once there are as many machines as --nnodes asks for")
     lifeline.end(lost)
-
-
-def _watch(folder: Path, launcher: int) -> None:
-    """Waits until the process that wants the result is gone, then ends everything that it has started."""
-    while os.read(0, 1):
-        pass
-    shutil.rmtree(folder, ignore_errors=True)
-    if os.getppid() == launcher:
-        os.kill(launcher, signal.SIGTERM)
-    os._exit(1)
 
 
 if __name__ == "__main__":
