@@ -38,11 +38,11 @@ import torch.distributed as dist
 from parallel_retrained import MODELS, ROOT, stored
 
 from onnx_lathe.passes.retrain import Retrain
-from onnx_lathe.runtime.data import Batch, DataSource
-from onnx_lathe.runtime.data.source import drawn
+from onnx_lathe.runtime.data import Batch
+from onnx_lathe.runtime.data.source import IndexedSource, drawn
 from onnx_lathe.runtime.torch_bridge import GraphModule
 from onnx_lathe.runtime.training.parallel.grid import Server as Policy
-from onnx_lathe.runtime.training.parallel.server import Server
+from onnx_lathe.runtime.training.parallel.server import Published, Server
 from onnx_lathe.runtime.training.parallel.server_parallel import ServerParallel, WorkerParallel
 from onnx_lathe.runtime.training.parallel.workers import Group
 from onnx_lathe.runtime.training.session import train
@@ -51,7 +51,7 @@ from tests.support.parallel import worst
 from tests.support.serving import Noting, replayed
 
 LENET = ROOT / "models" / "lenet5-mnist" / "model.onnx"
-IMAGES, BATCH, RATE = 6000, 32, 0.02
+BATCH, RATE = 32, 0.02
 SECTIONS = ("staleness", "backup", "killed", "accuracy")
 
 
@@ -69,30 +69,27 @@ class Case:
     dies: int = 0
 
 
-class Digits(DataSource):
-    """The repository's MNIST, or noise in its form where there are fewer; `case` is what happens at worker `number`."""
+class Digits(IndexedSource):
+    """The repository's MNIST, again and again until there are `count`; `case` is what happens at worker `number`."""
 
     labelled, fingerprint, description = True, "digits", "digits"
 
     def __init__(self, count: int, case: Case | None = None, number: int = 0) -> None:
-        with np.load(ROOT / "models" / "mnist.npz") as stored_arrays:
-            images, labels = (stored_arrays[f"train/{name}"][:IMAGES] for name in ("image", "labels"))
-        self.images = images.reshape(-1, 1, 28, 28).astype(np.float32) / 255
-        self.labels, self.count, self.case, self.number, self.step = (
-            labels.astype(np.int64),
-            count,
-            case,
-            number,
-            0,
-        )
+        with np.load(ROOT / "models" / "mnist.npz") as arrays:
+            images, labels = (arrays[f"train/{name}"] for name in ("image", "labels"))
+        self.images, self.labels = images[:, None].astype(np.float32) / 255, labels.astype(np.int64)
+        self.count, self.case, self.number, self.step = count, case, number, 0
+
+    def read(self, rows: np.ndarray) -> Batch:
+        there = rows % len(self.images)
+        return Batch({"image": self.images[there]}, self.labels[there])
+
+    def identities(self, rows: np.ndarray) -> np.ndarray:
+        return rows.astype(np.uint64)
 
     def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
-        order = np.arange(self.count or 0) % len(self.images)
-        if shuffle_seed is not None:
-            np.random.default_rng(shuffle_seed).shuffle(order)
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            yield Batch({"image": self.images[rows]}, self.labels[rows])
+        for batch in super().batches(size, shuffle_seed):
+            yield batch
             if shuffle_seed is not None and self.case is not None:
                 self._suffer(self.case)
 
@@ -104,19 +101,31 @@ class Digits(DataSource):
 
 
 class Timed(Noting):
-    """Notes when updates were made, too."""
+    """Notes when updates were made, too, and begins when all workers are there."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         self.moments: list[float] = []
+        self.asked = 0
+
+    def _answer(self) -> Published | None:
+        with self.changed:
+            self.asked += 1
+            self.changed.notify_all()
+        return super()._answer()
+
+    def gradients(self, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+        with self.changed:
+            self.changed.wait_for(lambda: self.asked >= self.policy.workers)
+        return super().gradients(optimizer)
 
     def publish(self) -> None:
         super().publish()
         self.moments.append(time.perf_counter())
 
     def gaps(self) -> list[float]:
-        """Seconds between updates, the first five left out: workers begin at different times."""
-        return list(np.diff(self.moments)[5:])
+        """Seconds between updates."""
+        return list(np.diff(self.moments))
 
 
 class Answering(ServerParallel):
@@ -200,7 +209,6 @@ def staleness() -> Iterator[str]:
     )
     for workers in (2, 4):
         _, found, server = served(Case(Policy(workers), 600))
-        # While workers come, there are fewer of them.
         mean = found["staleness_mean"]
         print(
             f"| {workers} | {found['updates']:.0f} | {mean:.2f} | {workers - 1} +- 0.3 | {max(server.staleness)} "

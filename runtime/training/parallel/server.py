@@ -31,7 +31,7 @@ from onnx_lathe.runtime.torch_bridge import GraphModule
 from onnx_lathe.runtime.training.parallel.grid import Server as Policy
 from onnx_lathe.runtime.training.parallel.messages import Coding, Line, Vector
 
-_NOT_SAID = "it ended without a word"
+_NOT_SAID = "ended without a word"
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,11 @@ class Reception:
             with contextlib.suppress(RuntimeError):
                 Line(self.meeting.store(), f"result{rank}", 0, MEET).send([], *parts)
 
-        threads = {rank: threading.Thread(target=send, args=(rank,), daemon=True) for rank in self.receivers}
+        threads = {
+            rank: threading.Thread(target=send, args=(rank,), daemon=True)
+            for rank in self.receivers
+            if not self._is_gone(rank)
+        }
         for thread in threads.values():
             thread.start()
         until = time.monotonic() + RESULT_S
