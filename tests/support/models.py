@@ -103,7 +103,8 @@ def beginning(model: onnx.ModelProto, most: int) -> onnx.ModelProto:
         if len(live) == 1:
             (end,), stop = live, place + 1
     shapes = {
-        value.name: value for value in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info
+        value.name: value
+        for value in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info
     }
     graph = model.graph
     del graph.node[stop:]
