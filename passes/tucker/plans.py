@@ -63,14 +63,10 @@ def choose(
     for plan in plans:
         plan.setting = None
         if plan.given:
-            (setting,) = plan.settings
-            if options.always or setting.macs < plan.sizes.whole:
-                plan.setting = setting
-            else:
-                plan.setting = setting
-                reason = f"{plan.ranks()} save no MACs"
+            (plan.setting,) = plan.settings
+            if plan.saved <= 0 and not options.always:
+                report.skip(plan.name, f"{plan.ranks()} save no MACs")
                 plan.setting = None
-                report.skip(plan.name, reason)
         elif options.energy is not None:
             plan.setting = cheapest_of(plan.settings, options.energy)
             if plan.setting is None:

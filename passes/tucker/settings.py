@@ -12,7 +12,7 @@ from onnx_lathe.passes.numerics.rank.cp import Cp, cp
 from onnx_lathe.passes.numerics.rank.rank_choice import allowed_ranks
 from onnx_lathe.passes.numerics.rank.tucker import Problem, Tucker, behind, input_directions, tucker
 
-SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+SHARES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9)
 """Of a layer's MACs, near which its settings are."""
 GRID = 12
 """Ranks of the inputs that are looked at, at most."""
@@ -24,11 +24,13 @@ Ranks = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Setting:
-    """`lost`: relative squared error of the layer's answers on held-back samples, or of its weight without data."""
+    """`lost`: relative squared error of the layer's answers on held-back samples, or of its weight without data; 0 where
+    the ranks are given.
+    """
 
     ranks: Ranks
     macs: float
-    lost: float
+    lost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class Sizes:
     def whole(self) -> float:
         return float(self.behind * self.outputs * self.inputs * self.kernel)
 
+    @property
+    def most_terms(self) -> int:
+        """Of CP: with as many, nothing is lost."""
+        return self.kernel * min(self.outputs, self.inputs)
+
     def macs(self, ranks: Ranks) -> float:
         if len(ranks) == 1:
             return float(ranks[0] * (self.before * self.inputs + self.behind * (self.kernel + self.outputs)))
@@ -69,7 +76,7 @@ class Sizes:
     def fixed(self, form: str, rank: int) -> Ranks:
         """What a rank that was given means."""
         if form == "cp":
-            return (min(rank, self.outputs * self.inputs),)
+            return (min(rank, self.most_terms),)
         first = min(rank, self.inputs)
         return first, min(rank, self.outputs, first * self.kernel)
 
@@ -115,7 +122,7 @@ def _candidates(problem: Problem, sizes: Sizes, form: str, multiple: int, least:
     """Ranks that save MACs, with more and more of these; about one for each of SHARES."""
     known: dict[Ranks, float] = {}
     if form == "cp":
-        full = min(sizes.inputs * sizes.outputs, int(sizes.whole / sizes.macs((1,))))
+        full = min(sizes.most_terms, int(sizes.whole / sizes.macs((1,))))
         terms = allowed_ranks(full, multiple, 0.0)
         fewest = least * min(sizes.inputs, sizes.outputs)
         known = {(rank,): -float(rank) for rank in terms if rank >= fewest}

@@ -38,7 +38,7 @@ from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.numerics.second_order.moments import SplitMoments, response_energy
 from onnx_lathe.passes.tucker.fitting import latencies, split_by_answers, split_by_weight
 from onnx_lathe.passes.tucker.plans import LayerPlan, choose
-from onnx_lathe.passes.tucker.settings import Setting, Sizes, decomposed, problem_of, settings, weight_of
+from onnx_lathe.passes.tucker.settings import Setting, Sizes, problem_of, settings, weight_of
 
 PARTS = 3
 """Layers that one becomes."""
@@ -148,24 +148,27 @@ class TuckerPass(Pass):
         report: PassReport,
     ) -> Iterator[LayerPlan]:
         """With settings that are measured, or with the one that is asked for."""
-        measured: Iterator[SplitMoments | None] = iter([None] * len(layers))
-        if context.calibrator is not None:
-            rows = [layer.rows for layer in layers]
+        ranks = [own.get(layer.rows.weight.name, self.config.fixed) for layer in layers]
+        free = [layer.rows for layer, rank in zip(layers, ranks, strict=True) if rank is None]
+        measured: Iterator[SplitMoments | None] = iter([None] * len(free))
+        if context.calibrator is not None and free:
             network = export_model(graph)
-            measured = (one for _, one in input_moments(network, rows, context.calibrator, context.progress))
-        for layer, moments in zip(layers, measured, strict=True):
-            refusal = None if moments is None else moments.refusal(centered=True)
-            if refusal is not None:
-                report.skip(layer.node.name, f"its inputs on the calibration data {refusal}")
-                continue
+            measured = (one for _, one in input_moments(network, free, context.calibrator, context.progress))
+        for layer, rank in zip(layers, ranks, strict=True):
             sizes = Sizes.of(layer, shapes)
-            rank = own.get(layer.rows.weight.name, self.config.fixed)
-            context.progress(f"measuring what ranks cost {layer.rows.weight.name}")
-            yield LayerPlan(layer, sizes, self._settings(layer, sizes, moments, rank), rank is not None)
+            if rank is not None:
+                fixed = sizes.fixed(self.config.form, rank)
+                yield LayerPlan(layer, sizes, [Setting(fixed, sizes.macs(fixed))], given=True)
+                continue
+            moments = next(measured)
+            refusal = None if moments is None else moments.refusal(centered=True)
+            if refusal is None:
+                context.progress(f"measuring what ranks cost {layer.rows.weight.name}")
+                yield LayerPlan(layer, sizes, self._settings(layer, sizes, moments), given=False)
+            else:
+                report.skip(layer.node.name, f"its inputs on the calibration data {refusal}")
 
-    def _settings(
-        self, layer: Layer, sizes: Sizes, moments: SplitMoments | None, rank: int | None
-    ) -> list[Setting]:
+    def _settings(self, layer: Layer, sizes: Sizes, moments: SplitMoments | None) -> list[Setting]:
         weight = weight_of(layer)
         problem = problem_of(layer, weight, None if moments is None else moments.fitted.regular(True)[0])
         judging = None if moments is None else moments.judging(True)
@@ -176,9 +179,6 @@ class TuckerPass(Pass):
                 return problem.error(found)
             return response_energy((found - problem.target).reshape(1, len(weight), -1), judging) / energy
 
-        if rank is not None:
-            ranks = sizes.fixed(self.config.form, rank)
-            return [Setting(ranks, sizes.macs(ranks), judge(decomposed(problem, ranks, 0).weight()))]
         return settings(problem, judge, sizes, self.config.form, self.config.multiple, self.config.least)
 
     def _choose(
