@@ -57,7 +57,7 @@ def test_what_saves_nothing_is_refused() -> None:
     where = context(model, x=random(32, 8, 6, 6))
     for options, reason in (
         ({"rank": 16}, "ranks 8 of 8 and 16 of 16 save no MACs"),
-        ({"rank": 100, "form": "cp"}, "100 terms save no MACs"),
+        ({"rank": 100, "form": "cp"}, "72 terms save no MACs"),
         ({"macs": 1.0}, "the budget of MACs is met without it"),
         ({"energy": 1.0}, "no ranks that are allowed save MACs and keep 100 % of energy"),
         ({"macs": 0.5, "least": 1.0}, "no rank that is allowed saves MACs"),
