@@ -109,6 +109,6 @@ def _cp_factor(problem: Problem, now: Cp, of_first: bool) -> np.ndarray:
         inner = inverse_of(np.einsum("ikil->kl", norm) / inputs)
     # the Hadamard product of two Gram matrices, of `last` and of what stays, is the curvature between terms
     between = inverse_of(outer * (other @ other.T))
-    wanted = gathered(np.tensordot(now.last.T, problem.weighed(problem.target), axes=1))
+    wanted = gathered(np.tensordot(now.last.T, problem.weighed_target, axes=1))
     start = now.first if of_first else now.core
     return least_squares(apply, wanted, start, lambda residual: between @ residual @ inner)

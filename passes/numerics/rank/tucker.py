@@ -13,6 +13,7 @@ Sources: Kim et al., "Compression of Deep Convolutional Neural Networks for Fast
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -42,6 +43,15 @@ class Problem:
     def matrix(self) -> np.ndarray:
         return self.target.reshape(len(self.target), -1)
 
+    @cached_property
+    def weighed_target(self) -> np.ndarray:
+        return self.weighed(self.target)
+
+    @cached_property
+    def energy(self) -> float:
+        """Of the target, as the norm has it."""
+        return float(np.vdot(self.target, self.weighed_target))
+
     def weighed(self, weight: np.ndarray) -> np.ndarray:
         """`weight` [n, c, k] times the norm, [n, c, k]."""
         found: np.ndarray = (weight.reshape(len(weight), -1) @ self.norm).reshape(weight.shape)
@@ -50,8 +60,7 @@ class Problem:
     def error(self, weight: np.ndarray) -> float:
         """Of [o, c, k], relative to the target's own."""
         change = weight - self.target
-        lost, all_of_it = (float(np.vdot(one, self.weighed(one))) for one in (change, self.target))
-        return lost / all_of_it if all_of_it > 0 else 0.0
+        return float(np.vdot(change, self.weighed(change))) / self.energy if self.energy > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -122,9 +131,9 @@ def tucker(problem: Problem, ranks: tuple[int, int], sweeps: int = SWEEPS) -> Tu
 
 
 def _tucker_behind(problem: Problem, first: np.ndarray, rank: int) -> tuple[Tucker, float]:
-    last, core, _ = behind(problem, first)
-    found = Tucker(first, core[:rank], last[:, :rank])
-    return found, problem.error(found.weight())
+    last, core, explained = behind(problem, first)
+    error = 1 - float(explained[:rank].sum()) / max(problem.energy, np.finfo(np.float64).tiny)
+    return Tucker(first, core[:rank], last[:, :rank]), error
 
 
 def _moved_first(problem: Problem, now: Tucker) -> np.ndarray:
@@ -141,10 +150,9 @@ def _moved_first(problem: Problem, now: Tucker) -> np.ndarray:
     outer, inner = (
         inverse_of(one) for one in (np.einsum("abk,ack->bc", now.core, now.core, optimize=True), channels)
     )
-    wanted = np.tensordot(now.last.T, problem.target, axes=1)
     return least_squares(
         lambda first: gathered(problem.weighed(expanded(first))),
-        gathered(problem.weighed(wanted)),
+        gathered(np.tensordot(now.last.T, problem.weighed_target, axes=1)),
         now.first,
         lambda residual: outer @ residual @ inner,
     )
