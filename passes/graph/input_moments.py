@@ -193,14 +193,14 @@ def _add(
     """The rows of batch `number`, which begins with the sample `first`."""
     for node, window in zip(one.weight.nodes, one.windows, strict=True):
         values = batch[node.inputs[0].name].astype(np.float32, copy=False)
-        for sample, part in _by_sample(values, batch):
+        for sample, part in by_sample(values, batch):
             most = positions_of(one.sizes[2]) * (batch.samples if sample is None else 1)
             for rows in one.inputs_of(window, part, most, generator):
                 if rows.shape[1]:
                     moments.add(rows, number if sample is None else first + sample)
 
 
-def _by_sample(values: np.ndarray, batch: Observed) -> Iterator[tuple[int | None, np.ndarray]]:
+def by_sample(values: np.ndarray, batch: Observed) -> Iterator[tuple[int | None, np.ndarray]]:
     """(place of the sample in the batch, its values), without repeats that fill a fixed batch up; all at once, with
     None, where the first axis is not the batch's.
     """
