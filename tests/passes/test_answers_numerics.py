@@ -162,7 +162,9 @@ def _readers(block: int) -> list[Reader]:
     for rows, units in ((3, np.repeat(np.arange(6), block)), (4, np.array([-1, 3, 1, 0, 2, 5, 4]))):
         weight = random(rows, units.size).astype(np.float64)
         covariance = np.cov(mixed(1, 500, units.size)[0].T.astype(np.float64))
-        found.append(Reader(weight, covariance, covariance, float(np.vdot(weight @ covariance, weight)), units))
+        found.append(
+            Reader(weight, covariance, covariance, float(np.vdot(weight @ covariance, weight)), units)
+        )
     return found
 
 
@@ -188,7 +190,9 @@ def test_the_unit_that_goes_is_the_one_that_others_stand_in_for_best(block: int)
         }
         assert unit == min(errors, key=lambda one: errors[one])
         gone.append(int(unit))
-    expected = [sum(_exact_loss(reader, order[:count].tolist()) for reader in readers) for count in (0, 1, 2, 4)]
+    expected = [
+        sum(_exact_loss(reader, order[:count].tolist()) for reader in readers) for count in (0, 1, 2, 4)
+    ]
     np.testing.assert_allclose(losses, expected, rtol=1e-6, atol=1e-12)
     assert sorted(order) == list(range(6))
 

@@ -26,10 +26,13 @@ SAMPLES = 128
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that is changed, by the weight that it alone reads."""
+    """A layer that is changed, by the weight that it alone reads. `kept`: which of the channels that the other network
+    answers the layer still has, bool; none: all.
+    """
 
     node: Node
     rows: Rows
+    kept: np.ndarray | None = None
 
     @property
     def response(self) -> str:
@@ -38,6 +41,13 @@ class Layer:
     @property
     def source(self) -> str:
         return str(self.node.inputs[0].name)
+
+    def asked(self, answered: np.ndarray) -> np.ndarray:
+        """Of what the other network answers, what this layer should."""
+        axis = 1 if self.node.op == "Conv" else answered.ndim - 1
+        if self.kept is None or answered.ndim <= axis or answered.shape[axis] != self.kept.size:
+            return answered
+        return np.compress(self.kept, answered, axis)
 
 
 def layer_of(graph: Graph, weight: Weight) -> Layer | str:
@@ -111,7 +121,7 @@ def _add(
 ) -> str | None:
     """Takes the rows of batch `number`, which begins with the sample `first`; or says why the two do not belong together."""
     x = read[layer.source].astype(np.float32, copy=False)
-    y = answered[layer.response].astype(np.float32, copy=False)
+    y = layer.asked(answered[layer.response]).astype(np.float32, copy=False)
     groups, outputs, inputs = layer.rows.sizes
     window = layer.rows.windows[0]
     if window is None:

@@ -44,9 +44,7 @@ class _Blocks:
         """tr(W_c (H^-1_cc)^-1 W_c') of each unit; nonsense of those that are out."""
         if self.inputs.shape[1] == 1:
             inputs = self.inputs[:, 0]
-            found: np.ndarray = np.square(weight).sum(axis=0)[inputs] / np.maximum(
-                self.left[:, 0, 0], LEAST
-            )
+            found: np.ndarray = np.square(weight).sum(axis=0)[inputs] / np.maximum(self.left[:, 0, 0], LEAST)
             return found
         rows = weight[:, self.inputs].transpose(1, 0, 2)
         return np.einsum("nrb,nbr->n", rows, np.linalg.solve(self.left, rows.transpose(0, 2, 1)))
