@@ -48,9 +48,9 @@ def plan_channels(
         return RemovalPlan(coupling, groups, free, np.zeros(roots.size, bool))
     context.progress("weighing channels")
     if importance == OBS:
-        found = curves(graph, coupling, groups, free, amount, context, report)
+        known = curves(graph, coupling, groups, free, amount, context, report)
         state = _state(coupling, roots, groups, free)
-        selection: Selection = Allocation(state, groups, lambda: places(groups, found), own, amount, found)
+        selection: Selection = Allocation(state, groups, lambda: places(groups, known), own, amount, known)
     else:
         parts = importances(importance, graph, coupling, context)
         _leave_unknown(groups, free, parts, report)

@@ -30,7 +30,6 @@ from onnx_lathe.passes.prune_channels.answers import OBS, fit
 from onnx_lathe.passes.prune_channels.importance import IMPORTANCES
 from onnx_lathe.passes.prune_channels.plan import RemovalPlan, plan_channels
 
-
 _NEEDS = {"activation": ("calibrator",), "taylor": ("trainer", "gradients"), OBS: ("calibrator",)}
 """Services, by importance."""
 
