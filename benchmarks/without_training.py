@@ -166,16 +166,14 @@ def photographs(model: Path, folder: Path, out: Path) -> None:
 
 def small_images(model: Path, folder: Path, out: Path) -> None:
     """The first 100 training images of CIFAR-10 without labels, and all test images, as ResNet-20 wants its inputs."""
-    from sets import SCALES
+    from sets import scaled
 
-    from onnx_lathe.runtime.data import preprocess
-
-    archive, scaling = np.load(folder / "cifar10_jpeg.npz"), preprocess.parse(SCALES["cifar10"])
+    archive = np.load(folder / "cifar10_jpeg.npz")
     name = onnx.load(model, load_external_data=False).graph.input[0].name
     for part, stored, count in (("calibration", "train", 100), ("eval", "test", None)):
         pixels = jpegs(archive, stored, count).transpose(0, 3, 1, 2)
         labels = {"labels": archive["y_test"]} if part == "eval" else {}
-        np.savez(out / f"{part}.npz", **{name: scaling.apply(pixels)}, **labels)
+        np.savez(out / f"{part}.npz", **{name: scaled(pixels, "cifar10")}, **labels)
 
 
 def compiled(model: Path, passes: str, data: Path, out: Path) -> dict[str, float]:

@@ -7,6 +7,7 @@ all together least: what layers lose at each number of channels is measured on s
 Sources: Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022; "SPDY", ICML 2022, section 3.2.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -179,10 +180,7 @@ def _curve(
 ) -> Curve:
     members = np.flatnonzero((groups.of == group) & free)
     size = int((groups.of == group).sum())
-    most = max(MOST, amount.sparsity, *amount.layers.values()) if amount.macs is None else MOST
-    counts = np.arange(min(members.size, int(most * size)) + 1)
-    counts = counts[((size - counts) % amount.keep_multiple == 0) | (counts == 0)]
-    stops = counts[np.unique(np.linspace(0, counts.size - 1, SETTINGS + 1).round().astype(int))]
+    stops = _stops(amount, members.size, size)
     number = np.full(free.size + 1, -1)  # the last for inputs that are of no unit
     number[members] = np.arange(members.size)
     local = [
@@ -190,6 +188,17 @@ def _curve(
     ]
     order, losses = eliminate(local, groups.widths()[members], stops.tolist())
     return Curve(members[order], stops, losses)
+
+
+def _stops(amount: Amount, members: int, size: int) -> np.ndarray:
+    """Of a group of `size` units of which `members` may go: how many are out when it is measured what that costs."""
+    asked = max(amount.sparsity, *amount.layers.values(), 0.0)
+    if amount.macs is None and amount.scope == "layer":  # what a group loses does not depend on what it costs
+        return np.array([min(members, math.ceil(asked * size))])
+    most = MOST if amount.macs is not None else max(MOST, asked)
+    counts = np.arange(min(members, int(most * size)) + 1)
+    counts = counts[((size - counts) % amount.keep_multiple == 0) | (counts == 0)]
+    return counts[np.unique(np.linspace(0, counts.size - 1, SETTINGS + 1).round().astype(int))]
 
 
 def fit(

@@ -45,6 +45,9 @@ FAST = {
     "svd": {"rounds": 2, "positions": 200},
 }
 
+MORE = {"prune_channels by answers": ("prune_channels", {"importance": "obs", "sparsity": 0.3})}
+"""Passes with options that make another pass of them."""
+
 GOES_ON = ("retrain", "prune_channels")
 """Run twice, they train on, or take a share of what is left."""
 
@@ -109,10 +112,11 @@ def known(model: onnx.ModelProto, data: RandomData) -> Known:
     return Known(model.SerializeToString(deterministic=True), names, outputs, context_for(model, data))
 
 
-@pytest.mark.parametrize("name", sorted(all_passes()))
-def test_contract(name: str, model: onnx.ModelProto, data: RandomData, known: Known) -> None:
+@pytest.mark.parametrize("case", [*sorted(all_passes()), *MORE])
+def test_contract(case: str, model: onnx.ModelProto, data: RandomData, known: Known) -> None:
     context = known.context
-    instance = configure(all_passes()[name], FAST.get(name, {}))
+    name, options = MORE.get(case, (case, FAST.get(case, {})))
+    instance = configure(all_passes()[name], options)
     if name == "retrain" and (lacking := unsupported(model)):
         with pytest.raises(
             LatheError, match=lacking[0].op
@@ -141,7 +145,7 @@ def test_contract(name: str, model: onnx.ModelProto, data: RandomData, known: Kn
     }
     if name not in GOES_ON:
         content = after.SerializeToString(deterministic=True)
-        again, _ = apply_pass(configure(all_passes()[name], FAST.get(name, {})), after, context)
+        again, _ = apply_pass(configure(all_passes()[name], options), after, context)
         assert after.SerializeToString(deterministic=True) == content
         if again is not after:  # the very same model computes the same
             contract.check_outputs(now, ort.run(ort.session(again), feeds), type(instance))
