@@ -21,6 +21,7 @@ from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.answers.aligned import Layer, layer_of
 from onnx_lathe.passes.graph.answers.fitting import fit_layers
+from onnx_lathe.passes.graph.input_moments import few_samples
 from onnx_lathe.passes.graph.layers import other_use, weights
 from onnx_lathe.passes.graph.patterns import by_weight
 
@@ -44,7 +45,8 @@ class Refit(Pass):
         context.need_calibrator()
         original = context.need_original()
         layers = self._layers(graph, {name for node in original.graph.node for name in node.output}, report)
-        fit_layers(graph, layers, original, context, "refit", report, report.skip)
+        samples = fit_layers(graph, layers, original, context, report, report.skip)
+        report.warnings += few_samples("refit", samples)
         return report
 
     def _layers(self, graph: Graph, known: set[str], report: PassReport) -> list[Layer]:

@@ -99,7 +99,7 @@ def curves(
                 del waiting[group]
         still = {one for group in waiting for one in wanted[group]}
         parts = {one: kept for one, kept in parts.items() if one in still}
-    report.warnings += few_samples(f"importance={OBS}", samples)
+    report.warnings += few_samples("prune_channels", samples)
     return found
 
 
@@ -228,7 +228,9 @@ def fit(
             layers.append(Layer(layer.node, layer.rows, kept[-1]))
         elif changed and layer is not None:
             report.skip(node.name, f"not fitted: {layer}")
-    fit_layers(graph, layers, original, context, "refit", report, _unsaid)
+    samples = fit_layers(graph, layers, original, context, report, _unsaid)
+    # choosing channels has said it of the same samples
+    report.warnings += [said for said in few_samples("prune_channels", samples) if said not in report.warnings]
 
 
 def places(groups: ChannelGroups, found: Mapping[int, Curve]) -> np.ndarray:

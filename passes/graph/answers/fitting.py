@@ -11,7 +11,7 @@ from onnx_lathe.passes.graph.answers.aligned import Layer, answers
 from onnx_lathe.passes.graph.answers.choosing import Judged
 from onnx_lathe.passes.graph.answers.forms import form_of
 from onnx_lathe.passes.graph.evaluate import REFUSALS
-from onnx_lathe.passes.graph.input_moments import ENOUGH_SAMPLES, few_samples
+from onnx_lathe.passes.graph.input_moments import ENOUGH_SAMPLES
 from onnx_lathe.passes.graph.model import taken_names
 from onnx_lathe.passes.numerics.second_order.paired import SplitJointMoments
 
@@ -21,12 +21,11 @@ def fit_layers(
     layers: Sequence[Layer],
     original: onnx.ModelProto,
     context: Context,
-    who: str,
     report: PassReport,
     refuse: Callable[[str, str], None],
-) -> None:
+) -> int:
     """Fits `layers`, in the order of the graph, to what `original` answers. What stays as it is goes to `refuse` with the
-    reason. `who`: what to say that had few samples.
+    reason. Returns by how many samples, or ENOUGH_SAMPLES where they were more.
 
     Raises PassError without calibration data.
     """
@@ -39,7 +38,7 @@ def fit_layers(
             reason = _fit(graph, layer, moments, taken, report)
         if reason is not None:
             refuse(layer.node.name, reason)
-    report.warnings += few_samples(who, samples)
+    return samples
 
 
 def _fit(
