@@ -230,7 +230,9 @@ def fit(
             report.skip(node.name, f"not fitted: {layer}")
     samples = fit_layers(graph, layers, original, context, report, _unsaid)
     # choosing channels has said it of the same samples
-    report.warnings += [said for said in few_samples("prune_channels", samples) if said not in report.warnings]
+    report.warnings += [
+        said for said in few_samples("prune_channels", samples) if said not in report.warnings
+    ]
 
 
 def places(groups: ChannelGroups, found: Mapping[int, Curve]) -> np.ndarray:

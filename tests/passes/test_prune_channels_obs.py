@@ -16,7 +16,7 @@ from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.registry import find
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.runtime.running import ort
-from tests.support.answers import applied, context, errors, network
+from tests.support.answers import applied, context, errors, network, saved
 from tests.support.builders import build, random
 from tests.support.channel_cases import CASES
 from tests.support.channels import shapes
@@ -166,10 +166,7 @@ def test_it_needs_calibration_data(options: dict[str, object]) -> None:
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = network()
-    onnx.save(model, tmp_path / "m.onnx")
-    np.savez(tmp_path / "calibration.npz", x=mixed(100, 3, 8, 8))
-    np.savez(tmp_path / "eval.npz", x=mixed(60, 3, 8, 8))
-    data = ["--calibration", str(tmp_path / "calibration.npz"), "--eval", str(tmp_path / "eval.npz")]
+    data = saved(model, tmp_path)
     passes = ["--passes", "prune_channels(importance=obs, macs=0.7), refit"]
     assert main([str(tmp_path / "m.onnx"), *passes, *data, "--out", str(tmp_path / "out")]) == 0
     assert "channels are removed" in capsys.readouterr().out
