@@ -6,7 +6,8 @@
 The result is the network in which every weight that reads a removed channel is zero, and it is smaller and
 faster on any runtime. Which channels go together is found by passes/graph/coupling/analysis.py: a group is all
 that layers write into one sum, or what one layer writes alone. Importances are shares of a layer's, so that
-layers compare; macs= takes the least importance per MAC saved first. Sources: Li et al., "Pruning Filters
+layers compare; macs= takes the least importance per MAC saved first. importance=obs knows what channels cost the
+answers of the layers that read them, and fits these layers: passes/prune_channels/answers.py. Sources: Li et al., "Pruning Filters
 for Efficient ConvNets", ICLR 2017; Molchanov et al., ICLR 2017, section 2; Fang et al., "DepGraph", CVPR
 2023, sections 3.3 and 3.4.
 """
@@ -85,13 +86,11 @@ class PruneChannels(Pass):
     def __init__(self, config: "PruneChannels.Config | None" = None) -> None:
         super().__init__(config)
         self.refits = self.config.importance == OBS if self.config.refit is None else self.config.refit
-        asked = {"calibrator": self.refits, "trainer": False, "gradients": False}
-        for service in _NEEDS.get(self.config.importance, ()):
-            asked[service] = True
-        self.needs = tuple(service for service, wanted in asked.items() if wanted)
+        measured = _NEEDS.get(self.config.importance, ())
+        self.needs = tuple(dict.fromkeys((*measured, *(("calibrator",) if self.refits else ()))))
         if "calibrator" in self.needs:
-            measures = "calibrator" in _NEEDS.get(self.config.importance, ())
-            self.measuring = (f"importance={self.config.importance}" if measures else "refit=true",)
+            what = f"importance={self.config.importance}" if "calibrator" in measured else "refit=true"
+            self.measuring = (what,)
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report, config = PassReport(), self.config
