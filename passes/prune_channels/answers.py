@@ -3,13 +3,14 @@ fitted to what the network answered before.
 
 A group's channels go one after another, each time the one whose part the others can best stand in for, added up over all
 layers that read the group (passes/numerics/second_order/elimination.py). Where groups compete, each loses as many as cost
-all together least: what layers lose at each number of channels is measured on samples that are kept apart.
+all together least: what layers lose at each number of channels is measured on samples that are kept apart, and what that
+is worth at the outputs of the network (passes/prune_channels/outputs.py).
 Sources: Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022; "SPDY", ICML 2022, section 3.2.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -31,6 +32,7 @@ from onnx_lathe.passes.numerics.second_order.moments import SplitMoments, respon
 from onnx_lathe.passes.numerics.sparsity.channel_choice import MOST
 from onnx_lathe.passes.prune_channels.amount import Amount
 from onnx_lathe.passes.prune_channels.groups import ChannelGroups
+from onnx_lathe.passes.prune_channels.outputs import LEAST, Outputs, Part, worth
 
 OBS = "obs"
 SETTINGS = 40
@@ -39,8 +41,8 @@ SETTINGS = 40
 
 @dataclass(frozen=True)
 class Curve:
-    """Of a group: its units in the order in which they go, and what its readers lose, [stops], when `stops` of them are
-    out.
+    """Of a group: its units in the order in which they go, and what it costs, [stops], when `stops` of them are out: what its
+    readers lose, times what that is worth.
     """
 
     order: np.ndarray
@@ -73,8 +75,10 @@ def curves(
     for group in set(np.unique(groups.of[free]).tolist()) - set(wanted):
         _stay(groups, free, group, "no layer reads them", report)
     waiting = {group: set(names) for group, names in wanted.items()}
-    parts: dict[str, list[Reader]] = {}
-    found, samples = dict[int, Curve](), ENOUGH_SAMPLES
+    parts: dict[str, Part] = {}
+    found, worths, samples = dict[int, Curve](), dict[int, float](), ENOUGH_SAMPLES
+    competes = amount.macs is not None or amount.scope == "global"
+    outputs = Outputs(graph, context.need_calibrator()) if competes else None
     measured = input_moments(
         export_model(graph),
         [one.layer.rows for one in sources.values()],
@@ -83,24 +87,29 @@ def curves(
     )
     for (name, source), (_, moments) in zip(sources.items(), measured, strict=True):
         samples = min(samples, moments.samples)
-        centered = bias_place(graph, source.layer.node) is not None
-        readers = _readers(source, moments, centered)
+        part = _part(source, moments, bias_place(graph, source.layer.node) is not None)
         for group in [one for one, names in waiting.items() if name in names]:
-            if isinstance(readers, str):
-                _stay(groups, free, group, f"{source.layer.node.name}'s {readers}", report)
+            if isinstance(part, str):
+                _stay(groups, free, group, f"{source.layer.node.name}'s {part}", report)
                 del waiting[group]
                 continue
-            parts[name] = readers
+            parts[name] = part
             waiting[group].remove(name)
             if not waiting[group]:
                 context.progress(f"weighing channels of {groups.layers[group][0][0].name}")
-                together = [part for other in wanted[group] for part in parts[other]]
-                found[group] = _curve(groups, free, group, together, amount)
+                together = [parts[other] for other in wanted[group]]
+                found[group] = curve = _curve(groups, free, group, together, amount)
+                if outputs is not None:
+                    worths[group] = worth(outputs, together, curve.order, curve.stops, curve.losses)
                 del waiting[group]
         still = {one for group in waiting for one in wanted[group]}
         parts = {one: kept for one, kept in parts.items() if one in still}
     report.warnings += few_samples("prune_channels", samples)
-    return found
+    least = LEAST * max(worths.values(), default=0.0)
+    return {
+        group: replace(curve, losses=curve.losses * max(worths.get(group, 1.0), least))
+        for group, curve in found.items()
+    }
 
 
 def _sources(
@@ -160,8 +169,8 @@ def _stay(groups: ChannelGroups, free: np.ndarray, group: int, why: str, report:
     free[groups.of == group] = False
 
 
-def _readers(source: _Source, moments: SplitMoments, centered: bool) -> list[Reader] | str:
-    """One for each group of a convolution; or what is wrong with the layer."""
+def _part(source: _Source, moments: SplitMoments, centered: bool) -> Part | str:
+    """The layer as it was measured, or what is wrong with it."""
     weight = source.layer.rows.of(read(source.layer.rows.weight.tensor)).astype(np.float64)
     if not np.isfinite(weight).all():
         return "weights are NaN or infinite"
@@ -169,23 +178,20 @@ def _readers(source: _Source, moments: SplitMoments, centered: bool) -> list[Rea
         return f"inputs {reason} on calibration data"
     covariance, judging = moments.fitted.regular(centered), moments.judging(centered)
     energy = response_energy(weight, judging)
-    return [
+    readers = [
         Reader(weight[place], covariance[place], judging[place], energy, source.units[place])
         for place in range(len(weight))
     ]
+    return Part(source.layer, readers, moments.fitted.mean)
 
 
-def _curve(
-    groups: ChannelGroups, free: np.ndarray, group: int, readers: list[Reader], amount: Amount
-) -> Curve:
+def _curve(groups: ChannelGroups, free: np.ndarray, group: int, parts: list[Part], amount: Amount) -> Curve:
     members = np.flatnonzero((groups.of == group) & free)
     size = int((groups.of == group).sum())
     stops = _stops(amount, members.size, size)
     number = np.full(free.size + 1, -1)  # the last for inputs that are of no unit
     number[members] = np.arange(members.size)
-    local = [
-        Reader(one.weight, one.covariance, one.judging, one.energy, number[one.units]) for one in readers
-    ]
+    local = [replace(one, units=number[one.units]) for part in parts for one in part.readers]
     order, losses = eliminate(local, groups.widths()[members], stops.tolist())
     return Curve(members[order], stops, losses)
 

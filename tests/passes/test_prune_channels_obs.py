@@ -96,6 +96,22 @@ def test_what_is_coupled_goes_together(name: str) -> None:
     assert after < before
 
 
+def test_what_hardly_reaches_the_outputs_loses_most() -> None:
+    model = build(
+        """(float[N, 8] x) => (float[N, 6] y) {
+            g = MatMul (x, a)  r = Relu (g)  p = MatMul (r, b)  h = MatMul (x, c)  s = Relu (h)  q = MatMul (s, d)
+            y = Add (p, q) }""",
+        a=random(8, 24),
+        b=random(24, 6) / 20,
+        c=random(8, 24),
+        d=random(24, 6),
+    )
+    where = context(model, x=random(80, 8))
+    for amount in ({"macs": 0.6}, {"scope": "global", "sparsity": 0.4}):
+        found, _ = applied("prune_channels", model, where, importance="obs", **amount)
+        assert shapes(found)["b"][0] < 0.4 * shapes(found)["d"][0]
+
+
 def test_readers_that_cannot_be_measured_keep_their_channels_and_say_why() -> None:
     model = build(
         """(float[N, 8, 5, 5] x) => (float[N, 4, 7, 7] y, float[N, 4, 5, 5] z) {
