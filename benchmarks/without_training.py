@@ -93,6 +93,18 @@ EFFICIENTNET = (
         "",
     ),
     Row(
+        "20 % fewer MACs by channels",
+        "prune_channels(macs=0.8)",
+        "prune_channels(macs=0.8, importance=obs)",
+        "agreement 82 %",
+    ),
+    Row(
+        "10 % fewer MACs by channels",
+        "prune_channels(macs=0.9)",
+        "prune_channels(macs=0.9, importance=obs)",
+        "agreement 91 %",
+    ),
+    Row(
         "16 shared values a layer",
         f"codebook(bits=4, {_layers(DENSE, '0')})",
         f"codebook(bits=4, rounding=hessian, sequential=true, {_layers(DENSE, '0')}), refit",
@@ -125,6 +137,13 @@ RESNET20 = tuple(
         ("70 % zeros", "prune", "sparsity=0.7", "-1.3 points"),
         ("2:4", "prune_nm", "n=2, m=4", "-0.4 points"),
     )
+) + (
+    Row(
+        "half the MACs by channels",
+        "prune_channels(macs=0.5)",
+        "prune_channels(macs=0.5, importance=obs)",
+        "",
+    ),
 )
 RESNET20 += tuple(
     Row(f"half the MACs, {what}", "svd(macs=0.5, multiple=4)", better, floor)

@@ -51,6 +51,8 @@ COMPENSATED: dict[str, dict[str, object]] = {
     "codebook hessian": {"min_size": 16, "sequential": True},
 }
 """Passes whose rounding makes up for what it loses, besides."""
+MORE = {"prune_channels by answers": ("prune_channels", {"importance": "obs", "sparsity": 0.3})}
+"""Passes with options that make another pass of them."""
 
 GOES_ON = ("retrain", "prune_channels")
 """Run twice, they train on, or take a share of what is left."""
@@ -120,16 +122,16 @@ def known(model: onnx.ModelProto, data: RandomData) -> Known:
     return Known(model.SerializeToString(deterministic=True), names, outputs, context_for(model, data))
 
 
-def options_of(name: str) -> tuple[str, dict[str, object]]:
+def options_of(case: str) -> tuple[str, dict[str, object]]:
     """The pass that is meant, and its options."""
-    if name in COMPENSATED:
-        return name.split()[0], {**COMPENSATED[name], "rounding": "hessian"}
-    return name, FAST.get(name, {})
+    if case in COMPENSATED:
+        return case.split()[0], {**COMPENSATED[case], "rounding": "hessian"}
+    return MORE.get(case, (case, FAST.get(case, {})))
 
 
-@pytest.mark.parametrize("name", sorted([*all_passes(), *COMPENSATED]))
-def test_contract(name: str, model: onnx.ModelProto, data: RandomData, known: Known) -> None:
-    context, (name, options) = known.context, options_of(name)
+@pytest.mark.parametrize("case", sorted([*all_passes(), *COMPENSATED, *MORE]))
+def test_contract(case: str, model: onnx.ModelProto, data: RandomData, known: Known) -> None:
+    context, (name, options) = known.context, options_of(case)
     instance = configure(all_passes()[name], options)
     if name == "retrain" and (lacking := unsupported(model)):
         with pytest.raises(

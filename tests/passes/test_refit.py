@@ -14,7 +14,7 @@ from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.numerics.clustering.mantissa import round_mantissa
 from onnx_lathe.passes.refit import Refit
 from onnx_lathe.runtime.running import ort
-from tests.support.answers import applied, context, errors, network
+from tests.support.answers import applied, context, errors, network, saved
 from tests.support.builders import build, random
 from tests.support.codebooks import constants, decoded, mixed
 
@@ -203,10 +203,7 @@ def test_few_samples_are_warned_of_and_none_are_refused() -> None:
 
 def test_from_the_command_line_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = network()
-    onnx.save(model, tmp_path / "m.onnx")
-    np.savez(tmp_path / "calibration.npz", x=mixed(100, 3, 8, 8))
-    np.savez(tmp_path / "eval.npz", x=mixed(60, 3, 8, 8))
-    data = ["--calibration", str(tmp_path / "calibration.npz"), "--eval", str(tmp_path / "eval.npz")]
+    data = saved(model, tmp_path)
     passes = "prune(sparsity=0.6), refit"
     assert main([str(tmp_path / "m.onnx"), "--passes", passes, *data, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out

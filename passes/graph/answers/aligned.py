@@ -27,12 +27,13 @@ SAMPLES = 128
 @dataclass(frozen=True)
 class Layer:
     """A layer that is changed, by the weight that it alone reads. `adder`: what adds its bias, the layer itself or an Add
-    behind it.
+    behind it. `kept`: which of the channels that the other network answers the layer still has, bool; none: all.
     """
 
     node: Node
     rows: Rows
     adder: Node
+    kept: np.ndarray | None = None
 
     @property
     def response(self) -> str:
@@ -46,6 +47,13 @@ class Layer:
     @property
     def source(self) -> str:
         return str(self.node.inputs[0].name)
+
+    def asked(self, answered: np.ndarray) -> np.ndarray:
+        """Of what the other network answers, what this layer should."""
+        axis = 1 if self.node.op == "Conv" else answered.ndim - 1
+        if self.kept is None or answered.ndim <= axis or answered.shape[axis] != self.kept.size:
+            return answered
+        return np.compress(self.kept, answered, axis)
 
 
 def layer_of(graph: Graph, weight: Weight) -> Layer | str:
@@ -119,7 +127,7 @@ def _add(
 ) -> str | None:
     """Takes the rows of batch `number`, which begins with the sample `first`; or says why the two do not belong together."""
     x = read[layer.source].astype(np.float32, copy=False)
-    y = answered[layer.answer].astype(np.float32, copy=False)
+    y = layer.asked(answered[layer.answer]).astype(np.float32, copy=False)
     groups, outputs, inputs = layer.rows.sizes
     window = layer.rows.windows[0]
     if window is None:
