@@ -19,8 +19,8 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.answers.aligned import Layer, layer_of
-from onnx_lathe.passes.graph.answers.fitting import fit_layers
 from onnx_lathe.passes.graph.answers.changing import measurable
+from onnx_lathe.passes.graph.answers.fitting import fit_layers
 from onnx_lathe.passes.graph.coupling.state import READ, Coupling, LayerUse
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.input_moments import ENOUGH_SAMPLES, few_samples, input_moments

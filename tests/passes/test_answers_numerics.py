@@ -225,6 +225,8 @@ def test_what_is_zero_stays_so_whatever_the_rule_makes_of_it() -> None:
     found = sweep(weight, correlated(30)[:1], values)
     np.testing.assert_array_equal(found == 0, weight == 0)
     assert sweep(weight, correlated(30)[:1], values, zero=np.zeros(weight.shape, bool)).all()
+
+
 def _readers(block: int) -> list[Reader]:
     """Two that read six units, each `block` inputs of the first and one of the second, which reads another input too."""
     found = []
