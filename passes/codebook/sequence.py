@@ -109,7 +109,8 @@ def _ways(job: ClusterJob, rule: Rule, layer: Layer, judged: Judged) -> Sequence
         weight = rows.of(decoded(values, outcome)[rows.weight.name].astype(np.float64)) * form.alpha
         candidate = judged.best([weight], scaled=False)
         bits = sum(entropy_bits(one.counts()) * sum(part.size for part in one.indices) for _, one in outcome)
-        error = candidate.error / max(judged.energy, np.finfo(np.float64).tiny)
+        # what answers vary by: of a single sample that is kept apart they do not
+        error = candidate.error / float(moments.yy.sum())
         return _Way(outcome, candidate, error + rule.tradeoff * bits / weight.size)
 
     return [judge(outcome) for outcome in outcomes]

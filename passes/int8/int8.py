@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 
 from onnx_lathe import metadata
 from onnx_lathe.errors import UsageError
@@ -213,15 +214,8 @@ class Int8(Pass):
             report.warnings.append(note)
         if grown := [one for one in filled if one.name in {weight.name for weight in written}]:
             report.warnings.append(warning(grown))
-        if base is not None and self.adapts:
-            computed = [
-                weight
-                for weight in written
-                if not weight.place and not is_weight_only(weight, context.placement)
-            ]
-            adapt_rounding(graph, base, computed, context, self.config.rounding_steps, report)
-        if base is not None and self.compensates:
-            compensate_rounding(graph, base, written, self.config.bias_correction, context, report)
+        if base is not None:
+            self._round(graph, base, written, context, report)
         quantization.correct(graph, written, report)
         if written:
             quantization.record(graph, report)
@@ -241,6 +235,20 @@ class Int8(Pass):
                 report.warnings.append(UNCORRECTED)
         report.metrics["layers"] = len({node.name for node in layers_of(written)})
         return report
+
+    def _round(
+        self, graph: Graph, base: onnx.ModelProto, written: list[Weight], context: Context, report: PassReport
+    ) -> None:
+        """Chooses levels by calibration data, if the options ask for it. `base`: the model before."""
+        if self.adapts:
+            computed = [
+                weight
+                for weight in written
+                if not weight.place and not is_weight_only(weight, context.placement)
+            ]
+            adapt_rounding(graph, base, computed, context, self.config.rounding_steps, report)
+        if self.compensates:
+            compensate_rounding(graph, base, written, self.config.bias_correction, context, report)
 
     def _search(
         self, quantization: Quantization, chosen: list[Weight], context: Context, report: PassReport
