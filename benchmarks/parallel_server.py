@@ -161,7 +161,7 @@ def work(number: int, port: int, case: Case) -> None:
     strategy = WorkerParallel(store_at(port), options(case), number, group)
     train(
         TrainingSetup(Digits(samples(case), case, number), device="cpu"),
-        start(),
+        onnx.load(LENET),
         options(case),
         None,
         strategy,
