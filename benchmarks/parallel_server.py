@@ -154,18 +154,6 @@ def samples(case: Case) -> int:
     return case.updates * case.policy.wait * BATCH
 
 
-def start() -> onnx.ModelProto:
-    """LeNet-5 with other weights, so that there is something to learn."""
-    model = onnx.load(LENET)
-    random = np.random.default_rng(0)
-    for tensor in model.graph.initializer:
-        array = onnx.numpy_helper.to_array(tensor)
-        if array.ndim > 1 and array.dtype == np.float32:
-            fresh = random.standard_normal(array.shape) * (2 / np.prod(array.shape[1:])) ** 0.5
-            tensor.CopyFrom(onnx.numpy_helper.from_array(fresh.astype(np.float32), tensor.name))
-    return model
-
-
 def work(number: int, port: int, case: Case) -> None:
     torch.set_num_threads(1)
     group = Group()
@@ -173,7 +161,7 @@ def work(number: int, port: int, case: Case) -> None:
     strategy = WorkerParallel(store_at(port), options(case), number, group)
     train(
         TrainingSetup(Digits(samples(case), case, number), device="cpu"),
-        start(),
+        onnx.load(LENET),
         options(case),
         None,
         strategy,
@@ -194,7 +182,7 @@ def served(case: Case) -> tuple[dict[str, np.ndarray], dict[str, float], Timed]:
     strategy = Answering(store_at(store.port), options(case), case.policy)
     strategy.port = store.port
     values, metrics = train(
-        TrainingSetup(Digits(samples(case)), device="cpu"), start(), options(case), None, strategy
+        TrainingSetup(Digits(samples(case)), device="cpu"), onnx.load(LENET), options(case), None, strategy
     )
     assert isinstance(strategy.served, Timed)
     strategy.served.close()
@@ -257,7 +245,7 @@ def as_one_process(case: Case, server: Timed) -> dict[str, np.ndarray]:
         number: list(islice(drawn(Digits(count), BATCH, count, np.random.default_rng((0, number))), most))
         for number in range(1, case.policy.workers + 1)
     }
-    return replayed(start(), server, lambda number, place: sent[number][place], RATE, case.momentum)
+    return replayed(onnx.load(LENET), server, lambda number, place: sent[number][place], RATE, case.momentum)
 
 
 def killed() -> Iterator[str]:

@@ -120,6 +120,6 @@ def test_a_mistake_at_one_worker_is_one_line(place: Path) -> None:
     passes = "retrain(epochs=200, batch=16, rate=0.05, distill=0, optimizer=sgd)"
     done = optimize(place, passes, "data.py:wrong", *launch)
     assert done.returncode == 2
-    assert "ValueError: the disk is gone" in done.stderr
+    assert "the disk is gone" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((place / "out").glob("retrain-*"))
