@@ -143,7 +143,7 @@ def _tucker_errors(problem: Problem, sizes: Sizes, multiple: int, least: float) 
     directions = input_directions(problem)
     firsts = [one for one in allowed_ranks(sizes.inputs, multiple, least) if one <= len(directions)]
     step = max(1, -(-len(firsts) // GRID))
-    found = {}
+    found: dict[Ranks, float] = {}
     for first in firsts[::-step]:
         explained = np.cumsum(behind(problem, directions[:first])[2])
         for last in allowed_ranks(sizes.outputs, multiple, least):
