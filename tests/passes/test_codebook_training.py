@@ -40,6 +40,7 @@ class Result:
     values: Mapping[str, np.ndarray]
     metrics: Mapping[str, float]
     kept: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass

@@ -34,6 +34,7 @@ class Stub:
     values: Mapping[str, np.ndarray]
     metrics: Mapping[str, float] = field(default_factory=lambda: {"epochs": 2.0, "last_loss": 0.5})
     kept: Sequence[tuple[str, str]] = ()
+    warnings: Sequence[str] = ()
 
     def train(
         self,
@@ -264,3 +265,8 @@ def test_what_training_left_alone_is_named() -> None:
     kept = [("branch", "If runs in ONNX Runtime, without a gradient")]
     _, report = apply(MODEL, Stub({}, kept=kept))
     assert [(skip.node, skip.reason) for skip in report.skips] == kept
+
+
+def test_what_training_has_to_say_is_warned_of() -> None:
+    _, report = apply(MODEL, Stub({}, warnings=["lost worker 2"]))
+    assert report.warnings == ["lost worker 2"]

@@ -147,10 +147,11 @@ def test_it_goes_on_after_the_last_whole_epoch(tmp_path: Path) -> None:
     assert any(line.startswith("going on after epoch 1") for line in result.lines)
 
 
-def test_distillation_and_memory_work_at_the_workers() -> None:
+def test_workers_imitate_the_original_model_in_little_memory() -> None:
     settings = options(epochs=2, **SGD | {"distill": 0.9})
-    start = trained(model(), Policy(2), settings, partial(Points, labelled=False), teacher=model(seed=3))
-    assert start.metrics["last_loss"] < start.metrics["first_loss"]
+    data = partial(Points, labelled=False)
+    result = trained(model(), Policy(2), settings, data, teacher=model(seed=3), memory=4000)
+    assert result.metrics["last_loss"] < result.metrics["first_loss"]
 
 
 def test_a_loss_that_is_no_number_is_told() -> None:

@@ -1,6 +1,5 @@
 """A server and its workers as threads of one process."""
 
-import contextlib
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
@@ -99,6 +98,7 @@ def trained(
     validation: DataSource | None = None,
     teacher: onnx.ModelProto | None = None,
     state: Path | None = None,
+    memory: int | None = None,
 ) -> Trained:
     """What a training leaves whose workers are threads. Raises what the server raised."""
     store, lines = dist.HashStore(), list[str]()
@@ -106,10 +106,13 @@ def trained(
     def work(number: int) -> None:
         group = Group()
         group.rank = number
-        strategy = WorkerParallel(store, settings, number, group)
-        setup = TrainingSetup(data(), teacher, device="cpu")
-        with contextlib.suppress(PassError, RuntimeError):  # the server says it
-            train(setup, model, settings, None, strategy)
+        worker = WorkerParallel(store, settings, number, group)
+        setup = TrainingSetup(data(), teacher, device="cpu", memory=memory)
+        try:
+            train(setup, model, settings, None, worker)
+        except (PassError, RuntimeError) as error:
+            if strategy.served is not None:
+                strategy.served.fail(str(error))
 
     strategy = Here(store, settings, policy)
     workers = [
