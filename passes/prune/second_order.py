@@ -4,11 +4,14 @@ for it.
 From the inputs on, each layer sees what the pruned network before it computes: its weights become zero column by column
 (passes/numerics/second_order/sweep.py), those that are left are fitted to what the network before pruning answered
 there, and the deviation and mean of each channel are set right. With scope=global each layer has the share of zeros with
-which all of them together lose least, by the relative error of each layer alone.
+which all of them together lose least, by the relative error of each layer alone times what such an error does to the
+network's outputs.
 Sources: Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022; "SparseGPT", ICML 2023; "SPDY", ICML 2022.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -17,11 +20,12 @@ from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.answers.aligned import Layer
 from onnx_lathe.passes.graph.answers.changing import measurable, prune_layers
+from onnx_lathe.passes.graph.answers.outputs import LEAST, Outputs, probed
 from onnx_lathe.passes.graph.initializers import read, write_float
 from onnx_lathe.passes.graph.input_moments import Rows, input_moments
 from onnx_lathe.passes.graph.layers import Weight
-from onnx_lathe.passes.graph.model import export_model
-from onnx_lathe.passes.graph.quantization.bias_places import bias_place
+from onnx_lathe.passes.graph.model import export_model, taken_names
+from onnx_lathe.passes.graph.quantization.bias_places import bias_place, shift
 from onnx_lathe.passes.numerics.allocation import allocate
 from onnx_lathe.passes.numerics.second_order.moments import SplitMoments, response_energy
 from onnx_lathe.passes.numerics.second_order.sweep import Share, factored, sweep
@@ -30,6 +34,8 @@ from onnx_lathe.passes.numerics.sparsity.weight_choice import Budget
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Of zeros, that a layer may have with scope=global."""
+OUTPUT_SAMPLES = 16
+"""Calibration samples on which outputs are looked at for each layer."""
 ENOUGH_ROWS = 256
 """Of a layer's rows so many tell what zeros cost it."""
 FEW = 32
@@ -110,25 +116,60 @@ def _shared_out(
     return {name: round(SHARES[place] * size) for name, place, size in zip(names, chosen, sizes, strict=True)}
 
 
+@dataclass(frozen=True)
+class _Cost:
+    """Of a layer: what its answers lose at each of SHARES, and what the weight [groups, r, d] changes by at `probed`."""
+
+    losses: np.ndarray
+    change: np.ndarray
+    mean: np.ndarray
+
+
 def _losses(graph: Graph, layers: Sequence[Layer], context: Context) -> Iterator[np.ndarray]:
-    """For each layer, the relative squared error of its answers at each of SHARES, made up for by the weights left."""
+    """For each layer, the relative squared error of its answers at each of SHARES, made up for by the weights left, times
+    what such an error does to the network's outputs.
+    """
+    calibrator = context.need_calibrator()
+    outputs = Outputs(graph, calibrator, OUTPUT_SAMPLES)
     measured = input_moments(
-        export_model(graph), [layer.rows for layer in layers], context.need_calibrator(), context.progress
+        export_model(graph), [layer.rows for layer in layers], calibrator, context.progress
     )
+    costs, worths = list[np.ndarray](), list[float]()
     for layer, (rows, moments) in zip(layers, measured, strict=True):
         context.progress(f"measuring what zeros cost {rows.weight.name}")
-        yield _loss(rows.of(read(rows.weight.tensor)), moments, bias_place(graph, layer.node) is not None)
+        centered = bias_place(graph, layer.node) is not None
+        cost = _cost(rows.of(read(rows.weight.tensor)), moments, centered)
+        costs.append(cost.losses)
+        loss = float(cost.losses[probed(cost.losses)])
+        worths.append(outputs.error(partial(_without, layer=layer, cost=cost)) / loss if loss > 0 else 0.0)
+    least = LEAST * max(worths, default=0.0)
+    yield from (losses * max(one, least) for losses, one in zip(costs, worths, strict=True))
 
 
-def _loss(weight: np.ndarray, moments: SplitMoments, centered: bool) -> np.ndarray:
-    if moments.refusal(centered):
-        return np.zeros(len(SHARES))
-    covariance, judging = moments.fitted.regular(centered), moments.judging(centered)
-    weight = weight[:, :: -(-weight.shape[1] // ENOUGH_ROWS)]
-    energy, upper = response_energy(weight.astype(np.float64), judging), factored(covariance)
+def _without(graph: Graph, layer: Layer, cost: _Cost) -> None:
+    """Makes the layer lose what it loses at the probed share."""
+    (node,) = [one for one in graph.nodes if one.name == layer.node.name]
+    tensor = next(one for one in node.inputs if one.name == layer.rows.weight.name)
+    write_float(tensor, read(tensor) + layer.rows.back(cost.change).astype(np.float32))
+    place = bias_place(graph, node)
+    if place is not None:
+        shift(graph, place, -np.einsum("grd,gd->gr", cost.change, cost.mean).reshape(-1), taken_names(graph))
+
+
+def _cost(weight: np.ndarray, moments: SplitMoments, centered: bool) -> _Cost:
     found = np.zeros(len(SHARES))
+    if moments.refusal(centered):
+        return _Cost(found, np.zeros(weight.shape), moments.mean)
+    covariance, judging = moments.fitted.regular(centered), moments.judging(centered)
+    upper = factored(covariance)
+
+    def lost(rows: np.ndarray, share: float) -> np.ndarray:
+        rule = _share(rows, round(share * rows.size))
+        return sweep(rows, covariance, rule, upper=upper) - rows
+
+    some = weight[:, :: -(-weight.shape[1] // ENOUGH_ROWS)]
+    energy = max(response_energy(some.astype(np.float64), judging), np.finfo(np.float64).tiny)
     for place, share in enumerate(SHARES[1:], 1):
-        rule = _share(weight, round(share * weight.size))
-        change = sweep(weight, covariance, rule, upper=upper) - weight
-        found[place] = response_energy(change, judging) / max(energy, np.finfo(np.float64).tiny)
-    return np.maximum.accumulate(found)
+        found[place] = response_energy(lost(some, share), judging) / energy
+    losses = np.maximum.accumulate(found)
+    return _Cost(losses, lost(weight, SHARES[probed(losses)]), moments.mean)

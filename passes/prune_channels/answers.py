@@ -21,6 +21,7 @@ from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.answers.aligned import Layer, layer_of
 from onnx_lathe.passes.graph.answers.changing import measurable
 from onnx_lathe.passes.graph.answers.fitting import fit_layers
+from onnx_lathe.passes.graph.answers.outputs import LEAST, Outputs
 from onnx_lathe.passes.graph.coupling.state import READ, Coupling, LayerUse
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.input_moments import ENOUGH_SAMPLES, few_samples, input_moments
@@ -32,8 +33,10 @@ from onnx_lathe.passes.numerics.second_order.moments import SplitMoments, respon
 from onnx_lathe.passes.numerics.sparsity.channel_choice import MOST
 from onnx_lathe.passes.prune_channels.amount import Amount
 from onnx_lathe.passes.prune_channels.groups import ChannelGroups
-from onnx_lathe.passes.prune_channels.outputs import LEAST, Outputs, Part, worth
+from onnx_lathe.passes.prune_channels.outputs import Part, worth
 
+SAMPLES = 32
+"""Calibration samples on which outputs are looked at for each group."""
 OBS = "obs"
 SETTINGS = 40
 """Of each group, numbers of channels that are measured, at most."""
@@ -78,7 +81,7 @@ def curves(
     parts: dict[str, Part] = {}
     found, worths, samples = dict[int, Curve](), dict[int, float](), ENOUGH_SAMPLES
     competes = amount.macs is not None or amount.scope == "global"
-    outputs = Outputs(graph, context.need_calibrator()) if competes else None
+    outputs = Outputs(graph, context.need_calibrator(), SAMPLES) if competes else None
     measured = input_moments(
         export_model(graph),
         [one.layer.rows for one in sources.values()],
