@@ -80,6 +80,7 @@ class Int4(Pass):
         "prune_nm": "pruning compares float weights",
         "svd": "factors are computed from float weights",
         "tensor_train": "factors are computed from float weights",
+        "tucker": "factors are computed from float weights",
         "equalize": "weights are equalized before they are quantized",
     }
     before = {

@@ -1,6 +1,7 @@
 """What layers read and answer as moments, fits of them, the sweep of columns and the division of a budget: arrays alone."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from onnx_lathe.passes.numerics.allocation import allocate
 from onnx_lathe.passes.numerics.quantization import int4
 from onnx_lathe.passes.numerics.second_order import sweep as sweeping
+from onnx_lathe.passes.numerics.second_order.elimination import Reader, eliminate
 from onnx_lathe.passes.numerics.second_order.fitting import centered_bias, fit_free, fit_shared, gains
 from onnx_lathe.passes.numerics.second_order.paired import JointMoments, SplitJointMoments
 from onnx_lathe.passes.numerics.second_order.sweep import (
@@ -223,3 +225,51 @@ def test_what_is_zero_stays_so_whatever_the_rule_makes_of_it() -> None:
     found = sweep(weight, correlated(30)[:1], values)
     np.testing.assert_array_equal(found == 0, weight == 0)
     assert sweep(weight, correlated(30)[:1], values, zero=np.zeros(weight.shape, bool)).all()
+
+
+def _readers(block: int) -> list[Reader]:
+    """Two that read six units, each `block` inputs of the first and one of the second, which reads another input too."""
+    found = []
+    for rows, units in ((3, np.repeat(np.arange(6), block)), (4, np.array([-1, 3, 1, 0, 2, 5, 4]))):
+        weight = random(rows, units.size).astype(np.float64)
+        covariance = np.cov(mixed(1, 500, units.size)[0].T.astype(np.float64))
+        found.append(
+            Reader(weight, covariance, covariance, float(np.vdot(weight @ covariance, weight)), units)
+        )
+    return found
+
+
+def _exact_loss(reader: Reader, out: Sequence[int]) -> float:
+    """Of the reader without these units, all other weights fitted."""
+    stays = ~np.isin(reader.units, out)
+    full = reader.weight @ reader.covariance
+    fitted = np.zeros_like(reader.weight)
+    fitted[:, stays] = np.linalg.solve(reader.covariance[np.ix_(stays, stays)], full[:, stays].T).T
+    change = fitted - reader.weight
+    return float(np.vdot(change @ reader.covariance, change)) / reader.energy
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_the_unit_that_goes_is_the_one_that_others_stand_in_for_best(block: int) -> None:
+    readers = _readers(block)
+    order, losses = eliminate(readers, np.ones(6), [0, 1, 2, 4])
+    gone: list[int] = []
+    for unit in order[:4]:
+        errors = {
+            other: sum(_exact_loss(reader, [*gone, other]) for reader in readers)
+            for other in set(range(6)) - set(gone)
+        }
+        assert unit == min(errors, key=lambda one: errors[one])
+        gone.append(int(unit))
+    expected = [
+        sum(_exact_loss(reader, order[:count].tolist()) for reader in readers) for count in (0, 1, 2, 4)
+    ]
+    np.testing.assert_allclose(losses, expected, rtol=1e-6, atol=1e-12)
+    assert sorted(order) == list(range(6))
+
+
+def test_units_of_several_channels_are_compared_by_channel() -> None:
+    weight = np.array([[1.0, 1.2, 5.0]])
+    reader = Reader(weight, np.eye(3), np.eye(3), 1.0, np.arange(3))
+    assert eliminate([reader], np.array([1, 2, 1]), [0, 1])[0].tolist() == [1, 0, 2]
+    assert eliminate([reader], np.array([1, 1, 1]), [0, 1])[0].tolist() == [0, 1, 2]

@@ -11,6 +11,7 @@ from onnx_lathe.passes.graph.initializers import read, write
 from onnx_lathe.passes.graph.input_moments import Rows
 from onnx_lathe.passes.graph.layers import constant_value
 from onnx_lathe.passes.graph.model import sparse_tensors
+from onnx_lathe.passes.numerics.clustering.mantissa import mantissa_bits, round_mantissa
 from onnx_lathe.passes.numerics.second_order.fitting import fit_free, fit_shared
 from onnx_lathe.passes.numerics.second_order.paired import JointMoments
 
@@ -63,7 +64,9 @@ class Values(Form):
     def fit(self, moments: JointMoments) -> np.ndarray | None:
         values = self._shared()
         fixed = (values == 0) if self.keeps_zero else np.zeros(values.size, bool)
-        self.fitted = fit_shared(moments, self.now, self.places, values * self.alpha, fixed) / self.alpha
+        self.fitted = self._rounded(
+            fit_shared(moments, self.now, self.places, values * self.alpha, fixed) / self.alpha
+        )
         return self.fitted[self.places] * self.alpha
 
     def store(self, weight: np.ndarray, gains: np.ndarray) -> None:
@@ -74,6 +77,14 @@ class Values(Form):
             stop = start + codebook.shape[0]
             write(codebook, self.fitted[start:stop].astype(np.float32))
             start = stop
+
+    def _rounded(self, values: np.ndarray) -> np.ndarray:
+        """With as few bits of mantissa as each codebook's values have now: how short they are was decided."""
+        parts = np.split(values.astype(np.float32), np.cumsum([one.shape[0] for one in self.codebooks])[:-1])
+        bits = [mantissa_bits(read(one)) for one in self.codebooks]
+        return np.concatenate(
+            [round_mantissa(*one) for one in zip(parts, bits, strict=True)], dtype=np.float64
+        )
 
     def _shared(self) -> np.ndarray:
         return np.concatenate([read(codebook) for codebook in self.codebooks]).astype(np.float64)

@@ -15,7 +15,7 @@ import numpy as np
 
 from onnx_lathe.passes.graph.answers.choosing import Candidate, Judged
 from onnx_lathe.passes.numerics.second_order.fitting import fit_free
-from onnx_lathe.passes.numerics.second_order.sweep import Rule, nearest, sweep
+from onnx_lathe.passes.numerics.second_order.sweep import Rule, factored, nearest, sweep
 
 HESSIAN = "hessian"
 NEAREST = "rounded to nearest: {}"
@@ -44,12 +44,13 @@ def round_layer(
     """
     fitted, alpha = judged.moments.fitted, judged.form.alpha
     covariance = fitted.regular()
+    upper = factored(covariance)
     target = fit_free(fitted, weight, weight != 0 if keep_zero else np.ones(weight.shape, bool))
     rules = [rule(), rule(), rule()]
     found = [
         nearest(weight / alpha, rules[0]),
-        sweep(weight / alpha, covariance, rules[1]),
-        sweep(target / alpha, covariance, rules[2]),
+        sweep(weight / alpha, covariance, rules[1], upper=upper),
+        sweep(target / alpha, covariance, rules[2], upper=upper),
     ]
     found = [(one if mended is None else mended(one)) * alpha for one in found]
     plain, best = judged.best(found[:1]), judged.best(found)

@@ -18,6 +18,9 @@ from onnx_lathe.passes.numerics.second_order.moments import (
     shrunk,
 )
 
+WAITING_BYTES = 1 << 24
+"""Of rows that wait; of a wide depthwise convolution they are many for a few numbers each."""
+
 
 class JointMoments:
     """Of inputs x [groups, n, d] and answers y [groups, n, r]: their number, means, and centered sums C_xx [groups, d,
@@ -31,7 +34,7 @@ class JointMoments:
         self._yx = np.zeros((groups, outputs, inputs))
         self._yy = np.zeros((groups, outputs))
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
-        self._most = min(2 * inputs, MOST_WAITING)
+        self._most = min(max(WAITING_BYTES // (4 * groups * (inputs + outputs)), inputs), MOST_WAITING)
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         self._waiting.append((x, y))

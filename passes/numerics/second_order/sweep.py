@@ -198,17 +198,18 @@ def sweep(
     rule: Rule,
     order: np.ndarray | None = None,
     zero: np.ndarray | None = None,
+    upper: np.ndarray | None = None,
 ) -> np.ndarray:
     """What the rule makes of the weight [groups, r, d], float64, of inputs whose second moments are `covariance` [groups,
     d, d], positive definite. What is zero already stays so; or what `zero` says. `order`: of the columns, as the rule
-    sees them.
+    sees them. `upper`: `factored(covariance)` where there is no order and several sweeps share it.
     """
     zero = weight == 0 if zero is None else zero
     if order is not None:
         found = sweep(weight[..., order], covariance[:, order][:, :, order], rule, zero=zero[..., order])
         return found[..., np.argsort(order)]
     found = weight.astype(np.float64)
-    upper = np.linalg.cholesky(np.linalg.inv(covariance)).transpose(0, 2, 1)
+    upper = factored(covariance) if upper is None else upper
     diagonal = np.einsum("gii->gi", upper)
     size, start = found.shape[-1], 0
     while start < size:
@@ -227,6 +228,11 @@ def sweep(
         found[..., stop:] -= errors @ upper[:, start:stop, stop:]
         start = stop
     return found
+
+
+def factored(covariance: np.ndarray) -> np.ndarray:
+    """U of H^-1 = U' U, [groups, d, d]."""
+    return np.linalg.cholesky(np.linalg.inv(covariance)).transpose(0, 2, 1)
 
 
 def _stop(start: int, columns: int) -> int:
