@@ -1,5 +1,5 @@
-"""What passes and runtime both speak of: the trainer's result, what a pass does while training runs, a
-rounded layer, what tensors hold, and where a model's time goes.
+"""What passes and runtime both speak of: the trainer's result, what a pass does while training runs,
+what tensors hold, and where a model's time goes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,20 +29,6 @@ class Observed(dict[str, "np.ndarray"]):
         super().__init__(values)
         self.samples = samples
         self.rows = samples if rows is None else rows
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """What a rounder found for one layer.
-
-    `before` and `after`: signal to noise of what the layer computes, in dB, with the nearest levels and
-    with those found, on samples on which they were not chosen.
-    """
-
-    levels: "np.ndarray | None"
-    """INT8 levels; None if the nearest are as good."""
-    before: float
-    after: float
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,4 @@
-"""What the pipeline gives to passes: data in its roles, the calibrator, the trainer, the runner, the timers,
-the rounder.
-"""
+"""What the pipeline gives to passes: data in its roles, the calibrator, the trainer, the runner, the timers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,7 +33,6 @@ from onnx_lathe.runtime.running.evaluate import OriginalComparer, OutputComparer
 from onnx_lathe.runtime.running.ort import OneTimeEvaluator, PairTimer
 from onnx_lathe.runtime.running.profiling import ModelProfiler
 from onnx_lathe.runtime.training import (
-    TorchRounder,
     TorchTrainer,
     TrainingSetup,
     check_trainable,
@@ -225,8 +222,6 @@ def check_needs(passes: list[Pass], roles: Roles, recipe: Recipe) -> None:
             require_torch()
         if "kernel_timer" in instance.needs:
             kernel_times.require(instance)
-        if "rounder" in instance.needs:
-            require_torch(f"{instance.name}(rounding=adaptive)")
     if recipe.parallel is not None and recipe.launch is None:
         raise UsageError(
             f'--parallel {recipe.parallel}: one process trains; give --launch, such as --launch "--nproc-per-node=2"'
@@ -299,7 +294,6 @@ class Services:
         self._base = Context(
             original=original,
             timer=PairTimer(),
-            rounder=TorchRounder(recipe.seed, status),
             kernel_timer=kernel_times.kernel_timer(status),
             evaluator=OneTimeEvaluator(),
             progress=status,

@@ -71,7 +71,7 @@ class Refit(Pass):
             reason = layer if isinstance(layer, str) else other_use(graph, weight)
             if not chosen.get(weight.name, True):
                 reason = "it is set to stay as it is"
-            elif node.outputs[0].name not in known:
+            elif reason is None and not isinstance(layer, str) and layer.answer not in known:
                 reason = "the original network has no tensor of this name to compare with"
             if reason is None and not isinstance(layer, str):
                 layers.append(layer)

@@ -113,10 +113,10 @@ class Int8(Pass):
         )
         rounding: str = option(
             "nearest",
-            "of weights; adaptive: so that each layer goes on answering alike (PyTorch)",
+            "of weights; adaptive: so that each layer goes on answering alike",
             choices=("nearest", "adaptive"),
         )
-        rounding_steps: int = option(400, "of the optimizer, per layer, with rounding=adaptive", low=1)
+        rounding_steps: int = option(20, "at most, over all inputs of a layer, with rounding=adaptive", low=1)
         bias_correction: bool = option(
             True,
             "let each layer's output keep its mean on the calibration data, where that helps the outputs",
@@ -164,7 +164,7 @@ class Int8(Pass):
         only_strips = "*" in self.config.layers and not any(self.config.layers.values())
         self.adapts = self.config.rounding == "adaptive"
         calibrates = (self.config.activations and self.config.ranges is None) or self.adapts
-        needed = {"calibrator": calibrates, "runner": self.searches, "rounder": self.adapts}
+        needed = {"calibrator": calibrates, "runner": self.searches}
         self.needs = () if only_strips else tuple(name for name, wanted in needed.items() if wanted)
         if self.config.ranges is not None:
             asked = {

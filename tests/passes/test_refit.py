@@ -79,6 +79,19 @@ def test_a_layer_is_told_what_those_before_it_lost() -> None:
     np.testing.assert_array_equal(constants(found)["a"], constants(halved)["a"])
 
 
+def test_what_is_added_behind_a_product_stays() -> None:
+    model = build(
+        "(float[N, 8] x) => (float[N, 10] y) { g = MatMul (x, c)  y = Add (g, b) }",
+        c=random(8, 10),
+        b=10 + random(10),
+    )
+    where = context(model, x=mixed(64, 8))
+    compressed, _ = applied("int8", model, where, activations=False, bias_correction=False)
+    fitted, _ = applied("refit", compressed, where)
+    before, after = errors(mixed(50, 8), model, compressed, fitted)
+    assert after < 1.1 * before
+
+
 def test_a_network_that_is_run_from_further_back_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     where = context(model, x=mixed(64, 3, 8, 8))

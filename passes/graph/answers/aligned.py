@@ -30,9 +30,12 @@ class Layer:
 
     node: Node
     rows: Rows
+    answer: str
+    """The tensor that is held to the original's: with the bias, which an Add behind a MatMul may add."""
 
     @property
     def response(self) -> str:
+        """The first tensor that changes with the layer."""
         return str(self.node.outputs[0].name)
 
     @property
@@ -55,7 +58,7 @@ def layer_of(graph: Graph, weight: Weight) -> Layer | str:
         return (
             "its bias cannot be changed"
             if added and not node.inputs[BIAS_INPUT].is_empty()
-            else Layer(node, rows)
+            else Layer(node, rows, node.outputs[0].name)
         )
     tensor, channels = place.tensor, rows.sizes[0] * rows.sizes[1]
     if tensor is not None and not tensor.is_empty():
@@ -63,7 +66,7 @@ def layer_of(graph: Graph, weight: Weight) -> Layer | str:
         # a column of a Gemm may have as many: one for each sample
         if size != 1 and (size, tensor.shape[-1]) != (channels, channels):
             return "its bias is no number for each output channel"
-    return Layer(node, rows)
+    return Layer(node, rows, place.adder.outputs[0].name)
 
 
 def answers(
@@ -76,7 +79,7 @@ def answers(
         return
     held = [calibrator.held(export_model(graph), SAMPLES), calibrator.held(original, SAMPLES)]
     now = Walk(held[0], [layer.source for layer in layers])
-    wanted = Walk(held[1], [layer.response for layer in layers])
+    wanted = Walk(held[1], [layer.answer for layer in layers])
     for place, layer in enumerate(layers):
         found = SplitJointMoments.of(*_sizes(layer.rows))
         generator = np.random.default_rng([SEED, zlib.crc32(layer.rows.weight.name.encode())])
@@ -111,7 +114,7 @@ def _add(
 ) -> str | None:
     """Takes the rows of batch `number`, which begins with the sample `first`; or says why the two do not belong together."""
     x = read[layer.source].astype(np.float32, copy=False)
-    y = answered[layer.response].astype(np.float32, copy=False)
+    y = answered[layer.answer].astype(np.float32, copy=False)
     groups, outputs, inputs = layer.rows.sizes
     window = layer.rows.windows[0]
     if window is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnx_lathe.passes.graph import Graph
+from onnx_lathe.passes.graph import Graph, Node
 from onnx_lathe.passes.graph.answers.forms import Form
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.quantization.bias_places import BiasPlace, bias_place, shift
@@ -46,7 +46,7 @@ class Judged:
     def of(cls, graph: Graph, form: Form, moments: SplitJointMoments) -> "Judged":
         place = bias_place(graph, form.rows.weight.nodes[0])
         moments = moments.uncentered() if place is None else moments
-        bias = _bias(place, form.now.shape[:2])
+        bias = layer_bias(graph, form.rows.weight.nodes[0], form.now.shape[:2])
         judge = moments.judging
         return cls(
             form,
@@ -88,7 +88,9 @@ class Judged:
         return f"{10 * math.log10(self.energy / error):.1f} dB" if error > 0 and self.energy > 0 else "exact"
 
 
-def _bias(place: BiasPlace | None, shape: tuple[int, ...]) -> np.ndarray:
+def layer_bias(graph: Graph, layer: Node, shape: tuple[int, ...]) -> np.ndarray:
+    """What is added to each product of the layer, by it or right behind it, [groups, r]."""
+    place = bias_place(graph, layer)
     tensor = None if place is None else place.tensor
     if place is None or tensor is None or tensor.is_empty():
         return np.zeros(shape)

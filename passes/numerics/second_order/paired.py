@@ -89,14 +89,17 @@ class JointMoments:
         """`xx`, damped, and shrunk towards its diagonal by what so few rows leave open."""
         return shrunk(self.xx, self.count)
 
-    def uncentered(self) -> "JointMoments":
-        """The same rows, of means that are taken for 0: for a layer without a bias, whose means its weight makes too."""
+    def uncentered(self, bias: np.ndarray | float = 0.0) -> "JointMoments":
+        """The same rows, of answers less `bias` [groups, r] and of means that are taken for 0: for a layer whose weight
+        makes the means too.
+        """
+        mean_y = self.mean_y - bias
         groups, outputs, inputs = self._yx.shape
         found = JointMoments(groups, inputs, outputs)
         found.count = self.count
         found._xx = self._xx + self.count * self.mean_x[:, :, None] * self.mean_x[:, None]
-        found._yx = self._yx + self.count * self.mean_y[:, :, None] * self.mean_x[:, None]
-        found._yy = self._yy + self.count * np.square(self.mean_y)
+        found._yx = self._yx + self.count * mean_y[:, :, None] * self.mean_x[:, None]
+        found._yy = self._yy + self.count * np.square(mean_y)
         return found
 
     def error(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -129,8 +132,8 @@ class SplitJointMoments:
         self.fitted.settle()
         self.held.settle()
 
-    def uncentered(self) -> "SplitJointMoments":
-        return SplitJointMoments(self.fitted.uncentered(), self.held.uncentered(), self.samples)
+    def uncentered(self, bias: np.ndarray | float = 0.0) -> "SplitJointMoments":
+        return SplitJointMoments(self.fitted.uncentered(bias), self.held.uncentered(bias), self.samples)
 
     @property
     def judging(self) -> JointMoments:

@@ -1,1 +1,0 @@
-"""Adaptive rounding of a layer in PyTorch."""
