@@ -1,4 +1,6 @@
-"""What the pipeline gives to passes: data in its roles, the calibrator, the trainer, the runner, the timers."""
+"""What the pipeline gives to passes: data in its roles, the calibrator, the trainer, the runner, the timers,
+the fitter.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +35,7 @@ from onnx_lathe.runtime.running.evaluate import OriginalComparer, OutputComparer
 from onnx_lathe.runtime.running.ort import OneTimeEvaluator, PairTimer
 from onnx_lathe.runtime.running.profiling import ModelProfiler
 from onnx_lathe.runtime.training import (
+    TorchFitter,
     TorchTrainer,
     TrainingSetup,
     check_trainable,
@@ -220,6 +223,8 @@ def check_needs(passes: list[Pass], roles: Roles, recipe: Recipe) -> None:
             if roles.train is None:
                 raise DataError(f"pass '{instance.name}' needs training data; give --data or --train")
             require_torch()
+        if "fitter" in instance.needs:
+            require_torch(f"{instance.name}(rounding=blocks)")
         if "kernel_timer" in instance.needs:
             kernel_times.require(instance)
     if recipe.parallel is not None and recipe.launch is None:
@@ -294,6 +299,7 @@ class Services:
         self._base = Context(
             original=original,
             timer=PairTimer(),
+            fitter=TorchFitter(recipe.seed, status),
             kernel_timer=kernel_times.kernel_timer(status),
             evaluator=OneTimeEvaluator(),
             progress=status,

@@ -10,7 +10,7 @@ import onnx
 from onnx_lathe.errors import PassError
 from onnx_lathe.passes.graph.evaluate import Evaluator
 from onnx_lathe.placement import CANONICAL, Placement
-from onnx_lathe.protocols import Observed, Profile, Shaping, TrainResult
+from onnx_lathe.protocols import BlockTask, FittedBlock, Observed, Profile, Shaping, TrainResult
 from onnx_lathe.tiles import Tiles
 
 T = TypeVar("T")
@@ -98,6 +98,13 @@ class Runner(Protocol):
         """
 
 
+class Fitter(Protocol):
+    """Fits a block of a quantized network to what it answers in float."""
+
+    def fit(self, task: BlockTask, steps: int) -> FittedBlock:
+        """Takes `steps` of an optimizer."""
+
+
 class Timer(Protocol):
     """Times models whose inputs have known sizes."""
 
@@ -143,14 +150,15 @@ class Fidelity(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What the pipeline gives a pass. A service is None when the request has no data for it; the timers need
-    none.
+    """What the pipeline gives a pass. A service is None when the request has no data for it; the timers and
+    the fitter need none.
     """
 
     calibrator: Calibrator | None = None
     trainer: Trainer | None = None
     runner: Runner | None = None
     timer: Timer | None = None
+    fitter: Fitter | None = None
     kernel_timer: KernelTimer | None = None
     profiler: Profiler | None = None
     """Set where a model is lowered for a target that runs here, and times are asked for."""
@@ -186,6 +194,11 @@ class Context:
                 "this pass needs calibration data to compare outputs on; give --data or --calibration"
             )
         return self.runner
+
+    def need_fitter(self) -> Fitter:
+        if self.fitter is None:
+            raise PassError("rounding=blocks needs PyTorch's fitter, and there is none; give rounding=adaptive")
+        return self.fitter
 
     def need_timer(self) -> Timer:
         if self.timer is None:

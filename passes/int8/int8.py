@@ -47,6 +47,7 @@ from onnx_lathe.passes.graph.quantization.placement import Rows, float_reason, s
 from onnx_lathe.passes.graph.quantization.propagation import keep_loadable
 from onnx_lathe.passes.graph.quantization.simulation import as_computed
 from onnx_lathe.passes.int8.bias import OUTPUTS
+from onnx_lathe.passes.int8.blocks import fit_blocks
 from onnx_lathe.passes.int8.cache import read_cache, tell_of_cache, unmatched_names
 from onnx_lathe.passes.int8.existing import CHOICES, treat_existing
 from onnx_lathe.passes.int8.filled import filled_weights, warning
@@ -55,7 +56,12 @@ from onnx_lathe.passes.int8.quantization import Quantization, is_weight_only, la
 from onnx_lathe.passes.int8.ranges import METHODS
 from onnx_lathe.passes.int8.rounding import adapt_rounding
 from onnx_lathe.passes.int8.sensitivity import Goal, Sensitivity
-from onnx_lathe.passes.int8.widths import refuse_widths, wide_weights
+from onnx_lathe.passes.int8.widths import (
+    largest_levels,
+    refuse_weight_widths,
+    refuse_widths,
+    wide_weights,
+)
 from onnx_lathe.placement import Placement
 
 WEIGHT_ONLY = "its weight is quantized already; existing=complete quantizes what it reads, too"
@@ -95,6 +101,10 @@ class Int8(Pass):
         layer_bits: dict[str, int] = option(
             {}, "activation_bits of single layers, 8 or 16, by pattern", unit="bits"
         )
+        weight_bits: int = option(
+            8, "of weights, 2 to 8: fewer levels, in INT8, which every target multiplies", unit="bits"
+        )
+        layer_weight_bits: dict[str, int] = option({}, "weight_bits of single layers, by pattern", unit="bits")
         method: str = option("percentile", "how a range follows from the calibration data", choices=METHODS)
         percentile: float = option(
             99.999,
@@ -108,15 +118,18 @@ class Int8(Pass):
         )
         weights: str = option(
             "max",
-            "scale of a channel: from its largest weight, or by least squared error",
+            "scale of a channel: from its largest weight, or by least squared error, as always below 8 bits",
             choices=("max", "mse"),
         )
         rounding: str = option(
             "nearest",
-            "of weights; adaptive: so that each layer goes on answering alike",
-            choices=("nearest", "adaptive"),
+            "of weights; adaptive: so that each layer goes on answering alike; blocks: each block, trained (PyTorch)",
+            choices=("nearest", "adaptive", "blocks"),
         )
-        rounding_steps: int = option(20, "at most, over all inputs of a layer, with rounding=adaptive", low=1)
+        rounding_steps: int = option(
+            20, "rounds over all inputs of a layer, at most, with rounding=adaptive or blocks", low=1
+        )
+        block_steps: int = option(150, "of the optimizer, per block, with rounding=blocks", low=1)
         bias_correction: bool = option(
             True,
             "let each layer's output keep its mean on the calibration data, where that helps the outputs",
@@ -145,6 +158,7 @@ class Int8(Pass):
 
         def __post_init__(self) -> None:
             refuse_widths(self.activation_bits, self.layer_bits, self.activations)
+            refuse_weight_widths(self.weight_bits, self.layer_weight_bits)
             if self.ranges is None:
                 return
             if not self.activations:
@@ -162,16 +176,16 @@ class Int8(Pass):
         self.goal = Goal(self.config.max_drop, self.config.min_sqnr)
         self.searches = self.config.sensitivity or bool(self.goal)
         only_strips = "*" in self.config.layers and not any(self.config.layers.values())
-        self.adapts = self.config.rounding == "adaptive"
+        self.adapts = self.config.rounding != "nearest"
         calibrates = (self.config.activations and self.config.ranges is None) or self.adapts
-        needed = {"calibrator": calibrates, "runner": self.searches}
+        needed = {"calibrator": calibrates, "runner": self.searches, "fitter": self.config.rounding == "blocks"}
         self.needs = () if only_strips else tuple(name for name, wanted in needed.items() if wanted)
         if self.config.ranges is not None:
             asked = {
                 "sensitivity": self.config.sensitivity,
                 "max_drop": self.config.max_drop is not None,
                 "min_sqnr": self.config.min_sqnr is not None,
-                "rounding=adaptive": self.adapts,
+                f"rounding={self.config.rounding}": self.adapts,
             }
             self.measuring = tuple(name for name, wanted in asked.items() if wanted)
 
@@ -199,7 +213,8 @@ class Int8(Pass):
             split_gates(graph, context.placement, report)
         measures = self.config.activations or self.searches or self.adapts or context.calibrator is not None
         base = export_model(graph) if chosen and measures else None
-        quantization = Quantization(base, self.config, context, cache, wide)
+        largest = largest_levels(chosen, skips, self.config.weight_bits, self.config.layer_weight_bits)
+        quantization = Quantization(base, self.config, context, cache, wide, largest)
         if chosen and self.searches:
             chosen = self._search(quantization, chosen, context, report)
         filled = filled_weights(chosen, graph.opset)
@@ -214,8 +229,14 @@ class Int8(Pass):
                 for weight in written
                 if not weight.place and not is_weight_only(weight, context.placement)
             ]
-            adapt_rounding(graph, base, computed, context, self.config.rounding_steps, report)
-        quantization.correct(graph, written, report)
+            if self.config.rounding == "blocks":
+                fit_blocks(graph, base, computed, largest, context, self.config, report)
+            else:
+                adapt_rounding(
+                    graph, base, computed, largest, context, self.config.rounding_steps, report
+                )
+        if self.config.rounding != "blocks":  # which has fitted the biases
+            quantization.correct(graph, written, report)
         if written:
             quantization.record(graph, report)
         fit_biases(graph, report)

@@ -12,7 +12,7 @@ as in passes/numerics/second_order/levels.py.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,7 @@ class Rounded:
     step: np.ndarray
     """Scales, shaped to be multiplied with levels."""
     original: Weight
+    largest: int
 
     @property
     def name(self) -> str:
@@ -57,18 +58,21 @@ def adapt_rounding(
     graph: Graph,
     original: onnx.ModelProto,
     quantized: Sequence[Weight],
+    largest: Mapping[str, int],
     context: Context,
     rounds: int,
     report: PassReport,
 ) -> None:
     """Chooses the levels of weights that are quantized already, in graph order. `original` is the model
-    before quantization.
+    before quantization; `largest`: the largest level of weights of fewer than 8 bits.
 
     Raises PassError if the context has no calibration data.
     """
     calibrator = context.need_calibrator()
     run = without_pairs(graph, original)
-    found = {id(one.layer): one for one in rounded_layers(graph, run, original, quantized, report)}
+    found = {
+        id(one.layer): one for one in rounded_layers(graph, run, original, quantized, largest, report)
+    }
     samples = ENOUGH_SAMPLES
     for layer, moments in answers(run, [one.layer for one in found.values()], original, calibrator):
         one = found[id(layer)]
@@ -93,7 +97,7 @@ def _round(
     weight, nearest = rows.of(exact) * alpha, rows.of(read(one.levels[0])).astype(np.float32)
     bias = layer_bias(run, node, scale.shape)
     asked = moments.uncentered(bias)
-    limits = np.where(weight == 0, np.float32(0), np.float32(affine.LEVELS))  # a zero stays
+    limits = np.where(weight == 0, np.float32(0), np.float32(one.largest))  # a zero stays
     fitted = asked.fitted
     found = descend(
         nearest, scale, weight, fitted.regular(), fitted.yx - weight @ fitted.xx, (-limits, limits), rounds
@@ -137,7 +141,12 @@ def without_pairs(graph: Graph, original: onnx.ModelProto) -> Graph:
 
 
 def rounded_layers(
-    graph: Graph, run: Graph, original: onnx.ModelProto, quantized: Sequence[Weight], report: PassReport
+    graph: Graph,
+    run: Graph,
+    original: onnx.ModelProto,
+    quantized: Sequence[Weight],
+    largest: Mapping[str, int],
+    report: PassReport,
 ) -> list[Rounded]:
     """The layers whose levels can be chosen, in the order of the graph; the others are skipped with a reason. `run`: the
     graph without pairs of activations.
@@ -170,5 +179,5 @@ def rounded_layers(
         step = np.expand_dims(
             read(decoder.inputs[1]), [axis for axis in range(rank) if axis != weight.axis % rank]
         )
-        found.append(Rounded(layer, (tensors[levels.name], levels), step, floats[weight.name]))
+        found.append(Rounded(layer, (tensors[levels.name], levels), step, floats[weight.name], largest.get(weight.name, affine.LEVELS)))
     return sorted(found, key=lambda one: order[id(one.layer.node)])

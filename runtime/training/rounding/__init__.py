@@ -1,0 +1,1 @@
+"""Block reconstruction in PyTorch."""
