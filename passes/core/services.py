@@ -197,7 +197,9 @@ class Context:
 
     def need_fitter(self) -> Fitter:
         if self.fitter is None:
-            raise PassError("rounding=blocks needs PyTorch's fitter, and there is none; give rounding=adaptive")
+            raise PassError(
+                "rounding=blocks needs PyTorch's fitter, and there is none; give rounding=adaptive"
+            )
         return self.fitter
 
     def need_timer(self) -> Timer:

@@ -44,7 +44,11 @@ def block_model(
     quantized, by what they write.
     """
     makers = {node.outputs[0].name: node for node in graph.nodes if node.outputs}
-    levels, stored, floats = dict[str, Levels](), dict[str, tuple[Constant, Constant]](), dict[str, Constant]()
+    levels, stored, floats = (
+        dict[str, Levels](),
+        dict[str, tuple[Constant, Constant]](),
+        dict[str, Constant](),
+    )
     for name in block.layers:
         node = makers.get(name)
         if node is None:

@@ -10,8 +10,7 @@ whether anything is taken.
 Source: Li et al., "BRECQ", ICLR 2021; see runtime/training/rounding/reconstruction.py.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,25 +19,28 @@ import onnx
 from onnx_lathe.errors import ModelError
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
-from onnx_lathe.passes.graph import Graph
-from onnx_lathe.passes.graph.answers.aligned import SAMPLES, answers
+from onnx_lathe.passes.graph import Constant, Graph
+from onnx_lathe.passes.graph.answers.aligned import SAMPLES, Layer, answers, layer_of
 from onnx_lathe.passes.graph.answers.blocks import Block, blocks_of
 from onnx_lathe.passes.graph.answers.choosing import Judged
+from onnx_lathe.passes.graph.answers.fitting import fit_layer
 from onnx_lathe.passes.graph.answers.forms import form_of
 from onnx_lathe.passes.graph.answers.walk import Walk
 from onnx_lathe.passes.graph.initializers import read, write
 from onnx_lathe.passes.graph.input_moments import ENOUGH_SAMPLES, few_samples
-from onnx_lathe.passes.graph.layers import Weight, constant_value, weights
+from onnx_lathe.passes.graph.layers import Weight, constant_value, other_use, weights
 from onnx_lathe.passes.graph.model import export_model, import_model, taken_names
 from onnx_lathe.passes.graph.quantization.placement import is_depthwise
 from onnx_lathe.passes.int8.block_model import BlockModel, block_model
 from onnx_lathe.passes.int8.rounding import NEAREST, Rounded, rounded_layers
-from onnx_lathe.passes.numerics.second_order.levels import descend
+from onnx_lathe.passes.numerics.second_order.levels import descend, rescale
 from onnx_lathe.passes.numerics.second_order.paired import SplitJointMoments
 from onnx_lathe.protocols import BlockTask, FittedBlock
 
 HELD_OUT = 8
 """One sample of so many judges a block; they are among those that judge layers."""
+RESCALED = 4
+"""Times that levels are chosen for a scale, and the scale for the levels."""
 SAMPLE_BYTES = 512 << 20
 """Of what a block reads and should answer."""
 
@@ -59,7 +61,8 @@ def fit_blocks(
     """
     context.need_fitter()
     layers = rounded_layers(graph, graph, original, quantized, largest, report)
-    _start(graph, layers, original, context, config.rounding_steps, report)
+    plain = _float_layers(graph, {id(one.layer.node) for one in layers}, original)
+    _start(graph, layers, plain, original, context, config.rounding_steps, report)
     floats = [
         weight
         for weight in weights(import_model(original), refuse=lambda node, reason: None)
@@ -72,7 +75,7 @@ def fit_blocks(
     }
     known = {one.layer.node.outputs[0].name: one for one in layers}
     blocks = [one for one in blocks_of(original, kinds) if known.keys() & set(one.layers)]
-    taken, fitted = len(report.edits), 0
+    fitted = 0
     for block, found in _fitted(graph, blocks, known, original, context, config.block_steps):
         node = known[next(name for name in block.layers if name in known)].name
         if isinstance(found, str):
@@ -94,28 +97,47 @@ def _share(error: float) -> str:
 def _start(
     graph: Graph,
     layers: Sequence[Rounded],
+    plain: Sequence[Layer],
     original: onnx.ModelProto,
     context: Context,
     rounds: int,
     report: PassReport,
 ) -> None:
-    """Levels, scales and biases of one layer after the other, in closed form."""
+    """Levels, scales and biases of one layer after the other, in closed form; of `plain` ones, in float, the weights."""
     found = {id(one.layer): one for one in layers}
+    order = {id(node): place for place, node in enumerate(graph.nodes)}
+    together = sorted([*(one.layer for one in layers), *plain], key=lambda layer: order[id(layer.node)])
     taken, samples = taken_names(graph), ENOUGH_SAMPLES
-    for layer, moments in answers(
-        graph, [one.layer for one in layers], original, context.need_calibrator()
-    ):
-        one = found[id(layer)]
-        context.progress(f"rounding {one.original.name}")
+    for layer, moments in answers(graph, together, original, context.need_calibrator()):
+        one = found.get(id(layer))
+        context.progress(f"rounding {layer.rows.weight.name}")
         samples = samples if isinstance(moments, str) else min(samples, moments.samples)
         reason = moments if isinstance(moments, str) else moments.refusal()
-        if reason is None and not isinstance(moments, str):
-            said = _begin(graph, one, moments, rounds, taken)
-            if said is not None:
-                report.edit(one.name, said)
-        else:
-            report.skip(one.name, NEAREST.format(reason))
+        if reason is not None or isinstance(moments, str):
+            if one is not None:
+                report.skip(one.name, NEAREST.format(reason))
+        elif one is None:
+            fit_layer(graph, layer, moments, taken, report)
+        elif (said := _begin(graph, one, moments, rounds, taken)) is not None:
+            report.edit(one.name, said)
     report.warnings += few_samples("rounding=blocks", samples)
+
+
+def _float_layers(graph: Graph, known: Collection[int], original: onnx.ModelProto) -> list[Layer]:
+    """Layers beside the quantized ones whose own weight may be fitted."""
+    names = {name for node in original.graph.node for name in node.output}
+    found = []
+    for weight in weights(graph, refuse=lambda node, reason: None):
+        if (
+            id(weight.nodes[0]) in known
+            or not isinstance(weight.tensor, Constant)
+            or other_use(graph, weight)
+        ):
+            continue
+        layer = layer_of(graph, weight)
+        if not isinstance(layer, str) and layer.answer in names:
+            found.append(layer)
+    return found
 
 
 def _begin(
@@ -130,15 +152,19 @@ def _begin(
     weight = rows.of(exact) * form.alpha
     scale = rows.of(np.broadcast_to(one.step, exact.shape))[..., 0] * form.alpha
     limits = np.where(weight == 0, np.float32(0), np.float32(one.largest))
-    levels = descend(
-        rows.of(nearest), scale, weight, fitted.regular(), fitted.yx - weight @ fitted.xx, (-limits, limits), rounds
-    )
+    loss = weight, fitted.regular(), fitted.yx - weight @ fitted.xx
+    levels, step = rows.of(nearest), scale
+    for _ in range(RESCALED):
+        levels = descend(levels, step, *loss, (-limits, limits), rounds)
+        step = rescale(levels, step, *loss)
+    form.store(form.now, step / scale)
     write(stored, np.ascontiguousarray(rows.back(levels)).astype(np.int8))
     after = Judged.of(graph, form_of(graph, rows), moments)
     choices = [(judged, judged.best([judged.form.now])) for judged in (before, after)]
     judged, best = min(choices, key=lambda choice: choice[1].error)
     if judged is before or not before.is_worth(best):
         write(stored, nearest)
+        form.store(form.now, scale / step)
     if not before.is_worth(best):
         return None
     judged.take(graph, best, taken)
@@ -161,8 +187,12 @@ def _fitted(
     for place, block in enumerate(blocks):
         context.progress(f"fitting the block up to {block.answer}")
         network = export_model(graph)
-        pairs = zip(now.observe(network, place, block.layers[0]), wanted.observe(original, place), strict=True)
-        x, target = _samples([(read[block.source], asked[block.answer], read.samples) for read, asked in pairs])
+        pairs = zip(
+            now.observe(network, place, block.layers[0]), wanted.observe(original, place), strict=True
+        )
+        x, target = _samples(
+            [(read[block.source], asked[block.answer], read.samples) for read, asked in pairs]
+        )
         model = block_model(graph, network, block, known)
         if isinstance(model, str):
             yield block, model

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 
 from onnx_lathe import metadata
 from onnx_lathe.errors import UsageError
@@ -104,7 +105,9 @@ class Int8(Pass):
         weight_bits: int = option(
             8, "of weights, 2 to 8: fewer levels, in INT8, which every target multiplies", unit="bits"
         )
-        layer_weight_bits: dict[str, int] = option({}, "weight_bits of single layers, by pattern", unit="bits")
+        layer_weight_bits: dict[str, int] = option(
+            {}, "weight_bits of single layers, by pattern", unit="bits"
+        )
         method: str = option("percentile", "how a range follows from the calibration data", choices=METHODS)
         percentile: float = option(
             99.999,
@@ -129,7 +132,7 @@ class Int8(Pass):
         rounding_steps: int = option(
             20, "rounds over all inputs of a layer, at most, with rounding=adaptive or blocks", low=1
         )
-        block_steps: int = option(150, "of the optimizer, per block, with rounding=blocks", low=1)
+        block_steps: int = option(50, "of the optimizer, per block, with rounding=blocks", low=1)
         bias_correction: bool = option(
             True,
             "let each layer's output keep its mean on the calibration data, where that helps the outputs",
@@ -178,7 +181,11 @@ class Int8(Pass):
         only_strips = "*" in self.config.layers and not any(self.config.layers.values())
         self.adapts = self.config.rounding != "nearest"
         calibrates = (self.config.activations and self.config.ranges is None) or self.adapts
-        needed = {"calibrator": calibrates, "runner": self.searches, "fitter": self.config.rounding == "blocks"}
+        needed = {
+            "calibrator": calibrates,
+            "runner": self.searches,
+            "fitter": self.config.rounding == "blocks",
+        }
         self.needs = () if only_strips else tuple(name for name, wanted in needed.items() if wanted)
         if self.config.ranges is not None:
             asked = {
@@ -224,17 +231,7 @@ class Int8(Pass):
         if grown := [one for one in filled if one.name in {weight.name for weight in written}]:
             report.warnings.append(warning(grown))
         if base is not None and self.adapts:
-            computed = [
-                weight
-                for weight in written
-                if not weight.place and not is_weight_only(weight, context.placement)
-            ]
-            if self.config.rounding == "blocks":
-                fit_blocks(graph, base, computed, largest, context, self.config, report)
-            else:
-                adapt_rounding(
-                    graph, base, computed, largest, context, self.config.rounding_steps, report
-                )
+            self._round(graph, base, written, largest, context, report)
         if self.config.rounding != "blocks":  # which has fitted the biases
             quantization.correct(graph, written, report)
         if written:
@@ -255,6 +252,24 @@ class Int8(Pass):
                 report.warnings.append(UNCORRECTED)
         report.metrics["layers"] = len({node.name for node in layers_of(written)})
         return report
+
+    def _round(
+        self,
+        graph: Graph,
+        base: onnx.ModelProto,
+        written: list[Weight],
+        largest: Mapping[str, int],
+        context: Context,
+        report: PassReport,
+    ) -> None:
+        """Chooses levels that need not be the nearest, of weights that layers compute with in INT8."""
+        computed = [
+            weight for weight in written if not weight.place and not is_weight_only(weight, context.placement)
+        ]
+        if self.config.rounding == "blocks":
+            fit_blocks(graph, base, computed, largest, context, self.config, report)
+        else:
+            adapt_rounding(graph, base, computed, largest, context, self.config.rounding_steps, report)
 
     def _search(
         self, quantization: Quantization, chosen: list[Weight], context: Context, report: PassReport

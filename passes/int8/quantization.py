@@ -322,7 +322,12 @@ class Quantization:
         )
         levels = affine.quantize(values, scale, axis, largest)
         layer = weight.nodes[0]
-        if largest is None and self.context.placement.pairs and not is_stored_only(weight) and adds_in_pairs(layer, values):
+        if (
+            largest is None
+            and self.context.placement.pairs
+            and not is_stored_only(weight)
+            and adds_in_pairs(layer, values)
+        ):
             rows, scale = pair_sums.without_saturation(as_added(layer, values), scale)
             levels = as_stored(layer, rows, values.shape)
         restored = affine.dequantize(levels, scale, axis)

@@ -70,9 +70,7 @@ def adapt_rounding(
     """
     calibrator = context.need_calibrator()
     run = without_pairs(graph, original)
-    found = {
-        id(one.layer): one for one in rounded_layers(graph, run, original, quantized, largest, report)
-    }
+    found = {id(one.layer): one for one in rounded_layers(graph, run, original, quantized, largest, report)}
     samples = ENOUGH_SAMPLES
     for layer, moments in answers(run, [one.layer for one in found.values()], original, calibrator):
         one = found[id(layer)]
@@ -179,5 +177,13 @@ def rounded_layers(
         step = np.expand_dims(
             read(decoder.inputs[1]), [axis for axis in range(rank) if axis != weight.axis % rank]
         )
-        found.append(Rounded(layer, (tensors[levels.name], levels), step, floats[weight.name], largest.get(weight.name, affine.LEVELS)))
+        found.append(
+            Rounded(
+                layer,
+                (tensors[levels.name], levels),
+                step,
+                floats[weight.name],
+                largest.get(weight.name, affine.LEVELS),
+            )
+        )
     return sorted(found, key=lambda one: order[id(one.layer.node)])

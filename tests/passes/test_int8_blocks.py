@@ -78,7 +78,10 @@ def with_tensor(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 def test_a_block_alone_computes_what_it_computes_in_the_network() -> None:
     model, data, recorder = network(), Samples(40, 8, 8, 8), Recorder()
     result, report = fitted(model, data, recorder)
-    assert [(task.source, task.model.graph.output[0].name) for task in recorder.tasks] == [("x", "t"), ("t", "y")]
+    assert [(task.source, task.model.graph.output[0].name) for task in recorder.tasks] == [
+        ("x", "t"),
+        ("t", "y"),
+    ]
     first, second = recorder.tasks
     assert set(first.levels) == {"a", "w"}
     assert set(first.values) == {"b", "ab", "bb", "wb"}
@@ -86,12 +89,14 @@ def test_a_block_alone_computes_what_it_computes_in_the_network() -> None:
     np.testing.assert_allclose(answered(first, True), inside["t"], rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(answered(second, True), inside["y"], rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(second.x, inside["t"], rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose(first.target, run(with_tensor(model, "t"), {"x": data.x})["t"], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        first.target, run(with_tensor(model, "t"), {"x": data.x})["t"], rtol=1e-4, atol=1e-3
+    )
     assert np.abs(answered(first, False) - answered(first, True)).max() > 1e-2
     assert 0 < first.held.sum() < len(first.x) // 4
     reasons = [skip.reason for skip in report.skips if "block" in skip.reason]
     assert reasons[0] == "block of 3 layers up to t: nothing better was found (error 20 % of its variance)"
-    assert report.metrics["blocks"], report.metrics["blocks_trained"] == (2, 0)
+    assert (report.metrics["blocks"], report.metrics["blocks_trained"]) == (2, 0)
 
 
 def test_what_is_found_is_written_and_the_next_block_reads_it() -> None:
@@ -105,7 +110,9 @@ def test_what_is_found_is_written_and_the_next_block_reads_it() -> None:
     form = Form(result)
     assert not form.constants["a_int8"].any()
     assert not form.constants["b"].any()
-    np.testing.assert_allclose(recorder.tasks[1].x, data.x, rtol=1e-5, atol=0.2)  # what is added to nothing, quantized
+    np.testing.assert_allclose(
+        recorder.tasks[1].x, data.x, rtol=1e-5, atol=0.2
+    )  # what is added to nothing, quantized
     whats = [edit.what for edit in report.edits]
     assert "block of 3 layers up to t: error 20 % of its variance -> 10 % of its variance" in whats
 
@@ -167,6 +174,8 @@ def test_what_pytorch_cannot_run_stays_and_is_said() -> None:
 
 
 def test_without_a_fitter_it_says_what_to_do() -> None:
-    with pytest.raises(PassError, match="rounding=blocks needs PyTorch's fitter, and there is none; give rounding=adaptive"):
+    with pytest.raises(
+        PassError, match="rounding=blocks needs PyTorch's fitter, and there is none; give rounding=adaptive"
+    ):
         fitted(network(), Samples(8, 8, 8, 8), None)
     assert set(configure(Int8, {"rounding": "blocks"}).needs) == {"calibrator", "fitter"}

@@ -5,8 +5,6 @@ import onnx
 import pytest
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.passes.core.options import configure
-from onnx_lathe.passes.int8.int8 import Int8
 from onnx_lathe.passes.numerics.quantization.affine import signal_to_noise_db
 from tests.support.builders import build, random, run
 from tests.support.int8 import Form
@@ -65,5 +63,4 @@ def test_few_levels_that_answer_together_lose_much_less() -> None:
 )
 def test_other_widths_and_patterns_are_refused(options: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        configure(Int8, options)
         adapt(network(), Samples(40, 4, 9, 9), "nearest", **options)

@@ -82,7 +82,10 @@ def test_where_nothing_is_gained_nothing_is_given() -> None:
 def test_progress_names_the_block() -> None:
     lines: list[str] = []
     TorchFitter(progress=lines.append).fit(task(), 101)
-    assert lines == ["fitting the block up to y: step 50 of 101", "fitting the block up to y: step 100 of 101"]
+    assert lines == [
+        "fitting the block up to y: step 50 of 101",
+        "fitting the block up to y: step 100 of 101",
+    ]
 
 
 def test_a_block_that_pytorch_cannot_run_is_refused() -> None:
@@ -95,5 +98,7 @@ def test_a_block_that_pytorch_cannot_run_is_refused() -> None:
 def test_without_pytorch_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     given = task()
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UsageError, match=r"int8\(rounding=blocks\) needs PyTorch; pip install 'onnx-lathe\[train\]'"):
+    with pytest.raises(
+        UsageError, match=r"int8\(rounding=blocks\) needs PyTorch; pip install 'onnx-lathe\[train\]'"
+    ):
         TorchFitter().fit(given, 1)

@@ -55,7 +55,11 @@ def blocks_of(model: onnx.ModelProto, layers: Mapping[str, bool]) -> list[Block]
             found[-1].answer = name
         elif inside:
             found.append(Block(str(start), name, inside, kinds))
-        elif found and found[-1].answer == start and _goes_on(whole, range(begin, place + 1), str(start), sizes):
+        elif (
+            found
+            and found[-1].answer == start
+            and _goes_on(whole, range(begin, place + 1), str(start), sizes)
+        ):
             found[-1].answer = name
         start, begin = name, place + 1
     return found
@@ -89,7 +93,11 @@ def _cuts(whole: Flow, outputs: Collection[str], sizes: Collection[str]) -> Iter
     if len(alive) == 1:
         yield -1, next(iter(alive))
     for place, node in enumerate(whole.nodes):
-        alive |= {name for name in node.output if name in whole.varying and name not in sizes and (name in last or name in outputs)}
+        alive |= {
+            name
+            for name in node.output
+            if name in whole.varying and name not in sizes and (name in last or name in outputs)
+        }
         alive -= {name for name in whole.reads[place] if last.get(name) == place and name not in outputs}
         if len(alive) == 1 and node.output and node.output[0] in alive:
             yield place, str(node.output[0])

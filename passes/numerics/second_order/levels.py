@@ -49,6 +49,23 @@ def descend(
     return found
 
 
+def rescale(
+    levels: np.ndarray,
+    scale: np.ndarray,
+    weight: np.ndarray,
+    covariance: np.ndarray,
+    residual: np.ndarray,
+) -> np.ndarray:
+    """The scale [groups, r] of each row of least loss for these levels; that which it has, where none is positive."""
+    spread = levels @ covariance
+    energy = np.einsum("grd,grd->gr", spread, levels)
+    wanted = np.einsum("grd,grd->gr", spread, weight) + np.einsum("grd,grd->gr", levels, residual)
+    found: np.ndarray = np.divide(
+        wanted, energy, out=scale.astype(np.float64), where=(wanted > 0) & (energy > 0)
+    )
+    return found
+
+
 def _round(
     levels: np.ndarray,
     step: np.ndarray,

@@ -5,8 +5,8 @@
 
 Of each quantized activation, half the elements stay as they were, drawn anew at every step, so that the weights suit the
 float values and the quantized ones, and not the noise of a few samples (QDrop). What is compared in the end is quantized
-whole. A level moves when v has gone half a step, so that what no gradient holds to stays at its start. Samples that are kept
-apart tell whether anything was gained.
+whole. At first levels stay, and scales, biases and float weights alone are trained; then a level moves when v has gone half a
+step. Samples that are kept apart tell which of the two to take, if any.
 Sources: Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction", ICLR 2021, section 3;
 Wei et al., "QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization", ICLR 2022, section 4;
 straight through instead of their sigmoid, which takes thousands of steps to decide: Hubara et al., "Accurate Post Training
@@ -15,6 +15,7 @@ Quantization With Small Calibration Sets", ICML 2021, section 3.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,10 @@ from onnx_lathe.runtime.torch_bridge import GraphModule
 
 LEVEL_RATE = 2e-2
 """Of Adam, in levels."""
-SHARE_RATE = 1e-3
+SHARE_RATE = 5e-3
 """Of Adam for scales, biases and float weights, in shares of their size."""
+SHARES_ALONE = 1 / 3
+"""Of the steps, those in which levels stay."""
 DROPPED = 0.5
 """Of the elements of an activation, those that a step does not quantize."""
 POSITIONS = 1024
@@ -34,33 +37,32 @@ POSITIONS = 1024
 MOST_SAMPLES = 16
 
 
-def reconstruct(
-    task: BlockTask, steps: int, seed: int, progress: Callable[[str], None]
-) -> FittedBlock:
+def reconstruct(task: BlockTask, steps: int, seed: int, progress: Callable[[str], None]) -> FittedBlock:
     """See Fitter of passes/core/services.py."""
     block = _Block(task)
     held = torch.from_numpy(np.flatnonzero(task.held))
-    trained = torch.from_numpy(np.flatnonzero(~task.held))
     before = block.error(held)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(block.groups())
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
-    )
-    batches = _batches(trained, block.batch, generator)
-    for step in range(steps):
-        rows = next(batches)
-        loss = block.loss(rows, generator)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 49:
-            progress(f"fitting the block up to {block.module.outputs[0]}: step {step + 1} of {steps}")
-    after = block.error(held)
-    if not after < before:
-        return FittedBlock(before, after, {}, {})
-    return FittedBlock(before, after, block.levels(), block.values())
+    batches = _batches(torch.from_numpy(np.flatnonzero(~task.held)), block.batch, generator)
+    first = max(round(SHARES_ALONE * steps), 1)
+    found = FittedBlock(before, before, {}, {})
+    done = 0
+    for groups, count in ((block.shares(), first), (block.shares() + block.levels(), steps - first)):
+        optimizer = torch.optim.Adam(groups)
+        for step in range(count):
+            for group, rate in zip(optimizer.param_groups, groups, strict=True):
+                group["lr"] = rate["lr"] * 0.5 * (1 + math.cos(math.pi * step / count))
+            loss = block.loss(next(batches), generator)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            done += 1
+            if done % 50 == 0:
+                progress(f"fitting the block up to {block.module.outputs[0]}: step {done} of {steps}")
+        after = block.error(held) if count else found.after
+        if after < found.after:
+            found = FittedBlock(before, after, block.stored(), block.values())
+    return found
 
 
 class _Block:
@@ -73,20 +75,16 @@ class _Block:
         self.x, self.target = torch.from_numpy(task.x), torch.from_numpy(task.target)
         self.weights = {name: _Weight(levels, self.device) for name, levels in task.levels.items()}
         self.others = {name: _Value(values, self.device) for name, values in task.values.items()}
-        self.batch = task.batch or min(
-            max(POSITIONS // math.prod(task.target.shape[2:]), 1), MOST_SAMPLES
-        )
+        self.batch = task.batch or min(max(POSITIONS // math.prod(task.target.shape[2:]), 1), MOST_SAMPLES)
         self.spread = float(np.var(task.target, dtype=np.float64)) or 1.0
         self.ranks = self._ranks()
 
-    def groups(self) -> list[dict[str, object]]:
-        return [
-            {"params": [one.levels for one in self.weights.values()], "lr": LEVEL_RATE},
-            {
-                "params": [one.change for one in (*self.weights.values(), *self.others.values())],
-                "lr": SHARE_RATE,
-            },
-        ]
+    def shares(self) -> list[dict[str, Any]]:
+        changes = [one.change for one in (*self.weights.values(), *self.others.values())]
+        return [{"params": changes, "lr": SHARE_RATE}]
+
+    def levels(self) -> list[dict[str, Any]]:
+        return [{"params": [one.levels for one in self.weights.values()], "lr": LEVEL_RATE}]
 
     def loss(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         masks = {
@@ -99,7 +97,9 @@ class _Block:
     @torch.no_grad()
     def error(self, rows: Tensor) -> float:
         """Mean square of the difference from the target, over the target's variance, quantized whole."""
-        masks = {name: torch.ones([1] * (1 + len(shape)), dtype=torch.bool) for name, shape in self.ranks.items()}
+        masks = {
+            name: torch.ones([1] * (1 + len(shape)), dtype=torch.bool) for name, shape in self.ranks.items()
+        }
         masks = {name: mask.to(self.device) for name, mask in masks.items()}
         total = 0.0
         for part in rows.split(self.batch):
@@ -107,11 +107,11 @@ class _Block:
             total += float(off.double().square().mean()) * len(part)
         return total / len(rows) / self.spread
 
-    def levels(self) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
+    def stored(self) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
         return {name: one.stored() for name, one in self.weights.items()}
 
     def values(self) -> Mapping[str, np.ndarray]:
-        return {name: one().detach().cpu().numpy() for name, one in self.others.items()}
+        return {name: one().detach().cpu().numpy().copy() for name, one in self.others.items()}
 
     def _answer(self, rows: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
         feeds = {self.task.source: self.x[rows].to(self.device), **masks}
@@ -171,4 +171,6 @@ def _batches(rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Te
     """All rows in an order that changes each time, over and over, `size` at a time."""
     while True:
         shuffled = rows[torch.randperm(len(rows), generator=generator)]
-        yield from (part for part in shuffled.split(min(size, len(rows))) if len(part) == min(size, len(rows)))
+        yield from (
+            part for part in shuffled.split(min(size, len(rows))) if len(part) == min(size, len(rows))
+        )
