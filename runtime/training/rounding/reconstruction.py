@@ -80,11 +80,14 @@ class _Block:
         self.ranks = self._ranks()
 
     def shares(self) -> list[dict[str, Any]]:
-        changes = [one.change for one in (*self.weights.values(), *self.others.values())]
+        changes = [one.change for one in self._trained().values()]
         return [{"params": changes, "lr": SHARE_RATE}]
 
     def levels(self) -> list[dict[str, Any]]:
         return [{"params": [one.levels for one in self.weights.values()], "lr": LEVEL_RATE}]
+
+    def _trained(self) -> "dict[str, _Weight | _Value]":
+        return {**self.weights, **self.others}
 
     def loss(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         masks = {
@@ -115,7 +118,7 @@ class _Block:
 
     def _answer(self, rows: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
         feeds = {self.task.source: self.x[rows].to(self.device), **masks}
-        feeds |= {name: one() for name, one in (*self.weights.items(), *self.others.items())}
+        feeds |= {name: one() for name, one in self._trained().items()}
         found: Tensor = self.module(**feeds)
         return found
 
@@ -125,7 +128,7 @@ class _Block:
         shapes = {self.task.source: tuple(self.x.shape[1:])}
         feeds = {self.task.source: self.x[: self.batch].to(self.device)}
         feeds |= {mask: torch.ones((), dtype=torch.bool, device=self.device) for mask in self.task.masks}
-        feeds |= {name: one() for name, one in (*self.weights.items(), *self.others.items())}
+        feeds |= {name: one() for name, one in self._trained().items()}
         for _, name, value in self.module.trace(**feeds):
             shapes[name] = tuple(value.shape[1:])
         return {mask: shapes[tensor] for mask, tensor in self.task.masks.items()}
