@@ -232,8 +232,7 @@ class Int8(Pass):
             report.warnings.append(warning(grown))
         if base is not None and self.adapts:
             self._round(graph, base, written, largest, context, report)
-        if self.config.rounding != "blocks":  # which has fitted the biases
-            quantization.correct(graph, written, report)
+        quantization.correct(graph, written, report, self.config.rounding == "blocks")
         if written:
             quantization.record(graph, report)
         fit_biases(graph, report)

@@ -110,11 +110,15 @@ class Quantization:
         rewire.sweep(graph)
         return chosen
 
-    def correct(self, graph: Graph, written: Sequence[Weight], report: PassReport) -> None:
-        """Corrects the biases of what `apply` quantized, if the options and the data allow it."""
+    def correct(
+        self, graph: Graph, written: Sequence[Weight], report: PassReport, fitted: bool = False
+    ) -> None:
+        """Corrects the biases of what `apply` quantized, if the options and the data allow it; if they are `fitted`,
+        measures the outputs alone.
+        """
         if self._correction is not None and self._computed(written):
-            self.context.progress("correcting biases")
-            self._correction.apply(graph, layers_of(self._computed(written)), report)
+            self.context.progress("measuring outputs" if fitted else "correcting biases")
+            self._correction.apply(graph, layers_of(self._computed(written)), report, fitted)
 
     def _computed(self, chosen: Sequence[Weight]) -> list[Weight]:
         """Those of the weights that are not merely stored in INT8, and not in bodies, where nothing is observed."""
