@@ -14,6 +14,7 @@ from onnx_lathe.optimizer import kernel_times
 from onnx_lathe.optimizer.judging.asking import reads_truth
 from onnx_lathe.optimizer.measuring import sample_feeds
 from onnx_lathe.optimizer.recipe import Recipe
+from onnx_lathe.optimizer.synthesizing import check_roles, synthesized
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.placement import CANONICAL, Placement
@@ -30,6 +31,7 @@ from onnx_lathe.runtime.data import (
     split,
     take,
 )
+from onnx_lathe.runtime.data.synthetic import asked_for
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from onnx_lathe.runtime.running.evaluate import OriginalComparer, OutputComparer
 from onnx_lathe.runtime.running.ort import OneTimeEvaluator, PairTimer
@@ -86,11 +88,14 @@ def open_roles(recipe: Recipe, model: onnx.ModelProto) -> Roles:
     Evaluation data is never trained on: the same data in both roles is refused. Raises DataError or
     UsageError.
     """
-    return open_fed(recipe, model_inputs(model), model_classes(model))
+    return open_fed(recipe, model_inputs(model), model_classes(model), model)
 
 
-def open_fed(recipe: Recipe, inputs: Sequence[InputSpec], classes: int | None) -> Roles:
+def open_fed(
+    recipe: Recipe, inputs: Sequence[InputSpec], classes: int | None, model: onnx.ModelProto | None = None
+) -> Roles:
     """As `open_roles`, for a model with these inputs and so many classes."""
+    check_roles(recipe)
     class_names = None if recipe.classes is None else read_classes(recipe.classes)
     opened: dict[str, DataSource] = {}
     truth = reads_truth(recipe)
@@ -98,7 +103,12 @@ def open_fed(recipe: Recipe, inputs: Sequence[InputSpec], classes: int | None) -
     def source(spec: DataSpec | None) -> DataSource | None:
         if spec is None:
             return None
-        found = open_source(spec, inputs, recipe.preprocess, classes, class_names, truth, recipe.fix_inputs)
+        if asked_for(spec):
+            found: DataSource = synthesized(spec, inputs, recipe, model)
+        else:
+            found = open_source(
+                spec, inputs, recipe.preprocess, classes, class_names, truth, recipe.fix_inputs
+            )
         opened.setdefault(named(spec), found)
         return found
 
@@ -212,7 +222,8 @@ def check_needs(passes: list[Pass], roles: Roles, recipe: Recipe) -> None:
         if {"calibrator", "runner"} & {*instance.needs} and roles.calibration is None:
             purpose = f" for {', '.join(instance.measuring)}" if instance.measuring else ""
             raise DataError(
-                f"pass '{instance.name}' needs calibration data{purpose}; give --data, --train or --calibration"
+                f"pass '{instance.name}' needs calibration data{purpose}; give --data, --train or --calibration, "
+                "or, where there is none, --calibration synthetic"
             )
         if "gradients" in instance.needs and recipe.retrain is not None:
             raise UsageError(

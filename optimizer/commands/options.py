@@ -139,7 +139,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 def _add_roles(data: Any) -> None:
     data.add_argument("--train", metavar="D", help="training data")
     data.add_argument(
-        "--calibration", metavar="D", help="calibration data (default: part of the training data)"
+        "--calibration",
+        metavar="D",
+        help="calibration data (default: part of the training data), or `synthetic`: samples made up, for want of real ones",
     )
     data.add_argument("--eval", metavar="D", help="evaluation data; never trained on")
 

@@ -110,7 +110,7 @@ def test_what_measures_says_that_it_needs_data_beside_a_cache(
     said = capsys.readouterr().err.strip()
     assert (
         said
-        == "optimize: pass 'int8' needs calibration data for {}; give --data, --train or --calibration".format(
+        == "optimize: pass 'int8' needs calibration data for {}; give --data, --train or --calibration, or, where there is none, --calibration synthetic".format(
             option.partition("=")[0]
         )
     )
