@@ -94,7 +94,9 @@ def widths(model: onnx.ModelProto, network: Network, samples: np.ndarray | str) 
         floats = samples.dtype != np.uint8
         source = open_source({spec.name: samples}, inputs, None if floats else network.scale)
     names = [
-        node.output[0] for node in model.graph.node if node.op_type in ("Conv", "Gemm", "Relu", "Clip", "HardSwish", "Sigmoid")
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type in ("Conv", "Gemm", "Relu", "Clip", "HardSwish", "Sigmoid")
     ]
     found = StreamingCalibrator(source).statistics(model, names)
     return np.array([found[name].maximum - found[name].minimum for name in names], np.float64)

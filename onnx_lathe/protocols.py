@@ -19,6 +19,8 @@ class TrainResult:
     metrics: Mapping[str, float]
     kept: Sequence[tuple[str, str]] = ()
     """(node, reason) of what the network computes with, but no training changes."""
+    warnings: Sequence[str] = ()
+    """What the user should know of how the training went."""
 
 
 class Observed(dict[str, "np.ndarray"]):

@@ -19,11 +19,10 @@ from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
-from onnx_lathe.passes.graph.answers.aligned import Layer, answers, layer_of
-from onnx_lathe.passes.graph.answers.fitting import fit_layer
-from onnx_lathe.passes.graph.input_moments import ENOUGH_SAMPLES, few_samples
+from onnx_lathe.passes.graph.answers.aligned import Layer, layer_of
+from onnx_lathe.passes.graph.answers.fitting import fit_layers
+from onnx_lathe.passes.graph.input_moments import few_samples
 from onnx_lathe.passes.graph.layers import other_use, weights
-from onnx_lathe.passes.graph.model import taken_names
 from onnx_lathe.passes.graph.patterns import by_weight
 
 
@@ -43,17 +42,10 @@ class Refit(Pass):
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
-        calibrator, original = context.need_calibrator(), context.need_original()
+        context.need_calibrator()
+        original = context.need_original()
         layers = self._layers(graph, {name for node in original.graph.node for name in node.output}, report)
-        taken, samples = taken_names(graph), ENOUGH_SAMPLES
-        for layer, moments in answers(graph, layers, original, calibrator):
-            context.progress(f"fitting {layer.node.name}")
-            samples = samples if isinstance(moments, str) else min(samples, moments.samples)
-            reason = moments if isinstance(moments, str) else moments.refusal()
-            if reason is None and not isinstance(moments, str):
-                reason = fit_layer(graph, layer, moments, taken, report)
-            if reason is not None:
-                report.skip(layer.node.name, reason)
+        samples = fit_layers(graph, layers, original, context, report, report.skip)
         report.warnings += few_samples("refit", samples)
         return report
 
@@ -68,7 +60,7 @@ class Refit(Pass):
             reason = layer if isinstance(layer, str) else other_use(graph, weight)
             if not chosen.get(weight.name, True):
                 reason = "it is set to stay as it is"
-            elif reason is None and not isinstance(layer, str) and layer.answer not in known:
+            elif not isinstance(layer, str) and layer.answer not in known:
                 reason = "the original network has no tensor of this name to compare with"
             if reason is None and not isinstance(layer, str):
                 layers.append(layer)

@@ -3,6 +3,8 @@ their caller.
 """
 
 import os
+import shutil
+import signal
 import site
 import subprocess
 import threading
@@ -48,18 +50,18 @@ def running(
     environment: Mapping[str, str],
     limit_s: float | None = None,
     grace_s: float = 0.0,
+    stdout: int | None = subprocess.PIPE,
     **options: Any,
 ) -> Iterator[Child]:
-    """The process with pipes for standard input and output; however the block ends, the process ends with it.
+    """The process with pipes for standard input and, unless `stdout` is None, output; however the block ends,
+    the process ends with it.
 
     After `limit_s` seconds it is killed. At the end it is asked to go if `grace_s` says how long it has for
     that; its standard input closes, by which its own children can tell. `options` go to subprocess.Popen.
     Raises OSError if it cannot be started.
     """
     child = Child(
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(environment), **options
-        )
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stdout, env=dict(environment), **options)
     )
 
     def end_it() -> None:
@@ -76,6 +78,24 @@ def running(
         if timer is not None:
             timer.cancel()
         _end(child.process, grace_s)
+
+
+def end_with_caller(folder: Path | None = None) -> None:
+    """Ends this process once its standard input is closed: whoever started it is gone, or wants its result no more.
+    With a `folder`, which then goes, the process above is ended too: all are there for that result.
+    """
+    above = os.getppid()
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            if os.getppid() == above:
+                os.kill(above, signal.SIGTERM)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:

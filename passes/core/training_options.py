@@ -31,7 +31,12 @@ class TrainingOptions:
     weight_decay: float = option(
         0.0, "share of a weight taken off per step, times the rate; not from biases and centroids", low=0.0
     )
-    momentum: float = option(0.9, "momentum of sgd, or the first beta of adamw", low=0.0, high=0.999)
+    momentum: float | None = option(
+        None,
+        "momentum of sgd, or the first beta of adamw; none: 0.9, or 0 with a server whose gradients may be late",
+        low=0.0,
+        high=0.999,
+    )
     distill: float = option(
         0.9, "weight of imitating the original model; the labels have the rest", low=0.0, high=1.0
     )
@@ -146,6 +151,7 @@ def take_over(graph: Graph, result: TrainResult, report: PassReport) -> dict[str
     """
     for node, reason in result.kept:
         report.skip(node, reason)
+    report.warnings += result.warnings
     tensors, changes = all_tensors(graph), {}
     for name, value in result.values.items():
         tensor = tensors.get(name)

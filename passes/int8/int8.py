@@ -28,6 +28,7 @@ from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport, Skip
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Constant, Graph, rewire
+from onnx_lathe.passes.graph.answers.rounding import HESSIAN
 from onnx_lathe.passes.graph.layers import (
     Weight,
     codebook_of,
@@ -50,6 +51,7 @@ from onnx_lathe.passes.graph.quantization.simulation import as_computed
 from onnx_lathe.passes.int8.bias import OUTPUTS
 from onnx_lathe.passes.int8.blocks import fit_blocks
 from onnx_lathe.passes.int8.cache import read_cache, tell_of_cache, unmatched_names
+from onnx_lathe.passes.int8.compensation import compensate_rounding
 from onnx_lathe.passes.int8.existing import CHOICES, treat_existing
 from onnx_lathe.passes.int8.filled import filled_weights, warning
 from onnx_lathe.passes.int8.foreign_pairs import is_blocked
@@ -126,8 +128,8 @@ class Int8(Pass):
         )
         rounding: str = option(
             "nearest",
-            "of weights; adaptive: so that each layer goes on answering alike; blocks: each block, trained (PyTorch)",
-            choices=("nearest", "adaptive", "blocks"),
+            "of weights; adaptive: so that each layer goes on answering alike; hessian: so too, in one sweep; blocks: each block, trained (PyTorch)",
+            choices=("nearest", "adaptive", HESSIAN, "blocks"),
         )
         rounding_steps: int = option(
             20, "rounds over all inputs of a layer, at most, with rounding=adaptive or blocks", low=1
@@ -265,7 +267,9 @@ class Int8(Pass):
         computed = [
             weight for weight in written if not weight.place and not is_weight_only(weight, context.placement)
         ]
-        if self.config.rounding == "blocks":
+        if self.config.rounding == HESSIAN:
+            compensate_rounding(graph, base, written, largest, self.config.bias_correction, context, report)
+        elif self.config.rounding == "blocks":
             fit_blocks(graph, base, computed, largest, context, self.config, report)
         else:
             adapt_rounding(graph, base, computed, largest, context, self.config.rounding_steps, report)

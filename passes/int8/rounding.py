@@ -22,7 +22,8 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Constant, Graph
 from onnx_lathe.passes.graph.answers.aligned import Layer, answers, layer_of
-from onnx_lathe.passes.graph.answers.choosing import layer_bias
+from onnx_lathe.passes.graph.answers.choosing import Judged
+from onnx_lathe.passes.graph.answers.forms import form_of
 from onnx_lathe.passes.graph.initializers import read, write
 from onnx_lathe.passes.graph.input_moments import ENOUGH_SAMPLES, few_samples
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, Weight, constant_value, is_constant, weights
@@ -93,14 +94,13 @@ def _round(
     exact = constant_value(one.original.tensor, one.original.opset)
     scale = rows.of(np.broadcast_to(one.step, exact.shape))[..., 0] * alpha
     weight, nearest = rows.of(exact) * alpha, rows.of(read(one.levels[0])).astype(np.float32)
-    bias = layer_bias(run, node, scale.shape)
-    asked = moments.uncentered(bias)
+    asked = Judged.of(run, form_of(run, rows), moments, moves_bias=False).moments
     limits = np.where(weight == 0, np.float32(0), np.float32(one.largest))  # a zero stays
     fitted = asked.fitted
     found = descend(
         nearest, scale, weight, fitted.regular(), fitted.yx - weight @ fitted.xx, (-limits, limits), rounds
     )
-    judge, nothing = asked.judging, np.zeros_like(bias)
+    judge, nothing = asked.judging, np.zeros(scale.shape)
     energy = float(moments.judging.yy.sum())
     before, after = (
         float(judge.error(levels * scale[..., None], nothing).sum()) for levels in (nearest, found)

@@ -4,6 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -222,6 +223,16 @@ class Share(DataSource):
         if first == end:
             return Place(0, 0, count, self.workers), slice(0, 1)
         return Place(first, end - first, count, self.workers), slice(first, end)
+
+
+def drawn(source: DataSource, size: int, samples: int, random: np.random.Generator) -> Iterator[Batch]:
+    """Batches without an end: all `samples` of the source in one random order after another. A source whose order may
+    be its own, whatever the seed, is first read from a place at random.
+    """
+    skipped = 0 if isinstance(source, IndexedSource) else int(random.integers(max(1, samples // size)))
+    while True:
+        yield from islice(source.batches(size, shuffle_seed=int(random.integers(2**31))), skipped, None)
+        skipped = 0
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,9 @@ class TorchTrainer:
             from onnx_lathe.runtime.training.session import train
 
             values, metrics = train(self.setup, model, settings, shaping, tiles=tiles)
+            warnings: list[str] = []
         else:
-            values, metrics = train_launched(self.setup, self.setup.launch, model, settings, shaping, tiles)
-        return TrainResult(values, metrics, kept(model))
+            values, metrics, warnings = train_launched(
+                self.setup, self.setup.launch, model, settings, shaping, tiles
+            )
+        return TrainResult(values, metrics, kept(model), warnings)

@@ -21,6 +21,8 @@ from onnx_lathe.runtime.training.parallel.grid import Grid, Layout, Pipeline, Se
         ("pipeline=2,micro=8,schedule=gpipe,data=2", 4, Pipeline(2, 2, 8, "gpipe")),
         ("server", 3, Server(2)),
         ("server,wait=20,late=drop,aware=true", 22, Server(21, 20, "drop", True)),
+        ("server,wait=2,aware", 4, Server(3, 2, "use", True)),
+        ("server,aware=false", 2, Server(1)),
     ],
 )
 def test_it_is_read(text: str, processes: int, layout: Layout) -> None:
@@ -43,6 +45,12 @@ def test_it_is_read(text: str, processes: int, layout: Layout) -> None:
         ("height=2,micro=4", "micro does not go with height"),
         ("pipeline=2,schedule=zb", "schedule=zb; give 1f1b or gpipe"),
         ("server,late=never", "late=never; give use or drop"),
+        ("server,late=drop", "late=drop without wait= has each gradient make an update"),
+        ("server,height=2", "server and height do not go together"),
+        ("server,pipeline=2", "server and pipeline do not go together"),
+        ("server,wait=0", "wait=0 is no number of 1 or more"),
+        ("server,wait", "wait= is no number of 1 or more"),
+        ("server,aware=yes", "aware=yes; give true or false"),
     ],
 )
 def test_a_mistake_is_told(text: str, told: str) -> None:

@@ -18,6 +18,9 @@ from onnx_lathe.passes.numerics.second_order.moments import (
     shrunk,
 )
 
+WAITING_BYTES = 1 << 24
+"""Of rows that wait; of a wide depthwise convolution they are many for a few numbers each."""
+
 
 class JointMoments:
     """Of inputs x [groups, n, d] and answers y [groups, n, r]: their number, means, and centered sums C_xx [groups, d,
@@ -31,7 +34,7 @@ class JointMoments:
         self._yx = np.zeros((groups, outputs, inputs))
         self._yy = np.zeros((groups, outputs))
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
-        self._most = min(2 * inputs, MOST_WAITING)
+        self._most = min(max(WAITING_BYTES // (4 * groups * (inputs + outputs)), inputs), MOST_WAITING)
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         self._waiting.append((x, y))
@@ -90,11 +93,11 @@ class JointMoments:
         return shrunk(self.xx, self.count)
 
     def uncentered(self, bias: np.ndarray | float = 0.0) -> "JointMoments":
-        """The same rows, of answers less `bias` [groups, r] and of means that are taken for 0: for a layer whose weight
-        makes the means too.
+        """The same rows, of means that are taken for 0: for a layer without a bias, or whose bias [groups, r] stays, whose
+        means its weight makes too.
         """
-        mean_y = self.mean_y - bias
         groups, outputs, inputs = self._yx.shape
+        mean_y = self.mean_y - bias
         found = JointMoments(groups, inputs, outputs)
         found.count = self.count
         found._xx = self._xx + self.count * self.mean_x[:, :, None] * self.mean_x[:, None]

@@ -3,8 +3,9 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from onnx_lathe.errors import DataError, PassError
 from onnx_lathe.runtime.data import Batch, DataSource
+from onnx_lathe.runtime.data.source import drawn
 from onnx_lathe.runtime.torch_bridge import GraphModule
 from onnx_lathe.runtime.torch_bridge.arrays import to_torch
 from onnx_lathe.runtime.training.job import RetrainJob
@@ -22,6 +24,9 @@ from onnx_lathe.runtime.training.loop.objective import Objective
 from onnx_lathe.runtime.training.loop.precision import Precision
 from onnx_lathe.runtime.training.loop.settings import Settings
 from onnx_lathe.runtime.training.memory import budget
+
+if TYPE_CHECKING:
+    from onnx_lathe.runtime.training.parallel.client import Client
 
 BETA = 0.999
 """AdamW's second beta."""
@@ -57,7 +62,11 @@ def retrain(module: GraphModule, job: RetrainJob) -> None:
     """
     settings = Settings.read(job.settings)
     try:
-        _Loop(module, job, settings).run()
+        loop = _Loop(module, job, settings)
+        if loop.client is None:
+            loop.run()
+        else:
+            loop.work(loop.client)
     except RuntimeError as error:
         if not _no_memory(error):
             raise
@@ -99,6 +108,7 @@ class _Loop:
         taught = None if self.teacher is None else self._taught
         lesson = Lesson(self.objective, self.precision, taught, self._some, job.progress)
         self.pipeline = job.workers.pipeline(module, lesson, job.shaped)
+        self.server, self.client = job.workers.server(module), job.workers.client(module)
         self.samples = _count(job.data, settings.batch)
         self.losses: list[float] = []
         self.best: dict[str, Tensor] | None = None
@@ -126,16 +136,8 @@ class _Loop:
 
     def run(self) -> None:
         job, started, first = self.job, time.perf_counter(), self._resume()
-        if job.memory is not None:
-            whole = next(iter(job.data.batches(self.settings.batch)))
-            job.metrics.update(
-                budget.fit(
-                    self.module,
-                    lambda: self._loss(self.module, self._feeds(whole), whole),
-                    job.memory,
-                    job.workers.most,
-                )
-            )
+        if self.server is None:
+            self._fit()
         self.network = job.workers.parallel(self.module)
         if first == 0 and job.validation is not None and not job.shaped:
             with job.workers.whole():
@@ -163,6 +165,37 @@ class _Loop:
         job.metrics["last_loss"] = sum(self.losses[-part:]) / part
         job.metrics["samples"] = float(self.samples)
         job.metrics.update(self.precision.metrics)
+
+    def work(self, client: "Client") -> None:
+        """Computes gradients for a server, of samples at random from the whole, until it has enough."""
+        self._fit()
+        self.network = self.module
+        seed = (self.job.seed, client.number)
+        self.augment = replace(self.augment, random=np.random.default_rng((*seed, AUGMENTATION)))
+        losses: list[float] = []
+        for batch in drawn(self.job.data, self.settings.batch, self.samples, np.random.default_rng(seed)):
+            if not client.fetch():
+                break
+            self.optimizer.zero_grad()
+            loss = self._gradients(batch).detach()
+            client.push(loss, batch.count)
+            losses.append(float(loss))
+            if len(losses) % LOOK_EVERY == 0:
+                mean = sum(losses[-LOOK_EVERY:]) / LOOK_EVERY
+                self.job.progress(f"worker {self.job.workers.rank}: {len(losses)} gradients, loss {mean:.4g}")
+
+    def _fit(self) -> None:
+        job = self.job
+        if job.memory is not None:
+            whole = next(iter(job.data.batches(self.settings.batch)))
+            job.metrics.update(
+                budget.fit(
+                    self.module,
+                    lambda: self._loss(self.module, self._feeds(whole), whole),
+                    job.memory,
+                    job.workers.most,
+                )
+            )
 
     def _is_enough(self, done: int) -> bool:
         """Whether `patience` is over."""
@@ -207,7 +240,13 @@ class _Loop:
         """`first`: the epoch that this run began with, at the time `started`."""
         settings, total, seen = self.settings, self.job.epochs * self.samples, epoch * self.samples
         pending: list[Tensor] = []
-        for batch in self.job.data.batches(settings.batch, shuffle_seed=self.job.seed + epoch):
+        if self.server is None:
+            batches: Iterable[Batch] = self.job.data.batches(
+                settings.batch, shuffle_seed=self.job.seed + epoch
+            )
+        else:
+            batches = self.server.batches(self.samples, settings.batch)
+        for batch in batches:
             progress = (seen + batch.total / 2) / total
             rate = settings.peak_rate * schedule.rate(settings.decay, progress, settings.warmup)
             momentum = schedule.momentum(settings.decay, progress, settings.warmup, settings.momentum)
@@ -228,19 +267,25 @@ class _Loop:
             )
 
     def _step(self, batch: Batch) -> Tensor:
-        feeds = self._feeds(self.augment(batch))
         self.optimizer.zero_grad()
-        if self.pipeline is not None:
-            loss = self.pipeline.step(feeds, self._labels(batch), batch.weight)
-        else:
-            loss = batch.weight * self._loss(
-                self.network, feeds, batch, lambda value: self.job.workers.mean(batch.weight * value)
-            )
-            self.precision.backward(loss)
+        loss = self._gradients(batch) if self.server is None else self.server.gradients(self.optimizer)
         self.precision.step(
             self.optimizer, self.parameters, self.settings.clip, self.job.workers.gradient_norm
         )
+        if self.server is not None:
+            self.server.publish()
         return loss.detach()
+
+    def _gradients(self, batch: Batch) -> Tensor:
+        """The loss, whose gradients the module then has."""
+        feeds = self._feeds(self.augment(batch))
+        if self.pipeline is not None:
+            return self.pipeline.step(feeds, self._labels(batch), batch.weight)
+        loss = batch.weight * self._loss(
+            self.network, feeds, batch, lambda value: self.job.workers.mean(batch.weight * value)
+        )
+        self.precision.backward(loss)
+        return loss
 
     def _loss(
         self,

@@ -11,6 +11,9 @@ from onnx_lathe.errors import UsageError
 RATES = {"adamw": 2e-3, "sgd": 5e-2}
 """Learning rate where the option is none."""
 
+MOMENTUM = 0.9
+"""Where the option is none."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -50,4 +53,5 @@ class Settings:
             raise UsageError(
                 f"retraining needs the options {', '.join(missing)}; see: optimize passes retrain"
             )
-        return cls(**{field.name: options[field.name] for field in fields(cls)})
+        given = {field.name: options[field.name] for field in fields(cls)}
+        return cls(**given | ({"momentum": MOMENTUM} if given["momentum"] is None else {}))

@@ -144,24 +144,17 @@ class Threshold:
                     parameter.numel(), dtype=mean.dtype, device=mean.device
                 )
         total = mean + torch.cat([self.residuals[id(parameter)] for parameter in parameters])
-        finite = bool(torch.isfinite(total).all())
-        index = (
-            (total.abs() >= self.threshold).nonzero().flatten()
-            if finite
-            else total.new_zeros(0, dtype=torch.long)
-        )
-        negative = total[index] < 0
-        total[index] -= torch.where(negative, -self.threshold, self.threshold).to(total.dtype)
+        codes = taken_off(total, self.threshold)
         pieces = total.split([parameter.numel() for parameter in parameters])
         self.residuals.update(
             (id(parameter), piece) for parameter, piece in zip(parameters, pieces, strict=True)
         )
         mean.zero_()
-        for codes in self._exchanged(encode(index, negative) if finite else None, mean.device):
-            if codes is None:
+        for given in self._exchanged(codes, mean.device):
+            if given is None:
                 mean.fill_(torch.nan)
                 break
-            places, signs = decode(codes)
+            places, signs = decode(given)
             mean[places] += signs.to(mean.dtype) * (self.threshold / self.traffic.workers)
         return _done(mean)
 
@@ -181,6 +174,18 @@ class Threshold:
             dist.all_gather(gathered, padded.view(torch.uint8))
             self.traffic.gathered(_bytes(padded))
         return [one.view(torch.int16)[:length] for one, length in zip(gathered, lengths, strict=True)]
+
+
+def taken_off(total: Tensor, threshold: float) -> Tensor | None:
+    """The codes of all elements beyond +-`threshold`, which is taken off them; None, and nothing is, if some element is
+    infinite or no number.
+    """
+    if not bool(torch.isfinite(total).all()):
+        return None
+    index = (total.abs() >= threshold).nonzero().flatten()
+    negative = total[index] < 0
+    total[index] -= torch.where(negative, -threshold, threshold).to(total.dtype)
+    return encode(index, negative)
 
 
 def encode(index: Tensor, negative: Tensor) -> Tensor:

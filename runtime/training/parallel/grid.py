@@ -4,7 +4,9 @@
     filter=4  channel=2    one way of splitting layers; `data` may be left out: it is the rest
     auto  auto=4           groups (of four at most) and a way for each layer, by a model of its cost and by timing
     pipeline=4,micro=8     four stages, batches cut into eight
-    server,wait=20,late=drop   process 0 serves weights, the others send gradients when they have them
+    server               process 0 serves weights, the others send gradients when they have them
+    server,wait=2,aware  two gradients make an update, and its rate is divided by how old they are
+    server,wait=20,late=drop   22 processes: the first 20 gradients of 21 workers make an update
 
 It needs no PyTorch, so that a mistake is told before anything starts.
 """
@@ -16,6 +18,7 @@ from onnx_lathe.errors import UsageError
 SPLITS = ("height", "width", "filter", "channel", "auto")
 SCHEDULES = ("1f1b", "gpipe")
 LATE = ("use", "drop")
+AWARE = ("", "true")
 FORMS = '"data=2,height=2", "filter=4", "auto", "pipeline=2,micro=8" or "server"'
 
 
@@ -104,7 +107,7 @@ class Parallel:
             raise UsageError(
                 f"--parallel '{self.text}': waits for {wait} gradients, and {workers} workers send them; give wait={workers} or less"
             )
-        return Server(workers, wait, named.get("late", LATE[0]), named.get("aware", "false") == "true")
+        return Server(workers, wait, named.get("late", LATE[0]), named.get("aware", "false") in AWARE)
 
     def _size(self, name: str, text: str) -> int:
         if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000):
@@ -141,11 +144,18 @@ def parse_parallel(text: str) -> Parallel:
         if name == "server":
             if value:
                 raise UsageError(f"--parallel '{text}': server takes no number; all processes but one work")
+        elif name == "aware" and not value:
+            continue
         elif name in _CHOICES:
             if value not in _CHOICES[name]:
                 raise UsageError(f"--parallel '{text}': {name}={value}; give {' or '.join(_CHOICES[name])}")
         elif value or name != "auto":
             parallel._size(name, value)
+    if named.get("late") == "drop" and "wait" not in named:
+        raise UsageError(
+            f"--parallel '{text}': late=drop without wait= has each gradient make an update and drops all others; "
+            "give wait=, the gradients of an update"
+        )
     return parallel
 
 

@@ -8,13 +8,17 @@ traceback.log. The workers' standard output carries progress; their standard inp
 pipe from the parent, and when it closes they end: so a parent that dies leaves none behind.
 """
 
+import contextlib
 import io
 import json
 import os
 import pickle
 import re
+import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +39,9 @@ from onnx_lathe.tiles import Tiles
 MARK = "\x1e"
 """What stands before a line of progress on a worker's standard output; anything else there is a hook's own."""
 
+AFTER_S = 10.0
+"""How long torchrun may go on once a server has left the result."""
+
 GRACE_S = 15.0
 """How long interrupted workers have to end."""
 
@@ -46,9 +53,9 @@ def train_launched(
     settings: Mapping[str, Any],
     shaping: Shaping | None,
     tiles: Mapping[str, Tiles] | None,
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """(values of the trained initializers, metrics), as runtime/training/session.py; `shaping` is
-    restored to where it ended.
+) -> tuple[dict[str, np.ndarray], dict[str, float], list[str]]:
+    """(values of the trained initializers, metrics), as runtime/training/session.py, and what the user should know;
+    `shaping` is restored to where it ended.
 
     Raises what a worker raised, as if it had been raised here; PassError if the workers could not be
     started or were killed.
@@ -63,7 +70,8 @@ def train_launched(
         code = _run(folder, launch, setup)
         if (folder / "error.json").exists():
             raise _error(folder, setup)
-        if code != 0 or not (folder / "result.json").exists():
+        # With a server, what matters is that it ended well; torchrun may go on waiting for a machine that is lost.
+        if not (folder / "result.json").exists() or (code != 0 and not _serves(setup)):
             raise killed(folder, setup)
         return _read_result(folder, shaping)
 
@@ -106,7 +114,8 @@ def _write_job(
 def _run(folder: Path, launch: Launch, setup: TrainingSetup) -> int:
     """torchrun's exit code. Its standard error goes to the folder: it repeats what error.json says."""
     command = [sys.executable, "-m", "onnx_lathe.runtime.training.parallel.torchrun", str(folder)]
-    command += [*launch.arguments, "-m", "onnx_lathe.runtime.training.parallel.worker", str(folder)]
+    module = "supervisor" if _serves(setup) else "worker"
+    command += [*launch.arguments, "-m", f"onnx_lathe.runtime.training.parallel.{module}", str(folder)]
     with (
         open(folder / "torchrun.log", "wb") as log,
         running(
@@ -115,6 +124,8 @@ def _run(folder: Path, launch: Launch, setup: TrainingSetup) -> int:
     ):
         if child.process.stdout is None:
             raise PassError("the workers' output cannot be read")
+        if _serves(setup):
+            threading.Thread(target=_end_with_result, args=(folder, child.process), daemon=True).start()
         for line in io.TextIOWrapper(child.process.stdout, encoding="utf-8", errors="replace"):
             own, mark, text = line.partition(MARK)
             if mark:
@@ -122,6 +133,20 @@ def _run(folder: Path, launch: Launch, setup: TrainingSetup) -> int:
             if own:
                 sys.stdout.write(own)
         return child.process.wait()
+
+
+def _serves(setup: TrainingSetup) -> bool:
+    return setup.parallel is not None and setup.parallel.serves
+
+
+def _end_with_result(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    """Ends torchrun some time after the result is there: it would wait 300 s for a machine that is lost."""
+    while process.poll() is None and not (folder / "result.json").exists():
+        time.sleep(0.5)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(AFTER_S)
+    if process.poll() is None:
+        process.terminate()
 
 
 def workers_environment(launch: Launch) -> dict[str, str]:
@@ -135,7 +160,9 @@ def workers_environment(launch: Launch) -> dict[str, str]:
     return environment(**extra)
 
 
-def _read_result(folder: Path, shaping: Shaping | None) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+def _read_result(
+    folder: Path, shaping: Shaping | None
+) -> tuple[dict[str, np.ndarray], dict[str, float], list[str]]:
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     with np.load(folder / "result.npz") as stored:
         arrays = {
@@ -144,7 +171,7 @@ def _read_result(folder: Path, shaping: Shaping | None) -> tuple[dict[str, np.nd
         }
     if shaping is not None:
         shaping.restore(arrays["shaping"])
-    return arrays["values"], result["metrics"]
+    return arrays["values"], result["metrics"], result["warnings"]
 
 
 def _typed(array: np.ndarray, dtype: str) -> np.ndarray:

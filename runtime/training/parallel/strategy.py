@@ -33,7 +33,9 @@ from onnx_lathe.runtime.training.state import JobState
 
 if TYPE_CHECKING:
     from onnx_lathe.runtime.training.loop.lesson import Lesson
+    from onnx_lathe.runtime.training.parallel.client import Client
     from onnx_lathe.runtime.training.parallel.schedule import Pipelined
+    from onnx_lathe.runtime.training.parallel.server import Server
 
 DRIFT = 1e-3
 """Largest difference of a weight between workers, relative to the largest of its tensor: two kinds of
@@ -88,6 +90,14 @@ class Strategy:
         """What takes the built-in hook's steps in place of a network; None: the hook does. `shaped`: whether
         a pass acts while training runs.
         """
+        return None
+
+    def server(self, module: GraphModule) -> "Server | None":
+        """What gives the built-in hook the gradients of its steps in place of data; None: it computes them."""
+        return None
+
+    def client(self, module: GraphModule) -> "Client | None":
+        """Whom the built-in hook computes gradients for, and takes no step; None: it takes them."""
         return None
 
     def gather(self) -> None:
@@ -189,8 +199,7 @@ class DataParallel(Strategy):
         samples: int | None,
         weights: Sequence[Tensor],
     ) -> None:
-        facts = (_structure(model), sorted(settings.items()), samples)
-        other = self.group.first_unlike(hashlib.blake2b(repr(facts).encode(), digest_size=16).digest())
+        other = self.group.first_unlike(job_facts(model, settings, samples))
         if other is not None:
             raise PassError(
                 f"worker {other} has another model, other options or other data than worker 0; run the same command everywhere"
@@ -243,6 +252,12 @@ class SharedState(JobState):
     def delete(self) -> None:
         if self.group.local == 0:
             super().delete()
+
+
+def job_facts(model: onnx.ModelProto, settings: Mapping[str, Any], samples: int | None) -> bytes:
+    """A hash of what all workers have to be given alike."""
+    facts = (_structure(model), sorted(settings.items()), samples)
+    return hashlib.blake2b(repr(facts).encode(), digest_size=16).digest()
 
 
 def _structure(model: onnx.ModelProto) -> str:

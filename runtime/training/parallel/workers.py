@@ -70,7 +70,7 @@ class LaunchedGroup(Group):
             torch.cuda.set_device(self.local)
         self.place = torch.device("cuda", self.local) if cuda else torch.device("cpu")
         store, self.rank, self.size = next(rendezvous("env://", timeout=MEET))
-        own = _met(store, self.rank, self.size)
+        own = PrefixStore(met(store, self.rank, self.size), store)
         lifeline.hold(own, self.rank, lost)
         own.set_timeout(PATIENCE)
         dist.init_process_group(
@@ -132,8 +132,8 @@ class LaunchedGroup(Group):
         return [self.sent(content, rank) for rank in range(self.size)]
 
 
-def _met(store: Store, rank: int, size: int) -> Store:
-    """A part of the store that these workers alone write to.
+def met(store: Store, rank: int, size: int) -> str:
+    """The name of a part of the store that these workers alone write to.
 
     torchrun 2.13 keeps one store when it starts workers anew, and they would look for those before them by
     the addresses found there. So each worker asks, under a name of its own, and worker 0 answers until all
@@ -144,7 +144,7 @@ def _met(store: Store, rank: int, size: int) -> Store:
         store.set(f"asks/{rank}", token)
         token = store.get(f"answer/{token}").decode()
         store.set(f"heard/{token}/{rank}", "")
-        return PrefixStore(token, store)
+        return token
     deadline, missing = time.monotonic() + MEET.total_seconds(), set(range(1, size))
     while missing:
         for other in missing:
@@ -154,4 +154,4 @@ def _met(store: Store, rank: int, size: int) -> Store:
         if time.monotonic() > deadline:
             raise RuntimeError(f"Timed out waiting for worker {min(missing)} of {size}")
         time.sleep(0.01)
-    return PrefixStore(token, store)
+    return token

@@ -1,0 +1,293 @@
+"""A server of weights: workers send gradients when they have them, each computed from the weights that it got last, and
+get the newest ones back. Nobody waits for the slowest, and gradients may be of older weights.
+
+| algorithm | gradients of an update | late ones |
+|---|---|---|
+| asynchronous SGD: Dean et al., "Large Scale Distributed Deep Networks", NeurIPS 2012 (Downpour) | 1 | count |
+| n-softsync: Zhang, Gupta, Lian and Liu, "Staleness-aware async-SGD", IJCAI 2016 | n | count, with a smaller rate if asked for |
+| backup workers: Chen et al., "Revisiting Distributed Synchronous SGD", ICLR workshop 2016 | N of N + b | are dropped |
+
+The staleness of a gradient is the number of updates since the weights that it was computed from. With late=drop a
+worker whose gradient was taken waits for the update; one whose gradient came late goes on at once.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import Store
+
+from onnx_lathe.errors import PassError
+from onnx_lathe.runtime.data import Batch
+from onnx_lathe.runtime.data.source import Place
+from onnx_lathe.runtime.torch_bridge import GraphModule
+from onnx_lathe.runtime.training.parallel.grid import Server as Policy
+from onnx_lathe.runtime.training.parallel.messages import Coding, Line, Vector
+
+_NOT_SAID = "ended without a word"
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """A worker's gradients: the mean over `samples`, and their loss; of the weights of update `version`."""
+
+    version: int
+    samples: int
+    loss: float
+    gradients: Tensor
+
+
+@dataclass(frozen=True)
+class Published:
+    """What workers get after an update: weights, and of the `generation` of stand-ins these, as bytes."""
+
+    version: int
+    weights: Tensor
+    generation: int
+    stand_ins: Tensor
+
+
+class Server:
+    """Holds the weights of `module`. One thread for each worker waits for what it sends; the training's own thread
+    takes the steps, between `gradients` and `publish`. `expected`: the workers that will come, number -> rank; one that
+    takes the place of another has the same rank and another number.
+    """
+
+    def __init__(
+        self,
+        module: GraphModule,
+        vector: Vector,
+        coding: Coding,
+        policy: Policy,
+        expected: Mapping[int, int],
+    ) -> None:
+        self.module, self.vector, self.coding, self.policy = module, vector, coding, policy
+        self.changed = threading.Condition()
+        self.present = dict(expected)
+        """Number -> rank of workers that may yet send something."""
+        self.lost: dict[int, tuple[int, str]] = {}
+        """Number -> (rank, why)."""
+        self.returned: Counter[int] = Counter()
+        """How often one came in the place of another, by rank."""
+        self.closed = False
+        self.failure = ""
+        self.version, self.count, self.samples, self.share = 0, 0, 0.0, 0.0
+        self.sum = torch.zeros(len(vector), dtype=vector.dtype)
+        self.loss = 0.0
+        self.staleness: Counter[int] = Counter()
+        self.dropped = 0
+        self.sent_bytes = 0
+        self.times = [0.0, 0.0]
+        """Of the first update and of the newest."""
+        self.published: Published | None = None
+        self._known: dict[str, Any] = {}
+
+    # ---- the training's thread
+
+    def batches(self, samples: int, size: int) -> list[Batch]:
+        """A batch without data for each update of an epoch, which takes `size` samples from each of `wait` workers."""
+        step = self.policy.wait * size
+        return [
+            Batch({}, place=Place(0, 0, min(step, samples - start), 1)) for start in range(0, samples, step)
+        ]
+
+    def gradients(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Waits until an update has its gradients, and puts their mean into the module; with `aware` the optimizer's
+        rate is divided by their staleness. Returns the mean loss. Raises PassError if no worker is left.
+        """
+        if self.published is None:
+            self._publish()
+        with self.changed:
+            self.changed.wait_for(lambda: self.full or bool(self.failure) or not self.present)
+            if self.failure:
+                raise PassError(self.failure)
+            if not self.full:
+                who = "; ".join(f"worker {rank}, {why}" for rank, why in self.lost.values())
+                raise PassError(f"all workers were lost ({who}); the model is left as it was")
+            self.vector.put_gradients(self.sum / self.share)
+            # A mean weighted by 1 / staleness, with the mean of these as a factor of the rate, is Zhang's sum; but the
+            # length that `clip` compares is not that of gradients which are divided already.
+            for group in optimizer.param_groups:
+                group["lr"] *= self.share / self.samples
+            return torch.tensor(self.loss / self.samples)
+
+    def publish(self) -> None:
+        """The update has been made."""
+        with self.changed:
+            self.version += 1
+            self._publish()
+            self.count, self.samples, self.share, self.loss = 0, 0.0, 0.0, 0.0
+            self.sum.zero_()
+            self.times = [self.times[0] or time.perf_counter(), time.perf_counter()]
+
+    def _publish(self) -> None:
+        with self.changed:
+            generation = 0 if self.published is None else self.published.generation
+            stand_ins = (
+                torch.empty(0, dtype=torch.uint8) if self.published is None else self.published.stand_ins
+            )
+            given = self.module.imposed()
+            if not _is_same(given, self._known):
+                generation, stand_ins = generation + 1, packed(given)
+                self._known = given
+            self.published = Published(self.version, self.vector.weights(), generation, stand_ins)
+            self.changed.notify_all()
+
+    def close(self) -> None:
+        """From now on workers are told to end."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+    # ---- the workers' threads
+
+    @property
+    def full(self) -> bool:
+        """Whether an update has its gradients: `wait` of them, or one of each worker that is left."""
+        return 0 < self.count >= min(self.policy.wait, len(self.present))
+
+    def join(self, number: int, rank: int) -> None:
+        """A worker comes, at any time."""
+        with self.changed:
+            if number not in self.present:
+                self.returned[rank] += 1
+            self.present[number] = rank
+
+    def lose(self, number: int, why: str = _NOT_SAID) -> None:
+        """A worker is gone. Whoever knows why may come second."""
+        with self.changed:
+            if number in self.present and not self.closed:
+                self.lost[number] = self.present.pop(number), why
+            elif number in self.lost and why != _NOT_SAID:
+                self.lost[number] = self.lost[number][0], why
+            self.changed.notify_all()
+
+    def lose_machine(self, first: int, workers: int, why: str) -> None:
+        """The workers of these ranks are gone."""
+        with self.changed:
+            for number, rank in list(self.present.items()):
+                if first <= rank < first + workers:
+                    self.lose(number, why)
+
+    def fail(self, why: str) -> None:
+        """A worker met a mistake that all others would meet, too."""
+        with self.changed:
+            self.failure = why
+            self.changed.notify_all()
+
+    def serve(self, store: Store, number: int) -> None:
+        """Answers a worker until it is gone, or the training over."""
+        try:
+            line = Line(store, line_of(number), 0)
+            while True:
+                (version, samples, loss, generation), (content, _) = line.receive()
+                if samples:
+                    gradients = self.coding.decode(content)
+                    self.take(Pushed(int(version), int(samples), loss, gradients), number, len(content))
+                now = self._answer()
+                if now is None:
+                    line.send([1.0])
+                    return
+                newer = [now.stand_ins] if now.generation != generation else []
+                line.send([0.0, now.version, now.generation], now.weights, *newer)
+        except RuntimeError:
+            self.lose(number)
+
+    def take(self, pushed: Pushed, number: int, size_bytes: int = 0) -> None:
+        """Takes a worker's gradients, or drops them; returns when it may go on."""
+        late = self.policy.late
+        with self.changed:
+            self.changed.wait_for(lambda: not self.full or self.closed)
+            if self.closed:
+                return
+            self.sent_bytes += size_bytes
+            staleness = self.version - pushed.version
+            if staleness and late == "drop":
+                self.dropped += 1
+                return
+            self.used(pushed, number, staleness)
+            if self.full:
+                self.changed.notify_all()
+            if self.full or late == "drop":
+                version = self.version
+                self.changed.wait_for(lambda: self.version > version or self.closed)
+
+    def used(self, pushed: Pushed, number: int, staleness: int) -> None:
+        """Adds gradients to the next update."""
+        share = pushed.samples / max(1, staleness) if self.policy.aware else float(pushed.samples)
+        self.sum.add_(pushed.gradients, alpha=share)
+        self.share += share
+        self.samples += pushed.samples
+        self.loss += pushed.samples * pushed.loss
+        self.staleness[staleness] += 1
+        self.count += 1
+
+    def _answer(self) -> Published | None:
+        with self.changed:
+            self.changed.wait_for(lambda: self.published is not None or self.closed)
+            return None if self.closed else self.published
+
+    # ---- the report
+
+    def metrics(self) -> dict[str, float]:
+        """updates, updates_per_second (from the first to the last, the scoring of held-out data among them),
+        staleness_mean and how many gradients had which (staleness[0], ...), dropped_gradients, lost_workers and which
+        (lost[worker 2]: how often), bytes_per_step that a worker sends, and gradient_ratio: uncompressed / sent.
+        """
+        used, seconds = sum(self.staleness.values()), self.times[1] - self.times[0]
+        found = {"updates": float(self.version)}
+        if self.version > 1 and seconds > 0:
+            found["updates_per_second"] = (self.version - 1) / seconds
+        if used:
+            found["staleness_mean"] = sum(age * count for age, count in self.staleness.items()) / used
+        found |= {f"staleness[{age}]": float(count) for age, count in sorted(self.staleness.items())}
+        found |= {"dropped_gradients": float(self.dropped), "lost_workers": float(len(self.lost))}
+        found |= {
+            f"lost[worker {rank}]": float(times)
+            for rank, times in sorted(Counter(rank for rank, _ in self.lost.values()).items())
+        }
+        if self.sent_bytes:
+            each = self.sent_bytes / (used + self.dropped)
+            found["bytes_per_step"] = each
+            found["gradient_ratio"] = len(self.vector) * self.vector.dtype.itemsize / each
+        return found
+
+    def losses(self) -> list[str]:
+        """A sentence for each worker that was lost."""
+        back, told = Counter(self.returned), []
+        for rank, why in self.lost.values():
+            came = " and came back" if back[rank] > 0 else ""
+            back[rank] -= 1
+            told.append(f"lost worker {rank}, which {why}{came}; the others went on without it")
+        return told
+
+
+def line_of(number: int) -> str:
+    """The name of the line to worker `number`."""
+    return f"line{number}"
+
+
+def packed(stand_ins: dict[str, np.ndarray]) -> Tensor:
+    """Bytes that `unpacked` reads."""
+    content = BytesIO()
+    torch.save({name: torch.tensor(array) for name, array in stand_ins.items()}, content)
+    return torch.frombuffer(bytearray(content.getvalue()), dtype=torch.uint8)
+
+
+def unpacked(content: Tensor) -> dict[str, np.ndarray]:
+    found = torch.load(BytesIO(content.numpy().tobytes()), weights_only=True)
+    return {name: tensor.numpy() for name, tensor in found.items()}
+
+
+def _is_same(given: dict[str, np.ndarray], known: dict[str, np.ndarray]) -> bool:
+    """Whether nothing was imposed since; what may be written to may have changed."""
+    return given.keys() == known.keys() and all(
+        known[name] is array and not array.flags.writeable for name, array in given.items()
+    )
