@@ -46,7 +46,8 @@ def test_what_cannot_be_adapted_is_rounded_to_nearest_and_said(text: str, reason
 
 
 def test_where_nothing_better_is_found_nearest_is_kept_and_said() -> None:
-    weight = np.rint(127 * random(4, 4, 1, 1) / np.abs(random(4, 4, 1, 1)).max((1, 2, 3), keepdims=True)) / 64
+    drawn = random(4, 4, 1, 1)
+    weight = np.rint(127 * drawn / np.abs(drawn).max((1, 2, 3), keepdims=True)) / 64  # on levels
     model, data = build(IMAGE.format("y = Conv (x, w)"), w=weight.astype(np.float32)), Samples(40, 4, 9, 9)
     result, report = adapt(model, data, activations=False)
     (reason,) = [skip.reason for skip in report.skips]
