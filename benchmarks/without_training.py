@@ -124,6 +124,23 @@ EFFICIENTNET = (
     ),
     Row("INT8, weights and activations", "int8", "int8(rounding=hessian)", "agreement 99 %"),
 )
+STEM8 = 'weight_bits=4, layer_weight_bits={"*stem*": 8}'
+EFFICIENTNET += (
+    Row("INT8, levels by layers", "int8", "int8(rounding=adaptive)", ""),
+    Row("INT8, by blocks", "int8", "int8(rounding=blocks)", "agreement 99 %"),
+    Row(
+        "weights of 4 bits, INT8 activations, by layers",
+        f"int8({STEM8})",
+        f"int8({STEM8}, rounding=adaptive)",
+        "",
+    ),
+    Row(
+        "weights of 4 bits, INT8 activations, by blocks",
+        f"int8({STEM8})",
+        f"int8({STEM8}, rounding=blocks)",
+        "agreement 95 %",
+    ),
+)
 ENDS = '"node_Conv_306": 0, "node_linear": 0'
 RESNET20 = tuple(
     Row(

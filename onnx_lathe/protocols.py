@@ -1,5 +1,5 @@
-"""What passes and runtime both speak of: the trainer's result, what a pass does while training runs, a
-rounded layer, what tensors hold, and where a model's time goes.
+"""What passes and runtime both speak of: the trainer's result, what a pass does while training runs,
+a block that is fitted, what tensors hold, and where a model's time goes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,47 @@ class Observed(dict[str, "np.ndarray"]):
 
 
 @dataclass(frozen=True)
-class Rounded:
-    """What a rounder found for one layer.
-
-    `before` and `after`: signal to noise of what the layer computes, in dB, with the nearest levels and
-    with those found, on samples on which they were not chosen.
+class Levels:
+    """A weight in integers: `start`, its levels, whole numbers from -largest to largest; `step`, what they are multiplied
+    with, in a shape that spreads over them; `free`, which may change.
     """
 
-    levels: "np.ndarray | None"
-    """INT8 levels; None if the nearest are as good."""
+    start: "np.ndarray"
+    step: "np.ndarray"
+    largest: int
+    free: "np.ndarray"
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """A block of a quantized network, and what it should answer. `model` has the inputs `source`, those of `levels` and
+    `values`, float32, and `masks`, bool: where one is false, the tensor that it is for is not quantized.
+    """
+
+    model: "onnx.ModelProto"
+    source: str
+    levels: Mapping[str, Levels]
+    values: Mapping[str, "np.ndarray"]
+    """Biases and float weights to begin with."""
+    masks: Mapping[str, str]
+    x: "np.ndarray"
+    target: "np.ndarray"
+    held: "np.ndarray"
+    """Bool: samples to judge by alone; some are, and some are not."""
+    batch: int | None
+    """How many samples the model insists on; None: any number."""
+
+
+@dataclass(frozen=True)
+class FittedBlock:
+    """What was found: levels INT8 and steps by name, and values; nothing if samples kept apart do not gain by it. `before`
+    and `after`: error of the answers on these, as a share of their variance.
+    """
+
     before: float
     after: float
+    levels: Mapping[str, tuple["np.ndarray", "np.ndarray"]]
+    values: Mapping[str, "np.ndarray"]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """What the pipeline gives to passes: data in its roles, the calibrator, the trainer, the runner, the timers,
-the rounder.
+the fitter.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ from onnx_lathe.runtime.running.evaluate import OriginalComparer, OutputComparer
 from onnx_lathe.runtime.running.ort import OneTimeEvaluator, PairTimer
 from onnx_lathe.runtime.running.profiling import ModelProfiler
 from onnx_lathe.runtime.training import (
-    TorchRounder,
+    TorchFitter,
     TorchTrainer,
     TrainingSetup,
     check_trainable,
@@ -234,10 +234,10 @@ def check_needs(passes: list[Pass], roles: Roles, recipe: Recipe) -> None:
             if roles.train is None:
                 raise DataError(f"pass '{instance.name}' needs training data; give --data or --train")
             require_torch()
+        if "fitter" in instance.needs:
+            require_torch(f"{instance.name}(rounding=blocks)")
         if "kernel_timer" in instance.needs:
             kernel_times.require(instance)
-        if "rounder" in instance.needs:
-            require_torch(f"{instance.name}(rounding=adaptive)")
     if recipe.parallel is not None and recipe.launch is None:
         raise UsageError(
             f'--parallel {recipe.parallel}: one process trains; give --launch, such as --launch "--nproc-per-node=2"'
@@ -310,7 +310,7 @@ class Services:
         self._base = Context(
             original=original,
             timer=PairTimer(),
-            rounder=TorchRounder(recipe.seed, status),
+            fitter=TorchFitter(recipe.seed, status),
             kernel_timer=kernel_times.kernel_timer(status),
             evaluator=OneTimeEvaluator(),
             progress=status,

@@ -32,7 +32,7 @@ class Pass:
     back in the model's type.
     """
     needs: tuple[str, ...] = ()
-    """Services without which the pass cannot run: "calibrator", "trainer", "runner", "rounder",
+    """Services without which the pass cannot run: "calibrator", "trainer", "runner", "fitter",
     "kernel_timer" (whose kernels `config.profile` names), "original", and "gradients" of the built-in training, which a user's hook need not follow. What options do without,
     an instance may leave out.
     """

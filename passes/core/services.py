@@ -10,7 +10,7 @@ import onnx
 from onnx_lathe.errors import PassError
 from onnx_lathe.passes.graph.evaluate import Evaluator
 from onnx_lathe.placement import CANONICAL, Placement
-from onnx_lathe.protocols import Observed, Profile, Rounded, Shaping, TrainResult
+from onnx_lathe.protocols import BlockTask, FittedBlock, Observed, Profile, Shaping, TrainResult
 from onnx_lathe.tiles import Tiles
 
 T = TypeVar("T")
@@ -98,27 +98,11 @@ class Runner(Protocol):
         """
 
 
-class Rounder(Protocol):
-    """Chooses, for each weight of a layer, between the two levels next to it."""
+class Fitter(Protocol):
+    """Fits a block of a quantized network to what it answers in float."""
 
-    def round(
-        self,
-        layer: onnx.ModelProto,
-        weight: str,
-        exact: np.ndarray,
-        low: np.ndarray,
-        high: np.ndarray,
-        step: np.ndarray,
-        inputs: Mapping[str, np.ndarray],
-        target: np.ndarray,
-        steps: int,
-    ) -> Rounded:
-        """Levels with which `layer`, fed `inputs` and, as its input `weight`, levels * step, computes
-        nearly `target`.
-
-        `exact` is the weight before rounding, in steps, `low` and `high` are the INT8 levels to choose
-        from. Takes `steps` of an optimizer.
-        """
+    def fit(self, task: BlockTask, steps: int) -> FittedBlock:
+        """Takes `steps` of an optimizer."""
 
 
 class Timer(Protocol):
@@ -167,14 +151,14 @@ class Fidelity(Protocol):
 @dataclass(frozen=True)
 class Context:
     """What the pipeline gives a pass. A service is None when the request has no data for it; the timers and
-    the rounder need none.
+    the fitter need none.
     """
 
     calibrator: Calibrator | None = None
     trainer: Trainer | None = None
     runner: Runner | None = None
     timer: Timer | None = None
-    rounder: Rounder | None = None
+    fitter: Fitter | None = None
     kernel_timer: KernelTimer | None = None
     profiler: Profiler | None = None
     """Set where a model is lowered for a target that runs here, and times are asked for."""
@@ -211,12 +195,12 @@ class Context:
             )
         return self.runner
 
-    def need_rounder(self) -> Rounder:
-        if self.rounder is None:
+    def need_fitter(self) -> Fitter:
+        if self.fitter is None:
             raise PassError(
-                "adaptive rounding needs PyTorch's rounder, and there is none; give rounding=nearest"
+                "rounding=blocks needs PyTorch's fitter, and there is none; give rounding=adaptive"
             )
-        return self.rounder
+        return self.fitter
 
     def need_timer(self) -> Timer:
         if self.timer is None:

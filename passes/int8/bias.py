@@ -58,15 +58,18 @@ class BiasCorrection:
         self.outputs: list[Mapping[str, np.ndarray]] = []
         """What the float network computes, batch by batch, as far as KEPT_BYTES allow."""
 
-    def apply(self, graph: Graph, layers: Sequence[Node], report: PassReport) -> None:
+    def apply(self, graph: Graph, layers: Sequence[Node], report: PassReport, fitted: bool = False) -> None:
         """Corrects the biases of the quantized `layers`; the metrics get what the network's outputs gain by
-        it, in dB of their error.
+        it, in dB of their error. `fitted`: biases are right, and the outputs are measured alone.
         """
         places = [place for node in layers if (place := bias_place(graph, node)) is not None]
         if not places:
             return
         saved, taken = [place.tensor for place in places], taken_names(graph)
         means, judged, before = self._before(graph, places, taken)
+        if fitted:
+            _tell(before, len(judged), report)
+            return
         off = {}
         for place in places:
             mean, wanted = means[place.response]
@@ -78,8 +81,7 @@ class BiasCorrection:
         report.metrics["bias_correction_gain_db"] = (
             10 * math.log10(before / after) if 0 < after < before else 0.0
         )
-        if 0 < min(before, after) < math.inf:
-            report.metrics[OUTPUTS] = -10 * math.log10(min(before, after) / len(judged))
+        _tell(min(before, after), len(judged), report)
         for place, tensor in zip(places, saved, strict=True):
             if not after < before:
                 place.set(tensor)
@@ -195,6 +197,11 @@ class BiasCorrection:
         return {name: total / samples for name, total in totals.items()}, {
             name: noise[name] / max(signal[name], 1e-30) for name in judged
         }
+
+
+def _tell(error: float, outputs: int, report: PassReport) -> None:
+    if 0 < error < math.inf:
+        report.metrics[OUTPUTS] = -10 * math.log10(error / outputs)
 
 
 def _scores(tensor: Tensor) -> str:

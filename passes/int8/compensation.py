@@ -8,7 +8,7 @@ levels themselves.
 Source: Frantar et al., "GPTQ", ICLR 2023.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -37,12 +37,13 @@ def compensate_rounding(
     graph: Graph,
     original: onnx.ModelProto,
     quantized: Sequence[Weight],
+    largest: Mapping[str, int],
     corrects: bool,
     context: Context,
     report: PassReport,
 ) -> None:
-    """Chooses the levels of weights that are quantized already. `original` is the model before quantization; `corrects`:
-    whether biases are corrected afterwards.
+    """Chooses the levels of weights that are quantized already. `original` is the model before quantization; `largest`: the
+    largest level of weights of fewer than 8 bits; `corrects`: whether biases are corrected afterwards.
 
     Raises PassError without calibration data.
     """
@@ -67,7 +68,9 @@ def compensate_rounding(
             values = constant_value(exact.tensor, exact.opset)
             weight = layer.rows.of(values).astype(np.float64) * form.alpha
             judged = Judged.of(run, form, moments, corrects)
-            grid = Grid(form.scale(), -LEVELS - 1, LEVELS)
+            few = largest.get(exact.name)
+            low, high = (-LEVELS - 1, LEVELS) if few is None else (-few, few)
+            grid = Grid(form.scale(), low, high)
             kept = _without_saturation(layer, form, grid) if context.placement.pairs else None
             best = round_layer(judged, weight, exact.name in sparse, lambda: grid, kept)
             levels = layer.rows.back(grid.levels(best.candidate.weight / form.alpha)).astype(np.int8)

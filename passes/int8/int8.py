@@ -49,6 +49,7 @@ from onnx_lathe.passes.graph.quantization.placement import Rows, float_reason, s
 from onnx_lathe.passes.graph.quantization.propagation import keep_loadable
 from onnx_lathe.passes.graph.quantization.simulation import as_computed
 from onnx_lathe.passes.int8.bias import OUTPUTS
+from onnx_lathe.passes.int8.blocks import fit_blocks
 from onnx_lathe.passes.int8.cache import read_cache, tell_of_cache, unmatched_names
 from onnx_lathe.passes.int8.compensation import compensate_rounding
 from onnx_lathe.passes.int8.existing import CHOICES, treat_existing
@@ -58,7 +59,12 @@ from onnx_lathe.passes.int8.quantization import Quantization, is_weight_only, la
 from onnx_lathe.passes.int8.ranges import METHODS
 from onnx_lathe.passes.int8.rounding import adapt_rounding
 from onnx_lathe.passes.int8.sensitivity import Goal, Sensitivity
-from onnx_lathe.passes.int8.widths import refuse_widths, wide_weights
+from onnx_lathe.passes.int8.widths import (
+    largest_levels,
+    refuse_weight_widths,
+    refuse_widths,
+    wide_weights,
+)
 from onnx_lathe.placement import Placement
 
 WEIGHT_ONLY = "its weight is quantized already; existing=complete quantizes what it reads, too"
@@ -98,6 +104,12 @@ class Int8(Pass):
         layer_bits: dict[str, int] = option(
             {}, "activation_bits of single layers, 8 or 16, by pattern", unit="bits"
         )
+        weight_bits: int = option(
+            8, "of weights, 2 to 8: fewer levels, in INT8, which every target multiplies", unit="bits"
+        )
+        layer_weight_bits: dict[str, int] = option(
+            {}, "weight_bits of single layers, by pattern", unit="bits"
+        )
         method: str = option("percentile", "how a range follows from the calibration data", choices=METHODS)
         percentile: float = option(
             99.999,
@@ -111,15 +123,18 @@ class Int8(Pass):
         )
         weights: str = option(
             "max",
-            "scale of a channel: from its largest weight, or by least squared error",
+            "scale of a channel: from its largest weight, or by least squared error, as always below 8 bits",
             choices=("max", "mse"),
         )
         rounding: str = option(
             "nearest",
-            "of weights; adaptive: so that each layer goes on answering alike (PyTorch); hessian: so too, in closed form",
-            choices=("nearest", "adaptive", HESSIAN),
+            "of weights; adaptive: so that each layer goes on answering alike; hessian: so too, in one sweep; blocks: each block, trained (PyTorch)",
+            choices=("nearest", "adaptive", HESSIAN, "blocks"),
         )
-        rounding_steps: int = option(400, "of the optimizer, per layer, with rounding=adaptive", low=1)
+        rounding_steps: int = option(
+            20, "rounds over all inputs of a layer, at most, with rounding=adaptive or blocks", low=1
+        )
+        block_steps: int = option(50, "of the optimizer, per block, with rounding=blocks", low=1)
         bias_correction: bool = option(
             True,
             "let each layer's output keep its mean on the calibration data, where that helps the outputs",
@@ -148,6 +163,7 @@ class Int8(Pass):
 
         def __post_init__(self) -> None:
             refuse_widths(self.activation_bits, self.layer_bits, self.activations)
+            refuse_weight_widths(self.weight_bits, self.layer_weight_bits)
             if self.ranges is None:
                 return
             if not self.activations:
@@ -165,18 +181,20 @@ class Int8(Pass):
         self.goal = Goal(self.config.max_drop, self.config.min_sqnr)
         self.searches = self.config.sensitivity or bool(self.goal)
         only_strips = "*" in self.config.layers and not any(self.config.layers.values())
-        self.adapts = self.config.rounding == "adaptive"
-        self.compensates = self.config.rounding == HESSIAN
-        by_data = self.adapts or self.compensates
-        calibrates = (self.config.activations and self.config.ranges is None) or by_data
-        needed = {"calibrator": calibrates, "runner": self.searches, "rounder": self.adapts}
+        self.adapts = self.config.rounding != "nearest"
+        calibrates = (self.config.activations and self.config.ranges is None) or self.adapts
+        needed = {
+            "calibrator": calibrates,
+            "runner": self.searches,
+            "fitter": self.config.rounding == "blocks",
+        }
         self.needs = () if only_strips else tuple(name for name, wanted in needed.items() if wanted)
         if self.config.ranges is not None:
             asked = {
                 "sensitivity": self.config.sensitivity,
                 "max_drop": self.config.max_drop is not None,
                 "min_sqnr": self.config.min_sqnr is not None,
-                f"rounding={self.config.rounding}": by_data,
+                f"rounding={self.config.rounding}": self.adapts,
             }
             self.measuring = tuple(name for name, wanted in asked.items() if wanted)
 
@@ -202,10 +220,10 @@ class Int8(Pass):
         report.skips += skips
         if chosen and self.config.activations:
             split_gates(graph, context.placement, report)
-        by_data = self.searches or self.adapts or self.compensates
-        measures = self.config.activations or by_data or context.calibrator is not None
+        measures = self.config.activations or self.searches or self.adapts or context.calibrator is not None
         base = export_model(graph) if chosen and measures else None
-        quantization = Quantization(base, self.config, context, cache, wide)
+        largest = largest_levels(chosen, skips, self.config.weight_bits, self.config.layer_weight_bits)
+        quantization = Quantization(base, self.config, context, cache, wide, largest)
         if chosen and self.searches:
             chosen = self._search(quantization, chosen, context, report)
         filled = filled_weights(chosen, graph.opset)
@@ -214,9 +232,9 @@ class Int8(Pass):
             report.warnings.append(note)
         if grown := [one for one in filled if one.name in {weight.name for weight in written}]:
             report.warnings.append(warning(grown))
-        if base is not None:
-            self._round(graph, base, written, context, report)
-        quantization.correct(graph, written, report)
+        if base is not None and self.adapts:
+            self._round(graph, base, written, largest, context, report)
+        quantization.correct(graph, written, report, self.config.rounding == "blocks")
         if written:
             quantization.record(graph, report)
         fit_biases(graph, report)
@@ -237,18 +255,24 @@ class Int8(Pass):
         return report
 
     def _round(
-        self, graph: Graph, base: onnx.ModelProto, written: list[Weight], context: Context, report: PassReport
+        self,
+        graph: Graph,
+        base: onnx.ModelProto,
+        written: list[Weight],
+        largest: Mapping[str, int],
+        context: Context,
+        report: PassReport,
     ) -> None:
-        """Chooses levels by calibration data, if the options ask for it. `base`: the model before."""
-        if self.adapts:
-            computed = [
-                weight
-                for weight in written
-                if not weight.place and not is_weight_only(weight, context.placement)
-            ]
-            adapt_rounding(graph, base, computed, context, self.config.rounding_steps, report)
-        if self.compensates:
-            compensate_rounding(graph, base, written, self.config.bias_correction, context, report)
+        """Chooses levels that need not be the nearest, of weights that layers compute with in INT8."""
+        computed = [
+            weight for weight in written if not weight.place and not is_weight_only(weight, context.placement)
+        ]
+        if self.config.rounding == HESSIAN:
+            compensate_rounding(graph, base, written, largest, self.config.bias_correction, context, report)
+        elif self.config.rounding == "blocks":
+            fit_blocks(graph, base, computed, largest, context, self.config, report)
+        else:
+            adapt_rounding(graph, base, computed, largest, context, self.config.rounding_steps, report)
 
     def _search(
         self, quantization: Quantization, chosen: list[Weight], context: Context, report: PassReport

@@ -44,7 +44,8 @@ NO_RANGE = "its input '{}' has no range in {}"
 
 class Quantization:
     """`config` is that of the pass; `base` the network before, which all but weights alone need. `cache`: where
-    ranges come from, if not from data. `wide`: names of the weights whose layers read 16 bits.
+    ranges come from, if not from data. `wide`: names of the weights whose layers read 16 bits; `largest`: the
+    largest level of weights of fewer than 8 bits.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Quantization:
         context: Context,
         cache: CalibrationCache | None = None,
         wide: Collection[str] = (),
+        largest: Mapping[str, int] | None = None,
     ) -> None:
         self._base = base
         self.config = config
@@ -61,6 +63,7 @@ class Quantization:
         self.phrases: Mapping[str, str] = {}
         """What the report says of a weight besides, by its name."""
         self._wide = wide
+        self._largest = largest or {}
         self._extremes: dict[str, tuple[float, float]] = {}
         """Minimum and maximum, 0 included: 16 bits need no range that leaves values out."""
         self._ranges: dict[str, tuple[float, float]] = {}
@@ -107,11 +110,15 @@ class Quantization:
         rewire.sweep(graph)
         return chosen
 
-    def correct(self, graph: Graph, written: Sequence[Weight], report: PassReport) -> None:
-        """Corrects the biases of what `apply` quantized, if the options and the data allow it."""
+    def correct(
+        self, graph: Graph, written: Sequence[Weight], report: PassReport, fitted: bool = False
+    ) -> None:
+        """Corrects the biases of what `apply` quantized, if the options and the data allow it; if they are `fitted`,
+        measures the outputs alone.
+        """
         if self._correction is not None and self._computed(written):
-            self.context.progress("correcting biases")
-            self._correction.apply(graph, layers_of(self._computed(written)), report)
+            self.context.progress("measuring outputs" if fitted else "correcting biases")
+            self._correction.apply(graph, layers_of(self._computed(written)), report, fitted)
 
     def _computed(self, chosen: Sequence[Weight]) -> list[Weight]:
         """Those of the weights that are not merely stored in INT8, and not in bodies, where nothing is observed."""
@@ -311,19 +318,26 @@ class Quantization:
         values, axis = constant_value(weight.tensor, weight.opset), weight.axis
         if pairs.has_directions(weight):
             values, axis = values.reshape(-1, values.shape[-1]), 0
+        largest = self._largest.get(weight.name)
         scale = (
-            least_error_scale(values, axis)
-            if self.config.weights == "mse"
+            least_error_scale(values, axis, largest or affine.LEVELS)
+            if self.config.weights == "mse" or largest
             else affine.channel_scale(values, axis)
         )
-        levels = affine.quantize(values, scale, axis)
+        levels = affine.quantize(values, scale, axis, largest)
         layer = weight.nodes[0]
-        if self.context.placement.pairs and not is_stored_only(weight) and adds_in_pairs(layer, values):
+        if (
+            largest is None
+            and self.context.placement.pairs
+            and not is_stored_only(weight)
+            and adds_in_pairs(layer, values)
+        ):
             rows, scale = pair_sums.without_saturation(as_added(layer, values), scale)
             levels = as_stored(layer, rows, values.shape)
         restored = affine.dequantize(levels, scale, axis)
         writer.weight(weight, levels, scale)
-        what = f"weight is INT8, {scale.size} scales: {affine.signal_to_noise_db(values, restored):.1f} dB signal to noise"
+        kind = "INT8" if largest is None else f"INT8 of {2 * largest + 1} levels"
+        what = f"weight is {kind}, {scale.size} scales: {affine.signal_to_noise_db(values, restored):.1f} dB signal to noise"
         if crushed := crushed_channels(values, restored, axis):
             what += f"; {crushed} channels have an outlier beside which most weights round to zero"
         for node in weight.nodes:

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,9 @@ from onnx_lathe.protocols import Observed
 
 SAMPLES = 128
 """Calibration samples that are run, or a few more."""
+
+
+NOTHING: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,15 @@ def layer_of(graph: Graph, weight: Weight) -> Layer | str:
 
 
 def answers(
-    graph: Graph, layers: Sequence[Layer], original: onnx.ModelProto, calibrator: Calibrator
+    graph: Graph,
+    layers: Sequence[Layer],
+    original: onnx.ModelProto,
+    calibrator: Calibrator,
+    since: Mapping[str, str] = NOTHING,
 ) -> Iterator[tuple[Layer, SplitJointMoments | str]]:
     """For each layer, in the order of the graph, what it reads in the graph as it is then, and what `original` answers
     in its place; or why that cannot be told. The graph's layers may be changed between two steps, no others.
+    `since`: by what a layer writes, the earliest tensor that changes until the next layer, where earlier layers change too.
     """
     if not layers:
         return
@@ -98,7 +106,7 @@ def answers(
         generator = np.random.default_rng([SEED, zlib.crc32(layer.rows.weight.name.encode())])
         reason, samples = None, 0
         pairs = zip(
-            now.observe(export_model(graph), place, layer.response),
+            now.observe(export_model(graph), place, since.get(layer.response, layer.response)),
             wanted.observe(original, place),
             strict=True,
         )

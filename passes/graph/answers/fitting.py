@@ -35,16 +35,16 @@ def fit_layers(
         samples = samples if isinstance(moments, str) else min(samples, moments.samples)
         reason = moments if isinstance(moments, str) else moments.refusal()
         if reason is None and not isinstance(moments, str):
-            reason = _fit(graph, layer, moments, taken, report)
+            reason = fit_layer(graph, layer, moments, taken, report)
         if reason is not None:
             refuse(layer.node.name, reason)
     return samples
 
 
-def _fit(
+def fit_layer(
     graph: Graph, layer: Layer, moments: SplitJointMoments, taken: set[str], report: PassReport
 ) -> str | None:
-    """Changes the layer, or says why it stays."""
+    """Changes the layer, or says why it stays. `taken`: names that the graph has."""
     try:
         form = form_of(graph, layer.rows)
     except REFUSALS as error:

@@ -38,11 +38,11 @@ def trained_range(scale: np.float32, low: float, high: float, bits: int = 8) -> 
     return trained * low, trained * high
 
 
-def channel_scale(weight: np.ndarray, axis: int) -> np.ndarray:
-    """Scale per channel, float32 [weight.shape[axis]]: the channel's largest magnitude is level 127."""
+def channel_scale(weight: np.ndarray, axis: int, largest_level: int = LEVELS) -> np.ndarray:
+    """Scale per channel, float32 [weight.shape[axis]]: the channel's largest magnitude is the largest level."""
     others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
     largest = np.maximum(weight.max(axis=others), -weight.min(axis=others)).astype(np.float32)
-    return np.maximum(largest / np.float32(LEVELS), SMALLEST_SCALE)
+    return np.maximum(largest / np.float32(largest_level), SMALLEST_SCALE)
 
 
 def unsigned_scale(low: float, high: float) -> tuple[np.float32, np.uint8]:
@@ -60,11 +60,19 @@ def asymmetric_scale(low: float, high: float) -> tuple[np.float32, np.int8]:
     return scale, np.int8(int(middle) - LEVELS - 1)
 
 
-def quantize(values: np.ndarray, scale: np.ndarray | np.float32, axis: int | None = None) -> np.ndarray:
-    """INT8 levels of `values`, same shape. `scale` is one number, or [values.shape[axis]] with `axis`."""
+def quantize(
+    values: np.ndarray,
+    scale: np.ndarray | np.float32,
+    axis: int | None = None,
+    largest_level: int | None = None,
+) -> np.ndarray:
+    """INT8 levels of `values`, same shape. `scale` is one number, or [values.shape[axis]] with `axis`. With
+    `largest_level` they are within its two signs.
+    """
+    low, high = (-LEVELS - 1, LEVELS) if largest_level is None else (-largest_level, largest_level)
     levels = np.asarray(values.astype(np.float32, copy=False) / _along(scale, axis, values.ndim))
     np.rint(levels, out=levels)
-    return np.clip(levels, -LEVELS - 1, LEVELS, out=levels).astype(np.int8)
+    return np.clip(levels, low, high, out=levels).astype(np.int8)
 
 
 def dequantize(levels: np.ndarray, scale: np.ndarray | np.float32, axis: int | None = None) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Adaptive rounding of a layer in PyTorch."""
+"""Block reconstruction in PyTorch."""

@@ -1,150 +1,179 @@
-"""Adaptive rounding of one layer's weight: a variable per weight says how far it is on its way from the
-level below to that above.
+"""Block reconstruction: levels, scales, biases and float weights of a block trained until it answers as the float one did.
 
-    weight = (low + (high - low) * h) * step,     h = clip(1.2 sigmoid(v) - 0.1, 0, 1),     at first as the weight is
-    loss = |layer(x, weight) - target|^2 / noise + PRICE * mean(1 - |2 h - 1|^beta)
+    weight = clip(round(v)) * step * (1 + c)      v: levels, trained straight through from those that it begins with
+    loss   = |block(x) - target|^2 / |target - mean|^2
 
-noise is the error that rounding to nearest adds to the layer, so that the price of an undecided weight is
-right at any scale and number of levels. The price begins to count after WARM_UP of the steps; beta falls,
-so that h is free to move at first and decided in the end.
-Source: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020, sections
-3.3 to 3.5.
+Of each quantized activation, half the elements stay as they were, drawn anew at every step, so that the weights suit the
+float values and the quantized ones, and not the noise of a few samples (QDrop). What is compared in the end is quantized
+whole. At first levels stay, and scales, biases and float weights alone are trained; then a level moves when v has gone half a
+step. Samples that are kept apart tell which of the two to take, if any.
+Sources: Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction", ICLR 2021, section 3;
+Wei et al., "QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization", ICLR 2022, section 4;
+straight through instead of their sigmoid, which takes thousands of steps to decide: Hubara et al., "Accurate Post Training
+Quantization With Small Calibration Sets", ICML 2021, section 3.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor
 
+from onnx_lathe.protocols import BlockTask, FittedBlock, Levels
 from onnx_lathe.runtime.torch_bridge import GraphModule
 
-ZETA, GAMMA = 1.1, -0.1
-PRICE = 5.0
-WARM_UP = 0.2
-BETA = (20.0, 2.0)
-"""At the end of the warm-up, and at the end."""
-RATE = 2e-2
-POSITIONS = 2048
-"""Outputs of one channel in a batch, about."""
-HELD_OUT = 8
-"""Of so many samples one is not trained on, and judges."""
+LEVEL_RATE = 2e-2
+"""Of Adam, in levels."""
+SHARE_RATE = 5e-3
+"""Of Adam for scales, biases and float weights, in shares of their size."""
+SHARES_ALONE = 1 / 3
+"""Of the steps, those in which levels stay."""
+DROPPED = 0.5
+"""Of the elements of an activation, those that a step does not quantize."""
+POSITIONS = 1024
+"""Of the block's answer in a batch, about; at least one sample."""
+MOST_SAMPLES = 16
 
 
-class Reconstruction(NamedTuple):
-    """One layer: its model, the weight's name, what it may become, and sampled inputs and targets; see
-    Rounder of passes/core/services.py.
-    """
-
-    layer: onnx.ModelProto
-    weight: str
-    exact: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    step: np.ndarray
-    inputs: Mapping[str, np.ndarray]
-    target: np.ndarray
-
-
-def reconstruct(
-    task: Reconstruction, steps: int, seed: int, progress: Callable[[str], None]
-) -> tuple[np.ndarray | None, float, float]:
-    """(INT8 levels, or None if the nearest are as good; signal to noise in dB with the nearest and with
-    these, on held-out samples).
-    """
-    layer = _Layer(task)
-    exact, low, room = (layer.tensor(array) for array in (task.exact, task.low, task.high - task.low))
-    nearest = (torch.round(exact) > low).float() * room + low
-    order = torch.randperm(len(task.target), generator=torch.Generator().manual_seed(seed))
-    held = order[: max(len(order) // HELD_OUT, 1)]
-    trained = order[len(held) :] if len(order) > len(held) else held
-    before, signal = layer.error(nearest, held), layer.signal(held)
-    noise = layer.error(nearest, trained, reference=exact)
-    if noise == 0:
-        return None, _decibels(signal, before), _decibels(signal, before)
-    variable = _inverse((exact - low).clamp(0, 1)).requires_grad_(True)
-    optimizer = torch.optim.Adam([variable], lr=RATE)
-    free = room > 0
-    batches = _batches(trained, layer.batch, seed)
-    for step in range(steps):
-        rows = next(batches)
-        share = _rectified(variable)
-        loss = (layer(low + room * share, rows) - layer.target(rows)).square().mean() / noise
-        if step >= WARM_UP * steps:
-            done = (step / steps - WARM_UP) / (1 - WARM_UP)
-            beta = BETA[1] + 0.5 * (BETA[0] - BETA[1]) * (1 + math.cos(math.pi * done))
-            loss = loss + PRICE * (1 - (2 * share[free] - 1).abs().pow(beta)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 100 == 99:
-            progress(f"rounding {task.weight}: step {step + 1} of {steps}")
-    found = low + room * (_rectified(variable.detach()) >= 0.5)
-    after = layer.error(found, held)
-    levels = found.cpu().numpy().astype(np.int8) if after < before else None
-    return levels, _decibels(signal, before), _decibels(signal, after)
+def reconstruct(task: BlockTask, steps: int, seed: int, progress: Callable[[str], None]) -> FittedBlock:
+    """See Fitter of passes/core/services.py."""
+    block = _Block(task)
+    held = torch.from_numpy(np.flatnonzero(task.held))
+    before = block.error(held)
+    generator = torch.Generator().manual_seed(seed)
+    batches = _batches(torch.from_numpy(np.flatnonzero(~task.held)), block.batch, generator)
+    first = max(round(SHARES_ALONE * steps), 1)
+    found = FittedBlock(before, before, {}, {})
+    done = 0
+    for groups, count in ((block.shares(), first), (block.shares() + block.levels(), steps - first)):
+        optimizer = torch.optim.Adam(groups)
+        for step in range(count):
+            for group, rate in zip(optimizer.param_groups, groups, strict=True):
+                group["lr"] = rate["lr"] * 0.5 * (1 + math.cos(math.pi * step / count))
+            loss = block.loss(next(batches), generator)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            done += 1
+            if done % 50 == 0:
+                progress(f"fitting the block up to {block.module.outputs[0]}: step {done} of {steps}")
+        after = block.error(held) if count else found.after
+        if after < found.after:
+            found = FittedBlock(before, after, block.stored(), block.values())
+    return found
 
 
-class _Layer:
-    """The layer on its samples; weights are given in steps, rows are numbers of samples."""
+class _Block:
+    """The block on its samples; rows are numbers of samples."""
 
-    def __init__(self, task: Reconstruction) -> None:
+    def __init__(self, task: BlockTask) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.module = GraphModule(task.layer).eval().requires_grad_(False).to(self.device)
-        self.weight, self.step = task.weight, self.tensor(task.step)
-        self.inputs = {name: torch.from_numpy(array) for name, array in task.inputs.items()}
-        self.targets = torch.from_numpy(task.target)
-        self.batch = max(POSITIONS // math.prod(task.target.shape[2:]), 1)
+        self.module = GraphModule(task.model).eval().requires_grad_(False).to(self.device)
+        self.task = task
+        self.x, self.target = torch.from_numpy(task.x), torch.from_numpy(task.target)
+        self.weights = {name: _Weight(levels, self.device) for name, levels in task.levels.items()}
+        self.others = {name: _Value(values, self.device) for name, values in task.values.items()}
+        self.batch = task.batch or min(max(POSITIONS // math.prod(task.target.shape[2:]), 1), MOST_SAMPLES)
+        self.spread = float(np.var(task.target, dtype=np.float64)) or 1.0
+        self.ranks = self._ranks()
 
-    def tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array.astype(np.float32)).to(self.device)
+    def shares(self) -> list[dict[str, Any]]:
+        changes = [one.change for one in self._trained().values()]
+        return [{"params": changes, "lr": SHARE_RATE}]
 
-    def __call__(self, levels: Tensor, rows: Tensor) -> Tensor:
-        feeds = {name: values[rows].to(self.device) for name, values in self.inputs.items()}
-        computed: Tensor = self.module(**feeds, **{self.weight: levels * self.step})
-        return computed
+    def levels(self) -> list[dict[str, Any]]:
+        return [{"params": [one.levels for one in self.weights.values()], "lr": LEVEL_RATE}]
 
-    def target(self, rows: Tensor) -> Tensor:
-        return self.targets[rows].to(self.device)
+    def _trained(self) -> "dict[str, _Weight | _Value]":
+        return {**self.weights, **self.others}
+
+    def loss(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        masks = {
+            name: (torch.rand((len(rows), *shape), generator=generator) >= DROPPED).to(self.device)
+            for name, shape in self.ranks.items()
+        }
+        found: Tensor = (self._answer(rows, masks) - self.target[rows].to(self.device)).square().mean()
+        return found / self.spread
 
     @torch.no_grad()
-    def error(self, levels: Tensor, rows: Tensor, reference: Tensor | None = None) -> float:
-        """Mean square of the difference from the target, or from what the layer computes with other levels."""
-        return self._mean(
-            lambda part: (
-                self(levels, part) - (self.target(part) if reference is None else self(reference, part))
-            ),
-            rows,
-        )
+    def error(self, rows: Tensor) -> float:
+        """Mean square of the difference from the target, over the target's variance, quantized whole."""
+        masks = {
+            name: torch.ones([1] * (1 + len(shape)), dtype=torch.bool) for name, shape in self.ranks.items()
+        }
+        masks = {name: mask.to(self.device) for name, mask in masks.items()}
+        total = 0.0
+        for part in rows.split(self.batch):
+            off = self._answer(part, masks) - self.target[part].to(self.device)
+            total += float(off.double().square().mean()) * len(part)
+        return total / len(rows) / self.spread
 
-    def signal(self, rows: Tensor) -> float:
-        """Mean square of the target."""
-        return self._mean(self.target, rows)
+    def stored(self) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
+        return {name: one.stored() for name, one in self.weights.items()}
 
-    def _mean(self, values: Callable[[Tensor], Tensor], rows: Tensor) -> float:
-        return sum(
-            float(values(part).double().square().mean()) * len(part) for part in rows.split(self.batch)
-        ) / len(rows)
+    def values(self) -> Mapping[str, np.ndarray]:
+        return {name: one().detach().cpu().numpy().copy() for name, one in self.others.items()}
+
+    def _answer(self, rows: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
+        feeds = {self.task.source: self.x[rows].to(self.device), **masks}
+        feeds |= {name: one() for name, one in self._trained().items()}
+        found: Tensor = self.module(**feeds)
+        return found
+
+    @torch.no_grad()
+    def _ranks(self) -> dict[str, tuple[int, ...]]:
+        """By mask, the shape of a sample of what it is for."""
+        shapes = {self.task.source: tuple(self.x.shape[1:])}
+        feeds = {self.task.source: self.x[: self.batch].to(self.device)}
+        feeds |= {mask: torch.ones((), dtype=torch.bool, device=self.device) for mask in self.task.masks}
+        feeds |= {name: one() for name, one in self._trained().items()}
+        for _, name, value in self.module.trace(**feeds):
+            shapes[name] = tuple(value.shape[1:])
+        return {mask: shapes[tensor] for mask, tensor in self.task.masks.items()}
 
 
-def _batches(rows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
+class _Weight:
+    def __init__(self, levels: Levels, device: torch.device) -> None:
+        self.step = torch.from_numpy(levels.step.astype(np.float32)).to(device)
+        self.largest = levels.largest
+        self.free = torch.from_numpy(levels.free).to(device)
+        self.start = torch.from_numpy(levels.start.astype(np.float32)).to(device)
+        self.levels = self.start.clone().requires_grad_(True)
+        self.change = torch.zeros_like(self.step, requires_grad=True)
+
+    def __call__(self) -> Tensor:
+        levels = self.levels.clamp(-self.largest, self.largest)
+        levels = torch.where(self.free, levels, self.start)
+        rounded = levels + (levels.detach().round() - levels.detach())
+        found: Tensor = rounded * (self.step * (1 + self.change))
+        return found
+
+    def stored(self) -> tuple[np.ndarray, np.ndarray]:
+        with torch.no_grad():
+            levels = self.levels.clamp(-self.largest, self.largest).round()
+            levels = torch.where(self.free, levels, self.start)
+            step = self.step * (1 + self.change)
+        return levels.cpu().numpy().astype(np.int8), step.cpu().numpy()
+
+
+class _Value:
+    """A bias or a float weight, trained in shares of its size; zeros of one that is sparse stay."""
+
+    def __init__(self, values: np.ndarray, device: torch.device) -> None:
+        self.start = torch.from_numpy(values.astype(np.float32)).to(device)
+        self.size = float(np.sqrt(np.square(values, dtype=np.float64).mean())) or 1.0
+        self.change = torch.zeros_like(self.start, requires_grad=True)
+
+    def __call__(self) -> Tensor:
+        return self.start + self.size * self.change
+
+
+def _batches(rows: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """All rows in an order that changes each time, over and over, `size` at a time."""
-    generator = torch.Generator().manual_seed(seed)
     while True:
         shuffled = rows[torch.randperm(len(rows), generator=generator)]
-        yield from shuffled.split(min(size, len(rows)))
-
-
-def _rectified(variable: Tensor) -> Tensor:
-    return (torch.sigmoid(variable) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
-
-
-def _inverse(share: Tensor) -> Tensor:
-    return -torch.log((ZETA - GAMMA) / (share - GAMMA) - 1)
-
-
-def _decibels(signal: float, error: float) -> float:
-    return math.inf if error == 0 else 10 * math.log10(signal / error) if signal else -math.inf
+        yield from (
+            part for part in shuffled.split(min(size, len(rows))) if len(part) == min(size, len(rows))
+        )
