@@ -21,7 +21,7 @@ from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.answers.aligned import Layer
 from onnx_lathe.passes.graph.answers.changing import measurable, prune_layers
 from onnx_lathe.passes.graph.answers.outputs import LEAST, Outputs, probed
-from onnx_lathe.passes.graph.initializers import read, write_float
+from onnx_lathe.passes.graph.initializers import read, write, write_float
 from onnx_lathe.passes.graph.input_moments import Rows, input_moments
 from onnx_lathe.passes.graph.layers import Weight
 from onnx_lathe.passes.graph.model import export_model, taken_names
@@ -150,7 +150,7 @@ def _without(graph: Graph, layer: Layer, cost: _Cost) -> None:
     """Makes the layer lose what it loses at the probed share."""
     (node,) = [one for one in graph.nodes if one.name == layer.node.name]
     tensor = next(one for one in node.inputs if one.name == layer.rows.weight.name)
-    write_float(tensor, read(tensor) + layer.rows.back(cost.change).astype(np.float32))
+    write(tensor, np.ascontiguousarray(read(tensor) + layer.rows.back(cost.change), np.float32))
     place = bias_place(graph, node)
     if place is not None:
         shift(graph, place, -np.einsum("grd,gd->gr", cost.change, cost.mean).reshape(-1), taken_names(graph))
