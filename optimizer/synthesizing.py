@@ -57,8 +57,11 @@ def synthesized(
     said = "--preprocess gives the scale"
     if not asked.scales and source.pictures:
         said = "the scale is a guess, mean 0 and deviation 1; give --preprocess"
-        if remembered is not None and likeness is not None:
-            source, likeness, said = _nearest(spec, inputs, asked, remembered)
+        found = (
+            None if remembered is None or not remembered.stored else _nearest(spec, inputs, asked, remembered)
+        )
+        if found is not None:
+            source, likeness, said = found
     elif not source.pictures:
         said = "the scale is a guess, mean 0 and deviation 1"
     source.warnings = (
@@ -88,8 +91,8 @@ def _fed(remembered: Remembered, source: SyntheticSource) -> Likeness | None:
 
 def _nearest(
     spec: str, inputs: Sequence[InputSpec], asked: Preprocess, remembered: Remembered
-) -> tuple[SyntheticSource, Likeness | None, str]:
-    """The scale whose samples look most like those of the training."""
+) -> tuple[SyntheticSource, Likeness, str] | None:
+    """The scale whose samples look most like those of the training; None where none can be compared with them."""
 
     def tried(scale: Preprocess) -> tuple[float, SyntheticSource, Likeness | None]:
         source = open_synthetic(spec, inputs, replace(asked, mean=scale.mean, std=scale.std))
@@ -99,6 +102,8 @@ def _nearest(
     found = {name: tried(options) for name, options in USUAL.items()}
     name = min(found, key=lambda one: found[one][0])
     best, options, moved = found[name], USUAL[name], False
+    if best[2] is None:
+        return None
     for _ in range(STEPS):
         (mean,), (std,) = options.mean, options.std
         near = [Preprocess((mean,), (std * by,)) for by in (0.8, 1.25)]

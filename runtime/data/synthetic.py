@@ -12,10 +12,10 @@ rows of numbers are white.
 """
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeGuard
 
 import numpy as np
@@ -45,7 +45,8 @@ _SPEC = re.compile(r"synthetic(?::(.*))?")
 
 def asked_for(spec: object) -> TypeGuard[str]:
     """Whether data is named by the word; the path of a file or folder that is there is a path."""
-    return isinstance(spec, str) and _SPEC.fullmatch(spec) is not None and not Path(spec).exists()
+    # os.path: a name that is too long for a file is none
+    return isinstance(spec, str) and _SPEC.fullmatch(spec) is not None and not os.path.exists(spec)  # noqa: PTH110
 
 
 class SyntheticSource(IndexedSource):
@@ -55,6 +56,8 @@ class SyntheticSource(IndexedSource):
 
     def __init__(self, count: int, inputs: Sequence[InputSpec], options: Preprocess) -> None:
         """Raises DataError for an input that nothing can be made up for."""
+        if not inputs:
+            raise DataError("synthetic: the model has no inputs that samples could be made up for")
         self.count, self.inputs, self.options = count, tuple(inputs), options
         dims = [tuple("?" if dim is None else dim for dim in spec.shape) for spec in inputs]
         for spec in inputs:

@@ -12,6 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnx_lathe.runtime.data.source import DataSource
+from onnx_lathe.runtime.files.signature import fixed_batch
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.taps import tapped
 
@@ -38,17 +39,21 @@ class Remembered:
         self._session = tapped(model, list(self.stored))
 
     def likeness(self, data: DataSource, samples: int) -> Likeness | None:
-        """Of so many samples, or of one where there is nothing to compare with: then None.
+        """Of so many samples, or of one where there is nothing to compare with: then None, as where samples are so far
+        off that the network overflows.
 
         Raises ModelError if the model does not take them.
         """
         sums = {name: np.zeros((3, len(mean))) for name, (mean, _) in self.stored.items()}
-        for seen, batch in enumerate(data.batches(1), 1):
-            found = ort.run(self._session, batch.inputs)
+        fixed = fixed_batch([value.shape for value in self._session.get_inputs()]) or 1
+        for seen, batch in enumerate(data.batches(fixed), 1):
+            rows = np.arange(fixed) % batch.count  # a fixed batch is filled up with repeats
+            found = ort.run(self._session, {name: values[rows] for name, values in batch.inputs.items()})
             for name, total in sums.items():
                 values = np.moveaxis(found[name].astype(np.float64), 1, 0).reshape(len(total[0]), -1)
-                total += [values.sum(1), (values**2).sum(1), np.full(len(values), values.shape[1])]
-            if seen == samples or not sums:
+                with np.errstate(invalid="ignore", over="ignore"):  # samples may be far off
+                    total += [values.sum(1), (values**2).sum(1), np.full(len(values), values.shape[1])]
+            if seen * fixed >= samples or not sums:
                 break
         return _compared(sums, self.stored)
 
@@ -79,13 +84,14 @@ def _compared(
         known = (variance > 1e-12) & (count > 0)
         if not known.any():
             continue
-        own = total[known] / count[known]
-        spread = (squares[known] / count[known] - own**2).clip(1e-6 * variance[known])
-        shift, ratio = (own - mean[known]) / np.sqrt(variance[known]), spread / variance[known]
+        with np.errstate(invalid="ignore", over="ignore"):
+            own = total[known] / count[known]
+            spread = (squares[known] / count[known] - own**2).clip(1e-6 * variance[known])
+            shift, ratio = (own - mean[known]) / np.sqrt(variance[known]), spread / variance[known]
         shifts.append(np.abs(shift))
         factors.append(np.exp(np.abs(np.log(ratio)) / 2))
         distances.append(np.log1p((ratio + shift**2 - 1 - np.log(ratio)) / 2).mean())
-    if not distances:
+    if not distances or not np.isfinite(distances).all():
         return None
     return Likeness(
         len(distances),

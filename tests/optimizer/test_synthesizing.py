@@ -164,3 +164,39 @@ def test_evaluation_on_real_samples_goes_with_it(folder: Path) -> None:
         "folded.onnx", "--preprocess", "scale=1/255", "--eval", "real.npz", "--gate", "agreement >= 60%"
     )
     assert report["steps"][-1]["quality"]["agreement"] >= 0.6
+
+
+def test_a_scale_at_which_the_network_overflows_is_not_taken(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = network(Preprocess((127.5,), (127.5,)))
+    loud = helper.make_node("Mul", ["x", "k"], ["loud"])
+    back = helper.make_node("Div", ["loud", "k"], ["calm"])
+    model.graph.node.insert(0, back)
+    model.graph.node.insert(0, loud)
+    model.graph.node[2].input[0] = "calm"
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(1e37), "k"))
+    onnx.save(model, "loud.onnx")
+    compiled("loud.onnx")
+    assert "pixels -1..1" in capsys.readouterr().err
+
+
+def test_a_fixed_batch_is_filled(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = network(Preprocess((127.5,), (127.5,)))
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 5
+    onnx.save(model, "five.onnx")
+    compiled("five.onnx")
+    assert "In 1 batch normalizations" in capsys.readouterr().err
+
+
+def test_a_network_without_inputs_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "() => (float[3] y) { y = Constant <value = float[3] {1, 2, 3}> () }"
+    graph = onnx.parser.parse_graph("g " + text)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "none.onnx"
+    )
+    assert main(["none.onnx", "--passes", "int8", "--calibration", "synthetic"]) == 2
+    assert "no inputs" in capsys.readouterr().err
+    assert main(["folded.onnx", "--passes", "int8", "--calibration", "synthetic:" + "9" * 400]) == 2
+    assert "behind the colon stands how many" in capsys.readouterr().err
