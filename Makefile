@@ -5,6 +5,8 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 LENET := models/lenet5-mnist
+# Half of the suite for each of two processes, so that what a file's tests share is made once; at the end one takes of the other.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 # What `make test` and `make coverage` run; make test TESTS="tests/passes -m 'not slow'" is a part of it.
 TESTS ?=
 
@@ -19,7 +21,7 @@ demo: .venv/ready
 	fi
 
 test: .venv/ready lint
-	$(BIN)/python -m pytest -n 2 --durations=10 $(TESTS)
+	$(PYTEST) --durations=10 $(TESTS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -30,7 +32,7 @@ lint: .venv/ready
 
 coverage: .venv/ready
 	@mkdir -p build
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing $(TESTS)
+	$(PYTEST) --cov --cov-report=term-missing $(TESTS)
 
 docs: .venv/ready-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

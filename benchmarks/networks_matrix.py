@@ -25,6 +25,7 @@ RECIPES: tuple[tuple[str, str], ...] = (
     ("codebook(bits=4)", "onnx,pack"),
     ("svd(macs=0.6)", "onnx"),
     ("tensor_train", "onnx"),
+    ("tucker(macs=0.6)", "onnx"),
     ("int8", "onnx,ort"),
     ("int4", "onnx"),
     ("float16", "onnx"),

@@ -14,6 +14,7 @@ PASS_WORDS = {
     "prune_channels": ("channels", "slim", "structured"),
     "svd": ("svd", "factorize", "decompose", "low-rank", "lowrank", "lora"),
     "tensor_train": ("tensor-train", "tt"),
+    "tucker": ("tucker", "tucker-2", "tucker2", "cp", "parafac", "candecomp", "cp-decomposition"),
     "fold": ("fold", "simplify", "sim", "onnxsim", "fuse", "constant-folding", "optimize", "shrink"),
     "equalize": ("equalize", "smooth", "smoothquant", "cle"),
     "refit": ("bias-correction", "compensate", "recalibrate", "correct", "realign"),

@@ -12,13 +12,15 @@ group: TensorRT takes whole blocks only. What decodes weights as it goes reads l
 ONNX Runtime for a MatMul whose groups are a power of 2 or all inputs (MatMulNBits, which rounds activations
 to INT8 unless the session's qdq_matmulnbits_accuracy_level is 1). Of any other layer ONNX Runtime decodes
 the whole weight at every run, and is slower than with float.
-Source: Frantar et al., "GPTQ", ICLR 2023, section 4, for groups; passes/numerics/quantization/int4.py for
-the search of scales.
+With rounding=hessian the level of each weight makes up for what those before it lose in its layer's answers on calibration
+data, layer by layer from the inputs on, and deviations and means of channels are set right.
+Source: Frantar et al., "GPTQ", ICLR 2023, sections 3 and 4; passes/numerics/quantization/int4.py for the search
+of scales.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +30,12 @@ from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, Variable, rewire
+from onnx_lathe.passes.graph.answers.aligned import Layer
+from onnx_lathe.passes.graph.answers.changing import change_layers
+from onnx_lathe.passes.graph.answers.choosing import Judged
+from onnx_lathe.passes.graph.answers.forms import form_of
+from onnx_lathe.passes.graph.answers.rounding import HESSIAN, NEAREST, round_layer
+from onnx_lathe.passes.graph.initializers import read, write
 from onnx_lathe.passes.graph.layers import (
     Weight,
     constant_shape,
@@ -50,6 +58,8 @@ from onnx_lathe.passes.graph.opset import raise_opset
 from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.graph.quantization import decoded_products, pairs
 from onnx_lathe.passes.numerics.quantization import affine, int4
+from onnx_lathe.passes.numerics.second_order.paired import SplitJointMoments
+from onnx_lathe.passes.numerics.second_order.sweep import Blocks
 
 _NODE_BYTES = 250
 _RESHAPE_BYTES = 180
@@ -70,6 +80,7 @@ class Int4(Pass):
         "prune_nm": "pruning compares float weights",
         "svd": "factors are computed from float weights",
         "tensor_train": "factors are computed from float weights",
+        "tucker": "factors are computed from float weights",
         "equalize": "weights are equalized before they are quantized",
     }
     before = {
@@ -89,10 +100,19 @@ class Int4(Pass):
             "a group's scale: least squared error, or its largest value is the last level",
             choices=("mse", "max"),
         )
+        rounding: str = option(
+            "nearest",
+            "each weight takes the nearest level, or the one with which its layer keeps its answers on calibration data",
+            choices=("nearest", HESSIAN),
+        )
         layers: dict[str, bool] = option(
             {}, "quantize (true) or leave in float (false) single layers, by pattern"
         )
         min_size: int = option(1024, "smaller weights are left as they are", unit="elements", low=1)
+
+    def __init__(self, config: "Int4.Config | None" = None) -> None:
+        super().__init__(config)
+        self.needs = ("calibrator",) if self.config.rounding == HESSIAN else ()
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
@@ -107,11 +127,16 @@ class Int4(Pass):
                     )
                 return report
             chosen = self._choose(graph, report := PassReport())
-        writer, signal, noise = _BlockWriter(graph), 0.0, 0.0
+        signal, noise, compensates = 0.0, 0.0, self.config.rounding == HESSIAN
+        found = self._compensated(graph, chosen, context, report) if compensates else {}
+        writer = _BlockWriter(graph)
         for weight in chosen:
             context.progress(f"quantizing {weight.name}")
-            more = self._quantize(writer, weight, report)
-            signal, noise = signal + more[0], noise + more[1]
+            one = found.get(weight.name) or self._nearest(graph, weight)
+            writer.replace(weight, one.encoded, self._group(_inputs(weight, weight.tensor.shape)))
+            for node in weight.nodes:
+                report.edit(node.name, one.what)
+            signal, noise = signal + one.signal, noise + one.noise
         if chosen:
             rewire.sweep(graph)
         if note := decoded_products.warning(node for weight in chosen for node in weight.nodes):
@@ -176,26 +201,69 @@ class Int4(Pass):
         wanted = self.config.group
         return inputs if wanted == 0 or inputs <= wanted else int4.divisor_near(inputs, wanted) or inputs
 
-    def _quantize(self, writer: "_BlockWriter", weight: Weight, report: PassReport) -> tuple[float, float]:
-        """Puts the 4-bit form in place of the weight. Returns the energy of the weight, and of what it
-        loses.
-        """
+    def _nearest(self, graph: Graph, weight: Weight) -> "_Rounded":
         values = constant_value(weight.tensor, weight.opset)
-        rows = _matrix(weight, values)
-        group = self._group(_inputs(weight, values.shape))
-        encoded = int4.encode(rows, group, not self.config.zero_points, self.config.scales == "mse")
-        restored = encoded.restored()
+        blocks = self._blocks(weight, values.shape)
+        encoded = int4.encode(_matrix(weight, values), blocks.columns, blocks.symmetric, blocks.search)
+        return _Rounded.of(graph, weight, values, encoded)
+
+    def _blocks(self, weight: Weight, shape: Sequence[int]) -> Blocks:
+        group = self._group(_inputs(weight, shape))
+        return Blocks(group, not self.config.zero_points, self.config.scales == "mse")
+
+    def _compensated(
+        self, graph: Graph, chosen: Sequence[Weight], context: Context, report: PassReport
+    ) -> dict[str, "_Rounded"]:
+        """By weight, its 4-bit form. In the graph, weights become what that decodes to, and biases move."""
+        found, taken, sparse = dict[str, _Rounded](), taken_names(graph), sparse_tensors(graph)
+
+        def change(layer: Layer, moments: SplitJointMoments) -> None:
+            weight = layer.rows.weight
+            context.progress(f"rounding {weight.name}")
+            values = read(weight.tensor)
+            judged = Judged.of(graph, form_of(graph, layer.rows), moments)
+            best = round_layer(
+                judged, judged.form.now, weight.name in sparse, lambda: self._blocks(weight, values.shape)
+            )
+            judged.take(graph, best.candidate, taken)
+            encoded = best.rule.encoded().scaled(best.candidate.gain.reshape(-1))
+            found[weight.name] = _Rounded.of(graph, weight, values, encoded, best.said)
+
+        def otherwise(weight: Weight, reason: str) -> None:
+            one = found[weight.name] = self._nearest(graph, weight).saying(NEAREST.format(reason))
+            write(weight.tensor, _from_matrix(weight, one.encoded.restored()))
+
+        weights = {weight.name: weight for weight in chosen}
+        change_layers(graph, weights, change, otherwise, "rounding=hessian", context, report)
+        return found
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """The 4-bit form of a weight, what to say of it, the weight's energy and that of what it loses."""
+
+    encoded: int4.Levels
+    what: str
+    signal: float
+    noise: float
+
+    @classmethod
+    def of(
+        cls, graph: Graph, weight: Weight, values: np.ndarray, encoded: int4.Levels, said: str = ""
+    ) -> "_Rounded":
+        rows, restored = _matrix(weight, values), encoded.restored()
+        inputs = rows.shape[1] // encoded.scale.shape[1]
         fell = int(np.count_nonzero((restored == 0) & (rows != 0)))
         quality = f"{affine.signal_to_noise_db(rows, restored):.1f} dB signal to noise"
-        what = f"weight is {encoded.levels.dtype.name.upper()}, a scale for {group} inputs: {quality}"
-        if weight.name in sparse_tensors(writer.graph):
+        what = f"weight is {encoded.levels.dtype.name.upper()}, a scale for {inputs} inputs: {quality}"
+        if weight.name in sparse_tensors(graph):
             what += f"; {fell} small values became zero beside those that must stay"
-        writer.replace(weight, encoded, group)
-        for node in weight.nodes:
-            report.edit(node.name, what)
-        return float(np.square(rows, dtype=np.float64).sum()), float(
-            np.square(rows.astype(np.float64) - restored).sum()
-        )
+        signal = float(np.square(rows, dtype=np.float64).sum())
+        noise = float(np.square(rows.astype(np.float64) - restored).sum())
+        return cls(encoded, what, signal, noise).saying(said)
+
+    def saying(self, more: str) -> "_Rounded":
+        return replace(self, what=f"{self.what}; {more}") if more else self
 
 
 def _is_transposed(weight: Weight) -> bool:
@@ -224,6 +292,12 @@ def _matrix(weight: Weight, values: np.ndarray) -> np.ndarray:
     if weight.axis == 1:
         return values.reshape(len(values), -1).T
     return values.reshape(len(values), -1)
+
+
+def _from_matrix(weight: Weight, rows: np.ndarray) -> np.ndarray:
+    """An array like the weight, of one like `_matrix`."""
+    turned = weight.axis == 1 and not _is_recurrent(weight)
+    return np.ascontiguousarray(rows.T if turned else rows).reshape(weight.tensor.shape)
 
 
 class _BlockWriter:

@@ -7,7 +7,7 @@
 Exactly the weights that sparse tensor cores skip are zero, so that TensorRT may choose its sparse kernels
 (flag SPARSE_WEIGHTS).
 With score=obs they are those that the layer's answers on calibration data need most, and the others' part is taken over
-by those that stay (passes/graph/answers/pruning.py).
+by those that stay (passes/graph/answers/changing.py).
 Source: Mishra et al., "Accelerating Sparse Deep Neural Networks", arXiv 2104.08378, sections 3 and 4.
 """
 
@@ -23,7 +23,7 @@ from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph, Node
-from onnx_lathe.passes.graph.answers.pruning import prune_layers
+from onnx_lathe.passes.graph.answers.changing import prune_layers
 from onnx_lathe.passes.graph.initializers import read, write_float
 from onnx_lathe.passes.graph.input_moments import Rows
 from onnx_lathe.passes.graph.layers import Weight, not_float, other_use, weights

@@ -19,15 +19,11 @@ from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
-from onnx_lathe.passes.graph.answers.aligned import Layer, answers, layer_of
-from onnx_lathe.passes.graph.answers.choosing import Judged
-from onnx_lathe.passes.graph.answers.forms import form_of
-from onnx_lathe.passes.graph.evaluate import REFUSALS
-from onnx_lathe.passes.graph.input_moments import ENOUGH_SAMPLES, few_samples
+from onnx_lathe.passes.graph.answers.aligned import Layer, layer_of
+from onnx_lathe.passes.graph.answers.fitting import fit_layers
+from onnx_lathe.passes.graph.input_moments import few_samples
 from onnx_lathe.passes.graph.layers import other_use, weights
-from onnx_lathe.passes.graph.model import taken_names
 from onnx_lathe.passes.graph.patterns import by_weight
-from onnx_lathe.passes.numerics.second_order.paired import SplitJointMoments
 
 
 @register
@@ -46,17 +42,10 @@ class Refit(Pass):
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report = PassReport()
-        calibrator, original = context.need_calibrator(), context.need_original()
+        context.need_calibrator()
+        original = context.need_original()
         layers = self._layers(graph, {name for node in original.graph.node for name in node.output}, report)
-        taken, samples = taken_names(graph), ENOUGH_SAMPLES
-        for layer, moments in answers(graph, layers, original, calibrator):
-            context.progress(f"fitting {layer.node.name}")
-            samples = samples if isinstance(moments, str) else min(samples, moments.samples)
-            reason = moments if isinstance(moments, str) else moments.refusal()
-            if reason is None and not isinstance(moments, str):
-                reason = _fit(graph, layer, moments, taken, report)
-            if reason is not None:
-                report.skip(layer.node.name, reason)
+        samples = fit_layers(graph, layers, original, context, report, report.skip)
         report.warnings += few_samples("refit", samples)
         return report
 
@@ -71,7 +60,7 @@ class Refit(Pass):
             reason = layer if isinstance(layer, str) else other_use(graph, weight)
             if not chosen.get(weight.name, True):
                 reason = "it is set to stay as it is"
-            elif node.outputs[0].name not in known:
+            elif not isinstance(layer, str) and layer.answer not in known:
                 reason = "the original network has no tensor of this name to compare with"
             if reason is None and not isinstance(layer, str):
                 layers.append(layer)
@@ -79,22 +68,3 @@ class Refit(Pass):
                 report.skip(node.name, str(reason))
         order = {id(node): place for place, node in enumerate(graph.nodes)}
         return sorted(layers, key=lambda layer: order[id(layer.node)])
-
-
-def _fit(
-    graph: Graph, layer: Layer, moments: SplitJointMoments, taken: set[str], report: PassReport
-) -> str | None:
-    """Changes the layer, or says why it stays."""
-    try:
-        form = form_of(graph, layer.rows)
-    except REFUSALS as error:
-        return f"its weight cannot be computed: {' '.join(str(error).split())}"
-    judged = Judged.of(graph, form, moments)
-    if judged.is_good():
-        return f"it answers as the original does ({judged.decibels(judged.before)})"
-    fitted = form.fit(judged.moments.fitted)
-    best = judged.best([form.now] if fitted is None else [fitted, form.now])
-    if not judged.is_worth(best):
-        return f"nothing better was found (answers {judged.decibels(judged.before)})"
-    report.edit(layer.node.name, judged.take(graph, best, taken))
-    return None

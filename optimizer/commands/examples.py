@@ -4,7 +4,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "optimize": (
         ('optimize model.onnx --passes "fold, int8" --data data.npz --target ort', "INT8 for ONNX Runtime"),
         (
-            'optimize model.onnx --recipe no-training-data --gate "size ratio >= 3"',
+            'optimize model.onnx --recipe no-data --gate "size ratio >= 3"',
             "a built-in recipe, which needs no data, and a gate",
         ),
         (

@@ -44,9 +44,10 @@ def is_local(step: Call) -> bool:
     if options.get("training") is not None or options.get("sensitivity"):
         return False
     if step.name == "prune":
-        return options.get("scope", "layer") == "layer"
+        return options.get("scope", "layer") == "layer" and options.get("score") != "obs"
     if step.name == "codebook":
-        return options.get("share", "tensor") != "network" and options.get("min_sqnr") is None
+        apart = options.get("share", "tensor") != "network" and not options.get("sequential")
+        return apart and options.get("min_sqnr") is None
     return False
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from onnx_lathe.errors import PassError, UsageError
 from onnx_lathe.passes.codebook.compensation import Chosen, compensated
 from onnx_lathe.passes.codebook.options import HESSIAN, Meanwhile, Sharing
+from onnx_lathe.passes.codebook.sequence import in_sequence
 from onnx_lathe.passes.codebook.sharing import (
     ClusterJob,
     Small,
@@ -115,7 +116,9 @@ class Codebook(Pass):
         total = Total()
         if self.config.rounding == HESSIAN:
             jobs, _ = with_four_bits(graph, jobs, [], report)
-            chosen = compensated(graph, jobs, [self._rule(job) for job in jobs], context, report)
+            rules = [self._rule(job) for job in jobs]
+            choose = in_sequence if self.config.sequential else compensated
+            chosen = choose(graph, jobs, rules, context, report)
             self._store(graph, jobs, chosen, total, context, report)
             found = list(weights(graph, refuse=lambda node, reason: None, bodies=True, everywhere=True))
             small = self._small(graph, found, counts, report)
@@ -129,8 +132,7 @@ class Codebook(Pass):
             self._store(graph, jobs, {}, total, context, report)
         for _, items in groupby(small, key=lambda item: (item.kind, item.node)):
             self._write(list(items), report)
-        priced = self._priced
-        report.metrics.update(total.metrics(entropy=priced, nearest=priced and not self.trains))
+        report.metrics.update(total.metrics(self._priced, nearest=self._priced and not self.trains))
         return report
 
     @property
@@ -317,12 +319,12 @@ class Codebook(Pass):
     ) -> None:
         """Puts the codebooks of a job into the graph, those that are chosen already or by value; or says why not."""
         trained = self.trains and job.has_few_values()
-        arrays, rule = job.values(), self._rule(job)
-        outcome = (
-            job.encoded(arrays, replace(rule, tradeoff=0.0) if trained else rule)
-            if chosen is None
-            else chosen.outcome
-        )
+        rule = self._rule(job)
+        if chosen is None:
+            arrays = job.values()
+            outcome = job.encoded(arrays, replace(rule, tradeoff=0.0) if trained else rule)
+        else:
+            arrays, outcome = chosen.arrays(job), chosen.outcome
         codebooks = [
             writer.codebook(job.codebook_name(number), encoded.centroids)
             for number, (_, encoded) in enumerate(outcome)

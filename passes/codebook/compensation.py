@@ -24,6 +24,7 @@ from onnx_lathe.passes.numerics.clustering.entropy_constrained import entropy_bi
 from onnx_lathe.passes.numerics.clustering.kmeans import Encoded, Rule
 from onnx_lathe.passes.numerics.second_order.moments import SplitMoments, response_energy
 from onnx_lathe.passes.numerics.second_order.shared_values import Task, compensate
+from onnx_lathe.passes.numerics.second_order.sweep import Values, sweep
 
 Outcome = list[tuple[CodebookGroup, Encoded]]
 NEAREST = "nearest values: {}"
@@ -39,6 +40,12 @@ class Chosen:
     said: str
     place: BiasPlace | None = None
     change: np.ndarray | None = None
+    values: np.ndarray | None = None
+    """The weight as it was, if it is its shared values in the graph already, and its bias has moved."""
+
+    def arrays(self, job: ClusterJob) -> dict[str, np.ndarray]:
+        """The weights as they were."""
+        return job.values() if self.values is None else {job.weights[0].name: self.values}
 
     def move_bias(self, graph: Graph, taken: set[str]) -> None:
         """`taken`: names that the graph has."""
@@ -134,26 +141,45 @@ class _Judge:
 def _fitted(job: ClusterJob, rule: Rule, rows: Rows, moments: SplitMoments, judge: _Judge) -> Outcome:
     """Shared values that compensate, from the nearest ones on."""
     start = job.encoded(judge.values, replace(rule, tradeoff=0.0, mantissa=None))
+    zeros = judge.weight == 0 if job.keep_zero else None
+    return fitted(rule, rows, judge.weight, moments.fitted.regular(judge.centered), zeros, start)
+
+
+def fitted(
+    rule: Rule,
+    rows: Rows,
+    weight: np.ndarray,
+    covariance: np.ndarray,
+    zeros: np.ndarray | None,
+    start: Outcome,
+    swept: bool = False,
+) -> Outcome:
+    """Shared values that keep what the weight [groups, rows, inputs] answers to inputs of this covariance, from those of
+    `start` on; `swept`: with places that one sweep of the columns finds. `zeros`: see shared_values.Task.
+    """
     table = np.zeros(rows.shape, np.int64)
     places = np.zeros(rows.shape, np.uint8)
     for number, (group, encoded) in enumerate(start):
         for piece, indices in zip(group.pieces, encoded.indices, strict=True):
             piece.of(table)[...] = number
             piece.of(places)[...] = indices
-    covariance = moments.fitted.regular(judge.centered)
-    covariance /= np.einsum("gii->", covariance) / (
-        covariance.shape[0] * covariance.shape[1]
+    tables, number_of = [encoded.centroids for _, encoded in start], rows.of(table)[:, :, 0]
+    covariance = covariance / (
+        np.einsum("gii->", covariance) / (covariance.shape[0] * covariance.shape[1])
     )  # float32 follows
-    energy = response_energy(judge.weight, covariance)
+    energy = response_energy(weight, covariance)
     task = Task(
-        judge.weight,
+        weight,
         covariance,
-        rows.of(table)[:, :, 0],
-        price=rule.tradeoff * energy / judge.weight.size,
-        zeros=judge.weight == 0 if job.keep_zero else None,
+        number_of,
+        price=rule.tradeoff * energy / weight.size,
+        zeros=zeros,
         mantissa=rule.mantissa,
     )
-    found = compensate(task, [encoded.centroids for _, encoded in start], rows.of(places))
+    at = rows.of(places)
+    if swept:
+        at = _swept(task, tables, at)
+    found = compensate(task, tables, at)
     indices = np.ascontiguousarray(rows.back(found.indices))
     return [
         (
@@ -166,3 +192,13 @@ def _fitted(job: ClusterJob, rule: Rule, rows: Rows, moments: SplitMoments, judg
         )
         for number, (group, encoded) in enumerate(start)
     ]
+
+
+def _swept(task: Task, tables: Sequence[np.ndarray], places: np.ndarray) -> np.ndarray:
+    """The places that one sweep of the columns finds; of weights that stay zero, as they are."""
+    if task.zeros is None:
+        rule = Values(tables, task.table)
+        return rule.places(sweep(task.weight, task.moments, rule, zero=np.zeros(task.weight.shape, bool)))
+    rule = Values([one[one != 0] for one in tables], task.table)
+    values = sweep(task.weight, task.moments, rule, zero=task.zeros)
+    return np.where(task.zeros, places, Values(tables, task.table).places(values))

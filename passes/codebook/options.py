@@ -39,6 +39,11 @@ class Sharing:
         "each weight takes the nearest shared value, or the one that keeps what its layer answers on calibration data",
         choices=("nearest", HESSIAN),
     )
+    sequential: bool = option(
+        False,
+        "with rounding=hessian: each layer is fitted to what those before it, with shared values, give it, and makes up for "
+        "what they lost; false: each by itself",
+    )
     tradeoff: float = option(
         0.0,
         "squared error, relative to the square of the weights (rounding=hessian: of what layers answer), that is taken "
@@ -73,6 +78,10 @@ class Sharing:
     def check_rounding(self, training: str | None) -> None:
         """Raises UsageError for options that rounding=hessian does not go with; `training` is the name of what trains."""
         if self.rounding != HESSIAN:
+            if self.sequential:
+                raise UsageError(
+                    "codebook: sequential is about rounding=hessian; give that too, or leave it out"
+                )
             return
         others = {
             training: training,

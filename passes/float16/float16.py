@@ -53,6 +53,7 @@ class Float16(Pass):
         "prune_nm": _FLOAT32_WEIGHTS,
         "svd": _FLOAT32_WEIGHTS,
         "tensor_train": _FLOAT32_WEIGHTS,
+        "tucker": _FLOAT32_WEIGHTS,
         "equalize": _FLOAT32_WEIGHTS,
         "codebook": "shared values are chosen among float32 weights; float16 then rounds the codebook",
         "int8": "ranges are measured in float32; float16 then takes the layers that stay float, and the scales",

@@ -21,12 +21,19 @@ SAMPLES = 256
 """Calibration samples that are run, or a few more."""
 POSITIONS = 128
 """Of each sample, at most so many windows of a convolution, or rows of a matrix."""
+FEWER, FEWEST = 2, 16
+"""Windows of few inputs, as a depthwise convolution's, say as much in fewer: so many for each input, and at least."""
 MOST_INPUTS = 8192
 """Of one response: the moments of more would take gigabytes."""
 MOMENT_BYTES = 1 << 28
 """Moments that are streamed at a time."""
 SEED = 0
 ENOUGH_SAMPLES = 32
+
+
+def positions_of(inputs: int) -> int:
+    """How many rows of one sample tell what its windows of so many inputs are like."""
+    return min(POSITIONS, max(FEWEST, FEWER * inputs))
 
 
 @dataclass(frozen=True)
@@ -186,14 +193,14 @@ def _add(
     """The rows of batch `number`, which begins with the sample `first`."""
     for node, window in zip(one.weight.nodes, one.windows, strict=True):
         values = batch[node.inputs[0].name].astype(np.float32, copy=False)
-        for sample, part in _by_sample(values, batch):
-            most = POSITIONS * (batch.samples if sample is None else 1)
+        for sample, part in by_sample(values, batch):
+            most = positions_of(one.sizes[2]) * (batch.samples if sample is None else 1)
             for rows in one.inputs_of(window, part, most, generator):
                 if rows.shape[1]:
                     moments.add(rows, number if sample is None else first + sample)
 
 
-def _by_sample(values: np.ndarray, batch: Observed) -> Iterator[tuple[int | None, np.ndarray]]:
+def by_sample(values: np.ndarray, batch: Observed) -> Iterator[tuple[int | None, np.ndarray]]:
     """(place of the sample in the batch, its values), without repeats that fill a fixed batch up; all at once, with
     None, where the first axis is not the batch's.
     """

@@ -68,11 +68,10 @@ def positions(node: Node, shapes: Mapping[str, Shape]) -> int:
     return math.prod(size for size in repeats(node, shapes) or () if isinstance(size, int))
 
 
-def network_macs(graph: Graph, shapes: Mapping[str, Shape], splitter: str) -> tuple[int, int]:
-    """(MACs of all layers with constant weights, what they would be had the pass `splitter` split no layer
-    in two).
+def network_macs(graph: Graph, shapes: Mapping[str, Shape], splitter: str, parts: int = 2) -> tuple[int, int]:
+    """(MACs of all layers with constant weights, what they would be had the pass `splitter` split no layer).
 
-    Two layers that it made, one behind the other, stand for one with the product of their weights.
+    So many layers that it made, one behind the other, stand for one with the product of their weights.
     """
     sizes = {
         id(node): _shape(weight, shapes)
@@ -80,26 +79,31 @@ def network_macs(graph: Graph, shapes: Mapping[str, Shape], splitter: str) -> tu
         for node in weight.nodes
     }
     now = whole = 0
-    first_halves: dict[str, Node] = {}
+    chains: dict[str, list[Node]] = {}
     for node in graph.nodes:
         if id(node) not in sizes:
             continue
-        size, macs = math.prod(sizes[id(node)]), positions(node, shapes) * math.prod(sizes[id(node)])
+        macs = positions(node, shapes) * math.prod(sizes[id(node)])
         now += macs
-        own = node_metadata(node).get(metadata.PASS) == splitter
-        first = first_halves.pop(node.inputs[0].name, None)
-        if own and first is not None:
-            shape = sizes[id(first)]
-            rank = shape[output_axis(first, len(shape))]
-            times = positions(first if first.op == "ConvTranspose" else node, shapes)
-            whole += times * (math.prod(shape) // rank) * (size // rank) - positions(
-                first, shapes
-            ) * math.prod(shape)
-        else:
-            whole += macs
-            if own:
-                first_halves[node.outputs[0].name] = node
+        whole += macs
+        if node_metadata(node).get(metadata.PASS) != splitter:
+            continue
+        chain = [*chains.pop(node.inputs[0].name, []), node]
+        if len(chain) < parts:
+            chains[node.outputs[0].name] = chain
+            continue
+        whole -= sum(positions(one, shapes) * math.prod(sizes[id(one)]) for one in chain)
+        whole += _product_macs(chain, [sizes[id(one)] for one in chain], shapes)
     return now, whole
+
+
+def _product_macs(chain: Sequence[Node], sizes: Sequence[Shape], shapes: Mapping[str, Shape]) -> int:
+    """MACs of one layer in place of a chain: from the first one's inputs, by the product of all kernels."""
+    first, last = chain[0], chain[-1]
+    outputs = sizes[-1][output_axis(last, len(sizes[-1]))]
+    inputs = math.prod(sizes[0][:2]) // sizes[0][output_axis(first, len(sizes[0]))]
+    kernels = math.prod(math.prod(size[2:]) for size in sizes)
+    return positions(first if first.op == "ConvTranspose" else last, shapes) * outputs * inputs * kernels
 
 
 def _shape(weight: Weight, shapes: Mapping[str, Shape]) -> Shape:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 
 from onnx_lathe import metadata
 from onnx_lathe.errors import UsageError
@@ -27,6 +28,7 @@ from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport, Skip
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Constant, Graph, rewire
+from onnx_lathe.passes.graph.answers.rounding import HESSIAN
 from onnx_lathe.passes.graph.layers import (
     Weight,
     codebook_of,
@@ -48,6 +50,7 @@ from onnx_lathe.passes.graph.quantization.propagation import keep_loadable
 from onnx_lathe.passes.graph.quantization.simulation import as_computed
 from onnx_lathe.passes.int8.bias import OUTPUTS
 from onnx_lathe.passes.int8.cache import read_cache, tell_of_cache, unmatched_names
+from onnx_lathe.passes.int8.compensation import compensate_rounding
 from onnx_lathe.passes.int8.existing import CHOICES, treat_existing
 from onnx_lathe.passes.int8.filled import filled_weights, warning
 from onnx_lathe.passes.int8.foreign_pairs import is_blocked
@@ -113,8 +116,8 @@ class Int8(Pass):
         )
         rounding: str = option(
             "nearest",
-            "of weights; adaptive: so that each layer goes on answering alike (PyTorch)",
-            choices=("nearest", "adaptive"),
+            "of weights; adaptive: so that each layer goes on answering alike (PyTorch); hessian: so too, in closed form",
+            choices=("nearest", "adaptive", HESSIAN),
         )
         rounding_steps: int = option(400, "of the optimizer, per layer, with rounding=adaptive", low=1)
         bias_correction: bool = option(
@@ -163,7 +166,9 @@ class Int8(Pass):
         self.searches = self.config.sensitivity or bool(self.goal)
         only_strips = "*" in self.config.layers and not any(self.config.layers.values())
         self.adapts = self.config.rounding == "adaptive"
-        calibrates = (self.config.activations and self.config.ranges is None) or self.adapts
+        self.compensates = self.config.rounding == HESSIAN
+        by_data = self.adapts or self.compensates
+        calibrates = (self.config.activations and self.config.ranges is None) or by_data
         needed = {"calibrator": calibrates, "runner": self.searches, "rounder": self.adapts}
         self.needs = () if only_strips else tuple(name for name, wanted in needed.items() if wanted)
         if self.config.ranges is not None:
@@ -171,7 +176,7 @@ class Int8(Pass):
                 "sensitivity": self.config.sensitivity,
                 "max_drop": self.config.max_drop is not None,
                 "min_sqnr": self.config.min_sqnr is not None,
-                "rounding=adaptive": self.adapts,
+                f"rounding={self.config.rounding}": by_data,
             }
             self.measuring = tuple(name for name, wanted in asked.items() if wanted)
 
@@ -197,7 +202,8 @@ class Int8(Pass):
         report.skips += skips
         if chosen and self.config.activations:
             split_gates(graph, context.placement, report)
-        measures = self.config.activations or self.searches or self.adapts or context.calibrator is not None
+        by_data = self.searches or self.adapts or self.compensates
+        measures = self.config.activations or by_data or context.calibrator is not None
         base = export_model(graph) if chosen and measures else None
         quantization = Quantization(base, self.config, context, cache, wide)
         if chosen and self.searches:
@@ -208,13 +214,8 @@ class Int8(Pass):
             report.warnings.append(note)
         if grown := [one for one in filled if one.name in {weight.name for weight in written}]:
             report.warnings.append(warning(grown))
-        if base is not None and self.adapts:
-            computed = [
-                weight
-                for weight in written
-                if not weight.place and not is_weight_only(weight, context.placement)
-            ]
-            adapt_rounding(graph, base, computed, context, self.config.rounding_steps, report)
+        if base is not None:
+            self._round(graph, base, written, context, report)
         quantization.correct(graph, written, report)
         if written:
             quantization.record(graph, report)
@@ -234,6 +235,20 @@ class Int8(Pass):
                 report.warnings.append(UNCORRECTED)
         report.metrics["layers"] = len({node.name for node in layers_of(written)})
         return report
+
+    def _round(
+        self, graph: Graph, base: onnx.ModelProto, written: list[Weight], context: Context, report: PassReport
+    ) -> None:
+        """Chooses levels by calibration data, if the options ask for it. `base`: the model before."""
+        if self.adapts:
+            computed = [
+                weight
+                for weight in written
+                if not weight.place and not is_weight_only(weight, context.placement)
+            ]
+            adapt_rounding(graph, base, computed, context, self.config.rounding_steps, report)
+        if self.compensates:
+            compensate_rounding(graph, base, written, self.config.bias_correction, context, report)
 
     def _search(
         self, quantization: Quantization, chosen: list[Weight], context: Context, report: PassReport

@@ -80,7 +80,7 @@ def adapt_rounding(
     Raises PassError if the context has no calibration data or no rounder.
     """
     calibrator, rounder = context.need_calibrator(), context.need_rounder()
-    run = _without_pairs(graph, original)
+    run = without_pairs(graph, original)
     layers = list(_layers(graph, run, original, quantized, report))
     size = max(-(-len(layers) // ROUNDS), 1)
     for start in range(0, len(layers), size):
@@ -120,7 +120,7 @@ def _round(
     return None
 
 
-def _without_pairs(graph: Graph, original: onnx.ModelProto) -> Graph:
+def without_pairs(graph: Graph, original: onnx.ModelProto) -> Graph:
     """A copy without the pairs that quantize activations, but for those that `original` has."""
     copy, before = (
         import_model(export_model(graph)),

@@ -16,7 +16,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.answers.aligned import Layer
-from onnx_lathe.passes.graph.answers.pruning import measurable, prune_layers
+from onnx_lathe.passes.graph.answers.changing import measurable, prune_layers
 from onnx_lathe.passes.graph.initializers import read, write_float
 from onnx_lathe.passes.graph.input_moments import Rows, input_moments
 from onnx_lathe.passes.graph.layers import Weight
@@ -24,12 +24,14 @@ from onnx_lathe.passes.graph.model import export_model
 from onnx_lathe.passes.graph.quantization.bias_places import bias_place
 from onnx_lathe.passes.numerics.allocation import allocate
 from onnx_lathe.passes.numerics.second_order.moments import SplitMoments, response_energy
-from onnx_lathe.passes.numerics.second_order.sweep import Share, sweep
+from onnx_lathe.passes.numerics.second_order.sweep import Share, factored, sweep
 from onnx_lathe.passes.numerics.sparsity.magnitude import smallest, with_zeros
 from onnx_lathe.passes.numerics.sparsity.weight_choice import Budget
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Of zeros, that a layer may have with scope=global."""
+ENOUGH_ROWS = 256
+"""Of a layer's rows so many tell what zeros cost it."""
 FEW = 32
 """A layer whose rows have fewer weights, as a depthwise convolution, loses as many of each."""
 
@@ -122,9 +124,11 @@ def _loss(weight: np.ndarray, moments: SplitMoments, centered: bool) -> np.ndarr
     if moments.refusal(centered):
         return np.zeros(len(SHARES))
     covariance, judging = moments.fitted.regular(centered), moments.judging(centered)
-    energy = response_energy(weight.astype(np.float64), judging)
+    weight = weight[:, :: -(-weight.shape[1] // ENOUGH_ROWS)]
+    energy, upper = response_energy(weight.astype(np.float64), judging), factored(covariance)
     found = np.zeros(len(SHARES))
     for place, share in enumerate(SHARES[1:], 1):
-        change = sweep(weight, covariance, _share(weight, round(share * weight.size))) - weight
+        rule = _share(weight, round(share * weight.size))
+        change = sweep(weight, covariance, rule, upper=upper) - weight
         found[place] = response_energy(change, judging) / max(energy, np.finfo(np.float64).tiny)
     return np.maximum.accumulate(found)

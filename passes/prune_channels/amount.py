@@ -4,7 +4,7 @@ Groups whose layers have a sparsity of their own lose that; where groups compete
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,6 @@ from onnx_lathe.passes.numerics.sparsity.channel_choice import (
     Cost,
     Removal,
     Savings,
-    Shares,
     remove_globally,
     remove_per_group,
     round_up,
@@ -45,7 +44,7 @@ class Selection:
 
     state: Removal
     groups: ChannelGroups
-    importance: Shares
+    importance: Callable[[], np.ndarray]
     own: Mapping[int, float]
     amount: Amount
 
@@ -57,14 +56,17 @@ class Selection:
     def globally(self) -> None:
         """Removes a share of all channels, the least important first."""
         widths = self.groups.widths() * self._competing()
-        wanted = round(self.amount.sparsity * int(widths.sum()))
+        self._remove_channels(widths, round(self.amount.sparsity * int(widths.sum())))
+        self._round_up()
+
+    def _remove_channels(self, widths: np.ndarray, wanted: int) -> None:
+        """Of all units, until so many channels are removed."""
         remove_globally(
             self.state,
             self.importance,
             enough=lambda: int(widths[self.state.removed].sum()) >= wanted,
             most=max(MOST, self.amount.sparsity),
         )
-        self._round_up()
 
     def to_macs(self, share: float, savings: Savings) -> None:
         """Removes channels until that share of the MACs is left, those of least importance per MAC first.

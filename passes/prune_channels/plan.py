@@ -13,7 +13,9 @@ from onnx_lathe.passes.graph.coupling.state import Coupling
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, weights
 from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.numerics.sparsity.channel_choice import Removal, Savings, Shares
+from onnx_lathe.passes.prune_channels.allocation import Allocation
 from onnx_lathe.passes.prune_channels.amount import Amount, Selection, layer_costs
+from onnx_lathe.passes.prune_channels.answers import OBS, curves, places
 from onnx_lathe.passes.prune_channels.groups import ChannelGroups
 from onnx_lathe.passes.prune_channels.importance import importances
 
@@ -45,10 +47,15 @@ def plan_channels(
     if not free.any():
         return RemovalPlan(coupling, groups, free, np.zeros(roots.size, bool))
     context.progress("weighing channels")
-    parts = importances(importance, graph, coupling, context)
-    _leave_unknown(groups, free, parts, report)
-    state = Removal(roots.size, (roots[view] for view in coupling.views()), groups.of, free.copy())
-    selection = Selection(state, groups, Shares(state, parts), own, amount)
+    if importance == OBS:
+        known = curves(graph, coupling, groups, free, amount, context, report)
+        state = _state(coupling, roots, groups, free)
+        selection: Selection = Allocation(state, groups, lambda: places(groups, known), own, amount, known)
+    else:
+        parts = importances(importance, graph, coupling, context)
+        _leave_unknown(groups, free, parts, report)
+        state = _state(coupling, roots, groups, free)
+        selection = Selection(state, groups, Shares(state, parts), own, amount)
     if amount.macs is not None:
         selection.to_macs(amount.macs, Savings(state, list(layer_costs(coupling, state, roots))))
     elif amount.scope == "layer":
@@ -56,6 +63,10 @@ def plan_channels(
     else:
         selection.globally()
     return RemovalPlan(coupling, groups, free, state.removed)
+
+
+def _state(coupling: Coupling, roots: np.ndarray, groups: ChannelGroups, free: np.ndarray) -> Removal:
+    return Removal(roots.size, (roots[view] for view in coupling.views()), groups.of, free.copy())
 
 
 def _own_sparsity(groups: ChannelGroups, single: Mapping[str, float]) -> dict[int, float]:

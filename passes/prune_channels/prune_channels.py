@@ -6,7 +6,8 @@
 The result is the network in which every weight that reads a removed channel is zero, and it is smaller and
 faster on any runtime. Which channels go together is found by passes/graph/coupling/analysis.py: a group is all
 that layers write into one sum, or what one layer writes alone. Importances are shares of a layer's, so that
-layers compare; macs= takes the least importance per MAC saved first. Sources: Li et al., "Pruning Filters
+layers compare; macs= takes the least importance per MAC saved first. importance=obs knows what channels cost the
+answers of the layers that read them, and fits these layers: passes/prune_channels/answers.py. Sources: Li et al., "Pruning Filters
 for Efficient ConvNets", ICLR 2017; Molchanov et al., ICLR 2017, section 2; Fang et al., "DepGraph", CVPR
 2023, sections 3.3 and 3.4.
 """
@@ -24,10 +25,14 @@ from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.coupling.removal import remove
 from onnx_lathe.passes.graph.coupling.state import WRITTEN
-from onnx_lathe.passes.graph.model import set_sparse_tensors, sparse_tensors
+from onnx_lathe.passes.graph.model import export_model, set_sparse_tensors, sparse_tensors
 from onnx_lathe.passes.prune_channels.amount import Amount
+from onnx_lathe.passes.prune_channels.answers import OBS, fit
 from onnx_lathe.passes.prune_channels.importance import IMPORTANCES
 from onnx_lathe.passes.prune_channels.plan import RemovalPlan, plan_channels
+
+_NEEDS = {"activation": ("calibrator",), "taylor": ("trainer", "gradients"), OBS: ("calibrator",)}
+"""Services, by importance."""
 
 
 @register
@@ -52,8 +57,14 @@ class PruneChannels(Pass):
         )
         importance: str = option(
             "l2",
-            "how channels are compared; activation and taylor ask the data",
-            choices=tuple(IMPORTANCES),
+            "how channels are compared; activation, taylor and obs ask the data; obs: by what layers that read them cannot "
+            "make up for",
+            choices=(*IMPORTANCES, OBS),
+        )
+        refit: bool | None = option(
+            None,
+            "fit the layers that are left to what they answered before, on calibration data without labels; none: with "
+            "importance=obs",
         )
         layers: dict[str, float] = option(
             {}, "fraction for weights or layers by name pattern; 0 leaves one as it is", low=0.0, high=1.0
@@ -74,25 +85,25 @@ class PruneChannels(Pass):
 
     def __init__(self, config: "PruneChannels.Config | None" = None) -> None:
         super().__init__(config)
-        self.needs = _needs(self.config.importance)
+        self.refits = self.config.importance == OBS if self.config.refit is None else self.config.refit
+        measured = _NEEDS.get(self.config.importance, ())
+        self.needs = tuple(dict.fromkeys((*measured, *(("calibrator",) if self.refits else ()))))
+        if "calibrator" in self.needs:
+            what = f"importance={self.config.importance}" if "calibrator" in measured else "refit=true"
+            self.measuring = (what,)
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         report, config = PassReport(), self.config
         amount = Amount(config.sparsity, config.scope, config.layers, config.macs, config.keep_multiple)
         plan = plan_channels(graph, context, config.importance, amount, report)
+        _record(plan, report)
         if plan.removed.any():
+            before = export_model(graph) if self.refits else None
             remove(graph, plan.coupling, plan.removed)
             _forget_patterns(graph, plan)
-        _record(plan, report)
+            if before is not None:
+                fit(graph, plan.coupling, plan.removed, before, context, report)
         return report
-
-
-def _needs(importance: str) -> tuple[str, ...]:
-    if importance == "activation":
-        return ("calibrator",)
-    if importance == "taylor":
-        return ("trainer", "gradients")
-    return ()
 
 
 def _forget_patterns(graph: Graph, plan: RemovalPlan) -> None:

@@ -9,10 +9,12 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Calibrator, Context
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.ancestors import model_up_to
+from onnx_lathe.passes.graph.input_moments import by_sample
 from onnx_lathe.passes.graph.model import Snapshot
 from onnx_lathe.passes.numerics.rank.low_rank import balanced, fit, fit_relu
 from onnx_lathe.passes.numerics.rank.principal import truncated
 from onnx_lathe.passes.numerics.rank.responses import Responses, as_rows
+from onnx_lathe.passes.numerics.second_order.moments import HELD_OUT
 from onnx_lathe.passes.svd.layer_plans import LayerPlan
 from onnx_lathe.passes.svd.settings import FittingOptions
 from onnx_lathe.passes.svd.two_layers import Layer, split
@@ -114,6 +116,24 @@ def collect_responses(
                 responses.add(
                     rows, None if other is None else as_rows(other[tensor.name], layer.response_axis)
                 )
+    return collected
+
+
+def collect_split(
+    calibrator: Calibrator, original: Snapshot, layers: Sequence[Layer]
+) -> list[tuple[Responses, Responses]]:
+    """The responses of each layer over the calibration data: those to fit by, and those of samples that are held back."""
+    names = list(dict.fromkeys(tensor.name for layer in layers for tensor in layer.responses))
+    collected = [(Responses(layer.channels), Responses(layer.channels)) for layer in layers]
+    samples = 0
+    for number, batch in enumerate(calibrator.observe(original.up_to(names), names)):
+        for layer, (fitted, held) in zip(layers, collected, strict=True):
+            for tensor in layer.responses:
+                for sample, values in by_sample(batch[tensor.name], batch):
+                    place = number if sample is None else samples + sample
+                    kept = fitted if (place + 1) % HELD_OUT else held
+                    kept.add(as_rows(values, layer.response_axis))
+        samples += batch.samples
     return collected
 
 

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_lathe.passes.core.rank_options import AUTO, MET, NONE_SAVES, RankOptions
 from onnx_lathe.passes.core.report import PassReport
-from onnx_lathe.passes.numerics.rank.rank_choice import Ladder, rank_for_energy, within_budget
-from onnx_lathe.passes.svd.settings import RankOptions
+from onnx_lathe.passes.numerics.rank.rank_choice import Ladder, least_error, rank_for_energy, within_budget
 from onnx_lathe.passes.svd.two_layers import Layer
-
-MET = "the budget of MACs is met without it"
 
 
 @dataclass
@@ -24,6 +22,10 @@ class LayerPlan:
     """Milliseconds whole and split, if they were timed."""
     vectors: np.ndarray | None = None
     """Singular vectors of the weight, if `principal` gave them and they are kept."""
+
+    @property
+    def name(self) -> str:
+        return self.layer.name
 
     @property
     def chosen(self) -> int:
@@ -44,8 +46,13 @@ class LayerPlan:
         return (
             f"rank {self.rank} of {len(ladder.energies)}, "
             f"{self.saved:,.0f} of {ladder.whole:,.0f} MACs saved ({100 * self.saved / ladder.whole:.3g} %), "
-            f"{100 * ladder.kept(self.rank):.4g} % of energy kept{timed}"
+            f"{100 * ladder.kept(self.rank):.4g} % of energy kept{self._held_back()}{timed}"
         )
+
+    def _held_back(self) -> str:
+        """What the rank loses of samples that chose no directions."""
+        measured = self.ladder.measured
+        return "" if measured is None else f", {100 * measured[self.chosen]:.3g} % of held-back answers lost"
 
 
 def choose(
@@ -62,7 +69,7 @@ def choose(
     free = []
     for plan in plans:
         plan.rank = None
-        energies, rank = plan.ladder.energies, own.get(plan.layer.weight.name, options.rank)
+        energies, rank = plan.ladder.energies, own.get(plan.layer.weight.name, options.fixed)
         if rank is not None:
             rank = min(rank, len(energies))
         elif options.energy is not None:
@@ -80,8 +87,9 @@ def choose(
             )
     rest = now - sum(plan.saved for plan in plans) - sum(plan.ladder.whole for plan in free)
     budget = options.share * whole - rest
-    for plan, rank in zip(free, within_budget([plan.ladder for plan in free], budget), strict=True):
+    within = least_error if options.rank == AUTO else within_budget
+    for plan, rank in zip(free, within([plan.ladder for plan in free], budget), strict=True):
         plan.rank = rank
         if rank is None:
-            report.skip(plan.layer.name, MET if plan.ladder.ranks else "no rank that is allowed saves MACs")
+            report.skip(plan.layer.name, MET if plan.ladder.ranks else NONE_SAVES)
     return [plan for plan in plans if plan.rank is not None]

@@ -19,29 +19,37 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-import onnx
 
 from onnx_lathe import metadata
 from onnx_lathe.errors import UsageError
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option
+from onnx_lathe.passes.core.rank_options import AUTO, MET, RankOptions
 from onnx_lathe.passes.core.registry import register
 from onnx_lathe.passes.core.report import PassReport
-from onnx_lathe.passes.core.services import Calibrator, Context
+from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
+from onnx_lathe.passes.graph.data_sizes import data_sizes
 from onnx_lathe.passes.graph.initializers import read
+from onnx_lathe.passes.graph.layer_times import choose_timed
 from onnx_lathe.passes.graph.layers import Weight, not_float, weights
 from onnx_lathe.passes.graph.macs import Shape, network_macs, sized_shapes
 from onnx_lathe.passes.graph.model import Snapshot, node_metadata, sparse_tensors
 from onnx_lathe.passes.graph.patterns import by_weight
 from onnx_lathe.passes.graph.rewire import captured_names
-from onnx_lathe.passes.graph.skeleton import runtime_inputs
 from onnx_lathe.passes.numerics.rank.principal import principal
 from onnx_lathe.passes.numerics.rank.rank_choice import Ladder, saving_ranks
-from onnx_lathe.passes.svd.fitting import collect_responses, groups, split_by_response, split_by_weight
-from onnx_lathe.passes.svd.layer_plans import MET, LayerPlan, choose
-from onnx_lathe.passes.svd.settings import FittingOptions, RankOptions
-from onnx_lathe.passes.svd.timing import choose_timed, latencies
+from onnx_lathe.passes.numerics.rank.responses import errors_by_rank
+from onnx_lathe.passes.svd.fitting import (
+    collect_responses,
+    collect_split,
+    groups,
+    split_by_response,
+    split_by_weight,
+)
+from onnx_lathe.passes.svd.layer_plans import LayerPlan, choose
+from onnx_lathe.passes.svd.settings import FittingOptions
+from onnx_lathe.passes.svd.timing import latencies
 from onnx_lathe.passes.svd.two_layers import Layer, describe, not_spatial, split_macs
 
 KEPT_BYTES = 1 << 28
@@ -73,20 +81,10 @@ class Svd(Pass):
         )
 
         def __post_init__(self) -> None:
-            given = [name for name in ("rank", "energy", "macs") if getattr(self, name) is not None]
-            if len(given) > 1:
-                raise UsageError(f"svd: {' and '.join(given)} both choose ranks; give one of them")
-            if self.energy == 0 or self.macs == 0:
-                raise UsageError(f"svd: {given[0]} must be above 0")
-            if self.always and not (self.rank or self.energy or self.layers):
+            self.check("svd")
+            if self.rank == AUTO and self.method != "response":
                 raise UsageError(
-                    "svd: always splits what rank=, energy= or layers= choose, "
-                    "and macs= chooses only what saves MACs"
-                )
-            if self.always and self.timed:
-                raise UsageError(
-                    "svd: always splits whatever that costs, "
-                    "and timed only what gets faster; give one of them"
+                    f"svd: rank=auto measures responses, and the method is {self.method}; leave one of them out"
                 )
             for idle in fields(FittingOptions) if self.method != "response" else ():
                 if getattr(self, idle.name) != idle.default:
@@ -118,7 +116,7 @@ class Svd(Pass):
         if not layers:
             return report
         original = Snapshot(graph)
-        shapes = sized_shapes(original.frame, _input_sizes(original, context.calibrator))
+        shapes = sized_shapes(original.frame, data_sizes(original, context.calibrator))
         now, whole = network_macs(graph, shapes, self.name)
         if self.config.by_budget and not own and now <= self.config.share * whole:
             for layer in layers:
@@ -126,8 +124,8 @@ class Svd(Pass):
             return report
         if self.by_response:
             plans = [
-                self._plan(layer, energies, shapes)
-                for layer, energies in self._energies(layers, original, context, report)
+                self._plan(layer, energies, shapes, errors)
+                for layer, energies, errors in self._energies(layers, original, context, report)
             ]
         else:
             plans = self._plans_by_weight(layers, shapes, context)
@@ -179,16 +177,25 @@ class Svd(Pass):
 
     def _energies(
         self, layers: Sequence[Layer], model: Snapshot, context: Context, report: PassReport
-    ) -> Iterator[tuple[Layer, np.ndarray]]:
-        """Each layer with the energies of its responses, [full rank], descending."""
+    ) -> Iterator[tuple[Layer, np.ndarray, np.ndarray | None]]:
+        """Each layer with the energies of its responses, [full rank], descending; and with rank=auto the error at each
+        rank, [full rank + 1], on samples that are held back.
+        """
+        auto, calibrator = self.config.rank == AUTO, context.need_calibrator()
         for group in groups(layers, len(layers)):
-            collected = collect_responses(context.need_calibrator(), model, None, group, 0)
-            for layer, responses in zip(group, collected, strict=True):
-                if responses.count == 0 or not responses.is_finite():
+            if auto:
+                collected = collect_split(calibrator, model, group)
+            else:
+                whole = collect_responses(calibrator, model, None, group, 0)
+                collected = [(responses, responses) for responses in whole]
+            for layer, (responses, held) in zip(group, collected, strict=True):
+                if responses.count == 0 or not (responses.is_finite() and held.is_finite()):
                     what = "hold NaN or infinity" if responses.count else "are empty"
                     report.skip(layer.name, f"its responses to the calibration data {what}")
                 else:
-                    yield layer, responses.spectrum()[: min(layer.channels, layer.inputs)]
+                    full = min(layer.channels, layer.inputs)
+                    errors = errors_by_rank(responses, held, full) if auto else None
+                    yield layer, responses.spectrum()[:full], errors
 
     def _plans_by_weight(
         self, layers: Sequence[Layer], shapes: Mapping[str, Shape], context: Context
@@ -205,10 +212,16 @@ class Svd(Pass):
                 plans[-1].vectors, kept = vectors, kept + vectors.nbytes
         return plans
 
-    def _plan(self, layer: Layer, energies: np.ndarray, shapes: Mapping[str, Shape]) -> LayerPlan:
+    def _plan(
+        self,
+        layer: Layer,
+        energies: np.ndarray,
+        shapes: Mapping[str, Shape],
+        errors: np.ndarray | None = None,
+    ) -> LayerPlan:
         whole, per_rank = split_macs(layer, shapes, self.config.method == "spatial")
         ranks = saving_ranks(len(energies), whole, per_rank, self.config.multiple, self.config.least)
-        return LayerPlan(layer, Ladder(energies, whole, per_rank, ranks))
+        return LayerPlan(layer, Ladder(energies, whole, per_rank, ranks, errors))
 
     def _choose(
         self,
@@ -233,28 +246,3 @@ class Svd(Pass):
             return latencies(plan, shapes, graph.opset, self.config.method, context.need_timer())
 
         return choose_timed(plans, timed, ranks, report)
-
-
-def _input_sizes(original: Snapshot, calibrator: Calibrator | None) -> Mapping[str, Shape]:
-    """Shapes of a sample of data, if the model leaves more than the batch open; of float inputs alone can
-    they be seen.
-    """
-    inputs = [
-        value
-        for value in runtime_inputs(original.frame)
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    ]
-    if (
-        calibrator is None
-        or not inputs
-        or all(dim.dim_value for value in inputs for dim in value.type.tensor_type.shape.dim[1:])
-    ):
-        return {}
-    names = [value.name for value in inputs]
-    batch = next(calibrator.observe(original.up_to(names), names))
-    dims = {value.name: value.type.tensor_type.shape.dim for value in inputs}
-    return {
-        name: (dims[name][0].dim_value or 1, *values.shape[1:])
-        for name, values in batch.items()
-        if 0 < len(dims[name]) == values.ndim  # an input of no stated shape has none
-    }

@@ -59,7 +59,7 @@ class Winograd(Pass):
     lossless = True
     after = {
         name: f"the choice is for the layers that {name} leaves"
-        for name in ("fold", "prune_channels", "svd", "tensor_train", "int8")
+        for name in ("fold", "prune_channels", "svd", "tensor_train", "tucker", "int8")
     }
 
     @dataclass(frozen=True)

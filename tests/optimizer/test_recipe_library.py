@@ -16,12 +16,13 @@ from tests.support.builders import random
 from tests.support.command import refused
 from tests.support.models import MODELS, miniature, shipped_with_onnx
 
-NAMES = ("deep-compression", "dsd", "jetson-int8", "no-training-data", "phone", "small-download")
+NAMES = ("deep-compression", "dsd", "jetson-int8", "no-data", "no-training-data", "phone", "small-download")
 FOREIGN = ("squeezenet", "resnet50")
 WANTED = {
     "deep-compression": ("model.onnx", "model.lathe"),
     "dsd": ("model.onnx",),
     "jetson-int8": ("model.jetson/build.sh",),
+    "no-data": ("model.onnx", "model.lathe"),
     "no-training-data": ("model.onnx", "model.lathe"),
     "phone": ("model.ncnn.param", "model.ncnn.bin"),
     "small-download": ("model.lathe",),
@@ -37,7 +38,7 @@ def short(name: str, folder: Path) -> Path:
 
 
 def needs(name: str) -> None:
-    if name not in ("jetson-int8", "no-training-data"):
+    if name not in ("jetson-int8", "no-data", "no-training-data"):
         pytest.importorskip("torch")
     if name == "phone":
         pytest.importorskip("ncnn")
@@ -88,13 +89,33 @@ def test_a_recipe_runs_on_lenet5(
     assert report["outcome"] == "done"
 
 
-def test_no_training_data_runs_without_any(
-    foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_data_runs_without_any(foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    report = compiled(foreign / "squeezenet.onnx", short("no-training-data", tmp_path), [])
+    report = compiled(foreign / "squeezenet.onnx", short("no-data", tmp_path), [])
     size = report["steps"][-1]["size_bytes"]  # type: ignore[index]
     assert size < 0.5 * report["model"]["size_bytes"]  # type: ignore[index]
+
+
+def test_no_training_data_is_judged_without_labels_and_refused_without_samples(
+    lenet5: Path,
+    small_mnist: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with np.load(small_mnist) as stored:
+        np.savez("calibration.npz", image=stored["train/image"][:100])
+        np.savez("others.npz", image=stored["test/image"][:200])
+    data = ["--calibration", "calibration.npz", "--eval", "others.npz", "--preprocess", "scale=1/255"]
+    recipe = short("no-training-data", tmp_path)
+    gates = ["--gate", "agreement >= 95%", "--gate", "packed ratio >= 5"]
+    report = compiled(lenet5, recipe, [*data, *gates])
+    assert report["outcome"] == "done"
+    steps = {step["name"]: step for step in report["steps"]}  # type: ignore[attr-defined]
+    assert steps["refit"]["quality"]["sqnr"] > steps["int8"]["quality"]["sqnr"]
+    said = refused(capsys, [str(lenet5), "--recipe", str(recipe), "--out", "none"])
+    assert "pass 'prune' needs calibration data; give --data, --train or --calibration" in said
 
 
 def test_they_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:

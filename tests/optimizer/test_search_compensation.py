@@ -71,3 +71,17 @@ def test_a_bias_of_another_size_is_not_composed() -> None:
         model = build(text, w1=random(12, 48), b1=random(size))
         whole = Space(steps, default_space(steps, model, packed=True))
         assert (Composer.of(model, whole) is not None) is composed
+
+
+def test_layers_that_make_up_for_those_before_them_are_not_composed() -> None:
+    text = "(float[N, 12] x) => (float[N, 48] y) { y = Gemm (x, w1, b1) }"
+    model = build(text, w1=random(12, 48), b1=random(48))
+    for passes, composed in (
+        ("codebook(rounding=hessian)", True),
+        ("codebook(rounding=hessian, sequential=true)", False),
+        ("prune", True),
+        ("prune(score=obs)", False),
+    ):
+        steps = parse_calls(passes, "passes")
+        whole = Space(steps, default_space(steps, model, packed=True))
+        assert (Composer.of(model, whole) is not None) is composed

@@ -1,14 +1,27 @@
 """What layers read and answer as moments, fits of them, the sweep of columns and the division of a budget: arrays alone."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from onnx_lathe.passes.numerics.allocation import allocate
+from onnx_lathe.passes.numerics.quantization import int4
+from onnx_lathe.passes.numerics.second_order import sweep as sweeping
+from onnx_lathe.passes.numerics.second_order.elimination import Reader, eliminate
 from onnx_lathe.passes.numerics.second_order.fitting import centered_bias, fit_free, fit_shared, gains
 from onnx_lathe.passes.numerics.second_order.paired import JointMoments, SplitJointMoments
-from onnx_lathe.passes.numerics.second_order.sweep import OfGroup, Share, sweep
+from onnx_lathe.passes.numerics.second_order.sweep import (
+    Blocks,
+    Grid,
+    OfGroup,
+    Rule,
+    Share,
+    Values,
+    nearest,
+    sweep,
+)
 from tests.support.builders import random
 from tests.support.seeds import generator
 
@@ -152,3 +165,111 @@ def test_a_budget_is_divided_so_that_least_is_lost() -> None:
         ]
         assert sum(loss[place] for loss, place in zip(losses, found, strict=True)) == min(every)[0]
     assert allocate(losses, costs, 5.0) is None
+
+
+def correlated(size: int) -> np.ndarray:
+    x = random(2, 4000, 20) @ random(2, 20, size) + random(2, 4000, size)
+    found: np.ndarray = np.einsum("gnd,gne->gde", x, x) / 4000 + 0.1 * np.eye(size)
+    return found
+
+
+def rules() -> dict[str, Rule]:
+    tables = [np.linspace(-end, end, 16) for end in (2, 3)]
+    return {
+        "int8": Grid(np.full((2, 5), 0.02), -128, 127),
+        "int4": Blocks(24, symmetric=True, search=True),
+        "uint4": Blocks(24, symmetric=False, search=False),
+        "whole rows": Blocks(240, symmetric=True, search=True),
+        "values": Values(tables, np.tile(np.arange(5) % 2, (2, 1))),
+    }
+
+
+@pytest.mark.parametrize("name", rules())
+def test_the_sweep_makes_up_for_rounding_in_whichever_blocks(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, covariance = random(2, 5, 240).astype(np.float64), correlated(240)
+    found, plain = [], nearest(weight, rules()[name])
+    for block in (1, 24, 100, 128, 1000):  # what was reached together had all changes before it
+        monkeypatch.setattr(sweeping, "BLOCK", block)
+        rule = rules()[name]
+        found.append(sweep(weight, covariance, rule))
+        if isinstance(rule, Blocks):
+            np.testing.assert_allclose(
+                rule.encoded().restored(), found[-1].reshape(10, 240), rtol=1e-5, atol=1e-7
+            )
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-5, atol=1e-5)
+    assert energy(found[0] - weight, covariance) < 0.8 * energy(plain - weight, covariance)
+
+
+def test_without_compensation_levels_and_values_are_the_nearest() -> None:
+    weight = random(1, 6, 48).astype(np.float64)
+    rule = Blocks(16, symmetric=True, search=True)
+    np.testing.assert_allclose(
+        np.square(nearest(weight, rule) - weight).sum(),
+        np.square(int4.encode(weight[0].astype(np.float32), 16, True, True).restored() - weight[0]).sum(),
+        rtol=0.02,
+    )
+    table = np.float32([-1, 0.1, 2])
+    found = nearest(weight, values := Values([table], np.zeros((1, 6), np.int64)))
+    expected = np.abs(weight[..., None] - table).argmin(axis=-1)
+    np.testing.assert_array_equal(found, table[expected])
+    np.testing.assert_array_equal(values.places(found), expected)
+
+
+def test_what_is_zero_stays_so_whatever_the_rule_makes_of_it() -> None:
+    weight = random(1, 4, 30).astype(np.float64)
+    weight[0, :, ::3] = 0
+    values = Values([np.float32([-1, 1])], np.zeros((1, 4), np.int64))
+    found = sweep(weight, correlated(30)[:1], values)
+    np.testing.assert_array_equal(found == 0, weight == 0)
+    assert sweep(weight, correlated(30)[:1], values, zero=np.zeros(weight.shape, bool)).all()
+
+
+def _readers(block: int) -> list[Reader]:
+    """Two that read six units, each `block` inputs of the first and one of the second, which reads another input too."""
+    found = []
+    for rows, units in ((3, np.repeat(np.arange(6), block)), (4, np.array([-1, 3, 1, 0, 2, 5, 4]))):
+        weight = random(rows, units.size).astype(np.float64)
+        covariance = np.cov(mixed(1, 500, units.size)[0].T.astype(np.float64))
+        found.append(
+            Reader(weight, covariance, covariance, float(np.vdot(weight @ covariance, weight)), units)
+        )
+    return found
+
+
+def _exact_loss(reader: Reader, out: Sequence[int]) -> float:
+    """Of the reader without these units, all other weights fitted."""
+    stays = ~np.isin(reader.units, out)
+    full = reader.weight @ reader.covariance
+    fitted = np.zeros_like(reader.weight)
+    fitted[:, stays] = np.linalg.solve(reader.covariance[np.ix_(stays, stays)], full[:, stays].T).T
+    change = fitted - reader.weight
+    return float(np.vdot(change @ reader.covariance, change)) / reader.energy
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_the_unit_that_goes_is_the_one_that_others_stand_in_for_best(block: int) -> None:
+    readers = _readers(block)
+    order, losses = eliminate(readers, np.ones(6), [0, 1, 2, 4])
+    gone: list[int] = []
+    for unit in order[:4]:
+        errors = {
+            other: sum(_exact_loss(reader, [*gone, other]) for reader in readers)
+            for other in set(range(6)) - set(gone)
+        }
+        assert unit == min(errors, key=lambda one: errors[one])
+        gone.append(int(unit))
+    expected = [
+        sum(_exact_loss(reader, order[:count].tolist()) for reader in readers) for count in (0, 1, 2, 4)
+    ]
+    np.testing.assert_allclose(losses, expected, rtol=1e-6, atol=1e-12)
+    assert sorted(order) == list(range(6))
+
+
+def test_units_of_several_channels_are_compared_by_channel() -> None:
+    weight = np.array([[1.0, 1.2, 5.0]])
+    reader = Reader(weight, np.eye(3), np.eye(3), 1.0, np.arange(3))
+    assert eliminate([reader], np.array([1, 2, 1]), [0, 1])[0].tolist() == [1, 0, 2]
+    assert eliminate([reader], np.array([1, 1, 1]), [0, 1])[0].tolist() == [0, 1, 2]

@@ -163,7 +163,7 @@ INSIDE = """(float[2, 8, 8, 8] x, bool c) => (float[2, 8, 8, 8] y) {
 }"""
 
 
-@pytest.mark.parametrize("name", ["svd", "tensor_train", "equalize", "prune_channels"])
+@pytest.mark.parametrize("name", ["svd", "tensor_train", "tucker", "equalize", "prune_channels"])
 def test_layers_inside_bodies_are_skipped_by_name(name: str) -> None:
     model = build(
         INSIDE,

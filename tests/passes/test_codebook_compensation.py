@@ -18,6 +18,8 @@ from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.prune.prune import Prune
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
+from tests.support import answers
+from tests.support.answers import applied, errors, network
 from tests.support.builders import build, random, run
 from tests.support.codebooks import HESSIAN, constants, context, decoded, mixed, share
 from tests.support.int8 import Rows
@@ -212,3 +214,53 @@ def test_contract_on_models_of_others(path: Path) -> None:
     assert {key: value.shape for key, value in before.items()} == {
         key: value.shape for key, value in now.items()
     }
+
+
+def test_in_sequence_a_layer_makes_up_for_those_before_it() -> None:
+    model, x = network(), mixed(200, 3, 8, 8)
+    where = answers.context(model, x=mixed(160, 3, 8, 8))
+    options = {"bits": 3, "min_size": 16}
+    plain, _ = applied("codebook", model, where, **options)
+    alone, _ = applied("codebook", model, where, **options, rounding="hessian")
+    found, report = applied("codebook", model, where, **options, rounding="hessian", sequential=True)
+    fitted, _ = applied("refit", found, where)
+    nearest, apart, together, behind = errors(x, model, plain, alone, found, fitted)
+    assert together < 0.95 * apart < 0.5 * nearest
+    assert behind < 1.02 * together
+    assert all(len(np.unique(decoded(found, weight))) <= 8 for weight in ("a", "d", "e", "c"))
+    assert all(
+        "dB by nearest values" in edit.what and "signal to noise" in edit.what for edit in report.edits
+    )
+    contract.check_structure(model, found, "codebook")
+    ort.session(found)
+
+
+def test_in_sequence_zeros_stay_groups_have_their_own_values_and_a_tradeoff_counts() -> None:
+    model = network()
+    where = answers.context(model, x=mixed(160, 3, 8, 8))
+    pruned, _ = applied("prune", model, where, sparsity=0.5, min_size=16)
+    options = {"bits": 4, "min_size": 16, "rounding": "hessian", "sequential": True, "mantissa": 7}
+    found, _ = applied("codebook", pruned, where, **options, share="channel_group", groups=2)
+    for weight in ("a", "d", "e", "c"):
+        np.testing.assert_array_equal(decoded(found, weight) == 0, constants(pruned)[weight] == 0)
+    halves = np.split(decoded(found, "c"), 2, axis=1)
+    assert all(len(np.unique(half)) <= 16 for half in halves)
+    assert not (decoded(found, "c").view(np.uint32) & 0xFFFF).any()
+    priced, report = applied("codebook", pruned, where, **options, tradeoff=0.05)
+    assert report.metrics["entropy_bits"] < report.metrics["nearest_entropy_bits"]
+    assert errors(mixed(100, 3, 8, 8), pruned, found, priced)[0] < 0.1
+
+
+def test_in_sequence_what_cannot_be_measured_or_takes_no_less_space_says_so() -> None:
+    model = build(
+        "(float[N, 4, 6, 6] x) => (float[N, 6, 8, 8] y) { y = ConvTranspose (x, w) }", w=random(4, 6, 3, 3)
+    )
+    options = {"centroids": 8, "min_size": 16, "rounding": "hessian", "sequential": True}
+    _, report = applied("codebook", model, answers.context(model, x=mixed(40, 4, 6, 6)), **options)
+    assert "nearest values: what ConvTranspose makes of its inputs is not measured" in report.edits[0].what
+    small = build("(float[N, 6] x) => (float[N, 4] y) { y = Gemm (x, w, b) }", w=random(6, 4), b=random(4))
+    found, report = applied("codebook", small, answers.context(small, x=mixed(40, 6)), **options)
+    assert found is small
+    assert "its 96 bytes would become" in report.skips[0].reason
+    with pytest.raises(UsageError, match="sequential is about rounding=hessian"):
+        configure(Codebook, {"sequential": True})

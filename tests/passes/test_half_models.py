@@ -76,6 +76,7 @@ PASSES = {
     "int8": ({}, 20.0),
     "int4": ({}, 8.0),
     "svd": ({"energy": 0.98}, 8.0),
+    "tucker": ({"macs": 0.8, "multiple": 1}, 8.0),
     "equalize": ({"min_scale": 1.01}, 45.0),
 }
 

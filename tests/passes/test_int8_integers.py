@@ -136,7 +136,7 @@ def test_dynamic_convolutions_become_float(tmp_path: Path) -> None:
     assert sqnr(run(model, {"x": x})["y"], run(after, {"x": x})["y"]) > 30
 
 
-@pytest.mark.parametrize("recipe", ["prune", "codebook", "svd", "int4", "prune_nm", "tensor_train"])
+@pytest.mark.parametrize("recipe", ["prune", "codebook", "svd", "int4", "prune_nm", "tensor_train", "tucker"])
 def test_other_passes_say_what_they_cannot_read(recipe: str, tmp_path: Path) -> None:
     quantized = qoperator(network(), random(8, 3, 12, 12), tmp_path)
     _, report = apply_pass(configure(find(recipe), {}), quantized, Context())

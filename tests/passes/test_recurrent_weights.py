@@ -231,7 +231,7 @@ def test_int4_groups_inputs_of_one_output_channel_alone(group: int) -> None:
     assert f"a scale for {group or 16} inputs" in report.edits[0].what
 
 
-@pytest.mark.parametrize("name", ["svd", "tensor_train", "prune_nm"])
+@pytest.mark.parametrize("name", ["svd", "tensor_train", "tucker", "prune_nm"])
 def test_a_pass_that_has_nothing_for_recurrent_layers_names_them(name: str) -> None:
     reason = "its weights are those of a recurrent layer, which this pass does not change"
     options = {"method": "weight"} if name == "svd" else {}

@@ -11,9 +11,10 @@ from onnx_lathe.optimizer.cli import main
 from onnx_lathe.passes.core import contract
 from onnx_lathe.passes.core.registry import find
 from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.numerics.clustering.mantissa import round_mantissa
 from onnx_lathe.passes.refit import Refit
 from onnx_lathe.runtime.running import ort
-from tests.support.answers import applied, context, errors, network
+from tests.support.answers import applied, context, errors, network, saved
 from tests.support.builders import build, random
 from tests.support.codebooks import constants, decoded, mixed
 
@@ -54,6 +55,22 @@ def test_samples_that_were_not_seen_are_answered_nearer_to_the_original(name: st
     assert errors(mixed(200, 3, 8, 8), model, again)[0] < 1.1 * after
 
 
+@pytest.mark.parametrize("bits", [0, 7])
+def test_shared_values_keep_their_short_mantissas(bits: int) -> None:
+    model = network()
+    where = context(model, x=mixed(160, 3, 8, 8))
+    compressed, _ = applied("codebook", model, where, bits=2, min_size=16, mantissa=bits)
+    fitted, report = applied("refit", compressed, where)
+    before, after = errors(mixed(200, 3, 8, 8), model, compressed, fitted)
+    assert report.edits
+    assert after < (1 if bits == 0 else 0.9) * before
+    moved = [weight for weight in "adec" if (decoded(fitted, weight) != decoded(compressed, weight)).any()]
+    assert moved or bits == 0
+    for weight in "adec":
+        values = decoded(fitted, weight)
+        assert (round_mantissa(values, bits) == values).all()
+
+
 def test_what_answers_as_the_original_does_is_left_alone() -> None:
     model = network()
     found, report = applied("refit", model, context(model, x=mixed(64, 3, 8, 8)))
@@ -77,6 +94,24 @@ def test_a_layer_is_told_what_those_before_it_lost() -> None:
     assert [edit.node for edit in report.edits] == ["Gemm_1"]
     assert errors(mixed(50, 8), model, found)[0] < 1e-3
     np.testing.assert_array_equal(constants(found)["a"], constants(halved)["a"])
+
+
+def test_what_is_added_behind_a_product_stays_but_for_what_the_product_lost() -> None:
+    model = build(
+        "(float[N, 5, 24] x) => (float[N, 5, 60] y) { h = MatMul (x, w)  y = Add (h, b) }",
+        w=random(24, 60),
+        b=random(60) * 20,
+    )
+    where = context(model, x=mixed(200, 5, 24))
+    compressed, _ = applied("prune", model, where, sparsity=0.5, min_size=16)
+    fitted, _ = applied("refit", compressed, where)
+    pruned, _ = applied("prune", model, where, sparsity=0.5, min_size=16, score="obs")
+    before, after, other = errors(mixed(300, 5, 24), model, compressed, fitted, pruned)
+    assert max(after, other) < before
+    again, _ = applied("refit", fitted, where)
+    assert errors(mixed(300, 5, 24), model, again)[0] < 1.02 * after
+    for found in (fitted, pruned):
+        np.testing.assert_allclose(constants(found)["b"], constants(model)["b"], atol=4)
 
 
 def test_a_network_that_is_run_from_further_back_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,10 +203,7 @@ def test_few_samples_are_warned_of_and_none_are_refused() -> None:
 
 def test_from_the_command_line_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = network()
-    onnx.save(model, tmp_path / "m.onnx")
-    np.savez(tmp_path / "calibration.npz", x=mixed(100, 3, 8, 8))
-    np.savez(tmp_path / "eval.npz", x=mixed(60, 3, 8, 8))
-    data = ["--calibration", str(tmp_path / "calibration.npz"), "--eval", str(tmp_path / "eval.npz")]
+    data = saved(model, tmp_path)
     passes = "prune(sparsity=0.6), refit"
     assert main([str(tmp_path / "m.onnx"), "--passes", passes, *data, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out

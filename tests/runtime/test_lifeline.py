@@ -2,17 +2,12 @@
 
 import contextlib
 import json
-import os
 import queue
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,27 +17,6 @@ from onnx_lathe.runtime.training.parallel.launch import killed
 from onnx_lathe.runtime.training.parallel.lifeline import Hub, Lost
 from onnx_lathe.runtime.training.parallel.torchrun import meeting
 from tests.support.distributed import digits
-from tests.support.namespaces import machines
-
-QUICK = "lifeline._OPTIONS.update(TCP_KEEPIDLE=1, TCP_KEEPINTVL=1, TCP_KEEPCNT=2)"
-
-HUB = f"""
-import json, signal, lifeline
-{QUICK}
-hub = lifeline.Hub(lifeline.end)
-print(json.dumps([hub.port, hub.secret]), flush=True)
-signal.pause()
-"""
-
-OTHER = f"""
-import json, signal, sys, lifeline
-{QUICK}
-host, port, secret, rank = json.loads(sys.argv[1])
-first, own = lifeline.Lost(0, 1, host), lifeline.Lost(rank, 2, "m%d" % rank)
-lifeline.connect((host, port), (secret, own), first, lifeline.end)
-print("connected", flush=True)
-signal.pause()
-"""
 
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER by which the end of a connection is a reset, as of a machine that knows nothing of it."""
@@ -169,31 +143,3 @@ def test_where_machines_meet(arguments: str, place: tuple[str, int] | None) -> N
 
 def test_silence_is_noticed_within_a_minute() -> None:
     assert 20 <= lifeline.SILENCE_S <= 45
-
-
-@pytest.mark.slow
-def test_a_cut_is_noticed_on_all_machines_and_no_busy_worker_is_taken_for_one() -> None:
-    # The module by itself: nothing else has to be imported, which would take seconds.
-    alone = {**os.environ, "PYTHONPATH": str(Path(lifeline.__file__).parent)}
-    pipes: dict[str, Any] = {"env": alone, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with machines(3) as made:
-        first = made[0].start([sys.executable, "-c", HUB], **pipes)
-        assert first.stdout is not None
-        place = json.loads(first.stdout.readline())
-        others = []
-        for rank, machine in enumerate(made[1:], 1):
-            where = json.dumps([made[0].name, *place, rank])
-            others.append(machine.start([sys.executable, "-c", OTHER, where], **pipes))
-        for other in others:
-            assert other.stdout is not None
-            assert other.stdout.readline() == "connected\n"
-        # As one that computes without an end, and lets no other thread run.
-        others[0].send_signal(signal.SIGSTOP)
-        time.sleep(5)
-        others[0].send_signal(signal.SIGCONT)
-        assert [one.poll() for one in (first, *others)] == [None] * 3
-        made[2].cut()
-        said = [one.communicate(timeout=20)[1] for one in (first, *others)]
-    silent = f"silent for {lifeline.SILENCE_S} s"
-    assert said[0] == said[1] == f"lost a machine: workers 2 to 3 on m2, {silent}\n"
-    assert said[2] == f"lost a machine: worker 0 on {made[0].name}, {silent}\n"

@@ -80,6 +80,18 @@ def test_a_network_of_integers_is_moved_by_its_weights(
     assert (result.found["y"] <= result.allowed["y"]) is allowed
 
 
+def test_floats_beside_integers_leave_it_to_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a mask of ones does, which a change of itself moves by nothing that tells of rounding."""
+    monkeypatch.setattr("onnx_lathe.runtime.targets.litert.verify.as_float", lambda values, port: values)
+    text = INDEXED.format(rest=CANCELLING.replace("Sub (q, p)", "Sub (q, p)  z = Neg (mask)"))
+    text = text.replace("ids)", "ids, float[1, 8] mask)", 1).replace("y) {", "y, float[1, 8] z) {", 1)
+    model = build(text, table=1 + np.float32(0.003) * random(64, 8))
+    sample = {"ids": np.arange(64)[None], "mask": np.ones((1, 8), np.float32)}
+    off: Any = Off(ort.run(ort.session(model), sample), 1e-3)
+    result = Reference(model, sample, stored=False, half=False).compare(off, XNNPACK)
+    assert result.found["y"] <= result.allowed["y"]
+
+
 @pytest.mark.parametrize("end", [-np.inf, np.finfo(np.float32).min, -1e9])
 def test_what_stands_for_no_end_in_a_mask_moves_nothing_else(
     end: float, monkeypatch: pytest.MonkeyPatch

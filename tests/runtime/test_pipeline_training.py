@@ -4,7 +4,6 @@ that needs them.
 
 import os
 import pickle
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import onnx
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.runtime.torch_bridge import GraphModule
@@ -28,6 +26,7 @@ from onnx_lathe.runtime.training.session import Shape
 from onnx_lathe.runtime.training.state import JobState
 from tests.support.pipelines import Pictures, moved, regression, residual
 from tests.support.training import options
+from tests.support.workers import together
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "rate": 0.02, "epochs": 1, "distill": 0.0}
 ADAMW: dict[str, Any] = {
@@ -159,14 +158,7 @@ def child(rank: int, size: int, port: int, folder: str) -> None:
 
 def started(size: int, folder: Path) -> list[dict[str, Any]]:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    context = mp.spawn(child, (size, store.port, str(folder)), nprocs=size, join=False)
-    assert context is not None
-    deadline = time.monotonic() + LIMIT_S
-    while not context.join(timeout=1):  # raises what a child raised
-        if time.monotonic() > deadline:
-            for process in context.processes:
-                process.kill()
-            pytest.fail(f"{size} workers wait for each other after {LIMIT_S} s")
+    together(child, size, size, store.port, str(folder), limit_s=LIMIT_S)
     return [pickle.loads((folder / f"{rank}of{size}.pickle").read_bytes()) for rank in range(size)]
 
 

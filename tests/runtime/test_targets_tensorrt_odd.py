@@ -14,8 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_lathe import metadata
 from onnx_lathe.engines import LONGEST_NAME
+from onnx_lathe.errors import ModelError
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.targets.core.registry import find
+from onnx_lathe.runtime.targets.tensorrt.refusals import unknown_operators
 from tests.support import quantized
 from tests.support.builders import build
 from tests.support.quantized import lower, node
@@ -140,6 +142,15 @@ def test_inputs_and_outputs_stay_as_callers_know_them(
     assert all(words in shown for words in said), shown
 
 
+@pytest.mark.parametrize("domain", ["", "ai.onnx"])
+def test_an_operator_that_one_lacks_is_named_by_both_names_of_its_domain(domain: str) -> None:
+    where = helper.make_node("NonZero", ["x"], ["y"], "where", domain=domain)
+    graph = helper.make_graph([where], "net", [], [])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid(domain, 17)])
+    (found,) = unknown_operators(model, {"NonZero": "why"})
+    assert (found.node, found.reason) == ("where", "why")
+
+
 def test_a_loop_with_an_operator_that_rtx_has_not(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = build("""(float[4] x) => (float[4] y) {
         y = Loop (trip, go, x) < body = step (int64 i, bool c, float[4] s) => (bool k, float[4] t) {
@@ -203,6 +214,21 @@ def test_a_bundle_of_a_model_that_runs_at_no_usual_size(
     line = refused_line(capfd)
     assert "does not run at the sizes that it is built for, input 'x' 1x3x1x1: give data" in line
     assert "shapes={x: MIN:OPT:MAX}" in line
+
+
+def test_sizes_are_not_blamed_where_data_has_them(tmp_path: Path) -> None:
+    """What stands in the way of data is said as it is: they could give no others."""
+    target = find("jetson")()
+    path = tmp_path / "odd.onnx"
+    onnx.save(spatial(8, ["n", "n", "n"]), path)
+    feeds = {"x": np.ones((2, 3, 5, 5), np.float32)}
+    options, _ = target.fitted(onnx.load(path), target.Config(batch="2"), {"x": (2, 3, 5, 5)})
+    (tmp_path / "out").mkdir()
+    artifact = target.build(path, tmp_path / "out", options, lambda text: None)
+    with pytest.raises(ModelError) as raised:
+        target.verify(path, artifact, options, feeds, lambda text: None)
+    assert "ONNX Runtime" in str(raised.value)
+    assert "give data" not in str(raised.value)
 
 
 def branch_on_rate() -> onnx.ModelProto:

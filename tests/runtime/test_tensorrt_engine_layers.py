@@ -1,10 +1,12 @@
 """What is read from TensorRT's descriptions of kernels, in each of their wordings, and what is not."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from onnx_lathe.runtime.targets.tensorrt.engine_layers import Kernel, from_inspector, from_log
+from onnx_lathe.runtime.targets.tensorrt.worker import make_logger
 from tests.support.engine_descriptions import ELEVEN, NAMES_ONLY, RTX_LOG, TEN, eleven, layer, line, ten
 
 
@@ -58,6 +60,15 @@ def test_a_line_break_in_a_name_does_not_split_a_kernel() -> None:
     assert [kernel.nodes for kernel in found] == [("conv\n2", "w2_DQ"), ("fc",)]
     assert found[0].named_after == ["conv\n2"]
     assert types(found) == {"conv\n2": "int8", "w2_DQ": "int8", "fc": "int8"}
+
+
+def test_what_a_record_begins_with_is_no_end_of_the_one_before() -> None:
+    """Names would be lost of a kernel whose metadata end with another record's title."""
+    logger = make_logger(SimpleNamespace(ILogger=type("ILogger", (), {})), None)
+    for name in ("conv1", "conv2"):
+        kernel = line(f"{name}_myl0_5", "correlation", ["Int8"], ["Int8"], f"[ONNX Layer: {name}]")
+        logger.log(SimpleNamespace(name="VERBOSE"), f"Layers:\n{kernel}")
+    assert [kernel.nodes for kernel in from_log(logger.described())] == [("conv1",), ("conv2",)]
 
 
 def test_the_log_of_ten_states_format_and_type_together() -> None:

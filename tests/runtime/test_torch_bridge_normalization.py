@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from tests.support import quantized
 from tests.support.builders import build
+from tests.support.workers import METHOD
 
 torch = pytest.importorskip("torch")
 from onnx_lathe.runtime.torch_bridge import GraphModule  # noqa: E402
@@ -238,7 +239,7 @@ def descend(module: GraphModule, x: torch.Tensor, samples: float) -> None:
 def test_two_workers_are_one(tmp_path: Path) -> None:
     """Weights and statistics equal those of one process that sees all samples; both workers have the same."""
     started = [
-        multiprocessing.get_context("spawn").Process(target=worker, args=(rank, str(tmp_path), (3,)))
+        multiprocessing.get_context(METHOD).Process(target=worker, args=(rank, str(tmp_path), (3,)))
         for rank in (0, 1)
     ]
     for process in started:

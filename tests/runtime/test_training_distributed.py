@@ -13,7 +13,6 @@ import onnx
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
@@ -28,6 +27,9 @@ from onnx_lathe.runtime.training.parallel.workers import LaunchedGroup
 from tests.support.distributed import digits, lenet, moved
 from tests.support.models import MODELS
 from tests.support.training import options
+from tests.support.workers import together
+
+LIMIT_S = 240.0
 
 
 def regression() -> onnx.ModelProto:
@@ -186,7 +188,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         "        optimizer.zero_grad(); loss.backward(); optimizer.step()\n"
     )
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    mp.spawn(both, (store.port, str(folder)), nprocs=2)
+    together(both, 2, store.port, str(folder), limit_s=LIMIT_S)
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in (0, 1)]
 
 

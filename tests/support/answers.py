@@ -1,5 +1,7 @@
 """A small network, and passes applied to it with samples: for tests of what layers answer."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 
@@ -11,6 +13,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
 from tests.support.builders import build, random, run
+from tests.support.codebooks import mixed
 from tests.support.int8 import Rows
 
 NETWORK = """(float[N, 3, 8, 8] x) => (float[N, 10] y) {
@@ -41,6 +44,15 @@ def applied(
 ) -> tuple[onnx.ModelProto, PassReport]:
     instance: Pass = configure(find(name), options)
     return apply_pass(instance, model, where)
+
+
+def saved(model: onnx.ModelProto, folder: Path) -> list[str]:
+    """The model as m.onnx in the folder, samples beside it, and the command line's arguments for them."""
+    onnx.save(model, folder / "m.onnx")
+    parts = {"calibration": 100, "eval": 60}
+    for part, count in parts.items():
+        np.savez(folder / f"{part}.npz", x=mixed(count, 3, 8, 8))
+    return [given for part in parts for given in (f"--{part}", str(folder / f"{part}.npz"))]
 
 
 def errors(x: np.ndarray, original: onnx.ModelProto, *others: onnx.ModelProto) -> list[float]:

@@ -90,6 +90,34 @@ def _thin(model: onnx.ModelProto, by: int) -> None:
     del model.graph.value_info[:]
 
 
+def beginning(model: onnx.ModelProto, most: int) -> onnx.ModelProto:
+    """The model up to the last place among its first `most` nodes where a single tensor goes on: of many blocks that
+    are alike the first. A model of fewer nodes is whole.
+    """
+    if len(model.graph.node) <= most:
+        return model
+    last = {name: place for place, node in enumerate(model.graph.node) for name in node.input}
+    live: set[str] = set()
+    for place, node in enumerate(model.graph.node[:most]):
+        live = {name for name in (*live, *node.output) if last.get(name, place) > place}
+        if len(live) == 1:
+            (end,), stop = live, place + 1
+    shapes = {
+        value.name: value
+        for value in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info
+    }
+    graph = model.graph
+    del graph.node[stop:]
+    del graph.value_info[:]
+    graph.output.pop()
+    graph.output.append(shapes[end])
+    read = {name for node in graph.node for name in node.input}
+    for listed in (graph.initializer, graph.input):
+        for one in [one for one in listed if one.name not in read]:
+            listed.remove(one)
+    return model
+
+
 def miniature(path: Path, side: int, thinner: int = 8) -> onnx.ModelProto:
     """A `light_*` model with so many times fewer channels, for pictures of `side` x `side`: with what averages the
     last map averaging all of it, whatever its size.

@@ -12,7 +12,7 @@ from onnx_lathe.passes.core.services import Calibrator
 from onnx_lathe.passes.graph import Graph, Node
 from onnx_lathe.passes.graph.answers.walk import Walk
 from onnx_lathe.passes.graph.biases import BIAS_INPUT
-from onnx_lathe.passes.graph.input_moments import POSITIONS, SEED, Rows, rows_of
+from onnx_lathe.passes.graph.input_moments import SEED, Rows, positions_of, rows_of
 from onnx_lathe.passes.graph.layers import Weight
 from onnx_lathe.passes.graph.model import export_model
 from onnx_lathe.passes.graph.quantization.bias_places import bias_place
@@ -26,18 +26,34 @@ SAMPLES = 128
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that is changed, by the weight that it alone reads."""
+    """A layer that is changed, by the weight that it alone reads. `adder`: what adds its bias, the layer itself or an Add
+    behind it. `kept`: which of the channels that the other network answers the layer still has, bool; none: all.
+    """
 
     node: Node
     rows: Rows
+    adder: Node
+    kept: np.ndarray | None = None
 
     @property
     def response(self) -> str:
         return str(self.node.outputs[0].name)
 
     @property
+    def answer(self) -> str:
+        """What is compared: the response, its bias included."""
+        return str(self.adder.outputs[0].name)
+
+    @property
     def source(self) -> str:
         return str(self.node.inputs[0].name)
+
+    def asked(self, answered: np.ndarray) -> np.ndarray:
+        """Of what the other network answers, what this layer should."""
+        axis = 1 if self.node.op == "Conv" else answered.ndim - 1
+        if self.kept is None or answered.ndim <= axis or answered.shape[axis] != self.kept.size:
+            return answered
+        return np.compress(self.kept, answered, axis)
 
 
 def layer_of(graph: Graph, weight: Weight) -> Layer | str:
@@ -55,7 +71,7 @@ def layer_of(graph: Graph, weight: Weight) -> Layer | str:
         return (
             "its bias cannot be changed"
             if added and not node.inputs[BIAS_INPUT].is_empty()
-            else Layer(node, rows)
+            else Layer(node, rows, node)
         )
     tensor, channels = place.tensor, rows.sizes[0] * rows.sizes[1]
     if tensor is not None and not tensor.is_empty():
@@ -63,7 +79,7 @@ def layer_of(graph: Graph, weight: Weight) -> Layer | str:
         # a column of a Gemm may have as many: one for each sample
         if size != 1 and (size, tensor.shape[-1]) != (channels, channels):
             return "its bias is no number for each output channel"
-    return Layer(node, rows)
+    return Layer(node, rows, place.adder)
 
 
 def answers(
@@ -76,7 +92,7 @@ def answers(
         return
     held = [calibrator.held(export_model(graph), SAMPLES), calibrator.held(original, SAMPLES)]
     now = Walk(held[0], [layer.source for layer in layers])
-    wanted = Walk(held[1], [layer.response for layer in layers])
+    wanted = Walk(held[1], [layer.answer for layer in layers])
     for place, layer in enumerate(layers):
         found = SplitJointMoments.of(*_sizes(layer.rows))
         generator = np.random.default_rng([SEED, zlib.crc32(layer.rows.weight.name.encode())])
@@ -111,7 +127,7 @@ def _add(
 ) -> str | None:
     """Takes the rows of batch `number`, which begins with the sample `first`; or says why the two do not belong together."""
     x = read[layer.source].astype(np.float32, copy=False)
-    y = answered[layer.response].astype(np.float32, copy=False)
+    y = layer.asked(answered[layer.answer]).astype(np.float32, copy=False)
     groups, outputs, inputs = layer.rows.sizes
     window = layer.rows.windows[0]
     if window is None:
@@ -121,7 +137,7 @@ def _add(
         each = len(x) // read.rows if len(x) % read.rows == 0 else 0
         for sample in range(read.samples) if each else [None]:
             part = slice(None) if sample is None else slice(sample * each, (sample + 1) * each)
-            most = POSITIONS * (read.samples if sample is None else 1)
+            most = positions_of(inputs) * (read.samples if sample is None else 1)
             rows = chosen(len(x[part]), most, generator)
             found.add(x[part][rows][None], y[part][rows][None], number if sample is None else first + sample)
         return None
@@ -129,7 +145,7 @@ def _add(
     if y.shape[1:] != (groups * outputs, *positions) or len(y) != len(x):
         return f"the original answers {list(y.shape)} there, which is another form"
     for sample in range(read.samples):
-        places = chosen(math.prod(positions), POSITIONS, generator)
+        places = chosen(math.prod(positions), positions_of(inputs), generator)
         if places.size:
             rows = window.rows_at(x[sample], places)
             asked = y[sample].reshape(groups, outputs, -1)[:, :, places].transpose(0, 2, 1)

@@ -35,7 +35,7 @@ class Judged:
 
     form: Form
     moments: SplitJointMoments
-    """Of means that count as 0, if the layer has no place for a bias."""
+    """Of means that count as 0, if the layer has no place for a bias, or its bias is to stay."""
     place: BiasPlace | None
     bias: np.ndarray
     before: float
@@ -43,10 +43,11 @@ class Judged:
     """Variance of all answers that are wanted."""
 
     @classmethod
-    def of(cls, graph: Graph, form: Form, moments: SplitJointMoments) -> "Judged":
+    def of(cls, graph: Graph, form: Form, moments: SplitJointMoments, moves_bias: bool = True) -> "Judged":
         place = bias_place(graph, form.rows.weight.nodes[0])
-        moments = moments.uncentered() if place is None else moments
         bias = _bias(place, form.now.shape[:2])
+        if place is None or not moves_bias:
+            place, moments, bias = None, moments.uncentered(bias), np.zeros_like(bias)
         judge = moments.judging
         return cls(
             form,
@@ -63,15 +64,15 @@ class Judged:
     def is_worth(self, found: Candidate) -> bool:
         return found.error < WORTH * self.before
 
-    def best(self, weights: Sequence[np.ndarray]) -> Candidate:
-        """The one of least error; `weights` are one at least."""
-        return min(self._candidates(weights), key=lambda one: one.error)
+    def best(self, weights: Sequence[np.ndarray], scaled: bool = True) -> Candidate:
+        """The one of least error; `weights` are one at least. `scaled`: whether channels may be multiplied."""
+        return min(self._candidates(weights, scaled), key=lambda one: one.error)
 
-    def _candidates(self, weights: Sequence[np.ndarray]) -> Iterator[Candidate]:
+    def _candidates(self, weights: Sequence[np.ndarray], scaled: bool) -> Iterator[Candidate]:
         one = np.ones(self.form.now.shape[:2])
         for weight in weights:
             gain = gains(self.moments.fitted, weight)
-            for factor in (gain, one) if self.form.scales and (gain != 1).any() else (one,):
+            for factor in (gain, one) if scaled and self.form.scales and (gain != 1).any() else (one,):
                 full = weight * factor[:, :, None]
                 bias = centered_bias(self.moments.fitted, full)
                 yield Candidate(weight, factor, bias, float(self.moments.judging.error(full, bias).sum()))

@@ -11,6 +11,7 @@ from onnx_lathe.passes.graph.initializers import read, write
 from onnx_lathe.passes.graph.input_moments import Rows
 from onnx_lathe.passes.graph.layers import constant_value
 from onnx_lathe.passes.graph.model import sparse_tensors
+from onnx_lathe.passes.numerics.clustering.mantissa import mantissa_bits, round_mantissa
 from onnx_lathe.passes.numerics.second_order.fitting import fit_free, fit_shared
 from onnx_lathe.passes.numerics.second_order.paired import JointMoments
 
@@ -63,7 +64,9 @@ class Values(Form):
     def fit(self, moments: JointMoments) -> np.ndarray | None:
         values = self._shared()
         fixed = (values == 0) if self.keeps_zero else np.zeros(values.size, bool)
-        self.fitted = fit_shared(moments, self.now, self.places, values * self.alpha, fixed) / self.alpha
+        self.fitted = self._rounded(
+            fit_shared(moments, self.now, self.places, values * self.alpha, fixed) / self.alpha
+        )
         return self.fitted[self.places] * self.alpha
 
     def store(self, weight: np.ndarray, gains: np.ndarray) -> None:
@@ -75,6 +78,14 @@ class Values(Form):
             write(codebook, self.fitted[start:stop].astype(np.float32))
             start = stop
 
+    def _rounded(self, values: np.ndarray) -> np.ndarray:
+        """With as few bits of mantissa as each codebook's values have now: how short they are was decided."""
+        parts = np.split(values.astype(np.float32), np.cumsum([one.shape[0] for one in self.codebooks])[:-1])
+        bits = [mantissa_bits(read(one)) for one in self.codebooks]
+        return np.concatenate(
+            [round_mantissa(*one) for one in zip(parts, bits, strict=True)], dtype=np.float64
+        )
+
     def _shared(self) -> np.ndarray:
         return np.concatenate([read(codebook) for codebook in self.codebooks]).astype(np.float64)
 
@@ -83,9 +94,14 @@ class Values(Form):
 class Steps(Form):
     """Integers with a scale for each output channel, or for each block of its inputs: `axis` is that of the channels."""
 
+    levels: Constant
     factors: Constant
     axis: int
     scales = True
+
+    def scale(self) -> np.ndarray:
+        """Of each output channel [groups, r], float64, if there is one for each."""
+        return read(self.factors).astype(np.float64).reshape(self.now.shape[:2])
 
     def store(self, weight: np.ndarray, gains: np.ndarray) -> None:
         shape = [1] * len(self.factors.shape)
@@ -138,8 +154,8 @@ def _codebooks(tensor: Tensor) -> tuple[list[Constant], np.ndarray] | None:
     return [codebook], read(indices).astype(np.int64)
 
 
-def _steps(tensor: Tensor, axis: int, channels: int) -> tuple[Constant, int] | None:
-    """The scales of a weight that is dequantized, and their axis of output channels."""
+def _steps(tensor: Tensor, axis: int, channels: int) -> tuple[Constant, Constant, int] | None:
+    """The integers and scales of a weight that is dequantized, and the scales' axis of output channels."""
     node = tensor.inputs[0]
     shaped = node.op == "Reshape" and bool(node.inputs[0].inputs)
     if shaped:
@@ -151,6 +167,6 @@ def _steps(tensor: Tensor, axis: int, channels: int) -> tuple[Constant, int] | N
         return None
     if len(scales.shape) == 1:
         fits = scales.shape[0] == channels and node.attrs.get("axis", 1) % len(node.inputs[0].shape) == axis
-        return (scales, 0) if fits else None
+        return (node.inputs[0], scales, 0) if fits else None
     fits = len(scales.shape) > axis and scales.shape[axis] == channels
-    return (scales, axis) if fits else None
+    return (node.inputs[0], scales, axis) if fits else None

@@ -5,6 +5,13 @@ import numpy as np
 MANTISSA_BITS = 23
 
 
+def mantissa_bits(values: np.ndarray) -> int:
+    """How many explicit bits of mantissa float32 values need, 0 (powers of two) to 23."""
+    raw = np.ascontiguousarray(values, np.float32).view(np.uint32) & np.uint32((1 << MANTISSA_BITS) - 1)
+    used = int(np.bitwise_or.reduce(raw, axis=None))
+    return MANTISSA_BITS + 1 - (used & -used).bit_length() if used else 0
+
+
 def round_mantissa(values: np.ndarray, bits: int | None) -> np.ndarray:
     """The nearest float32 values (finite) with so many explicit bits of mantissa, ties to even; 7 are
     bfloat16, None leaves all 23.

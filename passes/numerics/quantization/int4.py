@@ -11,7 +11,7 @@ rapid-deployment", NeurIPS 2019, section 3, for the cut; Dettmers and Zettlemoye
 precision", ICML 2023, section 5, for groups.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
@@ -40,6 +40,10 @@ class Levels:
         shift = np.float32(0) if self.zeros is None else self.zeros.astype(np.float32)[..., None]
         values: np.ndarray = ((groups - shift) * self.scale[..., None]).reshape(self.levels.shape)
         return values
+
+    def scaled(self, gains: np.ndarray) -> "Levels":
+        """With each row multiplied by its gain, [rows]."""
+        return replace(self, scale=(self.scale * gains[:, None]).astype(np.float32))
 
 
 def divisor_near(size: int, wanted: int) -> int | None:
@@ -82,7 +86,11 @@ def encode(matrix: np.ndarray, group: int, symmetric: bool, search: bool) -> Lev
             np.where(better, new, old) for new, old in ((error, best), (step, scale), (zero, zeros))
         )
         levels = np.where(better[..., None], tried, levels)
-    kind = ml_dtypes.int4 if symmetric else ml_dtypes.uint4
-    stored = levels.reshape(rows, columns).astype(np.int8).astype(kind)
+    stored = levels.reshape(rows, columns).astype(np.int8).astype(kind(symmetric))
     scale = np.maximum(np.ldexp(scale, exponent), np.finfo(np.float32).tiny)
-    return Levels(stored, scale, None if symmetric else zeros.astype(np.int8).astype(kind))
+    return Levels(stored, scale, None if symmetric else zeros.astype(np.int8).astype(kind(symmetric)))
+
+
+def kind(symmetric: bool) -> np.dtype:
+    """Of levels."""
+    return np.dtype(ml_dtypes.int4 if symmetric else ml_dtypes.uint4)

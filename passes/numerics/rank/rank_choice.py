@@ -2,7 +2,8 @@
 
 A layer keeps E(r) = sum of its first r energies / sum of all; a network is taken to keep the product over
 its layers. Greedy steps, least log E lost per multiply-accumulate (MAC) saved first, bring the whole
-network within a budget of MACs.
+network within a budget of MACs. Where errors were measured on held-back samples, the sum of these is made least
+instead, by the dynamic programme of allocation.py.
 Source: Zhang et al., TPAMI 2016, section 3.4: there, too, the product of energies is maximized under a
 bound on MACs by such steps.
 """
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+
+from onnx_lathe.passes.numerics.allocation import allocate
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Ladder:
     whole: float
     per_rank: float
     ranks: tuple[int, ...]
+    measured: np.ndarray | None = None
+    """Relative squared error at each rank, [full rank + 1], if it was measured."""
 
     @cached_property
     def _sums(self) -> np.ndarray:
@@ -50,11 +55,14 @@ def saving_ranks(full: int, whole: float, per_rank: float, multiple: int, least:
     """Ranks with fewer MACs than the whole layer, at least `least` of the full rank: multiples of
     `multiple`, if the full rank has any.
     """
+    return tuple(rank for rank in allowed_ranks(full, multiple, least) if rank * per_rank < whole)
+
+
+def allowed_ranks(full: int, multiple: int, least: float) -> range:
+    """Ranks from `least` of the full one: multiples of `multiple`, if the full rank has any."""
     step = multiple if multiple <= full else 1
     low = max(1, math.ceil(least * full))
-    return tuple(
-        rank for rank in range(step * math.ceil(low / step), full + 1, step) if rank * per_rank < whole
-    )
+    return range(step * math.ceil(low / step), full + 1, step)
 
 
 def rank_for_energy(energies: np.ndarray, energy: float, multiple: int) -> int:
@@ -101,6 +109,27 @@ def within_budget(ladders: Sequence[Ladder], budget: float) -> list[int | None]:
             return [option[place] for option, place in zip(options, at, strict=True)]
         total -= macs[number][at[number]] - macs[number][to]
         at[number] = to
+
+
+def least_error(ladders: Sequence[Ladder], budget: float) -> list[int | None]:
+    """As `within_budget`, for ladders whose errors are measured."""
+    options: list[list[int | None]] = [[None, *reversed(ladder.ranks)] for ladder in ladders]
+    macs = [
+        np.array([ladder.macs(rank) for rank in own]) for ladder, own in zip(ladders, options, strict=True)
+    ]
+    errors = [
+        np.array([0.0 if rank is None else np.asarray(ladder.measured)[rank] for rank in own])
+        for ladder, own in zip(ladders, options, strict=True)
+    ]
+    return [option[place] for option, place in zip(options, allocated(errors, macs, budget), strict=True)]
+
+
+def allocated(errors: Sequence[np.ndarray], macs: Sequence[np.ndarray], budget: float) -> list[int]:
+    """For each layer the place of its setting, so that errors sum to the least within the budget; the cheapest ones if
+    even these cost more.
+    """
+    found = allocate(errors, macs, budget)
+    return [int(np.argmin(one)) for one in macs] if found is None else found
 
 
 def _cheapest(macs: np.ndarray, lost: np.ndarray, at: int) -> tuple[float, int]:

@@ -158,6 +158,21 @@ class Responses:
         return np.pad(values, (0, len(self.found_mean) - values.size))
 
 
+def errors_by_rank(fitted: Responses, held: Responses, full: int) -> np.ndarray:
+    """Relative squared error of `held` along the first 0, 1, ... `full` principal directions of `fitted` about its mean,
+    [full + 1]; of `fitted` itself, if nothing is held.
+    """
+    judge = held if held.count else fitted
+    step = judge.found_mean - fitted.found_mean
+    moments = judge.covariance + np.outer(step, step)
+    directions = np.linalg.eigh(fitted.covariance)[1][:, ::-1][:, :full]
+    explained = np.einsum("ij,ij->j", directions, moments @ directions)
+    total = float(np.trace(moments))
+    if total <= 0:
+        return np.zeros(full + 1)
+    return np.maximum(1 - np.concatenate([[0.0], np.cumsum(explained)]) / total, 0.0)
+
+
 def as_rows(values: np.ndarray, axis: int) -> np.ndarray:
     """A tensor as [positions, channels], `axis` being that of the channels."""
     moved = np.moveaxis(values, axis, -1)

@@ -8,10 +8,9 @@ Sources: Frantar and Alistarh, "SparseGPT", ICML 2023, section 3.1, for rows wit
 "Data-Free Quantization", ICCV 2019, section 4.2, for means.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
+from onnx_lathe.passes.numerics.second_order.conjugate import solve_free
 from onnx_lathe.passes.numerics.second_order.paired import JointMoments
 
 GAINS = (0.5, 2.0)
@@ -29,27 +28,7 @@ def fit_free(moments: JointMoments, weight: np.ndarray, free: np.ndarray) -> np.
     if free.all():
         change: np.ndarray = np.linalg.solve(regular, residual.transpose(0, 2, 1)).transpose(0, 2, 1)
         return weight + change
-    found = weight.astype(np.float64)
-    # thousands of small systems that are damped: float32 takes half the time, and judging follows
-    scale = np.einsum("gii->g", regular) / regular.shape[1]
-    singles = (regular / scale[:, None, None]).astype(np.float32)
-    residual = (residual / scale[:, None, None]).astype(np.float32)
-    for group, matrix in enumerate(singles):
-        for rows, places in _alike(free[group]):
-            if places.size:
-                part = np.ix_(rows, places)
-                change = np.linalg.solve(matrix[np.ix_(places, places)], residual[group][part].T)
-                found[group][part] += change.T
-    return found
-
-
-def _alike(free: np.ndarray) -> Sequence[tuple[np.ndarray, np.ndarray]]:
-    """(rows, their free places) of the rows [r, d] that have the same."""
-    _, kinds = np.unique(np.packbits(free, axis=1), axis=0, return_inverse=True)
-    kinds = kinds.reshape(-1)
-    order = np.argsort(kinds, kind="stable")
-    starts = np.flatnonzero(np.diff(kinds[order], prepend=-1))
-    return [(rows, np.flatnonzero(free[rows[0]])) for rows in np.split(order, starts[1:])]
+    return weight + solve_free(regular, residual, free)
 
 
 def fit_shared(

@@ -18,6 +18,9 @@ from onnx_lathe.passes.numerics.second_order.moments import (
     shrunk,
 )
 
+WAITING_BYTES = 1 << 24
+"""Of rows that wait; of a wide depthwise convolution they are many for a few numbers each."""
+
 
 class JointMoments:
     """Of inputs x [groups, n, d] and answers y [groups, n, r]: their number, means, and centered sums C_xx [groups, d,
@@ -31,7 +34,7 @@ class JointMoments:
         self._yx = np.zeros((groups, outputs, inputs))
         self._yy = np.zeros((groups, outputs))
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
-        self._most = min(2 * inputs, MOST_WAITING)
+        self._most = min(max(WAITING_BYTES // (4 * groups * (inputs + outputs)), inputs), MOST_WAITING)
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         self._waiting.append((x, y))
@@ -89,14 +92,17 @@ class JointMoments:
         """`xx`, damped, and shrunk towards its diagonal by what so few rows leave open."""
         return shrunk(self.xx, self.count)
 
-    def uncentered(self) -> "JointMoments":
-        """The same rows, of means that are taken for 0: for a layer without a bias, whose means its weight makes too."""
+    def uncentered(self, bias: np.ndarray | float = 0.0) -> "JointMoments":
+        """The same rows, of means that are taken for 0: for a layer without a bias, or whose bias [groups, r] stays, whose
+        means its weight makes too.
+        """
         groups, outputs, inputs = self._yx.shape
+        mean_y = self.mean_y - bias
         found = JointMoments(groups, inputs, outputs)
         found.count = self.count
         found._xx = self._xx + self.count * self.mean_x[:, :, None] * self.mean_x[:, None]
-        found._yx = self._yx + self.count * self.mean_y[:, :, None] * self.mean_x[:, None]
-        found._yy = self._yy + self.count * np.square(self.mean_y)
+        found._yx = self._yx + self.count * mean_y[:, :, None] * self.mean_x[:, None]
+        found._yy = self._yy + self.count * np.square(mean_y)
         return found
 
     def error(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -129,8 +135,8 @@ class SplitJointMoments:
         self.fitted.settle()
         self.held.settle()
 
-    def uncentered(self) -> "SplitJointMoments":
-        return SplitJointMoments(self.fitted.uncentered(), self.held.uncentered(), self.samples)
+    def uncentered(self, bias: np.ndarray | float = 0.0) -> "SplitJointMoments":
+        return SplitJointMoments(self.fitted.uncentered(bias), self.held.uncentered(bias), self.samples)
 
     @property
     def judging(self) -> JointMoments:

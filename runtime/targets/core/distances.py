@@ -104,7 +104,7 @@ def changed(value: np.ndarray, change: float, generator: np.random.Generator) ->
 
 def with_changed_weights(model: onnx.ModelProto, change: float, seed: int) -> onnx.ModelProto:
     """A copy whose float32 weights, of two axes or more, are moved by up to `change` of themselves: what a network that
-    takes integers alone can be moved by. Not of their largest, which in a mask stands for no end: what is beside it
+    takes integers can be moved by, whatever floats there are beside them, such as a mask. Not of their largest, which in a mask stands for no end: what is beside it
     would be lost.
     """
     found = onnx.ModelProto()

@@ -90,7 +90,9 @@ class Bundle:
         try:
             found = reference.write(self.folder / reference.FILE, session, stored)
         except ModelError as error:
-            raise (_no_sizes(profiles, error) if profiles else error) from error
+            if given or not profiles:
+                raise
+            raise _no_sizes(profiles, error) from error
         described["reference"] = found | {"made_up": made_up}
         self._describe(described)
         return {"reference": "random" if made_up else "data", **({"notes": notes} if notes else {})}

@@ -204,7 +204,7 @@ class Reference:
             change = CHANGE_QUANTIZED if self.stored else CHANGE
             moved = moved_by(self.session, self.sample, self.wanted, change, self._distance)
             others = []
-            if not any(np.issubdtype(value.dtype, np.floating) for value in self.sample.values()):
+            if not all(np.issubdtype(value.dtype, np.floating) for value in self.sample.values()):
                 for seed in range(CHANGES):
                     near = with_changed_weights(self.model, change, seed)
                     others.append(ort.run(ort.session(near, optimized=False), self.sample))

@@ -24,7 +24,10 @@ SequenceLength SequenceMap SoftmaxCrossEntropyLoss SplitToSequence StringConcat 
 """
 UNKNOWN_OPERATORS = frozenset(_UNKNOWN_OPERATORS.split())
 
-_DOMAINS = ("", "ai.onnx", "com.microsoft")
+_ONNX = ("", "ai.onnx")
+"""Two names of one domain."""
+
+_DOMAINS = (*_ONNX, "com.microsoft")
 
 _GPUS: dict[int, tuple[str, int]] = {
     TensorProto.FLOAT8E4M3FN: ("FP8", 89),
@@ -79,10 +82,10 @@ def unknown_operators(
         if node.domain not in _DOMAINS:
             what = f"TensorRT has no operator {node.domain}.{node.op_type}"
             found.append(Concern(name, f"{what}; export the model without it", True, node.op_type))
-        elif node.op_type in UNKNOWN_OPERATORS and node.domain in ("", "ai.onnx"):
+        elif node.op_type in UNKNOWN_OPERATORS and node.domain in _ONNX:
             what = f"the operator {node.op_type} is not known to TensorRT"
             found.append(Concern(name, f"{what}; export the model without it", True, node.op_type))
-        elif node.op_type in lacking and not node.domain:
+        elif node.op_type in lacking and node.domain in _ONNX:
             found.append(Concern(name, lacking[node.op_type], True, node.op_type))
     return found
 
@@ -135,7 +138,7 @@ def _shape_tensors(reader: Reader) -> dict[str, str]:
     """Tensor of the main graph -> the node whose result's shape it decides."""
     found: dict[str, str] = {}
     for node, name in reversed(list(reader.nodes())):
-        if node.domain:
+        if node.domain not in _ONNX:
             continue
         for index in _SHAPE_INPUTS.get(node.op_type, ()):
             if index < len(node.input) and node.input[index]:
@@ -173,7 +176,7 @@ def _kinds(reader: Reader, node: onnx.NodeProto) -> list[int]:
 def _weights(reader: Reader) -> Iterator[Concern]:
     for part in _readers(reader):
         for node, name in part.nodes():
-            if node.op_type not in LAYERS or node.domain:
+            if node.op_type not in LAYERS or node.domain not in _ONNX:
                 continue
             for tensor in node.input[1:]:
                 stored = part.constants.get(tensor)
@@ -223,7 +226,7 @@ def deciding_inputs(graph: onnx.GraphProto) -> dict[str, list[str]]:
     values = {value.name: {value.name} for value in graph.input if value.name not in reader.constants}
     found = {}
     for node, name in reader.nodes():
-        if node.op_type in ("If", "Loop") and not node.domain:
+        if node.op_type in ("If", "Loop") and node.domain in _ONNX:
             place = 0 if node.op_type == "If" else 1
             found[name] = sorted(values.get(node.input[place], ()))
         if node.op_type not in ("Shape", "Size"):

@@ -112,6 +112,10 @@ def make_logger(trt: Any, verbose_log: str | None) -> Any:
                 self.records.append((severity.name, one_line(text)))
                 print(one_line(text), file=sys.stderr, flush=True)
 
+        def described(self) -> str:
+            """The records of kernels, apart by an empty line: what a record begins with belongs to none before it."""
+            return "\n\n".join(self.layers)
+
         def errors(self, since: int = 0) -> list[str]:
             return list(
                 dict.fromkeys(text for severity, text in self.records[since:] if severity != "WARNING")
@@ -172,7 +176,7 @@ def build(
         "outputs": [describe(network.get_output(index)) for index in range(network.num_outputs)],
         "warnings": logger.warnings(),
         "weights_bytes": logger.weights_bytes,
-        "layers": "\n".join(logger.layers),
+        "layers": logger.described(),
         "gpu": gpu(),
         **left,
     }

@@ -1,0 +1,1 @@
+"""The pass `tucker`, and what it alone uses."""
