@@ -46,7 +46,7 @@ _SPEC = re.compile(r"synthetic(?::(.*))?")
 def asked_for(spec: object) -> TypeGuard[str]:
     """Whether data is named by the word; the path of a file or folder that is there is a path."""
     # os.path: a name that is too long for a file is none
-    return isinstance(spec, str) and _SPEC.fullmatch(spec) is not None and not os.path.exists(spec)  # noqa: PTH110
+    return isinstance(spec, str) and _SPEC.fullmatch(spec) is not None and not os.path.exists(spec)
 
 
 class SyntheticSource(IndexedSource):
