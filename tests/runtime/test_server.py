@@ -16,6 +16,8 @@ from onnx_lathe.runtime.training.parallel.server import Pushed, Server  # noqa: 
 from tests.support.training import model  # noqa: E402
 
 LIMIT_S = 10.0
+BRIEFLY_S = 0.1
+"""Enough for a thread to end that does not wait."""
 RATE = 0.5
 
 
@@ -42,6 +44,7 @@ class Bench:
             group["lr"] = RATE
         loss = float(self.server.gradients(self.optimizer))
         self.optimizer.step()
+        self.server.updated()
         self.server.publish()
         return loss
 
@@ -65,8 +68,8 @@ def wait(until: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def ended(thread: threading.Thread) -> bool:
-    thread.join(LIMIT_S)
+def ended(thread: threading.Thread, within_s: float = LIMIT_S) -> bool:
+    thread.join(within_s)
     return not thread.is_alive()
 
 
@@ -110,9 +113,11 @@ def test_late_gradients_are_dropped_and_their_worker_goes_on_at_once() -> None:
     taken = [bench.push(1, 0), bench.push(2, 0)]
     wait(lambda: bench.server.count == 2)
     late = bench.push(3, 0, 100.0)
-    assert [thread.is_alive() for thread in (*taken, late)] == [True] * 3
+    assert not any(ended(thread, BRIEFLY_S) for thread in (*taken, late))
+    assert bench.server.received == 2
     bench.update()
     assert all(map(ended, (*taken, late)))
+    assert bench.server.received == 3
     assert bench.server.metrics()["dropped_gradients"] == 1
     assert bench.moved() == pytest.approx(RATE, abs=1e-5)
 
@@ -137,6 +142,7 @@ def test_a_worker_may_come_in_the_place_of_another() -> None:
     bench = Bench(Policy(2, 2, "drop"))
     bench.server.lose(2, "was ended by signal 9")
     bench.server.join(5, 2)
+    bench.server.arrive(5)
     bench.server.lose(2)  # the thread of the first one notices
     taken = [bench.push(1, 0), bench.push(5, 0)]
     bench.update()
@@ -160,6 +166,84 @@ def test_without_any_worker_the_training_ends() -> None:
     bench.server.lose(1, "was ended by signal 9")
     with pytest.raises(PassError, match=r"all workers were lost \(worker 1, was ended by signal 9\)"):
         bench.update()
+
+
+def test_the_last_worker_may_come_back() -> None:
+    bench = Bench(Policy(1))
+    updating = started(bench.update)
+    bench.server.lose(1)
+    assert not ended(updating, BRIEFLY_S), "nobody has said yet whether another comes"
+    bench.server.lose(1, "was ended by signal 9", again=True)
+    assert not ended(updating, BRIEFLY_S)
+    bench.server.join(3, 1)
+    assert not ended(updating, BRIEFLY_S)
+    bench.server.arrive(3)
+    bench.push(3, 0)
+    assert ended(updating)
+    assert bench.server.version == 1
+
+
+@pytest.mark.parametrize("word", ["none comes", "silence", "its machine is lost", "it is lost as it starts"])
+def test_nobody_hopes_for_ever_for_a_worker(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "onnx_lathe.runtime.training.parallel.server.WORD_S", 0.01 if word == "silence" else LIMIT_S
+    )
+    bench = Bench(Policy(1))
+    bench.server.lose(1)
+    if word == "none comes":
+        bench.server.lose(1, "was ended by signal 9")
+    elif word == "its machine is lost":
+        bench.server.lose(1, "was ended by signal 9", again=True)
+        bench.server.lose_machine(1, 1, "is on m1, silent for 30 s")
+    elif word == "it is lost as it starts":
+        bench.server.lose(1, "was ended by signal 9", again=True)
+        bench.server.join(3, 1)
+        bench.server.lose(3, "was ended by signal 9")
+    with pytest.raises(PassError, match=r"all workers were lost \(worker 1, "):
+        bench.update()
+
+
+def test_no_update_waits_for_a_worker_that_is_starting() -> None:
+    bench = Bench(Policy(2, 2))
+    bench.server.lose(2, "was ended by signal 9", again=True)
+    bench.server.join(4, 2)
+    bench.push(1, 0)
+    bench.update()
+    bench.server.arrive(4)
+    bench.push(1, 1)
+    updating = started(bench.update)
+    assert not ended(updating, BRIEFLY_S)
+    bench.push(4, 1)
+    assert ended(updating)
+
+
+def test_no_gradient_is_lost_to_a_worker_that_comes_during_an_update() -> None:
+    bench = Bench(Policy(2, 2))
+    bench.server.lose(2, "was ended by signal 9", again=True)
+    bench.server.join(4, 2)
+    bench.push(1, 0)
+    bench.server.gradients(bench.optimizer)
+    bench.server.arrive(4)
+    late = bench.push(4, 0, 3.0)
+    assert not ended(late, BRIEFLY_S)
+    bench.server.updated()
+    bench.push(1, 1, 1.0)
+    assert bench.update() == pytest.approx(2.0)
+    assert ended(late)
+
+
+def test_ages_are_those_of_gradients_that_updates_had() -> None:
+    bench = Bench(Policy(2, 2))
+    bench.push(1, 0)
+    wait(lambda: bench.server.count == 1)
+    assert "staleness[0]" not in bench.server.metrics()
+    bench.push(2, 0)
+    bench.update()
+    bench.push(1, 0)
+    wait(lambda: bench.server.count == 1)
+    found = bench.server.metrics()
+    assert (found["staleness[0]"], found["staleness_mean"]) == (2, 0)
+    assert "staleness[1]" not in found
 
 
 def test_a_mistake_at_a_worker_ends_the_training() -> None:

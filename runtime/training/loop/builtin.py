@@ -273,7 +273,7 @@ class _Loop:
             self.optimizer, self.parameters, self.settings.clip, self.job.workers.gradient_norm
         )
         if self.server is not None:
-            self.server.publish()
+            self.server.updated()
         return loss.detach()
 
     def _gradients(self, batch: Batch) -> Tensor:

@@ -112,7 +112,7 @@ class Reception:
             arguments = self.meeting.store(), event["starts"]
             threading.Thread(target=server.serve, args=arguments, daemon=True).start()
         elif "gone" in event:
-            server.lose(event["gone"], event["why"])
+            server.lose(event["gone"], event["why"], event["again"])
         elif "fails" in event:
             write_once(self.folder / "error.json", event["fails"].encode())
             server.fail(json.loads(event["fails"])["message"])

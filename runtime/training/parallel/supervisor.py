@@ -50,7 +50,8 @@ def supervise(folder: Path, meeting: Meeting, rank: int, size: int) -> int:
         int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS")
     )
     try:
-        for turn in range(1 + max(0, most - done)):
+        more = max(0, most - done)
+        for turn in range(1 + more):
             number = rank + turn * size
             meeting.say(starts=number, rank=rank)
             code = work(folder, meeting, number)
@@ -62,7 +63,7 @@ def supervise(folder: Path, meeting: Meeting, rank: int, size: int) -> int:
             why = f"was ended by signal {-code}" if code < 0 else f"ended by itself with exit code {code}"
             if code == -9:
                 why += " (as the system does when memory runs out)"
-            meeting.say(gone=number, why=why)
+            meeting.say(gone=number, why=why, again=turn < more)
         while not meeting.ended():
             time.sleep(LOOK_S)
         if meeting.ended() != "well":
