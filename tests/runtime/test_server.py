@@ -8,27 +8,32 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
+import torch.distributed as dist  # noqa: E402
+
 from onnx_lathe.errors import PassError  # noqa: E402
 from onnx_lathe.runtime.torch_bridge import GraphModule  # noqa: E402
+from onnx_lathe.runtime.training.parallel.client import Client  # noqa: E402
 from onnx_lathe.runtime.training.parallel.grid import Server as Policy  # noqa: E402
-from onnx_lathe.runtime.training.parallel.messages import Vector, coding  # noqa: E402
-from onnx_lathe.runtime.training.parallel.server import Pushed, Server  # noqa: E402
+from onnx_lathe.runtime.training.parallel.messages import Line, Vector, coding  # noqa: E402
+from onnx_lathe.runtime.training.parallel.server import Pushed, Server, line_of  # noqa: E402
 from tests.support.training import model  # noqa: E402
 
 LIMIT_S = 10.0
 BRIEFLY_S = 0.1
 """Enough for a thread to end that does not wait."""
 RATE = 0.5
+THRESHOLD = 0.25
 
 
 class Bench:
-    """A server with SGD, whose workers are calls."""
+    """A server with SGD, whose workers are calls, or those of `client`."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, name: str = "full") -> None:
         module = GraphModule(model())
         self.vector = Vector(module)
         expected = {rank: rank for rank in range(1, policy.workers + 1)}
-        self.server = Server(module, self.vector, coding("full", 0.0, self.vector), policy, expected)
+        self.name = name
+        self.server = Server(module, self.vector, coding(name, THRESHOLD, self.vector), policy, expected)
         self.optimizer = torch.optim.SGD(self.vector.parameters, lr=RATE)
         self.before = self.vector.weights()
 
@@ -37,6 +42,19 @@ class Bench:
         gradients = torch.full((len(self.vector),), value)
         pushed = Pushed(version, samples, value, gradients)
         return started(lambda: self.server.take(pushed, number))
+
+    def client(self, number: int) -> Client:
+        """A worker that got the first weights, and has the gradient 1 for each."""
+        self.server.publish()
+        store, module = dist.HashStore(), GraphModule(model())
+        started(lambda: self.server.serve(store, number))
+        vector = Vector(module)
+        line = Line(store, line_of(number), 1)
+        client = Client(line, number, module, vector, coding(self.name, THRESHOLD, vector))
+        assert client.fetch()
+        for parameter in vector.parameters:
+            parameter.grad = torch.ones_like(parameter)
+        return client
 
     def update(self) -> float:
         """The loss of an update, as the built-in hook makes it."""
@@ -120,6 +138,43 @@ def test_late_gradients_are_dropped_and_their_worker_goes_on_at_once() -> None:
     assert bench.server.received == 3
     assert bench.server.metrics()["dropped_gradients"] == 1
     assert bench.moved() == pytest.approx(RATE, abs=1e-5)
+
+
+def test_what_dropped_gradients_left_is_dropped_with_them() -> None:
+    bench = Bench(Policy(2, 1, "drop"), "threshold")
+    one, late = bench.client(1), bench.client(2)
+    for client in (one, late):
+        client.push(torch.tensor(1.0), 4)
+    first = started(one.fetch)
+    bench.update()
+    assert ended(first)
+    assert late.fetch()
+    assert bench.server.dropped == 1
+    assert set(one.coding.residual.tolist()) == {1 - THRESHOLD}
+    assert set(late.coding.residual.tolist()) == {0}
+
+
+def test_weights_that_no_loss_reaches_have_no_gradient() -> None:
+    bench = Bench(Policy(2, 2))
+    one, two = bench.client(1), bench.client(2)
+    one.figures, two.figures = {"activation_bytes": 5.0}, {"activation_bytes": 7.0}
+    for parameter in one.vector.parameters[1:3]:
+        parameter.grad = None
+    two.vector.parameters[1].grad = None
+    fetched = []
+    for version in range(2):
+        for client in (one, two):
+            client.push(torch.tensor(1.0), 4)
+            started(lambda client=client: fetched.append(client.fetch()))
+        bench.server.gradients(bench.optimizer)
+        found = [
+            None if one.grad is None else set(one.grad.unique().tolist()) for one in bench.vector.parameters
+        ]
+        assert found == [{1.0}, None, {0.5}, {1.0}]
+        bench.server.updated()
+        bench.server.publish()
+        wait(lambda: len(fetched) == 2 * (version + 1))
+    assert bench.server.metrics()["activation_bytes"] == 5
 
 
 def test_no_update_waits_for_workers_that_are_lost() -> None:

@@ -113,7 +113,9 @@ def test_after_a_mistake_on_one_machine_no_other_begins(
 
 def test_a_mistake_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As torchrun would with --max-restarts."""
-    monkeypatch.setattr("onnx_lathe.runtime.training.parallel.supervisor.end_with_caller", lambda folder: None)
+    monkeypatch.setattr(
+        "onnx_lathe.runtime.training.parallel.supervisor.end_with_caller", lambda folder: None
+    )
     for name in ("MASTER_ADDR", "GROUP_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "error.json").write_text("{}")

@@ -140,9 +140,17 @@ def test_it_goes_on_after_the_last_whole_epoch(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
             yield from super().batches(size, shuffle_seed)
 
+    class Noted(Points):
+        def batches(self, size: int, shuffle_seed: int | None = None) -> Iterator[Batch]:
+            if shuffle_seed is not None:
+                orders.append(shuffle_seed)
+            return super().batches(size, shuffle_seed)
+
+    orders = list[int]()
     with pytest.raises(KeyboardInterrupt):
-        trained(model(), Policy(2), settings, Points, validation=Broken(64, seed=9), state=state)
-    result = trained(model(), Policy(2), settings, Points, validation=Points(64, seed=9), state=state)
+        trained(model(), Policy(2), settings, Noted, validation=Broken(64, seed=9), state=state)
+    result = trained(model(), Policy(2), settings, Noted, validation=Points(64, seed=9), state=state)
+    assert len(orders) == len(set(orders)) > 3, "an order of the samples came again"
     assert result.metrics["resumed_after"] == 1
     assert result.metrics["updates"] == 2 * 32
     assert any(line.startswith("going on after epoch 1") for line in result.lines)
@@ -153,6 +161,8 @@ def test_workers_imitate_the_original_model_in_little_memory() -> None:
     data = partial(Points, labelled=False)
     result = trained(model(), Policy(2), settings, data, teacher=model(seed=3), memory=4000)
     assert result.metrics["last_loss"] < result.metrics["first_loss"]
+    assert 0 < result.metrics["activation_bytes"]
+    assert 0 < result.metrics["activation_peak_bytes"] <= 4000
 
 
 def test_a_loss_that_is_no_number_is_told() -> None:

@@ -47,9 +47,10 @@ class Noting(Server):
         self.behind += not same
         return loss
 
-    def take(self, pushed: Pushed, number: int, size_bytes: int = 0) -> None:
-        super().take(pushed, number, size_bytes)
+    def take(self, pushed: Pushed, number: int, size_bytes: int = 0) -> bool:
+        dropped = super().take(pushed, number, size_bytes)
         self.pushed[number] += 1
+        return dropped
 
     def used(self, pushed: Pushed, number: int, staleness: int) -> None:
         self.members[self.version].append((number, self.pushed[number]))

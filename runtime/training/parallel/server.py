@@ -11,6 +11,7 @@ The staleness of a gradient is the number of updates since the weights that it w
 worker whose gradient was taken waits for the update; one whose gradient came late goes on at once.
 """
 
+import json
 import threading
 import time
 from collections import Counter
@@ -39,12 +40,15 @@ WORD_S = 10.0
 
 @dataclass(frozen=True)
 class Pushed:
-    """A worker's gradients: the mean over `samples`, and their loss; of the weights of update `version`."""
+    """A worker's gradients: the mean over `samples`, and their loss; of the weights of update `version`. The weights at
+    the places `unreached` have none.
+    """
 
     version: int
     samples: int
     loss: float
     gradients: Tensor
+    unreached: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,12 @@ class Server:
         self.version, self.count, self.samples, self.share = 0, 0, 0.0, 0.0
         self.sum = torch.zeros(len(vector), dtype=vector.dtype)
         self.loss = 0.0
+        self.unreached = frozenset[int]()
+        """Places of the weights that none of the next update's gradients reaches."""
+        self.figures: dict[str, float] = {}
+        """What worker 1 has for the report."""
+        self.epoch = 0
+        """The one that the training begins, or goes on with."""
         self.ages: Counter[int] = Counter()
         """Staleness of the gradients that the next update has, and in `staleness` of those of all updates."""
         self.staleness: Counter[int] = Counter()
@@ -125,7 +135,7 @@ class Server:
                 who = "; ".join(f"worker {rank}, {why}" for rank, why in self.lost.values())
                 raise PassError(f"all workers were lost ({who}); the model is left as it was")
             self.updating = True
-            self.vector.put_gradients(self.sum / self.share)
+            self.vector.put_gradients(self.sum / self.share, self.unreached)
             # A mean weighted by 1 / staleness, with the mean of these as a factor of the rate, is Zhang's sum; but the
             # length that `clip` compares is not that of gradients which are divided already.
             for group in optimizer.param_groups:
@@ -235,48 +245,55 @@ class Server:
     def serve(self, store: Store, number: int) -> None:
         """Answers a worker until it is gone, or the training over."""
         try:
-            line = Line(store, line_of(number), 0)
+            line, unreached = Line(store, line_of(number), 0), frozenset[int]()
             while True:
-                (version, samples, loss, generation), (content, _) = line.receive()
+                (version, samples, loss, generation, _), (content, note) = line.receive()
                 self.arrive(number)
+                dropped = False
+                if len(note):
+                    told = json.loads(note.numpy().tobytes())
+                    unreached = frozenset(told["unreached"])
+                    if self.present.get(number) == 1:
+                        self.figures = told["figures"]
                 if samples:
                     gradients = self.coding.decode(content)
-                    self.take(Pushed(int(version), int(samples), loss, gradients), number, len(content))
+                    pushed = Pushed(int(version), int(samples), loss, gradients, unreached)
+                    dropped = self.take(pushed, number, len(content))
                 now = self._answer()
                 if now is None:
                     line.send([1.0])
                     return
                 newer = [now.stand_ins] if now.generation != generation else []
-                line.send([0.0, now.version, now.generation], now.weights, *newer)
+                line.send([0.0, now.version, now.generation, dropped, self.epoch], now.weights, *newer)
         except RuntimeError:
             self.lose(number)
 
-    def take(self, pushed: Pushed, number: int, size_bytes: int = 0) -> None:
-        """Takes a worker's gradients, or drops them; returns when it may go on."""
+    def take(self, pushed: Pushed, number: int, size_bytes: int = 0) -> bool:
+        """Takes a worker's gradients, or drops them; returns when it may go on, and whether they were dropped."""
         late = self.policy.late
         with self.changed:
             self.changed.wait_for(lambda: not (self.full or self.updating) or self.closed)
             if self.closed:
-                return
+                return False
             self.sent_bytes += size_bytes
             self.received += 1
             staleness = self.version - pushed.version
             if staleness and late == "drop":
                 self.dropped += 1
-                return
+                return True
             self.used(pushed, number, staleness)
             if self.full:
                 self.changed.notify_all()
             if self.full or late == "drop":
                 version = self.version
-                self.changed.wait_for(
-                    lambda: (self.version > version and not self.updating) or self.closed
-                )
+                self.changed.wait_for(lambda: (self.version > version and not self.updating) or self.closed)
+            return False
 
     def used(self, pushed: Pushed, number: int, staleness: int) -> None:
         """Adds gradients to the next update."""
         share = pushed.samples / max(1, staleness) if self.policy.aware else float(pushed.samples)
         self.sum.add_(pushed.gradients, alpha=share)
+        self.unreached = pushed.unreached & (self.unreached if self.count else pushed.unreached)
         self.share += share
         self.samples += pushed.samples
         self.loss += pushed.samples * pushed.loss
@@ -293,10 +310,11 @@ class Server:
     def metrics(self) -> dict[str, float]:
         """updates, updates_per_second (from the first to the last, the scoring of held-out data among them),
         staleness_mean and how many gradients of updates had which (staleness[0], ...), dropped_gradients, lost_workers and which
-        (lost[worker 2]: how often), bytes_per_step that a worker sends, and gradient_ratio: uncompressed / sent.
+        (lost[worker 2]: how often), bytes_per_step that a worker sends, gradient_ratio: uncompressed / sent, and what
+        a worker says of its memory.
         """
         used, seconds = sum(self.staleness.values()), self.times[1] - self.times[0]
-        found = {"updates": float(self.version)}
+        found = self.figures | {"updates": float(self.version)}
         if self.version > 1 and seconds > 0:
             found["updates_per_second"] = (self.version - 1) / seconds
         if used:
