@@ -173,7 +173,7 @@ def test_weights_that_no_loss_reaches_have_no_gradient() -> None:
         assert found == [{1.0}, None, {0.5}, {1.0}]
         bench.server.updated()
         bench.server.publish()
-        wait(lambda: len(fetched) == 2 * (version + 1))
+        wait(lambda due=2 * (version + 1): len(fetched) == due)
     assert bench.server.metrics()["activation_bytes"] == 5
 
 
