@@ -7,6 +7,8 @@ from onnx_lathe.passes.core.options import option
 
 MACS = 0.5
 """Share of the network's MACs that is kept when no option says how much is."""
+ROUNDING = 1e-9
+"""Of the budget: it is a sum of floats."""
 AUTO = "auto"
 MET = "the budget of MACs is met without it"
 NONE_SAVES = "no rank that is allowed saves MACs"
@@ -77,3 +79,13 @@ class RankOptions:
     def share(self) -> float:
         """Share of the network's MACs that is kept."""
         return MACS if self.macs is None else float(self.macs)
+
+    def over_budget(self, name: str, kept: float) -> list[str]:
+        """A warning of the pass `name` if ranks were to meet the budget, and this share of the MACs is left."""
+        if not self.by_budget or kept <= self.share * (1 + ROUNDING):
+            return []
+        return [
+            f"{name} leaves {100 * kept:.3g} % of the network's MACs, and macs={self.share:g} asks for less: a smaller "
+            f"multiple= ({self.multiple}) or least= ({self.least:g}) allows lower ranks; layers that stay whole are listed "
+            "with the reason"
+        ]

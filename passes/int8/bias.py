@@ -83,9 +83,11 @@ class BiasCorrection:
         )
         _tell(min(before, after), len(judged), report)
         for place, tensor in zip(places, saved, strict=True):
+            if (share := off.get(place.response)) is None:
+                continue
             if not after < before:
                 place.set(tensor)
-            elif (share := off.get(place.response)) is not None:
+            else:
                 report.edit(
                     place.layer.name,
                     f"bias corrected: the means of its channels were off by {100 * share:.2g} %",

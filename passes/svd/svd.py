@@ -138,8 +138,10 @@ class Svd(Pass):
                 split_by_weight(graph, plan, self.config.method == "spatial")
                 plan.vectors = None
                 report.edit(plan.layer.name, plan.summary())
+        kept = (now - sum(plan.saved for plan in chosen)) / whole
+        report.warnings += self.config.over_budget(self.name, kept)
         if report.edits:
-            report.metrics["macs_kept"] = (now - sum(plan.saved for plan in chosen)) / whole
+            report.metrics["macs_kept"] = kept
             report.metrics["energy_kept"] = math.prod(plan.ladder.kept(plan.rank) for plan in chosen)
         return report
 

@@ -86,10 +86,11 @@ class TuckerPass(Pass):
             split_by_weight(graph, chosen, context, report)
         else:
             split_by_answers(graph, chosen, context.calibrator, context, report)
+        split = {edit.node for edit in report.edits}
+        kept = (now - sum(plan.saved for plan in chosen if plan.name in split)) / whole
+        report.warnings += self.config.over_budget(self.name, kept)
         if report.edits:
-            split = {edit.node for edit in report.edits}
-            saved = sum(plan.saved for plan in chosen if plan.name in split)
-            report.metrics["macs_kept"] = (now - saved) / whole
+            report.metrics["macs_kept"] = kept
             if context.calibrator is None:
                 report.warnings.append(
                     "without calibration data, ranks and factors are nearest to the weights and not to what the layers "

@@ -150,6 +150,17 @@ def test_the_sweep_makes_up_for_zeros() -> None:
     np.testing.assert_array_equal(alone[alone != 0], weight[alone != 0])
 
 
+def test_nearest_factors_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def factored(covariance: np.ndarray) -> np.ndarray:
+        raise AssertionError("an identity was factored")
+
+    weight = random(2, 5, 30).astype(np.float64)
+    scale = np.abs(weight).max(-1) / 7
+    monkeypatch.setattr(sweeping, "factored", factored)
+    found = nearest(weight, Grid(scale, -7, 7))
+    np.testing.assert_allclose(found, np.rint(weight / scale[..., None]) * scale[..., None], rtol=1e-12)
+
+
 def test_a_sweep_of_groups_keeps_n_of_m_and_of_short_rows_none_is_emptied() -> None:
     weight = random(1, 6, 24).astype(np.float64)
     covariance = np.einsum("gnd,gne->gde", x := mixed(1, 900, 24), x) / 900 + np.eye(24)

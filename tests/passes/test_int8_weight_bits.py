@@ -53,6 +53,28 @@ def test_few_levels_that_answer_together_lose_much_less() -> None:
     assert np.abs(Form(adapted).constants["v_int8"]).max() <= 7
 
 
+@pytest.mark.parametrize("bits, largest", [(3, 3), (4, 7)])
+def test_few_levels_that_make_up_for_each_other_lose_less_on_samples_that_were_not_seen(
+    bits: int, largest: int
+) -> None:
+    model, unseen = network(), alike(40, 4, 9, 9)
+    nearest, hessian = (
+        adapt(model, Samples(100, 4, 9, 9), rounding, weight_bits=bits, activations=False)
+        for rounding in ("nearest", "hessian")
+    )
+    wanted = run(model, {"x": unseen})["y"]
+    before, after = (
+        signal_to_noise_db(wanted, run(one, {"x": unseen})["y"]) for one, _ in (nearest, hessian)
+    )
+    assert after > before + 2
+    for name in ("v_int8", "w_int8"):
+        levels = Form(hessian[0]).constants[name]
+        assert levels.dtype == np.int8
+        assert np.abs(levels).max() == largest
+        assert (levels != Form(nearest[0]).constants[name]).any()
+    assert sum("levels are not the nearest" in edit.what for edit in hessian[1].edits) == 2
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -52,8 +52,13 @@ def test_what_is_held_back_judges_a_layer_of_few_rows() -> None:
 
 def test_a_budget_that_cannot_be_met_takes_the_least_ranks() -> None:
     model = build(TWO, a=random(32, 32), b=random(32, 32))
-    _, report = svd(model, {"x": random(80, 32)}, rank="auto", macs=0.01, multiple=1, least=0.25)
-    assert [edit.what.split(",")[0] for edit in report.edits] == ["rank 8 of 32"] * 2
+    for rank in ("auto", None):
+        _, report = svd(model, {"x": random(80, 32)}, rank=rank, macs=0.01, multiple=1, least=0.25)
+        assert [edit.what.split(",")[0] for edit in report.edits] == ["rank 8 of 32"] * 2
+        (warning,) = report.warnings
+        assert "svd leaves 50 % of the network's MACs, and macs=0.01 asks for less" in warning
+        assert "multiple= (1) or least= (0.25)" in warning
+    assert not svd(model, {"x": random(80, 32)}, macs=0.5, multiple=1, least=0.25)[1].warnings
 
 
 @pytest.mark.parametrize(

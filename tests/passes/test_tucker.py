@@ -7,8 +7,10 @@ import pytest
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.rank_options import MET
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.numerics.second_order.paired import SplitJointMoments
 from onnx_lathe.passes.retrain import Retrain
 from onnx_lathe.passes.tucker.tucker import TuckerPass
 from onnx_lathe.runtime.running.ort import PairTimer
@@ -122,15 +124,20 @@ def test_what_is_split_is_left_alone_by_a_second_run() -> None:
     where = context(model, x=mixed(48, 3, 10, 10))
     after, report = tucker(model, where, macs=0.6, multiple=4)
     assert report.edits
+    parts = {f"{edit.node}_{part}" for edit in report.edits for part in ("first", "core", "last")}
+    whole = {"Conv_0", "Conv_2", "Conv_4"} - {edit.node for edit in report.edits}
+    assert whole
     again, second = tucker(after, where, macs=0.6, multiple=4)
     assert again is after
-    assert {skip.reason for skip in second.skips} <= {
-        "it is part of a layer that is split already",
-        "the budget of MACs is met without it",
-        "it is a Gemm; tucker splits Conv, and svd this too",
-    }
-    lower, third = tucker(after, where, macs=0.59, multiple=4)
-    assert lower is after or third.metrics["macs_kept"] < 0.6
+    reasons = dict.fromkeys(parts, "it is part of a layer that is split already")
+    reasons |= dict.fromkeys(whole, MET)
+    reasons["Gemm_8"] = "it is a Gemm; tucker splits Conv, and svd this too"
+    assert {skip.node: skip.reason for skip in second.skips} == reasons
+    lower, third = tucker(after, where, macs=report.metrics["macs_kept"] - 0.02, multiple=4)
+    assert {edit.node for edit in third.edits} <= whole
+    assert third.edits
+    assert third.metrics["macs_kept"] == pytest.approx(measure(lower).macs / measure(model).macs)
+    assert third.metrics["macs_kept"] < report.metrics["macs_kept"]
 
 
 def test_ranks_of_layers_and_by_energy() -> None:
@@ -202,6 +209,38 @@ def test_the_layers_that_it_becomes_are_fitted_and_trained_like_any_other(form: 
         name for name, values in constants(fitted).items() if (constants(trained)[name] != values).any()
     }
     assert {"b_first", "b_core", "b_last"} <= changed
+
+
+@pytest.mark.parametrize("form, least", [("tucker", 0.5), ("cp", 0.75)])
+def test_a_budget_that_cannot_be_met_is_warned_of(form: str, least: float) -> None:
+    model = network()
+    where = context(model, x=mixed(64, 3, 10, 10))
+    after, report = tucker(model, where, macs=0.02, multiple=4, least=least, form=form)
+    kept = measure(after).macs / measure(model).macs
+    assert kept > 0.02
+    assert report.metrics["macs_kept"] == pytest.approx(kept)
+    (warning,) = report.warnings
+    assert f"tucker leaves {100 * kept:.3g} % of the network's MACs, and macs=0.02 asks for less" in warning
+    assert f"multiple= (4) or least= ({least:g})" in warning
+    for given in ({"rank": 8}, {"energy": 0.5}):
+        assert not tucker(model, where, multiple=4, form=form, **given)[1].warnings
+
+
+def test_a_layer_that_cannot_be_fitted_is_missing_from_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    where = context(model, x=mixed(64, 3, 10, 10))
+    # measured alone it can be, and compared with its answers it cannot: they are infinite behind the others
+    found = SplitJointMoments.refusal
+    monkeypatch.setattr(
+        SplitJointMoments,
+        "refusal",
+        lambda self: "its answers overflow" if len(self.fitted.mean_x[0]) == 24 * 9 else found(self),
+    )
+    after, report = tucker(model, where, macs=0.5, multiple=2)
+    assert ("Conv_4", "its answers overflow") in [(skip.node, skip.reason) for skip in report.skips]
+    kept = measure(after).macs / measure(model).macs
+    assert kept > 0.5
+    assert any(f"tucker leaves {100 * kept:.3g} % of the network's MACs" in one for one in report.warnings)
 
 
 def test_few_samples_are_warned_of() -> None:

@@ -44,7 +44,8 @@ class BiasPlace:
 
     def set(self, tensor: Tensor | None) -> None:
         if tensor is None:
-            self.adder.inputs.pop()
+            if self.index < len(self.adder.inputs):
+                self.adder.inputs.pop(self.index)
         elif self.index < len(self.adder.inputs):
             self.adder.inputs[self.index] = tensor
         else:

@@ -189,7 +189,8 @@ class Values:
 def nearest(weight: np.ndarray, rule: Rule) -> np.ndarray:
     """What the rule makes of the weight [groups, r, d] if no column makes up for another; float64."""
     size = weight.shape[-1]
-    return sweep(weight, np.broadcast_to(np.eye(size), (len(weight), size, size)), rule)
+    eyes = np.broadcast_to(np.eye(size), (len(weight), size, size))
+    return sweep(weight, eyes, rule, upper=eyes)  # an identity is its own factor
 
 
 def sweep(
