@@ -56,6 +56,11 @@ class Bench:
             parameter.grad = torch.ones_like(parameter)
         return client
 
+    def end(self, *clients: Client) -> None:
+        """Threads that wait in a process group would abort the interpreter as it ends."""
+        self.server.close()
+        assert not any(client.fetch() for client in clients)
+
     def update(self) -> float:
         """The loss of an update, as the built-in hook makes it."""
         for group in self.optimizer.param_groups:
@@ -152,6 +157,7 @@ def test_what_dropped_gradients_left_is_dropped_with_them() -> None:
     assert bench.server.dropped == 1
     assert set(one.coding.residual.tolist()) == {1 - THRESHOLD}
     assert set(late.coding.residual.tolist()) == {0}
+    bench.end(one, late)
 
 
 def test_weights_that_no_loss_reaches_have_no_gradient() -> None:
@@ -175,6 +181,7 @@ def test_weights_that_no_loss_reaches_have_no_gradient() -> None:
         bench.server.publish()
         wait(lambda due=2 * (version + 1): len(fetched) == due)
     assert bench.server.metrics()["activation_bytes"] == 5
+    bench.end(one, two)
 
 
 def test_no_update_waits_for_workers_that_are_lost() -> None:
@@ -283,7 +290,8 @@ def test_no_gradient_is_lost_to_a_worker_that_comes_during_an_update() -> None:
     assert not ended(late, BRIEFLY_S)
     bench.server.updated()
     bench.push(1, 1, 1.0)
-    assert bench.update() == pytest.approx(2.0)
+    assert ended(started(bench.update))
+    assert bench.moved() == pytest.approx(RATE * 2.0, abs=1e-5)
     assert ended(late)
 
 
