@@ -144,7 +144,8 @@ def _losses(
         cost = _cost(rows.of(read(rows.weight.tensor)), moments, centered)
         costs.append(cost.losses)
         loss = float(cost.losses[probed(cost.losses)])
-        worths.append(outputs.worth(partial(_without, layer=layer, cost=cost), loss))
+        edit = partial(_without, layer=layer, cost=cost)
+        worths.append(outputs.worth(edit, loss, [layer.response]))
     least = LEAST * max(worths, default=0.0)
     yield from (losses * max(one, least) for losses, one in zip(costs, worths, strict=True))
 

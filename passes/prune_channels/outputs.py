@@ -29,7 +29,8 @@ def worth(
     """By what the losses of a group are multiplied, whose channels go in this order: `losses` of the first `stops`."""
     place = probed(losses)
     gone = order[: stops[place]]
-    return outputs.worth(lambda graph: _without_units(graph, parts, gone), float(losses[place]))
+    since = {part.layer.response for part in parts}
+    return outputs.worth(lambda graph: _without_units(graph, parts, gone), float(losses[place]), since)
 
 
 def _without_units(graph: Graph, parts: Sequence[Part], gone: np.ndarray) -> None:

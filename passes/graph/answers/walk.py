@@ -33,13 +33,13 @@ class Walk:
         left = [
             whole.makers[later] for later in (*self.ahead[place + 1 :], changing) if later in whole.makers
         ]
-        keep = _frontier(whole, min(left)) if left else []
+        keep = frontier(whole, min(left)) if left else []
         outputs = [one for one in dict.fromkeys([name, *keep]) if one in whole.makers and one not in types]
         part = submodel(model, whole, outputs, types).model if outputs else None
         yield from self.held.run(part, [name], keep, HELD_BYTES)
 
 
-def _frontier(whole: Flow, place: int) -> list[str]:
+def frontier(whole: Flow, place: int) -> list[str]:
     """What the nodes from `place` on read of those before it."""
     found: dict[str, None] = {}
     for reads in whole.reads[place:]:
