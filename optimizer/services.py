@@ -279,6 +279,14 @@ def check_training(passes: Sequence[Pass], roles: Roles, recipe: Recipe, model: 
                 f"pass '{instance.name}' learns from labels alone (distill=0), and the training data has none; "
                 "give labels, or leave distill out to imitate the original model"
             )
+    if recipe.parallel is not None and parse_parallel(recipe.parallel).serves:
+        # PyTorch takes seconds to import.
+        from onnx_lathe.runtime.training.parallel.server_parallel import check_served
+
+        for instance in training:
+            options = getattr(instance.config, "training", None) or instance.config
+            if hasattr(options, "precision"):  # a pass that only measures gradients chooses its own
+                check_served(recipe.parallel, recipe.retrain, vars(options))
     check_trainable(model)
 
 

@@ -102,8 +102,6 @@ def _nearest(
     found = {name: tried(options) for name, options in USUAL.items()}
     name = min(found, key=lambda one: found[one][0])
     best, options, moved = found[name], USUAL[name], False
-    if best[2] is None:
-        return None
     for _ in range(STEPS):
         (mean,), (std,) = options.mean, options.std
         near = [Preprocess((mean,), (std * by,)) for by in (0.8, 1.25)]
@@ -114,11 +112,10 @@ def _nearest(
             break
         best, options, moved = candidate, at, True
     scale = f'as by --preprocess "mean={options.mean[0]:.4g} std={options.std[0]:.4g}"'
-    return (
-        best[1],
-        best[2],
-        f"the scale, {name if not moved else 'moved from ' + name}, {scale}, is what its batch normalizations tell",
-    )
+    _, source, likeness = best
+    told = name if not moved else f"moved from {name}"
+    said = f"the scale, {told}, {scale}, is what its batch normalizations tell"
+    return None if likeness is None else (source, likeness, said)
 
 
 def _told(likeness: Likeness | None) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from onnx_lathe.errors import UsageError
 from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
@@ -53,7 +54,10 @@ class Pass:
         pass
 
     def __init__(self, config: Any = None) -> None:
+        """Raises UsageError for the Config of another pass."""
         self.config: Any = self.Config() if config is None else config
+        if type(self.config) is not self.Config:
+            raise UsageError(f"pass '{self.name}' takes its own Config, not {type(self.config).__qualname__}")
 
     def apply(self, graph: Graph, context: Context) -> PassReport:
         raise NotImplementedError

@@ -60,11 +60,9 @@ def file_options(pass_class: type[Pass]) -> list[dataclasses.Field[Any]]:
 
 def checked(instance: Pass) -> Pass:
     """A fresh instance with the same options, which are checked as written ones are: a Config made in Python is
-    not. Raises UsageError as `configure` does, and for the Config of another pass.
+    not. Raises UsageError as `configure` does.
     """
     kind, config = type(instance), instance.config
-    if type(config) is not kind.Config:
-        raise UsageError(f"pass '{kind.name}' takes its own Config, not {type(config).__qualname__}")
     return configure(kind, {one.name: getattr(config, one.name) for one in dataclasses.fields(config)})
 
 

@@ -21,7 +21,7 @@ SAMPLES = 256
 """Calibration samples that are run, or a few more."""
 POSITIONS = 128
 """Of each sample, at most so many windows of a convolution, or rows of a matrix."""
-FEWER, FEWEST = 2, 16
+FEWER, FEWEST = 4, 32
 """Windows of few inputs, as a depthwise convolution's, say as much in fewer: so many for each input, and at least."""
 MOST_INPUTS = 8192
 """Of one response: the moments of more would take gigabytes."""

@@ -104,7 +104,7 @@ def _shared_out(
     report: PassReport,
 ) -> dict[str, int]:
     """`count` zeros, where they cost the answers of the layers least."""
-    losses = list(_losses(graph, layers, context))
+    losses = list(_losses(graph, layers, context, report))
     costs = [size * (1 - np.array(SHARES)) for size in sizes]
     chosen = allocate(losses, costs, sum(sizes) - count)
     names = [layer.rows.weight.name for layer in layers]
@@ -125,12 +125,15 @@ class _Cost:
     mean: np.ndarray
 
 
-def _losses(graph: Graph, layers: Sequence[Layer], context: Context) -> Iterator[np.ndarray]:
+def _losses(
+    graph: Graph, layers: Sequence[Layer], context: Context, report: PassReport
+) -> Iterator[np.ndarray]:
     """For each layer, the relative squared error of its answers at each of SHARES, made up for by the weights left, times
     what such an error does to the network's outputs.
     """
     calibrator = context.need_calibrator()
     outputs = Outputs(graph, calibrator, OUTPUT_SAMPLES)
+    report.warnings += [said for said in outputs.warnings("prune") if said not in report.warnings]
     measured = input_moments(
         export_model(graph), [layer.rows for layer in layers], calibrator, context.progress
     )
@@ -141,7 +144,7 @@ def _losses(graph: Graph, layers: Sequence[Layer], context: Context) -> Iterator
         cost = _cost(rows.of(read(rows.weight.tensor)), moments, centered)
         costs.append(cost.losses)
         loss = float(cost.losses[probed(cost.losses)])
-        worths.append(outputs.error(partial(_without, layer=layer, cost=cost)) / loss if loss > 0 else 0.0)
+        worths.append(outputs.worth(partial(_without, layer=layer, cost=cost), loss))
     least = LEAST * max(worths, default=0.0)
     yield from (losses * max(one, least) for losses, one in zip(costs, worths, strict=True))
 
@@ -160,7 +163,7 @@ def _cost(weight: np.ndarray, moments: SplitMoments, centered: bool) -> _Cost:
     found = np.zeros(len(SHARES))
     if moments.refusal(centered):
         return _Cost(found, np.zeros(weight.shape), moments.mean)
-    covariance, judging = moments.fitted.regular(centered), moments.judging(centered)
+    covariance = moments.fitted.regular(centered)
     upper = factored(covariance)
 
     def lost(rows: np.ndarray, share: float) -> np.ndarray:
@@ -168,7 +171,8 @@ def _cost(weight: np.ndarray, moments: SplitMoments, centered: bool) -> _Cost:
         return sweep(rows, covariance, rule, upper=upper) - rows
 
     some = weight[:, :: -(-weight.shape[1] // ENOUGH_ROWS)]
-    energy = max(response_energy(some.astype(np.float64), judging), np.finfo(np.float64).tiny)
+    judging, energy = moments.judged(some, centered)
+    energy = max(energy, np.finfo(np.float64).tiny)
     for place, share in enumerate(SHARES[1:], 1):
         found[place] = response_energy(lost(some, share), judging) / energy
     losses = np.maximum.accumulate(found)

@@ -26,7 +26,36 @@ class Allocation(Selection):
     def _remove_channels(self, widths: np.ndarray, wanted: int) -> None:
         competing = self._curves()
         gone = [np.cumsum([0, *widths[curve.order]])[curve.stops] for curve in competing]
-        self._take(competing, self._stops(competing, gone, wanted))
+        stops = self._stops(competing, gone, wanted)
+        self._take(competing, stops)
+        self._give_back(competing, stops, gone, widths, wanted)
+
+    def _give_back(
+        self,
+        competing: list[Curve],
+        stops: list[int],
+        gone: list[np.ndarray],
+        widths: np.ndarray,
+        wanted: int,
+    ) -> None:
+        """Gives back what went beyond `wanted` channels, as stops are some units apart: the last units of groups, first of
+        those whose last ones cost most.
+        """
+        more = int(widths[self.state.removed].sum()) - wanted
+
+        def cost(place: int) -> float:
+            curve = competing[place]
+            at = int(np.searchsorted(curve.stops, stops[place]))
+            lost = float(np.diff(curve.losses)[at - 1]) if at else 0.0
+            return lost / max(float(np.diff(gone[place])[at - 1]), 1.0) if at else 0.0
+
+        for place in sorted(range(len(competing)), key=cost, reverse=True):
+            for unit in competing[place].order[: stops[place]][::-1]:
+                if widths[unit] > more:
+                    break
+                if self.state.removed[unit]:
+                    self.state.restore(int(unit))
+                    more -= int(widths[unit])
 
     def _remove_until(self, goal: float, savings: Savings) -> None:
         """What one group saves is counted as if the others lost nothing, and where they do it saves less: each round asks

@@ -29,7 +29,7 @@ from onnx_lathe.passes.graph.layers import WEIGHT_INPUT, other_use, weights
 from onnx_lathe.passes.graph.model import export_model
 from onnx_lathe.passes.graph.quantization.bias_places import bias_place
 from onnx_lathe.passes.numerics.second_order.elimination import Reader, eliminate
-from onnx_lathe.passes.numerics.second_order.moments import SplitMoments, response_energy
+from onnx_lathe.passes.numerics.second_order.moments import SplitMoments
 from onnx_lathe.passes.numerics.sparsity.channel_choice import MOST
 from onnx_lathe.passes.prune_channels.amount import Amount
 from onnx_lathe.passes.prune_channels.groups import ChannelGroups
@@ -108,6 +108,8 @@ def curves(
         still = {one for group in waiting for one in wanted[group]}
         parts = {one: kept for one, kept in parts.items() if one in still}
     report.warnings += few_samples("prune_channels", samples)
+    if outputs is not None and found:
+        report.warnings += outputs.warnings("prune_channels")
     least = LEAST * max(worths.values(), default=0.0)
     return {
         group: replace(curve, losses=curve.losses * max(worths.get(group, 1.0), least))
@@ -179,8 +181,8 @@ def _part(source: _Source, moments: SplitMoments, centered: bool) -> Part | str:
         return "weights are NaN or infinite"
     if (reason := moments.refusal(centered)) is not None:
         return f"inputs {reason} on calibration data"
-    covariance, judging = moments.fitted.regular(centered), moments.judging(centered)
-    energy = response_energy(weight, judging)
+    covariance = moments.fitted.regular(centered)
+    judging, energy = moments.judged(weight, centered)
     readers = [
         Reader(weight[place], covariance[place], judging[place], energy, source.units[place])
         for place in range(len(weight))
@@ -206,7 +208,8 @@ def _stops(amount: Amount, members: int, size: int) -> np.ndarray:
         return np.array([min(members, math.ceil(asked * size))])
     most = MOST if amount.macs is not None else max(MOST, asked)
     counts = np.arange(min(members, int(most * size)) + 1)
-    counts = counts[((size - counts) % amount.keep_multiple == 0) | (counts == 0)]
+    if amount.macs is not None:  # a share of the channels is chosen before the number left is rounded up
+        counts = counts[((size - counts) % amount.keep_multiple == 0) | (counts == 0)]
     return counts[np.unique(np.linspace(0, counts.size - 1, SETTINGS + 1).round().astype(int))]
 
 
@@ -237,7 +240,14 @@ def fit(
             layers.append(replace(layer, kept=kept[-1]))
         elif changed and layer is not None:
             report.skip(node.name, f"not fitted: {layer}")
-    samples = fit_layers(graph, layers, original, context, report, _unsaid)
+    samples = fit_layers(
+        graph,
+        layers,
+        original,
+        context,
+        report,
+        lambda node, reason: report.skip(node, f"not fitted: {reason}"),
+    )
     # choosing channels has said it of the same samples
     report.warnings += [
         said for said in few_samples("prune_channels", samples) if said not in report.warnings

@@ -28,10 +28,8 @@ def worth(
 ) -> float:
     """By what the losses of a group are multiplied, whose channels go in this order: `losses` of the first `stops`."""
     place = probed(losses)
-    if losses[place] <= 0:
-        return 0.0
     gone = order[: stops[place]]
-    return outputs.error(lambda graph: _without_units(graph, parts, gone)) / float(losses[place])
+    return outputs.worth(lambda graph: _without_units(graph, parts, gone), float(losses[place]))
 
 
 def _without_units(graph: Graph, parts: Sequence[Part], gone: np.ndarray) -> None:

@@ -108,6 +108,20 @@ def test_learning_from_labels_that_are_not_there_is_refused(
         assert "learns from labels alone (distill=0), and the training data has none" in line
 
 
+def test_what_a_server_cannot_do_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch = ["--launch", "--nproc-per-node=3", "--parallel", "server"]
+    for passes, told in (
+        ("prune,retrain(gradients=powersgd)", "gradients='powersgd' sums factors"),
+        ("prune(training={epochs: 1, normalization: train})", "normalization='train' updates running"),
+    ):
+        out = tmp_path / "out"
+        line = refused(capsys, [*arguments(saved(plain(), tmp_path), data, out, passes), *launch])
+        assert f"--parallel 'server': {told}" in line
+        assert not (out / "steps").exists()
+
+
 def test_the_rest_of_a_network_with_control_flow_is_retrained(data: Path, tmp_path: Path) -> None:
     text = f"(float[N, 8] x) => (float[N, 3] y) {{ [first] h = MatMul (x, w) {BRANCH} [last] y = MatMul (b, v) }}"
     model = saved(build(text, 20, w=random(8, 8), v=random(8, 3)), tmp_path)

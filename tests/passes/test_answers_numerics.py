@@ -31,6 +31,17 @@ def mixed(groups: int, count: int, size: int) -> np.ndarray:
     return random(groups, count, size) @ random(groups, size, size) + random(groups, 1, size)
 
 
+def test_units_whose_scores_overflow_go_once_each() -> None:
+    units, one = np.arange(5), np.eye(5)
+    reader = Reader(
+        random(3, 5).astype(np.float64), one, one, 0.0, units
+    )  # an energy of 0: scores are infinite
+    for stop in (0, 3, 5):
+        order, losses = eliminate([reader], np.ones(5), [stop])
+        assert sorted(order.tolist()) == units.tolist()
+        assert losses.shape == (1,)
+
+
 def moments_of(x: np.ndarray, y: np.ndarray) -> JointMoments:
     found = JointMoments(x.shape[0], x.shape[2], y.shape[2])
     for start in range(0, x.shape[1], 700):

@@ -1,6 +1,6 @@
 """prune inside one training: how zeros grow, which weights come back, and what is left in the model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -122,6 +122,8 @@ def test_a_weight_that_training_broke_is_refused(score: str) -> None:
 
 class Stub:
     """A trainer of 20 steps that adds noise to every weight, and notes what it was asked."""
+
+    warnings: Sequence[str] = ()
 
     def train(
         self, model: onnx.ModelProto, settings: Mapping[str, Any], shaping: Shaping | None = None

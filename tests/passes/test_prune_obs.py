@@ -44,6 +44,21 @@ def test_as_many_zeros_cost_the_outputs_less_than_by_magnitude(scope: str) -> No
     assert (constants(found)["d"] != 0).any(axis=(1, 2, 3)).all()
 
 
+def test_an_output_that_never_varies_is_left_out_and_hides_no_other() -> None:
+    model = network()
+    where = context(model, x=mixed(80, 3, 8, 8))
+    options = {"sparsity": 0.6, "min_size": 16, "scope": "global", "score": "obs", "clean": False}
+    alone, quiet = applied("prune", model, where, **options)
+    model.graph.node.append(onnx.helper.make_node("Sub", ["x", "x"], ["z"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, ["N", 3, 8, 8]))
+    found, report = applied("prune", model, context(model, x=mixed(80, 3, 8, 8)), **options)
+    assert zeros(found) == pytest.approx(zeros(alone), abs=0.02)
+    assert report.warnings == [
+        *quiet.warnings,
+        "prune does not see what the output z loses: it never varies on calibration data",
+    ]
+
+
 def test_zeros_that_are_there_stay_and_layers_with_fractions_of_their_own_have_them() -> None:
     model = network()
     where = context(model, x=mixed(80, 3, 8, 8))

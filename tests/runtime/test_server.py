@@ -8,25 +8,32 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
+import torch.distributed as dist  # noqa: E402
+
 from onnx_lathe.errors import PassError  # noqa: E402
 from onnx_lathe.runtime.torch_bridge import GraphModule  # noqa: E402
+from onnx_lathe.runtime.training.parallel.client import Client  # noqa: E402
 from onnx_lathe.runtime.training.parallel.grid import Server as Policy  # noqa: E402
-from onnx_lathe.runtime.training.parallel.messages import Vector, coding  # noqa: E402
-from onnx_lathe.runtime.training.parallel.server import Pushed, Server  # noqa: E402
+from onnx_lathe.runtime.training.parallel.messages import Line, Vector, coding  # noqa: E402
+from onnx_lathe.runtime.training.parallel.server import Pushed, Server, line_of  # noqa: E402
 from tests.support.training import model  # noqa: E402
 
 LIMIT_S = 10.0
+BRIEFLY_S = 0.1
+"""Enough for a thread to end that does not wait."""
 RATE = 0.5
+THRESHOLD = 0.25
 
 
 class Bench:
-    """A server with SGD, whose workers are calls."""
+    """A server with SGD, whose workers are calls, or those of `client`."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, name: str = "full") -> None:
         module = GraphModule(model())
         self.vector = Vector(module)
         expected = {rank: rank for rank in range(1, policy.workers + 1)}
-        self.server = Server(module, self.vector, coding("full", 0.0, self.vector), policy, expected)
+        self.name = name
+        self.server = Server(module, self.vector, coding(name, THRESHOLD, self.vector), policy, expected)
         self.optimizer = torch.optim.SGD(self.vector.parameters, lr=RATE)
         self.before = self.vector.weights()
 
@@ -36,12 +43,26 @@ class Bench:
         pushed = Pushed(version, samples, value, gradients)
         return started(lambda: self.server.take(pushed, number))
 
+    def client(self, number: int) -> Client:
+        """A worker that got the first weights, and has the gradient 1 for each."""
+        self.server.publish()
+        store, module = dist.HashStore(), GraphModule(model())
+        started(lambda: self.server.serve(store, number))
+        vector = Vector(module)
+        line = Line(store, line_of(number), 1)
+        client = Client(line, number, module, vector, coding(self.name, THRESHOLD, vector))
+        assert client.fetch()
+        for parameter in vector.parameters:
+            parameter.grad = torch.ones_like(parameter)
+        return client
+
     def update(self) -> float:
         """The loss of an update, as the built-in hook makes it."""
         for group in self.optimizer.param_groups:
             group["lr"] = RATE
         loss = float(self.server.gradients(self.optimizer))
         self.optimizer.step()
+        self.server.updated()
         self.server.publish()
         return loss
 
@@ -65,8 +86,8 @@ def wait(until: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def ended(thread: threading.Thread) -> bool:
-    thread.join(LIMIT_S)
+def ended(thread: threading.Thread, within_s: float = LIMIT_S) -> bool:
+    thread.join(within_s)
     return not thread.is_alive()
 
 
@@ -110,11 +131,50 @@ def test_late_gradients_are_dropped_and_their_worker_goes_on_at_once() -> None:
     taken = [bench.push(1, 0), bench.push(2, 0)]
     wait(lambda: bench.server.count == 2)
     late = bench.push(3, 0, 100.0)
-    assert [thread.is_alive() for thread in (*taken, late)] == [True] * 3
+    assert not any(ended(thread, BRIEFLY_S) for thread in (*taken, late))
+    assert bench.server.received == 2
     bench.update()
     assert all(map(ended, (*taken, late)))
+    assert bench.server.received == 3
     assert bench.server.metrics()["dropped_gradients"] == 1
     assert bench.moved() == pytest.approx(RATE, abs=1e-5)
+
+
+def test_what_dropped_gradients_left_is_dropped_with_them() -> None:
+    bench = Bench(Policy(2, 1, "drop"), "threshold")
+    one, late = bench.client(1), bench.client(2)
+    for client in (one, late):
+        client.push(torch.tensor(1.0), 4)
+    first = started(one.fetch)
+    bench.update()
+    assert ended(first)
+    assert late.fetch()
+    assert bench.server.dropped == 1
+    assert set(one.coding.residual.tolist()) == {1 - THRESHOLD}
+    assert set(late.coding.residual.tolist()) == {0}
+
+
+def test_weights_that_no_loss_reaches_have_no_gradient() -> None:
+    bench = Bench(Policy(2, 2))
+    one, two = bench.client(1), bench.client(2)
+    one.figures, two.figures = {"activation_bytes": 5.0}, {"activation_bytes": 7.0}
+    for parameter in one.vector.parameters[1:3]:
+        parameter.grad = None
+    two.vector.parameters[1].grad = None
+    fetched = []
+    for version in range(2):
+        for client in (one, two):
+            client.push(torch.tensor(1.0), 4)
+            started(lambda client=client: fetched.append(client.fetch()))
+        bench.server.gradients(bench.optimizer)
+        found = [
+            None if one.grad is None else set(one.grad.unique().tolist()) for one in bench.vector.parameters
+        ]
+        assert found == [{1.0}, None, {0.5}, {1.0}]
+        bench.server.updated()
+        bench.server.publish()
+        wait(lambda due=2 * (version + 1): len(fetched) == due)
+    assert bench.server.metrics()["activation_bytes"] == 5
 
 
 def test_no_update_waits_for_workers_that_are_lost() -> None:
@@ -137,6 +197,7 @@ def test_a_worker_may_come_in_the_place_of_another() -> None:
     bench = Bench(Policy(2, 2, "drop"))
     bench.server.lose(2, "was ended by signal 9")
     bench.server.join(5, 2)
+    bench.server.arrive(5)
     bench.server.lose(2)  # the thread of the first one notices
     taken = [bench.push(1, 0), bench.push(5, 0)]
     bench.update()
@@ -160,6 +221,84 @@ def test_without_any_worker_the_training_ends() -> None:
     bench.server.lose(1, "was ended by signal 9")
     with pytest.raises(PassError, match=r"all workers were lost \(worker 1, was ended by signal 9\)"):
         bench.update()
+
+
+def test_the_last_worker_may_come_back() -> None:
+    bench = Bench(Policy(1))
+    updating = started(bench.update)
+    bench.server.lose(1)
+    assert not ended(updating, BRIEFLY_S), "nobody has said yet whether another comes"
+    bench.server.lose(1, "was ended by signal 9", again=True)
+    assert not ended(updating, BRIEFLY_S)
+    bench.server.join(3, 1)
+    assert not ended(updating, BRIEFLY_S)
+    bench.server.arrive(3)
+    bench.push(3, 0)
+    assert ended(updating)
+    assert bench.server.version == 1
+
+
+@pytest.mark.parametrize("word", ["none comes", "silence", "its machine is lost", "it is lost as it starts"])
+def test_nobody_hopes_for_ever_for_a_worker(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "onnx_lathe.runtime.training.parallel.server.WORD_S", 0.01 if word == "silence" else LIMIT_S
+    )
+    bench = Bench(Policy(1))
+    bench.server.lose(1)
+    if word == "none comes":
+        bench.server.lose(1, "was ended by signal 9")
+    elif word == "its machine is lost":
+        bench.server.lose(1, "was ended by signal 9", again=True)
+        bench.server.lose_machine(1, 1, "is on m1, silent for 30 s")
+    elif word == "it is lost as it starts":
+        bench.server.lose(1, "was ended by signal 9", again=True)
+        bench.server.join(3, 1)
+        bench.server.lose(3, "was ended by signal 9")
+    with pytest.raises(PassError, match=r"all workers were lost \(worker 1, "):
+        bench.update()
+
+
+def test_no_update_waits_for_a_worker_that_is_starting() -> None:
+    bench = Bench(Policy(2, 2))
+    bench.server.lose(2, "was ended by signal 9", again=True)
+    bench.server.join(4, 2)
+    bench.push(1, 0)
+    bench.update()
+    bench.server.arrive(4)
+    bench.push(1, 1)
+    updating = started(bench.update)
+    assert not ended(updating, BRIEFLY_S)
+    bench.push(4, 1)
+    assert ended(updating)
+
+
+def test_no_gradient_is_lost_to_a_worker_that_comes_during_an_update() -> None:
+    bench = Bench(Policy(2, 2))
+    bench.server.lose(2, "was ended by signal 9", again=True)
+    bench.server.join(4, 2)
+    bench.push(1, 0)
+    bench.server.gradients(bench.optimizer)
+    bench.server.arrive(4)
+    late = bench.push(4, 0, 3.0)
+    assert not ended(late, BRIEFLY_S)
+    bench.server.updated()
+    bench.push(1, 1, 1.0)
+    assert bench.update() == pytest.approx(2.0)
+    assert ended(late)
+
+
+def test_ages_are_those_of_gradients_that_updates_had() -> None:
+    bench = Bench(Policy(2, 2))
+    bench.push(1, 0)
+    wait(lambda: bench.server.count == 1)
+    assert "staleness[0]" not in bench.server.metrics()
+    bench.push(2, 0)
+    bench.update()
+    bench.push(1, 0)
+    wait(lambda: bench.server.count == 1)
+    found = bench.server.metrics()
+    assert (found["staleness[0]"], found["staleness_mean"]) == (2, 0)
+    assert "staleness[1]" not in found
 
 
 def test_a_mistake_at_a_worker_ends_the_training() -> None:

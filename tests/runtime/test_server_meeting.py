@@ -15,8 +15,8 @@ from onnx_lathe.runtime.training.parallel.lifeline import Lost  # noqa: E402
 from onnx_lathe.runtime.training.parallel.meeting import Meeting  # noqa: E402
 from onnx_lathe.runtime.training.parallel.messages import Line  # noqa: E402
 from onnx_lathe.runtime.training.parallel.server_parallel import OneOf  # noqa: E402
-from onnx_lathe.runtime.training.parallel.server_worker import Reception  # noqa: E402
-from onnx_lathe.runtime.training.parallel.supervisor import receive_result  # noqa: E402
+from onnx_lathe.runtime.training.parallel.server_worker import KEPT_BACK, Reception  # noqa: E402
+from onnx_lathe.runtime.training.parallel.supervisor import failed_before, main, receive_result  # noqa: E402
 
 LIMIT_S = 20.0
 
@@ -66,12 +66,14 @@ def test_the_result_goes_to_the_machines_that_are_left(store: TCPStore, tmp_path
     for folder in (here, there):
         folder.mkdir()
     (here / "result.npz").write_bytes(bytes(range(256)) * 40)
-    (here / "result.json").write_text(json.dumps({"metrics": {}}))
+    (here / KEPT_BACK).write_text(json.dumps({"metrics": {}}))
     reception = Reception(Meeting("a"), here)
     reception.receivers += [2, 4]
     reception.lose(Lost(4, 2, "m2", "silent for 30 s"))
 
     def receive() -> None:
+        time.sleep(0.2)
+        assert not (here / "result.json").exists(), "launch would end torchrun"
         receive_result(there, Line(Meeting("a").store(), "result2", 1))
 
     receiver = threading.Thread(target=receive, daemon=True)
@@ -80,8 +82,47 @@ def test_the_result_goes_to_the_machines_that_are_left(store: TCPStore, tmp_path
     reception.hand_out()
     receiver.join(LIMIT_S)
     assert time.monotonic() - started < LIMIT_S, "the machine that is lost was waited for"
+    assert (there / "result.json").exists()
     for name in ("result.npz", "result.json"):
         assert (there / name).read_bytes() == (here / name).read_bytes()
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_after_a_mistake_on_one_machine_no_other_begins(
+    store: TCPStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failed: bool
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    folders, told = [tmp_path / str(rank) for rank in range(3)], dict[int, bool]()
+    for folder in folders:
+        folder.mkdir()
+    if failed:
+        (folders[1] / "error.json").write_text("the disk is gone")
+
+    def look(rank: int) -> None:
+        told[rank] = failed_before(folders[rank], Meeting("a").store(), rank, 3)
+
+    threads = [threading.Thread(target=look, args=(rank,), daemon=True) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT_S)
+    assert told == dict.fromkeys(range(3), failed)
+    for folder in folders:
+        assert [path.read_text() for path in folder.iterdir()] == ["the disk is gone"] * failed
+
+
+def test_a_mistake_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun would with --max-restarts."""
+    monkeypatch.setattr(
+        "onnx_lathe.runtime.training.parallel.supervisor.end_with_caller", lambda folder: None
+    )
+    for name in ("MASTER_ADDR", "GROUP_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "error.json").write_text("{}")
+    main(tmp_path)
+    (tmp_path / "error.json").unlink()
+    with pytest.raises(ValueError, match="rendezvous"):
+        main(tmp_path)
 
 
 def test_workers_take_gpus_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

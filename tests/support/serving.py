@@ -18,7 +18,7 @@ from onnx_lathe.runtime.data import Batch, DataSource
 from onnx_lathe.runtime.torch_bridge import GraphModule
 from onnx_lathe.runtime.training import TrainingSetup
 from onnx_lathe.runtime.training.parallel.grid import Server as Policy
-from onnx_lathe.runtime.training.parallel.server import Pushed, Server
+from onnx_lathe.runtime.training.parallel.server import Pushed, Server, unpacked
 from onnx_lathe.runtime.training.parallel.server_parallel import ServerParallel, WorkerParallel
 from onnx_lathe.runtime.training.parallel.workers import Group
 from onnx_lathe.runtime.training.session import train
@@ -33,10 +33,24 @@ class Noting(Server):
         super().__init__(*given)
         self.members: dict[int, list[tuple[int, int]]] = defaultdict(list)
         self.pushed: Counter[int] = Counter()
+        self.behind = 0
+        """Updates whose workers could not have the stand-ins that it was made with."""
 
-    def take(self, pushed: Pushed, number: int, size_bytes: int = 0) -> None:
-        super().take(pushed, number, size_bytes)
+    def gradients(self, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+        loss = super().gradients(optimizer)
+        assert self.published is not None
+        known = unpacked(self.published.stand_ins) if self.published.generation else {}
+        given = self.module.imposed()
+        same = known.keys() == given.keys() and all(
+            np.array_equal(known[name], array) for name, array in given.items()
+        )
+        self.behind += not same
+        return loss
+
+    def take(self, pushed: Pushed, number: int, size_bytes: int = 0) -> bool:
+        dropped = super().take(pushed, number, size_bytes)
         self.pushed[number] += 1
+        return dropped
 
     def used(self, pushed: Pushed, number: int, staleness: int) -> None:
         self.members[self.version].append((number, self.pushed[number]))

@@ -12,7 +12,7 @@ from onnx_lathe.passes.core.services import Calibrator
 from onnx_lathe.passes.graph import Graph, Node
 from onnx_lathe.passes.graph.answers.walk import Walk
 from onnx_lathe.passes.graph.biases import BIAS_INPUT
-from onnx_lathe.passes.graph.input_moments import SEED, Rows, positions_of, rows_of
+from onnx_lathe.passes.graph.input_moments import SEED, Rows, by_sample, positions_of, rows_of
 from onnx_lathe.passes.graph.layers import Weight
 from onnx_lathe.passes.graph.model import export_model
 from onnx_lathe.passes.graph.quantization.bias_places import bias_place
@@ -138,24 +138,29 @@ def _add(
     y = layer.asked(answered[layer.answer]).astype(np.float32, copy=False)
     groups, outputs, inputs = layer.rows.sizes
     window = layer.rows.windows[0]
-    if window is None:
-        if y.size // max(y.shape[-1], 1) != x.size // inputs or y.shape[-1] != outputs:
-            return f"the original answers {list(y.shape)} there, which is another form"
-        x, y = x.reshape(-1, inputs), y.reshape(-1, outputs)
-        each = len(x) // read.rows if len(x) % read.rows == 0 else 0
-        for sample in range(read.samples) if each else [None]:
-            part = slice(None) if sample is None else slice(sample * each, (sample + 1) * each)
-            most = positions_of(inputs) * (read.samples if sample is None else 1)
-            rows = chosen(len(x[part]), most, generator)
-            found.add(x[part][rows][None], y[part][rows][None], number if sample is None else first + sample)
-        return None
-    positions = window.positions(x.shape[2:])
-    if y.shape[1:] != (groups * outputs, *positions) or len(y) != len(x):
+    positions = None if window is None else window.positions(x.shape[2:])
+    if positions is None:
+        same = y.size // max(y.shape[-1], 1) == x.size // inputs and y.shape[-1] == outputs
+        expected = y.reshape(-1, outputs) if same else y
+    else:
+        same = y.shape[1:] == (groups * outputs, *positions) and len(y) == len(x)
+        expected = y
+    if not same:
         return f"the original answers {list(y.shape)} there, which is another form"
-    for sample in range(read.samples):
-        places = chosen(math.prod(positions), positions_of(inputs), generator)
-        if places.size:
-            rows = window.rows_at(x[sample], places)
-            asked = y[sample].reshape(groups, outputs, -1)[:, :, places].transpose(0, 2, 1)
-            found.add(rows, asked, first + sample)
+    start = 0
+    for sample, part in by_sample(x, read):
+        place = number if sample is None else first + sample
+        most = positions_of(inputs) * (read.samples if sample is None else 1)
+        count = part.size // inputs if window is None else len(part)
+        asked = expected[start : start + count]
+        start += count
+        if window is None or positions is None:
+            rows = chosen(count, most, generator)
+            found.add(part.reshape(-1, inputs)[rows][None], asked[rows][None], place)
+            continue
+        for image, answer in zip(part, asked, strict=True):
+            places = chosen(math.prod(positions), max(1, most // count), generator)
+            if places.size:
+                wanted = answer.reshape(groups, outputs, -1)[:, :, places].transpose(0, 2, 1)
+                found.add(window.rows_at(image, places), wanted, place)
     return None

@@ -16,7 +16,7 @@ import numpy as np
 
 from onnx_lathe.passes.numerics.second_order.moments import response_energy
 
-LEAST = np.finfo(np.float64).tiny
+LEAST = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,9 @@ class _Elimination:
     def add_scores(self, scores: np.ndarray) -> None:
         """Of every unit, as shares of the energy, to `scores` [units]."""
         for block in self.blocks:
-            np.add.at(scores, block.units, block.scores(self.weight) / max(self.reader.energy, LEAST))
+            with np.errstate(over="ignore"):  # of next to no energy; `eliminate` knows infinite scores
+                found = block.scores(self.weight) / max(self.reader.energy, LEAST)
+            np.add.at(scores, block.units, found)
 
     def remove(self, unit: int) -> None:
         places = self.inputs.get(unit)
@@ -123,11 +125,12 @@ def eliminate(
         scores = np.zeros(widths.size)
         for one in running:
             one.add_scores(scores)
-        scores = np.where(out, np.inf, scores / np.maximum(widths, 1))
+        left = np.flatnonzero(~out)
+        scores = (scores / np.maximum(widths, 1))[left]
         if count == max(stops, default=0):
-            order[count:] = np.argsort(scores, kind="stable")[: widths.size - count]
+            order[count:] = left[np.argsort(scores, kind="stable")]
             break
-        order[count] = np.argmin(scores)
+        order[count] = left[np.argmin(scores)]
         out[order[count]] = True
         for one in running:
             one.remove(int(order[count]))

@@ -147,6 +147,17 @@ class SplitMoments:
             return self.fitted.regular(centered)
         return self.held.about(self.fitted.mean if centered else np.zeros_like(self.fitted.mean))
 
+    def judged(self, weight: np.ndarray, centered: bool) -> tuple[np.ndarray, float]:
+        """(moments [groups, d, d] to judge a change of the weight [groups, r, d] by; the energy of its responses by them). Of
+        samples kept apart by which it answers 0 no error has a share: those that are fitted by stand in for them.
+        """
+        weight, judging = weight.astype(np.float64), self.judging(centered)
+        energy = response_energy(weight, judging)
+        if energy > 0:
+            return judging, energy
+        judging = self.fitted.regular(centered)
+        return judging, response_energy(weight, judging)
+
     @property
     def mean(self) -> np.ndarray:
         """Of all samples, [groups, d]."""

@@ -137,7 +137,9 @@ class _Loop:
     def run(self) -> None:
         job, started, first = self.job, time.perf_counter(), self._resume()
         if self.server is None:
-            self._fit()
+            job.metrics.update(self._fit())
+        else:
+            self.server.epoch = first
         self.network = job.workers.parallel(self.module)
         if first == 0 and job.validation is not None and not job.shaped:
             with job.workers.whole():
@@ -168,14 +170,15 @@ class _Loop:
 
     def work(self, client: "Client") -> None:
         """Computes gradients for a server, of samples at random from the whole, until it has enough."""
-        self._fit()
+        client.figures = self._fit()
         self.network = self.module
-        seed = (self.job.seed, client.number)
+        if not client.fetch():
+            return
+        # An epoch that is not the first has other samples than the first had.
+        seed = (self.job.seed, client.number, client.epoch)
         self.augment = replace(self.augment, random=np.random.default_rng((*seed, AUGMENTATION)))
         losses: list[float] = []
         for batch in drawn(self.job.data, self.settings.batch, self.samples, np.random.default_rng(seed)):
-            if not client.fetch():
-                break
             self.optimizer.zero_grad()
             loss = self._gradients(batch).detach()
             client.push(loss, batch.count)
@@ -183,19 +186,21 @@ class _Loop:
             if len(losses) % LOOK_EVERY == 0:
                 mean = sum(losses[-LOOK_EVERY:]) / LOOK_EVERY
                 self.job.progress(f"worker {self.job.workers.rank}: {len(losses)} gradients, loss {mean:.4g}")
+            if not client.fetch():
+                break
 
-    def _fit(self) -> None:
+    def _fit(self) -> dict[str, float]:
+        """What the activations take, if `--memory` says how much they may."""
         job = self.job
-        if job.memory is not None:
-            whole = next(iter(job.data.batches(self.settings.batch)))
-            job.metrics.update(
-                budget.fit(
-                    self.module,
-                    lambda: self._loss(self.module, self._feeds(whole), whole),
-                    job.memory,
-                    job.workers.most,
-                )
-            )
+        if job.memory is None:
+            return {}
+        whole = next(iter(job.data.batches(self.settings.batch)))
+        return budget.fit(
+            self.module,
+            lambda: self._loss(self.module, self._feeds(whole), whole),
+            job.memory,
+            job.workers.most,
+        )
 
     def _is_enough(self, done: int) -> bool:
         """Whether `patience` is over."""
@@ -273,7 +278,7 @@ class _Loop:
             self.optimizer, self.parameters, self.settings.clip, self.job.workers.gradient_norm
         )
         if self.server is not None:
-            self.server.publish()
+            self.server.updated()
         return loss.detach()
 
     def _gradients(self, batch: Batch) -> Tensor:

@@ -1,5 +1,9 @@
 """A worker of a server: gets weights, computes gradients, sends them."""
 
+import json
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from onnx_lathe.runtime.torch_bridge import GraphModule
@@ -14,7 +18,12 @@ class Client:
         self.line, self.number, self.module = line, number, module
         self.vector, self.coding = vector, coding
         self.version, self.generation = 0, 0
-        self.pushed: tuple[float, float, Tensor] | None = None
+        self.epoch = 0
+        """The one that the training began, or went on with."""
+        self.figures: dict[str, float] = {}
+        """For the report."""
+        self.pushed: tuple[float, float, Tensor, Tensor] | None = None
+        self.told: dict[str, Any] = {}
 
     def fetch(self) -> bool:
         """Sends the gradients that were pushed and gives the module the newest weights; False: the training is over.
@@ -23,12 +32,14 @@ class Client:
         if self.pushed is None:
             self.line.send([self.version, 0.0, 0.0, self.generation])
         else:
-            samples, loss, content = self.pushed
-            self.line.send([self.version, samples, loss, self.generation], content)
-        (closed, version, generation, _), (weights, stand_ins) = self.line.receive()
+            samples, loss, *parts = self.pushed
+            self.line.send([self.version, samples, loss, self.generation], *parts)
+        (closed, version, generation, dropped, epoch), (weights, stand_ins) = self.line.receive()
         if closed:
             return False
-        self.version = int(version)
+        if dropped:
+            self.coding.undo()
+        self.version, self.epoch = int(version), int(epoch)
         self.vector.put_weights(self.vector.read(weights))
         if generation != self.generation:
             self.generation = int(generation)
@@ -37,4 +48,8 @@ class Client:
 
     def push(self, loss: Tensor, samples: int) -> None:
         """The gradients that the module has are the mean over so many samples; they are sent with the next `fetch`."""
-        self.pushed = float(samples), float(loss), self.coding.encode(self.vector.gradients())
+        told = {"unreached": self.vector.unreached(), "figures": self.figures}
+        news = b"" if told == self.told else json.dumps(told).encode()
+        self.told = told
+        note = torch.tensor(list(news), dtype=torch.uint8)
+        self.pushed = float(samples), float(loss), self.coding.encode(self.vector.gradients()), note

@@ -74,8 +74,9 @@ def write_result(
     shaping: Shaping | None,
     metrics: Mapping[str, float],
     warnings: Sequence[str] = (),
+    table: str = "result.json",
 ) -> None:
-    """result.json comes last. It names each array of result.npz, as [name, key there, type], because names
+    """`table` comes last. It names each array of result.npz, as [name, key there, type], because names
     are not always file names.
     """
     kinds = {"values": values, "shaping": {} if shaping is None else shaping.state()}
@@ -88,7 +89,7 @@ def write_result(
         arrays |= {f"{kind}{number}": array for number, array in enumerate(named.values())}
     with replacing(folder / "result.npz") as file:
         np.savez(file, **arrays)
-    with replacing(folder / "result.json") as file:
+    with replacing(folder / table) as file:
         file.write(json.dumps(listed | {"metrics": dict(metrics), "warnings": list(warnings)}).encode())
 
 

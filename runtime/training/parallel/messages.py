@@ -2,7 +2,7 @@
 other is told at once, and nobody else is disturbed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from onnx_lathe.runtime.training.parallel.gradients import decode, taken_off
 from onnx_lathe.runtime.training.parallel.workers import PATIENCE
 
-_NUMBERS, _PARTS = 4, 2
+_NUMBERS, _PARTS = 5, 2
 
 
 class Line:
@@ -28,7 +28,7 @@ class Line:
         self.other = 1 - end
 
     def send(self, numbers: Sequence[float], *parts: Tensor) -> None:
-        """Up to 4 numbers and 2 tensors, which arrive as bytes."""
+        """Up to 5 numbers and 2 tensors, which arrive as bytes."""
         pieces = [part.contiguous().view(-1).view(torch.uint8) for part in parts]
         lengths = [float(len(piece)) for piece in pieces]
         head = [*numbers, *[0.0] * (_NUMBERS - len(numbers)), *lengths, *[0.0] * (_PARTS - len(lengths))]
@@ -37,7 +37,7 @@ class Line:
                 self.group.send([piece], self.other, 0).wait()
 
     def receive(self) -> tuple[list[float], list[Tensor]]:
-        """4 numbers and 2 tensors of bytes."""
+        """5 numbers and 2 tensors of bytes."""
         head = torch.empty(_NUMBERS + _PARTS, dtype=torch.float64)
         self.group.recv([head], self.other, 0).wait()
         parts = [torch.empty(int(length), dtype=torch.uint8) for length in head[_NUMBERS:]]
@@ -76,9 +76,17 @@ class Vector:
         for parameter, piece in zip(self.parameters, vector.split(self.sizes), strict=True):
             parameter.data.copy_(piece.view(parameter.shape))
 
-    def put_gradients(self, vector: Tensor) -> None:
-        for parameter, piece in zip(self.parameters, vector.split(self.sizes), strict=True):
-            parameter.grad = torch.empty_like(parameter).copy_(piece.view(parameter.shape))
+    def unreached(self) -> list[int]:
+        """Places of the weights that have no gradient."""
+        return [place for place, one in enumerate(self.parameters) if one.grad is None]
+
+    def put_gradients(self, vector: Tensor, unreached: Container[int] = ()) -> None:
+        """Weights at the places `unreached` get none: with zeros in its place they would decay."""
+        for place, piece in enumerate(vector.split(self.sizes)):
+            parameter = self.parameters[place]
+            parameter.grad = (
+                None if place in unreached else torch.empty_like(parameter).copy_(piece.view(parameter.shape))
+            )
 
     def read(self, content: Tensor) -> Tensor:
         """Bytes as such a vector."""
@@ -89,11 +97,13 @@ class Vector:
 
 
 class Coding(Protocol):
-    """How a vector of gradients is sent. `encode` is the worker's, and may keep something back for the next one;
-    `decode` the server's.
+    """How a vector of gradients is sent. `encode` is the worker's, and may keep something back for the next one, and
+    `undo`, for gradients that were dropped; `decode` is the server's.
     """
 
     def encode(self, gradients: Tensor) -> Tensor: ...
+
+    def undo(self) -> None: ...
 
     def decode(self, content: Tensor) -> Tensor: ...
 
@@ -108,6 +118,9 @@ class Plain:
     def encode(self, gradients: Tensor) -> Tensor:
         return gradients.to(self.sent)
 
+    def undo(self) -> None:
+        """Nothing was kept back."""
+
     def decode(self, content: Tensor) -> Tensor:
         return content.view(self.sent).to(self.dtype)
 
@@ -118,14 +131,20 @@ class Signs:
     def __init__(self, vector: Vector, threshold: float) -> None:
         self.vector, self.threshold = vector, threshold
         self.residual = torch.zeros(len(vector), dtype=vector.dtype)
+        self.before = self.residual
 
     def encode(self, gradients: Tensor) -> Tensor:
+        self.before = self.residual
         total = self.residual + gradients
         codes = taken_off(total, self.threshold)
         if codes is None:
             return torch.zeros(1, dtype=torch.uint8)
         self.residual = total
         return codes
+
+    def undo(self) -> None:
+        """What the dropped gradients left goes with them, and what was owed before is owed again."""
+        self.residual = self.before
 
     def decode(self, content: Tensor) -> Tensor:
         gradients = torch.zeros(len(self.vector), dtype=self.vector.dtype)

@@ -115,13 +115,29 @@ def checked(job: Mapping[str, Any], processes: int) -> tuple[Policy, dict[str, A
     """
     settings, text, notes = dict(job["settings"]), job["parallel"], list[str]()
     policy = parse_parallel(text).over(processes)
+    if not isinstance(policy, Policy):
+        raise UsageError(f"--parallel '{text}': is no server")
+    check_served(text, job["hook"], settings)
+    if settings["momentum"] is None and policy.late == "use":
+        settings["momentum"] = LATE_MOMENTUM
+        notes.append(
+            f"momentum is {LATE_MOMENTUM:g} with a server, not 0.9: gradients that arrive late act like momentum themselves "
+            "(Mitliagkas et al., 2016), and both together may diverge; momentum= gives another"
+        )
+    if policy.aware and policy.late == "drop":
+        notes.append(
+            f"--parallel '{text}': aware changes nothing, because late=drop uses no gradient that is late"
+        )
+    return policy, settings, notes
+
+
+def check_served(text: str, hook: str | None, settings: Mapping[str, Any]) -> None:
+    """Raises UsageError for what does not go with the server of `--parallel text`."""
 
     def refuse(why: str) -> None:
         raise UsageError(f"--parallel '{text}': {why}")
 
-    if not isinstance(policy, Policy):
-        raise UsageError(f"--parallel '{text}': is no server")
-    if job["hook"] is not None:
+    if hook is not None:
         refuse(
             "a hook of your own (--retrain) takes its own steps, which here are the server's; "
             "leave --retrain out, or the server"
@@ -137,17 +153,6 @@ def checked(job: Mapping[str, Any], processes: int) -> tuple[Policy, dict[str, A
         )
     if settings["gradients"] == "powersgd":
         refuse("gradients='powersgd' sums factors of all workers' gradients at once; take half or threshold")
-    if settings["momentum"] is None and policy.late == "use":
-        settings["momentum"] = LATE_MOMENTUM
-        notes.append(
-            f"momentum is {LATE_MOMENTUM:g} with a server, not 0.9: gradients that arrive late act like momentum themselves "
-            "(Mitliagkas et al., 2016), and both together may diverge; momentum= gives another"
-        )
-    if policy.aware and policy.late == "drop":
-        notes.append(
-            f"--parallel '{text}': aware changes nothing, because late=drop uses no gradient that is late"
-        )
-    return policy, settings, notes
 
 
 def group_of(job: Mapping[str, Any], rank: int, local: int, neighbours: int) -> OneOf:

@@ -42,6 +42,9 @@ from onnx_lathe.runtime.training.session import train
 LOOK_S = 0.05
 """Between two looks at what was said of workers."""
 
+KEPT_BACK = "result.part"
+"""What result.json is called until other machines have the result: once it is there, launch ends torchrun."""
+
 RESULT_S = 60.0
 """How long another machine may take to fetch the result."""
 
@@ -60,7 +63,7 @@ def main(folder: Path, meeting: Meeting, processes: int) -> None:
             given = read_given(folder, job, report)
             values, metrics = train(given.setup, given.model, settings, given.shaping, strategy, given.tiles)
             told = [] if strategy.served is None else strategy.served.losses()
-            write_result(folder, values, given.shaping, metrics, notes + told)
+            write_result(folder, values, given.shaping, metrics, notes + told, KEPT_BACK)
             how = "well"
             if strategy.served is not None:
                 strategy.served.close()
@@ -112,16 +115,16 @@ class Reception:
             arguments = self.meeting.store(), event["starts"]
             threading.Thread(target=server.serve, args=arguments, daemon=True).start()
         elif "gone" in event:
-            server.lose(event["gone"], event["why"])
+            server.lose(event["gone"], event["why"], event["again"])
         elif "fails" in event:
             write_once(self.folder / "error.json", event["fails"].encode())
             server.fail(json.loads(event["fails"])["message"])
 
     def hand_out(self) -> None:
-        """Sends the result to the other machines, but those that are lost."""
+        """Sends the result to the other machines, but those that are lost; then it is here, too."""
         parts = [
             torch.frombuffer(bytearray((self.folder / name).read_bytes()), dtype=torch.uint8)
-            for name in ("result.npz", "result.json")
+            for name in ("result.npz", KEPT_BACK)
         ]
 
         def send(rank: int) -> None:
@@ -139,6 +142,7 @@ class Reception:
         for rank, thread in threads.items():
             while thread.is_alive() and not self._is_gone(rank) and time.monotonic() < until:
                 thread.join(LOOK_S)
+        (self.folder / KEPT_BACK).replace(self.folder / "result.json")
 
     def _is_gone(self, rank: int) -> bool:
         return any(lost.rank <= rank < lost.rank + lost.workers for lost in self.gone)

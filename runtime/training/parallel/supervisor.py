@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from torch._C._distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from onnx_lathe.runtime.processes import end_with_caller, environment, running
@@ -29,8 +30,12 @@ ENDING_S = 2.0
 def main(folder: Path) -> None:
     """Serves, or supervises a worker. What ends the training for all is in error.json, and ends the process."""
     end_with_caller(folder)
+    if (folder / "error.json").exists() and os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        return  # torchrun started all anew after a mistake, which they would only make again
     store, rank, size = next(rendezvous("env://", timeout=MEET))
     meeting = Meeting(met(store, rank, size))
+    if failed_before(folder, meeting.store(), rank, size):
+        return
     if rank == 0:
         # PyTorch and ONNX Runtime take seconds to import
         from onnx_lathe.runtime.training.parallel import server_worker
@@ -39,6 +44,30 @@ def main(folder: Path) -> None:
     else:
         lifeline.hold(meeting.store(), rank, lifeline.end, spreads=False)
         sys.exit(supervise(folder, meeting, rank, size))
+
+
+def failed_before(folder: Path, store: Store, rank: int, size: int) -> bool:
+    """Whether processes before these ended by a mistake, on whatever machine; error.json then says it on each. All of
+    them have to call it.
+    """
+    failed = folder / "error.json"
+    if failed.exists():
+        store.set("failed", failed.read_text(encoding="utf-8"))
+    _all(store, "looked", size, waits=True)
+    found = bool(store.check(["failed"]))
+    if found and os.environ["LOCAL_RANK"] == "0" and not failed.exists():
+        failed.write_bytes(store.get("failed"))
+    # process 0, which may hold the store, ends last
+    _all(store, "read", size, waits=rank == 0)
+    return found
+
+
+def _all(store: Store, what: str, size: int, waits: bool) -> None:
+    """Says that this process did so; `waits` until all `size` have."""
+    if store.add(what, 1) == size:
+        store.set(f"{what}/all", "")
+    if waits:
+        store.wait([f"{what}/all"], MEET)
 
 
 def supervise(folder: Path, meeting: Meeting, rank: int, size: int) -> int:
@@ -50,7 +79,8 @@ def supervise(folder: Path, meeting: Meeting, rank: int, size: int) -> int:
         int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS")
     )
     try:
-        for turn in range(1 + max(0, most - done)):
+        more = max(0, most - done)
+        for turn in range(1 + more):
             number = rank + turn * size
             meeting.say(starts=number, rank=rank)
             code = work(folder, meeting, number)
@@ -62,7 +92,7 @@ def supervise(folder: Path, meeting: Meeting, rank: int, size: int) -> int:
             why = f"was ended by signal {-code}" if code < 0 else f"ended by itself with exit code {code}"
             if code == -9:
                 why += " (as the system does when memory runs out)"
-            meeting.say(gone=number, why=why)
+            meeting.say(gone=number, why=why, again=turn < more)
         while not meeting.ended():
             time.sleep(LOOK_S)
         if meeting.ended() != "well":
