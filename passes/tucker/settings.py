@@ -8,7 +8,7 @@ import numpy as np
 from onnx_lathe.passes.graph.answers.aligned import Layer
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.macs import Shape, positions
-from onnx_lathe.passes.numerics.rank.cp import Cp, cp
+from onnx_lathe.passes.numerics.rank.cp import FEWEST, SWEEPS, WORK, Cp, cp, rounds
 from onnx_lathe.passes.numerics.rank.rank_choice import allowed_ranks
 from onnx_lathe.passes.numerics.rank.tucker import Problem, Tucker, behind, input_directions, tucker
 
@@ -17,7 +17,9 @@ SHARES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9)
 GRID = 12
 """Ranks of the inputs that are looked at, at most."""
 SCOUTED = 6
-"""Rounds of alternating least squares from which an error is judged before ranks are chosen."""
+"""Rounds of alternating least squares from which an error is judged before ranks are chosen, at most."""
+SCOUTING = 2e10
+"""Multiply-accumulates of these, about, beyond which there is one round."""
 Ranks = tuple[int, ...]
 """Tucker: (of the inputs, of the outputs); CP: (terms,)."""
 
@@ -93,12 +95,15 @@ def weight_of(layer: Layer) -> np.ndarray:
     return found
 
 
-def decomposed(problem: Problem, ranks: Ranks, sweeps: int | None = None) -> Tucker | Cp:
-    """Of these ranks, by their number; `sweeps` of alternating least squares at most."""
+def decomposed(problem: Problem, ranks: Ranks, scouted: bool = False) -> Tucker | Cp:
+    """Of these ranks, by their number; `scouted`: in few rounds, to see what they cost."""
     if len(ranks) == 1:
-        return cp(problem, ranks[0]) if sweeps is None else cp(problem, ranks[0], sweeps)
+        limits = (SCOUTED, SCOUTING, 1) if scouted else (SWEEPS, WORK, FEWEST)
+        return cp(problem, ranks[0], rounds(problem, ranks[0], *limits))
     pair = (ranks[0], ranks[1])
-    return tucker(problem, pair) if sweeps is None else tucker(problem, pair, sweeps)
+    if not scouted:
+        return tucker(problem, pair)
+    return tucker(problem, pair, 1 if problem.large else SCOUTED)
 
 
 def settings(
@@ -112,14 +117,16 @@ def settings(
     """From the cheapest to the dearest, each better than those before it. `judge`: the error of a weight [o, c, k]."""
     found: list[Setting] = []
     for ranks in _candidates(problem, sizes, form, multiple, least):
-        lost = judge(decomposed(problem, ranks, SCOUTED).weight())
+        lost = judge(decomposed(problem, ranks, scouted=True).weight())
         if not found or lost < found[-1].lost:
             found.append(Setting(ranks, sizes.macs(ranks), lost))
     return found
 
 
 def _candidates(problem: Problem, sizes: Sizes, form: str, multiple: int, least: float) -> Iterator[Ranks]:
-    """Ranks that save MACs, with more and more of these; about one for each of SHARES."""
+    """Ranks that save MACs, with more and more of these; about one for each of SHARES, or for every other one of a
+    large problem.
+    """
     known: dict[Ranks, float] = {}
     if form == "cp":
         full = min(sizes.most_terms, int(sizes.whole / sizes.macs((1,))))
@@ -129,7 +136,7 @@ def _candidates(problem: Problem, sizes: Sizes, form: str, multiple: int, least:
     else:
         known = _tucker_errors(problem, sizes, multiple, least)
     seen: set[Ranks] = set()
-    for share in SHARES:
+    for share in SHARES[1::2] if problem.large else SHARES:
         within = [ranks for ranks in known if sizes.macs(ranks) <= share * sizes.whole]
         if within:
             best = min(within, key=lambda ranks: (known[ranks], sizes.macs(ranks)))
@@ -142,7 +149,7 @@ def _tucker_errors(problem: Problem, sizes: Sizes, multiple: int, least: float) 
     """What all pairs of ranks leave of the target, from the main directions of the inputs, without alternating."""
     directions = input_directions(problem)
     firsts = [one for one in allowed_ranks(sizes.inputs, multiple, least) if one <= len(directions)]
-    step = max(1, -(-len(firsts) // GRID))
+    step = max(1, -(-len(firsts) // (GRID // 2 if problem.large else GRID)))
     found: dict[Ranks, float] = {}
     for first in firsts[::-step]:
         explained = np.cumsum(behind(problem, directions[:first])[2])

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from onnx_lathe.passes.numerics.rank.cp import Cp, cp
+from onnx_lathe.passes.numerics.rank import tucker as tucker_numerics
+from onnx_lathe.passes.numerics.rank.cp import Cp, cp, one_round, rounds
 from onnx_lathe.passes.numerics.rank.tucker import (
     Problem,
     Tucker,
@@ -107,3 +108,31 @@ def test_least_squares_solve() -> None:
     matrix, wanted = mixed @ mixed.T + np.eye(4), drawn(4, 1, seed=2)
     found = least_squares(lambda x: matrix @ x, wanted, np.zeros((4, 1)), lambda x: x)
     np.testing.assert_allclose(found, np.linalg.solve(matrix, wanted), rtol=1e-6)
+
+
+def test_rounds_keep_within_the_work_of_wide_layers() -> None:
+    def wide(channels: int) -> Problem:
+        return Problem(np.zeros((channels, channels, 9)), np.broadcast_to(0.0, (9 * channels, 9 * channels)))
+
+    made = [rounds(wide(channels), 2 * channels, 30, 2e11, 4) for channels in (64, 128, 256, 512)]
+    assert made[0] == 30
+    assert made == sorted(made, reverse=True)
+    assert made[-1] == 4
+
+
+def test_a_round_starts_further_on_and_few_do_what_many_did() -> None:
+    """Against alternating alone, by rounds of one each: twice as many of these lose as much."""
+    weighed = problem()
+    plain = start = cp(weighed, 20, sweeps=0)
+    for _ in range(24):
+        plain = one_round(weighed, plain)
+    assert weighed.error(plain.weight()) < weighed.error(start.weight())
+    assert weighed.error(cp(weighed, 20, sweeps=12).weight()) < 1.02 * weighed.error(plain.weight())
+
+
+def test_products_in_float32_lose_nothing_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact, target = cp(problem(), 20).weight(), problem()
+    monkeypatch.setattr(tucker_numerics, "LARGE", 10)
+    light = cp(problem(), 20).weight()
+    assert target.error(light) == pytest.approx(target.error(exact), rel=0.02)
+    assert (light != exact).any()

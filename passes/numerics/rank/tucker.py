@@ -23,6 +23,8 @@ STEPS = 4
 """Of conjugate gradients for a factor in each round: more rounds bring more than more steps."""
 SETTLED = 1e-4
 """Less of the error than this share in one round ends them."""
+LARGE = 600
+"""Columns of a target, above which products of steps are in float32, and errors are judged from less work."""
 LEAST = 1e-9
 """Of the largest eigenvalue: directions below it are none."""
 
@@ -56,6 +58,41 @@ class Problem:
         """`weight` [n, c, k] times the norm, [n, c, k]."""
         found: np.ndarray = (weight.reshape(len(weight), -1) @ self.norm).reshape(weight.shape)
         return found
+
+    @property
+    def large(self) -> bool:
+        return len(self.norm) > LARGE
+
+    @cached_property
+    def _light_norm(self) -> np.ndarray:
+        return self.norm.astype(np.float32)
+
+    def coupled(self, outer: np.ndarray, terms: np.ndarray) -> np.ndarray:
+        """`outer` [r, r] times the weighed terms [r, c, k]: a step's product, in float32 of a large problem."""
+        if not self.large:
+            found: np.ndarray = np.tensordot(outer, self.weighed(terms), axes=1)
+            return found
+        flat = terms.reshape(len(terms), -1).astype(np.float32) @ self._light_norm
+        return (outer.astype(np.float32) @ flat).reshape(terms.shape)
+
+    @cached_property
+    def terms(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """At each place of the kernel alone, the target's singular values in the norm, [n], the combinations of inputs
+        [n, c] that they belong to, and the place, [n].
+        """
+        _, inputs, kernel = self.sizes
+        firsts, sizes, places = [], [], []
+        for place in range(kernel):
+            channels = self.norm.reshape(inputs, kernel, inputs, kernel)[:, place, :, place]
+            values, vectors = np.linalg.eigh(channels)
+            root = vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
+            _, own, right = np.linalg.svd(self.target[:, :, place] @ root, full_matrices=False)
+            least = LEAST * max(float(values[-1]), np.finfo(np.float64).tiny)
+            backwards = vectors / np.sqrt(np.maximum(values, least))
+            firsts.append(right @ (backwards @ vectors.T))
+            sizes.append(own)
+            places.append(np.full(len(own), place))
+        return np.concatenate(sizes), np.concatenate(firsts), np.concatenate(places)
 
     def error(self, weight: np.ndarray) -> float:
         """Of [o, c, k], relative to the target's own."""
