@@ -22,7 +22,7 @@ LEAST = 0.01
 """Of the largest worth: nothing is for nothing."""
 POINTS = (32, 16, 8, 4, 2)
 """Into how many parts the network is divided, at whose beginnings values are held."""
-MOST_BYTES = 384 << 20
+MOST_BYTES = 192 << 20
 """Of these values."""
 
 
