@@ -150,8 +150,8 @@ RESNET20 = tuple(
         floor,
     )
     for what, name, options, floor in (
-        ("50 % zeros", "prune", "sparsity=0.5", "-0.2 points"),
-        ("70 % zeros", "prune", "sparsity=0.7", "-1.3 points"),
+        ("50 % zeros", "prune", "sparsity=0.5, scope=global", "-0.2 points"),
+        ("70 % zeros", "prune", "sparsity=0.7, scope=global", "-1.3 points"),
         ("2:4", "prune_nm", "n=2, m=4", "-0.4 points"),
     )
 ) + (
