@@ -35,6 +35,7 @@ lint: .venv/ready
 coverage: .venv/ready
 	@mkdir -p build
 	$(PYTEST) --cov --cov-report=term-missing $(TESTS)
+	$(BIN)/python .ci/floors.py
 
 mutation: .venv/ready
 	$(BIN)/python benchmarks/mutation.py

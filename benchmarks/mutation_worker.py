@@ -144,7 +144,10 @@ class Judge:
         chosen = list(range(len(self.mutants)))
         if 0 < self.arguments.sample < len(chosen):
             drawn = random.Random(f"{self.arguments.seed} {self.module}")
-            chosen = sorted(drawn.sample(chosen, self.arguments.sample))
+            chosen = drawn.sample(chosen, self.arguments.sample)
+        chosen.sort(
+            key=lambda index: (self.mutants[index].function is None, index)
+        )  # what takes longest at the end
         results: list[dict[str, object]] = []
         self.write(baseline, results)
         for index in chosen:
