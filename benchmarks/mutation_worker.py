@@ -279,7 +279,8 @@ def main() -> int:
     with contextlib.chdir(ROOT):
         if arguments.one is not None:
             replace(arguments.module, arguments.one)
-            return int(pytest.main([*options, *arguments.tests]))
+            # pytest would load the file itself, to say more of its asserts
+            return int(pytest.main(["--assert=plain", *options, *arguments.tests]))
         judge = Judge(arguments)
         code = pytest.main([*options, *arguments.tests], plugins=[judge])
     return 0 if code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) else int(code)
