@@ -106,7 +106,7 @@ def test_a_single_output_is_judged_by_its_own_number() -> None:
     assert Gate.parse("sqnr[boxs] >= 30").missing(found) == (
         "gate 'sqnr[boxs] >= 30' cannot be judged: sqnr has no output [boxs]; did you mean 'sqnr[boxes]'?"
     )
-    assert str(Gate.parse("sqnr[classes] >= 30").missing(found)).endswith(
+    assert str(Gate.parse("sqnr[~~~~~~~~] >= 30").missing(found)).endswith(
         "; there are sqnr[boxes], sqnr[scores]"
     )
     assert "needs" in str(gate.missing({"size", "sqnr[boxes2]"}))
