@@ -58,8 +58,7 @@ class JointMoments:
         """As by Chan, Golub and LeVeque (1979); products of up to CHUNK_ROWS centered rows are summed in float32."""
         count = x.shape[1]
         mean_x, mean_y = x.mean(axis=1, dtype=np.float64), y.mean(axis=1, dtype=np.float64)
-        x = (x - mean_x[:, None]).astype(np.float32)
-        y = (y - mean_y[:, None]).astype(np.float32)
+        x, y = (one - mean[:, None].astype(np.float32) for one, mean in ((x, mean_x), (y, mean_y)))
         total, step_x, step_y = self.count + count, mean_x - self.mean_x, mean_y - self.mean_y
         share = self.count * count / total
         self._xx += x.transpose(0, 2, 1) @ x + share * step_x[:, :, None] * step_x[:, None]
