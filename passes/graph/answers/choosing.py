@@ -107,7 +107,9 @@ class Judged:
             full = weight * gain[:, :, None]
             bias = centered_bias(asked, full)
             now = Candidate(weight, gain, bias, self.error(full, bias))
-            best = min(best, now, key=lambda one: one.error)
+            if now.error >= best.error:
+                break
+            best = now
         return best
 
     def _moments(self, x: np.ndarray, answers: np.ndarray) -> JointMoments:
