@@ -53,7 +53,7 @@ def _key(source: bytes | str) -> bytes | None:
     external data is not read: its files' sizes and times of change stand for it.
     """
     if isinstance(source, bytes):
-        return hashlib.blake2b(source, digest_size=16).digest()
+        return hashlib.blake2b(hashlib.sha256(source).hexdigest().encode(), digest_size=16).digest()
     try:
         found = hashing.content(source)
         if not found.size_bytes:
