@@ -162,7 +162,9 @@ def _change_list(sites: list[Site], values: Any, field: Any, operators: list[str
         values.extend(kept)
     elif field.type == Field.TYPE_MESSAGE:
         others = [one for one, _ in sites if one.DESCRIPTOR is field.message_type]
-        values[at].CopyFrom(others[int(random.integers(0, len(others)))])
+        # by way of bytes: one that is inside the other would be gone before it is copied
+        chosen = others[int(random.integers(0, len(others)))].SerializeToString()
+        values[at].CopyFrom(type(values[at]).FromString(chosen))
     else:
         values[at] = _scalar(sites, field, values[at], operators, random)
 

@@ -23,7 +23,7 @@ ADDRESSES = 4 << 30
 """Bytes that may be reserved beyond those of the imports."""
 FILE_BYTES = 256 << 20
 """A case may write no larger file."""
-RENEWED_AFTER = 150
+RENEWED_AFTER = 1000
 """Cases after which a process is replaced by a fresh one."""
 START_S = 120.0
 

@@ -1,7 +1,7 @@
 """Models, packed files, data and recipes with damaged bytes or senseless fields, through the whole command.
 
 What passes: exit code 0 with the outputs of the model that was given (fold, prune(sparsity=0) and codebook(bits=8) lose nothing on
-these), exit code 2 with one line, or 4 with one line from a target. What fails: a traceback, any other code, more or fewer
+these), exit code 2 with one line, or 4 with a target's reason. What fails: a traceback, any other code, more or fewer
 lines than one, a crash, a hang, memory, other outputs, a file left behind by a command that refused.
 """
 
@@ -44,10 +44,11 @@ bits = 4
 
 @dataclass(frozen=True)
 class Ended:
-    """A command: its exit code and what it wrote to standard error."""
+    """A command: its exit code, and what it wrote to standard error and to standard output."""
 
     code: int
     said: str
+    printed: str = ""
 
 
 def run(request: Request) -> Iterator[Outcome]:
@@ -86,7 +87,7 @@ def command(arguments: list[str | Path]) -> Ended:
     """The command, in this process; what the process itself writes to standard error counts too."""
     from onnx_lathe.optimizer.cli import main
 
-    with tempfile.TemporaryFile() as caught, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryFile() as caught, contextlib.redirect_stdout(io.StringIO()) as printed:
         kept = os.dup(2)
         os.dup2(caught.fileno(), 2)
         said = io.StringIO()
@@ -97,7 +98,7 @@ def command(arguments: list[str | Path]) -> Ended:
             os.dup2(kept, 2)
             os.close(kept)
         caught.seek(0)
-        return Ended(code, said.getvalue() + caught.read().decode(errors="replace"))
+        return Ended(code, said.getvalue() + caught.read().decode(errors="replace"), printed.getvalue())
 
 
 def attacked(number: int, seed: int, within: Path) -> tuple[str, int, str]:
@@ -267,7 +268,9 @@ def orderly(ended: Ended, what: str, *left: Path) -> str:
     assert "Traceback" not in ended.said, f"{what}: traceback: {shown}"
     assert ended.code in ENDS, f"{what}: exit code {ended.code}: {shown}"
     lines = [line for line in ended.said.splitlines() if not NOT_OURS.match(line)]
-    if ended.code:
+    if ended.code == 4 and not lines:
+        assert "FAILED: " in ended.printed, f"{what}: exit code 4 without a reason: {ended.printed[-600:]}"
+    elif ended.code:
         assert len(lines) == 1, f"{what}: {len(lines)} lines for exit code {ended.code}: {shown}"
         assert lines[0].startswith("optimize: "), f"{what}: {shown}"
         for place in left:

@@ -6,16 +6,19 @@ model stores.
 """
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto
 
 from onnx_lathe.errors import ModelError, first_few
-from onnx_lathe.runtime.files.external_data import external_path, externalized, locate, read_external
+from onnx_lathe.runtime.files.declared import check_declared
+from onnx_lathe.runtime.files.external_data import Reader, external_path, externalized, locate, opened
 from onnx_lathe.runtime.files.reading import (
     OPSETS,
     PROTOBUF_LIMIT_BYTES,
@@ -24,7 +27,6 @@ from onnx_lathe.runtime.files.reading import (
     check_opset,
     check_structure,
     content_of,
-    explaining,
     naming,
     parse,
 )
@@ -56,7 +58,8 @@ def load(path: str | Path, oldest: int = OPSETS[0], mend: Mend = as_it_is) -> Mo
     missing, too short or elsewhere.
     """
     path = Path(path)
-    return _loaded(path, lambda model, tensor: read_external(path, tensor), oldest, mend)
+    reader = Reader(path)
+    return _loaded(path, lambda model, tensor: reader.read(tensor), oldest, mend)
 
 
 def load_without_data(path: str | Path, oldest: int = OPSETS[0], mend: Mend = as_it_is) -> ModelProto:
@@ -66,12 +69,13 @@ def load_without_data(path: str | Path, oldest: int = OPSETS[0], mend: Mend = as
     """
     path = Path(path)
     main: dict[int, TensorProto] = {}
+    reader = Reader(path)
 
     def read_small(model: ModelProto, tensor: TensorProto) -> None:
         if not main:
             main.update({id(one): one for one in model.graph.initializer})
         if id(tensor) not in main or data_size(tensor) < BIG_BYTES:
-            read_external(path, tensor)
+            reader.read(tensor)
 
     return _loaded(path, read_small, oldest, mend)
 
@@ -112,6 +116,7 @@ def _check(model: ModelProto, external: Callable[[TensorProto], None], oldest: i
                 f"the data of tensor '{tensor.name}' does not have the size that its shape asks for; "
                 "export it again"
             )
+    check_declared(model)
     check_structure(model, mend)
 
 
@@ -126,17 +131,18 @@ def inspect_file(path: str | Path) -> FileFacts:
         model = parse(content)
         del content
         external = [tensor for tensor in all_tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
-        for file in sorted({external_path(path, tensor) for tensor in external}):
-            with explaining(f"external data {file}: "), open(file, "rb") as stream:
+        files = {external_path(path, tensor): tensor for tensor in external}
+        for file in sorted(files):
+            with opened(path, files[file]) as stream:
                 while chunk := stream.read(_CHUNK_BYTES):
                     size += len(chunk)
                     digest.update(chunk)
     return FileFacts(size, digest.hexdigest())
 
 
-def externals(path: str | Path) -> tuple[ModelProto, list[tuple[TensorProto, Path, int, int]]]:
-    """The model without its external data, and for each tensor that has some: the tensor, file, offset and
-    size, all checked.
+def externals(path: str | Path) -> tuple[ModelProto, list[tuple[TensorProto, np.ndarray]]]:
+    """The model without its external data, and for each tensor that has some: the tensor and its bytes, mapped
+    from the file, not read.
 
     Raises ModelError as `load` does, but for the opset and structure, which are not looked at.
     """
@@ -144,7 +150,14 @@ def externals(path: str | Path) -> tuple[ModelProto, list[tuple[TensorProto, Pat
     with naming(path):
         model = parse(content_of(path))
         outside = [tensor for tensor in all_tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
-        return model, [(tensor, *locate(path, tensor)) for tensor in outside]
+        return model, [(tensor, _mapped(path, tensor)) for tensor in outside]
+
+
+def _mapped(path: Path, tensor: TensorProto) -> np.ndarray:
+    """uint8 [bytes] of the tensor's external data."""
+    with opened(path, tensor) as stream:
+        offset, size = locate(path, tensor, os.fstat(stream.fileno()).st_size)
+        return np.memmap(stream, np.uint8, "r", offset, (size,)) if size else np.zeros(0, np.uint8)
 
 
 def warnings(model: ModelProto) -> list[str]:

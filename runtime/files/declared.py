@@ -1,0 +1,69 @@
+"""What a model declares of its values, checked beyond what onnx.checker looks at: its types exist, and what is stored
+or fed has the type and shape that an output of the same name says.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import onnx
+from onnx import ModelProto, TensorProto
+
+from onnx_lathe.errors import ModelError
+from onnx_lathe.runtime.files.tensors import all_graphs
+
+_KNOWN = frozenset(TensorProto.DataType.values())
+
+
+def check_declared(model: ModelProto) -> None:
+    """Raises ModelError naming the value."""
+    for graph in all_graphs(model):
+        for role, values in (("input", graph.input), ("output", graph.output), ("value", graph.value_info)):
+            _check_types(role, values)
+    for function in model.functions:
+        _check_types("value", function.value_info)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    fed = {value.name: value for value in model.graph.input}
+    for output in model.graph.output:
+        if output.name in stored:
+            _check_stored(output, stored[output.name])
+        elif output.name in fed and fed[output.name].type != output.type:
+            raise ModelError(
+                f"output '{output.name}' is an input too, of another type or shape; export the model again"
+            )
+
+
+def _check_types(role: str, values: Iterable[onnx.ValueInfoProto]) -> None:
+    for value in values:
+        for kind in _element_types(value.type):
+            if kind not in _KNOWN:
+                raise ModelError(
+                    f"{role} '{value.name}' is of an unknown type, {kind}; export the model again"
+                )
+
+
+def _element_types(declared: onnx.TypeProto) -> Iterator[int]:
+    """Of tensors, at any depth."""
+    pending = [declared]
+    while pending:
+        one = pending.pop()
+        kind = one.WhichOneof("value")
+        if kind in ("tensor_type", "sparse_tensor_type"):
+            yield getattr(one, kind).elem_type
+        elif kind == "map_type":
+            yield one.map_type.key_type
+            pending.append(one.map_type.value_type)
+        elif kind in ("sequence_type", "optional_type"):
+            pending.append(getattr(one, kind).elem_type)
+
+
+def _check_stored(output: onnx.ValueInfoProto, tensor: TensorProto) -> None:
+    """A runtime hands out what is stored, whatever is declared."""
+    declared = output.type.tensor_type
+    dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in declared.shape.dim]
+    fits = len(dims) == len(tensor.dims) and all(
+        wanted in (None, found) for wanted, found in zip(dims, tensor.dims, strict=True)
+    )
+    if tensor.data_type != declared.elem_type or (declared.HasField("shape") and not fits):
+        raise ModelError(
+            f"output '{output.name}' is a stored tensor of shape {list(tensor.dims)}, and declared otherwise; "
+            "export the model again"
+        )
