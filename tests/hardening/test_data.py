@@ -189,7 +189,7 @@ def test_pictures_that_decompress_to_far_more(
     folder = tmp_path / "data"
     folder.mkdir()
     write(folder / "0.png")
-    ended = quantized(capfd, pictured, folder)
+    ended = quantized(capfd, pictured, folder, "--preprocess", "scale=1/255")
     assert ended.code == 2
     assert "0.png" in ended.line
 
@@ -199,7 +199,7 @@ def test_a_picture_of_one_line(pictured: Path, tmp_path: Path, capfd: pytest.Cap
     folder = tmp_path / "data"
     folder.mkdir()
     Image.new("RGB", (5_000_000, 1)).save(folder / "0.png")
-    ended = quantized(capfd, pictured, folder, "--preprocess", "resize=8 crop=8")
+    ended = quantized(capfd, pictured, folder, "--preprocess", "resize=8 crop=8 scale=1/255")
     assert ended.code == 2
     assert "5000000x1 pixels, too long to be resized" in ended.line
 
