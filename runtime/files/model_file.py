@@ -19,6 +19,7 @@ from onnx import ModelProto, TensorProto
 from onnx_lathe.errors import ModelError, first_few
 from onnx_lathe.runtime.files.declared import check_declared
 from onnx_lathe.runtime.files.external_data import Reader, external_path, externalized, locate, opened
+from onnx_lathe.runtime.files.functions import check_functions
 from onnx_lathe.runtime.files.reading import (
     OPSETS,
     PROTOBUF_LIMIT_BYTES,
@@ -88,7 +89,19 @@ def _loaded(
         model = parse(unpack(content, PROTOBUF_LIMIT_BYTES) if is_packed(content) else content)
         del content
         _check(model, lambda tensor: external(model, tensor), oldest, mend)
+    _name_standard_opset(model)
     return model
+
+
+def _name_standard_opset(model: ModelProto) -> None:
+    """ "ai.onnx" is the empty domain by another name, under which onnx-graphsurgeon writes bodies of opset 1."""
+    other = [entry for entry in model.opset_import if entry.domain == "ai.onnx"]
+    named = any(entry.domain == "" for entry in model.opset_import)
+    for entry in other:
+        if named:
+            model.opset_import.remove(entry)
+        else:
+            entry.domain, named = "", True
 
 
 def checked(model: ModelProto, oldest: int = OPSETS[0], mend: Mend = as_it_is) -> ModelProto:
@@ -117,6 +130,7 @@ def _check(model: ModelProto, external: Callable[[TensorProto], None], oldest: i
                 "export it again"
             )
     check_declared(model)
+    check_functions(model)
     check_structure(model, mend)
 
 

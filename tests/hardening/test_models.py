@@ -12,7 +12,7 @@ from onnx_lathe.runtime.running import ort
 from tests.support.bounded import bounded
 from tests.support.builders import build, random
 
-DEEP = 3000
+DEEP = 1000
 
 
 def layer(**weights: np.ndarray) -> onnx.ModelProto:
