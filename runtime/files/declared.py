@@ -8,8 +8,10 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from onnx_lathe.errors import ModelError
-from onnx_lathe.runtime.files.tensors import all_graphs
+from onnx_lathe.runtime.files.tensors import all_graphs, all_nodes, bits_of
 
+MOST_COUNTED = 1 << 25
+"""Values of a Range of constants: onnx's shape inference (1.23) makes a list of them all."""
 _KNOWN = frozenset(TensorProto.DataType.values())
 
 
@@ -28,6 +30,29 @@ def check_declared(model: ModelProto) -> None:
         elif output.name in fed and fed[output.name].type != output.type:
             raise ModelError(
                 f"output '{output.name}' is an input too, of another type or shape; export the model again"
+            )
+
+
+def check_ranges(model: ModelProto) -> None:
+    """Raises ModelError naming a Range of constants with more than MOST_COUNTED values."""
+    stored = {tensor.name: tensor for graph in all_graphs(model) for tensor in graph.initializer}
+    for node in all_nodes(model):
+        if node.op_type == "Constant" and node.output:
+            for one in node.attribute:
+                if one.name == "value":
+                    stored[node.output[0]] = one.t
+    for node in all_nodes(model):
+        ends = [stored[name] for name in node.input if name in stored and not stored[name].dims]
+        if node.op_type != "Range" or len(ends) != 3 or any(bits_of(one.data_type) is None for one in ends):
+            continue
+        try:
+            first, last, step = (float(onnx.numpy_helper.to_array(one)) for one in ends)
+        except (TypeError, ValueError):  # no number is stored: the checker says so
+            continue
+        if abs(last - first) > MOST_COUNTED * abs(step):
+            raise ModelError(
+                f"node '{node.name}' (Range) counts from {first:g} to {last:g}, more than {MOST_COUNTED:,} values; "
+                "export the model again"
             )
 
 
