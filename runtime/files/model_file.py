@@ -17,7 +17,7 @@ from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto
 
 from onnx_lathe.errors import ModelError, first_few
-from onnx_lathe.runtime.files.declared import check_declared, check_ranges
+from onnx_lathe.runtime.files.declared import check_counts, check_declared
 from onnx_lathe.runtime.files.external_data import Reader, external_path, externalized, locate, opened
 from onnx_lathe.runtime.files.functions import check_functions
 from onnx_lathe.runtime.files.reading import (
@@ -130,7 +130,7 @@ def _check(model: ModelProto, external: Callable[[TensorProto], None], oldest: i
                 "export it again"
             )
     check_declared(model)
-    check_ranges(model)
+    check_counts(model)
     check_functions(model)
     check_structure(model, mend)
 

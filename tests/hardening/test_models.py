@@ -214,11 +214,12 @@ def everything_dead() -> onnx.ModelProto:
 
 REFUSED = [
     gigantic_weight, negative_dimension, circle, own_input, two_nodes_write_one_name, two_weights_of_one_name,
-    function_calls_itself, functions_in_a_circle, doubling_functions,
+    function_calls_itself, functions_in_a_circle, doubling_functions, gigantic_range, gigantic_tile,
+    two_inputs_of_one_name, chained_functions,
 ]  # fmt: skip
 EITHER = [
-    gigantic_input, gigantic_constant, gigantic_range, gigantic_tile, negative_input, two_inputs_of_one_name,
-    two_outputs_of_one_name, nested_bodies, chained_functions, nan_weight, infinite_weight, zero_size_weight, string_weight, string_input, everything_dead,
+    gigantic_input, gigantic_constant, negative_input,
+    two_outputs_of_one_name, nested_bodies, nan_weight, infinite_weight, zero_size_weight, string_weight, string_input, everything_dead,
 ]  # fmt: skip
 """May be compiled, and then compute what they did."""
 
