@@ -7,10 +7,12 @@ BIN := .venv/bin
 LENET := models/lenet5-mnist
 # Half of the suite for each of two processes, so that what a file's tests share is made once; at the end one takes of the other.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+# What `make torture` runs: make torture PARTS="hostile --cases 1000" is a part of it.
+PARTS ?=
 # What `make test` and `make coverage` run; make test TESTS="tests/passes -m 'not slow'" is a part of it.
 TESTS ?=
 
-.PHONY: demo test lint coverage docs benchmarks clean
+.PHONY: demo test lint coverage docs benchmarks torture clean
 
 demo: .venv/ready
 	@if $(BIN)/python -c "import tensorrt_rtx" 2>/dev/null; then \
@@ -59,6 +61,10 @@ benchmarks: .venv/ready
 	$(BIN)/python benchmarks/bridge_coverage.py
 	$(BIN)/python benchmarks/checkpointing.py
 	$(BIN)/python benchmarks/retrain.py
+
+# Hours; a sample of each part is in `make test`.
+torture: .venv/ready
+	$(BIN)/python benchmarks/torture.py $(PARTS)
 
 clean:
 	rm -rf .venv build
