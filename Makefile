@@ -9,10 +9,12 @@ LENET := models/lenet5-mnist
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 # No package that is not the very file of the lock, and none that the lock does not name.
 LOCKED := $(BIN)/pip install -q --require-hashes --no-deps
+# What `make torture` runs: make torture PARTS="hostile --cases 1000" is a part of it.
+PARTS ?=
 # What `make test` and `make coverage` run; make test TESTS="tests/passes -m 'not slow'" is a part of it.
 TESTS ?=
 
-.PHONY: demo test lint coverage mutation lock lowest docs benchmarks clean
+.PHONY: demo test lint coverage mutation lock lowest docs benchmarks torture clean
 
 demo: .venv/ready
 	@if $(BIN)/python -c "import tensorrt_rtx" 2>/dev/null; then \
@@ -81,6 +83,10 @@ benchmarks: .venv/ready
 	$(BIN)/python benchmarks/bridge_coverage.py
 	$(BIN)/python benchmarks/checkpointing.py
 	$(BIN)/python benchmarks/retrain.py
+
+# Hours; a sample of each part is in `make test`.
+torture: .venv/ready
+	$(BIN)/python benchmarks/torture.py $(PARTS)
 
 clean:
 	rm -rf .venv build
