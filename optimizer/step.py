@@ -66,9 +66,10 @@ def run_step(run: Run, index: int) -> None:
     if not report.edits and (known := _copied(run, path, where)):
         _record(run, index, report, path, known, time.perf_counter() - started)
         return
-    expected = ort.run(ort.session(before), run.feeds) if instance.lossless else {}
+    lean = run.large and run.roles.evaluation is None
+    expected = ort.run(ort.session(before, lean=lean), run.feeds) if instance.lossless else {}
     model_file.save(run.model, path)
-    sample = Sample(run.feeds, expected, before, run.large and run.roles.evaluation is None)
+    sample = Sample(run.feeds, expected, before, lean)
     try:
         try:
             session = _check(instance, path, sample, report)
@@ -79,6 +80,7 @@ def run_step(run: Run, index: int) -> None:
     except ContractError as error:
         path.unlink()
         raise ContractError(f"{where}: {error}") from error
+    model_file.hold_saved(run.model, path)
     quality = _measure(run, path, session, where, report)
     _record(run, index, report, path, quality, time.perf_counter() - started)
 

@@ -67,6 +67,7 @@ class Codebook(Pass):
     """Gives the weights of each layer a few shared values (k-means), stored as a codebook and indices."""
 
     name = "codebook"
+    streams = True
     after = {"fold": "a folded batch normalization gives every channel values of its own"}
     before = {
         "int8": "values are shared among float weights; int8 then quantizes what the codebook decodes to"

@@ -26,6 +26,9 @@ from onnx_lathe.runtime.running.settings import Settings
 WORKER = "onnx_lathe.runtime.running.guard_worker"
 KILLED = "the system ended it (SIGKILL), likely for lack of memory"
 
+LARGE_BYTES = 256 << 20
+"""Above it, the child is not to pack the weights for its processor, which doubles them in its memory."""
+
 READY, SURVIVED = b"r", b"rs"
 """What the child has answered when it begins to load a model, and when it has."""
 
@@ -68,6 +71,17 @@ def _key(source: bytes | str) -> bytes | None:
         for location in sorted(locations):
             digest.update(_state(os.path.join(os.fsencode(os.path.dirname(path)), location)))
     return digest.digest()
+
+
+def _is_large(path: str) -> bool:
+    """Whether the file and its external data are."""
+    with suppress(OSError, ValueError):
+        folder, locations = os.path.dirname(os.path.abspath(path)), set[bytes]()
+        if os.path.getsize(path):
+            locations = _located(path)
+        sizes = [os.path.getsize(os.path.join(os.fsencode(folder), one)) for one in locations]
+        return os.path.getsize(path) + sum(sizes) > LARGE_BYTES
+    return False
 
 
 def _located(path: str) -> set[bytes]:
@@ -127,7 +141,7 @@ class _Guard:
         if isinstance(source, bytes):
             content, request["size"] = source, len(source)
         else:
-            request["path"] = os.path.abspath(source)
+            request |= {"path": os.path.abspath(source), "lean": _is_large(source)}
         message = json.dumps(request).encode() + b"\n"
         for _ in range(2):
             process = self._started()
