@@ -78,7 +78,8 @@ def run_step(run: Run, index: int) -> None:
             model_file.save(run.model, path)
             session = _check(instance, path, sample, report)
     except ContractError as error:
-        path.unlink()
+        for file in (path, path.with_name(f"{path.name}.data")):
+            file.unlink(missing_ok=True)
         raise ContractError(f"{where}: {error}") from error
     model_file.hold_saved(run.model, path)
     quality = _measure(run, path, session, where, report)

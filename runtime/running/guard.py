@@ -17,7 +17,7 @@ import sys
 import threading
 import warnings
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from onnx_lathe.runtime.files import hashing
 from onnx_lathe.runtime.processes import environment
@@ -27,7 +27,8 @@ WORKER = "onnx_lathe.runtime.running.guard_worker"
 KILLED = "the system ended it (SIGKILL), likely for lack of memory"
 
 LARGE_BYTES = 256 << 20
-"""Above it, the child is not to pack the weights for its processor, which doubles them in its memory."""
+UNPACKED = ("session.disable_prepacking", "1")
+"""For models above that size: packing weights for the processor changes no graph, and doubles them in memory."""
 
 READY, SURVIVED = b"r", b"rs"
 """What the child has answered when it begins to load a model, and when it has."""
@@ -141,7 +142,10 @@ class _Guard:
         if isinstance(source, bytes):
             content, request["size"] = source, len(source)
         else:
-            request |= {"path": os.path.abspath(source), "lean": _is_large(source)}
+            request["path"] = os.path.abspath(source)
+            if _is_large(source):
+                settings = replace(settings, entries=(*settings.entries, UNPACKED))
+                request["settings"] = asdict(settings)
         message = json.dumps(request).encode() + b"\n"
         for _ in range(2):
             process = self._started()

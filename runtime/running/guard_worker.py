@@ -1,7 +1,7 @@
 """The child of guard.py: loads the models that it is told of, and says that it is still there.
 
 A request is a line of JSON: "settings", the fields of Settings, and "path", a file, or "size", the number of
-bytes behind it; with "lean", weights are not packed for the processor, which copies them and changes no graph. An answer has two bytes, one before the model is loaded and one after. It ends when its
+bytes behind it. An answer has two bytes, one before the model is loaded and one after. It ends when its
 standard input does.
 """
 
@@ -28,17 +28,15 @@ def main() -> None:
         request = json.loads(line)
         content = requests.read(request["size"]) if "size" in request else request["path"]
         answers.write(b"r")
-        _load(content, Settings(**request["settings"]), request.get("lean", False))
+        _load(content, Settings(**request["settings"]))
         answers.write(b"s")
 
 
-def _load(model: str | bytes, settings: Settings, lean: bool) -> None:
+def _load(model: str | bytes, settings: Settings) -> None:
     """As the caller will, but on one thread. A refusal is for the caller to meet."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
-    if lean:
-        options.add_session_config_entry("session.disable_prepacking", "1")
     if settings.written:
         options.optimized_model_filepath = os.devnull
     with suppress(Exception):
