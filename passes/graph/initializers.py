@@ -17,7 +17,7 @@ from onnx_lathe import held
 from onnx_lathe.passes.graph import Constant, Variable
 
 
-class StoredValues(LazyValues):  # type: ignore[misc]
+class StoredValues(LazyValues):
     """Values of a tensor of ONNX, which may be held in a file (held.py)."""
 
     def load(self) -> np.ndarray:

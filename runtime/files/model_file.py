@@ -72,7 +72,7 @@ def load(path: str | Path, oldest: int = OPSETS[0], mend: Mend = as_it_is) -> Mo
         if data_size(tensor) < held.LEAST_BYTES or not in_main(model, tensor):
             reader.read(tensor)
         else:
-            area.hold(tensor, _mapped(path, tensor))
+            area.hold(tensor, reader.mapped(tensor))
 
     in_main = _Main()
     return _loaded(path, hold_big, oldest, mend)

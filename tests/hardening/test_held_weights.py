@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_lathe import held
-from onnx_lathe.errors import ContractError, LatheError
+from onnx_lathe.errors import ContractError, LatheError, ModelError
 from onnx_lathe.optimizer import step
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.optimizer.step import apply_pass
@@ -72,6 +72,17 @@ def test_a_big_tensor_of_external_data_is_held_and_a_small_one_read(small: onnx.
         assert not any(map(held.is_held, model_file.load(small_too).graph.initializer))
     assert not held.are_any()
     assert not any(map(held.is_held, model_file.load(file).graph.initializer))
+
+
+def test_held_data_is_not_wanted_over_and_over(small: onnx.ModelProto, tmp_path: Path):
+    file = apart(small, tmp_path / "model.onnx")
+    model = onnx.load(file, load_external_data=False)
+    for number in range(128):
+        model.graph.initializer.add().CopyFrom(model.graph.initializer[0])
+        model.graph.initializer[-1].name = f"again{number}"
+    file.write_bytes(model.SerializeToString())
+    with held.area(tmp_path), pytest.raises(ModelError, match="over and over"):
+        model_file.load(file)
 
 
 def test_a_held_model_is_written_byte_for_byte_as_one_in_memory(small: onnx.ModelProto, tmp_path: Path):
