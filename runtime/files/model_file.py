@@ -15,6 +15,7 @@ from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto
 
 from onnx_lathe.errors import ModelError, first_few
+from onnx_lathe.runtime.files import hashing
 from onnx_lathe.runtime.files.external_data import external_path, externalized, locate, read_external
 from onnx_lathe.runtime.files.reading import (
     OPSETS,
@@ -132,6 +133,17 @@ def inspect_file(path: str | Path) -> FileFacts:
                     size += len(chunk)
                     digest.update(chunk)
     return FileFacts(size, digest.hexdigest())
+
+
+def facts(path: str | Path) -> FileFacts:
+    """As `inspect_file`, of a file that has been loaded or written before: what is stored in one file is not looked into
+    again, and is read once for as long as it stays the same. Raises ModelError for a file that cannot be read.
+    """
+    with naming(Path(path)), explaining(""):
+        found = hashing.content(path)
+    if found.locates and not is_packed(found.head):
+        return inspect_file(path)
+    return FileFacts(found.size_bytes, found.sha256)
 
 
 def externals(path: str | Path) -> tuple[ModelProto, list[tuple[TensorProto, Path, int, int]]]:
