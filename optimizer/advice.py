@@ -5,7 +5,7 @@ from pathlib import Path
 
 from onnx_lathe.errors import LatheError
 from onnx_lathe.optimizer.build import lower
-from onnx_lathe.optimizer.measuring import medians, time_pair
+from onnx_lathe.optimizer.measuring import is_quantized, medians, time_pair
 from onnx_lathe.optimizer.run import Run
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.targets.core.registry import find
@@ -38,8 +38,7 @@ def note_slow_integers(run: Run) -> None:
     if "base_latency" not in final or any(target.timed for target, _ in run.targets):
         return
     ratio = final["latency"] / final["base_latency"]
-    quantized = any(node.op_type == "QuantizeLinear" for node in run.model.graph.node)
-    if not quantized or ratio <= NOTED_RATIO:
+    if not is_quantized(run.model) or ratio <= NOTED_RATIO:
         return
     run.ui.status(f"timing what --target {TARGET} would give")
     try:

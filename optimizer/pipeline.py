@@ -28,6 +28,7 @@ from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.measuring import (
     SAMPLE_BATCH,
     judge,
+    is_quantized,
     measured_exactly,
     medians,
     sample_feeds,
@@ -136,6 +137,7 @@ def _open(request: Request, ui: Ui) -> Run:
         done,
         model,
         opened,
+        as_given=opened.as_given,
         fixed=opened.fixed,
         tasks=tasks,
     )
@@ -205,6 +207,8 @@ def _baseline(state: Run) -> None:
         session = fed(ort.session(given, lean=lean), state.fixed)
         state.feeds = sample_feeds(state.roles.sample, session, SAMPLE_BATCH)
         ort.run(session, state.feeds)  # refuses here, by name, what cannot run at all
+        # ONNX Runtime stumbles over INT8 pairs alone; asking costs another session on some processors
+        state.helped = is_quantized(state.model) and ort.is_helped(session, given)
     except CrashError as error:
         raise CrashError(
             f"{state.request.name or given}: {error}, before any pass; "

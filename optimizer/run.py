@@ -84,6 +84,10 @@ class Run:
     """The model as it was opened, until it has been compared with the one given."""
     rewritten: bool = False
     """Whether the model's nodes are others than in the file given, before any pass."""
+    as_given: bool = False
+    """Whether the model as it was opened is the one in the file given, bit for bit."""
+    helped: bool = False
+    """Whether the file given loads only as ort.HELPED says."""
     written: Path | None = None
     """Where the rewritten model is, if it is too large to be given as bytes."""
     fixed: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -17,6 +17,7 @@ import onnx
 from onnx_lathe import metadata
 from onnx_lathe.errors import ContractError, CrashError, LatheError, ModelError, PassError
 from onnx_lathe.optimizer import lossless, opening
+from onnx_lathe.optimizer.checkpoint import file_hash
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.judging.metrics import METRICS
 from onnx_lathe.optimizer.measuring import SAMPLE_BATCH, sample_feeds
@@ -63,7 +64,7 @@ def run_step(run: Run, index: int) -> None:
     except LatheError as error:
         raise type(error)(f"{where}: {error}") from error
     path = run.checkpoints.path(index + 1, instance.name)
-    if not report.edits and (known := _copied(run, path, where)):
+    if not report.edits and (known := _copied(run, path, where, report)):
         _record(run, index, report, path, known, time.perf_counter() - started)
         return
     expected = ort.run(ort.session(before), run.feeds) if instance.lossless else {}
@@ -137,20 +138,28 @@ def apply_pass(
     return after, report
 
 
-def _copied(run: Run, path: Path, where: str) -> dict[str, float] | None:
+def _copied(run: Run, path: Path, where: str, report: PassReport) -> dict[str, float] | None:
     """Makes the checkpoint of a step that changed nothing a copy of the file before it, and returns its metrics: they
-    are known, and so is that the file loads and runs. None where the model is other than that file: rewritten, packed,
-    or with data beside it.
+    are known, and so is that the file loads and runs, because this very run has done both with it. None where it has
+    not, or where the model is other than that file: prepared in any way, packed, or with data beside it.
+
+    Raises ModelError for a file that is another now than the one judged.
     """
-    if run.rewritten and not run.record.steps:
+    first = not run.record.steps
+    if not run.as_given if first else run.record.steps[-1] in run.done:
         return None
     known = _measured(run, where)
     if known is None or not _is_whole(run.file):
         return None
-    if run.record.steps and _linked(run.file, path):
-        return known
-    with replacing(path) as copy, run.file.open("rb") as source:
-        shutil.copyfileobj(source, copy, COLLECTED_BYTES)
+    judged = str(run.record.model["sha256"]) if first else run.checkpoints.done[-1][1]
+    if first or not _linked(run.file, path):
+        with replacing(path) as copy, run.file.open("rb") as source:
+            shutil.copyfileobj(source, copy, COLLECTED_BYTES)
+    if file_hash(path) != judged:
+        path.unlink()
+        raise ModelError(f"{where}: {run.file} was changed while the command ran; run it again")
+    if first and run.helped:
+        report.warnings.append(ort.HELPED)
     return known
 
 
