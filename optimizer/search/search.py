@@ -15,6 +15,7 @@ from onnx_lathe.errors import ExitCode, LatheError, UsageError
 from onnx_lathe.optimizer import pipeline, surroundings
 from onnx_lathe.optimizer.run import Request
 from onnx_lathe.optimizer.search import confirming, worker
+from onnx_lathe.optimizer.search.allocated import allocated
 from onnx_lathe.optimizer.search.bench import Outcome
 from onnx_lathe.optimizer.search.clock import Clock, OutOfTimeError
 from onnx_lathe.optimizer.search.folder import BEST, RECIPE, RECORD, STUDY, begin, check_out, erase_winner
@@ -123,12 +124,16 @@ class _Run:
         try:
             table = from_json(shared.noted(worker.TABLE) or {})
             with _children(self.request, clock, self.record.notes):
+                starts = []
+                if not earlier:
+                    self.ui.step("allocations", 0)
+                    starts = allocated(bench, clock, self.ui.status)
                 if not table:
                     self.ui.step("sensitivity", 0)
                     table = measure_table(bench, clock, self.ui.status)
                     shared.note(worker.TABLE, as_json(table))
                 if not earlier:
-                    for settings in Proposals(bench.space, table, 0).starts():
+                    for settings in [*starts, *Proposals(bench.space, table, 0).starts()]:
                         shared.enqueue(settings)
                 shared.note(worker.BEGUN, True)
                 self.ui.step("trials", 0)
