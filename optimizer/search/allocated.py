@@ -44,9 +44,12 @@ BUDGETS: Mapping[str, Budget] = {
 
 def allocated(bench: Bench, clock: Clock, progress: Progress) -> list[dict[str, Value]]:
     """Settings as the first step that is tuned shares out each of its budgets, later steps at the first of their
-    uniform strengths; of equal ones the first. None of passes without a budget; what the time does not suffice for is
-    left out.
+    uniform strengths; of equal ones the first. None of passes without a budget, and none where candidates are put
+    together of layers: there the table is whole, and its own allocations, over all steps, are better ones. What the time
+    does not suffice for is left out.
     """
+    if bench.composer is not None:
+        return []
     steps = bench.space.tuned
     index = steps[0] if steps else 0
     call = bench.space.steps[index]

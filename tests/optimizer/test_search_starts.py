@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +12,13 @@ import pytest
 
 from onnx_lathe.optimizer.gate import parse_gates
 from onnx_lathe.optimizer.recipe import parse_calls
+from onnx_lathe.optimizer.search import costs as costing
 from onnx_lathe.optimizer.search.allocated import allocated
 from onnx_lathe.optimizer.search.bench import Bench, Measured
 from onnx_lathe.optimizer.search.clock import Clock
+from onnx_lathe.optimizer.search.costs import Costs
 from onnx_lathe.optimizer.search.goal import Goal
+from onnx_lathe.optimizer.search.layerwise import Composer
 from onnx_lathe.optimizer.search.proposals import Option, Proposals
 from onnx_lathe.optimizer.search.space import Dimension, Space
 from onnx_lathe.optimizer.search.strengths import default_space
@@ -88,6 +92,9 @@ def test_zeros_start_where_one_threshold_puts_them(model: onnx.ModelProto) -> No
     for settings in found:
         assert settings["prune.layers[w2]"] > settings["prune.layers[w1]"]  # type: ignore[operator]
         assert settings["codebook.layers[w1]"] != 0
+    bench.composer = Composer.of(model, bench.space)
+    assert bench.composer is not None
+    assert allocated(bench, Clock(time.time() + 1e6), print) == []  # there is a whole table then
     after, report = apply_pass(
         configure(find("prune"), {"sparsity": 0.5, "scope": "global"}), model, Context()
     )
@@ -171,3 +178,22 @@ def test_the_fastest_is_timed_twice(
     assert (outcome.ratio, outcome.passed) == (ratio, True)
     assert not bench.costs.found  # type: ignore[attr-defined]
     assert np.isfinite(outcome.value)
+
+
+def test_rounds_that_others_disturb_say_nothing(
+    model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In most rounds another program takes the processor while the candidate runs; few rounds are not enough."""
+    asked: list[int] = []
+
+    def times(sessions: object, feeds: object, *, budget_s: float, most: int = 200) -> np.ndarray:
+        asked.append(most)
+        return np.array([[1.0, 0.5], *[[1.0, 9.0]] * 4] * (1 if len(asked) == 1 else 6))
+
+    onnx.save(model, tmp_path / "model.onnx")
+    costs = Costs(tmp_path / "model.onnx", model, None, 1, {})  # type: ignore[arg-type]
+    monkeypatch.setattr(costing.ort, "times", times)
+    monkeypatch.setattr(costing, "sample_feeds", lambda *given: {})
+    monkeypatch.setattr(costs, "base", lambda name: 2.0)
+    assert costs.of(model, {"latency"}) == {"latency": 1.0}
+    assert asked == [200, costing.ROUNDS]
