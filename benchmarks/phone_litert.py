@@ -181,15 +181,18 @@ def _line(row: Row, floats: int) -> str:
 
 def speed(options: argparse.Namespace) -> None:
     print(
-        "| network | float in LiteRT | INT8 in LiteRT | of float | of ONNX Runtime's INT8 | float in ONNX Runtime, of LiteRT's |"
+        "| network | float in LiteRT | INT8 in LiteRT | of float | of ONNX Runtime's INT8 | with stem=fold, of INT8 | of ONNX Runtime's INT8 | float in ONNX Runtime, of LiteRT's |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     for name in SHAPED:
         model, data = shaped(name, NETWORKS[name], options.out)
         folder = options.out / f"litert-speed-{name}"
         sessions = {
             "float": open_file(_built(model, "fold", "litert", data, folder / "float") / FILE, 1),
             "int8": open_file(_built(model, "fold,int8", "litert", data, folder / "int8") / FILE, 1),
+            "folded": open_file(
+                _built(model, "fold,int8", "litert(stem=fold)", data, folder / "folded") / FILE, 1
+            ),
             "ort float": ort.plain_session(model, threads=1),
             "ort int8": ort.plain_session(
                 _built(model, "fold,int8", "ort", data, folder / "ort") / "model.ort.onnx", threads=1
@@ -199,7 +202,13 @@ def speed(options: argparse.Namespace) -> None:
         cells = [name, *(f"{times[label][0]:.3g} ms" for label in ("float", "int8"))]
         cells += [
             f"{ratio(times, one, other):.2f}"
-            for one, other in (("int8", "float"), ("int8", "ort int8"), ("ort float", "float"))
+            for one, other in (
+                ("int8", "float"),
+                ("int8", "ort int8"),
+                ("folded", "int8"),
+                ("folded", "ort int8"),
+                ("ort float", "float"),
+            )
         ]
         print("| " + " | ".join(cells) + " |", flush=True)
 
