@@ -12,6 +12,7 @@ import networks_archives as archives
 import networks_judge as judge
 import numpy as np
 import onnx
+from networks_real import _part
 from phone_networks import Network, networks
 from phone_speed import NETWORKS, in_turn, one_sample, ratio, shaped
 
@@ -120,24 +121,29 @@ def _row(network: Network, name: str, out: Path) -> Row:
 
 
 def _decibels(network: Network, place: Path) -> dict[str, float]:
-    with np.load(network.data) as arrays:
-        feeds = {
-            key.removeprefix("evaluation/"): arrays[key] for key in arrays if key.startswith("evaluation/")
-        }
-    sessions = {
+    feeds = _part(network.data, "evaluation")
+    sessions = compared(network, place, feeds)
+    wanted = answers(sessions["float"], feeds)
+    return {label: _worst(answers(sessions[label], feeds), wanted) for label in ("litert", "ort")}
+
+
+def compared(network: Network, place: Path, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Sessions of what `place` was built from and to: the float network, its Q/DQ graph in ONNX Runtime, and LiteRT's file."""
+    lowered = _lowered(onnx.load(max((place / "steps").glob("*.onnx"))), feeds)
+    return {
         "float": ort.session(network.model),
-        "ort": ort.session(_lowered(onnx.load(max((place / "steps").glob("*.onnx"))), feeds)),
+        "ort": ort.session(lowered),
         "litert": open_file(place / FILE),
     }
-    names = [one.name for one in sessions["float"].get_outputs()]
-    found: dict[str, list[list[np.ndarray]]] = {
-        label: [
-            session.run(names, {name: values[row : row + 1] for name, values in feeds.items()})
-            for row in range(len(next(iter(feeds.values()))))
-        ]
-        for label, session in sessions.items()
-    }
-    return {label: _worst(found[label], found["float"]) for label in ("litert", "ort")}
+
+
+def answers(session: Any, feeds: Mapping[str, np.ndarray]) -> list[list[np.ndarray]]:
+    """Of each sample by itself: the outputs."""
+    names = [one.name for one in session.get_outputs()]
+    return [
+        session.run(names, {name: values[row : row + 1] for name, values in feeds.items()})
+        for row in range(len(next(iter(feeds.values()))))
+    ]
 
 
 def _lowered(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.ModelProto:
