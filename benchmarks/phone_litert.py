@@ -19,7 +19,10 @@ from phone_speed import NETWORKS, in_turn, one_sample, ratio, shaped
 from onnx_lathe.optimizer.build import configured_targets, lower
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.passes.core.services import Context
+from onnx_lathe.runtime.data import model_inputs, open_source
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.calibration import StreamingCalibrator
+from onnx_lathe.runtime.running.evaluate import OriginalComparer
 from onnx_lathe.runtime.targets.litert.session import open_file
 
 RECIPES = {
@@ -129,7 +132,7 @@ def _decibels(network: Network, place: Path) -> dict[str, float]:
 
 def compared(network: Network, place: Path, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Sessions of what `place` was built from and to: the float network, its Q/DQ graph in ONNX Runtime, and LiteRT's file."""
-    lowered = _lowered(onnx.load(max((place / "steps").glob("*.onnx"))), feeds)
+    lowered = _lowered(network, onnx.load(max((place / "steps").glob("*.onnx"))), feeds)
     return {
         "float": ort.session(network.model),
         "ort": ort.session(lowered),
@@ -146,13 +149,21 @@ def answers(session: Any, feeds: Mapping[str, np.ndarray]) -> list[list[np.ndarr
     ]
 
 
-def _lowered(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """The Q/DQ graph that the file is written from, at the sizes of the data."""
+def _lowered(network: Network, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+    """The Q/DQ graph that the file is written from, at the sizes of the data: with the same calibration data, by which
+    the lowering moves biases.
+    """
+    inputs = model_inputs(onnx.load(network.model))
+    data = open_source(f"{network.data}:calibration", inputs)
+    context = Context(
+        calibrator=StreamingCalibrator(data),
+        fidelity=OriginalComparer(network.model, lambda: onnx.load(network.model), data),
+    )
     ((target, config),) = configured_targets([Call("litert", {})])
     fitted, _ = target.fitted(model, config, {name: values[:1].shape for name, values in feeds.items()})
-    lowered, _ = lower(target, fitted, model, Context())
+    lowered, _ = lower(target, fitted, model, context)
     settled, _ = target.settled(lowered, config, fitted)
-    return lower(target, settled, model, Context())[0]
+    return lower(target, settled, model, context)[0]
 
 
 def _worst(found: list[list[np.ndarray]], wanted: list[list[np.ndarray]]) -> float:
