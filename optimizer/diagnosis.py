@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -16,6 +16,7 @@ _FIRST_ERROR = re.compile(r"\(op_type:(\w+), node name: ([^)]*)\): (.*?)(?= \(op
 _KNOWN_DOMAINS = re.compile(r"|ai\.onnx(\..*)?|com\.microsoft(\..*)?")
 _NO_NUMBERS = (TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128)
 AGAIN = "export the model again"
+Shape = tuple[int | None, ...]
 
 
 def refuse_broken(path: Path, model: onnx.ModelProto) -> None:
@@ -76,48 +77,61 @@ def _names(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[str]:
-    """Constants of quantizers and convolutions that do not fit each other."""
-    dims = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    channels = _channels(model)
+    """Quantizers and convolutions that do not fit what they read."""
+    shapes = _shapes(model)
     for node in model.graph.node:
-        attributes = {attribute.name: attribute.i for attribute in node.attribute}
-        if node.op_type in ("DequantizeLinear", "QuantizeLinear") and node.input[1] in dims:
-            yield from _quantizer(node, attributes, dims)
-        elif node.op_type == "Conv" and node.input[1] in channels and node.input[0] in channels:
-            weight, groups = channels[node.input[1]], attributes.get("group", 1)
-            found = channels[node.input[0]]
-            if weight * groups != found:
-                yield (
-                    f"node {_named(node)}: its weight '{node.input[1]}' is for {weight * groups} input channels, "
-                    f"and its input has {found}; {AGAIN}"
-                )
+        if node.op_type in ("DequantizeLinear", "QuantizeLinear"):
+            yield from _quantizer(node, shapes)
+        elif node.op_type == "Conv":
+            yield from _convolution(node, shapes)
 
 
-def _quantizer(node: onnx.NodeProto, attributes: dict[str, int], dims: dict[str, list[int]]) -> Iterator[str]:
-    shape, scale = dims.get(node.input[0]), dims[node.input[1]]
-    if not scale or scale == [1] or attributes.get("block_size") or shape is None:
+def _convolution(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> Iterator[str]:
+    weight, read = shapes.get(node.input[1], ()), shapes.get(node.input[0], ())
+    if len(weight) < 2 or None in weight:
+        return
+    groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+    channels = (weight[1] or 0) * groups
+    if len(read) > 1 and read[1] not in (None, channels):
+        yield (
+            f"node {_named(node)}: its weight '{node.input[1]}' is for {channels} input channels, "
+            f"and its input has {read[1]}; {AGAIN}"
+        )
+    for attribute in node.attribute:
+        if attribute.name == "kernel_shape" and tuple(attribute.ints) != weight[2:]:
+            yield (
+                f"node {_named(node)}: it says a kernel of {_by(attribute.ints)}, and its weight '{node.input[1]}' has "
+                f"one of {_by(weight[2:])}; {AGAIN}"
+            )
+
+
+def _quantizer(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> Iterator[str]:
+    shape, scale = shapes.get(node.input[0]), shapes.get(node.input[1])
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    if not scale or scale == (1,) or None in scale or attributes.get("block_size") or shape is None:
         return
     axis = attributes.get("axis", 1)
     if not -len(shape) <= axis < len(shape):
         yield f"node {_named(node)}: axis {axis} is not one of its {len(shape)} dimensions; {AGAIN}"
-    elif scale != [shape[axis]]:
-        yield (
-            f"node {_named(node)}: it has {' x '.join(map(str, scale))} scales, and {shape[axis]} values along "
-            f"axis {axis}; {AGAIN}"
-        )
+    elif shape[axis] is not None and scale != (shape[axis],):
+        yield f"node {_named(node)}: it has {_by(scale)} scales, and {shape[axis]} values along axis {axis}; {AGAIN}"
 
 
-def _channels(model: onnx.ModelProto) -> dict[str, int]:
-    """Size of the second dimension of each tensor that has one and whose size is known."""
+def _by(sizes: Iterable[int | None]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Of each tensor whose rank is known; None for a size that is not."""
     try:
         light = onnx.shape_inference.infer_shapes(_light(model))
     except (onnx.shape_inference.InferenceError, RuntimeError):
         light = model
-    found = {tensor.name: tensor.dims[1] for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    found: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     for value in (*light.graph.value_info, *light.graph.input):
-        dim = value.type.tensor_type.shape.dim
-        if len(dim) > 1 and dim[1].dim_value > 0:
-            found.setdefault(value.name, dim[1].dim_value)
+        if value.type.tensor_type.HasField("shape"):
+            dims = value.type.tensor_type.shape.dim
+            found.setdefault(value.name, tuple(dim.dim_value if dim.dim_value > 0 else None for dim in dims))
     return found
 
 

@@ -13,6 +13,7 @@
     scale and zero-point of shape [1]             rank 0
     64-bit floats                                 32-bit floats, cast at inputs and outputs
     input dimensions named "?"                    without a name
+    last state of an LSTM in a branch             Gather of its steps (recurrent.py)
     If(constant)                                  the body that runs, see passes/graph/branches.py
     names with a NUL, or of more than 4096 bytes  others, but for inputs and outputs
 
@@ -46,7 +47,7 @@ from onnx_lathe.passes.graph.model import FOUR_BIT, FOUR_BIT_OPSET, export_model
 from onnx_lathe.passes.graph.quantization.pairs import state_zero_points
 from onnx_lathe.passes.graph.rewire import disconnect, is_output, replace_input, sweep
 from onnx_lathe.passes.lowering.engine_floats import restore
-from onnx_lathe.passes.lowering.engine_types import blocks, names, ports
+from onnx_lathe.passes.lowering.engine_types import blocks, names, ports, recurrent
 from onnx_lathe.passes.lowering.engine_types.codebooks import stays_shared, store_indices
 from onnx_lathe.passes.lowering.engine_types.dimensions import sizes, unname
 from onnx_lathe.passes.lowering.engine_types.doubles import single_precision
@@ -111,9 +112,11 @@ class Lowering(Pass):
         state_zero_points(graph, report)
         single_precision(graph, report)
         shared: dict[str, Constant] = {}
-        found = [_Work(graph, part.graph, report, shared) for part in parts(graph)]
-        for work in found:
+        places = parts(graph)
+        found = [_Work(graph, part.graph, report, shared) for part in places]
+        for work, part in zip(found, places, strict=True):
             work.initializers()
+            recurrent.read_steps(work, part)
         restore(graph, context, report, floats)
         for work in found:
             work.quantizers(self.config.prefer == "size")

@@ -33,6 +33,41 @@ def test_what_is_wrong(name: str, tmp_path: Path) -> None:
     assert "export the model" in found or "cut it off" in found
 
 
+@pytest.mark.parametrize(
+    "axis, count, said",
+    [
+        (9, 8, "node 'q': axis 9 is not one of its 4 dimensions"),
+        (1, 7, "node 'q': it has 7 scales, and 8 values along axis 1"),
+        (-3, 8, ""),
+    ],
+)
+def test_scales_of_an_activation(axis: int, count: int, said: str, tmp_path: Path) -> None:
+    """Its shape is known by inference alone."""
+    scales = {"s": np.ones(count, np.float32), "z": np.zeros(count, np.int8)}
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], "relu"),
+        helper.make_node("QuantizeLinear", ["r", "s", "z"], ["c"], "q", axis=axis),
+        helper.make_node("DequantizeLinear", ["c", "s", "z"], ["y"], "d", axis=axis),
+    ]
+    model = quantized.model(nodes, {"x": ["n", 8, 4, 4]}, {"y": ["n", 8, 4, 4]}, scales)
+    onnx.save(model, tmp_path / FILE)
+    assert diagnosis.problem(model).startswith(said)
+    if said:
+        with pytest.raises(ModelError, match="node 'q'"):
+            diagnosis.refuse_broken(tmp_path / FILE, model)
+
+
+def test_a_kernel_of_another_size_than_its_weight(tmp_path: Path) -> None:
+    node = helper.make_node("Conv", ["x", "w"], ["y"], "conv", kernel_shape=[7, 7])
+    weights = {"w": np.ones((4, 3, 5, 5), np.float32)}
+    model = quantized.model([node], {"x": [1, 3, 9, 9]}, {"y": [1, 4, 3, 3]}, weights)
+    onnx.save(model, tmp_path / FILE)
+    with pytest.raises(
+        ModelError, match=r"'conv': it says a kernel of 7 x 7, and its weight 'w' has one of 5 x 5; export"
+    ):
+        diagnosis.refuse_broken(tmp_path / FILE, model)
+
+
 def test_nodes_of_one_name_do_not_hide_what_is_wrong(tmp_path: Path) -> None:
     case = next(case for case in BROKEN if case.name == "weight of another type")
     case.write(tmp_path / FILE)

@@ -65,7 +65,7 @@ def test_random_values_and_a_missing_gpu(
 
 def test_damaged_engines_are_refused(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     engine.write_bytes(engine.read_bytes()[:-10])
-    assert "not copied whole" in refused(capsys, ["run", str(engine)], code=4)
+    assert "not copied whole" in refused(capsys, ["run", str(engine)], code=2)
     Path(f"{engine}.json").unlink()
     assert "it says which library runs model.tensorrt.engine" in refused(capsys, ["run", str(engine)])
     assert "absent.engine: no such file" in refused(capsys, ["run", str(engine.with_name("absent.engine"))])

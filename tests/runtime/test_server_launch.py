@@ -91,7 +91,9 @@ def test_workers_send_gradients_to_a_server(place: Path) -> None:
     trained = onnx.load(place / "out" / "model.onnx")
     arrays = [onnx.numpy_helper.to_array(tensor) for tensor in trained.graph.initializer]
     assert sum(int((array == 0).sum()) for array in arrays if array.ndim == 2) == 40
-    assert accuracy(trained) > 0.7
+    assert (
+        accuracy(trained) > 0.6
+    )  # six runs: 0.76 to 0.81, by the order in which gradients came; 0.22 before
     assert not list((place / "out").glob("retrain-*"))
 
 

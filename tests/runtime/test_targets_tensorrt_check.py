@@ -10,6 +10,7 @@ from onnx_lathe.errors import TargetError
 from onnx_lathe.runtime.targets.core.base import LayerVerdict
 from onnx_lathe.runtime.targets.tensorrt.attempts import with_branches
 from onnx_lathe.runtime.targets.tensorrt.check import concerns
+from onnx_lathe.runtime.targets.tensorrt.messages import tidy_error
 from onnx_lathe.runtime.targets.tensorrt.refusals import deciding_inputs
 from onnx_lathe.runtime.targets.tensorrt.tensorrt import TensorRT, TensorRTRTX
 from tests.support import quantized
@@ -287,6 +288,17 @@ def test_what_decides_a_branch_that_is_refused_is_named(condition: list[onnx.Nod
     said = str(with_branches(TargetError("graphScope.cpp: failed"), branches))
     assert f"TensorRT has to know the conditions of choose when it builds{advice}" in said
     assert str(with_branches(TargetError("out of memory"), branches)) == "out of memory"
+
+
+def test_a_body_that_does_not_run_at_the_sizes_names_what_decides_it() -> None:
+    text = "reshape changes volume to multiple of original non-zero volume. Reshaping [1,128,2] to [1,128]"
+    refused = TargetError(
+        tidy_error(f"{text}. In operator() at /_src/optimizer/common/shape/shapeContext.cpp:4633")
+    )
+    said = str(with_branches(refused, deciding_inputs(conditional(ON_VALUES, INT8_LAYER).graph)))
+    assert said.startswith(f"{text}; all bodies of choose are built, for the same sizes")
+    assert "the values of input 'x'" in said
+    assert with_branches(refused, deciding_inputs(conditional(ON_SHAPES, INT8_LAYER).graph)) is refused
 
 
 def test_branches_of_unlike_ranks_are_refused_where_a_value_decides() -> None:

@@ -14,6 +14,8 @@ from onnx_lathe.runtime.targets.tensorrt.shapes import USUAL_BATCH, Profile
 
 OF_BRANCHES = ("graphScope", "IConditionalOutputLayer")
 """In what TensorRT says of a branch that it cannot build, without its name."""
+OF_SIZES = ("reshape changes volume", "Dimensions are")
+"""In what it says of sizes that do not fit, which may be those of a body that would never run at them."""
 Profiles = list[dict[str, list[list[int]]]]
 """For each profile the least, the tuned and the greatest shape of each dynamic input."""
 
@@ -52,10 +54,14 @@ def with_branches(error: TargetError, branches: Mapping[str, Sequence[str]]) -> 
     """The error, which names the model's If and Loop nodes where TensorRT speaks of them without their names.
     `branches`: each with the inputs whose values decide it.
     """
-    if not branches or not any(sign in str(error) for sign in OF_BRANCHES):
+    fed = [f"input '{name}'" for name in dict.fromkeys(name for names in branches.values() for name in names)]
+    signs = (*OF_BRANCHES, *OF_SIZES) if fed else OF_BRANCHES
+    if not branches or not any(sign in str(error) for sign in signs):
         return error
     said = f"{error}; TensorRT has to know the conditions of {first_few(list(branches))} when it builds"
-    fed = [f"input '{name}'" for name in dict.fromkeys(name for names in branches.values() for name in names)]
+    if not any(sign in str(error) for sign in OF_BRANCHES):
+        chosen = first_few([name for name, names in branches.items() if names])
+        said = f"{error}; all bodies of {chosen} are built, for the same sizes"
     if fed:
         return TargetError(
             f"{said}, and they follow from the values of {first_few(fed)}: make a constant of that by "

@@ -35,7 +35,7 @@ def tidy_error(text: str) -> str:
     text = _without_noise(one_line(text))
     inner = re.fullmatch(r"(?:I\w+::\w+: )?Error Code \d+: [\w ]+ \((.*)\)", text)
     text = inner[1] if inner else text
-    text = re.sub(r" In \w+ at /\S+", "", text)
+    text = re.sub(r" In \S+ at /\S+", "", text)
     return re.sub(r"^\[[\w.]+:\d+: \w+\] ", "", text).strip().removesuffix(".")
 
 

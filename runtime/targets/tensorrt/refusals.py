@@ -40,6 +40,8 @@ _GPUS: dict[int, tuple[str, int]] = {
 PIECE = 1 << 22
 """Elements of a weight that are looked at in one go."""
 
+RECURRENT = ("GRU", "LSTM", "RNN")
+
 _NO_TENSORS = (TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128)
 
 _SHAPE_INPUTS = {
@@ -64,6 +66,7 @@ def fatal(model: onnx.ModelProto, compute: Sequence[str] = ()) -> list[Concern]:
         *_gpus(reader, compute),
         *_weights(reader),
         *_branches(reader),
+        *_states(reader),
     ]
     return found
 
@@ -218,6 +221,33 @@ def _branches(reader: Reader) -> Iterator[Concern]:
             continue
         if computed.intersection(node.input) or any(True for _ in reader.bodies(node)):
             computed.update(node.output)
+
+
+def _states(reader: Reader, branch: bool = False) -> Iterator[Concern]:
+    """Recurrent layers in a body of If whose first output nobody reads, but another one: the lowering has mended those
+    that it could. branch: whether the reader is in such a body.
+    """
+    read = {value.name for value in reader.graph.output} | _reads(reader)
+    for node, name in reader.nodes():
+        if branch and node.op_type in RECURRENT and node.domain in _ONNX:
+            steps, *states = node.output
+            if steps not in read and read.intersection(states):
+                reason = (
+                    "in a branch, TensorRT fails on a last state where nobody reads the outputs of the steps: read the "
+                    "state from these, or make a constant of what decides the branch"
+                )
+                yield Concern(name, reason, True, node.op_type)
+        for body in reader.bodies(node):
+            yield from _states(body, branch or node.op_type == "If")
+
+
+def _reads(reader: Reader) -> set[str]:
+    """Of the part's nodes and of bodies in it."""
+    found = {name for node in reader.graph.node for name in node.input if name}
+    for node in reader.graph.node:
+        for body in reader.bodies(node):
+            found |= _reads(body) | {value.name for value in body.graph.output}
+    return found
 
 
 def deciding_inputs(graph: onnx.GraphProto) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ EXTRAS = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
 
 
 def reopen(engine: Path) -> Reopened:
-    """Raises ModelError for a file without its description, TargetError for one that is damaged, or that this machine
+    """Raises ModelError for a file without its description or one that is damaged, TargetError for one that this machine
     cannot run.
     """
     said = description(engine)
@@ -77,7 +77,7 @@ def description(engine: Path) -> dict[str, Any]:
 
 
 def check_file(engine: Path, said: Mapping[str, Any]) -> None:
-    """TensorRT takes a damaged engine for what it is not. Raises TargetError for one."""
+    """TensorRT takes a damaged engine for what it is not. Raises ModelError for one."""
     with engine.open("rb") as file:
         found, size = hashlib.sha256(), 0
         while piece := file.read(1 << 20):
@@ -89,7 +89,7 @@ def check_file(engine: Path, said: Mapping[str, Any]) -> None:
         reason = "holds other bytes"
     else:
         return
-    raise TargetError(
+    raise ModelError(
         f"{engine}: {reason}, so it was not written with {engine.name}.json, or not copied whole; copy both again, or "
         "build it again"
     )
