@@ -102,7 +102,8 @@ def rewrite(
         progress(note)
     source = given
     place = placement(configured_targets(_calls(targets))) if targets else CANONICAL
-    services = Services(recipe, roles, given, None, progress)
+    looks = any("original" in instance.needs for instance in instances)
+    services = Services(recipe, roles, given, None, progress, given if looks else None)
     for number, instance in enumerate(instances, 1):
         context = services.context(f"{number}/{len(instances)} {instance.name}", None, place)
         source, report = apply_checked(instance, source, context, roles.sample)
