@@ -26,16 +26,22 @@ class Ended:
 
 
 class Command:
-    """`optimize ARGUMENTS`, begun. `before` runs in its process first, such as what is to go wrong there."""
+    """`optimize ARGUMENTS`, begun. `before` runs in its process first, such as what is to go wrong there; `after` once the
+    command has ended.
+    """
 
     def __init__(
-        self, arguments: Sequence[object], folder: Path, before: Callable[[], object] = lambda: None
+        self,
+        arguments: Sequence[object],
+        folder: Path,
+        before: Callable[[], object] = lambda: None,
+        after: Callable[[], object] = lambda: None,
     ) -> None:
         self.logs = [folder / "stdout", folder / "stderr"]
         sys.stdout.flush()
         self.number = os.fork()
         if self.number == 0:
-            _serve([str(word) for word in arguments], self.logs, before)
+            _serve([str(word) for word in arguments], self.logs, before, after)
         with contextlib.suppress(OSError):  # the child does it, too: whoever comes first
             os.setpgid(self.number, self.number)
 
@@ -85,7 +91,9 @@ class Command:
         return sorted(found)
 
 
-def _serve(arguments: list[str], logs: Sequence[Path], before: Callable[[], object]) -> None:
+def _serve(
+    arguments: list[str], logs: Sequence[Path], before: Callable[[], object], after: Callable[[], object]
+) -> None:
     """In the forked process; does not return."""
     code = 70
     try:
@@ -100,6 +108,7 @@ def _serve(arguments: list[str], logs: Sequence[Path], before: Callable[[], obje
 
         before()
         code = main(arguments)
+        after()
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001 - nothing may reach the process that was forked
         os.write(2, f"Traceback: {type(error).__name__}: {error}\n".encode())

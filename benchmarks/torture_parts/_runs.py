@@ -1,11 +1,14 @@
 """A run of several passes, trainings and targets, and what must hold of its output folder after whatever happened."""
 
+import importlib
 import json
 import os
 import re
 import signal
+import sys
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,20 +48,29 @@ class Bench:
         self.cpu_s, self.changes = 0.0, 0
         self.whole = {sparsity: self._uninterrupted(sparsity) for sparsity in (0.5, 0.8)}
 
-    def arguments(self, out: Path, *more: object, sparsity: float = 0.8) -> list[object]:
+    def arguments(
+        self, out: Path, *more: object, sparsity: float = 0.8, passes: str = "", targets: str = ""
+    ) -> list[object]:
         return [
-            ROOT / "models" / "lenet300-mnist" / "model.onnx", "--passes", self.passes.format(sparsity), "--train",
-            f"{self.data}:train", "--eval", f"{self.data}:test", "--preprocess", "scale=1/255", "--target", self.targets,
+            ROOT / "models" / "lenet300-mnist" / "model.onnx", "--passes", passes or self.passes.format(sparsity), "--train",
+            f"{self.data}:train", "--eval", f"{self.data}:test", "--preprocess", "scale=1/255", "--target", targets or self.targets,
             "--no-latency", "--quiet", "--threads", 1, "--out", out, *more,
         ]  # fmt: skip
 
     def _uninterrupted(self, sparsity: float) -> Path:
         out, count = self.folder / f"whole-{sparsity}", self.folder / "count"
+        modules = self.folder / "modules"
         command = Command(
-            self.arguments(out, sparsity=sparsity), self.folder, partial(killing_at, out, 0, count)
+            self.arguments(out, sparsity=sparsity),
+            self.folder,
+            partial(killing_at, out, 0, count),
+            lambda: modules.write_text(json.dumps(sorted(sys.modules))),
         )
         ended = command.wait(RUN_S)
         assert ended.code == 0, ended.said[-600:]
+        for module in json.loads(modules.read_text()):  # what it imported late, all that follow have at once
+            with suppress(Exception):
+                importlib.import_module(module)
         self.cpu_s, self.changes = ended.cpu_s, int(count.read_text())
         return out
 

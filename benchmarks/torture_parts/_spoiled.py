@@ -33,7 +33,8 @@ from torture_parts._runs import (
 
 LARGEST = 3 << 20
 """More bytes than a run's folder takes."""
-LAUNCH = ["--launch", "--nproc-per-node=2"]
+LAUNCH = ("--launch", "--nproc-per-node=2")
+LAUNCHED = {"passes": "fold, prune(sparsity=0.5), retrain(epochs=6, batch=20)", "targets": "onnx"}
 
 
 class NotHereError(Exception):
@@ -165,10 +166,10 @@ def worker_dies(bench: Bench, random: np.random.Generator, folder: Path) -> str:
     """One of two processes that train is killed."""
     expected = bench.folder / "launched"
     if not expected.exists():
-        ended = Command(bench.arguments(expected, *LAUNCH), folder).wait(RUN_S)
+        ended = Command(bench.arguments(expected, *LAUNCH, **LAUNCHED), folder).wait(RUN_S)
         assert ended.code == 0, ended.said[-600:]
     out = folder / "out"
-    command = Command(bench.arguments(out, *LAUNCH), folder)
+    command = Command(bench.arguments(out, *LAUNCH, **LAUNCHED), folder)
     moment = float(random.random())
     while command.running():
         workers = [one for one in _below(command.number) if "parallel.worker" in _command_line(one)]
@@ -183,7 +184,7 @@ def worker_dies(bench: Bench, random: np.random.Generator, folder: Path) -> str:
         refused(ended, out)
         more = ["--resume"] if (out / "steps" / "run.json").exists() else []
         ended, kind = (
-            Command(bench.arguments(out, *LAUNCH, *more), folder).wait(RUN_S),
+            Command(bench.arguments(out, *LAUNCH, *more, **LAUNCHED), folder).wait(RUN_S),
             "one line, then resumed",
         )
     assert ended.code == 0, ended.said[-600:]

@@ -52,7 +52,6 @@ WITH_DATA = {
     "obs": "fold, prune(score=obs, sparsity=0.6, scope=global)",
     "nm-obs": "fold, prune_nm(score=obs)",
     "channels-obs": "fold, prune_channels(importance=obs, sparsity=0.3)",
-    "channels-taylor": "fold, prune_channels(importance=taylor, sparsity=0.3)",
     "codebook-hessian": "fold, codebook(bits=4, rounding=hessian, sequential=true)",
     "svd": "fold, svd(rank=auto, macs=0.6)",
     "tucker-data": "fold, tucker(macs=0.6, multiple=1)",
@@ -61,6 +60,7 @@ WITH_DATA = {
     "float16-ranges": "fold, float16(ranges=data)",
 }
 TRAINED = {
+    "channels-taylor": "fold, prune_channels(importance=taylor, sparsity=0.3)",
     "retrain": "fold, prune(sparsity=0.8), retrain(epochs=2, batch=50)",
     "retrain-sgd": "fold, retrain(epochs=2, batch=50, optimizer=sgd, shift=2, flip=true)",
     "retrain-bfloat16": "fold, retrain(epochs=2, batch=50, precision=bfloat16)",

@@ -41,7 +41,8 @@ def prepare(within: Path, light: bool = False) -> None:
 
 def run(request: Request) -> Iterator[Outcome]:
     case = partial(interrupted, seed=request.seed, within=request.folder)
-    for done in each(case, partial(prepare, request.folder), request.numbers, LIMIT_S, request.workers):
+    ready = partial(prepare, request.folder)
+    for done in each(case, ready, request.numbers, LIMIT_S, request.workers, start_s=3 * RUN_S):
         if done.fault:
             yield failed(done.number, done.fault)
         elif done.value.startswith("skipped: "):

@@ -6,7 +6,7 @@ import contextlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 import torch
 
@@ -81,7 +81,10 @@ class JobState:
         with replacing(self.path) as file:
             refused = _Refused(file)
             try:
-                torch.save({"identity": self.identity, "shape": self.shape.state(), "state": state}, refused)
+                torch.save(
+                    {"identity": self.identity, "shape": self.shape.state(), "state": state},
+                    cast(BinaryIO, refused),
+                )
             except RuntimeError:  # what PyTorch makes of a disk that is full
                 if refused.error is not None:
                     raise refused.error from None
