@@ -16,6 +16,7 @@ from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer import arguments, artifacts, observing, opening, pipeline, reporting
 from onnx_lathe.optimizer import check as checking
 from onnx_lathe.optimizer.build import configured_targets, placement
+from onnx_lathe.optimizer.claim import claimed
 from onnx_lathe.optimizer.fixed_inputs import checked_fixed
 from onnx_lathe.optimizer.measuring import measured_exactly
 from onnx_lathe.optimizer.observing import Observation
@@ -165,8 +166,10 @@ def optimize(
     with _file(model) as path, limited(threads):
         name = "model in memory" if isinstance(model, onnx.ModelProto) else ""
         request = Request(path, asked, place, resume, latency, steps, wishes, (), name, force, html)
-        record = pipeline.run(request, ui := Calling(progress))
-        reporting.finish(record, request, ui)
+        ui = Calling(progress)
+        with claimed(place, ui.note) as claim:
+            record = pipeline.run(request, ui, claim)
+            reporting.finish(record, request, ui)
     return record
 
 
