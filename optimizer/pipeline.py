@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnx
 
 from onnx_lathe.errors import CrashError, ExitCode, ModelError, UsageError
 from onnx_lathe.optimizer import (
@@ -28,6 +29,7 @@ from onnx_lathe.optimizer.judging.asking import gates_of, tasks_of
 from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.measuring import (
     SAMPLE_BATCH,
+    is_quantized,
     judge,
     measured_exactly,
     medians,
@@ -42,6 +44,7 @@ from onnx_lathe.optimizer.ui import Ui
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option_files
 from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.files.external_data import externalized
 from onnx_lathe.runtime.pack.files import onnx_bytes, packed_bytes
 from onnx_lathe.runtime.running import guard, memory, ort
 from onnx_lathe.runtime.running.evaluate import evaluate, reference
@@ -141,6 +144,8 @@ def _open(request: Request, ui: Ui) -> Run:
         done,
         model,
         opened,
+        kept=trains or looks,
+        as_given=opened.as_given,
         fixed=opened.fixed,
         tasks=tasks,
     )
@@ -210,12 +215,15 @@ def _baseline(state: Run) -> None:
     record = state.record
     state.ui.status("measuring the original")
     given = state.request.model
+    frame = _room(state)
     try:
         ort.survive(given)
         lean = state.large and state.roles.evaluation is None
         session = fed(ort.session(given, lean=lean), state.fixed)
         state.feeds = sample_feeds(state.roles.sample, session, SAMPLE_BATCH)
         ort.run(session, state.feeds)  # refuses here, by name, what cannot run at all
+        # ONNX Runtime stumbles over INT8 pairs alone; asking costs another session on some processors
+        state.helped = is_quantized(frame) and ort.is_helped(session, given)
     except CrashError as error:
         raise CrashError(
             f"{state.request.name or given}: {error}, before any pass; "
@@ -225,16 +233,16 @@ def _baseline(state: Run) -> None:
         if found := diagnosis.problem(state.model):
             raise ModelError(f"{state.request.name or given}: {found}") from error
         raise
-    weighed = measure(state.model)
-    record.warnings += dict.fromkeys(weighed.uncounted.values())
-    record.baseline = weighed.as_metrics() | {"size": float(record.model["size_bytes"])}
     if state.opened is not None:
         opening.compare(session, state.opened, state.feeds, state.written)
         state.rewritten, state.opened = state.opened.rewritten, None
     if state.roles.evaluation is not None:
-        state.original = reference(
-            session, state.roles.evaluation, state.ui.status, state.model, tasks=state.tasks
-        )
+        state.original = reference(session, state.roles.evaluation, state.ui.status, frame, tasks=state.tasks)
+    del session, frame
+    weighed = measure(state.model)
+    record.warnings += dict.fromkeys(weighed.uncounted.values())
+    record.baseline = weighed.as_metrics() | {"size": float(record.model["size_bytes"])}
+    if state.original is not None:
         state.sampled = None if state.passes else state.original.sampled
         record.baseline |= state.original.metrics
         if note := state.original.note:
@@ -245,6 +253,16 @@ def _baseline(state: Run) -> None:
     ]
     if missing:
         raise UsageError(missing[0])
+
+
+def _room(state: Run) -> onnx.ModelProto:
+    """The model, without the data of a large one: it is let go of for as long as sessions need the memory."""
+    if not state.as_given or state.kept or not state.large:
+        return state.model
+    frame, _ = externalized(state.model, "")
+    state.opened = None
+    state.let_go(state.request.model)
+    return frame
 
 
 def _available(state: Run) -> set[str]:
@@ -270,6 +288,8 @@ def _latencies(state: Run) -> None:
     last step alone. A step that changed nothing has the latency of the model before it.
     """
     steps = state.record.steps[-1:] if state.large else state.record.steps
+    if steps:
+        state.let_go(state.file)
     base = None if state.large and steps else state.original_session()
     for step in steps:
         state.ui.status(f"timing {step.name}")

@@ -17,6 +17,7 @@ import onnx
 from onnx_lathe import metadata
 from onnx_lathe.errors import ContractError, CrashError, LatheError, ModelError, PassError
 from onnx_lathe.optimizer import lossless, opening
+from onnx_lathe.optimizer.checkpoint import file_hash
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.judging.metrics import METRICS
 from onnx_lathe.optimizer.measuring import SAMPLE_BATCH, sample_feeds
@@ -34,6 +35,7 @@ from onnx_lathe.passes.graph.model import export_model, import_model, node_metad
 from onnx_lathe.passes.graph.quantization.ranges import keep_ranges, said_ranges
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.files.tensors import tensor_size
 from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.pack import is_packed
 from onnx_lathe.runtime.running import ort
@@ -63,11 +65,12 @@ def run_step(run: Run, index: int) -> None:
     except LatheError as error:
         raise type(error)(f"{where}: {error}") from error
     path = run.checkpoints.path(index + 1, instance.name)
-    if not report.edits and (known := _copied(run, path, where)):
+    if not report.edits and (known := _copied(run, path, where, report)):
         _record(run, index, report, path, known, time.perf_counter() - started)
         return
-    expected = ort.run(ort.session(before), run.feeds) if instance.lossless else {}
     model_file.save(run.model, path)
+    run.let_go(path)
+    expected = ort.run(ort.session(before), run.feeds) if instance.lossless else {}
     sample = Sample(run.feeds, expected, before, run.large and run.roles.evaluation is None)
     try:
         try:
@@ -75,11 +78,14 @@ def run_step(run: Run, index: int) -> None:
         except contract.OutputMovedError as error:
             report = _retreat(run, index, report, sample, error)
             model_file.save(run.model, path)
+            run.let_go(path)
             session = _check(instance, path, sample, report)
     except ContractError as error:
         path.unlink()
         raise ContractError(f"{where}: {error}") from error
-    quality = _measure(run, path, session, where, report)
+    found = _evaluated(run, session, where)
+    del session
+    quality = _weighed(run, path, report) | found
     _record(run, index, report, path, quality, time.perf_counter() - started)
 
 
@@ -126,31 +132,46 @@ def apply_pass(
         return model, report
     if lifted is not None:
         lifted.lower(graph)
-    for node in graph.nodes:
-        if node.name not in known:
-            node_metadata(node)[metadata.PASS] = instance.name
+    _sign(graph, known, instance.name)
     keep_ranges(graph, said, computed)
     after = export_model(graph)
     del graph
-    if sum(len(tensor.raw_data) for tensor in after.graph.initializer) > COLLECTED_BYTES:
+    if sum(map(tensor_size, after.graph.initializer)) > COLLECTED_BYTES:
         gc.collect()  # onnx-graphsurgeon's graphs are reference cycles, and hold the weights until someone looks
     return after, report
 
 
-def _copied(run: Run, path: Path, where: str) -> dict[str, float] | None:
-    """Makes the checkpoint of a step that changed nothing a copy of the file before it, and returns its metrics: they
-    are known, and so is that the file loads and runs. None where the model is other than that file: rewritten, packed,
-    or with data beside it.
+def _sign(graph: Graph, known: Collection[str], name: str) -> None:
+    """Names the pass on each node that it made. A function of its own: a node that a variable of the caller's still
+    held would keep the whole graph in memory.
     """
-    if run.rewritten and not run.record.steps:
+    for node in graph.nodes:
+        if node.name not in known:
+            node_metadata(node)[metadata.PASS] = name
+
+
+def _copied(run: Run, path: Path, where: str, report: PassReport) -> dict[str, float] | None:
+    """Makes the checkpoint of a step that changed nothing a copy of the file before it, and returns its metrics: they
+    are known, and so is that the file loads and runs, because this very run has done both with it. None where it has
+    not, or where the model is other than that file: prepared in any way, packed, or with data beside it.
+
+    Raises ModelError for a file that is another now than the one judged.
+    """
+    first = not run.record.steps
+    if not run.as_given if first else run.record.steps[-1] in run.done:
         return None
     known = _measured(run, where)
     if known is None or not _is_whole(run.file):
         return None
-    if run.record.steps and _linked(run.file, path):
-        return known
-    with replacing(path) as copy, run.file.open("rb") as source:
-        shutil.copyfileobj(source, copy, COLLECTED_BYTES)
+    judged = str(run.record.model["sha256"]) if first else run.checkpoints.done[-1][1]
+    if first or not _linked(run.file, path):
+        with replacing(path) as copy, run.file.open("rb") as source:
+            shutil.copyfileobj(source, copy, COLLECTED_BYTES)
+    if file_hash(path) != judged:
+        path.unlink()
+        raise ModelError(f"{where}: {run.file} was changed while the command ran; run it again")
+    if first and run.helped:
+        report.warnings.append(ort.HELPED)
     return known
 
 
@@ -316,17 +337,22 @@ def crashes_named(what: str, culprit: str) -> Iterator[None]:
         ) from error
 
 
-def _measure(run: Run, path: Path, session: Any, where: str, report: PassReport) -> dict[str, float]:
+def _evaluated(run: Run, session: Any, where: str) -> dict[str, float]:
+    """Metrics on the evaluation data, if there is any."""
+    if run.roles.evaluation is None or run.original is None:
+        return {}
+    found = evaluate(session, run.roles.evaluation, run.original, run.ui.status)
+    note_uncompared(run, where, found)
+    run.sampled = found.sampled
+    return found
+
+
+def _weighed(run: Run, path: Path, report: PassReport) -> dict[str, float]:
+    """What graph and file say."""
     weighed = measure(run.model)
     said = "\n".join(run.record.warnings)
     report.warnings += [line for line in dict.fromkeys(weighed.uncounted.values()) if line not in said]
-    quality = weighed.as_metrics() | {"size": float(model_file.facts(path).size_bytes)}
-    if run.roles.evaluation is not None and run.original is not None:
-        found = evaluate(session, run.roles.evaluation, run.original, run.ui.status)
-        note_uncompared(run, where, found)
-        quality |= found
-        run.sampled = found.sampled
-    return quality
+    return weighed.as_metrics() | {"size": float(model_file.facts(path).size_bytes)}
 
 
 def note_uncompared(run: Run, where: str, quality: Quality | Reference) -> None:
