@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 
 from onnx_lathe.errors import ContractError, ExitCode, LatheError, ModelError, TargetError, UsageError
-from onnx_lathe.optimizer import contest
+from onnx_lathe.optimizer import artifacts, contest
 from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.judging.unjudged import unjudged
 from onnx_lathe.optimizer.lowering import lowered
@@ -128,7 +128,7 @@ def build_all(run: Run) -> None:
     Files appear in the output folder together, at the end.
     """
     record, out = run.record, run.request.out
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as scratch:
+    with tempfile.TemporaryDirectory(prefix=artifacts.BUILDING, dir=out) as scratch:
         ready = [(target, *_lower(run, target, config, Path(scratch))) for target, config in run.targets]
         failing = {verdict.subject for verdict in record.gates if not verdict.passed}
         if failing and len(ready) == 1:
@@ -153,7 +153,8 @@ def build_all(run: Run) -> None:
                 found.files, found.size_bytes = [], 0
             record.end(ExitCode.GATE_FAILED)
             return
-        for path in results.iterdir():
+        artifacts.announce(out, _names(results.rglob("*"), results))
+        for path in sorted(results.iterdir(), reverse=True):  # a file's data before the file
             _put(path, out / path.name, Path(scratch))
     _tell_unjudged(run)
     if any(found.error for found in record.targets):

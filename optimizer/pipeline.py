@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,7 @@ from onnx_lathe.optimizer import (
     surroundings,
 )
 from onnx_lathe.optimizer.checkpoint import Checkpoints, file_hash
+from onnx_lathe.optimizer.claim import Claim
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.judging.asking import gates_of, tasks_of
 from onnx_lathe.optimizer.judging.metrics import of_data
@@ -55,14 +56,18 @@ LOG = "retrain.log"
 """Gets the traceback of a hook."""
 
 
-def run(request: Request, ui: Ui) -> RunRecord:
+def run(request: Request, ui: Ui, claim: Claim) -> RunRecord:
     """Compiles the model and returns the record, its exit code set: done, gate failed, or target failed.
+    `claim`: of the output folder, which is taken here and is the caller's until the record is written, too.
 
     Raises LatheError for a request that cannot run: what an earlier run left in the folder is untouched
     then. A step that fails leaves the checkpoints of those before it.
     """
     started, began = time.perf_counter(), surroundings.now()
     guard.prepare()
+    if request.out.is_dir():
+        with suppress(OSError):  # which `_begin` tells, after what is wrong with the request
+            claim.take()
     state = _open(request, ui)
     state.record.started, state.record.processor = began, surroundings.processor()
     ui.start(len(state.passes))
@@ -70,7 +75,7 @@ def run(request: Request, ui: Ui) -> RunRecord:
     try:
         _write_large(state, scratch)
         _baseline(state)
-        _begin(state)
+        _begin(state, claim)
         _steps(state)
         if request.measure_latency:
             _latencies(state)
@@ -176,11 +181,17 @@ def _identity(request: Request, passes: Sequence[Pass], roles: services.Roles) -
     return identity | roles.fingerprints()
 
 
-def _begin(state: Run) -> None:
+def _begin(state: Run, claim: Claim) -> None:
     """From here on the earlier run's results are gone: the request has passed every check."""
     folder = state.request.out
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        looked = claim.held
+        claim.take()
+        if not looked and (artifacts.there(folder) or state.checkpoints.earlier()):
+            raise UsageError(
+                f"{folder}: another run began there meanwhile; run it again, or give another --out"
+            )
         artifacts.clear(folder)
         state.checkpoints.start()
     except OSError as error:
