@@ -329,6 +329,7 @@ def _record(
     sparse, size = sparse_tensors(graph), sum(member.size for member in members.values())
     for name, member in members.items():
         zeros, returned, node = after[name].zeros, after[name].returned, member.weight.nodes[0].name
+        report.chosen[name] = zeros / member.size
         if zeros == 0 and returned is None:
             report.skip(node, "none of its weights is among the smallest")
         elif zeros == member.zeros and name in sparse and returned is None:

@@ -22,7 +22,7 @@ from onnx_lathe.runtime.files import hashing
 from onnx_lathe.runtime.files.declared import check_counts, check_declared
 from onnx_lathe.runtime.files.external_data import Reader, external_path, externalized, locate, opened
 from onnx_lathe.runtime.files.functions import check_functions
-from onnx_lathe.runtime.files.message import pieces
+from onnx_lathe.runtime.files.pieces import PIECED_BYTES, pieces
 from onnx_lathe.runtime.files.reading import (
     OPSETS,
     PROTOBUF_LIMIT_BYTES,
@@ -245,7 +245,7 @@ def size_bytes(model: ModelProto) -> int:
 
 def hold_saved(model: ModelProto, path: str | Path) -> None:
     """Of a model that has just been saved there: what it holds is held in the file that `save` wrote beside it."""
-    if not any(map(held.is_held, model.graph.initializer)):
+    if not any(map(held.is_held, model.graph.initializer)) or not Path(f"{path}.data").is_file():
         return
     _, outside = externals(path)
     saved = {tensor.name: data for tensor, data in outside}
@@ -262,12 +262,10 @@ def save(model: ModelProto, path: str | Path) -> None:
     """
     path = Path(path)
     try:
-        if inline_size(model) <= INLINE_LIMIT_BYTES:
+        if (size := inline_size(model)) <= INLINE_LIMIT_BYTES:
             with replacing(path) as file:
-                if any(map(held.is_held, model.graph.initializer)):
-                    file.writelines(pieces(model))
-                else:
-                    file.write(model.SerializeToString())
+                pieced = size > PIECED_BYTES or any(map(held.is_held, model.graph.initializer))
+                file.writelines(pieces(model) if pieced else (model.SerializeToString(),))
             return
         data_path = path.with_name(path.name + ".data")
         light, blobs = externalized(model, data_path.name)

@@ -21,7 +21,7 @@ from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph.initializers import read
 from onnx_lathe.passes.graph.model import import_model
 from onnx_lathe.runtime.files import model_file
-from onnx_lathe.runtime.files.message import pieces
+from onnx_lathe.runtime.files.pieces import pieces
 from onnx_lathe.runtime.pack.files import pack_file, packed_file, unpack_file
 
 PASSES = {
