@@ -21,6 +21,7 @@ from onnx_lathe.runtime.files import hashing
 from onnx_lathe.runtime.files.declared import check_counts, check_declared
 from onnx_lathe.runtime.files.external_data import Reader, external_path, externalized, locate, opened
 from onnx_lathe.runtime.files.functions import check_functions
+from onnx_lathe.runtime.files.pieces import PIECED_BYTES, pieces
 from onnx_lathe.runtime.files.reading import (
     OPSETS,
     PROTOBUF_LIMIT_BYTES,
@@ -229,9 +230,9 @@ def save(model: ModelProto, path: str | Path) -> None:
     """
     path = Path(path)
     try:
-        if inline_size(model) <= INLINE_LIMIT_BYTES:
+        if (size := inline_size(model)) <= INLINE_LIMIT_BYTES:
             with replacing(path) as file:
-                file.write(model.SerializeToString())
+                file.writelines(pieces(model) if size > PIECED_BYTES else (model.SerializeToString(),))
             return
         data_path = path.with_name(path.name + ".data")
         light, blobs = externalized(model, data_path.name)

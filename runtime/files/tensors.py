@@ -160,3 +160,12 @@ def _field_size(content: int) -> int:
     content.
     """
     return 1 + max(1, (content.bit_length() + 6) // 7) + content
+
+
+def field_head(number: int, content: int) -> bytes:
+    """What stands before an embedded message, or bytes, of that size in a field of that number, of 1 to 15."""
+    length = bytearray()
+    while content > 0x7F:
+        length.append(content & 0x7F | 0x80)
+        content >>= 7
+    return bytes([number << 3 | 2, *length, content])

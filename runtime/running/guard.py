@@ -50,7 +50,8 @@ def crash(source: bytes | str, settings: Settings) -> str | None:
 
 def _key(source: bytes | str) -> bytes | None:
     """Equal for equal models; None for a file that cannot be read. A large file is not copied into memory, and
-    external data is not read: its files' sizes and times of change stand for it.
+    external data is not read: its files' places, sizes and times of change stand for it, and nothing does where
+    these cannot tell yet: the model is tried again then.
     """
     if isinstance(source, bytes):
         return hashlib.blake2b(hashlib.sha256(source).hexdigest().encode(), digest_size=16).digest()
@@ -85,10 +86,14 @@ def _locations(content: mmap.mmap) -> set[bytes]:
 
 
 def _state(path: bytes) -> bytes:
-    """Changes when the file is written again; a file that is missing has one too."""
+    """Changes when the file is written again, and always of a file that was just written; one that is missing has
+    one too.
+    """
     try:
         found = os.stat(path)
-        return b"%b %d %d;" % (path, found.st_size, found.st_mtime_ns)
+        once = b"" if hashing.settled(found) else os.urandom(8)
+        times = found.st_mtime_ns, found.st_ctime_ns
+        return b"%b %d %d %d %d %d;" % (path, found.st_dev, found.st_ino, found.st_size, *times) + once
     except (OSError, ValueError):  # ValueError: a null byte in the name
         return path + b";"
 
