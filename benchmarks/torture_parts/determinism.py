@@ -84,6 +84,7 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
         "retrain-int8": GRADIENTS,
         "gradual": GRADIENTS,
         "clustered": GRADIENTS,
+        "recipe-phone": GRADIENTS,
     }.items()
 }
 """Case and way -> what differs, as docs/determinism.md has it."""
