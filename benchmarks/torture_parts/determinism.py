@@ -85,6 +85,8 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
         "gradual": GRADIENTS,
         "clustered": GRADIENTS,
         "recipe-phone": GRADIENTS,
+        "recipe-deep-compression": GRADIENTS,
+        "recipe-dsd": GRADIENTS,
     }.items()
 }
 """Case and way -> what differs, as docs/determinism.md has it."""
