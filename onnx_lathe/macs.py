@@ -13,6 +13,7 @@ OpenShape = tuple[int | str, ...]
 Shapes = Mapping[str, OpenShape]
 
 UNKNOWN_SHAPE = "a size that it depends on is not known before the model runs"
+UNFIT = "its inputs or attributes are not those of its operator"
 OTHER_DOMAIN = "it is no operator of the ONNX standard"
 TRANSFORM = "how a Fourier transform is computed is up to the runtime"
 
@@ -54,6 +55,8 @@ def macs_of(node: onnx.NodeProto, shapes: Shapes) -> int | str | None:
         return count(node, shapes)
     except _UncountableError as reason:
         return str(reason)
+    except (IndexError, ValueError, StopIteration, UnicodeDecodeError):  # too few inputs or axes, no equation
+        return UNFIT
 
 
 def _shape(name: str, shapes: Shapes) -> tuple[int, ...]:

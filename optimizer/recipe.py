@@ -119,6 +119,8 @@ KEYS = (
     "passes", "pass", "gate", "target", "retrain", "memory", "launch", "parallel", "seed", "data",
 )  # fmt: skip
 """Keys of a recipe file, beside those of inputs and of judging."""
+MOST_BYTES = 64_000
+"""Of a recipe: reading takes time by the square of the length of a dotted key."""
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -127,12 +129,17 @@ def load_recipe(path: Path) -> Recipe:
     """
     path = located(path)
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UsageError(f"{path}: has more than {MOST_BYTES // 1000} kB, which is no recipe")
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"{path}: cannot read the recipe ({getattr(error, 'strerror', None) or error})"
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also for numbers of thousands of digits, and lists a thousand deep
         raise UsageError(f"{path}: not valid TOML: {error}") from error
     _known(path, "", table, (*KEYS, FIXED, *JUDGING))
     data = _typed(path, "data", table.get("data", {}), dict)

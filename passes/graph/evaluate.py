@@ -17,7 +17,16 @@ class Evaluator(Protocol):
         """The outputs in the model's order. Raises LatheError if it cannot be loaded or run."""
 
 
-REFUSALS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 """What the reference implementation raises for arrays that do not fit, or a variant that it lacks."""
 
 _GREW = {"DequantizeLinear": 21, "QuantizeLinear": 21}

@@ -73,10 +73,12 @@ def import_model(model: onnx.ModelProto) -> Graph:
 
 
 def _declare(graph: Graph, model: onnx.ModelProto) -> None:
-    """Outputs have the type and shape that the model declares: onnx-graphsurgeon prefers an entry of
-    value_info of the same name, which quantizers leave without a shape.
+    """Inputs and outputs have the type and shape that the model declares: onnx-graphsurgeon prefers an entry of
+    value_info of the same name, which quantizers leave without a shape, and which may say something else.
     """
-    for tensor, declared in zip(graph.outputs, model.graph.output, strict=True):
+    declared_inputs = {value.name: value for value in model.graph.input}
+    fed = [(tensor, declared_inputs[tensor.name]) for tensor in graph.inputs]
+    for tensor, declared in [*fed, *zip(graph.outputs, model.graph.output, strict=True)]:
         if isinstance(tensor, Variable) and declared.type.HasField("tensor_type"):
             tensor.dtype = get_onnx_tensor_dtype(declared)
             tensor.shape = get_onnx_tensor_shape(declared)

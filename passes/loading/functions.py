@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import onnx
 from onnx import inliner
 
-from onnx_lathe.errors import first_few
+from onnx_lathe.errors import ModelError, first_few
 from onnx_lathe.passes.graph.skeleton import skeleton
 from onnx_lathe.passes.loading.walk import bodies
 
@@ -15,7 +15,8 @@ def inline_functions(model: onnx.ModelProto) -> str | None:
     was done; None without functions.
 
     The inliner of the ONNX project gives new names to what is inside. It sees no big initializer. A function
-    that it leaves alone, being written for another opset, stays one.
+    that it leaves alone, being written for another opset, stays one. Raises ModelError for functions that do not fit
+    their calls.
     """
     if not model.functions:
         return None
@@ -23,7 +24,15 @@ def inline_functions(model: onnx.ModelProto) -> str | None:
     calls = sum((node.domain, node.op_type, node.overload) in known for node in _nodes(model.graph.node))
     light = skeleton(model)
     _give_defaults(light)
-    light = inliner.inline_local_functions(light)
+    try:
+        light = inliner.inline_local_functions(light)
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # such as a call that gives more inputs than the function takes
+        raise ModelError(
+            f"its local functions cannot be inlined ({' '.join(str(error).split())}); export the model again"
+        ) from error
     del model.graph.node[:], model.functions[:]
     model.graph.node.extend(light.graph.node)
     model.functions.extend(light.functions)

@@ -22,6 +22,8 @@ from onnx_lathe.runtime.files.signature import InputSpec
 LABELS = "labels"
 LABEL_WORDS = ("y", "gt", "truth", "class", "classes", "target", "targets", "category", "categories", "lbl")
 """What others call labels, perhaps with an underscore and more behind it."""
+SPARE_BYTES, MOST_PACKED = 250_000_000, 20
+"""Arrays of more bytes than these are refused where they are so many times their archive; pictures of digits are 5 times."""
 IN_MEMORY = "arrays in memory"
 _HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -33,6 +35,10 @@ class Header:
     shape: tuple[int, ...]
     dtype: np.dtype
     checksum: int
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class ArraySource(IndexedSource):
@@ -87,6 +93,7 @@ def open_arrays(
             name: _header(path, archive, prefix + name) for name in [*wanted, *([LABELS] if labelled else [])]
         }
         _feeds(path, prefix, headers, inputs, options)  # refuses before anything large is read
+        _check_packing(path, headers)
         arrays = {name: _read(path, archive, prefix + name) for name in headers}
         source = _made(path, prefix, headers, arrays, inputs, options, classes, truth)
         source.description += f" of {path}" + (f":{part}" if part else "")
@@ -99,6 +106,16 @@ def open_arrays(
             shapes = {name: _shape(archive, prefix + name) for name in unused}
             source.warnings = _misnamed(path, prefix, shapes, source.count)
     return source
+
+
+def _check_packing(path: Path, headers: Mapping[str, Header]) -> None:
+    """Raises DataError for an archive of some kilobytes whose arrays would fill the memory."""
+    size, needed = path.stat().st_size, sum(header.size_bytes for header in headers.values())
+    if needed > SPARE_BYTES and needed > MOST_PACKED * size:
+        raise DataError(
+            f"{path}: its arrays take {needed / 1e9:.3g} GB, {needed / size:,.0f} times the archive; "
+            "if they are what they should be, store them with np.savez, which packs nothing"
+        )
 
 
 def not_read(names: Sequence[str]) -> list[str]:

@@ -4,8 +4,11 @@ import hashlib
 import os
 import re
 import struct
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +26,12 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", "
 _MODES: dict[int | None, str] = {1: "L", 3: "RGB", 4: "RGBA", None: "RGB"}
 _COLOURED = (3, 4)
 """Channels of an input [channels, height, width], which is one picture; no batch has just so many grey ones."""
+MOST_PIXELS = 60_000_000
+"""Of a picture: a file of some kilobytes may ask for hundreds of millions. Decoded and converted, a pixel takes 8 bytes."""
+LARGE_PIXELS = 4_000_000
+"""Pictures from this size on are decoded one at a time."""
+MOST_THREADS = 8
+_LARGE = threading.Lock()
 # What Pillow's decoders let through when a file is damaged.
 _BROKEN = (
     OSError,
@@ -79,7 +88,8 @@ class ImageSource(IndexedSource):
         self.labelled, self.count = labels is not None, len(files)
 
     def read(self, rows: np.ndarray) -> Batch:
-        with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+        workers = min(MOST_THREADS, os.cpu_count() or 1)
+        with quiet(), ThreadPoolExecutor(workers) as pool:  # Pillow decodes outside the interpreter's lock
             pixels = np.stack(list(pool.map(lambda row: decode(self.files[row], self.framing), rows)))
         labels = None if self.labels is None else self.labels[rows]
         return Batch({self.name: self.feed(pixels)}, labels, per_call=self.per_call)
@@ -134,8 +144,17 @@ def open_images(
     )
     if names and (warning := order_warning(folder, names, given)):
         source.warnings = (warning,)
-    decode(files[0], framing)
+    with quiet():
+        decode(files[0], framing)
     return source
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Pillow warns of what is odd in a file and of sizes; what cannot be decoded is an error, and MOST_PIXELS bounds sizes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def decode(file: Path, framing: Framing) -> np.ndarray:
@@ -149,11 +168,21 @@ def decode(file: Path, framing: Framing) -> np.ndarray:
         with Image.open(file) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise DataError(f"{file}: has 16 or 32 bits per pixel; convert it to 8 bits")
-            picture = opened.convert(framing.mode)
+            pixels = opened.width * opened.height
+            if pixels > MOST_PIXELS:
+                raise DataError(
+                    f"{file}: has {pixels / 1e6:,.0f} million pixels, and {MOST_PIXELS / 1e6:.0f} million are the most; scale it down"
+                )
+            with _LARGE if pixels >= LARGE_PIXELS else nullcontext():
+                return _framed(file, opened.convert(framing.mode), framing)
     except _BROKEN as error:
         raise DataError(
             f"{file}: is not a picture, or is damaged ({' '.join(str(error).split())}); mend or remove it"
         ) from error
+
+
+def _framed(file: Path, picture: Image.Image, framing: Framing) -> np.ndarray:
+    """Resized and cut. Raises DataError for a picture so long that it would be too large then."""
     width, height = picture.size
     if isinstance(framing.resized, tuple):
         height, width = framing.resized
@@ -161,6 +190,10 @@ def decode(file: Path, framing: Framing) -> np.ndarray:
         width, height = framing.resized, int(framing.resized * height / width)
     else:
         width, height = int(framing.resized * width / height), framing.resized
+    if width * height > MOST_PIXELS:
+        raise DataError(
+            f"{file}: is {picture.width}x{picture.height} pixels, too long to be resized; cut or remove it"
+        )
     resized = picture.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((resized.width - framing.width) / 2), round((resized.height - framing.height) / 2)
     return np.asarray(resized.crop((left, top, left + framing.width, top + framing.height)))

@@ -6,16 +6,21 @@ model stores.
 """
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto
 
 from onnx_lathe.errors import ModelError, first_few
-from onnx_lathe.runtime.files.external_data import external_path, externalized, locate, read_external
+from onnx_lathe.runtime.files import hashing
+from onnx_lathe.runtime.files.declared import check_counts, check_declared
+from onnx_lathe.runtime.files.external_data import Reader, external_path, externalized, locate, opened
+from onnx_lathe.runtime.files.functions import check_functions
 from onnx_lathe.runtime.files.reading import (
     OPSETS,
     PROTOBUF_LIMIT_BYTES,
@@ -56,7 +61,8 @@ def load(path: str | Path, oldest: int = OPSETS[0], mend: Mend = as_it_is) -> Mo
     missing, too short or elsewhere.
     """
     path = Path(path)
-    return _loaded(path, lambda model, tensor: read_external(path, tensor), oldest, mend)
+    reader = Reader(path)
+    return _loaded(path, lambda model, tensor: reader.read(tensor), oldest, mend)
 
 
 def load_without_data(path: str | Path, oldest: int = OPSETS[0], mend: Mend = as_it_is) -> ModelProto:
@@ -66,12 +72,13 @@ def load_without_data(path: str | Path, oldest: int = OPSETS[0], mend: Mend = as
     """
     path = Path(path)
     main: dict[int, TensorProto] = {}
+    reader = Reader(path)
 
     def read_small(model: ModelProto, tensor: TensorProto) -> None:
         if not main:
             main.update({id(one): one for one in model.graph.initializer})
         if id(tensor) not in main or data_size(tensor) < BIG_BYTES:
-            read_external(path, tensor)
+            reader.read(tensor)
 
     return _loaded(path, read_small, oldest, mend)
 
@@ -84,7 +91,19 @@ def _loaded(
         model = parse(unpack(content, PROTOBUF_LIMIT_BYTES) if is_packed(content) else content)
         del content
         _check(model, lambda tensor: external(model, tensor), oldest, mend)
+    _name_standard_opset(model)
     return model
+
+
+def _name_standard_opset(model: ModelProto) -> None:
+    """ "ai.onnx" is the empty domain by another name, under which onnx-graphsurgeon writes bodies of opset 1."""
+    other = [entry for entry in model.opset_import if entry.domain == "ai.onnx"]
+    named = any(entry.domain == "" for entry in model.opset_import)
+    for entry in other:
+        if named:
+            model.opset_import.remove(entry)
+        else:
+            entry.domain, named = "", True
 
 
 def checked(model: ModelProto, oldest: int = OPSETS[0], mend: Mend = as_it_is) -> ModelProto:
@@ -112,6 +131,9 @@ def _check(model: ModelProto, external: Callable[[TensorProto], None], oldest: i
                 f"the data of tensor '{tensor.name}' does not have the size that its shape asks for; "
                 "export it again"
             )
+    check_declared(model)
+    check_counts(model)
+    check_functions(model)
     check_structure(model, mend)
 
 
@@ -126,17 +148,29 @@ def inspect_file(path: str | Path) -> FileFacts:
         model = parse(content)
         del content
         external = [tensor for tensor in all_tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
-        for file in sorted({external_path(path, tensor) for tensor in external}):
-            with explaining(f"external data {file}: "), open(file, "rb") as stream:
+        files = {external_path(path, tensor): tensor for tensor in external}
+        for file in sorted(files):
+            with opened(path, files[file]) as stream:
                 while chunk := stream.read(_CHUNK_BYTES):
                     size += len(chunk)
                     digest.update(chunk)
     return FileFacts(size, digest.hexdigest())
 
 
-def externals(path: str | Path) -> tuple[ModelProto, list[tuple[TensorProto, Path, int, int]]]:
-    """The model without its external data, and for each tensor that has some: the tensor, file, offset and
-    size, all checked.
+def facts(path: str | Path) -> FileFacts:
+    """As `inspect_file`, of a file that has been loaded or written before: what is stored in one file is not looked into
+    again, and is read once for as long as it stays the same. Raises ModelError for a file that cannot be read.
+    """
+    with naming(Path(path)), explaining(""):
+        found = hashing.content(path)
+    if found.locates and not is_packed(found.head):
+        return inspect_file(path)
+    return FileFacts(found.size_bytes, found.sha256)
+
+
+def externals(path: str | Path) -> tuple[ModelProto, list[tuple[TensorProto, np.ndarray]]]:
+    """The model without its external data, and for each tensor that has some: the tensor and its bytes, mapped
+    from the file, not read.
 
     Raises ModelError as `load` does, but for the opset and structure, which are not looked at.
     """
@@ -144,7 +178,14 @@ def externals(path: str | Path) -> tuple[ModelProto, list[tuple[TensorProto, Pat
     with naming(path):
         model = parse(content_of(path))
         outside = [tensor for tensor in all_tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
-        return model, [(tensor, *locate(path, tensor)) for tensor in outside]
+        return model, [(tensor, _mapped(path, tensor)) for tensor in outside]
+
+
+def _mapped(path: Path, tensor: TensorProto) -> np.ndarray:
+    """uint8 [bytes] of the tensor's external data."""
+    with opened(path, tensor) as stream:
+        offset, size = locate(path, tensor, os.fstat(stream.fileno()).st_size)
+        return np.memmap(stream, np.uint8, "r", offset, (size,)) if size else np.zeros(0, np.uint8)
 
 
 def warnings(model: ModelProto) -> list[str]:

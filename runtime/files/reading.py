@@ -120,6 +120,9 @@ def parse(content: bytes) -> ModelProto:
 
 def check_opset(model: ModelProto, oldest: int) -> None:
     """Refuses a model whose version of the standard operators Lathe does not know."""
+    versions = {entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")}
+    if len(versions) > 1:
+        raise ModelError("names two versions of the standard operators (opset); export it again")
     version = max(
         (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=None
     )

@@ -47,9 +47,18 @@ def all_nodes(model: ModelProto) -> Iterator[onnx.NodeProto]:
                 pending.extend(graph.node)
 
 
+def all_graphs(model: ModelProto) -> Iterator[onnx.GraphProto]:
+    """Every graph: the main one, those that train it, and the bodies of nodes."""
+    yield from _main_graphs(model)
+    for node in all_nodes(model):
+        for attribute in node.attribute:
+            yield from attribute.graphs
+            if attribute.HasField("g"):
+                yield attribute.g
+
+
 def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Every stored tensor: initializers of the graph and of subgraphs, sparse ones, and attributes."""
-    graphs = _main_graphs(model)
     for node in all_nodes(model):
         for attribute in node.attribute:
             if attribute.HasField("t"):
@@ -61,10 +70,7 @@ def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
             ):
                 yield sparse.values
                 yield sparse.indices
-            graphs.extend(attribute.graphs)
-            if attribute.HasField("g"):
-                graphs.append(attribute.g)
-    for graph in graphs:
+    for graph in all_graphs(model):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield sparse.values

@@ -182,7 +182,13 @@ class Unpacker:
         coder, size = reader.byte(), reader.varint()
         if size > min(5 * self.size_bytes, MOST_HEAD_BYTES) + 64:
             raise ModelError("is damaged: its head is larger than itself; copy it again")
-        inside = varint.Reader(head.decompress(coder, bytes(reader.take(reader.varint())), size))
+        packed = bytes(reader.take(reader.varint()))
+        if size > head.most_bytes(len(packed)):
+            raise ModelError(
+                f"is damaged or made to fill memory: its head unpacks to {size / 1e6:.3g} MB, {size // max(1, len(packed)):,} "
+                "times what it takes; copy it again"
+            )
+        inside = varint.Reader(head.decompress(coder, packed, size))
         self.skeleton = bytes(inside.take(inside.varint()))
         self.sites = wire.sites(self.skeleton)
         self.plans = [plans.read(inside, site, number, limit_bytes) for number, site in enumerate(self.sites)]

@@ -52,9 +52,9 @@ def packed_file(path: str | Path, effort: str = BEST, progress: Progress = lambd
         return _naming(path, lambda: pack(path.read_bytes(), None, effort, progress))
     token = secrets.token_bytes(24)
     elsewhere = {}
-    for number, (tensor, file, offset, size) in enumerate(outside):
+    for number, (tensor, data) in enumerate(outside):
         name = token + number.to_bytes(8, "little")
-        elsewhere[name] = np.memmap(file, np.uint8, "r", offset, (size,)) if size else np.zeros(0, np.uint8)
+        elsewhere[name] = data
         tensor.raw_data = name
         del tensor.external_data[:]
         tensor.ClearField("data_location")

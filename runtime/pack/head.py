@@ -16,6 +16,15 @@ DICTIONARY = "dictionary-1.bin"
 """Part of the format: version 1 of it always has this one."""
 LZMA_BYTES = 1 << 24
 QUICK_LEVEL, QUICK_PRESET = 12, 6
+SPARE_BYTES, MOST_RATIO = 1 << 20, 256
+"""Of a head: more than SPARE_BYTES and MOST_RATIO bytes for each packed one are refused, since a skeleton takes time and
+memory by its fields. One of ten thousand equal layers is packed 49 times.
+"""
+
+
+def most_bytes(packed: int) -> int:
+    """What a head that is packed in so many bytes may unpack to."""
+    return SPARE_BYTES + MOST_RATIO * packed
 
 
 @cache
@@ -43,7 +52,8 @@ def compress(content: bytes, thorough: bool = True) -> tuple[int, bytes]:
             ),
         ),
     }
-    coder = min(made, key=lambda kind: (len(made[kind]), kind))
+    read = [kind for kind in made if kind == STORED or len(content) <= most_bytes(len(made[kind]))]
+    coder = min(read, key=lambda kind: (len(made[kind]), kind))
     return coder, made[coder]
 
 
