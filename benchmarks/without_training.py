@@ -165,7 +165,7 @@ RESNET20 = tuple(
 RESNET20 += tuple(
     Row(f"half the MACs, {what}", "svd(macs=0.5, multiple=4)", better, floor)
     for what, better, floor in (
-        ("svd", "svd(macs=0.5, multiple=4, rank=auto), refit", ""),
+        ("svd", "svd(macs=0.5, multiple=4), refit", ""),
         ("tucker", "tucker(macs=0.5, multiple=4), refit", "1.0 points above svd"),
         ("cp", "tucker(macs=0.5, multiple=4, form=cp), refit", "1.0 points above svd"),
     )

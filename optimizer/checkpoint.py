@@ -13,6 +13,7 @@ from typing import Any
 
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.report.record import StepRecord, plain, step_from_json, write_json
+from onnx_lathe.runtime.files import hashing
 
 STATE = "run.json"
 LAYERS = "layers.json"
@@ -104,8 +105,11 @@ def _state_files(folder: Path) -> list[str]:
 
 def file_hash(path: Path) -> str:
     """SHA-256 of the file and of its external data file, if it has one."""
+    data = path.with_name(path.name + ".data")
+    if path.is_file() and not data.is_file():
+        return hashing.content(path).sha256
     digest = hashlib.sha256()
-    for part in (path, path.with_name(path.name + ".data")):
+    for part in (path, data):
         if part.is_file():
             with part.open("rb") as stream:
                 while block := stream.read(1 << 22):

@@ -92,7 +92,7 @@ def open_finished(path: Path, threads: int = 0, values: Mapping[str, Any] = Mapp
         path,
         fed(ort.as_opened(path, threads), fixed),
         library,
-        model_file.inspect_file(path).size_bytes,
+        model_file.facts(path).size_bytes,
         model_inputs(model),
         model_classes(model),
         model,

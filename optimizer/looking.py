@@ -14,6 +14,7 @@ from onnx_lathe.optimizer.build import configured_targets, placement
 from onnx_lathe.optimizer.inspect import Size, layer_table
 from onnx_lathe.optimizer.opening import open_file
 from onnx_lathe.optimizer.recipe import Call, Recipe
+from onnx_lathe.optimizer.search.strengths import layers_of
 from onnx_lathe.optimizer.services import Roles, open_roles
 from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
@@ -46,6 +47,8 @@ class Layers:
     """How many weights it could at least store in 8 bits."""
     depthwise: int = 0
     """How many layers are depthwise convolutions."""
+    spatial: int = 0
+    """How many are dense convolutions of a kernel larger than 1 x 1."""
 
     @property
     def is_quantized(self) -> bool:
@@ -118,7 +121,9 @@ def _layers(model: onnx.ModelProto, place: Placement) -> Layers:
         for node in weight.nodes
         if is_depthwise(node, weight.tensor.shape or (0, 0))
     ]
-    return Layers([node.name for weight in taken for node in weight.nodes], left, len(stored), len(depthwise))
+    spatial = layers_of(model, "tucker", {})
+    names = [node.name for weight in taken for node in weight.nodes]
+    return Layers(names, left, len(stored), len(depthwise), len(spatial))
 
 
 def _metrics(model: onnx.ModelProto, roles: Roles) -> list[str]:

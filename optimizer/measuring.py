@@ -146,6 +146,25 @@ def time_pair(source: DataSource | None, base: Any, candidate: Path) -> np.ndarr
     return ort.times((base, ort.as_opened(candidate)), feeds, budget_s=LATENCY_BUDGET_S)
 
 
+def time_apart(source: DataSource | None, base: Callable[[], Any], candidate: Path) -> np.ndarray:
+    """As `time_pair` of models too large to be open together: `base` opens the first, and each is closed before the
+    next is opened. The candidate runs between two halves of the original's calls, so that a machine that becomes
+    slower or faster meanwhile does so for both alike.
+    """
+    half = LATENCY_BUDGET_S / 2
+    session = base()
+    feeds = sample_feeds(source, session, 1)
+    before = ort.times((session,), feeds, budget_s=half)[:, 0]
+    del session
+    session = ort.as_opened(candidate)
+    between = ort.times((session,), feeds, budget_s=LATENCY_BUDGET_S)[:, 0]
+    del session
+    session = base()
+    after = ort.times((session,), feeds, budget_s=half)[:, 0]
+    rounds = min(len(before), len(after), len(between) // 2)
+    return np.stack([np.concatenate([before[:rounds], after[:rounds]]), between[: 2 * rounds]], axis=1)
+
+
 def medians(rounds: np.ndarray) -> tuple[float, float]:
     """Of [rounds, 2]."""
     base, candidate = np.median(rounds, axis=0)

@@ -31,6 +31,7 @@ from onnx_lathe.optimizer.measuring import (
     measured_exactly,
     medians,
     sample_feeds,
+    time_apart,
     time_pair,
 )
 from onnx_lathe.optimizer.report.record import RunRecord
@@ -142,7 +143,7 @@ def _open(request: Request, ui: Ui) -> Run:
 
 def _describe(request: Request, opened: opening.Opened) -> dict[str, Any]:
     """Of the model as it was given, and what was done to it as it was read."""
-    facts = model_file.inspect_file(request.model)
+    facts = model_file.facts(request.model)
     return {
         "path": request.name or str(request.model),
         **({} if request.name else {"file": str(request.model.absolute())}),
@@ -158,7 +159,7 @@ def _describe(request: Request, opened: opening.Opened) -> dict[str, Any]:
 def _identity(request: Request, passes: Sequence[Pass], roles: services.Roles) -> dict[str, str]:
     """Ingredients that a resumed run must share with the first one."""
     recipe = [(instance.name, sorted(asdict(instance.config).items(), key=str)) for instance in passes]
-    sha256 = model_file.inspect_file(request.model).sha256
+    sha256 = model_file.facts(request.model).sha256
     identity = {"recipe": repr(recipe), "model": sha256, "version": VERSION}
     identity["reading of the model"] = repr(request.reading)
     if request.recipe.retrain is not None:
@@ -255,13 +256,17 @@ def _steps(state: Run) -> None:
 
 def _latencies(state: Run) -> None:
     """Latency of each step's model and of the original, in turn on the same feeds; on large models of the
-    last step alone.
+    last step alone. A step that changed nothing has the latency of the model before it.
     """
     steps = state.record.steps[-1:] if state.large else state.record.steps
-    base = state.original_session()
+    base = None if state.large and steps else state.original_session()
     for step in steps:
         state.ui.status(f"timing {step.name}")
-        state.rounds = time_pair(state.roles.sample, base, state.request.out / step.file)
+        file = state.request.out / step.file
+        if base is None:
+            state.rounds = time_apart(state.roles.sample, state.original_session, file)
+        elif step.changed or state.rounds is None:
+            state.rounds = time_pair(state.roles.sample, base, file)
         base_ms, step_ms = medians(state.rounds)
         step.quality |= {"latency": step_ms, "base_latency": base_ms}
         state.record.baseline["latency"] = base_ms

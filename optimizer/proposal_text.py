@@ -169,8 +169,18 @@ def _integers(facts: Facts, left: list[str]) -> Iterator[list[str]]:
         f"min_sqnr = {SQNR} # if the gate fails: finds the fewest layers to leave in float",
         'method = "mse" # for networks with HardSwish and gates',
         'layers = { "head.*" = false } # leaves layers in float by name',
+        'rounding = "hessian" # levels that make up for one another, from the calibration data alone',
     ]
+    if facts.layers.spatial:
+        yield alternative(
+            "Fewer multiplications: convolutions split in three, by what they answer. How few the gate allows: optimize auto "
+            "--minimize macs.",
+            step_of("tucker", {"macs": "0.7"}),
+        )
     yield [*left, *step_of("int8", hints=hints)]
+    yield alternative(
+        "Gets some of the accuracy back from the calibration data, without labels:", step_of("refit")
+    )
     train = facts.roles.train
     if train is not None:
         labels = (
@@ -190,6 +200,18 @@ def _small(facts: Facts) -> Iterator[list[str]]:
         *comment("Few shared values per layer, as few as keep the outputs on the calibration data."),
         *step_of("codebook", {"min_sqnr": "20"}, ["min_sqnr = 15 # smaller, less exact"]),
     ]
+    yield alternative(
+        "Smaller at the same accuracy, in place of it: values that make up for one another, without labels. How many each "
+        "layer needs: optimize search --passes with the same options.",
+        step_of(
+            "codebook",
+            {"centroids": "32", "tradeoff": "0.02", "rounding": '"hessian"', "mantissa": "7", "biases": "8"},
+        ),
+    )
+    yield alternative(
+        "Zeros before it, also without training: what they cost the layers' answers is made up for.",
+        step_of("prune", {"sparsity": "0.3", "score": '"obs"'}),
+    )
     if facts.roles.train is not None:
         yield alternative(
             'Smaller by far, in place of it (pip install "onnx-lathe[train]"); optimize recipes small-download has more:',
@@ -210,7 +232,10 @@ def _weights_alone(facts: Facts, left: list[str]) -> Iterator[list[str]]:
             "With 100 to 500 samples, unlabelled too ([data] calibration), take that line away: INT8 is fast then."
         ),
     ]
-    yield alternative("Smaller, for large dense layers, in place of it:", step_of("int4"))
+    yield alternative(
+        "Smaller, for large dense layers, in place of it:",
+        step_of("int4", hints=['rounding = "hessian" # with [data] calibration: keeps what layers answer']),
+    )
 
 
 def _left_in_float(facts: Facts) -> Iterator[str]:

@@ -129,7 +129,7 @@ def _models(
     if record.model["size_bytes"] > LARGEST_BYTES:
         return None, None, ["the models are larger than 1 GB and were not looked into"]
     try:
-        if model_file.inspect_file(original).sha256 != record.model["sha256"]:
+        if model_file.facts(original).sha256 != record.model["sha256"]:
             raise UsageError(f"{original}: was changed after the run")
         before = network(open_file(original, wishes).model)
         after = network(model_file.load(out / record.steps[-1].file)) if record.steps else before

@@ -1,6 +1,8 @@
 """One step of a run: the pass is applied and its result checked, saved and measured; recording comes last."""
 
 import gc
+import os
+import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,8 +34,10 @@ from onnx_lathe.passes.graph.model import export_model, import_model, node_metad
 from onnx_lathe.passes.graph.quantization.ranges import keep_ranges, said_ranges
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.files.writing import replacing
+from onnx_lathe.runtime.pack import is_packed
 from onnx_lathe.runtime.running import ort
-from onnx_lathe.runtime.running.evaluate import Quality, evaluate
+from onnx_lathe.runtime.running.evaluate import Quality, Reference, evaluate
 
 GROWTH_NOTED = 1.001
 """A step that makes a file larger by less only added metadata."""
@@ -43,6 +47,7 @@ DECIBELS_NOTED, SPARSITY_NOTED = 0.1, 0.001
 """What a layer that goes takes with it, zeros too, is no step's choice of theirs."""
 LOWER_IS_BETTER = ("size", "weights", "macs", "parameters")
 ERRORS = ("wer", "cer")
+TIMES = ("latency", "base_latency")
 
 
 def run_step(run: Run, index: int) -> None:
@@ -53,12 +58,15 @@ def run_step(run: Run, index: int) -> None:
     instance, started = run.passes[index], time.perf_counter()
     where = f"step {index + 1}, {instance.name}"
     before = run.source  # the pass makes another model the run's
-    expected = ort.run(ort.session(before), run.feeds) if instance.lossless else {}
     try:
         report = _apply(run, instance, run.title(index))
     except LatheError as error:
         raise type(error)(f"{where}: {error}") from error
     path = run.checkpoints.path(index + 1, instance.name)
+    if not report.edits and (known := _copied(run, path, where)):
+        _record(run, index, report, path, known, time.perf_counter() - started)
+        return
+    expected = ort.run(ort.session(before), run.feeds) if instance.lossless else {}
     model_file.save(run.model, path)
     sample = Sample(run.feeds, expected, before, run.large and run.roles.evaluation is None)
     try:
@@ -127,6 +135,52 @@ def apply_pass(
     if sum(len(tensor.raw_data) for tensor in after.graph.initializer) > COLLECTED_BYTES:
         gc.collect()  # onnx-graphsurgeon's graphs are reference cycles, and hold the weights until someone looks
     return after, report
+
+
+def _copied(run: Run, path: Path, where: str) -> dict[str, float] | None:
+    """Makes the checkpoint of a step that changed nothing a copy of the file before it, and returns its metrics: they
+    are known, and so is that the file loads and runs. None where the model is other than that file: rewritten, packed,
+    or with data beside it.
+    """
+    if run.rewritten and not run.record.steps:
+        return None
+    known = _measured(run, where)
+    if known is None or not _is_whole(run.file):
+        return None
+    if run.record.steps and _linked(run.file, path):
+        return known
+    with replacing(path) as copy, run.file.open("rb") as source:
+        shutil.copyfileobj(source, copy, COLLECTED_BYTES)
+    return known
+
+
+def _measured(run: Run, where: str) -> dict[str, float] | None:
+    """What was measured of the model before this step; None if this run did not."""
+    if run.original is not None:
+        if not run.record.steps:
+            run.sampled = run.original.sampled
+            note_uncompared(run, where, run.original)
+        elif run.sampled is None:
+            return None
+    return {name: value for name, value in run.record.final().items() if name not in TIMES}
+
+
+def _is_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        packed = is_packed(file.read(16))
+    return not packed and model_file.facts(path).size_bytes == path.stat().st_size
+
+
+def _linked(source: Path, path: Path) -> bool:
+    """Whether one checkpoint could be made another name of the one before."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(source, temporary)
+        os.replace(temporary, path)
+    except OSError:
+        return False
+    return True
 
 
 def _warn_of_bodies(inside: Mapping[str, Collection[str]], report: PassReport) -> None:
@@ -266,7 +320,7 @@ def _measure(run: Run, path: Path, session: Any, where: str, report: PassReport)
     weighed = measure(run.model)
     said = "\n".join(run.record.warnings)
     report.warnings += [line for line in dict.fromkeys(weighed.uncounted.values()) if line not in said]
-    quality = weighed.as_metrics() | {"size": float(model_file.inspect_file(path).size_bytes)}
+    quality = weighed.as_metrics() | {"size": float(model_file.facts(path).size_bytes)}
     if run.roles.evaluation is not None and run.original is not None:
         found = evaluate(session, run.roles.evaluation, run.original, run.ui.status)
         note_uncompared(run, where, found)
@@ -275,7 +329,7 @@ def _measure(run: Run, path: Path, session: Any, where: str, report: PassReport)
     return quality
 
 
-def note_uncompared(run: Run, where: str, quality: Quality) -> None:
+def note_uncompared(run: Run, where: str, quality: Quality | Reference) -> None:
     """Warns of each output whose distance to the original's has no number."""
     for output, reason in quality.reasons.items():
         run.record.warnings.append(f"{where}: output '{output}' could not be compared: {reason}")

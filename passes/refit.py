@@ -1,6 +1,8 @@
 """Refit: layer by layer, what may still change of a compressed network is fitted to what the original answers there.
 
-    W', b'  =  argmin  E |W' x + b' - y|^2      x: what the layer reads now, y: what the original answers in its place
+    W', b'  =  argmin  E |f(W' x + b' + s) - f(y)|^2      x: what the layer reads now, y: what the original answers in its place
+
+f is the activation behind it, if one is, and s what another branch adds to it, with which y is the sum.
 
 What was decided stays: zeros are zero, weights that share a value share it, integers are the same. What is left is
 fitted in closed form: weights that are not zero, values of codebooks, and then the deviation and the mean of every
@@ -8,7 +10,8 @@ channel, by the weights or their scales and by the bias. From the inputs on, so 
 before it lost. No labels are needed and nothing is trained. A layer's error on samples that are kept apart is never
 made larger.
 Sources: Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022, sections 3 and 4; Nagel et al., "Data-Free
-Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2.
+Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2; Zhang, Zou, He and Sun, "Accelerating
+Very Deep Convolutional Networks", TPAMI 2016, section 3.2, for what is behind an activation.
 """
 
 from dataclasses import dataclass

@@ -35,7 +35,7 @@ def sensitivity(arguments: list[str]) -> int:
     )
     parser.add_argument("model", type=Path, help="the ONNX file")
     parser.add_argument(
-        "--pass", dest="step", required=True, metavar="P", help="prune, prune_channels, codebook, svd or int8, perhaps with options: svd(method=weight)",
+        "--pass", dest="step", required=True, metavar="P", help="prune, prune_channels, codebook, svd, tucker, int4 or int8, perhaps with options: svd(method=weight)",
     )  # fmt: skip
     parser.add_argument(
         "--strengths", metavar="A,B,...", help="instead of the usual ones, such as 0.5,0.7,0.9"
@@ -127,6 +127,11 @@ def auto(arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("model", type=Path, help="the ONNX file")
+    parser.add_argument(
+        "--minimize",
+        metavar="M",
+        help="macs or latency, by thinner layers (default: the size that suits the target)",
+    )
     _add_search_options(parser)
     options = parser.parse_args(arguments)
     if options.target is None:
@@ -138,7 +143,7 @@ def auto(arguments: list[str]) -> int:
     from onnx_lathe.optimizer.search.automatic import plan
 
     recipe = override(Recipe(), **_asked(options))
-    chosen = plan(recipe)
+    chosen = plan(recipe, options.minimize)
     Ui(quiet=options.quiet).note(chosen.note)
     return _search(options, chosen.recipe, chosen.minimize, chosen.search, ["auto", *arguments])
 

@@ -22,7 +22,7 @@ def show_profile(profile: Profile, console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     table.add_column("layer")
     for strength in strengths:
-        table.add_column(_strength(strength), justify="right")
+        table.add_column(_strength(profile.step, strength), justify="right")
     for layer in ranked(profile):
         cells = {
             point.strength: shown(profile.metric, point.metrics.get(profile.metric))
@@ -99,7 +99,7 @@ def _chart(profile: Profile, layers: Sequence[str], number: int) -> str:
         for tick in (low, (low + high) / 2, high)
     ]
     parts += [
-        f'<text x="{x(strength):.1f}" y="{HEIGHT - 12}" text-anchor="middle">{html.escape(_strength(strength))}</text>'
+        f'<text x="{x(strength):.1f}" y="{HEIGHT - 12}" text-anchor="middle">{html.escape(_strength(profile.step, strength))}</text>'
         for strength in strengths
     ]
     keys = ""
@@ -108,7 +108,7 @@ def _chart(profile: Profile, layers: Sequence[str], number: int) -> str:
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [
             f'<circle cx="{x(p.strength):.1f}" cy="{y(_finite(p, profile.metric)):.1f}" r="3" fill="{colour}"><title>'
-            f"{html.escape(f'{p.node}, {_strength(p.strength)}: {shown(profile.metric, p.metrics.get(profile.metric))}')}"
+            f"{html.escape(f'{p.node}, {_strength(profile.step, p.strength)}: {shown(profile.metric, p.metrics.get(profile.metric))}')}"
             "</title></circle>"
             for p in curves[layer]
         ]
@@ -123,7 +123,9 @@ def _chart(profile: Profile, layers: Sequence[str], number: int) -> str:
 def _table(profile: Profile, order: Sequence[str]) -> str:
     curves = profile.curves()
     strengths = list(dict.fromkeys(point.strength for point in profile.points))
-    head = "".join(f'<th scope="col">{html.escape(_strength(strength))}</th>' for strength in strengths)
+    head = "".join(
+        f'<th scope="col">{html.escape(_strength(profile.step, strength))}</th>' for strength in strengths
+    )
     rows = ""
     for layer in order:
         cells = {
@@ -144,7 +146,7 @@ def _finite(point: Point, metric: str) -> float:
     )
 
 
-def _strength(value: object) -> str:
+def _strength(step: str, value: object) -> str:
     if value is True:
-        return "INT8"
+        return step.partition("(")[0].upper()
     return f"{value:g}" if isinstance(value, int | float) else str(value)

@@ -104,14 +104,18 @@ def auto(
     target: str,
     gates: str | Sequence[str],
     *,
+    minimize: str | None = None,
     budget: str = "10m",
     out: str | Path = "build/search",
     progress: Progress = lambda text: None,
     **asked: Any,
 ) -> SearchRecord:
-    """`search` with the passes that suit the target, and the target built. asked: as of `search`."""
+    """`search` with the passes that suit the target, and the target built.
+
+    minimize: "macs" or "latency", by thinner layers; None for the size that suits the target. asked: as of `search`.
+    """
     options = {name: asked.pop(name) for name in list(asked) if name in _OPTIONS}
-    chosen = plan(_recipe(Recipe(), gates, {**asked, "targets": target}))
+    chosen = plan(_recipe(Recipe(), gates, {**asked, "targets": target}), minimize)
     progress(chosen.note)
     return _run(
         model, chosen.recipe, chosen.minimize, chosen.search, progress, budget=budget, out=out, **options

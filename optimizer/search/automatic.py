@@ -37,12 +37,21 @@ _SUITED: Mapping[str, _Suited] = {
         "fold, codebook", "size", (), "shared values, which a plain ONNX file stores in 4 or 8 bits"
     ),
 }
+_THINNER = "convolutions split in three between fewer channels, as few as the gates allow"
+WORK = ("macs", "latency")
+"""What thinner layers make small."""
 
 
-def plan(recipe: Recipe) -> Plan:
+def plan(recipe: Recipe, minimize: str | None = None) -> Plan:
     """Of the recipe's first target: a file to be downloaded is to be small, on a device layers are to be in INT8. The
-    target onnx counts only where it is alone.
+    target onnx counts only where it is alone. `minimize`: "macs" or "latency", in place of what suits the target; layers
+    are split then, and what suits the target is done to the parts.
     """
+    if minimize is not None and minimize not in WORK:
+        raise UsageError(
+            f"auto makes {' or '.join(WORK)} small, or what suits its target, not {minimize}; "
+            f"'optimize search --minimize {minimize}' takes passes of your choice"
+        )
     if recipe.steps:
         raise UsageError("auto chooses the passes; optimize search takes --passes")
     names = [target.name for target in recipe.targets if target.name != "onnx"] or ["onnx"]
@@ -55,6 +64,9 @@ def plan(recipe: Recipe) -> Plan:
         )  # fmt: skip
     else:
         suited = _SUITED.get(names[0], _INTEGERS)
+    if minimize is not None:
+        behind = ", int8" if devices else ""
+        suited = _Suited(f"fold, tucker{behind}", minimize, (), _THINNER)
     steps = parse_calls(suited.passes, "auto")
     note = f"for {', '.join(names)}: {suited.passes}, the smallest {suited.minimize} ({suited.why})"
     return Plan(replace(recipe, steps=steps), suited.minimize, suited.search, note)

@@ -116,7 +116,7 @@ def _measured(
 def _dimensions(asked: Asked, found: Sequence[Weight]) -> list[Dimension]:
     step = asked.step
     levels = tuple(asked.strengths) or FEWER.get(step.name, ())
-    off = False if step.name == "int8" else 0
+    off = False if step.name in ("int8", "int4") else 0
     for value in levels:  # refused here, with the option's own bounds
         configure(find(step.name), {**step.options, "layers": {"*": value}})
     own = (off, *levels) if levels else ()

@@ -25,7 +25,9 @@ TRADEOFFS = (0.0, 0.004, 0.008, 0.016, 0.03, 0.06, 0.12)
 COMPENSATED_TRADEOFFS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.065, 0.08, 0.1, 0.13, 0.17, 0.22)
 """Of what layers answer: what one weight does, others make up for."""
 RANKS = (0.875, 0.75, 0.625, 0.5, 0.4375, 0.375, 0.3125, 0.25, 0.1875, 0.125)
-"""Shares of the full rank."""
+"""Shares of the full rank; of CP's terms, of as many as save nothing."""
+MACS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.4, 0.3)
+"""Shares of the network's MACs that passes which split layers keep."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,43 @@ def _same(*levels: Value) -> Callable[[Weight], tuple[Value, ...]]:
 
 def ranks(weight: Weight) -> tuple[Value, ...]:
     """Ranks of a weight [d, c, ...] or [c, d] that save multiplications, the whole layer (0) first."""
-    shape = tuple(weight.tensor.shape)
-    outputs = int(shape[weight.axis])
-    inputs = math.prod(shape) // max(1, outputs)
-    full, step = (
-        min(outputs, inputs),
-        8 if min(outputs, inputs) >= 32 else 2 if min(outputs, inputs) > 8 else 1,
-    )
-    found = [max(1, round(share * full / step) * step) for share in RANKS]
-    saving = dict.fromkeys(rank for rank in found if rank * (inputs + outputs) < inputs * outputs)
-    return (0, *saving)
+    outputs, inputs, places = _sizes(weight)
+    inputs *= places
+    return _saving(min(outputs, inputs), inputs * outputs, lambda rank: rank * (inputs + outputs))
+
+
+def tucker_ranks(weight: Weight) -> tuple[Value, ...]:
+    """Of both channels of a weight [d, c, k, ...]: the side with fewer channels keeps all that it has at high ranks."""
+    outputs, inputs, places = _sizes(weight)
+
+    def macs(rank: int) -> int:
+        first = min(rank, inputs)
+        last = min(rank, outputs, first * places)
+        return inputs * first + places * first * last + last * outputs
+
+    return _saving(max(outputs, inputs), inputs * outputs * places, macs)
+
+
+def cp_terms(weight: Weight) -> tuple[Value, ...]:
+    """Numbers of terms of a weight [d, c, k, ...]."""
+    outputs, inputs, places = _sizes(weight)
+    whole, each = inputs * outputs * places, inputs + places + outputs
+    return _saving(min(places * min(outputs, inputs), whole // each), whole, lambda terms: terms * each)
+
+
+def _sizes(weight: Weight) -> tuple[int, int, int]:
+    """Channels (of outputs, of inputs), and places of the kernel; a matrix has one."""
+    shape = [int(size) for size in weight.tensor.shape]
+    outputs = shape[weight.axis]
+    inputs = shape[1 - weight.axis] if len(shape) > 1 else 1
+    return outputs, inputs, max(1, math.prod(shape) // max(1, outputs * inputs))
+
+
+def _saving(full: int, whole: int, macs: Callable[[int], int]) -> tuple[Value, ...]:
+    """Shares of the full rank with fewer multiplications at each position than the layer's, which is 0 and first."""
+    step = 8 if full >= 32 else 2 if full > 8 else 1
+    found = (max(1, round(share * full / step) * step) for share in RANKS)
+    return (0, *dict.fromkeys(rank for rank in found if macs(rank) < whole))
 
 
 STRENGTHS: Mapping[str, Strength] = {
@@ -74,6 +103,8 @@ STRENGTHS: Mapping[str, Strength] = {
         rising=False,
         reshapes=True,
     ),
+    "tucker": Strength("layers", tucker_ranks, {"layers": {"*": 1}}, rising=False, reshapes=True),
+    "int4": Strength("layers", _same(False, True), {"layers": {"*": True}}, {"layers": {"*": False}}),
     "int8": Strength(
         "layers",
         _same(False, True),
@@ -88,6 +119,12 @@ PRICED = Strength("layer_tradeoffs", _same(*TRADEOFFS), {"layers": {"*": 3}})
 COMPENSATED = replace(PRICED, levels=_same(*COMPENSATED_TRADEOFFS))
 
 
+def strength_of(step: Call) -> Strength:
+    """Of the option `layers` of the step; other options may say what its values count."""
+    found = STRENGTHS[step.name]
+    return replace(found, levels=cp_terms) if step.options.get("form") == "cp" else found
+
+
 def layers_of(
     model: onnx.ModelProto, name: str, options: Mapping[str, Any], context: Context | None = None
 ) -> list[Weight]:
@@ -96,9 +133,12 @@ def layers_of(
     """
     asked = {key: value for key, value in options.items() if key == "min_size"}
     instance = configure(find(name), {**asked, **STRENGTHS[name].trial})
-    _, report = apply_pass(instance, model, context or Context())
+    context = context or Context()
+    if not _has_open_sizes(model):  # nothing is to be fitted to it here
+        context = replace(context, calibrator=None)
+    _, report = apply_pass(instance, model, context)
     changed = {edit.node for edit in report.edits}
-    everywhere = name in ("prune", "codebook")
+    everywhere = name in ("prune", "codebook", "int4")
     found = weights(import_model(model), lambda node, reason: None, bodies=everywhere, everywhere=everywhere)
     return [
         weight
@@ -111,6 +151,13 @@ def layers_of(
     ]
 
 
+def _has_open_sizes(model: onnx.ModelProto) -> bool:
+    """Whether inputs leave more than the batch open."""
+    return any(
+        not dim.dim_value for value in model.graph.input for dim in value.type.tensor_type.shape.dim[1:]
+    )
+
+
 def per_layer(
     steps: Sequence[Call], index: int, found: Sequence[Weight], packed: bool, levels: Sequence[Value] = ()
 ) -> list[Dimension]:
@@ -120,7 +167,7 @@ def per_layer(
     finer = packed and step.name == "codebook" and not levels
     dimensions = []
     priced = PRICED if step.options.get("rounding", "nearest") == "nearest" else COMPENSATED
-    for strength in (FINER, priced) if finer else (STRENGTHS[step.name],):
+    for strength in (FINER, priced) if finer else (strength_of(step),):
         settled |= {*step.options.get(strength.option, {})}
         for weight in found:
             own = tuple(levels) or strength.levels(weight)
@@ -144,8 +191,10 @@ def uniform(steps: Sequence[Call], index: int) -> list[Dimension]:
         "prune": ("sparsity", SPARSITIES),
         "prune_channels": ("sparsity", CHANNELS),
         "codebook": ("bits", BITS[1:]),
+        "svd": ("macs", MACS),
+        "tucker": ("macs", MACS),
     }
-    if name not in levels or levels[name][0] in steps[index].options:
+    if name not in levels or {levels[name][0], "rank", "energy"} & steps[index].options.keys():
         return []
     option, values = levels[name]
     return [Dimension(f"{title}.{option}", index, (option,), levels=values)]

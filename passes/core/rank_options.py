@@ -81,8 +81,11 @@ class RankOptions:
         return MACS if self.macs is None else float(self.macs)
 
     def over_budget(self, name: str, kept: float) -> list[str]:
-        """A warning of the pass `name` if ranks were to meet the budget, and this share of the MACs is left."""
-        if not self.by_budget or kept <= self.share * (1 + ROUNDING):
+        """A warning of the pass `name` if ranks were to meet the budget, and this share of the MACs is left. Ranks that
+        layers= gives are there to be kept, not to meet a budget that nobody asked for.
+        """
+        asked = self.macs is not None or not self.layers
+        if not self.by_budget or not asked or kept <= self.share * (1 + ROUNDING):
             return []
         return [
             f"{name} leaves {100 * kept:.3g} % of the network's MACs, and macs={self.share:g} asks for less: a smaller "

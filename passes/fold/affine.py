@@ -8,13 +8,13 @@ Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, section 3.1, at inf
 2018, section 3.2.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor
 from onnx_lathe.passes.graph.layers import WEIGHT_INPUT
-from onnx_lathe.passes.graph.model import free_name
 from onnx_lathe.passes.graph.rewire import disconnect, is_output
 
 FOLDS_INTO = ("Conv", "ConvTranspose", "Gemm")
@@ -33,9 +33,10 @@ class ChannelAffine:
     shift: np.ndarray
 
 
-def merge(graph: Graph, layer: Node, node: Node, whole: Graph) -> str | None:
+def merge(graph: Graph, layer: Node, node: Node, whole: Graph, free_name: Callable[[str], str]) -> str | None:
     """Folds `node` into the layer in front of it, which then writes the node's output. Returns why not,
-    having changed nothing. `graph` has both nodes; it is `whole` or a body inside it.
+    having changed nothing. `graph` has both nodes; it is `whole` or a body inside it. `free_name`
+    makes a name that nothing in `whole` has of one that is wanted.
     """
     reason = _unusable(graph, layer)
     if reason is None and graph is not whole and is_output(whole, layer.inputs[WEIGHT_INPUT]):
@@ -45,7 +46,7 @@ def merge(graph: Graph, layer: Node, node: Node, whole: Graph) -> str | None:
     affine = (
         _batch_normalization(graph, node) if node.op == "BatchNormalization" else _elementwise(layer, node)
     )
-    return affine if isinstance(affine, str) else _apply(graph, layer, node, affine, whole)
+    return affine if isinstance(affine, str) else _apply(graph, layer, node, affine, whole, free_name)
 
 
 def _elementwise(layer: Node, node: Node) -> ChannelAffine | str:
@@ -107,7 +108,14 @@ def _unusable(graph: Graph, layer: Node) -> str | None:
     return None
 
 
-def _apply(graph: Graph, layer: Node, node: Node, affine: ChannelAffine, whole: Graph) -> str | None:
+def _apply(
+    graph: Graph,
+    layer: Node,
+    node: Node,
+    affine: ChannelAffine,
+    whole: Graph,
+    free_name: Callable[[str], str],
+) -> str | None:
     weight = layer.inputs[WEIGHT_INPUT]
     channels = _output_channels(layer)
     width = max(affine.shift.size, 1 if affine.scale is None else affine.scale.size)
@@ -124,7 +132,7 @@ def _apply(graph: Graph, layer: Node, node: Node, affine: ChannelAffine, whole: 
         return f"folded into {layer.name}, it would hold infinity or NaN"
     if scaled is not None:
         weight.values = scaled
-    _set_bias(graph, layer, bias, whole)
+    _set_bias(graph, layer, bias, whole, free_name)
     result = node.outputs[0]
     disconnect(node)
     layer.outputs[0] = result
@@ -171,13 +179,15 @@ def _new_bias(layer: Node, affine: ChannelAffine, channels: int) -> np.ndarray:
     )
 
 
-def _set_bias(graph: Graph, layer: Node, values: np.ndarray, whole: Graph) -> None:
+def _set_bias(
+    graph: Graph, layer: Node, values: np.ndarray, whole: Graph, free_name: Callable[[str], str]
+) -> None:
     layer.attrs.pop("beta", None)  # it is in the values now
     bias = _bias(layer)
     if isinstance(bias, Constant) and len(bias.outputs) == 1 and not _is_given(bias, graph, whole):
         bias.values = values
         return
-    new = Constant(free_name(whole, f"{layer.inputs[WEIGHT_INPUT].name}_bias"), values)
+    new = Constant(free_name(f"{layer.inputs[WEIGHT_INPUT].name}_bias"), values)
     if len(layer.inputs) > BIAS_INPUT:
         layer.inputs[BIAS_INPUT] = new
     else:

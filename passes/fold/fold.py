@@ -30,7 +30,7 @@ from onnx_lathe.passes.graph import Constant, Graph, Node, Tensor, constants, re
 from onnx_lathe.passes.graph.bodies import parts
 from onnx_lathe.passes.graph.branches import take_branches
 from onnx_lathe.passes.graph.gates import fuse_hard_sigmoid
-from onnx_lathe.passes.graph.model import sparse_tensors
+from onnx_lathe.passes.graph.model import sparse_tensors, taken_names, unused_name
 from onnx_lathe.passes.graph.shapes import TensorType, infer_types
 
 
@@ -73,6 +73,15 @@ class _Run:
         self._look_at_bodies()
         self.types: Mapping[str, TensorType] = {}
         self.sparse: Collection[str] = ()
+        self._taken: set[str] | None = None
+
+    def _free_name(self, wanted: str) -> str:
+        """For a bias. Names are gone through once for all: what else folding names ends otherwise."""
+        if self._taken is None:
+            self._taken = taken_names(self.whole)
+        name = unused_name(wanted, self._taken)
+        self._taken.add(name)
+        return name
 
     def _look_at_bodies(self) -> None:
         self.captured = rewire.captured_names(self.graph)
@@ -268,7 +277,7 @@ class _Run:
         if layer is not None and layer.name in self.spared:
             return False
         if layer is not None and layer.op in affine.FOLDS_INTO and not layer.domain:
-            reason = affine.merge(self.graph, layer, node, self.whole)
+            reason = affine.merge(self.graph, layer, node, self.whole, self._free_name)
             if reason is None:
                 self.refused.pop(node.name, None)
                 self.report.edit(layer.name, f"{node.op} {node.name} folded into weight and bias")

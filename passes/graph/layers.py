@@ -60,7 +60,7 @@ class Weight:
 
     `tensor` is what the layers read, `axis` its output-channel axis (of the first layer's view), `opset`
     that of the graph, `place` a body of If, Loop or Scan that one of the layers is in, such as
-    "then_branch of If_3", or nothing.
+    "then_branch of If_3", or nothing; `output_of` what has the tensor as an output, "model" or such a body.
     """
 
     tensor: Tensor
@@ -68,6 +68,7 @@ class Weight:
     axis: int
     opset: int
     place: str = ""
+    output_of: str = ""
 
     @property
     def name(self) -> str:
@@ -130,7 +131,9 @@ def weights(
     activations is not a layer.
     """
     found: dict[str, Weight] = {}
-    for part in parts(graph):
+    whole = parts(graph)
+    ends = {id(tensor): part.place or "model" for part in reversed(whole) for tensor in part.graph.outputs}
+    for part in whole:
         for node in part.graph.nodes:
             if node.op in INTEGER_LAYERS and is_integer(node):
                 advice = "" if node.op == "QAttention" else f"; {STRIP_FIRST}"
@@ -153,7 +156,9 @@ def weights(
                 elif reason is None:
                     shape = tensor.shape if tensor.shape is not None else constant_shape(tensor, graph.opset)
                     axis = output_axis(node, len(shape))
-                    found[tensor.name] = Weight(tensor, [node], axis, graph.opset, part.place)
+                    found[tensor.name] = Weight(
+                        tensor, [node], axis, graph.opset, part.place, ends.get(id(tensor), "")
+                    )
                 elif node.op != "MatMul" or reason != NOT_CONSTANT:
                     refuse(node.name, reason)
     yield from found.values()
@@ -180,9 +185,10 @@ def other_use(graph: Graph, weight: Weight) -> str | None:
     """Why a changed weight would change more than its layers: it is an output of the model, or another node
     reads it too.
     """
-    for part in parts(graph):
-        if any(weight.tensor is output for output in part.graph.outputs):
-            return f"its weight is an output of the {part.place or 'model'}"
+    if any(weight.tensor is output for output in graph.outputs):
+        return "its weight is an output of the model"
+    if weight.output_of:
+        return f"its weight is an output of the {weight.output_of}"
     known = {id(node) for node in weight.nodes}
     other = next((node for node in weight.tensor.outputs if id(node) not in known), None)
     return None if other is None else f"its weight is also read by {other.name or other.op}"

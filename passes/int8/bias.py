@@ -125,16 +125,18 @@ class BiasCorrection:
         means of that and of the copy's.
         """
         model = as_computed(export_model(graph), self.placement)
-        names = {}
+        names, writers = {}, {name: node for node in model.graph.node for name in node.output}
         # In this order ONNX Runtime runs the nodes so that it can let go of each layer's output early.
         for place in reversed(places):
-            other = self._add_float_layer(model, place, taken)
+            other = self._add_float_layer(model, writers[place.response], place, taken)
             channels = self._channels(place.layer)
             ours = add_mean(model, place, place.response, channels, taken)
             names[place.response] = ours, add_mean(model, place, other, channels, taken)
         return model, names
 
-    def _add_float_layer(self, model: onnx.ModelProto, place: BiasPlace, taken: set[str]) -> str:
+    def _add_float_layer(
+        self, model: onnx.ModelProto, quantized: onnx.NodeProto, place: BiasPlace, taken: set[str]
+    ) -> str:
         """Adds the layer in float beside the quantized one: the same bias, what it reads before
         quantization. Returns its result's name.
         """
@@ -148,7 +150,7 @@ class BiasCorrection:
         ):  # a model's own pairs may have a MaxPool on integers between them
             source = writers[0].inputs[0]
         copy = model.graph.node.add()
-        copy.CopyFrom(next(node for node in model.graph.node if place.response in node.output))
+        copy.CopyFrom(quantized)
         copy.name = result
         del copy.input[:], copy.output[:]
         copy.input.extend([source.name, stored, *inputs[2:]])

@@ -113,8 +113,8 @@ class _Training:
         self.graph, self.original, self.blocks, self.known = graph, original, blocks, known
         self.context, self.fitter, self.steps = context, context.need_fitter(), steps
         calibrator = context.need_calibrator()
-        self.now = Walk(calibrator.held(export_model(graph), SAMPLES), [block.source for block in blocks])
-        self.wanted = Walk(calibrator.held(original, SAMPLES), [block.answer for block in blocks])
+        self.now = Walk(calibrator.held(export_model(graph), SAMPLES), [(block.source,) for block in blocks])
+        self.wanted = Walk(calibrator.held(original, SAMPLES), [(block.answer,) for block in blocks])
         self.taken = 0
 
     def next(self, block: Block, report: PassReport) -> None:

@@ -2,14 +2,20 @@
 or fed has the type and shape that an output of the same name says.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto
 
 from onnx_lathe.errors import ModelError
-from onnx_lathe.runtime.files.tensors import all_graphs
+from onnx_lathe.runtime.files.tensors import all_graphs, all_nodes, bits_of
 
+MOST_COUNTED = 1 << 25
+"""Values of a Range of constants, copies of a Tile: onnx's shape inference (1.23) makes lists of them all."""
+MOST_AXES = 64
+"""Values of the constants that say how many."""
 _KNOWN = frozenset(TensorProto.DataType.values())
 
 
@@ -29,6 +35,41 @@ def check_declared(model: ModelProto) -> None:
             raise ModelError(
                 f"output '{output.name}' is an input too, of another type or shape; export the model again"
             )
+
+
+def check_counts(model: ModelProto) -> None:
+    """Raises ModelError naming a Range of constants, or a Tile by constants, of more than MOST_COUNTED values or copies."""
+    stored = {tensor.name: tensor for graph in all_graphs(model) for tensor in graph.initializer}
+    for node in all_nodes(model):
+        if node.op_type == "Constant" and node.output:
+            for one in node.attribute:
+                if one.name == "value":
+                    stored[node.output[0]] = one.t
+    for node in all_nodes(model):
+        if node.op_type not in ("Range", "Tile"):
+            continue
+        constants = [stored[name] for name in node.input if name in stored]
+        if any(bits_of(one.data_type) is None or math.prod(one.dims) > MOST_AXES for one in constants):
+            continue
+        try:
+            values = [onnx.numpy_helper.to_array(one).astype(float).reshape(-1) for one in constants]
+        except (TypeError, ValueError):  # no number is stored: the checker says so
+            continue
+        if _counted(node.op_type, values) > MOST_COUNTED:
+            raise ModelError(
+                f"node '{node.name}' ({node.op_type}) makes more than {MOST_COUNTED:,} values or copies of constants; "
+                "export the model again"
+            )
+
+
+def _counted(kind: str, values: list[np.ndarray]) -> float:
+    """How many values a Range makes, or copies a Tile; 0 where they are not all constants."""
+    if kind == "Tile":
+        return float(np.prod(values[-1])) if values else 0.0
+    if len(values) != 3 or any(one.size != 1 for one in values):
+        return 0.0
+    first, last, step = (float(one[0]) for one in values)
+    return abs(last - first) / abs(step) if step else 0.0
 
 
 def _check_types(role: str, values: Iterable[onnx.ValueInfoProto]) -> None:

@@ -17,8 +17,10 @@ from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto
 
 from onnx_lathe.errors import ModelError, first_few
-from onnx_lathe.runtime.files.declared import check_declared
+from onnx_lathe.runtime.files import hashing
+from onnx_lathe.runtime.files.declared import check_counts, check_declared
 from onnx_lathe.runtime.files.external_data import Reader, external_path, externalized, locate, opened
+from onnx_lathe.runtime.files.functions import check_functions
 from onnx_lathe.runtime.files.reading import (
     OPSETS,
     PROTOBUF_LIMIT_BYTES,
@@ -27,6 +29,7 @@ from onnx_lathe.runtime.files.reading import (
     check_opset,
     check_structure,
     content_of,
+    explaining,
     naming,
     parse,
 )
@@ -88,7 +91,19 @@ def _loaded(
         model = parse(unpack(content, PROTOBUF_LIMIT_BYTES) if is_packed(content) else content)
         del content
         _check(model, lambda tensor: external(model, tensor), oldest, mend)
+    _name_standard_opset(model)
     return model
+
+
+def _name_standard_opset(model: ModelProto) -> None:
+    """ "ai.onnx" is the empty domain by another name, under which onnx-graphsurgeon writes bodies of opset 1."""
+    other = [entry for entry in model.opset_import if entry.domain == "ai.onnx"]
+    named = any(entry.domain == "" for entry in model.opset_import)
+    for entry in other:
+        if named:
+            model.opset_import.remove(entry)
+        else:
+            entry.domain, named = "", True
 
 
 def checked(model: ModelProto, oldest: int = OPSETS[0], mend: Mend = as_it_is) -> ModelProto:
@@ -117,6 +132,8 @@ def _check(model: ModelProto, external: Callable[[TensorProto], None], oldest: i
                 "export it again"
             )
     check_declared(model)
+    check_counts(model)
+    check_functions(model)
     check_structure(model, mend)
 
 
@@ -138,6 +155,17 @@ def inspect_file(path: str | Path) -> FileFacts:
                     size += len(chunk)
                     digest.update(chunk)
     return FileFacts(size, digest.hexdigest())
+
+
+def facts(path: str | Path) -> FileFacts:
+    """As `inspect_file`, of a file that has been loaded or written before: what is stored in one file is not looked into
+    again, and is read once for as long as it stays the same. Raises ModelError for a file that cannot be read.
+    """
+    with naming(Path(path)), explaining(""):
+        found = hashing.content(path)
+    if found.locates and not is_packed(found.head):
+        return inspect_file(path)
+    return FileFacts(found.size_bytes, found.sha256)
 
 
 def externals(path: str | Path) -> tuple[ModelProto, list[tuple[TensorProto, np.ndarray]]]:

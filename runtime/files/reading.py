@@ -1,5 +1,6 @@
 """Reads one ONNX file into a model that can be believed; a refusal says what the file is and what to do."""
 
+import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +73,8 @@ def content_of(path: Path) -> bytes:
         )
     if path.is_dir():
         raise ModelError("is a folder; name the .onnx file in it")
+    if not path.exists() and (advice := beside(path)):
+        raise ModelError(f"no such file{advice}")
     with explaining(""):
         if path.stat().st_size > PROTOBUF_LIMIT_BYTES:
             raise ModelError(
@@ -79,6 +82,16 @@ def content_of(path: Path) -> bytes:
                 "save the weights as external data, or if it is packed, run optimize unpack"
             )
         return path.read_bytes()
+
+
+def beside(path: Path) -> str:
+    """ "; did you mean 'build/model.ort.onnx'?", of the files in its folder that end alike, or nothing."""
+    try:
+        stems = [one.stem for one in path.parent.iterdir() if one.suffix == path.suffix and one.is_file()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.stem, sorted(stems), n=1, cutoff=0.5)
+    return f"; did you mean '{path.with_name(close[0] + path.suffix)}'?" if close else ""
 
 
 def parse(content: bytes) -> ModelProto:
@@ -107,6 +120,9 @@ def parse(content: bytes) -> ModelProto:
 
 def check_opset(model: ModelProto, oldest: int) -> None:
     """Refuses a model whose version of the standard operators Lathe does not know."""
+    versions = {entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")}
+    if len(versions) > 1:
+        raise ModelError("names two versions of the standard operators (opset); export it again")
     version = max(
         (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=None
     )

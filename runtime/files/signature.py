@@ -1,5 +1,6 @@
 """What a caller of a model sees: the inputs to feed, and whether it classifies."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,8 @@ from onnx import ModelProto, TensorProto, helper
 
 from onnx_lathe.errors import ModelError
 
+MOST_MADE_UP = 1 << 25
+"""Random values of an input: 400 MB while they are drawn."""
 ONE_NUMBER = ((), (1,))
 """Shapes of an input that one number fills."""
 
@@ -68,7 +71,8 @@ def made_up_shape(
     shape: Sequence[int | str | None], batch: int, batches: Collection[int | str], size: int, last: bool
 ) -> list[int]:
     """The shape with `batch` in the place of an open first dimension and of others named as one of `batches`, and
-    `size` in that of all others, or of the last one alone, where the others are 1.
+    `size` in that of all others, or of the last one alone, where the others are 1. Raises ModelError for more than
+    MOST_MADE_UP values.
     """
     found = []
     for axis, dim in enumerate(shape):
@@ -78,6 +82,10 @@ def made_up_shape(
             found.append(batch)
         else:
             found.append(1 if last and axis < len(shape) - 1 else size)
+    if math.prod(found) > MOST_MADE_UP:
+        raise ModelError(
+            f"an input of shape {found} takes more values than are made up; give data with --data"
+        )
     return found
 
 

@@ -71,9 +71,11 @@ class Reference:
     session: onnxruntime.InferenceSession | None = None
     tasks: Tasks = NO_TASKS
     sampled: Mapping[str, Measured] = field(default_factory=dict)
+    """Metrics sample by sample, by name."""
     batch: int | None = None
     """The only size of a batch that the original takes, if it takes only one."""
-    """Metrics sample by sample, by name."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Float outputs that cannot be compared even with themselves, and why."""
 
     @property
     def note(self) -> str | None:
@@ -138,6 +140,7 @@ def reference(
         tasks,
         sampled,
         _batch(session),
+        scores.reasons(),
     )
 
 

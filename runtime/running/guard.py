@@ -19,6 +19,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import asdict
 
+from onnx_lathe.runtime.files import hashing
 from onnx_lathe.runtime.processes import environment
 from onnx_lathe.runtime.running.settings import Settings
 
@@ -52,12 +53,14 @@ def _key(source: bytes | str) -> bytes | None:
     external data is not read: its files' sizes and times of change stand for it.
     """
     if isinstance(source, bytes):
-        return hashlib.blake2b(source, digest_size=16).digest()
+        return hashlib.blake2b(hashlib.sha256(source).hexdigest().encode(), digest_size=16).digest()
     try:
-        with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            digest = hashlib.blake2b(content, digest_size=16)
-            locations = _locations(content)
-    except (OSError, ValueError):  # ValueError: an empty file
+        found = hashing.content(source)
+        if not found.size_bytes:
+            return None
+        digest = hashlib.blake2b(found.sha256.encode(), digest_size=16)
+        locations = _located(source) if found.locates else set()
+    except (OSError, ValueError):  # ValueError: a null byte in the name
         return None
     if locations:
         path = os.path.abspath(source)
@@ -65,6 +68,11 @@ def _key(source: bytes | str) -> bytes | None:
         for location in sorted(locations):
             digest.update(_state(os.path.join(os.fsencode(os.path.dirname(path)), location)))
     return digest.digest()
+
+
+def _located(path: str) -> set[bytes]:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return _locations(content)
 
 
 def _locations(content: mmap.mmap) -> set[bytes]:

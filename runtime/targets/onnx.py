@@ -19,6 +19,6 @@ class OnnxFile(Target):
         """Writes `model.onnx`, and `model.onnx.data` if the model is larger than one file may be."""
         path = directory / "model.onnx"
         model_file.save(model_file.load(model), path)
-        size = model_file.inspect_file(path).size_bytes
+        size = model_file.facts(path).size_bytes
         paths = (path, path.with_name("model.onnx.data")) if size > path.stat().st_size else (path,)
         return Artifact(paths, size)

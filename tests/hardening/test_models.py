@@ -12,7 +12,7 @@ from onnx_lathe.runtime.running import ort
 from tests.support.bounded import bounded
 from tests.support.builders import build, random
 
-DEEP = 3000
+DEEP = 1000
 
 
 def layer(**weights: np.ndarray) -> onnx.ModelProto:
@@ -191,16 +191,6 @@ def zero_size_weight() -> onnx.ModelProto:
     return build("(float[N, 16] x) => (float[N, 0] y) { y = MatMul(x, w) }", w=np.zeros((16, 0), np.float32))
 
 
-def string_weight() -> onnx.ModelProto:
-    model = layer()
-    model.graph.initializer.append(
-        helper.make_tensor("text", TensorProto.STRING, [2], [b"a" * 9000, b"\xff\xfe"])
-    )
-    model.graph.node.append(helper.make_node("Identity", ["text"], ["said"], name="say"))
-    model.graph.output.append(helper.make_tensor_value_info("said", TensorProto.STRING, [2]))
-    return model
-
-
 def string_input() -> onnx.ModelProto:
     return build("(string[N] x) => (string[N] y) { y = Identity(x) }")
 
@@ -214,11 +204,12 @@ def everything_dead() -> onnx.ModelProto:
 
 REFUSED = [
     gigantic_weight, negative_dimension, circle, own_input, two_nodes_write_one_name, two_weights_of_one_name,
-    function_calls_itself, functions_in_a_circle, doubling_functions,
+    function_calls_itself, functions_in_a_circle, doubling_functions, gigantic_range, gigantic_tile,
+    two_inputs_of_one_name, chained_functions,
 ]  # fmt: skip
 EITHER = [
-    gigantic_input, gigantic_constant, gigantic_range, gigantic_tile, negative_input, two_inputs_of_one_name,
-    two_outputs_of_one_name, nested_bodies, chained_functions, nan_weight, infinite_weight, zero_size_weight, string_weight, string_input, everything_dead,
+    gigantic_input, gigantic_constant, negative_input,
+    two_outputs_of_one_name, nested_bodies, nan_weight, infinite_weight, zero_size_weight, string_input, everything_dead,
 ]  # fmt: skip
 """May be compiled, and then compute what they did."""
 
@@ -268,13 +259,3 @@ def test_a_message_nested_beyond_any_limit(tmp_path: Path, capfd: pytest.Capture
         ended = bounded(capfd, arguments, path.stat().st_size)
         assert ended.code == 2
         assert not (tmp_path / "p").exists()
-
-
-@pytest.mark.parametrize("number", [1, 5, 11, 13], ids=["nodes", "weights", "inputs", "values"])
-def test_a_million_empty_messages(number: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Two bytes each in the file."""
-    path = tmp_path / "model.onnx"
-    graph = layer().graph.SerializeToString() + field(number, b"") * 1_000_000
-    path.write_bytes(b"\x08\x09" + field(7, graph) + field(8, b"\x10\x11"))
-    ended = bounded(capfd, ["inspect", path], path.stat().st_size)
-    assert ended.code == 2

@@ -1,6 +1,7 @@
 """`optimize init`: the recipe that it writes fits the model and the data, and runs as it is."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import onnx_lathe
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.optimizer.recipe import load_recipe
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.registry import find
 from tests.support.builders import build, random
 from tests.support.command import refused
 
@@ -157,6 +160,40 @@ def test_it_fits_the_target(target: str, steps: list[str], arguments: list[str])
     )
     assert left == ("int8" in steps)
     assert [str(call) for call in load_recipe(Path("recipe.toml")).targets] == [target]
+
+
+def proposals(text: str) -> list[str]:
+    """The passes that the recipe holds as comments, each with its options, those behind `# #` too."""
+    found: list[list[str]] = []
+    inside = False
+    for line in text.splitlines():
+        bare = line.removeprefix("# ").removeprefix("# ")
+        if line.startswith("# ") and bare == "[[pass]]":
+            found.append([bare])
+        inside = line.startswith("# ") and (inside or bare == "[[pass]]")
+        if inside and re.match(r"\w+ = ", bare):
+            found[-1].append(bare)
+    return ["\n".join(one) for one in found]
+
+
+@pytest.mark.parametrize(
+    "arguments, names",
+    [
+        (["--data", "data.npz"], ["tucker", "refit", "retrain"]),
+        (["--data", "data.npz", "--target", "pack"], ["codebook", "prune", "prune", "codebook"]),
+        ([], ["int4"]),
+    ],
+)
+def test_what_it_proposes_besides_can_be_taken_as_it_is(arguments: list[str], names: list[str]) -> None:
+    """Every step and hint that is a comment is one that the passes take."""
+    several_outputs()
+    assert main(["init", "model.onnx", *arguments, "--quiet"]) == 0
+    proposed = proposals(Path("recipe.toml").read_text(encoding="utf-8"))
+    Path("other.toml").write_text("\n".join(proposed), encoding="utf-8")
+    steps = load_recipe(Path("other.toml")).steps
+    assert [step.name for step in steps] == names
+    for step in steps:
+        configure(find(step.name), step.options)
 
 
 def test_a_file_that_is_there_is_kept(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,11 +16,16 @@ from onnx_lathe.optimizer import layer_errors, reporting
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.optimizer.pairing import Match
 from onnx_lathe.optimizer.pairing import network as seen
+from onnx_lathe.optimizer.recipe import parse_calls
 from onnx_lathe.optimizer.report.html import page, spectra, summary, vendor
 from onnx_lathe.optimizer.report.html.distributions import Weights
 from onnx_lathe.optimizer.report.html.document import document
 from onnx_lathe.optimizer.report.html.summary import MINUS, TIMES
 from onnx_lathe.optimizer.report.record import GateRecord, RunRecord, StepRecord, read_record
+from onnx_lathe.optimizer.step import apply_pass
+from onnx_lathe.passes.core.options import configure
+from onnx_lathe.passes.core.registry import find
+from onnx_lathe.passes.core.services import Context
 from onnx_lathe.runtime.running.calibration import open_with
 from onnx_lathe.runtime.running.layer_times import node_times
 from onnx_lathe.runtime.running.profiling import ModelProfiler
@@ -115,8 +120,9 @@ def test_weights_have_centroids_and_clip_ranges_and_spectra_their_rank(out: Path
     original = onnx.load(out.parent / "model.onnx")
     weight = onnx.numpy_helper.to_array(next(one for one in original.graph.initializer if one.name == "w0"))
     values = np.linalg.svd(weight.reshape(8, 27), compute_uv=False)
-    assert detail["first"]["spectrum"]["rank"] == 4
-    assert detail["first"]["spectrum"]["values"] == pytest.approx(list(values / values[0]), rel=1e-3)
+    (found,) = detail["first"]["spectra"]
+    assert (found["by"], found["of"], found["rank"]) == ("svd", "", 4)
+    assert found["values"] == pytest.approx(list(values / values[0]), rel=1e-3)
 
 
 def test_outputs_have_their_calibrated_range(out: Path) -> None:
@@ -310,6 +316,29 @@ def test_spectra_leave_out_what_is_no_matrix() -> None:
     )
     assert spectra.spectrum("nothing", 1, Weights(side)) is None
     assert spectra.spectrum("MatMul_0", 1, Weights(side)) is None  # all zeros
+
+
+@pytest.mark.parametrize(
+    "option, ranks", [("layers={w: 4}", {"inputs": 4, "outputs": 4}), ("layers={w: 7}, form=cp", {"inputs": 6, "outputs": 7})]
+)  # fmt: skip
+def test_a_layer_split_in_three_has_a_spectrum_for_each_side(option: str, ranks: dict[str, int]) -> None:
+    """Of the weight [9, 6, 3, 3] by its outputs and by its inputs; seven terms are more than six inputs have."""
+    weight = random(9, 6, 3, 3)
+    text = "(float[N, 6, 8, 8] x) => (float[N, 9, h, w] y) { y = Conv (x, w) }"
+    model = build(text, w=weight)
+    (call,) = parse_calls(f"tucker({option})", "passes")
+    after, report = apply_pass(configure(find("tucker"), call.options), model, Context())
+    assert [node.op_type for node in after.graph.node] == ["Conv"] * 3
+    edits = [{"node": edit.node, "what": edit.what} for edit in report.edits]
+    step = StepRecord(1, "tucker", {}, "f", True, 1.0, 1, {}, edits, [], {})
+    ((name, chosen),) = spectra.chosen_ranks([step]).items()
+    found = spectra.spectra(name, chosen, Weights(seen(model)))
+    assert {one["of"]: one["rank"] for one in found} == ranks
+    for one in found:
+        rows = weight if one["of"] == "outputs" else weight.transpose(1, 0, 2, 3)
+        values = np.linalg.svd(rows.reshape(len(rows), -1), compute_uv=False)
+        assert one["values"] == pytest.approx(list(values / values[0]), rel=1e-3)
+        assert (one["by"], one["full"]) == ("tucker", len(rows))
 
 
 def test_libraries_are_the_ones_that_the_list_names(tmp_path: Path) -> None:

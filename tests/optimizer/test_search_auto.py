@@ -1,6 +1,7 @@
 """`optimize auto`: passes that suit a target, and the target built."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from onnx_lathe.optimizer.search import table as tables
 from onnx_lathe.optimizer.search.automatic import plan
 from tests.support.builders import build, random
 from tests.support.command import refused
+from tests.support.splitting import low
 
 pytest.importorskip("optuna")
 NETWORK = "(float[N, 12] x) => (float[N, 6] y) { h = MatMul (x, w1)  r = Relu (h)  y = MatMul (r, w2) }"
@@ -72,6 +74,46 @@ def test_passes_suit_the_target(target: str, passes: str, minimize: str) -> None
     assert ", ".join(map(str, chosen.recipe.steps)) == passes
     assert chosen.minimize == minimize
     assert passes in chosen.note
+
+
+@pytest.mark.parametrize(
+    "target, minimize, passes", [("onnx", "macs", "fold, tucker"), ("ort", "latency", "fold, tucker, int8")]
+)
+def test_fewer_multiplications_are_those_of_thinner_layers(target: str, minimize: str, passes: str) -> None:
+    chosen = plan(Recipe(targets=parse_calls(target, "t")), minimize)
+    assert ", ".join(map(str, chosen.recipe.steps)) == passes
+    assert chosen.minimize == minimize
+    with pytest.raises(UsageError, match="'optimize search --minimize packed' takes passes"):
+        plan(Recipe(targets=parse_calls(target, "t")), "packed")
+
+
+def test_ranks_of_each_layer_are_searched(place: Path) -> None:
+    """Convolutions of low rank: half of the multiplications and more go without a loss."""
+    network = """(float[N, 8, 6, 6] x) => (float[N, 6] y) {
+        a = Conv <pads=[1, 1, 1, 1]> (x, w1)  r = Relu (a)  b = Conv <pads=[1, 1, 1, 1]> (r, w2)
+        p = GlobalAveragePool (b)  f = Flatten (p)  y = Gemm (f, w3)
+    }"""
+    thin = low(16, 8, 3, 3, rank=2)
+    model = build(network, w1=thin, w2=low(16, 16, 3, 3, rank=2), w3=random(16, 6))
+    onnx.save(model, "model.onnx")
+    inputs = random(1200, 8, 6, 6)
+    np.savez("data.npz", x=inputs, labels=onnx_lathe.open(model).run(["y"], {"x": inputs})[0].argmax(1))
+    record = onnx_lathe.auto(
+        "model.onnx",
+        "onnx",
+        "top1 drop <= 10%",
+        minimize="macs",
+        data="data.npz",
+        budget="2h",
+        trials=12,
+        threads=1,
+    )
+    assert record.exit_code == 0
+    assert record.winner is not None
+    assert record.winner.ratio < 0.7
+    recipe = (place / "build" / "search" / "recipe.toml").read_text()
+    assert 'name = "tucker"' in recipe
+    assert set(re.findall(r"w\d", recipe)) == {"w1", "w2"}
 
 
 def test_auto_needs_a_target(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,6 +131,10 @@ def test_layers_that_a_pass_splits_have_no_strength_of_their_own_later() -> None
     found = default_space(steps, build(NETWORK, w1=random(32, 48), w2=random(48, 32)), packed=False)
     assert [one.layer for one in found] == ["w1", "w2", ""][: len(found)] or found[-1].name == "codebook.bits"
     assert found[-1].name == "codebook.bits"
+    found = default_space(
+        parse_calls("svd, tucker, svd(energy=0.9)", "passes"), build(NETWORK, w1=random(32, 48), w2=random(48, 32)), packed=False
+    )  # fmt: skip
+    assert (found[-1].name, found[-1].levels[0]) == ("tucker.macs", 1.0)
 
 
 def test_an_allocation_is_the_cheapest_for_its_harm() -> None:

@@ -132,6 +132,61 @@ def test_what_cannot_be_measured_is_refused(
     assert said in refused(capsys, asked(*more, step=step))
 
 
+CONVOLUTIONS = """(float[N, 8, 6, 6] x) => (float[N, 6] y) {
+    a = Conv <pads=[1, 1, 1, 1]> (x, w1)  r = Relu (a)  b = Conv <pads=[1, 1, 1, 1]> (r, w2)
+    p = GlobalAveragePool (b)  f = Flatten (p)  y = Gemm (f, w3)
+}"""
+
+
+def convolutions() -> onnx.ModelProto:
+    return build(CONVOLUTIONS, w1=random(16, 8, 3, 3), w2=random(16, 16, 3, 3), w3=random(16, 6))
+
+
+@pytest.mark.parametrize(
+    "step, strengths", [("tucker", "12,4"), ("tucker(form=cp)", "24,6"), ("prune(score=obs)", "0.3,0.9")]
+)
+def test_convolutions_split_in_three_are_measured(
+    step: str, strengths: str, place: Path, capsys: Any
+) -> None:
+    onnx.save(convolutions(), "model.onnx")
+    np.savez("data.npz", x=random(60, 8, 6, 6))
+    assert main(asked("--json", "--strengths", strengths, step=step)) == 0
+    found = json.loads(capsys.readouterr().out)["points"]
+    assert {point["layer"] for point in found} - {"w3"} == {"w1", "w2"}  # prune takes the Gemm, too
+    for layer in ("w1", "w2"):
+        mild, strong = (point["metrics"]["sqnr"] for point in found if point["layer"] == layer)
+        assert 1 < strong < mild < 40
+
+
+@pytest.mark.parametrize(
+    "step", ["int4(min_size=64)", "int4(min_size=64, rounding=hessian)", "int8(rounding=hessian)"]
+)
+def test_few_levels_are_on_or_off(step: str, place: Path, capsys: Any) -> None:
+    assert main(asked("--json", step=step)) == 0
+    found = json.loads(capsys.readouterr().out)["points"]
+    assert [(point["layer"], point["strength"]) for point in found] == [("w1", True), ("w2", True)]
+    assert all(10 < point["metrics"]["sqnr"] < 60 for point in found)
+    assert main(asked(step=step)) == 0
+    assert step[:4].upper() in capsys.readouterr().out
+
+
+def test_strengths_of_tucker_save_multiplications() -> None:
+    """As the pass counts them: what the ladder offers is split, and its next rank up is not."""
+    model = convolutions()
+    for form in ("tucker", "cp"):
+        step = Call("tucker", {"form": form})
+        for one in per_layer([step], 0, layers_of(model, "tucker", {}), False):
+            off, *ranks = one.levels
+            assert off == 0
+            assert ranks == sorted(ranks, reverse=True)
+            assert len(ranks) >= 4
+            for rank in (ranks[0], ranks[-1]):
+                after = onnx_lathe.rewrite(
+                    model, f"tucker(form={form}, layers={{'*': 0, {one.layer}: {rank}}})"
+                )
+                assert len(after.graph.node) == len(model.graph.node) + 2
+
+
 def test_sizes_that_the_model_leaves_open_are_those_of_the_data(place: Path, capsys: Any) -> None:
     """svd splits what saves multiplications, and how many there are is open here."""
     network = "(float[N, 8, H, W] x) => (float[N, 16, H, W] y) { y = Conv <pads=[1, 1, 1, 1]> (x, w) }"

@@ -61,6 +61,13 @@ def test_a_budget_that_cannot_be_met_takes_the_least_ranks() -> None:
     assert not svd(model, {"x": random(80, 32)}, macs=0.5, multiple=1, least=0.25)[1].warnings
 
 
+def test_ranks_that_are_given_are_held_to_no_budget_that_is_not() -> None:
+    model, data = build(TWO, a=random(32, 32), b=random(32, 32)), {"x": random(80, 32)}
+    ranks = {"a": 14, "b": 14}
+    assert not any("asks for less" in one for one in svd(model, data, layers=ranks)[1].warnings)
+    assert any("asks for less" in one for one in svd(model, data, layers=ranks, macs=0.5)[1].warnings)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -135,6 +135,14 @@ def test_a_package_of_core_ml_is_named(tmp_path: Path) -> None:
     assert "is not an ONNX model but one of Core ML, which macOS alone runs; give the .onnx" in refusal(path)
 
 
+def test_a_missing_file_is_told_with_one_that_is_there(tmp_path: Path) -> None:
+    for name in ("model.ort.onnx", "other.npz", "network.bin"):
+        (tmp_path / name).write_bytes(b"")
+    assert f"no such file; did you mean '{tmp_path / 'model.ort.onnx'}'?" in refusal(tmp_path / "model.onnx")
+    assert "no such file; check the name" in refusal(tmp_path / "weights.onnx")  # nothing is called so
+    assert "no such file; check the name" in refusal(tmp_path / "none" / "model.onnx")
+
+
 def test_refuses_missing_folder_and_truncated(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "missing.onnx")
     assert "is a folder" in refusal(tmp_path)

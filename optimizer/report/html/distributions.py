@@ -1,6 +1,6 @@
 """Weights and activations of each layer, before and after, as histograms with centroids and clip ranges."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from onnx_lathe.passes.graph.layers import Weight, codebook_of, constant_value, 
 SAMPLED = 100_000
 """Weights of more elements are shown by an even sample of about so many."""
 MOST_CENTROIDS = 256
+COUNTED = 1 << 20
+"""Indices that are counted at once."""
 
 
 class Weights:
@@ -68,23 +70,30 @@ def _series(label: str, weight: Weight) -> dict[str, Any] | None:
         return None
     entry: dict[str, Any] = {"label": label, "tensor": weight.name}
     if codes is not None and codes[0].size <= MOST_CENTROIDS:
-        counts = np.bincount(np.asarray(codes[1]).reshape(-1).astype(np.int64), minlength=codes[0].size)
+        counts = _counted(np.asarray(codes[1]), codes[0].size)
         order = np.argsort(codes[0])
         entry["centroids"] = [_short(value) for value in codes[0][order]]
         entry["centroid_shares"] = [_short(share) for share in counts[order] / max(int(counts.sum()), 1)]
-        values = codes[0].astype(np.float32)[np.asarray(codes[1]).astype(np.int64)]
-    elif codes is not None:
-        values = codes[0].astype(np.float32)[np.asarray(codes[1]).astype(np.int64)]
-    assert values is not None
     if clip := _clip(tensor):
         entry["clip"] = clip
-    return entry | _sampled(values)
+    if codes is None:
+        return entry | _sampled(np.asarray(values), lambda some: some)
+    codebook = codes[0].astype(np.float32)
+    return entry | _sampled(np.asarray(codes[1]), lambda some: codebook[some.astype(np.int64)])
 
 
-def _sampled(values: np.ndarray) -> dict[str, Any]:
+def _counted(indices: np.ndarray, codes: int) -> np.ndarray:
+    """How often each code is there, of piece after piece: as 64-bit integers all would take eight times their memory."""
+    flat, counts = indices.reshape(-1), np.zeros(codes, np.int64)
+    for start in range(0, flat.size, COUNTED):
+        counts += np.bincount(flat[start : start + COUNTED].astype(np.int64), minlength=codes)
+    return counts
+
+
+def _sampled(values: np.ndarray, decode: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
     flat = values.reshape(-1)
     step = flat.size // SAMPLED | 1 if flat.size > SAMPLED else 1  # odd: it does not fall in with channels
-    flat = flat[::step].astype(np.float32)
+    flat = decode(flat[::step]).astype(np.float32)
     flat = flat[np.isfinite(flat)]
     rest = flat[flat != 0]
     return {

@@ -11,7 +11,7 @@ from onnx_lathe.optimizer.layer_errors import LayerError, Measured, rescaled
 from onnx_lathe.optimizer.pairing import Network, Pair, paired
 from onnx_lathe.optimizer.report.html import distributions, summary
 from onnx_lathe.optimizer.report.html.picture import picture
-from onnx_lathe.optimizer.report.html.spectra import chosen_ranks, spectrum
+from onnx_lathe.optimizer.report.html.spectra import chosen_ranks, spectra
 from onnx_lathe.optimizer.report.outputs import outputs
 from onnx_lathe.optimizer.report.record import RunRecord, plain
 from onnx_lathe.optimizer.report.sensitivity import PREFIX, without_sensitivity
@@ -237,8 +237,7 @@ def _of_layers(
         entry: dict[str, Any] = {"weights": distributions.weight_series(pair, *weights)}
         entry["activation"] = distributions.activation(pair, before, ranges, measured)
         if pair.name in ranks:
-            found = spectrum(pair.name, ranks[pair.name][1], weights[0])
-            entry["spectrum"] = found and found | {"by": ranks[pair.name][0]}
+            entry["spectra"] = spectra(pair.name, ranks[pair.name], weights[0])
         detail[pair.name] = entry
     owner = {row.node: pair.name for pair in pairs for row in pair.after}
     own = {pair.name: pair.name for pair in pairs}

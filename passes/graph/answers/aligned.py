@@ -16,6 +16,7 @@ from onnx_lathe.passes.graph.input_moments import SEED, Rows, by_sample, positio
 from onnx_lathe.passes.graph.layers import Weight
 from onnx_lathe.passes.graph.model import export_model
 from onnx_lathe.passes.graph.quantization.bias_places import bias_place
+from onnx_lathe.passes.numerics.second_order.kept_rows import Activation, SplitRows
 from onnx_lathe.passes.numerics.second_order.paired import SplitJointMoments
 from onnx_lathe.passes.numerics.second_order.windows import chosen
 from onnx_lathe.protocols import Observed
@@ -31,12 +32,15 @@ NOTHING: Mapping[str, str] = {}
 class Layer:
     """A layer that is changed, by the weight that it alone reads. `adder`: what adds its bias, the layer itself or an Add
     behind it. `kept`: which of the channels that the other network answers the layer still has, bool; none: all.
+    `total`: an addition of something else behind that, whose result is compared then; `activation`: what is behind all.
     """
 
     node: Node
     rows: Rows
     adder: Node
     kept: np.ndarray | None = None
+    total: Node | None = None
+    activation: Activation | None = None
 
     @property
     def response(self) -> str:
@@ -44,8 +48,16 @@ class Layer:
 
     @property
     def answer(self) -> str:
-        """What is compared: the response, its bias included."""
-        return str(self.adder.outputs[0].name)
+        """What is compared: the response, its bias included, and what else is added."""
+        return str((self.total or self.adder).outputs[0].name)
+
+    @property
+    def given(self) -> str | None:
+        """What else is added."""
+        if self.total is None:
+            return None
+        own = self.adder.outputs[0]
+        return next(str(one.name) for one in self.total.inputs if one is not own)
 
     @property
     def source(self) -> str:
@@ -99,10 +111,13 @@ def answers(
     if not layers:
         return
     held = [calibrator.held(export_model(graph), SAMPLES), calibrator.held(original, SAMPLES)]
-    now = Walk(held[0], [layer.source for layer in layers])
-    wanted = Walk(held[1], [layer.answer for layer in layers])
+    now = Walk(held[0], [tuple(filter(None, (layer.source, layer.given))) for layer in layers])
+    wanted = Walk(held[1], [(layer.answer,) for layer in layers])
     for place, layer in enumerate(layers):
-        found = SplitJointMoments.of(*_sizes(layer.rows))
+        sizes = _sizes(layer.rows)
+        found = SplitJointMoments.of(*sizes)
+        if layer.activation is not None:
+            found.rows = SplitRows(layer.activation, SAMPLES, *sizes)
         generator = np.random.default_rng([SEED, zlib.crc32(layer.rows.weight.name.encode())])
         reason, samples = None, 0
         pairs = zip(
@@ -136,31 +151,36 @@ def _add(
     """Takes the rows of batch `number`, which begins with the sample `first`; or says why the two do not belong together."""
     x = read[layer.source].astype(np.float32, copy=False)
     y = layer.asked(answered[layer.answer]).astype(np.float32, copy=False)
+    added = None if layer.given is None else read[layer.given].astype(np.float32, copy=False)
     groups, outputs, inputs = layer.rows.sizes
     window = layer.rows.windows[0]
     positions = None if window is None else window.positions(x.shape[2:])
     if positions is None:
         same = y.size // max(y.shape[-1], 1) == x.size // inputs and y.shape[-1] == outputs
-        expected = y.reshape(-1, outputs) if same else y
     else:
         same = y.shape[1:] == (groups * outputs, *positions) and len(y) == len(x)
-        expected = y
     if not same:
         return f"the original answers {list(y.shape)} there, which is another form"
+    pair = [y] if added is None else [y, np.broadcast_to(added, y.shape)]
+    if positions is None:
+        pair = [one.reshape(-1, outputs) for one in pair]
     start = 0
     for sample, part in by_sample(x, read):
         place = number if sample is None else first + sample
         most = positions_of(inputs) * (read.samples if sample is None else 1)
         count = part.size // inputs if window is None else len(part)
-        asked = expected[start : start + count]
+        asked = [one[start : start + count] for one in pair]
         start += count
         if window is None or positions is None:
             rows = chosen(count, most, generator)
-            found.add(part.reshape(-1, inputs)[rows][None], asked[rows][None], place)
+            wanted, *given = (one[rows][None] for one in asked)
+            found.add(part.reshape(-1, inputs)[rows][None], wanted, place, *given)
             continue
-        for image, answer in zip(part, asked, strict=True):
+        for image, *images in zip(part, *asked, strict=True):
             places = chosen(math.prod(positions), max(1, most // count), generator)
             if places.size:
-                wanted = answer.reshape(groups, outputs, -1)[:, :, places].transpose(0, 2, 1)
-                found.add(window.rows_at(image, places), wanted, place)
+                wanted, *given = (
+                    one.reshape(groups, outputs, -1)[:, :, places].transpose(0, 2, 1) for one in images
+                )
+                found.add(window.rows_at(image, places), wanted, place, *given)
     return None

@@ -11,6 +11,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.answers.aligned import Layer, answers, layer_of
+from onnx_lathe.passes.graph.answers.behind import with_what_follows
 from onnx_lathe.passes.graph.answers.choosing import Judged
 from onnx_lathe.passes.graph.answers.forms import form_of
 from onnx_lathe.passes.graph.input_moments import ENOUGH_SAMPLES, Rows, few_samples
@@ -47,9 +48,11 @@ def change_layers(
     context: Context,
     report: PassReport,
     original: onnx.ModelProto | None = None,
+    follows: bool = False,
 ) -> None:
     """Has the layers of these weights changed, one after another; those that cannot be measured by `otherwise`, which is
-    told why. `what`: the option that asks for it; `original`: what gives the answers, if not the graph as it is now.
+    told why. `what`: the option that asks for it; `original`: what gives the answers, if not the graph as it is now;
+    `follows`: whether what is behind a layer counts, an addition and an activation.
 
     Raises PassError without calibration data.
     """
@@ -58,6 +61,10 @@ def change_layers(
     for name, reason in reasons.items():
         otherwise(weights[name], reason)
     samples = ENOUGH_SAMPLES
+    if follows:
+        layers = with_what_follows(
+            graph, layers, {name for node in original.graph.node for name in node.output}
+        )
     for layer, moments in answers(graph, layers, original, calibrator):
         samples = samples if isinstance(moments, str) else min(samples, moments.samples)
         refusal = moments if isinstance(moments, str) else moments.refusal()
@@ -89,11 +96,12 @@ def prune_layers(
         fitted = judged.moments.fitted
         found = sweep(layer.rows, judged.form.now, fitted.regular())
         best = judged.best([fit_free(fitted, found, found != 0), found])
+        best = judged.refined(best, lambda asked: fit_free(asked, found, found != 0))
         said[name] = judged.take(graph, best, taken)
 
     def otherwise(weight: Weight, reason: str) -> None:
         by_magnitude(weight)
         said[weight.name] = f"by magnitude: {reason}"
 
-    change_layers(graph, weights, prune, otherwise, "score=obs", context, report)
+    change_layers(graph, weights, prune, otherwise, "score=obs", context, report, follows=True)
     return said

@@ -8,6 +8,7 @@ from onnx_lathe.passes.core.report import PassReport
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.answers.aligned import Layer, answers
+from onnx_lathe.passes.graph.answers.behind import with_what_follows
 from onnx_lathe.passes.graph.answers.choosing import Judged
 from onnx_lathe.passes.graph.answers.forms import form_of
 from onnx_lathe.passes.graph.evaluate import REFUSALS
@@ -30,6 +31,7 @@ def fit_layers(
     Raises PassError without calibration data.
     """
     taken, samples = taken_names(graph), ENOUGH_SAMPLES
+    layers = with_what_follows(graph, layers, {name for node in original.graph.node for name in node.output})
     for layer, moments in answers(graph, layers, original, context.need_calibrator()):
         context.progress(f"fitting {layer.node.name}")
         samples = samples if isinstance(moments, str) else min(samples, moments.samples)
@@ -53,7 +55,7 @@ def fit_layer(
     if judged.is_good():
         return f"it answers as the original does ({judged.decibels(judged.before)})"
     fitted = form.fit(judged.moments.fitted)
-    best = judged.best([form.now] if fitted is None else [fitted, form.now])
+    best = judged.refined(judged.best([form.now] if fitted is None else [fitted, form.now]))
     if not judged.is_worth(best):
         return f"nothing better was found (answers {judged.decibels(judged.before)})"
     report.edit(layer.node.name, judged.take(graph, best, taken))

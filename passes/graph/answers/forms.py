@@ -64,18 +64,18 @@ class Values(Form):
     def fit(self, moments: JointMoments) -> np.ndarray | None:
         values = self._shared()
         fixed = (values == 0) if self.keeps_zero else np.zeros(values.size, bool)
-        self.fitted = self._rounded(
-            fit_shared(moments, self.now, self.places, values * self.alpha, fixed) / self.alpha
-        )
-        return self.fitted[self.places] * self.alpha
+        fitted = fit_shared(moments, self.now, self.places, values * self.alpha, fixed) / self.alpha
+        found: np.ndarray = self._rounded(fitted)[self.places] * self.alpha
+        return found
 
     def store(self, weight: np.ndarray, gains: np.ndarray) -> None:
         if weight is self.now:
             return
-        start = 0
+        values, start = self._shared(), 0
+        values[self.places] = weight / self.alpha
         for codebook in self.codebooks:
             stop = start + codebook.shape[0]
-            write(codebook, self.fitted[start:stop].astype(np.float32))
+            write(codebook, values[start:stop].astype(np.float32))
             start = stop
 
     def _rounded(self, values: np.ndarray) -> np.ndarray:

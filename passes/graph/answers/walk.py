@@ -17,26 +17,28 @@ HELD_BYTES = 192 << 20
 
 @dataclass
 class Walk:
-    """Of one network. `ahead`: tensors that will still be asked for, in order."""
+    """Of one network. `ahead`: what will still be asked for, in order: tensors that are asked for together, the first of which is
+    made behind whatever changes before."""
 
     held: Held
-    ahead: Sequence[str]
+    ahead: Sequence[tuple[str, ...]]
 
     def observe(self, model: onnx.ModelProto, place: int, changing: str = "") -> Iterator[Observed]:
-        """The value of `ahead[place]`, batch by batch; what comes before it in the model is not needed any more, and
+        """The values of `ahead[place]`, batch by batch; what comes before it in the model is not needed any more, and
         does not change. `changing`: a tensor that will be another one at the next call, as all that follows from it.
 
         Raises ModelError if ONNX Runtime refuses a part of the model.
         """
-        whole, name = flow(model), self.ahead[place]
+        whole, names = flow(model), self.ahead[place]
         types = dict(self.held.types)
-        left = [
-            whole.makers[later] for later in (*self.ahead[place + 1 :], changing) if later in whole.makers
-        ]
+        later = self.ahead[place + 1 :]
+        left = [whole.makers[name] for name in (*(one[0] for one in later), changing) if name in whole.makers]
         keep = frontier(whole, min(left)) if left else []
-        outputs = [one for one in dict.fromkeys([name, *keep]) if one in whole.makers and one not in types]
+        keep += [name for one in later for name in one[1:] if whole.makers.get(name, min(left)) < min(left)]
+        keep = list(dict.fromkeys(keep))
+        outputs = [one for one in dict.fromkeys([*names, *keep]) if one in whole.makers and one not in types]
         part = submodel(model, whole, outputs, types).model if outputs else None
-        yield from self.held.run(part, [name], keep, HELD_BYTES)
+        yield from self.held.run(part, names, keep, HELD_BYTES)
 
 
 def frontier(whole: Flow, place: int) -> list[str]:

@@ -78,6 +78,14 @@ def gains(moments: JointMoments, weight: np.ndarray) -> np.ndarray:
     return np.clip(ratio, *GAINS)
 
 
+def best_gains(moments: JointMoments, weight: np.ndarray) -> np.ndarray:
+    """What each row of the weight is multiplied with to answer best; [groups, r], 1 for a channel that does not vary."""
+    spread = np.square(moments.deviation(weight))
+    shared = np.einsum("grd,grd->gr", moments.yx, weight)
+    ratio = np.divide(shared, spread, out=np.ones_like(spread), where=spread > CONSTANT**2 * spread.max())
+    return np.clip(ratio, *GAINS)
+
+
 def centered_bias(moments: JointMoments, weight: np.ndarray) -> np.ndarray:
     """The bias [groups, r] with which the weight's answers have the mean that they should."""
     found: np.ndarray = moments.mean_y - np.einsum("grd,gd->gr", weight, moments.mean_x)

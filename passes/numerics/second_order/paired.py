@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnx_lathe.passes.numerics.second_order.kept_rows import SplitRows
 from onnx_lathe.passes.numerics.second_order.moments import (
     CHUNK_ROWS,
     HELD_OUT,
@@ -33,6 +34,7 @@ class JointMoments:
         self._xx = np.zeros((groups, inputs, inputs))
         self._yx = np.zeros((groups, outputs, inputs))
         self._yy = np.zeros((groups, outputs))
+        self._about_zero = False
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._most = min(max(WAITING_BYTES // (4 * groups * (inputs + outputs)), inputs), MOST_WAITING)
 
@@ -56,8 +58,7 @@ class JointMoments:
         """As by Chan, Golub and LeVeque (1979); products of up to CHUNK_ROWS centered rows are summed in float32."""
         count = x.shape[1]
         mean_x, mean_y = x.mean(axis=1, dtype=np.float64), y.mean(axis=1, dtype=np.float64)
-        x = (x - mean_x[:, None]).astype(np.float32)
-        y = (y - mean_y[:, None]).astype(np.float32)
+        x, y = (one - mean[:, None].astype(np.float32) for one, mean in ((x, mean_x), (y, mean_y)))
         total, step_x, step_y = self.count + count, mean_x - self.mean_x, mean_y - self.mean_y
         share = self.count * count / total
         self._xx += x.transpose(0, 2, 1) @ x + share * step_x[:, :, None] * step_x[:, None]
@@ -66,6 +67,25 @@ class JointMoments:
         self.mean_x += step_x * (count / total)
         self.mean_y += step_y * (count / total)
         self.count = total
+
+    def answered(self, x: np.ndarray, y: np.ndarray) -> "JointMoments":
+        """Of the same rows x [groups, n, d] that these are of, all at once, with other answers y [groups, n, r]; of means
+        that are taken for 0, if these are.
+        """
+        groups, outputs, inputs = self._yx.shape
+        found = JointMoments(groups, inputs, outputs)
+        found.count, found.mean_x, found._xx, found._about_zero = (
+            self.count,
+            self.mean_x,
+            self._xx,
+            self._about_zero,
+        )
+        if not self._about_zero:
+            found.mean_y = y.mean(axis=1, dtype=np.float64)
+            y = (y - found.mean_y[:, None]).astype(np.float32)
+        found._yx = (y.transpose(0, 2, 1) @ x).astype(np.float64)
+        found._yy = np.square(y).sum(axis=1, dtype=np.float64)
+        return found
 
     def is_finite(self) -> bool:
         return bool(np.isfinite(self._xx).all() and np.isfinite(self._yy).all())
@@ -99,7 +119,7 @@ class JointMoments:
         groups, outputs, inputs = self._yx.shape
         mean_y = self.mean_y - bias
         found = JointMoments(groups, inputs, outputs)
-        found.count = self.count
+        found.count, found._about_zero = self.count, True
         found._xx = self._xx + self.count * self.mean_x[:, :, None] * self.mean_x[:, None]
         found._yx = self._yx + self.count * mean_y[:, :, None] * self.mean_x[:, None]
         found._yy = self._yy + self.count * np.square(mean_y)
@@ -123,20 +143,27 @@ class SplitJointMoments:
     fitted: JointMoments
     held: JointMoments
     samples: int = field(default=0)
+    rows: SplitRows | None = None
+    """Some of the rows themselves, where what is behind the answers decides."""
 
     @classmethod
     def of(cls, groups: int, inputs: int, outputs: int) -> "SplitJointMoments":
         return cls(JointMoments(groups, inputs, outputs), JointMoments(groups, inputs, outputs))
 
-    def add(self, x: np.ndarray, y: np.ndarray, number: int) -> None:
-        (self.fitted if (number + 1) % HELD_OUT else self.held).add(x, y)
+    def add(self, x: np.ndarray, y: np.ndarray, number: int, given: np.ndarray | None = None) -> None:
+        """Of the sample of that number: inputs, and what is wanted of answers, with what is `given` to them if anything is."""
+        asked = y if given is None else y - given
+        (self.fitted if (number + 1) % HELD_OUT else self.held).add(x, asked)
+        if self.rows is not None:
+            self.rows.add(x, given, y, number)
 
     def settle(self) -> None:
         self.fitted.settle()
         self.held.settle()
 
     def uncentered(self, bias: np.ndarray | float = 0.0) -> "SplitJointMoments":
-        return SplitJointMoments(self.fitted.uncentered(bias), self.held.uncentered(bias), self.samples)
+        fitted, held = (one.uncentered(bias) for one in (self.fitted, self.held))
+        return SplitJointMoments(fitted, held, self.samples, self.rows)
 
     @property
     def judging(self) -> JointMoments:

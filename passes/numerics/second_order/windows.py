@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -59,16 +58,14 @@ class Window:
             pixels = sample.reshape(self.group, -1, math.prod(sizes))[:, :, places]
             return np.ascontiguousarray(pixels.transpose(0, 2, 1))
         padded = np.pad(sample, [(0, 0), *self.padding(sizes)])
-        reach = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True)]
-        outputs = self.positions(sizes)
-        channels = padded.shape[0]
-        view = np.lib.stride_tricks.sliding_window_view(padded, reach, tuple(range(1, padded.ndim)))
-        read: tuple[Any, ...] = (..., *(slice(None, None, dilation) for dilation in self.dilations))
-        view = view[read]
+        outputs, channels = self.positions(sizes), padded.shape[0]
         axes = np.unravel_index(places, outputs) if math.prod(outputs) else (places,) * len(outputs)
-        at = tuple(place * stride for place, stride in zip(axes, self.strides, strict=True))
-        index: tuple[Any, ...] = (slice(None), *at)
-        found = view[index]
+        inside = np.unravel_index(np.arange(math.prod(self.kernel)), self.kernel)
+        at = np.zeros((len(places), 1), np.int64)
+        steps = zip(axes, self.strides, inside, self.dilations, padded.shape[1:], strict=True)
+        for place, stride, offset, dilation, size in steps:
+            at = at * size + (place * stride)[:, None] + offset * dilation
+        found = padded.reshape(channels, -1).take(at, axis=1)
         moved = found.reshape(self.group, channels // self.group, len(places), -1).transpose(0, 2, 1, 3)
         return moved.reshape(self.group, len(places), -1)
 

@@ -8,6 +8,7 @@ no use depends on the choice: it is made again until none is new.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -42,11 +43,21 @@ class Choice:
     unread: list[np.ndarray]
     """Of each link: the units that go first, and those that nothing reads then; bool [units]."""
 
+    @cached_property
+    def _links_of(self) -> Mapping[str, Sequence[int]]:
+        """Weight -> places of the links that it is part of."""
+        found: dict[str, list[int]] = {}
+        for place, link in enumerate(self.links):
+            for name in dict.fromkeys((link.first, link.second)):
+                found.setdefault(name, []).append(place)
+        return found
+
     def scored(self, name: str, values: np.ndarray) -> np.ndarray:
         """The weight as it competes: what writes or reads useless units goes first, behind what is zero
         already.
         """
-        dead = [(link, units) for link, units in zip(self.links, self.useless, strict=True) if units.any()]
+        near = self._links_of.get(name, ())
+        dead = [(self.links[one], self.useless[one]) for one in near if self.useless[one].any()]
         for link, units in dead:
             if name == link.first:
                 values = link.fade_incoming(values, units)

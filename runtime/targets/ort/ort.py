@@ -132,7 +132,7 @@ class OnnxRuntime(Target):
                 extra.append(_write_optimized(model, directory))
                 details["optimized_bytes"] = extra[-1].stat().st_size
             model_file.save(proto, path)
-        size = model_file.inspect_file(path).size_bytes
+        size = model_file.facts(path).size_bytes
         notes = _larger(made.size_bytes, size) if options.mobile else ()
         paths = [path, path.with_name(f"{path.name}.data")] if size > path.stat().st_size else [path]
         return Artifact((*paths, *extra), size, details, notes)

@@ -155,5 +155,5 @@ Lathe.spectrumChart = (entry) => {
     ],
     layout: { showlegend: true, margin: { l: 12, r: 14, t: 34, b: 12 }, bargap: 0.15, xaxis: { title: "Singular value, largest first", zeroline: false }, yaxis: { title: "Share", range: [0, 1.04] }, shapes: Lathe.lines([entry.rank + 0.5]) },
   });
-  return Lathe.figure({ label: `Singular values of the weight; rank ${entry.rank} of ${entry.full} was chosen`, height: 270, draw });
+  return Lathe.figure({ label: `Singular values of the weight${entry.of ? ` by its ${entry.of}` : ""}; rank ${entry.rank} of ${entry.full} was chosen`, height: 270, draw });
 };

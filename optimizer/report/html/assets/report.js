@@ -115,7 +115,7 @@
     const detail = data.detail[name], made = [];
     if (detail && detail.weights.length) made.push(figure("Weights", drawn(Lathe.weightChart(detail.weights)), weightCaption(detail.weights)));
     if (detail && detail.activation) made.push(figure("Output", detail.activation.before ? drawn(Lathe.activationChart(detail.activation)) : null, outputCaption(detail.activation)));
-    if (detail && detail.spectrum) made.push(figure("Singular values", drawn(Lathe.spectrumChart(detail.spectrum)), `${detail.spectrum.by} kept rank ${detail.spectrum.rank} of ${detail.spectrum.full}.`));
+    for (const one of (detail && detail.spectra) || []) made.push(figure(one.of ? `Singular values, ${one.of}` : "Singular values", drawn(Lathe.spectrumChart(one)), `${one.by} kept rank ${one.rank} of ${one.full}${one.of ? ` of the layer's ${one.of}` : ""}.`));
     put("chosen", el("div", { class: "card" }, describe(row)), el("div", { class: "plots" }, made.length ? made : el("p", { class: "soft" }, "No histograms of this layer.")));
     for (const one of figures.filter((one) => made.some((box) => box.contains(one)))) one.paint();
     table.mark();
