@@ -116,9 +116,10 @@ def answers(
     for place, layer in enumerate(layers):
         sizes = _sizes(layer.rows)
         found = SplitJointMoments.of(*sizes)
+        seed = [SEED, zlib.crc32(layer.rows.weight.name.encode())]
+        generator = np.random.default_rng(seed)
         if layer.activation is not None:
-            found.rows = SplitRows(layer.activation, SAMPLES, *sizes)
-        generator = np.random.default_rng([SEED, zlib.crc32(layer.rows.weight.name.encode())])
+            found.rows = SplitRows(layer.activation, SAMPLES, *sizes, np.random.default_rng([*seed, 1]))
         reason, samples = None, 0
         pairs = zip(
             now.observe(export_model(graph), place, since.get(layer.response, layer.response)),
