@@ -28,8 +28,8 @@ def copied(run: Run, path: Path, where: str, report: PassReport) -> dict[str, fl
     first = not run.record.steps
     if not run.as_given if first else run.record.steps[-1] in run.done:
         return None
-    known = _measured(run, where)
-    if known is None or not _is_whole(run.file):
+    # _measured warns, and who takes the step after all warns again
+    if not _is_whole(run.file) or (known := _measured(run, where)) is None:
         return None
     judged = str(run.record.model["sha256"]) if first else run.checkpoints.done[-1][1]
     if first or not _linked(run.file, path):

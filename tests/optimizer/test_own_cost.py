@@ -157,3 +157,16 @@ def test_a_large_model_and_its_original_are_never_open_together(
     assert together == [0, 0, 0]
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["steps"][0]["quality"]["latency"] > 0 < report["baseline"]["latency"]
+
+
+def test_what_cannot_be_compared_is_warned_of_once_where_data_lies_apart(given: Path, tmp_path: Path) -> None:
+    model = onnx.load(given)
+    model.graph.initializer[0].CopyFrom(
+        onnx.numpy_helper.from_array(np.full((4, 3), np.nan, np.float32), "w")
+    )
+    onnx.save(model, given, save_as_external_data=True, location="w.bin", size_threshold=0)
+    command = [str(given), "--passes", "fold", "--eval", str(given.with_name("d.npz")), "--quiet"]
+    main([*command, "--no-html", "--no-latency", "--out", str(tmp_path / "out")])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    said = [one for one in report["warnings"] if "step 1" in one and "could not be compared" in one]
+    assert len(said) == 1, said
