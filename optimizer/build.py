@@ -31,7 +31,8 @@ from onnx_lathe.optimizer.opening import open_file
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.report.record import TargetRecord
 from onnx_lathe.optimizer.run import Run
-from onnx_lathe.optimizer.step import ROUNDING_DB, apply_pass, crashes_named, note_uncompared
+from onnx_lathe.optimizer.step import ROUNDING_DB, apply_pass, crashes_named
+from onnx_lathe.optimizer.unchanged import note_uncompared
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import make_config
 from onnx_lathe.passes.core.report import PassReport

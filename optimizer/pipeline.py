@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_lathe import held
 from onnx_lathe.errors import CrashError, ExitCode, ModelError, UsageError
 from onnx_lathe.optimizer import (
     advice,
@@ -63,15 +64,19 @@ def run(request: Request, ui: Ui, claim: Claim) -> RunRecord:
     Raises LatheError for a request that cannot run: what an earlier run left in the folder is untouched
     then. A step that fails leaves the checkpoints of those before it.
     """
+    with ExitStack() as scratch:
+        return _run(request, ui, claim, scratch)
+
+
+def _run(request: Request, ui: Ui, claim: Claim, scratch: ExitStack) -> RunRecord:
     started, began = time.perf_counter(), surroundings.now()
     guard.prepare()
     if request.out.is_dir():
         with suppress(OSError):  # which `_begin` tells, after what is wrong with the request
             claim.take()
-    state = _open(request, ui)
+    state = _open(request, ui, scratch)
     state.record.started, state.record.processor = began, surroundings.processor()
     ui.start(len(state.passes))
-    scratch = ExitStack()
     try:
         _write_large(state, scratch)
         _baseline(state)
@@ -98,13 +103,15 @@ def _libraries(state: Run) -> tuple[str, ...]:
     return tuple(package for target, _ in state.targets for package in target.packages)
 
 
-def _open(request: Request, ui: Ui) -> Run:
+def _open(request: Request, ui: Ui, scratch: ExitStack) -> Run:
     """Reads model and data, and checks that every pass has what it needs and every target is available."""
     passes = request.recipe.passes() if request.steps is None else list(request.steps)
     gates, tasks = gates_of(request.recipe), tasks_of(request.recipe)
     targets = build.open_targets(request.recipe.targets)
     placement = build.placement(targets)
     services.check_hook(passes, request.recipe, request.out / LOG)
+    if _streams(request, passes, targets):
+        scratch.enter_context(held.area(request.out))
     opened = opening.open_file(request.model, request.reading)
     model = opened.model
     for target, options in targets:
@@ -148,6 +155,17 @@ def _open(request: Request, ui: Ui) -> Run:
         as_given=opened.as_given,
         fixed=opened.fixed,
         tasks=tasks,
+    )
+
+
+def _streams(request: Request, passes: Sequence[Pass], targets: Sequence[build.OpenTarget]) -> bool:
+    """Whether all that looks at the model's weights takes them from files, one after the other (held.py)."""
+    asked = request.recipe
+    return (
+        all(given is None for given in (asked.data, asked.train, asked.calibration, asked.eval))
+        and not asked.fix_inputs
+        and all(instance.streams and not instance.needs for instance in passes)
+        and all(target.streams for target, _ in targets)
     )
 
 

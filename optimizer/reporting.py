@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnx_lathe import held
 from onnx_lathe.errors import LatheError, UsageError
 from onnx_lathe.optimizer import artifacts, layer_errors
 from onnx_lathe.optimizer.artifacts import PAGE, REPORT, is_page
@@ -110,15 +111,16 @@ def _write(
     from onnx_lathe.optimizer.report.html.document import document
     from onnx_lathe.optimizer.report.html.page import render
 
-    before, after, notes = _models(record, out, original, wishes)
-    if before is None and keep_layers and _shows_layers(page):
-        raise UsageError(
-            f"{page}: shows layers, and the new page could not: {notes[0].removeprefix(UNREAD)}; "
-            "give --model FILE, the original, or --force"
-        )
-    measured = layer_errors.read(out) if record.steps else None
-    found = document(record, before, after, measured, notes)
-    content = render(found)
+    with held.area(out):  # weights in another file are looked at there
+        before, after, notes = _models(record, out, original, wishes)
+        if before is None and keep_layers and _shows_layers(page):
+            raise UsageError(
+                f"{page}: shows layers, and the new page could not: {notes[0].removeprefix(UNREAD)}; "
+                "give --model FILE, the original, or --force"
+            )
+        measured = layer_errors.read(out) if record.steps else None
+        found = document(record, before, after, measured, notes)
+        content = render(found)
     with replacing(page) as file:
         file.write(content)
     return Page(page, len(content), found["notes"])

@@ -1,8 +1,6 @@
 """One step of a run: the pass is applied and its result checked, saved and measured; recording comes last."""
 
 import gc
-import os
-import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +15,13 @@ import onnx
 from onnx_lathe import metadata
 from onnx_lathe.errors import ContractError, CrashError, LatheError, ModelError, PassError
 from onnx_lathe.optimizer import lossless, opening
-from onnx_lathe.optimizer.checkpoint import file_hash
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.judging.metrics import METRICS
 from onnx_lathe.optimizer.measuring import SAMPLE_BATCH, sample_feeds
 from onnx_lathe.optimizer.report.record import StepRecord
 from onnx_lathe.optimizer.rounding import rounding_error
 from onnx_lathe.optimizer.run import Run
+from onnx_lathe.optimizer.unchanged import copied, note_uncompared
 from onnx_lathe.passes.core import contract
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.report import PassReport
@@ -36,10 +34,8 @@ from onnx_lathe.passes.graph.quantization.ranges import keep_ranges, said_ranges
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.files.tensors import tensor_size
-from onnx_lathe.runtime.files.writing import replacing
-from onnx_lathe.runtime.pack import is_packed
 from onnx_lathe.runtime.running import ort
-from onnx_lathe.runtime.running.evaluate import Quality, Reference, evaluate
+from onnx_lathe.runtime.running.evaluate import evaluate
 
 GROWTH_NOTED = 1.001
 """A step that makes a file larger by less only added metadata."""
@@ -49,7 +45,6 @@ DECIBELS_NOTED, SPARSITY_NOTED = 0.1, 0.001
 """What a layer that goes takes with it, zeros too, is no step's choice of theirs."""
 LOWER_IS_BETTER = ("size", "weights", "macs", "parameters")
 ERRORS = ("wer", "cer")
-TIMES = ("latency", "base_latency")
 
 
 def run_step(run: Run, index: int) -> None:
@@ -65,13 +60,15 @@ def run_step(run: Run, index: int) -> None:
     except LatheError as error:
         raise type(error)(f"{where}: {error}") from error
     path = run.checkpoints.path(index + 1, instance.name)
-    if not report.edits and (known := _copied(run, path, where, report)):
+    if not report.edits and (known := copied(run, path, where, report)):
         _record(run, index, report, path, known, time.perf_counter() - started)
         return
     model_file.save(run.model, path)
+    model_file.hold_saved(run.model, path)
     run.let_go(path)
-    expected = ort.run(ort.session(before), run.feeds) if instance.lossless else {}
-    sample = Sample(run.feeds, expected, before, run.large and run.roles.evaluation is None)
+    lean = run.large and run.roles.evaluation is None
+    expected = ort.run(ort.session(before, lean=lean), run.feeds) if instance.lossless else {}
+    sample = Sample(run.feeds, expected, before, lean)
     try:
         try:
             session = _check(instance, path, sample, report)
@@ -81,7 +78,8 @@ def run_step(run: Run, index: int) -> None:
             run.let_go(path)
             session = _check(instance, path, sample, report)
     except ContractError as error:
-        path.unlink()
+        for file in (path, path.with_name(f"{path.name}.data")):
+            file.unlink(missing_ok=True)
         raise ContractError(f"{where}: {error}") from error
     found = _evaluated(run, session, where)
     del session
@@ -148,60 +146,6 @@ def _sign(graph: Graph, known: Collection[str], name: str) -> None:
     for node in graph.nodes:
         if node.name not in known:
             node_metadata(node)[metadata.PASS] = name
-
-
-def _copied(run: Run, path: Path, where: str, report: PassReport) -> dict[str, float] | None:
-    """Makes the checkpoint of a step that changed nothing a copy of the file before it, and returns its metrics: they
-    are known, and so is that the file loads and runs, because this very run has done both with it. None where it has
-    not, or where the model is other than that file: prepared in any way, packed, or with data beside it.
-
-    Raises ModelError for a file that is another now than the one judged.
-    """
-    first = not run.record.steps
-    if not run.as_given if first else run.record.steps[-1] in run.done:
-        return None
-    # _measured warns, and who takes the step after all warns again
-    if not _is_whole(run.file) or (known := _measured(run, where)) is None:
-        return None
-    judged = str(run.record.model["sha256"]) if first else run.checkpoints.done[-1][1]
-    if first or not _linked(run.file, path):
-        with replacing(path) as copy, run.file.open("rb") as source:
-            shutil.copyfileobj(source, copy, COLLECTED_BYTES)
-    if file_hash(path) != judged:
-        path.unlink()
-        raise ModelError(f"{where}: {run.file} was changed while the command ran; run it again")
-    if first and run.helped:
-        report.warnings.append(ort.HELPED)
-    return known
-
-
-def _measured(run: Run, where: str) -> dict[str, float] | None:
-    """What was measured of the model before this step; None if this run did not."""
-    if run.original is not None:
-        if not run.record.steps:
-            run.sampled = run.original.sampled
-            note_uncompared(run, where, run.original)
-        elif run.sampled is None:
-            return None
-    return {name: value for name, value in run.record.final().items() if name not in TIMES}
-
-
-def _is_whole(path: Path) -> bool:
-    with path.open("rb") as file:
-        packed = is_packed(file.read(16))
-    return not packed and model_file.facts(path).size_bytes == path.stat().st_size
-
-
-def _linked(source: Path, path: Path) -> bool:
-    """Whether one checkpoint could be made another name of the one before."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)
-        os.link(source, temporary)
-        os.replace(temporary, path)
-    except OSError:
-        return False
-    return True
 
 
 def _warn_of_bodies(inside: Mapping[str, Collection[str]], report: PassReport) -> None:
@@ -353,13 +297,6 @@ def _weighed(run: Run, path: Path, report: PassReport) -> dict[str, float]:
     said = "\n".join(run.record.warnings)
     report.warnings += [line for line in dict.fromkeys(weighed.uncounted.values()) if line not in said]
     return weighed.as_metrics() | {"size": float(model_file.facts(path).size_bytes)}
-
-
-def note_uncompared(run: Run, where: str, quality: Quality | Reference) -> None:
-    """Warns of each output whose distance to the original's has no number."""
-    for output, reason in quality.reasons.items():
-        run.record.warnings.append(f"{where}: output '{output}' could not be compared: {reason}")
-        run.ui.note(f"warning: {run.record.warnings[-1]}")
 
 
 def _record(

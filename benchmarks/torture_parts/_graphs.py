@@ -3,7 +3,7 @@
 Convolutions and dense layers with branches that meet again, weights that layers share, recurrent layers, functions, If and
 Loop bodies with weights of their own, open and fixed batches, open heights and widths, several inputs and outputs,
 integer outputs, odd sizes, initializers that are inputs too, in every opset from 7 to NEWEST. `parts` of the
-result says which of them a network has. What single operators look like is in _graph_blocks.py.
+result says which of them a network has. Their parts are in _graph_blocks.py and _graph_rows.py.
 """
 
 from dataclasses import dataclass, field
@@ -140,7 +140,8 @@ class Builder:
 
 def network(seed: int | tuple[int, ...], opset: int | None = None) -> Network:
     """The network of a seed; `opset`: of that, instead of a random one. The checker has passed it."""
-    from torture_parts import _graph_blocks as blocks
+    from torture_parts._graph_blocks import flatten
+    from torture_parts._graph_rows import grow
 
     random = np.random.default_rng(seed)
     drawn = int(random.integers(OLDEST, NEWEST + 1))
@@ -159,11 +160,11 @@ def network(seed: int | tuple[int, ...], opset: int | None = None) -> Network:
         start = build.one(build.pick("Add", "Sub", "Mul", "Max"), [start.name, other.name], start.shape)
     value = start
     for _ in range(int(random.integers(2, 9))):
-        value = blocks.grow(build, value)
+        value = grow(build, value)
     if len(value.shape) == 4 and build.chance(0.8):
-        value = blocks.flatten(build, value)
+        value = flatten(build, value)
         for _ in range(int(random.integers(0, 4))):
-            value = blocks.grow(build, value)
+            value = grow(build, value)
     return finished(build, value)
 
 

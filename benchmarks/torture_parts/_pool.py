@@ -25,7 +25,8 @@ FILE_BYTES = 256 << 20
 """A case may write no larger file."""
 RENEWED_AFTER = 1000
 """Cases after which a process is replaced by a fresh one."""
-START_S = 120.0
+START_S = 600.0
+"""To import PyTorch and to make the onnx package's models takes minutes on a busy machine."""
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,9 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
         "retrain-int8": GRADIENTS,
         "gradual": GRADIENTS,
         "clustered": GRADIENTS,
+        "recipe-phone": GRADIENTS,
+        "recipe-deep-compression": GRADIENTS,
+        "recipe-dsd": GRADIENTS,
     }.items()
 }
 """Case and way -> what differs, as docs/determinism.md has it."""

@@ -101,6 +101,7 @@ class Prune(Pass):
     """Sets the least important weights to zero, at once or while the model is retrained."""
 
     name = "prune"
+    streams = True
     after = {"fold": "a folded batch normalization changes the magnitudes that are compared"}
     before = {
         "codebook": "a weight that shares its value cannot become zero alone",

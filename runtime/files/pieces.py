@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from google.protobuf.message import Message
 from onnx import ModelProto, TensorProto
 
+from onnx_lathe import held
 from onnx_lathe.errors import ModelError
 from onnx_lathe.runtime.files.tensors import copy_fields, data_size, field_head, tensor_size
 
@@ -13,10 +14,10 @@ PIECED_BYTES = 64 << 20
 _LARGE_BYTES = 1 << 20
 
 
-def pieces(model: ModelProto) -> Iterator[bytes]:
+def pieces(model: ModelProto) -> Iterator[bytes | memoryview]:
     """Together what `SerializeToString` gives, without fields that this version of ONNX does not know.
 
-    Raises ModelError for an initializer whose data is not of the size that its shape asks for.
+    Data that is held in files (held.py) is taken from there. Raises ModelError for an initializer whose data is not of the size that its shape asks for.
     """
     graph = model.graph
     head, tail = _around(model, "graph")
@@ -31,7 +32,16 @@ def pieces(model: ModelProto) -> Iterator[bytes]:
     yield last + tail
 
 
-def _tensor(tensor: TensorProto) -> Iterator[bytes]:
+def _tensor(tensor: TensorProto) -> Iterator[bytes | memoryview]:
+    if held.is_held(tensor):
+        header = TensorProto()
+        copy_fields(tensor, header, leave_out=("external_data", "data_location"))
+        first, last = _around(header, "raw_data")
+        mapped = held.data_of(tensor).data
+        yield first + field_head(_number(tensor, "raw_data"), len(mapped))
+        yield mapped
+        yield last
+        return
     if not tensor.HasField("raw_data") or data_size(tensor) < _LARGE_BYTES:
         yield tensor.SerializeToString()
         return

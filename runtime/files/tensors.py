@@ -13,6 +13,7 @@ import onnx
 from google.protobuf.message import Message
 from onnx import ModelProto, TensorProto
 
+from onnx_lathe import held
 from onnx_lathe.errors import ModelError
 
 BIG_BYTES = 1024
@@ -148,10 +149,11 @@ def tensor_size(tensor: TensorProto) -> int:
     could. Data of the size that the shape asks for is not written to be measured.
     """
     data = data_size(tensor) if tensor.data_type != TensorProto.STRING else 0
-    if not tensor.HasField("raw_data") and data <= MEASURED_BYTES:
+    if not tensor.HasField("raw_data") and data <= MEASURED_BYTES and not held.is_held(tensor):
         return tensor.ByteSize()
     header = TensorProto()
-    copy_fields(tensor, header, leave_out=VALUES)
+    elsewhere = ("external_data", "data_location") if held.is_held(tensor) else ()
+    copy_fields(tensor, header, leave_out=(*VALUES, *elsewhere))
     return header.ByteSize() + _field_size(data)
 
 

@@ -17,7 +17,7 @@ import sys
 import threading
 import warnings
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from onnx_lathe.runtime.files import hashing
 from onnx_lathe.runtime.processes import environment
@@ -25,6 +25,10 @@ from onnx_lathe.runtime.running.settings import Settings
 
 WORKER = "onnx_lathe.runtime.running.guard_worker"
 KILLED = "the system ended it (SIGKILL), likely for lack of memory"
+
+LARGE_BYTES = 256 << 20
+UNPACKED = ("session.disable_prepacking", "1")
+"""For models above that size: packing weights for the processor changes no graph, and doubles them in memory."""
 
 READY, SURVIVED = b"r", b"rs"
 """What the child has answered when it begins to load a model, and when it has."""
@@ -69,6 +73,17 @@ def _key(source: bytes | str) -> bytes | None:
         for location in sorted(locations):
             digest.update(_state(os.path.join(os.fsencode(os.path.dirname(path)), location)))
     return digest.digest()
+
+
+def _is_large(path: str) -> bool:
+    """Whether the file and its external data are."""
+    with suppress(OSError, ValueError):
+        folder, locations = os.path.dirname(os.path.abspath(path)), set[bytes]()
+        if os.path.getsize(path):
+            locations = _located(path)
+        sizes = [os.path.getsize(os.path.join(os.fsencode(folder), one)) for one in locations]
+        return os.path.getsize(path) + sum(sizes) > LARGE_BYTES
+    return False
 
 
 def _located(path: str) -> set[bytes]:
@@ -133,6 +148,9 @@ class _Guard:
             content, request["size"] = source, len(source)
         else:
             request["path"] = os.path.abspath(source)
+            if _is_large(source):
+                settings = replace(settings, entries=(*settings.entries, UNPACKED))
+                request["settings"] = asdict(settings)
         message = json.dumps(request).encode() + b"\n"
         for _ in range(2):
             process = self._started()

@@ -44,7 +44,7 @@ def test_networks_have_every_opset_and_every_part(parts: ModuleType) -> None:
     found = [parts._graphs.network((0, number)) for number in range(200)]
     assert {made.opset for made in found} == set(range(7, 25))
     had = {part for made in found for part in made.parts}
-    assert had >= {*parts._graph_blocks.PICTURES, *parts._graph_blocks.ROWS} | {
+    assert had >= {*parts._graph_blocks.PICTURES, *parts._graph_rows.ROWS} | {
         "shared weights",
         "several inputs",
         "several outputs",
