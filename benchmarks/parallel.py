@@ -3,9 +3,10 @@
     python benchmarks/parallel.py tables               writes the tables of docs/parallel.md anew
     python benchmarks/parallel.py simulate RUNS.json   the cost model beside runs that were measured; floor: within 25 %
 
-RUNS.json is {"rate": FLOP/s of one worker, "latency": seconds a message, "bandwidth": bytes a second, "runs": [{"model": an
-ONNX file, "parallel": "height=2", "workers": 2, "batch": 8, "seconds": of one step}, ...]}. With "rates": [[m, k, n, FLOP/s],
-...] the rate at each product is that of the nearest one in the list.
+RUNS.json is, or is a list of, {"rate": FLOP/s of one worker, "latency": seconds a message, "bandwidth": bytes a second, "runs":
+[{"model": an ONNX file, "parallel": "height=2", "workers": 2, "batch": 8, "seconds": of one step}, ...]}. With "rates": [[m, k, n, FLOP/s],
+...] the rate at each product is that of the nearest one in the list. A run with compressed gradients has "gradients": {"ratio":
+bytes over bytes sent, "packing": seconds for a byte, "waits": whether the backward pass waits for the exchange}.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from onnx_lathe.optimizer.simulating.machines import parse_machine
 from onnx_lathe.optimizer.simulating.scaling import curve, parse_strategies
 from onnx_lathe.optimizer.simulating.simulate import Request, Simulation, simulate
 from onnx_lathe.optimizer.simulating.stragglers import parse_stragglers
-from onnx_lathe.runtime.training.parallel.costs import Machine
+from onnx_lathe.runtime.training.parallel.costs import Compression, Machine
 from onnx_lathe.runtime.training.parallel.geometry import Product
 from tests.support import vgg16
 
@@ -59,7 +61,8 @@ def main() -> None:
         return
     if options.runs is None:
         parser.error("simulate needs the file of measured runs")
-    rows = list(compared(json.loads(options.runs.read_text(encoding="utf-8"))))
+    given = json.loads(options.runs.read_text(encoding="utf-8"))
+    rows = [row for one in (given if isinstance(given, list) else [given]) for row in compared(one)]
     for row in rows:
         print("  ".join(row[:-1]))
     sys.exit(any(row[-1] for row in rows))
@@ -184,7 +187,8 @@ def compared(measured: dict[str, Any]) -> Iterator[list[str]]:
     for run in measured["runs"]:
         network, _ = open_network(Path(run["model"]), Question({}))
         (strategy,) = parse_strategies([run["parallel"]])
-        found = curve(network.layers, strategy, machine, [run["workers"]], run["batch"], False)
+        sending = replace(machine, gradients=Compression(**run.get("gradients", {})))
+        found = curve(network.layers, strategy, sending, [run["workers"]], run["batch"], False)
         if not found.points:
             raise SystemExit(f"{run['parallel']}: {found.refused[run['workers']]}")
         simulated = found.points[0].step.seconds

@@ -40,14 +40,15 @@ MODELS = {
 WAYS = ("data=2", "height=2", "width=2", "filter=2", "channel=2", "pipeline=2,micro=4", "auto")
 
 
-def stored(name: str, folder: Path, directory: str | None) -> Path:
-    """A file of images as the network reads them."""
+def stored(name: str, folder: Path, directory: str | None, held_out: slice | None = None) -> Path:
+    """A file of images as the network reads them; they are judged by the test set, or by these training images."""
     _, kind, *_ = MODELS[name]
     arrays: dict[str, Any] = {}
-    for split, part in (("train", "train"), ("test", "eval")):
+    for split, part in (("train", "train"), ("train" if held_out else "test", "eval")):
         images, labels = datasets.load(kind, split, directory)
         if split == "train":
-            images, labels = images[:IMAGES], labels[:IMAGES]
+            taken = slice(IMAGES) if part == "train" else held_out
+            images, labels = images[taken], labels[taken]
         if kind == "mnist":
             images = images[:, None]
         arrays |= {f"{part}/image": images, f"{part}/labels": labels}

@@ -1,7 +1,7 @@
 """Workers that send gradients to a server, over gloo on this machine.
 
-    python benchmarks/parallel_server.py [staleness backup killed accuracy] [--models lenet5 resnet20] [--workers 4] [--seeds 0,1,2]
-        [--data-dir DIR]
+    python benchmarks/parallel_server.py [staleness backup killed accuracy rates] [--models lenet5 resnet20] [--workers 4] [--seeds 0,1,2]
+        [--data-dir DIR] [--parts 4,2,1] [--momenta 0,0.9] [--server server,wait=4]
 
 staleness  how old gradients are with 2 and 4 equal workers that sleep 20 ms a step; floor: within 0.3 of the workers less one
 backup     4 gradients make an update and one worker is 0.5 s late at every step: 4 workers against 5 (late=drop). Floors: 2.5 times
@@ -9,6 +9,8 @@ backup     4 gradients make an update and one worker is 0.5 s late at every step
 killed     worker 2 of 3 is ended by SIGKILL at its 20th step; floors: all updates are made, the report names it, none waits for 1 s
 accuracy   LeNet-5 and ResNet-20 without some channels, retrained by workers at their own pace against one process, with its rate divided
            by their number; floor: the mean over the seeds within 0.5 points
+rates      the same with one process's rate divided by each of --parts and each of --momenta (the first beta), judged by training images
+           10,000 to 20,000 in place of the test set; only if asked for, and no floor
 
 Ends with 1 if a floor is missed.
 """
@@ -55,6 +57,8 @@ BATCH, RATE = 32, 0.02
 RATES = {"lenet5": 0.002, "resnet20": 0.0005}
 """Of one process; workers of a server take a part of it, as docs/training.md says."""
 SECTIONS = ("staleness", "backup", "killed", "accuracy")
+HELD_OUT = slice(10_000, 20_000)
+"""Training images that none of these trainings takes."""
 
 
 @dataclass(frozen=True)
@@ -265,12 +269,12 @@ def killed() -> Iterator[str]:
         yield "killed"
 
 
-def top1(name: str, data: Path, more: Sequence[str], seed: int, rate: float) -> float:
+def top1(name: str, data: Path, more: Sequence[str], seed: int, rate: float, options: str = "") -> float:
     """In percent, after the training by the command that users give."""
     folder, _, preprocess, taken, _ = MODELS[name]
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "onnx_lathe", f"{ROOT}/models/{folder}/model.onnx"]
-        command += ["--passes", f"{taken}, retrain(epochs=2, batch=64, seed={seed}, rate={rate})"]
+        command += ["--passes", f"{taken}, retrain(epochs=2, batch=64, seed={seed}, rate={rate}{options})"]
         command += ["--train", f"{data}:train", "--eval", f"{data}:eval", "--preprocess", preprocess]
         command += ["--target", "onnx", "--json", "--quiet", "--out", out, *more]
         threads = {"OMP_NUM_THREADS": "1"}
@@ -299,15 +303,38 @@ def accuracy(
                     yield f"accuracy of {name}"
 
 
+def rates(given: argparse.Namespace, seeds: Sequence[int]) -> Iterator[str]:
+    heads = " | ".join(f"seed {seed}" for seed in seeds)
+    print(f"| network | trained by | rate | first beta | {heads} | mean |")
+    print("|---" * (5 + len(seeds)) + "|", flush=True)
+    launch = ("--launch", f"--nproc-per-node={given.workers + 1}", "--parallel", given.server)
+    ways = [("one process", (), 1.0, "0.9")]
+    for momentum in given.momenta.split(","):
+        ways += [(given.server, launch, float(part), momentum) for part in given.parts.split(",") if part]
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in given.models:
+            data = stored(name, Path(scratch), given.data_dir, HELD_OUT)
+            for who, more, part, momentum in ways:
+                rate = RATES[name] / part
+                found = [top1(name, data, more, seed, rate, f", momentum={momentum}") for seed in seeds]
+                row = " | ".join(f"{one:.2f}" for one in found)
+                mean = statistics.mean(found)
+                print(f"| {name} | {who} | {rate:g} | {momentum} | {row} | {mean:.2f} |", flush=True)
+    yield from ()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=[])
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, "rates", []], default=[])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--data-dir")
+    parser.add_argument("--parts", default="4,2,1")
+    parser.add_argument("--momenta", default="0,0.9")
+    parser.add_argument("--server", default="server")
     given = parser.parse_args()
     seeds = [int(seed) for seed in given.seeds.split(",")]
     runs = {
@@ -315,6 +342,7 @@ def main() -> int:
         "backup": backup,
         "killed": killed,
         "accuracy": lambda: accuracy(given.models, given.workers, seeds, given.data_dir),
+        "rates": lambda: rates(given, seeds),
     }
     missed = []
     for section in given.sections or SECTIONS:

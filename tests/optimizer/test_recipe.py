@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from onnx_lathe.errors import UsageError
-from onnx_lathe.optimizer.recipe import Call, Recipe, load_recipe, parse_calls
+from onnx_lathe.optimizer.recipe import Call, Recipe, load_recipe, parse_calls, with_tuning
 from tests.support.models import MODELS
 
 
@@ -160,3 +160,25 @@ def test_missing_recipe(tmp_path: Path) -> None:
 def test_recipes_of_the_ready_models_are_right(path: Path) -> None:
     recipe = load_recipe(path)
     assert [instance.name for instance in recipe.passes()] == [step.name for step in recipe.steps]
+
+
+def test_refuses_a_seed_below_zero() -> None:
+    assert Recipe(seed=0).seed == 0
+    with pytest.raises(UsageError, match="seed -1: give 0 or more"):
+        Recipe(seed=-1)
+
+
+def test_a_file_of_choices_needs_a_pass_that_takes_it() -> None:
+    steps = parse_calls("fold, winograd", "--passes")
+    tuned = with_tuning(Recipe(steps=steps), "choices.json")
+    assert tuned.steps[1].options["tuning"] == "choices.json"
+    assert tuned.steps[0] == steps[0]
+    with pytest.raises(
+        UsageError, match=r"--tuning choices\.json: no pass of the recipe takes it; add winograd"
+    ):
+        with_tuning(Recipe(steps=steps[:1]), "choices.json")
+
+
+def test_a_table_of_layers_needs_names() -> None:
+    with pytest.raises(UsageError, match=r"--passes: expected a name, found '=' in: "):
+        parse_calls("int8(layer_bits={=: 16})", "--passes")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from onnx_lathe.optimizer.cli import main
 from onnx_lathe.optimizer.simulating import pipelines, scaling, stragglers
 from onnx_lathe.optimizer.simulating.machines import machine_counts, parse_link, parse_machine
 from onnx_lathe.runtime.training.parallel.choice import uniform
-from onnx_lathe.runtime.training.parallel.costs import Group, Machine
+from onnx_lathe.runtime.training.parallel.costs import Compression, Group, Machine
 from onnx_lathe.runtime.training.parallel.geometry import Axis, Layer
 from onnx_lathe.runtime.training.parallel.grid import Pipeline
 from onnx_lathe.runtime.training.parallel.step import BUCKET_BYTES, Step, step_of
@@ -55,6 +56,28 @@ def test_a_step_by_hand() -> None:
 def test_small_layers_share_a_bucket() -> None:
     found = step(CHAIN, "data", Machine(1e12, 1.0), 8, 8)
     assert found.exchanges == 2 * 3 * 1.0  # one sum, 2 log2 8 messages of a second
+
+
+def test_the_first_bucket_is_smaller() -> None:
+    """Three layers of 1 MiB: the last one's gradients are summed alone, those of the others together."""
+    chain = [Layer(f"f{at}", "gemm", 512, 512, reads=(at - 1,) if at else ()) for at in range(3)]
+    assert step(chain, "data", Machine(1e12, 1.0), 2, 8).exchanges == 2 * 2 * 1.0
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_compressed_gradients_by_hand(waits: bool) -> None:
+    """A quarter of the bytes; to pack them takes the worker's time, and with `waits` so does sending them."""
+    plain = Machine(1e12, 1e-6, 1e12)
+    found = step([WIDE, BEHIND], "data", replace(plain, gradients=Compression(4, 1e-11, waits)), 2, 64)
+    product, size = 2 * 32 * 4096 * 4096 / 1e12, 4 * 4096 * 4096
+    summed, packing = 2e-6 + size / 4 / 1e12, 1e-11 * size
+    assert found.packing == pytest.approx(2 * packing)
+    assert found.exchanges == pytest.approx(2 * summed)
+    exposed = 2 * summed if waits else summed
+    assert found.seconds == pytest.approx(5 * product + 2 * packing + exposed)
+    assert found.exposed == pytest.approx(exposed)
+    alone = replace(plain, gradients=Compression(4, 1e-11, waits))
+    assert step([WIDE, BEHIND], "data", alone, 1, 64).packing == 0
 
 
 @pytest.mark.parametrize("strategy", ["data", "height", "width", "filter", "channel"])

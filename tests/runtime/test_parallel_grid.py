@@ -34,8 +34,9 @@ def test_it_is_read(text: str, processes: int, layout: Layout) -> None:
     [
         ("", "'' says nothing"),
         ("height=", "'height=' says nothing"),
+        ("hight=2", "or \"server\"; did you mean 'height'?"),
         ("hight=2", "hight is nothing that it knows"),
-        ("height", "height= is no number of 1 or more"),
+        ("height", "height needs a number, such as height=2"),
         ("height=0", "height=0 is no number"),
         ("height=two", "height=two is no number"),
         ("height=2,height=2", "height is there twice"),
@@ -49,7 +50,7 @@ def test_it_is_read(text: str, processes: int, layout: Layout) -> None:
         ("server,height=2", "server and height do not go together"),
         ("server,pipeline=2", "server and pipeline do not go together"),
         ("server,wait=0", "wait=0 is no number of 1 or more"),
-        ("server,wait", "wait= is no number of 1 or more"),
+        ("server,wait", "wait needs a number, such as wait=2"),
         ("server,aware=yes", "aware=yes; give true or false"),
     ],
 )
@@ -64,7 +65,12 @@ def test_a_mistake_is_told(text: str, told: str) -> None:
     ("text", "processes", "told"),
     [
         ("data=2,height=2", 2, "is 2 x 2 workers, and 2 processes start"),
-        ("height=3", 4, "is 1 x 3 workers, and 4 processes start"),
+        (
+            "height=3",
+            4,
+            "is 1 x 3 workers, and 4 processes start; have --launch start a multiple of 3, or give other sizes",
+        ),
+        ("data=2,height=2", 8, "have --launch start 4 of them, or give other sizes; or leave data= out"),
         ("height=4", 2, "is 1 x 4 workers, and 2 processes start"),
         ("server", 1, "none is left to train"),
         ("server,wait=3", 3, "waits for 3 gradients, and 2 workers send them"),

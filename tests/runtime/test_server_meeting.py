@@ -1,6 +1,9 @@
 """What supervisors and the server of a training say to each other, and how other machines get the result."""
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,6 +14,7 @@ torch = pytest.importorskip("torch")
 from torch._C._distributed_c10d import TCPStore  # noqa: E402
 
 from onnx_lathe.errors import UsageError  # noqa: E402
+from onnx_lathe.runtime.training.parallel import launch  # noqa: E402
 from onnx_lathe.runtime.training.parallel.lifeline import Lost  # noqa: E402
 from onnx_lathe.runtime.training.parallel.meeting import Meeting  # noqa: E402
 from onnx_lathe.runtime.training.parallel.messages import Line  # noqa: E402
@@ -85,6 +89,26 @@ def test_the_result_goes_to_the_machines_that_are_left(store: TCPStore, tmp_path
     assert (there / "result.json").exists()
     for name in ("result.npz", "result.json"):
         assert (there / name).read_bytes() == (here / name).read_bytes()
+
+
+def test_torchrun_is_ended_where_it_waits_for_a_lost_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its call to the store does not return for a signal."""
+    for name in ("AFTER_S", "ENDING_S"):
+        monkeypatch.setattr(launch, name, 0.1)
+    (tmp_path / "result.json").write_text("{}")
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
+    with subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        ending = threading.Thread(target=launch._end_with_result, args=(tmp_path, process), daemon=True)
+        ending.start()
+        ending.join(LIMIT_S)
+        try:
+            assert process.wait(LIMIT_S) == -signal.SIGKILL
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("failed", [True, False])

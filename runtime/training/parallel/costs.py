@@ -102,15 +102,27 @@ Rate = Callable[[Product], float]
 
 
 @dataclass(frozen=True)
+class Compression:
+    """How gradients of weights are sent. `ratio`: their bytes over those sent; `packing`: seconds that a worker takes to pack
+    and unpack a byte of them; `waits`: the backward pass goes on after the exchange of a bucket, not meanwhile.
+    """
+
+    ratio: float = 1.0
+    packing: float = 0.0
+    waits: bool = False
+
+
+@dataclass(frozen=True)
 class Machine:
     """`rate`: FLOP/s of one worker, or a function of the product that gives it; `latency`: seconds a message;
-    `bandwidth`: bytes a second that a worker sends; `memory`: bytes a worker has.
+    `bandwidth`: bytes a second that a worker sends; `memory`: bytes a worker has; `gradients`: how they are sent.
     """
 
     rate: float | Rate
     latency: float = 0.0
     bandwidth: float = math.inf
     memory: float = math.inf
+    gradients: Compression = Compression()
 
     def seconds(self, cost: "Cost") -> float:
         """Arithmetic, then messages, one after another."""

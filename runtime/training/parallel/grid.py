@@ -13,7 +13,7 @@ It needs no PyTorch, so that a mistake is told before anything starts.
 
 from dataclasses import dataclass
 
-from onnx_lathe.errors import UsageError
+from onnx_lathe.errors import UsageError, nearest
 
 SPLITS = ("height", "width", "filter", "channel", "auto")
 SCHEDULES = ("1f1b", "gpipe")
@@ -86,9 +86,11 @@ class Parallel:
         parts = parts or 1
         data = processes // parts if data is None else data
         if data * parts != processes or not data:
+            wanted = f"{data * parts} of them" if "data" in named else f"a multiple of {parts}"
+            leave = "; or leave data= out" if "data" in named and processes % parts == 0 else ""
             raise UsageError(
                 f"--parallel '{self.text}': is {max(data, 1)} x {parts} workers, and {processes} processes start; "
-                "make the sizes multiply to the --launch's number, or leave data= out"
+                f"have --launch start {wanted}, or give other sizes{leave}"
             )
         if "pipeline" in named:
             micro = self._size("micro", named["micro"]) if "micro" in named else 2 * parts
@@ -110,6 +112,8 @@ class Parallel:
         return Server(workers, wait, named.get("late", LATE[0]), named.get("aware", "false") in AWARE)
 
     def _size(self, name: str, text: str) -> int:
+        if not text:
+            raise UsageError(f"--parallel '{self.text}': {name} needs a number, such as {name}=2")
         if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000):
             raise UsageError(f"--parallel '{self.text}': {name}={text} is no number of 1 or more")
         return int(text)
@@ -140,7 +144,8 @@ def parse_parallel(text: str) -> Parallel:
         if name not in (way, *known):
             everywhere = ("data", "server", "pipeline", *SPLITS, "wait", "late", "aware", "micro", "schedule")
             said = f"does not go with {way}" if name in everywhere else "is nothing that it knows"
-            raise UsageError(f"--parallel '{text}': {name} {said}; give {FORMS}")
+            meant = "" if name in everywhere else nearest(name, everywhere)
+            raise UsageError(f"--parallel '{text}': {name} {said}; give {FORMS}{meant}")
         if name == "server":
             if value:
                 raise UsageError(f"--parallel '{text}': server takes no number; all processes but one work")

@@ -39,8 +39,8 @@ from onnx_lathe.tiles import Tiles
 MARK = "\x1e"
 """What stands before a line of progress on a worker's standard output; anything else there is a hook's own."""
 
-AFTER_S = 10.0
-"""How long torchrun may go on once a server has left the result."""
+AFTER_S, ENDING_S = 10.0, 5.0
+"""How long torchrun may go on once a server has left the result, and how long after it was asked to end."""
 
 GRACE_S = 15.0
 """How long interrupted workers have to end."""
@@ -140,13 +140,16 @@ def _serves(setup: TrainingSetup) -> bool:
 
 
 def _end_with_result(folder: Path, process: subprocess.Popen[bytes]) -> None:
-    """Ends torchrun some time after the result is there: it would wait 300 s for a machine that is lost."""
+    """Ends torchrun some time after the result is there: it would wait 300 s for a machine that is lost, in a call to the
+    store that does not return for a signal either.
+    """
     while process.poll() is None and not (folder / "result.json").exists():
         time.sleep(0.5)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(AFTER_S)
-    if process.poll() is None:
-        process.terminate()
+    for wait_s, then in ((AFTER_S, process.terminate), (ENDING_S, process.kill)):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(wait_s)
+        if process.poll() is None:
+            then()
 
 
 def workers_environment(launch: Launch) -> dict[str, str]:
