@@ -1,7 +1,8 @@
 """Phones. ncnn: what converts and how near it stays, INT8 beside ONNX Runtime's, times beside both runtimes, and the error of
 half-precision Winograd.
 
-    python benchmarks/phone.py [convert int8 winograd error coreml qnn qnn-agreement litert litert-speed litert-wake litert-peer]
+    python benchmarks/phone.py [convert int8 winograd error coreml qnn qnn-agreement litert litert-samples litert-speed
+        litert-wake litert-peer]
         [--only NAME ...] [--data-dir DIR] [--out DIR] [--networks DIR] [--onnx2tf PYTHON [--backends NAME ...] [--again]]
 
 convert   networks of others and of this repository, in float and after svd, prune_channels, codebook and int8: the largest
@@ -15,6 +16,7 @@ qnn       the same networks and ResNet-18's and MobileNetV2's shapes, in float a
 qnn-agreement   200 images in the simulator, beside ONNX Runtime: the repository's networks, and EfficientNet-Lite0 with --photos DATA.npz
 litert    the networks and recipes of convert as .tflite: the difference to ONNX Runtime, sizes, Transposes, what leaves XNNPACK;
           int8: signal to noise beside ONNX Runtime's of the same Q/DQ graph, and steps of difference by operator
+litert-samples  INT8's signal to noise beside ONNX Runtime's once more: with inputs moved by less than a step, and on other samples
 litert-speed    ResNet-18's shapes in LiteRT, float and INT8, beside ONNX Runtime
 litert-wake     the networks of a package that carries each as ONNX and as .tflite: ours beside theirs
 litert-peer     the repository's networks, the packages' and two of the package onnx as .tflite, beside those that onnx2tf writes of
@@ -32,6 +34,7 @@ from phone_litert import litert, speed, wake
 from phone_onnx2tf import BACKENDS
 from phone_peer import peer
 from phone_qnn import agreement, qnn
+from phone_samples import samples
 from phone_speed import int8, winograd
 from sets import parser_of, run_sections
 
@@ -46,6 +49,7 @@ def main() -> None:
         "qnn": qnn,
         "qnn-agreement": agreement,
         "litert": litert,
+        "litert-samples": samples,
         "litert-speed": speed,
         "litert-wake": wake,
         "litert-peer": peer,
@@ -69,6 +73,7 @@ def main() -> None:
     parser.add_argument(
         "--again", action="store_true", help="litert-peer takes the times again, of the files that are there"
     )
+    parser.add_argument("--samples", type=int, default=64, help="how many others litert-samples draws")
     parser.add_argument("--minutes", type=float, default=0.5, help="how long each pair of times is taken")
     run_sections(parser, sections)
 

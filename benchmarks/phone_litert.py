@@ -12,13 +12,17 @@ import networks_archives as archives
 import networks_judge as judge
 import numpy as np
 import onnx
+from networks_real import _part
 from phone_networks import Network, networks
 from phone_speed import NETWORKS, in_turn, one_sample, ratio, shaped
 
 from onnx_lathe.optimizer.build import configured_targets, lower
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.passes.core.services import Context
+from onnx_lathe.runtime.data import model_inputs, open_source
 from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running.calibration import StreamingCalibrator
+from onnx_lathe.runtime.running.evaluate import OriginalComparer
 from onnx_lathe.runtime.targets.litert.session import open_file
 
 RECIPES = {
@@ -120,33 +124,46 @@ def _row(network: Network, name: str, out: Path) -> Row:
 
 
 def _decibels(network: Network, place: Path) -> dict[str, float]:
-    with np.load(network.data) as arrays:
-        feeds = {
-            key.removeprefix("evaluation/"): arrays[key] for key in arrays if key.startswith("evaluation/")
-        }
-    sessions = {
+    feeds = _part(network.data, "evaluation")
+    sessions = compared(network, place, feeds)
+    wanted = answers(sessions["float"], feeds)
+    return {label: _worst(answers(sessions[label], feeds), wanted) for label in ("litert", "ort")}
+
+
+def compared(network: Network, place: Path, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Sessions of what `place` was built from and to: the float network, its Q/DQ graph in ONNX Runtime, and LiteRT's file."""
+    lowered = _lowered(network, onnx.load(max((place / "steps").glob("*.onnx"))), feeds)
+    return {
         "float": ort.session(network.model),
-        "ort": ort.session(_lowered(onnx.load(max((place / "steps").glob("*.onnx"))), feeds)),
+        "ort": ort.session(lowered),
         "litert": open_file(place / FILE),
     }
-    names = [one.name for one in sessions["float"].get_outputs()]
-    found: dict[str, list[list[np.ndarray]]] = {
-        label: [
-            session.run(names, {name: values[row : row + 1] for name, values in feeds.items()})
-            for row in range(len(next(iter(feeds.values()))))
-        ]
-        for label, session in sessions.items()
-    }
-    return {label: _worst(found[label], found["float"]) for label in ("litert", "ort")}
 
 
-def _lowered(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """The Q/DQ graph that the file is written from, at the sizes of the data."""
+def answers(session: Any, feeds: Mapping[str, np.ndarray]) -> list[list[np.ndarray]]:
+    """Of each sample by itself: the outputs."""
+    names = [one.name for one in session.get_outputs()]
+    return [
+        session.run(names, {name: values[row : row + 1] for name, values in feeds.items()})
+        for row in range(len(next(iter(feeds.values()))))
+    ]
+
+
+def _lowered(network: Network, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+    """The Q/DQ graph that the file is written from, at the sizes of the data: with the same calibration data, by which
+    the lowering moves biases.
+    """
+    inputs = model_inputs(onnx.load(network.model))
+    data = open_source(f"{network.data}:calibration", inputs)
+    context = Context(
+        calibrator=StreamingCalibrator(data),
+        fidelity=OriginalComparer(network.model, lambda: onnx.load(network.model), data),
+    )
     ((target, config),) = configured_targets([Call("litert", {})])
     fitted, _ = target.fitted(model, config, {name: values[:1].shape for name, values in feeds.items()})
-    lowered, _ = lower(target, fitted, model, Context())
+    lowered, _ = lower(target, fitted, model, context)
     settled, _ = target.settled(lowered, config, fitted)
-    return lower(target, settled, model, Context())[0]
+    return lower(target, settled, model, context)[0]
 
 
 def _worst(found: list[list[np.ndarray]], wanted: list[list[np.ndarray]]) -> float:
@@ -181,15 +198,18 @@ def _line(row: Row, floats: int) -> str:
 
 def speed(options: argparse.Namespace) -> None:
     print(
-        "| network | float in LiteRT | INT8 in LiteRT | of float | of ONNX Runtime's INT8 | float in ONNX Runtime, of LiteRT's |"
+        "| network | float in LiteRT | INT8 in LiteRT | of float | of ONNX Runtime's INT8 | with stem=fold, of INT8 | of ONNX Runtime's INT8 | float in ONNX Runtime, of LiteRT's |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     for name in SHAPED:
         model, data = shaped(name, NETWORKS[name], options.out)
         folder = options.out / f"litert-speed-{name}"
         sessions = {
             "float": open_file(_built(model, "fold", "litert", data, folder / "float") / FILE, 1),
             "int8": open_file(_built(model, "fold,int8", "litert", data, folder / "int8") / FILE, 1),
+            "folded": open_file(
+                _built(model, "fold,int8", "litert(stem=fold)", data, folder / "folded") / FILE, 1
+            ),
             "ort float": ort.plain_session(model, threads=1),
             "ort int8": ort.plain_session(
                 _built(model, "fold,int8", "ort", data, folder / "ort") / "model.ort.onnx", threads=1
@@ -199,7 +219,13 @@ def speed(options: argparse.Namespace) -> None:
         cells = [name, *(f"{times[label][0]:.3g} ms" for label in ("float", "int8"))]
         cells += [
             f"{ratio(times, one, other):.2f}"
-            for one, other in (("int8", "float"), ("int8", "ort int8"), ("ort float", "float"))
+            for one, other in (
+                ("int8", "float"),
+                ("int8", "ort int8"),
+                ("folded", "int8"),
+                ("folded", "ort int8"),
+                ("ort float", "float"),
+            )
         ]
         print("| " + " | ".join(cells) + " |", flush=True)
 

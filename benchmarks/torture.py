@@ -1,6 +1,7 @@
 """Whether anything breaks the compiler: cases run, passed, skipped with reason, failed; `make torture` runs all parts.
 
-    python benchmarks/torture.py [PART...] [--seed N] [--cases N] [--first N] [--minutes M] [--workers N] [--no-page]
+    python benchmarks/torture.py [PART...] [--seed N] [--cases N] [--first N] [--minutes M] [--workers N]
+                                 [--networks FOLDER] [--no-page]
 
 Parts are the modules of benchmarks/torture_parts, all of them by default. `--cases` is for each part, `--minutes` for all
 together: what time is left is shared out among the parts still to come, and a part that ran out of it says how many cases
@@ -111,6 +112,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first case (default 0)")
     parser.add_argument("--minutes", type=float, help="for all parts together")
     parser.add_argument("--workers", type=int, default=1, help="processes that compute at once (default 1)")
+    parser.add_argument(
+        "--networks",
+        type=Path,
+        metavar="FOLDER",
+        help="of real networks, fetched on first use (networks_packages.py)",
+    )
     parser.add_argument("--no-page", action="store_true", help="leave benchmarks/torture.md as it is")
     given = parser.parse_args(arguments)
     wanted = given.parts or list(parts)
@@ -145,7 +152,9 @@ def torment(name: str, part: ModuleType, given: argparse.Namespace, seconds: flo
     tally, began = Tally(name, given.seed), time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"torture-{name}-") as folder:
         cases = part.CASES if given.cases is None else given.cases
-        outcomes = part.run(Request(Path(folder), given.seed, cases, given.first, given.workers))
+        outcomes = part.run(
+            Request(Path(folder), given.seed, cases, given.first, given.workers, given.networks)
+        )
         try:
             for outcome in outcomes:
                 tally.add(outcome)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from onnx_lathe.errors import LatheError
 from onnx_lathe.optimizer.build import lower
-from onnx_lathe.optimizer.measuring import medians, time_pair
+from onnx_lathe.optimizer.measuring import is_quantized, medians, time_pair
 from onnx_lathe.optimizer.run import Run
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.targets.core.registry import find
@@ -38,8 +38,7 @@ def note_slow_integers(run: Run) -> None:
     if "base_latency" not in final or any(target.timed for target, _ in run.targets):
         return
     ratio = final["latency"] / final["base_latency"]
-    quantized = any(node.op_type == "QuantizeLinear" for node in run.model.graph.node)
-    if not quantized or ratio <= NOTED_RATIO:
+    if not is_quantized(run.model) or ratio <= NOTED_RATIO:
         return
     run.ui.status(f"timing what --target {TARGET} would give")
     try:
@@ -54,20 +53,18 @@ def note_slow_integers(run: Run) -> None:
 
 
 def _told_ratio(run: Run) -> str:
-    """Which layers the target leaves in float is found out by many measurements, and only makes the model faster: where
-    all on integers are fast already, these are spared.
+    """Which layers the target leaves in float is found out by many measurements as it is built, and only makes the model
+    faster: all on integers tell enough here.
     """
-    most = _ratio_as_target(run, choosing=False)
-    return f"at most {most:.2g}x" if most <= 1 else f"{_ratio_as_target(run, choosing=True):.2g}x"
+    most = _ratio_as_target(run)
+    told = f"at most {most:.2g}x"
+    return told if most <= 1 else f"{told}, less where layers that are slower on integers stay in float"
 
 
-def _ratio_as_target(run: Run, choosing: bool) -> float:
-    """Time of the model as the target has it, over the original's. `choosing`: layers that are slower on integers are
-    left in float, as the target does it.
-    """
+def _ratio_as_target(run: Run) -> float:
+    """Time of the model as the target has it with all layers on integers, over the original's."""
     target = find(TARGET)()
     context = run.services.context(f"target {TARGET}")
-    context = run.services.profiling(context) if choosing else context
     lowered, _ = lower(target, target.Config(), run.model, context)
     with tempfile.TemporaryDirectory(prefix="lathe-") as folder:
         path = Path(folder) / "model.onnx"

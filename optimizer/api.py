@@ -16,6 +16,7 @@ from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer import arguments, artifacts, observing, opening, pipeline, reporting
 from onnx_lathe.optimizer import check as checking
 from onnx_lathe.optimizer.build import configured_targets, placement
+from onnx_lathe.optimizer.claim import claimed
 from onnx_lathe.optimizer.fixed_inputs import checked_fixed
 from onnx_lathe.optimizer.measuring import measured_exactly
 from onnx_lathe.optimizer.observing import Observation
@@ -102,7 +103,8 @@ def rewrite(
         progress(note)
     source = given
     place = placement(configured_targets(_calls(targets))) if targets else CANONICAL
-    services = Services(recipe, roles, given, None, progress)
+    looks = any("original" in instance.needs for instance in instances)
+    services = Services(recipe, roles, given, None, progress, given if looks else None)
     for number, instance in enumerate(instances, 1):
         context = services.context(f"{number}/{len(instances)} {instance.name}", None, place)
         source, report = apply_checked(instance, source, context, roles.sample)
@@ -164,8 +166,10 @@ def optimize(
     with _file(model) as path, limited(threads):
         name = "model in memory" if isinstance(model, onnx.ModelProto) else ""
         request = Request(path, asked, place, resume, latency, steps, wishes, (), name, force, html)
-        record = pipeline.run(request, ui := Calling(progress))
-        reporting.finish(record, request, ui)
+        ui = Calling(progress)
+        with claimed(place, ui.note) as claim:
+            record = pipeline.run(request, ui, claim)
+            reporting.finish(record, request, ui)
     return record
 
 

@@ -6,15 +6,22 @@ the user's.
 
 import itertools
 import json
+import shutil
+import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from onnx_lathe.errors import UsageError
+from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.targets.core.registry import targets
 
 REPORT = "report.json"
+BUILDING = ".building-"
+"""How folders begin that targets build in."""
+PLACING = Path("steps", "placing.json")
+"""In an output folder while results are put there: names of what is not in a report yet."""
 PAGE = "report.html"
 PAGE_MARK = b'<meta name="generator" content="Lathe report">'
 """In the first lines of a page that a run wrote."""
@@ -52,12 +59,50 @@ def check_same(
 
 def clear(out: Path) -> None:
     """Removes what an earlier run built, so that nothing of it can pass for the result of this one."""
-    for name in _listed(out):
-        path = out / name
-        path.unlink(missing_ok=True)
+    _remove_unfinished(out)
+    listed = _listed(out)
+    for folder in sorted({PurePosixPath(name).parts[0] for name in listed if "/" in name}):
+        _remove_folder(out / folder, {name for name in listed if name.startswith(f"{folder}/")})
+    for name in sorted(listed - {REPORT}):  # a file before its data
+        (path := out / name).unlink(missing_ok=True)
         with suppress(OSError):  # the folder is not empty yet, or not there
             while (path := path.parent) != out:
                 path.rmdir()
+    (out / REPORT).unlink(missing_ok=True)  # last: while anything is there, it says whose that is
+    settled(out)
+
+
+def announce(out: Path, names: Collection[str]) -> None:
+    """Says which files are about to appear, so that a run that is killed before its report has them as its own."""
+    with replacing(out / PLACING) as file:
+        file.write(json.dumps(sorted(names)).encode())
+
+
+def settled(out: Path) -> None:
+    """The report says now what `announce` has said, or nothing of it is there."""
+    (out / PLACING).unlink(missing_ok=True)
+
+
+def there(out: Path) -> bool:
+    """Whether a run has left a report, or files without one."""
+    return (out / REPORT).exists() or (out / PLACING).exists()
+
+
+def _remove_unfinished(out: Path) -> None:
+    """What a run that was killed has left: nobody else writes here now."""
+    for folder in out.glob(f"{BUILDING}*"):
+        shutil.rmtree(folder)
+    for name in (REPORT, PAGE):
+        for cut_off in out.glob(f".{name}.*.tmp"):
+            cut_off.unlink(missing_ok=True)
+
+
+def _remove_folder(folder: Path, listed: Collection[str]) -> None:
+    """A folder of results goes as a whole; one with other files in it, file by file."""
+    with tempfile.TemporaryDirectory(prefix=BUILDING, dir=folder.parent) as scratch:
+        inside = [path for path in folder.rglob("*") if not path.is_dir()]
+        if folder.is_dir() and all(path.relative_to(folder.parent).as_posix() in listed for path in inside):
+            folder.replace(Path(scratch) / folder.name)
 
 
 def _results(out: Path) -> Iterable[Path]:
@@ -71,23 +116,38 @@ def _results(out: Path) -> Iterable[Path]:
 def _built(out: Path) -> set[str]:
     """Names of the targets that the earlier run in this folder built files for."""
     try:
-        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        report = _read(out / REPORT)
         return {target["name"] for target in report["targets"] if target["files"] and not target["error"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return set()
 
 
 def _listed(out: Path) -> set[str]:
-    """Names of the files that the earlier run in this folder made; empty without its report. One that leads out of
-    the folder is none of them.
+    """Names of the files that the earlier run in this folder made, by its report, or by what it announced if it was
+    killed before that. One that leads out of the folder is none of them.
     """
+    announced = _inside(_read(out / PLACING))
     try:
-        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
-        files = {PurePosixPath(name) for target in report["targets"] for name in target["files"]}
-        inside = {str(path) for path in files if not path.is_absolute() and ".." not in path.parts}
-        return {REPORT, *_page(out), *inside} if "schema" in report else set()
-    except (OSError, ValueError, KeyError, TypeError):
+        report = _read(out / REPORT)
+        files = _inside([name for target in report["targets"] for name in target["files"]])
+        return {REPORT, *_page(out), *files, *announced} if "schema" in report else announced
+    except (KeyError, TypeError):
+        return announced
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _inside(names: Any) -> set[str]:
+    """Those that are below the output folder; none of what is no list of names."""
+    if not isinstance(names, list):
         return set()
+    paths = {PurePosixPath(name) for name in names if isinstance(name, str) and name}
+    return {str(path) for path in paths if path.parts and not path.is_absolute() and ".." not in path.parts}
 
 
 def _page(out: Path) -> set[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 
 from onnx_lathe.errors import ContractError, ExitCode, LatheError, ModelError, TargetError, UsageError
-from onnx_lathe.optimizer import contest
+from onnx_lathe.optimizer import artifacts, contest
 from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.judging.unjudged import unjudged
 from onnx_lathe.optimizer.lowering import lowered
@@ -31,7 +31,8 @@ from onnx_lathe.optimizer.opening import open_file
 from onnx_lathe.optimizer.recipe import Call
 from onnx_lathe.optimizer.report.record import TargetRecord
 from onnx_lathe.optimizer.run import Run
-from onnx_lathe.optimizer.step import ROUNDING_DB, apply_pass, crashes_named, note_uncompared
+from onnx_lathe.optimizer.step import ROUNDING_DB, apply_pass, crashes_named
+from onnx_lathe.optimizer.unchanged import note_uncompared
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import make_config
 from onnx_lathe.passes.core.report import PassReport
@@ -127,7 +128,7 @@ def build_all(run: Run) -> None:
     Files appear in the output folder together, at the end.
     """
     record, out = run.record, run.request.out
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as scratch:
+    with tempfile.TemporaryDirectory(prefix=artifacts.BUILDING, dir=out) as scratch:
         ready = [(target, *_lower(run, target, config, Path(scratch))) for target, config in run.targets]
         failing = {verdict.subject for verdict in record.gates if not verdict.passed}
         if failing and len(ready) == 1:
@@ -152,7 +153,8 @@ def build_all(run: Run) -> None:
                 found.files, found.size_bytes = [], 0
             record.end(ExitCode.GATE_FAILED)
             return
-        for path in results.iterdir():
+        artifacts.announce(out, _names(results.rglob("*"), results))
+        for path in sorted(results.iterdir(), reverse=True):  # a file's data before the file
             _put(path, out / path.name, Path(scratch))
     _tell_unjudged(run)
     if any(found.error for found in record.targets):

@@ -7,6 +7,7 @@ of the first run.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ LAYERS = "layers.json"
 """What the run measured layer by layer (optimizer/layer_errors.py)."""
 TRAINING = "training.state"
 """What a training step saves after every epoch (runtime/training/state.py)."""
+
+_CUT_OFF = re.compile(r"\.(\d\d-.*|[a-z]+\.(json|state))\.([0-9a-f]{8}\.)?tmp$")
+"""What a file of this folder is called until it is whole."""
 
 
 class Checkpoints:
@@ -51,8 +55,9 @@ class Checkpoints:
             for left in self.folder.glob(f"{TRAINING}*"):  # and how its workers shared it
                 left.unlink(missing_ok=True)
         (self.folder / LAYERS).unlink(missing_ok=True)
-        for cut_off in self.folder.glob(f".{TRAINING}.*.tmp"):  # of a worker that was killed while it wrote
-            cut_off.unlink(missing_ok=True)
+        for cut_off in self.folder.glob(".*.tmp"):  # of a run or a worker that was killed while it wrote
+            if _CUT_OFF.match(cut_off.name):
+                cut_off.unlink(missing_ok=True)
         for name in set(_state_files(self.folder)) - kept:
             (self.folder / name).unlink(missing_ok=True)
             (self.folder / f"{name}.data").unlink(missing_ok=True)

@@ -133,9 +133,13 @@ def fed_one_by_one(source: DataSource | None) -> bool:
     return first is not None and first.per_call
 
 
+def is_quantized(model: onnx.ModelProto) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+
 def measured_exactly(model: onnx.ModelProto) -> bool:
     """Whether this model's sums of INT8 were computed in another way than a plain session's: SATURATES says how."""
-    return any(node.op_type == "QuantizeLinear" for node in model.graph.node) and ort.saturates()
+    return is_quantized(model) and ort.saturates()
 
 
 def time_pair(source: DataSource | None, base: Any, candidate: Path) -> np.ndarray:

@@ -12,7 +12,7 @@ from onnx_lathe.optimizer.measuring import LATENCY_BUDGET_S, is_fixed, judge, me
 from onnx_lathe.optimizer.report.comparison import BUILT, SIMULATED
 from onnx_lathe.optimizer.report.record import TargetRecord
 from onnx_lathe.optimizer.run import Run
-from onnx_lathe.optimizer.step import note_uncompared
+from onnx_lathe.optimizer.unchanged import note_uncompared
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import evaluate
 from onnx_lathe.runtime.running.tasks.samples import Measured

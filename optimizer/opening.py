@@ -38,6 +38,8 @@ class Opened:
     rewritten: bool = False
     fixed: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Values of inputs that are constants now, with which the model that was given has to be fed."""
+    as_given: bool = False
+    """Whether nothing at all was done to it, its metadata and the order of its nodes included."""
 
 
 def open_file(path: str | Path, wishes: Wishes = AS_IT_IS, data: bool = True) -> Opened:
@@ -106,13 +108,14 @@ def compare_on_random(given: Any, opened: Opened) -> None:
 def _prepared(model: onnx.ModelProto, wishes: Wishes, named: str) -> Opened:
     opset, nodes = standard_opset(model), len(model.graph.node)
     version = 0 if opset is None else opset.version
+    ready = is_ready(model, wishes)
     try:
         done = prepare(model, wishes)
         if done.rewritten:
             check_model(model, strict=False)
     except ModelError as error:
         raise ModelError(f"{named}{error}") from error
-    return Opened(model, version, nodes, done.notes, done.rewritten, done.fixed)
+    return Opened(model, version, nodes, done.notes, done.rewritten, done.fixed, ready)
 
 
 def _unlike(expected: np.ndarray, found: np.ndarray) -> str:

@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnx
 
+from onnx_lathe import held
 from onnx_lathe.errors import CrashError, ExitCode, ModelError, UsageError
 from onnx_lathe.optimizer import (
     advice,
@@ -22,11 +24,13 @@ from onnx_lathe.optimizer import (
     surroundings,
 )
 from onnx_lathe.optimizer.checkpoint import Checkpoints, file_hash
+from onnx_lathe.optimizer.claim import Claim
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.judging.asking import gates_of, tasks_of
 from onnx_lathe.optimizer.judging.metrics import of_data
 from onnx_lathe.optimizer.measuring import (
     SAMPLE_BATCH,
+    is_quantized,
     judge,
     measured_exactly,
     medians,
@@ -41,6 +45,7 @@ from onnx_lathe.optimizer.ui import Ui
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.options import option_files
 from onnx_lathe.runtime.files import model_file
+from onnx_lathe.runtime.files.external_data import externalized
 from onnx_lathe.runtime.pack.files import onnx_bytes, packed_bytes
 from onnx_lathe.runtime.running import guard, memory, ort
 from onnx_lathe.runtime.running.evaluate import evaluate, reference
@@ -52,22 +57,30 @@ LOG = "retrain.log"
 """Gets the traceback of a hook."""
 
 
-def run(request: Request, ui: Ui) -> RunRecord:
+def run(request: Request, ui: Ui, claim: Claim) -> RunRecord:
     """Compiles the model and returns the record, its exit code set: done, gate failed, or target failed.
+    `claim`: of the output folder, which is taken here and is the caller's until the record is written, too.
 
     Raises LatheError for a request that cannot run: what an earlier run left in the folder is untouched
     then. A step that fails leaves the checkpoints of those before it.
     """
+    with ExitStack() as scratch:
+        return _run(request, ui, claim, scratch)
+
+
+def _run(request: Request, ui: Ui, claim: Claim, scratch: ExitStack) -> RunRecord:
     started, began = time.perf_counter(), surroundings.now()
     guard.prepare()
-    state = _open(request, ui)
+    if request.out.is_dir():
+        with suppress(OSError):  # which `_begin` tells, after what is wrong with the request
+            claim.take()
+    state = _open(request, ui, scratch)
     state.record.started, state.record.processor = began, surroundings.processor()
     ui.start(len(state.passes))
-    scratch = ExitStack()
     try:
         _write_large(state, scratch)
         _baseline(state)
-        _begin(state)
+        _begin(state, claim)
         _steps(state)
         if request.measure_latency:
             _latencies(state)
@@ -90,13 +103,15 @@ def _libraries(state: Run) -> tuple[str, ...]:
     return tuple(package for target, _ in state.targets for package in target.packages)
 
 
-def _open(request: Request, ui: Ui) -> Run:
+def _open(request: Request, ui: Ui, scratch: ExitStack) -> Run:
     """Reads model and data, and checks that every pass has what it needs and every target is available."""
     passes = request.recipe.passes() if request.steps is None else list(request.steps)
     gates, tasks = gates_of(request.recipe), tasks_of(request.recipe)
     targets = build.open_targets(request.recipe.targets)
     placement = build.placement(targets)
     services.check_hook(passes, request.recipe, request.out / LOG)
+    if _streams(request, passes, targets):
+        scratch.enter_context(held.area(request.out))
     opened = opening.open_file(request.model, request.reading)
     model = opened.model
     for target, options in targets:
@@ -136,8 +151,21 @@ def _open(request: Request, ui: Ui) -> Run:
         done,
         model,
         opened,
+        kept=trains or looks,
+        as_given=opened.as_given,
         fixed=opened.fixed,
         tasks=tasks,
+    )
+
+
+def _streams(request: Request, passes: Sequence[Pass], targets: Sequence[build.OpenTarget]) -> bool:
+    """Whether all that looks at the model's weights takes them from files, one after the other (held.py)."""
+    asked = request.recipe
+    return (
+        all(given is None for given in (asked.data, asked.train, asked.calibration, asked.eval))
+        and not asked.fix_inputs
+        and all(instance.streams and not instance.needs for instance in passes)
+        and all(target.streams for target, _ in targets)
     )
 
 
@@ -171,11 +199,17 @@ def _identity(request: Request, passes: Sequence[Pass], roles: services.Roles) -
     return identity | roles.fingerprints()
 
 
-def _begin(state: Run) -> None:
+def _begin(state: Run, claim: Claim) -> None:
     """From here on the earlier run's results are gone: the request has passed every check."""
     folder = state.request.out
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        looked = claim.held
+        claim.take()
+        if not looked and (artifacts.there(folder) or state.checkpoints.earlier()):
+            raise UsageError(
+                f"{folder}: another run began there meanwhile; run it again, or give another --out"
+            )
         artifacts.clear(folder)
         state.checkpoints.start()
     except OSError as error:
@@ -199,12 +233,15 @@ def _baseline(state: Run) -> None:
     record = state.record
     state.ui.status("measuring the original")
     given = state.request.model
+    frame = _room(state)
     try:
         ort.survive(given)
         lean = state.large and state.roles.evaluation is None
         session = fed(ort.session(given, lean=lean), state.fixed)
         state.feeds = sample_feeds(state.roles.sample, session, SAMPLE_BATCH)
         ort.run(session, state.feeds)  # refuses here, by name, what cannot run at all
+        # ONNX Runtime stumbles over INT8 pairs alone; asking costs another session on some processors
+        state.helped = is_quantized(frame) and ort.is_helped(session, given)
     except CrashError as error:
         raise CrashError(
             f"{state.request.name or given}: {error}, before any pass; "
@@ -214,16 +251,16 @@ def _baseline(state: Run) -> None:
         if found := diagnosis.problem(state.model):
             raise ModelError(f"{state.request.name or given}: {found}") from error
         raise
-    weighed = measure(state.model)
-    record.warnings += dict.fromkeys(weighed.uncounted.values())
-    record.baseline = weighed.as_metrics() | {"size": float(record.model["size_bytes"])}
     if state.opened is not None:
         opening.compare(session, state.opened, state.feeds, state.written)
         state.rewritten, state.opened = state.opened.rewritten, None
     if state.roles.evaluation is not None:
-        state.original = reference(
-            session, state.roles.evaluation, state.ui.status, state.model, tasks=state.tasks
-        )
+        state.original = reference(session, state.roles.evaluation, state.ui.status, frame, tasks=state.tasks)
+    del session, frame
+    weighed = measure(state.model)
+    record.warnings += dict.fromkeys(weighed.uncounted.values())
+    record.baseline = weighed.as_metrics() | {"size": float(record.model["size_bytes"])}
+    if state.original is not None:
         state.sampled = None if state.passes else state.original.sampled
         record.baseline |= state.original.metrics
         if note := state.original.note:
@@ -234,6 +271,16 @@ def _baseline(state: Run) -> None:
     ]
     if missing:
         raise UsageError(missing[0])
+
+
+def _room(state: Run) -> onnx.ModelProto:
+    """The model, without the data of a large one: it is let go of for as long as sessions need the memory."""
+    if not state.as_given or state.kept or not state.large:
+        return state.model
+    frame, _ = externalized(state.model, "")
+    state.opened = None
+    state.let_go(state.request.model)
+    return frame
 
 
 def _available(state: Run) -> set[str]:
@@ -259,6 +306,8 @@ def _latencies(state: Run) -> None:
     last step alone. A step that changed nothing has the latency of the model before it.
     """
     steps = state.record.steps[-1:] if state.large else state.record.steps
+    if steps:
+        state.let_go(state.file)
     base = None if state.large and steps else state.original_session()
     for step in steps:
         state.ui.status(f"timing {step.name}")

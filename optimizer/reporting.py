@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnx_lathe import held
 from onnx_lathe.errors import LatheError, UsageError
-from onnx_lathe.optimizer import layer_errors
+from onnx_lathe.optimizer import artifacts, layer_errors
 from onnx_lathe.optimizer.artifacts import PAGE, REPORT, is_page
 from onnx_lathe.optimizer.opening import open_file
 from onnx_lathe.optimizer.pairing import Network, network
@@ -38,13 +39,19 @@ def finish(record: RunRecord, request: Request, ui: Ui) -> None:
 
     Raises UsageError if report.json cannot be written.
     """
-    record.write(request.out / REPORT)
+    write_record(record, request.out)
     if not request.html:
         return
     try:
         _write(record, request.out, request.model, request.reading, request.out / PAGE)
     except Exception as error:  # noqa: BLE001 - hours of training must not end in a picture that fails
         ui.note(f"warning: {PAGE} was not written: {_line(error)}")
+
+
+def write_record(record: RunRecord, out: Path) -> None:
+    """Writes report.json, by which the next run knows which files are this one's. Raises UsageError if it cannot."""
+    record.write(out / REPORT)
+    artifacts.settled(out)
 
 
 def _line(error: Exception) -> str:
@@ -104,15 +111,16 @@ def _write(
     from onnx_lathe.optimizer.report.html.document import document
     from onnx_lathe.optimizer.report.html.page import render
 
-    before, after, notes = _models(record, out, original, wishes)
-    if before is None and keep_layers and _shows_layers(page):
-        raise UsageError(
-            f"{page}: shows layers, and the new page could not: {notes[0].removeprefix(UNREAD)}; "
-            "give --model FILE, the original, or --force"
-        )
-    measured = layer_errors.read(out) if record.steps else None
-    found = document(record, before, after, measured, notes)
-    content = render(found)
+    with held.area(out):  # weights in another file are looked at there
+        before, after, notes = _models(record, out, original, wishes)
+        if before is None and keep_layers and _shows_layers(page):
+            raise UsageError(
+                f"{page}: shows layers, and the new page could not: {notes[0].removeprefix(UNREAD)}; "
+                "give --model FILE, the original, or --force"
+            )
+        measured = layer_errors.read(out) if record.steps else None
+        found = document(record, before, after, measured, notes)
+        content = render(found)
     with replacing(page) as file:
         file.write(content)
     return Page(page, len(content), found["notes"])

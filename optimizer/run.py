@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnx_lathe.errors import ModelError
 from onnx_lathe.optimizer.checkpoint import Checkpoints
 from onnx_lathe.optimizer.gate import Gate
 from onnx_lathe.optimizer.judging.evidence import Evidence
-from onnx_lathe.optimizer.opening import AS_IT_IS, Opened
+from onnx_lathe.optimizer.opening import AS_IT_IS, Opened, open_file
 from onnx_lathe.optimizer.recipe import Recipe
 from onnx_lathe.optimizer.report.record import RunRecord, StepRecord
 from onnx_lathe.optimizer.services import Roles, Services
@@ -19,6 +20,7 @@ from onnx_lathe.optimizer.ui import Ui
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.loading.preparing import Wishes
 from onnx_lathe.placement import Placement
+from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.running import ort
 from onnx_lathe.runtime.running.evaluate import NO_TASKS, Reference
 from onnx_lathe.runtime.running.fed import fed
@@ -76,14 +78,20 @@ class Run:
     checkpoints: Checkpoints
     done: Sequence[StepRecord]
     """Steps of an earlier run that need not run again."""
-    model: onnx.ModelProto
-    """The model after the last step done. Held here alone: a large one must not be kept alive by a
-    caller's variable.
-    """
+    held: onnx.ModelProto | None
+    """`model`, if it is in memory."""
     opened: Opened | None = None
     """The model as it was opened, until it has been compared with the one given."""
     rewritten: bool = False
     """Whether the model's nodes are others than in the file given, before any pass."""
+    kept: bool = False
+    """Whether something else holds the model given for as long as the run, so that letting go of it gives nothing back."""
+    as_given: bool = False
+    """Whether the model as it was opened is the one in the file given, bit for bit."""
+    helped: bool = False
+    """Whether the file given loads only as ort.HELPED says."""
+    in_file: Path = Path()
+    """Where the model is that was let go of."""
     written: Path | None = None
     """Where the rewritten model is, if it is too large to be given as bytes."""
     fixed: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -96,6 +104,33 @@ class Run:
     """Metrics of the model sample by sample; None if it was not measured in this run."""
     rounds: np.ndarray | None = None
     """Milliseconds [rounds, 2] of the original and the last step's model, in turn; None if they were not timed."""
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The model after the last step done. Held here alone: a large one must not be kept alive by a
+        caller's variable. Raises ModelError where it was let go of, and its file is another now.
+        """
+        if self.held is None:
+            self.held = self._read_again()
+        return self.held
+
+    @model.setter
+    def model(self, model: onnx.ModelProto) -> None:
+        self.held = model
+
+    def let_go(self, path: Path) -> None:
+        """Makes room for sessions: a large model that is in the file `path` too is read again when it is asked for."""
+        if self.large and path.stat().st_size > LARGE_BYTES:
+            self.held, self.in_file = None, path
+
+    def _read_again(self) -> onnx.ModelProto:
+        path, given = self.in_file, self.request.model
+        if path != given:
+            return model_file.load(path)
+        model = open_file(given, self.request.reading).model
+        if model_file.facts(given).sha256 != self.record.model["sha256"]:
+            raise ModelError(f"{given}: was changed while the command ran; run it again")
+        return model
 
     @property
     def large(self) -> bool:

@@ -1,8 +1,6 @@
 """One step of a run: the pass is applied and its result checked, saved and measured; recording comes last."""
 
 import gc
-import os
-import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from onnx_lathe.optimizer.measuring import SAMPLE_BATCH, sample_feeds
 from onnx_lathe.optimizer.report.record import StepRecord
 from onnx_lathe.optimizer.rounding import rounding_error
 from onnx_lathe.optimizer.run import Run
+from onnx_lathe.optimizer.unchanged import copied, note_uncompared
 from onnx_lathe.passes.core import contract
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.core.report import PassReport
@@ -34,10 +33,9 @@ from onnx_lathe.passes.graph.model import export_model, import_model, node_metad
 from onnx_lathe.passes.graph.quantization.ranges import keep_ranges, said_ranges
 from onnx_lathe.runtime.data import DataSource
 from onnx_lathe.runtime.files import model_file
-from onnx_lathe.runtime.files.writing import replacing
-from onnx_lathe.runtime.pack import is_packed
+from onnx_lathe.runtime.files.tensors import tensor_size
 from onnx_lathe.runtime.running import ort
-from onnx_lathe.runtime.running.evaluate import Quality, Reference, evaluate
+from onnx_lathe.runtime.running.evaluate import evaluate
 
 GROWTH_NOTED = 1.001
 """A step that makes a file larger by less only added metadata."""
@@ -47,7 +45,6 @@ DECIBELS_NOTED, SPARSITY_NOTED = 0.1, 0.001
 """What a layer that goes takes with it, zeros too, is no step's choice of theirs."""
 LOWER_IS_BETTER = ("size", "weights", "macs", "parameters")
 ERRORS = ("wer", "cer")
-TIMES = ("latency", "base_latency")
 
 
 def run_step(run: Run, index: int) -> None:
@@ -63,23 +60,30 @@ def run_step(run: Run, index: int) -> None:
     except LatheError as error:
         raise type(error)(f"{where}: {error}") from error
     path = run.checkpoints.path(index + 1, instance.name)
-    if not report.edits and (known := _copied(run, path, where)):
+    if not report.edits and (known := copied(run, path, where, report)):
         _record(run, index, report, path, known, time.perf_counter() - started)
         return
-    expected = ort.run(ort.session(before), run.feeds) if instance.lossless else {}
     model_file.save(run.model, path)
-    sample = Sample(run.feeds, expected, before, run.large and run.roles.evaluation is None)
+    model_file.hold_saved(run.model, path)
+    run.let_go(path)
+    lean = run.large and run.roles.evaluation is None
+    expected = ort.run(ort.session(before, lean=lean), run.feeds) if instance.lossless else {}
+    sample = Sample(run.feeds, expected, before, lean)
     try:
         try:
             session = _check(instance, path, sample, report)
         except contract.OutputMovedError as error:
             report = _retreat(run, index, report, sample, error)
             model_file.save(run.model, path)
+            run.let_go(path)
             session = _check(instance, path, sample, report)
     except ContractError as error:
-        path.unlink()
+        for file in (path, path.with_name(f"{path.name}.data")):
+            file.unlink(missing_ok=True)
         raise ContractError(f"{where}: {error}") from error
-    quality = _measure(run, path, session, where, report)
+    found = _evaluated(run, session, where)
+    del session
+    quality = _weighed(run, path, report) | found
     _record(run, index, report, path, quality, time.perf_counter() - started)
 
 
@@ -126,61 +130,22 @@ def apply_pass(
         return model, report
     if lifted is not None:
         lifted.lower(graph)
-    for node in graph.nodes:
-        if node.name not in known:
-            node_metadata(node)[metadata.PASS] = instance.name
+    _sign(graph, known, instance.name)
     keep_ranges(graph, said, computed)
     after = export_model(graph)
     del graph
-    if sum(len(tensor.raw_data) for tensor in after.graph.initializer) > COLLECTED_BYTES:
+    if sum(map(tensor_size, after.graph.initializer)) > COLLECTED_BYTES:
         gc.collect()  # onnx-graphsurgeon's graphs are reference cycles, and hold the weights until someone looks
     return after, report
 
 
-def _copied(run: Run, path: Path, where: str) -> dict[str, float] | None:
-    """Makes the checkpoint of a step that changed nothing a copy of the file before it, and returns its metrics: they
-    are known, and so is that the file loads and runs. None where the model is other than that file: rewritten, packed,
-    or with data beside it.
+def _sign(graph: Graph, known: Collection[str], name: str) -> None:
+    """Names the pass on each node that it made. A function of its own: a node that a variable of the caller's still
+    held would keep the whole graph in memory.
     """
-    if run.rewritten and not run.record.steps:
-        return None
-    known = _measured(run, where)
-    if known is None or not _is_whole(run.file):
-        return None
-    if run.record.steps and _linked(run.file, path):
-        return known
-    with replacing(path) as copy, run.file.open("rb") as source:
-        shutil.copyfileobj(source, copy, COLLECTED_BYTES)
-    return known
-
-
-def _measured(run: Run, where: str) -> dict[str, float] | None:
-    """What was measured of the model before this step; None if this run did not."""
-    if run.original is not None:
-        if not run.record.steps:
-            run.sampled = run.original.sampled
-            note_uncompared(run, where, run.original)
-        elif run.sampled is None:
-            return None
-    return {name: value for name, value in run.record.final().items() if name not in TIMES}
-
-
-def _is_whole(path: Path) -> bool:
-    with path.open("rb") as file:
-        packed = is_packed(file.read(16))
-    return not packed and model_file.facts(path).size_bytes == path.stat().st_size
-
-
-def _linked(source: Path, path: Path) -> bool:
-    """Whether one checkpoint could be made another name of the one before."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)
-        os.link(source, temporary)
-        os.replace(temporary, path)
-    except OSError:
-        return False
-    return True
+    for node in graph.nodes:
+        if node.name not in known:
+            node_metadata(node)[metadata.PASS] = name
 
 
 def _warn_of_bodies(inside: Mapping[str, Collection[str]], report: PassReport) -> None:
@@ -316,24 +281,22 @@ def crashes_named(what: str, culprit: str) -> Iterator[None]:
         ) from error
 
 
-def _measure(run: Run, path: Path, session: Any, where: str, report: PassReport) -> dict[str, float]:
+def _evaluated(run: Run, session: Any, where: str) -> dict[str, float]:
+    """Metrics on the evaluation data, if there is any."""
+    if run.roles.evaluation is None or run.original is None:
+        return {}
+    found = evaluate(session, run.roles.evaluation, run.original, run.ui.status)
+    note_uncompared(run, where, found)
+    run.sampled = found.sampled
+    return found
+
+
+def _weighed(run: Run, path: Path, report: PassReport) -> dict[str, float]:
+    """What graph and file say."""
     weighed = measure(run.model)
     said = "\n".join(run.record.warnings)
     report.warnings += [line for line in dict.fromkeys(weighed.uncounted.values()) if line not in said]
-    quality = weighed.as_metrics() | {"size": float(model_file.facts(path).size_bytes)}
-    if run.roles.evaluation is not None and run.original is not None:
-        found = evaluate(session, run.roles.evaluation, run.original, run.ui.status)
-        note_uncompared(run, where, found)
-        quality |= found
-        run.sampled = found.sampled
-    return quality
-
-
-def note_uncompared(run: Run, where: str, quality: Quality | Reference) -> None:
-    """Warns of each output whose distance to the original's has no number."""
-    for output, reason in quality.reasons.items():
-        run.record.warnings.append(f"{where}: output '{output}' could not be compared: {reason}")
-        run.ui.note(f"warning: {run.record.warnings[-1]}")
+    return weighed.as_metrics() | {"size": float(model_file.facts(path).size_bytes)}
 
 
 def _record(

@@ -73,6 +73,7 @@ class Int4(Pass):
     """
 
     name = "int4"
+    streams = True
     after = {
         "fold": "batch normalization must be part of the weights before they are quantized",
         "prune": "pruning compares float weights",
@@ -251,15 +252,18 @@ class _Rounded:
     def of(
         cls, graph: Graph, weight: Weight, values: np.ndarray, encoded: int4.Levels, said: str = ""
     ) -> "_Rounded":
-        rows, restored = _matrix(weight, values), encoded.restored()
+        rows = _matrix(weight, values)
         inputs = rows.shape[1] // encoded.scale.shape[1]
-        fell = int(np.count_nonzero((restored == 0) & (rows != 0)))
-        quality = f"{affine.signal_to_noise_db(rows, restored):.1f} dB signal to noise"
+        fell, signal, noise = 0, 0.0, 0.0
+        for (place,) in affine.slabs(rows.shape, 0):
+            part, restored = rows[place], encoded.part(place).restored()
+            fell += int(np.count_nonzero((restored == 0) & (part != 0)))
+            own = affine.energies(part, restored)
+            signal, noise = signal + own[0], noise + own[1]
+        quality = f"{affine.decibels(signal, noise):.1f} dB signal to noise"
         what = f"weight is {encoded.levels.dtype.name.upper()}, a scale for {inputs} inputs: {quality}"
         if weight.name in sparse_tensors(graph):
             what += f"; {fell} small values became zero beside those that must stay"
-        signal = float(np.square(rows, dtype=np.float64).sum())
-        noise = float(np.square(rows.astype(np.float64) - restored).sum())
         return cls(encoded, what, signal, noise).saying(said)
 
     def saying(self, more: str) -> "_Rounded":

@@ -7,8 +7,9 @@ f is the activation behind it, if one is, and s what another branch adds to it, 
 What was decided stays: zeros are zero, weights that share a value share it, integers are the same. What is left is
 fitted in closed form: weights that are not zero, values of codebooks, and then the deviation and the mean of every
 channel, by the weights or their scales and by the bias. From the inputs on, so that a layer makes up for what those
-before it lost. No labels are needed and nothing is trained. A layer's error on samples that are kept apart is never
-made larger.
+before it lost. No labels are needed and nothing is trained. Of several candidates the one is taken whose error on
+samples that are kept apart is least, and none unless it is one percent below what it was; the same samples choose and
+judge, so that on others the gain may be smaller, or a loss. Behind an activation some rows of these samples judge, not all.
 Sources: Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022, sections 3 and 4; Nagel et al., "Data-Free
 Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section 4.2; Zhang, Zou, He and Sun, "Accelerating
 Very Deep Convolutional Networks", TPAMI 2016, section 3.2, for what is behind an activation.

@@ -22,8 +22,8 @@ from tests.support.models import MODELS, load_foreign
 # the suite runs on two workers; more threads than cores slow both down
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# the same examples each time; `--hypothesis-profile=default` looks for new ones
-hypothesis.settings.register_profile("seeded", derandomize=True)
+# the same examples each time, however long a busy machine takes; `--hypothesis-profile=default` looks for new ones
+hypothesis.settings.register_profile("seeded", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("seeded")
 
 

@@ -51,6 +51,8 @@ class Request:
     first: int = 0
     workers: int = 1
     """Processes that may compute at once."""
+    networks: Path | None = None
+    """Where real networks are, each fetched on first use; None: parts do without."""
 
     @property
     def numbers(self) -> range:

@@ -25,7 +25,8 @@ FILE_BYTES = 256 << 20
 """A case may write no larger file."""
 RENEWED_AFTER = 1000
 """Cases after which a process is replaced by a fresh one."""
-START_S = 120.0
+START_S = 600.0
+"""To import PyTorch and to make the onnx package's models takes minutes on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,13 @@ def each(
     numbers: Iterable[int],
     limit_s: float,
     workers: int = 1,
+    start_s: float = START_S,
 ) -> Iterator[Done]:
     """What the function makes of each number, as it comes. `function` and `warm`, which runs first in every process, are
-    pickled. A case that takes more than `limit_s` seconds ends with its process.
+    pickled and may take `start_s` seconds. A case that takes more than `limit_s` seconds ends with its process.
     """
     pending = iter(numbers)
-    pool = [_Worker(function, warm) for _ in range(workers)]
+    pool = [_Worker(function, warm, start_s) for _ in range(workers)]
     try:
         while True:
             for worker in pool:
@@ -71,8 +73,8 @@ def each(
 class _Worker:
     """A process and the case that it is at."""
 
-    def __init__(self, function: Callable[[int], Any], warm: Callable[[], object]) -> None:
-        self.function, self.warm = function, warm
+    def __init__(self, function: Callable[[int], Any], warm: Callable[[], object], start_s: float) -> None:
+        self.function, self.warm, self.start_s = function, warm, start_s
         self.number: int | None = None
         self.process: Any = None
 
@@ -85,7 +87,7 @@ class _Worker:
             self.process.start()
             theirs.close()
             self.cases = 0
-            if not self.pipe.poll(START_S) or self.pipe.recv() != "ready":
+            if not self.pipe.poll(self.start_s) or self.pipe.recv() != "ready":
                 raise RuntimeError("a process for cases does not start")
         self.number, self.began, self.cases = number, time.monotonic(), self.cases + 1
         self.pipe.send(number)

@@ -105,6 +105,7 @@ def build(arguments: list[str]) -> int:
 
 def _run(request: "Request", options: argparse.Namespace) -> int:
     from onnx_lathe.optimizer import pipeline, reporting
+    from onnx_lathe.optimizer.claim import claimed
     from onnx_lathe.optimizer.judging.writing import check_text
     from onnx_lathe.optimizer.report.target_markdown import NEEDS_SEVERAL, write_markdown
     from onnx_lathe.optimizer.ui import Ui
@@ -116,8 +117,9 @@ def _run(request: "Request", options: argparse.Namespace) -> int:
     # a hook's or a loader's print must not get into the report
     with contextlib.redirect_stdout(sys.stderr):
         ui = Ui(quiet=options.quiet)
-        record = pipeline.run(request, ui)
-        reporting.finish(record, request, ui)
+        with claimed(request.out, ui.note) as claim:
+            record = pipeline.run(request, ui, claim)
+            reporting.finish(record, request, ui)
         if options.markdown is not None:
             write_markdown(record, options.markdown)
     _print(record, options.json)

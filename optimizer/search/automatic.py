@@ -32,7 +32,12 @@ _INTEGERS = _Suited(
     "INT8 wherever the gates allow it",
 )
 _SUITED: Mapping[str, _Suited] = {
-    "pack": _Suited("fold, prune, codebook", "packed", (), "zeros and shared values, which pack well"),
+    "pack": _Suited(
+        "fold, codebook(rounding=hessian, mantissa=7, biases=8)",
+        "packed",
+        (),
+        "shared values, where weights make up for what others changed",
+    ),
     "onnx": _Suited(
         "fold, codebook", "size", (), "shared values, which a plain ONNX file stores in 4 or 8 bits"
     ),

@@ -142,6 +142,11 @@ class Bench:
             if last and timed and len(self.judges) == 1:
                 counted |= self.costs.of(model, {"latency"})
             outcome = self._outcome(counted, measured, number)
+            if last and timed and outcome.passed and outcome.ratio < self.best:
+                # what interrupts the original's runs makes a candidate seem fast, and as the best it would end all others
+                again = self.costs.of(model, {"latency"})["latency"]
+                counted["latency"] = max(counted["latency"], again)
+                outcome = self._outcome(counted, measured, number)
             if last or thorough:
                 continue
             if not outcome.passed:

@@ -78,7 +78,9 @@ class Loop:
     def _propose(
         self, proposals: Proposals, tried: list[Tried], best: Tried | None, surest: Tried | None, turn: int
     ) -> None:
-        """Most trials go on from the best, a few from the surest; each OWN-th is the sampler's own."""
+        """Most trials go on from the best, a few from the surest, by turns with the one layer that has most to gain and
+        with any few; each OWN-th is the sampler's own.
+        """
         looked = [one for one in tried if one.outcome.looks]
         between = proposals.between({one.key: one.outcome.passed for one in looked})
         if between is None and self.bench.goal.foresees:
@@ -88,7 +90,8 @@ class Loop:
             self.shared.enqueue(between)
         elif best is not None and turn % OWN:
             begun = surest if surest is not None and turn % OWN == OWN // 2 else best
-            self.shared.enqueue(proposals.step(begun.settings))
+            climbed = proposals.climb(begun.settings, {one.key for one in tried}) if turn % 2 else None
+            self.shared.enqueue(climbed or proposals.step(begun.settings))
 
     def _trial(self, done: set[str]) -> bool:
         """One trial; false for settings that were tried before."""

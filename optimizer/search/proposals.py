@@ -9,7 +9,7 @@ noises of layers add up: Zhou et al., "Adaptive Quantization for Deep Neural Net
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,21 @@ class Proposals:
             failed = len(self.ladder)
         middle = (passed + failed) // 2
         return self.ladder[middle] if passed < middle < failed and middle not in verdicts else None
+
+    def climb(self, best: Settings, tried: Collection[str]) -> dict[str, Value] | None:
+        """One layer of the best a rung stronger: by the table, the one whose step adds least noise for what it saves, of
+        those that were not tried; None if all were. `tried`: settings by `repr`.
+        """
+        steps = []
+        for number, (layer, rungs) in enumerate(sorted(self._rungs.items())):
+            place = self._place(layer, best)
+            if place + 1 == len(rungs):
+                continue
+            before, after = rungs[place], rungs[place + 1]
+            moved = {**best, **after.own}
+            if moved != dict(best) and repr(sorted(moved.items())) not in tried:
+                steps.append(((after.harm - before.harm) / (before.cost - after.cost), number, moved))
+        return min(steps, key=lambda step: step[:2])[2] if steps else None
 
     def step(self, best: Settings) -> dict[str, Value]:
         """A few layers stronger, perhaps others weaker, among the settings that some price of noise chooses: cheaper

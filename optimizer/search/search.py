@@ -13,8 +13,11 @@ from typing import Any
 
 from onnx_lathe.errors import ExitCode, LatheError, UsageError
 from onnx_lathe.optimizer import pipeline, surroundings
+from onnx_lathe.optimizer.claim import claimed
+from onnx_lathe.optimizer.reporting import write_record
 from onnx_lathe.optimizer.run import Request
 from onnx_lathe.optimizer.search import confirming, worker
+from onnx_lathe.optimizer.search.allocated import allocated
 from onnx_lathe.optimizer.search.bench import Outcome
 from onnx_lathe.optimizer.search.clock import Clock, OutOfTimeError
 from onnx_lathe.optimizer.search.folder import BEST, RECIPE, RECORD, STUDY, begin, check_out, erase_winner
@@ -60,12 +63,13 @@ def search(request: SearchRequest, ui: Ui) -> SearchRecord:
     own = request.out.absolute() / STUDY
     storage = request.storage or f"{JOURNAL}{own}"
     own_study = storage.startswith(JOURNAL) and Path(storage.removeprefix(JOURNAL)).absolute() == own
-    earlier = check_out(request)
     clock = Clock(started + request.budget_s)
     cores = limit() or surroundings.cores()
     threads = request.threads or max(1, cores // request.jobs)
     request = replace(request, storage=storage, threads=threads)
     with ExitStack() as stack:
+        claim = stack.enter_context(claimed(request.out, ui.note))
+        earlier = check_out(request, claim)
         stack.enter_context(limited(threads if request.jobs > 1 else 0))
         try:
             opened = open_search(request, clock, ui.status, threads)
@@ -79,7 +83,7 @@ def search(request: SearchRequest, ui: Ui) -> SearchRecord:
         ui.note(opened.division.note)
         for note in request.notes:
             ui.note(f"warning: {note}")
-        begin(request, earlier)
+        begin(request, earlier, claim)
         clock.reserve = reserve
         run = _Run(opened, ui, _record(opened, request))
         try:
@@ -123,12 +127,16 @@ class _Run:
         try:
             table = from_json(shared.noted(worker.TABLE) or {})
             with _children(self.request, clock, self.record.notes):
+                starts = []
+                if not earlier:
+                    self.ui.step("allocations", 0)
+                    starts = allocated(bench, clock, self.ui.status)
                 if not table:
                     self.ui.step("sensitivity", 0)
                     table = measure_table(bench, clock, self.ui.status)
                     shared.note(worker.TABLE, as_json(table))
                 if not earlier:
-                    for settings in Proposals(bench.space, table, 0).starts():
+                    for settings in [*starts, *Proposals(bench.space, table, 0).starts()]:
                         shared.enqueue(settings)
                 shared.note(worker.BEGUN, True)
                 self.ui.step("trials", 0)
@@ -166,8 +174,9 @@ class _Run:
             self.request.model, recipe, self.request.out / BEST, measure_latency=self._times(), force=True,
             name=self.request.name, command=self.request.command,
         )  # fmt: skip
-        run = pipeline.run(asked, self.ui)
-        run.write(self.request.out / BEST / "report.json")
+        with claimed(asked.out, self.ui.note) as claim:
+            run = pipeline.run(asked, self.ui, claim)
+            write_record(run, asked.out)
         self.record.final = {
             "baseline": run.baseline,
             "metrics": run.final(),

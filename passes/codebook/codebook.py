@@ -7,8 +7,7 @@ Values are shared within one tensor (or all, or a group of output channels), and
 linear start (passes/numerics/clustering/kmeans.py says why). Retraining then trains the codebook: the
 gradient of Gather sums over all weights that share a value. Zeros named in `lathe.sparse` stay exactly
 zero, and nothing else becomes zero: what was pruned is the choice of `prune`, and a weight that fell to
-zero here could not be trained any more. Where training is asked for, the network computes with shared
-values while it runs.
+zero here could not be trained any more. Training, if asked for, computes with shared values.
 Source: Han, Mao and Dally, "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained
 Quantization and Huffman Coding", ICLR 2016, section 3; with a price on code length, Chou, Lookabaugh and
 Gray, "Entropy-Constrained Vector Quantization", 1989; while training runs, Choi, El-Khamy and Lee, "Towards
@@ -67,6 +66,7 @@ class Codebook(Pass):
     """Gives the weights of each layer a few shared values (k-means), stored as a codebook and indices."""
 
     name = "codebook"
+    streams = True
     after = {"fold": "a folded batch normalization gives every channel values of its own"}
     before = {
         "int8": "values are shared among float weights; int8 then quantizes what the codebook decodes to"

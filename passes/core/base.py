@@ -32,6 +32,10 @@ class Pass:
     """Whether the pass takes weights of 16 bits as they are; to others they are given in float32, and taken
     back in the model's type.
     """
+    streams: ClassVar[bool] = False
+    """Whether the pass, where it needs no services, reads and writes weights by graph/initializers.py alone, so that they
+    may stay in files (held.py).
+    """
     needs: tuple[str, ...] = ()
     """Services without which the pass cannot run: "calibrator", "trainer", "runner", "fitter",
     "kernel_timer" (whose kernels `config.profile` names), "original", and "gradients" of the built-in training, which a user's hook need not follow. What options do without,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx
 
-from onnx_lathe import metadata
+from onnx_lathe import held, metadata
 from onnx_lathe.errors import ContractError, ModelError
 from onnx_lathe.passes.core.base import Pass
 from onnx_lathe.passes.graph.bodies import graph_protos
@@ -105,7 +105,7 @@ def _check_defaults(before: onnx.ModelProto, after: onnx.ModelProto, pass_name: 
 
 
 def _data(tensor: onnx.TensorProto) -> bytes:
-    return tensor.raw_data or onnx.numpy_helper.to_array(tensor).tobytes()
+    return tensor.raw_data or held.to_array(tensor).tobytes()
 
 
 class OutputMovedError(ContractError):

@@ -30,6 +30,8 @@ class PassReport:
     metrics: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     """What the user should know of the result as a whole, and what to do about it."""
+    chosen: dict[str, float] = field(default_factory=dict)
+    """By weight, what the option layers= would have to say to give it what it got: of passes that share out a budget."""
 
     def edit(self, node: str, what: str) -> None:
         self.edits.append(Edit(node, what))

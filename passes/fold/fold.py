@@ -39,6 +39,7 @@ class Fold(Pass):
     """Folds constants and batch normalization, and removes what does nothing."""
 
     name = "fold"
+    streams = True
     lossless = True
     # rounding in another order: ONNX Runtime's own folding moves the outputs of a text recognizer by 7e-5
     tolerance = 5e-4

@@ -18,7 +18,7 @@ from onnx_graphsurgeon.importers.onnx_importer import (
 )
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnx_lathe import metadata
+from onnx_lathe import held, metadata
 from onnx_lathe.passes.graph import Constant, Graph, Node, Variable
 from onnx_lathe.passes.graph.ancestors import model_up_to
 from onnx_lathe.passes.graph.bodies import (
@@ -30,7 +30,14 @@ from onnx_lathe.passes.graph.bodies import (
     store_once,
     take_up,
 )
-from onnx_lathe.passes.graph.initializers import data_withheld, is_sparse, size_bytes, store_packed
+from onnx_lathe.passes.graph.initializers import (
+    data_withheld,
+    is_sparse,
+    know_held,
+    let_go,
+    size_bytes,
+    store_packed,
+)
 from onnx_lathe.passes.graph.keeping import keep, restore
 from onnx_lathe.passes.graph.names import unused_name as unused_name
 
@@ -69,6 +76,9 @@ def import_model(model: onnx.ModelProto) -> Graph:
             taken.add(node.name)
         seen.add(node.name)
     take_up(graph, model)
+    if held.are_any():
+        for tensor, _ in constants(parts(graph)):
+            know_held(tensor)
     return graph
 
 
@@ -124,6 +134,8 @@ def _without_data(graph: Graph) -> tuple[onnx.ModelProto, list[Constant]]:
     for tensor in stored:
         if tensor.dtype in FOUR_BIT:
             store_packed(tensor)
+        else:
+            let_go(tensor)
     graph.toposort()
     # onnx-graphsurgeon copies the whole model three times as it writes it
     held = [tensor for tensor in stored if not is_sparse(tensor) and size_bytes(tensor) >= BIG_BYTES]

@@ -90,6 +90,7 @@ class Int8(Pass):
     """Quantizes weights and activations to 8 bits after training, with ranges from calibration data."""
 
     name = "int8"
+    streams = True
     needs: tuple[str, ...] = ("calibrator",)
     after = {"fold": "batch normalization must be part of the weights before their range is measured"}
 

@@ -7,6 +7,7 @@ Or they come from a calibration cache, and what that has no range for stays in f
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnx_lathe.passes.core.report import PassReport
@@ -319,29 +320,43 @@ class Quantization:
         if pairs.has_directions(weight):
             values, axis = values.reshape(-1, values.shape[-1]), 0
         largest = self._largest.get(weight.name)
+        layer, pairwise = weight.nodes[0], largest is None and self.context.placement.pairs
+        pairwise = pairwise and not is_stored_only(weight) and adds_in_pairs(layer, values)
+        levels, scales = np.empty(values.shape, np.int8), []
+        signal, noise, crushed = 0.0, 0.0, 0
+        for place in affine.slabs(values.shape, axis):
+            part = values[place]
+            levels[place], scale = self._levels(layer, part, axis, largest, pairwise)
+            restored = affine.dequantize(levels[place], scale, axis)
+            own = affine.energies(part, restored)
+            signal, noise = signal + own[0], noise + own[1]
+            crushed += crushed_channels(part, restored, axis)
+            scales.append(scale)
+        scale = np.concatenate(scales)
+        writer.weight(weight, levels, scale)
+        kind = "INT8" if largest is None else f"INT8 of {2 * largest + 1} levels"
+        what = (
+            f"weight is {kind}, {scale.size} scales: {affine.decibels(signal, noise):.1f} dB signal to noise"
+        )
+        if crushed:
+            what += f"; {crushed} channels have an outlier beside which most weights round to zero"
+        for node in weight.nodes:
+            report.edit(node.name, what + self.phrases.get(weight.name, ""))
+
+    def _levels(
+        self, layer: Node, values: np.ndarray, axis: int, largest: int | None, pairwise: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """INT8 levels and scales of some output channels of a weight. `pairwise`: neighbours must not saturate."""
         scale = (
             least_error_scale(values, axis, largest or affine.LEVELS)
             if self.config.weights == "mse" or largest
             else affine.channel_scale(values, axis)
         )
         levels = affine.quantize(values, scale, axis, largest)
-        layer = weight.nodes[0]
-        if (
-            largest is None
-            and self.context.placement.pairs
-            and not is_stored_only(weight)
-            and adds_in_pairs(layer, values)
-        ):
-            rows, scale = pair_sums.without_saturation(as_added(layer, values), scale)
-            levels = as_stored(layer, rows, values.shape)
-        restored = affine.dequantize(levels, scale, axis)
-        writer.weight(weight, levels, scale)
-        kind = "INT8" if largest is None else f"INT8 of {2 * largest + 1} levels"
-        what = f"weight is {kind}, {scale.size} scales: {affine.signal_to_noise_db(values, restored):.1f} dB signal to noise"
-        if crushed := crushed_channels(values, restored, axis):
-            what += f"; {crushed} channels have an outlier beside which most weights round to zero"
-        for node in weight.nodes:
-            report.edit(node.name, what + self.phrases.get(weight.name, ""))
+        if not pairwise:
+            return levels, scale
+        rows, scale = pair_sums.without_saturation(as_added(layer, values), scale)
+        return as_stored(layer, rows, values.shape), scale
 
 
 def is_weight_only(weight: Weight, placement: Placement) -> bool:

@@ -101,6 +101,7 @@ class Prune(Pass):
     """Sets the least important weights to zero, at once or while the model is retrained."""
 
     name = "prune"
+    streams = True
     after = {"fold": "a folded batch normalization changes the magnitudes that are compared"}
     before = {
         "codebook": "a weight that shares its value cannot become zero alone",
@@ -328,6 +329,7 @@ def _record(
     sparse, size = sparse_tensors(graph), sum(member.size for member in members.values())
     for name, member in members.items():
         zeros, returned, node = after[name].zeros, after[name].returned, member.weight.nodes[0].name
+        report.chosen[name] = zeros / member.size
         if zeros == 0 and returned is None:
             report.skip(node, "none of its weights is among the smallest")
         elif zeros == member.zeros and name in sparse and returned is None:

@@ -1,7 +1,9 @@
 """Two layers fitted to one: to its weight, or to what it answers on calibration data."""
 
 import math
+import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from onnx_lathe.passes.graph import Graph
 from onnx_lathe.passes.graph.ancestors import model_up_to
 from onnx_lathe.passes.graph.input_moments import by_sample
 from onnx_lathe.passes.graph.model import Snapshot
-from onnx_lathe.passes.numerics.rank.low_rank import balanced, fit, fit_relu
+from onnx_lathe.passes.numerics.rank.low_rank import balanced, fitted
 from onnx_lathe.passes.numerics.rank.principal import truncated
 from onnx_lathe.passes.numerics.rank.responses import Responses, as_rows
 from onnx_lathe.passes.numerics.second_order.moments import HELD_OUT
@@ -55,11 +57,8 @@ def split_by_response(
         )
         for layer, responses in zip(group, collected, strict=True):
             plan = plans[layer.weight.name]
-            better = None
-            if options.nonlinear and layer.relu and layer.channels <= MOST_RELU_CHANNELS:
-                low, better = fit_relu(responses, plan.chosen)
-            else:
-                low = fit(responses, plan.chosen)
+            relu = options.nonlinear and layer.relu and layer.channels <= MOST_RELU_CHANNELS
+            low, better = fitted(responses, plan.chosen, relu)
             bias = low.offset if layer.bias is None else low.left @ (low.right @ layer.bias) + low.offset
             left, right = balanced(low.left, low.right @ layer.matrix())
             split(graph, layer, layer.factors(left, right), bias)
@@ -95,15 +94,43 @@ def collect_responses(
     sample: int,
 ) -> list[Responses]:
     """The responses of each layer over the calibration data; paired with those in the changed model, if
-    anything changed them.
+    anything changed them. Of equal parts of networks they are the same: a search, whose trials have most layers
+    in common, measures each once.
     """
+    samples = [sample if layer.relu and layer.channels <= MOST_RELU_CHANNELS else 0 for layer in layers]
     names = list(dict.fromkeys(tensor.name for layer in layers for tensor in layer.responses))
-    collected = [
-        Responses(layer.channels, sample if layer.relu and layer.channels <= MOST_RELU_CHANNELS else 0)
-        for layer in layers
-    ]
+    apart = None if changed is None or _nodes(changed, names) == _nodes(original, names) else changed
+    measured: list[Responses] = []
+
+    def measure(place: int) -> Responses:
+        if not measured:  # of all layers by one run of the data, if any of them is new
+            measured.extend(_measured(calibrator, original, apart, layers, samples))
+        return measured[place]
+
+    found = []
+    for place, layer in enumerate(layers):
+        own, count = [tensor.name for tensor in layer.responses], samples[place]
+        part, what = original.up_to(own), f"responses {own} on axis {layer.response_axis}, {count} sampled"
+        if apart is not None:
+            known = calibrator.remembered(part, "a name for it", lambda: uuid.uuid4().hex, 0)
+            part, what = apart.up_to(own), f"{what}, beside those of {known}"
+        size_bytes = Responses.most_bytes(layer.channels, count)
+        found.append(calibrator.remembered(part, what, partial(measure, place), size_bytes))
+    return found
+
+
+def _measured(
+    calibrator: Calibrator,
+    original: Snapshot,
+    changed: Snapshot | None,
+    layers: Sequence[Layer],
+    samples: Sequence[int],
+) -> list[Responses]:
+    """As `collect_responses`; `samples`: how many responses are sampled of each layer."""
+    names = list(dict.fromkeys(tensor.name for layer in layers for tensor in layer.responses))
+    collected = [Responses(layer.channels, count) for layer, count in zip(layers, samples, strict=True)]
     wanted = calibrator.observe(original.up_to(names), names)
-    if changed is None or _nodes(changed, names) == _nodes(original, names):
+    if changed is None:
         pairs: Iterator[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray] | None]] = (
             (batch, None) for batch in wanted
         )
@@ -127,11 +154,11 @@ def collect_split(
     collected = [(Responses(layer.channels), Responses(layer.channels)) for layer in layers]
     samples = 0
     for number, batch in enumerate(calibrator.observe(original.up_to(names), names)):
-        for layer, (fitted, held) in zip(layers, collected, strict=True):
+        for layer, (own, held) in zip(layers, collected, strict=True):
             for tensor in layer.responses:
                 for sample, values in by_sample(batch[tensor.name], batch):
                     place = number if sample is None else samples + sample
-                    kept = fitted if (place + 1) % HELD_OUT else held
+                    kept = own if (place + 1) % HELD_OUT else held
                     kept.add(as_rows(values, layer.response_axis))
         samples += batch.samples
     return collected

@@ -130,6 +130,7 @@ class Svd(Pass):
         else:
             plans = self._plans_by_weight(layers, shapes, context)
         chosen = self._choose(graph, plans, own, (now, whole), shapes, context, report)
+        report.chosen = {plan.layer.weight.name: plan.rank or 0 for plan in plans}
         if self.by_response:
             split_by_response(graph, original, chosen, self.config, context, report)
         else:

@@ -82,6 +82,7 @@ class TuckerPass(Pass):
             return report
         plans = list(self._plans(graph, layers, own, shapes, context, report))
         chosen = self._choose(graph, plans, (now, whole), shapes, context, report)
+        report.chosen = {plan.layer.rows.weight.name: max(plan.chosen, default=0) for plan in plans}
         if context.calibrator is None:
             split_by_weight(graph, chosen, context, report)
         else:

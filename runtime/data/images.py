@@ -9,9 +9,10 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image, JpegImagePlugin
@@ -158,12 +159,39 @@ def open_images(
     return source
 
 
+class _Quiet:
+    """How many threads read pictures, and the filter that is set as long as any does: `warnings.catch_warnings` in two
+    that overlap would leave one's filters set for good.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.readers = threading.Lock(), 0
+        self.filter: object = None
+
+    def enter(self) -> None:
+        with self.lock:
+            self.readers += 1
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            self.filter = warnings.filters[0]
+
+    def leave(self) -> None:
+        with self.lock, suppress(ValueError):
+            self.readers -= 1
+            if not self.readers:
+                cast("list[object]", warnings.filters).remove(self.filter)
+
+
+_QUIET = _Quiet()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Pillow warns of what is odd in a file and of sizes; what cannot be decoded is an error, and MOST_PIXELS bounds sizes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    _QUIET.enter()
+    try:
         yield
+    finally:
+        _QUIET.leave()
 
 
 def decode(file: Path, framing: Framing) -> np.ndarray:

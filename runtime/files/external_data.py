@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto
 
@@ -137,19 +138,29 @@ class Reader:
     def read(self, tensor: TensorProto) -> None:
         """Reads the data into the tensor and makes it an ordinary one."""
         with opened(self.model, tensor) as stream:
-            found = os.fstat(stream.fileno())
-            offset, length = locate(self.model, tensor, found.st_size)
-            self.sizes[found.st_dev, found.st_ino] = found.st_size
-            self.wanted += length
-            if self.wanted > 2 * sum(self.sizes.values()) + SPARE_BYTES:
-                raise ModelError(
-                    f"tensor '{tensor.name}' and those before it read the same external data over and over, "
-                    f"{self.wanted / 1e9:.3g} GB in all; export the model again"
-                )
+            offset, length = self._located(tensor, stream)
             stream.seek(offset)
             tensor.raw_data = stream.read(length)
         del tensor.external_data[:]
         tensor.ClearField("data_location")
+
+    def mapped(self, tensor: TensorProto) -> np.ndarray:
+        """The data, uint8 [bytes], mapped and not read. Raises ModelError as `read` does."""
+        with opened(self.model, tensor) as stream:
+            offset, length = self._located(tensor, stream)
+            return np.memmap(stream, np.uint8, "r", offset, (length,))
+
+    def _located(self, tensor: TensorProto, stream: BinaryIO) -> tuple[int, int]:
+        found = os.fstat(stream.fileno())
+        offset, length = locate(self.model, tensor, found.st_size)
+        self.sizes[found.st_dev, found.st_ino] = found.st_size
+        self.wanted += length
+        if self.wanted > 2 * sum(self.sizes.values()) + SPARE_BYTES:
+            raise ModelError(
+                f"tensor '{tensor.name}' and those before it read the same external data over and over, "
+                f"{self.wanted / 1e9:.3g} GB in all; export the model again"
+            )
+        return offset, length
 
 
 def externalized(model: ModelProto, location: str) -> tuple[ModelProto, list[tuple[int, TensorProto]]]:

@@ -1,4 +1,9 @@
-"""SHA-256 of files, read in small pieces, and once for as long as a file stays what it is."""
+"""SHA-256 of files, read in small pieces, and once for as long as a file stays what it is.
+
+What is remembered is this process's own. A file counts as the same while its place, size and times of change are, and
+only if it had been left alone for a while when it was read: file systems tell times apart by up to two seconds (FAT),
+and what is written twice within one may look the same.
+"""
 
 import hashlib
 import os
@@ -10,8 +15,8 @@ LOCATION = b"\x0a\x08location"
 """What names a file of external data, as protobuf writes it."""
 _PIECE_BYTES = 1 << 20
 _HEAD_BYTES = 16
-_SETTLED_S = 0.1
-"""A file written later than so long ago may change again without another time of change."""
+_SETTLED_S = 2.5
+"""A file that was changed later than so long ago may change again and look the same."""
 _REMEMBERED = 256
 
 
@@ -27,6 +32,8 @@ class Content:
 
 _State = tuple[int, int, int, int, int]
 _KNOWN: dict[_State, Content] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_KNOWN.clear)
 
 
 def content(path: str | Path) -> Content:
@@ -35,6 +42,7 @@ def content(path: str | Path) -> Content:
         state = _state(file.fileno())
         if (known := _KNOWN.get(state)) is not None:
             return known
+        quiet = settled(os.fstat(file.fileno()))
         digest, size, head, tail, locates = hashlib.sha256(), 0, b"", b"", False
         while piece := file.read(_PIECE_BYTES):
             digest.update(piece)
@@ -43,11 +51,18 @@ def content(path: str | Path) -> Content:
             locates = locates or LOCATION in piece or LOCATION in tail + piece[: len(LOCATION)]
             tail = piece[-len(LOCATION) :]
         found = Content(size, digest.hexdigest(), head, locates)
-        if _state(file.fileno()) == state and time.time() - 1e-9 * state[3] > _SETTLED_S:
+        if _state(file.fileno()) == state and quiet:
             while len(_KNOWN) >= _REMEMBERED:
                 del _KNOWN[next(iter(_KNOWN))]
             _KNOWN[state] = found
     return found
+
+
+def settled(found: os.stat_result) -> bool:
+    """Whether another change would give the file other times. The time of writing alone can be set back by anyone;
+    that of the last change of anything (ctime) is the system's. One in the future tells nothing.
+    """
+    return time.time() - max(found.st_mtime, found.st_ctime) > _SETTLED_S
 
 
 def _state(descriptor: int) -> _State:

@@ -16,11 +16,13 @@ import onnx
 from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto
 
+from onnx_lathe import held
 from onnx_lathe.errors import ModelError, first_few
 from onnx_lathe.runtime.files import hashing
 from onnx_lathe.runtime.files.declared import check_counts, check_declared
 from onnx_lathe.runtime.files.external_data import Reader, external_path, externalized, locate, opened
 from onnx_lathe.runtime.files.functions import check_functions
+from onnx_lathe.runtime.files.pieces import PIECED_BYTES, pieces
 from onnx_lathe.runtime.files.reading import (
     OPSETS,
     PROTOBUF_LIMIT_BYTES,
@@ -55,14 +57,37 @@ class FileFacts:
 
 def load(path: str | Path, oldest: int = OPSETS[0], mend: Mend = as_it_is) -> ModelProto:
     """The model, external data read into it, checked by onnx.checker. The file may be packed (runtime/pack).
-    `mend`: what a caller will do to it that makes it one that the checker takes.
+    `mend`: what a caller will do to it that makes it one that the checker takes. Within `held.area`, big external data
+    of initializers is held instead: mapped, not read.
 
     Raises ModelError: unreadable or not ONNX, opset outside `oldest`..24, invalid structure, external data
     missing, too short or elsewhere.
     """
     path = Path(path)
-    reader = Reader(path)
-    return _loaded(path, lambda model, tensor: reader.read(tensor), oldest, mend)
+    reader, area = Reader(path), held.open_area()
+    if area is None:
+        return _loaded(path, lambda model, tensor: reader.read(tensor), oldest, mend)
+
+    def hold_big(model: ModelProto, tensor: TensorProto) -> None:
+        if data_size(tensor) < held.LEAST_BYTES or not in_main(model, tensor):
+            reader.read(tensor)
+        else:
+            area.hold(tensor, reader.mapped(tensor))
+
+    in_main = _Main()
+    return _loaded(path, hold_big, oldest, mend)
+
+
+class _Main:
+    """Whether a tensor is an initializer of the main graph."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, TensorProto] = {}
+
+    def __call__(self, model: ModelProto, tensor: TensorProto) -> bool:
+        if not self._known:
+            self._known = {id(one): one for one in model.graph.initializer}
+        return id(tensor) in self._known
 
 
 def load_without_data(path: str | Path, oldest: int = OPSETS[0], mend: Mend = as_it_is) -> ModelProto:
@@ -71,13 +96,10 @@ def load_without_data(path: str | Path, oldest: int = OPSETS[0], mend: Mend = as
     depend, are read.
     """
     path = Path(path)
-    main: dict[int, TensorProto] = {}
-    reader = Reader(path)
+    in_main, reader = _Main(), Reader(path)
 
     def read_small(model: ModelProto, tensor: TensorProto) -> None:
-        if not main:
-            main.update({id(one): one for one in model.graph.initializer})
-        if id(tensor) not in main or data_size(tensor) < BIG_BYTES:
+        if not in_main(model, tensor) or data_size(tensor) < BIG_BYTES:
             reader.read(tensor)
 
     return _loaded(path, read_small, oldest, mend)
@@ -221,6 +243,17 @@ def size_bytes(model: ModelProto) -> int:
     return light.ByteSize() + max((offset + data_size(tensor) for offset, tensor in blobs), default=0)
 
 
+def hold_saved(model: ModelProto, path: str | Path) -> None:
+    """Of a model that has just been saved there: what it holds is held in the file that `save` wrote beside it."""
+    if not any(map(held.is_held, model.graph.initializer)) or not Path(f"{path}.data").is_file():
+        return
+    _, outside = externals(path)
+    saved = {tensor.name: data for tensor, data in outside}
+    for tensor in model.graph.initializer:
+        if tensor.name in saved and held.is_held(tensor):
+            held.hold_again(tensor, saved[tensor.name])
+
+
 def save(model: ModelProto, path: str | Path) -> None:
     """Writes `path`, and `<name>.data` beside it above 1.9 GB. Files appear whole or not at all; `model` is
     left as it is.
@@ -229,9 +262,10 @@ def save(model: ModelProto, path: str | Path) -> None:
     """
     path = Path(path)
     try:
-        if inline_size(model) <= INLINE_LIMIT_BYTES:
+        if (size := inline_size(model)) <= INLINE_LIMIT_BYTES:
             with replacing(path) as file:
-                file.write(model.SerializeToString())
+                pieced = size > PIECED_BYTES or any(map(held.is_held, model.graph.initializer))
+                file.writelines(pieces(model) if pieced else (model.SerializeToString(),))
             return
         data_path = path.with_name(path.name + ".data")
         light, blobs = externalized(model, data_path.name)
@@ -243,7 +277,9 @@ def save(model: ModelProto, path: str | Path) -> None:
             for offset, tensor in blobs:
                 data.write(b"\0" * (offset - data.tell()))
                 data.write(
-                    tensor.raw_data
+                    held.data_of(tensor).data
+                    if held.is_held(tensor)
+                    else tensor.raw_data
                     or onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data
                 )
     except EncodeError as error:

@@ -13,6 +13,7 @@ import onnx
 from google.protobuf.message import Message
 from onnx import ModelProto, TensorProto
 
+from onnx_lathe import held
 from onnx_lathe.errors import ModelError
 
 BIG_BYTES = 1024
@@ -148,10 +149,11 @@ def tensor_size(tensor: TensorProto) -> int:
     could. Data of the size that the shape asks for is not written to be measured.
     """
     data = data_size(tensor) if tensor.data_type != TensorProto.STRING else 0
-    if not tensor.HasField("raw_data") and data <= MEASURED_BYTES:
+    if not tensor.HasField("raw_data") and data <= MEASURED_BYTES and not held.is_held(tensor):
         return tensor.ByteSize()
     header = TensorProto()
-    copy_fields(tensor, header, leave_out=VALUES)
+    elsewhere = ("external_data", "data_location") if held.is_held(tensor) else ()
+    copy_fields(tensor, header, leave_out=(*VALUES, *elsewhere))
     return header.ByteSize() + _field_size(data)
 
 
@@ -160,3 +162,12 @@ def _field_size(content: int) -> int:
     content.
     """
     return 1 + max(1, (content.bit_length() + 6) // 7) + content
+
+
+def field_head(number: int, content: int) -> bytes:
+    """What stands before an embedded message, or bytes, of that size in a field of that number, of 1 to 15."""
+    length = bytearray()
+    while content > 0x7F:
+        length.append(content & 0x7F | 0x80)
+        content >>= 7
+    return bytes([number << 3 | 2, *length, content])

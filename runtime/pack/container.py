@@ -6,6 +6,7 @@ docs/pack-format.md is the whole format, for who wants to decode it elsewhere.
 
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
@@ -32,7 +33,7 @@ elements: it takes some microseconds for each to find the best layout.
 """
 
 
-def is_packed(content: bytes) -> bool:
+def is_packed(content: bytes | memoryview) -> bool:
     return content[: len(MAGIC)] == MAGIC
 
 
@@ -48,6 +49,34 @@ def pack(
     loaded. `effort`: "best" looks for the smallest file; "fast" codes no tensor adaptively, is mostly ten times
     faster and gives at most some per cent more. `progress` hears of the bytes of data that are coded, and of all.
     """
+    made = pack_parts(content, elsewhere, effort, progress)
+    out = b"".join(made.parts)
+    made.check(out)
+    return out
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed file in parts. `whole`: bytes of the ONNX file; `sure`: whether all of what it was made of is in it."""
+
+    parts: plans.Parts
+    whole: int
+    sure: bool
+
+    def check(self, out: bytes | memoryview) -> None:
+        """Of the parts, joined: raises ModelError if the file that was packed is not in them."""
+        if not self.sure or Unpacker(out, self.whole).size_bytes != self.whole:
+            raise ModelError("cannot be packed without loss; save it again with onnx.save")
+
+
+def pack_parts(
+    content: bytes,
+    elsewhere: Mapping[bytes, np.ndarray] | None,
+    effort: str,
+    progress: Progress,
+    put_aside: Callable[[plans.Parts], plans.Parts] = lambda blob: blob,
+) -> Packed:
+    """As `pack`, to be joined and checked. `put_aside` gives back the parts of a blob, kept elsewhere than in memory."""
     if effort not in EFFORTS:
         raise UsageError(f"effort is {' or '.join(EFFORTS)}, not '{effort}'")
     elsewhere = elsewhere or {}
@@ -85,17 +114,15 @@ def pack(
         ticker.done(array.size)
         checks += check.to_bytes(4, "little")[: plan.check_bytes]
         chosen.append(plan)
-        blobs.extend(blob)
+        blobs.extend(put_aside(blob))
     stream = encoder.finish()
     whole = wire.size_of(wire.layout(skeleton, [array.size for array in arrays]))
     inside = varint.write(len(skeleton)) + skeleton + b"".join(plan.write() for plan in chosen)
-    out = _file(whole, inside, effort, [varint.write(len(stream)), stream, checks, *blobs])
-    if (elsewhere or whole == len(content)) and Unpacker(out, whole).size_bytes == whole:
-        return out
-    raise ModelError("cannot be packed without loss; save it again with onnx.save")
+    parts = _file(whole, inside, effort, [varint.write(len(stream)), stream, checks, *blobs])
+    return Packed(parts, whole, bool(elsewhere) or whole == len(content))
 
 
-def _file(whole: int, inside: bytes, effort: str, parts: plans.Parts) -> bytes:
+def _file(whole: int, inside: bytes, effort: str, parts: plans.Parts) -> plans.Parts:
     """The packed file of a model of `whole` bytes: its head, of what is `inside`, then the parts and the check."""
     coder, packed = head.compress(inside, effort == BEST)
     sizes = [varint.write(whole), bytes([coder]), varint.write(len(inside)), varint.write(len(packed))]
@@ -103,7 +130,7 @@ def _file(whole: int, inside: bytes, effort: str, parts: plans.Parts) -> bytes:
     check = 0
     for part in parts:
         check = zlib.crc32(part, check)
-    return b"".join([*parts, check.to_bytes(4, "little")])
+    return [*parts, check.to_bytes(4, "little")]
 
 
 def _plan(
@@ -160,7 +187,7 @@ class Unpacker:
     decoded one after the other.
     """
 
-    def __init__(self, content: bytes, limit_bytes: int = LIMIT_BYTES) -> None:
+    def __init__(self, content: bytes | memoryview, limit_bytes: int = LIMIT_BYTES) -> None:
         """Raises ModelError: not packed, another version, damaged, or more than `limit_bytes` unpacked."""
         if not is_packed(content):
             raise ModelError("is not a packed file")

@@ -1,6 +1,7 @@
 """Packs and unpacks files, external data included."""
 
 import secrets
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,20 @@ from onnx_lathe.runtime.files.external_data import ALIGNMENT
 from onnx_lathe.runtime.files.tensors import BIG_BYTES
 from onnx_lathe.runtime.files.writing import replacing
 from onnx_lathe.runtime.pack import wire
-from onnx_lathe.runtime.pack.container import BEST, LIMIT_BYTES, MAGIC, Progress, Unpacker, is_packed, pack
+from onnx_lathe.runtime.pack.container import (
+    BEST,
+    LIMIT_BYTES,
+    MAGIC,
+    Progress,
+    Unpacker,
+    is_packed,
+    pack_parts,
+)
+from onnx_lathe.runtime.pack.plans import Parts
 
 SUFFIX = ".lathe"
+ASIDE_BYTES = 1 << 20
+"""A larger blob is kept in a file until all are there."""
 _Result = TypeVar("_Result")
 
 
@@ -46,10 +58,22 @@ def packed_file(path: str | Path, effort: str = BEST, progress: Progress = lambd
     """The model file `path` packed. Raises ModelError for what is not a model, or is packed already."""
     path = Path(path)
     require(path, packed=False)
+
+    def join() -> bytes:
+        made = pack_parts(*_content(path), effort, progress)
+        out = b"".join(made.parts)
+        made.check(out)
+        return out
+
+    return _naming(path, join)
+
+
+def _content(path: Path) -> tuple[bytes, dict[bytes, np.ndarray] | None]:
+    """What `pack_parts` takes."""
     model, outside = model_file.externals(path)
     if not outside:
         del model, outside
-        return _naming(path, lambda: pack(path.read_bytes(), None, effort, progress))
+        return path.read_bytes(), None
     token = secrets.token_bytes(24)
     elsewhere = {}
     for number, (tensor, data) in enumerate(outside):
@@ -58,7 +82,23 @@ def packed_file(path: str | Path, effort: str = BEST, progress: Progress = lambd
         tensor.raw_data = name
         del tensor.external_data[:]
         tensor.ClearField("data_location")
-    return _naming(path, lambda: pack(model.SerializeToString(), elsewhere, effort, progress))
+    return model.SerializeToString(), elsewhere
+
+
+class _Aside:
+    """Keeps blobs in a nameless file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with the object
+
+    def __call__(self, blob: Parts) -> Parts:
+        size = sum(map(len, blob))
+        if size < ASIDE_BYTES or all(isinstance(part, memoryview) for part in blob):  # the tensor's own data
+            return blob
+        start = self.file.tell()
+        self.file.writelines(blob)
+        self.file.flush()
+        return [np.memmap(self.file, np.uint8, "r", start, (size,)).data]
 
 
 def pack_file(
@@ -70,10 +110,16 @@ def pack_file(
     """Packs a model file into another, `effort` as container.pack has it. Raises ModelError as `packed_file`, LatheError for what the disk
     refuses.
     """
-    content = packed_file(source, effort, progress)
-    with replacing(Path(target)) as file:
-        file.write(content)
-    return Sizes(model_file.inspect_file(source).size_bytes, len(content))
+    source, target = Path(source), Path(target)
+    require(source, packed=False)
+    with replacing(target) as file:
+        aside = _Aside(target.parent)
+        made = _naming(source, lambda: pack_parts(*_content(source), effort, progress, aside))
+        file.writelines(made.parts)
+        file.flush()
+        size = file.tell()
+        _naming(source, lambda: made.check(_mapped(Path(file.name))))
+    return Sizes(model_file.inspect_file(source).size_bytes, size)
 
 
 def unpack_file(source: str | Path, target: str | Path, limit_bytes: int = LIMIT_BYTES) -> Sizes:
@@ -84,7 +130,7 @@ def unpack_file(source: str | Path, target: str | Path, limit_bytes: int = LIMIT
     """
     source, target = Path(source), Path(target)
     require(source, packed=True)
-    content = source.read_bytes()
+    content = _mapped(source)
 
     def write() -> int:
         opened = Unpacker(content, limit_bytes)
@@ -137,6 +183,11 @@ def _is_packed_file(path: Path) -> bool:
             return is_packed(file.read(len(MAGIC)))
     except OSError:
         return False  # who opens it next has the reason
+
+
+def _mapped(path: Path) -> memoryview:
+    """The content of a file that is not empty."""
+    return np.memmap(path, np.uint8, "r").data
 
 
 def _write_apart(opened: Unpacker, location: str, file: BinaryIO, data: BinaryIO) -> None:

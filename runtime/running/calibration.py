@@ -226,10 +226,11 @@ def open_with(model: onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.Inf
 
     Raises ModelError for a name that nothing computes, or if ONNX Runtime refuses the model.
     """
-    inputs = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
+    listed = {value.name for value in model.graph.input}
+    inputs = listed - {tensor.name for tensor in model.graph.initializer}  # others keep their defaults
     computed = {name for node in model.graph.node for name in node.output}
     for name in tensors:
-        if name not in inputs and name not in computed:
+        if name not in listed and name not in computed:
             raise ModelError(
                 f"tensor '{name}' cannot be calibrated: no node of the model computes it, and it is no input"
             )

@@ -17,7 +17,7 @@ import sys
 import threading
 import warnings
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from onnx_lathe.runtime.files import hashing
 from onnx_lathe.runtime.processes import environment
@@ -25,6 +25,10 @@ from onnx_lathe.runtime.running.settings import Settings
 
 WORKER = "onnx_lathe.runtime.running.guard_worker"
 KILLED = "the system ended it (SIGKILL), likely for lack of memory"
+
+LARGE_BYTES = 256 << 20
+UNPACKED = ("session.disable_prepacking", "1")
+"""For models above that size: packing weights for the processor changes no graph, and doubles them in memory."""
 
 READY, SURVIVED = b"r", b"rs"
 """What the child has answered when it begins to load a model, and when it has."""
@@ -50,7 +54,8 @@ def crash(source: bytes | str, settings: Settings) -> str | None:
 
 def _key(source: bytes | str) -> bytes | None:
     """Equal for equal models; None for a file that cannot be read. A large file is not copied into memory, and
-    external data is not read: its files' sizes and times of change stand for it.
+    external data is not read: its files' places, sizes and times of change stand for it, and nothing does where
+    these cannot tell yet: the model is tried again then.
     """
     if isinstance(source, bytes):
         return hashlib.blake2b(hashlib.sha256(source).hexdigest().encode(), digest_size=16).digest()
@@ -70,6 +75,17 @@ def _key(source: bytes | str) -> bytes | None:
     return digest.digest()
 
 
+def _is_large(path: str) -> bool:
+    """Whether the file and its external data are."""
+    with suppress(OSError, ValueError):
+        folder, locations = os.path.dirname(os.path.abspath(path)), set[bytes]()
+        if os.path.getsize(path):
+            locations = _located(path)
+        sizes = [os.path.getsize(os.path.join(os.fsencode(folder), one)) for one in locations]
+        return os.path.getsize(path) + sum(sizes) > LARGE_BYTES
+    return False
+
+
 def _located(path: str) -> set[bytes]:
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return _locations(content)
@@ -85,10 +101,14 @@ def _locations(content: mmap.mmap) -> set[bytes]:
 
 
 def _state(path: bytes) -> bytes:
-    """Changes when the file is written again; a file that is missing has one too."""
+    """Changes when the file is written again, and always of a file that was just written; one that is missing has
+    one too.
+    """
     try:
         found = os.stat(path)
-        return b"%b %d %d;" % (path, found.st_size, found.st_mtime_ns)
+        once = b"" if hashing.settled(found) else os.urandom(8)
+        times = found.st_mtime_ns, found.st_ctime_ns
+        return b"%b %d %d %d %d %d;" % (path, found.st_dev, found.st_ino, found.st_size, *times) + once
     except (OSError, ValueError):  # ValueError: a null byte in the name
         return path + b";"
 
@@ -128,6 +148,9 @@ class _Guard:
             content, request["size"] = source, len(source)
         else:
             request["path"] = os.path.abspath(source)
+            if _is_large(source):
+                settings = replace(settings, entries=(*settings.entries, UNPACKED))
+                request["settings"] = asdict(settings)
         message = json.dumps(request).encode() + b"\n"
         for _ in range(2):
             process = self._started()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 
+from onnx_lathe import held
 from onnx_lathe.errors import ModelError, UsageError
 from onnx_lathe.runtime.files import model_file
 from onnx_lathe.runtime.pack import MAGIC, is_packed, unpack
@@ -24,13 +25,17 @@ def readable(model: onnx.ModelProto | bytes | str | Path) -> Iterator[bytes | st
     """
     if not isinstance(model, onnx.ModelProto):
         yield _given(model)
-    elif model_file.size_bytes(model) <= model_file.INLINE_LIMIT_BYTES:
+    elif not _is_held(model) and model_file.size_bytes(model) <= model_file.INLINE_LIMIT_BYTES:
         yield model.SerializeToString()
     else:
         with tempfile.TemporaryDirectory(prefix="lathe-", ignore_cleanup_errors=True) as folder:
             path = Path(folder) / "model.onnx"
             model_file.save(model, path)
             yield str(path)
+
+
+def _is_held(model: onnx.ModelProto) -> bool:
+    return any(map(held.is_held, model.graph.initializer))
 
 
 def _given(model: bytes | str | Path) -> bytes | str:

@@ -14,6 +14,7 @@ class OnnxFile(Target):
     outputs = ("model.onnx", "model.onnx.data")
     help = "the model itself, for ONNX Runtime or any other ONNX tool"
     opened = True
+    streams = True
 
     def build(self, model: Path, directory: Path, options: Any, progress: Progress) -> Artifact:
         """Writes `model.onnx`, and `model.onnx.data` if the model is larger than one file may be."""

@@ -6,7 +6,7 @@ import contextlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 import torch
 
@@ -23,6 +23,24 @@ class Shape(Protocol):
     def state(self) -> dict[str, Any]: ...
 
     def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+class _Refused:
+    """A file that keeps what the disk refused: PyTorch's writer raises another error in its place."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 class JobState:
@@ -61,7 +79,16 @@ class JobState:
         """
         self.check(state)
         with replacing(self.path) as file:
-            torch.save({"identity": self.identity, "shape": self.shape.state(), "state": state}, file)
+            refused = _Refused(file)
+            try:
+                torch.save(
+                    {"identity": self.identity, "shape": self.shape.state(), "state": state},
+                    cast(BinaryIO, refused),
+                )
+            except RuntimeError:  # what PyTorch makes of a disk that is full
+                if refused.error is not None:
+                    raise refused.error from None
+                raise
 
     def check(self, state: dict[str, Any]) -> None:
         """Raises PassError for what `load` would not read."""

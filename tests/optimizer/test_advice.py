@@ -9,6 +9,7 @@ import pytest
 
 from onnx_lathe.optimizer import advice, pipeline
 from onnx_lathe.optimizer.cli import main
+from onnx_lathe.optimizer.services import Services
 from onnx_lathe.optimizer.step import _worse
 from onnx_lathe.runtime.running import profiling
 
@@ -54,6 +55,19 @@ def test_a_slower_int8_model_says_so_and_what_ort_would_give(
     assert "latency" in report["steps"][1]["worse"]  # type: ignore[index]
 
 
+def test_advice_chooses_no_layers_by_time(
+    network: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is the build's work, and takes longer than the passes."""
+    monkeypatch.setattr(pipeline, "time_pair", lambda *_: np.array([[2.0, 5.0]]))
+    monkeypatch.setattr(advice, "time_pair", lambda *_: np.array([[2.0, 2.4]]))
+    monkeypatch.setattr(Services, "profiling", lambda *_: pytest.fail("layers are timed"))
+    report = compiled(network, tmp_path / "out")
+    assert report["warnings"][-1].endswith(  # type: ignore[index]
+        "built with --target ort it takes at most 1.2x, less where layers that are slower on integers stay in float"
+    )
+
+
 def test_a_faster_one_says_nothing(
     network: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,8 +82,6 @@ def test_the_target_itself_guards_with_measured_times(
 ) -> None:
     """`speed=keep` asks for profiles, `speed=any` and --no-latency do not."""
     asked = []
-    from onnx_lathe.optimizer.services import Services
-
     profiling = Services.profiling
     monkeypatch.setattr(
         Services, "profiling", lambda self, context: asked.append(context) or profiling(self, context)

@@ -13,7 +13,7 @@ import pytest
 from onnx_lathe.optimizer import measuring, pipeline
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.runtime.files import hashing, model_file
-from onnx_lathe.runtime.running import ort
+from onnx_lathe.runtime.running import guard, ort
 
 
 @pytest.fixture
@@ -29,17 +29,66 @@ def given(tmp_path: Path) -> Path:
 
 
 def test_a_settled_file_is_read_once_until_it_changes(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    os.utime(given, (1e9, 1e9))
+    monkeypatch.setattr(hashing, "settled", lambda found: True)
     first = hashing.content(given)
     with monkeypatch.context() as patch:
         patch.setattr(hashing.hashlib, "sha256", lambda: pytest.fail("it was read again"))  # type: ignore[attr-defined]
         assert hashing.content(given) == first
+    before = given.stat().st_mtime_ns
     content = bytearray(given.read_bytes())
     content[-1] ^= 1
     given.write_bytes(content)
     assert hashing.content(given).sha256 != first.sha256
+    os.utime(given, ns=(given.stat().st_atime_ns, before))
+    assert hashing.content(given).sha256 != first.sha256, "the time of writing alone is not believed"
+
+
+def test_a_file_that_was_just_written_is_read_again(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewritten within one tick of the file system's clock, it has the same place, size and times."""
+    monkeypatch.setattr(hashing, "_state", lambda descriptor: (1, 2, 3, 4, 5))
+    first = hashing.content(given).sha256
+    content = bytearray(given.read_bytes())
+    content[-1] ^= 1
+    given.write_bytes(content)
+    assert hashing.content(given).sha256 != first
     os.utime(given, (1e9, 1e9))
-    assert hashing.content(given).sha256 != first.sha256, "the time of change alone is not believed"
+    later = hashing.content(given).sha256
+    content[-1] ^= 1
+    given.write_bytes(content)
+    os.utime(given, (1e9, 1e9))
+    assert hashing.content(given).sha256 != later, "the time of writing can be set back by anyone"
+
+
+@pytest.mark.parametrize(("age", "expected"), [(2.0, False), (3.0, True), (-100.0, False)])
+def test_a_file_has_settled_after_the_coarsest_tick(
+    given: Path, monkeypatch: pytest.MonkeyPatch, age: float, expected: bool
+) -> None:
+    found = given.stat()
+    monkeypatch.setattr(hashing.time, "time", lambda: max(found.st_mtime, found.st_ctime) + age)  # type: ignore[attr-defined]
+    assert hashing.settled(found) is expected
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no process is forked here")
+def test_what_is_remembered_is_no_other_process_s(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashing, "settled", lambda found: True)
+    hashing.content(given)
+    child = os.fork()
+    if child == 0:
+        os._exit(len(hashing._KNOWN))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert hashing._KNOWN
+
+
+def test_external_data_that_was_just_written_is_tried_each_time(given: Path) -> None:
+    apart = given.with_name("apart.onnx")
+    onnx.save(onnx.load(given), apart, save_as_external_data=True, location="w.bin", size_threshold=0)
+    assert guard._key(str(apart)) != guard._key(str(apart))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hashing, "settled", lambda found: True)
+        known = guard._key(str(apart))
+        assert guard._key(str(apart)) == known
+        given.with_name("w.bin").write_bytes(bytes(48))
+        assert guard._key(str(apart)) != known
 
 
 def test_a_name_of_external_data_is_seen_between_two_pieces(
@@ -108,3 +157,16 @@ def test_a_large_model_and_its_original_are_never_open_together(
     assert together == [0, 0, 0]
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["steps"][0]["quality"]["latency"] > 0 < report["baseline"]["latency"]
+
+
+def test_what_cannot_be_compared_is_warned_of_once_where_data_lies_apart(given: Path, tmp_path: Path) -> None:
+    model = onnx.load(given)
+    model.graph.initializer[0].CopyFrom(
+        onnx.numpy_helper.from_array(np.full((4, 3), np.nan, np.float32), "w")
+    )
+    onnx.save(model, given, save_as_external_data=True, location="w.bin", size_threshold=0)
+    command = [str(given), "--passes", "fold", "--eval", str(given.with_name("d.npz")), "--quiet"]
+    main([*command, "--no-html", "--no-latency", "--out", str(tmp_path / "out")])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    said = [one for one in report["warnings"] if "step 1" in one and "could not be compared" in one]
+    assert len(said) == 1, said

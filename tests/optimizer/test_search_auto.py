@@ -64,7 +64,7 @@ def test_it_ends_with_the_target(target: str, built: str, place: Path) -> None:
     [
         ("ncnn", "fold, equalize, int8", "size"),
         ("onnx, tensorrt-rtx", "fold, equalize, int8", "size"),
-        ("pack", "fold, prune, codebook", "packed"),
+        ("pack", "fold, codebook(rounding=hessian, mantissa=7, biases=8)", "packed"),
         ("ort, pack", "fold, prune, codebook, int8", "packed"),
         ("onnx", "fold, codebook", "size"),
     ],

@@ -7,6 +7,7 @@ import pytest
 from onnx_lathe.passes.graph.answers.aligned import answers, layer_of
 from onnx_lathe.passes.graph.layers import weights
 from onnx_lathe.passes.graph.model import import_model
+from onnx_lathe.passes.numerics.second_order import kept_rows
 from onnx_lathe.passes.numerics.second_order.paired import SplitJointMoments
 from tests.support.answers import applied, context, errors
 from tests.support.builders import build, random
@@ -86,3 +87,26 @@ def test_samples_kept_apart_are_no_part_of_what_is_fitted() -> None:
     np.testing.assert_allclose(sums, np.round(sums), atol=1e-3)
     assert [round(total).bit_count() for total in sums] == [9, 3]
     assert sum(round(total) for total in sums) == 2**12 - 1
+
+
+@pytest.mark.parametrize("most", [4, 8, 16, 32])
+def test_rows_that_are_kept_are_of_all_columns_and_lines_of_an_image(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_rows, "KEPT_BYTES", 4 * 2 * 16 * most)
+    places = np.stack(np.divmod(np.arange(64, dtype=np.float32), 8), axis=1)[None]  # line, column
+    found = []
+    for _ in range(2):
+        rows = kept_rows.SplitRows(kept_rows.Activation(0.0), 16, 1, 1, 1, np.random.default_rng(0))
+        for number in range(64):
+            rows.add(places, places[:, :, :1], places[:, :, 1:], number)
+        parts = rows.rows()
+        assert parts is not None
+        found.append(parts[0].x[0])
+        assert len(found[-1]) == 48 * most
+        for axis in (0, 1):
+            assert set(found[-1][:, axis]) == set(range(8))
+        (fitted, _) = parts
+        np.testing.assert_array_equal(fitted.target[0, :, 0], fitted.x[0, :, 1])
+        np.testing.assert_array_equal(np.asarray(fitted.given)[0, :, 0], fitted.x[0, :, 0])
+    np.testing.assert_array_equal(*found)

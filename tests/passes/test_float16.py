@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+from onnx_lathe import rewrite
 from onnx_lathe.errors import UsageError
 from onnx_lathe.optimizer.inspect import measure
 from onnx_lathe.optimizer.recipe import Recipe, parse_calls
@@ -367,3 +368,14 @@ def test_a_declared_output_shape_outlives_a_value_info_without_one(declared: lis
     after, report = apply_pass(configure(find("float16"), {}), model, Context())
     assert report.edits
     assert signature(after) == before
+
+
+def test_an_input_with_a_default_is_measured_at_its_default() -> None:
+    """It is no constant, since a caller may give another value, and calibration data need not have it."""
+    model = build("(float[N, 8] x, float[8, 4] w) => (float[N, 4] y) { y = MatMul (x, w) }", w=random(8, 4))
+    after = rewrite(model, "float16", data={"x": random(20, 8)})
+    assert signature(after) == signature(model)
+    big = build(
+        "(float[N, 8] x, float[8, 4] w) => (float[N, 4] y) { y = MatMul (x, w) }", w=30_000 * random(8, 4)
+    )
+    assert ops(rewrite(big, "float16", data={"x": random(20, 8)})) == ["MatMul"]

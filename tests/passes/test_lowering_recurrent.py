@@ -85,3 +85,9 @@ def test_a_state_that_is_no_step_is_refused() -> None:
     after, _ = lowered(branched(body, lengths=np.array([1, 3], np.int32)))
     (reason,) = refused(after)
     assert "make a constant of what decides the branch" in reason
+
+
+def test_a_layer_without_outputs_asks_nothing_of_its_states() -> None:
+    model = branched("unread, h = LSTM <hidden_size = 4> (x, w, r) p = Identity(zeros)")
+    del body_of(model)[0].output[:]
+    assert not refused(model)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnx_lathe import rewrite
 from onnx_lathe.errors import PassError, UsageError
 from onnx_lathe.optimizer.cli import main
 from onnx_lathe.passes.core import contract
@@ -222,3 +223,12 @@ def test_from_the_command_line_without_labels(tmp_path: Path, capsys: pytest.Cap
 def test_its_name_and_needs() -> None:
     assert Refit.needs == ("calibrator", "original")
     assert find("refit") is Refit
+
+
+def test_in_memory_it_fits_to_the_model_that_was_given() -> None:
+    """Behind another pass, without a run's folder: `rewrite` has the original at hand."""
+    model, x = network(), mixed(160, 3, 8, 8)
+    fitted = rewrite(model, "prune(sparsity=0.6, min_size=16), refit", data={"x": x})
+    pruned = rewrite(model, "prune(sparsity=0.6, min_size=16)", data={"x": x})
+    before, after = errors(mixed(200, 3, 8, 8), model, pruned, fitted)
+    assert after < 0.7 * before

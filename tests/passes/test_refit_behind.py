@@ -99,6 +99,42 @@ def test_a_sum_of_another_form_is_left_out() -> None:
     np.testing.assert_allclose(constants(found)["a"], constants(model)["a"], atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("ends", "cut"),
+    [
+        ("float[N, T, 5] s, float[N, 1, 5] x", "h = MatMul (x, a)"),
+        ("float[N, T, 5] s, float[N, U, 5] x", "h = MatMul (x, a)"),
+        ("float[N, 6, 5] s, float[N, U, 5] x", "h = MatMul (x, a)"),
+        ("float[N, 6, 5] s, float[N, U, 5] x", "g = MatMul (x, a)  h = Add (g, c)"),
+    ],
+)
+def test_a_sum_whose_form_only_running_tells_is_left_out(ends: str, cut: str) -> None:
+    text = f"({ends}) => (float[N, T, 4] y) {{ t = MatMul (s, b)  {cut}  u = Add (t, h)  y = Relu (u) }}"
+    values = {"a": random(5, 4), "b": random(5, 4)} | ({"c": random(4)} if "c)" in cut else {})
+    model = build(text, **values)
+    halved = onnx.ModelProto()
+    halved.CopyFrom(model)
+    halved.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(values["a"] / 2, "a"))
+    where = context(model, s=mixed(60, 6, 5), x=mixed(60, 1, 5))
+    found, report = applied("refit", halved, where)
+    assert "MatMul_1" in [edit.node for edit in report.edits], report.skips
+    np.testing.assert_allclose(constants(found)["a"], values["a"], atol=1e-2)
+
+
+def test_a_sum_whose_form_only_running_tells_counts_where_it_fits() -> None:
+    text = """(float[N, T, 5] s, float[N, U, 5] x) => (float[N, T, 4] y) {
+        t = MatMul (s, b)  h = MatMul (x, a)  y = Add (t, h) }"""
+    model = build(text, a=random(5, 4), b=random(5, 4))
+    halved = onnx.ModelProto()
+    halved.CopyFrom(model)
+    halved.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(constants(model)["b"] / 2, "b"))
+    x = mixed(60, 6, 5)
+    found, report = applied("refit", halved, context(model, s=x, x=x), layers={"b": False})
+    assert [edit.node for edit in report.edits] == ["MatMul_1"]
+    wanted, given = run(model, {"s": x, "x": x})["y"], run(found, {"s": x, "x": x})["y"]
+    assert np.square(given - wanted).mean() < 0.001 * np.square(wanted).mean()
+
+
 def test_what_is_added_later_is_held_or_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     text = """(float[N, 3, 6, 6] x) => (float[N, 8, 6, 6] y) {
         h = Conv (x, a)  s = Relu (h)  i = Conv <pads = [1, 1, 1, 1]> (s, b)  r = Relu (i)

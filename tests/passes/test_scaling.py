@@ -11,6 +11,7 @@ from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
 from onnx_lathe.passes.core.registry import find
 from onnx_lathe.passes.core.services import Context
+from onnx_lathe.passes.numerics.quantization.equalization import Matrices, Rule, balance
 
 SMALL, GROWTH = 800, 4
 ALLOWED = 2.0 * GROWTH
@@ -64,3 +65,22 @@ def test_four_times_the_nodes_take_about_four_times_as_long(name: str) -> None:
     small = min(spent(name, SMALL) for _ in range(2))
     large = min(spent(name, GROWTH * SMALL) for _ in range(2))
     assert large < ALLOWED * small, f"{large / small:.1f} times as long"
+
+
+def balanced(layers: int) -> float:
+    """Processor seconds of the thread, of a chain of layers of two channels."""
+    rng = np.random.default_rng(0)
+    chain = [
+        Matrices(rng.random((1, 2, 2)), np.array([[2 * n, 2 * n + 1]]), np.array([[2 * n - 2, 2 * n - 1]]))
+        for n in range(1, layers)
+    ]
+    group, free = np.repeat(np.arange(layers), 2), np.ones(2 * layers, bool)
+    started = time.thread_time()
+    balance(chain, group, free, None, Rule(0.5, 1.0, 1e4, 2))
+    return time.thread_time() - started
+
+
+def test_eight_times_the_layers_are_balanced_in_about_eight_times_the_time() -> None:
+    small = min(balanced(500) for _ in range(2))
+    large = min(balanced(4000) for _ in range(2))
+    assert large < 2.0 * 8 * small, f"{large / small:.1f} times as long"

@@ -1,5 +1,7 @@
 """Data in folders of pictures: their order, their classes, how they are fitted, and what is refused."""
 
+import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from PIL import Image
 
 from onnx_lathe.runtime.data import InputSpec, open_source
+from onnx_lathe.runtime.data.images import quiet
 from tests.support.data import COUNT, FLOAT, IMAGE, LABELS, PIXELS, TWO, joined, pictures, refusal
 
 
@@ -73,3 +76,23 @@ def test_folder_refusals(tmp_path: Path) -> None:
     assert "holds no pictures" in refusal(str(tmp_path / "empty"))
     (Path(spec) / "sub" / "20.png").rename(tmp_path / "empty" / "class" / "20.png")
     assert "holds one subfolder only" in refusal(str(tmp_path / "empty"))
+
+
+def test_readers_that_overlap_leave_warnings_as_they_were() -> None:
+    def says(module: str) -> bool:
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.warn_explicit("odd", UserWarning, "f.py", 1, module)
+        return bool(heard)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        first, second = ExitStack(), ExitStack()
+        first.enter_context(quiet())
+        second.enter_context(quiet())
+        first.close()
+        assert not says("PIL.Image")
+        assert says("others")
+        second.close()
+        assert list(warnings.filters) == before
+        assert says("PIL.Image")

@@ -20,6 +20,7 @@ from onnx_lathe.optimizer import lowering as lowering_module
 from onnx_lathe.passes.core.services import Context
 from onnx_lathe.passes.loading import preparing
 from onnx_lathe.runtime.data import InputSpec, open_source
+from onnx_lathe.runtime.files import hashing
 from onnx_lathe.runtime.pack import pack
 from onnx_lathe.runtime.running import guard, guard_worker, ort
 from onnx_lathe.runtime.running.calibration import StreamingCalibrator
@@ -170,8 +171,9 @@ def test_equal_files_with_data_of_their_own_are_two_models(asked: list[Settings]
 
 @pytest.mark.parametrize("location", ["data", "a" * 150], ids=["short", "long"])
 def test_data_beside_a_file_that_is_written_again_makes_another_model(
-    location: str, asked: list[Settings], tmp_path: Path
+    location: str, asked: list[Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(hashing, "settled", lambda found: True)
     path, data = tmp_path / "model.onnx", tmp_path / location
     onnx.save(model("Relu"), path, save_as_external_data=True, location=location, size_threshold=0)
     for _ in range(2):

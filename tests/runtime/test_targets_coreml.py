@@ -75,6 +75,15 @@ def test_it_writes_a_package_and_says_that_it_was_not_run(model: Path, data: Pat
     assert not list(out.glob(".*"))
 
 
+def test_the_same_program_has_the_same_bytes(model: Path, data: Path, tmp_path: Path) -> None:
+    """protobuf leaves the order of a map's entries to chance unless it is told to sort them."""
+    out = tmp_path / "out"
+    assert compile_it(model, data, out, "coreml(bundle=false)") == 0
+    content = (out / "model.coreml.mlpackage" / "Data" / "com.apple.CoreML" / "model.mlmodel").read_bytes()
+    spec = packages.library().proto.Model_pb2.Model.FromString(content)
+    assert content == spec.SerializeToString(deterministic=True)
+
+
 def test_the_package_computes_what_the_stored_outputs_say(model: Path, data: Path, tmp_path: Path) -> None:
     """As the script does on a Mac: inputs and outputs by the names that the description has."""
     out = tmp_path / "out"

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_lathe.errors import PassError
+from onnx_lathe.errors import LatheError, PassError
 from onnx_lathe.passes.numerics.clustering.codebook_pools import Clustered, CodebookGroup, Piece
 from onnx_lathe.passes.numerics.clustering.kmeans import Rule
 from onnx_lathe.passes.numerics.sparsity.gradual import Gradual
@@ -15,6 +15,7 @@ from onnx_lathe.passes.numerics.sparsity.weight_choice import Budget
 from onnx_lathe.protocols import Shaping
 from onnx_lathe.runtime.data.arrays import open_arrays
 from onnx_lathe.runtime.data.preprocess import parse
+from onnx_lathe.runtime.files import writing
 from onnx_lathe.runtime.files.signature import model_inputs
 from onnx_lathe.runtime.training import TorchTrainer, TrainingSetup
 from tests.support.training import CLASSES, Points, accuracy, model, options, updated
@@ -139,6 +140,22 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     state.save({"a": [1, 2.0, None, {"b": torch.ones(2)}], "c": "text"})
     assert state.load()["a"][:3] == [1, 2.0, None]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch raises RuntimeError for what the file refused."""
+
+    class Nothing:
+        def state(self):
+            return {}
+
+    path = tmp_path / "training.state"
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        monkeypatch.setattr(writing, "open", lambda *given: full, raising=False)
+        with pytest.raises(LatheError, match=r"training.state: cannot be written: the disk is full"):
+            JobState(path, "me", Nothing()).save({"a": torch.ones(40_000)})
+    assert not list(tmp_path.iterdir())
 
 
 def arrays(tmp_path: Path, count: int = 400, labels=None):

@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -32,7 +32,8 @@ NOTHING: Mapping[str, str] = {}
 class Layer:
     """A layer that is changed, by the weight that it alone reads. `adder`: what adds its bias, the layer itself or an Add
     behind it. `kept`: which of the channels that the other network answers the layer still has, bool; none: all.
-    `total`: an addition of something else behind that, whose result is compared then; `activation`: what is behind all.
+    `total`: an addition of something else behind that, whose result is compared then; `doubtful`: unless that has another
+    form than what the layer answers, which only running it tells; `activation`: what is behind all.
     """
 
     node: Node
@@ -40,6 +41,7 @@ class Layer:
     adder: Node
     kept: np.ndarray | None = None
     total: Node | None = None
+    doubtful: bool = False
     activation: Activation | None = None
 
     @property
@@ -50,6 +52,11 @@ class Layer:
     def answer(self) -> str:
         """What is compared: the response, its bias included, and what else is added."""
         return str((self.total or self.adder).outputs[0].name)
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """What the other network is asked for: `answer`, and what stands in for it where it does not fit."""
+        return (self.answer, str(self.adder.outputs[0].name)) if self.doubtful else (self.answer,)
 
     @property
     def given(self) -> str | None:
@@ -112,13 +119,14 @@ def answers(
         return
     held = [calibrator.held(export_model(graph), SAMPLES), calibrator.held(original, SAMPLES)]
     now = Walk(held[0], [tuple(filter(None, (layer.source, layer.given))) for layer in layers])
-    wanted = Walk(held[1], [(layer.answer,) for layer in layers])
+    wanted = Walk(held[1], [layer.compared for layer in layers])
     for place, layer in enumerate(layers):
         sizes = _sizes(layer.rows)
         found = SplitJointMoments.of(*sizes)
+        seed = [SEED, zlib.crc32(layer.rows.weight.name.encode())]
+        generator = np.random.default_rng(seed)
         if layer.activation is not None:
-            found.rows = SplitRows(layer.activation, SAMPLES, *sizes)
-        generator = np.random.default_rng([SEED, zlib.crc32(layer.rows.weight.name.encode())])
+            found.rows = SplitRows(layer.activation, SAMPLES, *sizes, np.random.default_rng([*seed, 1]))
         reason, samples = None, 0
         pairs = zip(
             now.observe(export_model(graph), place, since.get(layer.response, layer.response)),
@@ -126,6 +134,11 @@ def answers(
             strict=True,
         )
         for number, (x, y) in enumerate(pairs):
+            if number == 0:
+                layer = _fitting(layer, x, y)
+                if layer.activation is not None:
+                    own = np.random.default_rng([*seed, 1])
+                    found.rows = SplitRows(layer.activation, SAMPLES, *sizes, own)
             if reason is None:
                 reason = _add(layer, x, y, samples, number, found, generator)
             samples += x.samples
@@ -137,6 +150,23 @@ def answers(
 def _sizes(rows: Rows) -> tuple[int, int, int]:
     groups, outputs, inputs = rows.sizes
     return groups, inputs, outputs
+
+
+def _fitting(layer: Layer, read: Observed, answered: Observed) -> Layer:
+    """Held to its own answer alone, if the sum turns out to be of another form."""
+    if not layer.doubtful or _is_answer(layer, read[layer.source], layer.asked(answered[layer.answer])):
+        return layer
+    return replace(layer, total=None, doubtful=False, activation=None)
+
+
+def _is_answer(layer: Layer, x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether y is of the form of what the layer answers to x."""
+    groups, outputs, inputs = layer.rows.sizes
+    window = layer.rows.windows[0]
+    positions = None if window is None else window.positions(x.shape[2:])
+    if positions is None:
+        return y.size // max(y.shape[-1], 1) == x.size // inputs and y.shape[-1] == outputs
+    return y.shape[1:] == (groups * outputs, *positions) and len(y) == len(x)
 
 
 def _add(
@@ -155,11 +185,7 @@ def _add(
     groups, outputs, inputs = layer.rows.sizes
     window = layer.rows.windows[0]
     positions = None if window is None else window.positions(x.shape[2:])
-    if positions is None:
-        same = y.size // max(y.shape[-1], 1) == x.size // inputs and y.shape[-1] == outputs
-    else:
-        same = y.shape[1:] == (groups * outputs, *positions) and len(y) == len(x)
-    if not same:
+    if not _is_answer(layer, x, y):
         return f"the original answers {list(y.shape)} there, which is another form"
     pair = [y] if added is None else [y, np.broadcast_to(added, y.shape)]
     if positions is None:

@@ -9,9 +9,9 @@ from dataclasses import replace
 from onnx_lathe.passes.graph import Graph, Node, Tensor
 from onnx_lathe.passes.graph.answers.aligned import Layer
 from onnx_lathe.passes.graph.layers import is_constant
-from onnx_lathe.passes.graph.quantization.placement import floor_range, same_shape
+from onnx_lathe.passes.graph.quantization.placement import floor_range
 from onnx_lathe.passes.graph.rewire import captured_names, is_output
-from onnx_lathe.passes.graph.shapes import infer_types
+from onnx_lathe.passes.graph.shapes import TensorType, infer_types
 from onnx_lathe.passes.numerics.second_order.kept_rows import Activation
 
 
@@ -32,7 +32,7 @@ def with_what_follows(graph: Graph, layers: Collection[Layer], known: Collection
         name = node.outputs[0].name
         if node.op != "Add" or node.domain or name not in known:
             return None
-        if not same_shape(types.get(answer.name), types.get(name)):
+        if fits(types.get(answer.name), types.get(name)) is False:
             return None
         other = next((one for one in node.inputs if one is not answer), None)
         if other is None or is_constant(other) or not other.name:
@@ -56,6 +56,26 @@ def with_what_follows(graph: Graph, layers: Collection[Layer], known: Collection
     found = []
     for layer in layers:
         total = sum_of(layer)
-        tensor = (total or layer.adder).outputs[0]
-        found.append(replace(layer, total=total, activation=activation_of(tensor)))
+        own = layer.adder.outputs[0]
+        tensor = own if total is None else total.outputs[0]
+        sure = total is None or fits(types.get(own.name), types.get(tensor.name))
+        doubtful = not sure and own.name in known
+        found.append(replace(layer, total=total, doubtful=doubtful, activation=activation_of(tensor)))
     return found
+
+
+def fits(answer: TensorType | None, total: TensorType | None) -> bool | None:
+    """Whether the sum that an answer is part of has the answer's shape; None where only running it tells."""
+    if answer is None or total is None or answer.shape is None or total.shape is None:
+        return None
+    if len(answer.shape) != len(total.shape):
+        return False
+    known = [_same(*sizes) for sizes in zip(answer.shape, total.shape, strict=True)]
+    return False if False in known else None if None in known else True
+
+
+def _same(part: int | str | None, whole: int | str | None) -> bool | None:
+    """Of one dimension; an addition changes those of 1 alone."""
+    if isinstance(part, int):
+        return part == whole or (part != 1 and not isinstance(whole, int))
+    return True if part is not None and part == whole else None

@@ -7,6 +7,9 @@ Source: Jacob et al., "Quantization and Training of Neural Networks for Efficien
 Inference", CVPR 2018, section 2.1, with the zero-point fixed at 0.
 """
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
 LEVELS = 127
@@ -24,6 +27,9 @@ SMALLEST_SCALE = np.float32(1e-8)
 
 CHUNK = 1 << 20
 """Values that are in memory as float64 at a time."""
+
+SLAB = 1 << 22
+"""Values of a weight that are quantized at a time: what that takes is several times as large."""
 
 
 def range_scale(low: float, high: float, bits: int = 8) -> np.float32:
@@ -82,13 +88,31 @@ def dequantize(levels: np.ndarray, scale: np.ndarray | np.float32, axis: int | N
 
 def signal_to_noise_db(reference: np.ndarray, approximation: np.ndarray) -> float:
     """10 log10 of the reference's energy over the error's energy, in dB; infinity if they are equal."""
+    return decibels(*energies(reference, approximation))
+
+
+def energies(reference: np.ndarray, approximation: np.ndarray) -> tuple[float, float]:
+    """Sums of squares of the reference, and of the error."""
     wanted, found, signal, noise = reference.reshape(-1), approximation.reshape(-1), 0.0, 0.0
     for start in range(0, wanted.size, CHUNK):
         part = wanted[start : start + CHUNK].astype(np.float64)
         signal += float(np.square(part).sum())
         noise += float(np.square(part - found[start : start + CHUNK]).sum())
+    return signal, noise
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Of an energy over that of its error; infinity without one."""
     with np.errstate(divide="ignore"):
         return float(10 * np.log10(signal / noise)) if noise else float("inf")
+
+
+def slabs(shape: Sequence[int], axis: int) -> list[tuple[slice, ...]]:
+    """Places of parts of an array of at most SLAB values each, or of one step along `axis`, which they are cut along."""
+    length = shape[axis]
+    step = max(1, SLAB * length // max(1, math.prod(shape)))
+    before = (slice(None),) * (axis % len(shape))
+    return [(*before, slice(start, start + step)) for start in range(0, max(1, length), step)]
 
 
 def _along(scale: np.ndarray | np.float32, axis: int | None, rank: int) -> np.ndarray | np.float32:

@@ -84,34 +84,39 @@ def _sweep(
     """(scale, which channels are not negligible, rounds)."""
     count = group.size
     live = np.zeros(count, bool)
-    order = {int(one): np.flatnonzero(group == one) for one in np.unique(group[free])}
-    touched = [
-        ({*group[w.written[w.written >= 0]].tolist()}, {*group[w.read[w.read >= 0]].tolist()})
-        for w in weights
-    ]
-    writers = {
-        one: [w for w, (written, _) in zip(weights, touched, strict=True) if one in written] for one in order
-    }
-    readers = {
-        one: [w for w, (_, read) in zip(weights, touched, strict=True) if one in read] for one in order
-    }
+    order = _members(group, free)
+    writers: dict[int, list[Matrices]] = {one: [] for one in order}
+    readers: dict[int, list[Matrices]] = {one: [] for one in order}
+    for weight in weights:
+        for touched, channels in ((writers, weight.written), (readers, weight.read)):
+            for one in {*group[channels[channels >= 0]].tolist()} & order.keys():
+                touched[one].append(weight)
     scale = np.ones(count + 1)  # -1 is the last
+    produced, consumed = np.zeros(count + 1), np.zeros(count + 1)
     done, change = 0, math.inf
     while order and done < rule.rounds and change > CONVERGED:
         done, change = done + 1, 0.0
         for one, members in order.items():
-            produced, consumed = np.zeros(count + 1), np.zeros(count + 1)
+            consumed[members] = 0.0  # weights write into other groups too, which begin anew in their turn
             for weight in readers[one]:
                 np.maximum.at(consumed, weight.read, weight.column_ranges(scale))
-            if sizes is not None:
-                produced[:count] = sizes
-            else:
+            produced[members] = 0.0 if sizes is None else sizes[members]
+            if sizes is None:
                 for weight in writers[one]:
                     np.maximum.at(produced, weight.written, weight.row_ranges(scale))
             new, live[members] = _group_scale(produced[members], consumed[members], free[members], rule)
             change = max(change, float(np.abs(np.log2(new / scale[members])).max()))
             scale[members] = new
     return scale[:count], live, done
+
+
+def _members(group: np.ndarray, free: np.ndarray) -> dict[int, np.ndarray]:
+    """The channels of each group that has a free one, both in ascending order."""
+    by_group = np.argsort(group, kind="stable")
+    numbers, starts = np.unique(group[by_group], return_index=True)
+    wanted = set(group[free].tolist())
+    pieces = zip(numbers.tolist(), np.split(by_group, starts[1:]), strict=False)  # none of none is one piece
+    return {one: members for one, members in pieces if one in wanted}
 
 
 def _group_scale(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import ml_dtypes
 import numpy as np
 
-from onnx_lathe.passes.numerics.quantization.affine import SMALLEST_SCALE
+from onnx_lathe.passes.numerics.quantization.affine import SMALLEST_SCALE, slabs
 
 SHARES = np.append(np.linspace(1.0, 0.5, 21), 7 / 8).astype(np.float32)
 """Shares of a group's range that are tried. At 7/8 the largest value is level 8 of a symmetric group, which
@@ -41,6 +41,9 @@ class Levels:
         values: np.ndarray = ((groups - shift) * self.scale[..., None]).reshape(self.levels.shape)
         return values
 
+    def part(self, rows: slice) -> "Levels":
+        return Levels(self.levels[rows], self.scale[rows], None if self.zeros is None else self.zeros[rows])
+
     def scaled(self, gains: np.ndarray) -> "Levels":
         """With each row multiplied by its gain, [rows]."""
         return replace(self, scale=(self.scale * gains[:, None]).astype(np.float32))
@@ -61,6 +64,19 @@ def encode(matrix: np.ndarray, group: int, symmetric: bool, search: bool) -> Lev
     `search` takes the scale of each group with the least squared error; without, the group's extremes are
     the outermost levels.
     """
+    rows, groups = len(matrix), (len(matrix), matrix.shape[1] // group)
+    levels, scale = np.empty(matrix.shape, kind(symmetric)), np.empty(groups, np.float32)
+    zeros = None if symmetric else np.empty(groups, kind(symmetric))
+    for place in slabs(matrix.shape, 0) if rows else ():
+        part = _encoded(matrix[place], group, symmetric, search)
+        levels[place], scale[place] = part.levels, part.scale
+        if zeros is not None:
+            zeros[place] = part.zeros
+    return Levels(levels, scale, zeros)
+
+
+def _encoded(matrix: np.ndarray, group: int, symmetric: bool, search: bool) -> Levels:
+    """As `encode`, of some rows, in memory at once."""
     rows, columns = matrix.shape
     values = matrix.astype(np.float32).reshape(rows, columns // group, group)
     exponent = np.frexp(np.abs(values).max(2))[1]

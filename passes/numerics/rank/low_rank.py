@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnx_lathe.passes.numerics.rank import few_rows
-from onnx_lathe.passes.numerics.rank.responses import Responses
+from onnx_lathe.passes.numerics.rank.responses import KEPT_FITS, Responses
 
 PENALTIES = (0.01,) * 25 + (1.0,) * 25
 """How much the auxiliary variables are held to what the map gives, iteration by iteration (section 3.2)."""
@@ -56,6 +56,17 @@ def balanced(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _lengths(rows: np.ndarray) -> np.ndarray:
     """Norm of each row, float64, in which no square of a float32 is too large or too small."""
     return np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+
+
+def fitted(responses: Responses, rank: int, relu: bool) -> tuple[LowRank, float | None]:
+    """`fit_relu` in front of a ReLU, else (`fit`, None); kept with the responses, the last few ranks of them."""
+    known, key = responses.fits, (rank, relu)
+    if key not in known:
+        known[key] = fit_relu(responses, rank) if relu else (fit(responses, rank), None)
+        while len(known) > KEPT_FITS:
+            known.pop(next(iter(known)))
+    found: tuple[LowRank, float | None] = known[key]
+    return found
 
 
 def fit(responses: Responses, rank: int) -> LowRank:

@@ -9,12 +9,18 @@ sample: Vitter, "Random Sampling with a Reservoir", 1985, in the form that keeps
 keys.
 """
 
+from typing import Any
+
 import numpy as np
 
 CHUNK_ROWS = 1 << 14
 """Rows that are in memory as float64 at a time."""
 FEW = 4
 """Up to one row in so many channels, the rows are kept as they are: they say less than a covariance would hold."""
+
+
+KEPT_FITS = 4
+"""Ranks whose fit is kept."""
 
 
 class Responses:
@@ -35,6 +41,13 @@ class Responses:
         self._generator = np.random.default_rng(seed)
         self._keys = np.zeros(0)
         self._rows = np.zeros((2, 0, channels), np.float32)
+        self.fits: dict[Any, Any] = {}
+        """What low_rank.py has fitted to them, KEPT_FITS at most."""
+
+    @staticmethod
+    def most_bytes(channels: int, sample: int) -> int:
+        """What they take at most, with what is fitted to them."""
+        return 8 * channels * (2 * channels + sample + 2 * KEPT_FITS * channels)
 
     def add(self, wanted: np.ndarray, found: np.ndarray | None = None) -> None:
         """`wanted`, `found`: [rows, channels]. Without `found`, both are the same; all calls have it, or
@@ -43,6 +56,7 @@ class Responses:
         self.paired = self.paired or found is not None
         if not len(wanted):
             return
+        self.fits.clear()
         if self._few is not None and self.count + len(wanted) <= len(self.wanted_mean) // FEW:
             self._few.append((wanted.copy(), None if found is None else found.copy()))
             self._step(wanted, found)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnx_lathe.passes.numerics.second_order.moments import HELD_OUT
+from onnx_lathe.passes.numerics.second_order.windows import chosen
 
 KEPT_BYTES = 1 << 25
 """Of rows and answers of a layer."""
@@ -85,19 +86,29 @@ class KeptRows:
 
 
 class SplitRows:
-    """Rows to fit by, and of samples that are kept apart to judge by; of each of about so many samples a few."""
+    """Rows to fit by, and of samples that are kept apart to judge by; of each of about so many samples a few, drawn by
+    the generator: with any even step they could all be of one column of an image, or of its border.
+    """
 
-    def __init__(self, activation: Activation, samples: int, groups: int, inputs: int, outputs: int) -> None:
-        self.activation = activation
+    def __init__(
+        self,
+        activation: Activation,
+        samples: int,
+        groups: int,
+        inputs: int,
+        outputs: int,
+        generator: np.random.Generator,
+    ) -> None:
+        self.activation, self.generator = activation, generator
         self.most = max(1, KEPT_BYTES // (4 * groups * (inputs + outputs) * samples))
         self._parts: tuple[list[list[np.ndarray]], ...] = ([], [])
 
     def add(self, x: np.ndarray, given: np.ndarray | None, wanted: np.ndarray, number: int) -> None:
         """Of the sample of that number: x [groups, n, d], what is added, and sums that are wanted [groups, n, r]."""
-        some = slice(None, None, -(-x.shape[1] // self.most))
-        kept = [x[:, some].copy(), self.activation(wanted[:, some])]
+        some = chosen(x.shape[1], self.most, self.generator)
+        kept = [x[:, some], self.activation(wanted[:, some])]
         if given is not None:
-            kept.append(given[:, some].copy())
+            kept.append(given[:, some])
         self._parts[(number + 1) % HELD_OUT == 0].append(kept)
 
     def rows(self) -> tuple[KeptRows, KeptRows] | None:

@@ -94,6 +94,8 @@ class Target:
     not the canonical form's.
     """
 
+    streams: ClassVar[bool] = False
+    """Whether it looks at no weights, so that they may stay in files (held.py)."""
     opens: ClassVar[bool] = False
     """What is built runs where Lathe does (`open`): what is measured and judged is that, not the lowered model in ONNX
     Runtime. `runs_here` says it of this machine.

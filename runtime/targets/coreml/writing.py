@@ -93,7 +93,7 @@ def _input(port: Port, image: Image | None) -> Any:
 
 
 def _settle(package: Path) -> None:
-    """Names that do not depend on chance, and files that others may read."""
+    """Names and an order of entries that do not depend on chance, and files that others may read."""
     manifest = package / "Manifest.json"
     content = json.loads(manifest.read_text())
     entries = sorted(content["itemInfoEntries"].items(), key=lambda item: str(item[1]["path"]))
@@ -101,6 +101,9 @@ def _settle(package: Path) -> None:
     content["itemInfoEntries"] = {renamed[name]: entry for name, entry in entries}
     content["rootModelIdentifier"] = renamed[content["rootModelIdentifier"]]
     manifest.write_text(json.dumps(content, indent=4) + "\n")
+    for path in package.rglob("*.mlmodel"):  # protobuf writes maps in the order of its hash table
+        spec = library().proto.Model_pb2.Model.FromString(path.read_bytes())
+        path.write_bytes(spec.SerializeToString(deterministic=True))
     for path in package.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
 

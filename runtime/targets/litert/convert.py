@@ -31,15 +31,19 @@ class Conversion:
 
 
 def convert(
-    model: onnx.ModelProto, sizes: Mapping[str, Shape], others: Mapping[str, Shape], half: bool = False
+    model: onnx.ModelProto,
+    sizes: Mapping[str, Shape],
+    others: Mapping[str, Shape],
+    half: bool = False,
+    fold_stem: bool = False,
 ) -> Conversion:
-    """The network of a model whose inputs have these `sizes`; a size that differs in `others` stays open.
+    """The network of a model whose inputs have these `sizes`; a size that differs in `others` stays open. `fold_stem`: see stem.py.
 
     Raises TargetError where ONNX Runtime cannot run the model at these sizes.
     """
     facts = gather(model, sizes, others)
     grouped = group(model, facts, find)
-    net = Network(facts, grouped.stored, half)
+    net = Network(facts, grouped.stored, half, fold_stem)
     refused: list[tuple[str, str, str]] = []
     for name in sizes:
         _try(refused, name, "Input", partial(net.input, name))

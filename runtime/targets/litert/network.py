@@ -56,11 +56,12 @@ def as_it_is(values: np.ndarray) -> np.ndarray:
 
 class Network(Known):
     """What builders write to. `later`: tensor that only sizes of inputs go into -> writes the node that computes it, which
-    is done when it is read and not the same at all sizes.
+    is done when it is read and not the same at all sizes. `fold_stem`: see stem.py.
     """
 
-    def __init__(self, facts: Facts, stored: Stored, half: bool = False) -> None:
+    def __init__(self, facts: Facts, stored: Stored, half: bool = False, fold_stem: bool = False) -> None:
         super().__init__(facts, stored, half)
+        self.fold_stem = fold_stem
         self.operators: list[Operator] = []
         self.later: dict[str, Callable[[], None]] = {}
         self._covers: tuple[str, ...] = ()

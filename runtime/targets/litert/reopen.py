@@ -45,8 +45,9 @@ class TriedSession(Session):
             try:
                 try_once(self.path, feeds, self.threads)
             except TargetError as error:
-                named = "" if str(self.path) in str(error) else f"{self.path}: "
-                raise ModelError(f"{named}{error}") from error
+                said = str(error).replace(str(self.path.resolve()), str(self.path))
+                named = "" if str(self.path) in said else f"{self.path}: "
+                raise ModelError(f"{named}{said}") from error
             self._tried.add(shapes)
         if self.opened is None:
             self.opened = Opened(self.content, str(self.path), self.threads)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from onnx_lathe.errors import ModelError
+from onnx_lathe.runtime.files.reading import beside
 from onnx_lathe.runtime.targets.litert.reader import Port
 from onnx_lathe.runtime.targets.litert.running import Opened, as_float, check_feeds
 
@@ -116,5 +117,7 @@ def open_file(path: Path, threads: int = 1) -> Session:
 def content_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: no such file{beside(path)}") from error
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from error

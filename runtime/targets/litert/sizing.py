@@ -31,7 +31,11 @@ class Fitted:
 
 
 def fitted(
-    model: onnx.ModelProto, shapes: Mapping[str, int | str], half: bool = False, batches: bool = True
+    model: onnx.ModelProto,
+    shapes: Mapping[str, int | str],
+    half: bool = False,
+    batches: bool = True,
+    fold_stem: bool = False,
 ) -> Fitted:
     """The network, with an open batch if it can be, and `batches` asks for it. Raises UsageError for shapes that do not fit the model, TargetError
     where ONNX Runtime cannot run the model at these sizes.
@@ -41,7 +45,7 @@ def fitted(
     reason = ""
     if batches and opened.second != sizes.second:
         try:
-            found = convert(model, opened.first, opened.second, half)
+            found = convert(model, opened.first, opened.second, half, fold_stem)
         except TargetError as error:
             reason = str(error)
         else:
@@ -49,7 +53,7 @@ def fitted(
             if closed is None:
                 return Fitted(found, opened, True)
             reason = f"of node '{closed[0]}' ({closed[1]}) {closed[2]}"
-    return Fitted(_converted(model, sizes, shapes, half), sizes, False, reason)
+    return Fitted(_converted(model, sizes, shapes, half, fold_stem), sizes, False, reason)
 
 
 def sizes_given(model: onnx.ModelProto, shapes: Mapping[str, int | str]) -> Sizes:
@@ -84,10 +88,10 @@ def _channels_first(shape: Shape) -> Shape:
 
 
 def _converted(
-    model: onnx.ModelProto, sizes: Sizes, given: Mapping[str, int | str], half: bool
+    model: onnx.ModelProto, sizes: Sizes, given: Mapping[str, int | str], half: bool, fold_stem: bool
 ) -> Conversion:
     try:
-        return convert(model, sizes.first, sizes.second, half)
+        return convert(model, sizes.first, sizes.second, half, fold_stem)
     except TargetError as error:
         if sizes.open and sizes.first.keys() - given.keys():
             name = next(name for name in sizes.first if sizes.is_open(name))

@@ -286,6 +286,10 @@ def _converted(model: onnx.ModelProto, options: Any) -> tuple[Conversion, Sizes]
                 f"ncnn(shapes={{{name}: {'x'.join(map(str, sizes.first[name]))}}}) with the right ones"
             ) from error
         raise
+    if not written.refused and not written.inputs:
+        raise TargetError(
+            "the model has no inputs, and ncnn runs nothing without; what it gives is always the same: store that instead"
+        )
     bounds = {name: pair for name, pair in ranges(options.shapes).items() if sizes.is_open(name)}
     inputs = [
         replace(port, least=bounds[port.tensor][0], greatest=bounds[port.tensor][1])

@@ -230,7 +230,7 @@ def _states(reader: Reader, branch: bool = False) -> Iterator[Concern]:
     read = {value.name for value in reader.graph.output} | _reads(reader)
     for node, name in reader.nodes():
         if branch and node.op_type in RECURRENT and node.domain in _ONNX:
-            steps, *states = node.output
+            steps, states = next(iter(node.output), ""), node.output[1:]
             if steps not in read and read.intersection(states):
                 reason = (
                     "in a branch, TensorRT fails on a last state where nobody reads the outputs of the steps: read the "

@@ -12,6 +12,7 @@ from onnx_lathe.runtime.targets.litert.maps import as_rows, put_map_as_rows, row
 from onnx_lathe.runtime.targets.litert.network import Network
 from onnx_lathe.runtime.targets.litert.node import Node, Unsupported
 from onnx_lathe.runtime.targets.litert.registry import operator
+from onnx_lathe.runtime.targets.litert.stem import folded_map, folded_weight, folds
 from onnx_lathe.runtime.targets.litert.windows import Window, padded, window
 
 STORED = ("INT8", "INT16")
@@ -28,6 +29,9 @@ def conv(node: Node, net: Network) -> None:
     source = net.image(node)
     if spatial == 1:
         source, found = rows_as_map(net, node, source), as_rows(found)
+    if spatial == 2 and group == 1 and folds(node, net, source, found):
+        _folded(node, net, source, found)
+        return
     if not found.same:
         source = padded(net, source, found, node.inputs[0])
     if group > 1 and group == net.tensors[source].shape[-1] and shape[1] == 1:
@@ -48,6 +52,13 @@ def _grouped(node: Node, net: Network, source: int, found: Window, spatial: int)
     weight = net.weight(node, 1, lambda values: _two_dimensions(values).transpose(0, 2, 3, 1))
     bias = net.bias(node, 2, source, weight, net.tensors[weight].shape[0])
     _put(node, net, "CONV_2D", [source, weight, bias], "Conv2DOptions", _fields(found), spatial)
+
+
+def _folded(node: Node, net: Network, source: int, found: Window) -> None:
+    weight = net.weight(node, 1, lambda values: folded_weight(values, found))
+    source, window = folded_map(net, node, source, found)
+    bias = net.bias(node, 2, source, weight, net.tensors[weight].shape[0])
+    _put(node, net, "CONV_2D", [source, weight, bias], "Conv2DOptions", _fields(window), 2)
 
 
 def _two_dimensions(weight: np.ndarray) -> np.ndarray:
