@@ -71,9 +71,9 @@ def _convolution(
     node: onnx.NodeProto, place: int, shapes: Mapping[str, OpenShape]
 ) -> tuple[Gemm | None, float | None]:
     weight, result = _known(node.input[place], shapes), _known(node.output[0], shapes)
-    if weight is None or result is None:
-        return None, None
     groups = _attribute(node, "group", 1)
+    if weight is None or result is None or min(len(weight), len(result)) < 2 or groups < 1:
+        return None, None  # sizes that the runtime will refuse, as below
     found = Gemm(groups, weight[0] // groups, math.prod(weight[1:]), result[0] * math.prod(result[2:]))
     read = _known(node.input[0], shapes)
     copies = None if not read else groups * found.k2c * found.n / max(1, math.prod(read))
@@ -83,15 +83,15 @@ def _convolution(
 def _transposed(node: onnx.NodeProto, shapes: Mapping[str, OpenShape]) -> Gemm | None:
     """The product comes first, and its columns are summed into the result (col2im)."""
     weight, read = _known(node.input[1], shapes), _known(node.input[0], shapes)
-    if weight is None or read is None:
-        return None
     groups = _attribute(node, "group", 1)
+    if weight is None or read is None or min(len(weight), len(read)) < 2 or groups < 1:
+        return None
     return Gemm(groups, math.prod(weight[1:]), weight[0] // groups, read[0] * math.prod(read[2:]))
 
 
 def _gemm(node: onnx.NodeProto, shapes: Mapping[str, OpenShape]) -> Gemm | None:
     weight, result = _known(node.input[1], shapes), _known(node.output[0], shapes)
-    if weight is None or result is None:
+    if weight is None or result is None or len(weight) != 2 or not result:
         return None
     d, inner = weight if _attribute(node, "transB", 0) else weight[::-1]
     return Gemm(1, d, inner, result[0])

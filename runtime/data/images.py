@@ -1,6 +1,7 @@
 """Data in a folder of pictures, decoded when a batch asks for them."""
 
 import hashlib
+import logging
 import os
 import re
 import struct
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from onnx_lathe.errors import DataError
 from onnx_lathe.runtime.data.classes import ClassNames, in_order, order_note, order_warning
@@ -27,12 +28,20 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", "
 _MODES: dict[int | None, str] = {1: "L", 3: "RGB", 4: "RGBA", None: "RGB"}
 _COLOURED = (3, 4)
 """Channels of an input [channels, height, width], which is one picture; no batch has just so many grey ones."""
-MOST_PIXELS = 60_000_000
-"""Of a picture: a file of some kilobytes may ask for hundreds of millions. Decoded and converted, a pixel takes 8 bytes."""
+MOST_BYTES = 480_000_000
+"""Of a picture as it is decoded and converted: a file of some kilobytes may ask for hundreds of millions of pixels."""
+MOST_PIXELS = MOST_BYTES // 4
+"""Of a picture as it is used: four bytes each."""
+WEBP_BYTES = 16
+"""That its decoder takes for a pixel (libwebp's canvas, the one before, a copy, and the picture)."""
+_START_OF_SCAN = 0xDA
 LARGE_PIXELS = 4_000_000
 """Pictures from this size on are decoded one at a time."""
 MOST_THREADS = 8
 _LARGE = threading.Lock()
+logging.getLogger("PIL").addHandler(
+    logging.NullHandler()
+)  # what it logs of a damaged file is in our one line, or nothing
 # What Pillow's decoders let through when a file is damaged.
 _BROKEN = (
     OSError,
@@ -193,20 +202,82 @@ def decode(file: Path, framing: Framing) -> np.ndarray:
     Pillow images; beyond its edges a picture is black.
     """
     try:
-        with Image.open(file) as opened:
+        with _opened(file) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise DataError(f"{file}: has 16 or 32 bits per pixel; convert it to 8 bits")
             pixels = opened.width * opened.height
-            if pixels > MOST_PIXELS:
-                raise DataError(
-                    f"{file}: has {pixels / 1e6:,.0f} million pixels, and {MOST_PIXELS / 1e6:.0f} million are the most; scale it down"
-                )
+            _make_fit(file, opened, framing.mode)
             with _LARGE if pixels >= LARGE_PIXELS else nullcontext():
-                return _framed(file, opened.convert(framing.mode), framing)
+                picture = opened if opened.mode == framing.mode else opened.convert(framing.mode)
+                return _framed(file, picture, framing)
     except _BROKEN as error:
         raise DataError(
             f"{file}: is not a picture, or is damaged ({' '.join(str(error).split())}); mend or remove it"
         ) from error
+
+
+def _opened(file: Path) -> Image.Image:
+    """Not decoded yet. Pillow refuses more than 179 million pixels, of a JPEG too, which may be decoded at a part of its size."""
+    try:
+        return Image.open(file)
+    except Image.DecompressionBombError as error:
+        try:
+            return JpegImagePlugin.JpegImageFile(file)
+        except SyntaxError:
+            raise error from None
+
+
+def _make_fit(file: Path, opened: Image.Image, mode: str) -> None:
+    """Lets a JPEG that takes more than MOST_BYTES be decoded at a half, quarter or eighth of its width and height, which
+    its blocks of 8 x 8 allow. Raises DataError for another picture of so many pixels.
+    """
+    (width, height), each = opened.size, _pixel_bytes(opened, mode)
+    left, scales = MOST_BYTES, [1]
+    if isinstance(opened, JpegImagePlugin.JpegImageFile):
+        left, scales = MOST_BYTES - _coefficient_bytes(file, opened), [1, 2, 4, 8]
+    for scale in scales:
+        if -(-width // scale) * -(-height // scale) * each <= left:
+            if scale > 1:
+                opened.draft(None, (width // scale, height // scale))
+            return
+    advice = (
+        ", or save it as a JPEG of one scan (not progressive)"
+        if len(scales) > 1
+        else ", or save it as a JPEG"
+    )
+    raise DataError(
+        f"{file}: has {width * height / 1e6:,.0f} million pixels, and to decode so large a {opened.format} takes more than "
+        f"{MOST_BYTES / 1e6:.0f} MB; scale it down{advice}"
+    )
+
+
+def _pixel_bytes(opened: Image.Image, mode: str) -> int:
+    """As decoded, and once more where it has to be converted."""
+    if opened.format == "WEBP":
+        return WEBP_BYTES + (0 if opened.mode == mode else 4)
+    stored = [1 if one in ("1", "L", "P") else 4 for one in (opened.mode, mode)]
+    return stored[0] if opened.mode == mode else sum(stored)
+
+
+def _coefficient_bytes(file: Path, opened: JpegImagePlugin.JpegImageFile) -> int:
+    """A JPEG of several scans, as a progressive one, is kept whole while it is decoded, at any scale: two bytes for each
+    value of each channel.
+    """
+    if "progressive" not in opened.info and _in_one_scan(file, len(opened.layer)):
+        return 0
+    samples = [layer[1] * layer[2] for layer in opened.layer]
+    return 2 * opened.width * opened.height * sum(samples) // max(1, max(samples))
+
+
+def _in_one_scan(file: Path, channels: int) -> bool:
+    """Whether a JPEG's first scan has all of its channels."""
+    with file.open("rb") as stream:
+        stream.seek(2)
+        while len(head := stream.read(4)) == 4 and head[0] == 0xFF:
+            if head[1] == _START_OF_SCAN:
+                return stream.read(1) == bytes([channels])
+            stream.seek(max(0, int.from_bytes(head[2:], "big") - 2), os.SEEK_CUR)
+    return False
 
 
 def _framed(file: Path, picture: Image.Image, framing: Framing) -> np.ndarray:

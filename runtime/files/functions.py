@@ -21,19 +21,28 @@ def check_functions(model: ModelProto) -> None:
         return
     bodies = {(one.domain, one.name, one.overload): one.node for one in model.functions}
     calls = {key: _calls(nodes, bodies.keys()) for key, nodes in bodies.items()}
+    waiting = {key: len(called) for key, called in calls.items()}
+    callers: dict[_Key, list[_Key]] = {}
+    for key, called in calls.items():
+        for one in called:
+            callers.setdefault(one, []).append(key)
     sizes: dict[_Key, int] = {}
-    left = dict(calls)
-    while ready := [key for key, called in left.items() if called.keys() <= sizes.keys()]:
-        for key in ready:
-            inlined = sum(count * sizes[one] for one, count in left.pop(key).items())
-            sizes[key] = len(bodies[key]) + inlined
-    if left:
+    ready = [key for key, count in waiting.items() if not count]
+    while ready:
+        key = ready.pop()
+        inlined = len(bodies[key]) + sum(count * sizes[one] for one, count in calls[key].items())
+        sizes[key] = min(inlined, 2 * MOST_NODES)  # doubled ten thousand times it would have as many digits
+        for caller in callers.get(key, ()):
+            waiting[caller] -= 1
+            if not waiting[caller]:
+                ready.append(caller)
+    if left := calls.keys() - sizes.keys():
         domain, name, _ = min(left)
         raise ModelError(f"function '{domain}.{name}' calls itself, or one that does; export the model again")
     total = sum(count * sizes[key] for key, count in _calls(model.graph.node, bodies.keys()).items())
     if total > MOST_NODES:
         raise ModelError(
-            f"calls of its local functions are {total:.3g} nodes, and {MOST_NODES:,} are the most; export the model again"
+            f"calls of its local functions are more than {MOST_NODES:,} nodes, which are the most; export the model again"
         )
 
 

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from onnx import ModelProto, TensorProto
 
 from onnx_lathe.errors import ModelError
+from onnx_lathe.runtime.files.proportion import check_proportion
 from onnx_lathe.runtime.files.tensors import without_big
 
 OPSETS = (11, 24)
@@ -101,6 +102,7 @@ def parse(content: bytes) -> ModelProto:
     known = (what for (offset, magic), what in _NOT_ONNX.items() if content.startswith(magic, offset))
     if kind := next(known, None):
         raise ModelError(f"is not an ONNX model but {kind}")
+    check_proportion(content)
     model = ModelProto()
     try:
         model.ParseFromString(content)

@@ -84,8 +84,9 @@ def _refusing(what: str) -> Iterator[None]:
         if str(error) == guard.KILLED:
             raise CrashError(f"ONNX Runtime {VERSION} cannot {what}: {error}") from None
         raise CrashError(f"ONNX Runtime {VERSION} crashes ({error}) when it is to {what}") from None
-    except _REFUSALS as error:
-        reason = " ".join(str(error).split())
+    except (*_REFUSALS, UnicodeDecodeError) as error:
+        text = "an output holds text that is not UTF-8; encode it so where the model was made"
+        reason = text if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split())
         advice = "; " + UNKNOWN_OPERATOR if "is not a registered function/op" in reason else ""
         raise ModelError(f"ONNX Runtime cannot {what}: {reason}{advice}") from error
 

@@ -13,7 +13,9 @@ import onnx
 import pytest
 from PIL import Image
 
-from tests.support.bounded import Ended, bounded
+from onnx_lathe.errors import DataError
+from onnx_lathe.runtime.data import images
+from tests.support.bounded import Ended, bounded, grown_by
 from tests.support.builders import build, random
 
 BOMB_BYTES = 8_000_000_000
@@ -194,6 +196,88 @@ def test_pictures_that_decompress_to_far_more(
     assert "0.png" in ended.line
 
 
+def flat(path: Path, width: int, height: int, **how: object) -> None:
+    """A picture of one colour, of which a band is in red."""
+    picture = Image.new("RGB", (width, height), (40, 90, 200))
+    picture.paste((250, 10, 10), (0, 0, width, height // 2))
+    picture.save(path, **how)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("0.jpg", {"progressive": True, "subsampling": 0}),
+        ("0.webp", {"method": 0}),
+        ("0.png", {"compress_level": 1}),
+    ],
+)
+def test_decoders_that_take_more_than_the_picture_are_counted(
+    name: str,
+    how: dict[str, object],
+    pictured: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At a tenth of the sizes: a progressive JPEG's coefficients, libwebp's four canvases."""
+    monkeypatch.setattr(images, "MOST_BYTES", 48_000_000)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    flat(folder / name, 4200, 3000, **how)
+    ended = quantized(capfd, pictured, folder, "--preprocess", "scale=1/255")
+    assert ended.code == 2
+    assert "has 13 million pixels" in ended.line
+
+
+def test_a_large_photograph_is_decoded_at_a_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the memory that it may take, and it is resized to what it is; one of 200 million pixels, as phones take them, too."""
+    path, larger = tmp_path / "0.jpg", tmp_path / "1.jpg"
+    flat(path, 6000, 4500, quality=50)
+    content = path.read_bytes()
+    size = content.index(b"\xff\xc0") + 5
+    larger.write_bytes(content[:size] + struct.pack(">HH", 12240, 16320) + content[size + 4 :])
+    with images.quiet(), images._opened(larger) as opened:
+        images._make_fit(larger, opened, "RGB")
+        assert opened.size == (8160, 6120)
+    monkeypatch.setattr(images, "MOST_BYTES", 30_000_000)
+    framing = images.Framing("RGB", (8, 8), 8, 8)
+    made, grown = grown_by(lambda: images.decode(path, framing))
+    assert grown < 40_000_000
+    np.testing.assert_allclose(made[0], np.full((8, 3), (250, 10, 10)), atol=4)
+    np.testing.assert_allclose(made[-1], np.full((8, 3), (40, 90, 200)), atol=4)
+
+
+def test_a_jpeg_of_several_scans_is_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose scans have a channel each is not called progressive, and takes as much."""
+    path, split = tmp_path / "0.jpg", tmp_path / "1.jpg"
+    flat(path, 64, 48)
+    content = path.read_bytes()
+    at = content.index(b"\xff\xda\x00\x0c\x03")
+    split.write_bytes(content[:at] + b"\xff\xda\x00\x08\x01" + content[at + 5 : at + 7] + content[at + 11 :])
+    monkeypatch.setattr(images, "MOST_BYTES", 64 * 48 * 4)
+    framing = images.Framing("RGB", (8, 8), 8, 8)
+    assert images.decode(path, framing).shape == (8, 8, 3)
+    monkeypatch.setattr(images, "MOST_BYTES", 64 * 48)
+    with Image.open(split) as opened, pytest.raises(DataError, match="JPEG of one scan"):
+        images._make_fit(split, opened, "RGB")
+
+
+def test_what_pillow_logs_of_a_damaged_picture_is_no_second_line(
+    pictured: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A TIFF of 2,048 samples per pixel."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Image.new("RGB", (20, 24)).save(folder / "0.tif")
+    content = (folder / "0.tif").read_bytes()
+    samples = struct.pack("<HHIHH", 277, 3, 1, 3, 0)
+    assert samples in content
+    (folder / "0.tif").write_bytes(content.replace(samples, struct.pack("<HHIHH", 277, 3, 1, 2048, 0)))
+    ended = quantized(capfd, pictured, folder, "--preprocess", "scale=1/255")
+    assert ended.code == 2
+    assert "0.tif" in ended.line
+
+
 def test_a_picture_of_one_line(pictured: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Resized until its one row has eight, it would have 320 million pixels."""
     folder = tmp_path / "data"
@@ -210,7 +294,8 @@ def test_a_picture_of_one_line(pictured: Path, tmp_path: Path, capfd: pytest.Cap
         ("passes = \"fold, __import__('os').system('touch ran')\"", "passes"),
         ('passes = "prune(sparsity=!!python/object/apply:os.system [touch ran])"', "prune"),
         ("passes = " + "[" * 10_000, "recipe.toml"),
-        ("a" + ".a" * 10_000 + " = 1", "recipe.toml"),
+        ("a" + ".a" * 31_900 + " = 1", "more than 2,000 dots"),
+        (("a" + ".a" * 1_999 + "{} = 1\n") * 15, "recipe.toml"),
         ('passes = "' + "fold(" * 5_000 + '"', "passes"),
         ("seed = 1" + "0" * 10_000, "recipe.toml"),
         ("seed = 1e999", "seed"),

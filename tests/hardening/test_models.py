@@ -1,5 +1,6 @@
 """Models that no exporter writes: each ends in one line, or does what it says."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_lathe.errors import ModelError
+from onnx_lathe.runtime.files import proportion
+from onnx_lathe.runtime.files.functions import check_functions
 from onnx_lathe.runtime.running import ort
 from tests.support.bounded import bounded
 from tests.support.builders import build, random
@@ -191,6 +195,16 @@ def zero_size_weight() -> onnx.ModelProto:
     return build("(float[N, 16] x) => (float[N, 0] y) { y = MatMul(x, w) }", w=np.zeros((16, 0), np.float32))
 
 
+def string_weight() -> onnx.ModelProto:
+    model = layer()
+    model.graph.initializer.append(
+        helper.make_tensor("text", TensorProto.STRING, [2], [b"a" * 9000, b"\xff\xfe"])
+    )
+    model.graph.node.append(helper.make_node("Identity", ["text"], ["said"], name="say"))
+    model.graph.output.append(helper.make_tensor_value_info("said", TensorProto.STRING, [2]))
+    return model
+
+
 def string_input() -> onnx.ModelProto:
     return build("(string[N] x) => (string[N] y) { y = Identity(x) }")
 
@@ -209,7 +223,7 @@ REFUSED = [
 ]  # fmt: skip
 EITHER = [
     gigantic_input, gigantic_constant, negative_input,
-    two_outputs_of_one_name, nested_bodies, nan_weight, infinite_weight, zero_size_weight, string_input, everything_dead,
+    two_outputs_of_one_name, nested_bodies, nan_weight, infinite_weight, zero_size_weight, string_weight, string_input, everything_dead,
 ]  # fmt: skip
 """May be compiled, and then compute what they did."""
 
@@ -259,3 +273,49 @@ def test_a_message_nested_beyond_any_limit(tmp_path: Path, capfd: pytest.Capture
         ended = bounded(capfd, arguments, path.stat().st_size)
         assert ended.code == 2
         assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("number", [1, 5, 11, 13], ids=["nodes", "weights", "inputs", "values"])
+def test_a_million_empty_messages(number: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two bytes each in the file."""
+    path = tmp_path / "model.onnx"
+    graph = layer().graph.SerializeToString() + field(number, b"") * 1_000_000
+    path.write_bytes(b"\x08\x09" + field(7, graph) + field(8, b"\x10\x11"))
+    ended = bounded(capfd, ["inspect", path], path.stat().st_size)
+    assert ended.code == 2
+
+
+def test_a_convolution_of_no_groups(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.onnx"
+    model = build("(float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) { y = Conv(x, w) }", w=random(4, 4, 1, 1))
+    model.graph.node[0].attribute.append(helper.make_attribute("group", 0))
+    path.write_bytes(model.SerializeToString())
+    assert bounded(capfd, ["inspect", path], path.stat().st_size).code in (0, 2)
+
+
+def test_the_count_of_calls_grows_with_the_file() -> None:
+    """A chain of functions, the first written last in the file: a look at all of them per link took its square."""
+    taken = []
+    for count in (500, 4_000):
+        model = functions(lambda number, last=count: [number + 1] if number < last else [], count + 1)
+        began = time.process_time()
+        check_functions(model)
+        taken.append(time.process_time() - began)
+    assert taken[1] < 24 * max(taken[0], 0.01)
+
+
+def test_what_messages_take_is_counted_before_they_are_parsed() -> None:
+    """And graphs that were exported are not near the limit, however large: estimates grow with their bytes."""
+    model = layer()
+    model.graph.node.extend(
+        helper.make_node("Relu", [f"t{number}"], [f"t{number + 1}"], name=f"relu_{number}")
+        for number in range(2_000)
+    )
+    model.graph.value_info.extend(
+        helper.make_tensor_value_info(f"t{number}", TensorProto.FLOAT, ["N", 4]) for number in range(2_000)
+    )
+    content = model.SerializeToString()
+    assert proportion._cost(content, 1 << 60) < proportion.MOST_RATIO * len(content)
+    shape = field(8, b"w") + field(1, b"\1" * 20_000_000)
+    with pytest.raises(ModelError, match=r"than a file of 20\.0 MB should"):
+        proportion.check_proportion(b"\x08\x09" + field(7, field(5, shape)))

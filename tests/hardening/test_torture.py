@@ -94,3 +94,23 @@ def test_an_unknown_part_is_named(torture: ModuleType, capsys: pytest.CaptureFix
         torture.main(["marzipan"])
     assert ended.value.code == 2
     assert "there is no part 'marzipan'; there are made, broken" in capsys.readouterr().err
+
+
+def test_a_sample_of_hostile_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The first cases of a seed of their own, in this process; `make torture` runs thousands, and bounds their memory."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    hostile = importlib.import_module("torture_parts.hostile")
+    ends = [hostile.attacked(number, 21, tmp_path)[2] for number in range(200)]
+    assert len({end.split(":")[0] for end in ends}) >= 5
+    assert any(end.endswith("the same outputs") for end in ends)
+
+
+def test_guided_cases_are_skipped_where_their_tool_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    parts, guided = (importlib.import_module(f"torture_parts{name}") for name in ("", ".guided"))
+    monkeypatch.setattr(guided.importlib.util, "find_spec", lambda name: None)
+    outcomes = list(guided.run(parts.Request(tmp_path, 0, 9)))
+    assert [one.verdict for one in outcomes] == ["skipped"]
+    assert "atheris is not installed" in outcomes[0].reason

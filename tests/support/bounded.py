@@ -1,13 +1,16 @@
 """The command held to what SECURITY.md promises of hostile input: an exit code, one line, bounded memory and time."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from onnx_lathe.optimizer.cli import main
 
+T = TypeVar("T")
 SPARE_BYTES = 500_000_000
 LIMIT_S = 30.0
 
@@ -40,6 +43,13 @@ def bounded(capfd: pytest.CaptureFixture[str], arguments: list[str | Path], file
     assert taken < LIMIT_S, f"{taken:.0f} s"
     assert grown < 2 * file_bytes + SPARE_BYTES, f"{grown / 1e6:.0f} MB more"
     return Ended(code, said.strip())
+
+
+def grown_by(call: Callable[[], T]) -> tuple[T, int]:
+    """What the call returns, and the bytes of its peak above what there was before."""
+    before = _reset_peak()
+    returned = call()
+    return returned, _status("VmHWM") - before
 
 
 def _reset_peak() -> int:
