@@ -222,7 +222,7 @@ def test_a_damaged_file(machine: gpu.Machine, damage: bytes | None, words: str) 
     engine = build(machine, network())
     whole = engine.read_bytes()
     engine.write_bytes(whole[:-1] + b"?" if damage is None else damage)
-    with pytest.raises(TargetError, match=f"{engine.name}: {words}.*copy both again, or build it again"):
+    with pytest.raises(ModelError, match=f"{engine.name}: {words}.*copy both again, or build it again"):
         reopen(engine)
 
 
