@@ -2,7 +2,8 @@
 
     python .ci/floors.py [--fail]
 
-With --fail the exit code is 1 where less is run than the floors say: 92 % of lines, 85 % of branches.
+92 % of lines and 85 % of branches are aims so far: that the suite reaches them is not measured, and `make coverage` ends
+well where it does not. With --fail they are floors, and the exit code is 1 below them.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 FOLDERS = ("passes", "runtime")
-FLOORS = {"lines": 0.92, "branches": 0.85}
+AIMS = {"lines": 0.92, "branches": 0.85}
 SHOWN = 15
 
 
@@ -57,9 +58,10 @@ def main() -> int:
         inside = {name: one for name, one in files.items() if name.startswith(f"{folder}/")}
         found = shares(inside.values())
         for what, share in found.items():
-            low = share < FLOORS[what]
+            low = share < AIMS[what]
             missed |= low
-            print(f"{folder}: {share:.1%} of {what}, floor {FLOORS[what]:.0%}{', missed' if low else ''}")
+            kind = "floor" if arguments.fail else "aim"
+            print(f"{folder}: {share:.1%} of {what}, {kind} {AIMS[what]:.0%}{', missed' if low else ''}")
         least = sorted(inside, key=lambda name: shares([inside[name]])["branches"])[:SHOWN]
         for name in least:
             one = shares([inside[name]])
