@@ -79,10 +79,12 @@ def _descriptor(folder: Path, file: Path) -> int:
         return os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     *between, name = file.relative_to(folder).parts or (".",)
     plain = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    at = os.open(folder, plain | os.O_DIRECTORY)
+    # a folder that may be entered, if not listed, is enough
+    through = plain | os.O_DIRECTORY | getattr(os, "O_PATH", getattr(os, "O_SEARCH", 0))
+    at = os.open(folder, through)
     try:
         for part in between:
-            at, above = os.open(part, plain | os.O_DIRECTORY, dir_fd=at), at
+            at, above = os.open(part, through, dir_fd=at), at
             os.close(above)
         return os.open(name, plain | os.O_NONBLOCK, dir_fd=at)  # which a pipe without a writer would wait for
     except OSError as error:
@@ -148,7 +150,7 @@ class Reader:
         """The data, uint8 [bytes], mapped and not read. Raises ModelError as `read` does."""
         with opened(self.model, tensor) as stream:
             offset, length = self._located(tensor, stream)
-            return np.memmap(stream, np.uint8, "r", offset, (length,))
+            return np.memmap(stream, np.uint8, "r", offset, (length,)) if length else np.zeros(0, np.uint8)
 
     def _located(self, tensor: TensorProto, stream: BinaryIO) -> tuple[int, int]:
         found = os.fstat(stream.fileno())

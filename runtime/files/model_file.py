@@ -6,7 +6,6 @@ model stores.
 """
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from onnx_lathe import held
 from onnx_lathe.errors import ModelError, first_few
 from onnx_lathe.runtime.files import hashing
 from onnx_lathe.runtime.files.declared import check_counts, check_declared
-from onnx_lathe.runtime.files.external_data import Reader, external_path, externalized, locate, opened
+from onnx_lathe.runtime.files.external_data import Reader, external_path, externalized, opened
 from onnx_lathe.runtime.files.functions import check_functions
 from onnx_lathe.runtime.files.pieces import PIECED_BYTES, pieces
 from onnx_lathe.runtime.files.reading import (
@@ -200,14 +199,8 @@ def externals(path: str | Path) -> tuple[ModelProto, list[tuple[TensorProto, np.
     with naming(path):
         model = parse(content_of(path))
         outside = [tensor for tensor in all_tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
-        return model, [(tensor, _mapped(path, tensor)) for tensor in outside]
-
-
-def _mapped(path: Path, tensor: TensorProto) -> np.ndarray:
-    """uint8 [bytes] of the tensor's external data."""
-    with opened(path, tensor) as stream:
-        offset, size = locate(path, tensor, os.fstat(stream.fileno()).st_size)
-        return np.memmap(stream, np.uint8, "r", offset, (size,)) if size else np.zeros(0, np.uint8)
+        reader = Reader(path)
+        return model, [(tensor, reader.mapped(tensor)) for tensor in outside]
 
 
 def warnings(model: ModelProto) -> list[str]:

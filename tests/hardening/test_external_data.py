@@ -151,7 +151,10 @@ def test_the_file_that_was_checked_is_the_one_that_is_read(
     assert model_file.load(model).graph.initializer[0].raw_data == wanted
 
 
-def test_a_file_that_a_thousand_tensors_want(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", [["inspect", "--weights"], ["pack"]], ids=["inspect", "pack"])
+def test_a_file_that_a_thousand_tensors_want(
+    model: Path, command: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     """6 MB on disk, 6 GB in memory."""
     stored = onnx.load(model, load_external_data=False)
     tensor = stored.graph.initializer[0]
@@ -160,7 +163,7 @@ def test_a_file_that_a_thousand_tensors_want(model: Path, capfd: pytest.CaptureF
     model.write_bytes(stored.SerializeToString())
     (model.parent / "data" / "weights.bin").write_bytes(bytes(6_000_000))
     point(model, "data/weights.bin", copies=999)
-    ended = bounded(capfd, ["inspect", model, "--weights"], file_bytes=6_000_000)
+    ended = bounded(capfd, [*command, model], file_bytes=6_000_000)
     assert ended.code == 2
     assert "read the same external data over and over" in ended.line
 
