@@ -149,3 +149,17 @@ def test_what_is_added_later_is_held_or_computed_again(monkeypatch: pytest.Monke
         np.testing.assert_allclose(constants(far)[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
     before, after = errors(mixed(100, 3, 6, 6), model, compressed, near)
     assert after < 0.6 * before
+
+
+def test_what_an_optional_input_adds_is_not_asked_of_data_that_leaves_it_out() -> None:
+    model = build(
+        "(float[N, 8] x) => (float[N, 4] y) { h = Gemm (x, a)  y = Add (h, w) }", a=random(8, 4), w=random(4)
+    )
+    model.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [4]))
+    where = context(model, x=mixed(80, 8))
+    pruned, _ = applied("prune", model, where, min_size=1, sparsity=0.25)
+    fitted, report = applied("refit", pruned, where)
+    assert [edit.node for edit in report.edits] == ["Gemm_0"]
+    others = mixed(50, 8)
+    wanted, before, after = (run(one, {"x": others})["y"] for one in (model, pruned, fitted))
+    assert np.square(after - wanted).sum() < np.square(before - wanted).sum()

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from onnx_lathe.passes.graph import Graph, Node, Tensor
 from onnx_lathe.passes.graph.answers.aligned import Layer
+from onnx_lathe.passes.graph.keeping import is_optional_input
 from onnx_lathe.passes.graph.layers import is_constant
 from onnx_lathe.passes.graph.quantization.placement import floor_range
 from onnx_lathe.passes.graph.rewire import captured_names, is_output
@@ -35,8 +36,8 @@ def with_what_follows(graph: Graph, layers: Collection[Layer], known: Collection
         if fits(types.get(answer.name), types.get(name)) is False:
             return None
         other = next((one for one in node.inputs if one is not answer), None)
-        if other is None or is_constant(other) or not other.name:
-            return None
+        if other is None or is_constant(other) or not other.name or is_optional_input(other):
+            return None  # data may leave an optional input out
         return node if all(order[id(one)] < order[id(layer.node)] for one in other.inputs) else None
 
     def activation_of(tensor: Tensor) -> Activation | None:
