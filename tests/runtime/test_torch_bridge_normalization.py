@@ -291,3 +291,18 @@ def test_channels_last_images_give_their_scale_a_gradient(operator: str) -> None
         module(images.to(memory_format=layout)).square().sum().backward()
         gradients.append(module.weights()["s"].grad)
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-4)
+
+
+def test_images_of_one_channel_whose_strides_say_channels_last() -> None:
+    """Contiguous in either sense, and PyTorch crashes here if it is left to itself."""
+    proto = build(
+        "(float[n, 1, 3, 3] x) => (float[n, 1, 3, 3] y) { y = InstanceNormalization (x, s, b) }",
+        s=np.ones(1, np.float32),
+        b=np.ones(1, np.float32),
+    )
+    images, gradients = torch.randn(2, 1, 3, 3), []
+    for strides in ((9, 9, 3, 1), (9, 1, 3, 1)):
+        module = GraphModule(proto)
+        module(images.as_strided((2, 1, 3, 3), strides)).square().sum().backward()
+        gradients.append(module.weights()["s"].grad)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-4)
