@@ -112,7 +112,7 @@ class Builder:
 
     def stored(self, values: Any, stem: str = "w") -> str:
         values, name = np.asarray(values), self.name(stem)
-        if self.chance(0.1):
+        if self.chance(0.1) and (values.dtype.kind == "f" or self.opset >= 9):  # before, floats alone
             self.nodes.append(
                 helper.make_node(
                     "Constant", [], [name], self.name("Constant"), value=numpy_helper.from_array(values)

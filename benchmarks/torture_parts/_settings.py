@@ -56,6 +56,8 @@ def lossless(random: np.random.Generator, few: bool, data: bool) -> list[Setting
     drawn = [known[int(place)] for place in random.integers(0, len(known), int(random.integers(1, 6)))]
     if random.random() < 0.4:
         drawn.insert(0, LOSSLESS[0])
+    if any(one.name in SPLITTING for one in drawn):  # factors may have more values than the weights had
+        drawn = [one for one in drawn if not one.few]
     return _ordered(drawn, random)
 
 
@@ -65,6 +67,7 @@ def _ordered(drawn: list[Setting], random: np.random.Generator) -> list[Setting]
     return sorted(drawn, key=lambda one: ORDER.index(one.name))
 
 
+SPLITTING = ("svd", "tucker", "tensor_train")
 ORDER = ("fold", "equalize", "prune_channels", "svd", "tucker", "tensor_train", "prune", "prune_nm", "retrain",
          "refit", "codebook", "int4", "int8", "float16", "winograd")  # fmt: skip
 
