@@ -41,6 +41,8 @@ def infer_types(graph: Graph, one_sample: bool = False) -> dict[str, TensorType]
     initializers. one_sample: where the first dimension of an input is open, it is taken to be 1.
     """
     model = skeleton(export_model(graph))
+    for node in [one for one in model.graph.node if not any(one.output)]:
+        model.graph.node.remove(node)  # taken out by a pass that goes on, and cleared away at its end
     for value in model.graph.input if one_sample else ():
         dims = value.type.tensor_type.shape.dim
         if dims and not dims[0].dim_value:

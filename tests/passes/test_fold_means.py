@@ -27,3 +27,8 @@ def test_a_mean_of_an_image_becomes_a_pool(
 def test_another_mean_stays(axes: list[int]) -> None:
     text = f"(float[N, 4, 6, 7] x) => (float[A, B, C, D] y) {{ y = ReduceMean <axes = {axes}> (x) }}"
     assert ops(fold(build(text))[0]) == ["ReduceMean"]
+
+
+def test_types_are_asked_behind_a_node_that_was_taken_out() -> None:
+    text = "(float[N, 4, 6, 7] x) => (float[N, 4, 1, 1] y) { d = Dropout (x)  y = ReduceMean <axes = [2, 3]> (d) }"
+    assert ops(fold(build(text, 13))[0]) == ["GlobalAveragePool"]
