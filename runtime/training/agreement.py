@@ -136,6 +136,12 @@ def _reference(model: onnx.ModelProto, feeds: Arrays, count: int, fixed: int | N
     if fixed is None:
         return list(ort.run(session, feeds).values())
     parts = [list(ort.run(session, _piece(feeds, start, fixed)).values()) for start in range(0, count, fixed)]
+    for output, value in zip(model.graph.output, parts[0], strict=True):
+        if value.ndim == 0:
+            raise PassError(
+                f"output '{output.name}' is one number for a whole batch of {fixed}, so that batches cannot be joined; "
+                "take the output off the model, or export it with a dynamic batch"
+            )
     return [np.concatenate(outputs)[:count] for outputs in zip(*parts, strict=True)]
 
 

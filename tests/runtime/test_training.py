@@ -35,6 +35,13 @@ def teacher() -> onnx.ModelProto:
     )
 
 
+def test_one_number_for_a_fixed_batch_is_refused_by_name() -> None:
+    text = "(float[4, 6] x) => (float[4, 3] y, float total) { y = Gemm (x, w)  total = ReduceSum <keepdims = 0> (y) }"
+    fixed = build(text, w=random(6, 3))
+    with pytest.raises(PassError, match="output 'total' is one number for a whole batch of 4"):
+        agreement.check(fixed, GraphModule(fixed), Points())
+
+
 def test_learns_from_labels_alone(teacher: onnx.ModelProto) -> None:
     assert accuracy(model()) < 0.6
     assert accuracy(teacher) > 0.93
