@@ -58,9 +58,9 @@ class Area:
                 mapped = np.memmap(file, np.uint8, "r")
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            what = "the disk is full; free some space" if full else f"{error.strerror or error};"
+            what = "the disk is full; free some space or" if full else f"{error.strerror or error};"
             raise LatheError(
-                f"{self.folder}: weight '{tensor.name}' cannot be written: {what} or choose another folder"
+                f"{self.folder}: weight '{tensor.name}' cannot be written: {what} choose another folder"
             ) from error
         self.hold(tensor, mapped)
 

@@ -4,6 +4,7 @@ Which layers INT8 would take is what the pass says before it calibrates; which m
 samples.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,6 @@ from onnx_lathe.optimizer.build import configured_targets, placement
 from onnx_lathe.optimizer.inspect import Size, layer_table
 from onnx_lathe.optimizer.opening import open_file
 from onnx_lathe.optimizer.recipe import Call, Recipe
-from onnx_lathe.optimizer.search.strengths import layers_of
 from onnx_lathe.optimizer.services import Roles, open_roles
 from onnx_lathe.optimizer.step import apply_pass
 from onnx_lathe.passes.core.options import configure
@@ -115,13 +115,17 @@ def _layers(model: onnx.ModelProto, place: Placement) -> Layers:
     lift(graph)
     taken, left = Int8().choose(graph, Context(placement=place))
     stored, _ = Int8(Int8.Config(activations=False)).choose(graph, Context(placement=place))
-    depthwise = [
-        node
+    layers = [
+        (node, weight.tensor.shape or (0, 0))
         for weight in weights(graph, refuse=lambda node, reason: None)
         for node in weight.nodes
-        if is_depthwise(node, weight.tensor.shape or (0, 0))
     ]
-    spatial = layers_of(model, "tucker", {})
+    depthwise = [node for node, shape in layers if is_depthwise(node, shape)]
+    spatial = [
+        node
+        for node, shape in layers
+        if node.op == "Conv" and node.attrs.get("group", 1) == 1 and math.prod(shape[2:]) > 1
+    ]
     names = [node.name for weight in taken for node in weight.nodes]
     return Layers(names, left, len(stored), len(depthwise), len(spatial))
 

@@ -26,10 +26,8 @@ def inline_functions(model: onnx.ModelProto) -> str | None:
     _give_defaults(light)
     try:
         light = inliner.inline_local_functions(light)
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # such as a call that gives more inputs than the function takes
+    except (RuntimeError, ValueError) as error:
+        # such as a call that gives more inputs than the function takes
         raise ModelError(
             f"its local functions cannot be inlined ({' '.join(str(error).split())}); export the model again"
         ) from error

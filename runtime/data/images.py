@@ -39,9 +39,8 @@ LARGE_PIXELS = 4_000_000
 """Pictures from this size on are decoded one at a time."""
 MOST_THREADS = 8
 _LARGE = threading.Lock()
-logging.getLogger("PIL").addHandler(
-    logging.NullHandler()
-)  # what it logs of a damaged file is in our one line, or nothing
+# what it logs of a damaged file is in our one line, or nothing
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 # What Pillow's decoders let through when a file is damaged.
 _BROKEN = (
     OSError,

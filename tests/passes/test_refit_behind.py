@@ -108,7 +108,9 @@ def test_a_sum_of_another_form_is_left_out() -> None:
         ("float[N, 6, 5] s, float[N, U, 5] x", "g = MatMul (x, a)  h = Add (g, c)"),
     ],
 )
-def test_a_sum_whose_form_only_running_tells_is_left_out(ends: str, cut: str) -> None:
+def test_a_sum_whose_form_only_running_tells_is_left_out(
+    ends: str, cut: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = f"({ends}) => (float[N, T, 4] y) {{ t = MatMul (s, b)  {cut}  u = Add (t, h)  y = Relu (u) }}"
     values = {"a": random(5, 4), "b": random(5, 4)} | ({"c": random(4)} if "c)" in cut else {})
     model = build(text, **values)
@@ -116,6 +118,8 @@ def test_a_sum_whose_form_only_running_tells_is_left_out(ends: str, cut: str) ->
     halved.CopyFrom(model)
     halved.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(values["a"] / 2, "a"))
     where = context(model, s=mixed(60, 6, 5), x=mixed(60, 1, 5))
+    # without the sum, the activation behind it is not the layer's, and keeps no rows to judge by
+    monkeypatch.delattr("onnx_lathe.passes.graph.answers.aligned.SplitRows")
     found, report = applied("refit", halved, where)
     assert "MatMul_1" in [edit.node for edit in report.edits], report.skips
     np.testing.assert_allclose(constants(found)["a"], values["a"], atol=1e-2)

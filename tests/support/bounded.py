@@ -53,11 +53,13 @@ def grown_by(call: Callable[[], T]) -> tuple[T, int]:
 
 
 def _reset_peak() -> int:
-    """Bytes of memory now, from which on the peak is counted; 0 where the system is not Linux."""
+    """Bytes of memory now, from which on the peak is counted, or the peak so far where it cannot be begun anew; 0 where the
+    system is not Linux.
+    """
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return 0
+        return _status("VmHWM")
     return _status("VmRSS")
 
 

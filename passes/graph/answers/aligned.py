@@ -125,8 +125,6 @@ def answers(
         found = SplitJointMoments.of(*sizes)
         seed = [SEED, zlib.crc32(layer.rows.weight.name.encode())]
         generator = np.random.default_rng(seed)
-        if layer.activation is not None:
-            found.rows = SplitRows(layer.activation, SAMPLES, *sizes, np.random.default_rng([*seed, 1]))
         reason, samples = None, 0
         pairs = zip(
             now.observe(export_model(graph), place, since.get(layer.response, layer.response)),

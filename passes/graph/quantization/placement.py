@@ -315,11 +315,11 @@ def residual_operands(graph: Graph, layers: Sequence[Node]) -> list[Operand]:
     return [
         (add, index)
         for add, index in found
-        if same_shape(types.get(add.inputs[0].name), types.get(add.inputs[1].name))
+        if _same_shape(types.get(add.inputs[0].name), types.get(add.inputs[1].name))
     ]
 
 
-def same_shape(first: TensorType | None, second: TensorType | None) -> bool:
+def _same_shape(first: TensorType | None, second: TensorType | None) -> bool:
     """Whether two tensors may have one shape, as far as inference knows: a dimension without a number
     equals any.
     """

@@ -37,9 +37,8 @@ def _group_norm(x: Tensor, groups: int, scale: Tensor, bias: Tensor, epsilon: fl
 
     The backward pass of PyTorch 2.13 crashes for channels-last input that needs no gradient itself.
     """
-    if (
-        not x.requires_grad
-    ):  # of a single channel both layouts are one, and contiguous() leaves what says the other
+    if not x.requires_grad:
+        # of a single channel both layouts are one, and contiguous() leaves the strides that say the other
         x = x.clone(memory_format=torch.contiguous_format)
     return torch.group_norm(x, groups, scale, bias, epsilon)
 
